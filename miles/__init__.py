@@ -1,0 +1,3 @@
+"""miles: supervised fine-tuning as data -> loss -> optimizer."""
+
+__version__ = "0.1.0"
