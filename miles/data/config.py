@@ -109,7 +109,8 @@ class PackConfig:
     def __post_init__(self) -> None:
         _require(self.dp_size > 0, f"the data-parallel size must be positive, not {self.dp_size}")
         _require(
-            self.max_tokens_per_gpu > 1, f"--max-tokens-per-gpu must be above 1, not {self.max_tokens_per_gpu}"
+            self.max_tokens_per_gpu > 1,
+            f"--max-tokens-per-gpu must be above 1, not {self.max_tokens_per_gpu}",
         )
 
     @property

@@ -68,7 +68,7 @@ class Reject:
     detail: str
 
 
-class RowRejected(Exception):  # noqa: N818  (a verdict on a row, not a fault of the program)
+class RowRejected(Exception):
     """Raised by the pure stages for a row that cannot be used; becomes a `Reject`."""
 
     def __init__(self, reason: str, detail: str = "") -> None:

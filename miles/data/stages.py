@@ -1,0 +1,272 @@
+"""The pure functions over Arrow: one table row in is one step, one table row out is the same step.
+
+    read_window   which window      -> RAW_STEP      rows as JSON text
+    encode_steps  RAW_STEP          -> ENCODED_STEP  normalized, tokenised, rejects noted
+    pack_steps    ENCODED_STEP      -> PACKED_STEP   laid out rank by rank
+    unpack        PACKED_STEP       -> Step          arrays as the trainer takes them
+
+`local_steps` composes them in one process, without Ray: the definition that the stream is tested against.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import xxhash
+
+from miles.data.config import DataConfig, EncodeConfig, PackConfig
+from miles.data.encode import Encoder
+from miles.data.manifest import Manifest
+from miles.data.normalize import normalize
+from miles.data.pack import balance, micro_batch, pack, trained_labels
+from miles.data.plan import Plan, WindowRef
+from miles.data.read import read_rows
+from miles.data.types import (
+    ENCODED_STEP,
+    PACKED_STEP,
+    RAW_STEP,
+    STAGES,
+    Encoded,
+    MicroBatch,
+    Reject,
+    RowRejected,
+    Step,
+    StepReport,
+)
+
+_CARRIED = ("step", "epoch", "next_row", "num_rows")
+
+Segments = tuple[Any, Any, Any, Any, Any]
+"""ids int32 [tokens], token mask uint8 [tokens], lengths, row ids, source ids: a micro-batch before the shift."""
+
+
+def read_window(manifest: Manifest, plan: Plan, ref: WindowRef, consumed_rows: int) -> Iterator[pa.Table]:
+    """The steps of a window that begin at `consumed_rows` or later, RAW_STEP. Rows are read once a window."""
+    steps = [step for step in plan.steps(ref) if step.next_row > consumed_rows]
+    if not steps:
+        return
+    started = time.perf_counter()
+    row_ids = np.concatenate([step.row_ids for step in steps])
+    payloads = read_rows(manifest, row_ids)
+    seconds = (time.perf_counter() - started) / len(steps)
+    position = 0
+    for step in steps:
+        count = len(step.row_ids)
+        yield _table(
+            RAW_STEP,
+            step=step.step,
+            epoch=step.epoch,
+            next_row=step.next_row,
+            num_rows=count,
+            row_ids=step.row_ids,
+            source_ids=manifest.source_of(step.row_ids),
+            payloads=payloads[position : position + count],
+            read_seconds=seconds,
+        )
+        position += count
+
+
+def encode_steps(
+    table: pa.Table, keys: Sequence[tuple[str | None, str | None]], encoder: Encoder
+) -> Iterator[pa.Table]:
+    """RAW_STEP -> ENCODED_STEP, step by step.
+
+    Args:
+        keys: (messages_key, tools_key) of each source.
+    """
+    for row in _rows(table):
+        samples: list[tuple[int, int, Encoded]] = []
+        rejects: list[Reject] = []
+        seconds = {"normalize": 0.0, "encode": 0.0}
+        row_ids, source_ids = _numpy(row, "row_ids"), _numpy(row, "source_ids")
+        for row_id, source_id, payload in zip(
+            row_ids.tolist(), source_ids.tolist(), row["payloads"][0].as_py(), strict=True
+        ):
+            began = time.perf_counter()
+            encoding = 0.0
+            try:
+                conversation = normalize(
+                    payload, messages_key=keys[source_id][0], tools_key=keys[source_id][1]
+                )
+                encoding = time.perf_counter()
+                samples.append((row_id, source_id, encoder.encode(conversation)))
+            except RowRejected as verdict:
+                rejects.append(Reject(row_id, source_id, verdict.reason, verdict.detail))
+            ended = time.perf_counter()
+            seconds["normalize"] += (encoding or ended) - began
+            seconds["encode"] += ended - encoding if encoding else 0.0
+        ids = _concatenate([sample.input_ids for _, _, sample in samples], np.int32)
+        mask = _concatenate([sample.loss_mask for _, _, sample in samples], np.uint8)
+        lengths = np.array([len(sample.input_ids) for _, _, sample in samples], np.int32)
+        digest = xxhash.xxh64()
+        for part in (lengths, ids, mask):
+            digest.update(np.ascontiguousarray(part).tobytes())
+        yield _table(
+            ENCODED_STEP,
+            **_carry(row, _CARRIED + ("read_seconds",)),
+            fingerprint=digest.hexdigest(),
+            source_rows=np.bincount(source_ids, minlength=len(keys)),
+            sample_row_ids=np.array([row_id for row_id, _, _ in samples], np.int64),
+            sample_source_ids=np.array([source_id for _, source_id, _ in samples], np.int32),
+            sample_lengths=lengths,
+            input_ids=ids,
+            loss_mask=mask,
+            num_straddling_tokens=sum(sample.num_straddling_tokens for _, _, sample in samples),
+            rejects=[asdict(reject) for reject in rejects],
+            normalize_seconds=seconds["normalize"],
+            encode_seconds=seconds["encode"],
+        )
+
+
+def pack_steps(table: pa.Table, config: PackConfig) -> Iterator[pa.Table]:
+    """ENCODED_STEP -> PACKED_STEP, step by step."""
+    for row in _rows(table):
+        started = time.perf_counter()
+        lengths, ids, mask = _numpy(row, "sample_lengths"), _numpy(row, "input_ids"), _numpy(row, "loss_mask")
+        source_ids = _numpy(row, "sample_source_ids")
+        packed = pack(lengths, config)
+        fill, imbalance = balance(lengths, packed, config)
+        trained = trained_labels(mask, lengths)
+        order = np.array([sample for rank in packed for batch in rank for sample in batch], np.int64)
+        starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        slices = [slice(starts[sample], starts[sample + 1]) for sample in order]
+        yield _table(
+            PACKED_STEP,
+            **_carry(row, _CARRIED + ("fingerprint", "num_straddling_tokens", "source_rows", "rejects")),
+            **_carry(row, ("read_seconds", "normalize_seconds", "encode_seconds")),
+            num_trained_tokens=int(trained.sum()),
+            source_trained_tokens=np.bincount(
+                source_ids, weights=trained, minlength=len(row["source_rows"][0])
+            ).astype(np.int64),
+            pack_fill=fill,
+            dp_imbalance=imbalance,
+            dp_size=config.dp_size,
+            micro_batch_segments=np.array([len(batch) for rank in packed for batch in rank], np.int32),
+            segment_lengths=lengths[order],
+            segment_row_ids=_numpy(row, "sample_row_ids")[order],
+            segment_source_ids=source_ids[order],
+            input_ids=_concatenate([ids[part] for part in slices], np.int32),
+            loss_mask=_concatenate([mask[part] for part in slices], np.uint8),
+            pack_seconds=time.perf_counter() - started,
+        )
+
+
+def report_of(row: pa.Table) -> StepReport:
+    """The report of a PACKED_STEP."""
+    values = _carry(row, [field.name for field in PACKED_STEP if not pa.types.is_large_list(field.type)])
+    return StepReport(
+        index=values["step"],
+        epoch=values["epoch"],
+        next_row=values["next_row"],
+        num_rows=values["num_rows"],
+        num_samples=len(values["segment_lengths"]),
+        num_tokens=sum(values["segment_lengths"]),
+        num_trained_tokens=values["num_trained_tokens"],
+        num_straddling_tokens=values["num_straddling_tokens"],
+        fingerprint=values["fingerprint"],
+        pack_fill=values["pack_fill"],
+        dp_imbalance=values["dp_imbalance"],
+        source_rows=tuple(values["source_rows"]),
+        source_trained_tokens=tuple(values["source_trained_tokens"]),
+        rejects=tuple(Reject(**reject) for reject in values["rejects"]),
+        stage_seconds={stage: values[f"{stage}_seconds"] for stage in STAGES},
+    )
+
+
+def segments_by_rank(row: pa.Table) -> list[list[Segments]]:
+    """[dp_size][micro-batches]: a PACKED_STEP's arrays, cut but not yet shifted."""
+    ids, mask = _numpy(row, "input_ids"), _numpy(row, "loss_mask")
+    lengths, row_ids = _numpy(row, "segment_lengths"), _numpy(row, "segment_row_ids")
+    source_ids, counts = _numpy(row, "segment_source_ids"), _numpy(row, "micro_batch_segments")
+    starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    ends = np.cumsum(counts)
+    cut = [
+        (
+            ids[starts[end - count] : starts[end]],
+            mask[starts[end - count] : starts[end]],
+            lengths[end - count : end],
+            row_ids[end - count : end],
+            source_ids[end - count : end],
+        )
+        for end, count in zip(ends.tolist(), counts.tolist(), strict=True)
+    ]
+    ranks = row["dp_size"][0].as_py()
+    per_rank = len(cut) // ranks
+    return [cut[rank * per_rank : (rank + 1) * per_rank] for rank in range(ranks)]
+
+
+def micro_batches(segments: Sequence[Segments]) -> tuple[MicroBatch, ...]:
+    """One rank's micro-batches, shifted."""
+    return tuple(micro_batch(*parts) for parts in segments)
+
+
+def unpack(row: pa.Table) -> Step:
+    """PACKED_STEP -> the step as users hold it."""
+    return Step(report_of(row), tuple(micro_batches(rank) for rank in segments_by_rank(row)))
+
+
+def make_plan(manifest: Manifest, config: DataConfig) -> Plan:
+    return Plan(tuple(manifest.group_starts.tolist()), config.order)
+
+
+def source_keys(manifest: Manifest) -> list[tuple[str | None, str | None]]:
+    return [(source.messages_key, source.tools_key) for source in manifest.sources]
+
+
+def encoder_of(config: EncodeConfig) -> Encoder:
+    """The process's encoder for a configuration: certified once."""
+    return _encoder_of(json.dumps(asdict(config), sort_keys=True))
+
+
+@lru_cache(maxsize=4)
+def _encoder_of(config: str) -> Encoder:
+    return Encoder.from_config(EncodeConfig(**json.loads(config)))
+
+
+def local_steps(manifest: Manifest, config: DataConfig, consumed_rows: int = 0) -> Iterator[Step]:
+    """The whole stream in this process."""
+    plan, encoder, keys = make_plan(manifest, config), encoder_of(config.encode), source_keys(manifest)
+    for ref in plan.windows(consumed_rows):
+        for raw in read_window(manifest, plan, ref, consumed_rows):
+            for encoded in encode_steps(raw, keys, encoder):
+                for packed in pack_steps(encoded, config.pack):
+                    yield unpack(packed)
+
+
+def _rows(table: pa.Table) -> Iterator[pa.Table]:
+    for index in range(table.num_rows):
+        yield table.slice(index, 1)
+
+
+def _numpy(row: pa.Table, name: str) -> Any:
+    return row[name].combine_chunks()[0].values.to_numpy(zero_copy_only=False)
+
+
+def _carry(row: pa.Table, names: Sequence[str]) -> dict[str, Any]:
+    return {name: row[name][0].as_py() for name in names}
+
+
+def _concatenate(parts: Sequence[Any], dtype: Any) -> Any:
+    return np.concatenate(parts) if parts else np.zeros(0, dtype)
+
+
+def _table(schema: pa.Schema, **values: Any) -> pa.Table:
+    """A table of one row."""
+    columns = []
+    for field in schema:
+        value = values[field.name]
+        if isinstance(value, np.ndarray):
+            offset = pa.int64() if pa.types.is_large_list(field.type) else pa.int32()
+            kind = pa.LargeListArray if pa.types.is_large_list(field.type) else pa.ListArray
+            inner = pa.array(value, field.type.value_type)
+            columns.append(kind.from_arrays(pa.array([0, len(value)], offset), inner))
+        else:
+            columns.append(pa.array([value], field.type))
+    return pa.table(columns, schema=schema)
