@@ -103,9 +103,7 @@ class ModelShape:
         try:
             config = json.loads(storage.read_text(where))
         except FileNotFoundError as error:
-            raise CheckpointError(
-                f"{where}: no such file; expected a Hugging Face checkpoint's folder"
-            ) from error
+            raise CheckpointError(f"{where}: no such file; expected a Hugging Face checkpoint's folder") from error
         except ValueError as error:
             raise CheckpointError(f"{where}: not JSON ({error})") from error
         return cls.from_hf_config(config, where)

@@ -1,160 +1,184 @@
-"""A conversation -> token ids and loss mask.
+"""A conversation -> token ids, and a mask of the tokens that are trained.
 
-Ids are exactly what `tokenizer.apply_chat_template(messages, tokenize=True)` gives. A token is trained if, in
-serving, the model would have had to produce it: everything of a trained assistant turn after the generation
-prompt, up to and including the turn's terminator. For ChatML:
+    <|im_start|>user\\n2+2?<|im_end|>\\n<|im_start|>assistant\\n<think>\\n\\n</think>\\n\\n4 <|im_end|> \\n
+    0                                                       0 (empty_think="mask")  1     1      0
 
-    <|im_start|>assistant\n Hello ! <|im_end|> \n
-         0        0        0  1   1      1      0
+The ids are always those of `tokenizer.apply_chat_template(messages, tools=tools, tokenize=True,
+return_dict=False, **template_kwargs)`. A token is trained where, in serving, the model itself would have to
+produce it: all of a trained assistant turn behind the generation prompt, its terminator included; not the
+newline behind that, nor anything that the generation prompt supplies. A token that begins before a turn and
+ends inside it (a header's newline merged with the answer's) is one that serving never produces: it is
+not trained, and counted.
 """
 
 from __future__ import annotations
 
+import re
+import weakref
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property
 from typing import Any
 
 import numpy as np
+from tokenizers import Encoding
+from transformers import PreTrainedTokenizerBase
 
-from miles.data import template
 from miles.data.config import EncodeConfig
+from miles.data.spans import render, strings
+from miles.data.template import Certificate, certify, load_tokenizer
 from miles.data.types import Conversation, Encoded, RowRejected
+
+DEFAULT_MAX_SAMPLE_TOKENS = EncodeConfig(tokenizer="").max_sample_tokens
 
 
 @dataclass(frozen=True)
 class Encoder:
-    """A certified tokenizer with its policies."""
+    """A tokenizer, its certificate and the policies: `encode` is a pure function of a conversation."""
 
+    tokenizer: PreTrainedTokenizerBase
     config: EncodeConfig
-    tokenizer: Any
-    certificate: template.Certificate
+    certificate: Certificate
 
     @classmethod
     def from_config(cls, config: EncodeConfig) -> Encoder:
-        """Loads and certifies the tokenizer.
+        """Loads and certifies what `config` names.
 
         Raises:
-            TemplateError: it cannot be loaded or certified.
+            TemplateError: the tokenizer cannot be loaded, or its template cannot be certified.
         """
-        tokenizer = template.load_tokenizer(config)
-        return cls(config, tokenizer, template.certify(tokenizer, config))
+        tokenizer = load_tokenizer(config)
+        return cls(tokenizer, config, certify(tokenizer, config))
 
     @property
     def fingerprint(self) -> str:
-        return template.encoder_fingerprint(self.tokenizer, self.config)
+        """Equal for two encoders that make the same of every conversation."""
+        return self.certificate.fingerprint
 
     def encode(self, conversation: Conversation) -> Encoded:
-        """Renders and tokenises the whole conversation once, and marks what is trained.
+        """Encodes one conversation.
 
         Raises:
-            RowRejected: with the reason, for a conversation that cannot be used.
+            RowRejected: special_text, template_error, unlocatable_turn, nothing_to_train, too_long, or
+                bad_message for text that is not Unicode.
         """
-        config, certificate = self.config, self.certificate
-        if config.special_text == "reject":
-            self._reject_special_text(conversation)
-        text, spans = template.render_with_spans(
+        trained = self._trained_turns(conversation)
+        if not any(trained):
+            raise RowRejected("nothing_to_train", "no assistant turn is trained")
+        if self.config.special_text == "reject":
+            for own in strings([conversation.messages, conversation.tools]):
+                if found := self._special_text.search(own):
+                    raise RowRejected("special_text", found.group())
+        text, spans = render(
             self.tokenizer,
             conversation.messages,
             conversation.tools,
-            config.template_kwargs,
-            certificate.generation_prompt,
-            certificate.terminator,
+            self.config.template_kwargs,
+            self.certificate,
         )
-        turns = [index for index in sorted(spans) if conversation.trained[index]]
-        if config.turns == "last":
-            turns = [index for index in turns if index == max(spans)]
-        encoding = self.tokenizer.backend_tokenizer.encode(text, add_special_tokens=False)
-        ids = np.array(encoding.ids, np.int32)
-        if len(ids) > config.max_sample_tokens:
-            raise RowRejected("too_long", f"{len(ids)} tokens, more than {config.max_sample_tokens}")
-        offsets = np.array(encoding.offsets, np.int64).reshape(-1, 2)
-        mask = np.zeros(len(ids), np.uint8)
-        straddling = 0
-        for start, end in (self._trained_span(text, spans[index]) for index in turns):
-            first = int(np.searchsorted(offsets[:, 0], start, side="left"))
-            last = int(np.searchsorted(offsets[:, 1], end, side="right"))
-            mask[first:last] = 1
-            straddling += first > 0 and offsets[first - 1, 1] > start
-        if not mask[1:].any():
-            raise RowRejected("nothing_to_train", "no token of an assistant turn is trained")
-        return Encoded(ids, mask, straddling)
+        try:
+            # What tokenizer(text, add_special_tokens=False) comes down to; certify proves the two equal.
+            encoding = self.tokenizer.backend_tokenizer.encode(text, add_special_tokens=False)
+        except (UnicodeError, TypeError) as error:
+            raise RowRejected("bad_message", "text that is not Unicode (a lone surrogate)") from error
+        input_ids = np.array(encoding.ids, dtype=np.int32)
+        if len(input_ids) > self.config.max_sample_tokens:
+            raise RowRejected("too_long", f"{len(input_ids)} tokens, at most {self.config.max_sample_tokens}")
 
-    def _trained_span(self, text: str, span: template.Span) -> template.Span:
-        """The span without an empty think block that is masked by policy or supplied by the prompt."""
-        start, end = span
-        empty = self.certificate.empty_think
-        mask_it = self.config.empty_think == "mask" or self.certificate.prompt_supplies_think
-        if empty and mask_it and text.startswith(empty, start):
-            start += len(empty)
-        return start, end
+        loss_mask = np.zeros(len(input_ids), dtype=np.uint8)
+        num_straddling = 0
+        for turn, (span, is_trained) in enumerate(zip(spans, trained, strict=True)):
+            last = _token_at(encoding, span.end - 1)
+            if input_ids[last] != self.certificate.terminator_id:
+                raise RowRejected("unlocatable_turn", f"assistant turn {turn} does not end in one token of its own")
+            if not is_trained:
+                continue
+            begin = span.start if self.config.empty_think == "train" else span.answer
+            first = _token_at(encoding, begin)
+            while encoding.token_to_chars(first)[0] < begin:
+                first += 1
+                num_straddling += 1
+            assert 0 < first <= last, (first, last)
+            loss_mask[first : last + 1] = 1
+        return Encoded(input_ids, loss_mask, num_straddling)
 
-    def _reject_special_text(self, conversation: Conversation) -> None:
-        special = [str(token) for token in self.tokenizer.all_special_tokens]
-        for index, message in enumerate(conversation.messages):
-            if any(token in (message.get("content") or "") for token in special):
-                raise RowRejected("special_text", f"message {index} spells a special token")
+    def _trained_turns(self, conversation: Conversation) -> list[bool]:
+        """For each assistant message whether it is trained."""
+        trained = [
+            flag
+            for message, flag in zip(conversation.messages, conversation.trained, strict=True)
+            if message.get("role") == "assistant"
+        ]
+        if self.config.turns == "last":
+            trained[:-1] = [False] * (len(trained) - 1)
+        return trained
+
+    @cached_property
+    def _special_text(self) -> re.Pattern[str]:
+        special = {token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special}
+        return re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))))
 
 
-@lru_cache(maxsize=4)
-def _encoder(config_key: str, tokenizer_key: int, holder: _Held) -> Encoder:
-    return Encoder(holder.config, holder.tokenizer, template.certify(holder.tokenizer, holder.config))
-
-
-@dataclass(frozen=True)
-class _Held:
-    """Arguments of `_encoder` that have no hash; the other arguments stand for their content."""
-
-    config: EncodeConfig
-    tokenizer: Any
-
-    def __hash__(self) -> int:
-        return 0
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Held)
+def _token_at(encoding: Encoding, position: int) -> int:
+    """The first token that holds the character at `position`."""
+    token = encoding.char_to_token(position)
+    if token is None:  # a character that the normalizer removed: the first token behind it
+        token = bisect_left(encoding.offsets, (position,))
+    return int(token)
 
 
 def encode(
     messages: Sequence[Mapping[str, Any]],
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase,
     *,
     tools: Sequence[Mapping[str, Any]] | None = None,
     turns: str = "all",
     empty_think: str = "mask",
     special_text: str = "allow",
-    max_sample_tokens: int = 1 << 30,
+    max_sample_tokens: int = DEFAULT_MAX_SAMPLE_TOKENS,
     template_kwargs: Mapping[str, Any] | None = None,
 ) -> Encoded:
-    """Encodes one conversation.
+    """Encodes one conversation with a tokenizer at hand.
+
+        >>> encoded = encode([{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}], tokenizer)
+        >>> tokenizer.decode(encoded.input_ids[encoded.loss_mask == 1])
+        '4<|im_end|>'
 
     Args:
-        messages: OpenAI messages; assistant turns are trained.
-        tokenizer: a fast Hugging Face tokenizer with a chat template.
-        tools: for the template.
-        turns: which assistant turns are trained: "all" or "last".
+        messages: OpenAI messages (plain JSON types).
+        tokenizer: a fast tokenizer with a chat template; certified at the first call.
+        tools: JSON schemas of functions.
+        turns: which assistant turns are trained, "all" or "last".
         empty_think: "mask" or "train" an empty think block that the template puts before an answer.
         special_text: "allow" or "reject" content that spells a special token.
-        max_sample_tokens: a longer conversation is refused.
-        template_kwargs: further arguments of the template.
-
-    Returns:
-        `input_ids` int32 [tokens] and `loss_mask` uint8 [tokens]. The ids equal
-        `tokenizer.apply_chat_template(messages, tools=tools, tokenize=True, return_dict=False)`.
+        max_sample_tokens: more tokens than this are rejected.
+        template_kwargs: further variables for the template.
 
     Raises:
-        RowRejected: the conversation cannot be used, with the reason.
         TemplateError: the template cannot be certified.
+        RowRejected: the conversation cannot be used; it says why.
     """
     config = EncodeConfig(
-        tokenizer=str(tokenizer.name_or_path),
+        tokenizer=str(tokenizer.name_or_path) or type(tokenizer).__name__,
+        template_kwargs=dict(template_kwargs or {}),
         turns=turns,
         empty_think=empty_think,
         special_text=special_text,
         max_sample_tokens=max_sample_tokens,
-        template_kwargs=dict(template_kwargs or {}),
     )
-    key = template.encoder_fingerprint(tokenizer, config)
-    encoder = _encoder(key, id(tokenizer), _Held(config, tokenizer))
     trained = tuple(message.get("role") == "assistant" for message in messages)
-    return encoder.encode(Conversation(tuple(messages), tuple(tools) if tools else None, trained))
+    conversation = Conversation(tuple(messages), None if tools is None else tuple(tools), trained)
+    return _encoder_of(tokenizer, config).encode(conversation)
+
+
+_encoders: weakref.WeakKeyDictionary[PreTrainedTokenizerBase, dict[str, Encoder]] = weakref.WeakKeyDictionary()
+
+
+def _encoder_of(tokenizer: PreTrainedTokenizerBase, config: EncodeConfig) -> Encoder:
+    """Certifies once for each tokenizer and what was set on it since: template, special and added tokens."""
+    key = repr((config, tokenizer.chat_template, tokenizer.special_tokens_map, len(tokenizer)))
+    cached = _encoders.setdefault(tokenizer, {})
+    if key not in cached:
+        cached[key] = Encoder(tokenizer, config, certify(tokenizer, config))
+    return cached[key]

@@ -136,9 +136,7 @@ class Manifest:
     @cached_property
     def _files(self) -> tuple[tuple[int, File], ...]:
         # A file without rows would share its start with the next one, and be found in its place.
-        return tuple(
-            (i, file) for i, source in enumerate(self.sources) for file in source.files if file.num_rows
-        )
+        return tuple((i, file) for i, source in enumerate(self.sources) for file in source.files if file.num_rows)
 
     @cached_property
     def _file_groups(self) -> Int64:
@@ -220,17 +218,13 @@ def build_manifest(sources: Sequence[SourceConfig]) -> Manifest:
         files = iter(list(pool.map(describe_file, [path for group in paths for path in group])))
     manifest = Manifest(
         tuple(
-            ManifestSource(
-                source.name, source.messages_key, source.tools_key, tuple(next(files) for _ in source_paths)
-            )
+            ManifestSource(source.name, source.messages_key, source.tools_key, tuple(next(files) for _ in source_paths))
             for source, source_paths in zip(sources, paths, strict=True)
         )
     )
     for source in manifest.sources:
         if source.num_rows == 0:
-            raise SourceError(
-                f"source {source.name!r} has no row: {', '.join(file.path for file in source.files)}"
-            )
+            raise SourceError(f"source {source.name!r} has no row: {', '.join(file.path for file in source.files)}")
     return manifest
 
 
@@ -245,9 +239,7 @@ def describe_file(url: str) -> File:
     if kind == "parquet":
         with open_parquet(url) as file:
             metadata = file.metadata
-            groups = tuple(
-                RowGroup(metadata.row_group(i).num_rows, 0, 0) for i in range(metadata.num_row_groups)
-            )
+            groups = tuple(RowGroup(metadata.row_group(i).num_rows, 0, 0) for i in range(metadata.num_row_groups))
     else:
         kind, extents = scan.scan(url, compression)
         groups = tuple(RowGroup(*extent) for extent in extents)

@@ -130,9 +130,7 @@ class Plan:
         steps = []
         for number, step in enumerate(range(ref.first_step, ref.last_step + 1)):
             rows = row_ids[number * self.order.batch_size : (number + 1) * self.order.batch_size]
-            end = (
-                ref.window_index * self.order.rounded_window_rows + number * self.order.batch_size + len(rows)
-            )
+            end = ref.window_index * self.order.rounded_window_rows + number * self.order.batch_size + len(rows)
             next_row = ref.epoch_index * self.rows_per_epoch + end
             steps.append(PlannedStep(step, next_row / self.rows_per_epoch, next_row, rows))
         return steps

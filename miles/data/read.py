@@ -1,97 +1,164 @@
-"""Row numbers -> rows, as JSON text. Reads the row groups that hold them, each once.
+"""Row ids -> rows as JSON text, reading only the row groups that hold them.
 
-Parquet rows become JSON; JSON rows are handed through as they stand, malformed ones too, since it is for
-`normalize` to judge a row.
+    [2418, 7, 1002]  ->  [b'{"messages": …}', b'{"conversations": …}', …]   in the order asked
+
+A JSON file's rows are handed through as the bytes that they are: whether they are JSON, `normalize` judges.
+Parquet's rows become JSON in ASCII: dates in ISO 8601, decimals and bytes as text, NaN as null.
 """
 
 from __future__ import annotations
 
+import datetime
 import json
 import math
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from miles import storage
-from miles.data.manifest import File, Manifest, file_stamp
-from miles.data.scan import split_rows
+from miles.data import scan
+from miles.data.manifest import File, Manifest, file_stamp, open_parquet
 from miles.data.types import Int64
 from miles.errors import SourceError
 
+UNREADABLE_ROW = b"\xff"
+"""Stands for a Parquet row that cannot be made text (a string that is not UTF-8): no JSON, so it is rejected."""
+
 
 def read_rows(manifest: Manifest, row_ids: Int64) -> list[bytes]:
-    """The rows of `row_ids`, in that order, each as UTF-8 JSON text.
+    """Reads rows.
+
+    Args:
+        manifest: as it was built; a file that has changed since is refused.
+        row_ids: int64 [rows], in any order.
+
+    Returns:
+        Each row as JSON text (UTF-8), in the order asked.
 
     Raises:
-        SourceError: a file that is gone, or is no longer the one that the manifest counted.
+        SourceError: a file is gone, has changed or cannot be read; it names the file.
     """
-    rows: list[bytes] = [b""] * len(row_ids)
-    group_of_row = np.searchsorted(manifest.group_starts, row_ids, side="right") - 1
-    checked: set[str] = set()
-    for group in np.unique(group_of_row):
-        _, file, index = manifest.groups[group]
-        if file.path not in checked:
-            _require_unchanged(file)
-            checked.add(file.path)
-        wanted = np.flatnonzero(group_of_row == group)
-        inside = row_ids[wanted] - manifest.group_starts[group]
-        for position, row in zip(wanted, _read_group(file, index, inside), strict=True):
-            rows[position] = row
-    return rows
+    row_ids = np.asarray(row_ids, dtype=np.int64)
+    assert len(row_ids) == 0 or (row_ids.min() >= 0 and row_ids.max() < manifest.num_rows), "no such row"
+    by_position = np.argsort(row_ids, kind="stable")
+    ordered = row_ids[by_position]
+    groups, begins = np.unique(np.searchsorted(manifest.group_starts, ordered, side="right") - 1, return_index=True)
+    ends = np.append(begins[1:], len(ordered))
+
+    payloads: list[bytes] = [b""] * len(row_ids)
+    at = 0
+    while at < len(groups):
+        # All groups of one file, in file order: it is opened once, and a compressed one is streamed once.
+        _, file, _ = manifest.group_location(int(groups[at]))
+        indices, wanted, position = [], [], int(begins[at])
+        while at < len(groups):
+            _, next_file, index = manifest.group_location(int(groups[at]))
+            if next_file is not file:
+                break
+            indices.append(index)
+            wanted.append(ordered[begins[at] : ends[at]] - manifest.group_starts[groups[at]])
+            at += 1
+        for rows in _read_groups(file, indices, wanted):
+            for row in rows:
+                payloads[by_position[position]] = row
+                position += 1
+    return payloads
 
 
-def _require_unchanged(file: File) -> None:
-    try:
-        found = file_stamp(file.path)
-    except FileNotFoundError as error:
-        raise SourceError(f"{file.path}: the file was there when the run began, and is gone") from error
-    if found != (file.size_bytes, file.stamp):
+def _read_groups(file: File, indices: Sequence[int], wanted: Sequence[Int64]) -> Iterator[list[bytes]]:
+    """The wanted rows (int64, numbers within the group) of each of a file's groups, which are in file order."""
+    if (file.size_bytes, file.stamp) != file_stamp(file.path):
         raise SourceError(
-            f"{file.path}: the file has changed since its rows were counted (then {file.size_bytes} bytes, "
-            f"{file.stamp}; now {found[0]} bytes, {found[1]}). Row numbers no longer hold; start a new run."
+            f"{file.path}: changed since its rows were counted (was {file.size_bytes} bytes, {file.stamp}). A run "
+            "reads the files that it began with: bring the old file back, or start anew with another --save"
         )
-
-
-def _read_group(file: File, index: int, inside: Int64) -> list[bytes]:
-    """Rows `inside` of a file's row group."""
-    fs, name = storage.filesystem(file.path)
     if file.format == "parquet":
-        try:
-            with fs.open(name, "rb") as stream:
-                table = pq.ParquetFile(stream).read_row_group(index, use_threads=False)
-        except pa.ArrowException as error:
-            raise SourceError(f"{file.path}: row group {index} is corrupt ({error})") from error
-        return [_to_json(row) for row in table.take(pa.array(inside)).to_pylist()]
-    group = file.row_groups[index]
+        yield from _parquet_groups(file, indices, wanted)
+        return
+    for index, block, rows in zip(indices, _blocks(file, indices), wanted, strict=True):
+        with scan.reading(file.path):
+            lines = scan.split_rows(file.format, block)
+        if len(lines) != file.row_groups[index].num_rows:
+            raise SourceError(f"{file.path}: row group {index} no longer holds the rows that were counted")
+        yield [lines[row] for row in rows]
+
+
+def _blocks(file: File, indices: Sequence[int]) -> Iterator[bytes]:
+    """The bytes of a JSON file's row groups."""
+    groups = [file.row_groups[index] for index in indices]
     if file.compression is None:
-        chunk = fs.cat_file(name, start=group.offset_bytes, end=group.offset_bytes + group.length_bytes)
-    else:  # no seeking in a compressed stream: read up to the group
-        with fs.open(name, "rb", compression=file.compression) as stream:
-            remaining = group.offset_bytes
-            while remaining:
-                remaining -= len(stream.read(min(remaining, 1 << 20)))
-            chunk = stream.read(group.length_bytes)
-    rows = split_rows(chunk, group.num_rows, is_array=file.format == "array")
-    return [rows[i] for i in inside]
+        fs, path = storage.filesystem(file.path)
+        for group in groups:
+            with scan.reading(file.path):
+                end = group.offset_bytes + group.length_bytes
+                block = fs.cat_file(path, start=group.offset_bytes, end=end)
+            yield block
+        return
+    chunks = scan.read_chunks(file.path, file.compression)
+    buffer, base = b"", 0  # buffer[0] is byte `base` of the decompressed file
+    for group in groups:
+        end = group.offset_bytes + group.length_bytes
+        while base + len(buffer) < end:
+            passed = min(group.offset_bytes - base, len(buffer))
+            with scan.reading(file.path):
+                chunk = next(chunks, None)
+            if chunk is None:
+                raise SourceError(f"{file.path}: ends before the rows that were counted do")
+            buffer, base = buffer[passed:] + chunk, base + passed
+        yield buffer[group.offset_bytes - base : end - base]
 
 
-def _to_json(row: dict[str, Any]) -> bytes:
+def _parquet_groups(file: File, indices: Sequence[int], wanted: Sequence[Int64]) -> Iterator[list[bytes]]:
+    with open_parquet(file.path) as parquet:
+        for index, rows in zip(indices, wanted, strict=True):
+            with scan.reading(file.path):
+                # One thread: the loader's share of the machine is an explicit number of processes.
+                table = parquet.read_row_group(index, use_threads=False).take(pa.array(rows))
+            yield _table_to_json(table)
+
+
+def _table_to_json(table: pa.Table) -> list[bytes]:
+    for number, field in enumerate(table.schema):
+        if pa.types.is_timestamp(field.type) and field.type.unit == "ns":
+            # Python's datetime ends at microseconds; pyarrow refuses rather than round.
+            micro = table.column(number).cast(pa.timestamp("us", field.type.tz), safe=False)
+            table = table.set_column(number, field.name, micro)
     try:
-        return json.dumps(row, allow_nan=False).encode()
-    except (TypeError, ValueError):
-        return json.dumps(_plain(row)).encode()
+        rows = table.to_pylist()
+    except (ValueError, OverflowError):  # text that is not UTF-8, a date that Python has not
+        if table.num_rows == 1:
+            return [UNREADABLE_ROW]
+        return [row for i in range(table.num_rows) for row in _table_to_json(table.slice(i, 1))]
+    return [_row_to_json(row) for row in rows]
+
+
+def _row_to_json(row: dict[str, Any]) -> bytes:
+    try:
+        return _ENCODER.encode(row).encode("ascii")
+    except ValueError:  # NaN or infinity
+        return _ENCODER.encode(_plain(row)).encode("ascii")
+
+
+def _to_text(value: Any) -> str:
+    if isinstance(value, (datetime.datetime, datetime.date, datetime.time)):
+        return value.isoformat()
+    if isinstance(value, bytes):
+        return value.decode("utf-8", errors="backslashreplace")
+    return str(value)
 
 
 def _plain(value: Any) -> Any:
-    """The same value with what JSON cannot say put into words: dates and numbers as text, NaN as null."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
+    """The same value with null for NaN and infinities, at any depth."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
-    if isinstance(value, bytes):
-        return value.decode("utf-8", "replace")
-    return value if value is None or isinstance(value, (str, int)) else str(value)
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value
+
+
+# ASCII: text that UTF-8 cannot hold, a lone surrogate, survives as an escape.
+_ENCODER = json.JSONEncoder(ensure_ascii=True, allow_nan=False, check_circular=False, default=_to_text)

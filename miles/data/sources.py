@@ -20,10 +20,7 @@ _BASE_FORMATS = {".parquet": "parquet", ".jsonl": "jsonl", ".ndjson": "jsonl", "
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 """File suffix -> compression. Parquet compresses inside the file."""
 FORMATS: dict[str, str] = _BASE_FORMATS | {
-    base + packed: kind
-    for base, kind in _BASE_FORMATS.items()
-    if kind != "parquet"
-    for packed in COMPRESSIONS
+    base + packed: kind for base, kind in _BASE_FORMATS.items() if kind != "parquet" for packed in COMPRESSIONS
 }
 """File suffix -> "parquet", "jsonl" or "json". Of the last two the first byte of the file has the last word."""
 
@@ -41,9 +38,7 @@ def format_of(path: str) -> tuple[str, str | None]:
     name = path.lower()
     for suffix in sorted(FORMATS, key=len, reverse=True):
         if name.endswith(suffix):
-            return FORMATS[suffix], next(
-                (kind for end, kind in COMPRESSIONS.items() if name.endswith(end)), None
-            )
+            return FORMATS[suffix], next((kind for end, kind in COMPRESSIONS.items() if name.endswith(end)), None)
     raise SourceError(f"{path}: what is in it cannot be told; expected a name ending in {', '.join(FORMATS)}")
 
 
@@ -72,9 +67,7 @@ def resolve_sources(
     return tuple(SourceConfig(name, (path,), messages_key, tools_key) for name, path in pairs)
 
 
-def openhermes_sources(
-    source: str | Sequence[str] | None, revision: str | None = None
-) -> tuple[SourceConfig, ...]:
+def openhermes_sources(source: str | Sequence[str] | None, revision: str | None = None) -> tuple[SourceConfig, ...]:
     """OpenHermes-2.5, from files of the user's own or from the Hugging Face hub.
 
     On the hub its Parquet branch is tried first, then the one JSON array that the repository holds. With
@@ -90,9 +83,7 @@ def openhermes_sources(
     """
     if source is not None:
         if revision is not None:
-            raise ConfigError(
-                f"revision {revision!r} is one of the hub's; with source= there is none to choose"
-            )
+            raise ConfigError(f"revision {revision!r} is one of the hub's; with source= there is none to choose")
         paths = (source,) if isinstance(source, str) else tuple(source)
     else:
         paths = _hub_files((revision,) if revision else (_PARQUET_BRANCH, "main"))
@@ -111,9 +102,7 @@ def _hub_files(revisions: Sequence[str]) -> tuple[str, ...]:
         except FileNotFoundError as error:
             if type(error.__cause__).__name__ == "RevisionNotFoundError":
                 continue
-            raise _hub_error(
-                f"the hub asks for a login, or does not have it ({_first_line(error)})"
-            ) from error
+            raise _hub_error(f"the hub asks for a login, or does not have it ({_first_line(error)})") from error
         # The hub's client raises errors of its HTTP library, which is another one from release to release.
         except Exception as error:
             raise _hub_error(f"the Hugging Face hub cannot be reached ({_first_line(error)})") from error

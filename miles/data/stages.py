@@ -49,7 +49,7 @@ Segments = tuple[Any, Any, Any, Any, Any]
 
 def read_window(manifest: Manifest, plan: Plan, ref: WindowRef, consumed_rows: int) -> Iterator[pa.Table]:
     """The steps of a window that begin at `consumed_rows` or later, RAW_STEP. Rows are read once a window."""
-    steps = [step for step in plan.steps(ref) if step.next_row > consumed_rows]
+    steps = [step for step in plan.window_steps(ref) if step.next_row > consumed_rows]
     if not steps:
         return
     started = time.perf_counter()
@@ -213,7 +213,7 @@ def unpack(row: pa.Table) -> Step:
 
 
 def make_plan(manifest: Manifest, config: DataConfig) -> Plan:
-    return Plan(tuple(manifest.group_starts.tolist()), config.order)
+    return Plan(manifest.num_rows, manifest.group_starts, config.order)
 
 
 def source_keys(manifest: Manifest) -> list[tuple[str | None, str | None]]:

@@ -1,300 +1,297 @@
-"""Chat templates: load, certify, render once and find each assistant turn in the result.
+"""Certifies a tokenizer with its chat template: how assistant turns begin and end, learned and proven on probes.
 
-A turn's place comes from markers put into the *full* conversation, never from rendering prefixes and never
-from searching what somebody typed. For ChatML, with ⟨ ⟩ for the markers of a message:
+    Qwen3's tokenizer  ->  Certificate(generation_prompt="<|im_start|>assistant\\n", terminator="<|im_end|>",
+                                       empty_think="<think>\\n\\n</think>\\n\\n", adds_bos=False, ...)
 
-    <|im_start|>user\n⟨hi⟩<|im_end|>\n<|im_start|>assistant\nhello⟩<|im_end|>\n
-                         ^ only the template's own text from here ...  ^ ... and from here
-
-The trained span is what follows the first generation prompt after the previous message's end, up to and
-including the first terminator after the turn's own end. The render with the markers taken out must equal the
-plain render; where no placing of markers achieves that, the row is refused.
+What is learned from one probe is proven on others (several turns, a system message, tools, reasoning, and
+users who type the template's own markers): every turn is located, holds its own words and no others, and the
+ids are those of `apply_chat_template`. A template for which this fails is refused by name; no row is guessed.
 """
 
 from __future__ import annotations
 
-import json
+import inspect
 import re
+import string
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from functools import lru_cache
+from dataclasses import dataclass, replace
 from typing import Any
 
-import xxhash
+from transformers import PreTrainedTokenizerBase
 
-from miles import storage
 from miles.data.config import EncodeConfig
+from miles.data.spans import Anchors, render, render_text, strings
+from miles.data.tokenizer import encoder_fingerprint as encoder_fingerprint
+from miles.data.tokenizer import load_tokenizer as load_tokenizer
 from miles.data.types import RowRejected
-from miles.errors import SourceError, TemplateError
+from miles.errors import TemplateError
 
-_DIGIT, _OPEN, _CLOSE = 0xFDD0, "\ufde0", "\ufde1"  # noncharacters: no text holds them
-_MARKER = re.compile("([\ufde0\ufde1])([\ufdd0-\ufddf]{4})")
-_RESERVED = re.compile("[\ufdd0-\ufdef]")
-_EMPTY_THINK = re.compile(r"<think>\s*</think>\s*")
-
-Message = Mapping[str, Any]
-Span = tuple[int, int]
+_COMMON_PIVOTS = "|｜▁_"
+_TEMPLATE_SYNTAX = "<>[]/"  # templates look for <think> and the like in content: the last choice for a mark
+_NUM_PIVOT_TRIALS = 3
+_EMPTY_THINK = re.compile(r"\s*<think>\s*</think>\s*")
 
 
 @dataclass(frozen=True)
-class Certificate:
-    """What was found out about a tokenizer and its template before anything is encoded."""
+class Certificate(Anchors):
+    """What was proven of a tokenizer and its chat template, beside the anchors that locate turns."""
 
-    generation_prompt: str
-    """what serving puts before an answer, such as "<|im_start|>assistant\\n" (an empty think block not counted)"""
-    terminator: str
-    """the special token that ends an assistant turn"""
+    name: str
+    """names the template in errors"""
     terminator_id: int
-    num_bos: int
-    """beginning-of-sequence tokens in a rendered conversation: 0 or 1"""
-    empty_think: str
-    """what the template puts before a last answer without reasoning; empty: nothing"""
-    prompt_supplies_think: bool
-    """whether the generation prompt itself ends with the empty think block"""
+    adds_bos: bool
+    """whether a rendered conversation begins with the BOS token (never more than one)"""
+    follows_prompt: bool
+    """whether a rendered last turn begins exactly with the generation prompt"""
+    accepts_system: bool
+    accepts_tools: bool
+    fingerprint: str
+    """`encoder_fingerprint`"""
+
+    @property
+    def has_think(self) -> bool:
+        return bool(self.empty_think)
 
 
-def load_tokenizer(config: EncodeConfig) -> Any:
-    """The tokenizer of a folder (fsspec URL) or a hub name, with the configured template. Cached in the process.
+def _system(content: str) -> dict[str, Any]:
+    return {"role": "system", "content": content}
+
+
+def _user(content: str) -> dict[str, Any]:
+    return {"role": "user", "content": content}
+
+
+def _assistant(content: str) -> dict[str, Any]:
+    return {"role": "assistant", "content": content}
+
+
+_ONE_TURN = [_user("QUESTION1"), _assistant("ANSWER1")]
+_TWO_TURNS = [*_ONE_TURN, _user("QUESTION2"), _assistant("ANSWER2")]
+_WITH_SYSTEM = [_system("SYSTEM"), *_TWO_TURNS]
+_WITH_REASONING = [_user("QUESTION1"), {**_assistant("ANSWER1"), "reasoning_content": "REASONING1"}]
+_TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": "lookup",
+            "description": "Looks a word up.",
+            "parameters": {
+                "type": "object",
+                "properties": {"word": {"type": "string", "description": "the word"}},
+                "required": ["word"],
+            },
+        },
+    }
+]
+_CALL = {"type": "function", "function": {"name": "lookup", "arguments": {"word": "ARGUMENT1"}}}
+_WITH_TOOLS = [
+    _user("QUESTION1"),
+    {**_assistant("ANSWER1"), "tool_calls": [_CALL]},
+    {"role": "tool", "name": "lookup", "content": "RESULT1"},
+    _assistant("ANSWER2"),
+]
+
+
+def certify(tokenizer: PreTrainedTokenizerBase, config: EncodeConfig) -> Certificate:
+    """Learns how a template begins and ends assistant turns, and proves on probes that all of it holds.
 
     Raises:
-        TemplateError: nothing there, not a tokenizer, or one without a fast backend.
+        TemplateError: names the template and what failed.
     """
-    return _load(config.tokenizer, config.chat_template)
+    name = f"{config.tokenizer}: the chat template" + (" that was given" if config.chat_template else "")
+    kwargs = config.template_kwargs
+    if not tokenizer.is_fast:
+        raise TemplateError(f"{config.tokenizer}: not a fast tokenizer, so it gives no character offsets")
+    if not isinstance(tokenizer.chat_template, str):
+        raise TemplateError(f"{name} is missing, or there are several; give one with --chat-template-path")
+    reserved = set(inspect.signature(tokenizer.apply_chat_template).parameters) | {"messages", "strftime_now"}
+    if taken := sorted(reserved & set(kwargs)):
+        raise TemplateError(f"{name} cannot be given {', '.join(taken)} by --apply-chat-template-kwargs")
 
-
-@lru_cache(maxsize=4)
-def _load(name: str, chat_template: str | None) -> Any:
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
-
-    try:
-        if "://" in name or storage.exists(name):
-            with storage.local_folder(name, "tokenizer folder") as folder:
-                names = {entry.name for entry in folder.iterdir()}
-                if not names & {"tokenizer.json", "tokenizer.model", "vocab.json"}:
-                    raise TemplateError(
-                        f"{name}: no tokenizer in this folder; expected tokenizer.json, found "
-                        f"{', '.join(sorted(names)[:8]) or 'nothing'}"
-                    )
-                tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
-        elif name.startswith((".", "/")) or name.count("/") != 1:
-            raise TemplateError(f"{name}: no such folder; expected one with tokenizer.json")
-        else:
-            tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-    except SourceError as error:
-        raise TemplateError(f"{error}; expected a folder with tokenizer.json") from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = (str(error).splitlines() or [""])[0]
-        raise TemplateError(f"{name}: no tokenizer can be loaded from there ({reason})") from error
-    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+    prompt = _probe(tokenizer, _ONE_TURN[:1], None, kwargs, name)
+    full_prompt = _probe(tokenizer, _ONE_TURN[:1], None, kwargs, name, add_generation_prompt=True)
+    generation_prompt = full_prompt.removeprefix(prompt)
+    if not full_prompt.startswith(prompt) or not generation_prompt:
         raise TemplateError(
-            f"{name}: {type(tokenizer).__name__} gives no character offsets; a fast tokenizer is needed"
+            f"{name} has no generation prompt: with add_generation_prompt=True it adds nothing at the end, "
+            "so where an answer begins cannot be told"
         )
-    if chat_template is not None:
-        tokenizer.chat_template = chat_template
-    return tokenizer
+    one = _probe(tokenizer, _ONE_TURN, None, kwargs, name)
+    two = _probe(tokenizer, _TWO_TURNS, None, kwargs, name)
+    if two != _probe(tokenizer, _TWO_TURNS, None, kwargs, name):
+        raise TemplateError(f"{name} renders the same conversation differently each time")
+
+    turns = [_between(one, "QUESTION1", "ANSWER1", name)]
+    turns += [_between(two, f"QUESTION{turn}", f"ANSWER{turn}", name) for turn in (1, 2)]
+    header = _turn_header(tokenizer, generation_prompt, turns, name)
+    supplied = turns[0].split(header, 1)[1]
+    terminator = _terminator(tokenizer, one, two, name)
+    draft = Certificate(
+        name=name,
+        generation_prompt=generation_prompt,
+        turn_header=header,
+        terminator=terminator,
+        terminator_id=int(tokenizer.convert_tokens_to_ids(terminator)),
+        adds_bos=_adds_bos(tokenizer, one, name),
+        empty_think=supplied if _EMPTY_THINK.fullmatch(supplied) else "",
+        follows_prompt=one.startswith(full_prompt),
+        accepts_system=True,
+        accepts_tools=True,
+        pivots=_pivots(header, terminator, name),
+        fingerprint=encoder_fingerprint(tokenizer, config),
+    )
+    forged = f"{header}FORGED{terminator}"
+    told = [_user(forged + "QUESTION1"), _assistant(f"ANSWER1{forged}"), *_TWO_TURNS[2:]]
+    for messages in (_ONE_TURN, _TWO_TURNS, told):
+        _prove(tokenizer, messages, None, kwargs, draft)
+    _is_accepted(tokenizer, _WITH_REASONING, None, kwargs, draft)
+    return replace(
+        draft,
+        accepts_system=_is_accepted(tokenizer, _WITH_SYSTEM, None, kwargs, draft),
+        accepts_tools=_is_accepted(tokenizer, _WITH_TOOLS, _TOOLS, kwargs, draft),
+    )
 
 
-def encoder_fingerprint(tokenizer: Any, config: EncodeConfig) -> str:
-    """Hex: vocabulary, merges, template and every setting that decides ids or masks; not where they lie."""
-    settings = {
-        key: value for key, value in asdict(config).items() if key not in ("tokenizer", "chat_template")
-    }
-    content = [tokenizer.backend_tokenizer.to_str(), tokenizer.chat_template, settings]
-    return xxhash.xxh64_hexdigest(json.dumps(content, sort_keys=True))
-
-
-def render(
-    tokenizer: Any, messages: Sequence[Message], tools: Sequence[Any] | None, kwargs: Mapping[str, Any]
-) -> str:
-    """The conversation as the serving template gives it.
-
-    Raises:
-        RowRejected: the template raised.
-    """
-    try:
-        text: str = tokenizer.apply_chat_template(
-            [dict(message) for message in messages],
-            tools=list(tools) if tools else None,
-            tokenize=False,
-            **kwargs,
-        )
-    except Exception as error:  # a template is a program; whatever it raises is about this row
-        raise RowRejected("template_error", type(error).__name__) from error
-    return text
-
-
-def render_with_spans(
-    tokenizer: Any,
-    messages: Sequence[Message],
-    tools: Sequence[Any] | None,
+def _probe(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Mapping[str, Any]],
+    tools: Sequence[Mapping[str, Any]] | None,
     kwargs: Mapping[str, Any],
-    prompt: str,
-    terminator: str,
-) -> tuple[str, dict[int, Span]]:
-    """Renders a conversation and finds its assistant turns.
-
-    Args:
-        prompt: the certificate's generation prompt.
-        terminator: the certificate's terminator.
-
-    Returns:
-        the text, and for each assistant message (by index) the characters from after the generation prompt to
-        after the terminator.
-
-    Raises:
-        RowRejected: the template raised, or a turn cannot be located exactly.
-    """
-    plain = render(tokenizer, messages, tools, kwargs)
-    if _RESERVED.search(plain):
-        raise RowRejected("unlocatable_turn", "the text holds Unicode noncharacters")
-    failure = ""
-    for mark_starts, mark_assistant in ((True, True), (False, True), (True, False)):
-        marked_messages = [_mark(i, m, mark_starts, mark_assistant) for i, m in enumerate(messages)]
-        try:
-            marked = render(tokenizer, marked_messages, tools, kwargs)
-        except RowRejected:
-            continue
-        text, marks = _take_out_markers(marked)
-        if text != plain or marks is None:
-            continue
-        spans: dict[int, Span] = {}
-        try:
-            for index, message in enumerate(messages):
-                if message["role"] == "assistant":
-                    spans[index] = _span(index, messages, bool(tools), plain, marks, prompt, terminator)
-        except LookupError as error:
-            failure = str(error)
-            continue
-        return plain, spans
-    raise RowRejected("unlocatable_turn", failure or "the template changes what it is given")
-
-
-def _mark(index: int, message: Message, mark_start: bool, mark_assistant: bool) -> Message:
-    content = message.get("content")
-    is_assistant = message["role"] == "assistant"
-    if not isinstance(content, str) or not content.strip() or (is_assistant and not mark_assistant):
-        return message
-    number = "".join(chr(_DIGIT + (index >> shift & 15)) for shift in (12, 8, 4, 0))
-    start, end = len(content) - len(content.lstrip()), len(content.rstrip())
-    opening = _OPEN + number if mark_start and not is_assistant else ""
-    return {
-        **message,
-        "content": content[:start] + opening + content[start:end] + _CLOSE + number + content[end:],
-    }
-
-
-def _take_out_markers(marked: str) -> tuple[str, dict[tuple[str, int], int] | None]:
-    """The text without markers, and where each was in it; None where one was rendered twice."""
-    pieces, marks, last, length = [], {}, 0, 0
-    for match in _MARKER.finditer(marked):
-        pieces.append(marked[last : match.start()])
-        length += match.start() - last
-        last = match.end()
-        number = 0
-        for digit in match[2]:
-            number = number << 4 | (ord(digit) - _DIGIT)
-        if (match[1], number) in marks:
-            return marked, None
-        marks[match[1], number] = length
-    return "".join(pieces) + marked[last:], marks
-
-
-def _span(
-    index: int,
-    messages: Sequence[Message],
-    has_tools: bool,
-    text: str,
-    marks: Mapping[tuple[str, int], int],
-    prompt: str,
-    terminator: str,
-) -> Span:
-    """Characters of turn `index`. Raises LookupError where they cannot be told for sure."""
-    before = index - 1
-    while before >= 0 and (_CLOSE, before) not in marks:
-        if (messages[before].get("content") or "").strip() or messages[before].get("tool_calls"):
-            raise LookupError(f"turn {index}: the end of the message before it is not known")
-        before -= 1
-    if before >= 0 and messages[before].get("tool_calls"):
-        raise LookupError(f"turn {index} follows a tool call without a result")
-    if has_tools and all(message["role"] == "system" for message in messages[: before + 1]):
-        raise LookupError(f"turn {index}: an assistant turn comes first, right after the tools")
-    after_previous = marks[_CLOSE, before] if before >= 0 else 0
-    start = text.find(prompt, after_previous)
-    if start < 0:
-        raise LookupError(f"turn {index}: no generation prompt before it")
-    start += len(prompt)
-
-    own = marks.get((_CLOSE, index))
-    if own is not None and not messages[index].get("tool_calls"):
-        end = text.find(terminator, own)
-    else:
-        following = len(text) if index == len(messages) - 1 else marks.get((_OPEN, index + 1))
-        if following is None:
-            raise LookupError(f"turn {index}: its end cannot be told from what follows")
-        end = text.rfind(terminator, start, following)
-    if end < 0 or (own is not None and own < start):
-        raise LookupError(f"turn {index}: no terminator after it")
-    return start, end + len(terminator)
-
-
-def certify(tokenizer: Any, config: EncodeConfig) -> Certificate:
-    """Learns the template's generation prompt and terminator, and proves the masks on probe conversations.
-
-    Raises:
-        TemplateError: names the tokenizer and what could not be certified.
-    """
-    return _certify(tokenizer, config.tokenizer, config.template_kwargs)
-
-
-def _certify(tokenizer: Any, name: str, kwargs: Mapping[str, Any]) -> Certificate:
-    def refuse(reason: str) -> TemplateError:
-        return TemplateError(f"{name}: its chat template cannot be certified: {reason}")
-
-    template = tokenizer.chat_template
-    if not template:
-        raise TemplateError(f"{name}: the tokenizer has no chat template; give one with --chat-template-path")
-    if "strftime_now" in str(template):
-        raise refuse(
-            "it prints today's date, so that tokens would change from day to day; remove strftime_now"
-        )
-    ask, answer = {"role": "user", "content": "Pqxa"}, {"role": "assistant", "content": "Zkwv"}
+    name: str,
+    add_generation_prompt: bool = False,
+) -> str:
     try:
-        user_only = render(tokenizer, [ask], None, kwargs)
-        prompted = render(tokenizer, [ask], None, {**kwargs, "add_generation_prompt": True})
-        single = render(tokenizer, [ask, answer], None, kwargs)
+        return render_text(tokenizer, messages, tools, kwargs, add_generation_prompt)
     except RowRejected as error:
-        raise refuse(f"it raises {error.detail} on a plain question and answer") from error
-    if not prompted.startswith(user_only) or prompted == user_only:
-        raise refuse("add_generation_prompt adds nothing after the conversation")
-    prompt = prompted[len(user_only) :]
-    supplied = _EMPTY_THINK.search(prompt)
-    if supplied:
-        prompt = prompt[: supplied.start()]
-    if single.count(answer["content"]) != 1 or prompt not in single:
-        raise refuse(f"an answer does not follow the generation prompt {prompt!r}")
-    between = single[single.rindex(prompt) + len(prompt) : single.index(answer["content"])]
-    if between and not _EMPTY_THINK.fullmatch(between):
-        raise refuse(f"it puts {between!r} between the generation prompt and an answer")
-    tail = tokenizer.backend_tokenizer.encode(
-        single[single.index(answer["content"]) + len(answer["content"]) :], add_special_tokens=False
-    ).ids
-    special = tokenizer.added_tokens_decoder
-    if not tail or tail[0] not in special:
-        raise refuse("no special token ends an assistant turn, so that a model could not learn to stop")
-    terminator = str(special[tail[0]].content)
-    ids = tokenizer.backend_tokenizer.encode(single, add_special_tokens=False).ids
-    num_bos = ids.count(tokenizer.bos_token_id) if tokenizer.bos_token_id not in (None, tail[0]) else 0
-    if num_bos > 1:
-        raise refuse(f"a conversation begins with {num_bos} BOS tokens")
+        hint = ""
+        if "strftime_now" in str(tokenizer.chat_template):
+            hint = (
+                " It writes today's date (strftime_now), so its tokens would change from day to day: give the "
+                "date with --apply-chat-template-kwargs where the template takes one, or write it out."
+            )
+        raise TemplateError(f"{name} fails on a plain conversation: {error.detail}.{hint}") from error
 
-    system = {"role": "system", "content": "Lrtb"}
-    for probe in ([ask, answer], [ask, answer, ask, answer], [system, ask, answer, ask, answer]):
-        try:
-            text, spans = render_with_spans(tokenizer, probe, None, kwargs, prompt, terminator)
-        except RowRejected as error:
-            raise refuse(f"{error.detail} (probe of {len(probe)} messages)") from error
-        for start, end in spans.values():
-            trained = text[start:end]
-            if _EMPTY_THINK.sub("", trained, count=1) != answer["content"] + terminator:
-                raise refuse(f"a turn is rendered as {trained!r}, not as the answer and {terminator!r}")
-    return Certificate(prompt, terminator, tail[0], num_bos, between, supplied is not None)
+
+def _between(text: str, before: str, after: str, name: str) -> str:
+    for word in (before, after):
+        if text.count(word) != 1:
+            raise TemplateError(f"{name} renders the message {word!r} {text.count(word)} times, not once")
+    return text.split(before)[1].split(after)[0]
+
+
+def _turn_header(tokenizer: PreTrainedTokenizerBase, generation_prompt: str, turns: Sequence[str], name: str) -> str:
+    """The longest part of the generation prompt that stands once before each answer."""
+    for length in range(len(generation_prompt), 0, -1):
+        header = generation_prompt[:length]
+        if all(turn.count(header) == 1 for turn in turns):
+            break
+    else:
+        raise TemplateError(
+            f"{name}: its generation prompt {generation_prompt!r} is not how its assistant turns begin ({turns[0]!r})"
+        )
+    if not any(header.startswith(token) for token in tokenizer.added_tokens_encoder):
+        raise TemplateError(
+            f"{name} begins assistant turns with {header!r}, which is no token of its own: it cannot be told "
+            "from what a user writes"
+        )
+    return header
+
+
+def _terminator(tokenizer: PreTrainedTokenizerBase, one: str, two: str, name: str) -> str:
+    """The special token right behind every answer."""
+    special = sorted((token.content for token in tokenizer.added_tokens_decoder.values() if token.special), key=len)
+    found = []
+    for text, answer in ((one, "ANSWER1"), (two, "ANSWER1"), (two, "ANSWER2")):
+        rest = text.split(answer)[1]
+        token = next((token for token in reversed(special) if rest.startswith(token)), None)
+        if token is None:
+            raise TemplateError(
+                f"{name} does not end each assistant turn with a special token (found {rest[:40]!r} behind an "
+                "answer), so the model would never learn to stop"
+            )
+        found.append(token)
+    if len(set(found)) > 1:
+        raise TemplateError(f"{name} ends assistant turns with different tokens: {', '.join(dict.fromkeys(found))}")
+    return found[0]
+
+
+def _adds_bos(tokenizer: PreTrainedTokenizerBase, text: str, name: str) -> bool:
+    if tokenizer.bos_token_id is None:
+        return False
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    if list(ids[:2]) == [tokenizer.bos_token_id] * 2:
+        raise TemplateError(f"{name} begins a conversation with two BOS tokens {tokenizer.bos_token}")
+    return bool(ids[0] == tokenizer.bos_token_id)
+
+
+def _pivots(header: str, terminator: str, name: str) -> tuple[str, ...]:
+    """Sets of characters so that no anchor can be spelled without one of the set, before its last character."""
+    choices = []
+    for anchor in (header, terminator):
+        punctuation = {
+            character for character in anchor[:-1] if character in string.punctuation or not character.isascii()
+        }
+        if not punctuation:
+            raise TemplateError(f"{name}: {anchor!r} begins or ends its turns; it could be an ordinary word")
+        rank = _COMMON_PIVOTS + "".join(sorted(punctuation - set(_COMMON_PIVOTS + _TEMPLATE_SYNTAX)))
+        choices.append(sorted(punctuation, key=(rank + _TEMPLATE_SYNTAX).index))
+    trials = [
+        "".join(dict.fromkeys(choice[min(trial, len(choice) - 1)] for choice in choices))
+        for trial in range(_NUM_PIVOT_TRIALS)
+    ]
+    return tuple(dict.fromkeys(trials))
+
+
+def _prove(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Mapping[str, Any]],
+    tools: Sequence[Mapping[str, Any]] | None,
+    kwargs: Mapping[str, Any],
+    draft: Certificate,
+) -> None:
+    """Each turn's span holds all that the turn says and nothing of any other; the ids are transformers' own."""
+    try:
+        text, spans = render(tokenizer, messages, tools, kwargs, draft)
+    except RowRejected as error:
+        raise TemplateError(f"{draft.name} cannot be certified: {error}") from error
+    turns = [message for message in messages if message["role"] == "assistant"]
+    for number, (message, span) in enumerate(zip(turns, spans, strict=True)):
+        words = [own for own in strings({**message, "role": ""}) if own.isupper() and own in text]
+        inside = text[span.start : span.end]
+        foreign = [own for other in messages if other is not message for own in strings(other) if own.isupper()]
+        if not (
+            span.start > 0
+            and all(own in inside for own in words)
+            and not any(own in inside for own in foreign)
+            and message["content"] in inside
+        ):
+            raise TemplateError(
+                f"{draft.name} cannot be certified: what assistant turn {number} of a probe says does not lie "
+                f"between {draft.turn_header!r} and {draft.terminator!r}"
+            )
+    served = tokenizer.apply_chat_template(
+        list(messages), tools=None if tools is None else list(tools), tokenize=True, return_dict=False, **kwargs
+    )
+    backend = tokenizer.backend_tokenizer
+    backend.no_truncation()  # a tokenizer.json can carry both; transformers clears them at each call as well
+    backend.no_padding()
+    if backend.encode(text, add_special_tokens=False).ids != list(served):
+        raise TemplateError(
+            f"{draft.name} cannot be certified: {type(tokenizer).__name__} gives other ids than its tokenizers backend"
+        )
+
+
+def _is_accepted(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Mapping[str, Any]],
+    tools: Sequence[Mapping[str, Any]] | None,
+    kwargs: Mapping[str, Any],
+    draft: Certificate,
+) -> bool:
+    """False where the template raises; a conversation that it renders must be located, too."""
+    try:
+        render_text(tokenizer, messages, tools, kwargs)
+    except RowRejected:
+        return False
+    _prove(tokenizer, messages, tools, kwargs, draft)
+    return True

@@ -89,12 +89,8 @@ def activate() -> None:
     from megatron.core.tensor_parallel import random as megatron_random
 
     # 0.16.1 calls the C++ side of torch.cuda for these two, which a CPU build does not have.
-    megatron_random._get_cuda_rng_state = lambda device="cuda", clone=False, graph_safe=False: (
-        torch.get_rng_state()
-    )
-    megatron_random._set_cuda_rng_state = lambda state, device=-1, graph_safe=False: torch.set_rng_state(
-        state
-    )
+    megatron_random._get_cuda_rng_state = lambda device="cuda", clone=False, graph_safe=False: torch.get_rng_state()
+    megatron_random._set_cuda_rng_state = lambda state, device=-1, graph_safe=False: torch.set_rng_state(state)
 
     _active = _CudaMeansCpu()
     _active.__enter__()

@@ -34,9 +34,7 @@ class SourceSums:
         return [int(count) for count in self.vector[len(self.vector) // 2 :].tolist()]
 
 
-def masked_sum(
-    token_losses: Tensor, micro_batch: MicroBatch, num_sources: int
-) -> tuple[Tensor, Tensor, Tensor]:
+def masked_sum(token_losses: Tensor, micro_batch: MicroBatch, num_sources: int) -> tuple[Tensor, Tensor, Tensor]:
     """What Megatron's schedule wants of a micro-batch under `calculate_per_token_loss`.
 
     Args:
@@ -49,9 +47,7 @@ def masked_sum(
     losses = token_losses.reshape(-1).float()
     mask = torch.from_numpy(np.array(micro_batch.loss_mask)).to(losses.device)
     lengths = np.diff(micro_batch.cu_seqlens)
-    source_of_token = torch.from_numpy(np.repeat(micro_batch.source_ids, lengths).astype(np.int64)).to(
-        losses.device
-    )
+    source_of_token = torch.from_numpy(np.repeat(micro_batch.source_ids, lengths).astype(np.int64)).to(losses.device)
     masked = losses * mask
     by_source = torch.zeros(2 * num_sources, dtype=torch.float64, device=losses.device)
     by_source.index_add_(0, source_of_token, masked.detach().double())

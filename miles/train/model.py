@@ -96,9 +96,7 @@ def build_model(shape: ModelShape, layout: Layout, *, bf16: bool) -> Any:
     attention = layer.submodules.self_attention.submodules
     attention.core_attention = PackedAttention
     attention.q_layernorm = attention.k_layernorm = RMSNorm if shape.qk_layernorm else IdentityOp
-    block = TransformerBlockSubmodules(
-        layer_specs=[layer] * get_num_layers_to_build(config), layer_norm=RMSNorm
-    )
+    block = TransformerBlockSubmodules(layer_specs=[layer] * get_num_layers_to_build(config), layer_norm=RMSNorm)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = GPTModel(

@@ -30,9 +30,7 @@ class OptimizerSettings:
     def __post_init__(self) -> None:
         styles = ("constant", "linear", "cosine", "inverse-square-root")
         if self.lr_decay_style not in styles:
-            raise ConfigError(
-                f"--lr-decay-style must be one of {', '.join(styles)}, not {self.lr_decay_style!r}"
-            )
+            raise ConfigError(f"--lr-decay-style must be one of {', '.join(styles)}, not {self.lr_decay_style!r}")
         if not 0 <= self.min_lr <= self.lr:
             raise ConfigError(f"--min-lr {self.min_lr} must lie between 0 and --lr {self.lr}")
         if self.lr_warmup_iters < 0:
@@ -49,9 +47,7 @@ def check_schedule(settings: OptimizerSettings, num_steps: int) -> None:
         )
 
 
-def build_optimizer(
-    model: Any, settings: OptimizerSettings, num_steps: int, *, bf16: bool
-) -> tuple[Any, Any]:
+def build_optimizer(model: Any, settings: OptimizerSettings, num_steps: int, *, bf16: bool) -> tuple[Any, Any]:
     """The optimizer of a DDP-wrapped model, and its scheduler (`scheduler.step(1)` after each step)."""
     from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
     from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler

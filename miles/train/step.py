@@ -131,12 +131,8 @@ class Trainer:
             _, norm, _ = self.optimizer.step()
             grad_norm = float(norm) if norm is not None else 0.0
         self.scheduler.step(1)
-        assert sum(sums.tokens) == report.num_trained_tokens, (
-            "the ranks trained other tokens than the step holds"
-        )
-        return StepResult(
-            tuple(sums.losses), tuple(sums.tokens), grad_norm, lr, skipped, time.perf_counter() - started
-        )
+        assert sum(sums.tokens) == report.num_trained_tokens, "the ranks trained other tokens than the step holds"
+        return StepResult(tuple(sums.losses), tuple(sums.tokens), grad_norm, lr, skipped, time.perf_counter() - started)
 
     def evaluate(self, micro_batches: Sequence[MicroBatch]) -> SourceSums:
         """Loss sums and token counts of this rank's micro-batches, by source, without a backward pass."""

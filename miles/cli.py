@@ -1,0 +1,153 @@
+"""The `miles` command. Each subcommand imports what it needs, so that `miles --help` is quick."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from rich.console import Console
+
+from miles import __version__
+from miles.errors import MilesError
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Runs a command line. Returns the exit status: 0, or 1 with one message on the error stream."""
+    words = sys.argv[1:] if words is None else list(words)
+    console = Console(highlight=False)
+    try:
+        if words[:1] == ["train"]:  # its flags are the trainer's own
+            _train(words[1:], console)
+        else:
+            flags = _parser().parse_args(words)
+            flags.run(flags, console)
+    except MilesError as error:
+        Console(stderr=True, highlight=False).print(f"[red]miles: error:[/red] {_escape(str(error))}")
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="miles", description="Supervised fine-tuning: data -> loss -> optimizer.")
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    demo = commands.add_parser("demo", help="the main job, end to end, on an embedded default")
+    demo.add_argument("--output", default="runs/demo", help="the run's folder (default: runs/demo); it is made anew")
+    demo.set_defaults(run=_demo)
+
+    prepare = commands.add_parser("prepare", help="rows -> OpenAI messages in Parquet, with manifest and ledger")
+    prepare.add_argument("dataset", help="openhermes, or the name that the source gets")
+    prepare.add_argument("--source", nargs="+", metavar="FILES", help="fsspec URLs, globs or folders")
+    prepare.add_argument("--tokenizer", required=True, metavar="DIR")
+    prepare.add_argument("--output", required=True, metavar="DIR")
+    prepare.add_argument("--max-sample-tokens", type=int, default=8192)
+    prepare.add_argument("--revision", help="of the hub's data set")
+    prepare.add_argument("--max-bad-fraction", type=float, default=0.01)
+    prepare.set_defaults(run=_prepare)
+
+    convert = commands.add_parser("convert", help="Hugging Face <-> Megatron torch_dist")
+    directions = convert.add_subparsers(required=True, metavar="DIRECTION")
+    to_megatron = directions.add_parser("hf-to-megatron")
+    to_megatron.add_argument("--hf-checkpoint", required=True, metavar="DIR")
+    to_megatron.add_argument("--save", required=True, metavar="DIR")
+    to_megatron.set_defaults(run=_hf_to_megatron)
+    to_hf = directions.add_parser("megatron-to-hf")
+    to_hf.add_argument("--load", required=True, metavar="DIR")
+    to_hf.add_argument("--hf-checkpoint", required=True, metavar="DIR", help="config and tokenizer come from here")
+    to_hf.add_argument("--save", required=True, metavar="DIR")
+    to_hf.set_defaults(run=_megatron_to_hf)
+
+    commands.add_parser("train", help="fine-tune; flags have Miles's names (miles train --help)")
+
+    inspect = commands.add_parser("inspect", help="what the model was fed first, coloured by its mask")
+    inspect.add_argument("folder", metavar="RUN")
+    inspect.add_argument("--samples", type=int, default=3)
+    inspect.set_defaults(run=_inspect)
+
+    report = commands.add_parser("report", help="report.html and loss.png of a run")
+    report.add_argument("folder", metavar="RUN")
+    report.set_defaults(run=_report)
+
+    tiny = commands.add_parser("tiny-model", help="a tiny Qwen3 with random weights for a tokenizer, to try things")
+    tiny.add_argument("--tokenizer", required=True, metavar="DIR")
+    tiny.add_argument("--save", required=True, metavar="DIR")
+    tiny.set_defaults(run=_tiny_model)
+    return parser
+
+
+def _escape(text: str) -> str:
+    return text.replace("[", r"\[")
+
+
+def _train(words: Sequence[str], console: Console) -> None:
+    from miles.train.arguments import parse
+
+    config = parse(words)
+    from miles.train.loop import train
+
+    summary = train(config, console)
+    console.print(
+        f"  {summary.num_steps} steps, loss {summary.first_loss:.4f} -> {summary.last_loss:.4f}, "
+        f"{summary.tokens_seen:,} trained tokens; checkpoint {summary.checkpoint}"
+    )
+
+
+def _demo(flags: argparse.Namespace, console: Console) -> None:
+    from miles.demo.run import run_demo
+
+    run_demo(flags.output, console)
+
+
+def _prepare(flags: argparse.Namespace, console: Console) -> None:
+    from miles.data.prepare import prepare
+
+    prepared = prepare(
+        flags.dataset,
+        source=flags.source,
+        tokenizer=flags.tokenizer,
+        max_sample_tokens=flags.max_sample_tokens,
+        revision=flags.revision,
+        max_bad_fraction=flags.max_bad_fraction,
+    )
+    prepared.write(flags.output)
+    console.print(str(prepared))
+
+
+def _hf_to_megatron(flags: argparse.Namespace, console: Console) -> None:
+    from miles.convert.hf_to_megatron import hf_to_megatron
+
+    console.print(f"  {hf_to_megatron(flags.hf_checkpoint, flags.save)}")
+
+
+def _megatron_to_hf(flags: argparse.Namespace, console: Console) -> None:
+    from miles.convert.megatron_to_hf import megatron_to_hf
+
+    console.print(f"  {megatron_to_hf(flags.load, flags.hf_checkpoint, flags.save)}")
+
+
+def _inspect(flags: argparse.Namespace, console: Console) -> None:
+    from miles.report import inspect_run
+
+    inspect_run(flags.folder, console, flags.samples)
+
+
+def _report(flags: argparse.Namespace, console: Console) -> None:
+    from miles.report import write_report
+
+    for path in write_report(flags.folder):
+        console.print(f"  {path}")
+
+
+def _tiny_model(flags: argparse.Namespace, console: Console) -> None:
+    from miles.demo.model import build_tiny_qwen3
+
+    build_tiny_qwen3(flags.tokenizer, flags.save)
+    console.print(f"  {flags.save}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,152 @@
+"""Saving and loading in Megatron's `torch_dist` layout.
+
+    SAVE/iter_0000100/                        the distributed checkpoint (model, optimizer, schedule, args)
+    SAVE/iter_0000100/miles.json              the data cursor and the position in metrics.jsonl
+    SAVE/latest_checkpointed_iteration.txt    "100": written last; what it does not name is not complete
+
+A remote SAVE is staged on the local disk of rank 0's node and uploaded, the tracker last.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from miles import storage
+from miles.errors import CheckpointError
+from miles.train.step import Trainer
+
+TRACKER = "latest_checkpointed_iteration.txt"
+EXTRA = "miles.json"
+_OPTIMIZER_FORMAT = {"distrib_optim_sharding_type": "fully_reshardable"}
+
+
+@dataclass(frozen=True)
+class Found:
+    """A complete checkpoint."""
+
+    url: str
+    """its own folder, `…/iter_0000100` or `…/release`"""
+    iteration: int
+    """optimizer steps taken; 0 for a converted one"""
+    extra: dict[str, Any] | None
+    """content of `miles.json`; None for a checkpoint that this trainer did not write"""
+
+
+def find(url: str) -> Found | None:
+    """The newest complete checkpoint under a folder (fsspec URL); None where there is none.
+
+    Raises:
+        CheckpointError: the tracker names what is not there, or is not a tracker.
+    """
+    tracker = storage.join(url, TRACKER)
+    if not storage.exists(tracker):
+        return None
+    word = storage.read_text(tracker).strip()
+    if word != "release" and not word.isdigit():
+        raise CheckpointError(f"{tracker}: expected an iteration or 'release', found {word[:40]!r}")
+    iteration = 0 if word == "release" else int(word)
+    folder = storage.join(url, "release" if word == "release" else f"iter_{iteration:07d}")
+    if not storage.exists(storage.join(folder, "metadata.json")):
+        raise CheckpointError(f"{tracker} names {folder}, which is not there or not a torch_dist checkpoint")
+    extra = storage.join(folder, EXTRA)
+    content = json.loads(storage.read_text(extra)) if storage.exists(extra) else None
+    return Found(folder, iteration, content)
+
+
+def load(trainer: Trainer, found: Found, *, model_only: bool) -> None:
+    """Puts a checkpoint into a trainer, whatever layout it was saved from.
+
+    Args:
+        model_only: leave the optimizer and the schedule as they are (a fresh start from these weights).
+
+    Raises:
+        CheckpointError: a model of another shape, or tensors that are missing.
+    """
+    from megatron.core import dist_checkpointing
+
+    with storage.local_folder(found.url, "checkpoint") as folder:
+        common = dist_checkpointing.load_common_state_dict(str(folder))
+        differences = trainer.shape.differences(vars(common["args"])) if "args" in common else []
+        if differences:
+            raise CheckpointError(f"{found.url}: a checkpoint of another model: {'; '.join(differences)}")
+        state = _state(trainer, loading=True, model_only=model_only)
+        try:
+            loaded = dist_checkpointing.load(state, str(folder), strict="assume_ok_unexpected")
+        except Exception as error:  # its own error classes, torch's and pickle's, by what is wrong
+            raise CheckpointError(
+                f"{found.url}: cannot be loaded into this model ({type(error).__name__}: {str(error)[:500]})"
+            ) from error
+    trainer.gpt.load_state_dict(loaded["model"], strict=False)
+    if model_only:
+        trainer.weights_loaded()
+    else:
+        trainer.optimizer.load_state_dict(loaded["optimizer"])
+        trainer.scheduler.load_state_dict(loaded["opt_param_scheduler"])
+
+
+def save(trainer: Trainer, url: str, iteration: int, extra: dict[str, Any]) -> str:
+    """Writes a checkpoint; collective over all ranks. Returns its folder.
+
+    Args:
+        extra: JSON for `miles.json`, written by rank 0.
+    """
+    from megatron.core import dist_checkpointing
+
+    name = f"iter_{iteration:07d}"
+    local = storage.is_local(url)
+    names: list[str | None] = [None]
+    if trainer.rank == 0:
+        root = Path(storage.filesystem(url)[1]) if local else Path(tempfile.mkdtemp(prefix="miles-save-"))
+        shutil.rmtree(root / name, ignore_errors=True)  # what an interrupted save left there
+        (root / name).mkdir(parents=True)
+        names = [str(root)]
+    torch.distributed.broadcast_object_list(names, src=0)
+    root = Path(str(names[0]))
+    state = _state(trainer, loading=False, model_only=False)
+    state["args"] = argparse.Namespace(
+        **trainer.shape.megatron_args(),
+        miles_model_type=trainer.shape.model_type,
+        tensor_model_parallel_size=trainer.layout.tensor,
+        pipeline_model_parallel_size=trainer.layout.pipeline,
+        context_parallel_size=1,
+        expert_model_parallel_size=1,
+        ckpt_format="torch_dist",
+        tokenizer_type="HuggingFaceTokenizer",
+        consumed_train_samples=int(extra.get("cursor", {}).get("consumed_rows", 0)),
+        skipped_train_samples=0,
+        consumed_valid_samples=0,
+    )
+    state["checkpoint_version"] = 3.0
+    state["iteration"] = iteration
+    state["num_floating_point_operations_so_far"] = 0
+    dist_checkpointing.save(state, str(root / name))
+    if trainer.rank == 0:
+        storage.write_text(str(root / name / EXTRA), json.dumps(extra, indent=1, sort_keys=True))
+        storage.write_text(str(root / TRACKER), str(iteration))
+        if not local:
+            storage.upload_folder(root, url, last=TRACKER)
+            shutil.rmtree(root)
+    torch.distributed.barrier()
+    return storage.join(url, name)
+
+
+def _state(trainer: Trainer, *, loading: bool, model_only: bool) -> dict[str, Any]:
+    """The sharded state dict, keys as Megatron-LM has them."""
+    model = {
+        key: value
+        for key, value in trainer.gpt.sharded_state_dict().items()
+        if not key.endswith("_extra_state")  # of the FP8 recipe; empty here, absent from converted checkpoints
+    }
+    state: dict[str, Any] = {"model": model}
+    if not model_only:
+        state["optimizer"] = trainer.optimizer.sharded_state_dict(model, is_loading=loading, metadata=_OPTIMIZER_FORMAT)
+        state["opt_param_scheduler"] = trainer.scheduler.state_dict()
+    return state
