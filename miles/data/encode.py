@@ -70,6 +70,8 @@ class Encoder:
             for own in strings([conversation.messages, conversation.tools]):
                 if found := self._special_text.search(own):
                     raise RowRejected("special_text", found.group())
+        if not self.certificate.accepts_tools and _calls_tools(conversation):
+            raise RowRejected("unlocatable_turn", "tool calls, for which this chat template could not be certified")
         text, spans = render(
             self.tokenizer,
             conversation.messages,
@@ -118,6 +120,10 @@ class Encoder:
     def _special_text(self) -> re.Pattern[str]:
         special = {token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special}
         return re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))))
+
+
+def _calls_tools(conversation: Conversation) -> bool:
+    return any(message.get("tool_calls") or message.get("role") == "tool" for message in conversation.messages)
 
 
 def _token_at(encoding: Encoding, position: int) -> int:

@@ -1,13 +1,13 @@
 """Which rows are in step k: arithmetic on row counts, a seed and a batch size.
 
-With groups of 3, 2, 3 rows, windows of W = 4 rows and a batch of B = 2, an epoch with shuffle is made so:
+With groups of 3, 2, 3 rows, windows of W = 4 rows, a batch of B = 2 and seed 42, the first epoch is made so:
 
     rows in file order     0 1 2 | 3 4 | 5 6 7
-    groups permuted        5 6 7 | 0 1 2 | 3 4           by (seed, epoch)
-    laid out in windows    5 6 7 0 | 1 2 3 4
-    ids sorted             0 5 6 7 | 1 2 3 4             so that a set within one window is shuffled
-    permuted               6 0 7 5 | 3 1 4 2             by (seed, epoch, window)     the same however split
-    cut into steps         6 0, 7 5, 3 1, 4 2
+    groups permuted        3 4 | 0 1 2 | 5 6 7           by (seed, epoch)
+    laid out in windows    3 4 0 1 | 2 5 6 7
+    ids sorted             0 1 3 4 | 2 5 6 7             so that a set within one window is shuffled
+    permuted               4 0 1 3 | 7 2 6 5             by (seed, epoch, window)     the same however split
+    cut into steps         4 0, 1 3, 7 2, 6 5
 
 No step crosses a window, since W is a multiple of B, nor an epoch: the last step of an epoch is short,
 or left out with `drop_last`. `consumed_rows` counts rows over epochs. Finding a window permutes the row

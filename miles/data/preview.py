@@ -1,38 +1,120 @@
-"""Token ids coloured by whether they are trained: for a terminal and for a page."""
+"""One conversation as the model sees it, coloured by its mask: HTML for notebooks and reports, text for terminals.
+
+    input_ids, loss_mask  ->  <|im_start|>user↵ 2+2?<|im_end|>↵ <|im_start|>assistant↵ [4<|im_end|>]↵
+
+Trained tokens have a green background, the others are grey; newlines are drawn as ↵ and kept. A character
+whose bytes are spread over several tokens is shown once, as one piece.
+"""
 
 from __future__ import annotations
 
 import html
 from collections.abc import Iterator, Sequence
-from typing import Any
+from itertools import groupby
+from typing import NamedTuple
 
+from rich.style import Style
 from rich.text import Text
+from transformers import PreTrainedTokenizerBase
 
-_TRAINED = "background:rgba(46,160,67,.28);border-radius:2px"
-_REST = "opacity:.62"
+from miles.data.types import Encoded
+
+_REPLACEMENT = "\ufffd"
+_MAX_TOKENS_A_CHARACTER = 8
+_CONTROL_PICTURES = {code: chr(0x2400 + code) for code in range(32) if chr(code) not in "\n\t"} | {0x7F: "\u2421"}
+"""Control characters are drawn, not sent: a row must not steer the terminal."""
+
+_TRAINED = Style(color="black", bgcolor="green3")
+_CONTEXT = Style(color="grey58")
+
+# Translucent backgrounds over the page's own colours, so that light and dark themes both work.
+_BOX_CSS = (
+    "white-space:pre-wrap;overflow-wrap:anywhere;font:13px/1.75 ui-monospace,Menlo,Consolas,monospace;"
+    "border:1px solid rgba(128,128,128,.35);border-radius:6px;padding:10px 12px;margin:8px 0"
+)
+_LEGEND_CSS = (
+    "font:12px/1.5 system-ui,sans-serif;opacity:.75;border-bottom:1px solid rgba(128,128,128,.35);"
+    "padding-bottom:6px;margin-bottom:8px;white-space:normal"
+)
+_TRAINED_CSS = "background:rgba(46,160,67,.32);padding:2px 0;border-radius:2px"
+_CONTEXT_CSS = "background:rgba(128,128,128,.14);opacity:.75;padding:2px 0;border-radius:2px"
+_EDGE_CSS = "box-shadow:inset -1px 0 rgba(128,128,128,.45)"
 
 
-def pieces(input_ids: Sequence[int], loss_mask: Sequence[int], tokenizer: Any) -> Iterator[tuple[str, bool]]:
-    """Runs of equal mask, decoded together, so that a character split over tokens is whole."""
-    start = 0
-    for end in range(1, len(input_ids) + 1):
-        if end == len(input_ids) or bool(loss_mask[end]) != bool(loss_mask[start]):
-            yield tokenizer.decode(list(input_ids[start:end])), bool(loss_mask[start])
-            start = end
+class Piece(NamedTuple):
+    """Text of one token, or of several that only make characters together."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    is_trained: bool
 
 
-def to_text(input_ids: Sequence[int], loss_mask: Sequence[int], tokenizer: Any) -> Text:
-    """For a terminal: trained tokens green, the rest dim."""
+def pieces(input_ids: Sequence[int], loss_mask: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> Iterator[Piece]:
+    """Decodes token by token, joining tokens whose bytes only make characters together.
+
+    Args:
+        input_ids, loss_mask: of tokens; arrays or lists [tokens]
+    """
+    ids = [int(token) for token in input_ids]
+    begin = 0
+    while begin < len(ids):
+        end = begin + 1
+        text = first = _decode(tokenizer, ids[begin:end])
+        while text.endswith(_REPLACEMENT) and end < min(len(ids), begin + _MAX_TOKENS_A_CHARACTER):
+            end += 1
+            text = _decode(tokenizer, ids[begin:end])
+        if text.endswith(_REPLACEMENT):  # bytes that never become a character, or a U+FFFD in the text itself
+            end, text = begin + 1, first
+        yield Piece(text, tuple(ids[begin:end]), all(loss_mask[begin:end]))
+        begin = end
+
+
+def to_html(encoded: Encoded | tuple[Sequence[int], Sequence[int]], tokenizer: PreTrainedTokenizerBase) -> str:
+    """A self-contained HTML fragment: inline styles, no scripts, all text escaped.
+
+    Args:
+        encoded: what `encode` returned, or the pair (token ids, mask of tokens) of a batch that was kept.
+    """
+    input_ids, loss_mask = _ids_and_mask(encoded)
+    num_trained = sum(int(flag) for flag in loss_mask)
+    runs = []
+    for is_trained, run in groupby(pieces(input_ids, loss_mask, tokenizer), lambda piece: piece.is_trained):
+        tokens = "".join(
+            f'<span style="{_EDGE_CSS}" title="{" ".join(map(str, piece.token_ids))}">'
+            f"{html.escape(_visible(piece.text))}</span>"
+            for piece in run
+        )
+        runs.append(f'<span style="{_TRAINED_CSS if is_trained else _CONTEXT_CSS}">{tokens}</span>')
+    return (
+        f'<div style="{_BOX_CSS}"><div style="{_LEGEND_CSS}">'
+        f'<span style="{_TRAINED_CSS};padding:2px 6px">trained</span> {num_trained:,} of {len(input_ids):,} tokens'
+        f"</div>{''.join(runs)}</div>"
+    )
+
+
+def to_text(encoded: Encoded | tuple[Sequence[int], Sequence[int]], tokenizer: PreTrainedTokenizerBase) -> Text:
+    """The same for a terminal, as rich text; arguments as in `to_html`."""
+    input_ids, loss_mask = _ids_and_mask(encoded)
     text = Text()
-    for piece, trained in pieces(input_ids, loss_mask, tokenizer):
-        text.append(piece, style="green" if trained else "dim")
+    for piece in pieces(input_ids, loss_mask, tokenizer):
+        text.append(_visible(piece.text), _TRAINED if piece.is_trained else _CONTEXT)
     return text
 
 
-def to_html(input_ids: Sequence[int], loss_mask: Sequence[int], tokenizer: Any) -> str:
-    """A self-contained fragment: trained tokens on green, the rest pale; line breaks kept."""
-    spans = "".join(
-        f'<span style="{_TRAINED if trained else _REST}">{html.escape(piece)}</span>'
-        for piece, trained in pieces(input_ids, loss_mask, tokenizer)
+def _ids_and_mask(
+    encoded: Encoded | tuple[Sequence[int], Sequence[int]],
+) -> tuple[Sequence[int], Sequence[int]]:
+    input_ids, loss_mask = (
+        (encoded.input_ids.tolist(), encoded.loss_mask.tolist()) if isinstance(encoded, Encoded) else encoded
     )
-    return f'<pre style="white-space:pre-wrap;overflow-wrap:anywhere;margin:.4em 0;line-height:1.5">{spans}</pre>'
+    assert len(input_ids) == len(loss_mask), "one mask entry a token"
+    return input_ids, loss_mask
+
+
+def _visible(text: str) -> str:
+    return text.translate(_CONTROL_PICTURES).replace("\n", "↵\n")
+
+
+def _decode(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
+    text: str = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    return text

@@ -69,7 +69,11 @@ def scan(url: str, compression: str | None) -> tuple[str, list[Extent]]:
     """
     with reading(url):
         chunks = read_chunks(url, compression)
-        head = next(chunks, b"")
+        head = b""
+        for chunk in chunks:
+            head += chunk
+            if head.removeprefix(_BOM).lstrip():
+                break
         start = len(_BOM) if head.startswith(_BOM) else 0
         chunks = itertools.chain([head], chunks)
         if head[start:].lstrip()[:1] == b"[":
@@ -172,10 +176,12 @@ def _array_elements(url: str, chunks: Iterator[bytes], start: int) -> Iterator[t
             size += len(chunk)
             if size >= wanted:
                 break
+        if size == 0:
+            return False
         # `at` lies beyond the buffer only at the very start, in front of a byte-order mark.
         passed = min(at, len(text))
         text, base, at = "".join(parts), base + passed, at - passed
-        return size > 0
+        return True
 
     def broken(offset: int, what: str) -> SourceError:
         return SourceError(
@@ -214,7 +220,8 @@ def _array_elements(url: str, chunks: Iterator[bytes], start: int) -> Iterator[t
                 if was_cut and len(text) - at < MAX_ELEMENT_BYTES and more():
                     continue
                 raise broken(base + error.pos, error.msg) from error
-            if end == len(text) and more():  # a number may go on
+            # Of a cut number, 1.5e-7, what is there may be a number too: 1.5
+            if character in "-0123456789" and end >= len(text) - _CUT_TOKEN and more():
                 continue
             yield base + at, base + end
             num_elements += 1

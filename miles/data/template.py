@@ -44,7 +44,9 @@ class Certificate(Anchors):
     follows_prompt: bool
     """whether a rendered last turn begins exactly with the generation prompt"""
     accepts_system: bool
+    """False: the template raises on a system message"""
     accepts_tools: bool
+    """False: it raises on tool calls, or their turns cannot be located; rows that hold any are rejected"""
     fingerprint: str
     """`encoder_fingerprint`"""
 
@@ -144,11 +146,11 @@ def certify(tokenizer: PreTrainedTokenizerBase, config: EncodeConfig) -> Certifi
     told = [_user(forged + "QUESTION1"), _assistant(f"ANSWER1{forged}"), *_TWO_TURNS[2:]]
     for messages in (_ONE_TURN, _TWO_TURNS, told):
         _prove(tokenizer, messages, None, kwargs, draft)
-    _is_accepted(tokenizer, _WITH_REASONING, None, kwargs, draft)
+    _is_accepted(tokenizer, _WITH_REASONING, kwargs, draft)
     return replace(
         draft,
-        accepts_system=_is_accepted(tokenizer, _WITH_SYSTEM, None, kwargs, draft),
-        accepts_tools=_is_accepted(tokenizer, _WITH_TOOLS, _TOOLS, kwargs, draft),
+        accepts_system=_is_accepted(tokenizer, _WITH_SYSTEM, kwargs, draft),
+        accepts_tools=_locates_tools(tokenizer, kwargs, draft),
     )
 
 
@@ -263,7 +265,7 @@ def _prove(
             span.start > 0
             and all(own in inside for own in words)
             and not any(own in inside for own in foreign)
-            and message["content"] in inside
+            and (message["content"] in inside or message["content"] not in text)
         ):
             raise TemplateError(
                 f"{draft.name} cannot be certified: what assistant turn {number} of a probe says does not lie "
@@ -284,14 +286,21 @@ def _prove(
 def _is_accepted(
     tokenizer: PreTrainedTokenizerBase,
     messages: Sequence[Mapping[str, Any]],
-    tools: Sequence[Mapping[str, Any]] | None,
     kwargs: Mapping[str, Any],
     draft: Certificate,
 ) -> bool:
     """False where the template raises; a conversation that it renders must be located, too."""
     try:
-        render_text(tokenizer, messages, tools, kwargs)
+        render_text(tokenizer, messages, None, kwargs)
     except RowRejected:
         return False
-    _prove(tokenizer, messages, tools, kwargs, draft)
+    _prove(tokenizer, messages, None, kwargs, draft)
+    return True
+
+
+def _locates_tools(tokenizer: PreTrainedTokenizerBase, kwargs: Mapping[str, Any], draft: Certificate) -> bool:
+    try:
+        _prove(tokenizer, _WITH_TOOLS, _TOOLS, kwargs, draft)
+    except TemplateError:
+        return False
     return True

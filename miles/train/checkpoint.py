@@ -25,7 +25,7 @@ from miles.train.step import Trainer
 
 TRACKER = "latest_checkpointed_iteration.txt"
 EXTRA = "miles.json"
-_OPTIMIZER_FORMAT = {"distrib_optim_sharding_type": "fully_reshardable"}
+_OPTIMIZER_FORMAT = {"distrib_optim_sharding_type": "fully_sharded_model_space"}
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,8 @@ def load(trainer: Trainer, found: Found, *, model_only: bool) -> None:
         differences = trainer.shape.differences(vars(common["args"])) if "args" in common else []
         if differences:
             raise CheckpointError(f"{found.url}: a checkpoint of another model: {'; '.join(differences)}")
+        if not model_only:
+            _give_optimizer_state(trainer)
         state = _state(trainer, loading=True, model_only=model_only)
         try:
             loaded = dist_checkpointing.load(state, str(folder), strict="assume_ok_unexpected")
@@ -92,11 +94,14 @@ def load(trainer: Trainer, found: Found, *, model_only: bool) -> None:
         trainer.scheduler.load_state_dict(loaded["opt_param_scheduler"])
 
 
-def save(trainer: Trainer, url: str, iteration: int, extra: dict[str, Any]) -> str:
+def save(
+    trainer: Trainer, url: str, iteration: int, extra: dict[str, Any], *, model_only: bool = False
+) -> str:
     """Writes a checkpoint; collective over all ranks. Returns its folder.
 
     Args:
         extra: JSON for `miles.json`, written by rank 0.
+        model_only: leave out the optimizer, which has no state before its first step.
     """
     from megatron.core import dist_checkpointing
 
@@ -110,7 +115,7 @@ def save(trainer: Trainer, url: str, iteration: int, extra: dict[str, Any]) -> s
         names = [str(root)]
     torch.distributed.broadcast_object_list(names, src=0)
     root = Path(str(names[0]))
-    state = _state(trainer, loading=False, model_only=False)
+    state = _state(trainer, loading=False, model_only=model_only)
     state["args"] = argparse.Namespace(
         **trainer.shape.megatron_args(),
         miles_model_type=trainer.shape.model_type,
@@ -136,6 +141,26 @@ def save(trainer: Trainer, url: str, iteration: int, extra: dict[str, Any]) -> s
             shutil.rmtree(root)
     torch.distributed.barrier()
     return storage.join(url, name)
+
+
+def _give_optimizer_state(trainer: Trainer) -> None:
+    """Makes the optimizer allocate its state, to be overwritten, by a step that changes nothing.
+
+    Without Apex or Transformer Engine, megatron-core 0.16.1 asserts in `DistributedOptimizer.state_dict` that
+    torch's Adam has taken a step, also while loading.
+    """
+    for optimizer in trainer.optimizer.chained_optimizers:
+        groups = optimizer.optimizer.param_groups
+        rates = [group["lr"] for group in groups]
+        for group in groups:
+            group["lr"] = 0.0
+            for parameter in group["params"]:
+                parameter.grad = torch.zeros_like(parameter)
+        optimizer.optimizer.step()
+        for group, rate in zip(groups, rates, strict=True):
+            group["lr"] = rate
+            for parameter in group["params"]:
+                parameter.grad = None
 
 
 def _state(trainer: Trainer, *, loading: bool, model_only: bool) -> dict[str, Any]:

@@ -20,6 +20,11 @@ class Layout:
     sequence_parallel: bool = False
 
     def __post_init__(self) -> None:
+        if self.sequence_parallel:
+            raise ConfigError(
+                "--sequence-parallel is not supported yet: it needs micro-batches padded to a multiple of the tensor "
+                "size; leave it out"
+            )
         if self.world_size % (self.tensor * self.pipeline):
             raise ConfigError(
                 f"{self.world_size} ranks (--actor-num-nodes x --actor-num-gpus-per-node) cannot be divided into "

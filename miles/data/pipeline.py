@@ -1,0 +1,125 @@
+"""The stages composed, in order, as a Ray Data stream of which every row is one step.
+
+    from_items(windows) -> read_window -> encode -> pack        (see README.md in this folder)
+
+Ray Data cuts blocks where it likes, so a step is one row, which cannot be cut. Ray fuses the maps into one task a
+window; blocks of about a step leave it while it runs. The order is that of the windows (`preserve_order`), whatever
+finishes first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
+
+import pyarrow as pa
+import ray
+from ray.data import DataContext, Dataset
+
+from miles.data import stages
+from miles.data.config import DataConfig, EncodeConfig, PackConfig
+from miles.data.manifest import Manifest
+from miles.data.plan import Plan, WindowRef
+from miles.errors import ClusterError, MilesError
+
+
+class _Read:
+    """Windows -> RAW_STEP. The manifest is fetched from the object store once a process."""
+
+    def __init__(self, plan: Any, start_row: int) -> None:
+        self.plan, self.start_row = plan, start_row
+
+    def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
+        manifest, plan = _fetch(self.plan)
+        for row in table.to_pylist():
+            yield from stages.read_window(manifest, plan, WindowRef(**row), self.start_row)
+
+
+class _Encode:
+    """RAW_STEP -> ENCODED_STEP. The encoder is certified once a process."""
+
+    def __init__(self, config: EncodeConfig, keys: list[tuple[str | None, str | None]]) -> None:
+        self.config, self.keys = config, keys
+
+    def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
+        yield from stages.encode_steps(table, self.keys, stages.encoder_of(self.config))
+
+
+class _Pack:
+    """ENCODED_STEP -> PACKED_STEP."""
+
+    def __init__(self, config: PackConfig) -> None:
+        self.config = config
+
+    def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
+        yield from stages.pack_steps(table, self.config)
+
+
+_fetched: dict[Any, tuple[Manifest, Plan]] = {}
+
+
+def _fetch(reference: Any) -> tuple[Manifest, Plan]:
+    if reference not in _fetched:
+        _fetched.clear()
+        _fetched[reference] = ray.get(reference)
+    return _fetched[reference]
+
+
+def build(manifest: Manifest, config: DataConfig, start_row: int = 0) -> Dataset:
+    """The stream from `start_row` consumed rows to the last epoch's end: PACKED_STEP rows, in order.
+
+    Nothing runs until it is iterated. Ray must be initialised.
+    """
+    plan = stages.make_plan(manifest, config)
+    windows = [asdict(ref) for ref in plan.windows(start_row)]
+    shared = ray.put((manifest, plan))
+    before = DataContext.get_current()
+    context = before.copy()
+    context.target_max_block_size = config.stream.target_block_bytes
+    context.execution_options.preserve_order = True
+    context.execution_options.resource_limits = context.execution_options.resource_limits.copy(
+        cpu=config.stream.loader_cpus
+    )
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    DataContext._set_current(context)  # a data set keeps the context that it was made in
+    try:
+        dataset = ray.data.from_items(windows, override_num_blocks=len(windows))
+        for stage in (
+            _Read(shared, start_row),
+            _Encode(config.encode, stages.source_keys(manifest)),
+            _Pack(config.pack),
+        ):
+            dataset = dataset.map_batches(
+                stage.__call__, batch_size=None, batch_format="pyarrow", max_retries=config.stream.max_retries
+            )
+    finally:
+        DataContext._set_current(before)
+    return dataset
+
+
+def iterate(dataset: Dataset) -> Iterator[pa.Table]:
+    """The steps of a stream as tables of one row, as they are ready.
+
+    Raises:
+        MilesError: what a stage raised in its task, or that the stream failed after its retries.
+    """
+    try:
+        for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1):
+            for index in range(table.num_rows):
+                yield table.slice(index, 1)
+    except Exception as error:  # a task's error arrives wrapped, differently from release to release
+        raise cause_of(error) from error
+
+
+def cause_of(error: BaseException) -> MilesError:
+    """The error of ours inside what Ray made of it; a `ClusterError` where there is none."""
+    seen: BaseException | None = error
+    while seen is not None:
+        cause = getattr(seen, "cause", None)
+        for candidate in (cause, seen):
+            if isinstance(candidate, MilesError) and type(candidate).__module__ == MilesError.__module__:
+                return candidate
+        seen = cause if isinstance(cause, BaseException) else seen.__cause__
+    return ClusterError(f"the data stream failed: {type(error).__name__}: {error}")

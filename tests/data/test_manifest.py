@@ -1,0 +1,207 @@
+"""Footers and scans become row groups; ids, locations and fingerprints."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import zstandard
+from fsspec.implementations.memory import MemoryFileSystem
+
+from miles.data.config import SourceConfig
+from miles.data.manifest import Manifest, build_manifest, describe_file
+from miles.errors import SourceError
+
+
+def write_parquet(path: Path, num_rows: int, group_rows: int = 1_000) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table({"i": list(range(num_rows))}), path, row_group_size=group_rows)
+    return path
+
+
+def write_lines(path: Path, num_rows: int) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps({"i": i}) + "\n" for i in range(num_rows)))
+    return path
+
+
+@pytest.fixture
+def mixture(tmp_path: Path) -> list[SourceConfig]:
+    """Sources of 7 and 8 rows: groups of 3 2 | 2, then none, 3, 5."""
+    write_parquet(tmp_path / "a/1.parquet", 5, group_rows=3)
+    write_parquet(tmp_path / "a/2.parquet", 2)
+    write_lines(tmp_path / "b/empty.jsonl", 0)
+    write_lines(tmp_path / "b/lines.jsonl", 3)
+    (tmp_path / "b/rows.json").write_text(json.dumps([{"i": i} for i in range(5)]))
+    return [
+        SourceConfig("a", (str(tmp_path / "a"),)),
+        SourceConfig("b", (str(tmp_path / "b/*.json*"),), messages_key="m"),
+    ]
+
+
+def test_row_ids_follow_sources_files_rows(mixture: list[SourceConfig], tmp_path: Path) -> None:
+    manifest = build_manifest(mixture)
+    assert manifest.num_rows == 15
+    assert manifest.source_names == ("a", "b")
+    assert manifest.group_starts.tolist() == [0, 3, 5, 7, 10, 15]
+    assert manifest.group_starts.dtype == np.int64
+    located = [manifest.group_location(group) for group in range(5)]
+    assert [(s, Path(f.path).name, i) for s, f, i in located] == [
+        (0, "1.parquet", 0),
+        (0, "1.parquet", 1),
+        (0, "2.parquet", 0),
+        (1, "lines.jsonl", 0),
+        (1, "rows.json", 0),
+    ]
+    sources = manifest.source_of(np.array([14, 0, 6, 7]))
+    assert sources.tolist() == [1, 0, 0, 1]
+    assert sources.dtype == np.int32
+    assert manifest.locate(4) == ("a", str(tmp_path / "a/1.parquet"), 4)
+    assert manifest.locate(6) == ("a", str(tmp_path / "a/2.parquet"), 1)
+    assert manifest.locate(7) == ("b", str(tmp_path / "b/lines.jsonl"), 0)
+    assert manifest.locate(14) == ("b", str(tmp_path / "b/rows.json"), 4)
+
+
+def test_json_round_trip(mixture: list[SourceConfig]) -> None:
+    manifest = build_manifest(mixture)
+    again = Manifest.from_json(manifest.to_json())
+    assert again == manifest
+    assert again.fingerprint == manifest.fingerprint
+    for text in ("[]", "{", '{"version": 1}', '{"version": 99}'):
+        with pytest.raises(SourceError, match=r"m\.json: "):
+            Manifest.from_json(text, "m.json")
+
+
+def test_fingerprint_is_of_the_content_not_of_the_folder(tmp_path: Path) -> None:
+    first = write_lines(tmp_path / "x/rows.jsonl", 3)
+    moved = write_lines(tmp_path / "y/rows.jsonl", 3)
+    renamed = write_lines(tmp_path / "y/other.jsonl", 3)
+    for path in (first, moved, renamed):
+        os.utime(path, (1_000, 1_000))
+
+    def fingerprint(path: Path, name: str = "s") -> str:
+        return build_manifest([SourceConfig(name, (str(path),))]).fingerprint
+
+    assert fingerprint(first) == fingerprint(moved)
+    assert fingerprint(first) != fingerprint(renamed)
+    assert fingerprint(first) != fingerprint(first, name="t")
+    before = fingerprint(first)
+    os.utime(first, (2_000, 2_000))
+    assert fingerprint(first) != before
+    write_lines(first, 4)
+    os.utime(first, (1_000, 1_000))
+    assert fingerprint(first) != before
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz", ".zst"])
+def test_formats_in_memory(suffix: str) -> None:
+    text = b'{"i": 0}\n\n{"i": 1}\n'
+    packed = {"": text, ".gz": gzip.compress(text), ".zst": zstandard.compress(text)}[suffix]
+    fs = fsspec.filesystem("memory")
+    fs.pipe_file(f"/manifest/rows.jsonl{suffix}", packed)
+    try:
+        (source,) = build_manifest([SourceConfig("m", (f"memory://manifest/*.jsonl{suffix}",))]).sources
+        (file,) = source.files
+        assert (file.num_rows, file.format, file.size_bytes) == (2, "jsonl", len(packed))
+        assert file.compression == {"": None, ".gz": "gzip", ".zst": "zstd"}[suffix]
+        (group,) = file.row_groups
+        assert (group.offset_bytes, group.length_bytes) == (0, 18)
+    finally:
+        fs.rm("/manifest", recursive=True)
+
+
+def test_parquet_in_memory(tmp_path: Path) -> None:
+    fs = fsspec.filesystem("memory")
+    fs.pipe_file("/footers/x.parquet", write_parquet(tmp_path / "x.parquet", 2_500).read_bytes())
+    try:
+        assert [g.num_rows for g in describe_file("memory://footers/x.parquet").row_groups] == [1_000, 1_000, 500]
+    finally:
+        fs.rm("/footers", recursive=True)
+
+
+def test_many_files_keep_their_order(tmp_path: Path) -> None:
+    for i in range(60):
+        write_lines(tmp_path / f"{i:02}.jsonl", i % 7 + 1)
+    manifest = build_manifest([SourceConfig("s", (str(tmp_path),))])
+    assert [file.num_rows for file in manifest.sources[0].files] == [i % 7 + 1 for i in range(60)]
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1", b"PAR1" + b"x" * 100 + b"PAR1", b"no parquet at all" * 10])
+def test_corrupt_footer(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "bad.parquet"
+    path.write_bytes(content)
+    with pytest.raises(SourceError, match=r"bad\.parquet: "):
+        build_manifest([SourceConfig("s", (str(path),))])
+
+
+def test_missing_and_empty(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match=r"gone\.parquet"):
+        build_manifest([SourceConfig("s", (str(tmp_path / "gone.parquet"),))])
+    with pytest.raises(SourceError, match=r"gone\.jsonl: no such file"):
+        describe_file(str(tmp_path / "gone.jsonl"))
+    (tmp_path / "none.jsonl").write_text("\n  \n")
+    with pytest.raises(SourceError, match=r"source 'quiet' has no row: .*none\.jsonl"):
+        build_manifest([SourceConfig("quiet", (str(tmp_path / "none.jsonl"),))])
+
+
+class Forbidden(MemoryFileSystem):
+    """A store whose files are there and may not be read."""
+
+    protocol = "forbidden"
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return super()._strip_protocol(path.removeprefix("forbidden://"))
+
+    def _open(self, path, mode="rb", **kwargs):  # type: ignore[no-untyped-def]
+        raise PermissionError(path)
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.parquet"])
+def test_permission_denied(name: str) -> None:
+    fsspec.register_implementation("forbidden", Forbidden, clobber=True)
+    fsspec.filesystem("memory").pipe_file(f"/{name}", b"{}")
+    try:
+        with pytest.raises(SourceError, match=f"{name}: permission denied"):
+            build_manifest([SourceConfig("s", (f"forbidden:///{name}",))])
+    finally:
+        fsspec.filesystem("memory").rm(f"/{name}")
+
+
+class Opaque(pa.ExtensionType):
+    """An extension type that pyarrow does not know unless it is registered."""
+
+    def __init__(self) -> None:
+        super().__init__(pa.int64(), "miles.test.opaque")
+
+    def __arrow_ext_serialize__(self) -> bytes:
+        return b""
+
+    @classmethod
+    def __arrow_ext_deserialize__(cls, storage_type: pa.DataType, serialized: bytes) -> Opaque:
+        return cls()
+
+
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("registered", [False, True])
+def test_extension_types_are_refused(tmp_path: Path, nested: bool, registered: bool) -> None:
+    column = pa.ExtensionArray.from_storage(Opaque(), pa.array([1, 2]))
+    if nested:
+        column = pa.StructArray.from_arrays([column], names=["inner"])
+    path = tmp_path / "x.parquet"
+    pq.write_table(pa.table({"plain": [1, 2], "opaque": column}), path)
+    if registered:
+        pa.register_extension_type(Opaque())
+    try:
+        with pytest.raises(SourceError, match="column 'opaque' is of an Arrow extension type"):
+            describe_file(str(path))
+    finally:
+        if registered:
+            pa.unregister_extension_type("miles.test.opaque")
