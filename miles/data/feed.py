@@ -30,6 +30,7 @@ from miles.data.types import Cursor, MicroBatch, StepReport
 from miles.errors import ClusterError, MilesError
 
 FIRST_BATCH = "first_batch.json"
+REJECTS = "rejects.jsonl"
 WAIT_SECONDS = 1800.0
 """How long a rank waits for a step before it fails."""
 
@@ -182,9 +183,9 @@ class Feed:
         self._manifest, self._config, self._cursor, self._run_dir = manifest, config, cursor, run_dir
         self._ledger = Ledger(
             manifest,
-            run_dir,
+            storage.join(run_dir, REJECTS),
             max_bad_fraction=config.max_bad_fraction,
-            totals=cursor.ledger_totals,
+            totals=cursor.ledger_totals or None,
             next_step=self.first_step,
         )
 

@@ -135,12 +135,12 @@ class Manifest:
 
     @cached_property
     def _files(self) -> tuple[tuple[int, File], ...]:
-        # A file without rows would share its start with the next one, and be found in its place.
-        return tuple((i, file) for i, source in enumerate(self.sources) for file in source.files if file.num_rows)
+        return tuple((i, file) for i, source in enumerate(self.sources) for file in source.files)
 
     @cached_property
     def _file_groups(self) -> Int64:
-        """int64 [files]: the number of each file's first row group."""
+        """int64 [files]: the number of each file's first row group. One without any shares it with the next file,
+        which is the one found by a search from the right; the same holds for rows, below and in `read`."""
         counts = [len(file.row_groups) for _, file in self._files]
         return np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]).astype(np.int64)[:-1]
 

@@ -9,8 +9,10 @@ finishes first.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -56,6 +58,18 @@ class _Pack:
         yield from stages.pack_steps(table, self.config)
 
 
+class _Prepare:
+    """RAW_STEP -> PREPARED_STEP."""
+
+    def __init__(self, config: EncodeConfig, keys: list[tuple[str | None, str | None]]) -> None:
+        self.config, self.keys = config, keys
+
+    def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
+        yield from stages.prepare_steps(table, self.keys, stages.encoder_of(self.config))
+
+
+_Stage = _Read | _Encode | _Pack | _Prepare
+
 _fetched: dict[Any, tuple[Manifest, Plan]] = {}
 
 
@@ -71,9 +85,18 @@ def build(manifest: Manifest, config: DataConfig, start_row: int = 0) -> Dataset
 
     Nothing runs until it is iterated. Ray must be initialised.
     """
+    encode = _Encode(config.encode, stages.source_keys(manifest))
+    return _compose(manifest, config, start_row, encode, _Pack(config.pack))
+
+
+def build_prepared(manifest: Manifest, config: DataConfig) -> Dataset:
+    """PREPARED_STEP rows, in file order: conversations with their token counts."""
+    return _compose(manifest, config, 0, _Prepare(config.encode, stages.source_keys(manifest)))
+
+
+def _compose(manifest: Manifest, config: DataConfig, start_row: int, *further: _Stage) -> Dataset:
     plan = stages.make_plan(manifest, config)
     windows = [asdict(ref) for ref in plan.windows(start_row)]
-    shared = ray.put((manifest, plan))
     before = DataContext.get_current()
     context = before.copy()
     context.target_max_block_size = config.stream.target_block_bytes
@@ -83,16 +106,16 @@ def build(manifest: Manifest, config: DataConfig, start_row: int = 0) -> Dataset
     )
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.WARNING)  # it reports each execution's start and end
     DataContext._set_current(context)  # a data set keeps the context that it was made in
     try:
         dataset = ray.data.from_items(windows, override_num_blocks=len(windows))
-        for stage in (
-            _Read(shared, start_row),
-            _Encode(config.encode, stages.source_keys(manifest)),
-            _Pack(config.pack),
-        ):
+        for stage in (_Read(ray.put((manifest, plan)), start_row), *further):
             dataset = dataset.map_batches(
-                stage.__call__, batch_size=None, batch_format="pyarrow", max_retries=config.stream.max_retries
+                stage.__call__,
+                batch_size=None,
+                batch_format="pyarrow",
+                ray_remote_args_fn=partial(dict, max_retries=config.stream.max_retries),
             )
     finally:
         DataContext._set_current(before)

@@ -2,6 +2,7 @@
 
     read_window   which window      -> RAW_STEP      rows as JSON text
     encode_steps  RAW_STEP          -> ENCODED_STEP  normalized, tokenised, rejects noted
+    prepare_steps RAW_STEP          -> PREPARED_STEP conversations and token counts, for `prepare`
     pack_steps    ENCODED_STEP      -> PACKED_STEP   laid out rank by rank
     unpack        PACKED_STEP       -> Step          arrays as the trainer takes them
 
@@ -13,7 +14,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -25,20 +26,25 @@ from miles.data.config import DataConfig, EncodeConfig, PackConfig
 from miles.data.encode import Encoder
 from miles.data.manifest import Manifest
 from miles.data.normalize import normalize
-from miles.data.pack import balance, micro_batch, pack, trained_labels
+from miles.data.pack import micro_batch, pack, pack_stats
 from miles.data.plan import Plan, WindowRef
 from miles.data.read import read_rows
 from miles.data.types import (
     ENCODED_STEP,
     PACKED_STEP,
+    PREPARED_STEP,
     RAW_STEP,
     STAGES,
+    Conversation,
     Encoded,
+    Int32,
+    Int64,
     MicroBatch,
     Reject,
     RowRejected,
     Step,
     StepReport,
+    UInt8,
 )
 
 _CARRIED = ("step", "epoch", "next_row", "num_rows")
@@ -73,6 +79,40 @@ def read_window(manifest: Manifest, plan: Plan, ref: WindowRef, consumed_rows: i
         position += count
 
 
+@dataclass(frozen=True)
+class _Outcome:
+    """What became of a step's rows."""
+
+    samples: list[tuple[int, int, Conversation, Encoded]]
+    """row id, source id, and the row normalized and encoded"""
+    rejects: list[Reject]
+    normalize_seconds: float
+    encode_seconds: float
+
+
+def _encode_rows(row: pa.Table, keys: Sequence[tuple[str | None, str | None]], encoder: Encoder) -> _Outcome:
+    samples: list[tuple[int, int, Conversation, Encoded]] = []
+    rejects: list[Reject] = []
+    normalizing = encoding = 0.0
+    for row_id, source_id, payload in zip(
+        _numpy(row, "row_ids").tolist(),
+        _numpy(row, "source_ids").tolist(),
+        row["payloads"][0].as_py(),
+        strict=True,
+    ):
+        started = middle = time.perf_counter()
+        try:
+            messages_key, tools_key = keys[source_id]
+            conversation = normalize(payload, messages_key=messages_key, tools_key=tools_key)
+            middle = time.perf_counter()
+            samples.append((row_id, source_id, conversation, encoder.encode(conversation)))
+        except RowRejected as verdict:
+            rejects.append(Reject(row_id, source_id, verdict.reason, verdict.detail))
+        normalizing += middle - started
+        encoding += time.perf_counter() - middle
+    return _Outcome(samples, rejects, normalizing, encoding)
+
+
 def encode_steps(
     table: pa.Table, keys: Sequence[tuple[str | None, str | None]], encoder: Encoder
 ) -> Iterator[pa.Table]:
@@ -82,46 +122,47 @@ def encode_steps(
         keys: (messages_key, tools_key) of each source.
     """
     for row in _rows(table):
-        samples: list[tuple[int, int, Encoded]] = []
-        rejects: list[Reject] = []
-        seconds = {"normalize": 0.0, "encode": 0.0}
-        row_ids, source_ids = _numpy(row, "row_ids"), _numpy(row, "source_ids")
-        for row_id, source_id, payload in zip(
-            row_ids.tolist(), source_ids.tolist(), row["payloads"][0].as_py(), strict=True
-        ):
-            began = time.perf_counter()
-            encoding = 0.0
-            try:
-                conversation = normalize(
-                    payload, messages_key=keys[source_id][0], tools_key=keys[source_id][1]
-                )
-                encoding = time.perf_counter()
-                samples.append((row_id, source_id, encoder.encode(conversation)))
-            except RowRejected as verdict:
-                rejects.append(Reject(row_id, source_id, verdict.reason, verdict.detail))
-            ended = time.perf_counter()
-            seconds["normalize"] += (encoding or ended) - began
-            seconds["encode"] += ended - encoding if encoding else 0.0
-        ids = _concatenate([sample.input_ids for _, _, sample in samples], np.int32)
-        mask = _concatenate([sample.loss_mask for _, _, sample in samples], np.uint8)
-        lengths = np.array([len(sample.input_ids) for _, _, sample in samples], np.int32)
+        outcome = _encode_rows(row, keys, encoder)
+        encoded = [sample[3] for sample in outcome.samples]
+        ids = _concatenate([sample.input_ids for sample in encoded], np.int32)
+        mask = _concatenate([sample.loss_mask for sample in encoded], np.uint8)
+        lengths = np.array([len(sample.input_ids) for sample in encoded], np.int32)
         digest = xxhash.xxh64()
         for part in (lengths, ids, mask):
             digest.update(np.ascontiguousarray(part).tobytes())
         yield _table(
             ENCODED_STEP,
-            **_carry(row, _CARRIED + ("read_seconds",)),
+            **_carry(row, (*_CARRIED, "read_seconds")),
             fingerprint=digest.hexdigest(),
-            source_rows=np.bincount(source_ids, minlength=len(keys)),
-            sample_row_ids=np.array([row_id for row_id, _, _ in samples], np.int64),
-            sample_source_ids=np.array([source_id for _, source_id, _ in samples], np.int32),
+            source_rows=np.bincount(_numpy(row, "source_ids"), minlength=len(keys)),
+            sample_row_ids=np.array([sample[0] for sample in outcome.samples], np.int64),
+            sample_source_ids=np.array([sample[1] for sample in outcome.samples], np.int32),
             sample_lengths=lengths,
             input_ids=ids,
             loss_mask=mask,
-            num_straddling_tokens=sum(sample.num_straddling_tokens for _, _, sample in samples),
-            rejects=[asdict(reject) for reject in rejects],
-            normalize_seconds=seconds["normalize"],
-            encode_seconds=seconds["encode"],
+            num_straddling_tokens=sum(sample.num_straddling_tokens for sample in encoded),
+            rejects=[asdict(reject) for reject in outcome.rejects],
+            normalize_seconds=outcome.normalize_seconds,
+            encode_seconds=outcome.encode_seconds,
+        )
+
+
+def prepare_steps(
+    table: pa.Table, keys: Sequence[tuple[str | None, str | None]], encoder: Encoder
+) -> Iterator[pa.Table]:
+    """RAW_STEP -> PREPARED_STEP, step by step; arguments as in `encode_steps`."""
+    for row in _rows(table):
+        outcome = _encode_rows(row, keys, encoder)
+        yield _table(
+            PREPARED_STEP,
+            **_carry(row, _CARRIED),
+            source_rows=np.bincount(_numpy(row, "source_ids"), minlength=len(keys)),
+            sample_row_ids=np.array([sample[0] for sample in outcome.samples], np.int64),
+            sample_source_ids=np.array([sample[1] for sample in outcome.samples], np.int32),
+            conversations=[json.dumps(asdict(sample[2])).encode() for sample in outcome.samples],
+            sample_lengths=np.array([len(sample[3].input_ids) for sample in outcome.samples], np.int32),
+            sample_trained_tokens=np.array([sample[3].loss_mask.sum() for sample in outcome.samples], np.int32),
+            rejects=[asdict(reject) for reject in outcome.rejects],
         )
 
 
@@ -132,21 +173,21 @@ def pack_steps(table: pa.Table, config: PackConfig) -> Iterator[pa.Table]:
         lengths, ids, mask = _numpy(row, "sample_lengths"), _numpy(row, "input_ids"), _numpy(row, "loss_mask")
         source_ids = _numpy(row, "sample_source_ids")
         packed = pack(lengths, config)
-        fill, imbalance = balance(lengths, packed, config)
-        trained = trained_labels(mask, lengths)
+        stats = pack_stats(lengths, packed, config)
+        trained = _trained_labels(mask, lengths)
         order = np.array([sample for rank in packed for batch in rank for sample in batch], np.int64)
         starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
         slices = [slice(starts[sample], starts[sample + 1]) for sample in order]
         yield _table(
             PACKED_STEP,
-            **_carry(row, _CARRIED + ("fingerprint", "num_straddling_tokens", "source_rows", "rejects")),
+            **_carry(row, (*_CARRIED, "fingerprint", "num_straddling_tokens", "source_rows", "rejects")),
             **_carry(row, ("read_seconds", "normalize_seconds", "encode_seconds")),
             num_trained_tokens=int(trained.sum()),
             source_trained_tokens=np.bincount(
                 source_ids, weights=trained, minlength=len(row["source_rows"][0])
             ).astype(np.int64),
-            pack_fill=fill,
-            dp_imbalance=imbalance,
+            pack_fill=stats.pack_fill,
+            dp_imbalance=stats.dp_imbalance,
             dp_size=config.dp_size,
             micro_batch_segments=np.array([len(batch) for rank in packed for batch in rank], np.int32),
             segment_lengths=lengths[order],
@@ -238,6 +279,15 @@ def local_steps(manifest: Manifest, config: DataConfig, consumed_rows: int = 0) 
             for encoded in encode_steps(raw, keys, encoder):
                 for packed in pack_steps(encoded, config.pack):
                     yield unpack(packed)
+
+
+def _trained_labels(loss_mask: UInt8, lengths: Int32) -> Int64:
+    """int64 [samples]: positions whose label is trained, which is every trained token but a sample's first."""
+    if not len(lengths):
+        return np.zeros(0, np.int64)
+    starts = np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.int64)
+    trained: Int64 = np.add.reduceat(loss_mask.astype(np.int64), starts) - loss_mask[starts]
+    return trained
 
 
 def _rows(table: pa.Table) -> Iterator[pa.Table]:

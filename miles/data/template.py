@@ -110,6 +110,10 @@ def certify(tokenizer: PreTrainedTokenizerBase, config: EncodeConfig) -> Certifi
     if taken := sorted(reserved & set(kwargs)):
         raise TemplateError(f"{name} cannot be given {', '.join(taken)} by --apply-chat-template-kwargs")
 
+    one = _probe(tokenizer, _ONE_TURN, None, kwargs, name)
+    two = _probe(tokenizer, _TWO_TURNS, None, kwargs, name)
+    if two != _probe(tokenizer, _TWO_TURNS, None, kwargs, name):
+        raise TemplateError(f"{name} renders the same conversation differently each time")
     prompt = _probe(tokenizer, _ONE_TURN[:1], None, kwargs, name)
     full_prompt = _probe(tokenizer, _ONE_TURN[:1], None, kwargs, name, add_generation_prompt=True)
     generation_prompt = full_prompt.removeprefix(prompt)
@@ -118,10 +122,6 @@ def certify(tokenizer: PreTrainedTokenizerBase, config: EncodeConfig) -> Certifi
             f"{name} has no generation prompt: with add_generation_prompt=True it adds nothing at the end, "
             "so where an answer begins cannot be told"
         )
-    one = _probe(tokenizer, _ONE_TURN, None, kwargs, name)
-    two = _probe(tokenizer, _TWO_TURNS, None, kwargs, name)
-    if two != _probe(tokenizer, _TWO_TURNS, None, kwargs, name):
-        raise TemplateError(f"{name} renders the same conversation differently each time")
 
     turns = [_between(one, "QUESTION1", "ANSWER1", name)]
     turns += [_between(two, f"QUESTION{turn}", f"ANSWER{turn}", name) for turn in (1, 2)]

@@ -3,6 +3,7 @@
     RAW_STEP      read    -> encode    a step's rows as JSON text
     ENCODED_STEP  encode  -> pack      a step's samples as token ids and masks, in row order
     PACKED_STEP   pack    -> feed      the same samples, laid out rank by rank, micro-batch by micro-batch
+    PREPARED_STEP read    -> prepare   a step's conversations as OpenAI messages, with their token counts
 
 One Arrow row is one step, in every stage. `Encoded.loss_mask` marks *tokens* that are trained;
 `MicroBatch.loss_mask` marks *positions* whose label (the next token of the same segment) is trained.
@@ -309,6 +310,19 @@ PACKED_STEP = pa.schema(
         pa.field("normalize_seconds", pa.float64()),
         pa.field("encode_seconds", pa.float64()),
         pa.field("pack_seconds", pa.float64()),
+    ]
+)
+
+PREPARED_STEP = pa.schema(
+    [
+        *_STEP,
+        pa.field("source_rows", pa.list_(pa.int64())),
+        pa.field("sample_row_ids", pa.list_(pa.int64())),
+        pa.field("sample_source_ids", pa.list_(pa.int32())),
+        pa.field("conversations", pa.large_list(pa.large_binary())),  # JSON: messages, tools, trained
+        pa.field("sample_lengths", pa.list_(pa.int32())),
+        pa.field("sample_trained_tokens", pa.list_(pa.int32())),
+        pa.field("rejects", _REJECTS),
     ]
 )
 

@@ -63,10 +63,10 @@ def build_model(
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(tokenizer_folder), local_files_only=True)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # a broken tokenizer.json raises a bare Exception (tokenizers 0.23)
         raise TemplateError(
             f"{tokenizer_folder}: no tokenizer can be loaded from this folder; expected tokenizer.json and "
-            f"tokenizer_config.json ({str(error).splitlines()[0]})"
+            f"tokenizer_config.json ({type(error).__name__}: {str(error).partition(chr(10))[0]})"
         ) from error
     num_tokens = len(tokenizer)
     if vocab_size is None:

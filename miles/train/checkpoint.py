@@ -14,6 +14,7 @@ import json
 import shutil
 import tempfile
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from miles.train.step import Trainer
 
 TRACKER = "latest_checkpointed_iteration.txt"
 EXTRA = "miles.json"
-_OPTIMIZER_FORMAT = {"distrib_optim_sharding_type": "fully_sharded_model_space"}
+_OPTIMIZER_FORMAT = {"distrib_optim_sharding_type": "fully_reshardable"}
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def load(trainer: Trainer, found: Found, *, model_only: bool) -> None:
         if differences:
             raise CheckpointError(f"{found.url}: a checkpoint of another model: {'; '.join(differences)}")
         if not model_only:
-            _give_optimizer_state(trainer)
+            _prepare_adam(trainer)
         state = _state(trainer, loading=True, model_only=model_only)
         try:
             loaded = dist_checkpointing.load(state, str(folder), strict="assume_ok_unexpected")
@@ -143,24 +144,36 @@ def save(
     return storage.join(url, name)
 
 
-def _give_optimizer_state(trainer: Trainer) -> None:
-    """Makes the optimizer allocate its state, to be overwritten, by a step that changes nothing.
+def _prepare_adam(trainer: Trainer) -> None:
+    """Makes torch's Adam ready to be loaded into, for megatron-core 0.16.1 without Apex or Transformer Engine.
 
-    Without Apex or Transformer Engine, megatron-core 0.16.1 asserts in `DistributedOptimizer.state_dict` that
-    torch's Adam has taken a step, also while loading.
+    - `DistributedOptimizer.state_dict` asserts that Adam has taken a step, also while loading: it takes one that
+      changes nothing.
+    - loading "fully_reshardable" leaves out Adam's own count of steps and then asks for it (KeyError: 'step'): it
+      gets the count that is there, which `load_state_dict` has set just before.
     """
     for optimizer in trainer.optimizer.chained_optimizers:
-        groups = optimizer.optimizer.param_groups
-        rates = [group["lr"] for group in groups]
-        for group in groups:
+        adam = optimizer.optimizer
+        rates = [group["lr"] for group in adam.param_groups]
+        for group in adam.param_groups:
             group["lr"] = 0.0
             for parameter in group["params"]:
                 parameter.grad = torch.zeros_like(parameter)
-        optimizer.optimizer.step()
-        for group, rate in zip(groups, rates, strict=True):
+        adam.step()
+        for group, rate in zip(adam.param_groups, rates, strict=True):
             group["lr"] = rate
             for parameter in group["params"]:
                 parameter.grad = None
+        optimizer._set_main_param_and_optimizer_states = partial(
+            _set_with_step, optimizer, optimizer._set_main_param_and_optimizer_states
+        )
+
+
+def _set_with_step(optimizer: Any, set_states: Any, model_param: Any, tensors: dict[str, Any]) -> None:
+    group, order = optimizer.model_param_group_index_map[model_param]
+    state = optimizer.optimizer.state[optimizer.optimizer.param_groups[group]["params"][order]]
+    state["step"] = state["step"].clone()  # load_state_dict gives all parameters one tensor, which each would count up
+    set_states(model_param, {"step": state["step"].clone(), **tensors})
 
 
 def _state(trainer: Trainer, *, loading: bool, model_only: bool) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from miles.data.config import SourceConfig
 from miles.data.manifest import build_manifest
 from miles.data.normalize import normalize
 from miles.data.read import read_rows
-from miles.data.types import REJECT_REASONS, RowRejected
+from miles.data.types import RowRejected
 
 ASK = {"from": "human", "value": "2+2?"}
 ANSWER = {"from": "gpt", "value": "4"}
@@ -218,12 +218,11 @@ json_values = st.recursive(
 def test_any_json_is_a_conversation_or_rejected(row: Any) -> None:
     try:
         conversation = of(row)
-    except RowRejected as verdict:
-        assert verdict.reason in REJECT_REASONS
-    else:
-        assert len(conversation.messages) == len(conversation.trained)
-        assert True in conversation.trained
-        assert all(isinstance(message["content"], str) for message in conversation.messages)
+    except RowRejected:  # with a known reason, which its constructor asserts
+        return
+    assert len(conversation.messages) == len(conversation.trained)
+    assert True in conversation.trained
+    assert all(isinstance(message["content"], str) for message in conversation.messages)
 
 
 @pytest.mark.parametrize(("name", "num_rows"), [("openhermes_sample", 16_418), ("glaive_tools_en", 300)])

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from miles.data.config import OrderConfig
-from miles.data.plan import PlannedStep, Plan, permutation
+from miles.data.plan import Plan, PlannedStep, permutation
 from miles.errors import ConfigError
 
 

@@ -7,6 +7,7 @@ import decimal
 import gzip
 import json
 import os
+import tracemalloc
 from pathlib import Path
 
 import fsspec
@@ -102,6 +103,19 @@ def test_only_the_groups_that_are_needed_and_each_once(tmp_path: Path, monkeypat
     monkeypatch.setattr(read, "_parquet_groups", watching)
     read_rows(manifest, np.array([31, 2, 30, 5]))
     assert groups == [0, 3]
+
+
+def test_a_compressed_file_is_never_held_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scan, "BUFFER_BYTES", 64 << 10)
+    path = tmp_path / "x.jsonl.gz"
+    path.write_bytes(gzip.compress(b'{"a": "%s"}\n' % (b"x" * 400) * 20_000, compresslevel=1))  # 8 MB of text
+    manifest = manifest_of(path)
+    tracemalloc.start()
+    try:
+        assert len(read_rows(manifest, np.array([19_999, 3]))) == 2
+        assert tracemalloc.get_traced_memory()[1] < 3 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def test_json_lines_are_handed_through(tmp_path: Path) -> None:

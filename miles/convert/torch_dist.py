@@ -1,0 +1,94 @@
+"""Megatron's `torch_dist` folders, as far as converting needs them: names, sharded tensors, a process group."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from miles.architecture import ModelShape
+from miles.convert.families import Parameter, qwen3
+from miles.errors import CheckpointError
+
+TRACKER = "latest_checkpointed_iteration.txt"
+
+_FAMILIES: dict[str, Callable[[ModelShape], tuple[Parameter, ...]]] = {"qwen3": qwen3.parameters}
+
+
+def parameters_of(shape: ModelShape) -> tuple[Parameter, ...]:
+    """The parameter map of a shape's family."""
+    return _FAMILIES[shape.model_type](shape)
+
+
+def layers_of(parameter: Parameter, shape: ModelShape) -> range:
+    """Layer numbers of a parameter; for one that is of no layer, just 0."""
+    return range(shape.num_layers if parameter.per_layer else 1)
+
+
+def sharded(parameter: Parameter, layer: int, tensor: Tensor, shape: ModelShape) -> Any:
+    """A layer's tensor as a piece of the checkpoint's stacked one."""
+    from megatron.core.dist_checkpointing import ShardedTensor
+
+    if not parameter.per_layer:
+        return ShardedTensor.from_rank_offsets(parameter.megatron, tensor)
+    return ShardedTensor.from_rank_offsets(
+        parameter.megatron, tensor, (0, layer, shape.num_layers), prepend_axis_num=1
+    )
+
+
+@contextlib.contextmanager
+def single_rank() -> Iterator[None]:
+    """What Megatron's checkpointing wants around it, while the context lasts.
+
+    A process group: one of a single rank, where there is none. And, in a build of torch without CUDA, an answer to
+    `torch.cuda.synchronize` and `torch.cuda.current_device`, which megatron-core 0.16.1 calls wherever it runs.
+    """
+    started = not torch.distributed.is_initialized()
+    if started:
+        torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    synchronize, current_device = torch.cuda.synchronize, torch.cuda.current_device
+    if not torch.cuda.is_available():
+        torch.cuda.synchronize = lambda device=None: None
+        torch.cuda.current_device = lambda: torch.device("cpu")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Megatron's, about Apex and Transformer Engine, which play no part here
+            yield
+    finally:
+        torch.cuda.synchronize, torch.cuda.current_device = synchronize, current_device
+        if started:
+            torch.distributed.destroy_process_group()
+
+
+def newest(folder: Path, where: str) -> Path:
+    """The complete checkpoint that the tracker file names.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    tracker = folder / TRACKER
+    if not tracker.is_file():
+        raise CheckpointError(f"{where}: no Megatron checkpoint there: {TRACKER} is missing")
+    word = tracker.read_text().strip()
+    if word != "release" and not word.isdigit():
+        raise CheckpointError(f"{where}/{TRACKER}: expected an iteration or 'release', found {word[:40]!r}")
+    checkpoint = folder / ("release" if word == "release" else f"iter_{int(word):07d}")
+    if not (checkpoint / "metadata.json").is_file():
+        raise CheckpointError(f"{where}: {TRACKER} names {checkpoint.name}, which is not there or is not complete")
+    return checkpoint
+
+
+def read_args(checkpoint: Path) -> dict[str, Any]:
+    """`args` of a checkpoint's common.pt, without unpickling anything but plain values."""
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        try:
+            common = torch.load(checkpoint / "common.pt", weights_only=True)
+        except Exception as error:  # of pickle or of the zip file, by what is wrong
+            raise CheckpointError(f"{checkpoint}/common.pt: cannot be read ({error})") from error
+    return dict(vars(common["args"])) if "args" in common else {}

@@ -1,0 +1,450 @@
+"""The notebook's front door: a data set named, counted, looked at, written as messages, or fed to a trainer.
+
+    ds = prepare("openhermes", source="rows.jsonl", tokenizer="Qwen/Qwen3-4B-Base")
+    ds                          # a card; token numbers from a stated sample until `write` has seen every row
+    ds.write("messages/")       # part-00000.parquet …, manifest.json, rejects.jsonl, summary.json
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import html
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from miles import storage
+from miles.data import pipeline, preview, stages
+from miles.data.config import DataConfig, EncodeConfig, OrderConfig, PackConfig, SourceConfig, StreamConfig
+from miles.data.ledger import Ledger
+from miles.data.manifest import Manifest, build_manifest
+from miles.data.normalize import normalize
+from miles.data.read import read_rows
+from miles.data.sources import openhermes_sources
+from miles.data.types import Encoded, Int64, Reject, RowRejected, Step, StepReport
+
+SAMPLE_ROWS = 2_000
+GROUP_ROWS = 1_000
+FILE_ROWS = 100_000
+
+_FUNCTION = pa.struct([("name", pa.string()), ("arguments", pa.string())])
+_CALL = pa.struct([("id", pa.string()), ("type", pa.string()), ("function", _FUNCTION)])
+_MESSAGE = pa.struct(
+    [
+        ("role", pa.string()),
+        ("content", pa.string()),
+        ("reasoning_content", pa.string()),
+        ("name", pa.string()),
+        ("tool_call_id", pa.string()),
+        ("tool_calls", pa.list_(_CALL)),
+        ("weight", pa.int8()),  # 0: the row excludes this turn from training
+    ]
+)
+WRITTEN = pa.schema(
+    [
+        ("row_id", pa.int64()),
+        ("source", pa.string()),
+        ("messages", pa.list_(_MESSAGE)),
+        ("tools", pa.string()),  # JSON
+    ]
+)
+"""Columns of the Parquet that `Prepared.write` makes. Arguments of tool calls are JSON text, as OpenAI has them."""
+
+
+def prepare(
+    dataset: str = "openhermes",
+    *,
+    source: str | Sequence[str] | None = None,
+    tokenizer: str,
+    max_sample_tokens: int = 8192,
+    revision: str | None = None,
+    messages_key: str | None = None,
+    tools_key: str | None = None,
+    max_bad_fraction: float = 0.01,
+) -> Prepared:
+    """Counts a data set's rows and certifies the tokenizer; reads no row yet.
+
+    Args:
+        dataset: "openhermes", or the name that the source gets.
+        source: fsspec URLs, globs or folders; for "openhermes" None means the hub.
+        tokenizer: folder (fsspec URL) or hub name.
+        max_sample_tokens: longer conversations are dropped.
+        revision: of the hub's data set.
+        messages_key: column of the conversation; None: found.
+        tools_key: column of the tools.
+        max_bad_fraction: a larger share of dropped rows is an error.
+
+    Raises:
+        MilesError: files that cannot be read, or a tokenizer that cannot be certified.
+    """
+    if dataset == "openhermes":
+        sources = openhermes_sources(source, revision)
+    else:
+        paths = (source,) if isinstance(source, str) else tuple(source or ())
+        sources = (SourceConfig(dataset, paths, messages_key, tools_key),)
+    encode = EncodeConfig(tokenizer=tokenizer, max_sample_tokens=max_sample_tokens)
+    stages.encoder_of(encode)
+    return Prepared(build_manifest(sources), sources, encode, max_bad_fraction)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Numbers of a data set, of all its rows or of a sample."""
+
+    num_rows: int
+    """that were looked at"""
+    lengths: Int64
+    """int64 [usable rows]: tokens of each"""
+    num_trained_tokens: int
+    reasons: dict[str, int]
+
+    def lines(self) -> list[tuple[str, str]]:
+        """Label and value of each line of a card."""
+        tokens = int(self.lengths.sum())
+        quantiles = np.percentile(self.lengths, [50, 90, 99]).astype(int) if len(self.lengths) else [0, 0, 0]
+        dropped = ", ".join(f"{count} {reason}" for reason, count in sorted(self.reasons.items())) or "none"
+        return [
+            ("tokens", f"{tokens:,} ({tokens / max(len(self.lengths), 1):.0f} a row)"),
+            ("trained", f"{self.num_trained_tokens / max(tokens, 1):.1%} of the tokens"),
+            ("row length", f"median {quantiles[0]:,} · 90 % {quantiles[1]:,} · 99 % {quantiles[2]:,} tokens"),
+            ("dropped", f"{dropped} of {self.num_rows:,} rows"),
+        ]
+
+
+class Preview:
+    """Conversations coloured by their mask, for a terminal and for a notebook."""
+
+    def __init__(self, samples: Sequence[tuple[int, Encoded]], tokenizer: Any) -> None:
+        self._samples, self._tokenizer = samples, tokenizer
+
+    def __rich__(self) -> Text:
+        text = Text()
+        for row_id, sample in self._samples:
+            text.append(f"row {row_id} · {len(sample.input_ids)} tokens, {int(sample.loss_mask.sum())} trained\n", "bold")
+            text.append_text(preview.to_text(sample.input_ids, sample.loss_mask, self._tokenizer)).append("\n")
+        return text
+
+    def __repr__(self) -> str:
+        console = Console(width=100)
+        with console.capture() as capture:
+            console.print(self.__rich__())
+        return capture.get()
+
+    def _repr_html_(self) -> str:
+        return "".join(
+            f"<div><b>row {row_id}</b>{preview.to_html(sample.input_ids, sample.loss_mask, self._tokenizer)}</div>"
+            for row_id, sample in self._samples
+        )
+
+
+class Prepared:
+    """A data set ready to be looked at, written, or trained on."""
+
+    def __init__(
+        self, manifest: Manifest, sources: tuple[SourceConfig, ...], encode: EncodeConfig, max_bad_fraction: float
+    ) -> None:
+        self.manifest, self._sources, self._encode = manifest, sources, encode
+        self._max_bad_fraction = max_bad_fraction
+        self._summary: Summary | None = None
+        self._is_sample = True
+        self._rejects: list[dict[str, Any]] | None = None
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return self.manifest.source_names
+
+    @property
+    def num_rows(self) -> int:
+        return self.manifest.num_rows
+
+    def summary(self) -> Summary:
+        """Of a sample spread over the set, or, after `write`, of all rows."""
+        if self._summary is None:
+            ids = np.unique(np.linspace(0, self.num_rows - 1, min(SAMPLE_ROWS, self.num_rows)).astype(np.int64))
+            encoded = [self._encode_row(row_id, payload) for row_id, payload in self._payloads(ids)]
+            samples = [sample for sample in encoded if isinstance(sample, Encoded)]
+            reasons = [sample.reason for sample in encoded if isinstance(sample, RowRejected)]
+            self._summary = Summary(
+                len(ids),
+                np.array([len(sample.input_ids) for sample in samples], np.int64),
+                sum(int(sample.loss_mask.sum()) for sample in samples),
+                {reason: reasons.count(reason) for reason in set(reasons)},
+            )
+            self._is_sample = len(ids) < self.num_rows
+        return self._summary
+
+    def preview(self, num_rows: int = 3) -> Preview:
+        """The first usable conversations, coloured by their mask."""
+        samples: list[tuple[int, Encoded]] = []
+        for row_id, payload in self._payloads(np.arange(min(self.num_rows, 20 * num_rows), dtype=np.int64)):
+            sample = self._encode_row(row_id, payload)
+            if isinstance(sample, Encoded) and len(samples) < num_rows:
+                samples.append((row_id, sample))
+        return Preview(samples, stages.encoder_of(self._encode).tokenizer)
+
+    def write(self, url: str) -> None:
+        """Writes every usable row as OpenAI messages: Parquet parts, manifest, rejects and summary.
+
+        Args:
+            url: a folder (fsspec URL).
+
+        Raises:
+            MilesError: a source that fails, or too many dropped rows.
+        """
+        with _Parts(url) as parts:
+            ledger, summary = self._pass(url, parts)
+        self._summary, self._is_sample, self._rejects = summary, False, ledger.rejects
+        storage.write_text(
+            storage.join(url, "summary.json"),
+            json.dumps(
+                {
+                    "rows": summary.num_rows,
+                    "written": len(summary.lengths),
+                    "tokens": int(summary.lengths.sum()),
+                    "trained_tokens": summary.num_trained_tokens,
+                    "ledger": ledger.totals(),
+                    "encoder_fingerprint": stages.encoder_of(self._encode).fingerprint,
+                },
+                indent=1,
+            ),
+        )
+        storage.write_text(storage.join(url, "manifest.json"), self.manifest.to_json())
+
+    def ledger(self) -> list[dict[str, Any]]:
+        """Every dropped row: `{source, file, row, reason, detail}`. Passes over the whole set once."""
+        if self._rejects is None:
+            ledger, self._summary = self._pass(None, None)
+            self._rejects, self._is_sample = ledger.rejects, False
+        return self._rejects
+
+    def steps(
+        self,
+        *,
+        batch_size: int,
+        max_tokens_per_gpu: int,
+        dp_size: int = 1,
+        seed: int = 42,
+        shuffle: bool = True,
+        num_epoch: int = 1,
+        start_row: int = 0,
+        loader_cpus: int = 1,
+    ) -> Iterator[Step]:
+        """The steps that a trainer would get, in order, as they are ready.
+
+        Args:
+            batch_size: rows of a step.
+            max_tokens_per_gpu: capacity of a micro-batch.
+            dp_size: ranks that a step is split over.
+            start_row: `next_row` of the step to go on after.
+        """
+        order = OrderConfig(batch_size=batch_size, seed=seed, shuffle=shuffle, num_epoch=num_epoch)
+        encode = dataclasses.replace(
+            self._encode, max_sample_tokens=min(self._encode.max_sample_tokens, max_tokens_per_gpu)
+        )
+        config = DataConfig(
+            self._sources, order, encode, PackConfig(dp_size, max_tokens_per_gpu), StreamConfig(loader_cpus)
+        )
+        _ensure_ray(loader_cpus)
+        for row in pipeline.iterate(pipeline.build(self.manifest, config, start_row)):
+            yield stages.unpack(row)
+
+    def to_ray(self) -> ray.data.Dataset:
+        """A Ray data set with the columns of `WRITTEN`, one row a conversation."""
+        config = self._config()
+        _ensure_ray(config.stream.loader_cpus)
+        return pipeline.build_prepared(self.manifest, config).map_batches(
+            _ToMessages(self.manifest.source_names), batch_size=None, batch_format="pyarrow"
+        )
+
+    def _config(self) -> DataConfig:
+        return DataConfig(
+            self._sources,
+            OrderConfig(batch_size=GROUP_ROWS),
+            self._encode,
+            PackConfig(1, self._encode.max_sample_tokens),
+            StreamConfig(loader_cpus=1),
+            self._max_bad_fraction,
+        )
+
+    def _pass(self, url: str | None, parts: _Parts | None) -> tuple[Ledger, Summary]:
+        """Reads every row once, through Ray Data."""
+        config = self._config()
+        _ensure_ray(config.stream.loader_cpus)
+        ledger = Ledger(
+            self.manifest, storage.join(url, "rejects.jsonl") if url else None, self._max_bad_fraction
+        )
+        to_messages = _ToMessages(self.manifest.source_names)
+        lengths, trained, reasons, num_rows = [], 0, dict[str, int](), 0
+        for row in pipeline.iterate(pipeline.build_prepared(self.manifest, config)):
+            values = row.drop_columns(["conversations"]).to_pylist()[0]
+            rejects = tuple(Reject(**reject) for reject in values["rejects"])
+            ledger.commit(_report(values, rejects))
+            lengths += values["sample_lengths"]
+            trained += sum(values["sample_trained_tokens"])
+            num_rows += values["num_rows"]
+            for reject in rejects:
+                reasons[reject.reason] = reasons.get(reject.reason, 0) + 1
+            if parts:
+                parts.add(to_messages(row))
+        ledger.judge()
+        return ledger, Summary(num_rows, np.array(lengths, np.int64), trained, reasons)
+
+    def _payloads(self, row_ids: Int64) -> Iterator[tuple[int, bytes]]:
+        return zip(row_ids.tolist(), read_rows(self.manifest, row_ids), strict=True)
+
+    def _encode_row(self, row_id: int, payload: bytes) -> Encoded | RowRejected:
+        source = self.manifest.sources[int(self.manifest.source_of(np.array([row_id]))[0])]
+        try:
+            conversation = normalize(payload, messages_key=source.messages_key, tools_key=source.tools_key)
+            return stages.encoder_of(self._encode).encode(conversation)
+        except RowRejected as verdict:
+            return verdict
+
+    def _card(self) -> list[tuple[str, str]]:
+        summary = self.summary()
+        files = sum(len(source.files) for source in self.manifest.sources)
+        basis = f"from a sample of {summary.num_rows:,} rows" if self._is_sample else "every row read"
+        return [
+            ("rows", f"{self.num_rows:,} in {files} file(s)"),
+            ("sources", ", ".join(self.sources)),
+            *summary.lines(),
+            ("numbers", basis),
+        ]
+
+    def __repr__(self) -> str:
+        table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+        for label, value in self._card():
+            table.add_row(label, value)
+        console = Console(width=100)
+        with console.capture() as capture:
+            console.print(table)
+        return capture.get().rstrip("\n")
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f'<tr><td style="text-align:left;opacity:.65;padding:.15em 1.2em .15em 0">{label}</td>'
+            f'<td style="text-align:left;padding:.15em 0">{html.escape(value)}</td></tr>'
+            for label, value in self._card()
+        )
+        return (
+            '<div style="font:14px system-ui,sans-serif;border:1px solid #8884;border-radius:8px;padding:.8em 1.1em;'
+            f'display:inline-block"><b>{html.escape(", ".join(self.sources))}</b><table>{rows}</table></div>'
+        )
+
+
+class _ToMessages:
+    """PREPARED_STEP -> a table of `WRITTEN`."""
+
+    def __init__(self, source_names: tuple[str, ...]) -> None:
+        self.source_names = source_names
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        rows = []
+        for step in table.to_pylist():
+            for row_id, source_id, text in zip(
+                step["sample_row_ids"], step["sample_source_ids"], step["conversations"], strict=True
+            ):
+                content = json.loads(text)
+                messages = [
+                    _written_message(message, trained)
+                    for message, trained in zip(content["messages"], content["trained"], strict=True)
+                ]
+                tools = json.dumps(content["tools"], ensure_ascii=False) if content["tools"] else None
+                source = self.source_names[source_id]
+                rows.append({"row_id": row_id, "source": source, "messages": messages, "tools": tools})
+        return pa.Table.from_pylist(rows, schema=WRITTEN)
+
+
+def _written_message(message: dict[str, Any], trained: bool) -> dict[str, Any]:
+    written = dict(message)
+    if message["role"] == "assistant" and not trained:
+        written["weight"] = 0
+    if "tool_calls" in message:
+        written["tool_calls"] = [_written_call(call) for call in message["tool_calls"]]
+    return written
+
+
+def _written_call(call: dict[str, Any]) -> dict[str, Any]:
+    function = call.get("function", call)
+    arguments = function.get("arguments")
+    if not isinstance(arguments, str):
+        arguments = json.dumps(arguments, ensure_ascii=False)
+    return {
+        "id": call.get("id"),
+        "type": call.get("type", "function"),
+        "function": {"name": function["name"], "arguments": arguments},
+    }
+
+
+class _Parts:
+    """Parquet files of a folder, one after the other, in the order of the rows."""
+
+    def __init__(self, url: str) -> None:
+        self._fs, self._folder = storage.filesystem(url)
+        self._number, self._rows = 0, 0
+        self._stream: Any = None
+        self._writer: pq.ParquetWriter | None = None
+
+    def __enter__(self) -> _Parts:
+        self._fs.makedirs(self._folder, exist_ok=True)
+        return self
+
+    def add(self, table: pa.Table) -> None:
+        if self._writer is None:
+            self._stream = self._fs.open(f"{self._folder}/part-{self._number:05d}.parquet", "wb")
+            self._writer = pq.ParquetWriter(self._stream, WRITTEN)
+        self._writer.write_table(table, row_group_size=GROUP_ROWS)
+        self._rows += table.num_rows
+        if self._rows >= FILE_ROWS:
+            self._finish()
+
+    def __exit__(self, *_: object) -> None:
+        self._finish()
+
+    def _finish(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+            self._stream.close()
+            self._writer = None
+            self._number, self._rows = self._number + 1, 0
+
+
+def _report(values: dict[str, Any], rejects: tuple[Reject, ...]) -> StepReport:
+    """A prepared step as the ledger takes it."""
+    return StepReport(
+        index=values["step"],
+        epoch=values["epoch"],
+        next_row=values["next_row"],
+        num_rows=values["num_rows"],
+        num_samples=len(values["sample_lengths"]),
+        num_tokens=sum(values["sample_lengths"]),
+        num_trained_tokens=sum(values["sample_trained_tokens"]),
+        num_straddling_tokens=0,
+        fingerprint="",
+        pack_fill=0.0,
+        dp_imbalance=1.0,
+        source_rows=tuple(values["source_rows"]),
+        source_trained_tokens=(),
+        rejects=rejects,
+    )
+
+
+def _ensure_ray(loader_cpus: int) -> None:
+    """Starts a small Ray on this machine where none is running."""
+    if not ray.is_initialized():
+        ray.init(
+            num_cpus=loader_cpus,
+            object_store_memory=512 << 20,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="error",
+        )
