@@ -1,6 +1,6 @@
 """A Hugging Face checkpoint -> Megatron `torch_dist`, readable at any layout.
 
-    DIR/config.json, *.safetensors   ->   SAVE/release/…, SAVE/latest_checkpointed_iteration.txt ("release", last)
+DIR/config.json, *.safetensors   ->   SAVE/release/…, SAVE/latest_checkpointed_iteration.txt ("release", last)
 """
 
 from __future__ import annotations

@@ -16,6 +16,9 @@ from miles.architecture import ModelShape
 from miles.convert.families import Parameter, qwen3
 from miles.errors import CheckpointError
 
+# Megatron warns of this at import, four times over; neither plays a part in converting.
+warnings.filterwarnings("ignore", message="Transformer Engine and Apex are not installed")
+
 TRACKER = "latest_checkpointed_iteration.txt"
 
 _FAMILIES: dict[str, Callable[[ModelShape], tuple[Parameter, ...]]] = {"qwen3": qwen3.parameters}
@@ -37,9 +40,7 @@ def sharded(parameter: Parameter, layer: int, tensor: Tensor, shape: ModelShape)
 
     if not parameter.per_layer:
         return ShardedTensor.from_rank_offsets(parameter.megatron, tensor)
-    return ShardedTensor.from_rank_offsets(
-        parameter.megatron, tensor, (0, layer, shape.num_layers), prepend_axis_num=1
-    )
+    return ShardedTensor.from_rank_offsets(parameter.megatron, tensor, (0, layer, shape.num_layers), prepend_axis_num=1)
 
 
 @contextlib.contextmanager
@@ -86,9 +87,10 @@ def newest(folder: Path, where: str) -> Path:
 
 def read_args(checkpoint: Path) -> dict[str, Any]:
     """`args` of a checkpoint's common.pt, without unpickling anything but plain values."""
-    with torch.serialization.safe_globals([argparse.Namespace]):
-        try:
-            common = torch.load(checkpoint / "common.pt", weights_only=True)
-        except Exception as error:  # of pickle or of the zip file, by what is wrong
-            raise CheckpointError(f"{checkpoint}/common.pt: cannot be read ({error})") from error
+    # Not the context manager: it would take the class out of the list again, where Megatron's loader needs it.
+    torch.serialization.add_safe_globals([argparse.Namespace])
+    try:
+        common = torch.load(checkpoint / "common.pt", weights_only=True)
+    except Exception as error:  # of pickle or of the zip file, by what is wrong
+        raise CheckpointError(f"{checkpoint}/common.pt: cannot be read ({error})") from error
     return dict(vars(common["args"])) if "args" in common else {}

@@ -87,9 +87,7 @@ class EncodeConfig:
             ("--special-text", self.special_text, ("allow", "reject")),
         ):
             _require(value in allowed, f"{flag} must be one of {', '.join(allowed)}, not {value!r}")
-        _require(
-            self.max_sample_tokens > 1, f"--max-sample-tokens must be above 1, not {self.max_sample_tokens}"
-        )
+        _require(self.max_sample_tokens > 1, f"--max-sample-tokens must be above 1, not {self.max_sample_tokens}")
         try:
             json.dumps(dict(self.template_kwargs))
         except TypeError as error:

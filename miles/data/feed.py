@@ -190,9 +190,7 @@ class Feed:
         )
 
     @classmethod
-    def open(
-        cls, config: DataConfig, *, cursor: Cursor | None, cursor_path: str, num_ranks: int, run_dir: str
-    ) -> Feed:
+    def open(cls, config: DataConfig, *, cursor: Cursor | None, cursor_path: str, num_ranks: int, run_dir: str) -> Feed:
         """Counts the rows, certifies the tokenizer, checks the cursor and starts the actor.
 
         Args:
@@ -249,6 +247,14 @@ class Feed:
             ledger_totals=self._ledger.totals(),
         )
         return report
+
+    def finish(self) -> None:
+        """To be called when the last step was committed.
+
+        Raises:
+            DataError: too many rows were dropped, of however few.
+        """
+        self._ledger.judge()
 
     def cursor(self) -> Cursor:
         """Where the run stands after the last committed step."""

@@ -289,5 +289,9 @@ def _is_extension(field: pa.Field) -> bool:
 
 
 def _expand(path: str) -> list[str]:
+    """A path's files. In a folder that holds Parquet, JSON beside it is about the data (a manifest, a ledger)."""
     with scan.reading(path):
-        return storage.expand(path, tuple(FORMATS))
+        urls = storage.expand(path, tuple(FORMATS))
+        fs, name = storage.filesystem(path)
+        parquet = [url for url in urls if url.endswith(".parquet")]
+        return parquet if parquet and fs.isdir(name) else urls

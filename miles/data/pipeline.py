@@ -10,6 +10,7 @@ finishes first.
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Iterator
 from dataclasses import asdict
 from functools import partial
@@ -106,17 +107,21 @@ def _compose(manifest: Manifest, config: DataConfig, start_row: int, *further: _
     )
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    logging.getLogger("ray.data").setLevel(logging.WARNING)  # it reports each execution's start and end
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # it reports each start and end; failures are raised
     DataContext._set_current(context)  # a data set keeps the context that it was made in
     try:
         dataset = ray.data.from_items(windows, override_num_blocks=len(windows))
         for stage in (_Read(ray.put((manifest, plan)), start_row), *further):
-            dataset = dataset.map_batches(
-                stage.__call__,
-                batch_size=None,
-                batch_format="pyarrow",
-                ray_remote_args_fn=partial(dict, max_retries=config.stream.max_retries),
-            )
+            with warnings.catch_warnings():
+                # Ray 2.60 deprecates the only way to give a task `max_retries`, without which a row that kills its
+                # worker is tried for ever.
+                warnings.simplefilter("ignore")
+                dataset = dataset.map_batches(
+                    stage.__call__,
+                    batch_size=None,
+                    batch_format="pyarrow",
+                    ray_remote_args_fn=partial(dict, max_retries=config.stream.max_retries),
+                )
     finally:
         DataContext._set_current(before)
     return dataset

@@ -1,8 +1,8 @@
 """The notebook's front door: a data set named, counted, looked at, written as messages, or fed to a trainer.
 
-    ds = prepare("openhermes", source="rows.jsonl", tokenizer="Qwen/Qwen3-4B-Base")
-    ds                          # a card; token numbers from a stated sample until `write` has seen every row
-    ds.write("messages/")       # part-00000.parquet …, manifest.json, rejects.jsonl, summary.json
+ds = prepare("openhermes", source="rows.jsonl", tokenizer="Qwen/Qwen3-4B-Base")
+ds                          # a card; token numbers from a stated sample until `write` has seen every row
+ds.write("messages/")       # part-00000.parquet …, manifest.json, rejects.jsonl, summary.json
 """
 
 from __future__ import annotations
@@ -129,8 +129,10 @@ class Preview:
     def __rich__(self) -> Text:
         text = Text()
         for row_id, sample in self._samples:
-            text.append(f"row {row_id} · {len(sample.input_ids)} tokens, {int(sample.loss_mask.sum())} trained\n", "bold")
-            text.append_text(preview.to_text(sample.input_ids, sample.loss_mask, self._tokenizer)).append("\n")
+            text.append(
+                f"row {row_id} · {len(sample.input_ids)} tokens, {int(sample.loss_mask.sum())} trained\n", "bold"
+            )
+            text.append_text(preview.to_text(sample, self._tokenizer)).append("\n")
         return text
 
     def __repr__(self) -> str:
@@ -141,7 +143,7 @@ class Preview:
 
     def _repr_html_(self) -> str:
         return "".join(
-            f"<div><b>row {row_id}</b>{preview.to_html(sample.input_ids, sample.loss_mask, self._tokenizer)}</div>"
+            f"<div><b>row {row_id}</b>{preview.to_html(sample, self._tokenizer)}</div>"
             for row_id, sample in self._samples
         )
 
@@ -279,9 +281,7 @@ class Prepared:
         """Reads every row once, through Ray Data."""
         config = self._config()
         _ensure_ray(config.stream.loader_cpus)
-        ledger = Ledger(
-            self.manifest, storage.join(url, "rejects.jsonl") if url else None, self._max_bad_fraction
-        )
+        ledger = Ledger(self.manifest, storage.join(url, "rejects.jsonl") if url else None, self._max_bad_fraction)
         to_messages = _ToMessages(self.manifest.source_names)
         lengths, trained, reasons, num_rows = [], 0, dict[str, int](), 0
         for row in pipeline.iterate(pipeline.build_prepared(self.manifest, config)):

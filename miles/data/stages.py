@@ -183,9 +183,9 @@ def pack_steps(table: pa.Table, config: PackConfig) -> Iterator[pa.Table]:
             **_carry(row, (*_CARRIED, "fingerprint", "num_straddling_tokens", "source_rows", "rejects")),
             **_carry(row, ("read_seconds", "normalize_seconds", "encode_seconds")),
             num_trained_tokens=int(trained.sum()),
-            source_trained_tokens=np.bincount(
-                source_ids, weights=trained, minlength=len(row["source_rows"][0])
-            ).astype(np.int64),
+            source_trained_tokens=np.bincount(source_ids, weights=trained, minlength=len(row["source_rows"][0])).astype(
+                np.int64
+            ),
             pack_fill=stats.pack_fill,
             dp_imbalance=stats.dp_imbalance,
             dp_size=config.dp_size,
@@ -286,8 +286,8 @@ def _trained_labels(loss_mask: UInt8, lengths: Int32) -> Int64:
     if not len(lengths):
         return np.zeros(0, np.int64)
     starts = np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.int64)
-    trained: Int64 = np.add.reduceat(loss_mask.astype(np.int64), starts) - loss_mask[starts]
-    return trained
+    counts: Int64 = np.add.reduceat(loss_mask.astype(np.int64), starts)
+    return counts - loss_mask[starts]
 
 
 def _rows(table: pa.Table) -> Iterator[pa.Table]:

@@ -1,7 +1,7 @@
 """A tiny Qwen3 with seeded random weights: a tokenizer's folder -> a Hugging Face checkpoint.
 
 The vocabulary is the tokenizer's, so that the same function makes the demo's model (2,048 entries, about
-1.2 M parameters) and, from Qwen3's own tokenizer, a tiny model of the full vocabulary for real input.
+1 M parameters) and, from Qwen3's own tokenizer, a tiny model of the full vocabulary for real input.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 from transformers import AutoTokenizer, GenerationConfig, Qwen3Config, Qwen3ForCausalLM
+from transformers.utils import logging as transformers_logging
 
 from miles import storage
 from miles.errors import ConfigError, TemplateError
@@ -98,7 +99,9 @@ def build_model(
         do_sample=False, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
     )
     folder.mkdir(parents=True, exist_ok=True)
+    transformers_logging.disable_progress_bar()  # one file, written at once
     model.save_pretrained(folder, safe_serialization=True)
+    transformers_logging.enable_progress_bar()
     if folder.resolve() != tokenizer_folder.resolve():
         for name in _TOKENIZER_FILES:
             if (tokenizer_folder / name).exists():

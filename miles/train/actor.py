@@ -7,9 +7,9 @@ import socket
 from typing import TYPE_CHECKING, Any
 
 import ray
-from miles.data.feed import StepIterator
 
 from miles.architecture import ModelShape
+from miles.data.feed import StepIterator
 from miles.train import checkpoint
 from miles.train.optimizer import OptimizerSettings
 from miles.train.topology import Layout

@@ -95,9 +95,7 @@ def load(trainer: Trainer, found: Found, *, model_only: bool) -> None:
         trainer.scheduler.load_state_dict(loaded["opt_param_scheduler"])
 
 
-def save(
-    trainer: Trainer, url: str, iteration: int, extra: dict[str, Any], *, model_only: bool = False
-) -> str:
+def save(trainer: Trainer, url: str, iteration: int, extra: dict[str, Any], *, model_only: bool = False) -> str:
     """Writes a checkpoint; collective over all ranks. Returns its folder.
 
     Args:

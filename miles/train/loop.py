@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import ray
-from miles.data.feed import Feed
 from rich.console import Console
 
 from miles import storage
 from miles.architecture import ModelShape
+from miles.data.feed import Feed
 from miles.data.types import Cursor
 from miles.errors import CheckpointError, ClusterError, MilesError
 from miles.train import checkpoint
@@ -111,6 +111,8 @@ def _run(
                 progress.say(f"  checkpoint  {folder}")
     finally:
         progress.stop()
+    feed.finish()
+    storage.write_text(storage.join(config.run_dir, "ledger.json"), json.dumps(feed.cursor().ledger_totals, indent=1))
     return RunSummary(len(losses), losses[0], losses[-1], feed.cursor().tokens_seen, folder)
 
 

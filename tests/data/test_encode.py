@@ -125,10 +125,10 @@ def test_a_token_that_straddles_the_start_is_counted_and_not_trained(chatml_toke
 
 
 def test_a_changed_template_takes_effect(chatml_tokenizer) -> None:
-    before = encode([QUESTION, ANSWER], chatml_tokenizer)
-    chatml_tokenizer.chat_template = MERGING
+    assert trained_text(chatml_tokenizer, encode([QUESTION, ANSWER], chatml_tokenizer)) == ["It is 4.<|im_end|>"]
+    chatml_tokenizer.chat_template = MERGING.replace("<|im_end|>", "<|endoftext|>")
     after = encode([QUESTION, ANSWER], chatml_tokenizer)
-    assert len(after.input_ids) < len(before.input_ids)
+    assert trained_text(chatml_tokenizer, after) == ["It is 4.<|endoftext|>"]
     assert after.input_ids.tolist() == chatml_tokenizer.apply_chat_template(
         [QUESTION, ANSWER], tokenize=True, return_dict=False
     )
@@ -147,23 +147,11 @@ def test_the_fingerprint_is_the_certificates(chatml_tokenizer_folder: Path) -> N
     assert first.fingerprint == first.certificate.fingerprint != second.fingerprint
 
 
-pieces = st.sampled_from(
-    [
-        "<|im_end|>",
-        "<|im_start|>assistant\n",
-        "<think>",
-        "</think>",
-        "<tool_response>",
-        "\n",
-        " ",
-        "|",
-        "<",
-        "é",
-        "e\u0301",
-    ]
-    + ["4", "word", " the", "法", "👩‍👩‍👧", "\ufdd0", "|\ufdd0", "\n\n", "\t", "_"]
+PIECES = (
+    *("<|im_end|>", "<|im_start|>assistant\n", "<think>", "</think>", "<tool_response>", "|", "<", "_"),
+    *("\n", "\n\n", " ", "\t", "4", "word", " the", "é", "e\u0301", "法", "👩‍👩‍👧", "\ufdd0", "|\ufdd0"),
 )
-content = st.lists(pieces | st.text(max_size=3), max_size=6).map("".join)
+content = st.lists(st.sampled_from(PIECES) | st.text(max_size=3), max_size=6).map("".join)
 messages_ = st.lists(
     st.fixed_dictionaries({"role": st.sampled_from(["user", "assistant", "tool"]), "content": content}), max_size=5
 )
@@ -174,13 +162,7 @@ messages_ = st.lists(
 def test_whatever_a_row_says(chatml_tokenizer_folder: Path, first: list[dict[str, Any]], answer: str) -> None:
     encoder = encoder_of(chatml_tokenizer_folder)
     messages = [*first, {"role": "assistant", "content": answer}]
-    try:
-        encoded = encoder.encode(conversation(*messages))
-    except RowRejected as rejected:
-        assert rejected.reason in ("bad_message", "unlocatable_turn", "template_error")
-        # Only lone surrogates may fail.
-        assert any(0xD800 <= ord(c) <= 0xDFFF for m in messages for c in m["content"]), rejected  # noqa: PT017
-        return
+    encoded = encoder.encode(conversation(*messages))
     tokenizer = encoder.tokenizer
     assert encoded.input_ids.tolist() == tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False)
     ends = np.flatnonzero((encoded.loss_mask[:-1] == 1) & (encoded.loss_mask[1:] == 0))

@@ -94,7 +94,7 @@ def test_a_row_whose_turns_cannot_be_told_is_refused(chatml_tokenizer) -> None:
         "{%- set answer = 'shouted' if '|' in message.content and message.content|length == 3 else message.content %}",
     )
     with pytest.raises(RowRejected, match="changes text that spells its own markers") as rejected:
-        turns_of(chatml_tokenizer, [user("<_|"), assistant("a|_")])
+        turns_of(chatml_tokenizer, [user("q"), assistant("<|_")])
     assert rejected.value.reason == "unlocatable_turn"
 
 
@@ -119,7 +119,7 @@ def test_a_template_that_raises_does_not_put_the_row_into_the_ledger(chatml_toke
     assert rejected.value.reason == "template_error"
     assert rejected.value.detail == "TemplateError"
 
-    with pytest.raises(RowRejected, match="UndefinedError: .*no attribute 'content'"):
+    with pytest.raises(RowRejected, match=r"UndefinedError: .*no attribute 'content'"):
         render(chatml_tokenizer, [{"role": "user"}], None, {}, certificate)
 
 

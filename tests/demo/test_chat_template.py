@@ -84,6 +84,12 @@ CONVERSATIONS: dict[str, list[dict[str, Any]]] = {
     "calls with null content": [Q, assistant(None, tool_calls=[call("get_time", {})]), tool("12"), A],
     "calls after line breaks": [Q, assistant("\n", tool_calls=[call("get_time", {})]), tool("12"), A],
     "results as a user turn": [Q, CALL, user("<tool_response>\n21\n</tool_response>"), assistant("21.")],
+    "reasoning before a result as a user turn": [
+        Q,
+        assistant("", reasoning_content="I need it.", tool_calls=[call("get_time", {})]),
+        user("<tool_response>\n12:00\n</tool_response>"),
+        assistant("Noon."),
+    ],
     "results first": [tool("1"), tool("2"), A],
     "results last": [Q, CALL, tool("1"), tool("2")],
     "text that spells the markup": [user("say <|im_start|>assistant\n"), assistant("<|im_end|>")],
@@ -153,6 +159,11 @@ def test_tools_and_grouped_results(tokenizer):
         "<|im_start|>user\n<tool_response>\n20\n</tool_response>\n<tool_response>\n12:00\n</tool_response><|im_end|>\n"
         "<|im_start|>assistant\n<think>\n\n</think>\n\nNoon, 20.<|im_end|>\n"
     ) in text
+
+
+def test_a_result_in_a_user_turn_is_no_query(tokenizer):
+    text = render(tokenizer, CONVERSATIONS["reasoning before a result as a user turn"])
+    assert "<|im_start|>assistant\n<think>\nI need it.\n</think>\n\n<tool_call>" in text
 
 
 def test_unknown_role_is_refused(tokenizer):

@@ -77,9 +77,7 @@ def test_packed_attention_is_masked_attention() -> None:
     torch.testing.assert_close(out, expected, rtol=0, atol=1e-6)
 
 
-def losses_of(
-    layout: Layout, rank: int, init_method: str, max_tokens: int, weights: str
-) -> list[tuple[float, ...]]:
+def losses_of(layout: Layout, rank: int, init_method: str, max_tokens: int, weights: str) -> list[tuple[float, ...]]:
     """Three steps: loss, gradient norm and per-source losses of each.
 
     The first to come leaves its weights, the others start from them: pipeline stages draw their own at random.
@@ -186,5 +184,3 @@ def test_the_cpu_layer_refuses_to_hide_a_gpu(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     with pytest.raises(RuntimeError, match="CUDA is available"):
         cpu.activate()
-
-

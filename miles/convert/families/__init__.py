@@ -49,7 +49,7 @@ GATE_UP = Layout(fuse=torch.cat, split=lambda whole: list(whole.chunk(2)))
 
 
 def qkv_layout(shape: ModelShape) -> Layout:
-    """Rows by key/value group: the group's queries, its key, its value. With 2 groups of 2 heads: q0 q1 k0 v0 q2 q3 k1 v1."""
+    """Rows by key/value group: its queries, its key, its value. 2 groups of 2 heads: q0 q1 k0 v0 q2 q3 k1 v1."""
     heads = shape.num_attention_heads // shape.num_query_groups
     rows = [heads * shape.kv_channels, shape.kv_channels, shape.kv_channels]
 

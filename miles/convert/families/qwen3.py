@@ -26,12 +26,8 @@ def parameters(shape: ModelShape) -> tuple[Parameter, ...]:
             ((queries, hidden), (keys, hidden), (keys, hidden)),
             qkv_layout(shape),
         ),
-        Parameter(
-            f"{layers}.self_attention.q_layernorm.weight", (f"{attention}.q_norm.weight",), ((head,),), PLAIN
-        ),
-        Parameter(
-            f"{layers}.self_attention.k_layernorm.weight", (f"{attention}.k_norm.weight",), ((head,),), PLAIN
-        ),
+        Parameter(f"{layers}.self_attention.q_layernorm.weight", (f"{attention}.q_norm.weight",), ((head,),), PLAIN),
+        Parameter(f"{layers}.self_attention.k_layernorm.weight", (f"{attention}.k_norm.weight",), ((head,),), PLAIN),
         Parameter(
             f"{layers}.self_attention.linear_proj.weight",
             (f"{attention}.o_proj.weight",),

@@ -1,0 +1,179 @@
+"""A run's folder -> what a person looks at: report.html, loss.png, and the first batch in the terminal."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader
+from rich.console import Console
+
+from miles import storage
+from miles.data import preview
+from miles.data.config import EncodeConfig
+from miles.data.feed import FIRST_BATCH, REJECTS
+from miles.data.tokenizer import load_tokenizer
+from miles.errors import SourceError
+
+MAX_REJECTS = 50
+
+Metrics = Mapping[str, Any]
+
+
+def read_metrics(folder: str) -> list[Metrics]:
+    """The lines of metrics.jsonl.
+
+    Raises:
+        SourceError: there is none, or it is empty.
+    """
+    path = storage.join(folder, "metrics.jsonl")
+    if not storage.exists(path):
+        raise SourceError(f"{path}: no such file; expected the folder of a run (--output-dir, or --save)")
+    lines = [json.loads(line) for line in storage.read_text(path).splitlines()]
+    if not lines:
+        raise SourceError(f"{path}: no step was trained yet")
+    return lines
+
+
+def write_report(folder: str, prepared: Sequence[str] = ()) -> tuple[str, str]:
+    """Writes report.html, which needs no network, and loss.png.
+
+    Args:
+        folder: of a run (fsspec URL).
+        prepared: folders that `miles prepare` wrote, whose ledgers are shown in place of the run's own.
+
+    Returns:
+        both paths.
+    """
+    metrics = read_metrics(folder)
+    rejects, ledger = _ledgers(folder, prepared)
+    fed, origin = "", ""
+    first = _first_batch(folder)
+    if first is not None:
+        tokenizer = load_tokenizer(EncodeConfig(first["tokenizer"]))
+        segments = [segment for batch in first["micro_batches"] for segment in batch]
+        longest = max(segments[:20], key=lambda segment: len(segment["input_ids"]))
+        fed = preview.to_html((longest["input_ids"], longest["loss_mask"]), tokenizer)
+        origin = f"Row {longest['row']} of {longest['file']}."
+    environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True)
+    page = environment.get_template("report.html.jinja").render(
+        name=folder.rstrip("/").rsplit("/", 1)[-1],
+        steps=len(metrics),
+        epoch=metrics[-1]["sft/epoch"],
+        numbers=_numbers(metrics),
+        chart=base64.b64encode(_chart(metrics)).decode(),
+        verdict=verdict(metrics),
+        ledger=ledger,
+        rejects=rejects[:MAX_REJECTS],
+        fed=fed,
+        origin=origin,
+    )
+    html_path, png_path = storage.join(folder, "report.html"), storage.join(folder, "loss.png")
+    storage.write_text(html_path, page)
+    fs, path = storage.filesystem(png_path)
+    fs.pipe_file(path, _chart(metrics, only_loss=True))
+    return html_path, png_path
+
+
+def inspect_run(folder: str, console: Console, num_samples: int) -> None:
+    """Prints what the model was fed first, coloured by its mask.
+
+    Raises:
+        SourceError: the run kept no first batch.
+    """
+    first = _first_batch(folder)
+    if first is None:
+        raise SourceError(f"{storage.join(folder, FIRST_BATCH)}: no such file; expected the folder of a run")
+    tokenizer = load_tokenizer(EncodeConfig(first["tokenizer"]))
+    segments = [segment for batch in first["micro_batches"] for segment in batch]
+    for segment in segments[:num_samples]:
+        trained = sum(segment["loss_mask"])
+        console.rule(
+            f"{segment['source']} · {segment['file']} row {segment['row']} · {len(segment['input_ids'])} tokens, "
+            f"{trained} trained",
+            align="left",
+        )
+        console.print(preview.to_text((segment["input_ids"], segment["loss_mask"]), tokenizer))
+    console.print(f"[dim]{min(num_samples, len(segments))} of the first step's {len(segments)} samples[/dim]")
+
+
+def verdict(metrics: Sequence[Metrics]) -> str:
+    """Whether the loader kept the trainers waiting, and which stage to look at."""
+    later = metrics[1:] or metrics
+    waited = sum(line["data/wait_seconds"] for line in later)
+    total = sum(line["perf/step_seconds"] for line in later)
+    empty = sum(line["data/prefetch_queue_depth"] == 0 for line in later)
+    stages = {
+        name: sum(line[f"data/{name}_seconds"] for line in later) for name in ("read", "normalize", "encode", "pack")
+    }
+    slowest = max(stages, key=lambda name: stages[name])
+    text = f"After the first step the trainers waited {waited:.2f} s of {total:.1f} s for data ({waited / total:.1%}); "
+    text += f"the queue was empty at {empty} of {len(later)} steps. "
+    if waited > 0.05 * total:
+        return text + f"The loader limits this run, most of all the stage “{slowest}”: raise --loader-cpus."
+    return text + "The loader keeps up."
+
+
+def _numbers(metrics: Sequence[Metrics]) -> list[tuple[str, str]]:
+    first, last, later = metrics[0], metrics[-1], metrics[1:] or metrics
+    tokens = sum(line["data/num_tokens"] for line in later) / sum(line["perf/step_seconds"] for line in later)
+    return [
+        ("loss, first step", f"{first['sft/loss']:.3f}"),
+        ("loss, last step", f"{last['sft/loss']:.3f}"),
+        ("trained tokens", f"{last['sft/tokens_seen']:,}"),
+        ("tokens per second", f"{tokens:,.0f}"),
+    ]
+
+
+def _ledgers(folder: str, prepared: Sequence[str]) -> tuple[list[dict[str, Any]], dict[str, dict[str, int]]]:
+    rejects: list[dict[str, Any]] = []
+    totals: dict[str, dict[str, int]] = {}
+    for place in prepared or (folder,):
+        path = storage.join(place, REJECTS)
+        if storage.exists(path):
+            rejects += [json.loads(line) for line in storage.read_text(path).splitlines()]
+    for place in prepared:
+        totals.update(json.loads(storage.read_text(storage.join(place, "summary.json")))["ledger"])
+    if not prepared and storage.exists(storage.join(folder, "ledger.json")):
+        totals = json.loads(storage.read_text(storage.join(folder, "ledger.json")))
+    return rejects, totals
+
+
+def _first_batch(folder: str) -> dict[str, Any] | None:
+    path = storage.join(folder, FIRST_BATCH)
+    if not storage.exists(path):
+        return None
+    content: dict[str, Any] = json.loads(storage.read_text(path))
+    return content
+
+
+def _chart(metrics: Sequence[Metrics], *, only_loss: bool = False) -> bytes:
+    """A PNG."""
+    from matplotlib.figure import Figure
+
+    steps = [line["step"] for line in metrics]
+    figure = Figure(figsize=(8, 4.2) if only_loss else (10, 6.4), layout="constrained")
+    axes = [figure.subplots()] if only_loss else list(figure.subplots(2, 2).flat)
+    axes[0].plot(steps, [line["sft/loss"] for line in metrics], color="#2463eb")
+    axes[0].set(title="sft/loss", ylim=(0, None))
+    if not only_loss:
+        for name in sorted({key for line in metrics for key in line if key.startswith("sft/loss/")}):
+            points = [(line["step"], line[name]) for line in metrics if name in line]
+            axes[1].plot(*zip(*points, strict=True), label=name.removeprefix("sft/loss/"))
+        axes[1].set(title="sft/loss by source", ylim=(0, None))
+        axes[1].legend(frameon=False)
+        axes[2].step(steps, [line["data/prefetch_queue_depth"] for line in metrics], where="mid", color="#16a34a")
+        axes[2].set(title="data/prefetch_queue_depth", ylim=(0, None))
+        axes[3].plot(steps, [line["perf/tokens_per_second"] for line in metrics], color="#9333ea")
+        axes[3].set(title="perf/tokens_per_second", ylim=(0, None))
+    for axis in axes:
+        axis.set_xlabel("step")
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(alpha=0.25)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    return buffer.getvalue()

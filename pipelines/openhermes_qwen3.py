@@ -1,0 +1,54 @@
+"""OpenHermes-2.5 on Qwen3-4B-Base, eight GPUs of one node: the recipe of the README.
+
+python -m pipelines.openhermes_qwen3 --hf-checkpoint Qwen3-4B-Base --data messages/ --ref-load megatron/ --save run/
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from miles.data.config import DataConfig, EncodeConfig, OrderConfig, PackConfig, SourceConfig, StreamConfig
+from miles.train.config import ClusterConfig, TrainConfig
+from miles.train.loop import train
+from miles.train.optimizer import OptimizerSettings
+
+
+def config(hf_checkpoint: str, data: str, ref_load: str, save: str, num_gpus: int = 8) -> TrainConfig:
+    """One epoch, 128 rows a step, cosine from 1e-5.
+
+    Args:
+        hf_checkpoint: folder with config.json and tokenizer.
+        data: what `miles prepare openhermes` wrote, or any files of rows.
+        ref_load: the converted checkpoint.
+        save: where checkpoints go.
+    """
+    max_tokens = 9216
+    return TrainConfig(
+        hf_checkpoint=hf_checkpoint,
+        ref_load=ref_load,
+        save=save,
+        data=DataConfig(
+            sources=(SourceConfig("openhermes", (data,)),),
+            order=OrderConfig(batch_size=128, shuffle=True, num_epoch=1),
+            encode=EncodeConfig(hf_checkpoint, max_sample_tokens=max_tokens),
+            pack=PackConfig(dp_size=num_gpus, max_tokens_per_gpu=max_tokens),
+            stream=StreamConfig(loader_cpus=8),
+        ),
+        save_interval=500,
+        optimizer=OptimizerSettings(lr=1e-5, lr_decay_style="cosine", lr_warmup_iters=100),
+        cluster=ClusterConfig(gpus_per_node=num_gpus),
+        bf16=True,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    for flag in ("--hf-checkpoint", "--data", "--ref-load", "--save"):
+        parser.add_argument(flag, required=True)
+    parser.add_argument("--num-gpus", type=int, default=8)
+    flags = parser.parse_args()
+    train(config(flags.hf_checkpoint, flags.data, flags.ref_load, flags.save, flags.num_gpus))
+
+
+if __name__ == "__main__":
+    main()
