@@ -44,7 +44,7 @@ HELD_OUT = [
 
 
 def demo_config(folder: Path) -> TrainConfig:
-    """The demo's run, complete: two data-parallel trainers, two sources, six epochs."""
+    """The demo's run, complete: two data-parallel trainers, two sources, eight epochs."""
     return TrainConfig(
         hf_checkpoint=str(folder / "hf"),
         ref_load=str(folder / "megatron"),
@@ -52,12 +52,12 @@ def demo_config(folder: Path) -> TrainConfig:
         output_dir=str(folder),
         data=DataConfig(
             sources=tuple(SourceConfig(name, (str(folder / "data" / name),)) for name in rows.FILES),
-            order=OrderConfig(batch_size=16, seed=7, shuffle=True, num_epoch=6),
+            order=OrderConfig(batch_size=16, seed=7, shuffle=True, num_epoch=8),
             encode=EncodeConfig(str(folder / "hf"), max_sample_tokens=MAX_SAMPLE_TOKENS),
             pack=PackConfig(dp_size=2, max_tokens_per_gpu=2048),
             stream=StreamConfig(loader_cpus=1, prefetch_steps=8),
         ),
-        save_interval=123,
+        save_interval=164,
         optimizer=OptimizerSettings(
             lr=3e-3, min_lr=3e-4, lr_decay_style="cosine", lr_warmup_iters=12, weight_decay=0.01
         ),

@@ -1,0 +1,1 @@
+"""The trainers: Megatron ranks fed by the data stream. See loop.py for the run as a whole."""
