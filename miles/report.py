@@ -54,7 +54,7 @@ def write_report(folder: str, prepared: Sequence[str] = ()) -> tuple[str, str]:
     fed, origin = "", ""
     first = _first_batch(folder)
     if first is not None:
-        tokenizer = load_tokenizer(EncodeConfig(first["tokenizer"]))
+        tokenizer = load_tokenizer(EncodeConfig(first["tokenizer"], chat_template=""))
         segments = [segment for batch in first["micro_batches"] for segment in batch]
         longest = max(segments[:20], key=lambda segment: len(segment["input_ids"]))
         fed = preview.to_html((longest["input_ids"], longest["loss_mask"]), tokenizer)
@@ -88,7 +88,7 @@ def inspect_run(folder: str, console: Console, num_samples: int) -> None:
     first = _first_batch(folder)
     if first is None:
         raise SourceError(f"{storage.join(folder, FIRST_BATCH)}: no such file; expected the folder of a run")
-    tokenizer = load_tokenizer(EncodeConfig(first["tokenizer"]))
+    tokenizer = load_tokenizer(EncodeConfig(first["tokenizer"], chat_template=""))
     segments = [segment for batch in first["micro_batches"] for segment in batch]
     for segment in segments[:num_samples]:
         trained = sum(segment["loss_mask"])

@@ -1,0 +1,143 @@
+"""Hugging Face -> Megatron -> Hugging Face: nothing lost, the same logits, mistakes named."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from miles.architecture import ModelShape
+from miles.convert.hf_to_megatron import hf_to_megatron
+from miles.convert.megatron_to_hf import megatron_to_hf
+from miles.errors import CheckpointError
+from miles.train.topology import Layout
+from tests.train.ranks import SETTINGS, run_ranks
+
+
+def make_hf(folder: Path, *, tied: bool, dtype: torch.dtype = torch.float32) -> Path:
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    config = Qwen3Config(
+        vocab_size=192,
+        hidden_size=48,
+        intermediate_size=80,
+        num_hidden_layers=3,
+        num_attention_heads=6,
+        num_key_value_heads=2,
+        head_dim=16,
+        max_position_embeddings=128,
+        tie_word_embeddings=tied,
+        rope_theta=10_000.0,
+    )
+    torch.manual_seed(5)
+    model = Qwen3ForCausalLM(config).to(dtype)
+    for name, parameter in model.named_parameters():  # norms that do something
+        if "norm" in name:
+            torch.nn.init.uniform_(parameter, 0.5, 1.5)
+        else:
+            torch.nn.init.normal_(parameter, std=0.1)
+    model.save_pretrained(folder)
+    (folder / "chat_template.jinja").write_text("{{ messages }}")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("tied", "dtype"), [(True, torch.float32), (False, torch.float32), (False, torch.bfloat16)]
+)
+def test_there_and_back_every_tensor_is_bit_identical(tmp_path: Path, tied: bool, dtype: torch.dtype) -> None:
+    source = make_hf(tmp_path / "hf", tied=tied, dtype=dtype)
+    hf_to_megatron(str(source), str(tmp_path / "megatron"))
+    assert (tmp_path / "megatron/latest_checkpointed_iteration.txt").read_text() == "release"
+    megatron_to_hf(str(tmp_path / "megatron"), str(source), str(tmp_path / "back"))
+    before, after = load_file(source / "model.safetensors"), load_file(tmp_path / "back/model.safetensors")
+    assert before.keys() == after.keys()
+    for name in before:
+        assert before[name].dtype == after[name].dtype == dtype
+        assert torch.equal(before[name], after[name]), name
+    assert {file.name for file in source.iterdir()} == {file.name for file in (tmp_path / "back").iterdir()}
+
+
+def megatron_logits(layout: Layout, rank: int, init_method: str, hf: str, load: str, ids: list[int]) -> np.ndarray:
+    """The converted checkpoint in a real GPTModel."""
+    from miles.train import checkpoint
+    from miles.train.step import Trainer, start_rank
+
+    start_rank(layout, rank, init_method, seed=0, timeout_minutes=2)
+    trainer = Trainer(ModelShape.from_hf_folder(hf), layout, rank, SETTINGS, 10, 1, bf16=False)
+    stored = {getattr(value, "key", None) for value in trainer.gpt.sharded_state_dict().values()}
+    from megatron.core.dist_checkpointing import load_tensors_metadata
+
+    found = checkpoint.find(load)
+    assert found is not None
+    assert set(load_tensors_metadata(found.url)) == {key for key in stored if not key.endswith("_extra_state")}
+    checkpoint.load(trainer, found, model_only=True)
+    return trainer.logits(ids)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tied", [True, False])
+def test_megatron_and_transformers_give_the_same_logits(tmp_path: Path, tied: bool) -> None:
+    from transformers import AutoModelForCausalLM
+
+    source = make_hf(tmp_path / "hf", tied=tied)
+    hf_to_megatron(str(source), str(tmp_path / "megatron"))
+    ids = np.random.default_rng(1).integers(0, 192, 50).tolist()
+    with torch.no_grad():
+        expected = AutoModelForCausalLM.from_pretrained(source)(torch.tensor([ids])).logits[0].numpy()
+    (got,) = run_ranks(megatron_logits, Layout(1), str(source), str(tmp_path / "megatron"), ids)
+    assert np.abs(expected).max() > 0.1
+    assert np.abs(got - expected).max() < 1e-4
+
+
+def edit_tensors(folder: Path, change: Any) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.pop("model.norm.weight"), r"model\.norm\.weight is missing"),
+        (lambda t: t.update({"model.odd": torch.ones(1)}), r"knows nothing of: model\.odd"),
+        (lambda t: t.update({"model.norm.weight": torch.ones(7)}), r"model\.norm\.weight has shape \(7,\)"),
+    ],
+    ids=["missing", "extra", "shape"],
+)
+def test_a_wrong_tensor_is_named_and_nothing_looks_complete(tmp_path: Path, change: Any, message: str) -> None:
+    source = make_hf(tmp_path / "hf", tied=True)
+    edit_tensors(source, change)
+    with pytest.raises(CheckpointError, match=message):
+        hf_to_megatron(str(source), str(tmp_path / "megatron"))
+    assert not (tmp_path / "megatron/latest_checkpointed_iteration.txt").exists()
+
+
+def test_bad_checkpoints_are_refused_by_name(tmp_path: Path) -> None:
+    source = make_hf(tmp_path / "hf", tied=True)
+    with pytest.raises(CheckpointError, match=r"nowhere/config\.json: no such file"):
+        hf_to_megatron(str(tmp_path / "nowhere"), str(tmp_path / "megatron"))
+    with pytest.raises(CheckpointError, match="latest_checkpointed_iteration.txt is missing"):
+        megatron_to_hf(str(tmp_path / "hf"), str(source), str(tmp_path / "back"))
+
+    hf_to_megatron(str(source), str(tmp_path / "megatron"))
+    other = shutil.copytree(source, tmp_path / "other")
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 4}))
+    with pytest.raises(CheckpointError, match="num_layers is 3 in the checkpoint, 4 in the configuration"):
+        megatron_to_hf(str(tmp_path / "megatron"), str(other), str(tmp_path / "back"))
+    assert not (tmp_path / "back").exists()
+
+    (other / "config.json").write_text(json.dumps({**config, "model_type": "mamba"}))
+    with pytest.raises(CheckpointError, match="model_type 'mamba'"):
+        hf_to_megatron(str(other), str(tmp_path / "m2"))
+
+    whole = (source / "model.safetensors").read_bytes()
+    (source / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(CheckpointError, match="truncated or not a safetensors file"):
+        hf_to_megatron(str(source), str(tmp_path / "m3"))

@@ -1,0 +1,119 @@
+"""The commands as a user types them, in processes of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+def miles(*words: str | Path, expect: int = 0, limit: float = 240) -> str:
+    """Runs a command line; its output, both streams."""
+    done = subprocess.run(
+        [sys.executable, "-m", "miles.cli", *map(str, words)],
+        capture_output=True,
+        text=True,
+        timeout=limit,
+        env={**os.environ, "COLUMNS": "200"},
+    )
+    assert done.returncode == expect, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    folder = tmp_path_factory.mktemp("demo") / "run"
+    return folder, miles("demo", "--output", folder)
+
+
+@pytest.mark.slow
+def test_the_demo_keeps_its_promises(demo: tuple[Path, str]) -> None:
+    folder, printed = demo
+    metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in metrics] == list(range(len(metrics)))
+    assert metrics[-1]["sft/loss"] < 0.6 * metrics[0]["sft/loss"]
+    wanted = {
+        *("sft/loss", "sft/per_token_loss", "sft/tokens_seen", "sft/epoch", "sft/loss/chat", "sft/loss/code"),
+        *("sft/grad_norm", "sft/lr", "data/prefetch_queue_depth", "data/wait_seconds", "data/pack_fill"),
+        *("data/dp_imbalance", "perf/step_seconds", "perf/tokens_per_second", "perf/tflops_per_gpu"),
+    }
+    assert wanted <= metrics[0].keys()
+    assert metrics[-1]["sft/epoch"] == 8
+    assert (folder / "checkpoints/latest_checkpointed_iteration.txt").read_text() == str(len(metrics))
+    assert len(list((folder / "checkpoints").glob("iter_*"))) == 2, "one midway, one at the end"
+    assert "largest difference" in printed
+    assert "answered:" in printed
+    for reason in ("no_messages", "unknown_role", "malformed_json", "bad_message"):
+        assert reason in printed
+    ledger = json.loads((folder / "ledger.json").read_text())
+    assert ledger == {"chat": {"read": 3280, "trained": 3280}, "code": {"read": 1904, "trained": 1904}}
+    page = (folder / "report.html").read_text()
+    assert "data:image/png;base64," in page
+    assert "unknown_role" in page
+    assert 'src="http' not in page
+    assert 'href="http' not in page
+    assert (folder / "loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_what_the_model_was_fed_can_be_looked_at(demo: tuple[Path, str]) -> None:
+    printed = miles("inspect", demo[0], "--samples", "2")
+    assert "<|im_start|>assistant" in printed
+    assert "trained" in printed
+
+
+@pytest.mark.slow
+def test_a_run_stops_goes_on_and_says_when_it_is_finished(demo: tuple[Path, str], tmp_path: Path) -> None:
+    folder, _ = demo
+    line = [
+        *("train", "--hf-checkpoint", folder / "hf", "--ref-load", folder / "megatron"),
+        *("--prompt-data", "chat", folder / "data/chat", "code", folder / "data/code"),
+        *("--rollout-batch-size", "32", "--global-batch-size", "32", "--max-tokens-per-gpu", "2048"),
+        *("--rollout-shuffle", "--num-rollout", "6", "--lr", "1e-3"),
+    ]
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    miles(*line, "--save", whole)
+    miles(*line, "--save", broken, "--save-interval", "3")
+    (broken / "latest_checkpointed_iteration.txt").write_text("3")  # as if it had been killed after step 5
+    shutil.rmtree(broken / "iter_0000006")
+    printed = miles(*line, "--save", broken, "--actor-num-gpus-per-node", "2")
+    assert "going on at step 3" in printed
+
+    def read(run: Path) -> list[dict[str, float]]:
+        return [json.loads(text) for text in (run / "metrics.jsonl").read_text().splitlines()]
+
+    for one, other in zip(read(whole), read(broken), strict=True):
+        assert one["data/step_fingerprint"] == other["data/step_fingerprint"]
+        assert one["sft/loss"] == pytest.approx(other["sft/loss"], rel=1e-4)
+        assert one["sft/tokens_seen"] == other["sft/tokens_seen"]
+    assert "finished" in miles(*line, "--save", broken, expect=1)
+    refused = miles(*line, "--save", broken, "--rollout-seed", "9", expect=1)
+    assert "seed: the checkpoint has 42, this run 9" in refused
+
+    other_model = tmp_path / "other"
+    shutil.copytree(folder / "hf", other_model)
+    config = json.loads((other_model / "config.json").read_text())
+    (other_model / "config.json").write_text(json.dumps({**config, "intermediate_size": 256}))
+    line[2] = other_model
+    assert "ffn_hidden_size is 384 in the checkpoint, 256 in the configuration" in miles(*line, "--save", tmp_path / "x", expect=1)
+
+
+def test_mistakes_get_one_clear_line(tmp_path: Path) -> None:
+    printed = miles("convert", "hf-to-megatron", "--hf-checkpoint", tmp_path, "--save", tmp_path / "out", expect=1)
+    assert "config.json: no such file" in printed
+    printed = miles("inspect", tmp_path, expect=1)
+    assert "first_batch.json: no such file" in printed
+    printed = miles("train", "--loss-type", "dpo", "--prompt-data", "x", "--save", "y", "--hf-checkpoint", "z", expect=1)
+    assert "this is SFT only" in printed
+    (tmp_path / "rows.jsonl").write_text("{}\n")
+    printed = miles(
+        *("prepare", "rows", "--source", tmp_path / "rows.jsonl", "--tokenizer", tmp_path, "--output", tmp_path / "o"),
+        expect=1,
+    )
+    assert "tokenizer" in printed
