@@ -47,9 +47,7 @@ def make_hf(folder: Path, *, tied: bool, dtype: torch.dtype = torch.float32) -> 
     return folder
 
 
-@pytest.mark.parametrize(
-    ("tied", "dtype"), [(True, torch.float32), (False, torch.float32), (False, torch.bfloat16)]
-)
+@pytest.mark.parametrize(("tied", "dtype"), [(True, torch.float32), (False, torch.float32), (False, torch.bfloat16)])
 def test_there_and_back_every_tensor_is_bit_identical(tmp_path: Path, tied: bool, dtype: torch.dtype) -> None:
     source = make_hf(tmp_path / "hf", tied=tied, dtype=dtype)
     hf_to_megatron(str(source), str(tmp_path / "megatron"))

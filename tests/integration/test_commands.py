@@ -101,7 +101,9 @@ def test_a_run_stops_goes_on_and_says_when_it_is_finished(demo: tuple[Path, str]
     config = json.loads((other_model / "config.json").read_text())
     (other_model / "config.json").write_text(json.dumps({**config, "intermediate_size": 256}))
     line[2] = other_model
-    assert "ffn_hidden_size is 384 in the checkpoint, 256 in the configuration" in miles(*line, "--save", tmp_path / "x", expect=1)
+    assert "ffn_hidden_size is 384 in the checkpoint, 256 in the configuration" in miles(
+        *line, "--save", tmp_path / "x", expect=1
+    )
 
 
 def test_mistakes_get_one_clear_line(tmp_path: Path) -> None:
@@ -109,7 +111,9 @@ def test_mistakes_get_one_clear_line(tmp_path: Path) -> None:
     assert "config.json: no such file" in printed
     printed = miles("inspect", tmp_path, expect=1)
     assert "first_batch.json: no such file" in printed
-    printed = miles("train", "--loss-type", "dpo", "--prompt-data", "x", "--save", "y", "--hf-checkpoint", "z", expect=1)
+    printed = miles(
+        "train", "--loss-type", "dpo", "--prompt-data", "x", "--save", "y", "--hf-checkpoint", "z", expect=1
+    )
     assert "this is SFT only" in printed
     (tmp_path / "rows.jsonl").write_text("{}\n")
     printed = miles(

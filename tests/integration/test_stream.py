@@ -125,9 +125,7 @@ def test_two_ranks_read_the_same_steps_and_a_slow_trainer_fills_the_queue(
     assert all((depth == 0) == (wait > 0) for _, _, depth, wait in got[0])
 
 
-def test_the_cursor_resumes_and_refuses_other_settings(
-    config: DataConfig, unbroken: list[Any], tmp_path: Path
-) -> None:
+def test_the_cursor_resumes_and_refuses_other_settings(config: DataConfig, unbroken: list[Any], tmp_path: Path) -> None:
     feed = open_feed(config, tmp_path)
     readers = [Consumer.remote() for _ in range(2)]
     for step in range(4):
@@ -145,9 +143,7 @@ def test_the_cursor_resumes_and_refuses_other_settings(
         open_feed(other, tmp_path, cursor)
     resumed = open_feed(config, tmp_path, cursor)
     assert resumed.first_step == 4
-    got = ray.get(
-        [one.read.remote(resumed.handle, rank, 4, len(unbroken), 0.0) for rank, one in enumerate(readers)]
-    )[0]
+    got = ray.get([one.read.remote(resumed.handle, rank, 4, len(unbroken), 0.0) for rank, one in enumerate(readers)])[0]
     resumed.close()
     assert [step[1] for step in got] == [report.fingerprint for report in unbroken[4:]]
 
