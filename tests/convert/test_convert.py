@@ -120,7 +120,7 @@ def test_bad_checkpoints_are_refused_by_name(tmp_path: Path) -> None:
     source = make_hf(tmp_path / "hf", tied=True)
     with pytest.raises(CheckpointError, match=r"nowhere/config\.json: no such file"):
         hf_to_megatron(str(tmp_path / "nowhere"), str(tmp_path / "megatron"))
-    with pytest.raises(CheckpointError, match="latest_checkpointed_iteration.txt is missing"):
+    with pytest.raises(CheckpointError, match=r"latest_checkpointed_iteration\.txt is missing"):
         megatron_to_hf(str(tmp_path / "hf"), str(source), str(tmp_path / "back"))
 
     hf_to_megatron(str(source), str(tmp_path / "megatron"))

@@ -138,8 +138,8 @@ def test_the_cursor_resumes_and_refuses_other_settings(config: DataConfig, unbro
     first = json.loads((tmp_path / "first_batch.json").read_text())
     assert {segment["source"] for batch in first["micro_batches"] for segment in batch} == {"chat", "code"}
 
+    other = dataclasses.replace(config, order=dataclasses.replace(config.order, seed=5))
     with pytest.raises(CheckpointError, match=r"seed: the checkpoint has 3, this run 5"):
-        other = dataclasses.replace(config, order=dataclasses.replace(config.order, seed=5))
         open_feed(other, tmp_path, cursor)
     resumed = open_feed(config, tmp_path, cursor)
     assert resumed.first_step == 4
@@ -154,7 +154,7 @@ def test_a_source_that_changed_reaches_the_trainer_as_our_error(config: DataConf
     changed = dataclasses.replace(config, sources=(SourceConfig("chat", (str(copy),)),))
     manifest = build_manifest(changed.sources)
     copy.write_bytes(copy.read_bytes() + b"\n{}")
-    with pytest.raises(SourceError, match="rows.jsonl"):
+    with pytest.raises(SourceError, match=r"rows\.jsonl"):
         list(pipeline.iterate(pipeline.build(manifest, changed)))
 
 

@@ -36,13 +36,41 @@ def test_an_sft_launch_line_of_miles_runs(base: list[str]) -> None:
     config = parse(
         [
             *base,
-            *"--rollout-function-path miles.rollout.sft_rollout.generate_rollout --loss-type sft_loss".split(),
-            *"--calculate-per-token-loss --disable-compute-advantages-and-returns --debug-train-only".split(),
-            *"--rollout-shuffle --rollout-seed 7 --num-epoch 3 --rollout-batch-size 128 --global-batch-size 128".split(),
-            *"--use-dynamic-batch-size --max-tokens-per-gpu 9216 --actor-num-gpus-per-node 8".split(),
-            *"--tensor-model-parallel-size 2 --lr 1e-5 --lr-decay-style cosine --lr-warmup-iters 100".split(),
-            *"--swiglu --num-layers 36 --hidden-size 2560 --group-query-attention --num-query-groups 8".split(),
-            *"--kv-channels 128 --qk-layernorm --normalization RMSNorm --rotary-base 1000000".split(),
+            *["--rollout-function-path", "miles.rollout.sft_rollout.generate_rollout", "--loss-type", "sft_loss"],
+            *["--calculate-per-token-loss", "--disable-compute-advantages-and-returns", "--debug-train-only"],
+            *[
+                "--rollout-shuffle",
+                "--rollout-seed",
+                "7",
+                "--num-epoch",
+                "3",
+                "--rollout-batch-size",
+                "128",
+                "--global-batch-size",
+                "128",
+            ],
+            *["--use-dynamic-batch-size", "--max-tokens-per-gpu", "9216", "--actor-num-gpus-per-node", "8"],
+            *[
+                "--tensor-model-parallel-size",
+                "2",
+                "--lr",
+                "1e-5",
+                "--lr-decay-style",
+                "cosine",
+                "--lr-warmup-iters",
+                "100",
+            ],
+            *[
+                "--swiglu",
+                "--num-layers",
+                "36",
+                "--hidden-size",
+                "2560",
+                "--group-query-attention",
+                "--num-query-groups",
+                "8",
+            ],
+            *["--kv-channels", "128", "--qk-layernorm", "--normalization", "RMSNorm", "--rotary-base", "1000000"],
         ]
     )
     assert (config.data.order.batch_size, config.data.order.seed, config.data.order.shuffle) == (128, 7, True)
