@@ -184,3 +184,14 @@ def test_a_missing_source_and_a_wrong_tokenizer_are_named(config: DataConfig, tm
         prepare("x", source=str(tmp_path / "nowhere.parquet"), tokenizer=config.encode.tokenizer)
     with pytest.raises(MilesError, match="tokenizer"):
         prepare("x", source=str(rows.paths()["chat"]), tokenizer=str(tmp_path))
+
+
+def test_a_cluster_that_cannot_hold_the_loader_is_refused(config: DataConfig, tmp_path: Path) -> None:
+    from miles.errors import ClusterError
+    from miles.train.config import TrainConfig
+    from miles.train.loop import ray_cluster
+
+    greedy = dataclasses.replace(config, stream=StreamConfig(loader_cpus=3))
+    run = TrainConfig(hf_checkpoint="hf", ref_load="megatron", save=str(tmp_path), data=greedy)
+    with pytest.raises(ClusterError, match="2 CPUs; the trainers and --loader-cpus 3 need 3"), ray_cluster(run):
+        pass
