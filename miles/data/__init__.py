@@ -1,7 +1,13 @@
-"""The data path: rows -> conversations -> tokens and masks -> packed steps. See README.md in this folder."""
+"""The data path: rows -> conversations -> tokens and masks -> packed steps. See README.md in this folder.
+
+`miles.data.prepare` and `miles.data.encode` are functions, imported with what they need when they are first used.
+"""
 
 from __future__ import annotations
 
+import importlib
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -11,14 +17,21 @@ if TYPE_CHECKING:
 __all__ = ["encode", "prepare"]
 
 
-def __getattr__(name: str) -> Any:
-    """Imports Ray and transformers when they are first wanted, not with the package."""
-    if name == "encode":
-        from miles.data.encode import encode
+class _Package(ModuleType):
+    """Keeps the import system from putting the modules `encode` and `prepare` in place of their functions.
 
-        return encode
-    if name == "prepare":
-        from miles.data.prepare import prepare
+    It does so whenever anybody first imports such a file, so that the same expression would be a function or a module
+    depending on what ran before.
+    """
 
-        return prepare
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in __all__ and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+    def __getattr__(self, name: str) -> Any:
+        if name in __all__:
+            return getattr(importlib.import_module(f"{__name__}.{name}"), name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+sys.modules[__name__].__class__ = _Package

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from miles import storage
 from miles.architecture import ModelShape
 from miles.data.types import StepReport
+from miles.errors import ConfigError
 from miles.train.step import StepResult
 
 
@@ -96,8 +97,10 @@ class MetricsLog:
         self._stream = open(storage.filesystem(self._path)[1], "a", buffering=1) if self._local else None  # noqa: SIM115
         self._board: Any = None
         if tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
-
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError as error:
+                raise ConfigError("--use-tensorboard needs its package: pip install miles[tensorboard]") from error
             self._board = SummaryWriter(storage.filesystem(storage.join(url, "tensorboard"))[1])
 
     @property
