@@ -107,13 +107,16 @@ class Summary:
     num_trained_tokens: int
     reasons: dict[str, int]
 
-    def lines(self) -> list[tuple[str, str]]:
-        """Label and value of each line of a card."""
+    def lines(self, set_rows: int) -> list[tuple[str, str]]:
+        """Label and value of each line of a card; of a sample the token count is scaled up to the set's rows."""
         tokens = int(self.lengths.sum())
+        total = (
+            f"{tokens:,}" if set_rows == self.num_rows else f"about {round(tokens * set_rows / self.num_rows, -3):,.0f}"
+        )
         quantiles = np.percentile(self.lengths, [50, 90, 99]).astype(int) if len(self.lengths) else [0, 0, 0]
         dropped = ", ".join(f"{count} {reason}" for reason, count in sorted(self.reasons.items())) or "none"
         return [
-            ("tokens", f"{tokens:,} ({tokens / max(len(self.lengths), 1):.0f} a row)"),
+            ("tokens", f"{total} ({tokens / max(len(self.lengths), 1):.0f} a row)"),
             ("trained", f"{self.num_trained_tokens / max(tokens, 1):.1%} of the tokens"),
             ("row length", f"median {quantiles[0]:,} · 90 % {quantiles[1]:,} · 99 % {quantiles[2]:,} tokens"),
             ("dropped", f"{dropped} of {self.num_rows:,} rows"),
@@ -143,7 +146,8 @@ class Preview:
 
     def _repr_html_(self) -> str:
         return "".join(
-            f"<div><b>row {row_id}</b>{preview.to_html(sample, self._tokenizer)}</div>"
+            f'<div style="font:14px system-ui,sans-serif;margin-top:.8em"><b>row {row_id}</b>'
+            f"{preview.to_html(sample, self._tokenizer)}</div>"
             for row_id, sample in self._samples
         )
 
@@ -316,7 +320,7 @@ class Prepared:
         return [
             ("rows", f"{self.num_rows:,} in {files} file(s)"),
             ("sources", ", ".join(self.sources)),
-            *summary.lines(),
+            *summary.lines(self.num_rows),
             ("numbers", basis),
         ]
 
