@@ -14,7 +14,6 @@ import dataclasses
 import json
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,11 +52,14 @@ class FeedActor:
     def __init__(self, manifest: Manifest, config: DataConfig, start_row: int, num_ranks: int) -> None:
         self._config = config
         self._changed = threading.Condition()
-        self._rows: dict[int, Any] = {}  # step -> its PACKED_STEP row
+        self._first_row: Any = None  # the PACKED_STEP row of the first step, until it is kept in the run's folder
         self._data: dict[int, list[Any]] = {}  # step -> a reference for each data rank
         self._reports: dict[int, StepReport] = {}  # until committed
         self._begun = [-1] * num_ranks
-        self._error: MilesError | None = None
+        self._asked = -1  # the newest step that any rank wanted
+        self._waited_since: float | None = None  # since when that step is waited for; None: it was ready
+        self._newest = -1  # the newest step that the stream gave
+        self._error: MilesError | None = None  # why none comes after it
         self._gauge = Gauge(
             "miles_data_prefetch_queue_depth", description="Steps ready when the trainer asked for the next one"
         )
@@ -65,24 +67,23 @@ class FeedActor:
 
     def fetch(self, step: int, dp_rank: int) -> list[Any]:
         """[reference to one rank's `Segments`]; waits until the step is ready. Measures nothing."""
-        self._wait_for(lambda: step in self._data, f"step {step}")
-        return [self._data[step][dp_rank]]
+        with self._changed:
+            self._wait_for(step)
+            return [self._data[step][dp_rank]]
 
     def begin(self, step: int, rank: int) -> StepReport:
         """To be called when `rank` needs the step now; the first call measures the queue depth and the wait."""
-        started = time.perf_counter()
         with self._changed:
-            is_first = step > max(self._begun)
-            depth = sum(ready >= step for ready in self._data) if step in self._data else 0
-        self._wait_for(lambda: step in self._data, f"step {step}")
-        with self._changed:
-            if is_first and step > max(self._begun):
-                waited = 0.0 if depth else time.perf_counter() - started
-                self._reports[step] = dataclasses.replace(self._reports[step], queue_depth=depth, wait_seconds=waited)
+            if step > self._asked:  # measured here, under the lock, and not after the wait: another rank may wake first
+                depth = sum(ready >= step for ready in self._data) if step in self._data else 0
+                self._asked, self._waited_since = step, None if depth else time.perf_counter()
                 self._gauge.set(depth)
+                if depth:
+                    self._reports[step] = dataclasses.replace(self._reports[step], queue_depth=depth)
+            self._wait_for(step)
             self._begun[rank] = max(self._begun[rank], step)
             for old in [old for old in self._data if old < min(self._begun)]:
-                del self._data[old], self._rows[old]
+                del self._data[old]
             self._changed.notify_all()
             return self._reports[step]
 
@@ -93,10 +94,10 @@ class FeedActor:
                 del self._reports[old]
             return self._reports[step]
 
-    def segments(self, step: int) -> list[list[dict[str, Any]]]:
-        """[micro-batches of all ranks][segments]: ids, token mask and row of a step that is still held."""
+    def first_segments(self) -> list[list[dict[str, Any]]]:
+        """[micro-batches of all ranks][segments]: ids, token mask and row of the first step; it is let go then."""
         with self._changed:
-            row = self._rows[step]
+            row, self._first_row = self._first_row, None
         batches = []
         for ids, mask, lengths, row_ids, _ in (batch for rank in stages.segments_by_rank(row) for batch in rank):
             start, segments = 0, []
@@ -110,29 +111,40 @@ class FeedActor:
     def _produce(self, manifest: Manifest, start_row: int) -> None:
         try:
             for row in pipeline.iterate(pipeline.build(manifest, self._config, start_row)):
-                report = stages.report_of(row)
-                references = [ray.put(rank) for rank in stages.segments_by_rank(row)]
-                with self._changed:
-                    self._changed.wait_for(self._has_room)
-                    self._rows[report.index], self._data[report.index] = row, references
-                    self._reports[report.index] = report
-                    self._changed.notify_all()
+                self._add(stages.report_of(row), row, [ray.put(rank) for rank in stages.segments_by_rank(row)])
+            end: MilesError = ClusterError(f"the data stream ended with step {self._newest}; none comes after it")
         except Exception as error:  # the thread's end: every waiting rank gets it
-            with self._changed:
-                self._error = pipeline.cause_of(error)
-                self._changed.notify_all()
+            end = pipeline.cause_of(error)
+        with self._changed:
+            self._error = end
+            self._changed.notify_all()
+
+    def _add(self, report: StepReport, row: Any, references: list[Any]) -> None:
+        """Makes a step ready, once there is room for it."""
+        with self._changed:
+            self._changed.wait_for(self._has_room)
+            if self._newest < 0:
+                self._first_row = row
+            if report.index == self._asked and self._waited_since is not None:
+                report = dataclasses.replace(report, wait_seconds=time.perf_counter() - self._waited_since)
+            self._newest, self._data[report.index], self._reports[report.index] = report.index, references, report
+            self._changed.notify_all()
 
     def _has_room(self) -> bool:
         newest = max(self._begun)
         return sum(step > newest for step in self._data) < self._config.stream.prefetch_steps
 
-    def _wait_for(self, ready: Callable[[], bool], what: str) -> None:
-        with self._changed:
-            if not self._changed.wait_for(lambda: ready() or self._error is not None, WAIT_SECONDS):
-                raise ClusterError(f"waited {WAIT_SECONDS:g} seconds for {what} of the data stream")
-            if not ready():
+    def _wait_for(self, step: int) -> None:
+        """Until the step is there; the lock is held by the caller."""
+        if not self._changed.wait_for(lambda: step <= self._newest or self._error is not None, WAIT_SECONDS):
+            raise ClusterError(f"waited {WAIT_SECONDS:g} seconds for step {step} of the data stream")
+        if step not in self._data:
+            if step > self._newest:
                 assert self._error is not None
                 raise self._error
+            raise ClusterError(
+                f"step {step} of the data stream is gone: every rank has gone beyond it, or it began later"
+            )
 
 
 class StepIterator:
@@ -202,6 +214,11 @@ class Feed:
         Raises:
             MilesError: a source, tokenizer or cursor that cannot be used.
         """
+        cpus = ray.cluster_resources().get("CPU", 0)
+        if cpus < config.stream.loader_cpus:  # Ray Data would wait for them for ever, and say nothing
+            raise ClusterError(
+                f"Ray has {cpus:g} CPUs; --loader-cpus {config.stream.loader_cpus} needs as many or more"
+            )
         encoder = stages.encoder_of(config.encode)
         manifest = build_manifest(config.sources)
         plan = stages.make_plan(manifest, config)
@@ -235,10 +252,14 @@ class Feed:
 
         Raises:
             DataError: too many rows were dropped.
+            ClusterError: the feed is gone.
         """
-        report: StepReport = ray.get(self.handle.report.remote(step))
-        if step == self.first_step == 0:
-            self._keep_first_batch()
+        try:
+            report: StepReport = ray.get(self.handle.report.remote(step))
+            if step == self.first_step:
+                self._keep_first_batch()
+        except ray.exceptions.RayError as error:
+            raise pipeline.cause_of(error) from error
         self._ledger.commit(report)
         self._cursor = dataclasses.replace(
             self._cursor,
@@ -265,8 +286,10 @@ class Feed:
         ray.kill(self.handle)
 
     def _keep_first_batch(self) -> None:
-        """What the model was fed first, so that it can be looked at (`miles inspect`)."""
-        batches = ray.get(self.handle.segments.remote(0))
+        """What the model was fed first, so that it can be looked at (`miles inspect`); a resumed run's stays."""
+        batches = ray.get(self.handle.first_segments.remote())
+        if self.first_step > 0 and storage.exists(storage.join(self._run_dir, FIRST_BATCH)):
+            return
         for segments in batches:
             for segment in segments:
                 segment["source"], segment["file"], segment["row"] = self._manifest.locate(segment["row_id"])

@@ -110,7 +110,7 @@ def _compose(manifest: Manifest, config: DataConfig, start_row: int, *further: _
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # it reports each start and end; failures are raised
     DataContext._set_current(context)  # a data set keeps the context that it was made in
     try:
-        dataset = ray.data.from_items(windows, override_num_blocks=len(windows))
+        dataset = ray.data.from_items(windows, override_num_blocks=max(len(windows), 1))  # none at the end
         for stage in (_Read(ray.put((manifest, plan)), start_row), *further):
             with warnings.catch_warnings():
                 # Ray 2.60 deprecates the only way to give a task `max_retries`, without which a row that kills its

@@ -7,7 +7,6 @@ ds.write("messages/")       # part-00000.parquet …, manifest.json, rejects.jso
 
 from __future__ import annotations
 
-import dataclasses
 import html
 import json
 from collections.abc import Iterator, Sequence
@@ -31,6 +30,7 @@ from miles.data.normalize import normalize
 from miles.data.read import read_rows
 from miles.data.sources import openhermes_sources
 from miles.data.types import Encoded, Int64, Reject, RowRejected, Step, StepReport
+from miles.errors import ConfigError
 
 SAMPLE_ROWS = 2_000
 GROUP_ROWS = 1_000
@@ -206,6 +206,10 @@ class Prepared:
         Raises:
             MilesError: a source that fails, or too many dropped rows.
         """
+        target = storage.filesystem(url)[1].rstrip("/") + "/"
+        for path in (file.path for source in self.manifest.sources for file in source.files):
+            if storage.filesystem(path)[1].startswith(target):  # an earlier write's parts are removed first
+                raise ConfigError(f"{url}: the source {path} lies in the folder to write; name another folder")
         with _Parts(url) as parts:
             ledger, summary = self._pass(url, parts)
         self._summary, self._is_sample, self._rejects = summary, False, ledger.rejects
@@ -251,13 +255,13 @@ class Prepared:
             max_tokens_per_gpu: capacity of a micro-batch.
             dp_size: ranks that a step is split over.
             start_row: `next_row` of the step to go on after.
+
+        Raises:
+            ConfigError: `max_sample_tokens` of `prepare` exceeds `max_tokens_per_gpu`.
         """
         order = OrderConfig(batch_size=batch_size, seed=seed, shuffle=shuffle, num_epoch=num_epoch)
-        encode = dataclasses.replace(
-            self._encode, max_sample_tokens=min(self._encode.max_sample_tokens, max_tokens_per_gpu)
-        )
         config = DataConfig(
-            self._sources, order, encode, PackConfig(dp_size, max_tokens_per_gpu), StreamConfig(loader_cpus)
+            self._sources, order, self._encode, PackConfig(dp_size, max_tokens_per_gpu), StreamConfig(loader_cpus)
         )
         _ensure_ray(loader_cpus)
         for row in pipeline.iterate(pipeline.build(self.manifest, config, start_row)):
@@ -400,6 +404,11 @@ class _Parts:
 
     def __enter__(self) -> _Parts:
         self._fs.makedirs(self._folder, exist_ok=True)
+        # What an earlier write left would be read back as rows of this one; the manifest says that all is there.
+        left = [*self._fs.glob(f"{self._folder}/part-*.parquet"), f"{self._folder}/manifest.json"]
+        for path in left:
+            if self._fs.exists(path):
+                self._fs.rm_file(path)
         return self
 
     def add(self, table: pa.Table) -> None:

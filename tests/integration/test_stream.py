@@ -20,7 +20,7 @@ from miles.data.prepare import prepare
 from miles.data.types import Cursor
 from miles.demo import rows
 from miles.demo.tokenizer import build_tokenizer
-from miles.errors import CheckpointError, MilesError, SourceError
+from miles.errors import CheckpointError, ConfigError, MilesError, SourceError
 
 
 @pytest.fixture(scope="module")
@@ -172,6 +172,9 @@ def test_prepare_writes_what_reads_back_to_the_same_tokens(config: DataConfig, t
         for rank in step.micro_batches
     ]
     np.testing.assert_array_equal(np.concatenate(kept[0]), np.concatenate(kept[1]))
+    with pytest.raises(ConfigError, match="lies in the folder to write"):
+        again.write(str(tmp_path / "out"))
+    assert (tmp_path / "out/part-00000.parquet").exists()
     summary = json.loads((tmp_path / "out/summary.json").read_text())
     assert summary["rows"] == summary["written"] + 2
     assert "412 in 1 file" in repr(ds)

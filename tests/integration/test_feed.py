@@ -1,0 +1,157 @@
+"""The feed's queue by itself: what it measures, what it holds, what it says when nothing comes."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from miles.data import feed as feed_module
+from miles.data import stages
+from miles.data.config import DataConfig, EncodeConfig, OrderConfig, PackConfig, SourceConfig, StreamConfig
+from miles.data.feed import Feed, FeedActor, StepIterator
+from miles.data.manifest import build_manifest
+from miles.demo import rows
+from miles.demo.tokenizer import build_tokenizer
+from miles.errors import ClusterError, SourceError
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
+    folder = tmp_path_factory.mktemp("feed")
+    files = rows.copy_rows(folder / "rows")
+    build_tokenizer(rows.texts(), folder / "tokenizer")
+    return DataConfig(
+        sources=(SourceConfig("chat", (str(files["chat"]),)),),
+        order=OrderConfig(batch_size=64),
+        encode=EncodeConfig(str(folder / "tokenizer"), max_sample_tokens=256),
+        pack=PackConfig(dp_size=2, max_tokens_per_gpu=512),
+        stream=StreamConfig(prefetch_steps=3),
+    )
+
+
+class ByHand(FeedActor):
+    """The actor's class in this process, given its steps one by one."""
+
+    def _produce(self, manifest: Any, start_row: int) -> None:
+        pass
+
+    def give(self, row: pa.Table) -> None:
+        self._add(stages.report_of(row), row, [object()] * 2)
+
+
+@pytest.fixture(scope="module")
+def packed(config: DataConfig) -> list[pa.Table]:
+    """The steps as the stream would give them, made without Ray."""
+    manifest = build_manifest(config.sources)
+    plan, keys = stages.make_plan(manifest, config), stages.source_keys(manifest)
+    return [
+        packed
+        for ref in plan.windows(0)
+        for raw in stages.read_window(manifest, plan, ref, 0)
+        for encoded in stages.encode_steps(raw, keys, stages.encoder_of(config.encode))
+        for packed in stages.pack_steps(encoded, config.pack)
+    ]
+
+
+def in_thread(call: Any, *arguments: Any) -> tuple[threading.Thread, list[Any]]:
+    results: list[Any] = []
+    thread = threading.Thread(target=lambda: results.append(call(*arguments)), daemon=True)
+    thread.start()
+    time.sleep(0.1)
+    return thread, results
+
+
+def test_depth_is_zero_where_any_rank_waited_though_a_later_one_found_the_step(
+    config: DataConfig, packed: list[pa.Table]
+) -> None:
+    actor = ByHand(None, config, 0, 2)
+    waiting, waited = in_thread(actor.begin, 0, 0)
+    with actor._changed:  # the waiting rank cannot wake before the other one has come
+        actor.give(packed[0])
+        late = actor.begin(0, 1)
+    waiting.join(10)
+    assert late == waited[0], "every rank sees one measurement"
+    assert late.queue_depth == 0
+    assert late.wait_seconds > 0.05
+
+
+def test_depth_counts_what_is_ready_and_nothing_was_waited_for(config: DataConfig, packed: list[pa.Table]) -> None:
+    actor = ByHand(None, config, 0, 2)
+    for row in packed[:3]:
+        actor.give(row)
+    for rank in (1, 0):
+        assert (actor.begin(0, rank).queue_depth, actor.begin(0, rank).wait_seconds) == (3, 0.0)
+    assert [actor.begin(1, rank).queue_depth for rank in (0, 1)] == [2, 2]
+    assert actor.report(0).queue_depth == 3
+
+
+def test_it_never_holds_more_than_its_bound_and_lets_steps_go(config: DataConfig, packed: list[pa.Table]) -> None:
+    actor = ByHand(None, config, 0, 2)
+    producing, _ = in_thread(lambda: [actor.give(row) for row in packed])
+    assert sorted(actor._data) == [0, 1, 2]
+    actor.begin(0, 0)
+    time.sleep(0.1)
+    assert sorted(actor._data) == [0, 1, 2, 3], "rank 1 has not begun step 0"
+    actor.begin(0, 1)
+    for step in range(1, len(packed)):
+        for rank in (0, 1):
+            actor.fetch(step, rank)
+            actor.begin(step, rank)
+            assert len(actor._data) <= config.stream.prefetch_steps + 2
+    producing.join(10)
+    assert sorted(actor._data) == [len(packed) - 1]
+    with pytest.raises(ClusterError, match="step 0 of the data stream is gone"):
+        actor.fetch(0, 0)
+
+
+def test_a_wait_has_a_limit_and_says_what_for(config: DataConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feed_module, "WAIT_SECONDS", 0.2)
+    with pytest.raises(ClusterError, match=r"waited 0\.2 seconds for step 0"):
+        ByHand(None, config, 0, 1).begin(0, 0)
+
+
+def open_feed(config: DataConfig, folder: Path, num_ranks: int = 1) -> Feed:
+    return Feed.open(config, cursor=None, cursor_path="-", num_ranks=num_ranks, run_dir=str(folder))
+
+
+def test_beyond_its_end_the_stream_says_so_and_a_closed_feed_too(config: DataConfig, tmp_path: Path) -> None:
+    feed = open_feed(config, tmp_path)
+    count = feed.info.num_steps
+    assert len(list(StepIterator(feed.handle, 0, 0, 0, count))) == count
+    with pytest.raises(ClusterError, match=f"ended with step {count - 1}"):
+        next(StepIterator(feed.handle, 0, 0, count, count + 1))
+    for step in range(count):
+        feed.commit(step)
+    feed.finish()
+    assert feed.cursor().consumed_rows == feed.info.num_rows
+    first = (tmp_path / "first_batch.json").read_text()
+    assert '"micro_batches"' in first, "kept, though the step itself was let go long ago"
+    feed.close()
+    with pytest.raises(ClusterError):
+        next(StepIterator(feed.handle, 0, 0, 0, count))
+    with pytest.raises(ClusterError):
+        feed.commit(count - 1)
+
+
+def test_a_file_that_changes_under_the_stream_reaches_the_rank_by_name(config: DataConfig, tmp_path: Path) -> None:
+    copy = tmp_path / "rows.jsonl"
+    copy.write_bytes(rows.paths()["chat"].read_bytes())
+    manifest = build_manifest((SourceConfig("chat", (str(copy),)),))
+    copy.write_bytes(copy.read_bytes() + b"\n{}")
+    actor = FeedActor(manifest, config, 0, 1)
+    with pytest.raises(SourceError, match=r"rows\.jsonl"):
+        actor.fetch(0, 0)
+    with pytest.raises(SourceError, match=r"rows\.jsonl"):
+        actor.begin(0, 0)
+
+
+def test_a_cluster_too_small_for_the_loader_is_refused(config: DataConfig, tmp_path: Path) -> None:
+    large = dataclasses.replace(config, stream=StreamConfig(loader_cpus=64))
+    with pytest.raises(ClusterError, match="--loader-cpus 64"):
+        open_feed(large, tmp_path)

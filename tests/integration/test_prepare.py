@@ -1,0 +1,104 @@
+"""What `prepare` writes is what is there afterwards, and reads back to the same tokens."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from miles.data.prepare import Prepared, prepare
+from miles.errors import ConfigError
+
+prepare_module = importlib.import_module("miles.data.prepare")  # `miles.data.prepare` is the function
+
+CALL = {"name": "add", "arguments": {"b": 2, "a": "é"}}
+
+
+def conversation(number: int, **last: Any) -> dict[str, Any]:
+    return {
+        "messages": [
+            {"role": "user", "content": f"What is {number} and {number}?"},
+            {"role": "assistant", "content": f"{2 * number}"},
+            {"role": "user", "content": "And then?"},
+            {"role": "assistant", "content": "fox", **last},
+        ]
+    }
+
+
+def dataset(folder: Path, tokenizer: Path, lines: list[dict[str, Any]], name: str = "rows") -> Prepared:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return prepare(name, source=str(folder / f"{name}.jsonl"), tokenizer=str(tokenizer), max_bad_fraction=0.5)
+
+
+def tokens(data: Prepared) -> list[tuple[list[int], list[float]]]:
+    return [
+        (one.input_ids.tolist(), one.loss_mask.tolist())
+        for step in data.steps(batch_size=64, max_tokens_per_gpu=8192, shuffle=False)
+        for one in step.micro_batches[0]
+    ]
+
+
+def test_written_rows_read_back_to_the_same_tokens_and_masks(chatml_tokenizer_folder: Path, tmp_path: Path) -> None:
+    call = {"id": "c1", "type": "function", "function": CALL}
+    lines = [
+        conversation(1),
+        conversation(2, weight=0),
+        conversation(3, reasoning_content="think hard"),
+        conversation(4, tool_calls=[call]),
+        conversation(5, tool_calls=[{"function": {"name": "add", "arguments": '{"a":  1}'}}])
+        | {"tools": [{"type": "function", "function": {"name": "add", "parameters": {"b": {}, "a": 1}}}]},
+        {"conversations": [{"from": "human", "value": "2+2?"}, {"from": "gpt", "value": "4"}], "system_prompt": "Be."},
+        {"messages": []},
+    ]
+    data = dataset(tmp_path, chatml_tokenizer_folder, lines)
+    data.write(str(tmp_path / "out"))
+    again = prepare("again", source=str(tmp_path / "out"), tokenizer=str(chatml_tokenizer_folder))
+    assert again.num_rows == len(lines) - 1
+    assert tokens(again) == tokens(data)
+    summary = json.loads((tmp_path / "out/summary.json").read_text())
+    assert (summary["rows"], summary["written"]) == (7, 6)
+    assert summary["ledger"] == {"rows": {"read": 7, "trained": 6, "no_messages": 1}}
+    (reject,) = [json.loads(line) for line in (tmp_path / "out/rejects.jsonl").read_text().splitlines()]
+    assert (reject["row"], reject["reason"]) == (6, "no_messages")
+
+
+def test_a_shorter_set_written_over_a_longer_one_leaves_none_of_it(
+    chatml_tokenizer_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prepare_module, "FILE_ROWS", 1)  # a file for each step
+    monkeypatch.setattr(prepare_module, "GROUP_ROWS", 10)
+    out = str(tmp_path / "out")
+    dataset(tmp_path, chatml_tokenizer_folder, [conversation(n) for n in range(25)], "long").write(out)
+    assert len(list((tmp_path / "out").glob("part-*.parquet"))) == 3
+    dataset(tmp_path, chatml_tokenizer_folder, [conversation(n) for n in range(15)], "short").write(out)
+    assert len(list((tmp_path / "out").glob("part-*.parquet"))) == 2
+    assert prepare("again", source=out, tokenizer=str(chatml_tokenizer_folder)).num_rows == 15
+
+
+def test_a_limit_that_no_micro_batch_can_hold_is_refused(chatml_tokenizer_folder: Path, tmp_path: Path) -> None:
+    data = dataset(tmp_path, chatml_tokenizer_folder, [conversation(1)])
+    with pytest.raises(ConfigError, match="--max-sample-tokens 8192"):
+        next(data.steps(batch_size=1, max_tokens_per_gpu=100))
+
+
+def test_nothing_is_left_to_go_on_with_at_the_end(chatml_tokenizer_folder: Path, tmp_path: Path) -> None:
+    data = dataset(tmp_path, chatml_tokenizer_folder, [conversation(n) for n in range(4)])
+    assert len(list(data.steps(batch_size=2, max_tokens_per_gpu=8192, start_row=2))) == 1
+    assert list(data.steps(batch_size=2, max_tokens_per_gpu=8192, start_row=4)) == []
+
+
+def test_the_sample_of_a_card_says_that_it_is_one(
+    chatml_tokenizer_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prepare_module, "SAMPLE_ROWS", 3)
+    data = dataset(tmp_path, chatml_tokenizer_folder, [conversation(n) for n in range(9)])
+    assert "from a sample of 3 rows" in repr(data)
+    data.write(str(tmp_path / "out"))
+    assert "every row read" in repr(data)
+    assert data.summary().num_rows == 9
+    assert np.all(data.summary().lengths > 0)
