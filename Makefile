@@ -15,13 +15,15 @@ help:
 
 setup: $(STAMP)
 
-# torch is installed first and by itself, so that a CPU build on the machine's own wheel path is taken.
+# torch is installed first and by itself, so that a CPU build on the machine's own wheel path is taken. Of trl only the chat
+# templates are read, by tests and benchmarks: without what it depends on, which is large.
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "miles needs Python 3.11 or newer; name one with PYTHON=..."; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps trl
 	@touch $@
 
 demo: $(STAMP)

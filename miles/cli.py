@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 
 from rich.console import Console
 
 from miles import __version__
-from miles.errors import MilesError
+from miles.errors import ConfigError, MilesError
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -47,7 +48,26 @@ def _parser() -> argparse.ArgumentParser:
     prepare.add_argument("--max-sample-tokens", type=int, default=8192)
     prepare.add_argument("--revision", help="of the hub's data set")
     prepare.add_argument("--max-bad-fraction", type=float, default=0.01)
+    prepare.add_argument("--input-key", metavar="COLUMN", help="column of the conversation (default: found)")
+    prepare.add_argument("--tool-key", metavar="COLUMN", help="column of the tools (default: tools)")
+    prepare.add_argument(
+        "--row-shape",
+        default="auto",
+        help="messages, alpaca, prompt_completion or text (default: auto, found from the first rows)",
+    )
+    prepare.add_argument(
+        "--column-names", metavar="JSON", help='field of the row shape -> column, such as {"prompt": "question"}'
+    )
+    prepare.add_argument("--role-names", metavar="JSON", help="role in the rows -> system, user, assistant or tool")
     prepare.set_defaults(run=_prepare)
+
+    certify = commands.add_parser("certify", help="what is proven of a tokenizer and its chat template")
+    certify.add_argument("tokenizer", metavar="TOKENIZER", help="folder (fsspec URL) or hub name")
+    certify.add_argument("--chat-template-path", metavar="FILE", help="a Jinja file in place of the tokenizer's own")
+    certify.add_argument("--apply-chat-template-kwargs", metavar="JSON", default="{}")
+    certify.add_argument("--trust-remote-code", action="store_true", help="run code that the tokenizer brings")
+    certify.add_argument("--json", metavar="FILE", help="write the certificate as JSON, too; -: instead, to the output")
+    certify.set_defaults(run=_certify)
 
     convert = commands.add_parser("convert", help="Hugging Face <-> Megatron torch_dist")
     directions = convert.add_subparsers(required=True, metavar="DIRECTION")
@@ -111,10 +131,46 @@ def _prepare(flags: argparse.Namespace, console: Console) -> None:
         tokenizer=flags.tokenizer,
         max_sample_tokens=flags.max_sample_tokens,
         revision=flags.revision,
+        messages_key=flags.input_key,
+        tools_key=flags.tool_key,
+        row_shape=flags.row_shape,
+        column_names=_json_object("--column-names", flags.column_names),
+        role_names=_json_object("--role-names", flags.role_names),
         max_bad_fraction=flags.max_bad_fraction,
     )
     prepared.write(flags.output)
     console.print(str(prepared))
+
+
+def _json_object(flag: str, text: str | None) -> dict[str, str]:
+    try:
+        value = json.loads(text or "{}")
+    except ValueError as error:
+        raise ConfigError(f"{flag}: not JSON: {text}") from error
+    if not isinstance(value, dict):
+        raise ConfigError(f"{flag}: a JSON object was expected, such as {{}}; found {text}")
+    return value
+
+
+def _certify(flags: argparse.Namespace, console: Console) -> None:
+    from miles import storage
+    from miles.data.config import EncodeConfig
+    from miles.data.template import certify, load_tokenizer
+
+    config = EncodeConfig(
+        tokenizer=flags.tokenizer,
+        chat_template=storage.read_text(flags.chat_template_path) if flags.chat_template_path else None,
+        template_kwargs=_json_object("--apply-chat-template-kwargs", flags.apply_chat_template_kwargs),
+        trust_remote_code=flags.trust_remote_code,
+    )
+    certificate = certify(load_tokenizer(config), config)
+    text = json.dumps(certificate.to_json(), indent=1, ensure_ascii=False)
+    if flags.json == "-":
+        print(text)
+        return
+    console.print(certificate)
+    if flags.json:
+        storage.write_text(flags.json, text + "\n")
 
 
 def _hf_to_megatron(flags: argparse.Namespace, console: Console) -> None:

@@ -129,18 +129,19 @@ def _numbers(metrics: Sequence[Metrics]) -> list[tuple[str, str]]:
     ]
 
 
-def _ledgers(folder: str, prepared: Sequence[str]) -> tuple[list[dict[str, Any]], dict[str, dict[str, int]]]:
+def _ledgers(folder: str, prepared: Sequence[str]) -> tuple[list[dict[str, Any]], dict[str, dict[str, Any]]]:
+    """Every dropped row, and of each source what `Ledger.summary` says."""
     rejects: list[dict[str, Any]] = []
-    totals: dict[str, dict[str, int]] = {}
+    sources: dict[str, dict[str, Any]] = {}
     for place in prepared or (folder,):
         path = storage.join(place, REJECTS)
         if storage.exists(path):
             rejects += [json.loads(line) for line in storage.read_text(path).splitlines()]
     for place in prepared:
-        totals.update(json.loads(storage.read_text(storage.join(place, "summary.json")))["ledger"])
+        sources.update(json.loads(storage.read_text(storage.join(place, "summary.json")))["ledger"])
     if not prepared and storage.exists(storage.join(folder, "ledger.json")):
-        totals = json.loads(storage.read_text(storage.join(folder, "ledger.json")))
-    return rejects, totals
+        sources = json.loads(storage.read_text(storage.join(folder, "ledger.json")))
+    return rejects, sources
 
 
 def _first_batch(folder: str) -> dict[str, Any] | None:

@@ -17,6 +17,62 @@ def _require(condition: bool, message: str) -> None:
         raise ConfigError(message)
 
 
+ROW_FIELDS: Mapping[str, tuple[str, ...]] = {
+    "messages": ("messages", "system", "tools"),
+    "alpaca": ("instruction", "input", "output", "system", "history", "tools"),
+    "prompt_completion": ("prompt", "completion", "system", "tools"),
+    "text": ("text",),
+}
+"""Shape of a row -> what it is made of. "messages" are ShareGPT's and OpenAI's, told apart turn by turn."""
+
+ROLE_NAMES = ("system", "user", "assistant", "tool")
+"""Roles of a normalized message."""
+
+
+@dataclass(frozen=True)
+class RowFormat:
+    """What the rows of a source look like."""
+
+    shape: str = "auto"
+    """One of `ROW_FIELDS` (`--row-shape`), or "auto": found from the schema and the first rows."""
+    columns: Mapping[str, str] = field(default_factory=dict)
+    """Field of `ROW_FIELDS` -> the column that holds it (`--column-names`; `--input-key` for "messages",
+    `--tool-key` for "tools"); what is not named is looked for under the usual names."""
+    roles: Mapping[str, str] = field(default_factory=dict)
+    """Name of a role in the rows -> one of `ROLE_NAMES` (`--role-names`), beside the known ones."""
+
+    def __post_init__(self) -> None:
+        shapes = ("auto", *ROW_FIELDS)
+        _require(self.shape in shapes, f"--row-shape must be one of {', '.join(shapes)}, not {self.shape!r}")
+        fields = ROW_FIELDS[self.shape] if self.shape != "auto" else sum(ROW_FIELDS.values(), ())
+        for name, column in self.columns.items():
+            known = ", ".join(dict.fromkeys(fields))
+            _require(name in fields, f"--column-names: {name!r} is no field of --row-shape {self.shape}: {known}")
+            _require(isinstance(column, str), f"--column-names: {name!r} must be the name of a column, not {column!r}")
+        for name, role in self.roles.items():
+            _require(role in ROLE_NAMES, f"--role-names: {name!r} must be one of {', '.join(ROLE_NAMES)}, not {role!r}")
+
+
+def named_columns(columns: Mapping[str, str] | None, messages_key: str | None, tools_key: str | None) -> dict[str, str]:
+    """`--column-names` together with its shorthands.
+
+    Args:
+        messages_key: `--input-key`, the column of "messages".
+        tools_key: `--tool-key`, the column of "tools".
+
+    Raises:
+        ConfigError: both name a column for the same field, and not the same one.
+    """
+    named = dict(columns or {})
+    for flag, field_name, column in (("--input-key", "messages", messages_key), ("--tool-key", "tools", tools_key)):
+        if column is not None:
+            other = named.setdefault(field_name, column)
+            _require(
+                other == column, f"{flag} {column}: --column-names says {field_name} is {other!r}; give one of them"
+            )
+    return named
+
+
 @dataclass(frozen=True)
 class SourceConfig:
     """One data set of a mixture."""
@@ -25,10 +81,7 @@ class SourceConfig:
     """How the source is called in metrics and in the ledger."""
     paths: tuple[str, ...]
     """fsspec URLs, globs or folders; Parquet, JSON lines (plain, .gz, .zst) or one JSON array."""
-    messages_key: str | None = None
-    """Column of the conversation (`--input-key`); None: found from the schema and the first rows."""
-    tools_key: str | None = None
-    """Column of the tools (`--tool-key`); None: "tools" where it is there."""
+    format: RowFormat = RowFormat()
 
     def __post_init__(self) -> None:
         _require(bool(self.paths), f"source {self.name!r} has no path")
@@ -72,19 +125,28 @@ class EncodeConfig:
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     """`--apply-chat-template-kwargs`, e.g. {"enable_thinking": false}."""
     turns: str = "all"
-    """Which assistant turns are trained: "all" or "last"; a row's own flags can only exclude."""
+    """Which assistant turns are trained (`--loss-mask-turns`): "all", "last" (of the conversation), or "flags": those
+    that the row expressly flags to be trained. A row's flags exclude turns under each."""
     empty_think: str = "mask"
-    """An empty think block that the template puts before an answer: "mask" or "train"."""
+    """An empty think block that the template puts before an answer (`--empty-think`): "mask" or "train"."""
+    history: str = "as_served"
+    """What earlier turns look like where a template changes them (`--history`): "as_served", as it renders them."""
     special_text: str = "allow"
-    """Content that spells a special token: "allow" or "reject"."""
+    """Content that spells a control token (`--special-text`): "allow", it becomes that token; "escape", ordinary text
+    instead; "reject"."""
+    too_long: str = "drop"
+    """A sample over `max_sample_tokens` (`--too-long`): "drop", "truncate_end" or "error"."""
     max_sample_tokens: int = 8192
-    """Longer samples are dropped, counted as too_long."""
+    trust_remote_code: bool = False
+    """Whether a tokenizer may bring code of its own that is run (`--trust-remote-code`)."""
 
     def __post_init__(self) -> None:
         for flag, value, allowed in (
-            ("--loss-mask-turns", self.turns, ("all", "last")),
+            ("--loss-mask-turns", self.turns, ("all", "last", "flags")),
             ("--empty-think", self.empty_think, ("mask", "train")),
-            ("--special-text", self.special_text, ("allow", "reject")),
+            ("--history", self.history, ("as_served",)),
+            ("--special-text", self.special_text, ("allow", "escape", "reject")),
+            ("--too-long", self.too_long, ("drop", "truncate_end", "error")),
         ):
             _require(value in allowed, f"{flag} must be one of {', '.join(allowed)}, not {value!r}")
         _require(self.max_sample_tokens > 1, f"--max-sample-tokens must be above 1, not {self.max_sample_tokens}")
@@ -145,6 +207,8 @@ class DataConfig:
     stream: StreamConfig = StreamConfig()
     max_bad_fraction: float = 0.01
     """More rejected rows than this share of the rows read ends the run (`--max-bad-fraction`)."""
+    max_bad_rows_in_a_row: int = 1_000
+    """So many rejected rows one after the other end the run (`--max-bad-rows-in-a-row`)."""
 
     def __post_init__(self) -> None:
         _require(bool(self.sources), "no data: give --prompt-data PATH, or NAME PATH pairs")
@@ -157,3 +221,4 @@ class DataConfig:
             "cut, so lower the first or raise the second",
         )
         _require(0 <= self.max_bad_fraction <= 1, "--max-bad-fraction must be between 0 and 1")
+        _require(self.max_bad_rows_in_a_row > 0, "--max-bad-rows-in-a-row must be positive")

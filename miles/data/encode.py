@@ -15,20 +15,21 @@ from __future__ import annotations
 
 import re
 import weakref
-from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
-from tokenizers import Encoding
 from transformers import PreTrainedTokenizerBase
 
+from miles.data.bpe import TextEncoder, text_encoder
 from miles.data.config import EncodeConfig
-from miles.data.spans import render, strings
+from miles.data.escape import Escaper
+from miles.data.spans import Renderer, Span, strings
 from miles.data.template import Certificate, certify, load_tokenizer
-from miles.data.types import Conversation, Encoded, RowRejected
+from miles.data.types import Conversation, Encoded, Int32, RowRejected, UInt8
+from miles.errors import ConfigError
 
 DEFAULT_MAX_SAMPLE_TOKENS = EncodeConfig(tokenizer="").max_sample_tokens
 
@@ -57,81 +58,173 @@ class Encoder:
         return self.certificate.fingerprint
 
     def encode(self, conversation: Conversation) -> Encoded:
-        """Encodes one conversation.
+        """Encodes one conversation, or plain text.
 
         Raises:
             RowRejected: special_text, template_error, unlocatable_turn, nothing_to_train, too_long, or
                 bad_message for text that is not Unicode.
         """
+        if conversation.text is not None:
+            return self._encode_text(conversation.text)
         trained = self._trained_turns(conversation)
-        if not any(trained):
+        if True not in trained:
             raise RowRejected("nothing_to_train", "no assistant turn is trained")
-        if self.config.special_text == "reject":
-            for own in strings([conversation.messages, conversation.tools]):
-                if found := self._special_text.search(own):
-                    raise RowRejected("special_text", found.group())
         if not self.certificate.accepts_tools and _calls_tools(conversation):
             raise RowRejected("unlocatable_turn", "tool calls, for which this chat template could not be certified")
-        text, spans = render(
-            self.tokenizer,
-            conversation.messages,
-            conversation.tools,
-            self.config.template_kwargs,
-            self.certificate,
-        )
-        try:
-            # What tokenizer(text, add_special_tokens=False) comes down to; certify proves the two equal.
-            encoding = self.tokenizer.backend_tokenizer.encode(text, add_special_tokens=False)
-        except (UnicodeError, TypeError) as error:
-            raise RowRejected("bad_message", "text that is not Unicode (a lone surrogate)") from error
-        input_ids = np.array(encoding.ids, dtype=np.int32)
-        if len(input_ids) > self.config.max_sample_tokens:
-            raise RowRejected("too_long", f"{len(input_ids)} tokens, at most {self.config.max_sample_tokens}")
-
-        loss_mask = np.zeros(len(input_ids), dtype=np.uint8)
-        num_straddling = 0
-        for turn, (span, is_trained) in enumerate(zip(spans, trained, strict=True)):
-            last = _token_at(encoding, span.end - 1)
-            if input_ids[last] != self.certificate.terminator_id:
-                raise RowRejected("unlocatable_turn", f"assistant turn {turn} does not end in one token of its own")
-            if not is_trained:
-                continue
-            begin = span.start if self.config.empty_think == "train" else span.answer
-            first = _token_at(encoding, begin)
-            while encoding.token_to_chars(first)[0] < begin:
-                first += 1
-                num_straddling += 1
-            assert 0 < first <= last, (first, last)
-            loss_mask[first : last + 1] = 1
-        return Encoded(input_ids, loss_mask, num_straddling)
+        if self.config.special_text != "allow" and self._spells_control(conversation):
+            ids, spans, first, straddled = self._escaped(conversation)
+        else:
+            text, spans = self._renderer.render(conversation.messages, conversation.tools)
+            self._require_short(text)
+            ids, first, straddled = self._text_tokens.encode_at(text, self._edges(spans))
+        loss_mask, num_straddling = self._mask(ids, spans, trained, first, straddled)
+        return self._finish(ids, loss_mask, num_straddling)
 
     def _trained_turns(self, conversation: Conversation) -> list[bool]:
         """For each assistant message whether it is trained."""
+        unflagged = self.config.turns != "flags"
         trained = [
-            flag
-            for message, flag in zip(conversation.messages, conversation.trained, strict=True)
+            unflagged if flag is None else flag
+            for message, flag in zip(conversation.messages, conversation.flags, strict=True)
             if message.get("role") == "assistant"
         ]
         if self.config.turns == "last":
             trained[:-1] = [False] * (len(trained) - 1)
         return trained
 
+    def _edges(self, spans: Sequence[Span]) -> list[int]:
+        """Where each turn's trained text begins and its terminator does, in turn."""
+        length = len(self.certificate.terminator)
+        if self.config.empty_think == "train":
+            return [edge for span in spans for edge in (span.start, span.end - length)]
+        return [edge for span in spans for edge in (span.answer, span.end - length)]
+
+    def _mask(
+        self,
+        ids: Int32,
+        spans: Sequence[Span],
+        trained: Sequence[bool],
+        first: Sequence[int],
+        straddled: Sequence[bool],
+    ) -> tuple[UInt8, int]:
+        """The mask of tokens, and how many tokens straddle the begin of a trained turn."""
+        loss_mask = np.zeros(len(ids), dtype=np.uint8)
+        terminator = list(self.certificate.terminator_ids)
+        num_straddling = 0
+        for turn, is_trained in enumerate(trained):
+            begin, last = first[2 * turn], first[2 * turn + 1]
+            end = last + len(terminator)
+            if straddled[2 * turn + 1] or ids[last:end].tolist() != terminator:
+                raise RowRejected("unlocatable_turn", f"assistant turn {turn} does not end in tokens of its own")
+            if is_trained:
+                assert 0 < begin <= last, (begin, last)
+                loss_mask[begin:end] = 1
+                num_straddling += straddled[2 * turn]
+        assert len(spans) == len(trained)
+        return loss_mask, num_straddling
+
+    def _finish(self, ids: Int32, loss_mask: UInt8, num_straddling: int = 0) -> Encoded:
+        """Applies the length limit."""
+        limit = self.config.max_sample_tokens
+        is_truncated = len(ids) > limit
+        if is_truncated:
+            if self.config.too_long != "truncate_end":
+                raise RowRejected("too_long", f"{len(ids)} tokens, at most {limit}")
+            ids, loss_mask = ids[:limit].copy(), loss_mask[:limit].copy()
+            if not loss_mask[1:].any():
+                raise RowRejected("nothing_to_train", f"no trained token within the first {limit}")
+        return Encoded(ids, loss_mask, num_straddling, is_truncated)
+
+    def _require_short(self, text: str) -> None:
+        """Drops by its length alone what would cost minutes to encode for nothing."""
+        limit = self.config.max_sample_tokens
+        if self.config.too_long != "truncate_end" and self._text_tokens.is_surely_longer(text, limit):
+            raise RowRejected("too_long", f"{len(text)} characters, at most {limit} tokens")
+
+    def _encode_text(self, text: str) -> Encoded:
+        """Plain text, what the tokenizer puts around it, and EOS; all is trained but what is put before."""
+        self._require_short(text)
+        special = self._special_text.search(text) if self.config.special_text != "allow" else None
+        if special and self.config.special_text == "reject":
+            raise RowRejected("special_text", special.group())
+        ids = self._escaper.encode_at(self._escaper.mark(text), ())[0] if special else self._text_tokens.encode(text)
+        before, behind = self._around_text
+        ids = np.concatenate([before, ids, behind])
+        loss_mask = np.ones(len(ids), np.uint8)
+        loss_mask[: len(before)] = 0
+        if len(ids) < 2:  # no position has a label
+            raise RowRejected("nothing_to_train", f"{len(ids)} tokens, and the first has none before it")
+        return self._finish(ids, loss_mask)
+
+    def _spells_control(self, conversation: Conversation) -> bool:
+        """Whether the row must be escaped.
+
+        Raises:
+            RowRejected: it spells a special token, and such rows are rejected.
+        """
+        own = list(strings([conversation.messages, conversation.tools]))
+        if self.config.special_text == "escape":
+            return self._escaper.concerns(own)
+        for text in own:
+            if found := self._special_text.search(text):
+                raise RowRejected("special_text", found.group())
+        return False
+
+    def _escaped(self, conversation: Conversation) -> tuple[Int32, list[Span], list[int], list[bool]]:
+        messages, tools = list(conversation.messages), conversation.tools and list(conversation.tools)
+        text, spans = self._renderer.render(self._escaper.mark(messages), self._escaper.mark(tools))
+        self._require_short(text)
+        try:
+            served = self.tokenizer.apply_chat_template(
+                messages,
+                tools=tools,
+                tokenize=True,
+                return_dict=False,
+                sanitize_control_tokens=True,
+                **self.config.template_kwargs,
+            )
+            ids, first, straddled = self._escaper.encode_at(text, self._edges(spans))
+        except (UnicodeError, TypeError) as error:
+            raise RowRejected("bad_message", "text that is not Unicode (a lone surrogate)") from error
+        except ValueError as error:  # a token that plain text makes, too
+            raise RowRejected("special_text", "a control token that cannot be written as ordinary text") from error
+        if ids.tolist() != list(served):
+            raise RowRejected("special_text", "control tokens that transformers escapes in another way")
+        return ids, spans, first, straddled
+
+    @cached_property
+    def _text_tokens(self) -> TextEncoder:
+        return text_encoder(self.tokenizer.backend_tokenizer)
+
+    @cached_property
+    def _around_text(self) -> tuple[Int32, Int32]:
+        """Ids that stand before and behind plain text: the tokenizer's own, and EOS."""
+        backend = self._text_tokens.backend
+        plain = backend.encode("a", add_special_tokens=False).ids
+        whole = backend.encode("a", add_special_tokens=True).ids
+        begin = next(at for at in range(len(whole)) if whole[at : at + len(plain)] == plain)
+        behind = whole[begin + len(plain) :]
+        eos = self.tokenizer.eos_token_id
+        if eos is not None and eos not in behind:
+            behind = [*behind, eos]
+        return np.array(whole[:begin], np.int32), np.array(behind, np.int32)
+
+    @cached_property
+    def _renderer(self) -> Renderer:
+        return Renderer(self.tokenizer, self.config.template_kwargs, self.certificate)
+
+    @cached_property
+    def _escaper(self) -> Escaper:
+        return Escaper(self.tokenizer, self._text_tokens)
+
     @cached_property
     def _special_text(self) -> re.Pattern[str]:
         special = {token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special}
-        return re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))))
+        return re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))) or "(?!)")
 
 
 def _calls_tools(conversation: Conversation) -> bool:
     return any(message.get("tool_calls") or message.get("role") == "tool" for message in conversation.messages)
-
-
-def _token_at(encoding: Encoding, position: int) -> int:
-    """The first token that holds the character at `position`."""
-    token = encoding.char_to_token(position)
-    if token is None:  # a character that the normalizer removed: the first token behind it
-        token = bisect_left(encoding.offsets, (position,))
-    return int(token)
 
 
 def encode(
@@ -140,8 +233,11 @@ def encode(
     *,
     tools: Sequence[Mapping[str, Any]] | None = None,
     turns: str = "all",
+    flags: Sequence[bool | None] | None = None,
     empty_think: str = "mask",
+    history: str = "as_served",
     special_text: str = "allow",
+    too_long: str = "drop",
     max_sample_tokens: int = DEFAULT_MAX_SAMPLE_TOKENS,
     template_kwargs: Mapping[str, Any] | None = None,
 ) -> Encoded:
@@ -155,10 +251,13 @@ def encode(
         messages: OpenAI messages (plain JSON types).
         tokenizer: a fast tokenizer with a chat template; certified at the first call.
         tools: JSON schemas of functions.
-        turns: which assistant turns are trained, "all" or "last".
+        turns: which assistant turns are trained: "all", "last", or those with a true flag ("flags").
+        flags: for each message whether it is to be trained; None: nothing is said. A false one excludes its turn.
         empty_think: "mask" or "train" an empty think block that the template puts before an answer.
-        special_text: "allow" or "reject" content that spells a special token.
-        max_sample_tokens: more tokens than this are rejected.
+        history: earlier turns as the template renders them ("as_served").
+        special_text: content that spells a control token: "allow" it to be one, "escape" it to ordinary text (as
+            `apply_chat_template(..., sanitize_control_tokens=True)`), or "reject".
+        too_long: a conversation of more than `max_sample_tokens`: "drop" or "error" reject it, "truncate_end" cuts.
         template_kwargs: further variables for the template.
 
     Raises:
@@ -170,11 +269,15 @@ def encode(
         template_kwargs=dict(template_kwargs or {}),
         turns=turns,
         empty_think=empty_think,
+        history=history,
         special_text=special_text,
+        too_long=too_long,
         max_sample_tokens=max_sample_tokens,
     )
-    trained = tuple(message.get("role") == "assistant" for message in messages)
-    conversation = Conversation(tuple(messages), None if tools is None else tuple(tools), trained)
+    said = tuple(flags) if flags is not None else (None,) * len(messages)
+    if len(said) != len(messages):
+        raise ConfigError(f"flags has {len(said)} entries for {len(messages)} messages; give one for each")
+    conversation = Conversation(tuple(messages), None if tools is None else tuple(tools), said)
     return _encoder_of(tokenizer, config).encode(conversation)
 
 

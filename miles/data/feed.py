@@ -23,7 +23,7 @@ from ray.util.metrics import Gauge
 from miles import storage
 from miles.data import pipeline, stages
 from miles.data.config import DataConfig
-from miles.data.ledger import Ledger
+from miles.data.ledger import Ledger, fatal_reasons
 from miles.data.manifest import Manifest, build_manifest
 from miles.data.types import Cursor, MicroBatch, StepReport
 from miles.errors import ClusterError, MilesError
@@ -199,6 +199,8 @@ class Feed:
             max_bad_fraction=config.max_bad_fraction,
             totals=cursor.ledger_totals or None,
             next_step=self.first_step,
+            max_bad_rows_in_a_row=config.max_bad_rows_in_a_row,
+            fatal_reasons=fatal_reasons(config.encode),
         )
 
     @classmethod
@@ -251,7 +253,7 @@ class Feed:
         """Enters a step that was trained. Steps are committed in order.
 
         Raises:
-            DataError: too many rows were dropped.
+            DataError: too many rows were dropped, or one that ends the run by itself.
             ClusterError: the feed is gone.
         """
         try:
@@ -276,6 +278,10 @@ class Feed:
             DataError: too many rows were dropped, of however few.
         """
         self._ledger.judge()
+
+    def ledger_summary(self) -> dict[str, dict[str, Any]]:
+        """What the ledger says of each source after the last committed step (see `Ledger.summary`)."""
+        return self._ledger.summary()
 
     def cursor(self) -> Cursor:
         """Where the run stands after the last committed step."""

@@ -1,31 +1,62 @@
 """What became of every row: trained, or dropped for a reason. The counts reconcile at every step.
 
-    {"chat": {"read": 300, "trained": 298, "no_messages": 1, "unknown_role": 1}}   read == trained + reasons
+    {"chat": {"read": 300, "trained": 298, "truncated": 5, "no_messages": 1, "unknown_role": 1}}
+
+    read == trained + reasons; the truncated ones are among the trained
 
 A step is entered when it was consumed, in step order, and once only. `rejects.jsonl` names each dropped
-row, one JSON object a line:
+row, one JSON object a line, and never what it holds:
 
     {"source": "chat", "file": "s3://…/rows.jsonl", "row": 17, "reason": "no_messages", "detail": "…"}
 
 It is a *set* of rows: one that is in the file is not written again, neither by a second epoch nor by the
 steps that a resumed run repeats. Why a row is dropped depends on nothing but the row and settings that the
 cursor holds fixed, so a line written after the checkpoint is still true, and nothing has to be taken back.
+
+Dropped rows end the run where they are too large a share of those read, too many one after the other, or of
+a reason that is fatal. Each of these errors says what was read and dropped of every source.
 """
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from miles import storage
+from miles.data.config import EncodeConfig
 from miles.data.manifest import Manifest
 from miles.data.types import REJECT_REASONS, Reject, StepReport
 from miles.errors import CheckpointError, DataError
 
 MIN_ROWS_TO_JUDGE = 1_000
 """Before so many rows were read, a share of bad ones says little."""
+
+_NO_REASON = ("read", "trained", "truncated")
+"""Keys of a source's counts that are no reasons."""
+
+_FATAL = {
+    "too_long": "--too-long error ends the run at the first such row. Shorten or remove it, raise --max-sample-tokens, "
+    "or choose --too-long drop or truncate_end"
+}
+"""Reason -> what the error says where it is fatal."""
+
+
+def fatal_reasons(config: EncodeConfig) -> frozenset[str]:
+    """The reasons of which one row ends the run, by policy."""
+    return frozenset({"too_long"} if config.too_long == "error" else ())
+
+
+@dataclass(frozen=True)
+class _Run:
+    """Rows that were rejected one after the other."""
+
+    num_rows: int = 0
+    first_row_id: int = 0
+    last_row_id: int = 0
 
 
 class Ledger:
@@ -38,6 +69,8 @@ class Ledger:
         max_bad_fraction: float,
         totals: Mapping[str, Mapping[str, int]] | None = None,
         next_step: int = 0,
+        max_bad_rows_in_a_row: int | None = None,
+        fatal_reasons: frozenset[str] = frozenset(),
     ) -> None:
         """Begins a ledger, or goes on with one.
 
@@ -47,31 +80,24 @@ class Ledger:
             max_bad_fraction: a larger share of dropped rows ends the run.
             totals: of a cursor, to go on from.
             next_step: the step that is committed next.
+            max_bad_rows_in_a_row: so many dropped rows one after the other, in the order in which they are consumed,
+                end the run; None: any number may. Counted anew from 0 where a run is resumed.
+            fatal_reasons: a row dropped for one of these ends the run.
 
         Raises:
             CheckpointError: totals of other sources, or that do not reconcile.
         """
+        assert fatal_reasons <= set(_FATAL), fatal_reasons
         self._manifest, self._path, self._max_bad_fraction = manifest, path, max_bad_fraction
-        self._next_step = next_step
+        self._next_step, self._fatal_reasons = next_step, fatal_reasons
+        self._max_bad_rows_in_a_row, self._run = max_bad_rows_in_a_row, _Run()
         self._counts: dict[str, dict[str, int]] = {name: {"read": 0, "trained": 0} for name in manifest.source_names}
         for source, counts in (totals or {}).items():
             self._restore(source, counts)
         self._lines: list[str] = []
-        self._listed: set[tuple[str, int]] = set()
+        self._listed: set[tuple[str, str, int]] = set()
         if path is not None:
             self._open(path, keep=totals is not None)
-
-    @classmethod
-    def from_totals(
-        cls,
-        totals: Mapping[str, Mapping[str, int]],
-        manifest: Manifest,
-        path: str | None,
-        max_bad_fraction: float,
-        next_step: int,
-    ) -> Ledger:
-        """The ledger as it stood when `totals()` gave these, to go on with step `next_step`."""
-        return cls(manifest, path, max_bad_fraction, totals, next_step)
 
     @property
     def num_read(self) -> int:
@@ -87,14 +113,26 @@ class Ledger:
         return [json.loads(line) for line in self._lines]
 
     def totals(self) -> dict[str, dict[str, int]]:
-        """source -> {"read": n, "trained": n, reason: n, …}, with the reasons that occurred; JSON-able."""
+        """source -> {"read": n, "trained": n, "truncated": n, reason: n, …}, with what occurred; JSON-able."""
         return {source: dict(counts) for source, counts in self._counts.items()}
 
+    def summary(self) -> dict[str, dict[str, Any]]:
+        """source -> {"row_shape": …, "columns": {field: column}, "counts": as in `totals`}; JSON-able."""
+        return {
+            source.name: {
+                "row_shape": source.format.shape,
+                "columns": dict(source.columns),
+                "counts": dict(self._counts[source.name]),
+            }
+            for source in self._manifest.sources
+        }
+
     def commit(self, report: StepReport) -> None:
-        """Enters a consumed step; one that was entered before does nothing.
+        """Enters a consumed step; one that was entered before does nothing. The step is entered whole, and then judged.
 
         Raises:
-            DataError: more than the allowed share of rows was dropped so far.
+            DataError: a row was dropped for a fatal reason, too many were dropped one after the other, or more than the
+                allowed share was dropped so far.
         """
         if report.index < self._next_step:
             return
@@ -102,16 +140,19 @@ class Ledger:
         assert sum(report.source_rows) == report.num_rows, "a step's rows are those of its sources"
         assert len({reject.row_id for reject in report.rejects}) == len(report.rejects), "a row is dropped once"
         self._next_step += 1
-        names = self._manifest.source_names
-        for name, num_rows in zip(names, report.source_rows, strict=True):
-            self._counts[name]["read"] += num_rows
-            self._counts[name]["trained"] += num_rows
-        for reject in report.rejects:
-            counts = self._counts[names[reject.source_id]]
-            counts["trained"] -= 1
-            counts[reject.reason] = counts.get(reject.reason, 0) + 1
-        assert all(counts["trained"] >= 0 for counts in self._counts.values()), "more rejects than rows"
+        self._count(report)
         self._write(report.rejects)
+        longest = self._follow_run(report)
+        for reject in report.rejects:
+            if reject.reason in self._fatal_reasons:
+                where = self._where(reject.row_id)
+                raise DataError(f"{where}: {reject.reason}, {reject.detail}. {_FATAL[reject.reason]}.{self._account()}")
+        if self._max_bad_rows_in_a_row is not None and longest.num_rows >= self._max_bad_rows_in_a_row:
+            raise DataError(
+                f"{longest.num_rows} rows in a row were dropped, from {self._where(longest.first_row_id)} to "
+                f"{self._where(longest.last_row_id)}; --max-bad-rows-in-a-row ends the run at "
+                f"{self._max_bad_rows_in_a_row}. Mend or remove them, or raise the limit.{self._account()}"
+            )
         if self.num_read >= MIN_ROWS_TO_JUDGE:
             self.judge()
 
@@ -123,19 +164,57 @@ class Ledger:
         """
         if self.num_rejected <= self._max_bad_fraction * self.num_read:
             return
-        reasons = {reason: sum(c.get(reason, 0) for c in self._counts.values()) for reason in REJECT_REASONS}
-        listed = ", ".join(f"{n} {reason}" for reason, n in sorted(reasons.items(), key=lambda r: -r[1]) if n)
-        where = f" Each is named in {self._path}." if self._path else ""
         raise DataError(
-            f"{self.num_rejected} of the {self.num_read} rows read were dropped ({listed}), more than the share "
-            f"{self._max_bad_fraction} that --max-bad-fraction allows.{where} Mend them, or raise the share"
+            f"{self.num_rejected} of the {self.num_read} rows read were dropped, more than the share "
+            f"{self._max_bad_fraction} that --max-bad-fraction allows. Mend them, or raise the share.{self._account()}"
         )
+
+    def _count(self, report: StepReport) -> None:
+        names = self._manifest.source_names
+        for name, num_rows, num_truncated in zip(names, report.source_rows, report.source_truncated, strict=True):
+            counts = self._counts[name]
+            counts["read"] += num_rows
+            counts["trained"] += num_rows
+            if num_truncated:
+                counts["truncated"] = counts.get("truncated", 0) + num_truncated
+        for reject in report.rejects:
+            counts = self._counts[names[reject.source_id]]
+            counts["trained"] -= 1
+            counts[reject.reason] = counts.get(reject.reason, 0) + 1
+        assert all(counts["trained"] >= counts.get("truncated", 0) for counts in self._counts.values()), "too many"
+
+    def _follow_run(self, report: StepReport) -> _Run:
+        """Follows the rows rejected one after the other through a step; the longest such run that it saw."""
+        longest, run, next_position = _Run(), self._run, 0
+        for reject in sorted(report.rejects, key=lambda reject: reject.position):
+            goes_on = run.num_rows > 0 and reject.position == next_position
+            first = run.first_row_id if goes_on else reject.row_id
+            run = _Run(run.num_rows + 1 if goes_on else 1, first, reject.row_id)
+            next_position = reject.position + 1
+            longest = max(longest, run, key=lambda run: run.num_rows)
+        self._run = run if next_position == report.num_rows else _Run()
+        return longest
+
+    def _where(self, row_id: int) -> str:
+        source, file, row = self._manifest.locate(row_id)
+        return f"row {row} (from 0) of {file} (source {source!r})"
+
+    def _account(self) -> str:
+        """What was read and dropped so far, of all sources and of each, and where the dropped rows are named."""
+        total = Counter[str]()
+        for counts in self._counts.values():
+            total.update(counts)
+        lines = [_told("in all", total), *(_told(source, counts) for source, counts in self._counts.items())]
+        if self._path is not None:
+            lines.append(f"each dropped row is named in {self._path}")
+        return "".join(f"\n  {line}" for line in lines)
 
     def _restore(self, source: str, counts: Mapping[str, int]) -> None:
         if source not in self._counts or not {"read", "trained"} <= set(counts):
             raise CheckpointError(f"ledger totals of the checkpoint: source {source!r} is unknown or incomplete")
-        if counts["read"] != sum(count for key, count in counts.items() if key != "read"):
-            raise CheckpointError(f"ledger totals of the checkpoint do not reconcile for {source!r}: {counts}")
+        num_dropped = sum(count for key, count in counts.items() if key not in _NO_REASON)
+        if counts["read"] != counts["trained"] + num_dropped:
+            raise CheckpointError(f"ledger totals of the checkpoint do not reconcile for {source!r}: {dict(counts)}")
         self._counts[source] = dict(counts)
 
     def _open(self, path: str, keep: bool) -> None:
@@ -143,7 +222,7 @@ class Ledger:
         complete = text[: text.rfind("\n") + 1]  # a run that was killed may have left half a line
         self._lines = complete.split("\n")[:-1]
         for entry in self.rejects:
-            self._listed.add((entry["file"], entry["row"]))
+            self._listed.add((entry["source"], entry["file"], entry["row"]))
         if complete != text or not keep:
             storage.write_text(path, complete)
 
@@ -151,8 +230,8 @@ class Ledger:
         fresh = []
         for reject in rejects:
             source, file, row = self._manifest.locate(reject.row_id)
-            if (file, row) not in self._listed:
-                self._listed.add((file, row))
+            if (source, file, row) not in self._listed:
+                self._listed.add((source, file, row))
                 entry = {"source": source, "file": file, "row": row}
                 fresh.append(json.dumps(entry | {"reason": reject.reason, "detail": reject.detail}))
         self._lines += fresh
@@ -165,3 +244,11 @@ class Ledger:
                 stream.write("".join(line + "\n" for line in fresh))
         else:  # object stores cannot append
             storage.write_text(self._path, "".join(line + "\n" for line in self._lines))
+
+
+def _told(name: str, counts: Mapping[str, int]) -> str:
+    """A source's counts as a sentence: chat: 300 rows read, 298 trained (5 truncated), 1 no_messages."""
+    truncated = f" ({counts['truncated']} truncated)" if counts.get("truncated") else ""
+    reasons = sorted((reason for reason in REJECT_REASONS if counts.get(reason)), key=lambda reason: -counts[reason])
+    parts = [f"{counts['read']} rows read", f"{counts['trained']} trained{truncated}"]
+    return f"{name}: " + ", ".join(parts + [f"{counts[reason]} {reason}" for reason in reasons])

@@ -4,15 +4,16 @@
      a: x.parquet         x (1000, 1000, 418 rows)                    sources x files x rows order
      b: y.jsonl, z.json   y (3 rows)  z (2 rows)                      y's first row is row 2418
 
-Of Parquet only the footers are read; a JSON file is scanned once, for byte offsets. The fingerprint is
-the same wherever the files lie, and another one as soon as a file is added, renamed or written anew.
+Of Parquet only the footers are read; a JSON file is scanned once, for byte offsets. Of each source's first
+file the first rows are read, to tell what they look like (`formats`). The fingerprint is the same wherever
+the files lie, and another one as soon as a file is added, renamed or written anew, or rows are read otherwise.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,13 +25,15 @@ import pyarrow.parquet as pq
 
 from miles import storage
 from miles.data import scan
-from miles.data.config import SourceConfig
+from miles.data.config import RowFormat, SourceConfig
+from miles.data.formats import FIRST_ROWS, detect_format, find_columns, known_columns
 from miles.data.sources import FORMATS, format_of
 from miles.data.types import Int32, Int64
-from miles.errors import SourceError
+from miles.errors import ConfigError, SourceError
 
-MANIFEST_VERSION = 1
+MANIFEST_VERSION = 2
 _FOOTER_THREADS = 16
+_FIRST_ROWS_BUFFER_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -68,8 +71,11 @@ class ManifestSource:
     """One data set of the mixture."""
 
     name: str
-    messages_key: str | None
-    tools_key: str | None
+    format: RowFormat
+    """Its shape is never "auto"; its columns and roles are those that were named."""
+    columns: Mapping[str, str]
+    """Field -> the column that the first rows have it in, named or found: for people to read. Where none was named,
+    another row may have it under another of the usual names."""
     files: tuple[File, ...]
 
     @property
@@ -95,7 +101,10 @@ class Manifest:
     def fingerprint(self) -> str:
         """32 hex digits over names, columns, row counts, sizes and stamps; not over the folders' names."""
         content = [
-            [source.name, source.messages_key, source.tools_key]
+            [
+                *(source.name, source.format.shape),
+                *(sorted(named.items()) for named in (source.format.columns, source.format.roles)),
+            ]
             + [
                 [
                     file.path.rsplit("/", 1)[-1],
@@ -153,8 +162,12 @@ class Manifest:
         sources = [
             {
                 "name": source.name,
-                "messages_key": source.messages_key,
-                "tools_key": source.tools_key,
+                "format": {
+                    "shape": source.format.shape,
+                    "columns": dict(source.format.columns),
+                    "roles": dict(source.format.roles),
+                },
+                "columns": dict(source.columns),
                 "num_rows": source.num_rows,
                 "files": [
                     {
@@ -187,7 +200,7 @@ class Manifest:
                     f"{where}: manifest of version {content['version']}; this miles reads version {MANIFEST_VERSION}"
                 )
             return cls(tuple(_source_from_json(source) for source in content["sources"]))
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, ConfigError) as error:
             raise SourceError(f"{where}: not a manifest ({type(error).__name__}: {error})") from error
 
 
@@ -203,29 +216,78 @@ def _source_from_json(content: Mapping[str, Any]) -> ManifestSource:
         )
         for file in content["files"]
     )
-    return ManifestSource(content["name"], content["messages_key"], content["tools_key"], files)
+    named = content["format"]
+    format = RowFormat(named["shape"], named["columns"], named["roles"])
+    return ManifestSource(content["name"], format, content["columns"], files)
 
 
 def build_manifest(sources: Sequence[SourceConfig]) -> Manifest:
-    """Finds the files of every source, and the rows in them.
+    """Finds the files of every source, the rows in them, and what those look like.
 
     Raises:
-        SourceError: a file that is missing, unreadable, corrupt or of an unknown kind; a source without a row.
+        SourceError: a file that is missing, unreadable, corrupt or of an unknown kind; a source without a row, or
+            whose rows are of no known shape.
+        ConfigError: named columns that are not of one shape.
     """
     paths = [[url for path in source.paths for url in _expand(path)] for source in sources]
-    # Footers wait on the network; the map keeps the files' order.
+    # Footers and first rows wait on the network; the map keeps their order.
     with ThreadPoolExecutor(_FOOTER_THREADS, thread_name_prefix="miles-manifest") as pool:
-        files = iter(list(pool.map(describe_file, [path for group in paths for path in group])))
-    manifest = Manifest(
-        tuple(
-            ManifestSource(source.name, source.messages_key, source.tools_key, tuple(next(files) for _ in source_paths))
-            for source, source_paths in zip(sources, paths, strict=True)
-        )
-    )
-    for source in manifest.sources:
-        if source.num_rows == 0:
-            raise SourceError(f"source {source.name!r} has no row: {', '.join(file.path for file in source.files)}")
-    return manifest
+        described = iter(list(pool.map(describe_file, [path for group in paths for path in group])))
+        files = [tuple(next(described) for _ in source_paths) for source_paths in paths]
+        return Manifest(tuple(pool.map(_describe_source, sources, files)))
+
+
+def _describe_source(source: SourceConfig, files: tuple[File, ...]) -> ManifestSource:
+    first = next((file for file in files if file.num_rows), None)
+    if first is None:
+        raise SourceError(f"source {source.name!r} has no row: {', '.join(file.path for file in files)}")
+    if first.format == "parquet":
+        rows, columns = _first_parquet_rows(first, known_columns(source.format))
+    else:
+        rows = _first_json_rows(first)
+        columns = list(dict.fromkeys(name for row in rows for name in row))
+    format = detect_format(source, rows, columns)
+    return ManifestSource(source.name, format, find_columns(format, rows), files)
+
+
+def _first_parquet_rows(file: File, wanted: frozenset[str]) -> tuple[list[dict[str, Any]], list[str]]:
+    """The wanted columns of the first rows, without those rows that are not text; and the names of all columns."""
+    group = next(number for number, group in enumerate(file.row_groups) if group.num_rows)
+    with open_parquet(file.path, buffer_bytes=_FIRST_ROWS_BUFFER_BYTES) as parquet, scan.reading(file.path):
+        names = parquet.schema_arrow.names
+        columns = [name for name in names if name in wanted]
+        if not columns:
+            return [], names
+        batches = parquet.iter_batches(FIRST_ROWS, row_groups=[group], columns=columns, use_threads=False)
+        table = pa.Table.from_batches([next(batches)])
+    rows = []
+    for number in range(table.num_rows):
+        try:
+            rows += table.slice(number, 1).to_pylist()
+        except (ValueError, OverflowError):  # text that is not UTF-8, a date that Python has not
+            continue
+    return rows, names
+
+
+def _first_json_rows(file: File) -> list[dict[str, Any]]:
+    """The first rows, without those that are not JSON objects."""
+    group = next(group for group in file.row_groups if group.num_rows)
+    end, content = group.offset_bytes + group.length_bytes, bytearray()
+    with scan.reading(file.path):
+        for chunk in scan.read_chunks(file.path, file.compression):
+            content += chunk
+            if len(content) >= end:
+                break
+        payloads = scan.split_rows(file.format, bytes(content[group.offset_bytes : end]))
+    rows = []
+    for payload in payloads[:FIRST_ROWS]:
+        try:
+            row = json.loads(payload)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(row, dict):
+            rows.append(row)
+    return rows
 
 
 def describe_file(url: str) -> File:
@@ -260,32 +322,62 @@ def file_stamp(url: str) -> tuple[int, str]:
     return int(info.get("size") or 0), stamp.replace('"', "")
 
 
-def open_parquet(url: str) -> pq.ParquetFile:
+def open_parquet(url: str, *, buffer_bytes: int = 0) -> pq.ParquetFile:
     """A Parquet file with its footer read; the caller closes it.
 
+    Args:
+        buffer_bytes: what is read of a column at once; 0: all of a row group's.
+
     Raises:
-        SourceError: missing, unreadable, no Parquet, or with a column of an Arrow extension type.
+        SourceError: missing, unreadable, no Parquet, or with a column that has no place in a JSON object: of an Arrow
+            extension type, a map, two of one name.
     """
     with scan.reading(url):
         fs, path = storage.filesystem(url)
         if storage.is_local(url):
-            file = pq.ParquetFile(path)
+            file = pq.ParquetFile(path, buffer_size=buffer_bytes)
         else:
             # Without fsspec's own read-ahead: a footer or a column is one request of the size that it has.
-            file = pq.ParquetFile(fs.open(path, "rb", cache_type="none"), pre_buffer=True)
-        for field in file.schema_arrow:
-            if _is_extension(field):
-                raise SourceError(
-                    f"{url}: column {field.name!r} is of an Arrow extension type ({field.type}), which is not read: "
-                    "such types can run code when they are loaded. Write the column as plain Arrow data"
-                )
+            handle = fs.open(path, "rb", cache_type="none")
+            file = pq.ParquetFile(handle, pre_buffer=not buffer_bytes, buffer_size=buffer_bytes)
+        _require_readable(url, file.schema_arrow)
     return file
 
 
-def _is_extension(field: pa.Field) -> bool:
-    if isinstance(field.type, pa.BaseExtensionType) or b"ARROW:extension:name" in (field.metadata or {}):
-        return True
-    return any(_is_extension(field.type.field(i)) for i in range(field.type.num_fields))
+def _require_readable(url: str, schema: pa.Schema) -> None:
+    if name := _twice(schema.names):
+        raise SourceError(
+            f"{url}: two columns are called {name!r}, and a row has one value of a name. Rename one of them"
+        )
+    for field in schema:
+        for part in _parts(field):
+            column = f"column {field.name!r}"
+            if isinstance(part.type, pa.BaseExtensionType) or b"ARROW:extension:name" in (part.metadata or {}):
+                raise SourceError(
+                    f"{url}: {column} is of an Arrow extension type ({part.type}), which is not read: such types can "
+                    "run code when they are loaded. Write the column as plain Arrow data"
+                )
+            if pa.types.is_map(part.type):
+                raise SourceError(
+                    f"{url}: {column} is of type {field.type}, and a map is no JSON object: its keys need not be text, "
+                    "nor differ. Write it as a struct, a list of pairs, or JSON text"
+                )
+            if pa.types.is_struct(part.type) and (name := _twice([inner.name for inner in part.type])):
+                raise SourceError(
+                    f"{url}: two fields of {column} are called {name!r}, and a row has one value of a name. Rename one"
+                )
+
+
+def _parts(field: pa.Field) -> Iterator[pa.Field]:
+    """A field and all that are nested in it."""
+    yield field
+    for number in range(field.type.num_fields):
+        yield from _parts(field.type.field(number))
+
+
+def _twice(names: Sequence[str]) -> str | None:
+    """The first name that occurs again."""
+    return next((name for number, name in enumerate(names) if name in names[:number]), None)
 
 
 def _expand(path: str) -> list[str]:

@@ -21,7 +21,7 @@ import ray
 from ray.data import DataContext, Dataset
 
 from miles.data import stages
-from miles.data.config import DataConfig, EncodeConfig, PackConfig
+from miles.data.config import DataConfig, EncodeConfig, PackConfig, RowFormat
 from miles.data.manifest import Manifest
 from miles.data.plan import Plan, WindowRef
 from miles.errors import ClusterError, MilesError
@@ -42,11 +42,11 @@ class _Read:
 class _Encode:
     """RAW_STEP -> ENCODED_STEP. The encoder is certified once a process."""
 
-    def __init__(self, config: EncodeConfig, keys: list[tuple[str | None, str | None]]) -> None:
-        self.config, self.keys = config, keys
+    def __init__(self, config: EncodeConfig, formats: list[RowFormat]) -> None:
+        self.config, self.formats = config, formats
 
     def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
-        yield from stages.encode_steps(table, self.keys, stages.encoder_of(self.config))
+        yield from stages.encode_steps(table, self.formats, stages.encoder_of(self.config))
 
 
 class _Pack:
@@ -62,11 +62,11 @@ class _Pack:
 class _Prepare:
     """RAW_STEP -> PREPARED_STEP."""
 
-    def __init__(self, config: EncodeConfig, keys: list[tuple[str | None, str | None]]) -> None:
-        self.config, self.keys = config, keys
+    def __init__(self, config: EncodeConfig, formats: list[RowFormat]) -> None:
+        self.config, self.formats = config, formats
 
     def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
-        yield from stages.prepare_steps(table, self.keys, stages.encoder_of(self.config))
+        yield from stages.prepare_steps(table, self.formats, stages.encoder_of(self.config))
 
 
 _Stage = _Read | _Encode | _Pack | _Prepare
@@ -86,13 +86,13 @@ def build(manifest: Manifest, config: DataConfig, start_row: int = 0) -> Dataset
 
     Nothing runs until it is iterated. Ray must be initialised.
     """
-    encode = _Encode(config.encode, stages.source_keys(manifest))
+    encode = _Encode(config.encode, stages.source_formats(manifest))
     return _compose(manifest, config, start_row, encode, _Pack(config.pack))
 
 
 def build_prepared(manifest: Manifest, config: DataConfig) -> Dataset:
     """PREPARED_STEP rows, in file order: conversations with their token counts."""
-    return _compose(manifest, config, 0, _Prepare(config.encode, stages.source_keys(manifest)))
+    return _compose(manifest, config, 0, _Prepare(config.encode, stages.source_formats(manifest)))
 
 
 def _compose(manifest: Manifest, config: DataConfig, start_row: int, *further: _Stage) -> Dataset:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import html
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,41 +23,29 @@ from rich.text import Text
 
 from miles import storage
 from miles.data import pipeline, preview, stages
-from miles.data.config import DataConfig, EncodeConfig, OrderConfig, PackConfig, SourceConfig, StreamConfig
-from miles.data.ledger import Ledger
-from miles.data.manifest import Manifest, build_manifest
+from miles.data.config import (
+    DataConfig,
+    EncodeConfig,
+    OrderConfig,
+    PackConfig,
+    RowFormat,
+    SourceConfig,
+    StreamConfig,
+    named_columns,
+)
+from miles.data.formats import MAIN_FIELDS
+from miles.data.ledger import Ledger, fatal_reasons
+from miles.data.manifest import Manifest, ManifestSource, build_manifest
 from miles.data.normalize import normalize
 from miles.data.read import read_rows
 from miles.data.sources import openhermes_sources
 from miles.data.types import Encoded, Int64, Reject, RowRejected, Step, StepReport
+from miles.data.written import WRITTEN, ToMessages
 from miles.errors import ConfigError
 
 SAMPLE_ROWS = 2_000
 GROUP_ROWS = 1_000
 FILE_ROWS = 100_000
-
-_FUNCTION = pa.struct([("name", pa.string()), ("arguments", pa.string())])
-_CALL = pa.struct([("id", pa.string()), ("type", pa.string()), ("function", _FUNCTION)])
-_MESSAGE = pa.struct(
-    [
-        ("role", pa.string()),
-        ("content", pa.string()),
-        ("reasoning_content", pa.string()),
-        ("name", pa.string()),
-        ("tool_call_id", pa.string()),
-        ("tool_calls", pa.list_(_CALL)),
-        ("weight", pa.int8()),  # 0: the row excludes this turn from training
-    ]
-)
-WRITTEN = pa.schema(
-    [
-        ("row_id", pa.int64()),
-        ("source", pa.string()),
-        ("messages", pa.list_(_MESSAGE)),
-        ("tools", pa.string()),  # JSON
-    ]
-)
-"""Columns of the Parquet that `Prepared.write` makes. Arguments of tool calls are JSON text, as OpenAI has them."""
 
 
 def prepare(
@@ -69,9 +57,12 @@ def prepare(
     revision: str | None = None,
     messages_key: str | None = None,
     tools_key: str | None = None,
+    row_shape: str = "auto",
+    column_names: Mapping[str, str] | None = None,
+    role_names: Mapping[str, str] | None = None,
     max_bad_fraction: float = 0.01,
 ) -> Prepared:
-    """Counts a data set's rows and certifies the tokenizer; reads no row yet.
+    """Counts a data set's rows, tells their shape from the first ones, and certifies the tokenizer.
 
     Args:
         dataset: "openhermes", or the name that the source gets.
@@ -79,18 +70,22 @@ def prepare(
         tokenizer: folder (fsspec URL) or hub name.
         max_sample_tokens: longer conversations are dropped.
         revision: of the hub's data set.
-        messages_key: column of the conversation; None: found.
-        tools_key: column of the tools.
+        messages_key: column of the conversation; short for `column_names={"messages": …}`.
+        tools_key: column of the tools; short for `column_names={"tools": …}`.
+        row_shape: "messages", "alpaca", "prompt_completion" or "text"; "auto": found from the first rows.
+        column_names: field of the shape (`config.ROW_FIELDS`) -> column; others are looked for under usual names.
+        role_names: name of a role in the rows -> system, user, assistant or tool; beside the known ones.
         max_bad_fraction: a larger share of dropped rows is an error.
 
     Raises:
-        MilesError: files that cannot be read, or a tokenizer that cannot be certified.
+        MilesError: files that cannot be read, rows of no known shape, or a tokenizer that cannot be certified.
     """
+    format = RowFormat(row_shape, named_columns(column_names, messages_key, tools_key), role_names or {})
     if dataset == "openhermes":
-        sources = openhermes_sources(source, revision)
+        sources = openhermes_sources(source, revision, format)
     else:
         paths = (source,) if isinstance(source, str) else tuple(source or ())
-        sources = (SourceConfig(dataset, paths, messages_key, tools_key),)
+        sources = (SourceConfig(dataset, paths, format),)
     encode = EncodeConfig(tokenizer=tokenizer, max_sample_tokens=max_sample_tokens)
     stages.encoder_of(encode)
     return Prepared(build_manifest(sources), sources, encode, max_bad_fraction)
@@ -198,7 +193,7 @@ class Prepared:
         return Preview(samples, stages.encoder_of(self._encode).tokenizer)
 
     def write(self, url: str) -> None:
-        """Writes every usable row as OpenAI messages: Parquet parts, manifest, rejects and summary.
+        """Writes every usable row as OpenAI messages, or as the text that it is: parts, manifest, rejects, summary.
 
         Args:
             url: a folder (fsspec URL).
@@ -221,7 +216,7 @@ class Prepared:
                     "written": len(summary.lengths),
                     "tokens": int(summary.lengths.sum()),
                     "trained_tokens": summary.num_trained_tokens,
-                    "ledger": ledger.totals(),
+                    "ledger": ledger.summary(),
                     "encoder_fingerprint": stages.encoder_of(self._encode).fingerprint,
                 },
                 indent=1,
@@ -272,7 +267,7 @@ class Prepared:
         config = self._config()
         _ensure_ray(config.stream.loader_cpus)
         return pipeline.build_prepared(self.manifest, config).map_batches(
-            _ToMessages(self.manifest.source_names), batch_size=None, batch_format="pyarrow"
+            ToMessages(self.manifest.source_names), batch_size=None, batch_format="pyarrow"
         )
 
     def _config(self) -> DataConfig:
@@ -289,8 +284,14 @@ class Prepared:
         """Reads every row once, through Ray Data."""
         config = self._config()
         _ensure_ray(config.stream.loader_cpus)
-        ledger = Ledger(self.manifest, storage.join(url, "rejects.jsonl") if url else None, self._max_bad_fraction)
-        to_messages = _ToMessages(self.manifest.source_names)
+        ledger = Ledger(
+            self.manifest,
+            storage.join(url, "rejects.jsonl") if url else None,
+            self._max_bad_fraction,
+            max_bad_rows_in_a_row=config.max_bad_rows_in_a_row,
+            fatal_reasons=fatal_reasons(self._encode),
+        )
+        to_messages = ToMessages(self.manifest.source_names)
         lengths, trained, reasons, num_rows = [], 0, dict[str, int](), 0
         for row in pipeline.iterate(pipeline.build_prepared(self.manifest, config)):
             values = row.drop_columns(["conversations"]).to_pylist()[0]
@@ -312,8 +313,8 @@ class Prepared:
     def _encode_row(self, row_id: int, payload: bytes) -> Encoded | RowRejected:
         source = self.manifest.sources[int(self.manifest.source_of(np.array([row_id]))[0])]
         try:
-            conversation = normalize(payload, messages_key=source.messages_key, tools_key=source.tools_key)
-            return stages.encoder_of(self._encode).encode(conversation)
+            with stages.deep_rows_rejected():
+                return stages.encoder_of(self._encode).encode(normalize(payload, source.format))
         except RowRejected as verdict:
             return verdict
 
@@ -323,7 +324,7 @@ class Prepared:
         basis = f"from a sample of {summary.num_rows:,} rows" if self._is_sample else "every row read"
         return [
             ("rows", f"{self.num_rows:,} in {files} file(s)"),
-            ("sources", ", ".join(self.sources)),
+            ("sources", ", ".join(_with_shape(source) for source in self.manifest.sources)),
             *summary.lines(self.num_rows),
             ("numbers", basis),
         ]
@@ -347,50 +348,6 @@ class Prepared:
             '<div style="font:14px system-ui,sans-serif;border:1px solid #8884;border-radius:8px;padding:.8em 1.1em;'
             f'display:inline-block"><b>{html.escape(", ".join(self.sources))}</b><table>{rows}</table></div>'
         )
-
-
-class _ToMessages:
-    """PREPARED_STEP -> a table of `WRITTEN`."""
-
-    def __init__(self, source_names: tuple[str, ...]) -> None:
-        self.source_names = source_names
-
-    def __call__(self, table: pa.Table) -> pa.Table:
-        rows = []
-        for step in table.to_pylist():
-            for row_id, source_id, text in zip(
-                step["sample_row_ids"], step["sample_source_ids"], step["conversations"], strict=True
-            ):
-                content = json.loads(text)
-                messages = [
-                    _written_message(message, trained)
-                    for message, trained in zip(content["messages"], content["trained"], strict=True)
-                ]
-                tools = json.dumps(content["tools"], ensure_ascii=False) if content["tools"] else None
-                source = self.source_names[source_id]
-                rows.append({"row_id": row_id, "source": source, "messages": messages, "tools": tools})
-        return pa.Table.from_pylist(rows, schema=WRITTEN)
-
-
-def _written_message(message: dict[str, Any], trained: bool) -> dict[str, Any]:
-    written = dict(message)
-    if message["role"] == "assistant" and not trained:
-        written["weight"] = 0
-    if "tool_calls" in message:
-        written["tool_calls"] = [_written_call(call) for call in message["tool_calls"]]
-    return written
-
-
-def _written_call(call: dict[str, Any]) -> dict[str, Any]:
-    function = call.get("function", call)
-    arguments = function.get("arguments")
-    if not isinstance(arguments, str):
-        arguments = json.dumps(arguments, ensure_ascii=False)
-    return {
-        "id": call.get("id"),
-        "type": call.get("type", "function"),
-        "function": {"name": function["name"], "arguments": arguments},
-    }
 
 
 class _Parts:
@@ -447,8 +404,16 @@ def _report(values: dict[str, Any], rejects: tuple[Reject, ...]) -> StepReport:
         dp_imbalance=1.0,
         source_rows=tuple(values["source_rows"]),
         source_trained_tokens=(),
+        source_truncated=tuple(values["source_truncated"]),
         rejects=rejects,
     )
+
+
+def _with_shape(source: ManifestSource) -> str:
+    """`openhermes (messages in conversations)`"""
+    shape = source.format.shape.replace("_", " and ")
+    columns = ", ".join(source.columns[field] for field in MAIN_FIELDS[source.format.shape] if field in source.columns)
+    return f"{source.name} ({shape} in {columns})" if columns else f"{source.name} ({shape})"
 
 
 def _ensure_ray(loader_cpus: int) -> None:

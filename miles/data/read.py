@@ -116,7 +116,8 @@ def _parquet_groups(file: File, indices: Sequence[int], wanted: Sequence[Int64])
             with scan.reading(file.path):
                 # One thread: the loader's share of the machine is an explicit number of processes.
                 table = parquet.read_row_group(index, use_threads=False).take(pa.array(rows))
-            yield _table_to_json(table)
+                payloads = _table_to_json(table)
+            yield payloads
 
 
 def _table_to_json(table: pa.Table) -> list[bytes]:

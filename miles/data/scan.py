@@ -4,10 +4,10 @@
     {"a": 1}\n\n{"a": 2}\n…            JSON lines; blank lines are no rows
 
 both become extents `(rows, offset_bytes, length_bytes)` of about 1,000 rows, which `split_rows` cuts into
-rows again. Which of the two a file is, its first byte says. Offsets count decompressed bytes. An array is
-decoded as Latin-1, where one byte is one character: positions are byte offsets, and a UTF-8 character
-may be cut anywhere. Whether a line is JSON at all is judged later, row by row; a broken element of an
-array has no end that could be found, so it is an error of the whole file.
+rows again. Which of the two a file is, its first byte says; where that is a [, its first line. Offsets count
+decompressed bytes. An array is decoded as Latin-1, where one byte is one character: positions are byte
+offsets, and a UTF-8 character may be cut anywhere. Whether a line is JSON at all is judged later, row by
+row; a broken element of an array has no end that could be found, so it is an error of the whole file.
 """
 
 from __future__ import annotations
@@ -76,9 +76,23 @@ def scan(url: str, compression: str | None) -> tuple[str, list[Extent]]:
                 break
         start = len(_BOM) if head.startswith(_BOM) else 0
         chunks = itertools.chain([head], chunks)
-        if head[start:].lstrip()[:1] == b"[":
+        if _is_array(head[start:].lstrip()):
             return "json", _group(_array_elements(url, chunks, start))
         return "jsonl", _group(_lines(chunks, start))
+
+
+def _is_array(head: bytes) -> bool:
+    """Whether a file that begins so is one array, and not JSON lines of which the first happens to be a list."""
+    if head[:1] != b"[":
+        return False
+    line, _, rest = head.partition(b"\n")
+    if rest.lstrip()[:1] not in (b"{", b"["):
+        return True
+    try:
+        _DECODER.decode(line.decode("latin-1"))
+    except (ValueError, RecursionError):
+        return True
+    return False
 
 
 def split_rows(kind: str, block: bytes) -> list[bytes]:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from urllib.parse import quote
 
 from miles import storage
-from miles.data.config import SourceConfig
+from miles.data.config import RowFormat, SourceConfig
 from miles.errors import ConfigError, MilesError, SourceError
 
 _BASE_FORMATS = {".parquet": "parquet", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json"}
@@ -23,6 +23,9 @@ FORMATS: dict[str, str] = _BASE_FORMATS | {
     base + packed: kind for base, kind in _BASE_FORMATS.items() if kind != "parquet" for packed in COMPRESSIONS
 }
 """File suffix -> "parquet", "jsonl" or "json". Of the last two the first byte of the file has the last word."""
+
+_FOUND = RowFormat()
+"""Shape and columns are found from the first rows."""
 
 OPENHERMES = "teknium/OpenHermes-2.5"
 _PARQUET_BRANCH = "refs/convert/parquet"  # kept by the hub beside every data set
@@ -42,15 +45,12 @@ def format_of(path: str) -> tuple[str, str | None]:
     raise SourceError(f"{path}: what is in it cannot be told; expected a name ending in {', '.join(FORMATS)}")
 
 
-def resolve_sources(
-    prompt_data: Sequence[str], *, messages_key: str | None = None, tools_key: str | None = None
-) -> tuple[SourceConfig, ...]:
+def resolve_sources(prompt_data: Sequence[str], format: RowFormat = _FOUND) -> tuple[SourceConfig, ...]:
     """Reads the values of `--prompt-data`.
 
     Args:
         prompt_data: `[path]`, or `[name, path, name, path, …]`.
-        messages_key: column of the conversation, in every source.
-        tools_key: column of the tools, in every source.
+        format: what the rows look like, in every source.
 
     Raises:
         ConfigError: nothing, or values that are not NAME PATH pairs.
@@ -64,10 +64,12 @@ def resolve_sources(
             raise ConfigError(
                 f"--prompt-data takes one PATH, or NAME PATH pairs (openhermes a.parquet tools b.jsonl); got {values}"
             )
-    return tuple(SourceConfig(name, (path,), messages_key, tools_key) for name, path in pairs)
+    return tuple(SourceConfig(name, (path,), format) for name, path in pairs)
 
 
-def openhermes_sources(source: str | Sequence[str] | None, revision: str | None = None) -> tuple[SourceConfig, ...]:
+def openhermes_sources(
+    source: str | Sequence[str] | None, revision: str | None = None, format: RowFormat = _FOUND
+) -> tuple[SourceConfig, ...]:
     """OpenHermes-2.5, from files of the user's own or from the Hugging Face hub.
 
     On the hub its Parquet branch is tried first, then the one JSON array that the repository holds. With
@@ -76,6 +78,7 @@ def openhermes_sources(source: str | Sequence[str] | None, revision: str | None 
     Args:
         source: files, globs or folders; None: the hub.
         revision: branch, tag or commit on the hub; None: what the hub has now.
+        format: what the rows look like.
 
     Raises:
         SourceError: the hub cannot be reached, asks for a login, or has no such revision.
@@ -87,7 +90,7 @@ def openhermes_sources(source: str | Sequence[str] | None, revision: str | None 
         paths = (source,) if isinstance(source, str) else tuple(source)
     else:
         paths = _hub_files((revision,) if revision else (_PARQUET_BRANCH, "main"))
-    return (SourceConfig("openhermes", paths),)
+    return (SourceConfig("openhermes", paths, format),)
 
 
 def _hub_files(revisions: Sequence[str]) -> tuple[str, ...]:

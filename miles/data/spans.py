@@ -3,33 +3,32 @@
     messages  ->  "<|im_start|>user\\n2+2?<|im_end|>\\n<|im_start|>assistant\\n4<|im_end|>\\n"
                                                                          ^^^^^^^^^^^ span of the turn
 
-What begins and ends an assistant turn (the *anchors*: `<|im_start|>assistant\\n` and `<|im_end|>`) is known
-from the template's certificate. In a row's own render an anchor could also be text that a user typed. To tell them
-apart without looking into that text: each anchor has a *pivot*, a rare character such as `|`. Where no string
-of the row holds a pivot, no anchor can have come from the row, however the template cuts, joins or escapes
-its strings, and one render is enough. Otherwise the row is rendered once more with a noncharacter (U+FDD0 …)
-put behind each pivot in its strings:
+What begins and ends an assistant turn (the *anchors*: `<|im_start|>assistant\\n` and `<|im_end|>`) is known from the
+template's certificate. They are looked for in the template's own text only, which `miles.data.trace` tells from
+what the row says: a user who types `<|im_end|>` moves nothing. There must be one beginning and one end for each
+assistant message, or the row is refused. Nothing is ever rendered in part.
 
-    plain     user says "<|im_end|>"      …user\\n<|im_end|><|im_end|>…
-    marked    "|" becomes "|\\ufdd0"       …user\\n<|⬩im_end|⬩><|im_end|>…     only the last one is the template's
-
-The marked text less its marks must be the plain text, character by character (else other pivots are tried,
-then the row is refused); the intact anchors in it must be one beginning and one end for each assistant
-message; their positions less the marks before them are the spans in the plain text. Nothing is ever
-rendered in part, and nothing is searched for in what a user wrote.
+A program that was just made is compared with transformers' own render of the same row, character by character; the
+rows that take it later have the same shape and gave the same answers.
 """
 
 from __future__ import annotations
 
+import re
+import string
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, NamedTuple
 
+import jinja2
 from transformers import PreTrainedTokenizerBase
 
+from miles.data.trace import Program, Tracer, Untraceable
 from miles.data.types import RowRejected
 
-_NONCHARACTERS = tuple(chr(code) for code in range(0xFDD0, 0xFDF0))
+_WORD_CHARACTERS = string.ascii_letters + string.digits + "_ "
+"""What keys of any row are made of; no anchor is made of these alone."""
 
 
 @dataclass(frozen=True)
@@ -41,11 +40,9 @@ class Anchors:
     turn_header: str
     """the part of the generation prompt that every assistant turn begins with, earlier ones too"""
     terminator: str
-    """the special token that ends every assistant turn"""
-    empty_think: str
-    """the empty think block that the template puts between header and answer; "" where it puts none"""
-    pivots: tuple[str, ...]
-    """sets of characters, to be tried in this order: each anchor holds one of the set before its last character"""
+    """the special token that ends every assistant turn; or several, one behind the other"""
+    empty_thinks: tuple[str, ...]
+    """the empty think blocks that the template puts between header and answer, the longest first"""
 
 
 class Span(NamedTuple):
@@ -59,48 +56,125 @@ class Span(NamedTuple):
     """behind the terminator"""
 
 
-def render(
-    tokenizer: PreTrainedTokenizerBase,
-    messages: Sequence[Mapping[str, Any]],
-    tools: Sequence[Mapping[str, Any]] | None,
-    template_kwargs: Mapping[str, Any],
-    anchors: Anchors,
-) -> tuple[str, list[Span]]:
-    """Renders a conversation and finds its assistant turns.
+class _Turn(NamedTuple):
+    """Where in a program's parts a turn lies: part and character in it."""
 
-    Args:
-        messages, tools: plain JSON types.
+    begin: tuple[int, int]
+    """of the header"""
+    end: tuple[int, int]
+    """behind the terminator"""
 
-    Returns:
-        the text, as `tokenizer.apply_chat_template(..., tokenize=False)` gives it, and one span for each
-        assistant message, in order.
+
+class Renderer:
+    """A chat template with what it is given, and where its assistant turns are.
 
     Raises:
-        RowRejected: "template_error" where the template raises, "unlocatable_turn" where the turns cannot be
-            told exactly.
+        Untraceable: the template does not compile.
     """
-    text = render_text(tokenizer, messages, tools, template_kwargs)
-    num_turns = sum(message.get("role") == "assistant" for message in messages)
-    marked = text
-    mark = ""
-    for pivots in anchors.pivots:
-        if not any(pivot in own for own in strings([messages, tools]) for pivot in pivots):
-            marked, mark = text, ""
-            break
-        mark = _unused_character(text, messages, tools)
-        table = {ord(pivot): pivot + mark for pivot in pivots}
-        marked_tools = None if tools is None else _mark(tools, table)
-        try:
-            marked = render_text(tokenizer, _mark(messages, table), marked_tools, template_kwargs)
-        except RowRejected:  # the template looks at what the marks changed
-            continue
-        if marked.replace(mark, "") == text:
-            break
-    else:
-        raise RowRejected(
-            "unlocatable_turn", "the chat template changes text that spells its own markers; no turn can be told"
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, template_kwargs: Mapping[str, Any], anchors: Anchors
+    ) -> None:
+        self._tokenizer, self._kwargs, self._anchors = tokenizer, template_kwargs, anchors
+        reserved = "".join(set(anchors.turn_header + anchors.terminator) - set(_WORD_CHARACTERS))
+        self._tracer = Tracer(
+            str(tokenizer.chat_template), {**tokenizer.special_tokens_map, **template_kwargs}, reserved
         )
-    return text, _scan(marked, mark, num_turns, anchors)
+
+    def render(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None
+    ) -> tuple[str, list[Span]]:
+        """Renders a conversation and finds its assistant turns.
+
+        Args:
+            messages, tools: plain JSON types.
+
+        Returns:
+            the text, as `tokenizer.apply_chat_template(..., tokenize=False)` gives it, and one span for each
+            assistant message, in order.
+
+        Raises:
+            RowRejected: "template_error" where the template raises, "unlocatable_turn" where the turns cannot be
+                told exactly.
+        """
+        try:
+            program, strings, is_new = self._tracer.program(messages, tools)
+        except Untraceable as error:
+            render_text(self._tokenizer, messages, tools, self._kwargs)  # raises where the template does
+            raise RowRejected("unlocatable_turn", f"the chat template cannot be followed: it takes {error}") from error
+        pieces = program.run(strings)
+        text = "".join(pieces)
+        if is_new:
+            program.note = self._check(program, messages, tools, text)
+        if isinstance(program.note, str):
+            raise RowRejected("unlocatable_turn", program.note)
+        return text, self._spans(program.note, pieces, text)
+
+    def _check(
+        self,
+        program: Program,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None,
+        text: str,
+    ) -> list[_Turn] | str:
+        """A new program's turns, or why it has none."""
+        if text != render_text(self._tokenizer, messages, tools, self._kwargs):
+            return "the chat template could not be followed: transformers renders another text"
+        answering = [number for number, message in enumerate(messages) if message.get("role") == "assistant"]
+        return _locate(program, answering, self._anchors.turn_header, self._anchors.terminator)
+
+    def _spans(self, turns: Sequence[_Turn], pieces: Sequence[str], text: str) -> list[Span]:
+        anchors = self._anchors
+        starts = list(accumulate(map(len, pieces), initial=0))
+        spans = []
+        for turn in turns:
+            begin = starts[turn.begin[0]] + turn.begin[1]
+            header_end = begin + len(anchors.turn_header)
+            start = header_end
+            if text.startswith(anchors.generation_prompt, begin):
+                start = begin + len(anchors.generation_prompt)
+            answer = start
+            for think in anchors.empty_thinks:
+                if text.startswith(think, header_end):
+                    answer = max(start, header_end + len(think))
+                    break
+            spans.append(Span(start, answer, starts[turn.end[0]] + turn.end[1]))
+        return spans
+
+
+def _locate(program: Program, answering: Sequence[int], header: str, terminator: str) -> list[_Turn] | str:
+    """One turn for each assistant message (`answering`, by number), or why there is not.
+
+    A turn goes from a header to the next terminator, over further headers (reasoning in a block of its own), and
+    holds nothing that another message says.
+    """
+    begins, ends = _find(program, header), _find(program, terminator)
+    turns: list[_Turn] = []
+    for begin in begins:
+        if turns and begin < turns[-1].end:
+            continue
+        behind = (begin[0], begin[1] + len(header))
+        end = next((place for place in ends if place >= behind), None)
+        if end is None:
+            return f"assistant turn {len(turns)} is not ended by {terminator}"
+        turns.append(_Turn(begin, (end[0], end[1] + len(terminator))))
+    if len(turns) != len(answering):
+        return f"{len(answering)} assistant messages; the chat template begins {len(turns)} turns"
+    for number, (message, turn) in enumerate(zip(answering, turns, strict=True)):
+        if not all(owners <= {message} for owners in program.owners[turn.begin[0] : turn.end[0]]):
+            return f"assistant turn {number} would hold what another message says"
+    return turns
+
+
+def _find(program: Program, anchor: str) -> list[tuple[int, int]]:
+    """Where an anchor is in the template's own text: part and character in it."""
+    places = []
+    for number, part in enumerate(program.parts):
+        position = part.find(anchor) if isinstance(part, str) else -1
+        while position >= 0:
+            places.append((number, position))
+            position = part.find(anchor, position + len(anchor))  # type: ignore[union-attr]
+    return places
 
 
 def render_text(
@@ -127,11 +201,17 @@ def render_text(
             **kwargs,
         )
     except Exception as error:  # a template can fail in any way that Jinja and Python know
-        detail = f"{type(error).__name__}: {error}"[:200]
-        if any(own in detail for own in strings(messages) if len(own) > 12):
-            detail = type(error).__name__  # it quotes the row, whose text goes into no ledger
+        detail = type(error).__name__
+        if _quotes_template(error, str(tokenizer.chat_template)):
+            detail = f"{detail}: {error}"[:200]
         raise RowRejected("template_error", detail) from error
     return text
+
+
+def _quotes_template(error: Exception, template: str) -> bool:
+    """Whether an error's words are the template's own: any others may be the row's, whose text goes into no ledger."""
+    quoted = re.findall("'(.*?)'", str(error)) if isinstance(error, jinja2.UndefinedError) else [str(error)]
+    return all(words.endswith(" object") or words in template for words in quoted)
 
 
 def strings(value: Any) -> Iterator[str]:
@@ -146,53 +226,3 @@ def strings(value: Any) -> Iterator[str]:
     elif isinstance(value, (list, tuple)):
         for item in value:
             yield from strings(item)
-
-
-def _mark(value: Any, table: Mapping[int, str]) -> Any:
-    """Plain JSON data with each character in `table` replaced, in all that `strings` gives."""
-    if isinstance(value, str):
-        return value.translate(table)
-    if isinstance(value, Mapping):
-        return {
-            key.translate(table) if isinstance(key, str) and not key.isidentifier() else key: _mark(item, table)
-            for key, item in value.items()
-        }
-    if isinstance(value, (list, tuple)):
-        return [_mark(item, table) for item in value]
-    return value
-
-
-def _unused_character(text: str, messages: Any, tools: Any) -> str:
-    for character in _NONCHARACTERS:
-        if character not in text and not any(character in own for own in strings([messages, tools])):
-            return character
-    raise RowRejected("unlocatable_turn", "the row's text holds every noncharacter from U+FDD0 to U+FDEF")
-
-
-def _scan(marked: str, mark: str, num_turns: int, anchors: Anchors) -> list[Span]:
-    header, terminator = anchors.turn_header, anchors.terminator
-    begins = []
-    position = marked.find(header)
-    while position >= 0:
-        begins.append(position)
-        position = marked.find(header, position + len(header))
-    if len(begins) != num_turns:
-        raise RowRejected(
-            "unlocatable_turn", f"{num_turns} assistant messages; the chat template begins {len(begins)} turns"
-        )
-    spans = []
-    for turn, (begin, limit) in enumerate(zip(begins, [*begins[1:], len(marked)], strict=True)):
-        start = begin + len(header)
-        if marked.startswith(anchors.generation_prompt, begin):
-            start = begin + len(anchors.generation_prompt)
-        answer = start
-        if anchors.empty_think and marked.startswith(header + anchors.empty_think, begin):
-            answer = max(start, begin + len(header) + len(anchors.empty_think))
-        end = marked.find(terminator, start, limit)
-        if end < 0:
-            raise RowRejected("unlocatable_turn", f"assistant turn {turn} is not ended by {terminator}")
-        end += len(terminator)
-        if mark:
-            start, answer, end = (point - marked.count(mark, 0, point) for point in (start, answer, end))
-        spans.append(Span(start, answer, end))
-    return spans

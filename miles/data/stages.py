@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Iterator, Sequence
@@ -22,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
-from miles.data.config import DataConfig, EncodeConfig, PackConfig
+from miles.data.config import DataConfig, EncodeConfig, PackConfig, RowFormat
 from miles.data.encode import Encoder
 from miles.data.manifest import Manifest
 from miles.data.normalize import normalize
@@ -90,39 +91,43 @@ class _Outcome:
     encode_seconds: float
 
 
-def _encode_rows(row: pa.Table, keys: Sequence[tuple[str | None, str | None]], encoder: Encoder) -> _Outcome:
+@contextlib.contextmanager
+def deep_rows_rejected() -> Iterator[None]:
+    """Around the handling of one row: if it is nested more deeply than Python can follow, it is rejected."""
+    try:
+        yield
+    except RecursionError:
+        raise RowRejected("malformed_json", "nested too deeply") from None
+
+
+def _encode_rows(row: pa.Table, formats: Sequence[RowFormat], encoder: Encoder) -> _Outcome:
     samples: list[tuple[int, int, Conversation, Encoded]] = []
     rejects: list[Reject] = []
     normalizing = encoding = 0.0
-    for row_id, source_id, payload in zip(
-        _numpy(row, "row_ids").tolist(),
-        _numpy(row, "source_ids").tolist(),
-        row["payloads"][0].as_py(),
-        strict=True,
-    ):
+    row_ids, source_ids = _numpy(row, "row_ids").tolist(), _numpy(row, "source_ids").tolist()
+    payloads = row["payloads"][0].as_py()
+    for position, (row_id, source_id, payload) in enumerate(zip(row_ids, source_ids, payloads, strict=True)):
         started = middle = time.perf_counter()
         try:
-            messages_key, tools_key = keys[source_id]
-            conversation = normalize(payload, messages_key=messages_key, tools_key=tools_key)
-            middle = time.perf_counter()
-            samples.append((row_id, source_id, conversation, encoder.encode(conversation)))
+            with deep_rows_rejected():
+                conversation = normalize(payload, formats[source_id])
+                middle = time.perf_counter()
+                samples.append((row_id, source_id, conversation, encoder.encode(conversation)))
         except RowRejected as verdict:
-            rejects.append(Reject(row_id, source_id, verdict.reason, verdict.detail))
+            rejects.append(Reject(row_id, source_id, verdict.reason, verdict.detail, position))
         normalizing += middle - started
         encoding += time.perf_counter() - middle
     return _Outcome(samples, rejects, normalizing, encoding)
 
 
-def encode_steps(
-    table: pa.Table, keys: Sequence[tuple[str | None, str | None]], encoder: Encoder
-) -> Iterator[pa.Table]:
+def encode_steps(table: pa.Table, formats: Sequence[RowFormat], encoder: Encoder) -> Iterator[pa.Table]:
     """RAW_STEP -> ENCODED_STEP, step by step.
 
     Args:
-        keys: (messages_key, tools_key) of each source.
+        formats: what the rows of each source look like.
     """
     for row in _rows(table):
-        outcome = _encode_rows(row, keys, encoder)
+        outcome = _encode_rows(row, formats, encoder)
         encoded = [sample[3] for sample in outcome.samples]
         ids = _concatenate([sample.input_ids for sample in encoded], np.int32)
         mask = _concatenate([sample.loss_mask for sample in encoded], np.uint8)
@@ -133,37 +138,42 @@ def encode_steps(
         yield _table(
             ENCODED_STEP,
             **_carry(row, (*_CARRIED, "read_seconds")),
+            **_columns(row, outcome, len(formats)),
             fingerprint=digest.hexdigest(),
-            source_rows=np.bincount(_numpy(row, "source_ids"), minlength=len(keys)),
-            sample_row_ids=np.array([sample[0] for sample in outcome.samples], np.int64),
-            sample_source_ids=np.array([sample[1] for sample in outcome.samples], np.int32),
             sample_lengths=lengths,
             input_ids=ids,
             loss_mask=mask,
             num_straddling_tokens=sum(sample.num_straddling_tokens for sample in encoded),
-            rejects=[asdict(reject) for reject in outcome.rejects],
             normalize_seconds=outcome.normalize_seconds,
             encode_seconds=outcome.encode_seconds,
         )
 
 
-def prepare_steps(
-    table: pa.Table, keys: Sequence[tuple[str | None, str | None]], encoder: Encoder
-) -> Iterator[pa.Table]:
+def prepare_steps(table: pa.Table, formats: Sequence[RowFormat], encoder: Encoder) -> Iterator[pa.Table]:
     """RAW_STEP -> PREPARED_STEP, step by step; arguments as in `encode_steps`."""
     for row in _rows(table):
-        outcome = _encode_rows(row, keys, encoder)
+        outcome = _encode_rows(row, formats, encoder)
         yield _table(
             PREPARED_STEP,
             **_carry(row, _CARRIED),
-            source_rows=np.bincount(_numpy(row, "source_ids"), minlength=len(keys)),
-            sample_row_ids=np.array([sample[0] for sample in outcome.samples], np.int64),
-            sample_source_ids=np.array([sample[1] for sample in outcome.samples], np.int32),
-            conversations=[json.dumps(asdict(sample[2])).encode() for sample in outcome.samples],
+            **_columns(row, outcome, len(formats)),
+            conversations=[json.dumps(vars(sample[2])).encode() for sample in outcome.samples],
             sample_lengths=np.array([len(sample[3].input_ids) for sample in outcome.samples], np.int32),
             sample_trained_tokens=np.array([sample[3].loss_mask.sum() for sample in outcome.samples], np.int32),
-            rejects=[asdict(reject) for reject in outcome.rejects],
         )
+
+
+def _columns(row: pa.Table, outcome: _Outcome, num_sources: int) -> dict[str, Any]:
+    """What an ENCODED_STEP and a PREPARED_STEP say alike of a step's rows."""
+    source_ids = np.array([sample[1] for sample in outcome.samples], np.int32)
+    is_truncated = np.array([sample[3].is_truncated for sample in outcome.samples], bool)
+    return {
+        "source_rows": np.bincount(_numpy(row, "source_ids"), minlength=num_sources),
+        "source_truncated": np.bincount(source_ids[is_truncated], minlength=num_sources),
+        "sample_row_ids": np.array([sample[0] for sample in outcome.samples], np.int64),
+        "sample_source_ids": source_ids,
+        "rejects": [asdict(reject) for reject in outcome.rejects],
+    }
 
 
 def pack_steps(table: pa.Table, config: PackConfig) -> Iterator[pa.Table]:
@@ -180,8 +190,8 @@ def pack_steps(table: pa.Table, config: PackConfig) -> Iterator[pa.Table]:
         slices = [slice(starts[sample], starts[sample + 1]) for sample in order]
         yield _table(
             PACKED_STEP,
-            **_carry(row, (*_CARRIED, "fingerprint", "num_straddling_tokens", "source_rows", "rejects")),
-            **_carry(row, ("read_seconds", "normalize_seconds", "encode_seconds")),
+            **_carry(row, (*_CARRIED, "fingerprint", "num_straddling_tokens", "source_rows", "source_truncated")),
+            **_carry(row, ("rejects", "read_seconds", "normalize_seconds", "encode_seconds")),
             num_trained_tokens=int(trained.sum()),
             source_trained_tokens=np.bincount(source_ids, weights=trained, minlength=len(row["source_rows"][0])).astype(
                 np.int64
@@ -216,6 +226,7 @@ def report_of(row: pa.Table) -> StepReport:
         dp_imbalance=values["dp_imbalance"],
         source_rows=tuple(values["source_rows"]),
         source_trained_tokens=tuple(values["source_trained_tokens"]),
+        source_truncated=tuple(values["source_truncated"]),
         rejects=tuple(Reject(**reject) for reject in values["rejects"]),
         stage_seconds={stage: values[f"{stage}_seconds"] for stage in STAGES},
     )
@@ -257,8 +268,9 @@ def make_plan(manifest: Manifest, config: DataConfig) -> Plan:
     return Plan(manifest.num_rows, manifest.group_starts, config.order)
 
 
-def source_keys(manifest: Manifest) -> list[tuple[str | None, str | None]]:
-    return [(source.messages_key, source.tools_key) for source in manifest.sources]
+def source_formats(manifest: Manifest) -> list[RowFormat]:
+    """What the rows of each source look like."""
+    return [source.format for source in manifest.sources]
 
 
 def encoder_of(config: EncodeConfig) -> Encoder:
@@ -273,10 +285,10 @@ def _encoder_of(config: str) -> Encoder:
 
 def local_steps(manifest: Manifest, config: DataConfig, consumed_rows: int = 0) -> Iterator[Step]:
     """The whole stream in this process."""
-    plan, encoder, keys = make_plan(manifest, config), encoder_of(config.encode), source_keys(manifest)
+    plan, encoder, formats = make_plan(manifest, config), encoder_of(config.encode), source_formats(manifest)
     for ref in plan.windows(consumed_rows):
         for raw in read_window(manifest, plan, ref, consumed_rows):
-            for encoded in encode_steps(raw, keys, encoder):
+            for encoded in encode_steps(raw, formats, encoder):
                 for packed in pack_steps(encoded, config.pack):
                     yield unpack(packed)
 

@@ -1,34 +1,37 @@
 """Certifies a tokenizer with its chat template: how assistant turns begin and end, learned and proven on probes.
 
     Qwen3's tokenizer  ->  Certificate(generation_prompt="<|im_start|>assistant\\n", terminator="<|im_end|>",
-                                       empty_think="<think>\\n\\n</think>\\n\\n", adds_bos=False, ...)
+                                       empty_thinks=("<think>\\n\\n</think>\\n\\n",), bos_count=0, ...)
 
 What is learned from one probe is proven on others (several turns, a system message, tools, reasoning, and
-users who type the template's own markers): every turn is located, holds its own words and no others, and the
-ids are those of `apply_chat_template`. A template for which this fails is refused by name; no row is guessed.
+users who type the template's own markers): every turn is located, holds its own words and no others, ends in
+one terminator, and the ids are those of `apply_chat_template`. A template for which this fails is refused by
+name; no row is guessed.
 """
 
 from __future__ import annotations
 
 import inspect
 import re
-import string
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from itertools import takewhile
 from typing import Any
 
+from rich.table import Table
+from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
+from miles.data.bpe import TextEncoder, text_encoder
 from miles.data.config import EncodeConfig
-from miles.data.spans import Anchors, render, render_text, strings
+from miles.data.spans import Anchors, Renderer, render_text, strings
+from miles.data.tokenizer import PINNED_DATE, has_pinned_date
 from miles.data.tokenizer import encoder_fingerprint as encoder_fingerprint
 from miles.data.tokenizer import load_tokenizer as load_tokenizer
+from miles.data.trace import Untraceable
 from miles.data.types import RowRejected
 from miles.errors import TemplateError
 
-_COMMON_PIVOTS = "|｜▁_"
-_TEMPLATE_SYNTAX = "<>[]/"  # templates look for <think> and the like in content: the last choice for a mark
-_NUM_PIVOT_TRIALS = 3
 _EMPTY_THINK = re.compile(r"\s*<think>\s*</think>\s*")
 
 
@@ -38,21 +41,82 @@ class Certificate(Anchors):
 
     name: str
     """names the template in errors"""
-    terminator_id: int
-    adds_bos: bool
-    """whether a rendered conversation begins with the BOS token (never more than one)"""
+    terminator_ids: tuple[int, ...]
+    bos_count: int
+    """BOS tokens at the beginning of a rendered conversation: 0 or 1"""
     follows_prompt: bool
     """whether a rendered last turn begins exactly with the generation prompt"""
+    extends_prefix: bool
+    """whether a longer conversation begins with the render of a shorter one, less what ends that"""
+    drops_reasoning: bool
+    """whether the reasoning of earlier turns is left out (history "as_served" trains without it)"""
+    renders_reasoning: bool
+    """whether `reasoning_content` of the last turn is rendered"""
     accepts_system: bool
     """False: the template raises on a system message"""
     accepts_tools: bool
-    """False: it raises on tool calls, or their turns cannot be located; rows that hold any are rejected"""
+    """False: it raises on tool calls, leaves them out, or their turns cannot be located; rows with any are rejected"""
+    tool_grouping: str
+    """results of two tools in a row: "grouped" in one turn, "separate", or "none" (no tools)"""
+    date: str
+    """"none", or the date that is written whatever the day (a `strftime_now` in the template)"""
+    engine: str
+    """"tiktoken", proven exact, or "tokenizers: " and why"""
     fingerprint: str
     """`encoder_fingerprint`"""
 
     @property
     def has_think(self) -> bool:
-        return bool(self.empty_think)
+        return bool(self.empty_thinks)
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything in it, as JSON."""
+        return asdict(self)
+
+    def lines(self) -> list[tuple[str, str]]:
+        """Label and finding, as `miles certify` prints them."""
+        begins = "begins with it" if self.follows_prompt else "begins otherwise: what is trained is not what is served"
+        reasoning = {
+            (False, False): "left out by the template",
+            (True, False): "rendered in every turn",
+            (True, True): "rendered behind the last question, left out of earlier turns",
+        }[self.renders_reasoning, self.drops_reasoning]
+        tools = {
+            "none": "rows with tool calls are rejected: the template leaves them out, or fails on them",
+            "grouped": "accepted; results of two calls share a turn",
+            "separate": "accepted; each result has its own turn",
+            "one call": "accepted; one call a turn",
+        }[self.tool_grouping]
+        return [
+            ("ids", f"equal to apply_chat_template on every probe; {self.engine}"),
+            ("generation prompt", f"{self.generation_prompt!r}; a rendered last turn {begins}"),
+            ("turn header", repr(self.turn_header)),
+            (
+                "terminator",
+                f"{self.terminator} ({', '.join(map(str, self.terminator_ids))}), trained exactly once a turn",
+            ),
+            ("BOS", "one, written by the template" if self.bos_count else "none"),
+            (
+                "prefix",
+                "a longer conversation extends a shorter one" if self.extends_prefix else "earlier turns change",
+            ),
+            ("empty think", " or ".join(map(repr, self.empty_thinks)) + ", masked" if self.has_think else "none"),
+            ("reasoning", reasoning),
+            ("system", "accepted" if self.accepts_system else "rows with a system message fail"),
+            ("tools", tools),
+            ("date", self.date),
+            ("fingerprint", self.fingerprint),
+        ]
+
+    def __rich__(self) -> Table:
+        table = Table(
+            title=f"certified: {self.name}", title_justify="left", title_style="bold", show_header=False, box=None
+        )
+        table.add_column(style="dim", no_wrap=True)
+        table.add_column(overflow="fold")
+        for label, finding in self.lines():
+            table.add_row(label, Text(finding))
+        return table
 
 
 def _system(content: str) -> dict[str, Any]:
@@ -63,14 +127,16 @@ def _user(content: str) -> dict[str, Any]:
     return {"role": "user", "content": content}
 
 
-def _assistant(content: str) -> dict[str, Any]:
-    return {"role": "assistant", "content": content}
+def _assistant(content: str, reasoning: str | None = None) -> dict[str, Any]:
+    message = {"role": "assistant", "content": content}
+    return message if reasoning is None else {**message, "reasoning_content": reasoning}
 
 
 _ONE_TURN = [_user("QUESTION1"), _assistant("ANSWER1")]
 _TWO_TURNS = [*_ONE_TURN, _user("QUESTION2"), _assistant("ANSWER2")]
 _WITH_SYSTEM = [_system("SYSTEM"), *_TWO_TURNS]
-_WITH_REASONING = [_user("QUESTION1"), {**_assistant("ANSWER1"), "reasoning_content": "REASONING1"}]
+_WITH_REASONING = [_user("QUESTION1"), _assistant("ANSWER1", "REASONING1")]
+_TWO_WITH_REASONING = [*_WITH_REASONING, _user("QUESTION2"), _assistant("ANSWER2", "REASONING2")]
 _TOOLS = [
     {
         "type": "function",
@@ -85,11 +151,27 @@ _TOOLS = [
         },
     }
 ]
-_CALL = {"type": "function", "function": {"name": "lookup", "arguments": {"word": "ARGUMENT1"}}}
+
+
+def _call(argument: str) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": "lookup", "arguments": {"word": argument}}}
+
+
+def _result(content: str) -> dict[str, Any]:
+    return {"role": "tool", "name": "lookup", "content": content}
+
+
+_WITH_TOOL = [
+    _user("QUESTION1"),
+    {**_assistant("ANSWER1"), "tool_calls": [_call("ARGUMENT1")]},
+    _result("RESULT1"),
+    _assistant("ANSWER2"),
+]
 _WITH_TOOLS = [
     _user("QUESTION1"),
-    {**_assistant("ANSWER1"), "tool_calls": [_CALL]},
-    {"role": "tool", "name": "lookup", "content": "RESULT1"},
+    {**_assistant(""), "tool_calls": [_call("ARGUMENT1"), _call("ARGUMENT2")]},
+    _result("RESULT1"),
+    _result("RESULT2"),
     _assistant("ANSWER2"),
 ]
 
@@ -110,60 +192,73 @@ def certify(tokenizer: PreTrainedTokenizerBase, config: EncodeConfig) -> Certifi
     if taken := sorted(reserved & set(kwargs)):
         raise TemplateError(f"{name} cannot be given {', '.join(taken)} by --apply-chat-template-kwargs")
 
-    one = _probe(tokenizer, _ONE_TURN, None, kwargs, name)
-    two = _probe(tokenizer, _TWO_TURNS, None, kwargs, name)
-    if two != _probe(tokenizer, _TWO_TURNS, None, kwargs, name):
+    one = _probe(tokenizer, _ONE_TURN, kwargs, name)
+    two = _probe(tokenizer, _TWO_TURNS, kwargs, name)
+    if two != _probe(tokenizer, _TWO_TURNS, kwargs, name):
         raise TemplateError(f"{name} renders the same conversation differently each time")
-    prompt = _probe(tokenizer, _ONE_TURN[:1], None, kwargs, name)
-    full_prompt = _probe(tokenizer, _ONE_TURN[:1], None, kwargs, name, add_generation_prompt=True)
-    generation_prompt = full_prompt.removeprefix(prompt)
-    if not full_prompt.startswith(prompt) or not generation_prompt:
-        raise TemplateError(
-            f"{name} has no generation prompt: with add_generation_prompt=True it adds nothing at the end, "
-            "so where an answer begins cannot be told"
-        )
+    prompt = _probe(tokenizer, _ONE_TURN[:1], kwargs, name)
+    full_prompt = _probe(tokenizer, _ONE_TURN[:1], kwargs, name, add_generation_prompt=True)
+    generation_prompt = _generation_prompt(tokenizer, prompt, full_prompt, one, name)
 
     turns = [_between(one, "QUESTION1", "ANSWER1", name)]
     turns += [_between(two, f"QUESTION{turn}", f"ANSWER{turn}", name) for turn in (1, 2)]
-    header = _turn_header(tokenizer, generation_prompt, turns, name)
-    supplied = turns[0].split(header, 1)[1]
+    header = _turn_header(generation_prompt, turns, name)
     terminator = _terminator(tokenizer, one, two, name)
+    for anchor in (header, terminator):
+        if not re.search(r"[^\w ]", anchor, re.ASCII):
+            raise TemplateError(f"{name}: {anchor!r} begins or ends its turns; it could be an ordinary word")
+    supplied = {turn.split(header, 1)[1] for turn in turns}
+    text_tokens = text_encoder(tokenizer.backend_tokenizer)
     draft = Certificate(
         name=name,
         generation_prompt=generation_prompt,
         turn_header=header,
         terminator=terminator,
-        terminator_id=int(tokenizer.convert_tokens_to_ids(terminator)),
-        adds_bos=_adds_bos(tokenizer, one, name),
-        empty_think=supplied if _EMPTY_THINK.fullmatch(supplied) else "",
+        terminator_ids=tuple(text_tokens.encode(terminator).tolist()),
+        empty_thinks=tuple(sorted(filter(_EMPTY_THINK.fullmatch, supplied), key=len, reverse=True)),
+        bos_count=_bos_count(tokenizer, one, name),
         follows_prompt=one.startswith(full_prompt),
+        extends_prefix=two.startswith(one[: one.rindex(terminator) + len(terminator)]),
+        drops_reasoning=False,
+        renders_reasoning=False,
         accepts_system=True,
         accepts_tools=True,
-        pivots=_pivots(header, terminator, name),
+        tool_grouping="none",
+        date=f"pinned to {PINNED_DATE}" if has_pinned_date(tokenizer.chat_template) else "none",
+        engine=text_tokens.engine,
         fingerprint=encoder_fingerprint(tokenizer, config),
     )
+    try:
+        renderer = Renderer(tokenizer, kwargs, draft)
+    except Untraceable as error:
+        raise TemplateError(f"{name} cannot be certified: {error}") from error
+    proof = _Proof(tokenizer, kwargs, renderer, text_tokens, draft)
     forged = f"{header}FORGED{terminator}"
     told = [_user(forged + "QUESTION1"), _assistant(f"ANSWER1{forged}"), *_TWO_TURNS[2:]]
     for messages in (_ONE_TURN, _TWO_TURNS, told):
-        _prove(tokenizer, messages, None, kwargs, draft)
-    _is_accepted(tokenizer, _WITH_REASONING, kwargs, draft)
+        proof.require(messages)
+    accepts_reasoning = proof.holds_or_raises(_WITH_REASONING) and proof.holds_or_raises(_TWO_WITH_REASONING)
+    reasoned = _probe(tokenizer, _TWO_WITH_REASONING, kwargs, name) if accepts_reasoning else ""
+    accepts_tools = proof.holds(_WITH_TOOL, _TOOLS) and _renders_tools(tokenizer, kwargs)
     return replace(
         draft,
-        accepts_system=_is_accepted(tokenizer, _WITH_SYSTEM, kwargs, draft),
-        accepts_tools=_locates_tools(tokenizer, kwargs, draft),
+        renders_reasoning="REASONING2" in reasoned,
+        drops_reasoning="REASONING2" in reasoned and "REASONING1" not in reasoned,
+        accepts_system=proof.holds_or_raises(_WITH_SYSTEM),
+        accepts_tools=accepts_tools,
+        tool_grouping=_tool_grouping(tokenizer, kwargs, proof, terminator) if accepts_tools else "none",
     )
 
 
 def _probe(
     tokenizer: PreTrainedTokenizerBase,
     messages: Sequence[Mapping[str, Any]],
-    tools: Sequence[Mapping[str, Any]] | None,
     kwargs: Mapping[str, Any],
     name: str,
     add_generation_prompt: bool = False,
 ) -> str:
     try:
-        return render_text(tokenizer, messages, tools, kwargs, add_generation_prompt)
+        return render_text(tokenizer, messages, None, kwargs, add_generation_prompt)
     except RowRejected as error:
         hint = ""
         if "strftime_now" in str(tokenizer.chat_template):
@@ -171,7 +266,31 @@ def _probe(
                 " It writes today's date (strftime_now), so its tokens would change from day to day: give the "
                 "date with --apply-chat-template-kwargs where the template takes one, or write it out."
             )
-        raise TemplateError(f"{name} fails on a plain conversation: {error.detail}.{hint}") from error
+        cause = (
+            f"{type(error.__cause__).__name__}: {error.__cause__}"  # a probe's own words, unlike a row's, may be said
+        )
+        raise TemplateError(f"{name} fails on a plain conversation: {cause}.{hint}") from error
+
+
+def _generation_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str, full_prompt: str, one: str, name: str) -> str:
+    """What stands between a user's turn and an answer because `add_generation_prompt` is given, or is there anyway."""
+    if full_prompt != prompt and full_prompt.startswith(prompt):
+        return full_prompt[len(prompt) :]
+    if full_prompt == prompt:  # [INST] question [/INST] answer: what closes the question is the prompt
+        closing = prompt.partition("QUESTION1")[2]
+        if closing.strip() and one.startswith(prompt) and one[len(prompt) :].lstrip().startswith("ANSWER1"):
+            return closing
+    else:  # question <|end|><|endoftext|> becomes question <|end|><|assistant|>
+        same = next(at for at, (a, b) in enumerate(zip(prompt, full_prompt, strict=False)) if a != b)
+        for begin in range(same, -1, -1):
+            if any(full_prompt.startswith(token, begin) for token in tokenizer.added_tokens_encoder) and any(
+                prompt.startswith(token, begin) for token in tokenizer.added_tokens_encoder
+            ):
+                return full_prompt[begin:]
+    raise TemplateError(
+        f"{name} has no generation prompt: with add_generation_prompt=True it adds nothing at the end, "
+        "so where an answer begins cannot be told"
+    )
 
 
 def _between(text: str, before: str, after: str, name: str) -> str:
@@ -181,126 +300,132 @@ def _between(text: str, before: str, after: str, name: str) -> str:
     return text.split(before)[1].split(after)[0]
 
 
-def _turn_header(tokenizer: PreTrainedTokenizerBase, generation_prompt: str, turns: Sequence[str], name: str) -> str:
-    """The longest part of the generation prompt that stands once before each answer."""
-    for length in range(len(generation_prompt), 0, -1):
-        header = generation_prompt[:length]
+def _turn_header(generation_prompt: str, turns: Sequence[str], name: str) -> str:
+    """The longest part of the generation prompt that stands once before each answer, without a think block's begin:
+    some answers have none."""
+    spoken, _, _ = generation_prompt.partition("<think>")
+    for length in range(len(spoken), 0, -1):
+        header = spoken[:length]
         if all(turn.count(header) == 1 for turn in turns):
-            break
-    else:
-        raise TemplateError(
-            f"{name}: its generation prompt {generation_prompt!r} is not how its assistant turns begin ({turns[0]!r})"
-        )
-    if not any(header.startswith(token) for token in tokenizer.added_tokens_encoder):
-        raise TemplateError(
-            f"{name} begins assistant turns with {header!r}, which is no token of its own: it cannot be told "
-            "from what a user writes"
-        )
-    return header
+            return header
+    raise TemplateError(
+        f"{name}: its generation prompt {generation_prompt!r} is not how its assistant turns begin ({turns[0]!r})"
+    )
 
 
 def _terminator(tokenizer: PreTrainedTokenizerBase, one: str, two: str, name: str) -> str:
-    """The special token right behind every answer."""
+    """The special tokens right behind every answer: as many as stand behind each."""
     special = sorted((token.content for token in tokenizer.added_tokens_decoder.values() if token.special), key=len)
-    found = []
+    found: list[list[str]] = []
     for text, answer in ((one, "ANSWER1"), (two, "ANSWER1"), (two, "ANSWER2")):
         rest = text.split(answer)[1]
-        token = next((token for token in reversed(special) if rest.startswith(token)), None)
-        if token is None:
+        tokens: list[str] = []
+        while token := next((token for token in reversed(special) if rest.startswith(token)), None):
+            tokens.append(token)
+            rest = rest.removeprefix(token)
+        if not tokens:
             raise TemplateError(
                 f"{name} does not end each assistant turn with a special token (found {rest[:40]!r} behind an "
                 "answer), so the model would never learn to stop"
             )
-        found.append(token)
-    if len(set(found)) > 1:
-        raise TemplateError(f"{name} ends assistant turns with different tokens: {', '.join(dict.fromkeys(found))}")
-    return found[0]
+        found.append(tokens)
+    firsts = list(dict.fromkeys(tokens[0] for tokens in found))
+    if len(firsts) > 1:
+        raise TemplateError(f"{name} ends assistant turns with different tokens: {', '.join(firsts)}")
+    same = takewhile(lambda tokens: len(set(tokens)) == 1, zip(*found, strict=False))
+    return "".join(tokens[0] for tokens in same)
 
 
-def _adds_bos(tokenizer: PreTrainedTokenizerBase, text: str, name: str) -> bool:
+def _bos_count(tokenizer: PreTrainedTokenizerBase, text: str, name: str) -> int:
     if tokenizer.bos_token_id is None:
-        return False
+        return 0
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     if list(ids[:2]) == [tokenizer.bos_token_id] * 2:
         raise TemplateError(f"{name} begins a conversation with two BOS tokens {tokenizer.bos_token}")
-    return bool(ids[0] == tokenizer.bos_token_id)
+    return int(ids[0] == tokenizer.bos_token_id)
 
 
-def _pivots(header: str, terminator: str, name: str) -> tuple[str, ...]:
-    """Sets of characters so that no anchor can be spelled without one of the set, before its last character."""
-    choices = []
-    for anchor in (header, terminator):
-        punctuation = {
-            character for character in anchor[:-1] if character in string.punctuation or not character.isascii()
-        }
-        if not punctuation:
-            raise TemplateError(f"{name}: {anchor!r} begins or ends its turns; it could be an ordinary word")
-        rank = _COMMON_PIVOTS + "".join(sorted(punctuation - set(_COMMON_PIVOTS + _TEMPLATE_SYNTAX)))
-        choices.append(sorted(punctuation, key=(rank + _TEMPLATE_SYNTAX).index))
-    trials = [
-        "".join(dict.fromkeys(choice[min(trial, len(choice) - 1)] for choice in choices))
-        for trial in range(_NUM_PIVOT_TRIALS)
-    ]
-    return tuple(dict.fromkeys(trials))
+@dataclass(frozen=True)
+class _Proof:
+    """Tries what was learned of a template on probes."""
 
+    tokenizer: PreTrainedTokenizerBase
+    kwargs: Mapping[str, Any]
+    renderer: Renderer
+    text_tokens: TextEncoder
+    draft: Certificate
 
-def _prove(
-    tokenizer: PreTrainedTokenizerBase,
-    messages: Sequence[Mapping[str, Any]],
-    tools: Sequence[Mapping[str, Any]] | None,
-    kwargs: Mapping[str, Any],
-    draft: Certificate,
-) -> None:
-    """Each turn's span holds all that the turn says and nothing of any other; the ids are transformers' own."""
-    try:
-        text, spans = render(tokenizer, messages, tools, kwargs, draft)
-    except RowRejected as error:
-        raise TemplateError(f"{draft.name} cannot be certified: {error}") from error
-    turns = [message for message in messages if message["role"] == "assistant"]
-    for number, (message, span) in enumerate(zip(turns, spans, strict=True)):
-        words = [own for own in strings({**message, "role": ""}) if own.isupper() and own in text]
-        inside = text[span.start : span.end]
-        foreign = [own for other in messages if other is not message for own in strings(other) if own.isupper()]
-        if not (
-            span.start > 0
-            and all(own in inside for own in words)
-            and not any(own in inside for own in foreign)
-            and (message["content"] in inside or message["content"] not in text)
-        ):
-            raise TemplateError(
-                f"{draft.name} cannot be certified: what assistant turn {number} of a probe says does not lie "
-                f"between {draft.turn_header!r} and {draft.terminator!r}"
-            )
-    served = tokenizer.apply_chat_template(
-        list(messages), tools=None if tools is None else list(tools), tokenize=True, return_dict=False, **kwargs
-    )
-    backend = tokenizer.backend_tokenizer
-    backend.no_truncation()  # a tokenizer.json can carry both; transformers clears them at each call as well
-    backend.no_padding()
-    if backend.encode(text, add_special_tokens=False).ids != list(served):
-        raise TemplateError(
-            f"{draft.name} cannot be certified: {type(tokenizer).__name__} gives other ids than its tokenizers backend"
+    def require(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None = None) -> None:
+        """Each turn's span holds all that the turn says, nothing of any other, and one terminator; the ids are
+        transformers' own.
+
+        Raises:
+            TemplateError: it does not hold.
+        """
+        draft = self.draft
+        try:
+            text, spans = self.renderer.render(messages, tools)
+        except RowRejected as error:
+            raise TemplateError(f"{draft.name} cannot be certified: {error}") from error
+        turns = [message for message in messages if message["role"] == "assistant"]
+        for number, (message, span) in enumerate(zip(turns, spans, strict=True)):
+            words = [own for own in strings({**message, "role": ""}) if own.isupper() and own in text]
+            inside = text[span.start : span.end]
+            foreign = [own for other in messages if other is not message for own in strings(other) if own.isupper()]
+            if not (
+                span.start > 0
+                and all(own in inside for own in words)
+                and not any(own in inside for own in foreign)
+                and (message["content"] in inside or message["content"] not in text)
+                and inside.endswith(draft.terminator)
+                and inside.count(draft.terminator) == 1 + message["content"].count(draft.terminator)
+            ):
+                raise TemplateError(
+                    f"{draft.name} cannot be certified: what assistant turn {number} of a probe says does not lie "
+                    f"between {draft.turn_header!r} and {draft.terminator!r}"
+                )
+        served = self.tokenizer.apply_chat_template(
+            list(messages),
+            tools=None if tools is None else list(tools),
+            tokenize=True,
+            return_dict=False,
+            **self.kwargs,
         )
+        if self.text_tokens.encode(text).tolist() != list(served):
+            raise TemplateError(
+                f"{draft.name} cannot be certified: {type(self.tokenizer).__name__} gives other ids than its "
+                "tokenizers backend"
+            )
+
+    def holds(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None = None) -> bool:
+        try:
+            self.require(messages, tools)
+        except TemplateError:
+            return False
+        return True
+
+    def holds_or_raises(self, messages: Sequence[Mapping[str, Any]]) -> bool:
+        """False where the template raises; a conversation that it renders must be located, too."""
+        try:
+            render_text(self.tokenizer, messages, None, self.kwargs)
+        except RowRejected:
+            return False
+        self.require(messages)
+        return True
 
 
-def _is_accepted(
-    tokenizer: PreTrainedTokenizerBase,
-    messages: Sequence[Mapping[str, Any]],
-    kwargs: Mapping[str, Any],
-    draft: Certificate,
-) -> bool:
-    """False where the template raises; a conversation that it renders must be located, too."""
-    try:
-        render_text(tokenizer, messages, None, kwargs)
-    except RowRejected:
-        return False
-    _prove(tokenizer, messages, None, kwargs, draft)
-    return True
+def _renders_tools(tokenizer: PreTrainedTokenizerBase, kwargs: Mapping[str, Any]) -> bool:
+    """Whether calls and results are in the text: some templates leave them out without a word."""
+    text = render_text(tokenizer, _WITH_TOOL, _TOOLS, kwargs)
+    return "ARGUMENT1" in text and "RESULT1" in text
 
 
-def _locates_tools(tokenizer: PreTrainedTokenizerBase, kwargs: Mapping[str, Any], draft: Certificate) -> bool:
-    try:
-        _prove(tokenizer, _WITH_TOOLS, _TOOLS, kwargs, draft)
-    except TemplateError:
-        return False
-    return True
+def _tool_grouping(
+    tokenizer: PreTrainedTokenizerBase, kwargs: Mapping[str, Any], proof: _Proof, terminator: str
+) -> str:
+    """Whether results of two tools in a row share a turn; "one call" where the template takes no two."""
+    if not proof.holds(_WITH_TOOLS, _TOOLS):
+        return "one call"
+    text = render_text(tokenizer, _WITH_TOOLS, _TOOLS, kwargs)
+    between = text.partition("RESULT1")[2].partition("RESULT2")[0]
+    return "separate" if terminator in between else "grouped"

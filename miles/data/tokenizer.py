@@ -32,6 +32,9 @@ _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _HUB_TIMEOUT_SECONDS = 5.0
 _STRFTIME_NOW = re.compile(r"""strftime_now\(\s*(["'])(?P<format>[^"']*)\1\s*\)""")
 
+_pinned: set[str] = set()
+"""templates that `pin_date` changed"""
+
 _loaded: dict[tuple[Any, ...], tuple[PreTrainedTokenizerBase, str]] = {}
 """key of content -> the tokenizer, and the chat template that it was given"""
 
@@ -47,21 +50,21 @@ def load_tokenizer(config: EncodeConfig) -> PreTrainedTokenizerBase:
     """
     url = config.tokenizer
     files = _tokenizer_files(url)
-    key = (url, files, config.chat_template)
+    key = (url, files, config.chat_template, config.trust_remote_code)
     if key in _loaded:
         tokenizer, template = _loaded[key]
         if tokenizer.chat_template == template:  # nobody has changed it in the meantime
             return tokenizer
     if files is None:
-        tokenizer = _from_hub(url)
+        tokenizer = _from_hub(url, config.trust_remote_code)
     elif storage.is_local(url):
-        tokenizer = _from_folder(storage.filesystem(url)[1], url)
+        tokenizer = _from_folder(storage.filesystem(url)[1], url, config.trust_remote_code)
     else:
         with tempfile.TemporaryDirectory(prefix="miles-tokenizer-") as staged:
             fs, _ = storage.filesystem(url)
             for path, *_ in files:  # not the whole folder: a checkpoint's weights may lie beside them
                 fs.get_file(path, str(Path(staged) / path.rsplit("/", 1)[-1]))
-            tokenizer = _from_folder(staged, url)
+            tokenizer = _from_folder(staged, url, config.trust_remote_code)
     if not tokenizer.is_fast:
         raise TemplateError(
             f"{url}: {type(tokenizer).__name__} is not a fast tokenizer; the mask needs the character offsets "
@@ -75,9 +78,17 @@ def load_tokenizer(config: EncodeConfig) -> PreTrainedTokenizerBase:
 
 def pin_date(template: str) -> str:
     """Replaces each `strftime_now("%d %b %Y")` by what it gives for `PINNED_DATE`, as a string literal."""
-    return _STRFTIME_NOW.sub(
+    pinned, num_dates = _STRFTIME_NOW.subn(
         lambda call: json.dumps(PINNED_DATE.strftime(call["format"]), ensure_ascii=False), template
     )
+    if num_dates:
+        _pinned.add(pinned)
+    return pinned
+
+
+def has_pinned_date(template: str) -> bool:
+    """Whether `pin_date` put its date into a template."""
+    return template in _pinned
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -103,7 +114,9 @@ def encoder_fingerprint(tokenizer: PreTrainedTokenizerBase, config: EncodeConfig
         "template_kwargs": dict(config.template_kwargs),
         "turns": config.turns,
         "empty_think": config.empty_think,
+        "history": config.history,
         "special_text": config.special_text,
+        "too_long": config.too_long,
         "max_sample_tokens": config.max_sample_tokens,
     }
     return xxhash.xxh3_128_hexdigest(json.dumps(settings, sort_keys=True).encode())
@@ -140,22 +153,22 @@ def _tokenizer_files(url: str) -> tuple[tuple[str, int, str], ...] | None:
     )
 
 
-def _from_folder(folder: str, url: str) -> PreTrainedTokenizerBase:
+def _from_folder(folder: str, url: str, trust_remote_code: bool) -> PreTrainedTokenizerBase:
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
     except Exception as error:  # transformers raises whatever its parsers raise
         raise TemplateError(f"{url}: the tokenizer in this folder cannot be loaded: {_first_line(error)}") from error
 
 
-def _from_hub(name: str) -> PreTrainedTokenizerBase:
+def _from_hub(name: str, trust_remote_code: bool) -> PreTrainedTokenizerBase:
     try:
-        return AutoTokenizer.from_pretrained(name, local_files_only=True, trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(name, local_files_only=True, trust_remote_code=trust_remote_code)
     except Exception as error:  # not in the local cache
         cached_error = error
     try:
         # One request with a time limit: from_pretrained alone tries for most of a minute without a network.
         huggingface_hub.HfApi().model_info(name, timeout=_HUB_TIMEOUT_SECONDS)
-        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
     except Exception as error:
         raise TemplateError(
             f"{name}: no such folder, and the Hugging Face hub did not give a tokenizer of that name "

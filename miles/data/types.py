@@ -48,13 +48,15 @@ REJECT_REASONS = (
 
 @dataclass(frozen=True)
 class Conversation:
-    """One row, normalized: OpenAI messages, tools, and what the row says of each turn."""
+    """One row, normalized: OpenAI messages, tools, and what the row says of each turn; or plain text."""
 
     messages: tuple[Mapping[str, Any], ...]
-    """`{"role", "content", ...}`; roles are system, user, assistant, tool."""
+    """`{"role", "content", ...}`; roles are system, user, assistant, tool. Empty for plain text."""
     tools: tuple[Mapping[str, Any], ...] | None
-    trained: tuple[bool, ...]
-    """One for each message: False where it is not an assistant's, or the row excludes it from training."""
+    flags: tuple[bool | None, ...]
+    """One for each message: whether the row says that it is trained; None where it says nothing."""
+    text: str | None = None
+    """A row that is no conversation: trained on in whole, without a chat template."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,8 @@ class Reject:
     reason: str
     """One of `REJECT_REASONS`."""
     detail: str
+    position: int = 0
+    """Which of its step's rows it is: rows of a step are consumed in this order."""
 
 
 class RowRejected(Exception):
@@ -89,6 +93,8 @@ class Encoded:
     """uint8 [tokens]: 1 where the token is trained"""
     num_straddling_tokens: int = 0
     """Tokens that begin before a trained span and end inside it; they are not trained."""
+    is_truncated: bool = False
+    """Whether tokens at its end were cut off (`too_long="truncate_end"`)."""
 
 
 @dataclass(frozen=True)
@@ -136,6 +142,8 @@ class StepReport:
     """tokens of the fullest rank / mean over ranks"""
     source_rows: tuple[int, ...]
     source_trained_tokens: tuple[int, ...]
+    source_truncated: tuple[int, ...]
+    """samples that were cut at the end, of each source"""
     rejects: tuple[Reject, ...]
     stage_seconds: Mapping[str, float] = field(default_factory=dict)
     """seconds of one loader process in each stage"""
@@ -249,6 +257,7 @@ _REJECTS = pa.list_(
             pa.field("source_id", pa.int32()),
             pa.field("reason", pa.string()),
             pa.field("detail", pa.string()),
+            pa.field("position", pa.int32()),
         ]
     )
 )
@@ -281,6 +290,7 @@ ENCODED_STEP = pa.schema(
         pa.field("input_ids", pa.large_list(pa.int32())),  # samples end to end
         pa.field("loss_mask", pa.large_list(pa.uint8())),  # of tokens
         pa.field("num_straddling_tokens", pa.int32()),
+        pa.field("source_truncated", pa.list_(pa.int64())),
         pa.field("rejects", _REJECTS),
         pa.field("read_seconds", pa.float64()),
         pa.field("normalize_seconds", pa.float64()),
@@ -294,6 +304,7 @@ PACKED_STEP = pa.schema(
         pa.field("fingerprint", pa.string()),
         pa.field("num_trained_tokens", pa.int64()),
         pa.field("num_straddling_tokens", pa.int32()),
+        pa.field("source_truncated", pa.list_(pa.int64())),
         pa.field("source_rows", pa.list_(pa.int64())),
         pa.field("source_trained_tokens", pa.list_(pa.int64())),
         pa.field("pack_fill", pa.float64()),
@@ -317,6 +328,7 @@ PREPARED_STEP = pa.schema(
     [
         *_STEP,
         pa.field("source_rows", pa.list_(pa.int64())),
+        pa.field("source_truncated", pa.list_(pa.int64())),
         pa.field("sample_row_ids", pa.list_(pa.int64())),
         pa.field("sample_source_ids", pa.list_(pa.int32())),
         pa.field("conversations", pa.large_list(pa.large_binary())),  # JSON: messages, tools, trained

@@ -16,7 +16,18 @@ import yaml
 
 from miles import storage
 from miles.architecture import ModelShape
-from miles.data.config import DataConfig, EncodeConfig, OrderConfig, PackConfig, SourceConfig, StreamConfig
+from miles.data.config import (
+    ROLE_NAMES,
+    ROW_FIELDS,
+    DataConfig,
+    EncodeConfig,
+    OrderConfig,
+    PackConfig,
+    RowFormat,
+    SourceConfig,
+    StreamConfig,
+    named_columns,
+)
 from miles.errors import ConfigError
 from miles.train.config import ClusterConfig, TrainConfig
 from miles.train.optimizer import OptimizerSettings
@@ -75,6 +86,25 @@ def build_parser(prog: str = "miles train") -> argparse.ArgumentParser:
     data.add_argument("--prompt-data", nargs="+", metavar="PATH", help="one path, or NAME PATH pairs")
     data.add_argument("--input-key", help="column of the conversation (default: found)")
     data.add_argument("--tool-key", help="column of the tools (default: tools)")
+    data.add_argument(
+        "--row-shape",
+        default=RowFormat.shape,
+        help=f"{', '.join(ROW_FIELDS)}; auto: found from the first rows of each source (default: %(default)s)",
+    )
+    data.add_argument(
+        "--column-names",
+        type=_json_object,
+        default={},
+        metavar="JSON",
+        help='field of the row shape -> column, such as {"prompt": "question"}; others: usual names',
+    )
+    data.add_argument(
+        "--role-names",
+        type=_json_object,
+        default={},
+        metavar="JSON",
+        help=f"role in the rows -> {', '.join(ROLE_NAMES)}; beside the known ones",
+    )
     data.add_argument("--rollout-shuffle", action="store_true", help="shuffle by seed and epoch; else file order")
     data.add_argument("--rollout-seed", type=int, default=OrderConfig.seed)
     data.add_argument("--shuffle-window", type=int, default=OrderConfig.window_rows, metavar="ROWS")
@@ -84,13 +114,54 @@ def build_parser(prog: str = "miles train") -> argparse.ArgumentParser:
     data.add_argument("--global-batch-size", type=int, help="the same number as --rollout-batch-size")
     data.add_argument("--n-samples-per-prompt", type=int, default=1, help="1: an SFT row is one sample")
     data.add_argument("--max-tokens-per-gpu", type=int, default=PackConfig.max_tokens_per_gpu)
-    data.add_argument("--max-sample-tokens", type=int, help="longer rows are dropped (default: what fits a GPU)")
+    data.add_argument("--max-sample-tokens", type=int, help="see --too-long (default: what fits a GPU)")
     data.add_argument("--chat-template-path", help="a Jinja file in place of the tokenizer's own template")
     data.add_argument("--apply-chat-template-kwargs", type=_json_object, default={}, metavar="JSON")
     data.add_argument("--apply-chat-template", action="store_true", help="always so")
     data.add_argument("--loss-mask-type", default="auto", help="auto: learned from the template and certified")
-    data.add_argument("--empty-think", default=EncodeConfig.empty_think, help="mask or train")
-    data.add_argument("--max-bad-fraction", type=float, default=DataConfig.max_bad_fraction)
+    data.add_argument(
+        "--loss-mask-turns",
+        default=EncodeConfig.turns,
+        help="assistant turns that are trained: all, last, or flags: only those that a row flags "
+        "(default: %(default)s); a turn that a row flags 0 never is",
+    )
+    data.add_argument(
+        "--empty-think",
+        default=EncodeConfig.empty_think,
+        help="an empty think block that the template puts before an answer: mask or train (default: %(default)s)",
+    )
+    data.add_argument(
+        "--history",
+        default=EncodeConfig.history,
+        help="earlier turns that a template changes: as_served, as it renders them (default: %(default)s)",
+    )
+    data.add_argument(
+        "--special-text",
+        default=EncodeConfig.special_text,
+        help="content that spells a control token: allow, it becomes that token; escape, ordinary text; reject "
+        "(default: %(default)s)",
+    )
+    data.add_argument(
+        "--too-long",
+        default=EncodeConfig.too_long,
+        help="a row over --max-sample-tokens: drop, truncate_end or error (default: %(default)s)",
+    )
+    data.add_argument(
+        "--trust-remote-code", action="store_true", help="run code that the tokenizer's folder brings with it"
+    )
+    data.add_argument(
+        "--max-bad-fraction",
+        type=float,
+        default=DataConfig.max_bad_fraction,
+        help="a larger share of dropped rows ends the run (default: %(default)s)",
+    )
+    data.add_argument(
+        "--max-bad-rows-in-a-row",
+        type=int,
+        default=DataConfig.max_bad_rows_in_a_row,
+        metavar="ROWS",
+        help="so many dropped rows one after the other end the run (default: %(default)s)",
+    )
     data.add_argument("--loader-cpus", type=int, default=StreamConfig.loader_cpus)
     data.add_argument("--prefetch-steps", type=int, default=StreamConfig.prefetch_steps)
 
@@ -176,7 +247,7 @@ def parse(words: Sequence[str]) -> TrainConfig:
     )
     layout = Layout(cluster.world_size, cluster.tensor, cluster.pipeline, cluster.sequence_parallel)
     data = DataConfig(
-        sources=_sources(flags.prompt_data, flags.input_key, flags.tool_key),
+        sources=_sources(flags.prompt_data, _row_format(flags)),
         order=OrderConfig(
             batch_size=batch,
             seed=flags.rollout_seed,
@@ -188,12 +259,18 @@ def parse(words: Sequence[str]) -> TrainConfig:
             tokenizer=flags.hf_checkpoint,
             chat_template=_template(flags.chat_template_path),
             template_kwargs=flags.apply_chat_template_kwargs,
+            turns=flags.loss_mask_turns,
             empty_think=flags.empty_think,
+            history=flags.history,
+            special_text=flags.special_text,
+            too_long=flags.too_long,
             max_sample_tokens=flags.max_sample_tokens or flags.max_tokens_per_gpu,
+            trust_remote_code=flags.trust_remote_code,
         ),
         pack=PackConfig(dp_size=layout.data, max_tokens_per_gpu=flags.max_tokens_per_gpu),
         stream=StreamConfig(loader_cpus=flags.loader_cpus, prefetch_steps=flags.prefetch_steps),
         max_bad_fraction=flags.max_bad_fraction,
+        max_bad_rows_in_a_row=flags.max_bad_rows_in_a_row,
     )
     return TrainConfig(
         hf_checkpoint=flags.hf_checkpoint,
@@ -297,16 +374,19 @@ def _require_model(flags: argparse.Namespace) -> None:
         )
 
 
-def _sources(words: Sequence[str], messages_key: str | None, tools_key: str | None) -> tuple[SourceConfig, ...]:
+def _row_format(flags: argparse.Namespace) -> RowFormat:
+    columns = named_columns(flags.column_names, flags.input_key, flags.tool_key)
+    return RowFormat(flags.row_shape, columns, flags.role_names)
+
+
+def _sources(words: Sequence[str], format: RowFormat) -> tuple[SourceConfig, ...]:
     """One path, or name path pairs."""
     if len(words) == 1:
         name = words[0].rstrip("/").rsplit("/", 1)[-1].split(".")[0] or "data"
-        return (SourceConfig(name, (words[0],), messages_key, tools_key),)
+        return (SourceConfig(name, (words[0],), format),)
     if len(words) % 2:
         raise ConfigError(f"--prompt-data takes one path, or NAME PATH pairs; found {len(words)} words")
-    return tuple(
-        SourceConfig(name, (path,), messages_key, tools_key) for name, path in zip(words[::2], words[1::2], strict=True)
-    )
+    return tuple(SourceConfig(name, (path,), format) for name, path in zip(words[::2], words[1::2], strict=True))
 
 
 def _template(path: str | None) -> str | None:

@@ -111,8 +111,8 @@ def _run(
                 progress.say(f"  checkpoint  {folder}")
     finally:
         progress.stop()
+    storage.write_text(storage.join(config.run_dir, "ledger.json"), json.dumps(feed.ledger_summary(), indent=1))
     feed.finish()
-    storage.write_text(storage.join(config.run_dir, "ledger.json"), json.dumps(feed.cursor().ledger_totals, indent=1))
     return RunSummary(len(losses), losses[0], losses[-1], feed.cursor().tokens_seen, folder)
 
 

@@ -59,6 +59,8 @@ def step_metrics(
         metrics[f"data/{stage}_seconds"] = round(stage_seconds, 6)
     reasons = [reject.reason for reject in report.rejects]
     metrics.update({f"data/rows_dropped/{reason}": reasons.count(reason) for reason in sorted(set(reasons))})
+    if any(report.source_truncated):
+        metrics["data/rows_truncated"] = sum(report.source_truncated)
     if result.skipped:
         metrics["sft/skipped"] = result.skipped
     return metrics

@@ -27,8 +27,8 @@ def encoder_of(folder: Path | str, **settings_: Any) -> Encoder:
     return Encoder.from_config(EncodeConfig(tokenizer=str(folder), **settings_))
 
 
-def conversation(*messages: dict[str, Any], trained: tuple[bool, ...] | None = None) -> Conversation:
-    return Conversation(messages, None, trained or tuple(m["role"] == "assistant" for m in messages))
+def conversation(*messages: dict[str, Any], trained: tuple[bool | None, ...] | None = None) -> Conversation:
+    return Conversation(messages, None, trained or (None,) * len(messages))
 
 
 def test_ids_and_mask_of_one_turn(chatml_tokenizer) -> None:
@@ -167,7 +167,7 @@ def test_whatever_a_row_says(chatml_tokenizer_folder: Path, first: list[dict[str
     assert encoded.input_ids.tolist() == tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False)
     ends = np.flatnonzero((encoded.loss_mask[:-1] == 1) & (encoded.loss_mask[1:] == 0))
     assert len(ends) == sum(m["role"] == "assistant" for m in messages)
-    assert all(encoded.input_ids[ends] == encoder.certificate.terminator_id)
+    assert all(encoded.input_ids[ends] == encoder.certificate.terminator_ids[0])
     assert encoded.loss_mask[0] == 0
 
 

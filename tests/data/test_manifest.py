@@ -13,11 +13,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
-from fsspec.implementations.memory import MemoryFileSystem
+from fsspec.implementations.memory import MemoryFile, MemoryFileSystem
 
-from miles.data.config import SourceConfig
+from miles.data.config import RowFormat, SourceConfig
+from miles.data.formats import FIRST_ROWS
 from miles.data.manifest import Manifest, build_manifest, describe_file
+from miles.data.normalize import normalize
+from miles.data.read import read_rows
 from miles.errors import SourceError
+
+NUMBERS = RowFormat("text", {"text": "i"})
+"""Of rows that are only counted."""
 
 
 def write_parquet(path: Path, num_rows: int, group_rows: int = 1_000) -> Path:
@@ -41,8 +47,10 @@ def mixture(tmp_path: Path) -> list[SourceConfig]:
     write_lines(tmp_path / "b/lines.jsonl", 3)
     (tmp_path / "b/rows.json").write_text(json.dumps([{"i": i} for i in range(5)]))
     return [
-        SourceConfig("a", (str(tmp_path / "a"),)),
-        SourceConfig("b", (str(tmp_path / "b/*.json*"),), messages_key="m"),
+        SourceConfig("a", (str(tmp_path / "a"),), NUMBERS),
+        SourceConfig(
+            "b", (str(tmp_path / "b/*.json*"),), RowFormat("messages", {"messages": "m"}, {"Bot": "assistant"})
+        ),
     ]
 
 
@@ -74,7 +82,8 @@ def test_json_round_trip(mixture: list[SourceConfig]) -> None:
     again = Manifest.from_json(manifest.to_json())
     assert again == manifest
     assert again.fingerprint == manifest.fingerprint
-    for text in ("[]", "{", '{"version": 1}', '{"version": 99}'):
+    odd_shape = manifest.to_json().replace('"shape": "text"', '"shape": "round"')
+    for text in ("[]", "{", '{"version": 1}', '{"version": 2}', '{"version": 99}', odd_shape):
         with pytest.raises(SourceError, match=r"m\.json: "):
             Manifest.from_json(text, "m.json")
 
@@ -87,7 +96,7 @@ def test_fingerprint_is_of_the_content_not_of_the_folder(tmp_path: Path) -> None
         os.utime(path, (1_000, 1_000))
 
     def fingerprint(path: Path, name: str = "s") -> str:
-        return build_manifest([SourceConfig(name, (str(path),))]).fingerprint
+        return build_manifest([SourceConfig(name, (str(path),), NUMBERS)]).fingerprint
 
     assert fingerprint(first) == fingerprint(moved)
     assert fingerprint(first) != fingerprint(renamed)
@@ -100,6 +109,92 @@ def test_fingerprint_is_of_the_content_not_of_the_folder(tmp_path: Path) -> None
     assert fingerprint(first) != before
 
 
+def test_fingerprint_is_of_how_rows_are_read_too(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "rows.jsonl", 3)
+    formats = (
+        NUMBERS,
+        RowFormat("text"),
+        RowFormat("messages"),
+        RowFormat("messages", {"messages": "i"}),
+        RowFormat("messages", {"messages": "i"}, {"a": "user"}),
+        RowFormat("messages", {}, {"a": "user"}),
+    )
+    found = [build_manifest([SourceConfig("s", (str(path),), format)]).fingerprint for format in formats]
+    assert len(set(found)) == len(formats)
+
+
+CHAT = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.json", "rows.jsonl.gz", "rows.jsonl.zst", "rows.parquet"])
+def test_the_shape_of_a_source_is_told_from_its_first_rows(tmp_path: Path, name: str) -> None:
+    rows = [{"messages": None, "prompt": "a", "completion": "b", "extra": i} for i in range(FIRST_ROWS)]
+    rows += [{"messages": CHAT, "prompt": None, "completion": None, "extra": i} for i in range(2 * FIRST_ROWS)]
+    lines = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    path = tmp_path / "data" / name
+    path.parent.mkdir()
+    if name == "rows.parquet":
+        pq.write_table(pa.Table.from_pylist(rows).slice(0, 0), path.parent / "a.parquet")
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    else:
+        pack = {".gz": gzip.compress, ".zst": zstandard.compress}.get(path.suffix, bytes)
+        (path.parent / f"a{name[4:]}").write_bytes(pack(b""))
+        path.write_bytes(pack(json.dumps(rows).encode() if name == "rows.json" else lines))
+    manifest = build_manifest([SourceConfig("s", (str(path.parent),))])
+    (source,) = manifest.sources
+    assert source.format == RowFormat("prompt_completion")
+    assert source.columns == {"prompt": "prompt", "completion": "completion"}
+    assert Manifest.from_json(manifest.to_json()) == manifest
+    (payload,) = read_rows(manifest, np.array([3]))
+    assert normalize(payload, source.format).messages[0] == {"role": "user", "content": "a"}
+
+
+def test_first_rows_that_cannot_be_read_do_not_count(tmp_path: Path) -> None:
+    lines = [b"{", b'{"text": "\xff"}', b"[1]", b'{"text": "a"}', b"[" * 100_000]
+    (tmp_path / "rows.jsonl").write_bytes(b"\n".join(lines))
+    broken = pa.array([b"\xff", b"a"], pa.binary()).cast(pa.string(), safe=False)
+    dates = pa.array([0, 2**62], pa.timestamp("us"))  # not looked at, so that it does no harm
+    pq.write_table(pa.table({"text": broken, "date": dates}), tmp_path / "rows.parquet")
+    for name in ("rows.jsonl", "rows.parquet"):
+        (source,) = build_manifest([SourceConfig("s", (str(tmp_path / name),))]).sources
+        assert (source.format.shape, source.columns) == ("text", {"text": "text"})
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.parquet"])
+def test_rows_of_no_known_shape_are_an_error(tmp_path: Path, name: str) -> None:
+    (write_lines if name == "rows.jsonl" else write_parquet)(tmp_path / name, 3)
+    with pytest.raises(SourceError, match=r"source 'quiet': .* rows have i; expected") as caught:
+        build_manifest([SourceConfig("quiet", (str(tmp_path / name),))])
+    assert "--row-shape" in str(caught.value)
+
+
+def test_of_a_large_row_group_little_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [os.urandom(8_000).hex() for _ in range(1_000)]
+    pq.write_table(
+        pa.table({"text": texts, "image": texts}), tmp_path / "x.parquet", use_dictionary=False, write_batch_size=16
+    )
+    content = (tmp_path / "x.parquet").read_bytes()
+    num_bytes = 0
+
+    class Counting(MemoryFile):
+        def read(self, size: int | None = -1, /) -> bytes:
+            nonlocal num_bytes
+            chunk: bytes = super().read(size)
+            num_bytes += len(chunk)
+            return chunk
+
+    fs = fsspec.filesystem("memory")
+    fs.pipe_file("/large/x.parquet", content)
+    monkeypatch.setattr(MemoryFileSystem, "_open", lambda fs, path, *_, **__: Counting(fs, path, content))
+    try:
+        (source,) = build_manifest([SourceConfig("s", ("memory://large/x.parquet",))]).sources
+    finally:
+        monkeypatch.undo()
+        fs.rm("/large", recursive=True)
+    assert source.columns == {"text": "text"}
+    assert 0 < num_bytes < len(content) / 4
+
+
 @pytest.mark.parametrize("suffix", ["", ".gz", ".zst"])
 def test_formats_in_memory(suffix: str) -> None:
     text = b'{"i": 0}\n\n{"i": 1}\n'
@@ -107,7 +202,7 @@ def test_formats_in_memory(suffix: str) -> None:
     fs = fsspec.filesystem("memory")
     fs.pipe_file(f"/manifest/rows.jsonl{suffix}", packed)
     try:
-        (source,) = build_manifest([SourceConfig("m", (f"memory://manifest/*.jsonl{suffix}",))]).sources
+        (source,) = build_manifest([SourceConfig("m", (f"memory://manifest/*.jsonl{suffix}",), NUMBERS)]).sources
         (file,) = source.files
         assert (file.num_rows, file.format, file.size_bytes) == (2, "jsonl", len(packed))
         assert file.compression == {"": None, ".gz": "gzip", ".zst": "zstd"}[suffix]
@@ -129,7 +224,7 @@ def test_parquet_in_memory(tmp_path: Path) -> None:
 def test_many_files_keep_their_order(tmp_path: Path) -> None:
     for i in range(60):
         write_lines(tmp_path / f"{i:02}.jsonl", i % 7 + 1)
-    manifest = build_manifest([SourceConfig("s", (str(tmp_path),))])
+    manifest = build_manifest([SourceConfig("s", (str(tmp_path),), NUMBERS)])
     assert [file.num_rows for file in manifest.sources[0].files] == [i % 7 + 1 for i in range(60)]
 
 

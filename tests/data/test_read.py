@@ -18,7 +18,7 @@ import pytest
 import zstandard
 
 from miles.data import read, scan
-from miles.data.config import SourceConfig
+from miles.data.config import RowFormat, SourceConfig
 from miles.data.manifest import Manifest, build_manifest
 from miles.data.read import read_rows
 from miles.errors import SourceError
@@ -46,7 +46,8 @@ KINDS = ["parquet", "lines", "array", "lines.gz", "lines.zst", "array.zst"]
 
 
 def manifest_of(*paths: Path | str) -> Manifest:
-    return build_manifest([SourceConfig(f"s{i}", (str(path),)) for i, path in enumerate(paths)])
+    text = RowFormat("text")  # nothing is read of the rows here, so that their shape is not to be looked for
+    return build_manifest([SourceConfig(f"s{i}", (str(path),), text) for i, path in enumerate(paths)])
 
 
 @pytest.fixture
@@ -135,7 +136,6 @@ def test_what_json_cannot_say(tmp_path: Path) -> None:
             "day": pa.array([datetime.date(2024, 1, 2), None]),
             "money": pa.array([decimal.Decimal("1.50"), None]),
             "raw": pa.array([b"ab\xff", b""]),
-            "map": pa.array([[("k", 1)], []], pa.map_(pa.string(), pa.int64())),
         }
     )
     path = tmp_path / "x.parquet"
@@ -149,7 +149,6 @@ def test_what_json_cannot_say(tmp_path: Path) -> None:
         "day": "2024-01-02",
         "money": "1.50",
         "raw": "ab\\xff",
-        "map": [["k", 1]],
     }
     assert second["nan"] == 1.5
     assert second["nested"] is None
@@ -174,6 +173,156 @@ def test_a_changed_or_missing_file_is_refused(tmp_path: Path, kind: str) -> None
     path.unlink()
     with pytest.raises(SourceError, match=f"{name}: no such file"):
         read_rows(manifest, np.array([0]))
+
+
+FAULTS = {
+    "an empty Parquet file": ("x.parquet", lambda content: b"", "Parquet"),
+    "a Parquet footer that is cut": ("x.parquet", lambda content: content[:-8], "Parquet|parquet"),
+    "a Parquet footer that is damaged": (
+        "x.parquet",
+        lambda content: content[:-60] + b"\xff" * 52 + content[-8:],
+        "cannot be read",
+    ),
+    "a Parquet file without its first half": (
+        "x.parquet",
+        lambda content: content[len(content) // 2 :],
+        "cannot be read",
+    ),
+    "JSON lines called Parquet": ("x.parquet", lambda content: b'{"text": "a"}\n', "Parquet|parquet"),
+    "gzip that is cut": ("x.jsonl.gz", lambda content: content[:-20], "EOFError"),
+    "gzip that is damaged": (
+        "x.jsonl.gz",
+        lambda content: content[:40] + b"\0\xff" * 10 + content[60:],
+        "cannot be read",
+    ),
+    "plain text called gzip": ("x.jsonl.gz", lambda content: b'{"text": "a"}\n', "Not a gzip|not a gzip"),
+    "zstd that is cut": ("x.jsonl.zst", lambda content: content[:-20], "ends within a zstd frame"),
+    "plain text called zstd": ("x.jsonl.zst", lambda content: b'{"text": "a"}\n', "cannot be read"),
+    "a broken element of an array": ("x.json", lambda content: b'[{"text": "a"},\n {"text" "b"}]', "at byte 25:"),
+    "an array that is cut": ("x.json", lambda content: content[:-3], "broken JSON at byte"),
+    "no row": ("x.jsonl", lambda content: b"\n \n", "has no row"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("remote", [False, True])
+def test_what_is_wrong_with_a_file_is_an_error_that_names_it(tmp_path: Path, fault: str, remote: bool) -> None:
+    name, broken, message = FAULTS[fault]
+    kind = {"x.parquet": "parquet", "x.jsonl.gz": "lines.gz", "x.jsonl.zst": "lines.zst", "x.json": "array"}
+    content = content_of(kind.get(name, "lines"), tmp_path)[1]
+    folder = "memory://faults" if remote else str(tmp_path / "data")
+    fs, path = fsspec.core.url_to_fs(folder)
+    fs.makedirs(path, exist_ok=True)
+    try:
+        fs.pipe_file(f"{path}/{name}", broken(content))
+        with pytest.raises(SourceError, match=message) as caught:
+            manifest_of(f"{folder}/{name}")
+        assert ("memory:///faults/" if remote else f"{folder}/") + name in str(caught.value)
+    finally:
+        fs.rm(path, recursive=True)
+
+
+@pytest.mark.parametrize("name", ["x.parquet", "x.jsonl", "x.jsonl.zst"])
+def test_damage_behind_a_good_footer_or_beginning_names_the_file(tmp_path: Path, name: str) -> None:
+    """A file that goes bad when its rows were counted, and looks as it did."""
+    kind = {"x.parquet": "parquet", "x.jsonl": "lines", "x.jsonl.zst": "lines.zst"}[name]
+    path = tmp_path / name
+    content = content_of(kind, tmp_path)[1]
+    path.write_bytes(content)
+    manifest, before = manifest_of(path), path.stat()
+    path.write_bytes(content[:4] + b"\n" * 100 + content[104:])
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    with pytest.raises(SourceError, match=name):
+        read_rows(manifest, np.arange(NUM_ROWS))
+
+
+def test_a_file_whose_permission_was_taken(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_text('{"text": "a"}')
+    manifest = manifest_of(path)
+    path.chmod(0)
+    try:
+        path.read_bytes()
+    except PermissionError:
+        with pytest.raises(SourceError, match="permission denied"):
+            read_rows(manifest, np.arange(1))
+    else:
+        pytest.skip("this user may read whatever it likes")
+
+
+def column(kind: str) -> pa.Table:
+    """A table with a column of a kind."""
+    if kind == "python objects":
+        field = pa.field("a", pa.binary(), metadata={"ARROW:extension:name": "ray.data.arrow_pickled_object"})
+        return pa.table([pa.array([b"\x80\x04N."])], schema=pa.schema([field]))
+    if kind == "python objects in a list":
+        field = pa.field("item", pa.binary(), metadata={"ARROW:extension:name": "ray.data.arrow_pickled_object"})
+        return pa.table({"a": pa.array([[b"\x80\x04N."]], pa.list_(field))})
+    if kind == "two of one name":
+        return pa.table([pa.array(["a"]), pa.array(["b"])], ["a", "a"])
+    if kind == "two of one name in a struct":
+        return pa.table({"a": pa.StructArray.from_arrays([pa.array(["a"]), pa.array(["b"])], ["x", "x"])})
+    array = {
+        "map": pa.array([[("k", 1)]], pa.map_(pa.string(), pa.int64())),
+        "map in a list of structs": pa.array(
+            [[{"x": [("k", "v")]}]], pa.list_(pa.struct([("x", pa.map_(pa.string(), pa.string()))]))
+        ),
+        "words of a dictionary": pa.array(["a"]).dictionary_encode(),
+        "large": pa.array(["a"], pa.large_string()),
+        "fixed size": pa.array([[1.0, 2.0]], pa.list_(pa.float32(), 2)),
+        "half precision": pa.array([np.float16(1.5)], pa.float16()),
+        "time of day": pa.array([datetime.time(1, 2)]),
+        "duration": pa.array([datetime.timedelta(seconds=1)]),
+        "nothing but null": pa.array([None], pa.null()),
+    }[kind]
+    return pa.table({"a": array})
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("python objects", "'a' is of an Arrow extension type"),
+        ("python objects in a list", "'a' is of an Arrow extension type"),
+        ("map", "'a' is of type map<string, int64"),
+        ("map in a list of structs", "'a' is of type list<.*map<string, string"),
+        ("two of one name", "two columns are called 'a'"),
+        ("two of one name in a struct", "two fields of column 'a' are called 'x'"),
+    ],
+)
+def test_a_column_that_cannot_be_read_is_named(tmp_path: Path, kind: str, said: str) -> None:
+    path = tmp_path / "x.parquet"
+    pq.write_table(column(kind), path)
+    with pytest.raises(SourceError, match=said) as caught:
+        manifest_of(path)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [
+        ("words of a dictionary", "a"),
+        ("large", "a"),
+        ("fixed size", [1.0, 2.0]),
+        ("half precision", 1.5),
+        ("time of day", "01:02:00"),
+        ("duration", "0:00:01"),
+        ("nothing but null", None),
+    ],
+)
+def test_a_column_that_can(tmp_path: Path, kind: str, value: object) -> None:
+    path = tmp_path / "x.parquet"
+    pq.write_table(column(kind), path)
+    assert [json.loads(row) for row in read_rows(manifest_of(path), np.arange(1))] == [{"a": value}]
+
+
+def test_a_schema_nested_beyond_what_arrow_reads(tmp_path: Path) -> None:
+    value: object = "x"
+    for _ in range(60):
+        value = [value]
+    path = tmp_path / "x.parquet"
+    pq.write_table(pa.table({"a": pa.array([value])}), path)
+    with pytest.raises(SourceError, match=r"x\.parquet: cannot be read, .* too deeply nested"):
+        manifest_of(path)
 
 
 def test_the_real_sample(assets: Path) -> None:

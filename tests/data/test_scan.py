@@ -72,6 +72,15 @@ def test_the_first_byte_says_what_it_is(tmp_path: Path, name: str) -> None:
     assert rows_in(path) == ("jsonl", [b'{"a": 1}', b'{"a": 2}'])
 
 
+@pytest.mark.parametrize("text", ['[1, 2]\n{"a": 1}\n', '\n[{"a": 1}]\n\n[2]', '[]\r\n{"a": "]"}\r\n'])
+def test_lines_of_which_the_first_is_a_list(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(text.encode())
+    kind, rows = rows_in(path)
+    assert kind == "jsonl"
+    assert [json.loads(row) for row in rows] == [json.loads(line) for line in text.split("\n") if line.strip()]
+
+
 @pytest.mark.parametrize("text", ['[{"a": 1}]', '{"a": 1}\n'])
 def test_byte_order_mark(tmp_path: Path, text: str) -> None:
     path = tmp_path / "rows.json"

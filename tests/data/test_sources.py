@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from miles.data.config import SourceConfig
+from miles.data.config import RowFormat, SourceConfig
 from miles.data.sources import format_of, openhermes_sources, resolve_sources
 from miles.errors import ConfigError, SourceError
 
@@ -28,12 +28,15 @@ from miles.errors import ConfigError, SourceError
     ],
 )
 def test_one_path_is_named_by_itself(path: str, name: str) -> None:
-    assert resolve_sources([path], messages_key="m", tools_key="t") == (SourceConfig(name, (path,), "m", "t"),)
+    format = RowFormat("messages", {"messages": "m", "tools": "t"})
+    assert resolve_sources([path], format) == (SourceConfig(name, (path,), format),)
+    assert resolve_sources([path]) == (SourceConfig(name, (path,), RowFormat("auto")),)
 
 
 def test_pairs() -> None:
-    sources = resolve_sources(["chat", "a.parquet", "tools", "s3://b/*.jsonl"])
+    sources = resolve_sources(["chat", "a.parquet", "tools", "s3://b/*.jsonl"], RowFormat("text"))
     assert [(s.name, s.paths) for s in sources] == [("chat", ("a.parquet",)), ("tools", ("s3://b/*.jsonl",))]
+    assert all(source.format == RowFormat("text") for source in sources)
 
 
 @pytest.mark.parametrize("values", [[], ["a", "b", "c"], ["a.parquet", "b.parquet"], ["x/y", "z"]])
@@ -53,6 +56,7 @@ def test_formats() -> None:
 def test_openhermes_from_the_users_files() -> None:
     assert openhermes_sources("x/*.parquet") == (SourceConfig("openhermes", ("x/*.parquet",)),)
     assert openhermes_sources(["x.json", "y.json"])[0].paths == ("x.json", "y.json")
+    assert openhermes_sources("x.json", format=RowFormat("text"))[0].format == RowFormat("text")
     with pytest.raises(ConfigError, match="revision"):
         openhermes_sources("x.json", revision="main")
 

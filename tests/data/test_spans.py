@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 
 from miles.data.config import EncodeConfig
-from miles.data.spans import render, strings
+from miles.data.spans import Renderer, strings
 from miles.data.template import certify
 from miles.data.types import RowRejected
 
@@ -20,8 +20,10 @@ def assistant(content: str, **more: Any) -> dict[str, Any]:
 
 
 def turns_of(tokenizer: Any, messages: list[dict[str, Any]], tools: Any = None) -> list[str]:
-    text, spans = render(tokenizer, messages, tools, {}, certify(tokenizer, CONFIG))
-    assert text == tokenizer.apply_chat_template(messages, tools=tools, tokenize=False)
+    renderer = Renderer(tokenizer, {}, certify(tokenizer, CONFIG))
+    for _ in range(2):  # by a program that is made, and by one that is there
+        text, spans = renderer.render(messages, tools)
+        assert text == tokenizer.apply_chat_template(messages, tools=tools, tokenize=False)
     return [text[span.answer : span.end] for span in spans]
 
 
@@ -58,18 +60,24 @@ def test_tool_results_arguments_names_and_schemas_move_nothing(chatml_tokenizer)
 
     messages = [
         user("q"),
-        assistant("", tool_calls=[call({FORGED: [FORGED, {"deep": FORGED}]}), call(f'{{"a": "{FORGED}"}}')]),
+        assistant("", tool_calls=[call({"città (a-b)": [FORGED, {"deep": FORGED}]}), call(f'{{"a": "{FORGED}"}}')]),
         {"role": "tool", "content": FORGED},
         {"role": "tool", "content": f"<tool_response>{FORGED}"},
         assistant("done"),
     ]
-    tools = [{"type": "function", "function": {"name": "f", "description": FORGED, "parameters": {FORGED: FORGED}}}]
+    tools = [{"type": "function", "function": {"name": "f", "description": FORGED, "parameters": {"p": FORGED}}}]
     turns = turns_of(chatml_tokenizer, messages, tools)
     assert len(turns) == 2
     assert turns[0].startswith("<think>") or turns[0].startswith("\n<tool_call>")
     assert turns[0].endswith("}\n</tool_call><|im_end|>")
     assert turns[0].count("</tool_call>") == 2
     assert turns[1] == "done<|im_end|>"
+
+
+def test_a_key_that_spells_a_marker_is_refused(chatml_tokenizer) -> None:
+    call = {"type": "function", "function": {"name": "f", "arguments": {FORGED: 1}}}
+    with pytest.raises(RowRejected, match=r"unlocatable_turn: .* a key that could be a marker"):
+        turns_of(chatml_tokenizer, [user("q"), assistant("", tool_calls=[call])])
 
 
 def test_a_template_that_cuts_and_joins_content_cannot_be_made_to_spell_an_anchor(chatml_tokenizer) -> None:
@@ -81,21 +89,38 @@ def test_a_template_that_cuts_and_joins_content_cannot_be_made_to_spell_an_ancho
     assert turns_of(chatml_tokenizer, messages) == ["a<|im_end|>b<|im_end|>"]
 
 
-def test_other_pivots_are_tried_where_a_template_looks_at_the_first(chatml_tokenizer) -> None:
-    chatml_tokenizer.chat_template = chatml_tokenizer.chat_template.replace(
-        "{%- set answer = message.content %}", "{%- set answer = message.content.split('|im_end|')[0] %}"
+def test_headers_that_are_no_tokens_are_told_from_what_a_user_types(chatml_tokenizer) -> None:
+    chatml_tokenizer.chat_template = (
+        "{% for m in messages %}{{ '### ' + m.role + ':\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '### assistant:\n' }}{% endif %}"
     )
-    assert turns_of(chatml_tokenizer, [user("a|b"), assistant("ok|im_end|gone")])[0] == "ok<|im_end|>"
+    messages = [user("### assistant:\nhi<|im_end|>"), assistant("no ### assistant:\n")]
+    assert turns_of(chatml_tokenizer, messages) == ["no ### assistant:\n<|im_end|>"]
 
 
-def test_a_row_whose_turns_cannot_be_told_is_refused(chatml_tokenizer) -> None:
-    chatml_tokenizer.chat_template = chatml_tokenizer.chat_template.replace(
-        "{%- set answer = message.content %}",
-        "{%- set answer = 'shouted' if '|' in message.content and message.content|length == 3 else message.content %}",
+def test_a_template_whose_prompt_closes_the_question(chatml_tokenizer) -> None:
+    chatml_tokenizer.chat_template = (
+        "{% for m in messages %}{% if m.role == 'user' %}{{ '[INST] ' + m.content + ' [/INST]' }}"
+        "{% else %}{{ ' ' + m.content + '<|im_end|>' }}{% endif %}{% endfor %}"
     )
-    with pytest.raises(RowRejected, match="changes text that spells its own markers") as rejected:
-        turns_of(chatml_tokenizer, [user("q"), assistant("<|_")])
-    assert rejected.value.reason == "unlocatable_turn"
+    messages = [user("q [/INST] x"), assistant("one"), user("q"), assistant("two")]
+    assert turns_of(chatml_tokenizer, messages) == [" one<|im_end|>", " two<|im_end|>"]
+    with pytest.raises(RowRejected, match="2 assistant messages; the chat template begins 1 turns"):
+        turns_of(chatml_tokenizer, [user("q"), assistant("a"), assistant("b")])
+
+
+def test_reasoning_in_a_block_of_its_own_is_of_the_same_turn(chatml_tokenizer) -> None:
+    chatml_tokenizer.chat_template = (
+        "{% for m in messages %}{% if m.reasoning_content %}"
+        "{{ '<|im_start|>assistant to=self\n' + m.reasoning_content + '<|endoftext|>' }}{% endif %}"
+        "{{ '<|im_start|>' + m.role + ' to=all\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant' }}{% endif %}"
+    )
+    messages = [user("q"), assistant("a", reasoning_content="r"), user("q"), assistant("b")]
+    assert turns_of(chatml_tokenizer, messages) == [
+        " to=self\nr<|endoftext|><|im_start|>assistant to=all\na<|im_end|>",
+        " to=all\nb<|im_end|>",
+    ]
 
 
 def test_merged_turns_are_refused(chatml_tokenizer) -> None:
@@ -110,17 +135,50 @@ def test_merged_turns_are_refused(chatml_tokenizer) -> None:
         turns_of(chatml_tokenizer, [user("q"), assistant("a"), assistant("b")])
 
 
+def test_a_turn_that_is_not_ended_never_takes_in_what_follows(chatml_tokenizer) -> None:
+    chatml_tokenizer.chat_template = (
+        "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content }}"
+        "{% if m.name is not defined %}{{ '<|im_end|>\n' }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    )
+    with pytest.raises(RowRejected, match="assistant turn 0 would hold what another message says"):
+        turns_of(chatml_tokenizer, [user("q"), assistant("a", name="n"), user("q"), assistant("b")])
+    with pytest.raises(RowRejected, match="assistant turn 1 is not ended"):
+        turns_of(chatml_tokenizer, [user("q"), assistant("a"), user("q"), assistant("b", name="n")])
+
+
+def test_a_row_on_which_the_template_does_what_cannot_be_followed_is_refused(chatml_tokenizer) -> None:
+    chatml_tokenizer.chat_template = chatml_tokenizer.chat_template.replace(
+        "{%- set answer = message.content %}",
+        "{%- set answer = message.content %}{%- if '#' in answer %}"
+        "{%- set answer = answer | list | join('-') %}{%- endif %}",
+    )
+    assert turns_of(chatml_tokenizer, [user("q"), assistant("a")]) == ["a<|im_end|>"]
+    with pytest.raises(RowRejected, match="cannot be followed: it takes the characters of a string") as rejected:
+        turns_of(chatml_tokenizer, [user("q"), assistant("a#b")])
+    assert rejected.value.reason == "unlocatable_turn"
+
+
+def test_a_program_that_transformers_contradicts_is_refused(chatml_tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    renderer = Renderer(chatml_tokenizer, {}, certify(chatml_tokenizer, CONFIG))
+    monkeypatch.setattr("miles.data.spans.render_text", lambda *_: "another text")
+    for _ in range(2):  # and stays so
+        with pytest.raises(RowRejected, match="transformers renders another text"):
+            renderer.render([user("q"), assistant("a")], None)
+
+
 def test_a_template_that_raises_does_not_put_the_row_into_the_ledger(chatml_tokenizer) -> None:
     certificate = certify(chatml_tokenizer, CONFIG)
     chatml_tokenizer.chat_template = "{{ raise_exception('cannot use ' + messages[0].content) }}"
+    renderer = Renderer(chatml_tokenizer, {}, certificate)
     secret = "my very secret question"
     with pytest.raises(RowRejected) as rejected:
-        render(chatml_tokenizer, [user(secret), assistant("a")], None, {}, certificate)
+        renderer.render([user(secret), assistant("a")], None)
     assert rejected.value.reason == "template_error"
     assert rejected.value.detail == "TemplateError"
 
     with pytest.raises(RowRejected, match=r"UndefinedError: .*no attribute 'content'"):
-        render(chatml_tokenizer, [{"role": "user"}], None, {}, certificate)
+        renderer.render([{"role": "user"}], None)
 
 
 def test_strings_are_all_that_a_row_can_put_into_the_text() -> None:

@@ -13,14 +13,18 @@ def test_what_is_learned_of_chatml(chatml_tokenizer) -> None:
     certificate = certify(chatml_tokenizer, CONFIG)
     assert certificate.generation_prompt == certificate.turn_header == "<|im_start|>assistant\n"
     assert certificate.terminator == "<|im_end|>"
-    assert certificate.terminator_id == chatml_tokenizer.convert_tokens_to_ids("<|im_end|>")
-    assert certificate.empty_think == "<think>\n\n</think>\n\n"
+    assert certificate.terminator_ids == (chatml_tokenizer.convert_tokens_to_ids("<|im_end|>"),)
+    assert certificate.empty_thinks == ("<think>\n\n</think>\n\n",)
     assert certificate.has_think
     assert certificate.follows_prompt
     assert certificate.accepts_system
     assert certificate.accepts_tools
-    assert not certificate.adds_bos
-    assert certificate.pivots[0] == "|"
+    assert certificate.bos_count == 0
+    assert certificate.tool_grouping == "grouped"
+    assert (certificate.renders_reasoning, certificate.drops_reasoning) == (True, True)
+    assert not certificate.extends_prefix  # the empty think block goes with the next question
+    assert certificate.engine == "tiktoken"
+    assert certificate.date == "none"
 
 
 def test_a_generation_prompt_longer_than_the_header_of_earlier_turns(chatml_tokenizer) -> None:
@@ -44,10 +48,35 @@ def test_a_template_without_think(chatml_tokenizer) -> None:
 def test_bos(chatml_tokenizer) -> None:
     chatml_tokenizer.add_special_tokens({"bos_token": "<s>"})
     chatml_tokenizer.chat_template = "{{ bos_token }}" + PLAIN
-    assert certify(chatml_tokenizer, CONFIG).adds_bos
+    assert certify(chatml_tokenizer, CONFIG).bos_count == 1
     chatml_tokenizer.chat_template = "{{ bos_token + bos_token }}" + PLAIN
     with pytest.raises(TemplateError, match="two BOS tokens <s>"):
         certify(chatml_tokenizer, CONFIG)
+
+
+def test_a_terminator_of_several_tokens(chatml_tokenizer) -> None:
+    chatml_tokenizer.chat_template = PLAIN.replace("<|im_end|>\n", "<|im_end|><|endoftext|>")
+    certificate = certify(chatml_tokenizer, CONFIG)
+    assert certificate.terminator == "<|im_end|><|endoftext|>"
+    assert certificate.terminator_ids == tuple(
+        chatml_tokenizer.convert_tokens_to_ids(token) for token in ("<|im_end|>", "<|endoftext|>")
+    )
+
+
+def test_a_special_token_behind_the_last_answer_alone_is_no_terminator(chatml_tokenizer) -> None:
+    chatml_tokenizer.chat_template = PLAIN.replace("+ '<|im_end|>\n'", "+ '<|im_end|>'").replace(
+        "{% endif %}", "{% else %}<|endoftext|>{% endif %}"
+    )
+    certificate = certify(chatml_tokenizer, CONFIG)
+    assert certificate.terminator == "<|im_end|>"
+    assert certificate.generation_prompt == "<|im_start|>assistant\n"
+
+
+def test_a_template_that_leaves_tool_calls_out_does_not_accept_them(chatml_tokenizer) -> None:
+    chatml_tokenizer.chat_template = PLAIN
+    certificate = certify(chatml_tokenizer, CONFIG)
+    assert not certificate.accepts_tools
+    assert certificate.tool_grouping == "none"
 
 
 def test_a_template_that_refuses_system_and_tools(chatml_tokenizer) -> None:
@@ -65,7 +94,10 @@ def test_a_template_that_refuses_system_and_tools(chatml_tokenizer) -> None:
     [
         (PLAIN.split("{% if add")[0], "no generation prompt"),
         ("{{ undefined.attribute }}", "fails on a plain conversation"),
-        (PLAIN.replace("<|im_start|>", "["), "no token of its own"),
+        (
+            PLAIN.replace("<|im_start|>", "").replace("assistant\n", "assistant ").replace("+ '\n'", "+ ' '"),
+            "ordinary word",
+        ),
         (PLAIN.replace("<|im_end|>", ""), "does not end each assistant turn with a special token"),
         (PLAIN.replace("m.content +", "m.content + '</think>' +"), "does not end each assistant turn with a special"),
         (
@@ -96,7 +128,7 @@ def test_a_template_that_refuses_system_and_tools(chatml_tokenizer) -> None:
                 "{% if messages|length > 3 and messages[0].role == 'system' %}"
                 "<|im_start|>assistant\n{% endif %}{% if add",
             ),
-            "2 assistant messages; the chat template begins 3 turns",
+            "assistant turn 2 is not ended by",
         ),
         ("{{ [1, 2, 3, 4, 5, 6, 7, 8, 9] | random }}" * 20 + PLAIN, "differently each time"),
         ("{{ strftime_now(messages[0].role and '%Y') }}" + PLAIN, "today's date"),

@@ -49,12 +49,12 @@ class ByHand(FeedActor):
 def packed(config: DataConfig) -> list[pa.Table]:
     """The steps as the stream would give them, made without Ray."""
     manifest = build_manifest(config.sources)
-    plan, keys = stages.make_plan(manifest, config), stages.source_keys(manifest)
+    plan, formats = stages.make_plan(manifest, config), stages.source_formats(manifest)
     return [
         packed
         for ref in plan.windows(0)
         for raw in stages.read_window(manifest, plan, ref, 0)
-        for encoded in stages.encode_steps(raw, keys, stages.encoder_of(config.encode))
+        for encoded in stages.encode_steps(raw, formats, stages.encoder_of(config.encode))
         for packed in stages.pack_steps(encoded, config.pack)
     ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import json
 from pathlib import Path
@@ -10,8 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from miles.cli import main
+from miles.data.config import RowFormat
+from miles.data.manifest import Manifest
 from miles.data.prepare import Prepared, prepare
-from miles.errors import ConfigError
+from miles.errors import ConfigError, SourceError
 
 prepare_module = importlib.import_module("miles.data.prepare")  # `miles.data.prepare` is the function
 
@@ -29,10 +33,15 @@ def conversation(number: int, **last: Any) -> dict[str, Any]:
     }
 
 
+def write_lines(path: Path, lines: list[dict[str, Any]]) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return str(path)
+
+
 def dataset(folder: Path, tokenizer: Path, lines: list[dict[str, Any]], name: str = "rows") -> Prepared:
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return prepare(name, source=str(folder / f"{name}.jsonl"), tokenizer=str(tokenizer), max_bad_fraction=0.5)
+    source = write_lines(folder / f"{name}.jsonl", lines)
+    return prepare(name, source=source, tokenizer=str(tokenizer), max_bad_fraction=0.5)
 
 
 def tokens(data: Prepared) -> list[tuple[list[int], list[float]]]:
@@ -62,9 +71,71 @@ def test_written_rows_read_back_to_the_same_tokens_and_masks(chatml_tokenizer_fo
     assert tokens(again) == tokens(data)
     summary = json.loads((tmp_path / "out/summary.json").read_text())
     assert (summary["rows"], summary["written"]) == (7, 6)
-    assert summary["ledger"] == {"rows": {"read": 7, "trained": 6, "no_messages": 1}}
+    assert summary["ledger"]["rows"]["counts"] == {"read": 7, "trained": 6, "no_messages": 1}
     (reject,) = [json.loads(line) for line in (tmp_path / "out/rejects.jsonl").read_text().splitlines()]
     assert (reject["row"], reject["reason"]) == (6, "no_messages")
+
+
+SHAPES: dict[str, tuple[dict[str, Any], str]] = {
+    "messages": ({"chat": conversation(1)["messages"]}, "messages in chat"),
+    "alpaca": ({"instruction": "What is 2", "input": "and 2?", "output": "4"}, "alpaca in instruction, output"),
+    "prompt_completion": ({"ask": "2+2?", "response": "4"}, "prompt and completion in ask, response"),
+    "text": ({"body": "The quick brown fox."}, "text in body"),
+}
+NAMED = {"messages": {"messages": "chat"}, "prompt_completion": {"prompt": "ask"}, "text": {"text": "body"}}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_every_shape_is_said_on_the_card_and_reads_back(
+    chatml_tokenizer_folder: Path, tmp_path: Path, shape: str
+) -> None:
+    row, said = SHAPES[shape]
+    source = write_lines(tmp_path / "rows.jsonl", [row, row])
+    tokenizer = str(chatml_tokenizer_folder)
+    data = prepare("rows", source=source, tokenizer=tokenizer, column_names=NAMED.get(shape))
+    assert f"rows ({said})" in repr(data)
+    assert f"rows ({said})" in data._repr_html_()
+    data.write(str(tmp_path / "out"))
+    again = prepare("again", source=str(tmp_path / "out"), tokenizer=tokenizer)
+    assert tokens(again) == tokens(data)
+    assert len(tokens(again)) > 0
+    kind = "text" if shape == "text" else "messages"
+    assert f"again ({kind} in {kind})" in repr(again)
+
+
+def test_what_the_rows_look_like_can_be_said(chatml_tokenizer_folder: Path, tmp_path: Path) -> None:
+    turns = [{"role": "Ann", "content": "2+2?"}, {"role": "Bot", "content": "4"}]
+    source = write_lines(tmp_path / "rows.jsonl", [{"chat": turns, "text": "a", "fs": [{"name": "f"}]}])
+    tokenizer, roles = str(chatml_tokenizer_folder), {"Ann": "user", "Bot": "assistant"}
+    named = {"messages": "chat", "tools": "fs"}
+    for dataset_name in ("rows", "openhermes"):
+        ask = functools.partial(prepare, dataset_name, source=source, tokenizer=tokenizer, role_names=roles)
+        short, long = ask(messages_key="chat", tools_key="fs"), ask(row_shape="messages", column_names=named)
+        assert short.manifest == long.manifest
+        assert short.manifest.sources[0].format == RowFormat("messages", named, roles)
+        assert short.manifest.sources[0].columns == named
+    with pytest.raises(ConfigError, match="--input-key chat: --column-names says messages is 'x'"):
+        prepare("rows", source=source, tokenizer=tokenizer, messages_key="chat", column_names={"messages": "x"})
+    with pytest.raises(SourceError, match="source 'rows': in which columns"):
+        prepare("rows", source=source, tokenizer=tokenizer, messages_key="nowhere")
+
+
+def test_the_command_takes_the_same_names(
+    chatml_tokenizer_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    turns = [{"role": "Ann", "content": "2+2?"}, {"role": "Bot", "content": "4"}]
+    source = write_lines(tmp_path / "rows.jsonl", [{"chat": turns, "text": "a", "fs": [{"name": "f"}]}])
+    line = ["prepare", "rows", "--source", source, "--tokenizer", str(chatml_tokenizer_folder)]
+    line += ["--output", str(tmp_path / "out"), "--role-names", '{"Ann": "user", "Bot": "assistant"}']
+    assert main([*line, "--row-shape", "messages", "--input-key", "chat", "--tool-key", "fs"]) == 0
+    (source_entry,) = Manifest.from_json((tmp_path / "out/manifest.json").read_text()).sources
+    assert source_entry.columns == {"messages": "chat", "tools": "fs"}
+    assert main([*line, "--column-names", '{"text": "text"}']) == 0
+    (source_entry,) = Manifest.from_json((tmp_path / "out/manifest.json").read_text()).sources
+    assert source_entry.format.shape == "text"
+    for value, said in (("{", "--column-names: not JSON"), ("[]", "--column-names: a JSON object was expected")):
+        assert main([*line, "--column-names", value]) == 1
+        assert said in capsys.readouterr().err
 
 
 def test_a_shorter_set_written_over_a_longer_one_leaves_none_of_it(

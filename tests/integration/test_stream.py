@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import signal
 import time
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import ray
 
 from miles.data import pipeline, stages
 from miles.data.config import DataConfig, EncodeConfig, OrderConfig, PackConfig, SourceConfig, StreamConfig
 from miles.data.feed import Feed, StepIterator
+from miles.data.ledger import Ledger
 from miles.data.manifest import build_manifest
 from miles.data.prepare import prepare
 from miles.data.types import Cursor
@@ -78,6 +84,44 @@ def test_resumed_after_every_step_what_follows_is_the_same(config: DataConfig, u
         assert (following.index, following.fingerprint) == (index + 1, unbroken[index + 1].fingerprint)
     middle = len(unbroken) // 2
     assert fingerprints(config, unbroken[middle].next_row) == [r.fingerprint for r in unbroken[middle + 1 :]]
+
+
+class PackAndDie:
+    """Packs, and kills its process when it has come to a step, the first two times."""
+
+    def __init__(self, folder: Path, config: PackConfig) -> None:
+        self.folder, self.config = folder, config
+
+    def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
+        for packed in stages.pack_steps(table, self.config):
+            for number in range(2):
+                mark = self.folder / f"killed-{number}"
+                if packed["step"][0].as_py() == 8 and not mark.exists():
+                    mark.touch()
+                    os.kill(os.getpid(), signal.SIGKILL)
+            yield packed
+
+
+def test_a_loader_that_is_killed_changes_neither_order_nor_counts(
+    config: DataConfig, unbroken: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the midst of a window: the steps that it had given are neither lost nor counted twice."""
+    monkeypatch.setattr(pipeline, "_Pack", partial(PackAndDie, tmp_path))
+    manifest = build_manifest(config.sources)
+    whole, ledger = (Ledger(manifest, str(tmp_path / name), 1.0) for name in ("whole.jsonl", "rejects.jsonl"))
+    for report in unbroken:
+        whole.commit(report)
+    got = []
+    for row in pipeline.iterate(pipeline.build(manifest, config)):
+        got.append(stages.report_of(row))
+        ledger.commit(got[-1])
+    assert (tmp_path / "killed-1").exists(), "no loader was killed"
+    assert [report.fingerprint for report in got] == [report.fingerprint for report in unbroken]
+    assert [report.rejects for report in got] == [report.rejects for report in unbroken]
+    assert ledger.totals() == whole.totals()
+    assert sum(counts["read"] for counts in ledger.totals().values()) == 2 * manifest.num_rows
+    assert (tmp_path / "rejects.jsonl").read_text() == (tmp_path / "whole.jsonl").read_text()
+    assert ledger.num_rejected == 2 * len(ledger.rejects) == 8
 
 
 def test_every_row_comes_once_an_epoch_trained_or_named(config: DataConfig) -> None:

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from miles.data.config import DataConfig, EncodeConfig, RowFormat
 from miles.errors import ConfigError
-from miles.train.arguments import parse
+from miles.train.arguments import build_parser, parse
 
 CONFIG = {
     "model_type": "qwen3",
@@ -88,10 +89,60 @@ def test_a_mixture_is_name_path_pairs(base: list[str]) -> None:
     ]
 
 
+def test_what_the_rows_look_like(base: list[str]) -> None:
+    assert [source.format for source in parse(base).data.sources] == [RowFormat()]
+    config = parse(
+        [*base, "--prompt-data", "a", "a.parquet", "b", "b.parquet", "--input-key", "chat", "--tool-key", "fs"]
+    )
+    assert [source.format for source in config.data.sources] == 2 * [
+        RowFormat("auto", {"messages": "chat", "tools": "fs"})
+    ]
+    config = parse(
+        [
+            *base,
+            *["--row-shape", "prompt_completion", "--column-names", '{"prompt": "q"}', "--tool-key", "fs"],
+            *["--role-names", '{"Bot": "assistant"}'],
+        ]
+    )
+    assert config.data.sources[0].format == RowFormat(
+        "prompt_completion", {"prompt": "q", "tools": "fs"}, {"Bot": "assistant"}
+    )
+
+
+def test_policies_of_the_data(base: list[str]) -> None:
+    config = parse(base)
+    assert config.data.encode == EncodeConfig(base[1], max_sample_tokens=config.data.pack.max_tokens_per_gpu)
+    assert config.data.max_bad_rows_in_a_row == DataConfig.max_bad_rows_in_a_row
+    config = parse(
+        [
+            *base,
+            *["--loss-mask-turns", "flags", "--empty-think", "train", "--history", "as_served"],
+            *["--special-text", "escape", "--too-long", "truncate_end", "--trust-remote-code"],
+            *["--max-bad-rows-in-a-row", "7", "--max-sample-tokens", "99"],
+        ]
+    )
+    encode = config.data.encode
+    assert (encode.turns, encode.empty_think, encode.history) == ("flags", "train", "as_served")
+    assert (encode.special_text, encode.too_long, encode.trust_remote_code) == ("escape", "truncate_end", True)
+    assert (config.data.max_bad_rows_in_a_row, encode.max_sample_tokens) == (7, 99)
+
+
+def test_each_flag_of_the_rows_has_a_help_text() -> None:
+    flags = {action.option_strings[-1]: action.help for action in build_parser()._actions}
+    for name in (
+        *("--input-key", "--tool-key", "--row-shape", "--column-names", "--role-names", "--loss-mask-turns"),
+        *("--empty-think", "--history", "--special-text", "--too-long", "--trust-remote-code"),
+        *("--max-bad-fraction", "--max-bad-rows-in-a-row"),
+    ):
+        assert flags[name], name
+    build_parser().format_help()  # raises where a help text is not to be formatted
+
+
 def test_yaml_gives_flags_and_the_line_has_the_last_word(base: list[str], tmp_path: Path) -> None:
-    (tmp_path / "run.yaml").write_text("num_epoch: 2\nrollout-shuffle: true\nlr: 3.0e-5\n")
+    (tmp_path / "run.yaml").write_text("num_epoch: 2\nrollout-shuffle: true\nlr: 3.0e-5\nrole-names: {a: user}\n")
     config = parse(["--config", str(tmp_path / "run.yaml"), *base, "--num-epoch", "5"])
     assert (config.data.order.num_epoch, config.data.order.shuffle, config.optimizer.lr) == (5, True, 3e-5)
+    assert config.data.sources[0].format.roles == {"a": "user"}
 
 
 @pytest.mark.parametrize(
@@ -107,6 +158,19 @@ def test_yaml_gives_flags_and_the_line_has_the_last_word(base: list[str], tmp_pa
         ("--sequence-parallel", "--sequence-parallel is not supported yet"),
         ("--actor-num-gpus-per-node 3 --tensor-model-parallel-size 2", "3 ranks .* cannot be divided"),
         ("--empty-think maybe", "--empty-think must be one of mask, train"),
+        ("--loss-mask-turns first", "--loss-mask-turns must be one of all, last, flags"),
+        ("--history forgotten", "--history must be one of as_served"),
+        ("--special-text keep", "--special-text must be one of allow, escape, reject"),
+        ("--too-long shorten", "--too-long must be one of drop, truncate_end, error"),
+        ("--max-bad-rows-in-a-row 0", "--max-bad-rows-in-a-row must be positive"),
+        ("--row-shape xml", "--row-shape must be one of auto, messages, alpaca, prompt_completion, text"),
+        ("--row-shape text --input-key chat", "--column-names: 'messages' is no field of --row-shape text: text"),
+        ("--column-names {", "--column-names: not JSON: {"),
+        ("--column-names [1]", "--column-names: a JSON object was expected"),
+        ('--column-names {"prompt":1}', "'prompt' must be the name of a column, not 1"),
+        ('--column-names {"messages":"a"} --input-key b', "--input-key b: --column-names says messages is 'a'"),
+        ('--column-names {"tools":"a"} --tool-key b', "--tool-key b: --column-names says tools is 'a'"),
+        ('--role-names {"Bot":"robot"}', "--role-names: 'Bot' must be one of system, user, assistant, tool"),
         ("--apply-chat-template-kwargs [1]", "a JSON object was expected"),
         ("--prompt-data a b c", "--prompt-data takes one path, or NAME PATH pairs"),
         ("--chat-template-path nowhere.jinja", "nowhere.jinja: no such file"),
