@@ -30,6 +30,7 @@ from miles.errors import ClusterError, MilesError
 
 FIRST_BATCH = "first_batch.json"
 REJECTS = "rejects.jsonl"
+CERTIFICATE = "certificate.json"
 WAIT_SECONDS = 1800.0
 """How long a rank waits for a step before it fails."""
 
@@ -222,6 +223,8 @@ class Feed:
                 f"Ray has {cpus:g} CPUs; --loader-cpus {config.stream.loader_cpus} needs as many or more"
             )
         encoder = stages.encoder_of(config.encode)
+        certificate = json.dumps(encoder.certificate.to_json(), indent=1, ensure_ascii=False)
+        storage.write_text(storage.join(run_dir, CERTIFICATE), certificate)
         manifest = build_manifest(config.sources)
         plan = stages.make_plan(manifest, config)
         info = StreamInfo(

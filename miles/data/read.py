@@ -3,7 +3,7 @@
     [2418, 7, 1002]  ->  [b'{"messages": …}', b'{"conversations": …}', …]   in the order asked
 
 A JSON file's rows are handed through as the bytes that they are: whether they are JSON, `normalize` judges.
-Parquet's rows become JSON in ASCII: dates in ISO 8601, decimals and bytes as text, NaN as null.
+Parquet's rows become JSON: dates in ISO 8601, decimals and bytes as text, NaN as null.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import orjson
 import pyarrow as pa
 
 from miles import storage
@@ -137,8 +138,8 @@ def _table_to_json(table: pa.Table) -> list[bytes]:
 
 def _row_to_json(row: dict[str, Any]) -> bytes:
     try:
-        return _ENCODER.encode(row).encode("ascii")
-    except ValueError:  # NaN or infinity
+        return orjson.dumps(row, default=_to_text, option=orjson.OPT_PASSTHROUGH_DATETIME)  # NaN becomes null
+    except TypeError:  # nested deeper than orjson goes
         return _ENCODER.encode(_plain(row)).encode("ascii")
 
 
@@ -161,5 +162,4 @@ def _plain(value: Any) -> Any:
     return value
 
 
-# ASCII: text that UTF-8 cannot hold, a lone surrogate, survives as an escape.
 _ENCODER = json.JSONEncoder(ensure_ascii=True, allow_nan=False, check_circular=False, default=_to_text)

@@ -158,7 +158,8 @@ def test_one_row_that_is_no_text_spoils_no_other(tmp_path: Path) -> None:
     broken = pa.array([b"good", b"\xff\xfe", b"too"]).view(pa.string())
     path = tmp_path / "x.parquet"
     pq.write_table(pa.table({"a": broken}), path)
-    assert read_rows(manifest_of(path), np.arange(3)) == [b'{"a": "good"}', read.UNREADABLE_ROW, b'{"a": "too"}']
+    first, second, third = read_rows(manifest_of(path), np.arange(3))
+    assert (json.loads(first), second, json.loads(third)) == ({"a": "good"}, read.UNREADABLE_ROW, {"a": "too"})
 
 
 @pytest.mark.parametrize("kind", ["parquet", "lines", "lines.gz"])

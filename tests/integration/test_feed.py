@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import threading
 import time
 from pathlib import Path
@@ -18,7 +19,7 @@ from miles.data.feed import Feed, FeedActor, StepIterator
 from miles.data.manifest import build_manifest
 from miles.demo import rows
 from miles.demo.tokenizer import build_tokenizer
-from miles.errors import ClusterError, SourceError
+from miles.errors import ClusterError, SourceError, TemplateError
 
 
 @pytest.fixture(scope="module")
@@ -149,6 +150,22 @@ def test_a_file_that_changes_under_the_stream_reaches_the_rank_by_name(config: D
         actor.fetch(0, 0)
     with pytest.raises(SourceError, match=r"rows\.jsonl"):
         actor.begin(0, 0)
+
+
+def test_a_template_is_certified_before_any_actor_starts(config: DataConfig, tmp_path: Path) -> None:
+    def open_feed(template: str | None) -> Feed:
+        encode = dataclasses.replace(config.encode, chat_template=template)
+        changed = dataclasses.replace(config, encode=encode)
+        return Feed.open(changed, cursor=None, cursor_path="", num_ranks=1, run_dir=str(tmp_path))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(feed_module.ray, "remote", lambda **_: pytest.fail("an actor was made"))
+        with pytest.raises(TemplateError, match="the chat template that was given cannot be certified"):
+            open_feed("{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}")
+    open_feed(None).close()
+    certificate = json.loads((tmp_path / "certificate.json").read_text())
+    assert certificate["terminator"] == "<|im_end|>"
+    assert certificate["engine"] == "tiktoken"
 
 
 def test_a_cluster_too_small_for_the_loader_is_refused(config: DataConfig, tmp_path: Path) -> None:
