@@ -5,22 +5,30 @@
 A byte-level BPE tokenizer of Hugging Face and tiktoken's differ in what decides a merge: there a list of pairs, here
 the id of the result. They give the same ids for every text if (`_convert`)
 
-- the merges are in the order of the ids that they make, and for every token the merges of lower rank alone join
-  its bytes to two parts that are one of its listed pairs (then no token can arise in another way), or whole words
-  are looked up first by both (`ignore_merges`);
-- the text is cut into words by one regular expression, and the normalizer is NFC or none. A text that NFC changes
-  goes through `tokenizers`, row by row;
-- added tokens are matched alike: no two can overlap in a text, none takes the blanks around it.
+- the merges are in the order of the ids that they make, and merging the bytes of each token gives that token. Proof:
+  look at the first step at which the two differ in a word. tiktoken could join A and B to a token V there, by a pair
+  that is not listed. Until then both did the same, and what they did between V's ends is what merging V's bytes
+  alone does: that comes to A B, and stays there. So it does not give V;
+- or whole words are looked up first by both (`ignore_merges`). Then V's bytes may also end as three parts or more:
+  they do not come to two;
+- the text is cut into words by one regular expression of a few constructs that both regex engines read alike
+  (`_PORTABLE`), and never matches nothing. Which characters its classes hold, a test asks for every code point,
+  and `_require_same_characters` at load for those that a newer Unicode may have given a meaning;
+- the normalizer is NFC or none. A text that NFC changes goes through `tokenizers`, row by row;
+- added tokens are matched alike: no two can overlap in a text, none takes the blanks around it. One that is in the
+  vocabulary too is left out of it: its bytes are in no word.
 
-What cannot be proven, that both regex engines cut alike, is tried at load on every added token, random Unicode, code,
-runs of blanks and digits; for Qwen's pattern a test tries every code point. A tokenizer that fails any of it is
-used as it is.
+A text that tiktoken gives up on (a million blanks), or some of which is in no word, goes through `tokenizers` too.
+What was proven is then tried on every added token, random Unicode, code, runs of blanks and digits. A tokenizer that
+fails any of it is used as it is.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import re
+import unicodedata
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -31,14 +39,36 @@ import tokenizers
 import xxhash
 
 from miles.data.types import Int32, Int64, RowRejected
+from miles.errors import TemplateError
 
 _GPT2_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 """What `tokenizers`' ByteLevel pre-tokenizer cuts by where it is asked to."""
+
+_CHARACTERS = r"\\[pP]\{(?:L|Lu|Ll|Lt|Lm|Lo|M|N|P|S)\}|\\[sS]"
+_ESCAPED = rf"{_CHARACTERS}|\\[rnt]|\\[-./|()\[\]{{}}*+?^$\\]"
+_IN_CLASS = r"[^\\\[\]^&~|-]"
+_CLASS = rf"\[\^?(?:{_ESCAPED}|{_IN_CLASS}(?:-{_IN_CLASS})?)+\]"
+_ONCE = r"(?![*+?{])"
+"""No quantifier follows, which the engines read in different ways behind another (`a{2}?`, `a{2}+`)."""
+_ENDING = "'(?:s|t|re|ve|m|ll|d)"
+_PORTABLE = re.compile(
+    rf"(?:(?:{_ESCAPED}|{_CLASS}|[^\\^$.|?*+()\[\]{{}}])(?:(?:[?*+]|\{{\d+(?:,\d*)?\}}){_ONCE})?"
+    rf"|\(\?i:{_ENDING}(?:\|{_ENDING})*\)(?:\?{_ONCE}|{_ONCE})|'\(\?i:\[sdmt\]\|ll\|ve\|re\){_ONCE}"
+    rf"|\(\?:|\)(?:\?{_ONCE}|{_ONCE})|\||\(\?!\\S\){_ONCE})*"
+)
+"""Regular expressions that Oniguruma and Rust's fancy-regex read alike: both take the first alternative that matches,
+and greedily. Not among them: `\\w` (² is one of Oniguruma's), `$` (any line's end there), `&&`, `[:alpha:]`, loops
+over groups, case of anything but English endings."""
 
 _NFC_SHRINKS = 3
 """A text of n bytes in NFC had at most 3 n bytes before (three Hangul letters that become one syllable)."""
 
 _MAX_ADDED_TOKENS = 2_000
+_MAX_ADDED_CHARACTERS = 200
+_MAX_ID = 1 << 22
+"""More, and the table of tokens' lengths would be mostly gaps."""
+
+_MAX_MADE = 8
 
 _SELF_TEST_SEED = 20_260_101
 
@@ -52,6 +82,7 @@ class TextEncoder:
     """A tokenizer without its chat template."""
 
     backend: tokenizers.Tokenizer
+    """a copy of its own, whose offsets are those of the tokens, blanks included"""
     engine: str
     """"tiktoken", or "tokenizers: " and why"""
     _bpe: Any = None
@@ -70,7 +101,7 @@ class TextEncoder:
         """int32 [tokens]: what `tokenizer(text, add_special_tokens=False)` gives.
 
         Raises:
-            RowRejected: "bad_message": half of a surrogate pair, which is no text.
+            RowRejected: "bad_message": half of a surrogate pair, which is no text; or text that the tokenizer fails on.
         """
         return self.encode_at(text, ())[0]
 
@@ -88,14 +119,15 @@ class TextEncoder:
         Raises:
             RowRejected: as in `encode`.
         """
-        try:
-            if self._bpe is not None and self._is_normal(text):
-                buffer = self._bpe.encode_to_tiktoken_buffer(text, self._added)
-                ids = np.frombuffer(buffer, np.uint32).astype(np.int32)
-                return ids, *self._by_bytes(text, ids, points)
-            encoding = self.backend.encode(text, add_special_tokens=False)
-        except (UnicodeError, TypeError) as error:
-            raise RowRejected("bad_message", "text that is not Unicode (a lone surrogate)") from error
+        if self._bpe is not None:
+            ids = self._by_tiktoken(text)
+            if ids is not None:
+                assert self._token_bytes is not None
+                ends = self._token_bytes[ids].cumsum()
+                num_bytes = len(text) if text.isascii() else len(text.encode())
+                if num_bytes == (ends[-1] if len(ends) else 0):  # else it dropped what is in no word
+                    return ids, *_by_bytes(text, ends, points)
+        encoding = encode_by(self.backend, text)
         return np.array(encoding.ids, np.int32), *by_offsets(encoding.offsets, points)
 
     def is_surely_longer(self, text: str, num_tokens: int) -> bool:
@@ -105,24 +137,32 @@ class TextEncoder:
         shrinks = 1 if text.isascii() or not self._has_normalizer else _NFC_SHRINKS
         return len(text) > num_tokens * self._max_token_bytes * shrinks
 
-    def _is_normal(self, text: str) -> bool:
-        return not self._has_normalizer or text.isascii() or self.backend.normalizer.normalize_str(text) == text
+    def _by_tiktoken(self, text: str) -> Int32 | None:
+        """None where it must not, or cannot."""
+        try:
+            if self._has_normalizer and not text.isascii() and self.backend.normalizer.normalize_str(text) != text:
+                return None
+            buffer = self._bpe.encode_to_tiktoken_buffer(text, self._added)
+        except ValueError:  # no Unicode; or (tiktoken 0.14) the stack of fancy-regex is full, at a million blanks
+            return None
+        return np.frombuffer(buffer, np.uint32).astype(np.int32)
 
-    def _by_bytes(self, text: str, ids: Int32, points: Sequence[int]) -> tuple[list[int], list[bool]]:
-        if not points:
-            return [], []
-        assert self._token_bytes is not None
-        offsets = points if text.isascii() else _byte_offsets(text, points)
-        ends = self._token_bytes[ids].cumsum()
-        first: list[int] = ends.searchsorted(offsets).tolist()
-        straddled = []
-        for number, offset in enumerate(offsets):
-            token = first[number]
-            is_edge = offset == 0 or (token < len(ends) and ends[token] == offset)
-            if offset > 0:
-                first[number] += 1
-            straddled.append(not is_edge)
-        return first, straddled
+
+def encode_by(backend: tokenizers.Tokenizer, text: str) -> tokenizers.Encoding:
+    """A text as `tokenizers` encodes it, without what the tokenizer puts around text.
+
+    Raises:
+        RowRejected: "bad_message": half of a surrogate pair, or text that the tokenizer fails on.
+    """
+    try:
+        return backend.encode(text, add_special_tokens=False)
+    except TypeError as error:
+        raise RowRejected("bad_message", "text that is not Unicode (a lone surrogate)") from error
+    except BaseException as error:
+        # tokenizers 0.23: Oniguruma gives up after 10 million steps back, as in a run of that many blanks; Rust panics
+        if type(error).__name__ != "PanicException":
+            raise
+        raise RowRejected("bad_message", "text that the tokenizer fails on (a run of millions of blanks)") from error
 
 
 def by_offsets(offsets: Sequence[tuple[int, int]], points: Sequence[int]) -> tuple[list[int], list[bool]]:
@@ -130,6 +170,22 @@ def by_offsets(offsets: Sequence[tuple[int, int]], points: Sequence[int]) -> tup
     begins = np.array([begin for begin, _ in offsets], np.int64)
     first: list[int] = begins.searchsorted(points).tolist()
     return first, [token > 0 and offsets[token - 1][1] > point for token, point in zip(first, points, strict=True)]
+
+
+def _by_bytes(text: str, ends: Int64, points: Sequence[int]) -> tuple[list[int], list[bool]]:
+    """As `encode_at` returns them, from the byte behind each token."""
+    if not points:
+        return [], []
+    offsets = points if text.isascii() else _byte_offsets(text, points)
+    first: list[int] = ends.searchsorted(offsets).tolist()
+    straddled = []
+    for number, offset in enumerate(offsets):
+        token = first[number]
+        is_edge = offset == 0 or (token < len(ends) and ends[token] == offset)
+        if offset > 0:
+            first[number] += 1
+        straddled.append(not is_edge)
+    return first, straddled
 
 
 def _byte_offsets(text: str, points: Sequence[int]) -> list[int]:
@@ -142,23 +198,80 @@ def _byte_offsets(text: str, points: Sequence[int]) -> list[int]:
 
 
 _made: dict[str, TextEncoder] = {}
+"""hash of a tokenizer's content -> its encoder; the oldest make room"""
 
 
 def text_encoder(backend: tokenizers.Tokenizer) -> TextEncoder:
-    """The encoder for a tokenizer: made and tried once a process for each content, not each object."""
+    """The encoder for a tokenizer: made and tried once a process for each content, not each object.
+
+    Raises:
+        TemplateError: ids that int32 cannot hold.
+    """
     definition = backend.to_str()
-    key = xxhash.xxh3_128_hexdigest(definition.encode("utf-8", "surrogatepass"))
-    if key not in _made:
-        own = tokenizers.Tokenizer.from_str(definition)  # nobody else's changes reach a copy
-        own.no_truncation()
-        own.no_padding()
-        try:
-            encoder = _convert(own, json.loads(definition))
-            _try_out(encoder)
-        except _Inexact as reason:
-            encoder = TextEncoder(own, f"tokenizers: {reason}")
+    if backend.truncation is not None or backend.padding is not None:  # state of the last call, not of the tokenizer
+        bare = _read(definition)
+        if bare is not None:
+            bare.no_truncation()
+            bare.no_padding()
+            definition = bare.to_str()
+    key = xxhash.xxh3_128_hexdigest(definition.encode())
+    encoder = _made.get(key)
+    if encoder is None:
+        fields = json.loads(definition)
+        _require_int32(fields)
+        if _stop_trimming(fields["post_processor"]):
+            definition = json.dumps(fields)
+        own = _read(definition)  # nobody else's changes reach a copy
+        if own is None or not _is_copy(own, backend, fields):
+            return TextEncoder(
+                backend, "tokenizers: it is another one when saved and loaded (its ids have gaps or twins)"
+            )
+        encoder = _make(own, fields)
+        while len(_made) >= _MAX_MADE:
+            _made.pop(next(iter(_made)), None)
         _made[key] = encoder
-    return _made[key]
+    return encoder
+
+
+def _make(own: tokenizers.Tokenizer, fields: Mapping[str, Any]) -> TextEncoder:
+    try:
+        encoder = _convert(own, fields)
+        _try_out(encoder)
+    except _Inexact as reason:
+        return TextEncoder(own, f"tokenizers: {reason}")
+    return encoder
+
+
+def _read(definition: str) -> tokenizers.Tokenizer | None:
+    try:
+        return tokenizers.Tokenizer.from_str(definition)
+    except Exception:  # of tokenizers' own making: what it wrote lacks a token of some merge
+        return None
+
+
+def _require_int32(fields: Mapping[str, Any]) -> None:
+    vocabulary = fields["model"].get("vocab")
+    ids = list(vocabulary.values()) if isinstance(vocabulary, dict) else []
+    largest = max([*ids, *(token["id"] for token in fields["added_tokens"])], default=0)
+    if largest > np.iinfo(np.int32).max:
+        raise TemplateError(f"the tokenizer has the token id {largest}; expected ids of at most 31 bits")
+
+
+def _is_copy(own: tokenizers.Tokenizer, backend: tokenizers.Tokenizer, fields: Mapping[str, Any]) -> bool:
+    """`tokenizers` 0.23 writes one of two tokens with the same id, and reads added tokens with ids of its choice."""
+    return own.get_vocab_size() == backend.get_vocab_size() and all(
+        own.token_to_id(token["content"]) == token["id"] for token in fields["added_tokens"]
+    )
+
+
+def _stop_trimming(post_processor: Any) -> bool:
+    """Sets `trim_offsets` off: a token's blanks are part of it. Whether there was any to set."""
+    if not isinstance(post_processor, dict):
+        return False
+    trims = bool(post_processor.get("trim_offsets"))
+    if trims:
+        post_processor["trim_offsets"] = False
+    return any([trims, *(_stop_trimming(step) for step in post_processor.get("processors", ()))])
 
 
 def _convert(backend: tokenizers.Tokenizer, definition: Mapping[str, Any]) -> TextEncoder:
@@ -172,18 +285,18 @@ def _convert(backend: tokenizers.Tokenizer, definition: Mapping[str, Any]) -> Te
     if normalizer is not None and normalizer["type"] != "NFC":
         raise _Inexact(f"its normalizer is {normalizer['type']}")
     words = _word_pattern(definition["pre_tokenizer"])
-    vocabulary: dict[str, int] = model["vocab"]
-    ranks = _byte_ranks(vocabulary)
-    merges = [tuple(merge) if isinstance(merge, list) else tuple(merge.split(" ")) for merge in model["merges"]]
-    _require_same_merges(vocabulary, merges, bool(model.get("ignore_merges")))
     added = _added_tokens(definition["added_tokens"])
-    # A token of the model that is listed as added too is matched as an added one, before any merge.
-    ranks = {token: rank for token, rank in ranks.items() if rank not in added.values()}
+    if normalizer is not None and any(backend.normalizer.normalize_str(token) != token for token in added):
+        raise _Inexact("an added token is not in NFC")
+    vocabulary = _without_added(model["vocab"], added)
+    ranks = _byte_ranks(vocabulary)
+    _require_same_merges(backend.model, vocabulary, model["merges"])
+    _require_same_characters(words)
     try:
         encoding = tiktoken.Encoding(
             "miles", pat_str=words, mergeable_ranks=ranks, special_tokens=added, explicit_n_vocab=None
         )
-    except Exception as error:  # whatever its Rust side makes of a pattern it does not know
+    except Exception as error:  # whatever its Rust side makes of a pattern that it does not take
         raise _Inexact(f"tiktoken does not take it ({type(error).__name__})") from error
     token_bytes = np.zeros(max([*ranks.values(), *added.values()]) + 1, np.int64)
     for token, rank in ranks.items():
@@ -213,55 +326,80 @@ def _word_pattern(pre_tokenizer: Mapping[str, Any] | None) -> str:
     if len(steps) == 2 and steps[0]["type"] == "Split" and not steps[1]["use_regex"]:
         split = steps[0]
         if split["behavior"] == "Isolated" and not split["invert"] and "Regex" in split["pattern"]:
-            return str(split["pattern"]["Regex"])
-    raise _Inexact("it cuts text into words in several steps")
+            return _require_portable(str(split["pattern"]["Regex"]))
+    raise _Inexact("it does not cut text into words by one regular expression")
+
+
+def _require_portable(pattern: str) -> str:
+    if not _PORTABLE.fullmatch(pattern):
+        raise _Inexact("its regular expression has constructs that regex engines read in different ways")
+    if re.match(re.sub(r"\\[pP]\{\w+\}", "a", pattern), ""):  # where it ever matches nothing it does so here
+        raise _Inexact("its regular expression matches nothing, too")
+    return pattern
+
+
+def _require_same_characters(pattern: str) -> None:
+    """Both engines know the same characters, of those that are newer than Python's Unicode."""
+    unknown = "".join(c for c in map(chr, range(0x80, 0x40000)) if unicodedata.category(c) == "Cn")
+    single_bytes = {bytes([byte]): byte for byte in range(256)}
+    for characters in sorted(set(re.findall(_CHARACTERS, pattern))):
+        # tiktoken drops what its pattern does not match
+        core = tiktoken.Encoding(
+            "characters", pat_str=f"{characters}+", mergeable_ranks=single_bytes, special_tokens={}
+        )
+        split = tokenizers.pre_tokenizers.Split(tokenizers.Regex(f"{characters}+"), "removed", invert=True)
+        theirs = "".join(part for part, _ in split.pre_tokenize_str(unknown))
+        if bytes(core.encode_ordinary(unknown)) != theirs.encode():
+            raise _Inexact("tokenizers and tiktoken know different versions of Unicode")
+
+
+def _without_added(vocabulary: Mapping[str, int], added: Mapping[str, int]) -> dict[str, int]:
+    """The model's tokens that can be in a word."""
+    words = {token: rank for token, rank in vocabulary.items() if token not in added}
+    if any(token in vocabulary and not all("!" <= character <= "~" for character in token) for token in added):
+        raise _Inexact("an added token shares its id with bytes of other text")  # é: there the byte E9
+    ids = {*words.values(), *added.values()}
+    if len(ids) != len(words) + len(added):
+        raise _Inexact("two of its tokens have the same id")
+    if max(ids, default=0) > _MAX_ID:
+        raise _Inexact(f"its ids go up to {max(ids)}")
+    return words
 
 
 def _byte_ranks(vocabulary: Mapping[str, int]) -> dict[bytes, int]:
     """Tokens as bytes -> ids. ByteLevel writes each byte as a printable character."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
-    byte_of = {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}
-    try:
-        ranks = {bytes(byte_of[character] for character in token): rank for token, rank in vocabulary.items()}
-    except KeyError as error:
-        raise _Inexact("a token of its vocabulary is not made of bytes") from error
+    byte_of = {byte: byte for byte in printable} | {256 + n: byte for n, byte in enumerate(others)}
+    if not {*map(ord, set("".join(vocabulary)))} <= byte_of.keys() or "" in vocabulary:
+        raise _Inexact("a token of its vocabulary is not made of bytes")
+    ranks = {token.translate(byte_of).encode("latin-1"): rank for token, rank in vocabulary.items()}
     if any(bytes([byte]) not in ranks for byte in range(256)):
         raise _Inexact("its vocabulary lacks some bytes")
     return ranks
 
 
-def _require_same_merges(vocabulary: Mapping[str, int], merges: Sequence[Any], looks_up_words: bool) -> None:
-    """Tokens that arise by the listed merges are those that arise by rank (see the module's docstring)."""
-    pairs: dict[int, set[tuple[str, str]]] = {}
-    results = []
-    for merge in merges:
-        result = vocabulary.get("".join(merge))
-        if len(merge) != 2 or result is None:
-            raise _Inexact("a merge makes no token of its vocabulary")
-        results.append(result)
-        pairs.setdefault(result, set()).add(merge)
-    if any(earlier > later for earlier, later in pairwise(results)):
+def _require_same_merges(model: Any, vocabulary: Mapping[str, int], merges: Sequence[Any]) -> None:
+    """What the listed merges make of a word is what merging by rank makes of it (proof: the module's docstring).
+
+    Args:
+        model: `tokenizers.models.BPE`; as it was, when this returns.
+        vocabulary: its tokens that can be in a word, as ByteLevel writes them -> ids.
+        merges: its pairs, the first to be merged first.
+    """
+    results = ["".join(merge) if isinstance(merge, list) else merge.replace(" ", "") for merge in merges]
+    ids = [vocabulary[result] for result in results if result in vocabulary]
+    if any(earlier > later for earlier, later in pairwise(ids)):
         raise _Inexact("its merges are not in the order of their results' ids")
-    for token, rank in vocabulary.items():
-        if len(token) == 1:
-            continue
-        parts = list(token)
-        while len(parts) > 2:
-            best, at = rank, -1
-            for position in range(len(parts) - 1):
-                joined = vocabulary.get(parts[position] + parts[position + 1], rank)
-                if joined < best:
-                    best, at = joined, position
-            if at < 0:
-                break
-            parts[at : at + 2] = [parts[at] + parts[at + 1]]
-        if len(parts) != 2:
-            if looks_up_words:
-                continue  # only as a whole word, by both
-            raise _Inexact("a token of its vocabulary cannot arise by merges")
-        if tuple(parts) not in pairs.get(rank, ()):
-            raise _Inexact("a token of its vocabulary arises by rank, but by none of its merges")
+    looks_up_words = model.ignore_merges
+    model.ignore_merges = False
+    try:
+        for token in vocabulary:
+            num_parts = len(model.tokenize(token))
+            if num_parts == 2 or (num_parts > 2 and not looks_up_words):
+                raise _Inexact("its merges do not make every token of its vocabulary")
+    finally:
+        model.ignore_merges = looks_up_words
 
 
 def _added_tokens(added: Sequence[Mapping[str, Any]]) -> dict[str, int]:
@@ -269,17 +407,22 @@ def _added_tokens(added: Sequence[Mapping[str, Any]]) -> dict[str, int]:
     for token in added:
         if token["single_word"] or token["lstrip"] or token["rstrip"]:
             raise _Inexact("an added token takes the blanks around it, or only whole words")
-    if len(tokens) > _MAX_ADDED_TOKENS or "" in tokens:
+    if len(tokens) > _MAX_ADDED_TOKENS:
         raise _Inexact(f"it has {len(tokens)} added tokens")
-    if any(_can_overlap(one, other) for one in tokens for other in tokens):
+    if not all(0 < len(token) <= _MAX_ADDED_CHARACTERS for token in tokens):
+        raise _Inexact("an added token is empty, or very long")
+    if _can_overlap(tokens):
         raise _Inexact("two added tokens can overlap in a text")
     return tokens
 
 
-def _can_overlap(one: str, other: str) -> bool:
-    """Whether a text can hold both so that they share characters."""
-    ends = range(1, min(len(one), len(other)) + (one != other))
-    return (one != other and other in one) or any(one[-length:] == other[:length] for length in ends)
+def _can_overlap(tokens: Collection[str]) -> bool:
+    """Whether a text can hold two of them, or one twice, so that they share characters."""
+    begins = {token[:length] for token in tokens for length in range(1, len(token))}
+    if any(token[-length:] in begins for token in tokens for length in range(1, len(token))):
+        return True
+    joined = "\0".join(tokens)
+    return any(joined.count(token) > 1 for token in tokens)
 
 
 def _try_out(encoder: TextEncoder) -> None:

@@ -5,7 +5,7 @@
 
 The ids are those of `apply_chat_template(..., sanitize_control_tokens=True)`: control tokens in what the row says are
 marked before the template runs, the text is cut at the marks, and what was marked is encoded without added
-tokens. What transformers gives is asked for such a row, which is rare, and must be equal.
+tokens. What transformers gives is asked for such a row, which is rare, and must be equal (`miles.data.encode`).
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from miles.data.bpe import TextEncoder, by_offsets
+from miles.data.bpe import TextEncoder, by_offsets, encode_by
 from miles.data.trace import literals
-from miles.data.types import Int32
+from miles.data.types import Int32, RowRejected
 
 _BEGIN, _END = "\U000f0000", "\U000f0001"  # transformers' own, so that a template meets the same text
 
@@ -30,6 +30,7 @@ class Escaper:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, text_tokens: TextEncoder) -> None:
         self._backend = text_tokens.backend
         added = list(tokenizer.added_tokens_decoder.values())
+        self._id_of = {token.content: number for number, token in tokenizer.added_tokens_decoder.items()}
         named = tokenizer.chat_control_tokens
         written = "\0".join(literals(str(tokenizer.chat_template)))
         control = [
@@ -59,7 +60,11 @@ class Escaper:
         return value
 
     def encode_at(self, text: str, points: Sequence[int]) -> tuple[Int32, list[int], list[bool]]:
-        """As `TextEncoder.encode_at`, for marked text; no point lies within a marked token."""
+        """As `TextEncoder.encode_at`, for marked text; no point lies within a marked token.
+
+        Raises:
+            RowRejected: "bad_message", as there; "special_text": a marked token that ordinary text comes to, too.
+        """
         ids: list[int] = []
         first, straddled = [0] * len(points), [False] * len(points)
         position, remaining = 0, list(range(len(points)))
@@ -86,16 +91,19 @@ class Escaper:
         if not piece:
             return [], []
         before = "" if is_first else "\n"
-        newline = self._backend.encode(before, add_special_tokens=False).ids
-        encoding = self._backend.encode(before + piece, add_special_tokens=False)
+        newline = encode_by(self._backend, before).ids
+        encoding = encode_by(self._backend, before + piece)
         if encoding.ids[: len(newline)] != newline:
-            encoding, newline, before = self._backend.encode(piece, add_special_tokens=False), [], ""
+            encoding, newline, before = encode_by(self._backend, piece), [], ""
         offsets = [(begin - len(before), end - len(before)) for begin, end in encoding.offsets[len(newline) :]]
         return encoding.ids[len(newline) :], offsets
 
     def _without_added_tokens(self, piece: str) -> list[int]:
-        newline, behind = self._model_ids("\n"), self._model_ids("\n" + piece)
-        return behind[len(newline) :] if behind[: len(newline)] == newline else self._model_ids(piece)
+        newline, behind = encode_by(self._backend, "\n").ids, self._model_ids("\n" + piece)
+        ids = behind[len(newline) :] if behind[: len(newline)] == newline else self._model_ids(piece)
+        if self._id_of[piece] in ids:
+            raise RowRejected("special_text", "a control token that cannot be written as ordinary text")
+        return ids
 
     def _model_ids(self, text: str) -> list[int]:
         backend = self._backend

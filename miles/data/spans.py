@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import jinja2
 from transformers import PreTrainedTokenizerBase
 
-from miles.data.trace import Program, Tracer, Untraceable
+from miles.data.trace import Program, Tracer, Unbounded, Untraceable
 from miles.data.types import RowRejected
 
 _WORD_CHARACTERS = string.ascii_letters + string.digits + "_ "
@@ -98,16 +98,18 @@ class Renderer:
                 told exactly.
         """
         try:
-            program, strings, is_new = self._tracer.program(messages, tools)
+            program, strings = self._tracer.program(messages, tools)
+            pieces = program.run(strings)
+        except Unbounded as error:  # transformers has no bounds: it does not get to run this
+            raise RowRejected("template_error", f"the chat template does not end: {error}") from error
         except Untraceable as error:
             render_text(self._tokenizer, messages, tools, self._kwargs)  # raises where the template does
             raise RowRejected("unlocatable_turn", f"the chat template cannot be followed: it takes {error}") from error
-        pieces = program.run(strings)
         text = "".join(pieces)
-        if is_new:
+        if program.note is None:
             program.note = self._check(program, messages, tools, text)
-        if isinstance(program.note, str):
-            raise RowRejected("unlocatable_turn", program.note)
+        if isinstance(program.note, RowRejected):
+            raise RowRejected(program.note.reason, program.note.detail)
         return text, self._spans(program.note, pieces, text)
 
     def _check(
@@ -116,12 +118,19 @@ class Renderer:
         messages: Sequence[Mapping[str, Any]],
         tools: Sequence[Mapping[str, Any]] | None,
         text: str,
-    ) -> list[_Turn] | str:
-        """A new program's turns, or why it has none."""
-        if text != render_text(self._tokenizer, messages, tools, self._kwargs):
-            return "the chat template could not be followed: transformers renders another text"
+    ) -> list[_Turn] | RowRejected:
+        """A new program's turns, or why rows that take it are rejected."""
+        try:
+            rendered = render_text(self._tokenizer, messages, tools, self._kwargs)
+        except RowRejected as rejected:
+            return rejected
+        if text != rendered:
+            return RowRejected(
+                "unlocatable_turn", "the chat template could not be followed: transformers renders another text"
+            )
         answering = [number for number, message in enumerate(messages) if message.get("role") == "assistant"]
-        return _locate(program, answering, self._anchors.turn_header, self._anchors.terminator)
+        turns = _locate(program, answering, self._anchors.turn_header, self._anchors.terminator)
+        return RowRejected("unlocatable_turn", turns) if isinstance(turns, str) else turns
 
     def _spans(self, turns: Sequence[_Turn], pieces: Sequence[str], text: str) -> list[Span]:
         anchors = self._anchors

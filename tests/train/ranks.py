@@ -52,7 +52,7 @@ def batch(
     ranks = [tuple(build(indices) for indices in rank) for rank in packed]
     trained = int(sum(one.loss_mask.sum() for rank in ranks for one in rank))
     report = StepReport(
-        step, 0.0, 0, len(lengths), len(lengths), sum(lengths), trained, 0, "", 1.0, 1.0, (4, 3), (0, 0), ()
+        step, 0.0, 0, len(lengths), len(lengths), sum(lengths), trained, 0, "", 1.0, 1.0, (4, 3), (0, 0), (0, 0), ()
     )
     return report, ranks
 
