@@ -30,8 +30,9 @@ import re
 import unicodedata
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tiktoken
@@ -77,6 +78,17 @@ class _Inexact(Exception):
     """Why a tokenizer is not used through tiktoken."""
 
 
+class Tokens(NamedTuple):
+    """What a text was encoded to."""
+
+    ids: Int32
+    """int32 [tokens]"""
+    first: list[int]
+    """for each point the first token that begins there or behind it"""
+    straddled: list[bool]
+    """for each point whether a token that begins before it ends behind it"""
+
+
 @dataclass(frozen=True)
 class TextEncoder:
     """A tokenizer without its chat template."""
@@ -93,9 +105,9 @@ class TextEncoder:
     _max_token_bytes: int = 0
     _has_normalizer: bool = False
 
-    @property
-    def is_exact_tiktoken(self) -> bool:
-        return self._bpe is not None
+    @cached_property
+    def _openings(self) -> tuple[str, ...]:
+        return tuple(self._added)
 
     def encode(self, text: str) -> Int32:
         """int32 [tokens]: what `tokenizer(text, add_special_tokens=False)` gives.
@@ -103,32 +115,39 @@ class TextEncoder:
         Raises:
             RowRejected: "bad_message": half of a surrogate pair, which is no text; or text that the tokenizer fails on.
         """
-        return self.encode_at(text, ())[0]
+        return self.encode_at(text, ()).ids
 
-    def encode_at(self, text: str, points: Sequence[int]) -> tuple[Int32, list[int], list[bool]]:
+    def encode_at(self, text: str, points: Sequence[int]) -> Tokens:
         """Encodes, and finds tokens by character.
 
         Args:
             text: any.
             points: positions of characters, ascending.
 
-        Returns:
-            int32 [tokens] ids; for each point the first token that begins there or behind it, and whether a token
-            that begins before it ends behind it.
-
         Raises:
             RowRejected: as in `encode`.
         """
+        (tokens,) = self.encode_all([text], [points])
+        if isinstance(tokens, RowRejected):
+            raise tokens
+        return tokens
+
+    def encode_all(self, texts: Sequence[str], points: Sequence[Sequence[int]]) -> list[Tokens | RowRejected]:
+        """As `encode_at`, for many texts; what it would raise is in its text's place.
+
+        Texts that begin with an added token go through tiktoken end to end, in one call: nothing is merged over it.
+        """
+        outcomes: list[Tokens | RowRejected | None] = [None] * len(texts)
         if self._bpe is not None:
-            ids = self._by_tiktoken(text)
-            if ids is not None:
-                assert self._token_bytes is not None
-                ends = self._token_bytes[ids].cumsum()
-                num_bytes = len(text) if text.isascii() else len(text.encode())
-                if num_bytes == (ends[-1] if len(ends) else 0):  # else it dropped what is in no word
-                    return ids, *_by_bytes(text, ends, points)
-        encoding = encode_by(self.backend, text)
-        return np.array(encoding.ids, np.int32), *by_offsets(encoding.offsets, points)
+            alone = [number for number, text in enumerate(texts) if not text.startswith(self._openings)]
+            together = [number for number, text in enumerate(texts) if text.startswith(self._openings)]
+            for group in (together, *([number] for number in alone)):
+                for number, tokens in zip(group, self._end_to_end(texts, points, group), strict=False):
+                    outcomes[number] = tokens
+        return [
+            self._one_by_one(text, places) if tokens is None else tokens
+            for tokens, text, places in zip(outcomes, texts, points, strict=True)
+        ]
 
     def is_surely_longer(self, text: str, num_tokens: int) -> bool:
         """Whether a text has more tokens than that, if its length alone says so; False where it does not."""
@@ -137,15 +156,62 @@ class TextEncoder:
         shrinks = 1 if text.isascii() or not self._has_normalizer else _NFC_SHRINKS
         return len(text) > num_tokens * self._max_token_bytes * shrinks
 
-    def _by_tiktoken(self, text: str) -> Int32 | None:
-        """None where it must not, or cannot."""
+    def _end_to_end(
+        self, texts: Sequence[str], points: Sequence[Sequence[int]], numbers: Sequence[int]
+    ) -> list[Tokens | None]:
+        """By tiktoken, of the texts of these numbers; None for one that it must not encode, none at all if it fails."""
+        normal = [number for number in numbers if self._is_normal(texts[number])]
         try:
-            if self._has_normalizer and not text.isascii() and self.backend.normalizer.normalize_str(text) != text:
-                return None
-            buffer = self._bpe.encode_to_tiktoken_buffer(text, self._added)
+            buffer = self._bpe.encode_to_tiktoken_buffer("".join([texts[number] for number in normal]), self._added)
         except ValueError:  # no Unicode; or (tiktoken 0.14) the stack of fancy-regex is full, at a million blanks
-            return None
-        return np.frombuffer(buffer, np.uint32).astype(np.int32)
+            return []
+        assert self._token_bytes is not None
+        ids = np.frombuffer(buffer, np.uint32).astype(np.int32)
+        ends = self._token_bytes[ids].cumsum()
+        edges: list[int] = []  # in bytes: of each text its points, and its end
+        begin = 0
+        for number in normal:
+            text = texts[number]
+            if text.isascii():
+                edges += [begin + point for point in points[number]]
+                begin += len(text)
+            else:
+                edges += [begin + offset for offset in _byte_offsets(text, points[number])]
+                begin += len(text.encode())
+            edges.append(begin)
+        if begin != (ends[-1] if len(ends) else 0):  # it dropped what is in no word
+            return []
+        # The token that ends at an edge, or goes over it.
+        at = ends.searchsorted(edges)
+        is_over = (ends[at] != edges).tolist() if len(ends) else [False] * len(edges)
+        first = [token + 1 if edge else 0 for token, edge in zip(at.tolist(), edges, strict=True)]
+        made: dict[int, Tokens] = {}
+        place = token = 0
+        for number in normal:
+            end = place + len(points[number])
+            here = [edge - token for edge in first[place:end]]
+            made[number] = Tokens(
+                ids[token : first[end]],
+                here,
+                [over and edge > 0 for over, edge in zip(is_over[place:end], edges[place:end], strict=True)],
+            )
+            place, token = end + 1, first[end]
+        return [made.get(number) for number in numbers]
+
+    def _is_normal(self, text: str) -> bool:
+        if text.isascii() or not self._has_normalizer:
+            return True
+        try:
+            return bool(self.backend.normalizer.normalize_str(text) == text)
+        except ValueError:  # half of a surrogate pair
+            return False
+
+    def _one_by_one(self, text: str, points: Sequence[int]) -> Tokens | RowRejected:
+        try:
+            encoding = encode_by(self.backend, text)
+        except RowRejected as rejected:
+            return rejected
+        return Tokens(np.array(encoding.ids, np.int32), *by_offsets(encoding.offsets, points))
 
 
 def encode_by(backend: tokenizers.Tokenizer, text: str) -> tokenizers.Encoding:
@@ -170,22 +236,6 @@ def by_offsets(offsets: Sequence[tuple[int, int]], points: Sequence[int]) -> tup
     begins = np.array([begin for begin, _ in offsets], np.int64)
     first: list[int] = begins.searchsorted(points).tolist()
     return first, [token > 0 and offsets[token - 1][1] > point for token, point in zip(first, points, strict=True)]
-
-
-def _by_bytes(text: str, ends: Int64, points: Sequence[int]) -> tuple[list[int], list[bool]]:
-    """As `encode_at` returns them, from the byte behind each token."""
-    if not points:
-        return [], []
-    offsets = points if text.isascii() else _byte_offsets(text, points)
-    first: list[int] = ends.searchsorted(offsets).tolist()
-    straddled = []
-    for number, offset in enumerate(offsets):
-        token = first[number]
-        is_edge = offset == 0 or (token < len(ends) and ends[token] == offset)
-        if offset > 0:
-            first[number] += 1
-        straddled.append(not is_edge)
-    return first, straddled
 
 
 def _byte_offsets(text: str, points: Sequence[int]) -> list[int]:
@@ -294,7 +344,7 @@ def _convert(backend: tokenizers.Tokenizer, definition: Mapping[str, Any]) -> Te
     _require_same_characters(words)
     try:
         encoding = tiktoken.Encoding(
-            "miles", pat_str=words, mergeable_ranks=ranks, special_tokens=added, explicit_n_vocab=None
+            "miles", pat_str=_grouped(words), mergeable_ranks=ranks, special_tokens=added, explicit_n_vocab=None
         )
     except Exception as error:  # whatever its Rust side makes of a pattern that it does not take
         raise _Inexact(f"tiktoken does not take it ({type(error).__name__})") from error
@@ -336,6 +386,23 @@ def _require_portable(pattern: str) -> str:
     if re.match(re.sub(r"\\[pP]\{\w+\}", "a", pattern), ""):  # where it ever matches nothing it does so here
         raise _Inexact("its regular expression matches nothing, too")
     return pattern
+
+
+def _grouped(pattern: str) -> str:
+    """`a|b|c(?!d)|e` -> `(?:a|b)|c(?!d)|e`, which matches alike: what does not look ahead goes to the fast one of
+    fancy-regex's engines as a whole."""
+    alternatives, depth, is_class = [""], 0, False
+    for piece in re.findall(r"\\.|.", pattern, re.DOTALL):
+        is_class = (is_class or piece == "[") and piece != "]"
+        depth += 0 if is_class else (piece == "(") - (piece == ")")
+        if piece == "|" and depth == 0 and not is_class:
+            alternatives.append("")
+        else:
+            alternatives[-1] += piece
+    num_plain = next((n for n, one in enumerate(alternatives) if "(?!" in one), len(alternatives))
+    if num_plain < 2:
+        return pattern
+    return "|".join([f"(?:{'|'.join(alternatives[:num_plain])})", *alternatives[num_plain:]])
 
 
 def _require_same_characters(pattern: str) -> None:

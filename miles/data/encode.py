@@ -15,21 +15,23 @@ from __future__ import annotations
 
 import re
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from miles.data.bpe import TextEncoder, text_encoder
+from miles.data.bpe import TextEncoder, Tokens, text_encoder
 from miles.data.config import EncodeConfig
 from miles.data.escape import Escaper
 from miles.data.spans import Renderer, Span, strings
 from miles.data.template import Certificate, certify, load_tokenizer
 from miles.data.types import Conversation, Encoded, Int32, RowRejected, UInt8
 from miles.errors import ConfigError
+
+_T = TypeVar("_T")
 
 DEFAULT_MAX_SAMPLE_TOKENS = EncodeConfig(tokenizer="").max_sample_tokens
 
@@ -61,9 +63,28 @@ class Encoder:
         """Encodes one conversation, or plain text.
 
         Raises:
-            RowRejected: special_text, template_error, unlocatable_turn, nothing_to_train, too_long, or
-                bad_message for text that is not Unicode.
+            RowRejected: special_text, template_error, unlocatable_turn, nothing_to_train, too_long; bad_message for
+                text that is not Unicode; malformed_json for data nested too deeply.
         """
+        (outcome,) = self.encode_all([conversation])
+        if isinstance(outcome, RowRejected):
+            raise outcome
+        return outcome
+
+    def encode_all(self, conversations: Sequence[Conversation]) -> list[Encoded | RowRejected]:
+        """As `encode`, for many; what it would raise is in its row's place."""
+        outcomes: list[Encoded | RowRejected | _Rendered] = [
+            _or_rejected(self._begin, conversation) for conversation in conversations
+        ]
+        rendered = [outcome for outcome in outcomes if isinstance(outcome, _Rendered)]
+        tokens = self._text_tokens.encode_all(
+            [row.text for row in rendered], [self._edges(row.spans) for row in rendered]
+        )
+        encoded = iter([_or_rejected(self._mark, row, made) for row, made in zip(rendered, tokens, strict=True)])
+        return [next(encoded) if isinstance(outcome, _Rendered) else outcome for outcome in outcomes]
+
+    def _begin(self, conversation: Conversation) -> Encoded | _Rendered:
+        """Renders a conversation; what does not go the usual way is encoded at once."""
         if conversation.text is not None:
             return self._encode_text(conversation.text)
         trained = self._trained_turns(conversation)
@@ -72,13 +93,10 @@ class Encoder:
         if not self.certificate.accepts_tools and _calls_tools(conversation):
             raise RowRejected("unlocatable_turn", "tool calls, for which this chat template could not be certified")
         if self.config.special_text != "allow" and self._spells_control(conversation):
-            ids, spans, first, straddled = self._escaped(conversation)
-        else:
-            text, spans = self._renderer.render(conversation.messages, conversation.tools)
-            self._require_short(text)
-            ids, first, straddled = self._text_tokens.encode_at(text, self._edges(spans))
-        loss_mask, num_straddling = self._mask(ids, spans, trained, first, straddled)
-        return self._finish(ids, loss_mask, num_straddling)
+            return self._escaped(conversation, trained)
+        row = _Rendered(*self._renderer.render(conversation.messages, conversation.tools), trained)
+        self._require_short(row.text)
+        return row
 
     def _trained_turns(self, conversation: Conversation) -> list[bool]:
         """For each assistant message whether it is trained."""
@@ -99,19 +117,15 @@ class Encoder:
             return [edge for span in spans for edge in (span.start, span.end - length)]
         return [edge for span in spans for edge in (span.answer, span.end - length)]
 
-    def _mask(
-        self,
-        ids: Int32,
-        spans: Sequence[Span],
-        trained: Sequence[bool],
-        first: Sequence[int],
-        straddled: Sequence[bool],
-    ) -> tuple[UInt8, int]:
-        """The mask of tokens, and how many tokens straddle the begin of a trained turn."""
+    def _mark(self, row: _Rendered, tokens: Tokens | RowRejected) -> Encoded:
+        """The mask of tokens, from where each turn's edges are in them."""
+        if isinstance(tokens, RowRejected):
+            raise tokens
+        ids, first, straddled = tokens
         loss_mask = np.zeros(len(ids), dtype=np.uint8)
         terminator = list(self.certificate.terminator_ids)
         num_straddling = 0
-        for turn, is_trained in enumerate(trained):
+        for turn, is_trained in enumerate(row.trained):
             begin, last = first[2 * turn], first[2 * turn + 1]
             end = last + len(terminator)
             if straddled[2 * turn + 1] or ids[last:end].tolist() != terminator:
@@ -120,8 +134,7 @@ class Encoder:
                 assert 0 < begin <= last, (begin, last)
                 loss_mask[begin:end] = 1
                 num_straddling += straddled[2 * turn]
-        assert len(spans) == len(trained)
-        return loss_mask, num_straddling
+        return self._finish(ids, loss_mask, num_straddling)
 
     def _finish(self, ids: Int32, loss_mask: UInt8, num_straddling: int = 0) -> Encoded:
         """Applies the length limit."""
@@ -144,10 +157,12 @@ class Encoder:
     def _encode_text(self, text: str) -> Encoded:
         """Plain text, what the tokenizer puts around it, and EOS; all is trained but what is put before."""
         self._require_short(text)
-        special = self._special_text.search(text) if self.config.special_text != "allow" else None
-        if special and self.config.special_text == "reject":
+        if self.config.special_text == "reject" and (special := self._special_text.search(text)):
             raise RowRejected("special_text", special.group())
-        ids = self._escaper.encode_at(self._escaper.mark(text), ())[0] if special else self._text_tokens.encode(text)
+        if self.config.special_text == "escape" and self._escaper.concerns([text]):
+            ids = self._escaper.encode_at(self._escaper.mark(text), ()).ids
+        else:
+            ids = self._text_tokens.encode(text)
         before, behind = self._around_text
         ids = np.concatenate([before, ids, behind])
         loss_mask = np.ones(len(ids), np.uint8)
@@ -170,10 +185,11 @@ class Encoder:
                 raise RowRejected("special_text", found.group())
         return False
 
-    def _escaped(self, conversation: Conversation) -> tuple[Int32, list[Span], list[int], list[bool]]:
+    def _escaped(self, conversation: Conversation, trained: Sequence[bool]) -> Encoded:
         messages, tools = list(conversation.messages), conversation.tools and list(conversation.tools)
-        text, spans = self._renderer.render(self._escaper.mark(messages), self._escaper.mark(tools))
-        self._require_short(text)
+        row = _Rendered(*self._renderer.render(self._escaper.mark(messages), self._escaper.mark(tools)), trained)
+        self._require_short(row.text)
+        tokens = self._escaper.encode_at(row.text, self._edges(row.spans))
         try:
             served = self.tokenizer.apply_chat_template(
                 messages,
@@ -183,14 +199,11 @@ class Encoder:
                 sanitize_control_tokens=True,
                 **self.config.template_kwargs,
             )
-            ids, first, straddled = self._escaper.encode_at(text, self._edges(spans))
-        except (UnicodeError, TypeError) as error:
-            raise RowRejected("bad_message", "text that is not Unicode (a lone surrogate)") from error
         except ValueError as error:  # a token that plain text makes, too
             raise RowRejected("special_text", "a control token that cannot be written as ordinary text") from error
-        if ids.tolist() != list(served):
+        if tokens.ids.tolist() != list(served):
             raise RowRejected("special_text", "control tokens that transformers escapes in another way")
-        return ids, spans, first, straddled
+        return self._mark(row, tokens)
 
     @cached_property
     def _text_tokens(self) -> TextEncoder:
@@ -221,6 +234,25 @@ class Encoder:
     def _special_text(self) -> re.Pattern[str]:
         special = {token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special}
         return re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))) or "(?!)")
+
+
+class _Rendered(NamedTuple):
+    """A conversation on its way."""
+
+    text: str
+    spans: Sequence[Span]
+    trained: Sequence[bool]
+    """whether each assistant turn is trained"""
+
+
+def _or_rejected(step: Callable[..., _T], *arguments: Any) -> _T | RowRejected:
+    """What a step gives, or why it rejects its row."""
+    try:
+        return step(*arguments)
+    except RowRejected as rejected:
+        return rejected
+    except RecursionError:
+        return RowRejected("malformed_json", "nested too deeply")
 
 
 def _calls_tools(conversation: Conversation) -> bool:

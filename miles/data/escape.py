@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from miles.data.bpe import TextEncoder, by_offsets, encode_by
-from miles.data.trace import literals
-from miles.data.types import Int32, RowRejected
+from miles.data.bpe import TextEncoder, Tokens, by_offsets, encode_by
+from miles.data.sandbox import literals
+from miles.data.types import RowRejected
 
 _BEGIN, _END = "\U000f0000", "\U000f0001"  # transformers' own, so that a template meets the same text
 
@@ -59,7 +59,7 @@ class Escaper:
             return [self.mark(item) for item in value]
         return value
 
-    def encode_at(self, text: str, points: Sequence[int]) -> tuple[Int32, list[int], list[bool]]:
+    def encode_at(self, text: str, points: Sequence[int]) -> Tokens:
         """As `TextEncoder.encode_at`, for marked text; no point lies within a marked token.
 
         Raises:
@@ -84,7 +84,7 @@ class Escaper:
             remaining = remaining[len(here) :]
             ids += piece_ids
             position = end
-        return np.array(ids, np.int32), first, straddled
+        return Tokens(np.array(ids, np.int32), first, straddled)
 
     def _with_added_tokens(self, piece: str, *, is_first: bool) -> tuple[list[int], list[tuple[int, int]]]:
         """Ids and characters of a piece; behind a newline, as in transformers, so that it is not a text's start."""

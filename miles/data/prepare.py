@@ -36,7 +36,6 @@ from miles.data.config import (
 from miles.data.formats import MAIN_FIELDS
 from miles.data.ledger import Ledger, fatal_reasons
 from miles.data.manifest import Manifest, ManifestSource, build_manifest
-from miles.data.normalize import normalize
 from miles.data.read import read_rows
 from miles.data.sources import openhermes_sources
 from miles.data.types import Encoded, Int64, Reject, RowRejected, Step, StepReport
@@ -312,11 +311,7 @@ class Prepared:
 
     def _encode_row(self, row_id: int, payload: bytes) -> Encoded | RowRejected:
         source = self.manifest.sources[int(self.manifest.source_of(np.array([row_id]))[0])]
-        try:
-            with stages.deep_rows_rejected():
-                return stages.encoder_of(self._encode).encode(normalize(payload, source.format))
-        except RowRejected as verdict:
-            return verdict
+        return stages.encode_row(payload, source.format, stages.encoder_of(self._encode))
 
     def _card(self) -> list[tuple[str, str]]:
         summary = self.summary()

@@ -24,7 +24,8 @@ from typing import Any, NamedTuple
 import jinja2
 from transformers import PreTrainedTokenizerBase
 
-from miles.data.trace import Program, Tracer, Unbounded, Untraceable
+from miles.data.symbols import Unbounded, Untraceable
+from miles.data.trace import Program, Tracer
 from miles.data.types import RowRejected
 
 _WORD_CHARACTERS = string.ascii_letters + string.digits + "_ "

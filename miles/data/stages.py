@@ -11,7 +11,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import time
 from collections.abc import Iterator, Sequence
@@ -91,33 +90,41 @@ class _Outcome:
     encode_seconds: float
 
 
-@contextlib.contextmanager
-def deep_rows_rejected() -> Iterator[None]:
-    """Around the handling of one row: if it is nested more deeply than Python can follow, it is rejected."""
-    try:
-        yield
-    except RecursionError:
-        raise RowRejected("malformed_json", "nested too deeply") from None
-
-
 def _encode_rows(row: pa.Table, formats: Sequence[RowFormat], encoder: Encoder) -> _Outcome:
+    row_ids, source_ids = _numpy(row, "row_ids").tolist(), _numpy(row, "source_ids").tolist()
+    started = time.perf_counter()
+    normalized = [
+        _conversation(payload, formats[source_id])
+        for source_id, payload in zip(source_ids, row["payloads"][0].as_py(), strict=True)
+    ]
+    middle = time.perf_counter()
+    conversations = [outcome for outcome in normalized if isinstance(outcome, Conversation)]
+    encoded = iter(encoder.encode_all(conversations))
     samples: list[tuple[int, int, Conversation, Encoded]] = []
     rejects: list[Reject] = []
-    normalizing = encoding = 0.0
-    row_ids, source_ids = _numpy(row, "row_ids").tolist(), _numpy(row, "source_ids").tolist()
-    payloads = row["payloads"][0].as_py()
-    for position, (row_id, source_id, payload) in enumerate(zip(row_ids, source_ids, payloads, strict=True)):
-        started = middle = time.perf_counter()
-        try:
-            with deep_rows_rejected():
-                conversation = normalize(payload, formats[source_id])
-                middle = time.perf_counter()
-                samples.append((row_id, source_id, conversation, encoder.encode(conversation)))
-        except RowRejected as verdict:
-            rejects.append(Reject(row_id, source_id, verdict.reason, verdict.detail, position))
-        normalizing += middle - started
-        encoding += time.perf_counter() - middle
-    return _Outcome(samples, rejects, normalizing, encoding)
+    for position, (row_id, source_id, outcome) in enumerate(zip(row_ids, source_ids, normalized, strict=True)):
+        made = next(encoded) if isinstance(outcome, Conversation) else outcome
+        if isinstance(made, RowRejected):
+            rejects.append(Reject(row_id, source_id, made.reason, made.detail, position))
+        else:
+            assert isinstance(outcome, Conversation)
+            samples.append((row_id, source_id, outcome, made))
+    return _Outcome(samples, rejects, middle - started, time.perf_counter() - middle)
+
+
+def _conversation(payload: bytes, row_format: RowFormat) -> Conversation | RowRejected:
+    try:
+        return normalize(payload, row_format)
+    except RowRejected as rejected:
+        return rejected
+    except RecursionError:
+        return RowRejected("malformed_json", "nested too deeply")
+
+
+def encode_row(payload: bytes, row_format: RowFormat, encoder: Encoder) -> Encoded | RowRejected:
+    """One row by itself, as JSON text."""
+    conversation = _conversation(payload, row_format)
+    return conversation if isinstance(conversation, RowRejected) else encoder.encode_all([conversation])[0]
 
 
 def encode_steps(table: pa.Table, formats: Sequence[RowFormat], encoder: Encoder) -> Iterator[pa.Table]:

@@ -25,10 +25,10 @@ from transformers import PreTrainedTokenizerBase
 from miles.data.bpe import TextEncoder, text_encoder
 from miles.data.config import EncodeConfig
 from miles.data.spans import Anchors, Renderer, render_text, strings
+from miles.data.symbols import Untraceable
 from miles.data.tokenizer import PINNED_DATE, has_pinned_date
 from miles.data.tokenizer import encoder_fingerprint as encoder_fingerprint
 from miles.data.tokenizer import load_tokenizer as load_tokenizer
-from miles.data.trace import Untraceable
 from miles.data.types import RowRejected
 from miles.errors import TemplateError
 

@@ -6,11 +6,13 @@ from typing import Any
 
 import pytest
 
-import miles.data.trace as trace
+from miles.data import symbols, trace
 from miles.data.config import EncodeConfig
+from miles.data.sandbox import literals
 from miles.data.spans import Anchors, Renderer
+from miles.data.symbols import Unbounded, Untraceable
 from miles.data.template import certify
-from miles.data.trace import Tracer, Unbounded, Untraceable
+from miles.data.trace import Tracer
 from miles.data.types import RowRejected
 
 WORDS = (
@@ -112,10 +114,9 @@ FOLLOWED = [
     "{% set c = cycler('a', messages[0].content) %}{{ c.next() }}{{ c.next() }}"
     "{% set j = joiner(messages[0].content) %}{{ j() }}{{ j() }}",
     "{{ dict(a=messages[0].content).a }}{{ dict.fromkeys(['a'], messages[0].content)['a'] }}{{ range(3) | list }}",
-    "{{ '%s-%02d' % ('a', 3) }}{{ '{:>5}{}'.format('a', 3) }}{{ 'a' * 3 }}{{ 2 ** 10 }}"
+    "{{ 'a' * 3 }}{{ 2 ** 10 }}{{ 7 % 3 }}"
     "{{ [1] * 2 + [3] }}{{ 10000000 + 1 }}"
-    "{{ 10000000 | tojson }}{{ 1e7 * 9000000 }}{{ 123456789 | string }}{{ '%d' | format(99999999) }}"
-    "{{ 'a b' | title | center(9) }}",
+    "{{ 10000000 | tojson }}{{ 1e7 * 9000000 }}{{ 123456789 | string }}{{ 'a b' | title }}",
     f"{{% if dict.keys is defined and {C} == 'x' %}}x{{% endif %}}",
     f"{{% if 'random' is filter and {C} == 'x' %}}x{{% endif %}}",
     "{{ none }}{{ true }}{{ 1.0 }}{{ undefined_name }}{{ [none, 'q'] }}{{ {'a': 1.5} }}{{ -0.0 }}",
@@ -397,6 +398,7 @@ def test_a_template_that_calls_itself_for_ever_is_refused(chatml_tokenizer) -> N
 
 def test_what_only_some_rows_make_too_much_of_is_refused_for_those(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trace, "MAX_CHARACTERS", 1000)
+    monkeypatch.setattr(symbols, "MAX_CHARACTERS", 1000)
     tracer = tracer_of(f"{{{{ {C}.replace('a', 'aaaaaaaaaa') }}}}{{{{ {C} }}}}")
     for content in ("a", "a" * 200, "b" * 600, "a"):
         if len(content) == 1:
@@ -456,7 +458,7 @@ def test_a_template_that_does_not_compile_is_untraceable() -> None:
     ):
         with pytest.raises(Untraceable):
             Tracer(template, {})
-    assert trace.literals("a{{ 'b' ~ x }}{% if true %}c{% endif %}") == {"a", "b", "c"}
+    assert literals("a{{ 'b' ~ x }}{% if true %}c{% endif %}") == {"a", "b", "c"}
 
 
 def test_the_template_is_given_what_transformers_gives_it(chatml_tokenizer) -> None:
