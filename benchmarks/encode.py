@@ -7,8 +7,8 @@
   training template for Qwen3, which marks what is trained; `trl` itself takes this path
 - encode_batch: texts that are rendered already -> ids, with no mask: the bare tokenizer
 
-Every contender gets the same rows in turn, a thousand at a time, so that what else the machine does hits all alike. The
-ratios are what is claimed; the absolute numbers are the machine's.
+Every contender gets the same rows in turn, some thousands at a time, so that what else the machine does hits all
+alike. The ratios are what is claimed; the absolute numbers are the machine's.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from miles.data.normalize import normalize
 from miles.data.read import read_rows
 from miles.data.types import Conversation, Encoded
 
-CHUNK_ROWS = 1_024
+CHUNK_ROWS = 4_096
 STEP_ROWS = 128
 ASSETS = Path(os.environ.get("MILES_ASSETS", Path(__file__).resolve().parents[2] / "shared" / "assets"))
 

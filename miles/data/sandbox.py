@@ -40,7 +40,7 @@ MAX_STEPS = 1 << 20
 _MAX_WIDTH = 1024
 _STAND_INS = ("\ufdd0", "\ufdd1")
 _NEEDLESS_FILTERS = (
-    *("pprint", "random", "format", "center", "indent", "batch", "slice", "wordwrap", "truncate", "filesizeformat"),
+    *("format", "center", "indent", "batch", "slice", "wordwrap", "truncate", "filesizeformat"),
     *("xmlattr", "urlize", "urlencode", "striptags"),
 )
 _NEEDLESS_METHODS = ("format", "format_map", "center", "ljust", "rjust", "zfill", "expandtabs")
@@ -243,13 +243,14 @@ class Environment(ImmutableSandboxedEnvironment):
         self.filters["safe"] = _for_symbols(Safe, Markup)
         self.filters = {name: self._counted(function) for name, function in self.filters.items()}
         self.filters |= {name: refuse(f"the filter {name}", Unbounded) for name in _NEEDLESS_FILTERS}
+        self.filters |= {name: refuse(f"the filter {name}") for name in ("pprint", "random")}
         for name in ("iterable", "sequence"):
             self.tests[name] = _not_of((Safe,), _for_symbols(lambda _: True, _TESTS[name]))
         for name in ("number", "integer"):
             self.tests[name] = _not_of((Length,), _TESTS[name])
         self.tests |= {"string": _not_of((Safe,), _is_string), "sameas": _not_of((Symbol, Safe, Length), _is_same)}
         self.globals |= {"raise_exception": _raise_exception, "dict": _Dict()}
-        self.globals |= {"strftime_now": refuse("today's date"), "lipsum": refuse("random text", Unbounded)}
+        self.globals |= {"strftime_now": refuse("today's date"), "lipsum": refuse("random text")}
 
     def concat(self, values: Iterable[Any]) -> Any:  # type: ignore[override]
         """Jinja's: the text of an output, a macro or a block."""

@@ -25,10 +25,11 @@ from transformers import PreTrainedTokenizerBase
 from miles.data.bpe import TextEncoder, text_encoder
 from miles.data.config import EncodeConfig
 from miles.data.spans import Anchors, Renderer, render_text, strings
-from miles.data.symbols import Untraceable
+from miles.data.symbols import Unbounded, Untraceable
 from miles.data.tokenizer import PINNED_DATE, has_pinned_date
 from miles.data.tokenizer import encoder_fingerprint as encoder_fingerprint
 from miles.data.tokenizer import load_tokenizer as load_tokenizer
+from miles.data.trace import Tracer
 from miles.data.types import RowRejected
 from miles.errors import TemplateError
 
@@ -192,6 +193,7 @@ def certify(tokenizer: PreTrainedTokenizerBase, config: EncodeConfig) -> Certifi
     if taken := sorted(reserved & set(kwargs)):
         raise TemplateError(f"{name} cannot be given {', '.join(taken)} by --apply-chat-template-kwargs")
 
+    _require_end(tokenizer, kwargs, name)
     one = _probe(tokenizer, _ONE_TURN, kwargs, name)
     two = _probe(tokenizer, _TWO_TURNS, kwargs, name)
     if two != _probe(tokenizer, _TWO_TURNS, kwargs, name):
@@ -239,7 +241,9 @@ def certify(tokenizer: PreTrainedTokenizerBase, config: EncodeConfig) -> Certifi
         proof.require(messages)
     accepts_reasoning = proof.holds_or_raises(_WITH_REASONING) and proof.holds_or_raises(_TWO_WITH_REASONING)
     reasoned = _probe(tokenizer, _TWO_WITH_REASONING, kwargs, name) if accepts_reasoning else ""
-    accepts_tools = proof.holds(_WITH_TOOL, _TOOLS) and _renders_tools(tokenizer, kwargs)
+    # Names of arguments are known when a template is traced, and one could spell a header that is ordinary text.
+    is_spelled = not any(token in header for token in tokenizer.added_tokens_encoder)
+    accepts_tools = not is_spelled and proof.holds(_WITH_TOOL, _TOOLS) and _renders_tools(tokenizer, kwargs)
     return replace(
         draft,
         renders_reasoning="REASONING2" in reasoned,
@@ -248,6 +252,18 @@ def certify(tokenizer: PreTrainedTokenizerBase, config: EncodeConfig) -> Certifi
         accepts_tools=accepts_tools,
         tool_grouping=_tool_grouping(tokenizer, kwargs, proof, terminator) if accepts_tools else "none",
     )
+
+
+def _require_end(tokenizer: PreTrainedTokenizerBase, kwargs: Mapping[str, Any], name: str) -> None:
+    """Runs the template where its steps are counted, before transformers, which counts none, runs it."""
+    variables = {**tokenizer.special_tokens_map, **kwargs}
+    for more in ({}, {"add_generation_prompt": True}):
+        try:
+            Tracer(tokenizer.chat_template, {**variables, **more}).program(_ONE_TURN, None)
+        except Unbounded as error:
+            raise TemplateError(f"{name} does not end, or would make anything large: {error}") from error
+        except Untraceable:  # what else is wrong with it is said later
+            return
 
 
 def _probe(

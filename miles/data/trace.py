@@ -138,8 +138,7 @@ class Tracer:
                 ],
                 tools=None if tools is None else [unknowns.unknown(tool, -1) for tool in tools],
                 documents=None,
-                add_generation_prompt=False,
-                **self._variables,
+                **{"add_generation_prompt": False, **self._variables},
             )
         except Untraceable:
             raise

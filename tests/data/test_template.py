@@ -79,6 +79,15 @@ def test_a_template_that_leaves_tool_calls_out_does_not_accept_them(chatml_token
     assert certificate.tool_grouping == "none"
 
 
+def test_names_of_arguments_could_spell_a_header_that_is_ordinary_text(chatml_tokenizer) -> None:
+    words = chatml_tokenizer.chat_template.replace("<|im_start|>", "### ")
+    assert certify(chatml_tokenizer, CONFIG).accepts_tools
+    chatml_tokenizer.chat_template = words
+    certificate = certify(chatml_tokenizer, CONFIG)
+    assert certificate.turn_header == "### assistant\n"
+    assert not certificate.accepts_tools
+
+
 def test_a_template_that_refuses_system_and_tools(chatml_tokenizer) -> None:
     chatml_tokenizer.chat_template = (
         "{% for m in messages %}{% if m.role not in ['user', 'assistant'] %}"
@@ -139,6 +148,21 @@ def test_what_is_refused(template: str, message: str, chatml_tokenizer) -> None:
     with pytest.raises(TemplateError, match=message) as error:
         certify(chatml_tokenizer, CONFIG)
     assert "test-tokenizer" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "bomb",
+    [
+        "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+        "{% for i in range(99999) %}{{ 'x' * 100 }}{% endfor %}",
+        "{% if add_generation_prompt %}{{ 10 ** (10 ** 10) }}{% endif %}",
+        "{{ '%9999999999d' % 1 }}",
+    ],
+)
+def test_a_template_that_does_not_end_is_refused_at_once(bomb: str, chatml_tokenizer) -> None:
+    chatml_tokenizer.chat_template = bomb + PLAIN
+    with pytest.raises(TemplateError, match="test-tokenizer: the chat template does not end"):
+        certify(chatml_tokenizer, CONFIG)
 
 
 def test_a_date_that_is_given_is_no_date_of_today(chatml_tokenizer) -> None:
