@@ -157,9 +157,13 @@ def _certify(flags: argparse.Namespace, console: Console) -> None:
     from miles.data.config import EncodeConfig
     from miles.data.template import certify, load_tokenizer
 
+    try:
+        template = storage.read_text(flags.chat_template_path) if flags.chat_template_path else None
+    except FileNotFoundError as error:
+        raise ConfigError(f"--chat-template-path {flags.chat_template_path}: no such file") from error
     config = EncodeConfig(
         tokenizer=flags.tokenizer,
-        chat_template=storage.read_text(flags.chat_template_path) if flags.chat_template_path else None,
+        chat_template=template,
         template_kwargs=_json_object("--apply-chat-template-kwargs", flags.apply_chat_template_kwargs),
         trust_remote_code=flags.trust_remote_code,
     )

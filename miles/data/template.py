@@ -89,7 +89,7 @@ class Certificate(Anchors):
             "one call": "accepted; one call a turn",
         }[self.tool_grouping]
         return [
-            ("ids", f"equal to apply_chat_template on every probe; {self.engine}"),
+            ("ids", f"equal to apply_chat_template on every probe; by {self.engine}"),
             ("generation prompt", f"{self.generation_prompt!r}; a rendered last turn {begins}"),
             ("turn header", repr(self.turn_header)),
             (
@@ -99,7 +99,9 @@ class Certificate(Anchors):
             ("BOS", "one, written by the template" if self.bos_count else "none"),
             (
                 "prefix",
-                "a longer conversation extends a shorter one" if self.extends_prefix else "earlier turns change",
+                "a longer conversation extends a shorter one"
+                if self.extends_prefix
+                else "a longer one changes earlier turns",
             ),
             ("empty think", " or ".join(map(repr, self.empty_thinks)) + ", masked" if self.has_think else "none"),
             ("reasoning", reasoning),
@@ -111,7 +113,7 @@ class Certificate(Anchors):
 
     def __rich__(self) -> Table:
         table = Table(
-            title=f"certified: {self.name}", title_justify="left", title_style="bold", show_header=False, box=None
+            title=f"{self.name} is certified", title_justify="left", title_style="bold", show_header=False, box=None
         )
         table.add_column(style="dim", no_wrap=True)
         table.add_column(overflow="fold")

@@ -110,6 +110,25 @@ def test_a_run_stops_goes_on_and_says_when_it_is_finished(demo: tuple[Path, str]
     )
 
 
+def test_a_tokenizer_is_certified_or_refused_by_name(chatml_tokenizer_folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "certificate.json"
+    printed = miles("certify", chatml_tokenizer_folder, "--json", path)
+    assert "is certified" in printed
+    assert "trained exactly once a turn" in printed
+    assert "by tiktoken" in printed
+    certificate = json.loads(path.read_text())
+    assert json.loads(miles("certify", chatml_tokenizer_folder, "--json", "-")) == certificate
+    assert certificate["terminator"] == "<|im_end|>"
+    assert certificate["tool_grouping"] == "grouped"
+
+    (tmp_path / "own.jinja").write_text("{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}{% endfor %}")
+    refused = miles("certify", chatml_tokenizer_folder, "--chat-template-path", tmp_path / "own.jinja", expect=1)
+    assert f"{chatml_tokenizer_folder}: the chat template that was given" in refused
+    assert "Traceback" not in refused
+    missing = miles("certify", chatml_tokenizer_folder, "--chat-template-path", tmp_path / "none", expect=1)
+    assert "none: no such file" in missing
+
+
 def test_mistakes_get_one_clear_line(tmp_path: Path) -> None:
     printed = miles("convert", "hf-to-megatron", "--hf-checkpoint", tmp_path, "--save", tmp_path / "out", expect=1)
     assert "config.json: no such file" in printed
