@@ -329,8 +329,8 @@ def open_parquet(url: str, *, buffer_bytes: int = 0) -> pq.ParquetFile:
         buffer_bytes: what is read of a column at once; 0: all of a row group's.
 
     Raises:
-        SourceError: missing, unreadable, no Parquet, or with a column that has no place in a JSON object: of an Arrow
-            extension type, a map, two of one name.
+        SourceError: missing, unreadable, no Parquet, or with a column that has no place in a JSON object: of another
+            type than text, numbers, booleans, dates, structs and lists of them, or two of one name.
     """
     with scan.reading(url):
         fs, path = storage.filesystem(url)
@@ -362,10 +362,30 @@ def _require_readable(url: str, schema: pa.Schema) -> None:
                     f"{url}: {column} is of type {field.type}, and a map is no JSON object: its keys need not be text, "
                     "nor differ. Write it as a struct, a list of pairs, or JSON text"
                 )
+            if not _is_plain(part.type):
+                raise SourceError(
+                    f"{url}: {column} is of type {field.type}; expected text, numbers, booleans, dates, structs or "
+                    "lists of them. What bytes hold (an image, a pickled object) is never loaded: leave the column out"
+                )
             if pa.types.is_struct(part.type) and (name := _twice([inner.name for inner in part.type])):
                 raise SourceError(
                     f"{url}: two fields of {column} are called {name!r}, and a row has one value of a name. Rename one"
                 )
+
+
+def _is_plain(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        return _is_plain(kind.value_type)
+    return any(
+        is_kind(kind)
+        for is_kind in (
+            *(pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_boolean),
+            *(pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal, pa.types.is_null),
+            *(pa.types.is_date, pa.types.is_time, pa.types.is_timestamp, pa.types.is_duration),
+            *(pa.types.is_struct, pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list),
+            *(pa.types.is_list_view, pa.types.is_large_list_view),
+        )
+    )
 
 
 def _parts(field: pa.Field) -> Iterator[pa.Field]:

@@ -3,7 +3,7 @@
     [2418, 7, 1002]  ->  [b'{"messages": …}', b'{"conversations": …}', …]   in the order asked
 
 A JSON file's rows are handed through as the bytes that they are: whether they are JSON, `normalize` judges.
-Parquet's rows become JSON: dates in ISO 8601, decimals and bytes as text, NaN as null.
+Parquet's rows become JSON: dates in ISO 8601, decimals as text, NaN as null.
 """
 
 from __future__ import annotations
@@ -146,8 +146,6 @@ def _row_to_json(row: dict[str, Any]) -> bytes:
 def _to_text(value: Any) -> str:
     if isinstance(value, (datetime.datetime, datetime.date, datetime.time)):
         return value.isoformat()
-    if isinstance(value, bytes):
-        return value.decode("utf-8", errors="backslashreplace")
     return str(value)
 
 

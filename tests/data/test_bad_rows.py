@@ -447,7 +447,6 @@ def test_columns_beside_the_conversation_that_json_has_no_type_for(
         {
             "messages": pa.array([chat(answer)["messages"] for answer in "abcd"], MESSAGES),
             "score": pa.array([float("nan"), float("inf"), None, 0.5]),
-            "raw": pa.array([b"\xff", None, b"", b"a"]),
             "day": pa.array([datetime.date(2024, 1, 2), None, datetime.date.max, datetime.date.min]),
             "money": pa.array([decimal.Decimal("1.50"), None, decimal.Decimal("-0.01"), decimal.Decimal(0)]),
             "deep": pa.array([deep, None, [], deep], kind),

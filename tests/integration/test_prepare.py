@@ -103,6 +103,27 @@ def test_every_shape_is_said_on_the_card_and_reads_back(
     assert f"again ({kind} in {kind})" in repr(again)
 
 
+@pytest.mark.slow
+def test_every_real_row_is_encoded_or_in_the_ledger(assets: Path, tmp_path: Path) -> None:
+    data = prepare(
+        "openhermes",
+        source=str(assets / "data/openhermes_sample.parquet"),
+        tokenizer=str(assets / "qwen3-tokenizer"),
+        max_sample_tokens=4096,
+    )
+    data.write(str(tmp_path / "out"))
+    summary = json.loads((tmp_path / "out/summary.json").read_text())
+    entry = summary["ledger"]["openhermes"]
+    counts = entry["counts"]
+    assert (entry["row_shape"], entry["columns"]) == ("messages", {"messages": "conversations"})
+    assert counts["read"] == data.num_rows == 16_418
+    assert counts["read"] == counts["trained"] + sum(counts[key] for key in counts if key not in ("read", "trained"))
+    rejects = (tmp_path / "out/rejects.jsonl").read_text().splitlines()
+    assert len(rejects) == counts["read"] - counts["trained"] == counts["too_long"] == 1
+    assert summary["written"] == counts["trained"]
+    assert 2_000_000 < summary["tokens"] < 2_200_000
+
+
 def test_what_the_rows_look_like_can_be_said(chatml_tokenizer_folder: Path, tmp_path: Path) -> None:
     turns = [{"role": "Ann", "content": "2+2?"}, {"role": "Bot", "content": "4"}]
     source = write_lines(tmp_path / "rows.jsonl", [{"chat": turns, "text": "a", "fs": [{"name": "f"}]}])
