@@ -1,3 +1,5 @@
+import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -135,3 +137,25 @@ def test_the_fingerprint_is_the_same_in_another_process(chatml_tokenizer_folder:
         check=True,
     )
     assert other.stdout.split()[-1] == encoder_fingerprint(load_tokenizer(config), config)
+
+
+def test_code_that_a_tokenizer_brings_runs_only_where_it_is_trusted(
+    chatml_tokenizer_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
+    folder, trace = tmp_path / "tokenizer", tmp_path / "ran"
+    shutil.copytree(chatml_tokenizer_folder, folder)
+    (folder / "own.py").write_text(
+        "from transformers import PreTrainedTokenizerFast\n"
+        f"open({str(trace)!r}, 'w').close()\n"
+        "class Own(PreTrainedTokenizerFast):\n    pass\n"
+    )
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    config |= {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": [None, "own.Own"]}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    with pytest.raises(TemplateError, match="contains custom code"):
+        load_tokenizer(EncodeConfig(tokenizer=str(folder)))
+    assert not trace.exists()
+    trusted = load_tokenizer(EncodeConfig(tokenizer=str(folder), trust_remote_code=True))
+    assert trace.exists()
+    assert type(trusted).__name__ == "Own"
