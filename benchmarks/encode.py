@@ -48,12 +48,14 @@ def main() -> None:
     parser.add_argument("--source", default=str(ASSETS / "data/openhermes_sample.parquet"))
     parser.add_argument("--tokenizer", default=str(ASSETS / "qwen3-tokenizer"))
     parser.add_argument("--rounds", type=int, default=3, help="the fastest round of each contender counts")
+    parser.add_argument("--max-rows", type=int, help="only the first so many rows")
     parser.add_argument("--min-ratio", type=float, help="fail below this many times the transformers path")
     flags = parser.parse_args()
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 
     manifest = build_manifest([SourceConfig("rows", (flags.source,))])
+    last_row = min(manifest.num_rows, flags.max_rows or manifest.num_rows)
     format_: RowFormat = manifest.sources[0].format
     encoder = Encoder.from_config(EncodeConfig(tokenizer=flags.tokenizer, max_sample_tokens=1 << 20))
     peer = AutoTokenizer.from_pretrained(flags.tokenizer)
@@ -72,8 +74,8 @@ def main() -> None:
 
     def run_round() -> tuple[int, int, int]:
         num_tokens = num_same = num_rows = 0
-        for start in range(0, manifest.num_rows, CHUNK_ROWS):
-            ids = np.arange(start, min(start + CHUNK_ROWS, manifest.num_rows), dtype=np.int64)
+        for start in range(0, last_row, CHUNK_ROWS):
+            ids = np.arange(start, min(start + CHUNK_ROWS, last_row), dtype=np.int64)
             payloads = timed("  read", lambda ids=ids: read_rows(manifest, ids))
             conversations = timed("  normalize", lambda rows=payloads: [normalize(row, format_) for row in rows])
             ours = timed("  encode", lambda rows=conversations: _in_steps(encoder, rows))
