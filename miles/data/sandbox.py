@@ -239,9 +239,10 @@ class Environment(ImmutableSandboxedEnvironment):
         self.filters |= {"tojson": _tojson, "join": _join, "replace": _replace, "trim": _by_method("strip")}
         self.filters |= {name: _by_method(name) for name in ("lower", "upper", "capitalize")}
         self.filters["string"] = _for_symbols(lambda symbol: symbol, soft_str)
-        self.filters["length"] = self.filters["count"] = _for_symbols(Length, lambda value: len(value))
         self.filters["safe"] = _for_symbols(Safe, Markup)
         self.filters = {name: self._counted(function) for name, function in self.filters.items()}
+        # Not counted: it costs nothing, and templates ask at each message how many there are.
+        self.filters["length"] = self.filters["count"] = _for_symbols(Length, lambda value: len(value))
         self.filters |= {name: refuse(f"the filter {name}", Unbounded) for name in _NEEDLESS_FILTERS}
         self.filters |= {name: refuse(f"the filter {name}") for name in ("pprint", "random")}
         for name in ("iterable", "sequence"):

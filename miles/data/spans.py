@@ -102,7 +102,8 @@ class Renderer:
             program, strings = self._tracer.program(messages, tools)
             pieces = program.run(strings)
         except Unbounded as error:  # transformers has no bounds: it does not get to run this
-            raise RowRejected("template_error", f"the chat template does not end: {error}") from error
+            detail = f"the chat template does not end, or would make anything large: {error}"
+            raise RowRejected("template_error", detail) from error
         except Untraceable as error:
             render_text(self._tokenizer, messages, tools, self._kwargs)  # raises where the template does
             raise RowRejected("unlocatable_turn", f"the chat template cannot be followed: it takes {error}") from error

@@ -390,6 +390,21 @@ def test_what_does_not_end_ends_soon_and_never_reaches_transformers(
     assert time.monotonic() - begin < 20
 
 
+def test_a_conversation_of_thousands_of_turns_is_no_endless_template(chatml_tokenizer) -> None:
+    chatml_tokenizer.chat_template = (
+        "{% for m in messages[::-1] %}{% if loop.index0 > messages | length %}x{% endif %}{% endfor %}"
+        + chatml_tokenizer.chat_template
+    )
+    messages = [
+        {"role": role, "content": f"{role} {number}"} for number in range(5_000) for role in ("user", "assistant")
+    ]
+    text, spans = Renderer(chatml_tokenizer, {}, certify(chatml_tokenizer, EncodeConfig(tokenizer="t"))).render(
+        messages, None
+    )
+    assert text == chatml_tokenizer.apply_chat_template(messages, tokenize=False)
+    assert len(spans) == 5_000
+
+
 def test_a_template_that_calls_itself_for_ever_is_refused(chatml_tokenizer) -> None:
     renderer = renderer_of(chatml_tokenizer, "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}")
     with pytest.raises(RowRejected, match="template_error: RecursionError"):
