@@ -2,36 +2,18 @@
 
     "…assistant\\n4<|im_end|>\\n", [11, 12]  ->  ids, first tokens [4, 5], straddled [False, False]
 
-A byte-level BPE tokenizer of Hugging Face and tiktoken's differ in what decides a merge: there a list of pairs, here
-the id of the result. They give the same ids for every text if (`_convert`)
-
-- the merges are in the order of the ids that they make, and merging the bytes of each token gives that token. Proof:
-  look at the first step at which the two differ in a word. tiktoken could join A and B to a token V there, by a pair
-  that is not listed. Until then both did the same, and what they did between V's ends is what merging V's bytes
-  alone does: that comes to A B, and stays there. So it does not give V;
-- or whole words are looked up first by both (`ignore_merges`). Then V's bytes may also end as three parts or more:
-  they do not come to two;
-- the text is cut into words by one regular expression of a few constructs that both regex engines read alike
-  (`_PORTABLE`), and never matches nothing. Which characters its classes hold, a test asks for every code point,
-  and `_require_same_characters` at load for those that a newer Unicode may have given a meaning;
-- the normalizer is NFC or none. A text that NFC changes goes through `tokenizers`, row by row;
-- added tokens are matched alike: no two can overlap in a text, none takes the blanks around it. One that is in the
-  vocabulary too is left out of it: its bytes are in no word.
-
-A text that tiktoken gives up on (a million blanks), or some of which is in no word, goes through `tokenizers` too.
-What was proven is then tried on every added token, random Unicode, code, runs of blanks and digits. A tokenizer that
-fails any of it is used as it is.
+A tokenizer that `bpe_proof` proves to be tiktoken's goes through that, which is several times as fast; a text that
+NFC would change, that tiktoken gives up on (a million blanks), or some of which is in no word, goes through
+`tokenizers` all the same. What was proven is then tried on every added token, random Unicode, code, runs of blanks
+and digits. A tokenizer that fails any of it is used as it is.
 """
 
 from __future__ import annotations
 
 import json
-import re
-import unicodedata
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -39,43 +21,16 @@ import tiktoken
 import tokenizers
 import xxhash
 
+from miles.data.bpe_proof import Inexact, prove
 from miles.data.types import Int32, Int64, RowRejected
 from miles.errors import TemplateError
-
-_GPT2_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-"""What `tokenizers`' ByteLevel pre-tokenizer cuts by where it is asked to."""
-
-_CHARACTERS = r"\\[pP]\{(?:L|Lu|Ll|Lt|Lm|Lo|M|N|P|S)\}|\\[sS]"
-_ESCAPED = rf"{_CHARACTERS}|\\[rnt]|\\[-./|()\[\]{{}}*+?^$\\]"
-_IN_CLASS = r"[^\\\[\]^&~|-]"
-_CLASS = rf"\[\^?(?:{_ESCAPED}|{_IN_CLASS}(?:-{_IN_CLASS})?)+\]"
-_ONCE = r"(?![*+?{])"
-"""No quantifier follows, which the engines read in different ways behind another (`a{2}?`, `a{2}+`)."""
-_ENDING = "'(?:s|t|re|ve|m|ll|d)"
-_PORTABLE = re.compile(
-    rf"(?:(?:{_ESCAPED}|{_CLASS}|[^\\^$.|?*+()\[\]{{}}])(?:(?:[?*+]|\{{\d+(?:,\d*)?\}}){_ONCE})?"
-    rf"|\(\?i:{_ENDING}(?:\|{_ENDING})*\)(?:\?{_ONCE}|{_ONCE})|'\(\?i:\[sdmt\]\|ll\|ve\|re\){_ONCE}"
-    rf"|\(\?:|\)(?:\?{_ONCE}|{_ONCE})|\||\(\?!\\S\){_ONCE})*"
-)
-"""Regular expressions that Oniguruma and Rust's fancy-regex read alike: both take the first alternative that matches,
-and greedily. Not among them: `\\w` (² is one of Oniguruma's), `$` (any line's end there), `&&`, `[:alpha:]`, loops
-over groups, case of anything but English endings."""
 
 _NFC_SHRINKS = 3
 """A text of n bytes in NFC had at most 3 n bytes before (three Hangul letters that become one syllable)."""
 
-_MAX_ADDED_TOKENS = 2_000
-_MAX_ADDED_CHARACTERS = 200
-_MAX_ID = 1 << 22
-"""More, and the table of tokens' lengths would be mostly gaps."""
-
 _MAX_MADE = 8
 
 _SELF_TEST_SEED = 20_260_101
-
-
-class _Inexact(Exception):
-    """Why a tokenizer is not used through tiktoken."""
 
 
 class Tokens(NamedTuple):
@@ -287,7 +242,7 @@ def _make(own: tokenizers.Tokenizer, fields: Mapping[str, Any]) -> TextEncoder:
     try:
         encoder = _convert(own, fields)
         _try_out(encoder)
-    except _Inexact as reason:
+    except Inexact as reason:
         return TextEncoder(own, f"tokenizers: {reason}")
     return encoder
 
@@ -325,29 +280,13 @@ def _stop_trimming(post_processor: Any) -> bool:
 
 
 def _convert(backend: tokenizers.Tokenizer, definition: Mapping[str, Any]) -> TextEncoder:
-    model = definition["model"]
-    if model.get("type") != "BPE":
-        raise _Inexact(f"its model is {model.get('type')}, not byte-level BPE")
-    for option in ("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback"):
-        if model.get(option):
-            raise _Inexact(f"its model has {option}")
-    normalizer = definition["normalizer"]
-    if normalizer is not None and normalizer["type"] != "NFC":
-        raise _Inexact(f"its normalizer is {normalizer['type']}")
-    words = _word_pattern(definition["pre_tokenizer"])
-    added = _added_tokens(definition["added_tokens"])
-    if normalizer is not None and any(backend.normalizer.normalize_str(token) != token for token in added):
-        raise _Inexact("an added token is not in NFC")
-    vocabulary = _without_added(model["vocab"], added)
-    ranks = _byte_ranks(vocabulary)
-    _require_same_merges(backend.model, vocabulary, model["merges"])
-    _require_same_characters(words)
+    pattern, ranks, added = prove(backend, definition)
     try:
         encoding = tiktoken.Encoding(
-            "miles", pat_str=_grouped(words), mergeable_ranks=ranks, special_tokens=added, explicit_n_vocab=None
+            "miles", pat_str=pattern, mergeable_ranks=ranks, special_tokens=added, explicit_n_vocab=None
         )
     except Exception as error:  # whatever its Rust side makes of a pattern that it does not take
-        raise _Inexact(f"tiktoken does not take it ({type(error).__name__})") from error
+        raise Inexact(f"tiktoken does not take it ({type(error).__name__})") from error
     token_bytes = np.zeros(max([*ranks.values(), *added.values()]) + 1, np.int64)
     for token, rank in ranks.items():
         token_bytes[rank] = len(token)
@@ -360,136 +299,8 @@ def _convert(backend: tokenizers.Tokenizer, definition: Mapping[str, Any]) -> Te
         frozenset(added),
         token_bytes,
         int(token_bytes.max()),
-        _has_normalizer=normalizer is not None,
+        _has_normalizer=backend.normalizer is not None,
     )
-
-
-def _word_pattern(pre_tokenizer: Mapping[str, Any] | None) -> str:
-    """The one regular expression that cuts text into words."""
-    steps = [pre_tokenizer] if pre_tokenizer else []
-    if pre_tokenizer and pre_tokenizer["type"] == "Sequence":
-        steps = list(pre_tokenizer["pretokenizers"])
-    if not steps or steps[-1]["type"] != "ByteLevel" or steps[-1]["add_prefix_space"]:
-        raise _Inexact("it is not byte-level, or puts a blank before text")
-    if len(steps) == 1 and steps[0]["use_regex"]:
-        return _GPT2_WORDS
-    if len(steps) == 2 and steps[0]["type"] == "Split" and not steps[1]["use_regex"]:
-        split = steps[0]
-        if split["behavior"] == "Isolated" and not split["invert"] and "Regex" in split["pattern"]:
-            return _require_portable(str(split["pattern"]["Regex"]))
-    raise _Inexact("it does not cut text into words by one regular expression")
-
-
-def _require_portable(pattern: str) -> str:
-    if not _PORTABLE.fullmatch(pattern):
-        raise _Inexact("its regular expression has constructs that regex engines read in different ways")
-    if re.match(re.sub(r"\\[pP]\{\w+\}", "a", pattern), ""):  # where it ever matches nothing it does so here
-        raise _Inexact("its regular expression matches nothing, too")
-    return pattern
-
-
-def _grouped(pattern: str) -> str:
-    """`a|b|c(?!d)|e` -> `(?:a|b)|c(?!d)|e`, which matches alike: what does not look ahead goes to the fast one of
-    fancy-regex's engines as a whole."""
-    alternatives, depth, is_class = [""], 0, False
-    for piece in re.findall(r"\\.|.", pattern, re.DOTALL):
-        is_class = (is_class or piece == "[") and piece != "]"
-        depth += 0 if is_class else (piece == "(") - (piece == ")")
-        if piece == "|" and depth == 0 and not is_class:
-            alternatives.append("")
-        else:
-            alternatives[-1] += piece
-    num_plain = next((n for n, one in enumerate(alternatives) if "(?!" in one), len(alternatives))
-    if num_plain < 2:
-        return pattern
-    return "|".join([f"(?:{'|'.join(alternatives[:num_plain])})", *alternatives[num_plain:]])
-
-
-def _require_same_characters(pattern: str) -> None:
-    """Both engines know the same characters, of those that are newer than Python's Unicode."""
-    unknown = "".join(c for c in map(chr, range(0x80, 0x40000)) if unicodedata.category(c) == "Cn")
-    single_bytes = {bytes([byte]): byte for byte in range(256)}
-    for characters in sorted(set(re.findall(_CHARACTERS, pattern))):
-        # tiktoken drops what its pattern does not match
-        core = tiktoken.Encoding(
-            "characters", pat_str=f"{characters}+", mergeable_ranks=single_bytes, special_tokens={}
-        )
-        split = tokenizers.pre_tokenizers.Split(tokenizers.Regex(f"{characters}+"), "removed", invert=True)
-        theirs = "".join(part for part, _ in split.pre_tokenize_str(unknown))
-        if bytes(core.encode_ordinary(unknown)) != theirs.encode():
-            raise _Inexact("tokenizers and tiktoken know different versions of Unicode")
-
-
-def _without_added(vocabulary: Mapping[str, int], added: Mapping[str, int]) -> dict[str, int]:
-    """The model's tokens that can be in a word."""
-    words = {token: rank for token, rank in vocabulary.items() if token not in added}
-    if any(token in vocabulary and not all("!" <= character <= "~" for character in token) for token in added):
-        raise _Inexact("an added token shares its id with bytes of other text")  # é: there the byte E9
-    ids = {*words.values(), *added.values()}
-    if len(ids) != len(words) + len(added):
-        raise _Inexact("two of its tokens have the same id")
-    if max(ids, default=0) > _MAX_ID:
-        raise _Inexact(f"its ids go up to {max(ids)}")
-    return words
-
-
-def _byte_ranks(vocabulary: Mapping[str, int]) -> dict[bytes, int]:
-    """Tokens as bytes -> ids. ByteLevel writes each byte as a printable character."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    byte_of = {byte: byte for byte in printable} | {256 + n: byte for n, byte in enumerate(others)}
-    if not {*map(ord, set("".join(vocabulary)))} <= byte_of.keys() or "" in vocabulary:
-        raise _Inexact("a token of its vocabulary is not made of bytes")
-    ranks = {token.translate(byte_of).encode("latin-1"): rank for token, rank in vocabulary.items()}
-    if any(bytes([byte]) not in ranks for byte in range(256)):
-        raise _Inexact("its vocabulary lacks some bytes")
-    return ranks
-
-
-def _require_same_merges(model: Any, vocabulary: Mapping[str, int], merges: Sequence[Any]) -> None:
-    """What the listed merges make of a word is what merging by rank makes of it (proof: the module's docstring).
-
-    Args:
-        model: `tokenizers.models.BPE`; as it was, when this returns.
-        vocabulary: its tokens that can be in a word, as ByteLevel writes them -> ids.
-        merges: its pairs, the first to be merged first.
-    """
-    results = ["".join(merge) if isinstance(merge, list) else merge.replace(" ", "") for merge in merges]
-    ids = [vocabulary[result] for result in results if result in vocabulary]
-    if any(earlier > later for earlier, later in pairwise(ids)):
-        raise _Inexact("its merges are not in the order of their results' ids")
-    looks_up_words = model.ignore_merges
-    model.ignore_merges = False
-    try:
-        for token in vocabulary:
-            num_parts = len(model.tokenize(token))
-            if num_parts == 2 or (num_parts > 2 and not looks_up_words):
-                raise _Inexact("its merges do not make every token of its vocabulary")
-    finally:
-        model.ignore_merges = looks_up_words
-
-
-def _added_tokens(added: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-    tokens = {token["content"]: int(token["id"]) for token in added}
-    for token in added:
-        if token["single_word"] or token["lstrip"] or token["rstrip"]:
-            raise _Inexact("an added token takes the blanks around it, or only whole words")
-    if len(tokens) > _MAX_ADDED_TOKENS:
-        raise _Inexact(f"it has {len(tokens)} added tokens")
-    if not all(0 < len(token) <= _MAX_ADDED_CHARACTERS for token in tokens):
-        raise _Inexact("an added token is empty, or very long")
-    if _can_overlap(tokens):
-        raise _Inexact("two added tokens can overlap in a text")
-    return tokens
-
-
-def _can_overlap(tokens: Collection[str]) -> bool:
-    """Whether a text can hold two of them, or one twice, so that they share characters."""
-    begins = {token[:length] for token in tokens for length in range(1, len(token))}
-    if any(token[-length:] in begins for token in tokens for length in range(1, len(token))):
-        return True
-    joined = "\0".join(tokens)
-    return any(joined.count(token) > 1 for token in tokens)
 
 
 def _try_out(encoder: TextEncoder) -> None:
@@ -498,7 +309,7 @@ def _try_out(encoder: TextEncoder) -> None:
         encoding = encoder.backend.encode(text, add_special_tokens=False)
         ids, first, straddled = encoder.encode_at(text, points)
         if ids.tolist() != encoding.ids or (first, straddled) != by_offsets(encoding.offsets, points):
-            raise _Inexact("tiktoken gave other ids in a self-test")
+            raise Inexact("tiktoken gave other ids in a self-test")
 
 
 def _self_test_texts(added: Sequence[str]) -> Iterator[str]:
