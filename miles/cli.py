@@ -6,11 +6,13 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from rich.console import Console
 
 from miles import __version__
 from miles.errors import ConfigError, MilesError
+from miles.flags import chat_template, json_object
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -142,14 +144,11 @@ def _prepare(flags: argparse.Namespace, console: Console) -> None:
     console.print(str(prepared))
 
 
-def _json_object(flag: str, text: str | None) -> dict[str, str]:
+def _json_object(flag: str, text: str | None) -> dict[str, Any]:
     try:
-        value = json.loads(text or "{}")
-    except ValueError as error:
-        raise ConfigError(f"{flag}: not JSON: {text}") from error
-    if not isinstance(value, dict):
-        raise ConfigError(f"{flag}: a JSON object was expected, such as {{}}; found {text}")
-    return value
+        return json_object(text or "{}")
+    except argparse.ArgumentTypeError as error:
+        raise ConfigError(f"{flag}: {error}") from error
 
 
 def _certify(flags: argparse.Namespace, console: Console) -> None:
@@ -157,13 +156,9 @@ def _certify(flags: argparse.Namespace, console: Console) -> None:
     from miles.data.config import EncodeConfig
     from miles.data.template import certify, load_tokenizer
 
-    try:
-        template = storage.read_text(flags.chat_template_path) if flags.chat_template_path else None
-    except FileNotFoundError as error:
-        raise ConfigError(f"--chat-template-path {flags.chat_template_path}: no such file") from error
     config = EncodeConfig(
         tokenizer=flags.tokenizer,
-        chat_template=template,
+        chat_template=chat_template(flags.chat_template_path),
         template_kwargs=_json_object("--apply-chat-template-kwargs", flags.apply_chat_template_kwargs),
         trust_remote_code=flags.trust_remote_code,
     )

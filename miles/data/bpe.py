@@ -94,9 +94,14 @@ class TextEncoder:
         """
         outcomes: list[Tokens | RowRejected | None] = [None] * len(texts)
         if self._bpe is not None:
-            alone = [number for number, text in enumerate(texts) if not text.startswith(self._openings)]
-            together = [number for number, text in enumerate(texts) if text.startswith(self._openings)]
-            for group in (together, *([number] for number in alone)):
+            together: list[int] = []
+            groups = [together]
+            for number, text in enumerate(texts):
+                if text.startswith(self._openings):
+                    together.append(number)
+                else:
+                    groups.append([number])
+            for group in groups:
                 for number, tokens in zip(group, self._end_to_end(texts, points, group), strict=False):
                     outcomes[number] = tokens
         return [

@@ -25,7 +25,7 @@ from transformers import PreTrainedTokenizerBase
 
 from miles.data.bpe import TextEncoder, Tokens, text_encoder
 from miles.data.config import EncodeConfig
-from miles.data.escape import Escaper
+from miles.data.escape import Escaper, any_of
 from miles.data.spans import Renderer, Span, strings
 from miles.data.template import Certificate, certify, load_tokenizer
 from miles.data.types import Conversation, Encoded, Int32, RowRejected, UInt8
@@ -74,13 +74,13 @@ class Encoder:
     def encode_all(self, conversations: Sequence[Conversation]) -> list[Encoded | RowRejected]:
         """As `encode`, for many; what it would raise is in its row's place."""
         outcomes: list[Encoded | RowRejected | _Rendered] = [
-            _or_rejected(self._begin, conversation) for conversation in conversations
+            or_rejected(self._begin, conversation) for conversation in conversations
         ]
         rendered = [outcome for outcome in outcomes if isinstance(outcome, _Rendered)]
         tokens = self._text_tokens.encode_all(
             [row.text for row in rendered], [self._edges(row.spans) for row in rendered]
         )
-        encoded = iter([_or_rejected(self._mark, row, made) for row, made in zip(rendered, tokens, strict=True)])
+        encoded = iter([or_rejected(self._mark, row, made) for row, made in zip(rendered, tokens, strict=True)])
         return [next(encoded) if isinstance(outcome, _Rendered) else outcome for outcome in outcomes]
 
     def _begin(self, conversation: Conversation) -> Encoded | _Rendered:
@@ -232,8 +232,7 @@ class Encoder:
 
     @cached_property
     def _special_text(self) -> re.Pattern[str]:
-        special = {token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special}
-        return re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))) or "(?!)")
+        return any_of([token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special])
 
 
 class _Rendered(NamedTuple):
@@ -245,7 +244,7 @@ class _Rendered(NamedTuple):
     """whether each assistant turn is trained"""
 
 
-def _or_rejected(step: Callable[..., _T], *arguments: Any) -> _T | RowRejected:
+def or_rejected(step: Callable[..., _T], *arguments: Any) -> _T | RowRejected:
     """What a step gives, or why it rejects its row."""
     try:
         return step(*arguments)

@@ -39,9 +39,9 @@ class Escaper:
             if token.special
             or (token.content in named if named is not None else token.content in written and token.content.strip())
         ]
-        self._control = _any_of(control)
+        self._control = any_of(control)
         self._marks = re.compile(
-            f"{_BEGIN}({_any_of([token.content for token in added]).pattern}){_END}|[{_BEGIN}{_END}]"
+            f"{_BEGIN}({any_of([token.content for token in added]).pattern}){_END}|[{_BEGIN}{_END}]"
         )
 
     def concerns(self, strings: Sequence[str]) -> bool:
@@ -115,6 +115,7 @@ class Escaper:
         return [token.id for word in words for token in backend.model.tokenize(word)]
 
 
-def _any_of(tokens: Sequence[str]) -> re.Pattern[str]:
+def any_of(tokens: Sequence[str]) -> re.Pattern[str]:
+    """Matches any of the tokens, of those that begin alike the longest."""
     longest_first = sorted(tokens, key=len, reverse=True)
     return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")

@@ -223,8 +223,6 @@ class Feed:
                 f"Ray has {cpus:g} CPUs; --loader-cpus {config.stream.loader_cpus} needs as many or more"
             )
         encoder = stages.encoder_of(config.encode)
-        certificate = json.dumps(encoder.certificate.to_json(), indent=1, ensure_ascii=False)
-        storage.write_text(storage.join(run_dir, CERTIFICATE), certificate)
         manifest = build_manifest(config.sources)
         plan = stages.make_plan(manifest, config)
         info = StreamInfo(
@@ -247,6 +245,8 @@ class Feed:
         )
         if cursor is not None:
             cursor.require_same_data(today, cursor_path)
+        certificate = json.dumps(encoder.certificate.to_json(), indent=1, ensure_ascii=False)
+        storage.write_text(storage.join(run_dir, CERTIFICATE), certificate)  # not of a run that is refused
         actor = ray.remote(num_cpus=0, max_concurrency=2 * num_ranks + 4)(FeedActor)
         start = cursor or today
         handle = actor.remote(manifest, config, start.consumed_rows, num_ranks)

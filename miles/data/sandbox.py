@@ -2,8 +2,8 @@
 
 A template is somebody else's program. It sees plain data and `Symbol`s only, runs in Jinja's immutable sandbox, and its
 turns of loops, calls and sizes are counted: one that goes on and on, or makes more and more, ends as
-`Unbounded`, always at the same place. What no chat template needs and could make any size (formatting, repeating
-and padding strings) it may not do at all.
+`Unbounded`, always at the same place. What no chat template needs and could make any size (formatting and padding
+strings) it may not do at all.
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ _NEEDLESS_METHODS = ("format", "format_map", "center", "ljust", "rjust", "zfill"
 
 
 class _CodeGenerator(NativeCodeGenerator):
-    """Compiles outputs to what `Environment` makes of them; and loops, so that their turns are counted."""
+    """Compiles outputs without `str(…)` around them, `a ~ b` to what an output of both gives, and loops so that their
+    turns are counted."""
 
     def visit_Concat(self, node: nodes.Concat, frame: Any) -> None:
         self.write("environment.concat((")

@@ -23,7 +23,7 @@ import pyarrow as pa
 import xxhash
 
 from miles.data.config import DataConfig, EncodeConfig, PackConfig, RowFormat
-from miles.data.encode import Encoder
+from miles.data.encode import Encoder, or_rejected
 from miles.data.manifest import Manifest
 from miles.data.normalize import normalize
 from miles.data.pack import micro_batch, pack, pack_stats
@@ -94,7 +94,7 @@ def _encode_rows(row: pa.Table, formats: Sequence[RowFormat], encoder: Encoder) 
     row_ids, source_ids = _numpy(row, "row_ids").tolist(), _numpy(row, "source_ids").tolist()
     started = time.perf_counter()
     normalized = [
-        _conversation(payload, formats[source_id])
+        or_rejected(normalize, payload, formats[source_id])
         for source_id, payload in zip(source_ids, row["payloads"][0].as_py(), strict=True)
     ]
     middle = time.perf_counter()
@@ -112,18 +112,9 @@ def _encode_rows(row: pa.Table, formats: Sequence[RowFormat], encoder: Encoder) 
     return _Outcome(samples, rejects, middle - started, time.perf_counter() - middle)
 
 
-def _conversation(payload: bytes, row_format: RowFormat) -> Conversation | RowRejected:
-    try:
-        return normalize(payload, row_format)
-    except RowRejected as rejected:
-        return rejected
-    except RecursionError:
-        return RowRejected("malformed_json", "nested too deeply")
-
-
 def encode_row(payload: bytes, row_format: RowFormat, encoder: Encoder) -> Encoded | RowRejected:
     """One row by itself, as JSON text."""
-    conversation = _conversation(payload, row_format)
+    conversation = or_rejected(normalize, payload, row_format)
     return conversation if isinstance(conversation, RowRejected) else encoder.encode_all([conversation])[0]
 
 

@@ -284,9 +284,8 @@ def _probe(
                 " It writes today's date (strftime_now), so its tokens would change from day to day: give the "
                 "date with --apply-chat-template-kwargs where the template takes one, or write it out."
             )
-        cause = (
-            f"{type(error.__cause__).__name__}: {error.__cause__}"  # a probe's own words, unlike a row's, may be said
-        )
+        # A probe's own words, unlike a row's, may be said.
+        cause = f"{type(error.__cause__).__name__}: {error.__cause__}"
         raise TemplateError(f"{name} fails on a plain conversation: {cause}.{hint}") from error
 
 

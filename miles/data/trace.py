@@ -193,8 +193,7 @@ def shape_of(
                 tuple((key, item if key == "role" else _shape(item, strings)) for key, item in message.items())
             )
     if tools is not None:
-        shape.append([_shape(tool, strings) for tool in tools])
-        shape[-1] = ("tools", *shape[-1])
+        shape.append(("tools", *[_shape(tool, strings) for tool in tools]))
     return tuple(shape), strings
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import yaml
 
@@ -29,6 +29,7 @@ from miles.data.config import (
     named_columns,
 )
 from miles.errors import ConfigError
+from miles.flags import chat_template, json_object
 from miles.train.config import ClusterConfig, TrainConfig
 from miles.train.optimizer import OptimizerSettings
 from miles.train.topology import Layout
@@ -93,14 +94,14 @@ def build_parser(prog: str = "miles train") -> argparse.ArgumentParser:
     )
     data.add_argument(
         "--column-names",
-        type=_json_object,
+        type=json_object,
         default={},
         metavar="JSON",
         help='field of the row shape -> column, such as {"prompt": "question"}; others: usual names',
     )
     data.add_argument(
         "--role-names",
-        type=_json_object,
+        type=json_object,
         default={},
         metavar="JSON",
         help=f"role in the rows -> {', '.join(ROLE_NAMES)}; beside the known ones",
@@ -116,7 +117,7 @@ def build_parser(prog: str = "miles train") -> argparse.ArgumentParser:
     data.add_argument("--max-tokens-per-gpu", type=int, default=PackConfig.max_tokens_per_gpu)
     data.add_argument("--max-sample-tokens", type=int, help="see --too-long (default: what fits a GPU)")
     data.add_argument("--chat-template-path", help="a Jinja file in place of the tokenizer's own template")
-    data.add_argument("--apply-chat-template-kwargs", type=_json_object, default={}, metavar="JSON")
+    data.add_argument("--apply-chat-template-kwargs", type=json_object, default={}, metavar="JSON")
     data.add_argument("--apply-chat-template", action="store_true", help="always so")
     data.add_argument("--loss-mask-type", default="auto", help="auto: learned from the template and certified")
     data.add_argument(
@@ -257,7 +258,7 @@ def parse(words: Sequence[str]) -> TrainConfig:
         ),
         encode=EncodeConfig(
             tokenizer=flags.hf_checkpoint,
-            chat_template=_template(flags.chat_template_path),
+            chat_template=chat_template(flags.chat_template_path),
             template_kwargs=flags.apply_chat_template_kwargs,
             turns=flags.loss_mask_turns,
             empty_think=flags.empty_think,
@@ -301,16 +302,6 @@ def parse(words: Sequence[str]) -> TrainConfig:
 
 def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
-
-
-def _json_object(text: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"not JSON: {text}") from error
-    if not isinstance(value, dict):
-        raise argparse.ArgumentTypeError(f"a JSON object was expected, such as {{}}; found {text}")
-    return value
 
 
 def _words_of_yaml(path: str) -> list[str]:
@@ -387,12 +378,3 @@ def _sources(words: Sequence[str], format: RowFormat) -> tuple[SourceConfig, ...
     if len(words) % 2:
         raise ConfigError(f"--prompt-data takes one path, or NAME PATH pairs; found {len(words)} words")
     return tuple(SourceConfig(name, (path,), format) for name, path in zip(words[::2], words[1::2], strict=True))
-
-
-def _template(path: str | None) -> str | None:
-    if path is None:
-        return None
-    try:
-        return storage.read_text(path)
-    except FileNotFoundError as error:
-        raise ConfigError(f"--chat-template-path {path}: no such file") from error

@@ -19,7 +19,7 @@ from miles.data.feed import Feed, FeedActor, StepIterator
 from miles.data.manifest import build_manifest
 from miles.demo import rows
 from miles.demo.tokenizer import build_tokenizer
-from miles.errors import ClusterError, SourceError, TemplateError
+from miles.errors import CheckpointError, ClusterError, SourceError, TemplateError
 
 
 @pytest.fixture(scope="module")
@@ -162,8 +162,14 @@ def test_a_template_is_certified_before_any_actor_starts(config: DataConfig, tmp
         patch.setattr(feed_module.ray, "remote", lambda **_: pytest.fail("an actor was made"))
         with pytest.raises(TemplateError, match="the chat template that was given cannot be certified"):
             open_feed("{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}")
-    open_feed(None).close()
-    certificate = json.loads((tmp_path / "certificate.json").read_text())
+    feed = open_feed(None)
+    feed.close()
+    (tmp_path / "certificate.json").rename(tmp_path / "kept.json")
+    other = dataclasses.replace(feed.cursor(), seed=9)
+    with pytest.raises(CheckpointError, match="seed"):
+        Feed.open(config, cursor=other, cursor_path="there", num_ranks=1, run_dir=str(tmp_path))
+    assert not (tmp_path / "certificate.json").exists(), "of a run that is refused"
+    certificate = json.loads((tmp_path / "kept.json").read_text())
     assert certificate["terminator"] == "<|im_end|>"
     assert certificate["engine"] == "tiktoken"
 
