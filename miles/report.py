@@ -16,8 +16,10 @@ from miles import storage
 from miles.data import preview
 from miles.data.config import EncodeConfig
 from miles.data.feed import FIRST_BATCH, REJECTS
+from miles.data.stall import Stall
 from miles.data.tokenizer import load_tokenizer
 from miles.errors import SourceError
+from miles.train.metrics import timing_of
 
 MAX_REJECTS = 50
 
@@ -102,20 +104,8 @@ def inspect_run(folder: str, console: Console, num_samples: int) -> None:
 
 
 def verdict(metrics: Sequence[Metrics]) -> str:
-    """Whether the loader kept the trainers waiting, and which stage to look at."""
-    later = metrics[1:] or metrics
-    waited = sum(line["data/wait_seconds"] for line in later)
-    total = sum(line["perf/step_seconds"] for line in later)
-    empty = sum(line["data/prefetch_queue_depth"] == 0 for line in later)
-    stages = {
-        name: sum(line[f"data/{name}_seconds"] for line in later) for name in ("read", "normalize", "encode", "pack")
-    }
-    slowest = max(stages, key=lambda name: stages[name])
-    text = f"After the first step the trainers waited {waited:.2f} s of {total:.1f} s for data ({waited / total:.1%}); "
-    text += f"the queue was empty at {empty} of {len(later)} steps. "
-    if waited > 0.05 * total:
-        return text + f"The loader limits this run, most of all the stage “{slowest}”: raise --loader-cpus."
-    return text + "The loader keeps up."
+    """Whether the loader kept the trainers waiting, and what to look at."""
+    return f"After the first step {Stall.over(map(timing_of, metrics[1:] or metrics))}"
 
 
 def _numbers(metrics: Sequence[Metrics]) -> list[tuple[str, str]]:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Any
 
 from miles.errors import ConfigError
 
 DEFAULT_WINDOW_ROWS = 32_768
+MAX_WEIGHT_PERIOD = 1 << 22
+"""Of weights in whole numbers, the largest sum: the rows after which a mixture's sequence of sources comes again."""
 
 
 def _require(condition: bool, message: str) -> None:
@@ -102,6 +106,9 @@ class OrderConfig:
     drop_last: bool = False
     """Leave out the short step at an epoch's end."""
     num_epoch: int = 1
+    weights: tuple[float, ...] = ()
+    """One a source (`--prompt-data-weights`), on any scale: its share of every step. Empty: the sources are one set, of
+    which an epoch takes each row once."""
 
     def __post_init__(self) -> None:
         _require(self.batch_size > 0, f"--rollout-batch-size must be positive, not {self.batch_size}")
@@ -109,9 +116,27 @@ class OrderConfig:
         _require(self.num_epoch > 0, f"--num-epoch must be positive, not {self.num_epoch}")
         _require(0 <= self.seed < 2**63, f"--rollout-seed must be in [0, 2**63), not {self.seed}")
 
+        _require(
+            all(math.isfinite(weight) and weight > 0 for weight in self.weights),
+            f"--prompt-data-weights must be positive numbers, not {self.weights}; leave out what is not wanted",
+        )
+        _require(
+            sum(self.integer_weights) <= MAX_WEIGHT_PERIOD,
+            f"--prompt-data-weights {' '.join(map(repr, self.weights))} have no common measure that is large enough; "
+            "give round numbers, such as 0.7 0.3 or 7 3",
+        )
+
     @property
     def rounded_window_rows(self) -> int:
         return -(-self.window_rows // self.batch_size) * self.batch_size
+
+    @property
+    def integer_weights(self) -> tuple[int, ...]:
+        """`weights` as the smallest whole numbers of the same proportions: 0.75 0.25 -> 3 1. Decimals are taken as they
+        are written."""
+        exact = [Fraction(repr(float(weight))) for weight in self.weights]
+        whole = [int(share * math.lcm(*(share.denominator for share in exact))) for share in exact]
+        return tuple(weight // math.gcd(*whole) for weight in whole)
 
 
 @dataclass(frozen=True)
@@ -214,6 +239,11 @@ class DataConfig:
         _require(bool(self.sources), "no data: give --prompt-data PATH, or NAME PATH pairs")
         names = [source.name for source in self.sources]
         _require(len(set(names)) == len(names), f"--prompt-data names a source twice: {names}")
+        _require(
+            len(self.order.weights) in (0, len(names)),
+            f"--prompt-data-weights gives {len(self.order.weights)} number(s) for {len(names)} source(s): "
+            f"{', '.join(names)}; give one for each",
+        )
         _require(
             self.encode.max_sample_tokens <= self.pack.capacity_tokens,
             f"--max-sample-tokens {self.encode.max_sample_tokens} exceeds what a micro-batch can hold, "

@@ -240,6 +240,7 @@ class Feed:
             window_rows=config.order.rounded_window_rows,
             batch_size=config.order.batch_size,
             drop_last=config.order.drop_last,
+            mixture=config.order.integer_weights,
             manifest_fingerprint=info.manifest_fingerprint,
             encoder_fingerprint=info.encoder_fingerprint,
         )
@@ -285,6 +286,10 @@ class Feed:
     def ledger_summary(self) -> dict[str, dict[str, Any]]:
         """What the ledger says of each source after the last committed step (see `Ledger.summary`)."""
         return self._ledger.summary()
+
+    def source_epochs(self) -> tuple[float, ...]:
+        """How many times each source was gone through, after the last committed step."""
+        return self._ledger.epochs()
 
     def cursor(self) -> Cursor:
         """Where the run stands after the last committed step."""

@@ -116,15 +116,22 @@ class Ledger:
         """source -> {"read": n, "trained": n, "truncated": n, reason: n, …}, with what occurred; JSON-able."""
         return {source: dict(counts) for source, counts in self._counts.items()}
 
+    def epochs(self) -> tuple[float, ...]:
+        """How many times each source was read through: over 1 where a mixture repeats it."""
+        return tuple(self._counts[source.name]["read"] / source.num_rows for source in self._manifest.sources)
+
     def summary(self) -> dict[str, dict[str, Any]]:
-        """source -> {"row_shape": …, "columns": {field: column}, "counts": as in `totals`}; JSON-able."""
+        """source -> {"row_shape": …, "columns": {field: column}, "rows": of the source, "epochs": times it was read
+        through, "counts": as in `totals`}; JSON-able."""
         return {
             source.name: {
                 "row_shape": source.format.shape,
                 "columns": dict(source.columns),
+                "rows": source.num_rows,
+                "epochs": round(epochs, 6),
                 "counts": dict(self._counts[source.name]),
             }
-            for source in self._manifest.sources
+            for source, epochs in zip(self._manifest.sources, self.epochs(), strict=True)
         }
 
     def commit(self, report: StepReport) -> None:
@@ -138,7 +145,8 @@ class Ledger:
             return
         assert report.index == self._next_step, f"step {report.index} came before step {self._next_step}"
         assert sum(report.source_rows) == report.num_rows, "a step's rows are those of its sources"
-        assert len({reject.row_id for reject in report.rejects}) == len(report.rejects), "a row is dropped once"
+        dropped = {(reject.row_id, reject.position) for reject in report.rejects}  # a mixture may take a row twice
+        assert len(dropped) == len(report.rejects), "a row is dropped once for each time that it is read"
         self._next_step += 1
         self._count(report)
         self._write(report.rejects)

@@ -263,7 +263,9 @@ def unpack(row: pa.Table) -> Step:
 
 
 def make_plan(manifest: Manifest, config: DataConfig) -> Plan:
-    return Plan(manifest.num_rows, manifest.group_starts, config.order)
+    groups = [sum(len(file.row_groups) for file in source.files) for source in manifest.sources]
+    source_groups = np.concatenate([[0], np.cumsum(groups)]).astype(np.int64)
+    return Plan(manifest.group_starts, source_groups, config.order)
 
 
 def source_formats(manifest: Manifest) -> list[RowFormat]:

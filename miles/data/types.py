@@ -186,7 +186,7 @@ class Step:
         return self.report.next_row
 
 
-CURSOR_VERSION = 1
+CURSOR_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -199,6 +199,8 @@ class Cursor:
     window_rows: int
     batch_size: int
     drop_last: bool
+    mixture: tuple[int, ...]
+    """weights of the sources in whole numbers; empty: one set"""
     manifest_fingerprint: str
     encoder_fingerprint: str
     tokens_seen: int = 0
@@ -228,7 +230,10 @@ class Cursor:
             raise CheckpointError(
                 f"{where}: data cursor of version {version}; this miles reads version {CURSOR_VERSION}"
             )
-        return cls(**fields)
+        try:
+            return cls(**{**fields, "mixture": tuple(fields["mixture"])})
+        except (KeyError, TypeError) as error:
+            raise CheckpointError(f"{where}: not a data cursor ({error})") from error
 
     def require_same_data(self, other: Cursor, where: str) -> None:
         """Refuses to go on from `self` where `other` (made from today's flags) differs in what fixes the order.

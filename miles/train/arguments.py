@@ -85,6 +85,14 @@ def build_parser(prog: str = "miles train") -> argparse.ArgumentParser:
 
     data = parser.add_argument_group("data")
     data.add_argument("--prompt-data", nargs="+", metavar="PATH", help="one path, or NAME PATH pairs")
+    data.add_argument(
+        "--prompt-data-weights",
+        nargs="+",
+        type=float,
+        default=[],
+        metavar="WEIGHT",
+        help="one a source, on any scale: its share of every step (default: all rows once an epoch)",
+    )
     data.add_argument("--input-key", help="column of the conversation (default: found)")
     data.add_argument("--tool-key", help="column of the tools (default: tools)")
     data.add_argument(
@@ -109,6 +117,7 @@ def build_parser(prog: str = "miles train") -> argparse.ArgumentParser:
     data.add_argument("--rollout-shuffle", action="store_true", help="shuffle by seed and epoch; else file order")
     data.add_argument("--rollout-seed", type=int, default=OrderConfig.seed)
     data.add_argument("--shuffle-window", type=int, default=OrderConfig.window_rows, metavar="ROWS")
+    data.add_argument("--drop-last", action="store_true", help="leave out the short step at an epoch's end")
     data.add_argument("--num-epoch", type=int, default=OrderConfig.num_epoch)
     data.add_argument("--num-rollout", type=int, help="a limit in steps")
     data.add_argument("--rollout-batch-size", type=int, help="rows of a step")
@@ -254,7 +263,9 @@ def parse(words: Sequence[str]) -> TrainConfig:
             seed=flags.rollout_seed,
             shuffle=flags.rollout_shuffle,
             window_rows=flags.shuffle_window,
+            drop_last=flags.drop_last,
             num_epoch=flags.num_epoch,
+            weights=tuple(flags.prompt_data_weights),
         ),
         encode=EncodeConfig(
             tokenizer=flags.hf_checkpoint,

@@ -97,7 +97,14 @@ def _run(
             now = time.perf_counter()
             tokens_seen = feed.cursor().tokens_seen
             metrics = step_metrics(
-                report, result, feed.info.source_names, tokens_seen, now - last, layout.world_size, shape
+                report,
+                result,
+                feed.info.source_names,
+                feed.source_epochs(),
+                tokens_seen,
+                now - last,
+                layout.world_size,
+                shape,
             )
             last = now
             log.write(metrics)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -12,15 +13,20 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from miles import storage
 from miles.architecture import ModelShape
-from miles.data.types import StepReport
+from miles.data.stall import TRAINER, Stall, Timing
+from miles.data.types import STAGES, StepReport
 from miles.errors import ConfigError
 from miles.train.step import StepResult
+
+PROGRESS_STEPS = 20
+"""So many of the last steps say in the progress line what keeps the run back."""
 
 
 def step_metrics(
     report: StepReport,
     result: StepResult,
     source_names: Sequence[str],
+    source_epochs: Sequence[float],
     tokens_seen: int,
     seconds: float,
     world_size: int,
@@ -29,6 +35,7 @@ def step_metrics(
     """One line of metrics.jsonl.
 
     Args:
+        source_epochs: how many times each source was gone through, this step included.
         tokens_seen: trained tokens so far, this step included.
         seconds: since the step before, waiting and logging included.
     """
@@ -55,6 +62,13 @@ def step_metrics(
     for name, loss, tokens in zip(source_names, result.source_losses, result.source_tokens, strict=True):
         if tokens:
             metrics[f"sft/loss/{name}"] = loss / tokens
+    if len(source_names) > 1:
+        for name, rows, tokens, epochs in zip(
+            source_names, report.source_rows, report.source_trained_tokens, source_epochs, strict=True
+        ):
+            metrics[f"data/num_rows/{name}"] = rows
+            metrics[f"data/trained_tokens/{name}"] = tokens
+            metrics[f"sft/epoch/{name}"] = round(epochs, 6)
     for stage, stage_seconds in report.stage_seconds.items():
         metrics[f"data/{stage}_seconds"] = round(stage_seconds, 6)
     reasons = [reject.reason for reject in report.rejects]
@@ -64,6 +78,16 @@ def step_metrics(
     if result.skipped:
         metrics["sft/skipped"] = result.skipped
     return metrics
+
+
+def timing_of(metrics: Mapping[str, Any]) -> Timing:
+    """What a line of metrics.jsonl says of waiting."""
+    return Timing(
+        queue_depth=metrics["data/prefetch_queue_depth"],
+        wait_seconds=metrics["data/wait_seconds"],
+        step_seconds=metrics["perf/step_seconds"],
+        stage_seconds={stage: metrics[f"data/{stage}_seconds"] for stage in STAGES},
+    )
 
 
 def training_flops(shape: ModelShape, report: StepReport) -> float:
@@ -151,12 +175,16 @@ class ProgressLine:
         )
         self._task = self._progress.add_task("", total=num_steps, completed=done, text="")
         self._every = max(1, num_steps // 12)
+        self._timings = deque[Timing](maxlen=PROGRESS_STEPS)
         self._progress.start()
 
     def update(self, metrics: dict[str, float | int | str]) -> None:
+        self._timings.append(timing_of(metrics))
+        stall = Stall.over(self._timings)
+        waiting = "" if stall.limiting == TRAINER else f" (waiting {stall.waited_share:.0%}: {stall.limiting})"
         text = (
             f"loss {metrics['sft/loss']:.4f}  lr {metrics['sft/lr']:.2e}  "
-            f"queue {metrics['data/prefetch_queue_depth']}  {metrics['perf/tokens_per_second']:,.0f} tok/s"
+            f"queue {metrics['data/prefetch_queue_depth']}{waiting}  {metrics['perf/tokens_per_second']:,.0f} tok/s"
         )
         self._progress.update(self._task, advance=1, text=text)
         if not self._console.is_terminal and int(metrics["step"]) % self._every == 0:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -12,9 +14,11 @@ from miles.data.plan import Plan, PlannedStep, permutation
 from miles.errors import ConfigError
 
 
-def plan_of(groups: list[int], **order: int | bool) -> Plan:
-    starts = np.concatenate([[0], np.cumsum(groups)]).astype(np.int64)
-    return Plan(int(starts[-1]), starts, OrderConfig(**order))  # type: ignore[arg-type]
+def plan_of(*sources: list[int], **order: Any) -> Plan:
+    """Of the rows of each row group of each source."""
+    starts = np.concatenate([[0], np.cumsum([rows for groups in sources for rows in groups])]).astype(np.int64)
+    source_groups = np.concatenate([[0], np.cumsum([len(groups) for groups in sources])]).astype(np.int64)
+    return Plan(starts, source_groups, OrderConfig(**order))
 
 
 def steps_of(plan: Plan, start_row: int = 0) -> list[PlannedStep]:
@@ -130,6 +134,32 @@ orders = st.fixed_dictionaries(
 )
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    sources=st.lists(st.lists(st.integers(0, 25), min_size=1, max_size=4).filter(any), min_size=1, max_size=3),
+    weights=st.lists(st.integers(1, 9), min_size=3, max_size=3),
+    order=orders,
+)
+def test_a_mixture_keeps_its_shares_and_resumes_the_same_at_every_step(
+    sources: list[list[int]], weights: list[int], order: dict[str, int]
+) -> None:
+    if sum(map(sum, sources)) < (order["batch_size"] if order["drop_last"] else 1):
+        return
+    shares = np.array(weights[: len(sources)])
+    plan = plan_of(*sources, **order, weights=tuple(shares))
+    steps = steps_of(plan)
+    assert [step.step for step in steps] == list(range(plan.num_steps))
+    ends = np.cumsum([sum(groups) for groups in sources])
+    drawn = np.zeros(len(sources))
+    for step in steps:
+        drawn += np.bincount(np.searchsorted(ends, step.row_ids, side="right"), minlength=len(sources))
+        assert np.abs(drawn - step.next_row * shares / shares.sum()).max() <= len(sources) / 2
+        assert drawn.sum() == step.next_row
+    for i in range(len(steps)):
+        resumed = steps_of(plan, steps[i].next_row)
+        assert [(s.step, s.row_ids.tolist()) for s in resumed] == [(s.step, s.row_ids.tolist()) for s in steps[i + 1 :]]
+
+
 @settings(max_examples=150, deadline=None)
 @given(groups=st.lists(st.integers(0, 25), min_size=1, max_size=8), order=orders)
 def test_every_row_once_an_epoch_and_every_resume_the_same(groups: list[int], order: dict[str, int]) -> None:
@@ -150,3 +180,59 @@ def test_every_row_once_an_epoch_and_every_resume_the_same(groups: list[int], or
         assert [(s.step, s.epoch, s.next_row, s.row_ids.tolist()) for s in resumed] == [
             (s.step, s.epoch, s.next_row, s.row_ids.tolist()) for s in steps[i + 1 :]
         ]
+
+
+def test_golden_mixture() -> None:
+    """Shares of 3 and 1 over sources of 5 and 3 rows: the first is repeated, the second cut."""
+    mixed = {"batch_size": 4, "window_rows": 8, "weights": (0.75, 0.25)}
+    assert rows_of(plan_of([2, 3], [3], **mixed)) == [[0, 1, 5, 2], [3, 4, 6, 0]]
+    shuffled = plan_of([2, 3], [3], **mixed, shuffle=True, seed=42, num_epoch=2)
+    assert rows_of(shuffled) == [[3, 1, 5, 2], [4, 0, 6, 3], [2, 0, 7, 4], [1, 1, 6, 0]]
+
+
+def test_a_source_of_a_mixture_is_gone_through_whole_before_it_comes_again() -> None:
+    plan = plan_of(
+        [40, 60], [7], [30, 0, 3], weights=(5, 2, 3), batch_size=8, window_rows=16, shuffle=True, num_epoch=3
+    )
+    rows = np.concatenate(rows_of(plan))
+    assert len(rows) == 3 * plan.num_rows
+    for begin, end in ((0, 100), (100, 107), (107, 140)):
+        drawn = rows[(rows >= begin) & (rows < end)]
+        passes = [drawn[i : i + end - begin].tolist() for i in range(0, len(drawn), end - begin)]
+        assert all(sorted(one) == list(range(begin, end)) for one in passes[:-1])
+        assert len(set(passes[-1])) == len(passes[-1])
+        assert len({tuple(one) for one in passes}) == len(passes), "each pass has an order of its own"
+    assert plan.source_passes(3 * plan.num_rows) == pytest.approx([2.1, 12, 3 * 140 * 0.3 / 33], rel=0.02)
+
+
+def test_a_mixture_of_rows_does_not_depend_on_their_split_into_groups() -> None:
+    mixed = {"weights": (1, 1), "batch_size": 4, "window_rows": 64, "shuffle": True, "num_epoch": 2}
+    assert rows_of(plan_of([20], [12], **mixed)) == rows_of(plan_of([5, 15], [3, 0, 9], **mixed))
+
+
+def test_a_source_that_would_come_round_for_ever_is_refused() -> None:
+    with pytest.raises(ConfigError, match="repeat a source over 16,777,216 times"):
+        plan_of([10**9], [1], weights=(1, 1), window_rows=64)
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_how_far_a_row_travels(shuffle: bool) -> None:
+    """In a set within a window as far as in any permutation, a third of it on average. In a larger one the groups are
+    permuted over the whole set, so that a row goes as far; but rows of one group stay within about a window."""
+    for window_rows in (20_000, 2_000):
+        plan = plan_of([100] * 200, batch_size=50, window_rows=window_rows, shuffle=shuffle, seed=5)
+        rows = np.concatenate(rows_of(plan))
+        place = np.empty(len(rows), np.int64)
+        place[rows] = np.arange(len(rows))
+        travelled = np.abs(place - np.arange(len(rows))) / len(rows)
+        apart = np.ptp(place.reshape(200, 100), axis=1) / len(rows)  # of the rows of a group
+        if not shuffle:
+            assert travelled.max() == 0
+            continue
+        assert travelled.mean() == pytest.approx(1 / 3, abs=0.03)
+        assert np.mean(np.abs(np.diff(rows)) == 1) < 0.005 * 20_000 / window_rows, "neighbours stay neighbours"
+        if window_rows == 20_000:
+            assert apart.min() > 0.9
+        else:
+            assert np.median(apart) == pytest.approx(0.1, abs=0.02)
+            assert apart.max() <= 0.2, "a group lies in two windows at the most"
