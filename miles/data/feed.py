@@ -3,29 +3,35 @@
     stream -> [step 7] [step 8] [step 9] -> rank 0: next() -> its micro-batches of step 7
               at most `prefetch_steps`   -> rank 1: next() -> its micro-batches of step 7
 
-A trainer asks for step k + 1 (`fetch`) before it computes step k, and says when it really needs it (`begin`).
-The queue depth of a step is the number of steps ready when the first rank begins it, itself included: 0 exactly
-when that rank had to wait. Requests are idempotent; a step is freed when every rank has begun a later one.
+Steps travel in chunks, one for each data rank: the steps of a block of the stream. A rank fetches the next chunk while
+it computes on the one that it has (`fetch`), and a step that it needs is said to the actor (`begin`) by rank 0, and by
+any rank that has to wait for it. The queue depth of a step is the number of steps ready when it is first said to be
+needed, itself included: 0 exactly when a rank had to wait. Requests are idempotent; a chunk is let go when every rank
+has fetched it and a later step is needed, and lives on where a rank still holds it.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
+import queue
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import pyarrow as pa
 import ray
 from ray.util.metrics import Gauge
 
 from miles import storage
-from miles.data import pipeline, stages
+from miles.data import pipeline, stages, unpack
 from miles.data.config import DataConfig
 from miles.data.ledger import Ledger, fatal_reasons
 from miles.data.manifest import Manifest, build_manifest
-from miles.data.types import Cursor, MicroBatch, StepReport
+from miles.data.types import Chunk, Cursor, MicroBatch, StepReport
 from miles.errors import ClusterError, MilesError
 
 FIRST_BATCH = "first_batch.json"
@@ -33,6 +39,8 @@ REJECTS = "rejects.jsonl"
 CERTIFICATE = "certificate.json"
 WAIT_SECONDS = 1800.0
 """How long a rank waits for a step before it fails."""
+REPORT_SECONDS = 60.0
+"""How long the report of a step that was trained waits for its measurement, which was sent before the step."""
 
 
 @dataclass(frozen=True)
@@ -47,99 +55,52 @@ class StreamInfo:
     encoder_fingerprint: str
 
 
+@dataclass
+class _Held:
+    """A chunk that some rank has not fetched yet."""
+
+    first_step: int
+    last_step: int
+    references: list[Any]
+    """one a data rank, to its `Chunk`"""
+    fetched_by: set[int]
+
+
 class FeedActor:
     """Iterates the stream in a thread and hands its steps to the ranks. Runs as a Ray actor."""
 
     def __init__(self, manifest: Manifest, config: DataConfig, start_row: int, num_ranks: int) -> None:
-        self._config = config
+        self._config, self._num_ranks = config, num_ranks
         self._changed = threading.Condition()
-        self._first_row: Any = None  # the PACKED_STEP row of the first step, until it is kept in the run's folder
-        self._data: dict[int, list[Any]] = {}  # step -> a reference for each data rank
+        self._first_block: Any = None  # PACKED_STEP, of the first step, until it is kept in the run's folder
+        self._held: list[_Held] = []
         self._reports: dict[int, StepReport] = {}  # until committed
-        self._begun = [-1] * num_ranks
-        self._asked = -1  # the newest step that any rank wanted
-        self._waited_since: float | None = None  # since when that step is waited for; None: it was ready
-        self._newest = -1  # the newest step that the stream gave
-        self._error: MilesError | None = None  # why none comes after it
+        self._first_step = stages.make_plan(manifest, config).step_at(start_row)
+        self._newest = self._first_step - 1  # the newest step that is ready
+        self._needed = self._newest  # the newest step that is needed
+        self._measured: set[int] = set()  # of the steps in `_reports`
+        self._waited_since: dict[int, float] = {}  # step -> since when a rank waits for it
+        self._error: MilesError | None = None  # why no step comes after the newest
         self._gauge = Gauge(
             "miles_data_prefetch_queue_depth", description="Steps ready when the trainer asked for the next one"
         )
         threading.Thread(target=self._produce, args=(manifest, start_row), daemon=True).start()
 
-    def fetch(self, step: int, dp_rank: int) -> list[Any]:
-        """[reference to one rank's `Segments`]; waits until the step is ready. Measures nothing."""
+    def fetch(self, step: int, rank: int, dp_rank: int) -> list[Any]:
+        """[reference to the `Chunk` of a data rank that holds a step]; waits until the step is ready. Measures nothing.
+
+        Raises:
+            MilesError: what ended the stream before the step, or that no rank may wait longer for one.
+        """
         with self._changed:
-            self._wait_for(step)
-            return [self._data[step][dp_rank]]
-
-    def begin(self, step: int, rank: int) -> StepReport:
-        """To be called when `rank` needs the step now; the first call measures the queue depth and the wait."""
-        with self._changed:
-            if step > self._asked:  # measured here, under the lock, and not after the wait: another rank may wake first
-                depth = sum(ready >= step for ready in self._data) if step in self._data else 0
-                self._asked, self._waited_since = step, None if depth else time.perf_counter()
-                self._gauge.set(depth)
-                if depth:
-                    self._reports[step] = dataclasses.replace(self._reports[step], queue_depth=depth)
-            self._wait_for(step)
-            self._begun[rank] = max(self._begun[rank], step)
-            for old in [old for old in self._data if old < min(self._begun)]:
-                del self._data[old]
-            self._changed.notify_all()
-            return self._reports[step]
-
-    def report(self, step: int) -> StepReport:
-        """The report of a step that was begun; older ones are forgotten."""
-        with self._changed:
-            for old in [old for old in self._reports if old < step]:
-                del self._reports[old]
-            return self._reports[step]
-
-    def first_segments(self) -> list[list[dict[str, Any]]]:
-        """[micro-batches of all ranks][segments]: ids, token mask and row of the first step; it is let go then."""
-        with self._changed:
-            row, self._first_row = self._first_row, None
-        batches = []
-        for ids, mask, lengths, row_ids, _ in (batch for rank in stages.segments_by_rank(row) for batch in rank):
-            start, segments = 0, []
-            for length, row_id in zip(lengths.tolist(), row_ids.tolist(), strict=True):
-                part = slice(start, start + length)
-                segments.append({"row_id": row_id, "input_ids": ids[part].tolist(), "loss_mask": mask[part].tolist()})
-                start += length
-            batches.append(segments)
-        return batches
-
-    def _produce(self, manifest: Manifest, start_row: int) -> None:
-        try:
-            for row in pipeline.iterate(pipeline.build(manifest, self._config, start_row)):
-                self._add(stages.report_of(row), row, [ray.put(rank) for rank in stages.segments_by_rank(row)])
-            end: MilesError = ClusterError(f"the data stream ended with step {self._newest}; none comes after it")
-        except Exception as error:  # the thread's end: every waiting rank gets it
-            end = pipeline.cause_of(error)
-        with self._changed:
-            self._error = end
-            self._changed.notify_all()
-
-    def _add(self, report: StepReport, row: Any, references: list[Any]) -> None:
-        """Makes a step ready, once there is room for it."""
-        with self._changed:
-            self._changed.wait_for(self._has_room)
-            if self._newest < 0:
-                self._first_row = row
-            if report.index == self._asked and self._waited_since is not None:
-                report = dataclasses.replace(report, wait_seconds=time.perf_counter() - self._waited_since)
-            self._newest, self._data[report.index], self._reports[report.index] = report.index, references, report
-            self._changed.notify_all()
-
-    def _has_room(self) -> bool:
-        newest = max(self._begun)
-        return sum(step > newest for step in self._data) < self._config.stream.prefetch_steps
-
-    def _wait_for(self, step: int) -> None:
-        """Until the step is there; the lock is held by the caller."""
-        if not self._changed.wait_for(lambda: step <= self._newest or self._error is not None, WAIT_SECONDS):
-            raise ClusterError(f"waited {WAIT_SECONDS:g} seconds for step {step} of the data stream")
-        if step not in self._data:
+            while step > self._newest and self._error is None:
+                self._changed.wait(WAIT_SECONDS)
+                self._check_waits()
+            for held in self._held:
+                if held.first_step <= step <= held.last_step and step <= self._newest:
+                    held.fetched_by.add(rank)
+                    self._let_go()
+                    return [held.references[dp_rank]]
             if step > self._newest:
                 assert self._error is not None
                 raise self._error
@@ -147,9 +108,106 @@ class FeedActor:
                 f"step {step} of the data stream is gone: every rank has gone beyond it, or it began later"
             )
 
+    @ray.method(concurrency_group="clock")  # one at a time, in the order in which a rank says it
+    def begin(self, step: int) -> None:
+        """A rank needs the step now; the first time measures the queue depth, and how long it is waited for."""
+        with self._changed:
+            if step in self._measured or step in self._waited_since:
+                return
+            depth = max(self._newest - step + 1, 0)
+            self._gauge.set(depth)
+            if depth and step in self._reports:
+                self._measure(step, depth, 0.0)
+            elif not depth:
+                self._waited_since[step] = time.perf_counter()
+            self._needed = max(self._needed, step)
+            self._let_go()
+            self._changed.notify_all()
+
+    def report(self, step: int) -> StepReport:
+        """The report of a step that was begun, with what was measured; older ones are forgotten."""
+        with self._changed:
+            self._changed.wait_for(lambda: step in self._measured or self._error is not None, REPORT_SECONDS)
+            for old in [old for old in self._reports if old < step]:
+                del self._reports[old]
+            self._measured &= self._reports.keys()
+            return self._reports[step]
+
+    def first_segments(self) -> list[list[dict[str, Any]]]:
+        """[micro-batches of all ranks][segments]: ids, token mask and row of the first step; it is let go then."""
+        with self._changed:
+            block, self._first_block = self._first_block, None
+        batches = []
+        for chunk in unpack.chunks(block, unpack.reports(block)):
+            lengths, start, first = chunk.segment_lengths.tolist(), 0, 0
+            for count in chunk.micro_batch_segments.tolist():
+                segments = []
+                for number in range(first, first + count):
+                    part = slice(start, start + lengths[number])
+                    segments.append(
+                        {
+                            "row_id": int(chunk.segment_row_ids[number]),
+                            "input_ids": chunk.input_ids[part].tolist(),
+                            "loss_mask": chunk.loss_mask[part].tolist(),
+                        }
+                    )
+                    start += lengths[number]
+                batches.append(segments)
+                first += count
+        return batches
+
+    def _produce(self, manifest: Manifest, start_row: int) -> None:
+        try:
+            for block in pipeline.blocks(pipeline.build(manifest, self._config, start_row)):
+                self._add(block)
+            end: MilesError = ClusterError(f"the data stream ended with step {self._newest}; none comes after it")
+        except Exception as error:  # the thread's end: every waiting rank gets it
+            end = pipeline.cause_of(error)
+        with self._changed:
+            self._error = end
+            self._changed.notify_all()
+
+    def _add(self, block: pa.Table) -> None:
+        """Makes the steps of a block ready, each once there is room for it."""
+        reports = unpack.reports(block)
+        references = [ray.put(chunk) for chunk in unpack.chunks(block, reports)]
+        with self._changed:
+            if reports[0].index == self._first_step:
+                self._first_block = block.slice(0, 1)
+            self._held.append(_Held(reports[0].index, reports[-1].index, references, set()))
+            for report in reports:
+                assert report.index == self._newest + 1, f"step {report.index} came after step {self._newest}"
+                self._changed.wait_for(self._has_room)
+                self._newest, self._reports[report.index] = report.index, report
+                since = self._waited_since.pop(report.index, None)
+                if since is not None:
+                    self._measure(report.index, 0, time.perf_counter() - since)
+                self._changed.notify_all()
+
+    def _has_room(self) -> bool:
+        return self._newest - self._needed < self._config.stream.prefetch_steps
+
+    def _measure(self, step: int, depth: int, wait_seconds: float) -> None:
+        self._reports[step] = dataclasses.replace(self._reports[step], queue_depth=depth, wait_seconds=wait_seconds)
+        self._measured.add(step)
+
+    def _let_go(self) -> None:
+        """Chunks that every rank has fetched and none needs any more."""
+        self._held = [
+            held for held in self._held if len(held.fetched_by) < self._num_ranks or held.last_step >= self._needed
+        ]
+
+    def _check_waits(self) -> None:
+        """To be called while waiting: whether a rank, not only its read-ahead, has waited too long."""
+        for step, since in self._waited_since.items():
+            if time.perf_counter() - since >= WAIT_SECONDS:
+                raise ClusterError(f"waited {WAIT_SECONDS:g} seconds for step {step} of the data stream")
+
 
 class StepIterator:
-    """A trainer's iterator over its own micro-batches, one step ahead of the computation.
+    """A trainer's iterator over its own micro-batches; a thread of its own reads ahead of the computation.
+
+    The reports are as the stream made them: what is measured when a step is handed out, `Feed.commit` knows.
 
     Args:
         handle: `Feed.handle`.
@@ -162,7 +220,10 @@ class StepIterator:
     def __init__(self, handle: Any, rank: int, dp_rank: int, first_step: int, num_steps: int) -> None:
         self._handle, self._rank, self._dp_rank = handle, rank, dp_rank
         self._step, self._num_steps = first_step, num_steps
-        self._ahead = handle.fetch.remote(first_step, dp_rank) if first_step < num_steps else None
+        self._steps: Iterator[tuple[StepReport, tuple[MicroBatch, ...]]] = iter(())
+        self._ahead: queue.Queue[Chunk | MilesError] = queue.Queue(maxsize=1)
+        self._failed: MilesError | None = None
+        threading.Thread(target=self._read_ahead, args=(first_step,), daemon=True).start()
 
     def __iter__(self) -> StepIterator:
         return self
@@ -173,16 +234,37 @@ class StepIterator:
         """
         if self._step >= self._num_steps:
             raise StopIteration
-        try:
-            report = ray.get(self._handle.begin.remote(self._step, self._rank))
-            segments = ray.get(ray.get(self._ahead)[0])
-        except Exception as error:  # of the stream, or of an actor that is gone
-            raise pipeline.cause_of(error) from error
+        following = next(self._steps, None)
+        if self._rank == 0 or (following is None and self._ahead.empty()):
+            self._handle.begin.remote(self._step)
+        if following is None:
+            self._steps = self._take()
+            following = next(self._steps)
+        report, micro_batches = following
         assert report.index == self._step, f"asked for step {self._step}, got {report.index}"
         self._step += 1
-        if self._step < self._num_steps:
-            self._ahead = self._handle.fetch.remote(self._step, self._dp_rank)
-        return report, stages.micro_batches(segments)
+        return report, micro_batches
+
+    def _take(self) -> Iterator[tuple[StepReport, tuple[MicroBatch, ...]]]:
+        """The steps of the next chunk, from the one that is needed on."""
+        taken = self._failed or self._ahead.get()
+        if isinstance(taken, MilesError):
+            self._failed = taken
+            raise taken
+        skipped = self._step - taken.reports[0].index
+        return itertools.islice(zip(taken.reports, unpack.micro_batches(taken), strict=True), skipped, None)
+
+    def _read_ahead(self, step: int) -> None:
+        try:
+            while step < self._num_steps:
+                (reference,) = ray.get(self._handle.fetch.remote(step, self._rank, self._dp_rank))
+                chunk: Chunk = ray.get(reference)
+                del reference  # or it would outlive the chunk
+                step = chunk.reports[-1].index + 1
+                self._ahead.put(chunk)
+                del chunk
+        except Exception as error:  # of the stream, or of an actor that is gone
+            self._ahead.put(pipeline.cause_of(error))
 
 
 class Feed:
@@ -248,7 +330,8 @@ class Feed:
             cursor.require_same_data(today, cursor_path)
         certificate = json.dumps(encoder.certificate.to_json(), indent=1, ensure_ascii=False)
         storage.write_text(storage.join(run_dir, CERTIFICATE), certificate)  # not of a run that is refused
-        actor = ray.remote(num_cpus=0, max_concurrency=2 * num_ranks + 4)(FeedActor)
+        # A rank has one request in flight, beside those that the clock serves.
+        actor = ray.remote(num_cpus=0, max_concurrency=num_ranks + 4, concurrency_groups={"clock": 1})(FeedActor)
         start = cursor or today
         handle = actor.remote(manifest, config, start.consumed_rows, num_ranks)
         return cls(info, manifest, config, start, handle, run_dir)

@@ -1,17 +1,17 @@
 """The stages composed, in order, as a Ray Data stream of which every row is one step.
 
-    from_items(windows) -> read_window -> encode -> pack        (see README.md in this folder)
+    from_items(windows) -> [read_window -> encode -> pack]        (see README.md in this folder)
 
-Ray Data cuts blocks where it likes, so a step is one row, which cannot be cut. Ray fuses the maps into one task a
-window; blocks of about a step leave it while it runs. The order is that of the windows (`preserve_order`), whatever
-finishes first.
+Ray Data cuts blocks where it likes, so a step is one row, which cannot be cut. The stages run one behind the other in
+one task a window; blocks of some steps leave it while it runs. The order is that of the windows (`preserve_order`),
+whatever finishes first.
 """
 
 from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -69,7 +69,26 @@ class _Prepare:
         yield from stages.prepare_steps(table, self.formats, stages.encoder_of(self.config))
 
 
-_Stage = _Read | _Encode | _Pack | _Prepare
+Stage = Callable[[pa.Table], Iterator[pa.Table]]
+
+
+class _Chain:
+    """Stages one behind the other. As maps of their own Ray would fuse them, too, but build blocks between them."""
+
+    def __init__(self, *chained: Stage) -> None:
+        self.chained = chained
+
+    def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
+        return _run(table, self.chained)
+
+
+def _run(table: pa.Table, chained: tuple[Stage, ...]) -> Iterator[pa.Table]:
+    if not chained:
+        yield table
+        return
+    for made in chained[0](table):
+        yield from _run(made, chained[1:])
+
 
 _fetched: dict[Any, tuple[Manifest, Plan]] = {}
 
@@ -95,7 +114,7 @@ def build_prepared(manifest: Manifest, config: DataConfig) -> Dataset:
     return _compose(manifest, config, 0, _Prepare(config.encode, stages.source_formats(manifest)))
 
 
-def _compose(manifest: Manifest, config: DataConfig, start_row: int, *further: _Stage) -> Dataset:
+def _compose(manifest: Manifest, config: DataConfig, start_row: int, *further: Stage) -> Dataset:
     plan = stages.make_plan(manifest, config)
     windows = [asdict(ref) for ref in plan.windows(start_row)]
     before = DataContext.get_current()
@@ -111,32 +130,39 @@ def _compose(manifest: Manifest, config: DataConfig, start_row: int, *further: _
     DataContext._set_current(context)  # a data set keeps the context that it was made in
     try:
         dataset = ray.data.from_items(windows, override_num_blocks=max(len(windows), 1))  # none at the end
-        for stage in (_Read(ray.put((manifest, plan)), start_row), *further):
-            with warnings.catch_warnings():
-                # Ray 2.60 deprecates the only way to give a task `max_retries`, without which a row that kills its
-                # worker is tried for ever.
-                warnings.simplefilter("ignore")
-                dataset = dataset.map_batches(
-                    stage.__call__,
-                    batch_size=None,
-                    batch_format="pyarrow",
-                    ray_remote_args_fn=partial(dict, max_retries=config.stream.max_retries),
-                )
+        chain = _Chain(_Read(ray.put((manifest, plan)), start_row), *further)
+        with warnings.catch_warnings():
+            # Ray 2.60 deprecates the only way to give a task `max_retries`, without which a row that kills its worker
+            # is tried for ever.
+            warnings.simplefilter("ignore")
+            dataset = dataset.map_batches(
+                chain.__call__,
+                batch_size=None,
+                batch_format="pyarrow",
+                ray_remote_args_fn=partial(dict, max_retries=config.stream.max_retries),
+            )
     finally:
         DataContext._set_current(before)
     return dataset
 
 
 def iterate(dataset: Dataset) -> Iterator[pa.Table]:
-    """The steps of a stream as tables of one row, as they are ready.
+    """The steps of a stream as they are ready, each a table of one row; raises as `blocks` does."""
+    for table in blocks(dataset):
+        for index in range(table.num_rows):
+            yield table.slice(index, 1)
+
+
+def blocks(dataset: Dataset) -> Iterator[pa.Table]:
+    """The steps of a stream as they are ready: tables of as many rows, which are steps, as Ray Data put together.
 
     Raises:
         MilesError: what a stage raised in its task, or that the stream failed after its retries.
     """
     try:
         for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1):
-            for index in range(table.num_rows):
-                yield table.slice(index, 1)
+            if table.num_rows:
+                yield table
     except Exception as error:  # a task's error arrives wrapped, differently from release to release
         raise cause_of(error) from error
 

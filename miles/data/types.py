@@ -153,6 +153,28 @@ class StepReport:
     """how long the first rank that asked for this step waited"""
 
 
+@dataclass(frozen=True, eq=False)
+class Chunk:
+    """One data rank's share of steps that travel together, end to end and not yet shifted."""
+
+    reports: tuple[StepReport, ...]
+    """one a step, without what is measured when it is handed out"""
+    step_micro_batches: Int32
+    """int32 [steps]"""
+    micro_batch_segments: Int32
+    """int32 [micro-batches]"""
+    segment_lengths: Int32
+    """int32 [segments], in tokens"""
+    segment_row_ids: Int64
+    """int64 [segments]"""
+    segment_source_ids: Int32
+    """int32 [segments]"""
+    input_ids: Int32
+    """int32 [tokens]"""
+    loss_mask: UInt8
+    """uint8 [tokens]: whether the token is trained"""
+
+
 @dataclass(frozen=True)
 class Step:
     """One optimizer step's data: the report, and micro-batches for every data-parallel rank."""

@@ -11,12 +11,13 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+import ray
 
 from miles.data import feed as feed_module
 from miles.data import stages
 from miles.data.config import DataConfig, EncodeConfig, OrderConfig, PackConfig, SourceConfig, StreamConfig
 from miles.data.feed import Feed, FeedActor, StepIterator
-from miles.data.manifest import build_manifest
+from miles.data.manifest import Manifest, build_manifest
 from miles.demo import rows
 from miles.demo.tokenizer import build_tokenizer
 from miles.errors import CheckpointError, ClusterError, SourceError, TemplateError
@@ -37,19 +38,23 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
 
 
 class ByHand(FeedActor):
-    """The actor's class in this process, given its steps one by one."""
+    """The actor's class in this process, given its blocks one by one."""
 
     def _produce(self, manifest: Any, start_row: int) -> None:
         pass
 
-    def give(self, row: pa.Table) -> None:
-        self._add(stages.report_of(row), row, [object()] * 2)
+    def give(self, *rows: pa.Table) -> None:
+        self._add(pa.concat_tables(rows))
 
 
 @pytest.fixture(scope="module")
-def packed(config: DataConfig) -> list[pa.Table]:
+def manifest(config: DataConfig) -> Manifest:
+    return build_manifest(config.sources)
+
+
+@pytest.fixture(scope="module")
+def packed(config: DataConfig, manifest: Manifest) -> list[pa.Table]:
     """The steps as the stream would give them, made without Ray."""
-    manifest = build_manifest(config.sources)
     plan, formats = stages.make_plan(manifest, config), stages.source_formats(manifest)
     return [
         packed
@@ -58,6 +63,11 @@ def packed(config: DataConfig) -> list[pa.Table]:
         for encoded in stages.encode_steps(raw, formats, stages.encoder_of(config.encode))
         for packed in stages.pack_steps(encoded, config.pack)
     ]
+
+
+@pytest.fixture
+def actor(config: DataConfig, manifest: Manifest) -> ByHand:
+    return ByHand(manifest, config, 0, 2)
 
 
 def in_thread(call: Any, *arguments: Any) -> tuple[threading.Thread, list[Any]]:
@@ -69,52 +79,81 @@ def in_thread(call: Any, *arguments: Any) -> tuple[threading.Thread, list[Any]]:
 
 
 def test_depth_is_zero_where_any_rank_waited_though_a_later_one_found_the_step(
-    config: DataConfig, packed: list[pa.Table]
+    actor: ByHand, packed: list[pa.Table]
 ) -> None:
-    actor = ByHand(None, config, 0, 2)
-    waiting, waited = in_thread(actor.begin, 0, 0)
-    with actor._changed:  # the waiting rank cannot wake before the other one has come
-        actor.give(packed[0])
-        late = actor.begin(0, 1)
-    waiting.join(10)
-    assert late == waited[0], "every rank sees one measurement"
-    assert late.queue_depth == 0
-    assert late.wait_seconds > 0.05
-
-
-def test_depth_counts_what_is_ready_and_nothing_was_waited_for(config: DataConfig, packed: list[pa.Table]) -> None:
-    actor = ByHand(None, config, 0, 2)
-    for row in packed[:3]:
-        actor.give(row)
-    for rank in (1, 0):
-        assert (actor.begin(0, rank).queue_depth, actor.begin(0, rank).wait_seconds) == (3, 0.0)
-    assert [actor.begin(1, rank).queue_depth for rank in (0, 1)] == [2, 2]
-    assert actor.report(0).queue_depth == 3
-
-
-def test_it_never_holds_more_than_its_bound_and_lets_steps_go(config: DataConfig, packed: list[pa.Table]) -> None:
-    actor = ByHand(None, config, 0, 2)
-    producing, _ = in_thread(lambda: [actor.give(row) for row in packed])
-    assert sorted(actor._data) == [0, 1, 2]
-    actor.begin(0, 0)
+    waiting, fetched = in_thread(actor.fetch, 0, 1, 1)
+    actor.begin(0)  # rank 1 says that it waits
     time.sleep(0.1)
-    assert sorted(actor._data) == [0, 1, 2, 3], "rank 1 has not begun step 0"
-    actor.begin(0, 1)
-    for step in range(1, len(packed)):
+    actor.give(packed[0])
+    actor.begin(0)  # rank 0 comes later, and finds it
+    waiting.join(10)
+    assert len(fetched) == 1
+    assert actor.report(0).queue_depth == 0
+    assert actor.report(0).wait_seconds > 0.05
+
+
+def test_depth_counts_what_is_ready_and_nothing_was_waited_for(actor: ByHand, packed: list[pa.Table]) -> None:
+    actor.give(*packed[:2])
+    actor.give(packed[2])
+    actor.begin(0)
+    assert (actor.report(0).queue_depth, actor.report(0).wait_seconds) == (3, 0.0)
+    actor.begin(2)  # a rank that is ahead of the others
+    actor.begin(1)
+    assert actor.report(1).queue_depth == 2
+    assert actor.report(2).queue_depth == 1
+    assert actor.report(2).fingerprint == stages.unpack(packed[2])[0].fingerprint
+
+
+def test_read_ahead_is_no_need_and_measures_nothing(actor: ByHand, packed: list[pa.Table]) -> None:
+    waiting, _ = in_thread(actor.fetch, 0, 0, 0)
+    actor.give(*packed[:3])
+    waiting.join(10)
+    actor.begin(0)
+    assert (actor.report(0).queue_depth, actor.report(0).wait_seconds) == (3, 0.0)
+
+
+def test_it_never_has_more_ready_than_its_bound_and_lets_chunks_go(actor: ByHand, packed: list[pa.Table]) -> None:
+    """Blocks of two steps, a bound of three: the second block is there, and half of it ready."""
+    pairs = [packed[i : i + 2] for i in range(0, len(packed), 2)]
+    producing, _ = in_thread(lambda: [actor.give(*pair) for pair in pairs])
+    assert (actor._newest, len(actor._held)) == (2, 2)
+    chunk = ray.get(actor.fetch(0, 0, 0)[0])
+    assert [report.index for report in chunk.reports] == [0, 1]
+    actor.fetch(1, 1, 1)
+    assert [held.first_step for held in actor._held] == [0, 2], "fetched, and still needed"
+    depths = []
+    for step in range(len(packed)):
+        actor.begin(step)
+        depths.append(actor.report(step).queue_depth)
         for rank in (0, 1):
-            actor.fetch(step, rank)
-            actor.begin(step, rank)
-            assert len(actor._data) <= config.stream.prefetch_steps + 2
+            if step % 2 == 0 and step > 0:
+                actor.fetch(step, rank, rank)
+        time.sleep(0.05)
+        assert actor._newest - step <= 3
+        assert len(actor._held) <= 3
     producing.join(10)
-    assert sorted(actor._data) == [len(packed) - 1]
     with pytest.raises(ClusterError, match="step 0 of the data stream is gone"):
-        actor.fetch(0, 0)
+        actor.fetch(0, 0, 0)
+    assert [held.last_step for held in actor._held] == [len(packed) - 1]
+    assert depths == [3] * (len(packed) - 2) + [2, 1]
 
 
-def test_a_wait_has_a_limit_and_says_what_for(config: DataConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wait_has_a_limit_and_says_what_for(actor: ByHand, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(feed_module, "WAIT_SECONDS", 0.2)
-    with pytest.raises(ClusterError, match=r"waited 0\.2 seconds for step 0"):
-        ByHand(None, config, 0, 1).begin(0, 0)
+    said: list[str] = []
+
+    def read_ahead() -> None:
+        try:
+            actor.fetch(3, 1, 0)
+        except ClusterError as error:
+            said.append(str(error))
+
+    reading, _ = in_thread(read_ahead)
+    time.sleep(0.5)
+    assert not said, "nobody needs the step yet"
+    actor.begin(0)
+    reading.join(10)
+    assert said == ["waited 0.2 seconds for step 0 of the data stream"]
 
 
 def open_feed(config: DataConfig, folder: Path, num_ranks: int = 1) -> Feed:
@@ -146,10 +185,9 @@ def test_a_file_that_changes_under_the_stream_reaches_the_rank_by_name(config: D
     manifest = build_manifest((SourceConfig("chat", (str(copy),)),))
     copy.write_bytes(copy.read_bytes() + b"\n{}")
     actor = FeedActor(manifest, config, 0, 1)
-    with pytest.raises(SourceError, match=r"rows\.jsonl"):
-        actor.fetch(0, 0)
-    with pytest.raises(SourceError, match=r"rows\.jsonl"):
-        actor.begin(0, 0)
+    for _ in range(2):
+        with pytest.raises(SourceError, match=r"rows\.jsonl"):
+            actor.fetch(0, 0, 0)
 
 
 def test_a_template_is_certified_before_any_actor_starts(config: DataConfig, tmp_path: Path) -> None:

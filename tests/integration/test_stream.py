@@ -17,7 +17,7 @@ import pyarrow as pa
 import pytest
 import ray
 
-from miles.data import pipeline, stages
+from miles.data import pipeline, stages, unpack
 from miles.data.config import DataConfig, EncodeConfig, OrderConfig, PackConfig, SourceConfig, StreamConfig
 from miles.data.feed import Feed, StepIterator
 from miles.data.ledger import Ledger
@@ -51,7 +51,7 @@ def unbroken(config: DataConfig) -> list[Any]:
 
 def fingerprints(config: DataConfig, start_row: int = 0) -> list[str]:
     stream = pipeline.build(build_manifest(config.sources), config, start_row)
-    return [stages.report_of(row).fingerprint for row in pipeline.iterate(stream)]
+    return [report.fingerprint for block in pipeline.blocks(stream) for report in unpack.reports(block)]
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def test_a_loader_that_is_killed_changes_neither_order_nor_counts(
         whole.commit(report)
     got = []
     for row in pipeline.iterate(pipeline.build(manifest, config)):
-        got.append(stages.report_of(row))
+        got += unpack.reports(row)
         ledger.commit(got[-1])
     assert (tmp_path / "killed-1").exists(), "no loader was killed"
     assert [report.fingerprint for report in got] == [report.fingerprint for report in unbroken]
@@ -138,11 +138,11 @@ def test_every_row_comes_once_an_epoch_trained_or_named(config: DataConfig) -> N
 class Consumer:
     """A trainer that only reads."""
 
-    def read(self, handle: Any, rank: int, first: int, count: int, seconds: float) -> list[tuple[int, str, int, float]]:
+    def read(self, handle: Any, rank: int, first: int, count: int, seconds: float) -> list[tuple[int, str]]:
         got = []
         for report, micro_batches in StepIterator(handle, rank, rank, first, count):
             assert sum(len(one.input_ids) for one in micro_batches) > 0
-            got.append((report.index, report.fingerprint, report.queue_depth, report.wait_seconds))
+            got.append((report.index, report.fingerprint))
             time.sleep(seconds)
         return got
 
@@ -159,14 +159,15 @@ def test_two_ranks_read_the_same_steps_and_a_slow_trainer_fills_the_queue(
     consumers = [Consumer.remote() for _ in range(2)]
     count = len(unbroken)
     got = ray.get([one.read.remote(feed.handle, rank, 0, count, 0.15) for rank, one in enumerate(consumers)])
+    measured = [feed.commit(step) for step in range(count)]
     feed.close()
     for steps in got:
-        assert [step[:2] for step in steps] == [(r.index, r.fingerprint) for r in unbroken]
-    depths = [step[2] for step in got[0]]
+        assert steps == [(report.index, report.fingerprint) for report in unbroken]
+    depths = [report.queue_depth for report in measured]
     assert depths[0] == 0, "nothing can be ready before the stream has begun"
-    assert got[0][0][3] > 0, "so the first step was waited for"
+    assert measured[0].wait_seconds > 0, "so the first step was waited for"
     assert max(depths) == 3
-    assert all((depth == 0) == (wait > 0) for _, _, depth, wait in got[0])
+    assert all((report.queue_depth == 0) == (report.wait_seconds > 0) for report in measured)
 
 
 def test_the_cursor_resumes_and_refuses_other_settings(config: DataConfig, unbroken: list[Any], tmp_path: Path) -> None:
