@@ -1,28 +1,43 @@
 """Paths are fsspec URLs everywhere: a local path, `file://`, `s3://`, `hf://`, `memory://`.
 
-Credentials come from the environment alone, as each filesystem's own library reads them.
+Credentials come from the environment alone, as each filesystem's own library reads them. What a filesystem may
+refuse for a moment is tried again (`retry`); listings that it remembers are not believed.
 """
 
 from __future__ import annotations
 
 import contextlib
+import io
 import posixpath
+import re
+import shutil
 import tempfile
+import uuid
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import fsspec
+from fsspec.utils import glob_translate
 
+from miles import retry
 from miles.errors import MilesError, SourceError
+from miles.redact import redact, require_no_secret
+
+_MAGIC = re.compile(r"[*?\[]")
+_COPY_THREADS = 8
+_COPY_BYTES = 16 << 20
 
 
 def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """The filesystem of a URL and the path on it.
 
     Raises:
-        SourceError: an unknown protocol, or one whose package is not installed.
+        SourceError: an unknown protocol, one whose package is not installed, or a URL with a password in it.
     """
+    require_no_secret(url)
     try:
         fs, path = fsspec.core.url_to_fs(url)
     except (ImportError, ValueError) as error:
@@ -30,6 +45,22 @@ def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
             f"{url}: cannot be opened ({error}). For s3:// install miles[s3], for hf:// miles[hub]."
         ) from error
     return fs, path
+
+
+@contextlib.contextmanager
+def reading(url: str) -> Iterator[None]:
+    """Turns whatever goes wrong with a file into a SourceError that names it."""
+    try:
+        yield
+    except MilesError:
+        raise
+    except FileNotFoundError as error:
+        raise SourceError(f"{redact(url)}: no such file") from error
+    except PermissionError as error:
+        raise SourceError(f"{redact(url)}: permission denied") from error
+    # Every filesystem and codec has its own exceptions (botocore, httpx, zlib, zstandard, Arrow).
+    except Exception as error:
+        raise SourceError(f"{redact(url)}: cannot be read, {type(error).__name__}: {redact(str(error))}") from error
 
 
 def is_local(url: str) -> bool:
@@ -42,9 +73,40 @@ def join(url: str, *names: str) -> str:
     return posixpath.join(url.rstrip("/") or "/", *names)
 
 
-def exists(url: str) -> bool:
+def info(url: str, max_tries: int | None = None) -> dict[str, Any]:
+    """What the filesystem says of a file or folder now: `type`, `size`, …
+
+    Args:
+        max_tries: here and below: of a read or write that may pass; None: as many as are usual.
+
+    Raises:
+        FileNotFoundError: nothing is there.
+        SourceError: the filesystem cannot be reached.
+    """
     fs, path = filesystem(url)
-    return bool(fs.exists(path))
+
+    def ask() -> dict[str, Any]:
+        fs.invalidate_cache(path)
+        answer: dict[str, Any] = fs.info(path)
+        return answer
+
+    return retry.call(ask, url, max_tries=max_tries)
+
+
+def exists(url: str) -> bool:
+    return _type(url) is not None
+
+
+def is_folder(url: str) -> bool:
+    return _type(url) == "directory"
+
+
+def _type(url: str) -> str | None:
+    """fsspec's own `exists` and `isdir` take an error for a no."""
+    try:
+        return str(info(url)["type"])
+    except (FileNotFoundError, NotADirectoryError):
+        return None
 
 
 def expand(url: str, suffixes: Sequence[str], default_error: type[MilesError] = SourceError) -> list[str]:
@@ -59,46 +121,158 @@ def expand(url: str, suffixes: Sequence[str], default_error: type[MilesError] = 
         SourceError: nothing is there.
     """
     fs, path = filesystem(url)
+    fs.invalidate_cache()  # a notebook's process lives long
     try:
-        if any(character in path for character in "*?["):
-            found = [name for name in fs.glob(path) if not fs.isdir(name)]
-        elif fs.isdir(path):
-            found = [
-                name
-                for name in fs.find(path)
-                if name.endswith(tuple(suffixes))
-                and not any(part[:1] in "._" for part in name[len(path) :].strip("/").split("/"))
-            ]
+        if _MAGIC.search(path):
+            found = _glob(fs, path)
+        elif (kind := _type(url)) == "directory":
+            found = [name for name in _files(fs, path, visible=True) if name.endswith(tuple(suffixes))]
         else:
-            found = [path] if fs.exists(path) else []
+            found = [path] if kind is not None else []
+    except (FileNotFoundError, NotADirectoryError):
+        found = []
     except PermissionError as error:
-        raise default_error(f"{url}: permission denied ({error})") from error
+        raise default_error(f"{url}: permission denied ({redact(str(error))})") from error
     if not found:
         raise default_error(f"{url}: no such file; nothing with {', '.join(suffixes)} is there")
-    return sorted(str(fs.unstrip_protocol(name)) if not is_local(url) else str(name) for name in found)
+    local = is_local(url)
+    return sorted(str(name) if local else str(fs.unstrip_protocol(name)) for name in found)
 
 
-def read_bytes(url: str) -> bytes:
+def _glob(fs: fsspec.AbstractFileSystem, pattern: str) -> list[str]:
+    parts = pattern.split("/")
+    fixed = next(number for number, part in enumerate(parts) if _MAGIC.search(part))
+    depth = None if "**" in parts else len(parts) - fixed
+    is_match = re.compile(glob_translate(pattern)).match
+    return [name for name in _files(fs, "/".join(parts[:fixed]) or fs.root_marker, depth) if is_match(name)]
+
+
+def _files(
+    fs: fsspec.AbstractFileSystem, folder: str, depth: int | None = None, visible: bool = False
+) -> Iterator[str]:
+    """The files below a folder. fsspec's own `walk` passes over, without a word, what it cannot list.
+
+    Args:
+        depth: levels to go down; None: all.
+        visible: pass over names that begin with a dot or an underscore.
+    """
+    for entry in retry.call(lambda: fs.ls(folder, detail=True), str(fs.unstrip_protocol(folder))):
+        name = str(entry["name"]).rstrip("/")
+        if name == folder.rstrip("/") or (visible and name.rsplit("/", 1)[-1][:1] in ("", ".", "_")):
+            continue
+        if entry["type"] == "directory":
+            if depth != 1:
+                yield from _files(fs, name, depth and depth - 1, visible)
+        elif not (entry.get("islink") and fs.isdir(name)):
+            yield name
+
+
+def size_of(url: str, found: dict[str, Any]) -> int:
+    """A file's size in bytes, from what `info` found.
+
+    Raises:
+        SourceError: a web server that does not tell it.
+    """
+    if found.get("size") is None:
+        raise SourceError(f"{url}: its size is not known, so that no part of it can be asked for. Copy it to a store")
+    return int(found["size"])
+
+
+class RangeFile(io.RawIOBase):
+    """A file read by byte ranges, each of them asked for again where it fails or comes short.
+
+    Nothing is kept open or read ahead: a stream over it goes on, after an error, at the byte where it was.
+
+    Args:
+        num_bytes: the file's size; None: the filesystem is asked.
+    """
+
+    def __init__(self, url: str, num_bytes: int | None = None) -> None:
+        self._url, self._at = url, 0
+        self._fs, self._path = filesystem(url)
+        self._num_bytes = size_of(url, info(url)) if num_bytes is None else num_bytes
+
+    def read_range(self, begin: int, end: int) -> bytes:
+        """Bytes [begin, end).
+
+        Raises:
+            SourceError: the range cannot be had; it names the file.
+            OSError: what will not pass by itself, such as FileNotFoundError.
+        """
+        if begin >= end:
+            return b""
+
+        def read() -> bytes:
+            content: bytes = self._fs.cat_file(self._path, start=begin, end=end)
+            if len(content) < end - begin:
+                raise retry.ShortRead(f"{len(content)} of {end - begin} bytes from byte {begin} on")
+            return content
+
+        content = retry.call(read, self._url)
+        if len(content) > end - begin:
+            raise SourceError(
+                f"{self._url}: asked for {end - begin} bytes, got {len(content)}: the server does not serve byte "
+                "ranges. Copy the file to a store that does"
+            )
+        return content
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        end = self._num_bytes if size is None or size < 0 else min(self._at + size, self._num_bytes)
+        content = self.read_range(self._at, end)
+        self._at += len(content)
+        return content
+
+    def readinto(self, buffer: Any, /) -> int:
+        content = self.read(len(buffer))
+        buffer[: len(content)] = content
+        return len(content)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._num_bytes}[whence]
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+
+def read_bytes(url: str, max_tries: int | None = None) -> bytes:
     fs, path = filesystem(url)
-    content: bytes = fs.cat_file(path)
-    return content
+    num_bytes = info(url, max_tries).get("size") or 0  # none of a pipe
+
+    def read() -> bytes:
+        content: bytes = fs.cat_file(path)
+        if len(content) < num_bytes:
+            raise retry.ShortRead(f"{len(content)} of {num_bytes} bytes")
+        return content
+
+    return retry.call(read, url, max_tries=max_tries)
 
 
-def read_text(url: str) -> str:
-    return read_bytes(url).decode("utf-8")
+def read_text(url: str, max_tries: int | None = None) -> str:
+    return read_bytes(url, max_tries).decode("utf-8")
 
 
-def write_text(url: str, text: str) -> None:
+def write_text(url: str, text: str, max_tries: int | None = None) -> None:
     """Writes a small file; where the filesystem is local, in one move, so that no reader sees half of it."""
     fs, path = filesystem(url)
     if is_local(url):
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name}.tmp")
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(target)
+        temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")  # two may write at once
+        try:
+            temporary.write_text(text, encoding="utf-8")
+            temporary.replace(target)
+        finally:
+            temporary.unlink(missing_ok=True)
     else:
-        fs.pipe_file(path, text.encode("utf-8"))
+        content = text.encode("utf-8")
+        retry.call(lambda: fs.pipe_file(path, content), url, "written", max_tries)
 
 
 @contextlib.contextmanager
@@ -109,14 +283,21 @@ def local_folder(url: str, what: str = "folder") -> Iterator[Path]:
         SourceError: no such folder.
     """
     fs, path = filesystem(url)
-    if not fs.isdir(path):
+    if not is_folder(url):
         raise SourceError(f"{url}: no such {what}")
     if is_local(url):
         yield Path(path)
         return
     with tempfile.TemporaryDirectory(prefix="miles-") as staged:
-        fs.get(path.rstrip("/") + "/", staged, recursive=True)
+        with ThreadPoolExecutor(_COPY_THREADS, thread_name_prefix="miles-copy") as pool:
+            list(pool.map(lambda name: _copy(fs, name, Path(staged, posixpath.relpath(name, path))), _files(fs, path)))
         yield Path(staged)
+
+
+def _copy(fs: fsspec.AbstractFileSystem, name: str, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with target.open("wb") as copy:
+        shutil.copyfileobj(RangeFile(str(fs.unstrip_protocol(name))), copy, _COPY_BYTES)
 
 
 def upload_folder(folder: Path, url: str, last: str) -> None:
@@ -124,4 +305,5 @@ def upload_folder(folder: Path, url: str, last: str) -> None:
     fs, path = filesystem(url)
     files: list[Any] = sorted(file for file in folder.rglob("*") if file.is_file())
     for file in sorted(files, key=lambda file: str(file.relative_to(folder)) == last):
-        fs.put_file(str(file), posixpath.join(path, file.relative_to(folder).as_posix()))
+        target = posixpath.join(path, file.relative_to(folder).as_posix())
+        retry.call(partial(fs.put_file, str(file), target), join(url, file.name), "written")

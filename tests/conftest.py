@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,14 @@ _CORPUS = (
     "法国的首都是哪里？法国的首都是巴黎。",
     "user\nassistant\n\nsystem\n\n\nthe end",
 )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What is kept between runs stays out of the user's home, here and in the processes that Ray starts."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MILES_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -211,7 +211,7 @@ class StreamConfig:
     """CPUs that the loading stages may use together (`--loader-cpus`)."""
     prefetch_steps: int = 8
     """Ready steps that the feed holds (`--prefetch-steps`); the queue depth's upper bound."""
-    target_block_bytes: int = 1 << 20
+    target_block_bytes: int = 4 << 20
     """Ray Data cuts a stage's output into blocks of about this size."""
     max_retries: int = 3
     """How often a task whose worker died is tried again before the run fails."""

@@ -1,12 +1,13 @@
 """One ordered stream -> every rank: an actor with a bounded window of ready steps, and iterators that read it.
 
-    stream -> [step 7] [step 8] [step 9] -> rank 0: next() -> its micro-batches of step 7
-              at most `prefetch_steps`   -> rank 1: next() -> its micro-batches of step 7
+    stream -> [steps 4 5 6 7] [steps 8 9 10 11] -> rank 0: next() -> its micro-batches of step 4
+                                                -> rank 1: next() -> its micro-batches of step 4
 
-Steps travel in chunks, one for each data rank: the steps of a block of the stream. A rank fetches the next chunk while
-it computes on the one that it has (`fetch`), and a step that it needs is said to the actor (`begin`) by rank 0, and by
-any rank that has to wait for it. The queue depth of a step is the number of steps ready when it is first said to be
-needed, itself included: 0 exactly when a rank had to wait. Requests are idempotent; a chunk is let go when every rank
+Steps travel in chunks, one for each data rank: the steps of a block of the stream. The next block is taken as soon as
+fewer than `prefetch_steps` steps are ready. A rank fetches its next chunk while it computes on the one that it has
+(`fetch`), and a step that it needs is said to the actor (`begin`) by rank 0, and by any rank that has to wait for it.
+The queue depth of a step is the number of steps ready when it is first said to be needed, itself included, and counted
+up to `prefetch_steps`: 0 exactly when a rank had to wait. Requests are idempotent; a chunk is let go when every rank
 has fetched it and a later step is needed, and lives on where a rank still holds it.
 """
 
@@ -71,12 +72,15 @@ class FeedActor:
 
     def __init__(self, manifest: Manifest, config: DataConfig, start_row: int, num_ranks: int) -> None:
         self._config, self._num_ranks = config, num_ranks
-        self._changed = threading.Condition()
+        lock = threading.Lock()
+        self._came = threading.Condition(lock)  # a block, or the stream's end
+        self._went = threading.Condition(lock)  # a step, which leaves room
+        self._was_measured = threading.Condition(lock)
         self._first_block: Any = None  # PACKED_STEP, of the first step, until it is kept in the run's folder
         self._held: list[_Held] = []
         self._reports: dict[int, StepReport] = {}  # until committed
         self._first_step = stages.make_plan(manifest, config).step_at(start_row)
-        self._newest = self._first_step - 1  # the newest step that is ready
+        self._newest = self._first_step - 1  # the newest step that the stream gave
         self._needed = self._newest  # the newest step that is needed
         self._measured: set[int] = set()  # of the steps in `_reports`
         self._waited_since: dict[int, float] = {}  # step -> since when a rank waits for it
@@ -87,17 +91,17 @@ class FeedActor:
         threading.Thread(target=self._produce, args=(manifest, start_row), daemon=True).start()
 
     def fetch(self, step: int, rank: int, dp_rank: int) -> list[Any]:
-        """[reference to the `Chunk` of a data rank that holds a step]; waits until the step is ready. Measures nothing.
+        """[reference to the `Chunk` of a data rank that holds a step]; waits until it is there. Measures nothing.
 
         Raises:
-            MilesError: what ended the stream before the step, or that no rank may wait longer for one.
+            MilesError: what ended the stream before the step, or that a rank has waited too long.
         """
-        with self._changed:
+        with self._came:
             while step > self._newest and self._error is None:
-                self._changed.wait(WAIT_SECONDS)
+                self._came.wait(WAIT_SECONDS)
                 self._check_waits()
             for held in self._held:
-                if held.first_step <= step <= held.last_step and step <= self._newest:
+                if held.first_step <= step <= held.last_step:
                     held.fetched_by.add(rank)
                     self._let_go()
                     return [held.references[dp_rank]]
@@ -108,26 +112,26 @@ class FeedActor:
                 f"step {step} of the data stream is gone: every rank has gone beyond it, or it began later"
             )
 
-    @ray.method(concurrency_group="clock")  # one at a time, in the order in which a rank says it
+    @ray.method(concurrency_group="clock", num_returns=0)  # one at a time, in the order in which a rank says it
     def begin(self, step: int) -> None:
         """A rank needs the step now; the first time measures the queue depth, and how long it is waited for."""
-        with self._changed:
-            if step in self._measured or step in self._waited_since:
+        with self._went:
+            if step in self._measured or step in self._waited_since or step < self._first_step:
                 return
-            depth = max(self._newest - step + 1, 0)
+            depth = min(max(self._newest - step + 1, 0), self._config.stream.prefetch_steps)
             self._gauge.set(depth)
-            if depth and step in self._reports:
-                self._measure(step, depth, 0.0)
-            elif not depth:
+            if not depth:
                 self._waited_since[step] = time.perf_counter()
+            elif step in self._reports:
+                self._measure(step, depth, 0.0)
             self._needed = max(self._needed, step)
             self._let_go()
-            self._changed.notify_all()
+            self._went.notify()
 
     def report(self, step: int) -> StepReport:
         """The report of a step that was begun, with what was measured; older ones are forgotten."""
-        with self._changed:
-            self._changed.wait_for(lambda: step in self._measured or self._error is not None, REPORT_SECONDS)
+        with self._was_measured:
+            self._was_measured.wait_for(lambda: step in self._measured or self._error is not None, REPORT_SECONDS)
             for old in [old for old in self._reports if old < step]:
                 del self._reports[old]
             self._measured &= self._reports.keys()
@@ -135,7 +139,7 @@ class FeedActor:
 
     def first_segments(self) -> list[list[dict[str, Any]]]:
         """[micro-batches of all ranks][segments]: ids, token mask and row of the first step; it is let go then."""
-        with self._changed:
+        with self._came:
             block, self._first_block = self._first_block, None
         batches = []
         for chunk in unpack.chunks(block, unpack.reports(block)):
@@ -163,33 +167,32 @@ class FeedActor:
             end: MilesError = ClusterError(f"the data stream ended with step {self._newest}; none comes after it")
         except Exception as error:  # the thread's end: every waiting rank gets it
             end = pipeline.cause_of(error)
-        with self._changed:
+        with self._came:
             self._error = end
-            self._changed.notify_all()
+            self._came.notify_all()
+            self._was_measured.notify_all()
 
     def _add(self, block: pa.Table) -> None:
-        """Makes the steps of a block ready, each once there is room for it."""
+        """Takes a block of the stream, once there is room."""
         reports = unpack.reports(block)
         references = [ray.put(chunk) for chunk in unpack.chunks(block, reports)]
-        with self._changed:
+        with self._went:
+            self._went.wait_for(lambda: self._newest - self._needed < self._config.stream.prefetch_steps)
+            assert reports[0].index == self._newest + 1, f"step {reports[0].index} came after step {self._newest}"
             if reports[0].index == self._first_step:
                 self._first_block = block.slice(0, 1)
             self._held.append(_Held(reports[0].index, reports[-1].index, references, set()))
-            for report in reports:
-                assert report.index == self._newest + 1, f"step {report.index} came after step {self._newest}"
-                self._changed.wait_for(self._has_room)
-                self._newest, self._reports[report.index] = report.index, report
-                since = self._waited_since.pop(report.index, None)
-                if since is not None:
-                    self._measure(report.index, 0, time.perf_counter() - since)
-                self._changed.notify_all()
-
-    def _has_room(self) -> bool:
-        return self._newest - self._needed < self._config.stream.prefetch_steps
+            self._newest = reports[-1].index
+            self._reports.update((report.index, report) for report in reports)
+            now = time.perf_counter()
+            for step in [step for step in self._waited_since if step <= self._newest]:
+                self._measure(step, 0, now - self._waited_since.pop(step))
+            self._came.notify_all()
 
     def _measure(self, step: int, depth: int, wait_seconds: float) -> None:
         self._reports[step] = dataclasses.replace(self._reports[step], queue_depth=depth, wait_seconds=wait_seconds)
         self._measured.add(step)
+        self._was_measured.notify_all()
 
     def _let_go(self) -> None:
         """Chunks that every rank has fetched and none needs any more."""

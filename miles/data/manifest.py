@@ -4,16 +4,17 @@
      a: x.parquet         x (1000, 1000, 418 rows)                    sources x files x rows order
      b: y.jsonl, z.json   y (3 rows)  z (2 rows)                      y's first row is row 2418
 
-Of Parquet only the footers are read; a JSON file is scanned once, for byte offsets. Of each source's first
-file the first rows are read, to tell what they look like (`formats`). The fingerprint is the same wherever
-the files lie, and another one as soon as a file is added, renamed or written anew, or rows are read otherwise.
+Of Parquet only the footers are read; a JSON file is scanned once, for byte offsets that are kept (`index`). Of
+each source's first file the first rows are read, to tell what they look like (`formats`). The fingerprint is the
+same wherever the files lie, and another one as soon as a file is added, renamed or written anew, or rows are read
+otherwise.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,10 +22,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from miles import storage
-from miles.data import scan
+from miles.data import index, parquet, scan
 from miles.data.config import RowFormat, SourceConfig
 from miles.data.formats import FIRST_ROWS, detect_format, find_columns, known_columns
 from miles.data.sources import FORMATS, format_of
@@ -253,12 +253,13 @@ def _describe_source(source: SourceConfig, files: tuple[File, ...]) -> ManifestS
 def _first_parquet_rows(file: File, wanted: frozenset[str]) -> tuple[list[dict[str, Any]], list[str]]:
     """The wanted columns of the first rows, without those rows that are not text; and the names of all columns."""
     group = next(number for number, group in enumerate(file.row_groups) if group.num_rows)
-    with open_parquet(file.path, buffer_bytes=_FIRST_ROWS_BUFFER_BYTES) as parquet, scan.reading(file.path):
-        names = parquet.schema_arrow.names
-        columns = [name for name in names if name in wanted]
-        if not columns:
-            return [], names
-        batches = parquet.iter_batches(FIRST_ROWS, row_groups=[group], columns=columns, use_threads=False)
+    names = parquet.footer(file.path, file.size_bytes, file.stamp).schema.to_arrow_schema().names
+    columns = [name for name in names if name in wanted]
+    if not columns:
+        return [], names
+    with storage.reading(file.path):
+        opened = parquet.open_file(file.path, file.size_bytes, file.stamp, buffer_bytes=_FIRST_ROWS_BUFFER_BYTES)
+        batches = opened.iter_batches(FIRST_ROWS, row_groups=[group], columns=columns, use_threads=False)
         table = pa.Table.from_batches([next(batches)])
     rows = []
     for number in range(table.num_rows):
@@ -272,13 +273,18 @@ def _first_parquet_rows(file: File, wanted: frozenset[str]) -> tuple[list[dict[s
 def _first_json_rows(file: File) -> list[dict[str, Any]]:
     """The first rows, without those that are not JSON objects."""
     group = next(group for group in file.row_groups if group.num_rows)
-    end, content = group.offset_bytes + group.length_bytes, bytearray()
-    with scan.reading(file.path):
-        for chunk in scan.read_chunks(file.path, file.compression):
-            content += chunk
-            if len(content) >= end:
-                break
-        payloads = scan.split_rows(file.format, bytes(content[group.offset_bytes : end]))
+    end = group.offset_bytes + group.length_bytes
+    with storage.reading(file.path):
+        if file.compression is None:
+            block = storage.RangeFile(file.path, file.size_bytes).read_range(group.offset_bytes, end)
+        else:
+            content = bytearray()
+            for chunk in scan.read_chunks(file.path, file.compression):
+                content += chunk
+                if len(content) >= end:
+                    break
+            block = bytes(content[group.offset_bytes : end])
+        payloads = scan.split_rows(file.format, block)
     rows = []
     for payload in payloads[:FIRST_ROWS]:
         try:
@@ -299,11 +305,10 @@ def describe_file(url: str) -> File:
     kind, compression = format_of(url)
     size_bytes, stamp = file_stamp(url)
     if kind == "parquet":
-        with open_parquet(url) as file:
-            metadata = file.metadata
-            groups = tuple(RowGroup(metadata.row_group(i).num_rows, 0, 0) for i in range(metadata.num_row_groups))
+        footer = parquet.footer(url, size_bytes, stamp)
+        groups = tuple(RowGroup(footer.row_group(i).num_rows, 0, 0) for i in range(footer.num_row_groups))
     else:
-        kind, extents = scan.scan(url, compression)
+        kind, extents = index.extents(url, compression, size_bytes, stamp)
         groups = tuple(RowGroup(*extent) for extent in extents)
     return File(url, kind, compression, size_bytes, stamp, groups)
 
@@ -314,96 +319,17 @@ def file_stamp(url: str) -> tuple[int, str]:
     Raises:
         SourceError: missing or unreadable.
     """
-    with scan.reading(url):
-        fs, path = storage.filesystem(url)
-        info = fs.info(path)
+    with storage.reading(url):
+        info = storage.info(url)
+        size_bytes = storage.size_of(url, info)
     keys = ("ETag", "etag", "blob_id", "mtime", "LastModified", "last_modified", "created")
     stamp = next((f"{key}:{info[key]}" for key in keys if info.get(key)), "")
-    return int(info.get("size") or 0), stamp.replace('"', "")
-
-
-def open_parquet(url: str, *, buffer_bytes: int = 0) -> pq.ParquetFile:
-    """A Parquet file with its footer read; the caller closes it.
-
-    Args:
-        buffer_bytes: what is read of a column at once; 0: all of a row group's.
-
-    Raises:
-        SourceError: missing, unreadable, no Parquet, or with a column that has no place in a JSON object: of another
-            type than text, numbers, booleans, dates, structs and lists of them, or two of one name.
-    """
-    with scan.reading(url):
-        fs, path = storage.filesystem(url)
-        if storage.is_local(url):
-            file = pq.ParquetFile(path, buffer_size=buffer_bytes)
-        else:
-            # Without fsspec's own read-ahead: a footer or a column is one request of the size that it has.
-            handle = fs.open(path, "rb", cache_type="none")
-            file = pq.ParquetFile(handle, pre_buffer=not buffer_bytes, buffer_size=buffer_bytes)
-        _require_readable(url, file.schema_arrow)
-    return file
-
-
-def _require_readable(url: str, schema: pa.Schema) -> None:
-    if name := _twice(schema.names):
-        raise SourceError(
-            f"{url}: two columns are called {name!r}, and a row has one value of a name. Rename one of them"
-        )
-    for field in schema:
-        for part in _parts(field):
-            column = f"column {field.name!r}"
-            if isinstance(part.type, pa.BaseExtensionType) or b"ARROW:extension:name" in (part.metadata or {}):
-                raise SourceError(
-                    f"{url}: {column} is of an Arrow extension type ({part.type}), which is not read: such types can "
-                    "run code when they are loaded. Write the column as plain Arrow data"
-                )
-            if pa.types.is_map(part.type):
-                raise SourceError(
-                    f"{url}: {column} is of type {field.type}, and a map is no JSON object: its keys need not be text, "
-                    "nor differ. Write it as a struct, a list of pairs, or JSON text"
-                )
-            if not _is_plain(part.type):
-                raise SourceError(
-                    f"{url}: {column} is of type {field.type}; expected text, numbers, booleans, dates, structs or "
-                    "lists of them. What bytes hold (an image, a pickled object) is never loaded: leave the column out"
-                )
-            if pa.types.is_struct(part.type) and (name := _twice([inner.name for inner in part.type])):
-                raise SourceError(
-                    f"{url}: two fields of {column} are called {name!r}, and a row has one value of a name. Rename one"
-                )
-
-
-def _is_plain(kind: pa.DataType) -> bool:
-    if pa.types.is_dictionary(kind):
-        return _is_plain(kind.value_type)
-    return any(
-        is_kind(kind)
-        for is_kind in (
-            *(pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_boolean),
-            *(pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal, pa.types.is_null),
-            *(pa.types.is_date, pa.types.is_time, pa.types.is_timestamp, pa.types.is_duration),
-            *(pa.types.is_struct, pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list),
-            *(pa.types.is_list_view, pa.types.is_large_list_view),
-        )
-    )
-
-
-def _parts(field: pa.Field) -> Iterator[pa.Field]:
-    """A field and all that are nested in it."""
-    yield field
-    for number in range(field.type.num_fields):
-        yield from _parts(field.type.field(number))
-
-
-def _twice(names: Sequence[str]) -> str | None:
-    """The first name that occurs again."""
-    return next((name for number, name in enumerate(names) if name in names[:number]), None)
+    return size_bytes, stamp.replace('"', "")
 
 
 def _expand(path: str) -> list[str]:
     """A path's files. In a folder that holds Parquet, JSON beside it is about the data (a manifest, a ledger)."""
-    with scan.reading(path):
+    with storage.reading(path):
         urls = storage.expand(path, tuple(FORMATS))
-        fs, name = storage.filesystem(path)
-        parquet = [url for url in urls if url.endswith(".parquet")]
-        return parquet if parquet and fs.isdir(name) else urls
+        tables = [url for url in urls if url.endswith(".parquet")]
+        return tables if tables and storage.is_folder(path) else urls

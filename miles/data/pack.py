@@ -6,6 +6,10 @@
 
         rank 0: {5} {3,1}    rank 1: {3,2} {4}
 
+    where the fullest rank then holds too much, it exchanges samples with others. 9 8 6 4 4 over two ranks:
+
+        {9,4,4} {8,6}  ->  9 for 8  ->  {8,4,4} {9,6}
+
 Packing is a pure function of the lengths; it changes no step's content, only where its samples are computed.
 It alone turns the mask of *tokens* into a mask of *positions* whose label (the next token) is trained.
 """
@@ -25,13 +29,16 @@ from miles.data.types import DUMMY_ROW_ID, Int32, Int64, MicroBatch, UInt8
 DUMMY_TOKENS = 2
 """Length of the segment in a micro-batch that only keeps a rank in step."""
 
+_LEVEL = 1.005
+"""Exchanges stop where the fullest rank holds at most so many times what it must: the mean, or the longest sample."""
+_MAX_TRIALS = 2_048
+"""Pairs of ranks that are looked at for an exchange, at most: bounds the time where there are very many samples."""
+_MAX_OFFERS = 256
+"""Samples that a rank offers in an exchange, at most; of more, every n-th."""
 
-@dataclass(frozen=True)
-class _Bin:
-    tokens: int
-    cost: int
-    """sum of squared lengths: what attention costs"""
-    samples: list[int]
+_Bin = list[int]
+"""The samples of a micro-batch, or of one to be."""
+_Rank = list[_Bin]
 
 
 def pack(lengths: Int32, config: PackConfig) -> list[list[list[int]]]:
@@ -42,23 +49,21 @@ def pack(lengths: Int32, config: PackConfig) -> list[list[list[int]]]:
 
     Returns:
         `[dp_rank][micro_batch]` -> indices of samples, ascending. Every rank has as many micro-batches (at
-        least one), as few as a greedy finds; the fullest come first, so that a shortage of memory shows at
-        once. Some are empty where there are too few samples.
+        least one): `min_micro_batches`, or as few more as are found to do. The fullest come first, so that a
+        shortage of memory shows at once. Some are empty where there are too few samples.
     """
     capacity, num_ranks = config.capacity_tokens, config.dp_size
     assert len(lengths) == 0 or int(lengths.max()) <= capacity, "a sample is longer than a micro-batch"
     assert len(lengths) == 0 or int(lengths.min()) > 0, "an empty sample"
     order = np.argsort(-lengths.astype(np.int64), kind="stable")
     longest_first = list(zip(order.tolist(), lengths[order].tolist(), strict=True))
+    tokens = lengths.tolist()
     num_micro_batches = min_micro_batches(lengths, config)
-    while True:
-        ranks = _even(longest_first, num_ranks, num_micro_batches, capacity)
-        if ranks is None:
-            bins = _tight_and_even(longest_first, num_ranks * num_micro_batches, capacity)
-            ranks = None if bins is None else _to_ranks(bins, num_ranks)
-        if ranks is not None:
-            return [[sorted(bin_.samples) for bin_ in sorted(rank, key=_fullest_first)] for rank in ranks]
+    while (ranks := _fill(longest_first, tokens, num_ranks, num_micro_batches, capacity)) is None:
         num_micro_batches += 1
+    must_hold = max(-(-sum(tokens) // num_ranks), max(tokens, default=0))
+    ranks = _level(ranks, tokens, capacity, int(_LEVEL * must_hold))
+    return [sorted(map(sorted, rank), key=lambda bin_: _fullest_first(bin_, tokens)) for rank in ranks]
 
 
 def min_micro_batches(lengths: Int32, config: PackConfig) -> int:
@@ -69,20 +74,42 @@ def min_micro_batches(lengths: Int32, config: PackConfig) -> int:
     return max(1, -(-total_tokens // (num_ranks * capacity)), -(-num_large // num_ranks))
 
 
-def _fullest_first(bin_: _Bin) -> tuple[int, int, list[int]]:
-    return -bin_.tokens, -bin_.cost, bin_.samples
+def _load(bin_: _Bin, tokens: list[int]) -> tuple[int, int]:
+    """Tokens, and the sum of squared lengths: what attention costs."""
+    lengths = [tokens[sample] for sample in bin_]
+    return sum(lengths), sum([length * length for length in lengths])
+
+
+def _fullest_first(bin_: _Bin, tokens: list[int]) -> tuple[int, int, _Bin]:
+    num_tokens, cost = _load(bin_, tokens)
+    return -num_tokens, -cost, bin_
+
+
+def _fill(
+    longest_first: list[tuple[int, int]], tokens: list[int], num_ranks: int, num_micro_batches: int, capacity: int
+) -> list[_Rank] | None:
+    """Ranks of so many micro-batches each; None where none of three ways finds them."""
+    ranks = _even(longest_first, num_ranks, num_micro_batches, capacity)
+    if ranks is not None:
+        return ranks
+    num_bins, unlimited = num_ranks * num_micro_batches, sum(tokens)
+    level = _level(_even(longest_first, num_bins, 1, unlimited) or [], tokens, unlimited, capacity)
+    bins: list[_Bin] | None = [bin_ for (bin_,) in level]
+    if max(_load(bin_, tokens)[0] for (bin_,) in level) > capacity:
+        bins = _tight(longest_first, num_bins, capacity)
+    return None if bins is None else _to_ranks(bins, tokens, num_ranks)
 
 
 def _even(
     longest_first: list[tuple[int, int]], num_ranks: int, num_micro_batches: int, capacity: int
-) -> list[list[_Bin]] | None:
+) -> list[_Rank] | None:
     """Each sample to the rank with the fewest tokens (then the least attention), there into the emptiest bin.
 
     None where a sample fits nowhere.
     """
     ranks = [(0, 0, rank) for rank in range(num_ranks)]  # a heap: tokens, attention, rank
     bins = [[(0, 0, index) for index in range(num_micro_batches)] for _ in range(num_ranks)]  # heaps
-    samples: list[list[list[int]]] = [[[] for _ in range(num_micro_batches)] for _ in range(num_ranks)]
+    samples: list[_Rank] = [[[] for _ in range(num_micro_batches)] for _ in range(num_ranks)]
     for sample, length in longest_first:
         full = []
         while ranks and bins[ranks[0][2]][0][0] + length > capacity:
@@ -96,55 +123,103 @@ def _even(
         heapq.heapreplace(ranks, (rank_tokens + length, rank_cost + length * length, rank))
         for entry in full:  # a shorter sample may still fit
             heapq.heappush(ranks, entry)
-    return [
-        [_Bin(tokens, cost, samples[rank][index]) for tokens, cost, index in bins[rank]] for rank in range(num_ranks)
-    ]
-
-
-def _tight_and_even(longest_first: list[tuple[int, int]], num_bins: int, capacity: int) -> list[_Bin] | None:
-    """`_tight` with the least capacity, to within 1/64, with which it succeeds (Coffman's MULTIFIT, 1978)."""
-    bins = _tight(longest_first, num_bins, capacity)
-    if bins is None:
-        return None
-    low, high = sum(length for _, length in longest_first) // num_bins, capacity
-    while (high - low) * 64 > capacity:
-        middle = (low + high) // 2
-        tried = _tight(longest_first, num_bins, middle)
-        if tried is None:
-            low = middle
-        else:
-            bins, high = tried, middle
-    return bins
+    return samples
 
 
 def _tight(longest_first: list[tuple[int, int]], num_bins: int, capacity: int) -> list[_Bin] | None:
-    """Each sample into the fullest bin that still holds it; succeeds where even loads leave gaps too small to use."""
+    """Each sample into the fullest bin that still holds it. None where a sample fits nowhere."""
     room = [(capacity, index) for index in range(num_bins)]
-    samples: list[list[int]] = [[] for _ in range(num_bins)]
-    costs = [0] * num_bins
+    samples: list[_Bin] = [[] for _ in range(num_bins)]
     for sample, length in longest_first:
         place = bisect_left(room, (length, -1))
         if place == num_bins:
             return None
         left, index = room.pop(place)
         samples[index].append(sample)
-        costs[index] += length * length
         insort(room, (left - length, index))
-    return [_Bin(capacity - left, costs[index], samples[index]) for left, index in room]
+    return samples
 
 
-def _to_ranks(bins: list[_Bin], num_ranks: int) -> list[list[_Bin]]:
+def _to_ranks(bins: list[_Bin], tokens: list[int], num_ranks: int) -> list[_Rank]:
     """Fullest bin first, each to the rank with the fewest tokens (then the least attention) that still lacks bins."""
-    ranks: list[list[_Bin]] = [[] for _ in range(num_ranks)]
+    ranks: list[_Rank] = [[] for _ in range(num_ranks)]
     heap = [(0, 0, rank) for rank in range(num_ranks)]
-    for bin_ in sorted(bins, key=_fullest_first):
-        tokens, cost, rank = heap[0]
+    for bin_tokens, bin_cost, bin_ in sorted(_fullest_first(bin_, tokens) for bin_ in bins):
+        rank_tokens, rank_cost, rank = heap[0]
         ranks[rank].append(bin_)
         if len(ranks[rank]) == len(bins) // num_ranks:
             heapq.heappop(heap)
         else:
-            heapq.heapreplace(heap, (tokens + bin_.tokens, cost + bin_.cost, rank))
+            heapq.heapreplace(heap, (rank_tokens - bin_tokens, rank_cost - bin_cost, rank))
     return ranks
+
+
+def _level(ranks: list[_Rank], tokens: list[int], capacity: int, limit: int) -> list[_Rank]:
+    """The fullest rank exchanges samples with the emptiest that it can, until no rank holds more than `limit` tokens.
+
+    Args:
+        tokens: length of each sample.
+        capacity: tokens of a micro-batch.
+
+    Returns:
+        Ranks of which the fullest holds no more than before; above `limit` where no exchange helps it.
+    """
+    loads = sorted((*_load([sample for bin_ in rank for sample in bin_], tokens), i) for i, rank in enumerate(ranks))
+    if loads[-1][0] <= limit:
+        return ranks
+    ranks = [[list(bin_) for bin_ in rank] for rank in ranks]
+    partner = 0
+    for _ in range(_MAX_TRIALS):
+        (most, most_cost, giver), (least, least_cost, taker) = loads[-1], loads[partner]
+        if most <= limit or most - least < 2:
+            break
+        moved = _exchange(ranks[giver], ranks[taker], tokens, capacity, most - least, most_cost - least_cost)
+        if moved is None:
+            partner += 1
+            continue
+        del loads[-1], loads[partner]
+        insort(loads, (most - moved[0], most_cost - moved[1], giver))
+        insort(loads, (least + moved[0], least_cost + moved[1], taker))
+        partner = 0
+    return ranks
+
+
+def _exchange(
+    giver: _Rank, taker: _Rank, tokens: list[int], capacity: int, more_tokens: int, more_cost: int
+) -> tuple[int, int] | None:
+    """Moves a sample from `giver` to `taker`, for a shorter one or for none, so that they become as even as can be.
+
+    Args:
+        more_tokens: what `giver` holds above `taker`.
+        more_cost: the same of attention, which decides between equals.
+
+    Returns:
+        Tokens and attention that moved, net; None, and nothing moved, where every exchange leaves one as full.
+    """
+    given = [(bin_, sample, tokens[sample]) for bin_ in giver for sample in bin_]
+    taken: list[tuple[_Bin, int | None, int, int]] = []
+    for bin_ in taker:
+        room = capacity - sum([tokens[sample] for sample in bin_])
+        taken += [(bin_, sample, tokens[sample], room) for sample in bin_]
+        taken.append((bin_, None, 0, room))
+    given = given[:: 1 + len(given) // _MAX_OFFERS]
+    taken = taken[:: 1 + len(taken) // _MAX_OFFERS]
+    longer, shorter = np.array([[length] for *_, length in given]), np.array([length for *_, length, _ in taken])
+    moved = longer - shorter  # int64 [given, taken]
+    uneven = np.abs(2 * moved - more_tokens)
+    uneven[moved > np.array([room for *_, room in taken])] = more_tokens
+    if uneven.min() >= more_tokens:
+        return None
+    rows, columns = np.nonzero(uneven == uneven.min())
+    moved_cost = longer[rows, 0] ** 2 - shorter[columns] ** 2
+    best = int(np.abs(2 * moved_cost - more_cost).argmin())
+    (from_bin, sample, _), (to_bin, other, _, _) = given[rows[best]], taken[columns[best]]
+    from_bin.remove(sample)
+    to_bin.append(sample)
+    if other is not None:
+        to_bin.remove(other)
+        from_bin.append(other)
+    return int(moved[rows[best], columns[best]]), int(moved_cost[best])
 
 
 @dataclass(frozen=True)

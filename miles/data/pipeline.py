@@ -46,7 +46,7 @@ class _Encode:
         self.config, self.formats = config, formats
 
     def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
-        yield from stages.encode_steps(table, self.formats, stages.encoder_of(self.config))
+        yield stages.encode_steps(table, self.formats, stages.encoder_of(self.config))
 
 
 class _Pack:
@@ -56,7 +56,7 @@ class _Pack:
         self.config = config
 
     def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
-        yield from stages.pack_steps(table, self.config)
+        yield stages.pack_steps(table, self.config)
 
 
 class _Prepare:
@@ -66,7 +66,7 @@ class _Prepare:
         self.config, self.formats = config, formats
 
     def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
-        yield from stages.prepare_steps(table, self.formats, stages.encoder_of(self.config))
+        yield stages.prepare_steps(table, self.formats, stages.encoder_of(self.config))
 
 
 Stage = Callable[[pa.Table], Iterator[pa.Table]]

@@ -24,6 +24,7 @@ from rich.text import Text
 from miles import storage
 from miles.data import pipeline, preview, stages
 from miles.data.config import (
+    DEFAULT_WINDOW_ROWS,
     DataConfig,
     EncodeConfig,
     OrderConfig,
@@ -36,9 +37,10 @@ from miles.data.config import (
 from miles.data.formats import MAIN_FIELDS
 from miles.data.ledger import Ledger, fatal_reasons
 from miles.data.manifest import Manifest, ManifestSource, build_manifest
-from miles.data.read import read_rows
+from miles.data.read import largest_read_rows, read_rows, require_small_groups
 from miles.data.sources import openhermes_sources
 from miles.data.types import Encoded, Int64, Reject, RowRejected, Step, StepReport
+from miles.data.unpack import unpack
 from miles.data.written import WRITTEN, ToMessages
 from miles.errors import ConfigError
 
@@ -252,14 +254,22 @@ class Prepared:
 
         Raises:
             ConfigError: `max_sample_tokens` of `prepare` exceeds `max_tokens_per_gpu`.
+            SourceError: a row group, or a compressed file, of so many rows that it would be read again and again.
         """
-        order = OrderConfig(batch_size=batch_size, seed=seed, shuffle=shuffle, num_epoch=num_epoch)
+        order = OrderConfig(
+            batch_size=batch_size,
+            seed=seed,
+            shuffle=shuffle,
+            window_rows=DEFAULT_WINDOW_ROWS if shuffle else self._file_order_rows(),
+            num_epoch=num_epoch,
+        )
+        require_small_groups(self.manifest, order.rounded_window_rows)
         config = DataConfig(
             self._sources, order, self._encode, PackConfig(dp_size, max_tokens_per_gpu), StreamConfig(loader_cpus)
         )
         _ensure_ray(loader_cpus)
-        for row in pipeline.iterate(pipeline.build(self.manifest, config, start_row)):
-            yield stages.unpack(row)
+        for block in pipeline.blocks(pipeline.build(self.manifest, config, start_row)):
+            yield from unpack(block)
 
     def to_ray(self) -> ray.data.Dataset:
         """A Ray data set with the columns of `WRITTEN`, one row a conversation."""
@@ -272,12 +282,16 @@ class Prepared:
     def _config(self) -> DataConfig:
         return DataConfig(
             self._sources,
-            OrderConfig(batch_size=GROUP_ROWS),
+            OrderConfig(batch_size=GROUP_ROWS, window_rows=self._file_order_rows()),
             self._encode,
             PackConfig(1, self._encode.max_sample_tokens),
             StreamConfig(loader_cpus=1),
             self._max_bad_fraction,
         )
+
+    def _file_order_rows(self) -> int:
+        """Rows of a window in file order, which is streamed: none so small that a row group is read for many."""
+        return max(DEFAULT_WINDOW_ROWS, largest_read_rows(self.manifest))
 
     def _pass(self, url: str | None, parts: _Parts | None) -> tuple[Ledger, Summary]:
         """Reads every row once, through Ray Data."""

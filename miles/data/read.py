@@ -1,17 +1,26 @@
 """Row ids -> rows as JSON text, reading only the row groups that hold them.
 
     [2418, 7, 1002]  ->  [b'{"messages": …}', b'{"conversations": …}', …]   in the order asked
+    ids that ascend  ->  lists of rows, as they are read, in bounded memory
 
 A JSON file's rows are handed through as the bytes that they are: whether they are JSON, `normalize` judges.
-Parquet's rows become JSON: dates in ISO 8601, decimals as text, NaN as null.
+Parquet's rows become JSON: dates in ISO 8601, decimals as text, NaN as null. All columns are read, not only those
+that `normalize` looks at: a value that is not text rejects its row, whichever column it is in.
+
+Of a remote set several pieces are fetched at a time: a window of a shuffled epoch touches dozens of files, and
+each costs a few requests that one waits for.
 """
 
 from __future__ import annotations
 
 import datetime
+import itertools
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,13 +28,36 @@ import orjson
 import pyarrow as pa
 
 from miles import storage
-from miles.data import scan
-from miles.data.manifest import File, Manifest, file_stamp, open_parquet
+from miles.data import parquet, scan
+from miles.data.manifest import File, Manifest, file_stamp
 from miles.data.types import Int64
 from miles.errors import SourceError
 
 UNREADABLE_ROW = b"\xff"
 """Stands for a Parquet row that cannot be made text (a string that is not UTF-8): no JSON, so it is rejected."""
+MAX_GROUP_WINDOWS = 4
+"""A row group that fills more windows than this is not trained on: each of them would read it as a whole."""
+READ_THREADS = 8
+AHEAD_ROWS = 4_000
+"""A piece of more rows is not fetched ahead of those before it, but handed on while it is read."""
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Rows that are read together: of one row group, or of all groups of a compressed file, which is read from its
+    start."""
+
+    file: File
+    is_first: bool
+    """of the file's pieces; with it the file is looked at again"""
+    groups: tuple[int, ...]
+    """row groups, numbers within the file, ascending"""
+    wanted: tuple[Int64, ...]
+    """of each group, int64 [rows]: numbers within the group, ascending"""
+
+    @property
+    def num_rows(self) -> int:
+        return sum(len(rows) for rows in self.wanted)
 
 
 def read_rows(manifest: Manifest, row_ids: Int64) -> list[bytes]:
@@ -42,60 +74,131 @@ def read_rows(manifest: Manifest, row_ids: Int64) -> list[bytes]:
         SourceError: a file is gone, has changed or cannot be read; it names the file.
     """
     row_ids = np.asarray(row_ids, dtype=np.int64)
-    assert len(row_ids) == 0 or (row_ids.min() >= 0 and row_ids.max() < manifest.num_rows), "no such row"
     by_position = np.argsort(row_ids, kind="stable")
-    ordered = row_ids[by_position]
-    groups, begins = np.unique(np.searchsorted(manifest.group_starts, ordered, side="right") - 1, return_index=True)
-    ends = np.append(begins[1:], len(ordered))
-
+    pieces = _pieces(manifest, row_ids[by_position])
     payloads: list[bytes] = [b""] * len(row_ids)
-    at = 0
-    while at < len(groups):
-        # All groups of one file, in file order: it is opened once, and a compressed one is streamed once.
-        _, file, _ = manifest.group_location(int(groups[at]))
-        indices, wanted, position = [], [], int(begins[at])
-        while at < len(groups):
-            _, next_file, index = manifest.group_location(int(groups[at]))
-            if next_file is not file:
-                break
-            indices.append(index)
-            wanted.append(ordered[begins[at] : ends[at]] - manifest.group_starts[groups[at]])
-            at += 1
-        for rows in _read_groups(file, indices, wanted):
-            for row in rows:
-                payloads[by_position[position]] = row
-                position += 1
+    rows = itertools.chain.from_iterable(_read(pieces, ahead_rows=len(row_ids)))
+    for position, row in zip(by_position.tolist(), rows, strict=True):
+        payloads[position] = row
     return payloads
 
 
-def _read_groups(file: File, indices: Sequence[int], wanted: Sequence[Int64]) -> Iterator[list[bytes]]:
-    """The wanted rows (int64, numbers within the group) of each of a file's groups, which are in file order."""
-    if (file.size_bytes, file.stamp) != file_stamp(file.path):
+def stream_rows(manifest: Manifest, row_ids: Int64) -> Iterator[list[bytes]]:
+    """Reads rows of a file order: as `read_rows`, a few at a time, each row group once however large it is.
+
+    Args:
+        row_ids: int64 [rows], ascending.
+    """
+    return _read(_pieces(manifest, row_ids), AHEAD_ROWS)
+
+
+def largest_read_rows(manifest: Manifest) -> int:
+    """Rows of the largest row group, or of the largest compressed JSON file, which is read from its start."""
+    return max(rows for source in manifest.sources for file in source.files for _, rows in _units(file))
+
+
+def require_small_groups(manifest: Manifest, window_rows: int) -> None:
+    """Raises:
+    SourceError: a file whose rows would be read again for many windows, and what to do about it.
+    """
+    num_windows = -(-manifest.num_rows // window_rows)
+    for source in manifest.sources:
+        for file in source.files:
+            what, rows = max(_units(file), key=lambda unit: unit[1])
+            if rows <= MAX_GROUP_WINDOWS * window_rows:
+                continue
+            num_reads = -(-rows // window_rows) if file.compression is None else min(num_windows, len(file.row_groups))
+            raise SourceError(
+                f"{file.path}: {what} has {rows:,} rows and can only be read as a whole, while a window has "
+                f"{window_rows:,} (--shuffle-window): it would be read about {num_reads} times an epoch, and "
+                f"{MAX_GROUP_WINDOWS} windows are the limit. Rewrite the file once, `miles prepare {source.name} "
+                f"--source {file.path} --tokenizer DIR --output FOLDER`, and train on FOLDER; or give a "
+                f"--shuffle-window of {-(-rows // MAX_GROUP_WINDOWS):,} rows or more, which are held in memory together"
+            )
+
+
+def _units(file: File) -> Iterator[tuple[str, int]]:
+    """What of a file can only be read from its start, and its rows."""
+    if file.compression is not None:
+        yield f"the {file.compression} file", file.num_rows
+        return
+    yield "the file", 0
+    for number, group in enumerate(file.row_groups):
+        yield f"row group {number}", group.num_rows
+
+
+def _pieces(manifest: Manifest, row_ids: Int64) -> list[_Piece]:
+    """The pieces that hold ascending rows, in the same order."""
+    assert len(row_ids) == 0 or (row_ids[0] >= 0 and row_ids[-1] < manifest.num_rows), "no such row"
+    groups, begins = np.unique(np.searchsorted(manifest.group_starts, row_ids, side="right") - 1, return_index=True)
+    ends = np.append(begins, len(row_ids))[1:]
+    pieces: list[_Piece] = []
+    for group, begin, end in zip(groups.tolist(), begins.tolist(), ends.tolist(), strict=True):
+        _, file, index = manifest.group_location(group)
+        wanted = row_ids[begin:end] - manifest.group_starts[group]
+        last = pieces[-1] if pieces and pieces[-1].file is file else None
+        if last is not None and file.compression is not None:
+            pieces[-1] = _Piece(file, last.is_first, (*last.groups, index), (*last.wanted, wanted))
+        else:
+            pieces.append(_Piece(file, last is None, (index,), (wanted,)))
+    return pieces
+
+
+def _read(pieces: list[_Piece], ahead_rows: int) -> Iterator[list[bytes]]:
+    """The wanted rows of all pieces, in order; remote pieces of up to `ahead_rows` are fetched ahead, by threads."""
+    if all(storage.is_local(url) for url in {piece.file.path for piece in pieces}):
+        for piece in pieces:
+            yield from _read_piece(piece)
+        return
+    waiting: deque[Iterable[list[bytes]] | Future[list[list[bytes]]]] = deque()
+    with ThreadPoolExecutor(READ_THREADS, thread_name_prefix="miles-read") as pool:
+        try:
+            for piece in pieces:
+                is_small = piece.num_rows <= ahead_rows
+                waiting.append(pool.submit(_read_whole, piece) if is_small else _read_piece(piece))
+                if len(waiting) > 2 * READ_THREADS:
+                    yield from _result(waiting.popleft())
+            while waiting:
+                yield from _result(waiting.popleft())
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _result(piece: Iterable[list[bytes]] | Future[list[list[bytes]]]) -> Iterable[list[bytes]]:
+    return piece.result() if isinstance(piece, Future) else piece
+
+
+def _read_whole(piece: _Piece) -> list[list[bytes]]:
+    return list(_read_piece(piece))
+
+
+def _read_piece(piece: _Piece) -> Iterator[list[bytes]]:
+    """A piece's wanted rows, a few at a time."""
+    file = piece.file
+    if piece.is_first and (file.size_bytes, file.stamp) != file_stamp(file.path):
         raise SourceError(
             f"{file.path}: changed since its rows were counted (was {file.size_bytes} bytes, {file.stamp}). A run "
             "reads the files that it began with: bring the old file back, or start anew with another --save"
         )
-    if file.format == "parquet":
-        yield from _parquet_groups(file, indices, wanted)
-        return
-    for index, block, rows in zip(indices, _blocks(file, indices), wanted, strict=True):
-        with scan.reading(file.path):
+    with storage.reading(file.path):
+        if file.format == "parquet":
+            (group,), (wanted,) = piece.groups, piece.wanted
+            yield from _parquet_rows(file, group, wanted)
+            return
+        for group, block, wanted in zip(piece.groups, _blocks(file, piece.groups), piece.wanted, strict=True):
             lines = scan.split_rows(file.format, block)
-        if len(lines) != file.row_groups[index].num_rows:
-            raise SourceError(f"{file.path}: row group {index} no longer holds the rows that were counted")
-        yield [lines[row] for row in rows]
+            if len(lines) != file.row_groups[group].num_rows:
+                raise SourceError(f"{file.path}: row group {group} no longer holds the rows that were counted")
+            yield [lines[row] for row in wanted]
 
 
-def _blocks(file: File, indices: Sequence[int]) -> Iterator[bytes]:
+def _blocks(file: File, indices: tuple[int, ...]) -> Iterator[bytes]:
     """The bytes of a JSON file's row groups."""
     groups = [file.row_groups[index] for index in indices]
     if file.compression is None:
-        fs, path = storage.filesystem(file.path)
+        ranges = storage.RangeFile(file.path, file.size_bytes)
         for group in groups:
-            with scan.reading(file.path):
-                end = group.offset_bytes + group.length_bytes
-                block = fs.cat_file(path, start=group.offset_bytes, end=end)
-            yield block
+            yield ranges.read_range(group.offset_bytes, group.offset_bytes + group.length_bytes)
         return
     chunks = scan.read_chunks(file.path, file.compression)
     buffer, base = b"", 0  # buffer[0] is byte `base` of the decompressed file
@@ -103,22 +206,25 @@ def _blocks(file: File, indices: Sequence[int]) -> Iterator[bytes]:
         end = group.offset_bytes + group.length_bytes
         while base + len(buffer) < end:
             passed = min(group.offset_bytes - base, len(buffer))
-            with scan.reading(file.path):
-                chunk = next(chunks, None)
+            chunk = next(chunks, None)
             if chunk is None:
                 raise SourceError(f"{file.path}: ends before the rows that were counted do")
             buffer, base = buffer[passed:] + chunk, base + passed
         yield buffer[group.offset_bytes - base : end - base]
 
 
-def _parquet_groups(file: File, indices: Sequence[int], wanted: Sequence[Int64]) -> Iterator[list[bytes]]:
-    with open_parquet(file.path) as parquet:
-        for index, rows in zip(indices, wanted, strict=True):
-            with scan.reading(file.path):
-                # One thread: the loader's share of the machine is an explicit number of processes.
-                table = parquet.read_row_group(index, use_threads=False).take(pa.array(rows))
-                payloads = _table_to_json(table)
-            yield payloads
+def _parquet_rows(file: File, group: int, wanted: Int64) -> Iterator[list[bytes]]:
+    """The wanted rows (int64, numbers within the group, ascending) of a row group, which is read no further."""
+    first = 0
+    for batch in parquet.group_batches(file.path, file.size_bytes, file.stamp, group):
+        begin, end = np.searchsorted(wanted, (first, first + batch.num_rows))
+        if begin < end:
+            rows = pa.array(wanted[begin:end] - first)
+            yield _table_to_json(pa.Table.from_batches([batch]).take(rows))
+        first += batch.num_rows
+        if first > wanted[-1]:
+            return
+    raise SourceError(f"{file.path}: row group {group} no longer holds the rows that were counted")
 
 
 def _table_to_json(table: pa.Table) -> list[bytes]:

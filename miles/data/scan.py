@@ -12,18 +12,18 @@ row; a broken element of an array has no end that could be found, so it is an er
 
 from __future__ import annotations
 
-import contextlib
 import gzip
+import io
 import itertools
 import json
 import re
 from collections.abc import Iterator
-from typing import IO, Any
+from typing import IO
 
 import zstandard
 
 from miles import storage
-from miles.errors import MilesError, SourceError
+from miles.errors import SourceError
 
 Extent = tuple[int, int, int]
 """rows, offset in bytes, length in bytes"""
@@ -42,22 +42,6 @@ _CUT_TOKEN = 16
 """An error this close to the end of the buffer may only mean that a token was cut: -Infinity, \\ud83d."""
 
 
-@contextlib.contextmanager
-def reading(url: str) -> Iterator[None]:
-    """Turns whatever goes wrong with a file into a SourceError that names it."""
-    try:
-        yield
-    except MilesError:
-        raise
-    except FileNotFoundError as error:
-        raise SourceError(f"{url}: no such file") from error
-    except PermissionError as error:
-        raise SourceError(f"{url}: permission denied") from error
-    # Every filesystem and codec has its own exceptions (botocore, httpx, zlib, zstandard, Arrow).
-    except Exception as error:
-        raise SourceError(f"{url}: cannot be read, {type(error).__name__}: {error}") from error
-
-
 def scan(url: str, compression: str | None) -> tuple[str, list[Extent]]:
     """Finds the rows of a JSON file.
 
@@ -67,7 +51,7 @@ def scan(url: str, compression: str | None) -> tuple[str, list[Extent]]:
     Raises:
         SourceError: the file is missing, truncated, or an array with a broken element (with its byte offset).
     """
-    with reading(url):
+    with storage.reading(url):
         chunks = read_chunks(url, compression)
         head = b""
         for chunk in chunks:
@@ -110,14 +94,13 @@ def split_rows(kind: str, block: bytes) -> list[bytes]:
 
 def read_chunks(url: str, compression: str | None) -> Iterator[bytes]:
     """A file's content, decompressed, in pieces of about `BUFFER_BYTES`."""
-    fs, path = storage.filesystem(url)
-    with fs.open(path, "rb") as raw:
-        if compression == "zstd":
-            yield from _zstd_chunks(raw)
-            return
-        stream: Any = gzip.GzipFile(fileobj=raw) if compression == "gzip" else raw
-        while chunk := stream.read(BUFFER_BYTES):
-            yield chunk
+    raw = storage.RangeFile(url)
+    if compression == "zstd":
+        yield from _zstd_chunks(io.BufferedReader(raw, BUFFER_BYTES))
+        return
+    stream = gzip.GzipFile(fileobj=io.BufferedReader(raw, BUFFER_BYTES)) if compression == "gzip" else raw
+    while chunk := stream.read(BUFFER_BYTES):
+        yield chunk
 
 
 def _zstd_chunks(raw: IO[bytes]) -> Iterator[bytes]:

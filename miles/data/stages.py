@@ -1,21 +1,25 @@
-"""The pure functions over Arrow: one table row in is one step, one table row out is the same step.
+"""The pure functions over Arrow: one table row is one step, before and behind each of them.
 
     read_window   which window      -> RAW_STEP      rows as JSON text
     encode_steps  RAW_STEP          -> ENCODED_STEP  normalized, tokenised, rejects noted
     prepare_steps RAW_STEP          -> PREPARED_STEP conversations and token counts, for `prepare`
     pack_steps    ENCODED_STEP      -> PACKED_STEP   laid out rank by rank
-    unpack        PACKED_STEP       -> Step          arrays as the trainer takes them
+    unpack        PACKED_STEP       -> Step          in `unpack.py`: arrays as the trainer takes them
 
-`local_steps` composes them in one process, without Ray: the definition that the stream is tested against.
+A table has some steps, of about `TABLE_ROWS` rows together, so that what Arrow costs is paid once for them; which steps
+share a table changes nothing of what is in them. `local_steps` composes the functions in one process, without Ray: the
+definition that the stream is tested against.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -26,90 +30,113 @@ from miles.data.config import DataConfig, EncodeConfig, PackConfig, RowFormat
 from miles.data.encode import Encoder, or_rejected
 from miles.data.manifest import Manifest
 from miles.data.normalize import normalize
-from miles.data.pack import micro_batch, pack, pack_stats
-from miles.data.plan import Plan, WindowRef
-from miles.data.read import read_rows
+from miles.data.pack import pack, pack_stats
+from miles.data.plan import Plan, PlannedStep, WindowRef
+from miles.data.read import read_rows, stream_rows
 from miles.data.types import (
     ENCODED_STEP,
     PACKED_STEP,
     PREPARED_STEP,
     RAW_STEP,
-    STAGES,
     Conversation,
     Encoded,
     Int32,
     Int64,
-    MicroBatch,
     Reject,
     RowRejected,
     Step,
-    StepReport,
     UInt8,
 )
+from miles.data.unpack import starts_of, unpack
 
-_CARRIED = ("step", "epoch", "next_row", "num_rows")
+TABLE_ROWS = 1_024
+"""Rows of the steps in one table, where a step has not more by itself."""
 
-Segments = tuple[Any, Any, Any, Any, Any]
-"""ids int32 [tokens], token mask uint8 [tokens], lengths, row ids, source ids: a micro-batch before the shift."""
+_CARRIED = ["step", "epoch", "next_row", "num_rows"]
 
 
 def read_window(manifest: Manifest, plan: Plan, ref: WindowRef, consumed_rows: int) -> Iterator[pa.Table]:
-    """The steps of a window that begin at `consumed_rows` or later, RAW_STEP. Rows are read once a window."""
+    """The steps of a window that begin at `consumed_rows` or later, RAW_STEP. Rows are read once a window: those of a
+    shuffled one before its first step, those in file order as the steps come to them."""
     steps = [step for step in plan.window_steps(ref) if step.next_row > consumed_rows]
     if not steps:
         return
     started = time.perf_counter()
     row_ids = np.concatenate([step.row_ids for step in steps])
-    payloads = read_rows(manifest, row_ids)
-    seconds = (time.perf_counter() - started) / len(steps)
-    position = 0
-    for step in steps:
-        count = len(step.row_ids)
+    rows: Iterator[bytes]
+    if (np.diff(row_ids) > 0).all():
+        rows = itertools.chain.from_iterable(stream_rows(manifest, row_ids))
+    else:
+        rows = iter(read_rows(manifest, row_ids))
+    window_seconds = (time.perf_counter() - started) / len(steps)
+    for group in _groups(steps):
+        started = time.perf_counter()
+        counts = [len(step.row_ids) for step in group]
+        payloads = list(itertools.islice(rows, sum(counts)))
+        group_ids = np.concatenate([step.row_ids for step in group])
+        seconds = window_seconds + (time.perf_counter() - started) / len(group)
         yield _table(
             RAW_STEP,
-            step=step.step,
-            epoch=step.epoch,
-            next_row=step.next_row,
-            num_rows=count,
-            row_ids=step.row_ids,
-            source_ids=manifest.source_of(step.row_ids),
-            payloads=payloads[position : position + count],
-            read_seconds=seconds,
+            step=[step.step for step in group],
+            epoch=[step.epoch for step in group],
+            next_row=[step.next_row for step in group],
+            num_rows=counts,
+            row_ids=(group_ids, counts),
+            source_ids=(manifest.source_of(group_ids), counts),
+            payloads=(payloads, counts),
+            read_seconds=[seconds] * len(group),
         )
-        position += count
+
+
+def _groups(steps: Sequence[PlannedStep]) -> Iterator[Sequence[PlannedStep]]:
+    """Steps that share a table. All but an epoch's last have as many rows."""
+    size = max(TABLE_ROWS // len(steps[0].row_ids), 1)
+    return (steps[begin : begin + size] for begin in range(0, len(steps), size))
 
 
 @dataclass(frozen=True)
 class _Outcome:
-    """What became of a step's rows."""
+    """What became of a table's rows. The samples are end to end, step by step, in row order."""
 
-    samples: list[tuple[int, int, Conversation, Encoded]]
-    """row id, source id, and the row normalized and encoded"""
-    rejects: list[Reject]
-    normalize_seconds: float
-    encode_seconds: float
+    steps: list[int]
+    """[samples]: which of the table's steps it is of"""
+    row_ids: list[int]
+    source_ids: list[int]
+    conversations: list[Conversation]
+    encoded: list[Encoded]
+    rejects: list[list[dict[str, Any]]]
+    """[steps][rejects of the step]: the fields of `Reject`"""
+    normalize_seconds: list[float]
+    """[steps]"""
+    encode_seconds: list[float]
 
 
-def _encode_rows(row: pa.Table, formats: Sequence[RowFormat], encoder: Encoder) -> _Outcome:
-    row_ids, source_ids = _numpy(row, "row_ids").tolist(), _numpy(row, "source_ids").tolist()
-    started = time.perf_counter()
-    normalized = [
-        or_rejected(normalize, payload, formats[source_id])
-        for source_id, payload in zip(source_ids, row["payloads"][0].as_py(), strict=True)
-    ]
-    middle = time.perf_counter()
-    conversations = [outcome for outcome in normalized if isinstance(outcome, Conversation)]
-    encoded = iter(encoder.encode_all(conversations))
-    samples: list[tuple[int, int, Conversation, Encoded]] = []
-    rejects: list[Reject] = []
-    for position, (row_id, source_id, outcome) in enumerate(zip(row_ids, source_ids, normalized, strict=True)):
-        made = next(encoded) if isinstance(outcome, Conversation) else outcome
-        if isinstance(made, RowRejected):
-            rejects.append(Reject(row_id, source_id, made.reason, made.detail, position))
-        else:
-            assert isinstance(outcome, Conversation)
-            samples.append((row_id, source_id, outcome, made))
-    return _Outcome(samples, rejects, middle - started, time.perf_counter() - middle)
+def _encode_rows(table: pa.Table, formats: Sequence[RowFormat], encoder: Encoder) -> _Outcome:
+    outcome = _Outcome([], [], [], [], [], [], [], [])
+    starts = starts_of(table["num_rows"]).tolist()
+    row_ids, source_ids = _values(table, "row_ids").tolist(), _values(table, "source_ids").tolist()
+    payloads = table["payloads"].combine_chunks().flatten().to_pylist()
+    for step, (begin, end) in enumerate(pairwise(starts)):  # a step at a time: what lives longer costs the collector
+        started = time.perf_counter()
+        normalized = [or_rejected(normalize, payloads[row], formats[source_ids[row]]) for row in range(begin, end)]
+        middle = time.perf_counter()
+        encoded = iter(encoder.encode_all([made for made in normalized if isinstance(made, Conversation)]))
+        rejects = []
+        for row, conversation in enumerate(normalized, begin):
+            made = next(encoded) if isinstance(conversation, Conversation) else conversation
+            if isinstance(made, RowRejected):
+                rejects.append(asdict(Reject(row_ids[row], source_ids[row], made.reason, made.detail, row - begin)))
+                continue
+            assert isinstance(conversation, Conversation)
+            outcome.steps.append(step)
+            outcome.row_ids.append(row_ids[row])
+            outcome.source_ids.append(source_ids[row])
+            outcome.conversations.append(conversation)
+            outcome.encoded.append(made)
+        outcome.rejects.append(rejects)
+        outcome.normalize_seconds.append(middle - started)
+        outcome.encode_seconds.append(time.perf_counter() - middle)
+    return outcome
 
 
 def encode_row(payload: bytes, row_format: RowFormat, encoder: Encoder) -> Encoded | RowRejected:
@@ -118,148 +145,116 @@ def encode_row(payload: bytes, row_format: RowFormat, encoder: Encoder) -> Encod
     return conversation if isinstance(conversation, RowRejected) else encoder.encode_all([conversation])[0]
 
 
-def encode_steps(table: pa.Table, formats: Sequence[RowFormat], encoder: Encoder) -> Iterator[pa.Table]:
-    """RAW_STEP -> ENCODED_STEP, step by step.
+def encode_steps(table: pa.Table, formats: Sequence[RowFormat], encoder: Encoder) -> pa.Table:
+    """RAW_STEP -> ENCODED_STEP.
 
     Args:
         formats: what the rows of each source look like.
     """
-    for row in _rows(table):
-        outcome = _encode_rows(row, formats, encoder)
-        encoded = [sample[3] for sample in outcome.samples]
-        ids = _concatenate([sample.input_ids for sample in encoded], np.int32)
-        mask = _concatenate([sample.loss_mask for sample in encoded], np.uint8)
-        lengths = np.array([len(sample.input_ids) for sample in encoded], np.int32)
-        digest = xxhash.xxh64()
-        for part in (lengths, ids, mask):
-            digest.update(np.ascontiguousarray(part).tobytes())
-        yield _table(
-            ENCODED_STEP,
-            **_carry(row, (*_CARRIED, "read_seconds")),
-            **_columns(row, outcome, len(formats)),
-            fingerprint=digest.hexdigest(),
-            sample_lengths=lengths,
-            input_ids=ids,
-            loss_mask=mask,
-            num_straddling_tokens=sum(sample.num_straddling_tokens for sample in encoded),
-            normalize_seconds=outcome.normalize_seconds,
-            encode_seconds=outcome.encode_seconds,
-        )
-
-
-def prepare_steps(table: pa.Table, formats: Sequence[RowFormat], encoder: Encoder) -> Iterator[pa.Table]:
-    """RAW_STEP -> PREPARED_STEP, step by step; arguments as in `encode_steps`."""
-    for row in _rows(table):
-        outcome = _encode_rows(row, formats, encoder)
-        yield _table(
-            PREPARED_STEP,
-            **_carry(row, _CARRIED),
-            **_columns(row, outcome, len(formats)),
-            conversations=[json.dumps(vars(sample[2])).encode() for sample in outcome.samples],
-            sample_lengths=np.array([len(sample[3].input_ids) for sample in outcome.samples], np.int32),
-            sample_trained_tokens=np.array([sample[3].loss_mask.sum() for sample in outcome.samples], np.int32),
-        )
-
-
-def _columns(row: pa.Table, outcome: _Outcome, num_sources: int) -> dict[str, Any]:
-    """What an ENCODED_STEP and a PREPARED_STEP say alike of a step's rows."""
-    source_ids = np.array([sample[1] for sample in outcome.samples], np.int32)
-    is_truncated = np.array([sample[3].is_truncated for sample in outcome.samples], bool)
-    return {
-        "source_rows": np.bincount(_numpy(row, "source_ids"), minlength=num_sources),
-        "source_truncated": np.bincount(source_ids[is_truncated], minlength=num_sources),
-        "sample_row_ids": np.array([sample[0] for sample in outcome.samples], np.int64),
-        "sample_source_ids": source_ids,
-        "rejects": [asdict(reject) for reject in outcome.rejects],
-    }
-
-
-def pack_steps(table: pa.Table, config: PackConfig) -> Iterator[pa.Table]:
-    """ENCODED_STEP -> PACKED_STEP, step by step."""
-    for row in _rows(table):
-        started = time.perf_counter()
-        lengths, ids, mask = _numpy(row, "sample_lengths"), _numpy(row, "input_ids"), _numpy(row, "loss_mask")
-        source_ids = _numpy(row, "sample_source_ids")
-        packed = pack(lengths, config)
-        stats = pack_stats(lengths, packed, config)
-        trained = _trained_labels(mask, lengths)
-        order = np.array([sample for rank in packed for batch in rank for sample in batch], np.int64)
-        starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-        slices = [slice(starts[sample], starts[sample + 1]) for sample in order]
-        yield _table(
-            PACKED_STEP,
-            **_carry(row, (*_CARRIED, "fingerprint", "num_straddling_tokens", "source_rows", "source_truncated")),
-            **_carry(row, ("rejects", "read_seconds", "normalize_seconds", "encode_seconds")),
-            num_trained_tokens=int(trained.sum()),
-            source_trained_tokens=np.bincount(source_ids, weights=trained, minlength=len(row["source_rows"][0])).astype(
-                np.int64
-            ),
-            pack_fill=stats.pack_fill,
-            dp_imbalance=stats.dp_imbalance,
-            dp_size=config.dp_size,
-            micro_batch_segments=np.array([len(batch) for rank in packed for batch in rank], np.int32),
-            segment_lengths=lengths[order],
-            segment_row_ids=_numpy(row, "sample_row_ids")[order],
-            segment_source_ids=source_ids[order],
-            input_ids=_concatenate([ids[part] for part in slices], np.int32),
-            loss_mask=_concatenate([mask[part] for part in slices], np.uint8),
-            pack_seconds=time.perf_counter() - started,
-        )
-
-
-def report_of(row: pa.Table) -> StepReport:
-    """The report of a PACKED_STEP."""
-    values = _carry(row, [field.name for field in PACKED_STEP if not pa.types.is_large_list(field.type)])
-    return StepReport(
-        index=values["step"],
-        epoch=values["epoch"],
-        next_row=values["next_row"],
-        num_rows=values["num_rows"],
-        num_samples=len(values["segment_lengths"]),
-        num_tokens=sum(values["segment_lengths"]),
-        num_trained_tokens=values["num_trained_tokens"],
-        num_straddling_tokens=values["num_straddling_tokens"],
-        fingerprint=values["fingerprint"],
-        pack_fill=values["pack_fill"],
-        dp_imbalance=values["dp_imbalance"],
-        source_rows=tuple(values["source_rows"]),
-        source_trained_tokens=tuple(values["source_trained_tokens"]),
-        source_truncated=tuple(values["source_truncated"]),
-        rejects=tuple(Reject(**reject) for reject in values["rejects"]),
-        stage_seconds={stage: values[f"{stage}_seconds"] for stage in STAGES},
+    outcome = _encode_rows(table, formats, encoder)
+    encoded = outcome.encoded
+    ids = _concatenate([sample.input_ids for sample in encoded], np.int32)
+    mask = _concatenate([sample.loss_mask for sample in encoded], np.uint8)
+    lengths = np.array([len(sample.input_ids) for sample in encoded], np.int32)
+    columns = _columns(table, outcome, len(formats))
+    of_samples = starts_of(columns["sample_row_ids"][1])
+    of_tokens = starts_of(lengths)[of_samples]
+    straddling = starts_of([sample.num_straddling_tokens for sample in encoded])[of_samples]
+    return _table(
+        ENCODED_STEP,
+        **_carry(table, [*_CARRIED, "read_seconds"]),
+        **columns,
+        fingerprint=[
+            _fingerprint(lengths[slice(*samples)], ids[slice(*tokens)], mask[slice(*tokens)])
+            for samples, tokens in zip(pairwise(of_samples), pairwise(of_tokens), strict=True)
+        ],
+        sample_lengths=(lengths, np.diff(of_samples)),
+        input_ids=(ids, np.diff(of_tokens)),
+        loss_mask=(mask, np.diff(of_tokens)),
+        num_straddling_tokens=np.diff(straddling),
+        normalize_seconds=outcome.normalize_seconds,
+        encode_seconds=outcome.encode_seconds,
     )
 
 
-def segments_by_rank(row: pa.Table) -> list[list[Segments]]:
-    """[dp_size][micro-batches]: a PACKED_STEP's arrays, cut but not yet shifted."""
-    ids, mask = _numpy(row, "input_ids"), _numpy(row, "loss_mask")
-    lengths, row_ids = _numpy(row, "segment_lengths"), _numpy(row, "segment_row_ids")
-    source_ids, counts = _numpy(row, "segment_source_ids"), _numpy(row, "micro_batch_segments")
-    starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    ends = np.cumsum(counts)
-    cut = [
-        (
-            ids[starts[end - count] : starts[end]],
-            mask[starts[end - count] : starts[end]],
-            lengths[end - count : end],
-            row_ids[end - count : end],
-            source_ids[end - count : end],
-        )
-        for end, count in zip(ends.tolist(), counts.tolist(), strict=True)
-    ]
-    ranks = row["dp_size"][0].as_py()
-    per_rank = len(cut) // ranks
-    return [cut[rank * per_rank : (rank + 1) * per_rank] for rank in range(ranks)]
+def _fingerprint(lengths: Int32, ids: Int32, mask: UInt8) -> str:
+    digest = xxhash.xxh64()
+    for part in (lengths, ids, mask):
+        digest.update(part.tobytes())
+    return digest.hexdigest()
 
 
-def micro_batches(segments: Sequence[Segments]) -> tuple[MicroBatch, ...]:
-    """One rank's micro-batches, shifted."""
-    return tuple(micro_batch(*parts) for parts in segments)
+def prepare_steps(table: pa.Table, formats: Sequence[RowFormat], encoder: Encoder) -> pa.Table:
+    """RAW_STEP -> PREPARED_STEP; arguments as in `encode_steps`."""
+    outcome = _encode_rows(table, formats, encoder)
+    columns = _columns(table, outcome, len(formats))
+    counts = columns["sample_row_ids"][1]
+    lengths = np.array([len(sample.input_ids) for sample in outcome.encoded], np.int32)
+    trained = np.array([sample.loss_mask.sum() for sample in outcome.encoded], np.int32)
+    return _table(
+        PREPARED_STEP,
+        **_carry(table, _CARRIED),
+        **columns,
+        conversations=([json.dumps(vars(conversation)).encode() for conversation in outcome.conversations], counts),
+        sample_lengths=(lengths, counts),
+        sample_trained_tokens=(trained, counts),
+    )
 
 
-def unpack(row: pa.Table) -> Step:
-    """PACKED_STEP -> the step as users hold it."""
-    return Step(report_of(row), tuple(micro_batches(rank) for rank in segments_by_rank(row)))
+def _columns(table: pa.Table, outcome: _Outcome, num_sources: int) -> dict[str, Any]:
+    """What an ENCODED_STEP and a PREPARED_STEP say alike of a step's rows."""
+    steps = np.array(outcome.steps, np.int64)
+    source_ids = np.array(outcome.source_ids, np.int32)
+    is_truncated = np.array([sample.is_truncated for sample in outcome.encoded], bool)
+    row_steps = np.repeat(np.arange(table.num_rows), table["num_rows"].to_numpy())
+    counts = np.bincount(steps, minlength=table.num_rows)
+    return {
+        "source_rows": _by_source(row_steps, _values(table, "source_ids"), table.num_rows, num_sources),
+        "source_truncated": _by_source(steps[is_truncated], source_ids[is_truncated], table.num_rows, num_sources),
+        "sample_row_ids": (np.array(outcome.row_ids, np.int64), counts),
+        "sample_source_ids": (source_ids, counts),
+        "rejects": outcome.rejects,
+    }
+
+
+def pack_steps(table: pa.Table, config: PackConfig) -> pa.Table:
+    """ENCODED_STEP -> PACKED_STEP."""
+    started = time.perf_counter()
+    lengths, ids, mask = (_values(table, name) for name in ("sample_lengths", "input_ids", "loss_mask"))
+    source_ids, row_ids = _values(table, "sample_source_ids"), _values(table, "sample_row_ids")
+    counts = table["sample_lengths"].combine_chunks().value_lengths().to_numpy()
+    packed, stats, taken = [], [], list[int]()
+    for begin, end in pairwise(starts_of(counts)):
+        packed.append(pack(lengths[begin:end], config))
+        stats.append(pack_stats(lengths[begin:end], packed[-1], config))
+        taken += [int(begin) + sample for rank in packed[-1] for batch in rank for sample in batch]
+    order = np.array(taken, np.int64)
+    begins = starts_of(lengths)
+    slices = [slice(begin, end) for begin, end in zip(begins[:-1][order], begins[1:][order], strict=True)]
+    tokens = np.diff(begins[starts_of(counts)])
+    trained = _trained_labels(mask, lengths)
+    steps = np.repeat(np.arange(table.num_rows), counts)
+    num_sources = len(table["source_rows"][0])
+    carried = ["fingerprint", "num_straddling_tokens", "source_rows", "source_truncated", "rejects"]
+    return _table(
+        PACKED_STEP,
+        **_carry(table, [*_CARRIED, *carried, "read_seconds", "normalize_seconds", "encode_seconds"]),
+        num_trained_tokens=np.bincount(steps, weights=trained, minlength=table.num_rows).astype(np.int64),
+        source_trained_tokens=_by_source(steps, source_ids, table.num_rows, num_sources, weights=trained),
+        pack_fill=[one.pack_fill for one in stats],
+        dp_imbalance=[one.dp_imbalance for one in stats],
+        dp_size=[config.dp_size] * table.num_rows,
+        micro_batch_segments=(
+            np.array([len(batch) for step in packed for rank in step for batch in rank], np.int32),
+            [sum(map(len, step)) for step in packed],
+        ),
+        segment_lengths=(lengths[order], counts),
+        segment_row_ids=(row_ids[order], counts),
+        segment_source_ids=(source_ids[order], counts),
+        input_ids=(_concatenate([ids[part] for part in slices], np.int32), tokens),
+        loss_mask=(_concatenate([mask[part] for part in slices], np.uint8), tokens),
+        pack_seconds=[(time.perf_counter() - started) / table.num_rows] * table.num_rows,
+    )
 
 
 def make_plan(manifest: Manifest, config: DataConfig) -> Plan:
@@ -288,9 +283,7 @@ def local_steps(manifest: Manifest, config: DataConfig, consumed_rows: int = 0) 
     plan, encoder, formats = make_plan(manifest, config), encoder_of(config.encode), source_formats(manifest)
     for ref in plan.windows(consumed_rows):
         for raw in read_window(manifest, plan, ref, consumed_rows):
-            for encoded in encode_steps(raw, formats, encoder):
-                for packed in pack_steps(encoded, config.pack):
-                    yield unpack(packed)
+            yield from unpack(pack_steps(encode_steps(raw, formats, encoder), config.pack))
 
 
 def _trained_labels(loss_mask: UInt8, lengths: Int32) -> Int64:
@@ -302,33 +295,42 @@ def _trained_labels(loss_mask: UInt8, lengths: Int32) -> Int64:
     return counts - loss_mask[starts]
 
 
-def _rows(table: pa.Table) -> Iterator[pa.Table]:
-    for index in range(table.num_rows):
-        yield table.slice(index, 1)
+def _by_source(
+    steps: Int64, source_ids: Int32, num_steps: int, num_sources: int, weights: Int64 | None = None
+) -> tuple[Int64, list[int]]:
+    """A list column: for each step, how many (or how much of `weights`) of each source."""
+    places = steps * num_sources + source_ids
+    counts = np.bincount(places, weights=weights, minlength=num_steps * num_sources).astype(np.int64)
+    return counts, [num_sources] * num_steps
 
 
-def _numpy(row: pa.Table, name: str) -> Any:
-    return row[name].combine_chunks()[0].values.to_numpy(zero_copy_only=False)
+def _values(table: pa.Table, name: str) -> Any:
+    """A list column's values, end to end."""
+    return table[name].combine_chunks().flatten().to_numpy(zero_copy_only=False)
 
 
-def _carry(row: pa.Table, names: Sequence[str]) -> dict[str, Any]:
-    return {name: row[name][0].as_py() for name in names}
+def _carry(table: pa.Table, names: Sequence[str]) -> dict[str, Any]:
+    return {name: table[name] for name in names}
 
 
 def _concatenate(parts: Sequence[Any], dtype: Any) -> Any:
     return np.concatenate(parts) if parts else np.zeros(0, dtype)
 
 
-def _table(schema: pa.Schema, **values: Any) -> pa.Table:
-    """A table of one row."""
-    columns = []
-    for field in schema:
-        value = values[field.name]
-        if isinstance(value, np.ndarray):
-            offset = pa.int64() if pa.types.is_large_list(field.type) else pa.int32()
-            kind = pa.LargeListArray if pa.types.is_large_list(field.type) else pa.ListArray
-            inner = pa.array(value, field.type.value_type)
-            columns.append(kind.from_arrays(pa.array([0, len(value)], offset), inner))
-        else:
-            columns.append(pa.array([value], field.type))
-    return pa.table(columns, schema=schema)
+def _table(schema: pa.Schema, **columns: Any) -> pa.Table:
+    """A table of steps.
+
+    Args:
+        columns: one value a step; a list column also as its values end to end, and how many of them each step has.
+    """
+    return pa.Table.from_arrays([_column(field.type, columns[field.name]) for field in schema], schema=schema)
+
+
+def _column(kind: pa.DataType, column: Any) -> Any:
+    if isinstance(column, pa.ChunkedArray):
+        return column
+    if not isinstance(column, tuple):
+        return pa.array(column, kind)
+    values, counts = column
+    made, offset = (pa.LargeListArray, np.int64) if pa.types.is_large_list(kind) else (pa.ListArray, np.int32)
+    return made.from_arrays(pa.array(starts_of(counts).astype(offset)), pa.array(values, kind.value_type))

@@ -28,7 +28,7 @@ _IN_REPORTS = [
 def reports(table: pa.Table) -> list[StepReport]:
     """The reports of PACKED_STEP rows."""
     lengths, starts = _values(table, "segment_lengths")
-    token_starts = _starts(lengths)
+    token_starts = starts_of(lengths)
     return [
         StepReport(
             index=row["step"],
@@ -62,8 +62,8 @@ def chunks(table: pa.Table, step_reports: list[StepReport]) -> list[Chunk]:
     arrays = {name: _values(table, name)[0] for name in (*_OF_SEGMENTS, "input_ids", "loss_mask")}
     num_ranks = table["dp_size"][0].as_py()
     batches = np.diff(batch_starts) // num_ranks  # of one rank, in each step
-    segment_starts = _starts(counts)
-    token_starts = _starts(arrays["segment_lengths"])
+    segment_starts = starts_of(counts)
+    token_starts = starts_of(arrays["segment_lengths"])
     made = []
     for rank in range(num_ranks):
         of_batches = _slices(batch_starts[:-1] + rank * batches, batches)
@@ -86,9 +86,9 @@ def chunks(table: pa.Table, step_reports: list[StepReport]) -> list[Chunk]:
 
 def micro_batches(chunk: Chunk) -> Iterator[tuple[MicroBatch, ...]]:
     """A rank's micro-batches of one step after the other, shifted."""
-    segment_starts = _starts(chunk.micro_batch_segments)
-    token_starts = _starts(chunk.segment_lengths)
-    for begin, end in pairwise(_starts(chunk.step_micro_batches)):
+    segment_starts = starts_of(chunk.micro_batch_segments)
+    token_starts = starts_of(chunk.segment_lengths)
+    for begin, end in pairwise(starts_of(chunk.step_micro_batches)):
         batches = []
         for first, last in pairwise(segment_starts[begin : end + 1]):
             tokens = slice(token_starts[first], token_starts[last])
@@ -119,7 +119,7 @@ def _values(table: pa.Table, name: str) -> tuple[Any, Int64]:
     return values, starts - starts[0]
 
 
-def _starts(lengths: Any) -> Int64:
+def starts_of(lengths: Any) -> Int64:
     """int64 [lengths + 1]: where each begins, and the end of the last."""
     starts = np.zeros(len(lengths) + 1, np.int64)
     np.cumsum(lengths, out=starts[1:])

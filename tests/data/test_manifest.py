@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
-from fsspec.implementations.memory import MemoryFile, MemoryFileSystem
+from fsspec.implementations.memory import MemoryFileSystem
 
 from miles.data.config import RowFormat, SourceConfig
 from miles.data.formats import FIRST_ROWS
@@ -176,16 +176,14 @@ def test_of_a_large_row_group_little_is_read(tmp_path: Path, monkeypatch: pytest
     content = (tmp_path / "x.parquet").read_bytes()
     num_bytes = 0
 
-    class Counting(MemoryFile):
-        def read(self, size: int | None = -1, /) -> bytes:
-            nonlocal num_bytes
-            chunk: bytes = super().read(size)
-            num_bytes += len(chunk)
-            return chunk
+    def counting(fs: MemoryFileSystem, path: str, start: int, end: int) -> bytes:
+        nonlocal num_bytes
+        num_bytes += end - start
+        return content[start:end]
 
     fs = fsspec.filesystem("memory")
     fs.pipe_file("/large/x.parquet", content)
-    monkeypatch.setattr(MemoryFileSystem, "_open", lambda fs, path, *_, **__: Counting(fs, path, content))
+    monkeypatch.setattr(MemoryFileSystem, "cat_file", counting)
     try:
         (source,) = build_manifest([SourceConfig("s", ("memory://large/x.parquet",))]).sources
     finally:
@@ -255,14 +253,14 @@ class Forbidden(MemoryFileSystem):
     def _strip_protocol(cls, path: str) -> str:
         return super()._strip_protocol(path.removeprefix("forbidden://"))
 
-    def _open(self, path, mode="rb", **kwargs):  # type: ignore[no-untyped-def]
+    def cat_file(self, path, start=None, end=None, **kwargs):  # type: ignore[no-untyped-def]
         raise PermissionError(path)
 
 
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.parquet"])
 def test_permission_denied(name: str) -> None:
     fsspec.register_implementation("forbidden", Forbidden, clobber=True)
-    fsspec.filesystem("memory").pipe_file(f"/{name}", b"{}")
+    fsspec.filesystem("memory").pipe_file(f"/{name}", b"{}\n" * 100)
     try:
         with pytest.raises(SourceError, match=f"{name}: permission denied"):
             build_manifest([SourceConfig("s", (f"forbidden:///{name}",))])

@@ -95,13 +95,13 @@ def test_only_the_groups_that_are_needed_and_each_once(tmp_path: Path, monkeypat
     (tmp_path / name).write_bytes(content)
     manifest = manifest_of(tmp_path / name)
     groups: list[int] = []
-    original = read._parquet_groups
+    original = read._parquet_rows
 
-    def watching(file, indices, wanted):  # type: ignore[no-untyped-def]
-        groups.extend(indices)
-        return original(file, indices, wanted)
+    def watching(file, group, wanted):  # type: ignore[no-untyped-def]
+        groups.append(group)
+        return original(file, group, wanted)
 
-    monkeypatch.setattr(read, "_parquet_groups", watching)
+    monkeypatch.setattr(read, "_parquet_rows", watching)
     read_rows(manifest, np.array([31, 2, 30, 5]))
     assert groups == [0, 3]
 

@@ -1,0 +1,419 @@
+"""What `stream.py` measures, one function each; every one of them runs in a process of its own.
+
+    write_files      sample -> Parquet files
+    bare_encoders    processes that only normalize and encode: what the cores can do at most
+    stream_pass      files -> steps in the hands of consumers: when each came, and the peak of memory
+    first_steps      several streams in turn, each only as far as its first step
+    batch_by_batch   the peer: a batch at a time, in one process
+
+Moments are `time.monotonic()`, which on Linux and macOS all processes of a machine share.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import multiprocessing
+import multiprocessing.synchronize
+import os
+import sys
+import tempfile
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from importlib.util import find_spec
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+from transformers import AutoTokenizer
+
+from miles.data import stages
+from miles.data.config import (
+    DataConfig,
+    EncodeConfig,
+    OrderConfig,
+    PackConfig,
+    SourceConfig,
+    StreamConfig,
+)
+from miles.data.encode import or_rejected
+from miles.data.feed import Feed, StepIterator
+from miles.data.manifest import build_manifest
+from miles.data.normalize import normalize
+from miles.data.read import read_rows
+from miles.data.types import STAGES, Conversation, Cursor
+
+GROUP_ROWS = 1_000
+WARM_UP_ROWS = 2_000
+SAMPLE_SECONDS = 0.2
+
+ROLES = {"human": "user", "gpt": "assistant", "system": "system"}
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A stream: its files and its settings."""
+
+    paths: tuple[str, ...]
+    tokenizer: str
+    batch_size: int
+    window_rows: int
+    dp_size: int
+    """consumers, each of which takes one data rank's share of a step"""
+    loader_cpus: int
+    object_store_bytes: int
+
+    @property
+    def config(self) -> DataConfig:
+        return DataConfig(
+            sources=(SourceConfig("rows", self.paths),),
+            order=OrderConfig(batch_size=self.batch_size, shuffle=True, window_rows=self.window_rows),
+            encode=EncodeConfig(self.tokenizer),
+            pack=PackConfig(dp_size=self.dp_size),
+            stream=StreamConfig(loader_cpus=self.loader_cpus),
+        )
+
+
+def in_own_process(work: Callable[..., _T], *arguments: Any) -> _T:
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(work, *arguments).result()
+
+
+def write_files(folder: Path, source: str, num_files: int, rows_per_file: int) -> tuple[str, ...]:
+    """The rows of `source` again and again, in files of equal size."""
+    sample = pq.read_table(source)
+    rows = np.arange(num_files * rows_per_file) % sample.num_rows
+    paths = []
+    for number in range(num_files):
+        part = sample.take(pa.array(rows[number * rows_per_file : (number + 1) * rows_per_file]))
+        paths.append(str(folder / f"part-{number:05}.parquet"))
+        pq.write_table(part, paths[-1], row_group_size=GROUP_ROWS)
+    return tuple(paths)
+
+
+# --- what the cores can do at most ----------------------------------------------------------------------------------
+
+
+def bare_encoders(setup: Setup, num_rows: int) -> float:
+    """Rows a second of as many plain processes as the loader has CPUs, all at work at the same time.
+
+    Args:
+        num_rows: of all processes together, shared out evenly.
+    """
+    context = multiprocessing.get_context("spawn")
+    processes = setup.loader_cpus
+    barrier = context.Barrier(processes)
+    with ProcessPoolExecutor(processes, context, _keep_barrier, (barrier,)) as pool:
+        parts = [pool.submit(_bare_encoder, setup, slice(first, num_rows, processes)) for first in range(processes)]
+        return sum(part.result() for part in parts)
+
+
+_barrier: multiprocessing.synchronize.Barrier | None = None
+
+
+def _keep_barrier(barrier: multiprocessing.synchronize.Barrier) -> None:
+    global _barrier
+    _barrier = barrier
+
+
+def _bare_encoder(setup: Setup, part: slice) -> float:
+    """Rows a second from JSON text in memory to ids and masks, a step's rows at a time; the first rows not counted."""
+    manifest = build_manifest(setup.config.sources)
+    encoder, row_format = stages.encoder_of(setup.config.encode), manifest.sources[0].format
+    payloads = read_rows(manifest, np.arange(manifest.num_rows, dtype=np.int64)[part])
+    steps = [payloads[start : start + setup.batch_size] for start in range(0, len(payloads), setup.batch_size)]
+    num_warm_up = -(-WARM_UP_ROWS // setup.batch_size)
+    assert _barrier is not None
+    assert len(steps) > num_warm_up, "too few rows"
+    started = 0.0
+    for number, step in enumerate(steps):
+        if number == num_warm_up:
+            _barrier.wait(timeout=600)
+            started = time.monotonic()
+        outcomes = [or_rejected(normalize, payload, row_format) for payload in step]
+        encoder.encode_all([outcome for outcome in outcomes if isinstance(outcome, Conversation)])
+    return sum(len(step) for step in steps[num_warm_up:]) / (time.monotonic() - started)
+
+
+# --- the stream -----------------------------------------------------------------------------------------------------
+
+
+@ray.remote(num_cpus=0)
+class Consumer:
+    """A trainer that only looks at its micro-batches, and says when they came."""
+
+    def ready(self) -> None:
+        pass
+
+    def read(self, handle: Any, rank: int, first: int, last: int, seconds: float) -> list[dict[str, Any]]:
+        """Steps from `first` to `last` (exclusive), each held for so many seconds."""
+        trail = []
+        for report, micro_batches in StepIterator(handle, rank, rank, first, last):
+            assert all(one.input_ids.any() and one.loss_mask.max() >= 0 for one in micro_batches)
+            trail.append(
+                {
+                    "at": time.monotonic(),
+                    "rows": report.num_rows,
+                    "tokens": report.num_tokens,
+                    "wait_seconds": report.wait_seconds,
+                    "queue_depth": report.queue_depth,
+                    "stage_seconds": dict(report.stage_seconds),
+                }
+            )
+            if seconds:
+                time.sleep(seconds)
+        return trail
+
+
+@contextlib.contextmanager
+def local_ray(setup: Setup) -> Iterator[None]:
+    ray.init(
+        address="local",
+        num_cpus=setup.loader_cpus,
+        object_store_memory=setup.object_store_bytes,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="error",
+    )
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def start_consumers(setup: Setup) -> list[Any]:
+    consumers = [Consumer.remote() for _ in range(setup.dp_size)]
+    ray.get([one.ready.remote() for one in consumers])
+    return consumers
+
+
+def open_feed(setup: Setup, run_dir: str, cursor: Cursor | None = None) -> Feed:
+    return Feed.open(setup.config, cursor=cursor, cursor_path="the cursor", num_ranks=setup.dp_size, run_dir=run_dir)
+
+
+def stream_pass(setup: Setup, hold_seconds: float = 0.0, max_steps: int | None = None) -> dict[str, Any]:
+    """One pass over the rows, or over the first steps.
+
+    Args:
+        hold_seconds: how long a consumer keeps a step.
+
+    Returns:
+        Seconds of each phase, the trail of the steps, and the peaks of memory in bytes.
+    """
+    started = time.monotonic()
+    with local_ray(setup), tempfile.TemporaryDirectory() as run_dir:
+        with Watch() as watch:
+            consumers = start_consumers(setup)
+            ray_up = time.monotonic()
+            feed = open_feed(setup, run_dir)
+            num_steps = min(feed.info.num_steps, max_steps or feed.info.num_steps)
+            trails = ray.get(
+                [one.read.remote(feed.handle, rank, 0, num_steps, hold_seconds) for rank, one in enumerate(consumers)]
+            )
+        feed.close()
+    assert all(len(trail) == num_steps for trail in trails), "steps are missing"
+    # A step has come when the last rank has its share.
+    arrived = [max(one["at"] for one in step) for step in zip(*trails, strict=True)]
+    steps = [{**one, "at": at} for one, at in zip(trails[0], arrived, strict=True)]
+    after_first = steps[1:]
+    seconds = arrived[-1] - arrived[0]
+    rows, tokens = (sum(step[name] for step in after_first) for name in ("rows", "tokens"))
+    return {
+        "num_steps": num_steps,
+        "num_rows": sum(step["rows"] for step in steps),
+        "num_tokens": sum(step["tokens"] for step in steps),
+        "whole_seconds": arrived[-1] - started,
+        "first_step_seconds": arrived[0] - ray_up,
+        "first_step_with_ray_seconds": arrived[0] - started,
+        "steady_seconds": seconds,
+        "steady_rows_per_second": rows / seconds,
+        "steady_tokens_per_second": tokens / seconds,
+        "steady_wait_seconds": sum(step["wait_seconds"] for step in after_first),
+        "longest_wait_seconds": max(step["wait_seconds"] for step in after_first),
+        "median_queue_depth": float(np.median([step["queue_depth"] for step in after_first])),
+        "stage_seconds": {name: sum(step["stage_seconds"][name] for step in steps) for name in STAGES},
+        "cpu_seconds": watch.cpu_seconds(arrived[0], arrived[-1]),
+        "peak_bytes": watch.peak_bytes,
+    }
+
+
+def first_steps(cases: Sequence[tuple[Setup, int]], rounds: int) -> list[list[float]]:
+    """Seconds from before the rows are counted to the first step in every consumer's hand.
+
+    The cases take turns; a first round is not counted. Before each, Ray is idle and has processes that have the
+    tokenizer certified, so that what a process costs to start does not hide what is looked for.
+
+    Args:
+        cases: streams, and how many rows of each were consumed before.
+    """
+    seconds: list[list[float]] = [[] for _ in cases]
+    first = cases[0][0]
+    with local_ray(first):
+        consumers = start_consumers(first)
+        stages.encoder_of(first.config.encode)
+        for number in range(rounds + 1):
+            for case, (setup, consumed_rows) in enumerate(cases):
+                took = _first_step(setup, consumed_rows, consumers)
+                if number:
+                    seconds[case].append(took)
+    return seconds
+
+
+def _first_step(setup: Setup, consumed_rows: int, consumers: Sequence[Any]) -> float:
+    with tempfile.TemporaryDirectory() as run_dir:
+        cursor = None
+        if consumed_rows:  # as a checkpoint would bring it
+            before = open_feed(setup, run_dir)
+            cursor = dataclasses.replace(before.cursor(), consumed_rows=consumed_rows)
+            before.close()
+        _warm_processes(setup)
+        started = time.monotonic()
+        feed = open_feed(setup, run_dir, cursor)
+        step = feed.first_step
+        reads = [one.read.remote(feed.handle, rank, step, step + 1, 0.0) for rank, one in enumerate(consumers)]
+        took = max(trail[0]["at"] for trail in ray.get(reads)) - started
+        feed.close()
+    return took
+
+
+def _warm_processes(setup: Setup) -> None:
+    """Waits until an ended stream is gone; then each CPU, and the feed to come, has a process with a tokenizer."""
+    while ray.available_resources().get("CPU", 0) < setup.loader_cpus:
+        time.sleep(0.1)
+    num_processes = setup.loader_cpus + 1
+    warm = ray.remote(num_cpus=setup.loader_cpus / (num_processes + 1))(_certify)
+    ray.get([warm.remote(setup.config.encode) for _ in range(num_processes)])
+
+
+def _certify(config: EncodeConfig) -> None:
+    stages.encoder_of(config)
+    time.sleep(0.5)  # so that the next task gets another process
+
+
+class Watch:
+    """What this driver's Ray uses while it is open: memory and CPU time, looked at several times a second.
+
+    `peak_bytes` holds "object store", what its objects take, with "spilled" beside it; and of each role's processes the
+    largest one's own memory: without what it shares, libraries and the object store.
+    """
+
+    def __init__(self) -> None:
+        self.peak_bytes: dict[str, int] = {}
+        self._titles: dict[int, str] = {}
+        self._own_bytes: dict[int, int] = defaultdict(int)
+        self._cpu: list[tuple[float, dict[int, float]]] = []  # moment, process -> CPU seconds up to then
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> Watch:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._end.set()
+        self._thread.join()
+        for pid, peak in self._own_bytes.items():
+            role = self._role(pid)
+            if role != "ray":
+                self.peak_bytes[role] = max(self.peak_bytes.get(role, 0), peak)
+
+    def cpu_seconds(self, since: float, until: float) -> dict[str, float]:
+        """CPU seconds of each role between two moments, as near to them as was looked."""
+        spent: dict[str, float] = defaultdict(float)
+        before = [cpu for at, cpu in self._cpu if at <= since][-1]
+        after = next((cpu for at, cpu in self._cpu if at >= until), self._cpu[-1][1])
+        for pid, seconds in after.items():
+            spent[self._role(pid)] += seconds - before.get(pid, 0.0)
+        return dict(spent)
+
+    def _role(self, pid: int) -> str:
+        title = self._titles[pid]
+        if not title.startswith("ray::") or title.endswith("Agent"):
+            return "driver" if pid == os.getpid() else "ray"
+        return "feed" if "FeedActor" in title else "consumer" if "Consumer" in title else "loader"
+
+    def _watch(self) -> None:
+        driver = psutil.Process()
+        cpu: dict[int, float] = {}
+        while not self._end.wait(SAMPLE_SECONDS):
+            for process in [driver, *driver.children(recursive=True)]:
+                with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess, IndexError):
+                    title = process.cmdline()[0]
+                    memory, times = process.memory_info(), process.cpu_times()
+                    own = memory.rss - getattr(memory, "shared", 0)
+                    self._own_bytes[process.pid] = max(self._own_bytes[process.pid], own)
+                    cpu[process.pid] = times.user + times.system
+                    if title != "ray::IDLE" or process.pid not in self._titles:
+                        self._titles[process.pid] = title
+            self._cpu.append((time.monotonic(), dict(cpu)))
+            store = _object_store()
+            for name, used in (("object store", store.object_store_bytes_used), ("spilled", store.spilled_bytes_total)):
+                self.peak_bytes[name] = max(self.peak_bytes.get(name, 0), used)
+
+
+def _object_store() -> Any:
+    from ray._private.internal_api import node_stats
+
+    (node,) = ray.nodes()
+    return node_stats(node["NodeManagerAddress"], node["NodeManagerPort"], include_memory_info=False).store_stats
+
+
+# --- the peer -------------------------------------------------------------------------------------------------------
+
+
+def batch_by_batch(setup: Setup, num_rows: int) -> dict[str, float]:
+    """Tokenises as Miles does it: a batch at a time, row by row in one process, with transformers' template and mask.
+
+    The template is trl's for Qwen3, which marks what is trained.
+
+    Returns:
+        Rows and tokens, the seconds up to the first batch, and the seconds of all batches.
+    """
+    started = time.monotonic()
+    tokenizer = AutoTokenizer.from_pretrained(setup.tokenizer)
+    tokenizer.chat_template = training_template()
+    begun = time.monotonic()
+    rows = (row for path in setup.paths for row in _parquet_rows(path, setup.batch_size))
+    done_rows = done_tokens = 0
+    while done_rows < num_rows and (batch := list(islice(rows, min(setup.batch_size, num_rows - done_rows)))):
+        encoded = []
+        for row in batch:
+            messages = [{"role": ROLES[turn["from"]], "content": turn["value"]} for turn in row["conversations"]]
+            encoded.append(
+                tokenizer.apply_chat_template(
+                    messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+                )
+            )
+        ids = np.concatenate([np.array(one["input_ids"], np.int32) for one in encoded])
+        mask = np.concatenate([np.array(one["assistant_masks"], np.uint8) for one in encoded])
+        assert len(ids) == len(mask)
+        done_rows, done_tokens = done_rows + len(batch), done_tokens + len(ids)
+    return {
+        "num_rows": done_rows,
+        "num_tokens": done_tokens,
+        "start_up_seconds": begun - started,
+        "batches_seconds": time.monotonic() - begun,
+    }
+
+
+def _parquet_rows(path: str, batch_rows: int) -> Iterator[dict[str, Any]]:
+    for batch in pq.ParquetFile(path).iter_batches(batch_rows, columns=["conversations"]):
+        yield from batch.to_pylist()
+
+
+def training_template() -> str:
+    spec = find_spec("trl")  # found, not imported: only its template is needed
+    if spec is None or spec.origin is None:
+        sys.exit("the peer takes a chat template from the package trl: pip install --no-deps trl")
+    return (Path(spec.origin).parent / "chat_templates" / "qwen3_training.jinja").read_text(encoding="utf-8")

@@ -1,0 +1,285 @@
+"""Files to packed steps in the hands of consumers, on two cores, through Ray Data and the feed.
+
+    python benchmarks/stream.py                      # all sections, about 200,000 rows
+    python benchmarks/stream.py --section resume --check
+
+- steady: as many bare encoder processes as the loader has CPUs, the stream, and the bare encoders again; and the peer,
+  which tokenises as Miles does it: a batch at a time, in one process, through transformers' template and mask functions
+- slow: consumers that keep each step for 100 ms; what they wait
+- resume: the first step of an epoch against the first one behind 90 % of it
+- growth: a set against one of 12 times the rows: the first step, and the peaks of memory
+
+All contenders of a ratio run in the same run, in turn. The ratios are what is claimed; the absolute numbers are the
+machine's. Each run has processes and a Ray of its own. With `--check`, a bar that is missed is exit status 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["RAYON_NUM_THREADS"] = "1"
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+
+import _stream_runs as runs
+from rich.console import Console
+from rich.table import Table
+
+from miles.data.config import DEFAULT_WINDOW_ROWS
+
+ASSETS = Path(os.environ.get("MILES_ASSETS", Path(__file__).resolve().parents[2] / "shared" / "assets"))
+GROWTH = 12
+MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class Bar:
+    """What is promised of a number."""
+
+    name: str
+    measured: float
+    limit: float
+    at_least: bool = False
+
+    @property
+    def is_met(self) -> bool:
+        return self.measured >= self.limit if self.at_least else self.measured <= self.limit
+
+
+@dataclass(frozen=True)
+class Section:
+    """What a section found."""
+
+    title: str
+    lines: list[tuple[str, str]]
+    bars: list[Bar]
+    raw: dict[str, Any]
+
+
+def main() -> None:
+    flags = _parse()
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, set(sorted(os.sched_getaffinity(0))[: flags.cores]))
+    console = Console(width=110, stderr=flags.json == "-")
+    found: dict[str, Section] = {}
+    with tempfile.TemporaryDirectory(prefix="miles-stream-") as folder:
+        for name in flags.section or SECTIONS:
+            found[name] = SECTIONS[name](flags, Path(folder))
+            _print(console, found[name])
+    content = json.dumps(
+        {
+            name: {"bars": [{**vars(bar), "is_met": bar.is_met} for bar in section.bars], **section.raw}
+            for name, section in found.items()
+        },
+        indent=1,
+    )
+    if flags.json == "-":
+        sys.stdout.write(content + "\n")
+    elif flags.json:
+        Path(flags.json).write_text(content + "\n", encoding="utf-8")
+    missed = [bar.name for section in found.values() for bar in section.bars if not bar.is_met]
+    if missed and flags.check:
+        sys.exit(f"missed: {'; '.join(missed)}")
+
+
+def steady(flags: argparse.Namespace, folder: Path) -> Section:
+    setup = _setup(flags, folder)
+    bare_rows = min(flags.bare_rows, flags.rows)
+    before = runs.in_own_process(runs.bare_encoders, setup, bare_rows)
+    ours = runs.in_own_process(runs.stream_pass, setup)
+    after = runs.in_own_process(runs.bare_encoders, setup, bare_rows)
+    peer = runs.in_own_process(runs.batch_by_batch, setup, min(flags.peer_rows, flags.rows))
+    bare = (before + after) / 2
+    share = ours["steady_rows_per_second"] / bare
+    # The peer gets fewer rows; its start-up counts once, as ours does.
+    peer_seconds = peer["start_up_seconds"] + peer["batches_seconds"] * ours["num_rows"] / peer["num_rows"]
+    ratio = peer_seconds / ours["whole_seconds"]
+    whole, cpus, rows = ours["whole_seconds"], setup.loader_cpus, ours["num_rows"]
+    steps_after_first = ours["num_steps"] - 1
+    stage_us = {name: seconds / rows * 1e6 for name, seconds in ours["stage_seconds"].items()}
+    cpu_ms = {name: seconds / steps_after_first * 1e3 for name, seconds in ours["cpu_seconds"].items()}
+    lines = [
+        (f"{cpus} bare encoders", f"{bare:,.0f} rows/s (before {before:,.0f}, after {after:,.0f})"),
+        (
+            "stream, after the first step",
+            f"{ours['steady_rows_per_second']:,.0f} rows/s, {ours['steady_tokens_per_second']:,.0f} tokens/s",
+        ),
+        ("share of the bare encoders", f"{share:.1%}"),
+        ("  stages, us a row", _numbers(stage_us) + f"; a bare encoder {cpus / bare * 1e6:.0f}"),
+        ("  CPU time, ms a step", _numbers(cpu_ms)),
+        (
+            "stream, end to end",
+            f"{ours['num_rows'] / whole:,.0f} rows/s, {ours['num_tokens'] / whole:,.0f} tokens/s "
+            f"({whole:.1f} s with Ray's start)",
+        ),
+        (
+            "peer, end to end",
+            f"{ours['num_rows'] / peer_seconds:,.0f} rows/s ({peer_seconds:.1f} s, from {peer['num_rows']:,} rows)",
+        ),
+        ("end to end against the peer", f"{ratio:.1f} times"),
+        (
+            "first step",
+            f"{ours['first_step_seconds']:.2f} s from Feed.open, {ours['first_step_with_ray_seconds']:.2f} s "
+            "with Ray's start",
+        ),
+        ("peak memory", _peaks(ours["peak_bytes"])),
+    ]
+    bars = [Bar("share of bare encoders", share, flags.min_share, at_least=True)]
+    if flags.min_peer_ratio is not None:
+        bars.append(Bar("times the peer", ratio, flags.min_peer_ratio, at_least=True))
+    title = f"steady: {ours['num_rows']:,} rows, {ours['num_tokens']:,} tokens, {ours['num_steps']:,} steps"
+    raw = {"bare_rows_per_second": [before, after], "share": share, "peer_ratio": ratio, "stream": ours, "peer": peer}
+    return Section(title, lines, bars, raw)
+
+
+def slow(flags: argparse.Namespace, folder: Path) -> Section:
+    setup = _setup(flags, folder, window_rows=flags.slow_window)
+    got = runs.in_own_process(runs.stream_pass, setup, flags.hold_seconds, flags.slow_steps)
+    share = got["steady_wait_seconds"] / got["steady_seconds"]
+    lines = [
+        ("waited after the first step", f"{got['steady_wait_seconds']:.3f} s of {got['steady_seconds']:.1f} s"),
+        ("longest wait", f"{got['longest_wait_seconds'] * 1e3:.0f} ms"),
+        ("steps ready, median", f"{got['median_queue_depth']:.0f}"),
+        ("peak memory", _peaks(got["peak_bytes"])),
+    ]
+    borders = (got["num_steps"] * setup.batch_size - 1) // setup.window_rows
+    title = (
+        f"slow: {got['num_steps']:,} steps of {setup.batch_size} rows, each kept {flags.hold_seconds * 1e3:.0f} ms, "
+        f"over {borders} borders of windows of {setup.window_rows:,} rows"
+    )
+    return Section(title, lines, [Bar("share of the time waited", share, flags.max_wait)], {"stream": got})
+
+
+def resume(flags: argparse.Namespace, folder: Path) -> Section:
+    setup = _setup(flags, folder)
+    consumed_rows = int(0.9 * flags.rows) // setup.batch_size * setup.batch_size
+    zero, late = runs.in_own_process(runs.first_steps, [(setup, 0), (setup, consumed_rows)], flags.rounds)
+    ratio = statistics.median(late) / statistics.median(zero)
+    lines = [("from row 0", _seconds(zero)), (f"from row {consumed_rows:,}", _seconds(late))]
+    title = f"resume: time to the first step, {flags.rows:,} rows, windows of {setup.window_rows:,}"
+    raw = {"seconds_from_0": zero, "seconds_from_90_percent": late}
+    return Section(title, lines, [Bar("90 % against 0", ratio, flags.max_resume)], raw)
+
+
+def growth(flags: argparse.Namespace, folder: Path) -> Section:
+    folder = folder / "growth"
+    if not folder.exists():
+        folder.mkdir()
+    paths = runs.write_files(folder, flags.source, GROWTH, flags.growth_rows)
+    large = dataclasses.replace(_settings(flags, paths), window_rows=flags.growth_window)
+    small = dataclasses.replace(large, paths=paths[:1])
+    assert flags.growth_rows > flags.growth_window, "both sets must be larger than a window"
+    times = runs.in_own_process(runs.first_steps, [(small, 0), (large, 0)], flags.rounds)
+    passes = [runs.in_own_process(runs.stream_pass, setup) for setup in (small, large)]
+    ratio = statistics.median(times[1]) / statistics.median(times[0])
+    peaks = [one["peak_bytes"] for one in passes]
+    lines = []
+    for got, seconds, peak in zip(passes, times, peaks, strict=True):
+        lines.append((f"{got['num_rows']:,} rows: first step", _seconds(seconds)))
+        lines.append(("  peak memory", _peaks(peak)))
+    bars = [Bar("first step, 12 times the rows", ratio, flags.max_growth_time)]
+    for name in ("object store", "loader", "feed", "consumer"):
+        grown = peaks[1][name] / max(peaks[0][name], 1)
+        bars.append(Bar(f"peak of {name}, 12 times the rows", grown, flags.max_growth_memory))
+    title = f"growth: {flags.growth_rows:,} rows and {GROWTH} times as many, windows of {flags.growth_window:,}"
+    return Section(title, lines, bars, {"first_step_seconds": times, "streams": passes})
+
+
+SECTIONS: dict[str, Callable[[argparse.Namespace, Path], Section]] = {
+    "steady": steady,
+    "slow": slow,
+    "resume": resume,
+    "growth": growth,
+}
+
+
+def _setup(flags: argparse.Namespace, folder: Path, window_rows: int | None = None) -> runs.Setup:
+    """Over all rows, whose files are written by the first section that needs them."""
+    rows = folder / "rows"
+    if not rows.exists():
+        rows.mkdir()
+        runs.write_files(rows, flags.source, flags.files, -(-flags.rows // flags.files))
+    setup = _settings(flags, tuple(str(path) for path in sorted(rows.iterdir())))
+    return dataclasses.replace(setup, window_rows=window_rows or flags.window_rows)
+
+
+def _settings(flags: argparse.Namespace, paths: tuple[str, ...]) -> runs.Setup:
+    return runs.Setup(
+        paths,
+        flags.tokenizer,
+        batch_size=flags.batch_size,
+        window_rows=flags.window_rows,
+        dp_size=flags.dp,
+        loader_cpus=flags.cores,
+        object_store_bytes=flags.object_store_mib * MIB,
+    )
+
+
+def _seconds(values: list[float]) -> str:
+    return f"{statistics.median(values):.2f} s (median of {len(values)}: {min(values):.2f} to {max(values):.2f})"
+
+
+def _numbers(values: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.1f}" for name, value in values.items())
+
+
+def _peaks(peak: dict[str, int]) -> str:
+    order = ("object store", "spilled", "loader", "feed", "consumer")
+    return ", ".join(f"{name} {peak[name] / MIB:,.0f} MiB" for name in order if peak.get(name))
+
+
+def _print(console: Console, section: Section) -> None:
+    table = Table(title=section.title, title_justify="left", show_header=False)
+    for line in section.lines:
+        table.add_row(*line)
+    table.add_section()
+    for bar in section.bars:
+        sign = "at least" if bar.at_least else "at most"
+        verdict = "met" if bar.is_met else "MISSED"
+        table.add_row(bar.name, f"{bar.measured:.3g}, bar: {sign} {bar.limit:g}, {verdict}")
+    console.print(table)
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--section", action="append", choices=list(SECTIONS), help="may be given again; default: all")
+    parser.add_argument("--source", default=str(ASSETS / "data/openhermes_sample.parquet"))
+    parser.add_argument("--tokenizer", default=str(ASSETS / "qwen3-tokenizer"))
+    parser.add_argument("--rows", type=int, default=197_016)
+    parser.add_argument("--files", type=int, default=12)
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--window-rows", type=int, default=DEFAULT_WINDOW_ROWS)
+    parser.add_argument("--dp", type=int, default=2, help="consumers")
+    parser.add_argument("--cores", type=int, default=2, help="of the machine, and loader CPUs")
+    parser.add_argument("--object-store-mib", type=int, default=512)
+    parser.add_argument("--bare-rows", type=int, default=65_536, help="of the bare encoders together")
+    parser.add_argument("--peer-rows", type=int, default=16_418)
+    parser.add_argument("--hold-seconds", type=float, default=0.1, help="how long a slow consumer keeps a step")
+    parser.add_argument("--slow-steps", type=int, default=256)
+    parser.add_argument("--slow-window", type=int, default=8_192)
+    parser.add_argument("--growth-rows", type=int, default=16_384, help="of the small set")
+    parser.add_argument("--growth-window", type=int, default=4_096)
+    parser.add_argument("--rounds", type=int, default=5, help="of first steps, whose median counts")
+    parser.add_argument("--json", metavar="FILE", help="writes what was found; '-': to the standard output")
+    parser.add_argument("--check", action="store_true", help="a bar that is missed is exit status 1")
+    parser.add_argument("--min-share", type=float, default=0.7, help="of the bare encoders' rows/s")
+    parser.add_argument("--min-peer-ratio", type=float, help="end to end; no bar by default")
+    parser.add_argument("--max-wait", type=float, default=0.01, help="of a slow consumer's time")
+    parser.add_argument("--max-resume", type=float, default=1.5)
+    parser.add_argument("--max-growth-time", type=float, default=1.5)
+    parser.add_argument("--max-growth-memory", type=float, default=1.3)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

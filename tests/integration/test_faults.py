@@ -1,0 +1,257 @@
+"""What dies is either made good, or ends the run soon, with one clear error that a restart can go on from."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pyarrow as pa
+import pytest
+import ray
+
+from miles.convert.hf_to_megatron import hf_to_megatron
+from miles.data import feed as feed_module
+from miles.data import pipeline, stages
+from miles.data.config import DataConfig, StreamConfig
+from miles.data.feed import Feed, StepIterator
+from miles.data.manifest import build_manifest
+from miles.data.types import Cursor
+from miles.demo.model import build_model
+from miles.errors import ClusterError, MilesError
+from tests.integration.clusters import (
+    config_of,
+    demo_settings,
+    environment,
+    feed_actor_with,
+    follow,
+    local,
+    one_by_one,
+    opened,
+    processes,
+    seen,
+    with_layout,
+)
+
+SOON_SECONDS = 60.0
+"""Far above what it takes to notice a death, far below what anybody waits for on purpose."""
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return demo_settings(tmp_path_factory.mktemp("faults"))
+
+
+@pytest.fixture(scope="module")
+def config(settings: dict[str, Any]) -> DataConfig:
+    return with_layout(config_of(settings), 1)
+
+
+# --- the feed
+
+
+class StuckPack:
+    """Packs, and comes to a stand before a step."""
+
+    def __init__(self, step: int, config: Any) -> None:
+        self.step, self.config = step, config
+
+    def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
+        for packed in one_by_one(stages.pack_steps(table, self.config)):
+            if packed["step"][0].as_py() == self.step:
+                time.sleep(10 * SOON_SECONDS)
+            yield packed
+
+
+def in_thread(call: Callable[[], Any]) -> tuple[threading.Thread, list[Any]]:
+    """A call that is under way; its result or error when the thread has ended."""
+    outcome: list[Any] = []
+
+    def run() -> None:
+        try:
+            outcome.append(call())
+        except BaseException as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    return thread, outcome
+
+
+def ray_kill(feed: Feed) -> None:
+    ray.kill(feed.handle)
+
+
+def sigkill(feed: Feed) -> None:
+    (process,) = processes("ray::FeedActor")
+    process.send_signal(signal.SIGKILL)
+
+
+def soon(thread: threading.Thread, outcome: list[Any]) -> Any:
+    thread.join(SOON_SECONDS)
+    assert outcome, "it still waits"
+    return outcome[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kill", [ray_kill, sigkill])
+def test_a_feed_that_dies_ends_the_wait_soon_and_the_run_goes_on_from_its_cursor(
+    config: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kill: Callable[[Feed], None]
+) -> None:
+    unbroken = [seen(step) for step in local(config)]
+    with monkeypatch.context() as patch:
+        patch.setattr(feed_module, "FeedActor", feed_actor_with(partial(StuckPack, 3)))
+        feed = Feed.open(config, cursor=None, cursor_path="", num_ranks=1, run_dir=str(tmp_path))
+    iterator = StepIterator(feed.handle, 0, 0, 0, feed.info.num_steps)
+    for step in range(3):
+        next(iterator)
+        if step < 2:
+            feed.commit(step)
+    thread, outcome = in_thread(lambda: next(iterator))
+    time.sleep(0.5)
+    assert not outcome, "there is no step 3 to be had"
+    kill(feed)
+    error = soon(thread, outcome)
+    assert isinstance(error, ClusterError), error
+    assert "FeedActor" in str(error)
+    with pytest.raises(ClusterError, match="FeedActor"):
+        feed.commit(2)
+    cursor = Cursor.from_json(feed.cursor().to_json(), "there")
+    feed.close()
+    with opened(config, str(tmp_path), cursor) as again:
+        assert again.first_step == 2
+        assert [[r.index, r.fingerprint, digest] for r, digest in follow(again, config)] == unbroken[2:]
+
+
+@pytest.mark.slow
+def test_a_feed_that_dies_while_a_step_is_committed_is_an_error_soon(config: DataConfig, tmp_path: Path) -> None:
+    with contextlib.ExitStack() as stack:
+        feed = stack.enter_context(opened(config, str(tmp_path)))
+        iterator = StepIterator(feed.handle, 0, 0, 0, feed.info.num_steps)
+        next(iterator)
+        feed.commit(0)
+        next(iterator)
+        (process,) = processes("ray::FeedActor")
+        process.suspend()
+        thread, outcome = in_thread(lambda: feed.commit(1))
+        time.sleep(0.5)
+        assert not outcome, "nobody answers it"
+        process.send_signal(signal.SIGKILL)
+        error = soon(thread, outcome)
+    assert isinstance(error, ClusterError), error
+    assert "FeedActor" in str(error)
+    assert feed.cursor().consumed_rows == config.order.batch_size, "the step was not entered"
+
+
+# --- a row that kills its worker
+
+
+class PoisonedPack:
+    """Packs, and dies of one row each time, as a tokenizer's native code might."""
+
+    def __init__(self, folder: str, row_id: int, config: Any) -> None:
+        self.folder, self.row_id, self.config = Path(folder), row_id, config
+
+    def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
+        for packed in one_by_one(stages.pack_steps(table, self.config)):
+            if self.row_id in packed["segment_row_ids"][0].as_py():
+                (self.folder / f"death-{os.getpid()}").touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            yield packed
+
+
+@pytest.mark.slow
+def test_a_row_that_kills_its_worker_each_time_ends_the_run_after_the_retries(
+    config: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unbroken = local(config)
+    row_id = int(unbroken[8].micro_batches[0][0].row_ids[0])
+    monkeypatch.setattr(feed_module, "FeedActor", feed_actor_with(partial(PoisonedPack, str(tmp_path), row_id)))
+    config = replace(config, stream=StreamConfig(max_retries=2))
+    taken: list[str] = []
+    with opened(config, str(tmp_path)) as feed, pytest.raises(MilesError) as raised:
+        taken.extend(report.fingerprint for report, _ in follow(feed, config))  # what came before stays in the list
+    assert "died" in str(raised.value) or "crash" in str(raised.value)
+    assert len(list(tmp_path.glob("death-*"))) == 1 + 2
+    assert taken == [step.fingerprint for step in unbroken[: len(taken)]]
+    assert len(taken) <= 8, "no step came after the one that could not be had"
+
+
+def test_a_loader_without_retries_fails_at_the_first_death(
+    config: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row_id = int(local(config)[0].micro_batches[0][0].row_ids[0])
+    monkeypatch.setattr(pipeline, "_Pack", partial(PoisonedPack, str(tmp_path), row_id))
+    config = replace(config, stream=StreamConfig(max_retries=0))
+    with pytest.raises(MilesError):
+        list(pipeline.iterate(pipeline.build(build_manifest(config.sources), config)))
+    assert len(list(tmp_path.glob("death-*"))) == 1
+
+
+# --- a trainer
+
+
+@pytest.mark.slow
+def test_a_trainer_that_dies_ends_the_command_with_one_line_and_the_same_command_goes_on(
+    settings: dict[str, Any], tmp_path: Path
+) -> None:
+    """Two ranks, of which one is killed after a checkpoint, in the midst of what follows it."""
+    tokenizer = Path(settings["encode"]["tokenizer"])
+    build_model(tokenizer, tmp_path / "hf")
+    hf_to_megatron(str(tmp_path / "hf"), str(tmp_path / "megatron"))
+    save = tmp_path / "save"
+    words = [
+        *(sys.executable, "-m", "miles.cli", "train", "--hf-checkpoint", str(tmp_path / "hf")),
+        *("--ref-load", str(tmp_path / "megatron"), "--save", str(save), "--save-interval", "4"),
+        *("--prompt-data", *itertools.chain(*settings["sources"].items()), "--max-bad-fraction", "0.02"),
+        *("--rollout-batch-size", "32", "--rollout-shuffle", "--num-rollout", "14"),
+        *("--max-tokens-per-gpu", "2048", "--lr", "1e-3", "--actor-num-gpus-per-node", "2"),
+    ]
+    command = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment())
+    try:
+        tracker, metrics = save / "latest_checkpointed_iteration.txt", save / "metrics.jsonl"
+        wait_until(lambda: tracker.exists() and len(metrics.read_text().splitlines()) > 4)
+        family = psutil.Process(command.pid).children(recursive=True)
+        trainers = [process for process in family if "ray::TrainerActor" in " ".join(process.cmdline())]
+        assert len(trainers) == 2
+        trainers[1].send_signal(signal.SIGKILL)
+        printed, errors = command.communicate(timeout=SOON_SECONDS)
+    finally:
+        command.kill()
+    assert command.returncode == 1, printed + errors
+    assert "Traceback" not in printed + errors
+    assert errors.count("miles: error:") == 1
+    assert "a trainer died during 'train_step'" in errors
+    _, left = psutil.wait_procs(family, timeout=SOON_SECONDS)
+    assert not left, "the run's own Ray ends with it"
+
+    saved = int(tracker.read_text())
+    assert 4 <= saved < 14
+    done = subprocess.run(words, capture_output=True, text=True, timeout=4 * SOON_SECONDS, env=environment())
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"going on at step {saved}" in done.stdout
+    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(14))
+    config = config_of({**settings, "order": {"batch_size": 32, "shuffle": True}})
+    config = replace(config, encode=replace(config.encode, max_sample_tokens=2048))
+    expected = local(with_layout(config, 2, 2048))
+    assert [line["data/step_fingerprint"] for line in lines] == [step.fingerprint for step in expected[:14]]
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 4 * SOON_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
