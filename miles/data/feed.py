@@ -129,9 +129,18 @@ class FeedActor:
             self._went.notify()
 
     def report(self, step: int) -> StepReport:
-        """The report of a step that was begun, with what was measured; older ones are forgotten."""
+        """The report of a step that was begun, with what was measured; older ones are forgotten.
+
+        Raises:
+            MilesError: what ended the stream before the step, or that no rank said that it needs it.
+        """
         with self._was_measured:
-            self._was_measured.wait_for(lambda: step in self._measured or self._error is not None, REPORT_SECONDS)
+            # A stream that came to its end has given its steps all the same: what they measure may be on its way.
+            self._was_measured.wait_for(
+                lambda: step in self._measured or (self._error is not None and step > self._newest), REPORT_SECONDS
+            )
+            if step not in self._measured:
+                raise self._error or ClusterError(f"step {step} of the data stream was committed, but never begun")
             for old in [old for old in self._reports if old < step]:
                 del self._reports[old]
             self._measured &= self._reports.keys()

@@ -210,8 +210,7 @@ def test_nesting_that_only_our_own_functions_cannot_follow(
         row
         for ref in plan.windows(0)
         for raw in stages.read_window(manifest, plan, ref, 0)
-        for table in stages.prepare_steps(raw, formats, stages.encoder_of(config.encode))
-        for row in table.to_pylist()
+        for row in stages.prepare_steps(raw, formats, stages.encoder_of(config.encode)).to_pylist()
     ]
     assert sorted(row_id for row in prepared for row_id in row["sample_row_ids"]) == got.trained
     assert [reject["position"] for row in prepared for reject in row["rejects"]] == [row % 3 for row, _ in got.dropped]

@@ -133,12 +133,13 @@ def processes(name: str) -> list[psutil.Process]:
     return found
 
 
-def feed_actor_with(pack: Callable[[Any], Any]) -> type:
-    """The feed's actor, in whose process `pack(config)` stands in place of `pipeline._Pack`."""
+def feed_actor_with(**stand_ins: Callable[..., Any]) -> type:
+    """The feed's actor, in whose process these stand in place of the classes of `pipeline`, such as `_Pack`."""
 
     class FeedActor(feed_module.FeedActor):
         def __init__(self, *arguments: Any) -> None:
-            pipeline._Pack = pack  # type: ignore[misc,assignment]
+            for name, stand_in in stand_ins.items():
+                setattr(pipeline, name, stand_in)
             super().__init__(*arguments)
 
     return FeedActor
@@ -205,7 +206,7 @@ def attacked(config: Any, run_dir: str, num_kills: int, seed: int) -> dict[str, 
     """A whole run over a feed, while loading processes are killed."""
     made = config_of(config)
     steps = tempfile.mkdtemp(dir=run_dir)
-    feed_module.FeedActor = feed_actor_with(partial(SlowPack, steps, 0.3))  # type: ignore[misc]
+    feed_module.FeedActor = feed_actor_with(_Pack=partial(SlowPack, steps, 0.3))  # type: ignore[misc]
     with own_ray(2), opened(made, run_dir) as feed:
         killer = Killer(steps, num_kills, seed)
         killer.start()

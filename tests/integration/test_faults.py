@@ -112,7 +112,7 @@ def test_a_feed_that_dies_ends_the_wait_soon_and_the_run_goes_on_from_its_cursor
 ) -> None:
     unbroken = [seen(step) for step in local(config)]
     with monkeypatch.context() as patch:
-        patch.setattr(feed_module, "FeedActor", feed_actor_with(partial(StuckPack, 3)))
+        patch.setattr(feed_module, "FeedActor", feed_actor_with(_Pack=partial(StuckPack, 3)))
         feed = Feed.open(config, cursor=None, cursor_path="", num_ranks=1, run_dir=str(tmp_path))
     iterator = StepIterator(feed.handle, 0, 0, 0, feed.info.num_steps)
     for step in range(3):
@@ -178,7 +178,7 @@ def test_a_row_that_kills_its_worker_each_time_ends_the_run_after_the_retries(
 ) -> None:
     unbroken = local(config)
     row_id = int(unbroken[8].micro_batches[0][0].row_ids[0])
-    monkeypatch.setattr(feed_module, "FeedActor", feed_actor_with(partial(PoisonedPack, str(tmp_path), row_id)))
+    monkeypatch.setattr(feed_module, "FeedActor", feed_actor_with(_Pack=partial(PoisonedPack, str(tmp_path), row_id)))
     config = replace(config, stream=StreamConfig(max_retries=2))
     taken: list[str] = []
     with opened(config, str(tmp_path)) as feed, pytest.raises(MilesError) as raised:

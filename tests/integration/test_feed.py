@@ -47,6 +47,10 @@ class ByHand(FeedActor):
     def give(self, *rows: pa.Table) -> None:
         self._add(pa.concat_tables(rows))
 
+    def end(self) -> None:
+        with self._came:
+            self._error = ClusterError("the stream is at its end")
+
 
 @pytest.fixture(scope="module")
 def manifest(config: DataConfig) -> Manifest:
@@ -103,6 +107,23 @@ def test_depth_counts_what_is_ready_and_nothing_was_waited_for(actor: ByHand, pa
     assert actor.report(1).queue_depth == 2
     assert actor.report(2).queue_depth == 1
     assert actor.report(2).fingerprint == unpack(packed[2])[0].fingerprint
+
+
+def test_of_a_stream_at_its_end_a_step_is_reported_when_it_was_measured(
+    actor: ByHand, packed: list[pa.Table], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    actor.give(*packed[:2])
+    actor.end()
+    committing, reports = in_thread(actor.report, 0)
+    assert not reports, "what begins the step may come after the question"
+    actor.begin(0)
+    committing.join(10)
+    assert [report.queue_depth for report in reports] == [2]
+    with pytest.raises(ClusterError, match="at its end"):
+        actor.report(2)
+    monkeypatch.setattr(feed_module, "REPORT_SECONDS", 0.1)
+    with pytest.raises(ClusterError, match="at its end"):
+        actor.report(1)
 
 
 def test_read_ahead_is_no_need_and_measures_nothing(actor: ByHand, packed: list[pa.Table]) -> None:
