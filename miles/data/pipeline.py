@@ -160,7 +160,9 @@ def blocks(dataset: Dataset) -> Iterator[pa.Table]:
         MilesError: what a stage raised in its task, or that the stream failed after its retries.
     """
     try:
-        for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1):
+        # Ray 2.60 hands a block out only when it has the next `prefetch_batches` ones. What is ready is given at once;
+        # that blocks are made ahead, Ray's executor sees to, and that steps are held ready, the feed.
+        for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
             if table.num_rows:
                 yield table
     except Exception as error:  # a task's error arrives wrapped, differently from release to release

@@ -56,7 +56,8 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def config(settings: dict[str, Any]) -> DataConfig:
-    return with_layout(config_of(settings), 1)
+    """One rank, and blocks of a step, so that a step does not wait for what follows it."""
+    return with_layout(config_of(settings), 1, target_block_bytes=1)
 
 
 # --- the feed
@@ -179,7 +180,7 @@ def test_a_row_that_kills_its_worker_each_time_ends_the_run_after_the_retries(
     unbroken = local(config)
     row_id = int(unbroken[8].micro_batches[0][0].row_ids[0])
     monkeypatch.setattr(feed_module, "FeedActor", feed_actor_with(_Pack=partial(PoisonedPack, str(tmp_path), row_id)))
-    config = replace(config, stream=StreamConfig(max_retries=2))
+    config = replace(config, stream=StreamConfig(max_retries=2, target_block_bytes=1))
     taken: list[str] = []
     with opened(config, str(tmp_path)) as feed, pytest.raises(MilesError) as raised:
         taken.extend(report.fingerprint for report, _ in follow(feed, config))  # what came before stays in the list
@@ -244,9 +245,8 @@ def test_a_trainer_that_dies_ends_the_command_with_one_line_and_the_same_command
     assert f"going on at step {saved}" in done.stdout
     lines = [json.loads(line) for line in metrics.read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(14))
-    config = config_of({**settings, "order": {"batch_size": 32, "shuffle": True}})
-    config = replace(config, encode=replace(config.encode, max_sample_tokens=2048))
-    expected = local(with_layout(config, 2, 2048))
+    config = with_layout(config_of({**settings, "order": {"batch_size": 32, "shuffle": True}}), 2, 2048)
+    expected = local(replace(config, encode=replace(config.encode, max_sample_tokens=2048)))
     assert [line["data/step_fingerprint"] for line in lines] == [step.fingerprint for step in expected[:14]]
 
 
