@@ -290,14 +290,20 @@ def local_folder(url: str, what: str = "folder") -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(prefix="miles-") as staged:
         with ThreadPoolExecutor(_COPY_THREADS, thread_name_prefix="miles-copy") as pool:
-            list(pool.map(lambda name: _copy(fs, name, Path(staged, posixpath.relpath(name, path))), _files(fs, path)))
+            list(
+                pool.map(
+                    lambda name: copy_file(str(fs.unstrip_protocol(name)), Path(staged, posixpath.relpath(name, path))),
+                    _files(fs, path),
+                )
+            )
         yield Path(staged)
 
 
-def _copy(fs: fsspec.AbstractFileSystem, name: str, target: Path) -> None:
+def copy_file(url: str, target: Path) -> None:
+    """Copies a file to this machine, into folders that are made for it."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with target.open("wb") as copy:
-        shutil.copyfileobj(RangeFile(str(fs.unstrip_protocol(name))), copy, _COPY_BYTES)
+        shutil.copyfileobj(RangeFile(url), copy, _COPY_BYTES)
 
 
 def upload_folder(folder: Path, url: str, last: str) -> None:

@@ -18,10 +18,9 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
 
 from miles.data.bpe import TextEncoder, Tokens, text_encoder
 from miles.data.config import EncodeConfig
@@ -30,6 +29,9 @@ from miles.data.spans import Renderer, Span, strings
 from miles.data.template import Certificate, certify, load_tokenizer
 from miles.data.types import Conversation, Encoded, Int32, RowRejected, UInt8
 from miles.errors import ConfigError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 _T = TypeVar("_T")
 

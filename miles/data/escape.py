@@ -12,14 +12,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
 
 from miles.data.bpe import TextEncoder, Tokens, by_offsets, encode_by
 from miles.data.sandbox import literals
 from miles.data.types import RowRejected
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 _BEGIN, _END = "\U000f0000", "\U000f0001"  # transformers' own, so that a template meets the same text
 

@@ -342,6 +342,7 @@ class Feed:
             cursor.require_same_data(today, cursor_path)
         certificate = json.dumps(encoder.certificate.to_json(), indent=1, ensure_ascii=False)
         storage.write_text(storage.join(run_dir, CERTIFICATE), certificate)  # not of a run that is refused
+        pipeline.warm_up(config)
         # A rank has one request in flight, beside those that the clock serves.
         actor = ray.remote(num_cpus=0, max_concurrency=num_ranks + 4, concurrency_groups={"clock": 1})(FeedActor)
         start = cursor or today

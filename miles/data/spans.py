@@ -19,14 +19,16 @@ import string
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jinja2
-from transformers import PreTrainedTokenizerBase
 
 from miles.data.symbols import Unbounded, Untraceable
 from miles.data.trace import Program, Tracer
 from miles.data.types import RowRejected
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 _WORD_CHARACTERS = string.ascii_letters + string.digits + "_ "
 """What keys of any row are made of; no anchor is made of these alone."""

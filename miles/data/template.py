@@ -16,11 +16,10 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import takewhile
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 from rich.text import Text
-from transformers import PreTrainedTokenizerBase
 
 from miles.data.bpe import TextEncoder, text_encoder
 from miles.data.config import EncodeConfig
@@ -32,6 +31,9 @@ from miles.data.tokenizer import load_tokenizer as load_tokenizer
 from miles.data.trace import Tracer
 from miles.data.types import RowRejected
 from miles.errors import TemplateError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 _EMPTY_THINK = re.compile(r"\s*<think>\s*</think>\s*")
 

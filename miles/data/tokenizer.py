@@ -3,7 +3,8 @@
     "/models/Qwen3-4B", "s3://bucket/Qwen3-4B", "Qwen/Qwen3-4B"  ->  a fast tokenizer with a chat template
 
 Loading is cached per process by what the files are (names, sizes, stamps), never by an object's identity:
-a worker that encodes in many small tasks loads once.
+a worker that encodes in many small tasks loads once. transformers, which brings torch, is imported where a tokenizer
+is loaded: a process that only plans or hands out steps starts without it.
 """
 
 from __future__ import annotations
@@ -13,15 +14,16 @@ import json
 import re
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import huggingface_hub
 import xxhash
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from miles import storage
+from miles import retry, storage
 from miles.data.config import EncodeConfig
 from miles.errors import MilesError, TemplateError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 PINNED_DATE = datetime.date(2025, 1, 1)
 """What a template that writes today's date is given instead, so that the tokens of a row never change."""
@@ -63,7 +65,7 @@ def load_tokenizer(config: EncodeConfig) -> PreTrainedTokenizerBase:
         with tempfile.TemporaryDirectory(prefix="miles-tokenizer-") as staged:
             fs, _ = storage.filesystem(url)
             for path, *_ in files:  # not the whole folder: a checkpoint's weights may lie beside them
-                fs.get_file(path, str(Path(staged) / path.rsplit("/", 1)[-1]))
+                storage.copy_file(str(fs.unstrip_protocol(path)), Path(staged) / path.rsplit("/", 1)[-1])
             tokenizer = _from_folder(staged, url, config.trust_remote_code)
     if not tokenizer.is_fast:
         raise TemplateError(
@@ -130,14 +132,14 @@ def _tokenizer_files(url: str) -> tuple[tuple[str, int, str], ...] | None:
     """
     try:
         fs, path = storage.filesystem(url)
-        is_folder = fs.isdir(path)
-        if not is_folder and not fs.exists(path) and _HUB_NAME.fullmatch(url):
+        is_folder, is_there = storage.is_folder(url), storage.exists(url)
+        if not is_there and _HUB_NAME.fullmatch(url):
             return None
-        entries = fs.ls(path, detail=True) if is_folder else []
+        entries = retry.call(lambda: fs.ls(path, detail=True), url) if is_folder else []
     except (MilesError, OSError) as error:
         raise TemplateError(f"{url}: the tokenizer cannot be read ({error})") from error
     if not is_folder:
-        found = "a file, not a folder" if fs.exists(path) else "no such folder"
+        found = "a file, not a folder" if is_there else "no such folder"
         raise TemplateError(f"{url}: {found}; expected the folder of a Hugging Face tokenizer, or its hub name")
     names = sorted(entry["name"].rstrip("/").rsplit("/", 1)[-1] for entry in entries)
     if not set(names) & set(_VOCABULARY_FILES):
@@ -154,6 +156,8 @@ def _tokenizer_files(url: str) -> tuple[tuple[str, int, str], ...] | None:
 
 
 def _from_folder(folder: str, url: str, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+    from transformers import AutoTokenizer
+
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
     except Exception as error:  # transformers raises whatever its parsers raise
@@ -161,6 +165,9 @@ def _from_folder(folder: str, url: str, trust_remote_code: bool) -> PreTrainedTo
 
 
 def _from_hub(name: str, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+    import huggingface_hub
+    from transformers import AutoTokenizer
+
     try:
         return AutoTokenizer.from_pretrained(name, local_files_only=True, trust_remote_code=trust_remote_code)
     except Exception as error:  # not in the local cache
