@@ -5,7 +5,7 @@
 
 - steady: as many bare encoder processes as the loader has CPUs, the stream, and the bare encoders again; and the peer,
   which tokenises as Miles does it: a batch at a time, in one process, through transformers' template and mask functions
-- slow: consumers that keep each step for 100 ms; what they wait
+- slow: consumers that keep each step for 100 ms: how long they are without one, from asking to micro-batches in hand
 - resume: the first step of an epoch against the first one behind 90 % of it
 - growth: a set against one of 12 times the rows: the first step, and the peaks of memory
 
@@ -146,10 +146,11 @@ def slow(flags: argparse.Namespace, folder: Path) -> Section:
     setup = _setup(flags, folder, window_rows=flags.slow_window)
     got = runs.in_own_process(runs.stream_pass, setup, flags.hold_seconds, flags.slow_steps)
     share = got["steady_wait_seconds"] / got["steady_seconds"]
+    depths = got["queue_depths"][1:]
     lines = [
         ("waited after the first step", f"{got['steady_wait_seconds']:.3f} s of {got['steady_seconds']:.1f} s"),
         ("longest wait", f"{got['longest_wait_seconds'] * 1e3:.0f} ms"),
-        ("steps ready, median", f"{got['median_queue_depth']:.0f}"),
+        ("steps ready", f"{statistics.median(depths):.0f} (median), {min(depths)} at least"),
         ("peak memory", _peaks(got["peak_bytes"])),
     ]
     borders = (got["num_steps"] * setup.batch_size - 1) // setup.window_rows

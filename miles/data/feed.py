@@ -5,14 +5,16 @@
 
 Steps travel in chunks, one for each data rank: the steps of a block of the stream. The next block is taken as soon as
 fewer than `prefetch_steps` steps are ready. A rank fetches its next chunk while it computes on the one that it has
-(`fetch`), and a step that it needs is said to the actor (`begin`) by rank 0, and by any rank that has to wait for it.
-The queue depth of a step is the number of steps ready when it is first said to be needed, itself included, and counted
-up to `prefetch_steps`: 0 exactly when a rank had to wait. Requests are idempotent; a chunk is let go when every rank
-has fetched it and a later step is needed, and lives on where a rank still holds it.
+(`fetch`), and a step that it needs is said to the actor (`begin`): by any rank that has to wait for it, at once, and by
+rank 0 of every step, a few milliseconds' steps in one call. The queue depth of a step is the number of steps ready when
+it is first said to be needed, itself included, and counted up to `prefetch_steps`: 0 exactly when a rank had to wait.
+Requests are idempotent; a chunk is let go when every rank has fetched it and a later step is needed, and lives on where
+a rank still holds it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -40,6 +42,8 @@ REJECTS = "rejects.jsonl"
 CERTIFICATE = "certificate.json"
 WAIT_SECONDS = 1800.0
 """How long a rank waits for a step before it fails."""
+BEGIN_SECONDS = 0.005
+"""How long rank 0 gathers steps that it has in hand, before it says that it needs them."""
 REPORT_SECONDS = 60.0
 """How long the report of a step that was trained waits for its measurement, which was sent before the step."""
 
@@ -113,18 +117,19 @@ class FeedActor:
             )
 
     @ray.method(concurrency_group="clock", num_returns=0)  # one at a time, in the order in which a rank says it
-    def begin(self, step: int) -> None:
-        """A rank needs the step now; the first time measures the queue depth, and how long it is waited for."""
+    def begin(self, *steps: int) -> None:
+        """A rank needs these steps now; the first time measures the queue depth, and how long a step is waited for."""
         with self._went:
-            if step in self._measured or step in self._waited_since or step < self._first_step:
-                return
-            depth = min(max(self._newest - step + 1, 0), self._config.stream.prefetch_steps)
-            self._gauge.set(depth)
-            if not depth:
-                self._waited_since[step] = time.perf_counter()
-            elif step in self._reports:
-                self._measure(step, depth, 0.0)
-            self._needed = max(self._needed, step)
+            for step in steps:
+                if step in self._measured or step in self._waited_since or step < self._first_step:
+                    continue
+                depth = min(max(self._newest - step + 1, 0), self._config.stream.prefetch_steps)
+                self._gauge.set(depth)
+                if not depth:
+                    self._waited_since[step] = time.perf_counter()
+                elif step in self._reports:
+                    self._measure(step, depth, 0.0)
+                self._needed = max(self._needed, step)
             self._let_go()
             self._went.notify()
 
@@ -235,7 +240,10 @@ class StepIterator:
         self._steps: Iterator[tuple[StepReport, tuple[MicroBatch, ...]]] = iter(())
         self._ahead: queue.Queue[Chunk | MilesError] = queue.Queue(maxsize=1)
         self._failed: MilesError | None = None
+        self._begun: queue.SimpleQueue[int] = queue.SimpleQueue()
         threading.Thread(target=self._read_ahead, args=(first_step,), daemon=True).start()
+        if rank == 0 and first_step < num_steps:
+            threading.Thread(target=self._tell_begun, daemon=True).start()
 
     def __iter__(self) -> StepIterator:
         return self
@@ -247,8 +255,10 @@ class StepIterator:
         if self._step >= self._num_steps:
             raise StopIteration
         following = next(self._steps, None)
-        if self._rank == 0 or (following is None and self._ahead.empty()):
+        if following is None and self._ahead.empty():
             self._handle.begin.remote(self._step)
+        if self._rank == 0:
+            self._begun.put(self._step)
         if following is None:
             self._steps = self._take()
             following = next(self._steps)
@@ -265,6 +275,17 @@ class StepIterator:
             raise taken
         skipped = self._step - taken.reports[0].index
         return itertools.islice(zip(taken.reports, unpack.micro_batches(taken), strict=True), skipped, None)
+
+    def _tell_begun(self) -> None:
+        """Says that steps are needed, without a call for each of them where they take no time."""
+        step = -1
+        while step < self._num_steps - 1:
+            steps = [step := self._begun.get()]
+            with contextlib.suppress(queue.Empty):
+                while True:
+                    steps.append(step := self._begun.get_nowait())
+            self._handle.begin.remote(*steps)
+            time.sleep(BEGIN_SECONDS)
 
     def _read_ahead(self, step: int) -> None:
         try:
