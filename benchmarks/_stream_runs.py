@@ -73,6 +73,7 @@ class Setup:
     """consumers, each of which takes one data rank's share of a step"""
     loader_cpus: int
     object_store_bytes: int
+    block_bytes: int
 
     @property
     def config(self) -> DataConfig:
@@ -81,7 +82,7 @@ class Setup:
             order=OrderConfig(batch_size=self.batch_size, shuffle=True, window_rows=self.window_rows),
             encode=EncodeConfig(self.tokenizer),
             pack=PackConfig(dp_size=self.dp_size),
-            stream=StreamConfig(loader_cpus=self.loader_cpus),
+            stream=StreamConfig(loader_cpus=self.loader_cpus, target_block_bytes=self.block_bytes),
         )
 
 

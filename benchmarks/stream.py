@@ -35,7 +35,7 @@ import _stream_runs as runs
 from rich.console import Console
 from rich.table import Table
 
-from miles.data.config import DEFAULT_WINDOW_ROWS
+from miles.data.config import DEFAULT_WINDOW_ROWS, StreamConfig
 
 ASSETS = Path(os.environ.get("MILES_ASSETS", Path(__file__).resolve().parents[2] / "shared" / "assets"))
 GROWTH = 12
@@ -181,7 +181,8 @@ def growth(flags: argparse.Namespace, folder: Path) -> Section:
     small = dataclasses.replace(large, paths=paths[:1])
     assert flags.growth_rows > flags.growth_window, "both sets must be larger than a window"
     times = runs.in_own_process(runs.first_steps, [(small, 0), (large, 0)], flags.rounds)
-    passes = [runs.in_own_process(runs.stream_pass, setup) for setup in (small, large)]
+    # Consumers that the loader outruns: what waits for them is at its most.
+    passes = [runs.in_own_process(runs.stream_pass, setup, flags.growth_hold_seconds) for setup in (small, large)]
     ratio = statistics.median(times[1]) / statistics.median(times[0])
     peaks = [one["peak_bytes"] for one in passes]
     lines = []
@@ -223,6 +224,7 @@ def _settings(flags: argparse.Namespace, paths: tuple[str, ...]) -> runs.Setup:
         dp_size=flags.dp,
         loader_cpus=flags.cores,
         object_store_bytes=flags.object_store_mib * MIB,
+        block_bytes=flags.block_kib << 10,
     )
 
 
@@ -263,12 +265,19 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--dp", type=int, default=2, help="consumers")
     parser.add_argument("--cores", type=int, default=2, help="of the machine, and loader CPUs")
     parser.add_argument("--object-store-mib", type=int, default=512)
+    parser.add_argument("--block-kib", type=int, default=StreamConfig.target_block_bytes >> 10, help="of the stream")
     parser.add_argument("--bare-rows", type=int, default=65_536, help="of the bare encoders together")
     parser.add_argument("--peer-rows", type=int, default=16_418)
     parser.add_argument("--hold-seconds", type=float, default=0.1, help="how long a slow consumer keeps a step")
     parser.add_argument("--slow-steps", type=int, default=256)
     parser.add_argument("--slow-window", type=int, default=8_192)
-    parser.add_argument("--growth-rows", type=int, default=16_384, help="of the small set")
+    parser.add_argument(
+        "--growth-rows",
+        type=int,
+        default=32_768,
+        help="of the small set; what the stream has under way at a time should be little of it",
+    )
+    parser.add_argument("--growth-hold-seconds", type=float, default=0.015, help="how long a consumer keeps a step")
     parser.add_argument("--growth-window", type=int, default=4_096)
     parser.add_argument("--rounds", type=int, default=5, help="of first steps, whose median counts")
     parser.add_argument("--json", metavar="FILE", help="writes what was found; '-': to the standard output")

@@ -8,6 +8,7 @@ fewer than `prefetch_steps` steps are ready. A rank fetches its next chunk while
 (`fetch`), and a step that it needs is said to the actor (`begin`): by any rank that has to wait for it, at once, and by
 rank 0 of every step, a few milliseconds' steps in one call. The queue depth of a step is the number of steps ready when
 it is first said to be needed, itself included, and counted up to `prefetch_steps`: 0 exactly when a rank had to wait.
+Beyond these steps the stream runs ahead by so many windows as there are loaders, and one, however slow the ranks are.
 Requests are idempotent; a chunk is let go when every rank has fetched it and a later step is needed, and lives on where
 a rank still holds it.
 """
@@ -79,6 +80,9 @@ class FeedActor:
         lock = threading.Lock()
         self._came = threading.Condition(lock)  # a block, or the stream's end
         self._went = threading.Condition(lock)  # a step, which leaves room
+        # Each loader at its window, and one whole window for the trainers meanwhile; not as much as memory would hold.
+        steps_per_window = config.order.rounded_window_rows // config.order.batch_size
+        self._ahead_steps = (config.stream.loader_cpus + 1) * steps_per_window
         self._was_measured = threading.Condition(lock)
         self._first_block: Any = None  # PACKED_STEP, of the first step, until it is kept in the run's folder
         self._held: list[_Held] = []
@@ -116,6 +120,12 @@ class FeedActor:
                 f"step {step} of the data stream is gone: every rank has gone beyond it, or it began later"
             )
 
+    @ray.method(concurrency_group="gate")
+    def may_load(self, first_step: int) -> None:
+        """Returns when a window that begins with this step may be loaded: no sooner than it can be of use."""
+        with self._went:
+            self._went.wait_for(lambda: first_step <= self._needed + self._ahead_steps)
+
     @ray.method(concurrency_group="clock", num_returns=0)  # one at a time, in the order in which a rank says it
     def begin(self, *steps: int) -> None:
         """A rank needs these steps now; the first time measures the queue depth, and how long a step is waited for."""
@@ -131,7 +141,7 @@ class FeedActor:
                     self._measure(step, depth, 0.0)
                 self._needed = max(self._needed, step)
             self._let_go()
-            self._went.notify()
+            self._went.notify_all()
 
     def report(self, step: int) -> StepReport:
         """The report of a step that was begun, with what was measured; older ones are forgotten.
@@ -175,8 +185,10 @@ class FeedActor:
         return batches
 
     def _produce(self, manifest: Manifest, start_row: int) -> None:
+        context = ray.get_runtime_context()
+        gate = _Gate(context.current_actor) if context.get_actor_id() else None
         try:
-            for block in pipeline.blocks(pipeline.build(manifest, self._config, start_row)):
+            for block in pipeline.blocks(pipeline.build(manifest, self._config, start_row, gate)):
                 self._add(block)
             end: MilesError = ClusterError(f"the data stream ended with step {self._newest}; none comes after it")
         except Exception as error:  # the thread's end: every waiting rank gets it
@@ -219,6 +231,19 @@ class FeedActor:
         for step, since in self._waited_since.items():
             if time.perf_counter() - since >= WAIT_SECONDS:
                 raise ClusterError(f"waited {WAIT_SECONDS:g} seconds for step {step} of the data stream")
+
+
+class _Gate:
+    """Asks the actor, in a loader's process.
+
+    By a future: of a task that waits in `ray.get` Ray takes the CPU, and starts one more process for it.
+    """
+
+    def __init__(self, handle: Any) -> None:
+        self._handle = handle
+
+    def __call__(self, first_step: int) -> None:
+        self._handle.may_load.remote(first_step).future().result()
 
 
 class StepIterator:
@@ -365,7 +390,8 @@ class Feed:
         storage.write_text(storage.join(run_dir, CERTIFICATE), certificate)  # not of a run that is refused
         pipeline.warm_up(config)
         # A rank has one request in flight, beside those that the clock serves.
-        actor = ray.remote(num_cpus=0, max_concurrency=num_ranks + 4, concurrency_groups={"clock": 1})(FeedActor)
+        groups = {"clock": 1, "gate": config.stream.loader_cpus + 1}
+        actor = ray.remote(num_cpus=0, max_concurrency=num_ranks + 4, concurrency_groups=groups)(FeedActor)
         start = cursor or today
         handle = actor.remote(manifest, config, start.consumed_rows, num_ranks)
         return cls(info, manifest, config, start, handle, run_dir)

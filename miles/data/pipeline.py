@@ -27,17 +27,23 @@ from miles.data.manifest import Manifest
 from miles.data.plan import Plan, WindowRef
 from miles.errors import ClusterError, MilesError
 
+Gate = Callable[[int], None]
+"""Returns when the window that begins with a step may be loaded."""
+
 
 class _Read:
     """Windows -> RAW_STEP. The manifest is fetched from the object store once a process."""
 
-    def __init__(self, plan: Any, start_row: int) -> None:
-        self.plan, self.start_row = plan, start_row
+    def __init__(self, plan: Any, start_row: int, gate: Gate | None) -> None:
+        self.plan, self.start_row, self.gate = plan, start_row, gate
 
     def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
         manifest, plan = _fetch(self.plan)
         for row in table.to_pylist():
-            yield from stages.read_window(manifest, plan, WindowRef(**row), self.start_row)
+            ref = WindowRef(**row)
+            if self.gate is not None:
+                self.gate(ref.first_step)
+            yield from stages.read_window(manifest, plan, ref, self.start_row)
 
 
 class _Encode:
@@ -122,21 +128,25 @@ def _warm_up(config: EncodeConfig) -> None:
     stages.encoder_of(config)
 
 
-def build(manifest: Manifest, config: DataConfig, start_row: int = 0) -> Dataset:
+def build(manifest: Manifest, config: DataConfig, start_row: int = 0, gate: Gate | None = None) -> Dataset:
     """The stream from `start_row` consumed rows to the last epoch's end: PACKED_STEP rows, in order.
 
     Nothing runs until it is iterated. Ray must be initialised.
+
+    Args:
+        gate: called in a loader's process before a window is read; without it, windows are loaded ahead of their use
+            until the share of the object store is full that Ray Data allows itself.
     """
     encode = _Encode(config.encode, stages.source_formats(manifest))
-    return _compose(manifest, config, start_row, encode, _Pack(config.pack))
+    return _compose(manifest, config, start_row, gate, encode, _Pack(config.pack))
 
 
 def build_prepared(manifest: Manifest, config: DataConfig) -> Dataset:
     """PREPARED_STEP rows, in file order: conversations with their token counts."""
-    return _compose(manifest, config, 0, _Prepare(config.encode, stages.source_formats(manifest)))
+    return _compose(manifest, config, 0, None, _Prepare(config.encode, stages.source_formats(manifest)))
 
 
-def _compose(manifest: Manifest, config: DataConfig, start_row: int, *further: Stage) -> Dataset:
+def _compose(manifest: Manifest, config: DataConfig, start_row: int, gate: Gate | None, *further: Stage) -> Dataset:
     plan = stages.make_plan(manifest, config)
     windows = [asdict(ref) for ref in plan.windows(start_row)]
     before = DataContext.get_current()
@@ -152,7 +162,7 @@ def _compose(manifest: Manifest, config: DataConfig, start_row: int, *further: S
     DataContext._set_current(context)  # a data set keeps the context that it was made in
     try:
         dataset = ray.data.from_items(windows, override_num_blocks=max(len(windows), 1))  # none at the end
-        chain = _Chain(_Read(ray.put((manifest, plan)), start_row), *further)
+        chain = _Chain(_Read(ray.put((manifest, plan)), start_row, gate), *further)
         with warnings.catch_warnings():
             # Ray 2.60 deprecates the only way to give a task `max_retries`, without which a row that kills its worker
             # is tried for ever.

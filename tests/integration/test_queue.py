@@ -62,8 +62,8 @@ def test_with_a_slow_trainer_the_queue_is_full_and_nothing_is_waited_for(config:
 class SlowRead(pipeline._Read):
     """Reads as ever, and makes one of the loader's stages slow for as long as the window is at work."""
 
-    def __init__(self, stage: str, seconds: float, plan: Any, start_row: int) -> None:
-        super().__init__(plan, start_row)
+    def __init__(self, stage: str, seconds: float, *arguments: Any) -> None:
+        super().__init__(*arguments)
         self.stage, self.seconds = stage, seconds
 
     def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
