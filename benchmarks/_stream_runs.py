@@ -54,7 +54,8 @@ from miles.data.types import STAGES, Conversation, Cursor
 
 GROUP_ROWS = 1_000
 WARM_UP_ROWS = 2_000
-SAMPLE_SECONDS = 0.5
+STORE_SECONDS, PROCESSES_SECONDS = 0.1, 0.5
+"""How often the object store is looked at, and the processes, which takes longer."""
 
 ROLES = {"human": "user", "gpt": "assistant", "system": "system"}
 
@@ -352,22 +353,28 @@ class Watch:
         return "feed" if "FeedActor" in title else "consumer" if "Consumer" in title else "loader"
 
     def _watch(self) -> None:
-        driver = psutil.Process()
-        cpu: dict[int, float] = {}
-        while not self._end.wait(SAMPLE_SECONDS):
-            for process in [driver, *driver.children(recursive=True)]:
-                with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess, IndexError):
-                    title = process.cmdline()[0]
-                    memory, times = process.memory_info(), process.cpu_times()
-                    own = memory.rss - getattr(memory, "shared", 0)
-                    self._own_bytes[process.pid] = max(self._own_bytes[process.pid], own)
-                    cpu[process.pid] = times.user + times.system
-                    if title != "ray::IDLE" or process.pid not in self._titles:
-                        self._titles[process.pid] = title
-            self._cpu.append((time.monotonic(), dict(cpu)))
+        next_look = 0.0
+        while not self._end.wait(STORE_SECONDS):
+            if time.monotonic() >= next_look:
+                self._look_at_processes()
+                next_look = time.monotonic() + PROCESSES_SECONDS
             store = _object_store()
             for name, used in (("object store", store.object_store_bytes_used), ("spilled", store.spilled_bytes_total)):
                 self.peak_bytes[name] = max(self.peak_bytes.get(name, 0), used)
+
+    def _look_at_processes(self) -> None:
+        driver = psutil.Process()
+        cpu = dict(self._cpu[-1][1]) if self._cpu else {}
+        for process in [driver, *driver.children(recursive=True)]:
+            with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess, IndexError):
+                title = process.cmdline()[0]
+                memory, times = process.memory_info(), process.cpu_times()
+                own = memory.rss - getattr(memory, "shared", 0)
+                self._own_bytes[process.pid] = max(self._own_bytes[process.pid], own)
+                cpu[process.pid] = times.user + times.system
+                if title != "ray::IDLE" or process.pid not in self._titles:
+                    self._titles[process.pid] = title
+        self._cpu.append((time.monotonic(), cpu))
 
 
 def _object_store() -> Any:

@@ -277,7 +277,7 @@ def _parse() -> argparse.Namespace:
         default=32_768,
         help="of the small set; what the stream has under way at a time should be little of it",
     )
-    parser.add_argument("--growth-hold-seconds", type=float, default=0.015, help="how long a consumer keeps a step")
+    parser.add_argument("--growth-hold-seconds", type=float, default=0.02, help="how long a consumer keeps a step")
     parser.add_argument("--growth-window", type=int, default=4_096)
     parser.add_argument("--rounds", type=int, default=5, help="of first steps, whose median counts")
     parser.add_argument("--json", metavar="FILE", help="writes what was found; '-': to the standard output")

@@ -9,15 +9,44 @@ from pathlib import Path
 
 import pytest
 
+PROJECT = Path(__file__).parents[1]
 
-@pytest.mark.slow
-@pytest.mark.skipif(find_spec("trl") is None, reason="the benchmark reads a chat template from the package trl")
-def test_encoding_is_four_times_as_fast_as_transformers(assets: Path) -> None:
-    script = Path(__file__).parents[1] / "benchmarks/encode.py"
-    words = ["--source", assets / "data/openhermes_sample.parquet", "--tokenizer", assets / "qwen3-tokenizer"]
-    limits = ["--rounds", "3", "--max-rows", "4096", "--min-ratio", "4"]
+needs_trl = pytest.mark.skipif(find_spec("trl") is None, reason="the peer takes a chat template from the package trl")
+
+
+def benchmark(name: str, assets: Path, *words: str, limit: float) -> str:
+    """Runs a benchmark on the real sample; what it printed."""
+    inputs = ["--source", assets / "data/openhermes_sample.parquet", "--tokenizer", assets / "qwen3-tokenizer"]
     done = subprocess.run(
-        [sys.executable, script, *map(str, words), *limits], capture_output=True, text=True, timeout=300
+        [sys.executable, PROJECT / "benchmarks" / name, *map(str, inputs), *words],
+        capture_output=True,
+        text=True,
+        timeout=limit,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "4,096 rows" in done.stdout
+    return done.stdout
+
+
+@pytest.mark.slow
+@needs_trl
+def test_encoding_is_four_times_as_fast_as_transformers(assets: Path) -> None:
+    printed = benchmark("encode.py", assets, "--rounds", "3", "--max-rows", "4096", "--min-ratio", "4", limit=300)
+    assert "4,096 rows" in printed
+
+
+STREAM = {
+    "steady": ["--rows", "98304", "--bare-rows", "32768", "--peer-rows", "2048", "--min-share", "0.5"],
+    "slow": ["--rows", "24576", "--slow-steps", "100", "--slow-window", "4096", "--max-wait", "0.02"],
+    "resume": ["--rows", "65536", "--window-rows", "8192", "--rounds", "3"],
+    "growth": ["--growth-rows", "16384", "--growth-window", "2048", "--rounds", "2"],
+}
+"""Sections at a size for a test. On a busy machine the first two may miss their own bars: here they get lower ones."""
+
+
+@pytest.mark.slow
+@needs_trl
+@pytest.mark.parametrize("section", STREAM)
+def test_the_stream_keeps_its_bars(assets: Path, section: str) -> None:
+    printed = benchmark("stream.py", assets, "--section", section, "--check", *STREAM[section], limit=500)
+    assert "met" in printed
+    assert "MISSED" not in printed

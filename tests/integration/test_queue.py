@@ -88,6 +88,50 @@ SECONDS_A_CALL = {"read": 0.1 * 12, "normalize": 0.1 / 32, "encode": 0.1, "pack"
 """0.1 s a step of 32 rows: there are 12 steps in a window, which is read at once."""
 
 
+class NotedRead(pipeline._Read):
+    """Leaves a file for each window that is read."""
+
+    def __init__(self, folder: str, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.folder = Path(folder)
+
+    def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
+        read_window = stages.read_window
+
+        def noted(manifest: Any, plan: Any, ref: Any, start_row: int) -> Iterator[pa.Table]:
+            (self.folder / str(ref.first_step)).touch()
+            return read_window(manifest, plan, ref, start_row)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(stages, "read_window", noted)
+            yield from super().__call__(table)
+
+
+def test_with_a_trainer_that_stands_the_loader_stands_too(
+    config: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Windows of two steps and one loader: as far as two windows beyond the step in use, though memory has room."""
+    config = replace(config, order=replace(config.order, window_rows=64), stream=StreamConfig(prefetch_steps=1))
+    folder = tmp_path / "windows"
+    folder.mkdir()
+    monkeypatch.setattr(feed_module, "FeedActor", feed_actor_with(_Read=partial(NotedRead, str(folder))))
+
+    def read() -> list[int]:
+        return sorted(int(file.name) for file in folder.iterdir())
+
+    with opened(config, str(tmp_path)) as feed:
+        steps = follow(feed, config)
+        for needed, loaded in ((0, 4), (1, 4), (2, 6), (3, 6), (4, 8)):
+            next(steps)
+            deadline = time.monotonic() + 20
+            while read()[-1:] != [loaded] and time.monotonic() < deadline:
+                time.sleep(0.1)
+            time.sleep(0.5 if needed else 3)
+            assert read() == list(range(0, loaded + 1, 2))
+        assert sum(1 for _ in steps) == feed.info.num_steps - 5
+    assert len(read()) == 2 * 11, "all windows of both epochs"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
 def test_with_a_slow_stage_the_queue_is_empty_and_that_stage_is_named(
