@@ -4,6 +4,7 @@
     bare_encoders    processes that only normalize and encode: what the cores can do at most
     stream_pass      files -> steps in the hands of consumers: when each came, and the peak of memory
     first_steps      several streams in turn, each only as far as its first step
+    handing_out      what a block of the stream costs the feed
     batch_by_batch   the peer: a batch at a time, in one process
 
 Moments are `time.monotonic()`, which on Linux and macOS all processes of a machine share.
@@ -36,7 +37,7 @@ import pyarrow.parquet as pq
 import ray
 from transformers import AutoTokenizer
 
-from miles.data import stages
+from miles.data import stages, unpack
 from miles.data.config import (
     DataConfig,
     EncodeConfig,
@@ -382,6 +383,58 @@ def _object_store() -> Any:
 
     (node,) = ray.nodes()
     return node_stats(node["NodeManagerAddress"], node["NodeManagerPort"], include_memory_info=False).store_stats
+
+
+# --- the feed -------------------------------------------------------------------------------------------------------
+
+
+def handing_out(setup: Setup, dp_sizes: Sequence[int], num_rounds: int) -> dict[int, dict[str, float]]:
+    """What the feed's actor does for one block of the stream, by the number of data ranks.
+
+    Returns:
+        For each: the block's tokens and bytes, and median milliseconds to cut it and put its chunks into the object
+        store, and of one rank's request for its chunk, from another process.
+    """
+    manifest = build_manifest(setup.config.sources)
+    plan, formats = stages.make_plan(manifest, setup.config), stages.source_formats(manifest)
+    encoder = stages.encoder_of(setup.config.encode)
+    encoded: list[pa.Table] = []
+    for raw in stages.read_window(manifest, plan, next(plan.windows(0)), 0):
+        encoded.append(stages.encode_steps(raw, formats, encoder))
+        if sum(table.nbytes for table in encoded) >= setup.block_bytes:
+            break
+    found = {}
+    with local_ray(setup):
+        server = ray.remote(num_cpus=0)(_Server).remote()
+        for dp_size in dp_sizes:
+            config = PackConfig(dp_size=dp_size)
+            block = pa.concat_tables([stages.pack_steps(table, config) for table in encoded]).combine_chunks()
+            cutting, asking = [], []
+            for _ in range(num_rounds):
+                started = time.monotonic()
+                references = [ray.put(chunk) for chunk in unpack.chunks(block, unpack.reports(block))]
+                cutting.append(time.monotonic() - started)
+                ray.get(server.keep.remote(references[:1]))
+                started = time.monotonic()
+                ray.get([server.fetch.remote() for _ in range(100)])
+                asking.append((time.monotonic() - started) / 100)
+            found[dp_size] = {
+                "num_tokens": sum(len(ids) for ids in block["input_ids"]),
+                "num_bytes": block.nbytes,
+                "cut_milliseconds": 1e3 * float(np.median(cutting)),
+                "fetch_milliseconds": 1e3 * float(np.median(asking)),
+            }
+    return found
+
+
+class _Server:
+    """Answers as the feed does."""
+
+    def keep(self, references: list[Any]) -> None:
+        self.references = references
+
+    def fetch(self) -> list[Any]:
+        return self.references
 
 
 # --- the peer -------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@
   which tokenises as Miles does it: a batch at a time, in one process, through transformers' template and mask functions
 - slow: consumers that keep each step for 100 ms: how long they are without one, from asking to micro-batches in hand
 - resume: the first step of an epoch against the first one behind 90 % of it
+- feed: what a block of the stream costs the actor that hands it out, by the number of ranks
 - growth: a set against one of 12 times the rows: the first step, and the peaks of memory
 
 All contenders of a ratio run in the same run, in turn. The ratios are what is claimed; the absolute numbers are the
@@ -39,6 +40,7 @@ from miles.data.config import DEFAULT_WINDOW_ROWS, StreamConfig
 
 ASSETS = Path(os.environ.get("MILES_ASSETS", Path(__file__).resolve().parents[2] / "shared" / "assets"))
 GROWTH = 12
+FEED_RANKS = (1, 8, 64, 1024)
 MIB = 1 << 20
 
 
@@ -197,11 +199,26 @@ def growth(flags: argparse.Namespace, folder: Path) -> Section:
     return Section(title, lines, bars, {"first_step_seconds": times, "streams": passes})
 
 
+def feed(flags: argparse.Namespace, folder: Path) -> Section:
+    found = runs.in_own_process(runs.handing_out, _setup(flags, folder), FEED_RANKS, 20)
+    lines = [
+        (
+            f"{dp_size:,} data ranks",
+            f"{got['cut_milliseconds']:.1f} ms to cut and store a block, {got['fetch_milliseconds']:.2f} ms a request",
+        )
+        for dp_size, got in found.items()
+    ]
+    block = found[FEED_RANKS[0]]
+    title = f"feed: what a block costs it, of {block['num_tokens']:,} tokens, {block['num_bytes'] / MIB:.1f} MiB"
+    return Section(title, lines, [], {"by_ranks": found})
+
+
 SECTIONS: dict[str, Callable[[argparse.Namespace, Path], Section]] = {
     "steady": steady,
     "slow": slow,
     "resume": resume,
     "growth": growth,
+    "feed": feed,
 }
 
 

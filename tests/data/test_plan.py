@@ -102,7 +102,7 @@ def test_a_window_is_found_without_the_ones_before_it() -> None:
 
 
 def test_a_million_row_groups_are_no_burden() -> None:
-    plan = plan_of([1_000] * 100_000, batch_size=128, window_rows=4_096, shuffle=True)
+    plan = plan_of([1_000] * 1_000_000, batch_size=128, window_rows=4_096, shuffle=True)
     ref = next(plan.windows(128 * 700_000))
     assert sum(len(step.row_ids) for step in plan.window_steps(ref)) == 4_096
 
