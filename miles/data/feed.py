@@ -35,6 +35,7 @@ from miles.data import pipeline, stages, unpack
 from miles.data.config import DataConfig
 from miles.data.ledger import Ledger, fatal_reasons
 from miles.data.manifest import Manifest, build_manifest
+from miles.data.read import require_small_groups
 from miles.data.types import Chunk, Cursor, MicroBatch, StepReport
 from miles.errors import ClusterError, MilesError
 
@@ -45,6 +46,8 @@ WAIT_SECONDS = 1800.0
 """How long a rank waits for a step before it fails."""
 BEGIN_SECONDS = 0.005
 """How long rank 0 gathers steps that it has in hand, before it says that it needs them."""
+GATE_SECONDS = 1.0
+"""How long one request of a loader, whether it may go on, is kept waiting for a yes."""
 REPORT_SECONDS = 60.0
 """How long the report of a step that was trained waits for its measurement, which was sent before the step."""
 
@@ -121,10 +124,10 @@ class FeedActor:
             )
 
     @ray.method(concurrency_group="gate")
-    def may_load(self, first_step: int) -> None:
-        """Returns when a window that begins with this step may be loaded: no sooner than it can be of use."""
+    def may_load(self, first_step: int) -> bool:
+        """Whether a window that begins with this step may be loaded by now, or soon: not before it can be of use."""
         with self._went:
-            self._went.wait_for(lambda: first_step <= self._needed + self._ahead_steps)
+            return self._went.wait_for(lambda: first_step <= self._needed + self._ahead_steps, GATE_SECONDS)
 
     @ray.method(concurrency_group="clock", num_returns=0)  # one at a time, in the order in which a rank says it
     def begin(self, *steps: int) -> None:
@@ -236,14 +239,16 @@ class FeedActor:
 class _Gate:
     """Asks the actor, in a loader's process.
 
-    By a future: of a task that waits in `ray.get` Ray takes the CPU, and starts one more process for it.
+    By a future: of a task that waits in `ray.get` Ray takes the CPU, and starts one more process for it. Again and
+    again, so that no request of a process that was killed is left to keep out its successor's.
     """
 
     def __init__(self, handle: Any) -> None:
         self._handle = handle
 
     def __call__(self, first_step: int) -> None:
-        self._handle.may_load.remote(first_step).future().result()
+        while not self._handle.may_load.remote(first_step).future().result():
+            pass
 
 
 class StepIterator:
@@ -365,6 +370,9 @@ class Feed:
         encoder = stages.encoder_of(config.encode)
         manifest = build_manifest(config.sources)
         plan = stages.make_plan(manifest, config)
+        of_sources = range(plan.num_sources) if config.order.weights else ()
+        source_window_rows = [plan.source_window_rows(source) for source in of_sources] or None
+        require_small_groups(manifest, config.order.rounded_window_rows, source_window_rows)
         info = StreamInfo(
             manifest.num_rows,
             plan.steps_per_epoch,

@@ -18,7 +18,7 @@ import itertools
 import json
 import math
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -97,23 +97,31 @@ def largest_read_rows(manifest: Manifest) -> int:
     return max(rows for source in manifest.sources for file in source.files for _, rows in _units(file))
 
 
-def require_small_groups(manifest: Manifest, window_rows: int) -> None:
-    """Raises:
-    SourceError: a file whose rows would be read again for many windows, and what to do about it.
+def require_small_groups(manifest: Manifest, window_rows: int, source_window_rows: Sequence[int] | None = None) -> None:
+    """Refuses a file whose rows would be read again for many windows.
+
+    Args:
+        source_window_rows: of each source of a weighted mixture, how many of its rows a window takes.
+
+    Raises:
+        SourceError: names the file, and what to do about it.
     """
     num_windows = -(-manifest.num_rows // window_rows)
-    for source in manifest.sources:
+    for source, own_rows in zip(
+        manifest.sources, source_window_rows or [window_rows] * len(manifest.sources), strict=True
+    ):
         for file in source.files:
             what, rows = max(_units(file), key=lambda unit: unit[1])
-            if rows <= MAX_GROUP_WINDOWS * window_rows:
+            if rows <= MAX_GROUP_WINDOWS * own_rows:
                 continue
-            num_reads = -(-rows // window_rows) if file.compression is None else min(num_windows, len(file.row_groups))
+            num_reads = -(-rows // own_rows) if file.compression is None else min(num_windows, len(file.row_groups))
+            enough_rows = -(-rows * window_rows // (MAX_GROUP_WINDOWS * own_rows))
             raise SourceError(
                 f"{file.path}: {what} has {rows:,} rows and can only be read as a whole, while a window has "
-                f"{window_rows:,} (--shuffle-window): it would be read about {num_reads} times an epoch, and "
-                f"{MAX_GROUP_WINDOWS} windows are the limit. Rewrite the file once, `miles prepare {source.name} "
+                f"{own_rows:,} of this source (--shuffle-window): it would be read about {num_reads} times an epoch, "
+                f"and {MAX_GROUP_WINDOWS} windows are the limit. Rewrite the file once, `miles prepare {source.name} "
                 f"--source {file.path} --tokenizer DIR --output FOLDER`, and train on FOLDER; or give a "
-                f"--shuffle-window of {-(-rows // MAX_GROUP_WINDOWS):,} rows or more, which are held in memory together"
+                f"--shuffle-window of {enough_rows:,} rows or more, which are held in memory together"
             )
 
 

@@ -87,6 +87,17 @@ def test_the_largest_group_of_all_files_counts(tmp_path: Path) -> None:
         require_small_groups(manifest, 499)
 
 
+def test_of_a_weighted_source_the_share_of_a_window_counts(tmp_path: Path) -> None:
+    (tmp_path / "a.parquet").write_bytes(content_of("x.parquet", 3_000, 3_000))
+    (tmp_path / "b.parquet").write_bytes(content_of("x.parquet", 3_000, 1_000))
+    manifest = manifest_of(tmp_path / "a.parquet", tmp_path / "b.parquet")
+    require_small_groups(manifest, 1_000)
+    require_small_groups(manifest, 1_000, [750, 250])
+    with pytest.raises(SourceError, match=r"a\.parquet: .* a window has 250 of this source .* of 3,000 rows or more"):
+        require_small_groups(manifest, 1_000, [250, 750])
+    require_small_groups(manifest, 3_000, [750, 2_250])
+
+
 @pytest.mark.parametrize("name", KINDS)
 @pytest.mark.parametrize("begin", [0, 1, 999, 1_000, 4_321])
 def test_a_stream_gives_what_is_asked_and_in_order(tmp_path: Path, name: str, begin: int) -> None:
@@ -136,11 +147,11 @@ def test_a_step_is_there_before_its_group_is_read_to_the_end(
 ) -> None:
     monkeypatch.setattr(parquet, "WHOLE_GROUP_BYTES", 1)
     monkeypatch.setattr(parquet, "STREAM_BUFFER_BYTES", 16 << 10)
-    content = content_of("x.parquet", 50_000, 50_000)
+    content = content_of("x.parquet", 200_000, 200_000)  # many pages, of which one a column is read
     memory.pipe_file("/large/x.parquet", content)
     manifest = manifest_of("counting:///large/x.parquet")
     Counting.ranges.clear()
-    config = DataConfig((SourceConfig("s", ("x",)),), OrderConfig(100, window_rows=50_000), EncodeConfig("t"))
+    config = DataConfig((SourceConfig("s", ("x",)),), OrderConfig(100, window_rows=200_000), EncodeConfig("t"))
     plan = stages.make_plan(manifest, config)
     (ref,) = plan.windows(0)
     first = next(stages.read_window(manifest, plan, ref, 0))

@@ -18,10 +18,12 @@ from miles.data import stages
 from miles.data.config import DataConfig, EncodeConfig, OrderConfig, PackConfig, SourceConfig, StreamConfig
 from miles.data.feed import Feed, FeedActor, StepIterator
 from miles.data.manifest import Manifest, build_manifest
+from miles.data.prepare import prepare
 from miles.data.unpack import unpack
 from miles.demo import rows
 from miles.demo.tokenizer import build_tokenizer
 from miles.errors import CheckpointError, ClusterError, SourceError, TemplateError
+from tests.integration.test_order import as_parquet, made_up_rows
 
 
 @pytest.fixture(scope="module")
@@ -210,6 +212,24 @@ def test_a_file_that_changes_under_the_stream_reaches_the_rank_by_name(config: D
     for _ in range(2):
         with pytest.raises(SourceError, match=r"rows\.jsonl"):
             actor.fetch(0, 0, 0)
+
+
+def test_a_huge_row_group_is_refused_and_what_prepare_makes_of_it_is_not(config: DataConfig, tmp_path: Path) -> None:
+    as_parquet(tmp_path / "huge.parquet", made_up_rows(2_100), 10_000)
+
+    def on(path: str, window_rows: int) -> DataConfig:
+        order = OrderConfig(batch_size=64, shuffle=True, window_rows=window_rows)
+        return dataclasses.replace(config, sources=(SourceConfig("huge", (path,)),), order=order, max_bad_fraction=0.1)
+
+    with pytest.raises(SourceError, match=r"huge\.parquet: row group 0 has 2,100 rows .*miles prepare huge --source"):
+        open_feed(on(str(tmp_path / "huge.parquet"), 512), tmp_path / "run")
+    assert not (tmp_path / "run").exists(), "before anything is started or written"
+    prepared = prepare("huge", source=str(tmp_path / "huge.parquet"), tokenizer=config.encode.tokenizer)
+    prepared.write(str(tmp_path / "rewritten"))
+    feed = open_feed(on(str(tmp_path / "rewritten"), 512), tmp_path / "run")
+    steps = list(StepIterator(feed.handle, 0, 0, 0, feed.info.num_steps))
+    feed.close()
+    assert sum(report.num_samples for report, _ in steps) == len(prepared.summary().lengths)
 
 
 def test_a_template_is_certified_before_any_actor_starts(config: DataConfig, tmp_path: Path) -> None:
