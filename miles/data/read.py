@@ -37,6 +37,8 @@ UNREADABLE_ROW = b"\xff"
 """Stands for a Parquet row that cannot be made text (a string that is not UTF-8): no JSON, so it is rejected."""
 MAX_GROUP_WINDOWS = 4
 """A row group that fills more windows than this is not trained on: each of them would read it as a whole."""
+SMALL_GROUP_ROWS = 1_000
+"""A row group of no more is trained on whatever the window: `prepare` and the index of a JSON file make such ones."""
 READ_THREADS = 8
 AHEAD_ROWS = 4_000
 """A piece of more rows is not fetched ahead of those before it, but handed on while it is read."""
@@ -112,7 +114,7 @@ def require_small_groups(manifest: Manifest, window_rows: int, source_window_row
     ):
         for file in source.files:
             what, rows = max(_units(file), key=lambda unit: unit[1])
-            if rows <= MAX_GROUP_WINDOWS * own_rows:
+            if rows <= max(MAX_GROUP_WINDOWS * own_rows, SMALL_GROUP_ROWS):
                 continue
             num_reads = -(-rows // own_rows) if file.compression is None else min(num_windows, len(file.row_groups))
             enough_rows = -(-rows * window_rows // (MAX_GROUP_WINDOWS * own_rows))

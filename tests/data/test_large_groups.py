@@ -74,7 +74,7 @@ def test_plain_json_has_small_groups(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(content_of(name, 5_000, 0))
     manifest = manifest_of(tmp_path / name)
     assert largest_read_rows(manifest) == scan.GROUP_ROWS
-    require_small_groups(manifest, 1_000)
+    require_small_groups(manifest, 1)
 
 
 def test_the_largest_group_of_all_files_counts(tmp_path: Path) -> None:
