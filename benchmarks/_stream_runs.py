@@ -55,8 +55,8 @@ from miles.data.types import STAGES, Conversation, Cursor
 
 GROUP_ROWS = 1_000
 WARM_UP_ROWS = 2_000
-STORE_SECONDS, PROCESSES_SECONDS = 0.1, 0.5
-"""How often the object store is looked at, and the processes, which takes longer."""
+LOOK_SECONDS, RESTING_LOOK_SECONDS = 0.5, 0.1
+"""How often processes and the object store are looked at; the store more often where consumers rest between steps."""
 
 ROLES = {"human": "user", "gpt": "assistant", "system": "system"}
 
@@ -219,7 +219,7 @@ def stream_pass(setup: Setup, hold_seconds: float = 0.0, max_steps: int | None =
     """
     started = time.monotonic()
     with local_ray(setup), tempfile.TemporaryDirectory() as run_dir:
-        with Watch() as watch:
+        with Watch(RESTING_LOOK_SECONDS if hold_seconds else LOOK_SECONDS) as watch:
             consumers = start_consumers(setup)
             ray_up = time.monotonic()
             feed = open_feed(setup, run_dir)
@@ -318,7 +318,8 @@ class Watch:
     largest one's own memory: without what it shares, libraries and the object store.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, store_seconds: float) -> None:
+        self._store_seconds = store_seconds
         self.peak_bytes: dict[str, int] = {}
         self._titles: dict[int, str] = {}
         self._own_bytes: dict[int, int] = defaultdict(int)
@@ -355,10 +356,10 @@ class Watch:
 
     def _watch(self) -> None:
         next_look = 0.0
-        while not self._end.wait(STORE_SECONDS):
+        while not self._end.wait(self._store_seconds):
             if time.monotonic() >= next_look:
                 self._look_at_processes()
-                next_look = time.monotonic() + PROCESSES_SECONDS
+                next_look = time.monotonic() + LOOK_SECONDS
             store = _object_store()
             for name, used in (("object store", store.object_store_bytes_used), ("spilled", store.spilled_bytes_total)):
                 self.peak_bytes[name] = max(self.peak_bytes.get(name, 0), used)
