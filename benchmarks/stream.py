@@ -3,8 +3,9 @@
     python benchmarks/stream.py                      # all sections, about 200,000 rows
     python benchmarks/stream.py --section resume --check
 
-- steady: as many bare encoder processes as the loader has CPUs, the stream, and the bare encoders again; and the peer,
-  which tokenises as Miles does it: a batch at a time, in one process, through transformers' template and mask functions
+- steady: as many bare encoder processes as the loader has CPUs, the stream, the bare encoders again, and so on; and the
+  peer, which tokenises as Miles does it: a batch at a time, in one process, through transformers' template and mask
+  functions
 - slow: consumers that keep each step for 100 ms: how long they are without one, from asking to micro-batches in hand
 - resume: the first step of an epoch against the first one behind 90 % of it
 - feed: what a block of the stream costs the actor that hands it out, by the number of ranks
@@ -25,6 +26,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -97,12 +99,15 @@ def main() -> None:
 def steady(flags: argparse.Namespace, folder: Path) -> Section:
     setup = _setup(flags, folder)
     bare_rows = min(flags.bare_rows, flags.rows)
-    before = runs.in_own_process(runs.bare_encoders, setup, bare_rows)
-    ours = runs.in_own_process(runs.stream_pass, setup)
-    after = runs.in_own_process(runs.bare_encoders, setup, bare_rows)
+    encoders, streams = [runs.in_own_process(runs.bare_encoders, setup, bare_rows)], []
+    for _ in range(flags.steady_rounds):
+        streams.append(runs.in_own_process(runs.stream_pass, setup))
+        encoders.append(runs.in_own_process(runs.bare_encoders, setup, bare_rows))
     peer = runs.in_own_process(runs.batch_by_batch, setup, min(flags.peer_rows, flags.rows))
-    bare = (before + after) / 2
-    share = ours["steady_rows_per_second"] / bare
+    around = [(before + after) / 2 for before, after in pairwise(encoders)]
+    shares = [got["steady_rows_per_second"] / bare for got, bare in zip(streams, around, strict=True)]
+    share, bare = statistics.median(shares), statistics.median(around)
+    ours = streams[shares.index(statistics.median_low(shares))]
     # The peer gets fewer rows; its start-up counts once, as ours does.
     peer_seconds = peer["start_up_seconds"] + peer["batches_seconds"] * ours["num_rows"] / peer["num_rows"]
     ratio = peer_seconds / ours["whole_seconds"]
@@ -111,12 +116,15 @@ def steady(flags: argparse.Namespace, folder: Path) -> Section:
     stage_us = {name: seconds / rows * 1e6 for name, seconds in ours["stage_seconds"].items()}
     cpu_ms = {name: seconds / steps_after_first * 1e3 for name, seconds in ours["cpu_seconds"].items()}
     lines = [
-        (f"{cpus} bare encoders", f"{bare:,.0f} rows/s (before {before:,.0f}, after {after:,.0f})"),
+        (f"{cpus} bare encoders", f"{bare:,.0f} rows/s ({min(encoders):,.0f} to {max(encoders):,.0f})"),
         (
             "stream, after the first step",
             f"{ours['steady_rows_per_second']:,.0f} rows/s, {ours['steady_tokens_per_second']:,.0f} tokens/s",
         ),
-        ("share of the bare encoders", f"{share:.1%}"),
+        (
+            "share of the bare encoders",
+            f"{share:.1%} (median of {len(shares)}: {min(shares):.1%} to {max(shares):.1%})",
+        ),
         ("  stages, us a row", _numbers(stage_us) + f"; a bare encoder {cpus / bare * 1e6:.0f}"),
         ("  CPU time, ms a step", _numbers(cpu_ms)),
         (
@@ -140,7 +148,7 @@ def steady(flags: argparse.Namespace, folder: Path) -> Section:
     if flags.min_peer_ratio is not None:
         bars.append(Bar("times the peer", ratio, flags.min_peer_ratio, at_least=True))
     title = f"steady: {ours['num_rows']:,} rows, {ours['num_tokens']:,} tokens, {ours['num_steps']:,} steps"
-    raw = {"bare_rows_per_second": [before, after], "share": share, "peer_ratio": ratio, "stream": ours, "peer": peer}
+    raw = {"bare_rows_per_second": encoders, "shares": shares, "peer_ratio": ratio, "streams": streams, "peer": peer}
     return Section(title, lines, bars, raw)
 
 
@@ -284,6 +292,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--object-store-mib", type=int, default=512)
     parser.add_argument("--block-kib", type=int, default=StreamConfig.target_block_bytes >> 10, help="of the stream")
     parser.add_argument("--bare-rows", type=int, default=65_536, help="of the bare encoders together")
+    parser.add_argument("--steady-rounds", type=int, default=5, help="of the stream between bare encoders")
     parser.add_argument("--peer-rows", type=int, default=16_418)
     parser.add_argument("--hold-seconds", type=float, default=0.1, help="how long a slow consumer keeps a step")
     parser.add_argument("--slow-steps", type=int, default=256)
