@@ -36,16 +36,8 @@ def test_encoding_is_four_times_as_fast_as_transformers(assets: Path) -> None:
 
 STREAM = {
     "steady": [
-        "--rows",
-        "98304",
-        "--bare-rows",
-        "32768",
-        "--peer-rows",
-        "2048",
-        "--steady-rounds",
-        "1",
-        "--min-share",
-        "0.5",
+        *("--rows", "98304", "--bare-rows", "32768", "--peer-rows", "2048"),
+        *("--steady-rounds", "1", "--min-share", "0.5"),
     ],
     "slow": ["--rows", "24576", "--slow-steps", "100", "--slow-window", "4096", "--max-wait", "0.02"],
     "resume": ["--rows", "65536", "--window-rows", "8192", "--rounds", "3"],
