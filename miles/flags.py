@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 from miles import storage
-from miles.errors import ConfigError
+from miles.errors import ConfigError, SourceError
 
 
 def json_object(text: str) -> dict[str, Any]:
@@ -29,11 +29,12 @@ def chat_template(path: str | None) -> str | None:
     """The text of `--chat-template-path`.
 
     Raises:
-        ConfigError: no such file.
+        ConfigError: no such file, or one that is no text.
     """
     if path is None:
         return None
     try:
-        return storage.read_text(path)
-    except FileNotFoundError as error:
-        raise ConfigError(f"--chat-template-path {path}: no such file") from error
+        with storage.reading(path):
+            return storage.read_text(path)
+    except SourceError as error:
+        raise ConfigError(f"--chat-template-path {error}") from error

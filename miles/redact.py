@@ -13,12 +13,13 @@ from miles.errors import SourceError
 
 # A colon before an @ that is not a port's, of an ARN, or of chained URLs (zip://a::s3://b).
 _USER_AND_PASSWORD = re.compile(r"://(?!arn:)[^\s/?#\[@:]*:(?!:|\d+(?:/|\s|$))\S*@")
+_WEB_USER = re.compile(r"(?<=http://)[^\s/?#@]*@|(?<=https://)[^\s/?#@]*@")  # a token, where it stands alone
 _QUERY = re.compile(r"(https?://[^\s?#'\"<>]*)\?[^\s'\"<>]*=[^\s'\"<>]*")
 
 
 def redact(text: str) -> str:
     """The text without the passwords and queries of its URLs."""
-    return _QUERY.sub(r"\1?…", _USER_AND_PASSWORD.sub("://…@", text))
+    return _QUERY.sub(r"\1?…", _WEB_USER.sub("…@", _USER_AND_PASSWORD.sub("://…@", text)))
 
 
 def require_no_secret(url: str) -> None:

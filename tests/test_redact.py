@@ -14,6 +14,7 @@ SECRET = [
     "https://user:hunter2@host/x.jsonl",
     "https://user:hunter2@host:8080/x.jsonl",
     "https://user:hun/ter2@host/x.jsonl",
+    "https://hunter2@host/x.jsonl",
     "s3://AKIA:hunter2@bucket/x.jsonl",
     "s3://AKIA:hun?ter2@bucket/x.jsonl",
     "https://host/x.jsonl?X-Amz-Credential=AKIA&X-Amz-Signature=hunter2",

@@ -8,7 +8,8 @@ fewer than `prefetch_steps` steps are ready. A rank fetches its next chunk while
 (`fetch`), and a step that it needs is said to the actor (`begin`): by any rank that has to wait for it, at once, and by
 rank 0 of every step, a few milliseconds' steps in one call. The queue depth of a step is the number of steps ready when
 it is first said to be needed, itself included, and counted up to `prefetch_steps`: 0 exactly when a rank had to wait.
-Beyond these steps the stream runs ahead by so many windows as there are loaders, and one, however slow the ranks are.
+The stream runs ahead by as many windows as there are loaders, and one (by `prefetch_steps` at least), however slow the
+ranks are.
 Requests are idempotent; a chunk is let go when every rank has fetched it and a later step is needed, and lives on where
 a rank still holds it.
 """
@@ -85,7 +86,7 @@ class FeedActor:
         self._went = threading.Condition(lock)  # a step, which leaves room
         # Each loader at its window, and one whole window for the trainers meanwhile; not as much as memory would hold.
         steps_per_window = config.order.rounded_window_rows // config.order.batch_size
-        self._ahead_steps = (config.stream.loader_cpus + 1) * steps_per_window
+        self._ahead_steps = max((config.stream.loader_cpus + 1) * steps_per_window, config.stream.prefetch_steps)
         self._was_measured = threading.Condition(lock)
         self._first_block: Any = None  # PACKED_STEP, of the first step, until it is kept in the run's folder
         self._held: list[_Held] = []
@@ -134,13 +135,14 @@ class FeedActor:
         """A rank needs these steps now; the first time measures the queue depth, and how long a step is waited for."""
         with self._went:
             for step in steps:
-                if step in self._measured or step in self._waited_since or step < self._first_step:
+                is_over = step <= self._newest and step not in self._reports
+                if is_over or step in self._measured or step in self._waited_since:
                     continue
                 depth = min(max(self._newest - step + 1, 0), self._config.stream.prefetch_steps)
                 self._gauge.set(depth)
                 if not depth:
                     self._waited_since[step] = time.perf_counter()
-                elif step in self._reports:
+                else:
                     self._measure(step, depth, 0.0)
                 self._needed = max(self._needed, step)
             self._let_go()

@@ -26,6 +26,7 @@ from miles.data.config import DataConfig, EncodeConfig, PackConfig, RowFormat
 from miles.data.manifest import Manifest
 from miles.data.plan import Plan, WindowRef
 from miles.errors import ClusterError, MilesError
+from miles.redact import redact
 
 Gate = Callable[[int], None]
 """Returns when the window that begins with a step may be loaded."""
@@ -210,4 +211,4 @@ def cause_of(error: BaseException) -> MilesError:
             if isinstance(candidate, MilesError) and type(candidate).__module__ == MilesError.__module__:
                 return candidate
         seen = cause if isinstance(cause, BaseException) else seen.__cause__
-    return ClusterError(f"the data stream failed: {type(error).__name__}: {error}")
+    return ClusterError(f"the data stream failed: {type(error).__name__}: {redact(str(error))}")

@@ -20,7 +20,7 @@ import math
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -51,7 +51,8 @@ class _Piece:
 
     file: File
     is_first: bool
-    """of the file's pieces; with it the file is looked at again"""
+    """of the file's pieces: before it the file is looked at again, and behind the last one"""
+    is_last: bool
     groups: tuple[int, ...]
     """row groups, numbers within the file, ascending"""
     wanted: tuple[Int64, ...]
@@ -148,9 +149,11 @@ def _pieces(manifest: Manifest, row_ids: Int64) -> list[_Piece]:
         wanted = row_ids[begin:end] - manifest.group_starts[group]
         last = pieces[-1] if pieces and pieces[-1].file is file else None
         if last is not None and file.compression is not None:
-            pieces[-1] = _Piece(file, last.is_first, (*last.groups, index), (*last.wanted, wanted))
-        else:
-            pieces.append(_Piece(file, last is None, (index,), (wanted,)))
+            pieces[-1] = replace(last, groups=(*last.groups, index), wanted=(*last.wanted, wanted))
+            continue
+        if last is not None:
+            pieces[-1] = replace(last, is_last=False)
+        pieces.append(_Piece(file, last is None, True, (index,), (wanted,)))
     return pieces
 
 
@@ -184,12 +187,23 @@ def _read_whole(piece: _Piece) -> list[list[bytes]]:
 
 def _read_piece(piece: _Piece) -> Iterator[list[bytes]]:
     """A piece's wanted rows, a few at a time."""
-    file = piece.file
-    if piece.is_first and (file.size_bytes, file.stamp) != file_stamp(file.path):
+    if piece.is_first:
+        _require_unchanged(piece.file)
+    yield from _rows_of(piece)
+    if piece.is_last:
+        _require_unchanged(piece.file)
+
+
+def _require_unchanged(file: File) -> None:
+    if (file.size_bytes, file.stamp) != file_stamp(file.path):
         raise SourceError(
             f"{file.path}: changed since its rows were counted (was {file.size_bytes} bytes, {file.stamp}). A run "
             "reads the files that it began with: bring the old file back, or start anew with another --save"
         )
+
+
+def _rows_of(piece: _Piece) -> Iterator[list[bytes]]:
+    file = piece.file
     with storage.reading(file.path):
         if file.format == "parquet":
             (group,), (wanted,) = piece.groups, piece.wanted

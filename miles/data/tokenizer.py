@@ -21,6 +21,7 @@ import xxhash
 from miles import retry, storage
 from miles.data.config import EncodeConfig
 from miles.errors import MilesError, TemplateError
+from miles.redact import redact
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -137,7 +138,7 @@ def _tokenizer_files(url: str) -> tuple[tuple[str, int, str], ...] | None:
             return None
         entries = retry.call(lambda: fs.ls(path, detail=True), url) if is_folder else []
     except (MilesError, OSError) as error:
-        raise TemplateError(f"{url}: the tokenizer cannot be read ({error})") from error
+        raise TemplateError(f"{url}: the tokenizer cannot be read ({redact(str(error))})") from error
     if not is_folder:
         found = "a file, not a folder" if is_there else "no such folder"
         raise TemplateError(f"{url}: {found}; expected the folder of a Hugging Face tokenizer, or its hub name")
@@ -202,4 +203,4 @@ def _single_template(tokenizer: PreTrainedTokenizerBase, config: EncodeConfig) -
 
 def _first_line(error: Exception) -> str:
     lines = str(error).strip().splitlines()
-    return lines[0][:200] if lines else type(error).__name__
+    return redact(lines[0])[:200] if lines else type(error).__name__

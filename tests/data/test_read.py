@@ -20,7 +20,7 @@ import zstandard
 from miles.data import read, scan
 from miles.data.config import RowFormat, SourceConfig
 from miles.data.manifest import Manifest, build_manifest
-from miles.data.read import read_rows
+from miles.data.read import read_rows, stream_rows
 from miles.errors import SourceError
 
 NUM_ROWS = 57
@@ -336,3 +336,14 @@ def test_the_real_sample(assets: Path) -> None:
     wanted = np.array([16_417, 0, 5_000])
     rows = [json.loads(row) for row in read_rows(manifest, wanted)]
     assert rows == [pq.read_table(path).slice(int(i), 1).to_pylist()[0] for i in wanted]
+
+
+def test_a_file_that_changes_while_it_is_read_is_refused_too(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({"text": f"old {number:05d}"}) + "\n" for number in range(5_000)))
+    manifest = build_manifest([SourceConfig("s", (str(path),), RowFormat("text"))])
+    batches = stream_rows(manifest, np.arange(5_000))
+    next(batches)
+    path.write_text(path.read_text().replace("old", "new"))
+    with pytest.raises(SourceError, match=r"rows\.jsonl: changed since its rows were counted"):
+        list(batches)
