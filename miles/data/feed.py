@@ -8,8 +8,8 @@ fewer than `prefetch_steps` steps are ready. A rank fetches its next chunk while
 (`fetch`), and a step that it needs is said to the actor (`begin`): by any rank that has to wait for it, at once, and by
 rank 0 of every step, a few milliseconds' steps in one call. The queue depth of a step is the number of steps ready when
 it is first said to be needed, itself included, and counted up to `prefetch_steps`: 0 exactly when a rank had to wait
-for the stream. (A chunk that is ready but still on its way from another node is not counted as waiting.) The stream runs
-ahead by as many windows as there are loaders, and one (by `prefetch_steps` at least), however slow the ranks are.
+for the stream. (A chunk that is ready but still on its way from another node is not counted as waiting.) The stream
+runs ahead by as many windows as there are loaders, and one (by `prefetch_steps` at least), however slow the ranks are.
 Requests are idempotent; a chunk is let go when every rank has fetched it and a later step is needed, and lives on where
 a rank still holds it.
 """
