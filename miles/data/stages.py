@@ -290,7 +290,7 @@ def _trained_labels(loss_mask: UInt8, lengths: Int32) -> Int64:
     """int64 [samples]: positions whose label is trained, which is every trained token but a sample's first."""
     if not len(lengths):
         return np.zeros(0, np.int64)
-    starts = np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.int64)
+    starts = starts_of(lengths)[:-1]
     counts: Int64 = np.add.reduceat(loss_mask.astype(np.int64), starts)
     return counts - loss_mask[starts]
 

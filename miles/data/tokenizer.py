@@ -133,7 +133,8 @@ def _tokenizer_files(url: str) -> tuple[tuple[str, int, str], ...] | None:
     """
     try:
         fs, path = storage.filesystem(url)
-        is_folder, is_there = storage.is_folder(url), storage.exists(url)
+        is_folder = storage.is_folder(url)
+        is_there = is_folder or storage.exists(url)
         if not is_there and _HUB_NAME.fullmatch(url):
             return None
         entries = retry.call(lambda: fs.ls(path, detail=True), url) if is_folder else []
