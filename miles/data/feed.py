@@ -372,8 +372,7 @@ class Feed:
         encoder = stages.encoder_of(config.encode)
         manifest = build_manifest(config.sources)
         plan = stages.make_plan(manifest, config)
-        of_sources = range(plan.num_sources) if config.order.weights else ()
-        source_window_rows = [plan.source_window_rows(source) for source in of_sources] or None
+        source_window_rows = [plan.source_window_rows(source) for source in range(plan.num_sources)]
         require_small_groups(manifest, config.order.rounded_window_rows, source_window_rows)
         info = StreamInfo(
             manifest.num_rows,
