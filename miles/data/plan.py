@@ -176,8 +176,11 @@ class Plan:
         return (self._schedule.counts(consumed_rows) / self.source_rows).tolist()
 
     def source_window_rows(self, source: int) -> int:
-        """Rows of a source that are shuffled among each other: a window. Of a weighted mixture its share of one, so
-        that little is read that the window does not take; an eighth of one where that is more, for the shuffle's sake."""
+        """Rows of a source that are shuffled among each other: a window.
+
+        Of a weighted mixture its share of one, so that little is read that the window does not take; an eighth of one
+        where that is more, for the shuffle's sake.
+        """
         window, weights = self.order.rounded_window_rows, self.order.integer_weights
         if not weights:
             return window
