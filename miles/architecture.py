@@ -14,8 +14,16 @@ from typing import Any
 from miles import storage
 from miles.errors import CheckpointError
 
-FAMILIES = {"qwen3": "Qwen3ForCausalLM"}
+FAMILIES = {
+    "qwen3": "Qwen3ForCausalLM",
+    "qwen3_moe": "Qwen3MoeForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",  # Qwen2.5, too
+    "llama": "LlamaForCausalLM",  # Llama 3, 3.1, 3.2
+}
 """Hugging Face `model_type` -> architecture that is understood."""
+
+LLAMA3_ROPE = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+"""What Llama 3.1 and 3.2 set beside their scaling factor; megatron-core 0.16.1 knows no other values."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +31,7 @@ class ModelShape:
     """The numbers that fix a decoder's parameters. Field names are Megatron's where it has one."""
 
     model_type: str
-    """Hugging Face `model_type`: "qwen3"."""
+    """Hugging Face `model_type`, one of `FAMILIES`"""
     num_layers: int
     hidden_size: int
     ffn_hidden_size: int
@@ -40,6 +48,14 @@ class ModelShape:
     tied_embeddings: bool
     qk_layernorm: bool
     add_qkv_bias: bool
+    rope_scaling_factor: float | None = None
+    """Llama 3.1's scaling of the rotary frequencies (with `LLAMA3_ROPE`); None: none"""
+    num_experts: int | None = None
+    """experts of each layer; None: a dense model"""
+    moe_router_topk: int = 0
+    """experts that a token goes through"""
+    moe_ffn_hidden_size: int = 0
+    """of one expert"""
 
     @classmethod
     def from_hf_config(cls, config: Mapping[str, Any], where: str) -> ModelShape:
@@ -59,18 +75,29 @@ class ModelShape:
             )
         rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
         rope_type = rope.get("rope_type", rope.get("type", "default"))
+        scaled = rope_type == "llama3"
+        settings = [
+            ("hidden_act", config.get("hidden_act", "silu"), "silu"),
+            ("attention_bias", config.get("attention_bias", False), False),  # Qwen2's own bias is not called so
+            ("mlp_bias", config.get("mlp_bias", False), False),
+            ("use_sliding_window", config.get("use_sliding_window", False), False),
+        ]
+        if scaled:
+            settings += [(f"rope {name}", float(rope.get(name, value)), value) for name, value in LLAMA3_ROPE.items()]
+        else:
+            settings.append(("rope type", rope_type, "default"))
+        if model_type == "qwen3_moe":
+            settings += [
+                ("norm_topk_prob", config.get("norm_topk_prob", False), True),
+                ("decoder_sparse_step", config.get("decoder_sparse_step", 1), 1),
+                ("mlp_only_layers", config.get("mlp_only_layers") or [], []),
+            ]
         unsupported = [
-            f"{name} = {value!r}, only {wanted!r} is supported"
-            for name, value, wanted in (
-                ("rope type", rope_type, "default"),
-                ("hidden_act", config.get("hidden_act", "silu"), "silu"),
-                ("attention_bias", config.get("attention_bias", False), False),
-                ("use_sliding_window", config.get("use_sliding_window", False), False),
-            )
-            if value != wanted
+            f"{name} = {value!r}, only {wanted!r} is supported" for name, value, wanted in settings if value != wanted
         ]
         if unsupported:
             raise CheckpointError(f"{where}: " + "; ".join(unsupported))
+        is_moe = model_type == "qwen3_moe"
         try:
             heads = int(config["num_attention_heads"])
             return cls(
@@ -86,8 +113,12 @@ class ModelShape:
                 rotary_base=float(rope.get("rope_theta", config.get("rope_theta", 10_000.0))),
                 norm_epsilon=float(config["rms_norm_eps"]),
                 tied_embeddings=bool(config.get("tie_word_embeddings", False)),
-                qk_layernorm=model_type == "qwen3",
-                add_qkv_bias=False,
+                qk_layernorm=model_type in ("qwen3", "qwen3_moe"),
+                add_qkv_bias=model_type == "qwen2",
+                rope_scaling_factor=float(rope["factor"]) if scaled else None,
+                num_experts=int(config["num_experts"]) if is_moe else None,
+                moe_router_topk=int(config["num_experts_per_tok"]) if is_moe else 0,
+                moe_ffn_hidden_size=int(config["moe_intermediate_size"]) if is_moe else 0,
             )
         except KeyError as error:
             raise CheckpointError(f"{where}: {error.args[0]} is missing") from error
@@ -136,7 +167,18 @@ class ModelShape:
             "untie_embeddings_and_output_weights": not self.tied_embeddings,
             "attention_dropout": 0.0,
             "hidden_dropout": 0.0,
-            "num_experts": None,
+            "use_rope_scaling": self.rope_scaling_factor is not None,
+            "rope_scaling_factor": self.rope_scaling_factor or 8.0,  # Megatron-LM's default, unused without scaling
+            "num_experts": self.num_experts,
+            **({} if self.num_experts is None else self._moe_args()),
+        }
+
+    def _moe_args(self) -> dict[str, Any]:
+        return {
+            "moe_router_topk": self.moe_router_topk,
+            "moe_ffn_hidden_size": self.moe_ffn_hidden_size,
+            "moe_router_score_function": "softmax",
+            "moe_router_pre_softmax": False,
         }
 
     def differences(self, args: Mapping[str, Any]) -> list[str]:
@@ -154,4 +196,4 @@ class ModelShape:
         return ", ".join(f"{field.name}={getattr(self, field.name)}" for field in fields(self))
 
 
-_NOT_A_SIZE = ("seq_length", "max_position_embeddings", "attention_dropout", "hidden_dropout", "num_experts")
+_NOT_A_SIZE = ("seq_length", "max_position_embeddings", "attention_dropout", "hidden_dropout")

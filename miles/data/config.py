@@ -234,6 +234,10 @@ class DataConfig:
     """More rejected rows than this share of the rows read ends the run (`--max-bad-fraction`)."""
     max_bad_rows_in_a_row: int = 1_000
     """So many rejected rows one after the other end the run (`--max-bad-rows-in-a-row`)."""
+    held_out_fraction: float = 0.0
+    """Share of the rows that are held out, chosen by a hash of what they say (`--eval-fraction`)."""
+    held_out: str = "leave_out"
+    """What this stream does with them: "leave_out" (training), or gives "only" them (evaluation)."""
 
     def __post_init__(self) -> None:
         _require(bool(self.sources), "no data: give --prompt-data PATH, or NAME PATH pairs")
@@ -252,3 +256,5 @@ class DataConfig:
         )
         _require(0 <= self.max_bad_fraction <= 1, "--max-bad-fraction must be between 0 and 1")
         _require(self.max_bad_rows_in_a_row > 0, "--max-bad-rows-in-a-row must be positive")
+        _require(0 <= self.held_out_fraction < 1, f"--eval-fraction must be in [0, 1), not {self.held_out_fraction}")
+        assert self.held_out in ("leave_out", "only")

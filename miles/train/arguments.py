@@ -30,9 +30,8 @@ from miles.data.config import (
 )
 from miles.errors import ConfigError
 from miles.flags import chat_template, json_object
-from miles.train.config import ClusterConfig, TrainConfig
+from miles.train.config import ClusterConfig, LoggingConfig, TrainConfig
 from miles.train.optimizer import OptimizerSettings
-from miles.train.topology import Layout
 
 SFT_ONLY = {
     "loss_type": "sft_loss",
@@ -255,7 +254,7 @@ def parse(words: Sequence[str]) -> TrainConfig:
         ray_address=flags.ray_address,
         timeout_minutes=flags.distributed_timeout_minutes,
     )
-    layout = Layout(cluster.world_size, cluster.tensor, cluster.pipeline, cluster.sequence_parallel)
+    layout = cluster.layout
     data = DataConfig(
         sources=_sources(flags.prompt_data, _row_format(flags)),
         order=OrderConfig(
@@ -307,7 +306,7 @@ def parse(words: Sequence[str]) -> TrainConfig:
         cluster=cluster,
         seed=flags.seed,
         bf16=flags.bf16,
-        use_tensorboard=flags.use_tensorboard,
+        logging=LoggingConfig(use_tensorboard=flags.use_tensorboard),
     )
 
 

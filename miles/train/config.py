@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from miles.data.config import DataConfig
+from miles.data.config import DataConfig, SourceConfig
 from miles.errors import ConfigError
 from miles.train.optimizer import OptimizerSettings
+from miles.train.topology import Layout
 
 
 @dataclass(frozen=True)
@@ -17,9 +18,18 @@ class ClusterConfig:
     """`--actor-num-nodes`"""
     gpus_per_node: int = 1
     """`--actor-num-gpus-per-node`: ranks a node; on a machine without CUDA, CPU processes"""
+    num_gpus_per_node: int = 8
+    """`--num-gpus-per-node`: how many a machine has; more ranks a node than that are refused"""
     tensor: int = 1
+    """`--tensor-model-parallel-size`"""
     pipeline: int = 1
+    """`--pipeline-model-parallel-size`"""
+    expert: int = 1
+    """`--expert-model-parallel-size`: over how many ranks a layer's experts are spread"""
+    expert_tensor: int = 1
+    """`--expert-tensor-parallel-size`"""
     sequence_parallel: bool = False
+    """`--sequence-parallel`: norms on a part of the tokens of each tensor rank"""
     ray_address: str | None = None
     """None: a small Ray of the run's own, on localhost"""
     timeout_minutes: float = 10.0
@@ -27,9 +37,82 @@ class ClusterConfig:
     object_store_bytes: int = 512 << 20
     """of the run's own Ray"""
 
+    def __post_init__(self) -> None:
+        if self.gpus_per_node > self.num_gpus_per_node:
+            raise ConfigError(
+                f"--actor-num-gpus-per-node {self.gpus_per_node} is more than a machine has: --num-gpus-per-node "
+                f"{self.num_gpus_per_node}"
+            )
+
     @property
     def world_size(self) -> int:
         return self.num_nodes * self.gpus_per_node
+
+    @property
+    def layout(self) -> Layout:
+        """Where each rank stands.
+
+        Raises:
+            ConfigError: the ranks cannot be divided so.
+        """
+        return Layout(
+            self.world_size,
+            self.tensor,
+            self.pipeline,
+            self.sequence_parallel,
+            self.expert,
+            self.expert_tensor,
+        )
+
+
+@dataclass(frozen=True)
+class RecomputeConfig:
+    """Which activations are computed again in the backward pass instead of kept; names as in Megatron's flags."""
+
+    granularity: str | None = None
+    """None: all are kept; "selective": attention's inner part again; "full": whole layers again"""
+    method: str | None = None
+    """of "full": "uniform", every `num_layers` layers make a piece of which the input is kept; "block", the first
+    `num_layers` layers of a pipeline stage are computed again, the others kept"""
+    num_layers: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.granularity not in (None, "full", "selective"):
+            raise ConfigError(f"--recompute-granularity must be full or selective, not {self.granularity!r}")
+        if self.granularity == "full":
+            if self.method not in ("uniform", "block") or self.num_layers is None or self.num_layers < 1:
+                raise ConfigError(
+                    "--recompute-granularity full needs --recompute-method uniform or block and --recompute-num-layers "
+                    f"of at least 1, not {self.method!r} and {self.num_layers}"
+                )
+        elif self.method is not None or self.num_layers is not None:
+            raise ConfigError("--recompute-method and --recompute-num-layers go with --recompute-granularity full")
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """What is evaluated, and how often. That rows are held out of training is `DataConfig.held_out_fraction`."""
+
+    sources: tuple[SourceConfig, ...] = ()
+    """`--eval-prompt-data`; empty: the held-out training rows (`--eval-fraction`), or nothing"""
+    interval: int | None = None
+    """`--eval-interval`: steps between evaluations; None: after the last step only"""
+    num_samples: int = 0
+    """`--eval-samples`: greedy answers that each evaluation writes into the run's folder"""
+    max_response_tokens: int = 256
+    """`--eval-max-response-len`: where an answer is cut"""
+
+
+@dataclass(frozen=True)
+class LoggingConfig:
+    """Where metrics go beside metrics.jsonl."""
+
+    use_tensorboard: bool = False
+    use_wandb: bool = False
+    wandb_project: str = "miles"
+    wandb_group: str | None = None
+    wandb_mode: str | None = None
+    """`--wandb-mode`: online, offline or disabled; None: as the environment says"""
 
 
 @dataclass(frozen=True)
@@ -49,13 +132,26 @@ class TrainConfig:
     """steps between checkpoints; 0: only at the end"""
     output_dir: str = ""
     """the run's folder: metrics.jsonl, config, first batch, rejects; default `save`"""
+    save_hf: str | None = None
+    """`--save-hf`: folder for the trained weights in Hugging Face's format, written after the last step; with
+    `{rollout_id}` in it, after every checkpoint, with the step in its place"""
+    keep_last: int | None = None
+    """`--keep-last`: newest checkpoints that are kept; None: all, unless `keep_best` is set"""
+    keep_best: int | None = None
+    """`--keep-best`: checkpoints with the lowest evaluation loss that are kept beside them"""
+    max_skipped_steps: int = 10
+    """`--max-skipped-steps`: more steps in a row than this whose loss or gradient is not finite end the run"""
     num_rollout: int | None = None
     """a limit in steps; None: as many as `num_epoch` has"""
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     seed: int = 1234
     bf16: bool = False
-    use_tensorboard: bool = False
+    recompute: RecomputeConfig = field(default_factory=RecomputeConfig)
+    evaluation: EvalConfig = field(default_factory=EvalConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+    dry_run: bool = False
+    """`--dry-run`: resolve, certify, count and estimate; train nothing"""
 
     def __post_init__(self) -> None:
         if self.save_interval < 0:

@@ -45,7 +45,7 @@ def train(config: TrainConfig, console: Console | None = None) -> RunSummary:
     """
     console = console or Console()
     shape = ModelShape.from_hf_folder(config.hf_checkpoint)
-    layout = layout_of(config.cluster)
+    layout = config.cluster.layout
     found, resuming = find_start(config)
     cursor = Cursor.from_json(json.dumps(found.extra["cursor"]), found.url) if resuming and found.extra else None
     with ray_cluster(config), contextlib.ExitStack() as cleanup:
@@ -65,7 +65,7 @@ def train(config: TrainConfig, console: Console | None = None) -> RunSummary:
         log = MetricsLog(
             config.run_dir,
             found.extra["metrics_lines"] if resuming and found.extra else 0,
-            tensorboard=config.use_tensorboard,
+            tensorboard=config.logging.use_tensorboard,
         )
         cleanup.callback(log.close)
         console.print(
@@ -190,10 +190,6 @@ class TrainerGroup:
             except ray.exceptions.RayActorError as error:
                 raise ClusterError(f"a trainer died during {method!r}: {error}") from error
         return list(ray.get(references))
-
-
-def layout_of(cluster: ClusterConfig) -> Layout:
-    return Layout(cluster.world_size, cluster.tensor, cluster.pipeline, cluster.sequence_parallel)
 
 
 def find_start(config: TrainConfig) -> tuple[checkpoint.Found, bool]:

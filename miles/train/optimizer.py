@@ -20,6 +20,8 @@ class OptimizerSettings:
     """constant, linear, cosine or inverse-square-root"""
     lr_warmup_iters: int = 0
     """steps over which the rate rises from 0 to `lr`"""
+    lr_warmup_fraction: float | None = None
+    """`--lr-warmup-fraction`: the same as a share of the run's steps; in place of `lr_warmup_iters`"""
     weight_decay: float = 0.1
     adam_beta1: float = 0.9
     adam_beta2: float = 0.95
@@ -35,13 +37,24 @@ class OptimizerSettings:
             raise ConfigError(f"--min-lr {self.min_lr} must lie between 0 and --lr {self.lr}")
         if self.lr_warmup_iters < 0:
             raise ConfigError("--lr-warmup-iters must not be negative")
+        if self.lr_warmup_fraction is not None:
+            if self.lr_warmup_iters:
+                raise ConfigError("--lr-warmup-iters and --lr-warmup-fraction say the same; give one of them")
+            if not 0 <= self.lr_warmup_fraction < 1:
+                raise ConfigError(f"--lr-warmup-fraction must be in [0, 1), not {self.lr_warmup_fraction}")
+
+    def warmup_steps(self, num_steps: int) -> int:
+        """Steps of the warm-up in a run of so many."""
+        if self.lr_warmup_fraction is not None:
+            return int(self.lr_warmup_fraction * num_steps)
+        return self.lr_warmup_iters
 
 
 def check_schedule(settings: OptimizerSettings, num_steps: int) -> None:
     """Raises:
     ConfigError: the warm-up is not shorter than the run.
     """
-    if settings.lr_warmup_iters >= num_steps:
+    if settings.warmup_steps(num_steps) >= num_steps:
         raise ConfigError(
             f"--lr-warmup-iters {settings.lr_warmup_iters} is not shorter than the run, which has {num_steps} steps"
         )
@@ -73,7 +86,7 @@ def build_optimizer(model: Any, settings: OptimizerSettings, num_steps: int, *, 
         init_lr=0.0,
         max_lr=settings.lr,
         min_lr=settings.min_lr,
-        lr_warmup_steps=settings.lr_warmup_iters,
+        lr_warmup_steps=settings.warmup_steps(num_steps),
         lr_decay_steps=num_steps,
         lr_decay_style=settings.lr_decay_style,
         start_wd=settings.weight_decay,
