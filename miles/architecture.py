@@ -116,7 +116,7 @@ class ModelShape:
                 qk_layernorm=model_type in ("qwen3", "qwen3_moe"),
                 add_qkv_bias=model_type == "qwen2",
                 rope_scaling_factor=float(rope["factor"]) if scaled else None,
-                num_experts=int(config["num_experts"]) if is_moe else None,
+                num_experts=int(config.get("num_experts") or config["num_local_experts"]) if is_moe else None,
                 moe_router_topk=int(config["num_experts_per_tok"]) if is_moe else 0,
                 moe_ffn_hidden_size=int(config["moe_intermediate_size"]) if is_moe else 0,
             )

@@ -54,11 +54,11 @@ def _write(source: Path, target: Path, shape: ModelShape, where: str) -> None:
     tensors = _Tensors(source, where)
     model: dict[str, Any] = {}
     for parameter in torch_dist.parameters_of(shape):
-        for layer in torch_dist.layers_of(parameter, shape):
-            names = [name.format(layer=layer) for name in parameter.hf]
+        for place in torch_dist.places_of(parameter, shape):
+            names = parameter.hf_names(place)
             parts = [tensors.take(name, wanted) for name, wanted in zip(names, parameter.shapes, strict=True)]
-            model[f"{parameter.megatron}.{layer}"] = torch_dist.sharded(
-                parameter, layer, parameter.layout.fuse(parts).contiguous(), shape
+            model[f"{parameter.megatron} {place}"] = torch_dist.sharded(
+                parameter, place, parameter.layout.fuse(parts).contiguous(), shape
             )
     tensors.require_all_taken(ignore=("lm_head.weight",) if shape.tied_embeddings else ())
     args = argparse.Namespace(

@@ -99,21 +99,20 @@ def _tensors(checkpoint: Path, shape: ModelShape, where: str) -> Iterator[tuple[
     with torch_dist.single_rank():
         stored: dict[str, Any] = dist_checkpointing.load_tensors_metadata(str(checkpoint))
         for parameter in torch_dist.parameters_of(shape):
-            layers = torch_dist.layers_of(parameter, shape)
             if parameter.megatron not in stored:
                 raise CheckpointError(f"{where}: tensor {parameter.megatron} is missing")
             found = tuple(stored[parameter.megatron].global_shape)
-            wanted = ((len(layers),) if parameter.per_layer else ()) + parameter.shape
+            wanted = (*parameter.stack(shape), *parameter.shape)
             if found != wanted:
                 raise CheckpointError(f"{where}: tensor {parameter.megatron} has shape {found}, expected {wanted}")
+            places = list(torch_dist.places_of(parameter, shape))
+            dtype = stored[parameter.megatron].dtype
             state = {
-                str(layer): torch_dist.sharded(
-                    parameter, layer, torch.empty(parameter.shape, dtype=stored[parameter.megatron].dtype), shape
-                )
-                for layer in layers
+                str(place): torch_dist.sharded(parameter, place, torch.empty(parameter.shape, dtype=dtype), shape)
+                for place in places
             }
             loaded = dist_checkpointing.load(state, str(checkpoint))
-            for layer in layers:
-                parts = parameter.layout.split(loaded[str(layer)])
-                for name, part in zip(parameter.hf, parts, strict=True):
-                    yield name.format(layer=layer), part.clone()
+            for place in places:
+                parts = parameter.layout.split(loaded[str(place)])
+                for name, part in zip(parameter.hf_names(place), parts, strict=True):
+                    yield name, part.clone()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from miles.architecture import ModelShape
-from miles.convert.families import Parameter, qwen3
+from miles.convert.families import Parameter, llama, qwen2, qwen3, qwen3_moe
 from miles.errors import CheckpointError
 
 # Megatron warns of this at import, four times over; neither plays a part in converting.
@@ -21,7 +22,12 @@ warnings.filterwarnings("ignore", message="Transformer Engine and Apex are not i
 
 TRACKER = "latest_checkpointed_iteration.txt"
 
-_FAMILIES: dict[str, Callable[[ModelShape], tuple[Parameter, ...]]] = {"qwen3": qwen3.parameters}
+_FAMILIES: dict[str, Callable[[ModelShape], tuple[Parameter, ...]]] = {
+    "qwen3": qwen3.parameters,
+    "qwen3_moe": qwen3_moe.parameters,
+    "qwen2": qwen2.parameters,
+    "llama": llama.parameters,
+}
 
 
 def parameters_of(shape: ModelShape) -> tuple[Parameter, ...]:
@@ -29,18 +35,18 @@ def parameters_of(shape: ModelShape) -> tuple[Parameter, ...]:
     return _FAMILIES[shape.model_type](shape)
 
 
-def layers_of(parameter: Parameter, shape: ModelShape) -> range:
-    """Layer numbers of a parameter; for one that is of no layer, just 0."""
-    return range(shape.num_layers if parameter.per_layer else 1)
+def places_of(parameter: Parameter, shape: ModelShape) -> Iterator[tuple[int, ...]]:
+    """Every place in a parameter's leading axes: (layer,), or (layer, expert); of one that is of no layer, just ()."""
+    return itertools.product(*map(range, parameter.stack(shape)))
 
 
-def sharded(parameter: Parameter, layer: int, tensor: Tensor, shape: ModelShape) -> Any:
-    """A layer's tensor as a piece of the checkpoint's stacked one."""
+def sharded(parameter: Parameter, place: tuple[int, ...], tensor: Tensor, shape: ModelShape) -> Any:
+    """The tensor of one place as a piece of the checkpoint's stacked one."""
     from megatron.core.dist_checkpointing import ShardedTensor
 
-    if not parameter.per_layer:
-        return ShardedTensor.from_rank_offsets(parameter.megatron, tensor)
-    return ShardedTensor.from_rank_offsets(parameter.megatron, tensor, (0, layer, shape.num_layers), prepend_axis_num=1)
+    sizes = parameter.stack(shape)
+    offsets = [(axis, place[axis], sizes[axis]) for axis in range(len(place))]
+    return ShardedTensor.from_rank_offsets(parameter.megatron, tensor, *offsets, prepend_axis_num=len(place))
 
 
 @contextlib.contextmanager

@@ -17,39 +17,29 @@ from miles.convert.hf_to_megatron import hf_to_megatron
 from miles.convert.megatron_to_hf import megatron_to_hf
 from miles.errors import CheckpointError
 from miles.train.topology import Layout
+from tests.models import make_hf
 from tests.train.ranks import SETTINGS, run_ranks
 
-
-def make_hf(folder: Path, *, tied: bool, dtype: torch.dtype = torch.float32) -> Path:
-    from transformers import Qwen3Config, Qwen3ForCausalLM
-
-    config = Qwen3Config(
-        vocab_size=192,
-        hidden_size=48,
-        intermediate_size=80,
-        num_hidden_layers=3,
-        num_attention_heads=6,
-        num_key_value_heads=2,
-        head_dim=16,
-        max_position_embeddings=128,
-        tie_word_embeddings=tied,
-        rope_theta=10_000.0,
-    )
-    torch.manual_seed(5)
-    model = Qwen3ForCausalLM(config).to(dtype)
-    for name, parameter in model.named_parameters():  # norms that do something
-        if "norm" in name:
-            torch.nn.init.uniform_(parameter, 0.5, 1.5)
-        else:
-            torch.nn.init.normal_(parameter, std=0.1)
-    model.save_pretrained(folder)
-    (folder / "chat_template.jinja").write_text("{{ messages }}")
-    return folder
+FAMILIES = [
+    ("qwen3", True),
+    ("qwen3", False),
+    ("qwen2", True),
+    ("qwen2", False),
+    ("llama", True),
+    ("llama", False),
+    ("qwen3_moe", False),
+]
+"""Model type, and whether the output layer is the embedding."""
 
 
-@pytest.mark.parametrize(("tied", "dtype"), [(True, torch.float32), (False, torch.float32), (False, torch.bfloat16)])
-def test_there_and_back_every_tensor_is_bit_identical(tmp_path: Path, tied: bool, dtype: torch.dtype) -> None:
-    source = make_hf(tmp_path / "hf", tied=tied, dtype=dtype)
+@pytest.mark.parametrize(
+    ("model_type", "tied", "dtype"),
+    [*((*family, torch.float32) for family in FAMILIES), ("qwen3", False, torch.bfloat16)],
+)
+def test_there_and_back_every_tensor_is_bit_identical(
+    tmp_path: Path, model_type: str, tied: bool, dtype: torch.dtype
+) -> None:
+    source = make_hf(tmp_path / "hf", model_type, tied=tied, dtype=dtype)
     hf_to_megatron(str(source), str(tmp_path / "megatron"))
     assert (tmp_path / "megatron/latest_checkpointed_iteration.txt").read_text() == "release"
     megatron_to_hf(str(tmp_path / "megatron"), str(source), str(tmp_path / "back"))
@@ -61,36 +51,47 @@ def test_there_and_back_every_tensor_is_bit_identical(tmp_path: Path, tied: bool
     assert {file.name for file in source.iterdir()} == {file.name for file in (tmp_path / "back").iterdir()}
 
 
-def megatron_logits(layout: Layout, rank: int, init_method: str, hf: str, load: str, ids: list[int]) -> np.ndarray:
-    """The converted checkpoint in a real GPTModel."""
+def megatron_logits(
+    layout: Layout, rank: int, address: str, models: list[tuple[str, str]], ids: list[int]
+) -> list[np.ndarray]:
+    """The converted checkpoints in real GPTModels, one after the other."""
+    from megatron.core.dist_checkpointing import load_tensors_metadata
+
     from miles.train import checkpoint
     from miles.train.step import Trainer, start_rank
 
-    start_rank(layout, rank, init_method, seed=0, timeout_minutes=2)
-    trainer = Trainer(ModelShape.from_hf_folder(hf), layout, rank, SETTINGS, 10, 1, bf16=False)
-    stored = {getattr(value, "key", None) for value in trainer.gpt.sharded_state_dict().values()}
-    from megatron.core.dist_checkpointing import load_tensors_metadata
-
-    found = checkpoint.find(load)
-    assert found is not None
-    assert set(load_tensors_metadata(found.url)) == {key for key in stored if not key.endswith("_extra_state")}
-    checkpoint.load(trainer, found, model_only=True)
-    return trainer.logits(ids)
+    start_rank(layout, rank, address, seed=0, timeout_minutes=2)
+    logits = []
+    for hf, load in models:
+        trainer = Trainer(ModelShape.from_hf_folder(hf), layout, rank, SETTINGS, 10, 1, bf16=False)
+        stored = set()
+        for value in trainer.gpt.sharded_state_dict().values():
+            stored |= {getattr(part, "key", "") for part in (value.build() if hasattr(value, "build") else [value])}
+        found = checkpoint.find(load)
+        assert found is not None
+        assert set(load_tensors_metadata(found.url)) == {key for key in stored if not key.endswith("_extra_state")}
+        checkpoint.load(trainer, found, model_only=True)
+        logits.append(trainer.logits(ids))
+    return logits
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("tied", [True, False])
-def test_megatron_and_transformers_give_the_same_logits(tmp_path: Path, tied: bool) -> None:
+def test_megatron_and_transformers_give_the_same_logits(tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 
-    source = make_hf(tmp_path / "hf", tied=tied)
-    hf_to_megatron(str(source), str(tmp_path / "megatron"))
-    ids = np.random.default_rng(1).integers(0, 192, 50).tolist()
-    with torch.no_grad():
-        expected = AutoModelForCausalLM.from_pretrained(source)(torch.tensor([ids])).logits[0].numpy()
-    (got,) = run_ranks(megatron_logits, Layout(1), str(source), str(tmp_path / "megatron"), ids)
-    assert np.abs(expected).max() > 0.1
-    assert np.abs(got - expected).max() < 1e-4
+    ids = np.random.default_rng(1).integers(0, 192, 200).tolist()
+    models, expected = [], []
+    for model_type, tied in FAMILIES:
+        source = make_hf(tmp_path / f"hf-{model_type}-{tied}", model_type, tied=tied)
+        hf_to_megatron(str(source), str(tmp_path / f"megatron-{model_type}-{tied}"))
+        models.append((str(source), str(tmp_path / f"megatron-{model_type}-{tied}")))
+        with torch.no_grad():
+            model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+            expected.append(model(torch.tensor([ids])).logits[0].numpy())
+    (got,) = run_ranks(megatron_logits, Layout(1), models, ids)
+    for family, one, other in zip(FAMILIES, got, expected, strict=True):
+        assert np.abs(other).max() > 0.1, family
+        assert np.abs(one - other).max() < 1e-4, family
 
 
 def edit_tensors(folder: Path, change: Any) -> None:
@@ -109,15 +110,23 @@ def edit_tensors(folder: Path, change: Any) -> None:
     ids=["missing", "extra", "shape"],
 )
 def test_a_wrong_tensor_is_named_and_nothing_looks_complete(tmp_path: Path, change: Any, message: str) -> None:
-    source = make_hf(tmp_path / "hf", tied=True)
+    source = make_hf(tmp_path / "hf", "qwen3", tied=True)
     edit_tensors(source, change)
     with pytest.raises(CheckpointError, match=message):
         hf_to_megatron(str(source), str(tmp_path / "megatron"))
     assert not (tmp_path / "megatron/latest_checkpointed_iteration.txt").exists()
 
 
+def test_a_missing_expert_is_named(tmp_path: Path) -> None:
+    source = make_hf(tmp_path / "hf", "qwen3_moe", tied=False)
+    name = "model.layers.2.mlp.experts.3.up_proj.weight"
+    edit_tensors(source, lambda tensors: tensors.pop(name))
+    with pytest.raises(CheckpointError, match=f"tensor {name} is missing"):
+        hf_to_megatron(str(source), str(tmp_path / "megatron"))
+
+
 def test_bad_checkpoints_are_refused_by_name(tmp_path: Path) -> None:
-    source = make_hf(tmp_path / "hf", tied=True)
+    source = make_hf(tmp_path / "hf", "qwen3", tied=True)
     with pytest.raises(CheckpointError, match=r"nowhere/config\.json: no such file"):
         hf_to_megatron(str(tmp_path / "nowhere"), str(tmp_path / "megatron"))
     with pytest.raises(CheckpointError, match=r"latest_checkpointed_iteration\.txt is missing"):
@@ -126,8 +135,8 @@ def test_bad_checkpoints_are_refused_by_name(tmp_path: Path) -> None:
     hf_to_megatron(str(source), str(tmp_path / "megatron"))
     other = shutil.copytree(source, tmp_path / "other")
     config = json.loads((other / "config.json").read_text())
-    (other / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 4}))
-    with pytest.raises(CheckpointError, match="num_layers is 3 in the checkpoint, 4 in the configuration"):
+    (other / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 3}))
+    with pytest.raises(CheckpointError, match="num_layers is 4 in the checkpoint, 3 in the configuration"):
         megatron_to_hf(str(tmp_path / "megatron"), str(other), str(tmp_path / "back"))
     assert not (tmp_path / "back").exists()
 

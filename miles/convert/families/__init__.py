@@ -1,7 +1,8 @@
 """One file a model family: which Hugging Face tensors make which Megatron tensor.
 
 A Megatron tensor is named as `GPTModel.sharded_state_dict()` names it; those of a layer are stacked on a
-leading axis of layers. Where several Hugging Face tensors make one, a layout says how.
+leading axis of layers, those of an expert on a second one behind it. Where several Hugging Face tensors make one, a
+layout says how.
 """
 
 from __future__ import annotations
@@ -14,24 +15,37 @@ from torch import Tensor
 
 from miles.architecture import ModelShape
 
+LAYER = ("layer",)
+EXPERT = ("layer", "expert")
+
 
 @dataclass(frozen=True)
 class Parameter:
-    """One tensor of a Megatron model, or one of each layer."""
+    """One tensor of a Megatron model, or one of each layer or expert."""
 
     megatron: str
-    """its key; without the layer"""
+    """its key; without layer and expert"""
     hf: tuple[str, ...]
-    """the Hugging Face tensors it is made of; `{layer}` stands for the layer's number"""
+    """the Hugging Face tensors it is made of; `{layer}` and `{expert}` stand for numbers"""
     shapes: tuple[tuple[int, ...], ...]
     """their shapes"""
     layout: Layout
-    per_layer: bool = True
+    stacked_by: tuple[str, ...] = ()
+    """the leading axes: none, `LAYER` or `EXPERT`"""
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """of the Megatron tensor, without the axis of layers"""
+        """of the Megatron tensor, without the leading axes"""
         return (sum(shape[0] for shape in self.shapes), *self.shapes[0][1:])
+
+    def stack(self, shape: ModelShape) -> tuple[int, ...]:
+        """Sizes of the leading axes."""
+        return tuple({"layer": shape.num_layers, "expert": shape.num_experts or 0}[axis] for axis in self.stacked_by)
+
+    def hf_names(self, place: tuple[int, ...]) -> list[str]:
+        """The Hugging Face tensors of one place in the leading axes."""
+        numbers = dict(zip(self.stacked_by, place, strict=True))
+        return [name.format_map(numbers) for name in self.hf]
 
 
 @dataclass(frozen=True)

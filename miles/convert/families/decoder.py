@@ -1,0 +1,119 @@
+"""What the families have in common: the parameters of a decoder, part by part."""
+
+from __future__ import annotations
+
+from miles.architecture import ModelShape
+from miles.convert.families import EXPERT, GATE_UP, LAYER, PLAIN, Parameter, qkv_layout
+
+_LAYERS = "decoder.layers"
+_ATTENTION = "model.layers.{layer}.self_attn"
+_MLP = "model.layers.{layer}.mlp"
+
+
+def ends(shape: ModelShape) -> tuple[Parameter, ...]:
+    """Embedding, last norm, and the output layer where it is not the embedding."""
+    embedding = ((shape.vocab_size, shape.hidden_size),)
+    both = (
+        Parameter("embedding.word_embeddings.weight", ("model.embed_tokens.weight",), embedding, PLAIN),
+        Parameter("decoder.final_layernorm.weight", ("model.norm.weight",), ((shape.hidden_size,),), PLAIN),
+    )
+    if shape.tied_embeddings:
+        return both
+    return (*both, Parameter("output_layer.weight", ("lm_head.weight",), embedding, PLAIN))
+
+
+def attention(shape: ModelShape) -> tuple[Parameter, ...]:
+    """Of each layer: norm, queries, keys and values (with a bias in some families), norms of these, projection."""
+    hidden, head = shape.hidden_size, shape.kv_channels
+    queries, keys = shape.num_attention_heads * head, shape.num_query_groups * head
+    parts = tuple(f"{_ATTENTION}.{name}_proj" for name in "qkv")
+    parameters = [
+        # Norms carry the names that Transformer Engine gives them, fused with the linear layer behind.
+        Parameter(
+            f"{_LAYERS}.self_attention.linear_qkv.layer_norm_weight",
+            ("model.layers.{layer}.input_layernorm.weight",),
+            ((hidden,),),
+            PLAIN,
+            LAYER,
+        ),
+        Parameter(
+            f"{_LAYERS}.self_attention.linear_qkv.weight",
+            tuple(f"{part}.weight" for part in parts),
+            ((queries, hidden), (keys, hidden), (keys, hidden)),
+            qkv_layout(shape),
+            LAYER,
+        ),
+        Parameter(
+            f"{_LAYERS}.self_attention.linear_proj.weight",
+            (f"{_ATTENTION}.o_proj.weight",),
+            ((hidden, queries),),
+            PLAIN,
+            LAYER,
+        ),
+    ]
+    if shape.add_qkv_bias:
+        parameters.append(
+            Parameter(
+                f"{_LAYERS}.self_attention.linear_qkv.bias",
+                tuple(f"{part}.bias" for part in parts),
+                ((queries,), (keys,), (keys,)),
+                qkv_layout(shape),
+                LAYER,
+            )
+        )
+    if shape.qk_layernorm:
+        parameters += [
+            Parameter(
+                f"{_LAYERS}.self_attention.{name}_layernorm.weight",
+                (f"{_ATTENTION}.{name}_norm.weight",),
+                ((head,),),
+                PLAIN,
+                LAYER,
+            )
+            for name in "qk"
+        ]
+    return tuple(parameters)
+
+
+def mlp_norm(shape: ModelShape) -> Parameter:
+    """The norm before a layer's MLP or experts."""
+    return Parameter(
+        f"{_LAYERS}.mlp.linear_fc1.layer_norm_weight",
+        ("model.layers.{layer}.post_attention_layernorm.weight",),
+        ((shape.hidden_size,),),
+        PLAIN,
+        LAYER,
+    )
+
+
+def mlp(shape: ModelShape) -> tuple[Parameter, ...]:
+    """Of each layer: norm, gate and up projection, down projection."""
+    return (mlp_norm(shape), *_gated(f"{_LAYERS}.mlp", _MLP, shape.hidden_size, shape.ffn_hidden_size, LAYER))
+
+
+def experts(shape: ModelShape) -> tuple[Parameter, ...]:
+    """Of each layer: norm, router, and of each expert gate and up projection, down projection."""
+    assert shape.num_experts is not None
+    router = Parameter(
+        f"{_LAYERS}.mlp.router.weight",
+        (f"{_MLP}.gate.weight",),
+        ((shape.num_experts, shape.hidden_size),),
+        PLAIN,
+        LAYER,
+    )
+    expert = f"{_MLP}.experts.{{expert}}"
+    of_experts = _gated(f"{_LAYERS}.mlp.experts.experts", expert, shape.hidden_size, shape.moe_ffn_hidden_size, EXPERT)
+    return (mlp_norm(shape), router, *of_experts)
+
+
+def _gated(megatron: str, hf: str, hidden: int, ffn: int, stacked_by: tuple[str, ...]) -> tuple[Parameter, Parameter]:
+    return (
+        Parameter(
+            f"{megatron}.linear_fc1.weight",
+            (f"{hf}.gate_proj.weight", f"{hf}.up_proj.weight"),
+            ((ffn, hidden), (ffn, hidden)),
+            GATE_UP,
+            stacked_by,
+        ),
+        Parameter(f"{megatron}.linear_fc2.weight", (f"{hf}.down_proj.weight",), ((hidden, ffn),), PLAIN, stacked_by),
+    )
