@@ -33,3 +33,7 @@ class CheckpointError(MilesError):
 
 class ClusterError(MilesError):
     """A Ray cluster that cannot hold the run, or lost a part of it."""
+
+
+class DivergedError(MilesError):
+    """Training whose loss or gradient is not finite, step after step."""

@@ -364,11 +364,8 @@ class Feed:
         Raises:
             MilesError: a source, tokenizer or cursor that cannot be used.
         """
-        cpus = ray.cluster_resources().get("CPU", 0)
-        if cpus < config.stream.loader_cpus:  # Ray Data would wait for them for ever, and say nothing
-            raise ClusterError(
-                f"Ray has {cpus:g} CPUs; --loader-cpus {config.stream.loader_cpus} needs as many or more"
-            )
+        assert config.held_out == "leave_out", "a feed is of the training stream"
+        pipeline.require_loader_cpus(config)
         encoder = stages.encoder_of(config.encode)
         manifest = build_manifest(config.sources)
         plan = stages.make_plan(manifest, config)
@@ -392,6 +389,7 @@ class Feed:
             mixture=config.order.integer_weights,
             manifest_fingerprint=info.manifest_fingerprint,
             encoder_fingerprint=info.encoder_fingerprint,
+            held_out_fraction=config.held_out_fraction,
         )
         if cursor is not None:
             cursor.require_same_data(today, cursor_path)
@@ -442,6 +440,10 @@ class Feed:
     def source_epochs(self) -> tuple[float, ...]:
         """How many times each source was gone through, after the last committed step."""
         return self._ledger.epochs()
+
+    def locate(self, row_id: int) -> tuple[str, str, int]:
+        """The source, the file and the row's number in it (from 0) of a `MicroBatch.row_ids`' row."""
+        return self._manifest.locate(row_id)
 
     def cursor(self) -> Cursor:
         """Where the run stands after the last committed step."""

@@ -1,8 +1,8 @@
-"""What became of every row: trained, or dropped for a reason. The counts reconcile at every step.
+"""What became of every row: trained, held out, or dropped for a reason. The counts reconcile at every step.
 
-    {"chat": {"read": 300, "trained": 298, "truncated": 5, "no_messages": 1, "unknown_role": 1}}
+    {"chat": {"read": 300, "trained": 268, "truncated": 5, "held_out": 30, "no_messages": 1, "unknown_role": 1}}
 
-    read == trained + reasons; the truncated ones are among the trained
+    read == trained + held_out + reasons; the truncated ones are among the trained
 
 A step is entered when it was consumed, in step order, and once only. `rejects.jsonl` names each dropped
 row, one JSON object a line, and never what it holds:
@@ -14,7 +14,8 @@ steps that a resumed run repeats. Why a row is dropped depends on nothing but th
 cursor holds fixed, so a line written after the checkpoint is still true, and nothing has to be taken back.
 
 Dropped rows end the run where they are too large a share of those read, too many one after the other, or of
-a reason that is fatal. Each of these errors says what was read and dropped of every source.
+a reason that is fatal. Each of these errors says what was read and dropped of every source. Rows that are held out
+(`stages.hash_share`) are not dropped: to the limits it is as if they were not there.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ MIN_ROWS_TO_JUDGE = 1_000
 _NO_REASON = ("read", "trained", "truncated")
 """Keys of a source's counts that are no reasons."""
 
-_FATAL = {
+FATAL = {
     "too_long": "--too-long error ends the run at the first such row. Shorten or remove it, raise --max-sample-tokens, "
     "or choose --too-long drop or truncate_end"
 }
@@ -87,7 +88,7 @@ class Ledger:
         Raises:
             CheckpointError: totals of other sources, or that do not reconcile.
         """
-        assert fatal_reasons <= set(_FATAL), fatal_reasons
+        assert fatal_reasons <= set(FATAL), fatal_reasons
         self._manifest, self._path, self._max_bad_fraction = manifest, path, max_bad_fraction
         self._next_step, self._fatal_reasons = next_step, fatal_reasons
         self._max_bad_rows_in_a_row, self._run = max_bad_rows_in_a_row, _Run()
@@ -104,8 +105,12 @@ class Ledger:
         return sum(counts["read"] for counts in self._counts.values())
 
     @property
+    def num_held_out(self) -> int:
+        return sum(counts.get("held_out", 0) for counts in self._counts.values())
+
+    @property
     def num_rejected(self) -> int:
-        return self.num_read - sum(counts["trained"] for counts in self._counts.values())
+        return self.num_read - self.num_held_out - sum(counts["trained"] for counts in self._counts.values())
 
     @property
     def rejects(self) -> list[dict[str, Any]]:
@@ -113,7 +118,8 @@ class Ledger:
         return [json.loads(line) for line in self._lines]
 
     def totals(self) -> dict[str, dict[str, int]]:
-        """source -> {"read": n, "trained": n, "truncated": n, reason: n, …}, with what occurred; JSON-able."""
+        """source -> {"read": n, "trained": n, "truncated": n, "held_out": n, reason: n, …}, with what occurred;
+        JSON-able."""
         return {source: dict(counts) for source, counts in self._counts.items()}
 
     def epochs(self) -> tuple[float, ...]:
@@ -154,14 +160,14 @@ class Ledger:
         for reject in report.rejects:
             if reject.reason in self._fatal_reasons:
                 where = self._where(reject.row_id)
-                raise DataError(f"{where}: {reject.reason}, {reject.detail}. {_FATAL[reject.reason]}.{self._account()}")
+                raise DataError(f"{where}: {reject.reason}, {reject.detail}. {FATAL[reject.reason]}.{self._account()}")
         if self._max_bad_rows_in_a_row is not None and longest.num_rows >= self._max_bad_rows_in_a_row:
             raise DataError(
                 f"{longest.num_rows} rows in a row were dropped, from {self._where(longest.first_row_id)} to "
                 f"{self._where(longest.last_row_id)}; --max-bad-rows-in-a-row ends the run at "
                 f"{self._max_bad_rows_in_a_row}. Mend or remove them, or raise the limit.{self._account()}"
             )
-        if self.num_read >= MIN_ROWS_TO_JUDGE:
+        if self.num_read - self.num_held_out >= MIN_ROWS_TO_JUDGE:
             self.judge()
 
     def judge(self) -> None:
@@ -170,21 +176,27 @@ class Ledger:
         Raises:
             DataError: more than the allowed share was dropped.
         """
-        if self.num_rejected <= self._max_bad_fraction * self.num_read:
+        num_judged = self.num_read - self.num_held_out
+        if self.num_rejected <= self._max_bad_fraction * num_judged:
             return
+        rows = f"{num_judged} rows read and not held out" if self.num_held_out else f"{num_judged} rows read"
         raise DataError(
-            f"{self.num_rejected} of the {self.num_read} rows read were dropped, more than the share "
+            f"{self.num_rejected} of the {rows} were dropped, more than the share "
             f"{self._max_bad_fraction} that --max-bad-fraction allows. Mend them, or raise the share.{self._account()}"
         )
 
     def _count(self, report: StepReport) -> None:
         names = self._manifest.source_names
-        for name, num_rows, num_truncated in zip(names, report.source_rows, report.source_truncated, strict=True):
+        held_out = report.source_held_out or (0,) * len(names)
+        for name, num_rows, num_truncated, num_held_out in zip(
+            names, report.source_rows, report.source_truncated, held_out, strict=True
+        ):
             counts = self._counts[name]
             counts["read"] += num_rows
-            counts["trained"] += num_rows
-            if num_truncated:
-                counts["truncated"] = counts.get("truncated", 0) + num_truncated
+            counts["trained"] += num_rows - num_held_out
+            for key, count in (("truncated", num_truncated), ("held_out", num_held_out)):
+                if count:
+                    counts[key] = counts.get(key, 0) + count
         for reject in report.rejects:
             counts = self._counts[names[reject.source_id]]
             counts["trained"] -= 1
@@ -200,7 +212,7 @@ class Ledger:
             run = _Run(run.num_rows + 1 if goes_on else 1, first, reject.row_id)
             next_position = reject.position + 1
             longest = max(longest, run, key=lambda run: run.num_rows)
-        self._run = run if next_position == report.num_rows else _Run()
+        self._run = run if next_position == report.num_rows - sum(report.source_held_out) else _Run()
         return longest
 
     def _where(self, row_id: int) -> str:
@@ -255,8 +267,9 @@ class Ledger:
 
 
 def _told(name: str, counts: Mapping[str, int]) -> str:
-    """A source's counts as a sentence: chat: 300 rows read, 298 trained (5 truncated), 1 no_messages."""
+    """A source's counts as a sentence: chat: 300 rows read, 269 trained (5 truncated), 30 held out, 1 no_messages."""
     truncated = f" ({counts['truncated']} truncated)" if counts.get("truncated") else ""
     reasons = sorted((reason for reason in REJECT_REASONS if counts.get(reason)), key=lambda reason: -counts[reason])
     parts = [f"{counts['read']} rows read", f"{counts['trained']} trained{truncated}"]
+    parts += [f"{counts['held_out']} held out"] if counts.get("held_out") else []
     return f"{name}: " + ", ".join(parts + [f"{counts[reason]} {reason}" for reason in reasons])

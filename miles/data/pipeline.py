@@ -50,11 +50,12 @@ class _Read:
 class _Encode:
     """RAW_STEP -> ENCODED_STEP. The encoder is certified once a process."""
 
-    def __init__(self, config: EncodeConfig, formats: list[RowFormat]) -> None:
+    def __init__(self, config: DataConfig, formats: list[RowFormat]) -> None:
         self.config, self.formats = config, formats
 
     def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
-        yield stages.encode_steps(table, self.formats, stages.encoder_of(self.config))
+        encoder, config = stages.encoder_of(self.config.encode), self.config
+        yield stages.encode_steps(table, self.formats, encoder, config.held_out_fraction, config.held_out)
 
 
 class _Pack:
@@ -117,6 +118,17 @@ def _fetch(reference: Any) -> tuple[Manifest, Plan]:
     return _fetched[reference]
 
 
+def require_loader_cpus(config: DataConfig) -> None:
+    """Refuses a cluster too small for the loader: Ray Data would wait for its CPUs for ever, and say nothing.
+
+    Raises:
+        ClusterError: what there is, and what is needed.
+    """
+    cpus = ray.cluster_resources().get("CPU", 0)
+    if cpus < config.stream.loader_cpus:
+        raise ClusterError(f"Ray has {cpus:g} CPUs; --loader-cpus {config.stream.loader_cpus} needs as many or more")
+
+
 def warm_up(config: DataConfig) -> None:
     """Starts the loader's processes, each of which certifies the tokenizer, beside whatever else is starting. The
     stream's tasks find them idle; without them, the first step would wait for all that one after the other."""
@@ -138,7 +150,7 @@ def build(manifest: Manifest, config: DataConfig, start_row: int = 0, gate: Gate
         gate: called in a loader's process before a window is read; without it, windows are loaded ahead of their use
             until the share of the object store is full that Ray Data allows itself.
     """
-    encode = _Encode(config.encode, stages.source_formats(manifest))
+    encode = _Encode(config, stages.source_formats(manifest))
     return _compose(manifest, config, start_row, gate, encode, _Pack(config.pack))
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import html
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from miles import storage
+from miles import local_ray, storage
 from miles.data import pipeline, preview, stages
 from miles.data.config import (
     DEFAULT_WINDOW_ROWS,
@@ -47,6 +48,7 @@ from miles.errors import ConfigError
 SAMPLE_ROWS = 2_000
 GROUP_ROWS = 1_000
 FILE_ROWS = 100_000
+OBJECT_STORE_BYTES = 512 << 20
 
 
 def prepare(
@@ -426,12 +428,10 @@ def _with_shape(source: ManifestSource) -> str:
 
 
 def _ensure_ray(loader_cpus: int) -> None:
-    """Starts a small Ray on this machine where none is running."""
-    if not ray.is_initialized():
-        ray.init(
-            num_cpus=loader_cpus,
-            object_store_memory=512 << 20,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level="error",
-        )
+    """Joins the Ray that the environment names, or starts a small one on this machine, where none is running."""
+    if ray.is_initialized():
+        return
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(log_to_driver=False, logging_level="error")
+    else:
+        local_ray.start(loader_cpus, OBJECT_STORE_BYTES)

@@ -1,7 +1,7 @@
 """The pure functions over Arrow: one table row is one step, before and behind each of them.
 
     read_window   which window      -> RAW_STEP      rows as JSON text
-    encode_steps  RAW_STEP          -> ENCODED_STEP  normalized, tokenised, rejects noted
+    encode_steps  RAW_STEP          -> ENCODED_STEP  normalized, held-out rows left out, tokenised, rejects noted
     prepare_steps RAW_STEP          -> PREPARED_STEP conversations and token counts, for `prepare`
     pack_steps    ENCODED_STEP      -> PACKED_STEP   laid out rank by rank
     unpack        PACKED_STEP       -> Step          in `unpack.py`: arrays as the trainer takes them
@@ -104,6 +104,8 @@ class _Outcome:
     source_ids: list[int]
     conversations: list[Conversation]
     encoded: list[Encoded]
+    left_out: list[int]
+    """which of the table's rows were left out, by their hash"""
     rejects: list[list[dict[str, Any]]]
     """[steps][rejects of the step]: the fields of `Reject`"""
     normalize_seconds: list[float]
@@ -111,21 +113,53 @@ class _Outcome:
     encode_seconds: list[float]
 
 
-def _encode_rows(table: pa.Table, formats: Sequence[RowFormat], encoder: Encoder) -> _Outcome:
-    outcome = _Outcome([], [], [], [], [], [], [], [])
+def hash_share(conversation: Conversation) -> float:
+    """Where in [0, 1) a row stands by what it says: its messages' roles and contents and its tools, or its text.
+
+    Nothing else of the row counts, nor where it lies: copies of a conversation stand at the same place in any file, set
+    and order.
+    """
+    if conversation.text is not None:
+        said: Any = conversation.text
+    else:
+        said = [[(message["role"], message["content"]) for message in conversation.messages], conversation.tools]
+    text = json.dumps(said, ensure_ascii=False, sort_keys=True)
+    return xxhash.xxh64_intdigest(text.encode("utf-8", "surrogatepass")) / 2**64
+
+
+def _leaves_out(row: Conversation | RowRejected, held_out_fraction: float, held_out: str) -> bool:
+    """Whether a stream leaves a row to the other one. What has no conversation, the training stream reports."""
+    is_held_out = isinstance(row, Conversation) and hash_share(row) < held_out_fraction
+    return is_held_out == (held_out == "leave_out")
+
+
+def _encode_rows(
+    table: pa.Table,
+    formats: Sequence[RowFormat],
+    encoder: Encoder,
+    held_out_fraction: float = 0.0,
+    held_out: str = "leave_out",
+) -> _Outcome:
+    outcome = _Outcome([], [], [], [], [], [], [], [], [])
     starts = starts_of(table["num_rows"]).tolist()
     row_ids, source_ids = _values(table, "row_ids").tolist(), _values(table, "source_ids").tolist()
     payloads = table["payloads"].combine_chunks().flatten().to_pylist()
     for step, (begin, end) in enumerate(pairwise(starts)):  # a step at a time: what lives longer costs the collector
         started = time.perf_counter()
-        normalized = [or_rejected(normalize, payloads[row], formats[source_ids[row]]) for row in range(begin, end)]
+        rows: Sequence[int] = range(begin, end)
+        normalized = [or_rejected(normalize, payloads[row], formats[source_ids[row]]) for row in rows]
+        if held_out_fraction > 0 or held_out == "only":
+            goes = [_leaves_out(made, held_out_fraction, held_out) for made in normalized]
+            outcome.left_out.extend(itertools.compress(rows, goes))
+            rows = [row for row, is_gone in zip(rows, goes, strict=True) if not is_gone]
+            normalized = [made for made, is_gone in zip(normalized, goes, strict=True) if not is_gone]
         middle = time.perf_counter()
         encoded = iter(encoder.encode_all([made for made in normalized if isinstance(made, Conversation)]))
         rejects = []
-        for row, conversation in enumerate(normalized, begin):
+        for position, (row, conversation) in enumerate(zip(rows, normalized, strict=True)):
             made = next(encoded) if isinstance(conversation, Conversation) else conversation
             if isinstance(made, RowRejected):
-                rejects.append(asdict(Reject(row_ids[row], source_ids[row], made.reason, made.detail, row - begin)))
+                rejects.append(asdict(Reject(row_ids[row], source_ids[row], made.reason, made.detail, position)))
                 continue
             assert isinstance(conversation, Conversation)
             outcome.steps.append(step)
@@ -145,13 +179,21 @@ def encode_row(payload: bytes, row_format: RowFormat, encoder: Encoder) -> Encod
     return conversation if isinstance(conversation, RowRejected) else encoder.encode_all([conversation])[0]
 
 
-def encode_steps(table: pa.Table, formats: Sequence[RowFormat], encoder: Encoder) -> pa.Table:
+def encode_steps(
+    table: pa.Table,
+    formats: Sequence[RowFormat],
+    encoder: Encoder,
+    held_out_fraction: float = 0.0,
+    held_out: str = "leave_out",
+) -> pa.Table:
     """RAW_STEP -> ENCODED_STEP.
 
     Args:
         formats: what the rows of each source look like.
+        held_out_fraction: rows whose `hash_share` is below are held out.
+        held_out: as in `DataConfig`. Rows that are left out are not encoded, and no rejects.
     """
-    outcome = _encode_rows(table, formats, encoder)
+    outcome = _encode_rows(table, formats, encoder, held_out_fraction, held_out)
     encoded = outcome.encoded
     ids = _concatenate([sample.input_ids for sample in encoded], np.int32)
     mask = _concatenate([sample.loss_mask for sample in encoded], np.uint8)
@@ -185,7 +227,7 @@ def _fingerprint(lengths: Int32, ids: Int32, mask: UInt8) -> str:
 
 
 def prepare_steps(table: pa.Table, formats: Sequence[RowFormat], encoder: Encoder) -> pa.Table:
-    """RAW_STEP -> PREPARED_STEP; arguments as in `encode_steps`."""
+    """RAW_STEP -> PREPARED_STEP, with all rows; arguments as in `encode_steps`."""
     outcome = _encode_rows(table, formats, encoder)
     columns = _columns(table, outcome, len(formats))
     counts = columns["sample_row_ids"][1]
@@ -207,10 +249,13 @@ def _columns(table: pa.Table, outcome: _Outcome, num_sources: int) -> dict[str, 
     source_ids = np.array(outcome.source_ids, np.int32)
     is_truncated = np.array([sample.is_truncated for sample in outcome.encoded], bool)
     row_steps = np.repeat(np.arange(table.num_rows), table["num_rows"].to_numpy())
+    row_sources = _values(table, "source_ids")
+    left_out = np.array(outcome.left_out, np.int64)
     counts = np.bincount(steps, minlength=table.num_rows)
     return {
-        "source_rows": _by_source(row_steps, _values(table, "source_ids"), table.num_rows, num_sources),
+        "source_rows": _by_source(row_steps, row_sources, table.num_rows, num_sources),
         "source_truncated": _by_source(steps[is_truncated], source_ids[is_truncated], table.num_rows, num_sources),
+        "source_held_out": _by_source(row_steps[left_out], row_sources[left_out], table.num_rows, num_sources),
         "sample_row_ids": (np.array(outcome.row_ids, np.int64), counts),
         "sample_source_ids": (source_ids, counts),
         "rejects": outcome.rejects,
@@ -235,7 +280,7 @@ def pack_steps(table: pa.Table, config: PackConfig) -> pa.Table:
     trained = _trained_labels(mask, lengths)
     steps = np.repeat(np.arange(table.num_rows), counts)
     num_sources = len(table["source_rows"][0])
-    carried = ["fingerprint", "num_straddling_tokens", "source_rows", "source_truncated", "rejects"]
+    carried = ["fingerprint", "num_straddling_tokens", "source_rows", "source_truncated", "source_held_out", "rejects"]
     return _table(
         PACKED_STEP,
         **_carry(table, [*_CARRIED, *carried, "read_seconds", "normalize_seconds", "encode_seconds"]),
@@ -283,7 +328,8 @@ def local_steps(manifest: Manifest, config: DataConfig, consumed_rows: int = 0) 
     plan, encoder, formats = make_plan(manifest, config), encoder_of(config.encode), source_formats(manifest)
     for ref in plan.windows(consumed_rows):
         for raw in read_window(manifest, plan, ref, consumed_rows):
-            yield from unpack(pack_steps(encode_steps(raw, formats, encoder), config.pack))
+            encoded = encode_steps(raw, formats, encoder, config.held_out_fraction, config.held_out)
+            yield from unpack(pack_steps(encoded, config.pack))
 
 
 def _trained_labels(loss_mask: UInt8, lengths: Int32) -> Int64:

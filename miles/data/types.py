@@ -70,7 +70,8 @@ class Reject:
     """One of `REJECT_REASONS`."""
     detail: str
     position: int = 0
-    """Which of its step's rows it is: rows of a step are consumed in this order."""
+    """Which of its step's rows it is, those left out (`source_held_out`) not counted: rows of a step are consumed in
+    this order."""
 
 
 class RowRejected(Exception):
@@ -128,9 +129,11 @@ class StepReport:
     next_row: int
     """`consumed_rows` of a cursor taken after this step: where a resume starts"""
     num_rows: int
-    """rows of the input, used or rejected"""
+    """rows of the input: used, rejected or held out"""
     num_samples: int
     num_tokens: int
+    num_causal_pairs: int = field(default=0, kw_only=True)
+    """sum over samples of L (L + 1) / 2: pairs of a token and one that it attends to, itself included"""
     num_trained_tokens: int
     """positions whose label is trained, over the whole global batch"""
     num_straddling_tokens: int
@@ -144,6 +147,9 @@ class StepReport:
     source_trained_tokens: tuple[int, ...]
     source_truncated: tuple[int, ...]
     """samples that were cut at the end, of each source"""
+    source_held_out: tuple[int, ...] = field(default=(), kw_only=True)
+    """rows of each source that this stream leaves to the other one: held out of training, or from an evaluation stream
+    those that are not (`DataConfig.held_out`); empty: none"""
     rejects: tuple[Reject, ...]
     stage_seconds: Mapping[str, float] = field(default_factory=dict)
     """seconds of one loader process in each stage"""
@@ -228,8 +234,10 @@ class Cursor:
     tokens_seen: int = 0
     """trained tokens consumed so far"""
     ledger_totals: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
-    """source name -> {"read": n, "trained": n, <reason>: n}"""
+    """source name -> {"read": n, "trained": n, "held_out": n, <reason>: n}"""
     version: int = CURSOR_VERSION
+    held_out_fraction: float = 0.0
+    """Also of cursors from before there was any."""
 
     COUNTS = ("consumed_rows", "tokens_seen", "ledger_totals")
 
@@ -318,6 +326,7 @@ ENCODED_STEP = pa.schema(
         pa.field("loss_mask", pa.large_list(pa.uint8())),  # of tokens
         pa.field("num_straddling_tokens", pa.int32()),
         pa.field("source_truncated", pa.list_(pa.int64())),
+        pa.field("source_held_out", pa.list_(pa.int64())),
         pa.field("rejects", _REJECTS),
         pa.field("read_seconds", pa.float64()),
         pa.field("normalize_seconds", pa.float64()),
@@ -332,6 +341,7 @@ PACKED_STEP = pa.schema(
         pa.field("num_trained_tokens", pa.int64()),
         pa.field("num_straddling_tokens", pa.int32()),
         pa.field("source_truncated", pa.list_(pa.int64())),
+        pa.field("source_held_out", pa.list_(pa.int64())),
         pa.field("source_rows", pa.list_(pa.int64())),
         pa.field("source_trained_tokens", pa.list_(pa.int64())),
         pa.field("pack_fill", pa.float64()),

@@ -29,6 +29,7 @@ def reports(table: pa.Table) -> list[StepReport]:
     """The reports of PACKED_STEP rows."""
     lengths, starts = _values(table, "segment_lengths")
     token_starts = starts_of(lengths)
+    pair_starts = starts_of(lengths.astype(np.int64) * (lengths + 1) // 2)
     return [
         StepReport(
             index=row["step"],
@@ -37,6 +38,7 @@ def reports(table: pa.Table) -> list[StepReport]:
             num_rows=row["num_rows"],
             num_samples=int(end - begin),
             num_tokens=int(token_starts[end] - token_starts[begin]),
+            num_causal_pairs=int(pair_starts[end] - pair_starts[begin]),
             num_trained_tokens=row["num_trained_tokens"],
             num_straddling_tokens=row["num_straddling_tokens"],
             fingerprint=row["fingerprint"],
@@ -45,6 +47,7 @@ def reports(table: pa.Table) -> list[StepReport]:
             source_rows=tuple(row["source_rows"]),
             source_trained_tokens=tuple(row["source_trained_tokens"]),
             source_truncated=tuple(row["source_truncated"]),
+            source_held_out=tuple(row["source_held_out"]),
             rejects=tuple(Reject(**reject) for reject in row["rejects"]),
             stage_seconds={stage: row[f"{stage}_seconds"] for stage in STAGES},
         )

@@ -15,6 +15,7 @@ import ray
 import torch
 from rich.console import Console
 
+from miles import local_ray
 from miles.architecture import ModelShape
 from miles.convert.hf_to_megatron import hf_to_megatron
 from miles.convert.megatron_to_hf import megatron_to_hf
@@ -93,9 +94,7 @@ def run_demo(output: str, console: Console) -> None:
     _title(console, 2, "Convert: Hugging Face -> Megatron")
     console.print(f"  {hf_to_megatron(str(folder / 'hf'), str(folder / 'megatron'))}")
 
-    ray.init(
-        num_cpus=1, object_store_memory=256 << 20, include_dashboard=False, log_to_driver=False, logging_level="error"
-    )
+    local_ray.start(num_cpus=1, object_store_bytes=256 << 20)
     try:
         _title(console, 3, "Prepare: ShareGPT -> OpenAI messages")
         for name, file in files.items():
@@ -159,9 +158,10 @@ def _compare(folder: Path, shape: ModelShape, console: Console) -> None:
         expected = model(torch.tensor([ids])).logits[0].numpy()
     found = checkpoint.find(str(folder / "checkpoints"))
     assert found is not None
-    actor = ray.remote(num_cpus=0)(TrainerActor).remote(Layout(1), 0)
-    address = ray.get(actor.address.remote())
-    ray.get(actor.setup.remote(address, shape, OptimizerSettings(), 1, 1, False, 0, 2.0, found, True), timeout=120)
+    actor = ray.remote(num_cpus=0)(TrainerActor).remote(0)
+    address = ray.get(actor.listen.remote())
+    config = demo_config(folder)
+    ray.get(actor.setup.remote(address, Layout(1), shape, config, 1, 1, found, True), timeout=120)
     got = ray.get(actor.logits.remote(ids))
     ray.kill(actor)
     difference = float(np.abs(got - expected).max())

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import ray
 
 from miles.architecture import ModelShape
+from miles.data import evaluation
 from miles.data.feed import StepIterator
-from miles.train import checkpoint
-from miles.train.optimizer import OptimizerSettings
+from miles.train import checkpoint, topology
+from miles.train.config import TrainConfig
 from miles.train.topology import Layout
 
 if TYPE_CHECKING:
@@ -23,36 +25,53 @@ if TYPE_CHECKING:
 class TrainerActor:
     """One rank. Methods are collective unless they say otherwise: call them on every rank."""
 
-    def __init__(self, layout: Layout, rank: int) -> None:
+    def __init__(self, rank: int) -> None:
         os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
-        self.layout, self.rank = layout, rank
+        self.rank = rank
+        self.trainer: Any = None
 
-    def address(self) -> str:
-        """Rank 0: where the others meet it."""
+    def listen(self) -> str:
+        """Rank 0: where the others meet it, on the address of this node that Ray uses, and on no other."""
         host = ray.util.get_node_ip_address()
-        with socket.socket() as probe:
-            probe.bind((host, 0))
-            return f"tcp://{host}:{probe.getsockname()[1]}"
+        self._listener = socket.create_server((host, 0))
+        return f"tcp://{host}:{self._listener.getsockname()[1]}"
 
     def setup(
         self,
-        init_method: str,
+        address: str,
+        layout: Layout,
         shape: ModelShape,
-        settings: OptimizerSettings,
+        config: TrainConfig,
         num_steps: int,
         num_sources: int,
-        bf16: bool,
-        seed: int,
-        timeout_minutes: float,
         found: checkpoint.Found,
         model_only: bool,
-    ) -> None:
-        """Joins the group, builds the model and loads a checkpoint into it."""
-        from miles.train.step import Trainer, start_rank
+    ) -> str | None:
+        """Joins the group, builds the model and loads a checkpoint into it. Another call starts anew.
 
-        start_rank(self.layout, self.rank, init_method, seed, timeout_minutes)
-        self.trainer = Trainer(shape, self.layout, self.rank, settings, num_steps, num_sources, bf16=bf16)
+        Returns:
+            the GPU's name; None on a CPU.
+        """
+        from miles.train.step import Trainer, device_name, start_rank
+
+        if self.trainer is not None:
+            self.trainer = None
+            topology.shutdown()
+        listener = self._listener if self.rank == 0 else None
+        self.layout = layout
+        start_rank(layout, self.rank, address, config.seed, config.cluster.timeout_minutes, listener)
+        self.trainer = Trainer(
+            shape,
+            layout,
+            self.rank,
+            config.optimizer,
+            num_steps,
+            num_sources,
+            bf16=config.bf16,
+            recompute=config.recompute,
+        )
         checkpoint.load(self.trainer, found, model_only=model_only)
+        return device_name()
 
     def attach(self, feed_handle: Any, first_step: int, num_steps: int) -> None:
         """From here on `train_step` takes its data from this feed."""
@@ -61,6 +80,16 @@ class TrainerActor:
     def train_step(self) -> StepResult:
         report, micro_batches = next(self.steps)
         return self.trainer.train_step(report, micro_batches)
+
+    def evaluate(self, references: Sequence[Sequence[Any]], num_sources: int) -> tuple[list[float], list[int]]:
+        """Loss sums and token counts by source of an `EvalSet`, over all data ranks."""
+        mine = [of_ranks[self.layout.data_rank(self.rank)] for of_ranks in references]
+        sums = self.trainer.evaluate(evaluation.micro_batches(mine), num_sources)
+        return sums.losses, sums.tokens
+
+    def generate(self, prompts: Sequence[Sequence[int]], stop_ids: Sequence[int], max_tokens: int) -> list[list[int]]:
+        """The most likely continuations (`Trainer.generate`)."""
+        return self.trainer.generate(prompts, stop_ids, max_tokens)
 
     def save(self, url: str, iteration: int, extra: dict[str, Any]) -> str:
         return checkpoint.save(self.trainer, url, iteration, extra)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from miles.train.step import Trainer
 
 TRACKER = "latest_checkpointed_iteration.txt"
 EXTRA = "miles.json"
+_ITERATION = re.compile(r"iter_\d{7,}")
 _OPTIMIZER_FORMAT = {"distrib_optim_sharding_type": "fully_reshardable"}
 
 
@@ -121,7 +123,8 @@ def save(trainer: Trainer, url: str, iteration: int, extra: dict[str, Any], *, m
         tensor_model_parallel_size=trainer.layout.tensor,
         pipeline_model_parallel_size=trainer.layout.pipeline,
         context_parallel_size=1,
-        expert_model_parallel_size=1,
+        expert_model_parallel_size=trainer.layout.expert,
+        expert_tensor_parallel_size=trainer.layout.expert_tensor,
         ckpt_format="torch_dist",
         tokenizer_type="HuggingFaceTokenizer",
         consumed_train_samples=int(extra.get("cursor", {}).get("consumed_rows", 0)),
@@ -140,6 +143,32 @@ def save(trainer: Trainer, url: str, iteration: int, extra: dict[str, Any], *, m
             shutil.rmtree(root)
     torch.distributed.barrier()
     return storage.join(url, name)
+
+
+def remove_old(url: str, keep_last: int | None, keep_best: int | None) -> list[str]:
+    """Removes the checkpoints of a folder that are neither among the newest nor among the best.
+
+    Args:
+        keep_last: newest ones to keep; None: all, or with `keep_best` the newest alone.
+        keep_best: ones with the lowest evaluation loss to keep beside them; None: none.
+
+    Returns:
+        the folders that were removed. What the tracker names is kept always.
+    """
+    if keep_last is None and keep_best is None:
+        return []
+    fs, root = storage.filesystem(url)
+    folders = sorted(path for path in fs.ls(root, detail=False) if _ITERATION.fullmatch(path.rsplit("/", 1)[-1]))
+    losses: dict[str, float] = {}
+    for path in folders if keep_best else []:
+        if fs.exists(f"{path}/{EXTRA}"):
+            loss = json.loads(fs.cat_file(f"{path}/{EXTRA}")).get("eval_loss")
+            losses |= {} if loss is None else {path: loss}
+    kept = {*folders[-(keep_last or 1) :], *sorted(losses, key=lambda path: losses[path])[: keep_best or 0]}
+    removed = [path for path in folders if path not in kept]
+    for path in removed:
+        fs.rm(path, recursive=True)
+    return removed
 
 
 def _prepare_adam(trainer: Trainer) -> None:

@@ -26,8 +26,8 @@ class ClusterConfig:
     """`--pipeline-model-parallel-size`"""
     expert: int = 1
     """`--expert-model-parallel-size`: over how many ranks a layer's experts are spread"""
-    expert_tensor: int = 1
-    """`--expert-tensor-parallel-size`"""
+    expert_tensor: int | None = None
+    """`--expert-tensor-parallel-size`; None: as `tensor`"""
     sequence_parallel: bool = False
     """`--sequence-parallel`: norms on a part of the tokens of each tensor rank"""
     ray_address: str | None = None
@@ -61,7 +61,7 @@ class ClusterConfig:
             self.pipeline,
             self.sequence_parallel,
             self.expert,
-            self.expert_tensor,
+            self.tensor if self.expert_tensor is None else self.expert_tensor,
         )
 
 
@@ -87,6 +87,10 @@ class RecomputeConfig:
                 )
         elif self.method is not None or self.num_layers is not None:
             raise ConfigError("--recompute-method and --recompute-num-layers go with --recompute-granularity full")
+
+
+KEEP_ALL = RecomputeConfig()
+"""No activation is computed twice."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +151,7 @@ class TrainConfig:
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     seed: int = 1234
     bf16: bool = False
-    recompute: RecomputeConfig = field(default_factory=RecomputeConfig)
+    recompute: RecomputeConfig = KEEP_ALL
     evaluation: EvalConfig = field(default_factory=EvalConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
     dry_run: bool = False

@@ -47,6 +47,9 @@ class _Stream:
     def wait_stream(self, stream: Any) -> None: ...
     def wait_event(self, event: Any) -> None: ...
     def record(self, stream: Any = None) -> None: ...
+    def record_event(self, event: Any = None) -> _Stream:
+        return self
+
     def synchronize(self) -> None: ...
     def query(self) -> bool:
         return True
@@ -92,8 +95,22 @@ def activate() -> None:
     megatron_random._get_cuda_rng_state = lambda device="cuda", clone=False, graph_safe=False: torch.get_rng_state()
     megatron_random._set_cuda_rng_state = lambda state, device=-1, graph_safe=False: torch.set_rng_state(state)
 
+    # 0.16.1 turns the token counts of experts into lists on their way from the GPU alone.
+    exchange = torch.distributed.all_to_all_single
+
+    def all_to_all_single(
+        output: Any, input: Any, output_split_sizes: Any = None, input_split_sizes: Any = None, group: Any = None
+    ) -> Any:
+        return exchange(output, input, _as_list(output_split_sizes), _as_list(input_split_sizes), group=group)
+
+    torch.distributed.all_to_all_single = all_to_all_single
+
     _active = _CudaMeansCpu()
     _active.__enter__()
+
+
+def _as_list(sizes: Any) -> Any:
+    return sizes.tolist() if isinstance(sizes, torch.Tensor) else sizes
 
 
 def is_active() -> bool:

@@ -5,23 +5,32 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import os
 import time
 from collections.abc import Iterator
 from typing import Any
 
 import ray
+import torch
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from rich.console import Console
 
-from miles import storage
+from miles import local_ray, storage
 from miles.architecture import ModelShape
+from miles.convert.megatron_to_hf import megatron_to_hf
 from miles.data.feed import Feed
 from miles.data.types import Cursor
 from miles.errors import CheckpointError, ClusterError, MilesError
 from miles.train import checkpoint
 from miles.train.actor import TrainerActor
 from miles.train.config import ClusterConfig, TrainConfig
-from miles.train.metrics import MetricsLog, ProgressLine, step_metrics
+from miles.train.evaluate import Evaluator
+from miles.train.loggers import MetricsLog
+from miles.train.metrics import RunFacts, Standing, step_metrics
 from miles.train.optimizer import check_schedule
+from miles.train.progress import ProgressLine
+from miles.train.skips import SkippedSteps
 from miles.train.topology import Layout
 
 
@@ -46,9 +55,12 @@ def train(config: TrainConfig, console: Console | None = None) -> RunSummary:
     console = console or Console()
     shape = ModelShape.from_hf_folder(config.hf_checkpoint)
     layout = config.cluster.layout
+    layout.require_fits(shape)
     found, resuming = find_start(config)
-    cursor = Cursor.from_json(json.dumps(found.extra["cursor"]), found.url) if resuming and found.extra else None
+    state = found.extra if resuming and found.extra else {}
+    cursor = Cursor.from_json(json.dumps(state["cursor"]), found.url) if state else None
     with ray_cluster(config), contextlib.ExitStack() as cleanup:
+        evaluator = Evaluator.open(config, console)
         feed = Feed.open(
             config.data, cursor=cursor, cursor_path=found.url, num_ranks=layout.world_size, run_dir=config.run_dir
         )
@@ -58,106 +70,137 @@ def train(config: TrainConfig, console: Console | None = None) -> RunSummary:
         if feed.first_step >= num_steps:
             raise CheckpointError(f"{found.url}: this run is finished: {feed.first_step} of {num_steps} steps done")
         storage.write_text(storage.join(config.run_dir, "config.json"), describe(config))
-        group = TrainerGroup(layout, config.cluster)
+        group = TrainerGroup(config.cluster)
         cleanup.callback(group.shut_down)
-        group.setup(shape, config, num_steps, len(feed.info.source_names), found, model_only=not resuming)
+        device = group.setup(layout, shape, config, num_steps, len(feed.info.source_names), found, not resuming)
         group.call("attach", feed.handle, feed.first_step, num_steps)
-        log = MetricsLog(
-            config.run_dir,
-            found.extra["metrics_lines"] if resuming and found.extra else 0,
-            tensorboard=config.logging.use_tensorboard,
-        )
+        log = MetricsLog(config.run_dir, state.get("metrics_lines", 0), tensorboard=config.logging.use_tensorboard)
         cleanup.callback(log.close)
         console.print(
             f"  {feed.info.num_rows:,} rows in {len(feed.info.source_names)} source(s), {num_steps} steps of "
             f"{config.data.order.batch_size} rows; {layout.world_size} trainers"
             + (f"; going on at step {feed.first_step}" if resuming else "")
         )
-        return _run(config, console, shape, layout, feed, group, log, num_steps)
+        facts = RunFacts(feed.info.source_names, shape, layout.world_size, device if config.bf16 else None)
+        run = _Run(config, console, facts, feed, group, log, evaluator, num_steps)
+        return run.to_the_end(state.get("skipped_steps", 0))
 
 
-def _run(
-    config: TrainConfig,
-    console: Console,
-    shape: ModelShape,
-    layout: Layout,
-    feed: Feed,
-    group: TrainerGroup,
-    log: MetricsLog,
-    num_steps: int,
-) -> RunSummary:
-    progress = ProgressLine(console, num_steps, feed.first_step)
-    losses: list[float] = []
-    folder = ""
-    last = time.perf_counter()
-    try:
-        for step in range(feed.first_step, num_steps):
-            result = group.call("train_step")[-1]  # the last rank is on the last pipeline stage
-            report = feed.commit(step)
-            now = time.perf_counter()
-            tokens_seen = feed.cursor().tokens_seen
-            metrics = step_metrics(
-                report,
-                result,
-                feed.info.source_names,
-                feed.source_epochs(),
-                tokens_seen,
-                now - last,
-                layout.world_size,
-                shape,
-            )
-            last = now
-            log.write(metrics)
-            progress.update(metrics)
-            losses.append(result.loss)
-            done = step + 1
-            if done == num_steps or (config.save_interval and done % config.save_interval == 0):
-                log.flush()
-                extra = {"cursor": json.loads(feed.cursor().to_json()), "metrics_lines": log.num_lines}
-                folder = group.call("save", config.save, done, extra)[0]
-                progress.say(f"  checkpoint  {folder}")
-    finally:
-        progress.stop()
-    storage.write_text(storage.join(config.run_dir, "ledger.json"), json.dumps(feed.ledger_summary(), indent=1))
-    feed.finish()
-    return RunSummary(len(losses), losses[0], losses[-1], feed.cursor().tokens_seen, folder)
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """All that a run has to do with, started."""
+
+    config: TrainConfig
+    console: Console
+    facts: RunFacts
+    feed: Feed
+    group: TrainerGroup
+    log: MetricsLog
+    evaluator: Evaluator | None
+    num_steps: int
+
+    def to_the_end(self, num_skipped: int) -> RunSummary:
+        """Every step that is left.
+
+        Args:
+            num_skipped: steps that were skipped before.
+        """
+        config, feed, group = self.config, self.feed, self.group
+        progress = ProgressLine(self.console, self.num_steps, feed.first_step)
+        skips = SkippedSteps(config.run_dir, config.max_skipped_steps, feed.first_step, num_skipped, feed.locate)
+        losses: list[float] = []
+        folder = ""
+        last = time.perf_counter()
+        try:
+            for step in range(feed.first_step, self.num_steps):
+                result = group.call("train_step")[-1]  # the last rank is on the last pipeline stage
+                report = feed.commit(step)
+                seconds = time.perf_counter() - last
+                if said := skips.count(step, result):
+                    progress.say(f"  {said}")
+                metrics = step_metrics(self.facts, report, result, self._standing(skips.total, seconds))
+                done = step + 1
+                is_last = done == self.num_steps
+                is_saved = is_last or (config.save_interval > 0 and done % config.save_interval == 0)
+                eval_loss = None
+                if self.evaluator and self.evaluator.is_due(done, is_last=is_last, is_saved=is_saved):
+                    evaluated = self.evaluator.run(group, done)
+                    eval_loss = float(evaluated["eval/loss"])
+                    metrics.update(evaluated)
+                self.log.write(metrics)
+                progress.update(metrics)
+                losses.append(result.loss)
+                if is_saved:
+                    folder = self._save(done, skips.total, eval_loss)
+                    for line in [f"checkpoint  {folder}", *self._after_save(done, is_last)]:
+                        progress.say(f"  {line}")
+                last = time.perf_counter()
+        finally:
+            progress.stop()
+        storage.write_text(storage.join(config.run_dir, "ledger.json"), json.dumps(feed.ledger_summary(), indent=1))
+        feed.finish()
+        return RunSummary(len(losses), losses[0], losses[-1], feed.cursor().tokens_seen, folder)
+
+    def _standing(self, num_skipped: int, seconds: float) -> Standing:
+        feed = self.feed
+        return Standing(feed.source_epochs(), feed.cursor().tokens_seen, num_skipped, seconds)
+
+    def _save(self, done: int, num_skipped: int, eval_loss: float | None) -> str:
+        """Writes a checkpoint; returns its folder."""
+        self.log.flush()
+        extra = {
+            "cursor": json.loads(self.feed.cursor().to_json()),
+            "metrics_lines": self.log.num_lines,
+            "skipped_steps": num_skipped,
+            "eval_loss": eval_loss,
+        }
+        folder: str = self.group.call("save", self.config.save, done, extra)[0]
+        return folder
+
+    def _after_save(self, done: int, is_last: bool) -> list[str]:
+        """Exports to Hugging Face's format where asked, and removes old checkpoints; says what it did."""
+        config, said = self.config, []
+        if config.save_hf and (is_last or "{rollout_id}" in config.save_hf):
+            folder = config.save_hf.replace("{rollout_id}", str(done))
+            said.append(f"Hugging Face {megatron_to_hf(config.save, config.hf_checkpoint, folder)}")
+        checkpoint.remove_old(config.save, config.keep_last, config.keep_best)
+        return said
 
 
 class TrainerGroup:
-    """The trainer actors of a layout, called together."""
+    """The trainer actors of a run, called together.
 
-    def __init__(self, layout: Layout, cluster: ClusterConfig) -> None:
-        on_gpu = ray.cluster_resources().get("GPU", 0) >= layout.world_size
+    Raises:
+        ClusterError: the cluster has no place for them.
+    """
+
+    def __init__(self, cluster: ClusterConfig) -> None:
         self._timeout_seconds = cluster.timeout_minutes * 60
+        on_gpu = ray.cluster_resources().get("GPU", 0) >= cluster.world_size
+        self._place = self._reserve(cluster) if on_gpu else None
         # On a CPU the ranks reserve none: what Ray may use is the loader's budget, and nobody starves.
         actor = ray.remote(num_gpus=1 if on_gpu else 0, num_cpus=1 if on_gpu else 0, max_restarts=0)(TrainerActor)
-        self._actors = [actor.remote(layout, rank) for rank in range(layout.world_size)]
+        self._actors = [
+            actor.options(scheduling_strategy=self._on_node(rank // cluster.gpus_per_node)).remote(rank)
+            for rank in range(cluster.world_size)
+        ]
 
     def setup(
         self,
+        layout: Layout,
         shape: ModelShape,
         config: TrainConfig,
         num_steps: int,
         num_sources: int,
         found: checkpoint.Found,
-        *,
         model_only: bool,
-    ) -> None:
-        """Joins all ranks and loads the checkpoint into them."""
-        address = self._wait("address", [self._actors[0].address.remote()])[0]
-        self.call(
-            "setup",
-            address,
-            shape,
-            config.optimizer,
-            num_steps,
-            num_sources,
-            config.bf16,
-            config.seed,
-            config.cluster.timeout_minutes,
-            found,
-            model_only,
+    ) -> str | None:
+        """Joins all ranks and loads the checkpoint into them; returns the GPU's name, None on a CPU."""
+        address = self._wait("listen", [self._actors[0].listen.remote()])[0]
+        names: list[str | None] = self.call(
+            "setup", address, layout, shape, config, num_steps, num_sources, found, model_only
         )
+        return names[0]
 
     def call(self, method: str, *arguments: Any) -> list[Any]:
         """Calls a method on every rank and waits for all; results by rank.
@@ -170,6 +213,25 @@ class TrainerGroup:
     def shut_down(self) -> None:
         for actor in self._actors:
             ray.kill(actor)
+        if self._place is not None:
+            remove_placement_group(self._place)
+
+    def _reserve(self, cluster: ClusterConfig) -> PlacementGroup:
+        """GPUs on as many nodes as are asked for, so that neighbouring ranks are on the same one."""
+        bundle = {"GPU": cluster.gpus_per_node, "CPU": cluster.gpus_per_node}
+        place = placement_group([bundle] * cluster.num_nodes, "STRICT_SPREAD" if cluster.num_nodes > 1 else "PACK")
+        if not place.wait(self._timeout_seconds):
+            raise ClusterError(
+                f"no {cluster.num_nodes} node(s) with {cluster.gpus_per_node} free GPUs and CPUs each came up within "
+                f"{self._timeout_seconds / 60:g} minutes (--actor-num-nodes, --actor-num-gpus-per-node); Ray has "
+                f"{ray.available_resources()} left"
+            )
+        return place
+
+    def _on_node(self, node: int) -> PlacementGroupSchedulingStrategy | None:
+        if self._place is None:
+            return None
+        return PlacementGroupSchedulingStrategy(self._place, placement_group_bundle_index=node)
 
     def _wait(self, method: str, references: list[Any]) -> list[Any]:
         pending = list(references)
@@ -224,16 +286,12 @@ def ray_cluster(config: TrainConfig) -> Iterator[None]:
         ClusterError: it cannot hold the trainers beside the loader.
     """
     started = not ray.is_initialized()
-    if started:
-        own = config.cluster.ray_address is None
-        ray.init(
-            address=config.cluster.ray_address,
-            include_dashboard=False if own else None,
-            num_cpus=config.data.stream.loader_cpus if own and not _has_gpu() else None,
-            object_store_memory=config.cluster.object_store_bytes if own else None,
-            log_to_driver=False,
-            logging_level="error",
-        )
+    address = config.cluster.ray_address or os.environ.get("RAY_ADDRESS")  # a submitted job finds its cluster there
+    if started and address:
+        ray.init(address=address, log_to_driver=False, logging_level="error")
+    elif started:
+        num_cpus = None if torch.cuda.is_available() else config.data.stream.loader_cpus
+        local_ray.start(num_cpus, config.cluster.object_store_bytes)
     try:
         need = config.data.stream.loader_cpus
         have = ray.cluster_resources()
@@ -250,9 +308,3 @@ def ray_cluster(config: TrainConfig) -> Iterator[None]:
     finally:
         if started:
             ray.shutdown()
-
-
-def _has_gpu() -> bool:
-    import torch
-
-    return bool(torch.cuda.is_available())

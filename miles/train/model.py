@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,11 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from miles.architecture import ModelShape
+from miles.data.types import DUMMY_ROW_ID, MicroBatch
+from miles.errors import ConfigError
 from miles.train.attention import PackedAttention
+from miles.train.config import RecomputeConfig
 from miles.train.topology import Layout
-
-if TYPE_CHECKING:
-    from miles.data.types import MicroBatch
 
 
 class RMSNorm(torch.nn.Module):
@@ -35,12 +36,33 @@ class RMSNorm(torch.nn.Module):
         return F.rms_norm(hidden, self.weight.shape, self.weight, self.eps)
 
 
-def transformer_config(shape: ModelShape, layout: Layout, *, bf16: bool) -> Any:
-    """Megatron's `TransformerConfig` for a shape on a layout."""
+def transformer_config(shape: ModelShape, layout: Layout, *, bf16: bool, recompute: RecomputeConfig) -> Any:
+    """Megatron's `TransformerConfig` for a shape on a layout.
+
+    Raises:
+        ConfigError: more layers to recompute than a pipeline stage has.
+    """
     from megatron.core.transformer import TransformerConfig
 
     on_gpu = torch.cuda.is_available()
     dtype = torch.bfloat16 if bf16 else torch.float32
+    stage_layers = shape.num_layers // layout.pipeline
+    if (recompute.num_layers or 0) > stage_layers:
+        raise ConfigError(
+            f"--recompute-num-layers {recompute.num_layers} is more than the {stage_layers} layers of a pipeline stage"
+        )
+    experts: dict[str, Any] = {}
+    if shape.num_experts is not None:
+        experts = {
+            "num_moe_experts": shape.num_experts,
+            "moe_ffn_hidden_size": shape.moe_ffn_hidden_size,
+            "moe_router_topk": shape.moe_router_topk,
+            "moe_router_score_function": "softmax",
+            "moe_router_pre_softmax": False,  # softmax over the chosen ones: as over all, and normalised afterwards
+            "moe_router_load_balancing_type": "none",  # fine-tuning adds no term to the loss
+            "moe_router_dtype": "fp32",
+            "moe_grouped_gemm": False,  # needs Transformer Engine or the grouped_gemm package
+        }
     return TransformerConfig(
         num_layers=shape.num_layers,
         hidden_size=shape.hidden_size,
@@ -62,7 +84,12 @@ def transformer_config(shape: ModelShape, layout: Layout, *, bf16: bool) -> Any:
         pipeline_dtype=dtype,
         tensor_model_parallel_size=layout.tensor,
         pipeline_model_parallel_size=layout.pipeline,
+        expert_model_parallel_size=layout.expert,
+        expert_tensor_parallel_size=layout.expert_tensor,
         sequence_parallel=layout.sequence_parallel,
+        recompute_granularity=recompute.granularity,
+        recompute_method=recompute.method,
+        recompute_num_layers=recompute.num_layers,
         variable_seq_lengths=layout.pipeline > 1,
         moe_token_dispatcher_type="alltoall",  # what Megatron asks for beside variable_seq_lengths, dense or not
         calculate_per_token_loss=True,
@@ -72,13 +99,17 @@ def transformer_config(shape: ModelShape, layout: Layout, *, bf16: bool) -> Any:
         masked_softmax_fusion=False,
         bias_activation_fusion=on_gpu,
         bias_dropout_fusion=False,
+        **experts,
     )
 
 
-def build_model(shape: ModelShape, layout: Layout, *, bf16: bool) -> Any:
+def build_model(shape: ModelShape, layout: Layout, *, bf16: bool, recompute: RecomputeConfig) -> Any:
     """A `GPTModel` (this rank's part of it), on the GPU where there is one.
 
     Parallel state must be initialised (`topology.initialize`). Weights are Megatron's random ones.
+
+    Raises:
+        ConfigError: the model cannot be cut so.
     """
     from megatron.core import parallel_state
     from megatron.core.models.gpt import GPTModel
@@ -89,8 +120,13 @@ def build_model(shape: ModelShape, layout: Layout, *, bf16: bool) -> Any:
         get_num_layers_to_build,
     )
 
-    config = transformer_config(shape, layout, bf16=bf16)
-    layer = get_gpt_layer_local_spec(qk_layernorm=shape.qk_layernorm, normalization="RMSNorm")
+    if shape.num_experts is not None:
+        _answer_for_transformer_engine()
+    layout.require_fits(shape)
+    config = transformer_config(shape, layout, bf16=bf16, recompute=recompute)
+    layer = get_gpt_layer_local_spec(
+        num_experts=shape.num_experts, qk_layernorm=shape.qk_layernorm, normalization="RMSNorm"
+    )
     layer.submodules.input_layernorm = RMSNorm
     layer.submodules.pre_mlp_layernorm = RMSNorm
     attention = layer.submodules.self_attention.submodules
@@ -109,10 +145,40 @@ def build_model(shape: ModelShape, layout: Layout, *, bf16: bool) -> Any:
             share_embeddings_and_output_weights=shape.tied_embeddings,
             position_embedding_type="rope",
             rotary_base=int(shape.rotary_base),
+            rope_scaling=shape.rope_scaling_factor is not None,
+            rope_scaling_factor=shape.rope_scaling_factor or 1.0,
             parallel_output=True,
         )
     model.model_type = "encoder_or_decoder"  # read by the pipeline schedules
     return model.cuda() if torch.cuda.is_available() else model
+
+
+def _answer_for_transformer_engine() -> None:
+    """Without Transformer Engine, 0.16.1's router asks for a name that its module then does not define."""
+    from megatron.core.transformer.moe import moe_utils
+
+    moe_utils.te_general_gemm = getattr(moe_utils, "te_general_gemm", None)
+
+
+def padded(micro_batch: MicroBatch, multiple: int) -> MicroBatch:
+    """A micro-batch of a multiple of so many tokens, as sequence parallelism needs it.
+
+    What is missing comes behind the samples, as a segment of its own in which nothing is trained.
+    """
+    missing = -len(micro_batch.input_ids) % multiple
+    if not missing:
+        return micro_batch
+    zeros = np.zeros(missing, np.int64)
+    return replace(
+        micro_batch,
+        input_ids=np.concatenate([micro_batch.input_ids, zeros]),
+        labels=np.concatenate([micro_batch.labels, zeros]),
+        position_ids=np.concatenate([micro_batch.position_ids, np.arange(missing)]),
+        loss_mask=np.concatenate([micro_batch.loss_mask, zeros.astype(np.float32)]),
+        cu_seqlens=np.append(micro_batch.cu_seqlens, micro_batch.cu_seqlens[-1] + missing).astype(np.int32),
+        source_ids=np.append(micro_batch.source_ids, 0).astype(np.int32),  # a valid index; its mask adds nothing
+        row_ids=np.append(micro_batch.row_ids, DUMMY_ROW_ID),
+    )
 
 
 def forward_packed(model: Any, micro_batch: MicroBatch, *, labels: bool) -> Tensor:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,12 +14,16 @@ import torch
 from torch import Tensor
 
 from miles.architecture import ModelShape
-from miles.data.types import MicroBatch, StepReport
+from miles.data.types import DUMMY_ROW_ID, MicroBatch, StepReport
 from miles.train import cpu, topology
-from miles.train.loss import SourceSums, masked_sum
-from miles.train.model import build_model, forward_packed
+from miles.train.config import KEEP_ALL, RecomputeConfig
+from miles.train.loss import SourceSums, masked_sum, rows_not_finite, sum_by_source
+from miles.train.model import build_model, forward_packed, padded
 from miles.train.optimizer import OptimizerSettings, build_optimizer
 from miles.train.topology import Layout
+
+NOTHING_TO_TRAIN = "nothing to train"
+"""Why a step of dropped rows alone is skipped; no fault of the model's."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,8 @@ class StepResult:
     """the rate that this step used"""
     skipped: str
     """why no optimizer step was taken; empty: it was"""
+    skipped_rows: tuple[int, ...]
+    """row ids whose loss is not finite; of a step whose gradient alone is not, all"""
     seconds: float
 
     @property
@@ -56,6 +63,10 @@ class Trainer:
         num_steps: of the whole run, for the schedule.
         num_sources: of the data mixture.
         bf16: mixed precision; else float32 throughout.
+        recompute: which activations are computed again in the backward pass.
+
+    Raises:
+        ConfigError: the model cannot be cut so.
     """
 
     def __init__(
@@ -68,6 +79,7 @@ class Trainer:
         num_sources: int,
         *,
         bf16: bool,
+        recompute: RecomputeConfig = KEEP_ALL,
     ) -> None:
         from megatron.core.distributed import (
             DistributedDataParallel,
@@ -77,7 +89,7 @@ class Trainer:
 
         self.shape, self.layout, self.rank = shape, layout, rank
         self.num_sources = num_sources
-        model = build_model(shape, layout, bf16=bf16)
+        model = build_model(shape, layout, bf16=bf16, recompute=recompute)
         self.model = DistributedDataParallel(
             model.config,
             DistributedDataParallelConfig(
@@ -100,23 +112,165 @@ class Trainer:
     def train_step(self, report: StepReport, micro_batches: Sequence[MicroBatch]) -> StepResult:
         """Forward and backward over this rank's micro-batches, one optimizer step.
 
-        A step in which nothing trains, or whose loss is not finite, takes no optimizer step (and decays no
-        weight); the schedule moves on, so that step k has the same rate in every run.
+        A step in which nothing trains, or whose loss or gradient is not finite, takes no optimizer step (and decays
+        no weight); the schedule moves on, so that step k has the same rate in every run.
         """
-        from megatron.core import parallel_state
-
         started = time.perf_counter()
         lr = float(self.optimizer.param_groups[0]["lr"])
         if report.num_trained_tokens == 0:
             self.scheduler.step(1)
             zeros = (0,) * self.num_sources
-            return StepResult(zeros, zeros, 0.0, lr, "nothing to train", time.perf_counter() - started)
+            return StepResult(zeros, zeros, 0.0, lr, NOTHING_TO_TRAIN, (), time.perf_counter() - started)
 
         self.model.train()
         self.model.zero_grad_buffer()
         self.optimizer.zero_grad()
-        sums = SourceSums(self._run(micro_batches, forward_only=False))
+        batches = self._padded(micro_batches)
+        by_segment = self._run(batches, forward_only=False)
+        sums = self._reduced(by_segment, batches, self.num_sources)
+        skipped, grad_norm = "", float("nan")
+        if not torch.isfinite(sums.vector).all():
+            skipped = "the loss is not finite"
+        else:
+            self.optimizer.prepare_grads()
+            grad_norm = float(self.optimizer.get_grad_norm())  # over all ranks: they agree on what follows
+            if math.isfinite(grad_norm):
+                self.optimizer.step()
+            else:
+                skipped = "the gradient is not finite"
+        self.scheduler.step(1)
+        rows = self._rows_to_blame(by_segment, batches) if skipped else ()
+        assert sum(sums.tokens) == report.num_trained_tokens, "the ranks trained other tokens than the step holds"
+        seconds = time.perf_counter() - started
+        return StepResult(tuple(sums.losses), tuple(sums.tokens), grad_norm, lr, skipped, rows, seconds)
+
+    def evaluate(self, steps: Iterable[Sequence[MicroBatch]], num_sources: int) -> SourceSums:
+        """Loss sums and token counts by source, over all data ranks, without a backward pass.
+
+        Args:
+            steps: of each step this rank's micro-batches, as many on every rank.
+            num_sources: of the evaluation set.
+        """
+        self.model.eval()
+        total = SourceSums(torch.zeros(2 * num_sources, dtype=torch.float64, device=_device()))
+        with torch.no_grad():
+            for micro_batches in steps:
+                batches = self._padded(micro_batches)
+                total.vector.add_(self._reduced(self._run(batches, forward_only=True), batches, num_sources).vector)
+        return total
+
+    def generate(self, prompts: Sequence[Sequence[int]], stop_ids: Collection[int], max_tokens: int) -> list[list[int]]:
+        """The most likely continuations, token by token; every rank gives the same.
+
+        Each token takes a whole forward pass over what stands before it: a look at what the model says, on any layout,
+        and no inference engine.
+
+        Args:
+            prompts: token ids.
+            stop_ids: tokens that end an answer; they are its last.
+            max_tokens: of an answer.
+        """
+        from megatron.core import parallel_state
+        from megatron.core.pipeline_parallel import get_forward_backward_func
+
+        self.model.eval()
+        answers: list[list[int]] = [[] for _ in prompts]
+        open_ones = list(range(len(prompts)))
+        for _ in range(max_tokens):
+            if not open_ones:
+                break
+            batches = self._padded([_single([*prompts[one], *answers[one]]) for one in open_ones])
+            with torch.no_grad():
+                chosen = get_forward_backward_func()(
+                    forward_step_func=self._next_token_step,
+                    data_iterator=iter(batches),
+                    model=[self.model],
+                    num_microbatches=len(batches),
+                    seq_length=max(len(batch.input_ids) for batch in batches),
+                    micro_batch_size=1,
+                    forward_only=True,
+                    collect_non_loss_data=True,
+                )
+            tokens = torch.zeros(len(batches), dtype=torch.int64, device=_device())
+            if self.layout.is_last_stage(self.rank):
+                tokens.copy_(torch.stack(chosen))
+            if self.layout.pipeline > 1:
+                torch.distributed.broadcast(
+                    tokens,
+                    parallel_state.get_pipeline_model_parallel_last_rank(),
+                    group=parallel_state.get_pipeline_model_parallel_group(),
+                )
+            for one, token in zip(open_ones, tokens.tolist(), strict=True):
+                answers[one].append(token)
+            open_ones = [one for one in open_ones if answers[one][-1] not in stop_ids]
+        return answers
+
+    def logits(self, input_ids: Sequence[int]) -> np.ndarray:
+        """Logits of one sequence, float32 [tokens, vocabulary]; without tensor or pipeline parallelism only."""
+        assert self.layout.tensor == self.layout.pipeline == 1
+        self.model.eval()
+        with torch.no_grad():
+            out: np.ndarray = forward_packed(self.gpt, _single(input_ids), labels=False)[0].float().cpu().numpy()
+        return out
+
+    def _padded(self, micro_batches: Sequence[MicroBatch]) -> list[MicroBatch]:
+        multiple = self.layout.tensor if self.layout.sequence_parallel else 1
+        return [padded(batch, multiple) for batch in micro_batches]
+
+    def _run(self, batches: Sequence[MicroBatch], *, forward_only: bool) -> list[Tensor]:
+        """float64 [2, segments] of each micro-batch: loss sums and counts; none but on the last pipeline stage."""
+        from megatron.core.pipeline_parallel import get_forward_backward_func
+
+        outputs: list[Tensor] = get_forward_backward_func()(
+            forward_step_func=self._forward_step,
+            data_iterator=iter(batches),
+            model=[self.model],
+            num_microbatches=len(batches),
+            seq_length=max(len(batch.input_ids) for batch in batches),
+            micro_batch_size=1,
+            forward_only=forward_only,
+        )
+        return outputs
+
+    def _forward_step(self, batches: Iterator[MicroBatch], model: Any) -> tuple[Tensor, Any]:
+        batch = next(batches)
+
+        def loss(token_losses: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            return masked_sum(token_losses, batch)
+
+        return forward_packed(model, batch, labels=True), loss
+
+    def _next_token_step(self, batches: Iterator[MicroBatch], model: Any) -> tuple[Tensor, Any]:
+        from megatron.core import parallel_state
+
+        batch = next(batches)
+        last = int(batch.cu_seqlens[1]) - 1
+
+        def most_likely(logits: Tensor, non_loss_data: bool) -> Tensor:
+            """int64, scalar: the token with the highest of all tensor ranks' logits; of equals, the lowest."""
+            best, token = logits[0, last].float().max(dim=-1)
+            if self.layout.tensor > 1:
+                group = parallel_state.get_tensor_model_parallel_group()
+                own = torch.stack([best.double(), (token + self._first_vocabulary_row(logits)).double()])
+                every = [torch.empty_like(own) for _ in range(self.layout.tensor)]
+                torch.distributed.all_gather(every, own, group=group)
+                table = torch.stack(every)
+                token = table[table[:, 0].argmax(), 1].long()
+            return token
+
+        return forward_packed(model, batch, labels=False), most_likely
+
+    def _first_vocabulary_row(self, logits: Tensor) -> int:
+        return self.rank % self.layout.tensor * logits.shape[-1]
+
+    def _reduced(self, by_segment: list[Tensor], batches: Sequence[MicroBatch], num_sources: int) -> SourceSums:
+        """The sums of all data ranks, on every rank."""
+        from megatron.core import parallel_state
+
+        sums = SourceSums(torch.zeros(2 * num_sources, dtype=torch.float64, device=_device()))
         if self.layout.is_last_stage(self.rank):
+            for one, batch in zip(by_segment, batches, strict=True):
+                sums.vector.add_(sum_by_source(one, batch, num_sources))
             sums.all_reduce(parallel_state.get_data_parallel_group(with_context_parallel=True))
         if self.layout.pipeline > 1:  # all stages must agree on whether to step
             torch.distributed.broadcast(
@@ -124,74 +278,62 @@ class Trainer:
                 parallel_state.get_pipeline_model_parallel_last_rank(),
                 group=parallel_state.get_pipeline_model_parallel_group(),
             )
-        skipped, grad_norm = "", float("nan")
-        if not torch.isfinite(sums.vector).all():
-            skipped = "loss is not finite"
-        else:
-            _, norm, _ = self.optimizer.step()
-            grad_norm = float(norm) if norm is not None else 0.0
-        self.scheduler.step(1)
-        assert sum(sums.tokens) == report.num_trained_tokens, "the ranks trained other tokens than the step holds"
-        return StepResult(tuple(sums.losses), tuple(sums.tokens), grad_norm, lr, skipped, time.perf_counter() - started)
+        return sums
 
-    def evaluate(self, micro_batches: Sequence[MicroBatch]) -> SourceSums:
-        """Loss sums and token counts of this rank's micro-batches, by source, without a backward pass."""
-        self.model.eval()
-        with torch.no_grad():
-            return SourceSums(self._run(micro_batches, forward_only=True))
+    def _rows_to_blame(self, by_segment: list[Tensor], batches: Sequence[MicroBatch]) -> tuple[int, ...]:
+        """Of a skipped step, from all data ranks; nothing but on the last pipeline stage."""
+        from megatron.core import parallel_state
 
-    def logits(self, input_ids: Sequence[int]) -> np.ndarray:
-        """Logits of one sequence, float32 [tokens, vocabulary]; without tensor or pipeline parallelism only."""
-        assert self.layout.tensor == self.layout.pipeline == 1
-        ids = np.asarray(input_ids, np.int64)
-        one = MicroBatch(
-            input_ids=ids,
-            labels=np.zeros_like(ids),
-            position_ids=np.arange(len(ids), dtype=np.int64),
-            loss_mask=np.zeros(len(ids), np.float32),
-            cu_seqlens=np.array([0, len(ids)], np.int32),
-            source_ids=np.zeros(1, np.int32),
-            row_ids=np.zeros(1, np.int64),
-        )
-        self.model.eval()
-        with torch.no_grad():
-            out: np.ndarray = forward_packed(self.gpt, one, labels=False)[0].float().cpu().numpy()
-        return out
+        if not self.layout.is_last_stage(self.rank):
+            return ()
+        pairs = list(zip(by_segment, batches, strict=True))
+        mine = [
+            [row for one, batch in pairs for row in rows_not_finite(one, batch)],
+            [int(row) for batch in batches for row in batch.row_ids if row != DUMMY_ROW_ID],
+        ]
+        group = parallel_state.get_data_parallel_group(with_context_parallel=True)
+        gathered: list[Any] = [None] * self.layout.data
+        torch.distributed.all_gather_object(gathered, mine, group=group)
+        wrong, every = ({row for of_rank in gathered for row in of_rank[which]} for which in (0, 1))
+        return tuple(sorted(wrong or every))
 
-    def _run(self, micro_batches: Sequence[MicroBatch], *, forward_only: bool) -> Tensor:
-        """float64 [2 x sources], summed over the micro-batches; zeros on all but the last pipeline stage."""
-        from megatron.core.pipeline_parallel import get_forward_backward_func
 
-        outputs = get_forward_backward_func()(
-            forward_step_func=self._forward_step,
-            data_iterator=iter(micro_batches),
-            model=[self.model],
-            num_microbatches=len(micro_batches),
-            seq_length=max(len(batch.input_ids) for batch in micro_batches),
-            micro_batch_size=1,
-            forward_only=forward_only,
-        )
-        total = torch.zeros(2 * self.num_sources, dtype=torch.float64, device=_device())
-        for output in outputs:
-            total += output["by_source"]
-        return total
-
-    def _forward_step(self, batches: Iterator[MicroBatch], model: Any) -> tuple[Tensor, Any]:
-        batch = next(batches)
-        return forward_packed(model, batch, labels=True), partial(self._loss, batch)
-
-    def _loss(self, batch: MicroBatch, token_losses: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        total, num_tokens, by_source = masked_sum(token_losses, batch, self.num_sources)
-        return total, num_tokens, {"by_source": by_source}
+def _single(input_ids: Sequence[int]) -> MicroBatch:
+    """One sequence, of which nothing is trained."""
+    ids = np.asarray(input_ids, np.int64)
+    return MicroBatch(
+        input_ids=ids,
+        labels=np.zeros_like(ids),
+        position_ids=np.arange(len(ids), dtype=np.int64),
+        loss_mask=np.zeros(len(ids), np.float32),
+        cu_seqlens=np.array([0, len(ids)], np.int32),
+        source_ids=np.zeros(1, np.int32),
+        row_ids=np.full(1, DUMMY_ROW_ID, np.int64),
+    )
 
 
 def _device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def start_rank(layout: Layout, rank: int, init_method: str, seed: int, timeout_minutes: float) -> None:
-    """Makes this process rank `rank`: the CPU layer where there is no GPU, then the process groups."""
+def device_name() -> str | None:
+    """The GPU's name; None on a CPU."""
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else None
+
+
+def start_rank(
+    layout: Layout,
+    rank: int,
+    address: str,
+    seed: int,
+    timeout_minutes: float,
+    listener: socket.socket | None = None,
+) -> None:
+    """Makes this process rank `rank`: the CPU layer where there is no GPU, then the process groups.
+
+    Arguments as `topology.initialize` has them.
+    """
     if not torch.cuda.is_available():
         cpu.activate()
         torch.set_num_threads(1)
-    topology.initialize(layout, rank, init_method, seed, timeout_minutes)
+    topology.initialize(layout, rank, address, seed, timeout_minutes, listener)

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import datetime
+import os
+import socket
+import sys
 from dataclasses import dataclass
 
 import torch
 
 from miles.architecture import ModelShape
 from miles.errors import ConfigError
+
+LOCALHOST = "127.0.0.1"
 
 
 @dataclass(frozen=True)
@@ -72,10 +77,16 @@ class Layout:
             )
             if size % parts
         ]
-        if not is_moe and (self.expert > 1 or self.expert_tensor > 1):
-            wrong.append(f"{shape.model_type} has no experts to spread: leave out --expert-*-parallel-size")
+        if not is_moe and self.expert > 1:
+            wrong.append(f"{shape.model_type} has no experts to spread: leave out --expert-model-parallel-size")
         if is_moe and self.tensor > 1 and not self.sequence_parallel:
             wrong.append("experts beside tensor parallelism are trained with --sequence-parallel only: give it")
+        if is_moe and self.expert == 1 and self.expert_tensor != self.tensor:
+            # megatron-core 0.16.1 then sums no gradient of theirs over the tensor ranks, each of which saw other tokens
+            wrong.append(
+                f"experts that are not spread (--expert-model-parallel-size 1) are split as the rest is: give "
+                f"--expert-tensor-parallel-size {self.tensor}, not {self.expert_tensor}"
+            )
         if wrong:
             raise ConfigError("this layout does not fit the model: " + "; ".join(wrong))
 
@@ -92,21 +103,45 @@ class Layout:
         return rank // (self.tensor * self.data) == self.pipeline - 1
 
 
-def initialize(layout: Layout, rank: int, init_method: str, seed: int, timeout_minutes: float) -> None:
+def initialize(
+    layout: Layout,
+    rank: int,
+    address: str,
+    seed: int,
+    timeout_minutes: float,
+    listener: socket.socket | None = None,
+) -> None:
     """Joins the process groups and seeds Megatron's random states. On a CPU: gloo; on a GPU: NCCL.
 
     Args:
-        init_method: `tcp://host:port` of rank 0.
+        address: `tcp://host:port` of rank 0.
         timeout_minutes: how long a collective may wait before the run fails.
+        listener: rank 0's socket, where it listens at the address already; None: it begins to.
     """
     from megatron.core import parallel_state, tensor_parallel
 
+    host, port = address.removeprefix("tcp://").rsplit(":", 1)
+    timeout = datetime.timedelta(minutes=timeout_minutes)
+    if host == LOCALHOST and sys.platform == "linux":  # what gloo and NCCL open is as local as the store is
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+        os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
+    if rank == 0 and listener is None:
+        listener = socket.create_server((host, int(port)))
+    store = torch.distributed.TCPStore(
+        host,
+        int(port),
+        is_master=rank == 0,
+        timeout=timeout,
+        wait_for_workers=False,
+        # Left to itself torch would listen on every address of the machine.
+        master_listen_fd=None if listener is None else listener.detach(),
+    )
     torch.distributed.init_process_group(
         "nccl" if torch.cuda.is_available() else "gloo",
-        init_method=init_method,
+        store=store,
         rank=rank,
         world_size=layout.world_size,
-        timeout=datetime.timedelta(minutes=timeout_minutes),
+        timeout=timeout,
     )
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=layout.tensor,

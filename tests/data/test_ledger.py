@@ -27,7 +27,11 @@ def manifest(tmp_path: Path) -> Manifest:
 
 
 def report(
-    index: int, source_rows: tuple[int, int], *rejects: Reject, truncated: tuple[int, int] = (0, 0)
+    index: int,
+    source_rows: tuple[int, int],
+    *rejects: Reject,
+    truncated: tuple[int, int] = (0, 0),
+    held_out: tuple[int, ...] = (),
 ) -> StepReport:
     return StepReport(
         index=index,
@@ -44,6 +48,7 @@ def report(
         source_rows=source_rows,
         source_trained_tokens=(0, 0),
         source_truncated=truncated,
+        source_held_out=held_out,
         rejects=rejects,
     )
 
@@ -170,6 +175,26 @@ def test_too_many_rejects_end_the_run(manifest: Manifest, tmp_path: Path) -> Non
     exactly = Ledger(manifest, path, max_bad_fraction=0.01)
     exactly.commit(report(0, (500, 500), *rejects[:10]))
     exactly.judge()
+
+
+def test_held_out_rows_are_no_part_of_the_share(manifest: Manifest) -> None:
+    """10 of 600 are bad, and 500 more are held out: as if there were 600."""
+    rejects = tuple(Reject(row, 0, "too_long", "", row) for row in range(10))
+    ledger = Ledger(manifest, None, max_bad_fraction=0.01)
+    ledger.commit(report(0, (600, 500), *rejects, held_out=(0, 500)))  # fewer are left than are judged at once
+    assert (ledger.num_read, ledger.num_held_out, ledger.num_rejected) == (1100, 500, 10)
+    assert ledger.totals()["b"] == {"read": 500, "trained": 0, "held_out": 500}
+    assert ledger.summary()["b"]["counts"]["held_out"] == 500
+    assert "held_out" not in ledger.totals()["a"], "only where there are any"
+    with pytest.raises(DataError, match="10 of the 600 rows read and not held out were dropped") as caught:
+        ledger.judge()
+    assert "in all: 1100 rows read, 590 trained, 500 held out, 10 too_long" in str(caught.value)
+    assert "b: 500 rows read, 0 trained, 500 held out" in str(caught.value)
+    resumed = Ledger(manifest, None, 0.02, ledger.totals(), next_step=1)
+    resumed.commit(report(1, (0, 400), held_out=(0, 100)))
+    assert resumed.totals()["b"] == {"read": 900, "trained": 300, "held_out": 600}
+    with pytest.raises(CheckpointError, match="do not reconcile"):
+        Ledger(manifest, None, 1.0, {"a": {"read": 5, "trained": 3, "held_out": 1}}, next_step=1)
 
 
 def bad(position: int, row_id: int, reason: str = "too_long") -> Reject:

@@ -7,15 +7,11 @@ from collections.abc import Iterator
 import pytest
 import ray
 
+from miles import local_ray
+
 
 @pytest.fixture(scope="session", autouse=True)
 def ray_cluster() -> Iterator[None]:
-    ray.init(
-        num_cpus=2,
-        object_store_memory=256 << 20,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="error",
-    )
+    local_ray.start(num_cpus=2, object_store_bytes=256 << 20)
     yield
     ray.shutdown()

@@ -175,7 +175,7 @@ def another(value: Any) -> Any:
     """Some other value of the same type."""
     if isinstance(value, bool):
         return not value
-    if isinstance(value, int):
+    if isinstance(value, int | float):
         return value + 1
     if isinstance(value, str):
         return f"other {value}"
@@ -222,6 +222,7 @@ CHANGES: dict[str, tuple[str, dict[str, Any]]] = {
     "mixture": ("order", {"weights": (2.0, 1.0)}),
     "encoder_fingerprint": ("encode", {"max_sample_tokens": 255}),
     "manifest_fingerprint": ("", {}),
+    "held_out_fraction": ("", {"held_out_fraction": 0.05}),
 }
 """Field of the cursor -> a change of the run's settings that it holds against."""
 
@@ -234,7 +235,7 @@ def test_a_changed_setting_of_the_run_is_refused_by_name(
     if name == "manifest_fingerprint":
         changed = replace(config, sources=config.sources[::-1])
     else:
-        changed = replace(config, **{part: replace(getattr(config, part), **change)})
+        changed = replace(config, **({part: replace(getattr(config, part), **change)} if part else change))
     with pytest.raises(CheckpointError, match=rf"{name}: the checkpoint has"):
         open_at(changed, cursor, tmp_path)
 

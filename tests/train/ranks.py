@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import pickle
 import socket
@@ -57,10 +58,10 @@ def batch(
     return report, ranks
 
 
-def make_trainer(layout: Layout, rank: int, init_method: str) -> Any:
+def make_trainer(layout: Layout, rank: int, address: str) -> Any:
     from miles.train.step import Trainer, start_rank
 
-    start_rank(layout, rank, init_method, seed=7, timeout_minutes=2)
+    start_rank(layout, rank, address, seed=7, timeout_minutes=2)
     return Trainer(SHAPE, layout, rank, SETTINGS, NUM_STEPS, NUM_SOURCES, bf16=False)
 
 
@@ -71,7 +72,7 @@ def free_address() -> str:
 
 
 def run_ranks(function: Callable[..., Any], layout: Layout, *arguments: Any) -> list[Any]:
-    """`function(layout, rank, init_method, *arguments)` in a process a rank; the results, by rank."""
+    """`function(layout, rank, address, *arguments)` in a process a rank; the results, by rank."""
     with tempfile.TemporaryDirectory() as folder:
         address = free_address()
         processes = []
@@ -100,6 +101,8 @@ def _main(folder: str, rank: str) -> None:
     # without an active exception`). The result is there; the rank leaves without that.
     sys.stdout.flush()
     sys.stderr.flush()
+    for child in multiprocessing.active_children():  # of saving a checkpoint
+        child.kill()
     os._exit(0)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from miles.train.metrics import ProgressLine
+from miles.train.progress import ProgressLine
 
 
 def line(step: int, depth: int, wait: float, encode: float) -> dict[str, Any]:
@@ -23,6 +23,7 @@ def line(step: int, depth: int, wait: float, encode: float) -> dict[str, Any]:
         "data/normalize_seconds": 0.02,
         "data/encode_seconds": encode,
         "data/pack_seconds": 0.01,
+        "sft/skipped_steps": 0,
         "perf/step_seconds": 1.0,
         "perf/tokens_per_second": 1234.0,
     }

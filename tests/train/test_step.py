@@ -10,8 +10,10 @@ import pytest
 import torch
 
 from miles.data.pack import micro_batch
+from miles.train.loss import masked_sum, rows_not_finite
+from miles.train.model import padded
 from miles.train.topology import Layout
-from tests.train.ranks import SHAPE, batch, free_address, make_trainer, run_ranks
+from tests.train.ranks import NUM_SOURCES, SHAPE, batch, free_address, make_trainer, run_ranks
 
 
 @pytest.fixture(scope="module")
@@ -77,51 +79,6 @@ def test_packed_attention_is_masked_attention() -> None:
     torch.testing.assert_close(out, expected, rtol=0, atol=1e-6)
 
 
-def losses_of(layout: Layout, rank: int, init_method: str, max_tokens: int, weights: str) -> list[tuple[float, ...]]:
-    """Three steps: loss, gradient norm and per-source losses of each.
-
-    The first to come leaves its weights, the others start from them: pipeline stages draw their own at random.
-    """
-    from miles.train import checkpoint
-
-    trainer = make_trainer(layout, rank, init_method)
-    found = checkpoint.find(weights)
-    if found is None:
-        checkpoint.save(trainer, weights, 0, {}, model_only=True)
-    else:
-        checkpoint.load(trainer, found, model_only=True)
-    results = []
-    for step in range(3):
-        report, ranks = batch(step, layout, max_tokens=max_tokens)
-        result = trainer.train_step(report, ranks[layout.data_rank(rank)])
-        assert result.num_tokens == report.num_trained_tokens
-        results.append((result.loss, result.grad_norm, *result.source_losses))
-    return results
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("layout", "max_tokens"),
-    [(Layout(1), 40), (Layout(2), 64), (Layout(2, tensor=2), 64), (Layout(2, pipeline=2), 64)],
-    ids=["small micro-batches", "dp2", "tp2", "pp2"],
-)
-def test_the_loss_is_a_global_sum_over_a_global_count(
-    layout: Layout, max_tokens: int, reference: tuple[str, list[tuple[float, ...]]]
-) -> None:
-    weights, losses = reference
-    for got in run_ranks(losses_of, layout, max_tokens, weights):
-        np.testing.assert_allclose(got, losses, rtol=1e-4)
-
-
-@pytest.fixture(scope="module")
-def reference(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, list[tuple[float, ...]]]:
-    """The starting weights, and the losses of one rank with one micro-batch a step."""
-    weights = str(tmp_path_factory.mktemp("weights"))
-    (losses,) = run_ranks(losses_of, Layout(1), 4096, weights)
-    assert losses[2][0] < losses[0][0]
-    return weights, losses
-
-
 def test_the_loss_is_the_hand_computed_mean(trainer: Any) -> None:
     report, (mine,) = batch(0, Layout(1), max_tokens=48)
     from miles.train.model import forward_packed
@@ -130,7 +87,7 @@ def test_the_loss_is_the_hand_computed_mean(trainer: Any) -> None:
     with torch.no_grad():
         for one in mine:
             total += float((forward_packed(trainer.gpt, one, labels=True)[0] * torch.from_numpy(one.loss_mask)).sum())
-    sums = trainer.evaluate(mine)
+    sums = trainer.evaluate([mine[:1], mine[1:]], NUM_SOURCES)
     assert len(mine) > 2
     assert sum(sums.losses) / sum(sums.tokens) == pytest.approx(total / report.num_trained_tokens, rel=1e-6)
     assert sum(sums.tokens) == report.num_trained_tokens
@@ -145,11 +102,99 @@ def test_a_step_without_trained_tokens_changes_no_weight(trainer: Any) -> None:
     assert all(torch.equal(old, new) for old, new in zip(before, trainer.gpt.parameters(), strict=True))
 
 
-def interrupted(layout: Layout, rank: int, init_method: str, folder: str, resume: bool) -> list[float]:
+def test_answers_are_the_most_likely_tokens(trainer: Any) -> None:
+    prompts, answers = [[1, 2, 3], [5, 6, 7, 8]], list[list[int]]()
+    for prompt in prompts:
+        ids = list(prompt)
+        for _ in range(6):
+            ids.append(int(trainer.logits(ids)[-1].argmax()))
+        answers.append(ids[len(prompt) :])
+    assert trainer.generate(prompts, [], 6) == answers
+    stop = answers[0][2]
+    ends = [answer.index(stop) + 1 if stop in answer else 6 for answer in answers]
+    assert trainer.generate(prompts, [stop], 6) == [answer[:end] for answer, end in zip(answers, ends, strict=True)]
+
+
+def test_a_loss_that_is_not_trained_may_be_nan() -> None:
+    _, (mine,) = batch(0, Layout(1), max_tokens=4096)
+    losses = torch.where(torch.from_numpy(mine[0].loss_mask) > 0, 2.0, float("nan"))[None].requires_grad_()
+    total, count, by_segment = masked_sum(losses, mine[0])
+    total.backward()
+    assert total.item() == 2 * count.item() == 2 * mine[0].loss_mask.sum()
+    assert rows_not_finite(by_segment, mine[0]) == []
+    assert losses.grad is not None
+    assert losses.grad[0].tolist() == mine[0].loss_mask.tolist()
+
+
+def broken(layout: Layout, rank: int, address: str, what: str) -> tuple[Any, ...]:
+    """A step that goes wrong: in the loss of the rows that hold a token, or in the gradient alone; then a good one."""
+    from miles.train.step import Trainer
+
+    trainer: Trainer = make_trainer(layout, rank, address)
+    report, ranks = batch(0, layout, max_tokens=64)
+    mine = ranks[layout.data_rank(rank)]
+    before = [parameter.detach().clone() for parameter in trainer.gpt.parameters()]
+    hook = None
+    if what == "loss":
+        if hasattr(trainer.gpt, "embedding"):  # the first stage's
+
+            def poison(module: Any, arguments: Any, keywords: Any, output: Any) -> Any:
+                return output.masked_fill((keywords["input_ids"] == POISON).T[:, :, None], float("inf"))
+
+            trainer.gpt.embedding.register_forward_hook(poison, with_kwargs=True)
+    else:
+        first = next(iter(trainer.gpt.parameters()))
+        hook = first.register_hook(lambda gradient: gradient * float("inf"))
+    result = trainer.train_step(report, mine)
+    if hook is not None:
+        hook.remove()
+        assert all(torch.equal(old, new) for old, new in zip(before, trainer.gpt.parameters(), strict=True))
+        again = trainer.train_step(report, mine)
+        assert not again.skipped
+        assert np.isfinite(again.grad_norm)
+    return result.skipped, result.skipped_rows, result.lr, result.num_tokens
+
+
+POISON = 391
+"""A token of the first step's made-up samples."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", [Layout(2), Layout(2, pipeline=2)], ids=["dp2", "pp2"])
+def test_a_step_that_is_not_finite_is_skipped_and_its_rows_are_named(layout: Layout) -> None:
+    _, ranks = batch(0, layout, max_tokens=64)
+    batches = [one for rank in ranks for one in rank]
+    poisoned = sorted(
+        int(row)
+        for one in batches
+        for row, begin, end in zip(one.row_ids, one.cu_seqlens, one.cu_seqlens[1:], strict=False)
+        if POISON in one.input_ids[begin:end][:-1] and one.loss_mask[begin:end].any()
+    )
+    every = sorted(int(row) for one in batches for row in one.row_ids if row >= 0)
+    assert 0 < len(poisoned) < len(every)
+    *_, last = run_ranks(broken, layout, "loss")
+    assert last[:2] == ("the loss is not finite", tuple(poisoned))
+    *_, last = run_ranks(broken, layout, "gradient")
+    assert last[:2] == ("the gradient is not finite", tuple(every))
+
+
+def test_padding_trains_nothing_and_stands_behind() -> None:
+    _, (mine,) = batch(0, Layout(1), max_tokens=64)
+    for one in mine:
+        made = padded(one, 16)
+        assert len(made.input_ids) % 16 == 0
+        assert made.cu_seqlens[-1] == len(made.input_ids) == len(made.labels) == len(made.position_ids)
+        assert made.loss_mask.sum() == one.loss_mask.sum()
+        assert made.input_ids[: len(one.input_ids)].tolist() == one.input_ids.tolist()
+        assert len(made.row_ids) == len(made.source_ids) == len(made.cu_seqlens) - 1
+    assert padded(mine[0], 1) is mine[0]
+
+
+def interrupted(layout: Layout, rank: int, address: str, folder: str, resume: bool) -> list[float]:
     """Steps 0..4 with a checkpoint after 2; or steps 2..4 from it."""
     from miles.train import checkpoint
 
-    trainer = make_trainer(layout, rank, init_method)
+    trainer = make_trainer(layout, rank, address)
     first = 0
     if resume:
         found = checkpoint.find(folder)

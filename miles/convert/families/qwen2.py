@@ -1,4 +1,4 @@
-"""Qwen2 and Qwen2.5: grouped queries, a bias on queries, keys and values, gated MLP; small ones tie their embeddings."""
+"""Qwen2 and Qwen2.5: grouped queries, a bias on queries, keys and values, gated MLP, in small ones tied embeddings."""
 
 from __future__ import annotations
 
