@@ -8,6 +8,7 @@ A scenario takes and returns plain JSON. Its Ray ends with its process, and only
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import random
@@ -29,6 +30,7 @@ import psutil
 import pyarrow as pa
 import ray
 import xxhash
+from rich.console import Console
 
 from miles.data import feed as feed_module
 from miles.data import pipeline, stages
@@ -39,6 +41,7 @@ from miles.data.types import Cursor, MicroBatch, Step, StepReport
 from miles.data.unpack import unpack
 from miles.demo import rows
 from miles.demo.tokenizer import build_tokenizer
+from miles.train.loop import train
 
 PROJECT = Path(__file__).parents[2]
 
@@ -261,6 +264,31 @@ def scraped(config: Any, run_dir: str, seconds_a_step: float) -> dict[str, Any]:
     return {"values": values, "depths": depths, "addresses": addresses}
 
 
+def listening(folder: str, save: str) -> tuple[list[str], int]:
+    """A run of three steps on two ranks that starts a Ray of its own: where its processes listen meanwhile."""
+    from tests.integration.test_train import config_in
+
+    addresses: set[str] = set()
+    over = threading.Event()
+
+    def look() -> None:
+        while not over.wait(0.2):
+            for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
+                with contextlib.suppress(psutil.Error):
+                    open_ones = process.net_connections("tcp")
+                    addresses.update(one.laddr.ip for one in open_ones if one.status == psutil.CONN_LISTEN)
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        config = config_in(Path(folder), Path(save), num_rollout=3)
+        summary = train(config, Console(file=io.StringIO()))
+    finally:
+        over.set()
+        thread.join()
+    return sorted(addresses), summary.num_steps
+
+
 @contextlib.contextmanager
 def own_ray(num_cpus: int, **more: Any) -> Iterator[None]:
     """A Ray of this process's own, never one that is running."""
@@ -285,7 +313,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-SCENARIOS = {scenario.__name__: scenario for scenario in (stream, attacked, consumed, scraped)}
+SCENARIOS = {scenario.__name__: scenario for scenario in (stream, attacked, consumed, scraped, listening)}
 
 
 def run(name: str, arguments: Mapping[str, Any], env: Mapping[str, str] | None = None, limit: float = 240) -> Any:

@@ -1,0 +1,183 @@
+"""Whole runs of `train`: evaluation, answers, which checkpoints stay, the export, skipped steps, a slow trainer."""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+
+from miles.convert.hf_to_megatron import hf_to_megatron
+from miles.data.config import DataConfig, PackConfig
+from miles.data.evaluation import eval_config
+from miles.demo.model import build_model
+from miles.errors import DivergedError
+from miles.train import loop
+from miles.train.actor import TrainerActor
+from miles.train.config import ClusterConfig, EvalConfig, TrainConfig
+from miles.train.loop import train
+from miles.train.optimizer import OptimizerSettings
+from miles.train.skips import FILE as SKIPPED
+from miles.train.step import StepResult
+from tests.integration.clusters import config_of, demo_settings, local, run
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo's rows, its tokenizer, a tiny Qwen3 (`hf`) and the same converted (`megatron`)."""
+    made = tmp_path_factory.mktemp("train")
+    settings = demo_settings(made, batch_size=32, window_rows=384, num_epoch=1)
+    (made / "settings.json").write_text(json.dumps(settings))
+    build_model(made / "tokenizer", made / "hf", hidden_size=64, ffn_hidden_size=128, num_layers=2, kv_channels=16)
+    hf_to_megatron(str(made / "hf"), str(made / "megatron"))
+    return made
+
+
+def config_in(folder: Path, save: Path, **more: Any) -> TrainConfig:
+    settings = json.loads((folder / "settings.json").read_text())
+    data = replace(config_of(settings), pack=PackConfig(1, 1024))
+    given = {
+        "hf_checkpoint": str(folder / "hf"),
+        "ref_load": str(folder / "megatron"),
+        "save": str(save),
+        "data": data,
+        "optimizer": OptimizerSettings(lr=3e-3, min_lr=3e-3, lr_decay_style="constant"),
+        "cluster": ClusterConfig(gpus_per_node=2, tensor=2, sequence_parallel=True),
+    }
+    return TrainConfig(**{**given, **more})
+
+
+def metrics_of(save: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (save / "metrics.jsonl").read_text().splitlines()]
+
+
+def console() -> tuple[Console, io.StringIO]:
+    screen = io.StringIO()
+    return Console(file=screen, width=120, legacy_windows=False), screen
+
+
+def loss_by_transformers(model: Any, config: DataConfig) -> float:
+    """Of every sample by itself."""
+    total, count = 0.0, 0
+    with torch.no_grad():
+        for batch in (batch for step in local(config) for batch in step.micro_batches[0]):
+            for begin, end in zip(batch.cu_seqlens, batch.cu_seqlens[1:], strict=False):
+                part = slice(int(begin), int(end))
+                logits = model(torch.from_numpy(batch.input_ids[part])[None]).logits[0]
+                losses = torch.nn.functional.cross_entropy(
+                    logits, torch.from_numpy(batch.labels[part]), reduction="none"
+                )
+                total += float((losses * torch.from_numpy(batch.loss_mask[part])).sum())
+                count += int(batch.loss_mask[part].sum())
+    return total / count
+
+
+def test_a_run_evaluates_answers_keeps_the_best_and_exports(folder: Path, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    base = config_in(folder, tmp_path / "run")
+    config = replace(
+        base,
+        data=replace(base.data, held_out_fraction=0.1),
+        num_rollout=7,
+        save_interval=2,
+        keep_last=2,
+        keep_best=1,
+        save_hf=str(tmp_path / "export"),
+        evaluation=EvalConfig(interval=3, num_samples=2, max_response_tokens=6),
+        # The rate rises so far that the model is best in between.
+        optimizer=OptimizerSettings(lr=3e-1, lr_decay_style="constant", lr_warmup_iters=6),
+    )
+    out, screen = console()
+    summary = train(config, out)
+    lines = metrics_of(tmp_path / "run")
+    evaluated = {line["step"] + 1: line["eval/loss"] for line in lines if "eval/loss" in line}
+    assert sorted(evaluated) == [2, 3, 4, 6, 7], "at checkpoints, at the interval, and at the end"
+    best = min((2, 4, 6, 7), key=lambda done: evaluated[done])
+    assert best in (2, 4), "the test wants a best one that is not among the newest"
+    kept = sorted(int(path.name.removeprefix("iter_")) for path in (tmp_path / "run").glob("iter_*"))
+    assert kept == [best, 6, 7]
+    assert summary.checkpoint.endswith("iter_0000007")
+    assert "evaluation: " in screen.getvalue()
+    assert f"eval {evaluated[7]:.4f}" in screen.getvalue()
+
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "export", dtype=torch.float32)
+    rows = eval_config(config.data, ())
+    assert evaluated[7] == pytest.approx(loss_by_transformers(model, rows), abs=1e-4)
+    by_source = {key: value for key, value in lines[-1].items() if key.startswith("eval/loss/")}
+    assert by_source.keys() == {"eval/loss/chat", "eval/loss/code"}
+    assert min(by_source.values()) < evaluated[7] < max(by_source.values())
+
+    held_out = sum(line.get("data/rows_held_out", 0) for line in lines)
+    ledger = json.loads((tmp_path / "run/ledger.json").read_text())
+    assert 0 < held_out == sum(source["counts"]["held_out"] for source in ledger.values())
+
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "export")
+    answers = [json.loads(line) for line in (tmp_path / "run/eval_samples.jsonl").read_text().splitlines()]
+    assert [answer["step"] for answer in answers] == [done for done in sorted(evaluated) for _ in range(2)]
+    for said in answers[-2:]:
+        prompt = tokenizer(said["prompt"], add_special_tokens=False, return_tensors="pt")
+        output = model.generate(**prompt, max_new_tokens=6, do_sample=False)[0][prompt["input_ids"].shape[1] :]
+        assert said["answer"] == tokenizer.decode(output)
+        assert said["expected"].endswith("<|im_end|>")
+        assert said["ended"] == said["answer"].endswith("<|im_end|>")
+
+
+def test_steps_that_are_not_finite_are_skipped_named_and_end_the_run(folder: Path, tmp_path: Path) -> None:
+    config = config_in(
+        folder,
+        tmp_path / "run",
+        optimizer=OptimizerSettings(lr=1e38, lr_decay_style="constant"),
+        max_skipped_steps=2,
+        cluster=ClusterConfig(gpus_per_node=1),
+    )
+    out, screen = console()
+    with pytest.raises(DivergedError, match="3 steps in a row were skipped, more than --max-skipped-steps 2"):
+        train(config, out)
+    skipped = [json.loads(line) for line in (tmp_path / "run" / SKIPPED).read_text().splitlines()]
+    first = skipped[0]["step"]
+    assert [entry["step"] for entry in skipped] == [first, first + 1, first + 2]
+    assert {entry["reason"] for entry in skipped} <= {"the loss is not finite", "the gradient is not finite"}
+    assert all(Path(row["file"]).exists() for entry in skipped for row in entry["rows"])
+    assert all(0 < len(entry["rows"]) <= 32 for entry in skipped)
+    assert f"step {first} skipped: " in screen.getvalue()
+    lines = metrics_of(tmp_path / "run")
+    assert [line["sft/skipped_steps"] for line in lines] == [*[0] * first, 1, 2]
+    assert lines[-1]["sft/skipped"] == skipped[1]["reason"]
+
+
+class SlowActor(TrainerActor):
+    """Takes 200 ms more for every step."""
+
+    def train_step(self) -> StepResult:
+        result = super().train_step()
+        time.sleep(0.2)
+        return result
+
+
+def test_behind_a_slow_trainer_the_queue_is_never_empty(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "TrainerActor", SlowActor)
+    out, _ = console()
+    train(config_in(folder, tmp_path / "run", cluster=ClusterConfig(gpus_per_node=1)), out)
+    _, *later = metrics_of(tmp_path / "run")
+    assert len(later) > 15
+    assert min(line["perf/step_seconds"] for line in later) > 0.2
+    assert min(line["data/prefetch_queue_depth"] for line in later) > 0
+    assert max(line["data/wait_seconds"] for line in later) == 0
+
+
+def test_all_ports_of_a_run_are_on_localhost(folder: Path, tmp_path: Path) -> None:
+    (addresses, trained), _ = run("listening", {"folder": str(folder), "save": str(tmp_path / "run")})
+    assert trained == 3
+    assert len(addresses) > 5, "Ray's own, the trainers', and where they meet"
+    assert {address.removeprefix("::ffff:") for address in addresses} == {"127.0.0.1"}

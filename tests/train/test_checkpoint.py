@@ -1,0 +1,46 @@
+"""Which checkpoints of a folder stay."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from miles.train.checkpoint import EXTRA, TRACKER, remove_old
+
+LOSSES = {100: 3.0, 200: 1.0, 300: None, 400: 1.5, 500: 2.0}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for iteration, loss in LOSSES.items():
+        place = tmp_path / f"iter_{iteration:07d}"
+        place.mkdir()
+        (place / EXTRA).write_text(json.dumps({"eval_loss": loss}))
+    (tmp_path / TRACKER).write_text("500")
+    (tmp_path / "release").mkdir()
+    (tmp_path / "iter_notes").mkdir()
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("keep_last", "keep_best", "kept"),
+    [
+        (None, None, [100, 200, 300, 400, 500]),
+        (2, None, [400, 500]),
+        (1, 1, [200, 500]),
+        (None, 2, [200, 400, 500]),
+        (3, 1, [200, 300, 400, 500]),
+        (9, None, [100, 200, 300, 400, 500]),
+        (1, 9, [100, 200, 400, 500]),
+    ],
+)
+def test_the_newest_and_the_best_stay(
+    folder: Path, keep_last: int | None, keep_best: int | None, kept: list[int]
+) -> None:
+    removed = remove_old(str(folder), keep_last, keep_best)
+    assert sorted(path.name for path in folder.iterdir()) == sorted(
+        [*(f"iter_{number:07d}" for number in kept), TRACKER, "release", "iter_notes"]
+    )
+    assert len(removed) == len(LOSSES) - len(kept)

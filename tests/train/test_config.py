@@ -1,0 +1,36 @@
+"""Settings of a run that contradict one another are refused; the warm-up as a share of the run."""
+
+from __future__ import annotations
+
+import pytest
+
+from miles.errors import ConfigError
+from miles.train.config import RecomputeConfig
+from miles.train.optimizer import OptimizerSettings, check_schedule
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("some",), "--recompute-granularity must be full or selective, not 'some'"),
+        (("full",), "--recompute-granularity full needs --recompute-method uniform or block"),
+        (("full", "uniform"), "--recompute-num-layers of at least 1, not 'uniform' and None"),
+        (("full", "uniform", 0), "of at least 1"),
+        (("selective", "uniform", 1), "go with --recompute-granularity full"),
+        ((None, None, 1), "go with --recompute-granularity full"),
+    ],
+)
+def test_recomputation_is_said_in_full(arguments: tuple[object, ...], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        RecomputeConfig(*arguments)  # type: ignore[arg-type]
+
+
+def test_a_warm_up_may_be_a_share_of_the_run() -> None:
+    assert OptimizerSettings(lr_warmup_fraction=0.1).warmup_steps(250) == 25
+    assert OptimizerSettings(lr_warmup_iters=7).warmup_steps(250) == 7
+    with pytest.raises(ConfigError, match="say the same; give one of them"):
+        OptimizerSettings(lr_warmup_iters=7, lr_warmup_fraction=0.1)
+    with pytest.raises(ConfigError, match=r"must be in \[0, 1\), not 1"):
+        OptimizerSettings(lr_warmup_fraction=1.0)
+    with pytest.raises(ConfigError, match="is not shorter than the run, which has 7 steps"):
+        check_schedule(OptimizerSettings(lr_warmup_iters=7), 7)
