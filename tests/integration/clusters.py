@@ -264,11 +264,11 @@ def scraped(config: Any, run_dir: str, seconds_a_step: float) -> dict[str, Any]:
     return {"values": values, "depths": depths, "addresses": addresses}
 
 
-def listening(folder: str, save: str) -> tuple[list[str], int]:
+def listening(folder: str, save: str) -> tuple[list[tuple[str, int]], int]:
     """A run of three steps on two ranks that starts a Ray of its own: where its processes listen meanwhile."""
     from tests.integration.test_train import config_in
 
-    addresses: set[str] = set()
+    addresses: set[tuple[str, int]] = set()
     over = threading.Event()
 
     def look() -> None:
@@ -276,7 +276,7 @@ def listening(folder: str, save: str) -> tuple[list[str], int]:
             for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
                 with contextlib.suppress(psutil.Error):
                     open_ones = process.net_connections("tcp")
-                    addresses.update(one.laddr.ip for one in open_ones if one.status == psutil.CONN_LISTEN)
+                    addresses.update(tuple(one.laddr) for one in open_ones if one.status == psutil.CONN_LISTEN)
 
     thread = threading.Thread(target=look)
     thread.start()
