@@ -1,0 +1,231 @@
+"""What a launch line of Miles or Megatron carries that is no setting here: accepted with its one value, or refused.
+
+Nothing is ignored in silence. A flag that could only say what is always so (`ONE_VALUE`, `ALWAYS`) is taken where it
+says that; one that means nothing in supervised fine-tuning, or is not supported, is refused by name with what to do.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from miles.errors import ConfigError
+
+ONE_VALUE: Mapping[str, tuple[str, ...]] = {
+    "loss_type": ("sft_loss",),
+    "rollout_function_path": ("miles.rollout.sft_rollout.generate_rollout",),
+    "train_backend": ("megatron",),
+    "n_samples_per_prompt": ("1",),
+    "optimizer": ("adam",),
+    "context_parallel_size": ("1",),
+    "normalization": ("RMSNorm",),
+    "position_embedding_type": ("rope",),
+    "rotary_percent": ("1.0",),
+    "attention_dropout": ("0.0",),
+    "hidden_dropout": ("0.0",),
+    "attention_backend": ("flash", "auto"),
+    "qkv_format": ("thd",),
+    "ckpt_format": ("torch_dist",),
+    "moe_router_score_function": ("softmax",),
+    "moe_token_dispatcher_type": ("alltoall",),
+    "moe_router_dtype": ("fp32",),
+    "moe_router_load_balancing_type": ("none", "aux_loss", "seq_aux_loss"),  # of no effect beside the next
+    "moe_aux_loss_coeff": ("0",),
+}
+"""Flag -> the values that it may have; the first is what is always so."""
+
+ALWAYS: Mapping[str, str] = {
+    "calculate_per_token_loss": "the loss is a sum over trained tokens, divided once by their number",
+    "disable_compute_advantages_and_returns": "there are none",
+    "debug_train_only": "nothing is generated but --eval-samples",
+    "use_dynamic_batch_size": "micro-batches are packed up to --max-tokens-per-gpu",
+    "use_distributed_optimizer": "optimizer state is spread over the data-parallel ranks",
+    "accumulate_allreduce_grads_in_fp32": "gradients are summed in float32",
+    "attention_softmax_in_fp32": "attention's softmax is computed in float32",
+    "apply_chat_template": "the tokenizer's template, or --chat-template-path",
+    "no_rope_fusion": "rotary embeddings have no fused kernel",
+    "no_gradient_accumulation_fusion": "gradients are accumulated without a fused kernel",
+}
+"""Switch -> what is always so."""
+
+SIZES: Mapping[str, type] = {
+    "num_layers": int,
+    "hidden_size": int,
+    "ffn_hidden_size": int,
+    "num_attention_heads": int,
+    "num_query_groups": int,
+    "kv_channels": int,
+    "vocab_size": int,
+    "rotary_base": int,
+    "rope_scaling_factor": float,
+    "norm_epsilon": float,
+    "num_experts": int,
+    "moe_ffn_hidden_size": int,
+    "moe_router_topk": int,
+}
+"""Flags of Miles's model scripts; they must say what config.json says."""
+
+SWITCHES: tuple[str, ...] = (
+    "swiglu",
+    "group_query_attention",
+    "use_rotary_position_embeddings",
+    "use_rope_scaling",
+    "qk_layernorm",
+    "add_qkv_bias",
+    "disable_bias_linear",
+    "untie_embeddings_and_output_weights",
+)
+"""Switches of Miles's model scripts, compared likewise."""
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Flags that are refused for one reason."""
+
+    reason: str
+    remedy: str
+    names: str
+    """divided by blanks; one that ends in `*` stands for all that begin so"""
+
+    def covers(self, name: str) -> bool:
+        return any(name.startswith(one[:-1]) if one.endswith("*") else name == one for one in self.names.split())
+
+
+REFUSALS = (
+    Refusal(
+        "belongs to the loss of reinforcement learning",
+        "leave it out: the loss here is cross-entropy",
+        """
+        advantage_estimator kl_coef kl_loss_coef kl_loss_type use_kl_loss entropy_coef
+        eps_clip eps_clip_high eps_clip_c value_clip gamma lambd normalize_advantages use_tis tis_*
+        use_rollout_logprobs disable_grpo_std_normalization
+        ref_update_interval critic_* num_critic_only_steps reset_optimizer_states get_mismatch_metrics use_opd
+        opd_*
+        """,
+    ),
+    Refusal(
+        "belongs to rewards",
+        "leave it out: rows carry their own answers",
+        """
+        rm_type rm_url custom_rm_path group_rm reward_key eval_reward_key label_key
+        custom_reward_post_process_path metadata_key custom_convert_samples_to_train_data_path
+        """,
+    ),
+    Refusal(
+        "belongs to the engines that generate rollouts",
+        "leave it out: the rows of --prompt-data are the samples",
+        """
+        rollout_num_gpus rollout_num_gpus_per_engine rollout_max_* rollout_temperature rollout_top_p
+        rollout_top_k rollout_stop rollout_stop_token_ids rollout_skip_special_tokens rollout_health_check_*
+        rollout_external rollout_external_engine_addrs rollout_global_dataset rollout_data_postprocess_path
+        rollout_sample_filter_path rollout_all_samples_process_path over_sampling_batch_size
+        over_sampling_filter_path dynamic_sampling_filter_path partial_rollout mask_offpolicy_in_partial_rollout
+        buffer_filter_path custom_generate_* num_steps_per_rollout balance_data use_fault_tolerance colocate
+        offload* sglang_* update_weight* update_weights_interval keep_old_actor
+        use_miles_router miles_router_* prefill_num_servers debug_rollout_only load_debug_*
+        save_debug_* start_rollout_id
+        """,
+    ),
+    Refusal(
+        "belongs to evaluation by generating and scoring",
+        "evaluation here is the loss on --eval-prompt-data or --eval-fraction, and --eval-samples answers",
+        """
+        n_samples_per_eval_prompt eval_temperature eval_top_p eval_top_k eval_input_key eval_label_key
+        eval_tool_key eval_function_path eval_config eval_max_context_len eval_max_prompt_len
+        skip_eval_before_train log_passrate
+        """,
+    ),
+    Refusal(
+        "is the size of a batch by other names",
+        "a step is --rollout-batch-size rows, packed into micro-batches of --max-tokens-per-gpu tokens",
+        """
+        micro_batch_size seq_length ref_micro_batch_size log_probs_max_tokens_per_gpu log_probs_chunk_size
+        """,
+    ),
+    Refusal(
+        "is the length of a run by other names",
+        "give --num-epoch, or --num-rollout for a number of steps; the schedule spans the run",
+        """
+        train_iters train_samples lr_decay_iters lr_decay_samples lr_warmup_samples
+        """,
+    ),
+    Refusal(
+        "belongs to the evaluation or the data of pre-training in Megatron-LM",
+        "leave it out: rows come from --prompt-data",
+        """
+        data_path split train_data_path valid_data_path test_data_path data_cache_path tokenizer_type
+        tokenizer_model vocab_file merge_file eval_iters dataloader_type
+        """,
+    ),
+    Refusal(
+        "is not supported yet",
+        "leave it out",
+        """
+        lora_rank lora_alpha lora_dropout target_modules optimizer_cpu_offload overlap_cpu_optimizer_d2h_h2d
+        use_precision_aware_optimizer main_grads_dtype main_params_dtype exp_avg_dtype exp_avg_sq_dtype fp8*
+        fp16 overlap_grad_reduce overlap_param_gather virtual_pipeline_model_parallel_size
+        num_layers_per_virtual_pipeline_stage num_virtual_stages_* decoder_first_pipeline_num_layers
+        decoder_last_pipeline_num_layers pipeline_model_parallel_layout moe_grouped_gemm moe_permute_fusion
+        moe_enable_deepep moe_token_drop_policy moe_layer_freq moe_shared_* moe_router_pre_softmax
+        multi_latent_attention mtp_* transformer_impl use_torch_fsdp2 use_megatron_fsdp cp_comm_type
+        allgather_cp tp_comm_overlap async_save clip_grad_by_value weight_decay_incr_style start_weight_decay
+        end_weight_decay no_load_optim no_load_rng no_save_optim finetune use_mlflow profile*
+        use_pytorch_profiler
+        """,
+    ),
+)
+"""What is refused by name."""
+
+
+def flag_of(name: str) -> str:
+    """`max_tokens_per_gpu` -> `--max-tokens-per-gpu`"""
+    return "--" + name.replace("_", "-")
+
+
+def require_known(flags: Iterable[str], known: Sequence[str], where: str = "") -> None:
+    """Refuses flags that are no settings here.
+
+    Args:
+        flags: as they are written, `--name`.
+        known: those that a parser knows.
+        where: stands before the message.
+
+    Raises:
+        ConfigError: names the flag, why, and what to do.
+    """
+    for flag in flags:
+        if flag in known:
+            continue
+        name = flag.removeprefix("--").replace("-", "_")
+        for refusal in REFUSALS:
+            if refusal.covers(name):
+                raise ConfigError(f"{where}{flag} {refusal.reason}; {refusal.remedy}")
+        near = difflib.get_close_matches(flag, known, n=1, cutoff=0.7)
+        hint = f"did you mean {near[0]}?" if near else "miles train --help and docs/flags.md have all flags"
+        raise ConfigError(f"{where}there is no flag {flag}; {hint}")
+
+
+def require_one_value(name: str, value: str) -> None:
+    """Raises:
+    ConfigError: a flag of `ONE_VALUE` has another.
+    """
+    allowed = ONE_VALUE[name]
+    if value in allowed or (_number(value) is not None and _number(value) in map(_number, allowed)):
+        return
+    flag = flag_of(name)
+    if name in ("loss_type", "rollout_function_path", "n_samples_per_prompt"):
+        raise ConfigError(f"{flag} {value}: this is SFT only; leave it out or give {allowed[0]}")
+    if name == "context_parallel_size":
+        raise ConfigError(
+            f"{flag} {value}: context parallelism is not supported yet; leave it out. Room for long samples comes from "
+            "--tensor-model-parallel-size with --sequence-parallel, and from --recompute-granularity"
+        )
+    raise ConfigError(f"{flag} {value} is not supported; leave it out or give {' or '.join(allowed)}")
+
+
+def _number(value: str) -> float | None:
+    try:
+        return float(value)
+    except ValueError:
+        return None
