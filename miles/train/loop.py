@@ -26,7 +26,7 @@ from miles.train import checkpoint
 from miles.train.actor import TrainerActor
 from miles.train.config import ClusterConfig, TrainConfig
 from miles.train.evaluate import Evaluator
-from miles.train.loggers import MetricsLog
+from miles.train.loggers import MetricsLog, open_boards
 from miles.train.metrics import RunFacts, Standing, step_metrics
 from miles.train.optimizer import check_schedule
 from miles.train.progress import ProgressLine
@@ -74,7 +74,8 @@ def train(config: TrainConfig, console: Console | None = None) -> RunSummary:
         cleanup.callback(group.shut_down)
         device = group.setup(layout, shape, config, num_steps, len(feed.info.source_names), found, not resuming)
         group.call("attach", feed.handle, feed.first_step, num_steps)
-        log = MetricsLog(config.run_dir, state.get("metrics_lines", 0), tensorboard=config.logging.use_tensorboard)
+        boards = open_boards(config.logging, config.run_dir, feed.first_step, dataclasses.asdict(config))
+        log = MetricsLog(config.run_dir, state.get("metrics_lines", 0), boards)
         cleanup.callback(log.close)
         console.print(
             f"  {feed.info.num_rows:,} rows in {len(feed.info.source_names)} source(s), {num_steps} steps of "
