@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import pickle
+import random
 import socket
 import subprocess
 import sys
@@ -66,9 +68,11 @@ def make_trainer(layout: Layout, rank: int, address: str) -> Any:
 
 
 def free_address() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"tcp://127.0.0.1:{probe.getsockname()[1]}"
+    """A port that nothing takes by itself meanwhile: below those that the system gives to outgoing connections."""
+    while True:
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", random.randrange(20_000, 32_000)))
+            return f"tcp://127.0.0.1:{probe.getsockname()[1]}"
 
 
 def run_ranks(function: Callable[..., Any], layout: Layout, *arguments: Any) -> list[Any]:
