@@ -109,6 +109,11 @@ def _train(words: Sequence[str], console: Console) -> None:
     from miles.train.arguments import parse
 
     config = parse(words)
+    if config.dry_run:
+        from miles.dry_run import dry_run
+
+        dry_run(config, console)
+        return
     from miles.train.loop import train
 
     summary = train(config, console)

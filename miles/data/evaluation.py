@@ -169,10 +169,10 @@ class EvalSet:
         tokenizer = stages.encoder_of(self.encode).tokenizer
         return tokenizer.decode(token_ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
-    def terminators(self, prompts: Sequence[EvalPrompt]) -> list[int]:
-        """Tokens that end an answer: its last, where that is a special one. (Of a sample that was cut, it is not.)"""
-        special = set(stages.encoder_of(self.encode).tokenizer.all_special_ids)
-        return sorted({prompt.answer_ids[-1] for prompt in prompts} & special)
+    @property
+    def terminator_ids(self) -> tuple[int, ...]:
+        """Tokens that end an answer."""
+        return stages.encoder_of(self.encode).certificate.terminator_ids
 
 
 def micro_batches(references: Sequence[ray.ObjectRef]) -> Iterator[tuple[MicroBatch, ...]]:

@@ -81,7 +81,7 @@ class Evaluator:
         return eval_metrics(self._rows.source_names, losses, tokens, time.perf_counter() - started)
 
     def _write_answers(self, ranks: Ranks, done: int) -> None:
-        stop_ids = self._rows.terminators(self._prompts)
+        stop_ids = self._rows.terminator_ids
         prompts = [prompt.prompt_ids for prompt in self._prompts]
         limit = self._config.evaluation.max_response_tokens
         answers = ranks.call("generate", prompts, stop_ids, limit)[-1]
