@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,11 @@ from miles.data.feed import FIRST_BATCH, REJECTS
 from miles.data.stall import Stall
 from miles.data.tokenizer import load_tokenizer
 from miles.errors import SourceError
+from miles.train.evaluate import SAMPLES
 from miles.train.metrics import timing_of
 
 MAX_REJECTS = 50
+MAX_ANSWERS = 4
 
 Metrics = Mapping[str, Any]
 
@@ -73,6 +76,7 @@ def write_report(folder: str, prepared: Sequence[str] = ()) -> tuple[str, str]:
         rejects=rejects[:MAX_REJECTS],
         fed=fed,
         origin=origin,
+        answers=_answers(folder),
     )
     html_path, png_path = storage.join(folder, "report.html"), storage.join(folder, "loss.png")
     storage.write_text(html_path, page)
@@ -111,12 +115,27 @@ def verdict(metrics: Sequence[Metrics]) -> str:
 def _numbers(metrics: Sequence[Metrics]) -> list[tuple[str, str]]:
     first, last, later = metrics[0], metrics[-1], metrics[1:] or metrics
     tokens = sum(line["data/num_tokens"] for line in later) / sum(line["perf/step_seconds"] for line in later)
-    return [
-        ("loss, first step", f"{first['sft/loss']:.3f}"),
-        ("loss, last step", f"{last['sft/loss']:.3f}"),
+    numbers = [
+        ("loss, first step", _shown(first["sft/loss"])),
+        ("loss, last step", _shown(last["sft/loss"])),
         ("trained tokens", f"{last['sft/tokens_seen']:,}"),
         ("tokens per second", f"{tokens:,.0f}"),
     ]
+    evaluated = [line["eval/loss"] for line in metrics if "eval/loss" in line]
+    if evaluated:
+        numbers.insert(2, ("loss, evaluation", _shown(evaluated[-1])))
+    if last["sft/skipped_steps"]:
+        numbers.append(("skipped steps", f"{last['sft/skipped_steps']:,}"))
+    return numbers
+
+
+def _shown(loss: float | None) -> str:
+    return "not finite" if loss is None else f"{loss:.3f}"
+
+
+def _numbers_of(metrics: Sequence[Metrics], key: str) -> list[float]:
+    """A column; a step whose number is not finite leaves a gap in a curve."""
+    return [math.nan if line[key] is None else line[key] for line in metrics]
 
 
 def _ledgers(folder: str, prepared: Sequence[str]) -> tuple[list[dict[str, Any]], dict[str, dict[str, Any]]]:
@@ -134,6 +153,15 @@ def _ledgers(folder: str, prepared: Sequence[str]) -> tuple[list[dict[str, Any]]
     return rejects, sources
 
 
+def _answers(folder: str) -> list[dict[str, Any]]:
+    """What the last evaluation was answered (`--eval-samples`)."""
+    path = storage.join(folder, SAMPLES)
+    if not storage.exists(path):
+        return []
+    answers: list[dict[str, Any]] = [json.loads(line) for line in storage.read_text(path).splitlines()]
+    return [answer for answer in answers if answer["step"] == answers[-1]["step"]][:MAX_ANSWERS]
+
+
 def _first_batch(folder: str) -> dict[str, Any] | None:
     path = storage.join(folder, FIRST_BATCH)
     if not storage.exists(path):
@@ -149,11 +177,16 @@ def _chart(metrics: Sequence[Metrics], *, only_loss: bool = False) -> bytes:
     steps = [line["step"] for line in metrics]
     figure = Figure(figsize=(8, 4.2) if only_loss else (10, 6.4), layout="constrained")
     axes = [figure.subplots()] if only_loss else list(figure.subplots(2, 2).flat)
-    axes[0].plot(steps, [line["sft/loss"] for line in metrics], color="#2463eb")
+    axes[0].plot(steps, _numbers_of(metrics, "sft/loss"), color="#2463eb", label="sft/loss")
     axes[0].set(title="sft/loss", ylim=(0, None))
+    evaluated = [line for line in metrics if "eval/loss" in line]
+    if evaluated:
+        of_steps = [line["step"] for line in evaluated]
+        axes[0].plot(of_steps, _numbers_of(evaluated, "eval/loss"), "o-", color="#ea580c", ms=4, label="eval/loss")
+        axes[0].legend(frameon=False)
     if not only_loss:
         for name in sorted({key for line in metrics for key in line if key.startswith("sft/loss/")}):
-            points = [(line["step"], line[name]) for line in metrics if name in line]
+            points = [(line["step"], line[name]) for line in metrics if line.get(name) is not None]
             axes[1].plot(*zip(*points, strict=True), label=name.removeprefix("sft/loss/"))
         axes[1].set(title="sft/loss by source", ylim=(0, None))
         axes[1].legend(frameon=False)

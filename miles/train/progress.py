@@ -38,21 +38,22 @@ class ProgressLine:
         self._timings.append(timing_of(metrics))
         stall = Stall.over(self._timings)
         waiting = "" if stall.limiting == TRAINER else f" (waiting {stall.waited_share:.0%}: {stall.limiting})"
+        if "eval/loss" in metrics:
+            self._eval = f"eval {metrics['eval/loss']:.4f}  "
         text = (
-            f"loss {metrics['sft/loss']:.4f}  lr {metrics['sft/lr']:.2e}  "
+            f"loss {metrics['sft/loss']:.4f}  {self._eval}lr {metrics['sft/lr']:.2e}  "
             f"queue {metrics['data/prefetch_queue_depth']}{waiting}  {metrics['perf/tokens_per_second']:,.0f} tok/s"
         )
-        if "eval/loss" in metrics:
-            self._eval = f"  eval {metrics['eval/loss']:.4f}"
-        text += self._eval
         if metrics["sft/skipped_steps"]:
             text += f"  skipped {metrics['sft/skipped_steps']}"
         self._progress.update(self._task, advance=1, text=text)
         if not self._console.is_terminal and int(metrics["step"]) % self._every == 0:
-            self._console.print(f"  step {metrics['step']:>5}  epoch {metrics['sft/epoch']:.3f}  {text}")
+            self._console.print(
+                f"  step {metrics['step']:>5}  epoch {metrics['sft/epoch']:.3f}  {text}", soft_wrap=True
+            )
 
     def say(self, text: str) -> None:
-        self._progress.console.print(text)
+        self._progress.console.print(text, soft_wrap=True)
 
     def stop(self) -> None:
         self._progress.stop()

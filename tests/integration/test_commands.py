@@ -45,6 +45,9 @@ def test_the_demo_keeps_its_promises(demo: tuple[Path, str]) -> None:
     }
     assert wanted <= metrics[0].keys()
     assert metrics[-1]["sft/epoch"] == 8
+    for line in metrics:
+        assert (line["data/prefetch_queue_depth"] == 0) == (line["data/wait_seconds"] > 0), "the one says why the other"
+    assert "After the first step" in printed
     assert (folder / "checkpoints/latest_checkpointed_iteration.txt").read_text() == str(len(metrics))
     assert len(list((folder / "checkpoints").glob("iter_*"))) == 2, "one midway, one at the end"
     assert "largest difference" in printed

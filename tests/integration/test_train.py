@@ -18,6 +18,7 @@ from miles.data.config import DataConfig, PackConfig
 from miles.data.evaluation import eval_config
 from miles.demo.model import build_model
 from miles.errors import DivergedError
+from miles.report import write_report
 from miles.train import loop
 from miles.train.actor import TrainerActor
 from miles.train.config import ClusterConfig, EvalConfig, TrainConfig
@@ -129,6 +130,11 @@ def test_a_run_evaluates_answers_keeps_the_best_and_exports(folder: Path, tmp_pa
         assert said["answer"] == tokenizer.decode(output)
         assert said["expected"].endswith("<|im_end|>")
         assert said["ended"] == said["answer"].endswith("<|im_end|>")
+
+    page = Path(write_report(str(tmp_path / "run"))[0]).read_text()
+    assert "What it answers after step 7" in page
+    assert f"<b>{evaluated[7]:.3f}</b><span>loss, evaluation</span>" in page
+    assert f"{ledger['chat']['counts']['held_out']} held out" in page
 
 
 def test_steps_that_are_not_finite_are_skipped_named_and_end_the_run(folder: Path, tmp_path: Path) -> None:
