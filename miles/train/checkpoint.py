@@ -158,6 +158,7 @@ def remove_old(url: str, keep_last: int | None, keep_best: int | None) -> list[s
     if keep_last is None and keep_best is None:
         return []
     fs, root = storage.filesystem(url)
+    fs.invalidate_cache(root)  # the newest was written by another process
     folders = sorted(path for path in fs.ls(root, detail=False) if _ITERATION.fullmatch(path.rsplit("/", 1)[-1]))
     losses: dict[str, float] = {}
     for path in folders if keep_best else []:

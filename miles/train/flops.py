@@ -16,9 +16,10 @@ import re
 from miles.architecture import ModelShape
 
 PEAK_TFLOPS: tuple[tuple[str, float], ...] = (
-    (r"GB200|B200", 2250.0),
-    (r"H100 PCIe", 756.0),
-    (r"H[12]00 NVL", 835.0),
+    (r"GB200", 2500.0),
+    (r"B200", 2250.0),
+    (r"H[18]00 PCIe", 756.0),
+    (r"H[128]00 NVL", 835.0),
     (r"GH200|H200|H100|H800", 989.0),
     (r"H20\b", 148.0),
     (r"A[18]00\b", 312.0),
@@ -26,12 +27,16 @@ PEAK_TFLOPS: tuple[tuple[str, float], ...] = (
     (r"L40\b", 181.0),
     (r"L4\b", 121.0),
     (r"A40\b", 149.7),
+    (r"A10G\b", 70.0),
     (r"A10\b", 125.0),
-    (r"RTX 4090", 165.2),
-    (r"RTX 3090", 71.0),
+    (r"RTX 4090$", 165.2),
+    (r"RTX 3090$", 71.0),
 )
-"""Pattern of the device's name -> bfloat16 without sparsity, accumulated in float32; from the makers' data sheets. The
-first that fits counts."""
+"""Pattern of the device's name -> bfloat16 without sparsity, accumulated in float32; from NVIDIA's data sheets, whose
+numbers with sparsity are twice as high. The first that fits counts. (A V100 has no bfloat16.)"""
+
+_PART = re.compile(r"\bMIG\b|-\d+[ABCQ]$")
+"""Names of a part of a GPU: "NVIDIA H100 80GB HBM3 MIG 3g.40gb", "NVIDIA A10-8Q"."""
 
 
 def matrix_parameters(shape: ModelShape) -> int:
@@ -64,4 +69,6 @@ def peak_flops(device_name: str) -> float | None:
     Args:
         device_name: as `torch.cuda.get_device_name` gives it, such as "NVIDIA H100 80GB HBM3".
     """
+    if _PART.search(device_name):
+        return None
     return next((peak * 1e12 for name, peak in PEAK_TFLOPS if re.search(rf"\b(?:{name})", device_name)), None)

@@ -8,7 +8,8 @@ import os
 import secrets
 import tempfile
 from collections.abc import Mapping
-from typing import Any, Protocol
+from types import TracebackType
+from typing import Any, Protocol, Self
 
 from miles import storage
 from miles.errors import ConfigError
@@ -18,6 +19,7 @@ from miles.train.metrics import Metrics
 
 FILE = "metrics.jsonl"
 WANDB_ID = "wandb_id.txt"
+_WITHOUT_LOGIN = "--wandb-mode offline needs neither login nor network; wandb sync sends it later"
 
 
 class Board(Protocol):
@@ -26,11 +28,12 @@ class Board(Protocol):
     def write(self, numbers: Mapping[str, float]) -> None:
         """A step's finite numbers, `step` among them."""
 
-    def close(self) -> None: ...
+    def close(self, *, failed: bool) -> None:
+        """The run's end, or what broke it off."""
 
 
 class MetricsLog:
-    """Appends to metrics.jsonl, and sends the same to the boards.
+    """Appends to metrics.jsonl, and sends the same to the boards; in a `with`, these hear how it ended.
 
     Args:
         url: the run's folder. Remote: the file is kept in memory and written whole at each checkpoint.
@@ -65,12 +68,20 @@ class MetricsLog:
         if not self._stream:
             storage.write_text(self._path, "".join(line + "\n" for line in self._lines))
 
-    def close(self) -> None:
+    def close(self, *, failed: bool = False) -> None:
         self.flush()
         if self._stream:
             self._stream.close()
         for board in self._boards:
-            board.close()
+            board.close(failed=failed)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close(failed=error is not None)
 
 
 def open_boards(config: LoggingConfig, url: str, first_step: int, settings: Mapping[str, Any]) -> list[Board]:
@@ -82,13 +93,13 @@ def open_boards(config: LoggingConfig, url: str, first_step: int, settings: Mapp
         settings: of the run, for those who look at it; passwords in URLs are cut out.
 
     Raises:
-        ConfigError: a package, a login or a local folder that is missing.
+        ConfigError: a package, a login or a local folder that is missing, or a board that does not answer.
     """
     boards: list[Board] = []
     if config.use_tensorboard:
         boards.append(_TensorBoard(url, first_step))
     if config.use_wandb:
-        boards.append(_Wandb(config, url, settings))
+        boards.append(_Wandb(config, url, first_step, settings))
     return boards
 
 
@@ -101,59 +112,64 @@ class _TensorBoard:
         if not storage.is_local(url):
             raise ConfigError(f"--use-tensorboard writes into the run's folder: give a local --output-dir, not {url}")
         folder = storage.filesystem(storage.join(url, "tensorboard"))[1]
-        self._writer = SummaryWriter(folder, purge_step=first_step or None)
+        self._writer = SummaryWriter(folder, purge_step=first_step)
 
     def write(self, numbers: Mapping[str, float]) -> None:
         for key, value in numbers.items():
             if key != "step":
                 self._writer.add_scalar(key, value, int(numbers["step"]))
 
-    def close(self) -> None:
+    def close(self, *, failed: bool) -> None:
         self._writer.close()
 
 
 class _Wandb:
     """A run of Weights & Biases; a training that goes on from a checkpoint goes on in the same one."""
 
-    def __init__(self, config: LoggingConfig, url: str, settings: Mapping[str, Any]) -> None:
+    def __init__(self, config: LoggingConfig, url: str, first_step: int, settings: Mapping[str, Any]) -> None:
         try:
             import wandb
         except ImportError as error:
             raise ConfigError("--use-wandb needs its package: pip install miles[wandb]") from error
         mode = config.wandb_mode or os.environ.get("WANDB_MODE") or "online"
-        if mode == "online" and not wandb.api.api_key:  # it would ask on the terminal
-            raise ConfigError(
-                "--use-wandb needs a login: WANDB_API_KEY, or wandb login. --wandb-mode offline needs none; wandb sync "
-                "sends it later"
-            )
         local = storage.is_local(url)
-        if mode == "offline" and not local:
+        if mode in ("offline", "dryrun") and not local:  # wandb knows two names for it
             raise ConfigError(
                 f"--wandb-mode offline writes into the run's folder: give a local --output-dir, not {url}"
             )
         path = storage.join(url, WANDB_ID)
-        if not storage.exists(path):
+        if first_step == 0 or not storage.exists(path):
             storage.write_text(path, secrets.token_hex(4))
         self._folder = None if local else tempfile.TemporaryDirectory(prefix="miles-wandb-")
-        self._run = wandb.init(
-            project=config.wandb_project,
-            group=config.wandb_group,
-            id=storage.read_text(path).strip(),
-            name=url.rstrip("/").rsplit("/", 1)[-1],
-            resume="allow",
-            dir=self._folder.name if self._folder else storage.filesystem(url)[1],
-            mode=mode,  # type: ignore[arg-type]
-            config=_redacted(settings),
-            settings=wandb.Settings(console="off", silent=True, disable_code=True, disable_git=True, save_code=False),
-        )
+        try:
+            wandb.setup(settings=wandb.Settings(silent=True))
+            # Without `prompt` it would ask on the terminal; `verify` finds a wrong key and a server that does not answer
+            # in 10 seconds, `init` in 90.
+            if mode == "online" and not wandb.login(prompt=False, verify=True):
+                raise ConfigError(f"--use-wandb needs a login: WANDB_API_KEY, or wandb login. {_WITHOUT_LOGIN}")
+            self._run = wandb.init(
+                project=config.wandb_project,
+                group=config.wandb_group,
+                id=storage.read_text(path).strip(),
+                name=url.rstrip("/").rsplit("/", 1)[-1],
+                resume="allow",
+                dir=self._folder.name if self._folder else storage.filesystem(url)[1],
+                mode=mode,  # type: ignore[arg-type]
+                config=_redacted(settings),
+                settings=wandb.Settings(
+                    console="off", silent=True, disable_code=True, disable_git=True, save_code=False
+                ),
+            )
+        except (wandb.Error, ValueError) as error:  # ValueError: of a setting, such as a WANDB_MODE that is none
+            raise ConfigError(f"--use-wandb: {redact(str(error)).rstrip('.')}. {_WITHOUT_LOGIN}") from error
         # Not wandb's own count: steps that come again after a restart would be behind it, and be dropped.
         self._run.define_metric("*", step_metric="step")
 
     def write(self, numbers: Mapping[str, float]) -> None:
         self._run.log(dict(numbers))
 
-    def close(self) -> None:
-        self._run.finish()
+    def close(self, *, failed: bool) -> None:
+        self._run.finish(exit_code=int(failed))
         if self._folder:
             self._folder.cleanup()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -70,13 +71,13 @@ def train(config: TrainConfig, console: Console | None = None) -> RunSummary:
         if feed.first_step >= num_steps:
             raise CheckpointError(f"{found.url}: this run is finished: {feed.first_step} of {num_steps} steps done")
         storage.write_text(storage.join(config.run_dir, "config.json"), describe(config))
+        boards = open_boards(config.logging, config.run_dir, feed.first_step, dataclasses.asdict(config))
+        log = MetricsLog(config.run_dir, state.get("metrics_lines", 0), boards)
+        cleanup.callback(log.close)
         group = TrainerGroup(config.cluster)
         cleanup.callback(group.shut_down)
         device = group.setup(layout, shape, config, num_steps, len(feed.info.source_names), found, not resuming)
         group.call("attach", feed.handle, feed.first_step, num_steps)
-        boards = open_boards(config.logging, config.run_dir, feed.first_step, dataclasses.asdict(config))
-        log = MetricsLog(config.run_dir, state.get("metrics_lines", 0), boards)
-        cleanup.callback(log.close)
         console.print(
             f"  {feed.info.num_rows:,} rows in {len(feed.info.source_names)} source(s), {num_steps} steps of "
             f"{config.data.order.batch_size} rows; {layout.world_size} trainers"
@@ -153,7 +154,7 @@ class _Run:
             "cursor": json.loads(self.feed.cursor().to_json()),
             "metrics_lines": self.log.num_lines,
             "skipped_steps": num_skipped,
-            "eval_loss": eval_loss,
+            "eval_loss": eval_loss if eval_loss is not None and math.isfinite(eval_loss) else None,
         }
         folder: str = self.group.call("save", self.config.save, done, extra)[0]
         return folder

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import gc
 import os
 import socket
 import sys
@@ -155,9 +156,13 @@ def initialize(
 
 
 def shutdown() -> None:
-    """Leaves the process groups, so that another layout can be set up in this process."""
+    """Leaves the process groups, so that another layout can be set up in this process.
+
+    To be called when the trainer is let go: what still refers to a group keeps its threads, some fifty of gloo's.
+    """
     from megatron.core import parallel_state
 
     parallel_state.destroy_model_parallel()
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+    gc.collect()  # a trainer's modules refer to one another in circles, and to the groups

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from miles import storage
 from miles.train.checkpoint import EXTRA, TRACKER, remove_old
 
 LOSSES = {100: 3.0, 200: 1.0, 300: None, 400: 1.5, 500: 2.0}
@@ -44,3 +45,13 @@ def test_the_newest_and_the_best_stay(
         [*(f"iter_{number:07d}" for number in kept), TRACKER, "release", "iter_notes"]
     )
     assert len(removed) == len(LOSSES) - len(kept)
+
+
+def test_on_object_storage_as_well(bucket: str) -> None:
+    url = f"{bucket}/run"
+    for iteration, loss in LOSSES.items():
+        storage.write_text(f"{url}/iter_{iteration:07d}/{EXTRA}", json.dumps({"eval_loss": loss}))
+    removed = remove_old(url, 1, 1)
+    assert [path.rsplit("_", 1)[-1] for path in removed] == ["0000100", "0000300", "0000400"]
+    left = [iteration for iteration in LOSSES if storage.exists(f"{url}/iter_{iteration:07d}/{EXTRA}")]
+    assert left == [200, 500]

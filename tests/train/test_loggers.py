@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
@@ -14,8 +15,9 @@ from typing import Any
 
 import pytest
 
+from miles.data.config import DataConfig, EncodeConfig, OrderConfig, SourceConfig
 from miles.errors import ConfigError
-from miles.train.config import LoggingConfig
+from miles.train.config import LoggingConfig, TrainConfig
 from miles.train.loggers import FILE, WANDB_ID, MetricsLog, open_boards
 from miles.train.metrics import Metrics
 
@@ -29,17 +31,19 @@ def lines_of(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(text) for text in (folder / FILE).read_text().splitlines()]
 
 
-def log_steps(config: LoggingConfig, folder: Path, first: int, last: int, num_lines: int) -> None:
-    boards = open_boards(config, str(folder), first, {"save": "s3://key:secret@bucket/run", "lr": 1e-5})
-    log = MetricsLog(str(folder), num_lines, boards)
-    for step in range(first, last):
-        log.write(line(step))
-    log.close()
+def log_steps(config: LoggingConfig, folder: Path, first: int, last: int, *, breaks: bool = False) -> None:
+    data = DataConfig((SourceConfig("chat", ("chat.jsonl",)),), OrderConfig(), EncodeConfig("hf"))
+    settings = dataclasses.asdict(TrainConfig("hf", "megatron", "s3://key:secret@bucket/run", data))
+    with MetricsLog(str(folder), first, open_boards(config, str(folder), first, settings)) as log:
+        for step in range(first, last):
+            log.write(line(step))
+        if breaks:
+            raise RuntimeError("broken off")
 
 
 def test_a_run_that_goes_on_drops_what_comes_again(tmp_path: Path) -> None:
-    log_steps(LoggingConfig(), tmp_path, 0, 5, 0)
-    log_steps(LoggingConfig(), tmp_path, 2, 6, 2)
+    log_steps(LoggingConfig(), tmp_path, 0, 5)
+    log_steps(LoggingConfig(), tmp_path, 2, 6)
     assert [entry["step"] for entry in lines_of(tmp_path)] == list(range(6))
     assert lines_of(tmp_path)[3] == {**line(3), "sft/loss": None}
 
@@ -48,8 +52,9 @@ def test_tensorboard_shows_each_step_once(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     config = LoggingConfig(use_tensorboard=True)
-    log_steps(config, tmp_path, 0, 5, 0)
-    log_steps(config, tmp_path, 2, 6, 2)
+    log_steps(config, tmp_path, 0, 8)  # a run that left no checkpoint, and begins anew
+    log_steps(config, tmp_path, 0, 5)
+    log_steps(config, tmp_path, 2, 6)
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
     assert set(events.Tags()["scalars"]) == {"sft/loss", "data/num_rows"}
@@ -75,73 +80,107 @@ def log_records(data: bytes) -> Iterator[bytes]:
             yield parts
 
 
-def offline_records(folder: Path) -> tuple[list[dict[str, Any]], dict[str, Any], set[str]]:
-    """All of the history, the configuration and the run's ids that offline runs left in a folder."""
+@dataclasses.dataclass
+class OfflineRun:
+    """What one start left on disk."""
+
+    run_id: str = ""
+    exit_code: int | None = None
+    config: dict[str, Any] = dataclasses.field(default_factory=dict)
+    history: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+
+
+def offline_runs(folder: Path) -> list[OfflineRun]:
+    """By the time at which they ended."""
     from wandb.proto import wandb_internal_pb2
 
-    history, config, ids = [], {}, set()
+    runs = []
     for path in sorted(folder.glob("wandb/offline-run-*/*.wandb"), key=lambda path: path.stat().st_mtime_ns):
+        runs.append(run := OfflineRun())
         for data in log_records(path.read_bytes()):
             record = wandb_internal_pb2.Record()
             record.ParseFromString(data)
             if record.HasField("history"):
                 items = {"/".join(item.nested_key) or item.key: item.value_json for item in record.history.item}
-                history.append({key: json.loads(value) for key, value in items.items() if not key.startswith("_")})
+                run.history.append({key: json.loads(value) for key, value in items.items() if not key.startswith("_")})
             if record.HasField("run"):
-                ids.add(record.run.run_id)
-                config |= {item.key: json.loads(item.value_json) for item in record.run.config.update}
-    return history, config, ids
+                run.run_id = record.run.run_id
+                run.config |= {item.key: json.loads(item.value_json) for item in record.run.config.update}
+            if record.HasField("exit"):
+                run.exit_code = record.exit.exit_code
+    return runs
 
 
 LOG = "from tests.train.test_loggers import main; main()"
 
 
 def main() -> None:
-    folder, first, last, num_lines = sys.argv[1:]
-    config = LoggingConfig(use_wandb=True, wandb_mode="offline", wandb_project="miles-tests")
-    log_steps(config, Path(folder), int(first), int(last), int(num_lines))
+    folder, mode, first, last, breaks = sys.argv[1:]
+    config = LoggingConfig(use_wandb=True, wandb_mode=mode, wandb_project="miles-tests")
+    log_steps(config, Path(folder), int(first), int(last), breaks=breaks == "breaks")
+
+
+def log_in_a_process(
+    folder: Path, mode: str, first: int, last: int, end: str, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Without a login, a home, or a terminal to ask on; with `environment`."""
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith("WANDB") and key != "NETRC"}
+    return subprocess.run(
+        [sys.executable, "-c", LOG, str(folder), mode, str(first), str(last), end],
+        cwd=Path(__file__).parents[2],
+        env={**inherited, "HOME": str(folder / "home"), **environment},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
 
 
 def test_weights_and_biases_offline_has_the_same_history(tmp_path: Path) -> None:
-    """In processes of their own, without a login, a home, or a terminal to ask on."""
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("WANDB")}
-    printed = ""
-    for words in (["0", "5", "0"], ["2", "6", "2"]):
-        done = subprocess.run(
-            [sys.executable, "-c", LOG, str(tmp_path), *words],
-            cwd=Path(__file__).parents[2],
-            env={**environment, "HOME": str(tmp_path / "home")},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
-        assert done.returncode == 0, done.stderr
-        printed += done.stdout + done.stderr
-    history, config, ids = offline_records(tmp_path)
-    assert ids == {(tmp_path / WANDB_ID).read_text()}, "the second start goes on in the same run"
-    assert [entry["step"] for entry in history] == [0, 1, 2, 3, 4, 2, 3, 4, 5]
-    assert "sft/loss" not in history[3]
-    for entry in history:
+    broken_off = log_in_a_process(tmp_path, "offline", 0, 5, "breaks")
+    assert "RuntimeError: broken off" in broken_off.stderr
+    went_on = log_in_a_process(tmp_path, "offline", 2, 6, "well")
+    runs = offline_runs(tmp_path)
+    assert [run.exit_code for run in runs] == [1, 0]
+    assert {run.run_id for run in runs} == {(tmp_path / WANDB_ID).read_text()}, "it goes on in the same run"
+    assert [[entry["step"] for entry in run.history] for run in runs] == [[0, 1, 2, 3, 4], [2, 3, 4, 5]]
+    assert "sft/loss" not in runs[0].history[3]
+    for entry in runs[0].history + runs[1].history:
         expected = {key: value for key, value in lines_of(tmp_path)[entry["step"]].items() if value is not None}
         del expected["data/step_fingerprint"]
         assert entry == expected
-    assert config["lr"] == 1e-5
+    assert runs[1].config["save"] == "s3://…@bucket/run"
+    assert runs[1].config["data"]["sources"][0]["paths"] == ["chat.jsonl"]
     everything = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
     assert b"secret" not in everything
-    assert "secret" not in printed
-    assert "wandb" not in printed, "the terminal is the progress line's"
+    assert (went_on.stdout, went_on.stderr) == ("", ""), "the terminal is the progress line's"
 
 
-def test_weights_and_biases_without_a_login_is_refused_and_asks_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in [name for name in os.environ if name.startswith("WANDB")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    with pytest.raises(ConfigError, match="--use-wandb needs a login: WANDB_API_KEY"):
-        open_boards(LoggingConfig(use_wandb=True), str(tmp_path), 0, {})
+def test_a_run_that_begins_anew_is_another_one_of_weights_and_biases(tmp_path: Path) -> None:
+    for _ in range(2):
+        assert log_in_a_process(tmp_path, "offline", 0, 2, "well").returncode == 0
+    first, second = offline_runs(tmp_path)
+    assert first.run_id != second.run_id
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ("", "--use-wandb needs a login: WANDB_API_KEY, or wandb login"),
+        ("hunter2", "--use-wandb: WANDB_API_KEY invalid"),
+        ("hunter2" * 6, "--use-wandb: Failed to authenticate with http://127.0.0.1:9: "),
+    ],
+)
+def test_weights_and_biases_without_a_login_or_an_answer_is_refused(tmp_path: Path, key: str, message: str) -> None:
+    """It asks nothing, and says no key."""
+    environment = {"WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_HTTP_TIMEOUT": "2", "WANDB_API_KEY": key}
+    done = log_in_a_process(tmp_path, "online", 0, 1, "well", **environment)
+    last = done.stderr.splitlines()[-1]
+    assert message in last
+    assert last.startswith("miles.errors.ConfigError")
+    assert last.endswith(". --wandb-mode offline needs neither login nor network; wandb sync sends it later")
+    assert "hunter2" not in done.stderr
+    assert done.stdout == ""
 
 
 @pytest.mark.parametrize(
