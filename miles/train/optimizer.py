@@ -81,7 +81,6 @@ def build_optimizer(model: Any, settings: OptimizerSettings, num_steps: int, *, 
         ),
         [model],
     )
-    _count_experts_once(optimizer, model)
     scheduler = OptimizerParamScheduler(
         optimizer,
         init_lr=0.0,
@@ -98,17 +97,3 @@ def build_optimizer(model: Any, settings: OptimizerSettings, num_steps: int, *, 
         override_opt_param_scheduler=True,
     )
     return optimizer, scheduler
-
-
-def _count_experts_once(optimizer: Any, model: Any) -> None:
-    """Tells the optimizer of the experts over which ranks they are split.
-
-    megatron-core 0.16.1 takes the dense layers' tensor-parallel group for it, and where experts are split otherwise
-    (`--expert-tensor-parallel-size` 1 beside tensor parallelism) leaves the shards of all but its first rank out of the
-    gradient's norm.
-    """
-    from megatron.core import parallel_state
-
-    for one in optimizer.chained_optimizers:
-        if any(buffer is of_experts for buffer in one.buffers for of_experts in model.expert_parallel_buffers):
-            one.tp_group = parallel_state.get_expert_tensor_parallel_group()

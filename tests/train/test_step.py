@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from miles.data.pack import micro_batch
+from miles.train.config import KEEP_ALL, RecomputeConfig
 from miles.train.loss import masked_sum, rows_not_finite
 from miles.train.model import padded
 from miles.train.topology import Layout
-from tests.train.ranks import NUM_SOURCES, SHAPE, batch, free_address, make_trainer, run_ranks
+from tests.train.ranks import NUM_SOURCES, NUM_STEPS, SETTINGS, SHAPE, batch, free_address, make_trainer, run_ranks
 
 
 @pytest.fixture(scope="module")
@@ -176,6 +177,26 @@ def test_a_step_that_is_not_finite_is_skipped_and_its_rows_are_named(layout: Lay
     assert last[:2] == ("the loss is not finite", tuple(poisoned))
     *_, last = run_ranks(broken, layout, "gradient")
     assert last[:2] == ("the gradient is not finite", tuple(every))
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # of Megatron's views of the weights
+@pytest.mark.parametrize(
+    ("recompute", "calls"),
+    [(KEEP_ALL, 2), (RecomputeConfig("selective"), 4), (RecomputeConfig("full", "uniform", 1), 4)],
+)
+def test_what_is_to_be_recomputed_is(
+    trainer: Any, monkeypatch: pytest.MonkeyPatch, recompute: RecomputeConfig, calls: int
+) -> None:
+    from miles.train.attention import PackedAttention
+    from miles.train.step import Trainer
+
+    other = Trainer(SHAPE, Layout(1), 0, SETTINGS, NUM_STEPS, NUM_SOURCES, bf16=False, recompute=recompute)
+    made = []
+    forward = PackedAttention.forward
+    monkeypatch.setattr(PackedAttention, "forward", lambda *words, **more: made.append(1) or forward(*words, **more))
+    report, (mine,) = batch(0, Layout(1), max_tokens=4096)
+    other.train_step(report, mine)
+    assert len(made) == calls, "once a layer, of which there are two, and once more in the backward pass"
 
 
 def test_padding_trains_nothing_and_stands_behind() -> None:
