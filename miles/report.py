@@ -8,7 +8,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, FileSystemLoader
 from rich.console import Console
@@ -23,7 +23,11 @@ from miles.errors import SourceError
 from miles.train.evaluate import SAMPLES
 from miles.train.metrics import timing_of
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 MAX_REJECTS = 50
+_EVALUATED: dict[str, Any] = {"linestyle": "--", "marker": "o", "markersize": 4}
 MAX_ANSWERS = 4
 
 Metrics = Mapping[str, Any]
@@ -70,7 +74,7 @@ def write_report(folder: str, prepared: Sequence[str] = ()) -> tuple[str, str]:
         steps=len(metrics),
         epoch=metrics[-1]["sft/epoch"],
         numbers=_numbers(metrics),
-        chart=base64.b64encode(_chart(metrics)).decode(),
+        chart=base64.b64encode(_png(chart(metrics))).decode(),
         verdict=verdict(metrics),
         ledger=ledger,
         rejects=rejects[:MAX_REJECTS],
@@ -81,7 +85,7 @@ def write_report(folder: str, prepared: Sequence[str] = ()) -> tuple[str, str]:
     html_path, png_path = storage.join(folder, "report.html"), storage.join(folder, "loss.png")
     storage.write_text(html_path, page)
     fs, path = storage.filesystem(png_path)
-    fs.pipe_file(path, _chart(metrics, only_loss=True))
+    fs.pipe_file(path, _png(chart(metrics, only_loss=True)))
     return html_path, png_path
 
 
@@ -114,7 +118,8 @@ def verdict(metrics: Sequence[Metrics]) -> str:
 
 def _numbers(metrics: Sequence[Metrics]) -> list[tuple[str, str]]:
     first, last, later = metrics[0], metrics[-1], metrics[1:] or metrics
-    tokens = sum(line["data/num_tokens"] for line in later) / sum(line["perf/step_seconds"] for line in later)
+    seconds = sum(line["perf/step_seconds"] for line in later)
+    tokens = sum(line["data/num_tokens"] for line in later) / seconds
     numbers = [
         ("loss, first step", _shown(first["sft/loss"])),
         ("loss, last step", _shown(last["sft/loss"])),
@@ -124,6 +129,9 @@ def _numbers(metrics: Sequence[Metrics]) -> list[tuple[str, str]]:
     evaluated = [line["eval/loss"] for line in metrics if "eval/loss" in line]
     if evaluated:
         numbers.insert(2, ("loss, evaluation", _shown(evaluated[-1])))
+    if "perf/mfu" in last:
+        mean = sum(line["perf/mfu"] * line["perf/step_seconds"] for line in later) / seconds
+        numbers.append(("MFU", f"{mean:.1%}"))
     if last["sft/skipped_steps"]:
         numbers.append(("skipped steps", f"{last['sft/skipped_steps']:,}"))
     return numbers
@@ -131,11 +139,6 @@ def _numbers(metrics: Sequence[Metrics]) -> list[tuple[str, str]]:
 
 def _shown(loss: float | None) -> str:
     return "not finite" if loss is None else f"{loss:.3f}"
-
-
-def _numbers_of(metrics: Sequence[Metrics], key: str) -> list[float]:
-    """A column; a step whose number is not finite leaves a gap in a curve."""
-    return [math.nan if line[key] is None else line[key] for line in metrics]
 
 
 def _ledgers(folder: str, prepared: Sequence[str]) -> tuple[list[dict[str, Any]], dict[str, dict[str, Any]]]:
@@ -170,25 +173,27 @@ def _first_batch(folder: str) -> dict[str, Any] | None:
     return content
 
 
-def _chart(metrics: Sequence[Metrics], *, only_loss: bool = False) -> bytes:
-    """A PNG."""
+def chart(metrics: Sequence[Metrics], *, only_loss: bool = False) -> Figure:
+    """Curves over the steps: loss, and unless `only_loss` loss by source, queue depth and tokens per second."""
     from matplotlib.figure import Figure
 
     steps = [line["step"] for line in metrics]
     figure = Figure(figsize=(8, 4.2) if only_loss else (10, 6.4), layout="constrained")
     axes = [figure.subplots()] if only_loss else list(figure.subplots(2, 2).flat)
-    axes[0].plot(steps, _numbers_of(metrics, "sft/loss"), color="#2463eb", label="sft/loss")
+    axes[0].plot(*_points(metrics, "sft/loss"), color="#2463eb", label="sft/loss")
     axes[0].set(title="sft/loss", ylim=(0, None))
-    evaluated = [line for line in metrics if "eval/loss" in line]
-    if evaluated:
-        of_steps = [line["step"] for line in evaluated]
-        axes[0].plot(of_steps, _numbers_of(evaluated, "eval/loss"), "o-", color="#ea580c", ms=4, label="eval/loss")
+    if any("eval/loss" in line for line in metrics):
+        axes[0].plot(*_points(metrics, "eval/loss"), **_EVALUATED, color="#ea580c", label="eval/loss")
+        axes[0].set(title="sft/loss and eval/loss")
         axes[0].legend(frameon=False)
     if not only_loss:
-        for name in sorted({key for line in metrics for key in line if key.startswith("sft/loss/")}):
-            points = [(line["step"], line[name]) for line in metrics if line.get(name) is not None]
-            axes[1].plot(*zip(*points, strict=True), label=name.removeprefix("sft/loss/"))
-        axes[1].set(title="sft/loss by source", ylim=(0, None))
+        colors: dict[str, Any] = {}
+        for kind, style in (("sft/loss/", {}), ("eval/loss/", _EVALUATED)):
+            for key in sorted({key for line in metrics for key in line if key.startswith(kind)}):
+                name = key.removeprefix(kind)
+                (curve,) = axes[1].plot(*_points(metrics, key), **style, color=colors.get(name), label=key)
+                colors[name] = curve.get_color()
+        axes[1].set(title="loss by source", ylim=(0, None))
         axes[1].legend(frameon=False)
         axes[2].step(steps, [line["data/prefetch_queue_depth"] for line in metrics], where="mid", color="#16a34a")
         axes[2].set(title="data/prefetch_queue_depth", ylim=(0, None))
@@ -198,6 +203,16 @@ def _chart(metrics: Sequence[Metrics], *, only_loss: bool = False) -> bytes:
         axis.set_xlabel("step")
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(alpha=0.25)
+    return figure
+
+
+def _png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
     return buffer.getvalue()
+
+
+def _points(metrics: Sequence[Metrics], key: str) -> tuple[list[int], list[float]]:
+    """Steps that have the key, and its values; a gap where one was not finite."""
+    lines = [line for line in metrics if key in line]
+    return [line["step"] for line in lines], [math.nan if line[key] is None else line[key] for line in lines]

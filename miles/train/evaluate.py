@@ -14,11 +14,10 @@ import time
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from rich.console import Console
-
 from miles import storage
 from miles.data.evaluation import EvalPrompt, EvalSet, eval_config
 from miles.train.config import TrainConfig
+from miles.train.journal import Journal
 from miles.train.metrics import Metrics, eval_metrics
 
 SAMPLES = "eval_samples.jsonl"
@@ -43,7 +42,7 @@ class Evaluator:
         self._prompts: Sequence[EvalPrompt] = rows.prompts(config.evaluation.num_samples)
 
     @classmethod
-    def open(cls, config: TrainConfig, console: Console) -> Evaluator | None:
+    def open(cls, config: TrainConfig, journal: Journal) -> Evaluator | None:
         """Encodes the rows; None where nothing is to be evaluated.
 
         Raises:
@@ -52,8 +51,8 @@ class Evaluator:
         if not config.evaluation.sources and not config.data.held_out_fraction:
             return None
         rows = EvalSet.open(eval_config(config.data, config.evaluation.sources))
-        console.print(
-            f"  evaluation: {rows.num_samples:,} samples, {rows.num_trained_tokens:,} trained tokens, of "
+        journal.say(
+            f"evaluation: {rows.num_samples:,} samples, {rows.num_trained_tokens:,} trained tokens, of "
             f"{', '.join(rows.source_names)}"
         )
         return cls(config, rows)

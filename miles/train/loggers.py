@@ -142,9 +142,10 @@ class _Wandb:
             storage.write_text(path, secrets.token_hex(4))
         self._folder = None if local else tempfile.TemporaryDirectory(prefix="miles-wandb-")
         try:
-            wandb.setup(settings=wandb.Settings(silent=True))
-            # Without `prompt` it would ask on the terminal; `verify` finds a wrong key and a server that does not answer
-            # in 10 seconds, `init` in 90.
+            if mode == "online":
+                wandb.setup(settings=wandb.Settings(silent=True))
+            # With `prompt` it would ask on the terminal. `verify` finds out in 10 seconds that a key is wrong or that
+            # no server answers, `init` in 90.
             if mode == "online" and not wandb.login(prompt=False, verify=True):
                 raise ConfigError(f"--use-wandb needs a login: WANDB_API_KEY, or wandb login. {_WITHOUT_LOGIN}")
             self._run = wandb.init(

@@ -27,6 +27,7 @@ from miles.train import checkpoint
 from miles.train.actor import TrainerActor
 from miles.train.config import ClusterConfig, TrainConfig
 from miles.train.evaluate import Evaluator
+from miles.train.journal import Journal
 from miles.train.loggers import MetricsLog, open_boards
 from miles.train.metrics import RunFacts, Standing, step_metrics
 from miles.train.optimizer import check_schedule
@@ -61,7 +62,8 @@ def train(config: TrainConfig, console: Console | None = None) -> RunSummary:
     state = found.extra if resuming and found.extra else {}
     cursor = Cursor.from_json(json.dumps(state["cursor"]), found.url) if state else None
     with ray_cluster(config), contextlib.ExitStack() as cleanup:
-        evaluator = Evaluator.open(config, console)
+        journal = cleanup.enter_context(Journal(config.run_dir, console))
+        evaluator = Evaluator.open(config, journal)
         feed = Feed.open(
             config.data, cursor=cursor, cursor_path=found.url, num_ranks=layout.world_size, run_dir=config.run_dir
         )
@@ -72,19 +74,18 @@ def train(config: TrainConfig, console: Console | None = None) -> RunSummary:
             raise CheckpointError(f"{found.url}: this run is finished: {feed.first_step} of {num_steps} steps done")
         storage.write_text(storage.join(config.run_dir, "config.json"), describe(config))
         boards = open_boards(config.logging, config.run_dir, feed.first_step, dataclasses.asdict(config))
-        log = MetricsLog(config.run_dir, state.get("metrics_lines", 0), boards)
-        cleanup.callback(log.close)
+        log = cleanup.enter_context(MetricsLog(config.run_dir, state.get("metrics_lines", 0), boards))
         group = TrainerGroup(config.cluster)
         cleanup.callback(group.shut_down)
         device = group.setup(layout, shape, config, num_steps, len(feed.info.source_names), found, not resuming)
         group.call("attach", feed.handle, feed.first_step, num_steps)
-        console.print(
-            f"  {feed.info.num_rows:,} rows in {len(feed.info.source_names)} source(s), {num_steps} steps of "
-            f"{config.data.order.batch_size} rows; {layout.world_size} trainers"
-            + (f"; going on at step {feed.first_step}" if resuming else "")
+        start = f"going on at step {feed.first_step} from {found.url}" if resuming else f"from {found.url}"
+        journal.say(
+            f"{feed.info.num_rows:,} rows in {len(feed.info.source_names)} source(s), {num_steps} steps of "
+            f"{config.data.order.batch_size} rows; {layout.world_size} trainers, {start}"
         )
         facts = RunFacts(feed.info.source_names, shape, layout.world_size, device if config.bf16 else None)
-        run = _Run(config, console, facts, feed, group, log, evaluator, num_steps)
+        run = _Run(config, console, journal, facts, feed, group, log, evaluator, num_steps)
         return run.to_the_end(state.get("skipped_steps", 0))
 
 
@@ -94,6 +95,7 @@ class _Run:
 
     config: TrainConfig
     console: Console
+    journal: Journal
     facts: RunFacts
     feed: Feed
     group: TrainerGroup
@@ -119,7 +121,7 @@ class _Run:
                 report = feed.commit(step)
                 seconds = time.perf_counter() - last
                 if said := skips.count(step, result):
-                    progress.say(f"  {said}")
+                    self.journal.say(said)
                 metrics = step_metrics(self.facts, report, result, self._standing(skips.total, seconds))
                 done = step + 1
                 is_last = done == self.num_steps
@@ -134,8 +136,8 @@ class _Run:
                 losses.append(result.loss)
                 if is_saved:
                     folder = self._save(done, skips.total, eval_loss)
-                    for line in [f"checkpoint  {folder}", *self._after_save(done, is_last)]:
-                        progress.say(f"  {line}")
+                    self.journal.say(f"checkpoint  {folder}")
+                    self._after_save(done, is_last)
                 last = time.perf_counter()
         finally:
             progress.stop()
@@ -159,14 +161,17 @@ class _Run:
         folder: str = self.group.call("save", self.config.save, done, extra)[0]
         return folder
 
-    def _after_save(self, done: int, is_last: bool) -> list[str]:
-        """Exports to Hugging Face's format where asked, and removes old checkpoints; says what it did."""
-        config, said = self.config, []
+    def _after_save(self, done: int, is_last: bool) -> None:
+        """Exports to Hugging Face's format where asked, and removes old checkpoints."""
+        config = self.config
         if config.save_hf and (is_last or "{rollout_id}" in config.save_hf):
-            folder = config.save_hf.replace("{rollout_id}", str(done))
-            said.append(f"Hugging Face {megatron_to_hf(config.save, config.hf_checkpoint, folder)}")
-        checkpoint.remove_old(config.save, config.keep_last, config.keep_best)
-        return said
+            folder = megatron_to_hf(
+                config.save, config.hf_checkpoint, config.save_hf.replace("{rollout_id}", str(done))
+            )
+            self.journal.say(f"Hugging Face checkpoint  {folder}")
+        for folder in checkpoint.remove_old(config.save, config.keep_last, config.keep_best):
+            self.journal.write(f"removed  {folder}")
+        self.journal.flush()
 
 
 class TrainerGroup:

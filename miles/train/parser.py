@@ -329,7 +329,7 @@ def build_parser() -> argparse.ArgumentParser:
         type=float,
         default=ClusterConfig.timeout_minutes,
         metavar="MINUTES",
-        help="how long a step or a collective may take (default: %(default)s)",
+        help="how long a step, an evaluation or a start may take (default: %(default)s)",
     )
     cluster.add_argument(
         "--seed",

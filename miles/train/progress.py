@@ -6,12 +6,15 @@ from collections import deque
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column
 
 from miles.data.stall import TRAINER, Stall, Timing
 from miles.train.metrics import Metrics, timing_of
 
 PROGRESS_STEPS = 20
 """So many of the last steps say in the progress line what keeps the run back."""
+WIDE = 120
+"""Columns of a terminal that has room for a bar."""
 
 
 class ProgressLine:
@@ -21,9 +24,9 @@ class ProgressLine:
         self._console = console
         self._progress = Progress(
             TextColumn("  training"),
-            BarColumn(bar_width=24),
+            *([BarColumn(bar_width=24)] if console.width >= WIDE else []),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[text]}"),
+            TextColumn("{task.fields[text]}", table_column=Column()),  # the one that wraps where there is no room
             TimeRemainingColumn(compact=True),
             console=console,
             transient=False,
@@ -51,9 +54,6 @@ class ProgressLine:
             self._console.print(
                 f"  step {metrics['step']:>5}  epoch {metrics['sft/epoch']:.3f}  {text}", soft_wrap=True
             )
-
-    def say(self, text: str) -> None:
-        self._progress.console.print(text, soft_wrap=True)
 
     def stop(self) -> None:
         self._progress.stop()

@@ -131,6 +131,14 @@ def test_a_run_evaluates_answers_keeps_the_best_and_exports(folder: Path, tmp_pa
         assert said["expected"].endswith("<|im_end|>")
         assert said["ended"] == said["answer"].endswith("<|im_end|>")
 
+    log = (tmp_path / "run/train.log").read_text().splitlines()
+    said = [line[22:].split("  ")[0] for line in log]
+    assert said[0].startswith("evaluation: ")
+    assert said[1].endswith("megatron/release")
+    assert said.count("checkpoint") == 4
+    assert said.count("removed") == 4 - len(kept)
+    assert said[-1] == "finished"
+
     page = Path(write_report(str(tmp_path / "run"))[0]).read_text()
     assert "What it answers after step 7" in page
     assert f"<b>{evaluated[7]:.3f}</b><span>loss, evaluation</span>" in page
@@ -155,6 +163,7 @@ def test_steps_that_are_not_finite_are_skipped_named_and_end_the_run(folder: Pat
     assert all(Path(row["file"]).exists() for entry in skipped for row in entry["rows"])
     assert all(0 < len(entry["rows"]) <= 32 for entry in skipped)
     assert f"step {first} skipped: " in screen.getvalue()
+    assert "  ended: DivergedError: 3 steps in a row" in (tmp_path / "run/train.log").read_text()
     lines = metrics_of(tmp_path / "run")
     assert [line["sft/skipped_steps"] for line in lines] == [*[0] * first, 1, 2]
     assert lines[-1]["sft/skipped"] == skipped[1]["reason"]

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 import struct
 import subprocess
 import sys
@@ -155,12 +156,8 @@ def test_weights_and_biases_offline_has_the_same_history(tmp_path: Path) -> None
     assert b"secret" not in everything
     assert (went_on.stdout, went_on.stderr) == ("", ""), "the terminal is the progress line's"
 
-
-def test_a_run_that_begins_anew_is_another_one_of_weights_and_biases(tmp_path: Path) -> None:
-    for _ in range(2):
-        assert log_in_a_process(tmp_path, "offline", 0, 2, "well").returncode == 0
-    first, second = offline_runs(tmp_path)
-    assert first.run_id != second.run_id
+    log_in_a_process(tmp_path, "offline", 0, 1, "well")
+    assert offline_runs(tmp_path)[2].run_id != runs[0].run_id, "what begins anew is another run"
 
 
 @pytest.mark.parametrize(
@@ -180,6 +177,7 @@ def test_weights_and_biases_without_a_login_or_an_answer_is_refused(tmp_path: Pa
     assert last.startswith("miles.errors.ConfigError")
     assert last.endswith(". --wandb-mode offline needs neither login nor network; wandb sync sends it later")
     assert "hunter2" not in done.stderr
+    assert not re.search("^wandb: ", done.stderr, re.MULTILINE), "nothing but the error"
     assert done.stdout == ""
 
 

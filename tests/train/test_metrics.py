@@ -108,9 +108,9 @@ def line(step: int, depth: int, wait: float, encode: float) -> dict[str, Any]:
     }
 
 
-def shown(lines: list[dict[str, Any]], *, is_terminal: bool) -> str:
+def shown(lines: list[dict[str, Any]], *, is_terminal: bool, width: int = 140) -> str:
     screen = io.StringIO()
-    console = Console(file=screen, width=140, force_terminal=is_terminal, legacy_windows=False)
+    console = Console(file=screen, width=width, force_terminal=is_terminal, legacy_windows=False)
     progress = ProgressLine(console, 12, 0)
     for metrics in lines:
         progress.update(metrics)
@@ -127,6 +127,14 @@ def test_the_progress_line_has_the_depth_and_the_limiting_stage(is_terminal: boo
     assert "waiting" not in fed
     assert "eval" not in fed
     assert "skipped" not in fed
+
+
+def test_a_narrow_terminal_shows_all_of_it() -> None:
+    lines = [{**line(step, 0, 0.9, 0.95), "eval/loss": 1.25, "sft/skipped_steps": 2} for step in range(6)]
+    said = " ".join(re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown(lines, is_terminal=True, width=80)).split())
+    for part in ("6/12", "eval 1.2500", "skipped 2"):
+        assert part in said
+    assert "…" not in said
 
 
 def test_the_progress_line_keeps_the_last_evaluation_and_counts_skipped_steps() -> None:
