@@ -59,7 +59,7 @@ def parse(words: Sequence[str]) -> TrainConfig:
             raise ConfigError(f"{flag_of(name)} is missing")
     for name in ONE_VALUE:
         require_one_value(name, getattr(flags, name))
-    _require_consistent(flags)
+    _require_mask_type(flags)
     batch = flags.rollout_batch_size or flags.global_batch_size or OrderConfig.batch_size
     if flags.global_batch_size and flags.global_batch_size != batch:
         raise ConfigError(
@@ -181,30 +181,12 @@ def _words_of_yaml(path: str) -> list[str]:
     return words
 
 
-def _require_consistent(flags: argparse.Namespace) -> None:
-    """What only the line as a whole can get wrong."""
+def _require_mask_type(flags: argparse.Namespace) -> None:
     if flags.loss_mask_type not in ("auto", "qwen", "qwen3"):
         raise ConfigError(
             f"--loss-mask-type {flags.loss_mask_type}: the mask is learned from the chat template and certified, "
             "whatever the model; leave the flag out, or give auto (qwen and qwen3 are taken to mean the same)"
         )
-    if flags.eval_prompt_data and flags.eval_fraction:
-        raise ConfigError(
-            "--eval-prompt-data and --eval-fraction: give one of them, rows of their own or held-out ones"
-        )
-    if not flags.eval_prompt_data and not flags.eval_fraction:
-        for name in ("eval_interval", "eval_samples", "keep_best"):
-            if getattr(flags, name):
-                raise ConfigError(f"{flag_of(name)} needs rows to evaluate on: --eval-prompt-data or --eval-fraction")
-    for name in ("keep_last", "keep_best", "eval_interval", "eval_max_response_len"):
-        value = getattr(flags, name)
-        if value is not None and value < 1:
-            raise ConfigError(f"{flag_of(name)} must be positive, not {value}")
-    for name in ("eval_samples", "max_skipped_steps"):
-        if getattr(flags, name) < 0:
-            raise ConfigError(f"{flag_of(name)} must not be negative, not {getattr(flags, name)}")
-    if flags.wandb_mode not in (None, "online", "offline", "disabled"):
-        raise ConfigError(f"--wandb-mode must be online, offline or disabled, not {flags.wandb_mode!r}")
 
 
 def _require_model(flags: argparse.Namespace, layout: Layout) -> None:

@@ -10,6 +10,11 @@ from miles.train.optimizer import OptimizerSettings
 from miles.train.topology import Layout
 
 
+def _require_positive(flag: str, value: int | None) -> None:
+    if value is not None and value < 1:
+        raise ConfigError(f"{flag} must be positive, not {value}")
+
+
 @dataclass(frozen=True)
 class ClusterConfig:
     """Where the ranks run."""
@@ -106,6 +111,12 @@ class EvalConfig:
     max_response_tokens: int = 256
     """`--eval-max-response-len`: where an answer is cut"""
 
+    def __post_init__(self) -> None:
+        _require_positive("--eval-interval", self.interval)
+        _require_positive("--eval-max-response-len", self.max_response_tokens)
+        if self.num_samples < 0:
+            raise ConfigError(f"--eval-samples must not be negative, not {self.num_samples}")
+
 
 @dataclass(frozen=True)
 class LoggingConfig:
@@ -117,6 +128,10 @@ class LoggingConfig:
     wandb_group: str | None = None
     wandb_mode: str | None = None
     """`--wandb-mode`: online, offline or disabled; None: as the environment says"""
+
+    def __post_init__(self) -> None:
+        if self.wandb_mode not in (None, "online", "offline", "disabled"):
+            raise ConfigError(f"--wandb-mode must be online, offline or disabled, not {self.wandb_mode!r}")
 
 
 @dataclass(frozen=True)
@@ -160,8 +175,31 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.save_interval < 0:
             raise ConfigError(f"--save-interval must not be negative, got {self.save_interval}")
-        if self.num_rollout is not None and self.num_rollout < 1:
-            raise ConfigError(f"--num-rollout must be positive, got {self.num_rollout}")
+        for flag, value in (
+            ("--num-rollout", self.num_rollout),
+            ("--keep-last", self.keep_last),
+            ("--keep-best", self.keep_best),
+        ):
+            _require_positive(flag, value)
+        if self.max_skipped_steps < 0:
+            raise ConfigError(f"--max-skipped-steps must not be negative, not {self.max_skipped_steps}")
+        if self.evaluation.sources and self.data.held_out_fraction:
+            raise ConfigError(
+                "--eval-prompt-data and --eval-fraction: give one of them, rows of their own or held-out ones"
+            )
+        if not self.evaluation.sources and not self.data.held_out_fraction:
+            for flag, given in (
+                ("--eval-interval", self.evaluation.interval),
+                ("--eval-samples", self.evaluation.num_samples),
+                ("--keep-best", self.keep_best),
+            ):
+                if given:
+                    raise ConfigError(f"{flag} needs rows to evaluate on: --eval-prompt-data or --eval-fraction")
+        if self.data.pack.dp_size != self.cluster.layout.data:
+            raise ConfigError(
+                f"the data is packed for {self.data.pack.dp_size} data-parallel ranks, but the layout has "
+                f"{self.cluster.layout.data}: PackConfig.dp_size must be ClusterConfig.layout.data"
+            )
 
     @property
     def run_dir(self) -> str:

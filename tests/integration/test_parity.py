@@ -149,7 +149,16 @@ class Bench:
             return self.known[name, case]
         hf, shape, found = self.model(name)
         world = case.layout.world_size
-        cluster = ClusterConfig(gpus_per_node=world, timeout_minutes=3)
+        cluster = ClusterConfig(
+            gpus_per_node=world,
+            tensor=case.layout.tensor,
+            pipeline=case.layout.pipeline,
+            expert=case.layout.expert,
+            expert_tensor=case.layout.expert_tensor,
+            sequence_parallel=case.layout.sequence_parallel,
+            timeout_minutes=3,
+        )
+        assert cluster.layout == case.layout
         if world not in self.groups:
             self.groups[world] = TrainerGroup(cluster)
         group = self.groups[world]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from miles.data.config import DataConfig, EncodeConfig, OrderConfig, PackConfig, SourceConfig
 from miles.errors import ConfigError
-from miles.train.config import RecomputeConfig
+from miles.train.config import ClusterConfig, RecomputeConfig, TrainConfig
 from miles.train.optimizer import OptimizerSettings, check_schedule
 
 
@@ -34,3 +35,10 @@ def test_a_warm_up_may_be_a_share_of_the_run() -> None:
         OptimizerSettings(lr_warmup_fraction=1.0)
     with pytest.raises(ConfigError, match="is not shorter than the run, which has 7 steps"):
         check_schedule(OptimizerSettings(lr_warmup_iters=7), 7)
+
+
+def test_the_data_is_packed_for_the_ranks_that_there_are() -> None:
+    data = DataConfig((SourceConfig("a", ("a.jsonl",)),), OrderConfig(), EncodeConfig("t"), PackConfig(dp_size=4))
+    cluster = ClusterConfig(gpus_per_node=4, tensor=2)
+    with pytest.raises(ConfigError, match="packed for 4 data-parallel ranks, but the layout has 2"):
+        TrainConfig("hf", "megatron", "save", data, cluster=cluster)
