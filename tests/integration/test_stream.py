@@ -240,7 +240,7 @@ def test_a_cluster_that_cannot_hold_the_loader_is_refused(config: DataConfig, tm
     from miles.train.config import TrainConfig
     from miles.train.loop import ray_cluster
 
-    greedy = dataclasses.replace(config, stream=StreamConfig(loader_cpus=3))
+    greedy = dataclasses.replace(config, stream=StreamConfig(loader_cpus=3), pack=PackConfig(1, 512))
     run = TrainConfig(hf_checkpoint="hf", ref_load="megatron", save=str(tmp_path), data=greedy)
     with pytest.raises(ClusterError, match="2 CPUs; the trainers and --loader-cpus 3 need 3"), ray_cluster(run):
         pass
