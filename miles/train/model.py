@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -160,12 +161,26 @@ def _answer_for_transformer_engine() -> None:
     moe_utils.te_general_gemm = getattr(moe_utils, "te_general_gemm", None)
 
 
-def padded(micro_batch: MicroBatch, multiple: int) -> MicroBatch:
-    """A micro-batch of a multiple of so many tokens, as sequence parallelism needs it.
+def single(input_ids: Sequence[int]) -> MicroBatch:
+    """One sequence, of which nothing is trained."""
+    ids = np.asarray(input_ids, np.int64)
+    return MicroBatch(
+        input_ids=ids,
+        labels=np.zeros_like(ids),
+        position_ids=np.arange(len(ids), dtype=np.int64),
+        loss_mask=np.zeros(len(ids), np.float32),
+        cu_seqlens=np.array([0, len(ids)], np.int32),
+        source_ids=np.zeros(1, np.int32),
+        row_ids=np.full(1, DUMMY_ROW_ID, np.int64),
+    )
+
+
+def padded(micro_batch: MicroBatch, layout: Layout) -> MicroBatch:
+    """With sequence parallelism, a micro-batch of a multiple of the tensor size in tokens; else as it is.
 
     What is missing comes behind the samples, as a segment of its own in which nothing is trained.
     """
-    missing = -len(micro_batch.input_ids) % multiple
+    missing = -len(micro_batch.input_ids) % layout.tensor if layout.sequence_parallel else 0
     if not missing:
         return micro_batch
     zeros = np.zeros(missing, np.int64)

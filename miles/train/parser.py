@@ -36,7 +36,19 @@ def build_parser() -> argparse.ArgumentParser:
         description="Fine-tune. Flags have Miles's names; docs/flags.md lists them all.",
     )
     parser.add_argument("--config", metavar="YAML", help="flags from a YAML mapping (names with _ or -)")
+    _add_data(parser)
+    _add_files(parser)
+    _add_evaluation(parser)
+    _add_layout(parser)
+    _add_cluster(parser)
+    _add_optimizer(parser)
+    _add_logging(parser)
+    _add_fixed(parser)
+    _add_model(parser)
+    return parser
 
+
+def _add_data(parser: argparse.ArgumentParser) -> None:
     data = parser.add_argument_group("data")
     data.add_argument(
         "--prompt-data", nargs="+", metavar="PATH", help="rows: one path, or NAME PATH pairs for a mixture (required)"
@@ -197,6 +209,8 @@ def build_parser() -> argparse.ArgumentParser:
         help="steps that are held ready (default: %(default)s)",
     )
 
+
+def _add_files(parser: argparse.ArgumentParser) -> None:
     files = parser.add_argument_group("checkpoints and the run's folder")
     files.add_argument("--hf-checkpoint", metavar="DIR", help="config.json and the tokenizer (URL or local; required)")
     files.add_argument("--ref-load", metavar="DIR", help="torch_dist checkpoint to start from (default: --load)")
@@ -225,6 +239,8 @@ def build_parser() -> argparse.ArgumentParser:
         help="the run's folder: metrics, config, first batch, rejects (default: --save)",
     )
 
+
+def _add_evaluation(parser: argparse.ArgumentParser) -> None:
     evaluation = parser.add_argument_group("evaluation")
     evaluation.add_argument(
         "--eval-prompt-data", nargs="+", default=[], metavar="PATH", help="rows to evaluate on; as --prompt-data"
@@ -254,6 +270,8 @@ def build_parser() -> argparse.ArgumentParser:
         help="where such an answer is cut (default: %(default)s)",
     )
 
+
+def _add_layout(parser: argparse.ArgumentParser) -> None:
     layout = parser.add_argument_group("parallelism")
     layout.add_argument(
         "--tensor-model-parallel-size",
@@ -301,6 +319,8 @@ def build_parser() -> argparse.ArgumentParser:
     layout.add_argument("--recompute-num-layers", type=int, metavar="N", help="layers, see --recompute-method")
     layout.add_argument("--bf16", action="store_true", help="compute in bfloat16 (default: float32)")
 
+
+def _add_cluster(parser: argparse.ArgumentParser) -> None:
     cluster = parser.add_argument_group("cluster")
     cluster.add_argument(
         "--actor-num-nodes", type=int, default=ClusterConfig.num_nodes, metavar="NODES", help="(default: %(default)s)"
@@ -342,6 +362,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--dry-run", action="store_true", help="resolve, certify, count rows and tokens, estimate memory; train nothing"
     )
 
+
+def _add_optimizer(parser: argparse.ArgumentParser) -> None:
     optimizer = parser.add_argument_group("optimizer (Adam)")
     optimizer.add_argument(
         "--lr",
@@ -395,6 +417,8 @@ def build_parser() -> argparse.ArgumentParser:
         help="more in a row whose loss or gradient is not finite end the run (default: %(default)s)",
     )
 
+
+def _add_logging(parser: argparse.ArgumentParser) -> None:
     logging = parser.add_argument_group("logging (metrics.jsonl is always written)")
     logging.add_argument("--use-tensorboard", action="store_true", help="also to tensorboard/ in the run's folder")
     logging.add_argument("--use-wandb", action="store_true", help="also to Weights & Biases")
@@ -406,15 +430,18 @@ def build_parser() -> argparse.ArgumentParser:
         "--wandb-mode", metavar="MODE", help="online, offline or disabled (default: as the environment says)"
     )
 
+
+def _add_fixed(parser: argparse.ArgumentParser) -> None:
     fixed = parser.add_argument_group("flags of launch scripts that have one value here")
     for name, values in ONE_VALUE.items():
         fixed.add_argument(flag_of(name), default=values[0], metavar="VALUE", help=" or ".join(values))
     for name, meaning in ALWAYS.items():
         fixed.add_argument(flag_of(name), action="store_true", help=f"always so: {meaning}")
 
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
     model = parser.add_argument_group("the model's sizes: config.json decides; where given here they must say the same")
     for name, kind in SIZES.items():
         model.add_argument(flag_of(name), type=kind, metavar="N", help=f"as {name} of the checkpoint's configuration")
     for name in SWITCHES:
         model.add_argument(flag_of(name), action="store_true", help="as config.json says")
-    return parser

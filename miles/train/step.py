@@ -17,8 +17,9 @@ from miles.architecture import ModelShape
 from miles.data.types import DUMMY_ROW_ID, MicroBatch, StepReport
 from miles.train import cpu, topology
 from miles.train.config import KEEP_ALL, RecomputeConfig
+from miles.train.generate import greedy
 from miles.train.loss import SourceSums, masked_sum, rows_not_finite, sum_by_source
-from miles.train.model import build_model, forward_packed, padded
+from miles.train.model import build_model, forward_packed, padded, single
 from miles.train.optimizer import OptimizerSettings, build_optimizer
 from miles.train.topology import Layout
 
@@ -125,7 +126,7 @@ class Trainer:
         self.model.train()
         self.model.zero_grad_buffer()
         self.optimizer.zero_grad()
-        batches = self._padded(micro_batches)
+        batches = [padded(batch, self.layout) for batch in micro_batches]
         by_segment = self._run(batches, forward_only=False)
         sums = self._reduced(by_segment, batches, self.num_sources)
         skipped, grad_norm = "", float("nan")
@@ -155,67 +156,22 @@ class Trainer:
         total = SourceSums(torch.zeros(2 * num_sources, dtype=torch.float64, device=_device()))
         with torch.no_grad():
             for micro_batches in steps:
-                batches = self._padded(micro_batches)
+                batches = [padded(batch, self.layout) for batch in micro_batches]
                 total.vector.add_(self._reduced(self._run(batches, forward_only=True), batches, num_sources).vector)
         return total
 
     def generate(self, prompts: Sequence[Sequence[int]], stop_ids: Collection[int], max_tokens: int) -> list[list[int]]:
-        """The most likely continuations, token by token; every rank gives the same.
-
-        Each token takes a whole forward pass over what stands before it: a look at what the model says, on any layout,
-        and no inference engine.
-
-        Args:
-            prompts: token ids.
-            stop_ids: tokens that end an answer; they are its last.
-            max_tokens: of an answer.
-        """
-        from megatron.core import parallel_state
-        from megatron.core.pipeline_parallel import get_forward_backward_func
-
+        """The most likely continuations, token by token (`generate.greedy`)."""
         self.model.eval()
-        answers: list[list[int]] = [[] for _ in prompts]
-        open_ones = list(range(len(prompts)))
-        for _ in range(max_tokens):
-            if not open_ones:
-                break
-            batches = self._padded([_single([*prompts[one], *answers[one]]) for one in open_ones])
-            with torch.no_grad():
-                chosen = get_forward_backward_func()(
-                    forward_step_func=self._next_token_step,
-                    data_iterator=iter(batches),
-                    model=[self.model],
-                    num_microbatches=len(batches),
-                    seq_length=max(len(batch.input_ids) for batch in batches),
-                    micro_batch_size=1,
-                    forward_only=True,
-                    collect_non_loss_data=True,
-                )
-            tokens = torch.zeros(len(batches), dtype=torch.int64, device=_device())
-            if self.layout.is_last_stage(self.rank):
-                tokens.copy_(torch.stack(chosen))
-            if self.layout.pipeline > 1:
-                torch.distributed.broadcast(
-                    tokens,
-                    parallel_state.get_pipeline_model_parallel_last_rank(),
-                    group=parallel_state.get_pipeline_model_parallel_group(),
-                )
-            for one, token in zip(open_ones, tokens.tolist(), strict=True):
-                answers[one].append(token)
-            open_ones = [one for one in open_ones if answers[one][-1] not in stop_ids]
-        return answers
+        return greedy(self.model, self.layout, self.rank, prompts, stop_ids, max_tokens)
 
     def logits(self, input_ids: Sequence[int]) -> np.ndarray:
         """Logits of one sequence, float32 [tokens, vocabulary]; without tensor or pipeline parallelism only."""
         assert self.layout.tensor == self.layout.pipeline == 1
         self.model.eval()
         with torch.no_grad():
-            out: np.ndarray = forward_packed(self.gpt, _single(input_ids), labels=False)[0].float().cpu().numpy()
+            out: np.ndarray = forward_packed(self.gpt, single(input_ids), labels=False)[0].float().cpu().numpy()
         return out
-
-    def _padded(self, micro_batches: Sequence[MicroBatch]) -> list[MicroBatch]:
-        multiple = self.layout.tensor if self.layout.sequence_parallel else 1
-        return [padded(batch, multiple) for batch in micro_batches]
 
     def _run(self, batches: Sequence[MicroBatch], *, forward_only: bool) -> list[Tensor]:
         """float64 [2, segments] of each micro-batch: loss sums and counts; none but on the last pipeline stage."""
@@ -239,29 +195,6 @@ class Trainer:
             return masked_sum(token_losses, batch)
 
         return forward_packed(model, batch, labels=True), loss
-
-    def _next_token_step(self, batches: Iterator[MicroBatch], model: Any) -> tuple[Tensor, Any]:
-        from megatron.core import parallel_state
-
-        batch = next(batches)
-        last = int(batch.cu_seqlens[1]) - 1
-
-        def most_likely(logits: Tensor, non_loss_data: bool) -> Tensor:
-            """int64, scalar: the token with the highest of all tensor ranks' logits; of equals, the lowest."""
-            best, token = logits[0, last].float().max(dim=-1)
-            if self.layout.tensor > 1:
-                group = parallel_state.get_tensor_model_parallel_group()
-                own = torch.stack([best.double(), (token + self._first_vocabulary_row(logits)).double()])
-                every = [torch.empty_like(own) for _ in range(self.layout.tensor)]
-                torch.distributed.all_gather(every, own, group=group)
-                table = torch.stack(every)
-                token = table[table[:, 0].argmax(), 1].long()
-            return token
-
-        return forward_packed(model, batch, labels=False), most_likely
-
-    def _first_vocabulary_row(self, logits: Tensor) -> int:
-        return self.rank % self.layout.tensor * logits.shape[-1]
 
     def _reduced(self, by_segment: list[Tensor], batches: Sequence[MicroBatch], num_sources: int) -> SourceSums:
         """The sums of all data ranks, on every rank."""
@@ -296,20 +229,6 @@ class Trainer:
         torch.distributed.all_gather_object(gathered, mine, group=group)
         wrong, every = ({row for of_rank in gathered for row in of_rank[which]} for which in (0, 1))
         return tuple(sorted(wrong or every))
-
-
-def _single(input_ids: Sequence[int]) -> MicroBatch:
-    """One sequence, of which nothing is trained."""
-    ids = np.asarray(input_ids, np.int64)
-    return MicroBatch(
-        input_ids=ids,
-        labels=np.zeros_like(ids),
-        position_ids=np.arange(len(ids), dtype=np.int64),
-        loss_mask=np.zeros(len(ids), np.float32),
-        cu_seqlens=np.array([0, len(ids)], np.int32),
-        source_ids=np.zeros(1, np.int32),
-        row_ids=np.full(1, DUMMY_ROW_ID, np.int64),
-    )
 
 
 def _device() -> str:

@@ -100,8 +100,8 @@ def test_the_estimate_is_what_ranks_hold(world: int) -> None:
 
 def saved(layout: Layout, rank: int, address: str, shapes: list[ModelShape], tokens: int) -> list[int]:
     """Bytes that autograd keeps of a forward pass beside the weights, without those of the output layer's end."""
-    from miles.train.model import build_model, forward_packed
-    from miles.train.step import _single, start_rank
+    from miles.train.model import build_model, forward_packed, single
+    from miles.train.step import start_rank
 
     start_rank(layout, rank, address, seed=7, timeout_minutes=2)
     sizes = []
@@ -118,7 +118,7 @@ def saved(layout: Layout, rank: int, address: str, shapes: list[ModelShape], tok
             return value
 
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
-            forward_packed(model, _single(list(range(tokens))), labels=True)
+            forward_packed(model, single(list(range(tokens))), labels=True)
         sizes.append(sum(size for place, size in storages.items() if place not in weights))
     return sizes
 

@@ -201,14 +201,15 @@ def test_what_is_to_be_recomputed_is(
 
 def test_padding_trains_nothing_and_stands_behind() -> None:
     _, (mine,) = batch(0, Layout(1), max_tokens=64)
+    layout = Layout(16, tensor=16, sequence_parallel=True)
     for one in mine:
-        made = padded(one, 16)
+        made = padded(one, layout)
         assert len(made.input_ids) % 16 == 0
         assert made.cu_seqlens[-1] == len(made.input_ids) == len(made.labels) == len(made.position_ids)
         assert made.loss_mask.sum() == one.loss_mask.sum()
         assert made.input_ids[: len(one.input_ids)].tolist() == one.input_ids.tolist()
         assert len(made.row_ids) == len(made.source_ids) == len(made.cu_seqlens) - 1
-    assert padded(mine[0], 1) is mine[0]
+    assert padded(mine[0], Layout(16, tensor=16)) is mine[0]
 
 
 def interrupted(layout: Layout, rank: int, address: str, folder: str, resume: bool) -> list[float]:
