@@ -20,6 +20,7 @@ from miles.data.feed import FIRST_BATCH, REJECTS
 from miles.data.stall import Stall
 from miles.data.tokenizer import load_tokenizer
 from miles.errors import SourceError
+from miles.train import skips
 from miles.train.evaluate import SAMPLES
 from miles.train.metrics import timing_of
 
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MAX_REJECTS = 50
+MAX_SKIPPED = 20
+_SKIPPED_ROWS = 3
 _EVALUATED: dict[str, Any] = {"linestyle": "--", "marker": "o", "markersize": 4}
 MAX_ANSWERS = 4
 
@@ -81,6 +84,7 @@ def write_report(folder: str, prepared: Sequence[str] = ()) -> tuple[str, str]:
         fed=fed,
         origin=origin,
         answers=_answers(folder),
+        skipped=_skipped(folder),
     )
     html_path, png_path = storage.join(folder, "report.html"), storage.join(folder, "loss.png")
     storage.write_text(html_path, page)
@@ -165,6 +169,21 @@ def _answers(folder: str) -> list[dict[str, Any]]:
     return [answer for answer in answers if answer["step"] == answers[-1]["step"]][:MAX_ANSWERS]
 
 
+def _skipped(folder: str) -> list[dict[str, str]]:
+    """The last steps that took no optimizer step since something was not finite, each with a few of its rows."""
+    path = storage.join(folder, skips.FILE)
+    if not storage.exists(path):
+        return []
+    shown = []
+    for line in storage.read_text(path).splitlines()[-MAX_SKIPPED:]:
+        entry = json.loads(line)
+        rows = [f"row {row['row']} of {row['file']}" for row in entry["rows"][:_SKIPPED_ROWS]]
+        if more := len(entry["rows"]) - len(rows):
+            rows.append(f"and {more} more")
+        shown.append({"step": str(entry["step"]), "reason": entry["reason"], "rows": "\n".join(rows)})
+    return shown
+
+
 def _first_batch(folder: str) -> dict[str, Any] | None:
     path = storage.join(folder, FIRST_BATCH)
     if not storage.exists(path):
@@ -176,9 +195,11 @@ def _first_batch(folder: str) -> dict[str, Any] | None:
 def chart(metrics: Sequence[Metrics], *, only_loss: bool = False) -> Figure:
     """Curves over the steps: loss, and unless `only_loss` loss by source, queue depth and tokens per second."""
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     steps = [line["step"] for line in metrics]
-    figure = Figure(figsize=(8, 4.2) if only_loss else (10, 6.4), layout="constrained")
+    layout = ConstrainedLayoutEngine(h_pad=0.1)  # inches; a title keeps its distance from the panel above
+    figure = Figure(figsize=(8, 4.2) if only_loss else (10, 6.4), layout=layout)
     axes = [figure.subplots()] if only_loss else list(figure.subplots(2, 2).flat)
     axes[0].plot(*_points(metrics, "sft/loss"), color="#2463eb", label="sft/loss")
     axes[0].set(title="sft/loss", ylim=(0, None))
@@ -187,14 +208,16 @@ def chart(metrics: Sequence[Metrics], *, only_loss: bool = False) -> Figure:
         axes[0].set(title="sft/loss and eval/loss")
         axes[0].legend(frameon=False)
     if not only_loss:
-        colors: dict[str, Any] = {}
+        by_source: dict[str, Any] = {}  # one entry of the legend each: with two, it covers the curves
         for kind, style in (("sft/loss/", {}), ("eval/loss/", _EVALUATED)):
             for key in sorted({key for line in metrics for key in line if key.startswith(kind)}):
                 name = key.removeprefix(kind)
-                (curve,) = axes[1].plot(*_points(metrics, key), **style, color=colors.get(name), label=key)
-                colors[name] = curve.get_color()
-        axes[1].set(title="loss by source", ylim=(0, None))
-        axes[1].legend(frameon=False)
+                color = by_source[name].get_color() if name in by_source else None
+                (curve,) = axes[1].plot(*_points(metrics, key), **style, color=color, label=key)
+                by_source.setdefault(name, curve)
+        is_evaluated = any(key.startswith("eval/loss/") for line in metrics for key in line)
+        axes[1].set(title="loss by source" + (" (dashed: eval/loss)" if is_evaluated else ""), ylim=(0, None))
+        axes[1].legend(by_source.values(), by_source, fontsize="small", framealpha=0.7, edgecolor="none")
         axes[2].step(steps, [line["data/prefetch_queue_depth"] for line in metrics], where="mid", color="#16a34a")
         axes[2].set(title="data/prefetch_queue_depth", ylim=(0, None))
         axes[3].plot(steps, [line["perf/tokens_per_second"] for line in metrics], color="#9333ea")

@@ -1,4 +1,4 @@
-"""What the report says of a run, from lines of metrics.jsonl: `null` where a number is not finite."""
+"""What the report says of a run, from metrics.jsonl (`null` where a number is not finite) and its other files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from miles.errors import SourceError
-from miles.report import chart, read_metrics, write_report
+from miles.report import MAX_ANSWERS, chart, read_metrics, write_report
+from miles.train import evaluate, skips
 
 
 def line(step: int, loss: float | None, **more: float | None) -> dict[str, Any]:
@@ -56,7 +57,7 @@ def test_the_numbers_on_top(tmp_path: Path) -> None:
     assert "<b>2.000</b><span>loss, first step</span>" in plain
     assert "<b>1.250</b><span>loss, last step</span>" in plain
     assert "<b>750</b><span>tokens per second</span>" in plain, "9,000 tokens in 3 + 4 + 5 s, after the first step"
-    for absent in ("evaluation</span>", "MFU", "skipped"):
+    for absent in ("evaluation</span>", "MFU</span>", "skipped steps</span>"):
         assert absent not in plain
 
     evaluated = page_of(tmp_path, EVALUATED)
@@ -88,3 +89,50 @@ def test_a_folder_without_a_run_is_named(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text("")
     with pytest.raises(SourceError, match="no step was trained yet"):
         read_metrics(str(tmp_path))
+
+
+def write_lines(path: Path, lines: list[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def answer(step: int, row: int, said: str, *, ended: bool = True) -> dict[str, Any]:
+    where = {"step": step, "source": "chat", "file": "chat.jsonl", "row": row}
+    return {**where, "prompt": "2 + 2?", "answer": said, "expected": "four", "ended": ended}
+
+
+def test_skipped_steps_are_named_with_their_rows(tmp_path: Path) -> None:
+    assert "Skipped steps</h2>" not in page_of(tmp_path, PLAIN)
+    rows = [{"source": "chat", "file": "chat.jsonl", "row": row} for row in range(10, 15)]
+    write_lines(
+        tmp_path / skips.FILE,
+        [
+            {"step": 2, "reason": "the loss is not finite", "rows": rows[:1]},
+            {"step": 3, "reason": "the gradient is not finite", "rows": rows},
+        ],
+    )
+    page = page_of(tmp_path, EVALUATED)
+    assert '<td>2</td><td>the loss is not finite</td><td class="text">row 10 of chat.jsonl</td>' in page
+    named = "\n".join(f"row {row} of chat.jsonl" for row in (10, 11, 12))
+    assert f'<td>3</td><td>the gradient is not finite</td><td class="text">{named}\nand 2 more</td>' in page
+
+
+def test_the_last_evaluations_answers_are_shown_and_escaped(tmp_path: Path) -> None:
+    assert "What it answers" not in page_of(tmp_path, PLAIN)
+    later = [answer(4, row, f"<b>four</b> {row}", ended=row > 0) for row in range(MAX_ANSWERS + 1)]
+    write_lines(tmp_path / evaluate.SAMPLES, [answer(2, 0, "an older one"), *later])
+    page = page_of(tmp_path, EVALUATED)
+    assert "What it answers after step 4" in page
+    assert "an older one" not in page
+    assert page.count('<table class="answer">') == MAX_ANSWERS
+    assert "&lt;b&gt;four&lt;/b&gt; 0 …</div>" in page, "cut before its end"
+    assert "&lt;b&gt;four&lt;/b&gt; 1</div>" in page
+
+
+def test_the_legend_names_a_source_once() -> None:
+    """`code` is in evaluations alone."""
+    panel = chart(EVALUATED).axes[1]
+    legend = panel.get_legend()
+    assert legend is not None
+    assert [text.get_text() for text in legend.get_texts()] == ["chat", "code"]
+    assert panel.get_title() == "loss by source (dashed: eval/loss)"
+    assert chart(PLAIN).axes[1].get_title() == "loss by source"

@@ -158,7 +158,13 @@ class _Wandb:
                 mode=mode,  # type: ignore[arg-type]
                 config=_redacted(settings),
                 settings=wandb.Settings(
-                    console="off", silent=True, disable_code=True, disable_git=True, save_code=False
+                    console="off",
+                    silent=True,
+                    disable_code=True,
+                    disable_git=True,
+                    save_code=False,
+                    # It holds the command line as it was typed, and a URL there may have a password; seen in 0.31.
+                    x_disable_meta=True,
                 ),
             )
         except (wandb.Error, ValueError) as error:  # ValueError: of a setting, such as a WANDB_MODE that is none

@@ -58,6 +58,8 @@ def train(config: TrainConfig, console: Console | None = None) -> RunSummary:
     shape = ModelShape.from_hf_folder(config.hf_checkpoint)
     layout = config.cluster.layout
     layout.require_fits(shape)
+    if config.save_hf:
+        storage.filesystem(config.save_hf)  # a URL that is refused shall not be so after the last step only
     found, resuming = find_start(config)
     state = found.extra if resuming and found.extra else {}
     cursor = Cursor.from_json(json.dumps(state["cursor"]), found.url) if state else None

@@ -17,7 +17,7 @@ from miles.convert.hf_to_megatron import hf_to_megatron
 from miles.data.config import DataConfig, PackConfig
 from miles.data.evaluation import eval_config
 from miles.demo.model import build_model
-from miles.errors import DivergedError
+from miles.errors import DivergedError, SourceError
 from miles.report import write_report
 from miles.train import loop
 from miles.train.actor import TrainerActor
@@ -167,6 +167,13 @@ def test_steps_that_are_not_finite_are_skipped_named_and_end_the_run(folder: Pat
     lines = metrics_of(tmp_path / "run")
     assert [line["sft/skipped_steps"] for line in lines] == [*[0] * first, 1, 2]
     assert lines[-1]["sft/skipped"] == skipped[1]["reason"]
+
+
+def test_a_place_for_the_export_that_is_refused_is_so_before_training(folder: Path, tmp_path: Path) -> None:
+    config = config_in(folder, tmp_path / "run", save_hf="s3://key:secret@bucket/export")
+    with pytest.raises(SourceError, match="the URL holds a password"):
+        train(config, console()[0])
+    assert not (tmp_path / "run").exists()
 
 
 class SlowActor(TrainerActor):

@@ -7,15 +7,18 @@ import json
 import math
 import os
 import re
+import secrets
 import struct
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from miles import storage
 from miles.data.config import DataConfig, EncodeConfig, OrderConfig, SourceConfig
 from miles.errors import ConfigError
 from miles.train.config import LoggingConfig, TrainConfig
@@ -47,6 +50,26 @@ def test_a_run_that_goes_on_drops_what_comes_again(tmp_path: Path) -> None:
     log_steps(LoggingConfig(), tmp_path, 2, 6)
     assert [entry["step"] for entry in lines_of(tmp_path)] == list(range(6))
     assert lines_of(tmp_path)[3] == {**line(3), "sft/loss": None}
+
+
+def test_a_remote_file_is_written_at_each_checkpoint() -> None:
+    url = f"memory://{secrets.token_hex(4)}"
+
+    def steps() -> list[int]:
+        return [json.loads(text)["step"] for text in storage.read_text(storage.join(url, FILE)).splitlines()]
+
+    log = MetricsLog(url, 0, [])
+    for step in range(3):
+        log.write(line(step))
+        assert steps() == []
+    log.flush()
+    assert steps() == [0, 1, 2]
+    log.write(line(3))
+    log.close()
+    assert steps() == [0, 1, 2, 3]
+    with MetricsLog(url, 2, []) as log:
+        log.write(line(2))
+    assert steps() == [0, 1, 2]
 
 
 def test_tensorboard_shows_each_step_once(tmp_path: Path) -> None:
@@ -116,7 +139,7 @@ LOG = "from tests.train.test_loggers import main; main()"
 
 
 def main() -> None:
-    folder, mode, first, last, breaks = sys.argv[1:]
+    folder, mode, first, last, breaks, _ = sys.argv[1:]
     config = LoggingConfig(use_wandb=True, wandb_mode=mode, wandb_project="miles-tests")
     log_steps(config, Path(folder), int(first), int(last), breaks=breaks == "breaks")
 
@@ -124,10 +147,10 @@ def main() -> None:
 def log_in_a_process(
     folder: Path, mode: str, first: int, last: int, end: str, **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    """Without a login, a home, or a terminal to ask on; with `environment`."""
+    """Without a login, a home, or a terminal to ask on; with `environment`, and a password on the command line."""
     inherited = {key: value for key, value in os.environ.items() if not key.startswith("WANDB") and key != "NETRC"}
     return subprocess.run(
-        [sys.executable, "-c", LOG, str(folder), mode, str(first), str(last), end],
+        [sys.executable, "-c", LOG, str(folder), mode, str(first), str(last), end, "s3://key:secret@bucket/export"],
         cwd=Path(__file__).parents[2],
         env={**inherited, "HOME": str(folder / "home"), **environment},
         stdin=subprocess.DEVNULL,
@@ -194,6 +217,21 @@ def test_weights_and_biases_without_a_login_or_an_answer_is_refused(tmp_path: Pa
 def test_a_remote_folder_is_no_place_for_what_is_written_bit_by_bit(config: LoggingConfig, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         open_boards(config, "memory://run", 0, {})
+
+
+def test_weights_and_biases_of_a_remote_folder_leaves_only_the_id_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    url = f"memory://{secrets.token_hex(4)}"
+    config = LoggingConfig(use_wandb=True, wandb_mode="disabled")
+    with MetricsLog(url, 0, open_boards(config, url, 0, {})) as log:
+        log.write(line(0))
+        assert len(list(tmp_path.glob("miles-wandb-*"))) == 1
+        run_id = storage.read_text(storage.join(url, WANDB_ID))
+    assert not list(tmp_path.glob("miles-wandb-*"))
+    with MetricsLog(url, 1, open_boards(config, url, 1, {})):
+        assert storage.read_text(storage.join(url, WANDB_ID)) == run_id
 
 
 @pytest.mark.parametrize(("name", "extra"), [("torch.utils.tensorboard", "tensorboard"), ("wandb", "wandb")])
