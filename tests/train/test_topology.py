@@ -88,13 +88,17 @@ def test_the_meeting_point_is_on_one_address_only() -> None:
     from miles.train import topology
     from miles.train.step import start_rank
 
+    def listening() -> set[tuple[str, int]]:
+        connections = psutil.Process().net_connections("tcp")
+        return {tuple(one.laddr) for one in connections if one.status == psutil.CONN_LISTEN}
+
+    before = listening()
     listener = socket.create_server(("127.0.0.1", 0))
     port = listener.getsockname()[1]
     start_rank(Layout(1), 0, f"tcp://127.0.0.1:{port}", 1, 1.0, listener)
     try:
-        connections = psutil.Process().net_connections("tcp")
-        open_ones = [one.laddr for one in connections if one.status == psutil.CONN_LISTEN]
-        assert port in [address.port for address in open_ones]
-        assert {address.ip for address in open_ones} == {"127.0.0.1"}
+        opened = listening() - before
+        assert port in [port for _, port in opened]
+        assert {address for address, _ in opened} == {"127.0.0.1"}
     finally:
         topology.shutdown()
