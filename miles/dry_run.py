@@ -226,9 +226,10 @@ def _span(numbers: Iterator[int]) -> str:
 
 def _memory_table(memory: Sequence[StageMemory]) -> Table:
     table = Table(box=None, padding=(0, 1), pad_edge=False)
-    columns = ("weights", "gradients", "optimizer", "activations", "logits", "total")
-    for name in ("stage", "layers", "parameters", *columns):
-        table.add_column(name, justify="right", header_style="dim", no_wrap=True)
+    columns = {"weights": "weights", "gradients": "grads", "optimizer": "optimizer", "activations": "activ."}
+    columns |= {"logits": "logits", "total": "total"}
+    for title in ("stage", "layers", "parameters", *columns.values()):  # within 80 characters
+        table.add_column(title, justify="right", header_style="dim", no_wrap=True)
     shown = memory if len(memory) <= 4 else (*memory[:2], *memory[-2:])
     for stage in shown:
         sizes = [f"{getattr(stage, name) / 2**30:.2f}" for name in columns]
