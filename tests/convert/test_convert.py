@@ -18,7 +18,7 @@ from miles.convert.megatron_to_hf import megatron_to_hf
 from miles.errors import CheckpointError
 from miles.train.topology import Layout
 from tests.models import make_hf
-from tests.train.ranks import SETTINGS, run_ranks
+from tests.train.ranks import SETTINGS, run_ranks, start
 
 FAMILIES = [
     ("qwen3", True),
@@ -52,15 +52,15 @@ def test_there_and_back_every_tensor_is_bit_identical(
 
 
 def megatron_logits(
-    layout: Layout, rank: int, address: str, models: list[tuple[str, str]], ids: list[int]
+    layout: Layout, rank: int, meeting: Path, models: list[tuple[str, str]], ids: list[int]
 ) -> list[np.ndarray]:
     """The converted checkpoints in real GPTModels, one after the other."""
     from megatron.core.dist_checkpointing import load_tensors_metadata
 
     from miles.train import checkpoint
-    from miles.train.step import Trainer, start_rank
+    from miles.train.step import Trainer
 
-    start_rank(layout, rank, address, seed=0, timeout_minutes=2)
+    start(layout, rank, meeting)
     logits = []
     for hf, load in models:
         trainer = Trainer(ModelShape.from_hf_folder(hf), layout, rank, SETTINGS, 10, 1, bf16=False)

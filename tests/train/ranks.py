@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import multiprocessing
 import os
 import pickle
-import random
 import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -60,28 +59,40 @@ def batch(
     return report, ranks
 
 
-def make_trainer(layout: Layout, rank: int, address: str) -> Any:
-    from miles.train.step import Trainer, start_rank
+def make_trainer(layout: Layout, rank: int, meeting: Path) -> Any:
+    from miles.train.step import Trainer
 
-    start_rank(layout, rank, address, seed=7, timeout_minutes=2)
+    start(layout, rank, meeting)
     return Trainer(SHAPE, layout, rank, SETTINGS, NUM_STEPS, NUM_SOURCES, bf16=False)
 
 
-def free_address() -> str:
-    """A port that nothing takes by itself meanwhile: below those that the system gives to outgoing connections."""
-    while True:
-        with contextlib.suppress(OSError), socket.socket() as probe:
-            probe.bind(("127.0.0.1", random.randrange(20_000, 32_000)))
-            return f"tcp://127.0.0.1:{probe.getsockname()[1]}"
+def start(layout: Layout, rank: int, meeting: Path, seed: int = 7) -> None:
+    """Joins the group of the ranks that name the same file. Rank 0 listens at a port that the system chooses and
+    writes its address there: a port chosen beforehand may be taken by then."""
+    from miles.train.step import start_rank
+
+    listener = None
+    if rank == 0:
+        listener = socket.create_server(("127.0.0.1", 0))
+        draft = meeting.with_suffix(".draft")
+        draft.write_text(f"tcp://127.0.0.1:{listener.getsockname()[1]}")
+        draft.rename(meeting)
+    deadline = time.monotonic() + 120
+    while not meeting.exists():
+        assert time.monotonic() < deadline, f"rank 0 wrote no {meeting}"
+        time.sleep(0.02)
+    start_rank(layout, rank, meeting.read_text(), seed=seed, timeout_minutes=2, listener=listener)
 
 
 def run_ranks(function: Callable[..., Any], layout: Layout, *arguments: Any) -> list[Any]:
-    """`function(layout, rank, address, *arguments)` in a process a rank; the results, by rank."""
+    """`function(layout, rank, meeting, *arguments)` in a process a rank; the results, by rank.
+
+    `meeting` is a file in an empty folder of this call's own.
+    """
     with tempfile.TemporaryDirectory() as folder:
-        address = free_address()
         processes = []
         for rank in range(layout.world_size):
-            job = (function.__module__, function.__qualname__, layout, rank, address, arguments)
+            job = (function.__module__, function.__qualname__, layout, rank, arguments)
             Path(folder, f"{rank}.job").write_bytes(pickle.dumps(job))
             processes.append(
                 subprocess.Popen(
@@ -90,7 +101,11 @@ def run_ranks(function: Callable[..., Any], layout: Layout, *arguments: Any) -> 
                     cwd=Path(__file__).parents[2],
                 )
             )
-        codes = [process.wait(timeout=240) for process in processes]
+        try:
+            codes = [process.wait(timeout=240) for process in processes]
+        finally:
+            for process in processes:
+                process.kill()
         assert codes == [0] * layout.world_size, f"exit codes of the ranks: {codes}"
         return [pickle.loads(Path(folder, f"{rank}.result").read_bytes()) for rank in range(layout.world_size)]
 
@@ -98,8 +113,8 @@ def run_ranks(function: Callable[..., Any], layout: Layout, *arguments: Any) -> 
 def _main(folder: str, rank: str) -> None:
     import importlib
 
-    module, name, layout, number, address, arguments = pickle.loads(Path(folder, f"{rank}.job").read_bytes())
-    result = getattr(importlib.import_module(module), name)(layout, number, address, *arguments)
+    module, name, layout, number, arguments = pickle.loads(Path(folder, f"{rank}.job").read_bytes())
+    result = getattr(importlib.import_module(module), name)(layout, number, Path(folder, "meeting"), *arguments)
     Path(folder, f"{rank}.result").write_bytes(pickle.dumps(result))
     # torch 2.13: gloo's threads, still running where Python ends, now and then abort the process (`terminate called
     # without an active exception`). The result is there; the rank leaves without that.

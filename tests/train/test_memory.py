@@ -16,7 +16,7 @@ from miles.train import topology
 from miles.train.config import KEEP_ALL, RecomputeConfig
 from miles.train.memory import active_parameters, estimate, total_parameters
 from miles.train.topology import Layout
-from tests.train.ranks import SETTINGS, batch, free_address, run_ranks
+from tests.train.ranks import SETTINGS, batch, run_ranks, start
 
 DENSE = ModelShape("qwen3", 4, 64, 160, 4, 2, 16, 512, 256, 1e6, 1e-6, True, True, False)
 UNTIED = replace(DENSE, model_type="qwen2", tied_embeddings=False, qk_layernorm=False, add_qkv_bias=True)
@@ -41,17 +41,17 @@ EXPERT_LAYOUTS = {
     4: [Layout(4, tensor=2, sequence_parallel=True, expert=2), Layout(4, pipeline=2, expert=2), Layout(4, expert=2)],
 }
 
-Job = tuple[ModelShape, Layout, bool, str]
-"""Model, layout, bfloat16 or not, and where its ranks meet."""
+Job = tuple[ModelShape, Layout, bool]
+"""Model, layout, bfloat16 or not."""
 
 
-def held(layout: Layout, rank: int, address: str, jobs: list[Job]) -> list[dict[str, int]]:
+def held(layout: Layout, rank: int, meeting: Path, jobs: list[Job]) -> list[dict[str, int]]:
     """Bytes of weights, gradients and optimizer state after a step, of one layout after the other."""
-    from miles.train.step import Trainer, start_rank
+    from miles.train.step import Trainer
 
     counted = []
-    for shape, of_job, bf16, meeting in jobs:
-        start_rank(of_job, rank, meeting, seed=7, timeout_minutes=2)
+    for number, (shape, of_job, bf16) in enumerate(jobs):
+        start(of_job, rank, meeting.with_name(f"meeting-{number}"))
         trainer = Trainer(shape, of_job, rank, SETTINGS, 10, 2, bf16=bf16)
         report, micro_batches = batch(0, of_job)
         trainer.train_step(report, micro_batches[of_job.data_rank(rank)])
@@ -81,11 +81,11 @@ def held(layout: Layout, rank: int, address: str, jobs: list[Job]) -> list[dict[
 def test_the_estimate_is_what_ranks_hold(world: int) -> None:
     jobs: list[Job] = []
     for shapes, layouts in (((DENSE, UNTIED), LAYOUTS[world]), ((EXPERTS,), EXPERT_LAYOUTS[world])):
-        jobs += [(shape, layout, False, free_address()) for shape in shapes for layout in layouts]
-    jobs += [(UNTIED, layout, True, free_address()) for layout in LAYOUTS[world][:2]]
-    jobs.append((EXPERTS, EXPERT_LAYOUTS[world][0], True, free_address()))
+        jobs += [(shape, layout, False) for shape in shapes for layout in layouts]
+    jobs += [(UNTIED, layout, True) for layout in LAYOUTS[world][:2]]
+    jobs.append((EXPERTS, EXPERT_LAYOUTS[world][0], True))
     by_rank = run_ranks(held, Layout(world), jobs)
-    for number, (shape, layout, bf16, _) in enumerate(jobs):
+    for number, (shape, layout, bf16) in enumerate(jobs):
         stages = estimate(shape, layout, bf16=bf16, max_tokens_per_gpu=64, recompute=KEEP_ALL)
         for counted in (of_rank[number] for of_rank in by_rank):
             stage = stages[counted["stage"]]
@@ -98,12 +98,11 @@ def test_the_estimate_is_what_ranks_hold(world: int) -> None:
             assert stage.weights + stage.optimizer == pytest.approx(together, rel=0.1), where
 
 
-def saved(layout: Layout, rank: int, address: str, shapes: list[ModelShape], tokens: int) -> list[int]:
+def saved(layout: Layout, rank: int, meeting: Path, shapes: list[ModelShape], tokens: int) -> list[int]:
     """Bytes that autograd keeps of a forward pass beside the weights, without those of the output layer's end."""
     from miles.train.model import build_model, forward_packed, single
-    from miles.train.step import start_rank
 
-    start_rank(layout, rank, address, seed=7, timeout_minutes=2)
+    start(layout, rank, meeting)
     sizes = []
     for shape in shapes:
         model = build_model(shape, layout, bf16=False, recompute=KEEP_ALL)

@@ -14,14 +14,14 @@ from miles.train.config import KEEP_ALL, RecomputeConfig
 from miles.train.loss import masked_sum, rows_not_finite
 from miles.train.model import padded
 from miles.train.topology import Layout
-from tests.train.ranks import NUM_SOURCES, NUM_STEPS, SETTINGS, SHAPE, batch, free_address, make_trainer, run_ranks
+from tests.train.ranks import NUM_SOURCES, NUM_STEPS, SETTINGS, SHAPE, batch, make_trainer, run_ranks
 
 
 @pytest.fixture(scope="module")
-def trainer() -> Any:
+def trainer(tmp_path_factory: pytest.TempPathFactory) -> Any:
     from miles.train import topology
 
-    yield make_trainer(Layout(1), 0, free_address())
+    yield make_trainer(Layout(1), 0, tmp_path_factory.mktemp("ranks") / "meeting")
     topology.shutdown()
 
 
@@ -127,11 +127,11 @@ def test_a_loss_that_is_not_trained_may_be_nan() -> None:
     assert losses.grad[0].tolist() == mine[0].loss_mask.tolist()
 
 
-def broken(layout: Layout, rank: int, address: str, what: str) -> tuple[Any, ...]:
+def broken(layout: Layout, rank: int, meeting: Path, what: str) -> tuple[Any, ...]:
     """A step that goes wrong: in the loss of the rows that hold a token, or in the gradient alone; then a good one."""
     from miles.train.step import Trainer
 
-    trainer: Trainer = make_trainer(layout, rank, address)
+    trainer: Trainer = make_trainer(layout, rank, meeting)
     report, ranks = batch(0, layout, max_tokens=64)
     mine = ranks[layout.data_rank(rank)]
     before = [parameter.detach().clone() for parameter in trainer.gpt.parameters()]
@@ -212,11 +212,11 @@ def test_padding_trains_nothing_and_stands_behind() -> None:
     assert padded(mine[0], Layout(16, tensor=16)) is mine[0]
 
 
-def interrupted(layout: Layout, rank: int, address: str, folder: str, resume: bool) -> list[float]:
+def interrupted(layout: Layout, rank: int, meeting: Path, folder: str, resume: bool) -> list[float]:
     """Steps 0..4 with a checkpoint after 2; or steps 2..4 from it."""
     from miles.train import checkpoint
 
-    trainer = make_trainer(layout, rank, address)
+    trainer = make_trainer(layout, rank, meeting)
     first = 0
     if resume:
         found = checkpoint.find(folder)
