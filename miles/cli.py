@@ -117,10 +117,14 @@ def _train(words: Sequence[str], console: Console) -> None:
     from miles.train.loop import train
 
     summary = train(config, console)
+    if not summary.num_steps:
+        return
     console.print(
         f"  {summary.num_steps} steps, loss {summary.first_loss:.4f} -> {summary.last_loss:.4f}, "
         f"{summary.tokens_seen:,} trained tokens; checkpoint {summary.checkpoint}"
     )
+    if not summary.is_finished:
+        console.print(f"  stopped by SIGTERM; the same command goes on at step {summary.next_step}")
 
 
 def _demo(flags: argparse.Namespace, console: Console) -> None:

@@ -35,5 +35,9 @@ class ClusterError(MilesError):
     """A Ray cluster that cannot hold the run, or lost a part of it."""
 
 
+class NoRoomError(ClusterError):
+    """A Ray cluster that cannot hold the run as it is asked for: starting again does not help."""
+
+
 class DivergedError(MilesError):
     """Training whose loss or gradient is not finite, step after step."""

@@ -306,8 +306,8 @@ def copy_file(url: str, target: Path) -> None:
         shutil.copyfileobj(RangeFile(url), copy, _COPY_BYTES)
 
 
-def upload_folder(folder: Path, url: str, last: str) -> None:
-    """Copies a local folder to a remote URL; the file `last`, which says that it is complete, goes last."""
+def upload_folder(folder: Path, url: str, last: str = "") -> None:
+    """Copies a local folder to a remote URL; the file `last`, where one says that it is complete, goes last."""
     fs, path = filesystem(url)
     files: list[Any] = sorted(file for file in folder.rglob("*") if file.is_file())
     for file in sorted(files, key=lambda file: str(file.relative_to(folder)) == last):

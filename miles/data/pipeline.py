@@ -25,7 +25,7 @@ from miles.data import stages
 from miles.data.config import DataConfig, EncodeConfig, PackConfig, RowFormat
 from miles.data.manifest import Manifest
 from miles.data.plan import Plan, WindowRef
-from miles.errors import ClusterError, MilesError
+from miles.errors import ClusterError, MilesError, NoRoomError
 from miles.redact import redact
 
 Gate = Callable[[int], None]
@@ -122,11 +122,11 @@ def require_loader_cpus(config: DataConfig) -> None:
     """Refuses a cluster too small for the loader: Ray Data would wait for its CPUs for ever, and say nothing.
 
     Raises:
-        ClusterError: what there is, and what is needed.
+        NoRoomError: what there is, and what is needed.
     """
     cpus = ray.cluster_resources().get("CPU", 0)
     if cpus < config.stream.loader_cpus:
-        raise ClusterError(f"Ray has {cpus:g} CPUs; --loader-cpus {config.stream.loader_cpus} needs as many or more")
+        raise NoRoomError(f"Ray has {cpus:g} CPUs; --loader-cpus {config.stream.loader_cpus} needs as many or more")
 
 
 def warm_up(config: DataConfig) -> None:

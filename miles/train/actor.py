@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 
+from miles import storage
 from miles.architecture import ModelShape
 from miles.data import evaluation
 from miles.data.feed import StepIterator
@@ -19,6 +20,7 @@ from miles.train.topology import Layout
 if TYPE_CHECKING:
     import numpy as np
 
+    from miles.train.saver import Saver
     from miles.train.step import StepResult
 
 
@@ -29,6 +31,7 @@ class TrainerActor:
         os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
         self.rank = rank
         self.trainer: Any = None
+        self.saver: Saver
 
     def listen(self) -> str:
         """Rank 0: where the others meet it, on the address of this node that Ray uses, and on no other."""
@@ -52,13 +55,16 @@ class TrainerActor:
         Returns:
             the GPU's name; None on a CPU.
         """
-        from miles.train.step import Trainer, device_name, start_rank
+        from miles.train.saver import Saver
+        from miles.train.step import Trainer, be_deterministic, device_name, start_rank
 
         if self.trainer is not None:
             self.trainer = None
             topology.shutdown()
         listener = self._listener if self.rank == 0 else None
         self.layout = layout
+        if config.deterministic:
+            be_deterministic()
         start_rank(layout, self.rank, address, config.seed, config.cluster.timeout_minutes, listener)
         self.trainer = Trainer(
             shape,
@@ -71,6 +77,7 @@ class TrainerActor:
             recompute=config.recompute,
         )
         checkpoint.load(self.trainer, found, model_only=model_only)
+        self.saver = Saver(self.trainer)
         return device_name()
 
     def attach(self, feed_handle: Any, first_step: int, num_steps: int) -> None:
@@ -91,8 +98,23 @@ class TrainerActor:
         """The most likely continuations (`Trainer.generate`)."""
         return self.trainer.generate(prompts, stop_ids, max_tokens)
 
-    def save(self, url: str, iteration: int, extra: dict[str, Any]) -> str:
-        return checkpoint.save(self.trainer, url, iteration, extra)
+    def sees(self, url: str) -> tuple[str, bool]:
+        """Not collective: this machine's name, and whether a file is there."""
+        return socket.gethostname(), storage.exists(url)
+
+    def begin_save(self, url: str, iteration: int, extra: dict[str, Any]) -> str:
+        return self.saver.begin(url, iteration, extra)
+
+    def save_stage(self) -> str:
+        """Not collective."""
+        return self.saver.stage()
+
+    def seal_save(self) -> str:
+        return self.saver.seal()
+
+    def end_uploads(self) -> str:
+        """Not collective."""
+        return self.saver.end_uploads()
 
     def logits(self, input_ids: list[int]) -> np.ndarray:
         """Not collective: a single rank's model, without tensor or pipeline parallelism."""

@@ -120,6 +120,9 @@ def parse(words: Sequence[str]) -> TrainConfig:
         keep_last=flags.keep_last,
         keep_best=flags.keep_best,
         max_skipped_steps=flags.max_skipped_steps,
+        max_restarts=flags.max_restarts,
+        on_save_error=flags.on_save_error,
+        deterministic=flags.deterministic_mode,
         output_dir=flags.output_dir,
         num_rollout=flags.num_rollout,
         optimizer=OptimizerSettings(

@@ -1,10 +1,8 @@
-"""Saving and loading in Megatron's `torch_dist` layout.
+"""Checkpoints in Megatron's `torch_dist` layout: finding, loading, naming and removing them (`saver.py` writes them).
 
-    SAVE/iter_0000100/                        the distributed checkpoint (model, optimizer, schedule, args)
-    SAVE/iter_0000100/miles.json              the data cursor and the position in metrics.jsonl
-    SAVE/latest_checkpointed_iteration.txt    "100": written last; what it does not name is not complete
-
-A remote SAVE is staged on the local disk of rank 0's node and uploaded, the tracker last.
+SAVE/iter_0000100/                        the distributed checkpoint (model, optimizer, schedule, args)
+SAVE/iter_0000100/miles.json              the data cursor and the position in metrics.jsonl
+SAVE/latest_checkpointed_iteration.txt    "100": written last; what it does not name is not complete
 """
 
 from __future__ import annotations
@@ -13,7 +11,7 @@ import argparse
 import json
 import re
 import shutil
-import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,6 +25,8 @@ from miles.train.step import Trainer
 
 TRACKER = "latest_checkpointed_iteration.txt"
 EXTRA = "miles.json"
+SAVING = ".saving-"
+"""What the name of a folder begins with that is no checkpoint yet, or never became one."""
 _ITERATION = re.compile(r"iter_\d{7,}")
 _OPTIMIZER_FORMAT = {"distrib_optim_sharding_type": "fully_reshardable"}
 
@@ -49,19 +49,27 @@ def find(url: str) -> Found | None:
     Raises:
         CheckpointError: the tracker names what is not there, or is not a tracker.
     """
+    named = _named(url)
+    if named is None:
+        return None
+    name, iteration = named
+    folder, tracker = storage.join(url, name), storage.join(url, TRACKER)
+    if not storage.exists(storage.join(folder, "metadata.json")):
+        raise CheckpointError(f"{tracker} names {folder}, which is not there or not a torch_dist checkpoint")
+    extra = storage.join(folder, EXTRA)
+    content = json.loads(storage.read_text(extra)) if storage.exists(extra) else None
+    return Found(folder, iteration, content)
+
+
+def _named(url: str) -> tuple[str, int] | None:
+    """The folder that the tracker names, and its iteration; None where there is no tracker."""
     tracker = storage.join(url, TRACKER)
     if not storage.exists(tracker):
         return None
     word = storage.read_text(tracker).strip()
     if word != "release" and not word.isdigit():
         raise CheckpointError(f"{tracker}: expected an iteration or 'release', found {word[:40]!r}")
-    iteration = 0 if word == "release" else int(word)
-    folder = storage.join(url, "release" if word == "release" else f"iter_{iteration:07d}")
-    if not storage.exists(storage.join(folder, "metadata.json")):
-        raise CheckpointError(f"{tracker} names {folder}, which is not there or not a torch_dist checkpoint")
-    extra = storage.join(folder, EXTRA)
-    content = json.loads(storage.read_text(extra)) if storage.exists(extra) else None
-    return Found(folder, iteration, content)
+    return ("release", 0) if word == "release" else (folder_name(int(word)), int(word))
 
 
 def load(trainer: Trainer, found: Found, *, model_only: bool) -> None:
@@ -97,25 +105,19 @@ def load(trainer: Trainer, found: Found, *, model_only: bool) -> None:
         trainer.scheduler.load_state_dict(loaded["opt_param_scheduler"])
 
 
-def save(trainer: Trainer, url: str, iteration: int, extra: dict[str, Any], *, model_only: bool = False) -> str:
-    """Writes a checkpoint; collective over all ranks. Returns its folder.
+def folder_name(iteration: int) -> str:
+    return f"iter_{iteration:07d}"
 
-    Args:
-        extra: JSON for `miles.json`, written by rank 0.
-        model_only: leave out the optimizer, which has no state before its first step.
-    """
-    from megatron.core import dist_checkpointing
 
-    name = f"iter_{iteration:07d}"
-    local = storage.is_local(url)
-    names: list[str | None] = [None]
-    if trainer.rank == 0:
-        root = Path(storage.filesystem(url)[1]) if local else Path(tempfile.mkdtemp(prefix="miles-save-"))
-        shutil.rmtree(root / name, ignore_errors=True)  # what an interrupted save left there
-        (root / name).mkdir(parents=True)
-        names = [str(root)]
-    torch.distributed.broadcast_object_list(names, src=0)
-    root = Path(str(names[0]))
+def publish(url: str, iteration: int) -> None:
+    """Names a checkpoint, all files of which are there, in the tracker."""
+    storage.write_text(storage.join(url, TRACKER), str(iteration))
+
+
+def state_to_save(
+    trainer: Trainer, iteration: int, extra: Mapping[str, Any], *, model_only: bool = False
+) -> dict[str, Any]:
+    """What Megatron's `dist_checkpointing` is given: sharded tensors, and the common part as Megatron-LM has it."""
     state = _state(trainer, loading=False, model_only=model_only)
     state["args"] = argparse.Namespace(
         **trainer.shape.megatron_args(),
@@ -134,15 +136,19 @@ def save(trainer: Trainer, url: str, iteration: int, extra: dict[str, Any], *, m
     state["checkpoint_version"] = 3.0
     state["iteration"] = iteration
     state["num_floating_point_operations_so_far"] = 0
-    dist_checkpointing.save(state, str(root / name))
-    if trainer.rank == 0:
-        storage.write_text(str(root / name / EXTRA), json.dumps(extra, indent=1, sort_keys=True))
-        storage.write_text(str(root / TRACKER), str(iteration))
-        if not local:
-            storage.upload_folder(root, url, last=TRACKER)
-            shutil.rmtree(root)
-    torch.distributed.barrier()
-    return storage.join(url, name)
+    return state
+
+
+def num_local_bytes(state: Mapping[str, Any]) -> int:
+    """Bytes of tensors that this rank writes of a state: those of which it holds the main copy."""
+    from megatron.core.dist_checkpointing.dict_utils import nested_values
+    from megatron.core.dist_checkpointing.mapping import is_main_replica
+
+    return sum(
+        value.data.nbytes
+        for value in nested_values(state)
+        if torch.is_tensor(getattr(value, "data", None)) and is_main_replica(getattr(value, "replica_id", 0))
+    )
 
 
 def remove_old(url: str, keep_last: int | None, keep_best: int | None) -> list[str]:
@@ -159,7 +165,10 @@ def remove_old(url: str, keep_last: int | None, keep_best: int | None) -> list[s
         return []
     fs, root = storage.filesystem(url)
     fs.invalidate_cache(root)  # the newest was written by another process
-    folders = sorted(path for path in fs.ls(root, detail=False) if _ITERATION.fullmatch(path.rsplit("/", 1)[-1]))
+    newest, _ = _named(url) or ("", 0)
+    names = [path.rsplit("/", 1)[-1] for path in fs.ls(root, detail=False)]
+    # Beyond the newest: of a run from which somebody went back to an earlier one. Not ours to remove.
+    folders = [f"{root}/{name}" for name in sorted(names) if _ITERATION.fullmatch(name) and name <= newest]
     losses: dict[str, float] = {}
     for path in folders if keep_best else []:
         if fs.exists(f"{path}/{EXTRA}"):
@@ -170,6 +179,17 @@ def remove_old(url: str, keep_last: int | None, keep_best: int | None) -> list[s
     for path in removed:
         fs.rm(path, recursive=True)
     return removed
+
+
+def remove_unfinished(url: str) -> list[str]:
+    """Removes what saves that were broken off left in a local folder; returns the names. Of no run under way."""
+    if not storage.is_local(url):
+        return []
+    root = Path(storage.filesystem(url)[1])
+    left = sorted(root.glob(f"{SAVING}*"))
+    for folder in left:
+        shutil.rmtree(folder, ignore_errors=True)
+    return [folder.name for folder in left]
 
 
 def _prepare_adam(trainer: Trainer) -> None:

@@ -160,12 +160,19 @@ class TrainConfig:
     """`--keep-best`: checkpoints with the lowest evaluation loss that are kept beside them"""
     max_skipped_steps: int = 10
     """`--max-skipped-steps`: more steps in a row than this whose loss or gradient is not finite end the run"""
+    max_restarts: int = 3
+    """`--max-restarts`: a run that lost a part of itself starts again, so often from one checkpoint"""
+    on_save_error: str = "end"
+    """`--on-save-error`: a checkpoint that cannot be written ends the run ("end"), or is left out ("continue"); that of
+    the last step ends it always"""
     num_rollout: int | None = None
     """a limit in steps; None: as many as `num_epoch` has"""
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     seed: int = 1234
     bf16: bool = False
+    deterministic: bool = False
+    """`--deterministic-mode`: kernels that give the same bits each time, or an error where there are none"""
     recompute: RecomputeConfig = KEEP_ALL
     evaluation: EvalConfig = field(default_factory=EvalConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
@@ -183,6 +190,10 @@ class TrainConfig:
             _require_positive(flag, value)
         if self.max_skipped_steps < 0:
             raise ConfigError(f"--max-skipped-steps must not be negative, not {self.max_skipped_steps}")
+        if self.max_restarts < 0:
+            raise ConfigError(f"--max-restarts must not be negative, not {self.max_restarts}")
+        if self.on_save_error not in ("end", "continue"):
+            raise ConfigError(f"--on-save-error must be end or continue, not {self.on_save_error!r}")
         if self.evaluation.sources and self.data.held_out_fraction:
             raise ConfigError(
                 "--eval-prompt-data and --eval-fraction: give one of them, rows of their own or held-out ones"

@@ -20,7 +20,7 @@ FILE = "train.log"
 
 
 class Journal:
-    """Says a line on the terminal, and writes it down. In a `with`, it notes how the run ended.
+    """Says a line on the terminal, and writes it down. In a `with`, it notes the error that ended the run.
 
     Args:
         url: the run's folder (fsspec URL). Remote: the file is kept in memory and written whole by `flush`.
@@ -52,5 +52,6 @@ class Journal:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.write("finished" if error is None else f"ended: {type(error).__name__}: {error}")
+        if error is not None:
+            self.write(f"ended: {type(error).__name__}: {error}")
         self.flush()

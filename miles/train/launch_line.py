@@ -45,6 +45,7 @@ ALWAYS: Mapping[str, str] = {
     "attention_softmax_in_fp32": "attention's softmax is computed in float32",
     "apply_chat_template": "the tokenizer's template, or --chat-template-path",
     "no_rope_fusion": "rotary embeddings have no fused kernel",
+    "async_save": "checkpoints are written while the training goes on",
     "no_gradient_accumulation_fusion": "gradients are accumulated without a fused kernel",
 }
 """Switch -> what is always so."""
@@ -169,7 +170,7 @@ REFUSALS = (
         decoder_last_pipeline_num_layers pipeline_model_parallel_layout moe_grouped_gemm moe_permute_fusion
         moe_enable_deepep moe_token_drop_policy moe_layer_freq moe_shared_* moe_router_pre_softmax
         multi_latent_attention mtp_* transformer_impl use_torch_fsdp2 use_megatron_fsdp cp_comm_type
-        allgather_cp tp_comm_overlap async_save clip_grad_by_value weight_decay_incr_style start_weight_decay
+        allgather_cp tp_comm_overlap clip_grad_by_value weight_decay_incr_style start_weight_decay
         end_weight_decay no_load_optim no_load_rng no_save_optim finetune use_mlflow profile*
         use_pytorch_profiler
         """,

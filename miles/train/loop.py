@@ -1,4 +1,4 @@
-"""The run: feed -> step -> log -> checkpoint, driven over a group of trainer actors."""
+"""The run: feed -> step -> log -> checkpoint, over a group of trainer actors that is started again when one is lost."""
 
 from __future__ import annotations
 
@@ -9,12 +9,9 @@ import math
 import os
 import time
 from collections.abc import Iterator
-from typing import Any
 
 import ray
 import torch
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from rich.console import Console
 
 from miles import local_ray, storage
@@ -22,18 +19,22 @@ from miles.architecture import ModelShape
 from miles.convert.megatron_to_hf import megatron_to_hf
 from miles.data.feed import Feed
 from miles.data.types import Cursor
-from miles.errors import CheckpointError, ClusterError, MilesError
+from miles.errors import CheckpointError, ClusterError, NoRoomError
 from miles.train import checkpoint
-from miles.train.actor import TrainerActor
-from miles.train.config import ClusterConfig, TrainConfig
+from miles.train.config import TrainConfig
 from miles.train.evaluate import Evaluator
+from miles.train.group import TrainerGroup
 from miles.train.journal import Journal
 from miles.train.loggers import MetricsLog, open_boards
 from miles.train.metrics import RunFacts, Standing, step_metrics
 from miles.train.optimizer import check_schedule
 from miles.train.progress import ProgressLine
+from miles.train.saves import Saves
 from miles.train.skips import SkippedSteps
-from miles.train.topology import Layout
+from miles.train.starts import Starts
+from miles.train.stop import Stopped, StopSignal
+
+LEDGER = "ledger.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,30 +42,75 @@ class RunSummary:
     """How a run ended."""
 
     num_steps: int
+    """trained since the last start; 0: it was finished before, or told to stop before the first"""
     first_loss: float
     last_loss: float
     tokens_seen: int
     checkpoint: str
     """folder of the last checkpoint"""
+    next_step: int
+    is_finished: bool
+    """no step is left; else SIGTERM came, and the same call goes on"""
 
 
 def train(config: TrainConfig, console: Console | None = None) -> RunSummary:
     """Trains to the end of the data, or to `num_rollout` steps, going on from a checkpoint in `config.save`.
+
+    A rank, feed or stage that is lost ends all of them; they are started again from the last complete checkpoint, up to
+    `config.max_restarts` times without a new one. SIGTERM ends the step that is under way, saves, and returns.
 
     Raises:
         MilesError: a setting, file, checkpoint or cluster that cannot be used.
     """
     console = console or Console()
     shape = ModelShape.from_hf_folder(config.hf_checkpoint)
-    layout = config.cluster.layout
-    layout.require_fits(shape)
+    config.cluster.layout.require_fits(shape)
     if config.save_hf:
         storage.filesystem(config.save_hf)  # a URL that is refused shall not be so after the last step only
-    found, resuming = find_start(config)
-    state = found.extra if resuming and found.extra else {}
+    find_start(config)  # nothing is started for a checkpoint that is not there
+    with ray_cluster(config) as on_gpu, StopSignal() as stop, Journal(config.run_dir, console) as journal:
+        starts = Starts(config.run_dir)
+        failed_from, failures = "", 0
+        while True:
+            found, is_own = find_start(config)
+            try:
+                return _start(config, console, shape, journal, starts, stop, found, is_own=is_own, on_gpu=on_gpu)
+            except Stopped:
+                journal.say("SIGTERM: stopping before the first step")
+                nan = float("nan")
+                return RunSummary(0, nan, nan, 0, found.url, found.iteration if is_own else 0, is_finished=False)
+            except NoRoomError:
+                raise
+            except ClusterError as error:
+                failures = failures + 1 if found.url == failed_from else 1
+                failed_from = found.url
+                if failures > config.max_restarts:
+                    raise
+                journal.say(f"{error}")
+                journal.say(
+                    f"starting again from the last complete checkpoint (restart {failures} from it; --max-restarts "
+                    f"{config.max_restarts})"
+                )
+                starts.restarts()
+
+
+def _start(
+    config: TrainConfig,
+    console: Console,
+    shape: ModelShape,
+    journal: Journal,
+    starts: Starts,
+    stop: StopSignal,
+    found: checkpoint.Found,
+    *,
+    is_own: bool,
+    on_gpu: bool,
+) -> RunSummary:
+    """From a checkpoint to the end, or to what breaks it off."""
+    layout = config.cluster.layout
+    state = found.extra if is_own and found.extra else {}
     cursor = Cursor.from_json(json.dumps(state["cursor"]), found.url) if state else None
-    with ray_cluster(config), contextlib.ExitStack() as cleanup:
-        journal = cleanup.enter_context(Journal(config.run_dir, console))
+    with contextlib.ExitStack() as cleanup:
         evaluator = Evaluator.open(config, journal)
         feed = Feed.open(
             config.data, cursor=cursor, cursor_path=found.url, num_ranks=layout.world_size, run_dir=config.run_dir
@@ -73,203 +119,207 @@ def train(config: TrainConfig, console: Console | None = None) -> RunSummary:
         num_steps = min(feed.info.num_steps, config.num_rollout or feed.info.num_steps)
         check_schedule(config.optimizer, num_steps)
         if feed.first_step >= num_steps:
-            raise CheckpointError(f"{found.url}: this run is finished: {feed.first_step} of {num_steps} steps done")
+            return _finished_before(config, journal, feed, found, num_steps)
+        for name in checkpoint.remove_unfinished(config.save):
+            journal.write(f"removed  {name}, a checkpoint that was never complete")
         storage.write_text(storage.join(config.run_dir, "config.json"), describe(config))
         boards = open_boards(config.logging, config.run_dir, feed.first_step, dataclasses.asdict(config))
         log = cleanup.enter_context(MetricsLog(config.run_dir, state.get("metrics_lines", 0), boards))
-        group = TrainerGroup(config.cluster)
+        group = TrainerGroup(config.cluster, on_gpu=on_gpu)
         cleanup.callback(group.shut_down)
-        device = group.setup(layout, shape, config, num_steps, len(feed.info.source_names), found, not resuming)
+        device = group.setup(layout, shape, config, num_steps, len(feed.info.source_names), found, not is_own)
+        require_shared(config.save, group)
         group.call("attach", feed.handle, feed.first_step, num_steps)
-        start = f"going on at step {feed.first_step} from {found.url}" if resuming else f"from {found.url}"
+        reason = starts.begin(feed.first_step, found.url, layout)
+        start = f"going on at step {feed.first_step} from {found.url} ({reason})" if is_own else f"from {found.url}"
         journal.say(
             f"{feed.info.num_rows:,} rows in {len(feed.info.source_names)} source(s), {num_steps} steps of "
             f"{config.data.order.batch_size} rows; {layout.world_size} trainers, {start}"
         )
         facts = RunFacts(feed.info.source_names, shape, layout.world_size, device if config.bf16 else None)
-        run = _Run(config, console, journal, facts, feed, group, log, evaluator, num_steps)
-        return run.to_the_end(state.get("skipped_steps", 0))
+        run = _Run(config, console, journal, facts, feed, group, log, evaluator, stop, num_steps, found.url)
+        try:
+            summary = run.to_the_end(state.get("skipped_steps", 0))
+        except BaseException as error:
+            starts.end(f"{type(error).__name__}: {error}", run.next_step)
+            raise
+        starts.end("the last step" if summary.is_finished else "SIGTERM", summary.next_step)
+        return summary
 
 
-@dataclasses.dataclass(frozen=True)
+def _finished_before(
+    config: TrainConfig, journal: Journal, feed: Feed, found: checkpoint.Found, num_steps: int
+) -> RunSummary:
+    """Nothing is left to train; what comes after the last step, a start that was broken off there may have left."""
+    journal.say(f"this run is finished: {feed.first_step} of {num_steps} steps are in {found.url}")
+    _write_ledger(config, feed)
+    if config.save_hf:
+        target = config.save_hf.replace("{rollout_id}", str(found.iteration))
+        if not storage.exists(storage.join(target, "config.json")):
+            _export(config, found.url.rsplit("/", 1)[0], target, journal)
+    nan = float("nan")
+    return RunSummary(0, nan, nan, feed.cursor().tokens_seen, found.url, feed.first_step, is_finished=True)
+
+
+class _StepClock:
+    """Seconds from step to step, without pauses."""
+
+    def __init__(self) -> None:
+        self._since = time.perf_counter()
+
+    def lap(self) -> float:
+        now = time.perf_counter()
+        seconds, self._since = now - self._since, now
+        return seconds
+
+    @contextlib.contextmanager
+    def pause(self) -> Iterator[None]:
+        begun = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._since += time.perf_counter() - begun
+
+
 class _Run:
-    """All that a run has to do with, started."""
+    """All that a start has to do with, ready to train."""
 
-    config: TrainConfig
-    console: Console
-    journal: Journal
-    facts: RunFacts
-    feed: Feed
-    group: TrainerGroup
-    log: MetricsLog
-    evaluator: Evaluator | None
-    num_steps: int
+    def __init__(
+        self,
+        config: TrainConfig,
+        console: Console,
+        journal: Journal,
+        facts: RunFacts,
+        feed: Feed,
+        group: TrainerGroup,
+        log: MetricsLog,
+        evaluator: Evaluator | None,
+        stop: StopSignal,
+        num_steps: int,
+        checkpoint_url: str,
+    ) -> None:
+        self._config, self._console, self._journal, self._facts = config, console, journal, facts
+        self._feed, self._group, self._log, self._evaluator = feed, group, log, evaluator
+        self._stop, self._num_steps = stop, num_steps
+        self._clock = _StepClock()
+        self._saves = Saves(config, group, journal, checkpoint_url, self._after_save)
+        self.next_step = feed.first_step
 
     def to_the_end(self, num_skipped: int) -> RunSummary:
-        """Every step that is left.
+        """Every step that is left, or those until SIGTERM.
 
         Args:
             num_skipped: steps that were skipped before.
         """
-        config, feed, group = self.config, self.feed, self.group
-        progress = ProgressLine(self.console, self.num_steps, feed.first_step)
+        config, feed = self._config, self._feed
+        progress = ProgressLine(self._console, self._num_steps, feed.first_step)
         skips = SkippedSteps(config.run_dir, config.max_skipped_steps, feed.first_step, num_skipped, feed.locate)
         losses: list[float] = []
-        folder = ""
-        last = time.perf_counter()
         try:
-            for step in range(feed.first_step, self.num_steps):
-                result = group.call("train_step")[-1]  # the last rank is on the last pipeline stage
+            self._stop.steps_begin()
+            self._clock.lap()
+            for step in range(feed.first_step, self._num_steps):
+                result = self._group.call("train_step")[-1]  # the last rank is on the last pipeline stage
                 report = feed.commit(step)
-                seconds = time.perf_counter() - last
                 if said := skips.count(step, result):
-                    self.journal.say(said)
-                metrics = step_metrics(self.facts, report, result, self._standing(skips.total, seconds))
-                done = step + 1
-                is_last = done == self.num_steps
-                is_saved = is_last or (config.save_interval > 0 and done % config.save_interval == 0)
+                    self._journal.say(said)
+                standing = Standing(feed.source_epochs(), feed.cursor().tokens_seen, skips.total, self._clock.lap())
+                metrics = step_metrics(self._facts, report, result, standing)
+                done = self.next_step = step + 1
+                is_last = done == self._num_steps
+                is_stop = self._stop.requested and not is_last
+                is_saved = is_last or is_stop or (config.save_interval > 0 and done % config.save_interval == 0)
                 eval_loss = None
-                if self.evaluator and self.evaluator.is_due(done, is_last=is_last, is_saved=is_saved):
-                    evaluated = self.evaluator.run(group, done)
+                if self._evaluator and not is_stop and self._evaluator.is_due(done, is_last=is_last, is_saved=is_saved):
+                    with self._clock.pause():
+                        evaluated = self._evaluator.run(self._group, done)
                     eval_loss = float(evaluated["eval/loss"])
                     metrics.update(evaluated)
-                self.log.write(metrics)
+                self._log.write(metrics)
                 progress.update(metrics)
                 losses.append(result.loss)
+                self._saves.poll()
                 if is_saved:
-                    folder = self._save(done, skips.total, eval_loss)
-                    self.journal.say(f"checkpoint  {folder}")
-                    self._after_save(done, is_last)
-                last = time.perf_counter()
+                    with self._clock.pause():
+                        self._save(done, skips.total, eval_loss, must=is_last or is_stop)
+                if is_stop:
+                    self._journal.say(f"SIGTERM: stopping after step {step}")
+                    break
+            self._saves.wait()
         finally:
+            self._stop.steps_end()
             progress.stop()
-        storage.write_text(storage.join(config.run_dir, "ledger.json"), json.dumps(feed.ledger_summary(), indent=1))
-        feed.finish()
-        return RunSummary(len(losses), losses[0], losses[-1], feed.cursor().tokens_seen, folder)
+        is_finished = self.next_step == self._num_steps
+        if is_finished:
+            _write_ledger(config, feed)
+        self._journal.write("finished" if is_finished else "stopped by SIGTERM; the same command goes on")
+        tokens_seen = feed.cursor().tokens_seen
+        return RunSummary(
+            len(losses), losses[0], losses[-1], tokens_seen, self._saves.last, self.next_step, is_finished=is_finished
+        )
 
-    def _standing(self, num_skipped: int, seconds: float) -> Standing:
-        feed = self.feed
-        return Standing(feed.source_epochs(), feed.cursor().tokens_seen, num_skipped, seconds)
-
-    def _save(self, done: int, num_skipped: int, eval_loss: float | None) -> str:
-        """Writes a checkpoint; returns its folder."""
-        self.log.flush()
+    def _save(self, done: int, num_skipped: int, eval_loss: float | None, *, must: bool) -> None:
+        """Begins a checkpoint. Weights, cursor, ledger and the position in the metrics are of this moment."""
+        self._log.flush()
         extra = {
-            "cursor": json.loads(self.feed.cursor().to_json()),
-            "metrics_lines": self.log.num_lines,
+            "cursor": json.loads(self._feed.cursor().to_json()),
+            "metrics_lines": self._log.num_lines,
             "skipped_steps": num_skipped,
             "eval_loss": eval_loss if eval_loss is not None and math.isfinite(eval_loss) else None,
         }
-        folder: str = self.group.call("save", self.config.save, done, extra)[0]
-        return folder
+        self._saves.begin(done, extra, must=must)
 
-    def _after_save(self, done: int, is_last: bool) -> None:
+    def _after_save(self, done: int) -> None:
         """Exports to Hugging Face's format where asked, and removes old checkpoints."""
-        config = self.config
-        if config.save_hf and (is_last or "{rollout_id}" in config.save_hf):
-            folder = megatron_to_hf(
-                config.save, config.hf_checkpoint, config.save_hf.replace("{rollout_id}", str(done))
-            )
-            self.journal.say(f"Hugging Face checkpoint  {folder}")
-        for folder in checkpoint.remove_old(config.save, config.keep_last, config.keep_best):
-            self.journal.write(f"removed  {folder}")
-        self.journal.flush()
+        config = self._config
+        with self._clock.pause():
+            if config.save_hf and (done == self._num_steps or "{rollout_id}" in config.save_hf):
+                _export(config, config.save, config.save_hf.replace("{rollout_id}", str(done)), self._journal)
+            for folder in checkpoint.remove_old(config.save, config.keep_last, config.keep_best):
+                self._journal.write(f"removed  {folder}")
+            self._journal.flush()
 
 
-class TrainerGroup:
-    """The trainer actors of a run, called together.
+def _write_ledger(config: TrainConfig, feed: Feed) -> None:
+    storage.write_text(storage.join(config.run_dir, LEDGER), json.dumps(feed.ledger_summary(), indent=1))
+    feed.finish()
+
+
+def _export(config: TrainConfig, load: str, target: str, journal: Journal) -> None:
+    journal.say(f"Hugging Face checkpoint  {megatron_to_hf(load, config.hf_checkpoint, target)}")
+
+
+def require_shared(save: str, group: TrainerGroup) -> None:
+    """Refuses a local folder for checkpoints that a rank does not see: it would write into one of its own.
 
     Raises:
-        ClusterError: the cluster has no place for them.
+        CheckpointError: names the machines.
     """
-
-    def __init__(self, cluster: ClusterConfig) -> None:
-        self._timeout_seconds = cluster.timeout_minutes * 60
-        on_gpu = ray.cluster_resources().get("GPU", 0) >= cluster.world_size
-        self._place = self._reserve(cluster) if on_gpu else None
-        # On a CPU the ranks reserve none: what Ray may use is the loader's budget, and nobody starves.
-        actor = ray.remote(num_gpus=1 if on_gpu else 0, num_cpus=1 if on_gpu else 0, max_restarts=0)(TrainerActor)
-        self._actors = [
-            actor.options(scheduling_strategy=self._on_node(rank // cluster.gpus_per_node)).remote(rank)
-            for rank in range(cluster.world_size)
-        ]
-
-    def setup(
-        self,
-        layout: Layout,
-        shape: ModelShape,
-        config: TrainConfig,
-        num_steps: int,
-        num_sources: int,
-        found: checkpoint.Found,
-        model_only: bool,
-    ) -> str | None:
-        """Joins all ranks and loads the checkpoint into them; returns the GPU's name, None on a CPU."""
-        address = self._wait("listen", [self._actors[0].listen.remote()])[0]
-        names: list[str | None] = self.call(
-            "setup", address, layout, shape, config, num_steps, num_sources, found, model_only
+    if not storage.is_local(save):
+        return
+    probe = storage.join(save, ".shared")
+    storage.write_text(probe, "")
+    try:
+        blind = sorted({node for node, sees in group.call("sees", probe) if not sees})
+    finally:
+        fs, path = storage.filesystem(probe)
+        fs.rm(path)
+    if blind:
+        raise CheckpointError(
+            f"--save {save} is not the same folder on {', '.join(blind)}: give one that all nodes share, or a URL such "
+            "as s3://bucket/run"
         )
-        return names[0]
-
-    def call(self, method: str, *arguments: Any) -> list[Any]:
-        """Calls a method on every rank and waits for all; results by rank.
-
-        Raises:
-            MilesError: what a rank raised, or a rank that died, or none that answered in time.
-        """
-        return self._wait(method, [getattr(actor, method).remote(*arguments) for actor in self._actors])
-
-    def shut_down(self) -> None:
-        for actor in self._actors:
-            ray.kill(actor)
-        if self._place is not None:
-            remove_placement_group(self._place)
-
-    def _reserve(self, cluster: ClusterConfig) -> PlacementGroup:
-        """GPUs on as many nodes as are asked for, so that neighbouring ranks are on the same one."""
-        bundle = {"GPU": cluster.gpus_per_node, "CPU": cluster.gpus_per_node}
-        place = placement_group([bundle] * cluster.num_nodes, "STRICT_SPREAD" if cluster.num_nodes > 1 else "PACK")
-        if not place.wait(self._timeout_seconds):
-            raise ClusterError(
-                f"no {cluster.num_nodes} node(s) with {cluster.gpus_per_node} free GPUs and CPUs each came up within "
-                f"{self._timeout_seconds / 60:g} minutes (--actor-num-nodes, --actor-num-gpus-per-node); Ray has "
-                f"{ray.available_resources()} left"
-            )
-        return place
-
-    def _on_node(self, node: int) -> PlacementGroupSchedulingStrategy | None:
-        if self._place is None:
-            return None
-        return PlacementGroupSchedulingStrategy(self._place, placement_group_bundle_index=node)
-
-    def _wait(self, method: str, references: list[Any]) -> list[Any]:
-        pending = list(references)
-        deadline = time.monotonic() + self._timeout_seconds
-        while pending:  # one by one, so that the first failure is seen at once
-            ready, pending = ray.wait(pending, timeout=max(0.0, deadline - time.monotonic()))
-            if not ready:
-                raise ClusterError(
-                    f"{len(pending)} of {len(references)} trainers did not finish {method!r} within "
-                    f"{self._timeout_seconds / 60:g} minutes (--distributed-timeout-minutes)"
-                )
-            try:
-                ray.get(ready)
-            except ray.exceptions.RayTaskError as error:
-                if isinstance(error.cause, MilesError):
-                    raise error.cause from None
-                raise
-            except ray.exceptions.RayActorError as error:
-                raise ClusterError(f"a trainer died during {method!r}: {error}") from error
-        return list(ray.get(references))
 
 
 def find_start(config: TrainConfig) -> tuple[checkpoint.Found, bool]:
-    """The checkpoint to begin from, and whether it is one of this run's own to go on from.
+    """The checkpoint to begin from, and whether it is of a run to go on from, not only weights.
+
+    What is in `save` comes first: the same command, given again, goes on, wherever it began.
 
     Raises:
         CheckpointError: no weights at all.
     """
-    for url in (config.load, config.save):
+    for url in (config.save, config.load):
         found = checkpoint.find(url) if url else None
         if found is not None and found.extra is not None:
             return found, True
@@ -288,11 +338,14 @@ def describe(config: TrainConfig) -> str:
 
 
 @contextlib.contextmanager
-def ray_cluster(config: TrainConfig) -> Iterator[None]:
+def ray_cluster(config: TrainConfig) -> Iterator[bool]:
     """The Ray that is running, the one asked for, or a small one of the run's own, which ends with the run.
 
+    Yields:
+        whether the trainers have a GPU each: where the cluster has any.
+
     Raises:
-        ClusterError: it cannot hold the trainers beside the loader.
+        NoRoomError: it cannot hold the trainers beside the loader.
     """
     started = not ray.is_initialized()
     address = config.cluster.ray_address or os.environ.get("RAY_ADDRESS")  # a submitted job finds its cluster there
@@ -307,13 +360,13 @@ def ray_cluster(config: TrainConfig) -> Iterator[None]:
         if have.get("GPU", 0):
             need += config.cluster.world_size
             if have["GPU"] < config.cluster.world_size:
-                raise ClusterError(f"{config.cluster.world_size} trainers need a GPU each; Ray has {have['GPU']:g}")
+                raise NoRoomError(f"{config.cluster.world_size} trainers need a GPU each; Ray has {have['GPU']:g}")
         if have.get("CPU", 0) < need:
-            raise ClusterError(
+            raise NoRoomError(
                 f"Ray has {have.get('CPU', 0):g} CPUs; the trainers and --loader-cpus "
                 f"{config.data.stream.loader_cpus} need {need}"
             )
-        yield
+        yield have.get("GPU", 0) > 0
     finally:
         if started:
             ray.shutdown()

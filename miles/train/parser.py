@@ -233,6 +233,12 @@ def _add_files(parser: argparse.ArgumentParser) -> None:
         "--keep-best", type=int, metavar="N", help="checkpoints of the lowest evaluation loss that stay beside them"
     )
     files.add_argument(
+        "--on-save-error",
+        default=TrainConfig.on_save_error,
+        metavar="POLICY",
+        help="a checkpoint that cannot be written: end, or continue without it (default: %(default)s)",
+    )
+    files.add_argument(
         "--output-dir",
         default="",
         metavar="DIR",
@@ -349,7 +355,15 @@ def _add_cluster(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=ClusterConfig.timeout_minutes,
         metavar="MINUTES",
-        help="how long a step, an evaluation or a start may take (default: %(default)s)",
+        help="how long a step, an evaluation, a start or the end of a save may take (default: %(default)s)",
+    )
+    cluster.add_argument(
+        "--max-restarts",
+        type=int,
+        default=TrainConfig.max_restarts,
+        metavar="N",
+        help="a run that lost a part of itself starts again from its last checkpoint, so often from the same one "
+        "(default: %(default)s)",
     )
     cluster.add_argument(
         "--seed",
@@ -415,6 +429,12 @@ def _add_optimizer(parser: argparse.ArgumentParser) -> None:
         default=TrainConfig.max_skipped_steps,
         metavar="STEPS",
         help="more in a row whose loss or gradient is not finite end the run (default: %(default)s)",
+    )
+
+    optimizer.add_argument(
+        "--deterministic-mode",
+        action="store_true",
+        help="kernels that give the same bits each time, or an error where there are none (on a CPU they do anyway)",
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import socket
 import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -238,6 +239,13 @@ def _device() -> str:
 def device_name() -> str | None:
     """The GPU's name; None on a CPU."""
     return torch.cuda.get_device_name() if torch.cuda.is_available() else None
+
+
+def be_deterministic() -> None:
+    """For this process: only kernels that give the same bits each time. Before anything runs on a GPU."""
+    os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # else every new tensor is filled, for debugging
 
 
 def start_rank(

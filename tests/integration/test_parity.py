@@ -27,7 +27,7 @@ from miles.convert.hf_to_megatron import hf_to_megatron
 from miles.data.config import DataConfig, PackConfig
 from miles.train import checkpoint
 from miles.train.config import ClusterConfig, RecomputeConfig, TrainConfig
-from miles.train.loop import TrainerGroup
+from miles.train.group import TrainerGroup
 from miles.train.optimizer import OptimizerSettings
 from miles.train.topology import Layout
 from tests.integration.clusters import config_of, demo_settings, local, opened
@@ -160,7 +160,7 @@ class Bench:
         )
         assert cluster.layout == case.layout
         if world not in self.groups:
-            self.groups[world] = TrainerGroup(cluster)
+            self.groups[world] = TrainerGroup(cluster, on_gpu=False)
         group = self.groups[world]
         data = self.data(case)
         config = TrainConfig(

@@ -197,6 +197,7 @@ VALUES: dict[str, Any] = {
     "lr_decay_style": "linear",
     "lr_warmup_fraction": 0.5,
     "wandb_mode": "offline",
+    "on_save_error": "continue",
     "max_sample_tokens": 100,
 }
 """A value for each flag that takes not just any number or word."""

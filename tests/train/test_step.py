@@ -214,7 +214,7 @@ def test_padding_trains_nothing_and_stands_behind() -> None:
 
 def interrupted(layout: Layout, rank: int, meeting: Path, folder: str, resume: bool) -> list[float]:
     """Steps 0..4 with a checkpoint after 2; or steps 2..4 from it."""
-    from miles.train import checkpoint
+    from miles.train import checkpoint, saver
 
     trainer = make_trainer(layout, rank, meeting)
     first = 0
@@ -231,7 +231,7 @@ def interrupted(layout: Layout, rank: int, meeting: Path, folder: str, resume: b
         result = trainer.train_step(report, ranks[layout.data_rank(rank)])
         losses.append((result.loss, result.grad_norm, result.lr))
         if step == 1:
-            checkpoint.save(trainer, folder, 2, {"cursor": {"consumed_rows": 14}})
+            saver.save(trainer, folder, 2, {"cursor": {"consumed_rows": 14}})
     return losses
 
 
