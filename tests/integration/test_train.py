@@ -19,7 +19,7 @@ from miles.data.evaluation import eval_config
 from miles.demo.model import build_model
 from miles.errors import DivergedError, SourceError
 from miles.report import write_report
-from miles.train import loop
+from miles.train import group
 from miles.train.actor import TrainerActor
 from miles.train.config import ClusterConfig, EvalConfig, TrainConfig
 from miles.train.loop import train
@@ -188,7 +188,7 @@ class SlowActor(TrainerActor):
 def test_behind_a_slow_trainer_the_queue_is_never_empty(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop, "TrainerActor", SlowActor)
+    monkeypatch.setattr(group, "TrainerActor", SlowActor)
     out, _ = console()
     train(config_in(folder, tmp_path / "run", cluster=ClusterConfig(gpus_per_node=1)), out)
     _, *later = metrics_of(tmp_path / "run")
