@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import sys
 from collections.abc import Sequence
@@ -13,6 +14,9 @@ from rich.console import Console
 from miles import __version__
 from miles.errors import ConfigError, MilesError
 from miles.flags import chat_template, json_object
+
+_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
+"""What is no mistake of ours: full, full for this user, read-only, not permitted. The error names the file."""
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -26,6 +30,11 @@ def main(words: Sequence[str] | None = None) -> int:
             flags = _parser().parse_args(words)
             flags.run(flags, console)
     except MilesError as error:
+        Console(stderr=True, highlight=False).print(f"[red]miles: error:[/red] {_escape(str(error))}")
+        return 1
+    except OSError as error:
+        if error.errno not in _OF_THE_DISK:
+            raise
         Console(stderr=True, highlight=False).print(f"[red]miles: error:[/red] {_escape(str(error))}")
         return 1
     except KeyboardInterrupt:

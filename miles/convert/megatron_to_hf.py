@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from miles import storage
+from miles import pickles, storage
 from miles.architecture import ModelShape
 from miles.convert import torch_dist
 from miles.errors import CheckpointError, SourceError
@@ -97,6 +97,7 @@ def _tensors(checkpoint: Path, shape: ModelShape, where: str) -> Iterator[tuple[
     from megatron.core import dist_checkpointing
 
     with torch_dist.single_rank():
+        pickles.require_plain(checkpoint, f"{where}/{checkpoint.name}")
         stored: dict[str, Any] = dist_checkpointing.load_tensors_metadata(str(checkpoint))
         for parameter in torch_dist.parameters_of(shape):
             if parameter.megatron not in stored:

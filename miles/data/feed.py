@@ -198,10 +198,27 @@ class FeedActor:
             end: MilesError = ClusterError(f"the data stream ended with step {self._newest}; none comes after it")
         except Exception as error:  # the thread's end: every waiting rank gets it
             end = pipeline.cause_of(error)
+            if isinstance(end, ClusterError):
+                end = ClusterError(f"{end}; {self._unmade(manifest)}")
         with self._came:
             self._error = end
             self._came.notify_all()
             self._was_measured.notify_all()
+
+    def _unmade(self, manifest: Manifest) -> str:
+        """Where the rows are that were being loaded when the stream failed, so that one that kills its loader each time
+        can be looked for."""
+        step = self._newest + 1
+        plan = stages.make_plan(manifest, self._config)
+        for ref in plan.windows(0):
+            if ref.first_step <= step <= ref.last_step:
+                rows = plan.window_steps(ref)[step - ref.first_step].row_ids
+                (name, first, low), (_, last, high) = (manifest.locate(int(row)) for row in (rows.min(), rows.max()))
+                return (
+                    f"step {step} was to come next, of {len(rows)} rows between row {low} of {first} ({name}) and row "
+                    f"{high} of {last}"
+                )
+        return "no step was to come next"
 
     def _add(self, block: pa.Table) -> None:
         """Takes a block of the stream, once there is room."""

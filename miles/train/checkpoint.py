@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from miles import storage
+from miles import pickles, storage
 from miles.errors import CheckpointError
 from miles.train.step import Trainer
 
@@ -84,6 +84,7 @@ def load(trainer: Trainer, found: Found, *, model_only: bool) -> None:
     from megatron.core import dist_checkpointing
 
     with storage.local_folder(found.url, "checkpoint") as folder:
+        pickles.require_plain(folder, found.url)
         common = dist_checkpointing.load_common_state_dict(str(folder))
         differences = trainer.shape.differences(vars(common["args"])) if "args" in common else []
         if differences:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -73,44 +72,6 @@ def test_what_the_model_was_fed_can_be_looked_at(demo: tuple[Path, str]) -> None
     printed = miles("inspect", demo[0], "--samples", "2")
     assert "<|im_start|>assistant" in printed
     assert "trained" in printed
-
-
-@pytest.mark.slow
-def test_a_run_stops_goes_on_and_says_when_it_is_finished(demo: tuple[Path, str], tmp_path: Path) -> None:
-    folder, _ = demo
-    line = [
-        *("train", "--hf-checkpoint", folder / "hf", "--ref-load", folder / "megatron"),
-        *("--prompt-data", "chat", folder / "data/chat", "code", folder / "data/code"),
-        *("--rollout-batch-size", "32", "--global-batch-size", "32", "--max-tokens-per-gpu", "2048"),
-        *("--rollout-shuffle", "--num-rollout", "6", "--lr", "1e-3"),
-    ]
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    miles(*line, "--save", whole)
-    miles(*line, "--save", broken, "--save-interval", "3")
-    (broken / "latest_checkpointed_iteration.txt").write_text("3")  # as if it had been killed after step 5
-    shutil.rmtree(broken / "iter_0000006")
-    printed = miles(*line, "--save", broken, "--actor-num-gpus-per-node", "2")
-    assert "going on at step 3" in printed
-
-    def read(run: Path) -> list[dict[str, float]]:
-        return [json.loads(text) for text in (run / "metrics.jsonl").read_text().splitlines()]
-
-    for one, other in zip(read(whole), read(broken), strict=True):
-        assert one["data/step_fingerprint"] == other["data/step_fingerprint"]
-        assert one["sft/loss"] == pytest.approx(other["sft/loss"], rel=1e-4)
-        assert one["sft/tokens_seen"] == other["sft/tokens_seen"]
-    assert "finished" in miles(*line, "--save", broken, expect=1)
-    refused = miles(*line, "--save", broken, "--rollout-seed", "9", expect=1)
-    assert "seed: the checkpoint has 42, this run 9" in refused
-
-    other_model = tmp_path / "other"
-    shutil.copytree(folder / "hf", other_model)
-    config = json.loads((other_model / "config.json").read_text())
-    (other_model / "config.json").write_text(json.dumps({**config, "intermediate_size": 256}))
-    line[2] = other_model
-    assert "ffn_hidden_size is 384 in the checkpoint, 256 in the configuration" in miles(
-        *line, "--save", tmp_path / "x", expect=1
-    )
 
 
 def test_a_tokenizer_is_certified_or_refused_by_name(chatml_tokenizer_folder: Path, tmp_path: Path) -> None:

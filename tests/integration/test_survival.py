@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
+import io
+import json
+import os
 import random
+import shutil
 import signal
 import statistics
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from rich.console import Console
 
+from miles.errors import CheckpointError, SourceError
+from miles.train import group
+from miles.train.actor import TrainerActor
+from miles.train.arguments import parse
+from miles.train.config import TrainConfig
+from miles.train.loop import train
+from miles.train.step import StepResult
 from tests.integration.commands import (
     NUM_STEPS,
     SAVE_INTERVAL,
@@ -22,9 +39,11 @@ from tests.integration.commands import (
     tracked,
     unbroken,
 )
+from tests.integration.fault_table import FAULTS, NOTHING, PAGE, SEEN, SINCE, observed, page
 
 pytestmark = pytest.mark.slow
 __all__ = ["place", "unbroken"]
+ACTORS = ("TrainerActor", "FeedActor")
 
 
 def a_moment(first: int = SAVE_INTERVAL + 1, last: int = NUM_STEPS - 3) -> int:
@@ -48,12 +67,14 @@ def test_killed_the_same_command_goes_on_as_if_nothing_had_been(place: Place, un
             f"going on at step {kept} from {save}/iter_{kept:07d} (the same command again; start 1 has no end"
             in printed
         )
+        observed("driver killed (SIGKILL, out of memory, power)", printed, "going on at step", SINCE)
     require_same(save, unbroken)
     assert not list(save.glob(".saving-*"))
     with place.command(save, save_hf=save / "export") as command:
         printed = command.wait(0)
     assert f"this run is finished: {NUM_STEPS} of {NUM_STEPS} steps are in {save}/iter_{NUM_STEPS:07d}" in printed
     require_same(save, unbroken)
+    observed("same command after the last step", printed, "this run is finished", NOTHING)
     assert [entry.get("start") for entry in lines(save, "starts.jsonl")] == [1, 2, None], (
         "a finished run does not start"
     )
@@ -66,11 +87,14 @@ def test_what_is_lost_of_it_is_started_again_by_the_run_itself(place: Place, unb
         command.kill_one("ray::MapBatches")
         command.until(lambda: len(lines(save)) >= 1)
         assert len(lines(save, "starts.jsonl")) == 1
-        for number, name in enumerate(("ray::TrainerActor", "ray::FeedActor"), 1):
+        observed("loader process killed", command.printed, "step     0", NOTHING)
+        for number, name in enumerate(ACTORS, 1):
             moment = a_moment(len(lines(save)), min(len(lines(save)) + 5, NUM_STEPS - 2))
             command.until(lambda moment=moment: len(lines(save)) >= moment)
-            command.kill_one(name)
+            command.kill_one(f"ray::{name}")
             command.until(lambda number=number: len(lines(save, "starts.jsonl")) == 1 + 2 * number)
+            fault = "trainer killed" if number == 1 else "feed killed"
+            observed(fault, command.printed.rpartition("starting again")[0], ACTORS[number - 1], SINCE)
         printed = command.wait(0)
     require_same(save, unbroken)
     entries = lines(save, "starts.jsonl")
@@ -87,6 +111,7 @@ def test_without_restarts_left_a_lost_trainer_ends_the_command(place: Place, tmp
         printed = command.wait(1)
     assert printed.count("miles: error:") == 1
     assert "a trainer died during" in printed or "trainer 0 failed during" in printed
+    observed("trainer killed, `--max-restarts` used up", printed, "miles: error:", SINCE)
 
 
 def test_sigterm_saves_and_other_layouts_go_on(place: Place, unbroken: Path, tmp_path: Path) -> None:
@@ -102,6 +127,7 @@ def test_sigterm_saves_and_other_layouts_go_on(place: Place, unbroken: Path, tmp
         assert kept == len(lines(save)), "nothing is lost"
         if kept < NUM_STEPS:
             assert f"stopped by SIGTERM; the same command goes on at step {kept}" in printed
+            observed("SIGTERM to the driver", printed, "the same command goes on", NOTHING)
     assert tracked(save) == NUM_STEPS
     assert fingerprints(save) == fingerprints(unbroken)
     for mine, theirs in zip(lines(save), lines(unbroken), strict=True):
@@ -143,6 +169,7 @@ def test_on_a_slow_disk_the_steps_go_on_and_what_is_half_written_is_never_loaded
     assert f"going on at step 30 from {save}/iter_0000030" in printed
     assert not half.exists()
     assert [line["step"] for line in lines(save)] == list(range(33))
+    observed("killed while a checkpoint is written", printed, "going on at step", SINCE)
 
 
 def test_a_signal_before_the_first_step_ends_it_at_once(place: Place, tmp_path: Path) -> None:
@@ -152,6 +179,130 @@ def test_a_signal_before_the_first_step_ends_it_at_once(place: Place, tmp_path: 
         command.process.send_signal(signal.SIGTERM)
         begun = time.monotonic()
         printed = command.wait(0)
-    assert "SIGTERM: stopping before the first step" in printed
+    observed("SIGTERM before the first step", printed, "SIGTERM: stopping before", NOTHING)
     assert time.monotonic() - begun < 60
     assert not lines(save)
+
+
+# --- what is refused, and rows that cannot be read; in this process
+
+
+def settings(place: Place, save: Path, **more: Any) -> TrainConfig:
+    flags = {"actor_num_gpus_per_node": 1, "deterministic_mode": None, **more}
+    return parse(place.words(save, **flags)[4:])
+
+
+def quiet() -> Console:
+    return Console(file=io.StringIO(), width=200)
+
+
+@pytest.mark.parametrize(
+    ("more", "marker", "fault"),
+    [
+        ({"rollout_seed": 9}, "seed: the checkpoint has 42, this run 9", "other data or order than the checkpoint's"),
+        ({}, "ffn_hidden_size is ", "other model than the checkpoint's"),
+    ],
+)
+def test_a_checkpoint_of_another_run_is_refused(
+    place: Place, unbroken: Path, tmp_path: Path, more: dict[str, Any], marker: str, fault: str
+) -> None:
+    if not more:
+        shutil.copytree(place.folder / "hf", tmp_path / "hf")
+        file = tmp_path / "hf/config.json"
+        file.write_text(json.dumps({**json.loads(file.read_text()), "intermediate_size": 256}))
+        more = {"hf_checkpoint": tmp_path / "hf"}
+    config = settings(place, tmp_path / "run", load=unbroken, num_rollout=None, num_epoch=2, **more)
+    with pytest.raises(CheckpointError) as raised:
+        train(config, quiet())
+    assert marker in str(raised.value)
+    observed(fault, str(raised.value), marker, NOTHING)
+    assert not (tmp_path / "run/metrics.jsonl").exists() or not lines(tmp_path / "run")
+
+
+def test_load_of_a_finished_run_says_so(place: Place, unbroken: Path, tmp_path: Path) -> None:
+    screen = io.StringIO()
+    summary = train(settings(place, tmp_path / "run", load=unbroken), Console(file=screen, width=400))
+    assert (summary.num_steps, summary.is_finished, summary.next_step) == (0, True, NUM_STEPS)
+    assert f"this run is finished: {NUM_STEPS} of {NUM_STEPS} steps are in {unbroken}" in screen.getvalue()
+
+
+class SlowActor(TrainerActor):
+    """So slow that the loader stands, its few windows ahead."""
+
+    def train_step(self) -> StepResult:
+        time.sleep(0.2)
+        return super().train_step()
+
+
+def corrupt(file: Path) -> None:
+    """Overwrites the middle of the ninth of ten row groups, where its pages are."""
+    chunk = pq.ParquetFile(file).metadata.row_group(8).column(0)
+    with file.open("r+b") as stream:
+        stream.seek(chunk.data_page_offset + chunk.total_compressed_size // 2)
+        stream.write(b"\xff" * 64)
+
+
+def grow(file: Path) -> None:
+    with file.open("ab") as stream:
+        stream.write(b"more")
+
+
+@pytest.mark.parametrize(
+    ("harm", "at_step", "marker", "fault"),
+    [
+        (corrupt, 0, "cannot be read", "row group corrupt"),
+        (Path.unlink, 3, "rows.parquet", "file gone while the run reads it"),
+        (grow, 3, "changed since its rows were counted", "file changed since its rows were counted"),
+    ],
+)
+def test_rows_that_cannot_be_read_end_the_run_by_name(
+    place: Place,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    harm: Callable[[Path], None],
+    at_step: int,
+    marker: str,
+    fault: str,
+) -> None:
+    file, save = tmp_path / "rows.parquet", tmp_path / "run"
+    messages = [
+        [{"role": "user", "content": f"what is {n}"}, {"role": "assistant", "content": "x" * 40}] for n in range(640)
+    ]
+    pq.write_table(pa.table({"messages": messages}), file, row_group_size=64)
+    monkeypatch.setattr(group, "TrainerActor", SlowActor)
+    config = settings(
+        place,
+        save,
+        prompt_data=["rows", file],
+        rollout_shuffle=None,
+        shuffle_window=32,
+        prefetch_steps=1,
+        save_interval=2,
+    )
+    if not at_step:
+        harm(file)
+    else:
+        threading.Thread(target=lambda: (wait_until(lambda: len(lines(save)) >= at_step), harm(file))).start()
+    with pytest.raises(SourceError, match=r"rows\.parquet") as raised:
+        train(config, quiet())
+    assert marker in str(raised.value)
+    assert max(at_step, 5) <= len(lines(save)) < NUM_STEPS, "the steps before are trained"
+    assert tracked(save) >= 2
+    assert len(lines(save, "starts.jsonl")) == 2, "starting again would not mend it"
+    observed(fault, str(raised.value), marker, SINCE)
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    while not condition():
+        time.sleep(0.02)
+
+
+def test_the_page_of_faults_is_what_was_seen(request: pytest.FixtureRequest) -> None:
+    """Must be the last of the integration tests that enter what they saw."""
+    if os.environ.get("MILES_WRITE_DOCS"):
+        PAGE.write_text(page(), encoding="utf-8")
+    collected = {item.path.name for item in request.session.items}
+    if not {"test_disks.py", "test_nodes.py", "test_survival.py"} <= collected:
+        pytest.skip("it compares what all of test_disks, test_nodes and test_survival saw")
+    assert SEEN.keys() == set(FAULTS)
+    assert PAGE.read_text(encoding="utf-8") == page()

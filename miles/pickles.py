@@ -1,0 +1,62 @@
+"""The one pickle that a `torch_dist` checkpoint cannot be read without, looked at before torch reads it.
+
+`torch.distributed.checkpoint` unpickles `.metadata` with all that pickle allows: a checkpoint from a stranger could run
+any command. Here it is unpickled first with nothing allowed but the records that torch itself writes. (`common.pt` is
+read by Megatron with `weights_only`, which is torch's own guard.)
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from miles.errors import CheckpointError
+
+_MODULES = ("torch.distributed.checkpoint.metadata", "torch.distributed.checkpoint.planner")
+_NAMES = {
+    ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
+    ("torch.distributed.checkpoint.filesystem", "_StoragePrefix"),
+    ("torch.serialization", "_get_layout"),
+    ("torch", "Size"),
+    ("collections", "OrderedDict"),
+}
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        # A name with a dot would lead on, from a module that is allowed to what it imports.
+        is_kind = module == "torch" and isinstance(getattr(torch, name, None), (torch.dtype, torch.memory_format))
+        is_record = module in _MODULES and "." not in name and _is_defined_in(module, name)
+        if not (is_kind or is_record or (module, name) in _NAMES):
+            raise pickle.UnpicklingError(f"it names {module}.{name}, which no checkpoint needs")
+        return super().find_class(module, name)
+
+
+def _is_defined_in(module: str, name: str) -> bool:
+    import importlib
+
+    found = getattr(importlib.import_module(module), name, None)
+    return isinstance(found, type) and found.__module__ == module
+
+
+def require_plain(folder: Path, url: str) -> None:
+    """Refuses a checkpoint whose `.metadata` holds anything but the records of one.
+
+    Args:
+        folder: local, of one iteration.
+        url: names it in errors.
+
+    Raises:
+        CheckpointError: what it holds, or that it is no such file.
+    """
+    try:
+        content = (folder / ".metadata").read_bytes()
+        _Unpickler(io.BytesIO(content)).load()
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{url}: no .metadata there: not a complete torch_dist checkpoint") from error
+    except Exception as error:  # a broken pickle raises whatever it likes
+        raise CheckpointError(f"{url}/.metadata: refused: {error}") from error

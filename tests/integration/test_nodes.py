@@ -1,0 +1,188 @@
+"""A Ray cluster of several nodes on this machine, one of which is lost; and a job that Ray stops."""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.integration.clusters import PROJECT, environment, free_port
+from tests.integration.commands import LIMIT_SECONDS, NUM_STEPS, Place, lines, place, require_same, tracked, unbroken
+from tests.integration.fault_table import NOTHING, SINCE, observed
+
+pytestmark = pytest.mark.slow
+__all__ = ["place", "unbroken"]
+
+RAY = str(Path(sys.executable).with_name("ray"))
+
+
+class Node:
+    """A node of a Ray cluster, as `ray start` makes one: it is lost with all its processes.
+
+    Args:
+        gpus: Ray believes in those that it is told of; the trainers find none and use the CPU.
+    """
+
+    def __init__(self, *words: str, cpus: int, gpus: int) -> None:
+        sizes = ("--num-cpus", str(cpus), "--num-gpus", str(gpus), "--object-store-memory", str(150 << 20))
+        self._process = subprocess.Popen(
+            [
+                *(RAY, "start", "--block", *words, *sizes, "--min-worker-port", "0", "--max-worker-port", "0"),
+                *("--dashboard-agent-listen-port", str(free_port())),  # the default one may be another Ray's
+            ],
+            env=environment(),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+
+    def processes(self, name: str = "") -> list[psutil.Process]:
+        found = []
+        with contextlib.suppress(psutil.Error):
+            for process in psutil.Process(self._process.pid).children(recursive=True):
+                with contextlib.suppress(psutil.Error):
+                    if " ".join(process.cmdline()).startswith(name):
+                        found.append(process)
+        return found
+
+    def lose(self) -> None:
+        with contextlib.suppress(psutil.Error):
+            for process in [psutil.Process(self._process.pid), *self.processes()]:
+                with contextlib.suppress(psutil.Error):
+                    process.kill()
+        self._process.wait()
+
+
+class Nodes:
+    """A cluster on localhost: a head without GPUs, and further nodes of one GPU each."""
+
+    def __init__(self, *words: str) -> None:
+        self._folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # a path of sockets has few characters to spend
+        port = free_port()
+        self.address = f"127.0.0.1:{port}"
+        head = ("--head", "--node-ip-address", "127.0.0.1", "--port", str(port), "--temp-dir", self._folder)
+        self._head = Node(*head, *words, cpus=2, gpus=0)
+        self.others: list[Node] = []
+
+    def add(self) -> None:
+        """Adds a node and waits until the cluster has it. Of nodes that start at once, one may miss its ports."""
+        wanted = f"/{len(self.others) + 1}.0 GPU"
+        until(lambda: listens(self.address), lambda: "the head does not start")
+        for _ in range(3):
+            node = Node("--address", self.address, "--node-ip-address", "127.0.0.1", cpus=1, gpus=1)
+            deadline = time.monotonic() + 30
+            while time.monotonic() < deadline:
+                if wanted in self.status():
+                    self.others.append(node)
+                    return
+            node.lose()
+        raise AssertionError(self.status())
+
+    def status(self) -> str:
+        words = [RAY, "status", "--address", self.address]
+        return subprocess.run(words, capture_output=True, text=True, env=environment()).stdout
+
+    def with_trainers(self) -> list[Node]:
+        return [node for node in self.others if node.processes("ray::TrainerActor")]
+
+    def lose(self, node: Node) -> None:
+        self.others.remove(node)
+        node.lose()
+
+    def end(self) -> None:
+        for node in [*self.others, self._head]:
+            node.lose()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def until(condition: Callable[[], Any], said: Callable[[], str]) -> None:
+    deadline = time.monotonic() + LIMIT_SECONDS / 3
+    while not condition():
+        assert time.monotonic() < deadline, said()
+        time.sleep(0.05)
+
+
+def listens(address: str) -> bool:
+    host, port = address.split(":")
+    with contextlib.suppress(OSError), socket.create_connection((host, int(port)), timeout=1):
+        return True
+    return False
+
+
+def test_a_lost_node_is_replaced_by_one_that_is_left_or_refused_soon(
+    place: Place, unbroken: Path, tmp_path: Path
+) -> None:
+    save, nodes = tmp_path / "run", Nodes()
+    flags = {
+        "ray_address": nodes.address,
+        "actor_num_nodes": 2,
+        "actor_num_gpus_per_node": 1,
+        "distributed_timeout_minutes": 0.5,
+        "save_hf": save / "export",
+    }
+
+    def starts() -> int:
+        return len([entry for entry in lines(save, "starts.jsonl") if "start" in entry])
+
+    try:
+        for _ in range(3):
+            nodes.add()
+        with place.command(save, **flags) as command:
+            command.until(lambda: len(lines(save)) >= 3)
+            assert len(nodes.with_trainers()) == 2, "a rank a node"
+            nodes.lose(nodes.with_trainers()[-1])
+            command.until(lambda: starts() == 2)
+            observed("node lost, another is free", command.printed, "trainer", SINCE)
+            nodes.lose(nodes.with_trainers()[-1])
+            begun = time.monotonic()
+            printed = command.wait(1)
+        assert time.monotonic() - begun < 120
+        assert "waited 0.5 minutes (--distributed-timeout-minutes) for 2 node(s) with 1 free GPUs and CPUs" in printed
+        assert "Ray has 2 node(s): " in printed
+        observed("node lost, none is free", printed, "miles: error: waited", SINCE)
+        nodes.add()
+        with place.command(save, **flags) as command:
+            command.wait(0)
+        require_same(save, unbroken)
+    finally:
+        nodes.end()
+
+
+def test_ray_job_stop_saves_when_it_is_given_the_time(place: Place, tmp_path: Path) -> None:
+    from ray.job_submission import JobSubmissionClient
+
+    save, port = tmp_path / "run", free_port()
+    nodes = Nodes("--dashboard-host", "127.0.0.1", "--dashboard-port", str(port))
+    jobs: list[tuple[Any, str]] = []
+
+    def submitted() -> bool:  # the dashboard and its agent come up after the head
+        with contextlib.suppress(Exception):
+            client = JobSubmissionClient(f"http://127.0.0.1:{port}")
+            env = {"RAY_JOB_STOP_WAIT_TIME_S": "120", "PYTHONPATH": str(PROJECT)}
+            job = client.submit_job(entrypoint=shlex.join(place.words(save)), runtime_env={"env_vars": env})
+            jobs.append((client, job))
+        return bool(jobs)
+
+    try:
+        until(submitted, lambda: "no dashboard")
+        ((client, job),) = jobs
+        until(lambda: len(lines(save)) >= 6, lambda: client.get_job_logs(job))
+        client.stop_job(job)
+        until(lambda: client.get_job_status(job).is_terminal(), lambda: client.get_job_logs(job))
+        logs = client.get_job_logs(job)
+        kept = tracked(save)
+        assert 6 <= kept == len(lines(save)) < NUM_STEPS, logs
+        assert f"stopped by SIGTERM; the same command goes on at step {kept}" in logs
+        observed("`ray job stop`", logs, "the same command goes on at step", NOTHING)
+    finally:
+        nodes.end()

@@ -1,0 +1,57 @@
+"""A checkpoint's pickle is read only where it holds nothing but records."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from miles.convert.hf_to_megatron import hf_to_megatron
+from miles.convert.megatron_to_hf import megatron_to_hf
+from miles.errors import CheckpointError
+from miles.pickles import require_plain
+from tests.models import make_hf
+
+
+class Command:
+    def __init__(self, words: str) -> None:
+        self.words = words
+
+    def __reduce__(self) -> Any:
+        return os.system, (self.words,)
+
+
+def test_a_checkpoint_of_a_stranger_runs_nothing(tmp_path: Path) -> None:
+    hf = make_hf(tmp_path / "hf", "qwen3", tied=True)
+    hf_to_megatron(str(hf), str(tmp_path / "megatron"))
+    folder = tmp_path / "megatron/release"
+    require_plain(folder, "there")
+    (folder / ".metadata").write_bytes(pickle.dumps({"x": Command(f"touch {tmp_path}/ran")}))
+    with pytest.raises(CheckpointError, match=r"release/\.metadata: refused: it names posix\.system, which no"):
+        megatron_to_hf(str(tmp_path / "megatron"), str(hf), str(tmp_path / "back"))
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"ctorch.distributed.checkpoint.metadata\nos.system\n.",  # protocol 0: a global by its text
+        b"ctorch.distributed.checkpoint.planner\nreduce\n.",  # imported there from functools
+        b"ctorch\nload\n.",
+        b"cbuiltins\neval\n.",
+        b"",
+        b"PK\x03\x04",
+    ],
+)
+def test_ways_round_it(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / ".metadata").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"there/\.metadata: refused: "):
+        require_plain(tmp_path, "there")
+
+
+def test_without_one(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"there: no \.metadata there"):
+        require_plain(tmp_path, "there")
