@@ -246,8 +246,10 @@ class _Run:
                     self._journal.say(f"SIGTERM: stopping after step {step}")
                     break
             self._saves.wait()
-        finally:
+        except BaseException:
             self._stop.steps_end()
+            raise
+        finally:
             progress.stop()
         is_finished = self.next_step == self._num_steps
         if is_finished:

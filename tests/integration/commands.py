@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import pytest
 
 from miles.convert.hf_to_megatron import hf_to_megatron
 from miles.demo.model import build_model
@@ -164,21 +163,6 @@ def require_same(save: Path, other: Path) -> None:
     assert [line["step"] for line in lines(save)] == list(range(NUM_STEPS))
     assert weights(save / "export") == weights(other / "export")
     assert json.loads((save / "ledger.json").read_text()) == json.loads((other / "ledger.json").read_text())
-
-
-@pytest.fixture(scope="session")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
-    return Place(tmp_path_factory.mktemp("commands"))
-
-
-@pytest.fixture(scope="session")
-def unbroken(place: Place) -> Path:
-    """A run that nothing happened to."""
-    save = place.folder / "unbroken"
-    with place.command(save, save_hf=save / "export") as command:
-        command.wait(0)
-    assert len(lines(save, "starts.jsonl")) == 2
-    return save
 
 
 def slow_disk(folder: Path, seconds: float) -> dict[str, str]:

@@ -1,13 +1,15 @@
-"""One small Ray for all integration tests."""
+"""One small Ray for all integration tests, and one run that nothing happened to, for all that are compared with it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import ray
 
 from miles import local_ray
+from tests.integration.commands import Place, lines
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -15,3 +17,18 @@ def ray_cluster() -> Iterator[None]:
     local_ray.start(num_cpus=2, object_store_bytes=256 << 20)
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    return Place(tmp_path_factory.mktemp("commands"))
+
+
+@pytest.fixture(scope="session")
+def unbroken(place: Place) -> Path:
+    """The folder of a run that nothing happened to."""
+    save = place.folder / "unbroken"
+    with place.command(save, save_hf=save / "export") as command:
+        command.wait(0)
+    assert len(lines(save, "starts.jsonl")) == 2
+    return save

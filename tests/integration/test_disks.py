@@ -17,16 +17,13 @@ from tests.integration.commands import (
     NUM_STEPS,
     Place,
     lines,
-    place,
     require_same,
     tracked,
-    unbroken,
     weights,
 )
 from tests.integration.fault_table import NOTHING, SINCE, observed
 
 pytestmark = pytest.mark.slow
-__all__ = ["place", "unbroken"]
 
 
 @contextlib.contextmanager

@@ -18,11 +18,10 @@ import psutil
 import pytest
 
 from tests.integration.clusters import PROJECT, environment, free_port
-from tests.integration.commands import LIMIT_SECONDS, NUM_STEPS, Place, lines, place, require_same, tracked, unbroken
+from tests.integration.commands import LIMIT_SECONDS, NUM_STEPS, Place, lines, require_same, tracked
 from tests.integration.fault_table import NOTHING, SINCE, observed
 
 pytestmark = pytest.mark.slow
-__all__ = ["place", "unbroken"]
 
 RAY = str(Path(sys.executable).with_name("ray"))
 

@@ -33,16 +33,13 @@ from tests.integration.commands import (
     Place,
     fingerprints,
     lines,
-    place,
     require_same,
     slow_disk,
     tracked,
-    unbroken,
 )
 from tests.integration.fault_table import FAULTS, NOTHING, PAGE, SEEN, SINCE, observed, page
 
 pytestmark = pytest.mark.slow
-__all__ = ["place", "unbroken"]
 ACTORS = ("TrainerActor", "FeedActor")
 
 
@@ -172,18 +169,6 @@ def test_on_a_slow_disk_the_steps_go_on_and_what_is_half_written_is_never_loaded
     observed("killed while a checkpoint is written", printed, "going on at step", SINCE)
 
 
-def test_a_signal_before_the_first_step_ends_it_at_once(place: Place, tmp_path: Path) -> None:
-    save = tmp_path / "run"
-    with place.command(save) as command:
-        command.until(lambda: (save / "certificate.json").exists())
-        command.process.send_signal(signal.SIGTERM)
-        begun = time.monotonic()
-        printed = command.wait(0)
-    observed("SIGTERM before the first step", printed, "SIGTERM: stopping before", NOTHING)
-    assert time.monotonic() - begun < 60
-    assert not lines(save)
-
-
 # --- what is refused, and rows that cannot be read; in this process
 
 
@@ -217,6 +202,20 @@ def test_a_checkpoint_of_another_run_is_refused(
     assert marker in str(raised.value)
     observed(fault, str(raised.value), marker, NOTHING)
     assert not (tmp_path / "run/metrics.jsonl").exists() or not lines(tmp_path / "run")
+
+
+def test_a_signal_before_the_first_step_ends_it_at_once(place: Place, tmp_path: Path) -> None:
+    save, screen = tmp_path / "run", io.StringIO()
+
+    def stop() -> None:
+        wait_until(lambda: (save / "config.json").exists())
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=stop).start()
+    summary = train(settings(place, save), Console(file=screen, width=200))
+    assert (summary.num_steps, summary.is_finished, summary.next_step) == (0, False, 0)
+    observed("SIGTERM before the first step", screen.getvalue(), "SIGTERM: stopping before", NOTHING)
+    assert not lines(save)
 
 
 def test_load_of_a_finished_run_says_so(place: Place, unbroken: Path, tmp_path: Path) -> None:
@@ -271,7 +270,6 @@ def test_rows_that_cannot_be_read_end_the_run_by_name(
     pq.write_table(pa.table({"messages": messages}), file, row_group_size=64)
     monkeypatch.setattr(group, "TrainerActor", SlowActor)
     config = settings(
-        place,
         save,
         prompt_data=["rows", file],
         rollout_shuffle=None,
