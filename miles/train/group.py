@@ -17,6 +17,9 @@ from miles.train.actor import TrainerActor
 from miles.train.config import ClusterConfig, TrainConfig
 from miles.train.topology import Layout
 
+ROOT_CAUSE_SECONDS = 10.0
+"""After a rank has failed, for so long the others are heard: one that died is the cause, but not always seen first."""
+
 
 class TrainerGroup:
     """The trainer actors of a run, called together.
@@ -101,15 +104,43 @@ class TrainerGroup:
                     f"{len(pending)} of {len(references)} trainers did not finish {method!r} within "
                     f"{self._timeout_seconds / 60:g} minutes (--distributed-timeout-minutes)"
                 )
-            rank = references.index(ready[0])
-            try:
-                ray.get(ready)
-            except ray.exceptions.RayTaskError as error:
-                if isinstance(error.cause, MilesError):
-                    raise error.cause from None
-                # Such as gloo's and NCCL's when another rank has gone, of which Ray hears a little later.
-                said = f"{type(error.cause).__name__}: {redact(str(error.cause)).strip()[:500]}"
-                raise ClusterError(f"trainer {rank} failed during {method!r}: {said}") from error
-            except ray.exceptions.RayError as error:
-                raise ClusterError(f"a trainer died during {method!r}: {redact(str(error))}") from error
+            problem = self._problem(method, references, ready[0])
+            if isinstance(problem, _Symptom):
+                # Such as gloo's and NCCL's of a peer that is gone. Who it was, Ray hears a little later.
+                others = [self._problem(method, references, one) for one in _soon(pending)]
+                problem = next((one for one in others if one and not isinstance(one, _Symptom)), problem)
+            if problem is not None:
+                raise problem
         return list(ray.get(references))
+
+    def _problem(self, method: str, references: list[Any], reference: Any) -> MilesError | None:
+        """What a call that has ended raised, as an error of ours."""
+        rank = references.index(reference)
+        try:
+            ray.get(reference)
+        except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, MilesError):
+                return error.cause
+            said = f"{type(error.cause).__name__}: {_on_one_line(error.cause)}"
+            return _caused_by(_Symptom(f"trainer {rank} failed during {method!r}: {said}"), error)
+        except ray.exceptions.RayError as error:
+            return _caused_by(ClusterError(f"trainer {rank} died during {method!r}: {_on_one_line(error)}"), error)
+        return None
+
+
+class _Symptom(ClusterError):
+    """An error of a rank's that may come of another's."""
+
+
+def _soon(pending: list[Any]) -> list[Any]:
+    """Those that end within a few seconds."""
+    return list(ray.wait(pending, num_returns=len(pending), timeout=ROOT_CAUSE_SECONDS)[0]) if pending else []
+
+
+def _on_one_line(error: object) -> str:
+    return redact(" ".join(str(error).split()))[:500]
+
+
+def _caused_by(error: MilesError, cause: BaseException) -> MilesError:
+    error.__cause__ = cause
+    return error

@@ -2,7 +2,7 @@
 
 2026-11-25 08:00:12Z  started, going on at step 500
 2026-11-25 08:05:31Z  checkpoint  s3://bucket/run/iter_0000600
-2026-11-25 08:06:02Z  ended: ClusterError: a trainer died during 'train_step'
+2026-11-25 08:06:02Z  ended: ClusterError: trainer 1 died during 'train_step': …
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Journal:
 
     def say(self, text: str) -> None:
         """Both on the terminal (above a progress line, where there is one) and in the file."""
-        self._console.print(f"  {text}", soft_wrap=True, highlight=False)
+        self._console.print(f"  {text}", soft_wrap=True, highlight=False, markup=False, emoji=False)
         self.write(text)
 
     def write(self, text: str) -> None:

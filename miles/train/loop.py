@@ -86,7 +86,7 @@ def train(config: TrainConfig, console: Console | None = None) -> RunSummary:
                 failed_from = found.url
                 if failures > config.max_restarts:
                     raise
-                journal.say(f"{error}")
+                journal.say(" ".join(str(error).split()))  # Ray's are of many lines
                 journal.say(
                     f"starting again from the last complete checkpoint (restart {failures} from it; --max-restarts "
                     f"{config.max_restarts})"

@@ -73,6 +73,8 @@ def observed(fault: str, printed: str, marker: str, lost: str) -> None:
 def plain(line: str) -> str:
     """A line without what differs from run to run."""
     line = re.sub(r"\S*/\S*/(?=\S)", "…/", line.strip())
+    line = re.sub(r"(died during )'\w+': .*", r"\1…", line)
+    line = re.sub(r"(the data stream failed: ).*(FeedActor).*", r"\1… \2 …", line)
     line = re.sub(r"\d+(,\d{3})*(\.\d+)?", "N", line)
     return line.replace("|", "\\|")[:420]
 

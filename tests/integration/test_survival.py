@@ -40,7 +40,8 @@ from tests.integration.commands import (
 from tests.integration.fault_table import FAULTS, NOTHING, PAGE, SEEN, SINCE, observed, page
 
 pytestmark = pytest.mark.slow
-ACTORS = ("TrainerActor", "FeedActor")
+CAUSES = {"TrainerActor": "trainer 1 died", "FeedActor": "FeedActor"}
+"""What is killed -> what is said of it."""
 
 
 def a_moment(first: int = SAVE_INTERVAL + 1, last: int = NUM_STEPS - 3) -> int:
@@ -85,13 +86,13 @@ def test_what_is_lost_of_it_is_started_again_by_the_run_itself(place: Place, unb
         command.until(lambda: len(lines(save)) >= 1)
         assert len(lines(save, "starts.jsonl")) == 1
         observed("loader process killed", command.printed, "step     0", NOTHING)
-        for number, name in enumerate(ACTORS, 1):
+        for number, name in enumerate(CAUSES, 1):
             moment = a_moment(len(lines(save)), min(len(lines(save)) + 5, NUM_STEPS - 2))
             command.until(lambda moment=moment: len(lines(save)) >= moment)
             command.kill_one(f"ray::{name}")
             command.until(lambda number=number: len(lines(save, "starts.jsonl")) == 1 + 2 * number)
             fault = "trainer killed" if number == 1 else "feed killed"
-            observed(fault, command.printed.rpartition("starting again")[0], ACTORS[number - 1], SINCE)
+            observed(fault, command.printed.rpartition("starting again")[0], CAUSES[name], SINCE)
         printed = command.wait(0)
     require_same(save, unbroken)
     entries = lines(save, "starts.jsonl")
@@ -107,7 +108,7 @@ def test_without_restarts_left_a_lost_trainer_ends_the_command(place: Place, tmp
         command.kill_one("ray::TrainerActor")
         printed = command.wait(1)
     assert printed.count("miles: error:") == 1
-    assert "a trainer died during" in printed or "trainer 0 failed during" in printed
+    assert "error: trainer 1 died during '" in printed, "the one that was killed, not one that missed it"
     observed("trainer killed, `--max-restarts` used up", printed, "miles: error:", SINCE)
 
 
