@@ -20,7 +20,7 @@ from miles.data.feed import FIRST_BATCH, REJECTS
 from miles.data.stall import Stall
 from miles.data.tokenizer import load_tokenizer
 from miles.errors import SourceError
-from miles.train import skips
+from miles.train import skips, starts
 from miles.train.evaluate import SAMPLES
 from miles.train.metrics import timing_of
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 MAX_REJECTS = 50
 MAX_SKIPPED = 20
+MAX_STARTS = 20
 _SKIPPED_ROWS = 3
 _EVALUATED: dict[str, Any] = {"linestyle": "--", "marker": "o", "markersize": 4}
 MAX_ANSWERS = 4
@@ -85,6 +86,7 @@ def write_report(folder: str, prepared: Sequence[str] = ()) -> tuple[str, str]:
         origin=origin,
         answers=_answers(folder),
         skipped=_skipped(folder),
+        starts=_starts(folder),
     )
     html_path, png_path = storage.join(folder, "report.html"), storage.join(folder, "loss.png")
     storage.write_text(html_path, page)
@@ -182,6 +184,28 @@ def _skipped(folder: str) -> list[dict[str, str]]:
             rows.append(f"and {more} more")
         shown.append({"step": str(entry["step"]), "reason": entry["reason"], "rows": "\n".join(rows)})
     return shown
+
+
+def _starts(folder: str) -> list[dict[str, str]]:
+    """The last starts of a run that had more than one, with how each ended."""
+    path = storage.join(folder, starts.FILE)
+    if not storage.exists(path):
+        return []
+    entries = [json.loads(line) for line in storage.read_text(path).splitlines()]
+    ends = {entry["end"]: entry["how"] for entry in entries if "end" in entry}
+    begun = [entry for entry in entries if "start" in entry]
+    newest = begun[-1]["start"]
+    shown = [
+        {
+            "time": entry["time"],
+            "step": f"{entry['first_step']:,}",
+            "ranks": str(entry["world_size"]),
+            "reason": entry["reason"],
+            "end": ends.get(entry["start"], "" if entry["start"] == newest else "killed"),
+        }
+        for entry in begun[-MAX_STARTS:]
+    ]
+    return shown if len(begun) > 1 else []
 
 
 def _first_batch(folder: str) -> dict[str, Any] | None:

@@ -12,7 +12,7 @@ import pytest
 
 from miles.errors import SourceError
 from miles.report import MAX_ANSWERS, chart, read_metrics, write_report
-from miles.train import evaluate, skips
+from miles.train import evaluate, skips, starts
 
 
 def line(step: int, loss: float | None, **more: float | None) -> dict[str, Any]:
@@ -114,6 +114,20 @@ def test_skipped_steps_are_named_with_their_rows(tmp_path: Path) -> None:
     assert '<td>2</td><td>the loss is not finite</td><td class="text">row 10 of chat.jsonl</td>' in page
     named = "\n".join(f"row {row} of chat.jsonl" for row in (10, 11, 12))
     assert f'<td>3</td><td>the gradient is not finite</td><td class="text">{named}\nand 2 more</td>' in page
+
+
+def test_starts_are_shown_where_there_was_more_than_one(tmp_path: Path) -> None:
+    begun = {"time": "2026-11-25 08:00:12Z", "world_size": 8}
+    first = {"start": 1, "reason": "new run", "first_step": 0, **begun}
+    write_lines(tmp_path / starts.FILE, [first])
+    assert "Starts</h2>" not in page_of(tmp_path, PLAIN)
+    killed = {"start": 2, "reason": "the same command again, after SIGTERM", "first_step": 137, **begun}
+    last = {"start": 3, "reason": "it was killed", "first_step": 1200, **begun}
+    write_lines(tmp_path / starts.FILE, [first, {"end": 1, "how": "SIGTERM"}, killed, last])
+    page = page_of(tmp_path, PLAIN)
+    row = '<td class="text">the same command again, after SIGTERM</td><td class="text">killed</td>'
+    assert f"<td>2026-11-25 08:00:12Z</td><td>137</td><td>8</td>{row}" in page
+    assert '<td>1,200</td><td>8</td><td class="text">it was killed</td><td class="text"></td>' in page
 
 
 def test_the_last_evaluations_answers_are_shown_and_escaped(tmp_path: Path) -> None:

@@ -137,7 +137,7 @@ def test_a_lost_node_is_replaced_by_one_that_is_left_or_refused_soon(
         for _ in range(3):
             nodes.add()
         with place.command(save, **flags) as command:
-            command.until(lambda: len(lines(save)) >= 3)
+            command.until(lambda: tracked(save) >= 4)
             assert len(nodes.with_trainers()) == 2, "a rank a node"
             nodes.lose(nodes.with_trainers()[-1])
             command.until(lambda: starts() == 2)
