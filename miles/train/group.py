@@ -104,32 +104,30 @@ class TrainerGroup:
                     f"{len(pending)} of {len(references)} trainers did not finish {method!r} within "
                     f"{self._timeout_seconds / 60:g} minutes (--distributed-timeout-minutes)"
                 )
-            problem = self._problem(method, references, ready[0])
-            if isinstance(problem, _Symptom):
+            problem, is_cause = self._problem(method, references, ready[0])
+            if problem and not is_cause:
                 # Such as gloo's and NCCL's of a peer that is gone. Who it was, Ray hears a little later.
                 others = [self._problem(method, references, one) for one in _soon(pending)]
-                problem = next((one for one in others if one and not isinstance(one, _Symptom)), problem)
-            if problem is not None:
+                problem = next((other for other, is_cause in others if is_cause), problem)
+            if problem:
                 raise problem
         return list(ray.get(references))
 
-    def _problem(self, method: str, references: list[Any], reference: Any) -> MilesError | None:
-        """What a call that has ended raised, as an error of ours."""
+    def _problem(self, method: str, references: list[Any], reference: Any) -> tuple[MilesError | None, bool]:
+        """What a call that has ended raised, as an error of ours; and whether that is a cause, not one of another's."""
         rank = references.index(reference)
         try:
             ray.get(reference)
         except ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, MilesError):
-                return error.cause
+                return error.cause, True
             said = f"{type(error.cause).__name__}: {_on_one_line(error.cause)}"
-            return _caused_by(_Symptom(f"trainer {rank} failed during {method!r}: {said}"), error)
+            return _caused_by(ClusterError(f"trainer {rank} failed during {method!r}: {said}"), error), False
         except ray.exceptions.RayError as error:
-            return _caused_by(ClusterError(f"trainer {rank} died during {method!r}: {_on_one_line(error)}"), error)
-        return None
-
-
-class _Symptom(ClusterError):
-    """An error of a rank's that may come of another's."""
+            return _caused_by(
+                ClusterError(f"trainer {rank} died during {method!r}: {_on_one_line(error)}"), error
+            ), True
+        return None, False
 
 
 def _soon(pending: list[Any]) -> list[Any]:

@@ -99,9 +99,14 @@ class Command:
         return found
 
     def kill_one(self, name: str) -> None:
-        """SIGKILL to a descendant, the last of those that are called so; waits until there is one."""
-        self.until(lambda: bool(self.family(name)))
-        self.family(name)[-1].send_signal(signal.SIGKILL)
+        """SIGKILL to a process of Ray's, the last of those that are called so; waits until there is one."""
+
+        def found() -> list[psutil.Process]:  # what they have forked is called the same
+            family = self.family(name)
+            return [process for process in family if process.ppid() not in {one.pid for one in family}]
+
+        self.until(lambda: bool(found()))
+        found()[-1].send_signal(signal.SIGKILL)
 
     def until(self, condition: Callable[[], bool]) -> None:
         deadline = time.monotonic() + LIMIT_SECONDS
