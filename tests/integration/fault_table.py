@@ -37,6 +37,7 @@ FAULTS = (
     "same command after the last step",
     "other data or order than the checkpoint's",
     "other model than the checkpoint's",
+    "row that kills its loader each time",
     "row group corrupt",
     "file gone while the run reads it",
     "file changed since its rows were counted",
@@ -74,6 +75,8 @@ def plain(line: str) -> str:
     """A line without what differs from run to run."""
     line = re.sub(r"\S*/\S*/(?=\S)", "…/", line.strip())
     line = re.sub(r"(died during )'\w+': .*", r"\1…", line)
+    line = re.sub(r"(the data stream failed: \w+): .*(; step)", r"\1 …\2", line)
+    line = re.sub(r"between row .* and row .*", "between row N of … and row N of …", line)  # of which step, varies
     line = re.sub(r"(the data stream failed: ).*(FeedActor).*", r"\1… \2 …", line)
     line = re.sub(r"\d+(,\d{3})*(\.\d+)?", "N", line)
     return line.replace("|", "\\|")[:420]

@@ -37,6 +37,7 @@ from tests.integration.clusters import (
     seen,
     with_layout,
 )
+from tests.integration.fault_table import SINCE, observed
 
 SOON_SECONDS = 60.0
 """Far above what it takes to notice a death, far below what anybody waits for on purpose."""
@@ -181,6 +182,7 @@ def test_a_row_that_kills_its_worker_each_time_ends_the_run_after_the_retries(
     named = re.search(r"step (\d+) was to come next, of 64 rows between row \d+ of \S+ ", str(raised.value))
     assert named, raised.value
     assert int(named[1]) == len(taken), "with the first step that did not come"
+    observed("row that kills its loader each time", " ".join(str(raised.value).split()), named[0], SINCE)
     assert len(list(tmp_path.glob("death-*"))) == 1 + 2
     assert taken == [step.fingerprint for step in unbroken[: len(taken)]]
     assert len(taken) <= 8, "no step came after the one that could not be had"

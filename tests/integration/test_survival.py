@@ -161,6 +161,7 @@ def test_on_a_slow_disk_the_steps_go_on_and_what_is_half_written_is_never_loaded
     )
     assert extra["metrics_lines"] == 30
     assert extra["cursor"]["tokens_seen"] == lines(save)[29]["sft/tokens_seen"], "of the moment when it was begun"
+    assert sum(counts["read"] for counts in extra["cursor"]["ledger_totals"].values()) == 30 * 32
     assert half.exists()
     with place.command(save, save_interval=30, num_rollout=33) as command:
         printed = command.wait(0)
@@ -301,7 +302,7 @@ def test_the_page_of_faults_is_what_was_seen(request: pytest.FixtureRequest) -> 
     if os.environ.get("MILES_WRITE_DOCS"):
         PAGE.write_text(page(), encoding="utf-8")
     collected = {item.path.name for item in request.session.items}
-    if not {"test_disks.py", "test_nodes.py", "test_survival.py"} <= collected:
-        pytest.skip("it compares what all of test_disks, test_nodes and test_survival saw")
+    if not {"test_disks.py", "test_faults.py", "test_nodes.py", "test_survival.py"} <= collected:
+        pytest.skip("it compares what all of test_disks, test_faults, test_nodes and test_survival saw")
     assert SEEN.keys() == set(FAULTS)
     assert PAGE.read_text(encoding="utf-8") == page()
