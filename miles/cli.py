@@ -30,12 +30,12 @@ def main(words: Sequence[str] | None = None) -> int:
             flags = _parser().parse_args(words)
             flags.run(flags, console)
     except MilesError as error:
-        Console(stderr=True, highlight=False).print(f"[red]miles: error:[/red] {_escape(str(error))}")
+        _say_error(error)
         return 1
     except OSError as error:
         if error.errno not in _OF_THE_DISK:
             raise
-        Console(stderr=True, highlight=False).print(f"[red]miles: error:[/red] {_escape(str(error))}")
+        _say_error(error)
         return 1
     except KeyboardInterrupt:
         return 130
@@ -108,6 +108,12 @@ def _parser() -> argparse.ArgumentParser:
     tiny.add_argument("--save", required=True, metavar="DIR")
     tiny.set_defaults(run=_tiny_model)
     return parser
+
+
+def _say_error(error: Exception) -> None:
+    """On one line, which the terminal wraps, and a search finds whole."""
+    text = f"[red]miles: error:[/red] {_escape(str(error))}"
+    Console(stderr=True, highlight=False).print(text, soft_wrap=True, emoji=False)
 
 
 def _escape(text: str) -> str:

@@ -119,7 +119,7 @@ class Saver:
         try:
             save.calls.maybe_finalize_async_calls(blocking=True)
         except CheckpointException as error:  # on every rank; the reasons are on rank 0
-            problem = "; ".join(str(failure[0]) for failure in error.failures.values()) or _SEE_RANK_0
+            problem = next((str(failure[0]) for failure in error.failures.values()), _SEE_RANK_0)
         if not problem and self._trainer.rank == 0:
             problem = _finish(save)
         if problem := self._agreed(problem):

@@ -94,7 +94,6 @@ def test_a_disk_that_fills_while_it_is_written(place: Place, tmp_path: Path) -> 
         assert tracked(save) == 4
         assert sorted(path.name for path in save.glob("*iter_*")) == ["iter_0000004"]
         observed("disk full while a checkpoint is written", printed, "miles: error:", SINCE)
-        observed("disk full before a checkpoint", printed, "miles: error:", SINCE)
 
 
 def test_on_object_storage_a_machine_with_an_empty_disk_goes_on(

@@ -141,7 +141,7 @@ def test_a_lost_node_is_replaced_by_one_that_is_left_or_refused_soon(
             assert len(nodes.with_trainers()) == 2, "a rank a node"
             nodes.lose(nodes.with_trainers()[-1])
             command.until(lambda: starts() == 2)
-            observed("node lost, another is free", command.printed, "died during", SINCE)
+            observed("node lost, another is free", command.printed, "starting again from", SINCE)
             nodes.lose(nodes.with_trainers()[-1])
             begun = time.monotonic()
             printed = command.wait(1)

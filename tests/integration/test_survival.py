@@ -6,6 +6,7 @@ import io
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import statistics
@@ -40,7 +41,7 @@ from tests.integration.commands import (
 from tests.integration.fault_table import FAULTS, NOTHING, PAGE, SEEN, SINCE, observed, page
 
 pytestmark = pytest.mark.slow
-CAUSES = {"TrainerActor": "trainer 1 died", "FeedActor": "FeedActor"}
+CAUSES = {"TrainerActor": "died during '", "FeedActor": "the data stream failed"}
 """What is killed -> what is said of it."""
 
 
@@ -52,7 +53,7 @@ def a_moment(first: int = SAVE_INTERVAL + 1, last: int = NUM_STEPS - 3) -> int:
 def test_killed_the_same_command_goes_on_as_if_nothing_had_been(place: Place, unbroken: Path, tmp_path: Path) -> None:
     save, moment = tmp_path / "run", a_moment()
     with place.command(save, save_hf=save / "export") as command:
-        command.until(lambda: len(lines(save)) >= moment)
+        command.until(lambda: len(lines(save)) >= moment and tracked(save) >= SAVE_INTERVAL)
         command.process.send_signal(signal.SIGKILL)
         command.process.wait()
     seen, kept = len(lines(save)), tracked(save)
@@ -60,12 +61,9 @@ def test_killed_the_same_command_goes_on_as_if_nothing_had_been(place: Place, un
     assert seen - kept <= 2 * SAVE_INTERVAL, "the one before the last is complete before the last is begun"
     with place.command(save, save_hf=save / "export") as command:
         printed = command.wait(0)
-    if kept:
-        assert (
-            f"going on at step {kept} from {save}/iter_{kept:07d} (the same command again; start 1 has no end"
-            in printed
-        )
-        observed("driver killed (SIGKILL, out of memory, power)", printed, "going on at step", SINCE)
+    start = f"going on at step {kept} from {save}/iter_{kept:07d} (the same command again; start 1 has no end"
+    assert start in printed
+    observed("driver killed (SIGKILL, out of memory, power)", printed, start, SINCE)
     require_same(save, unbroken)
     assert not list(save.glob(".saving-*"))
     with place.command(save, save_hf=save / "export") as command:
@@ -85,7 +83,8 @@ def test_what_is_lost_of_it_is_started_again_by_the_run_itself(place: Place, unb
         command.kill_one("ray::MapBatches")
         command.until(lambda: len(lines(save)) >= 1)
         assert len(lines(save, "starts.jsonl")) == 1
-        observed("loader process killed", command.printed, "step     0", NOTHING)
+        assert "starting again" not in command.printed
+        observed("loader process killed", command.printed, "", NOTHING)
         for number, name in enumerate(CAUSES, 1):
             moment = a_moment(len(lines(save)), min(len(lines(save)) + 5, NUM_STEPS - 2))
             command.until(lambda moment=moment: len(lines(save)) >= moment)
@@ -108,7 +107,7 @@ def test_without_restarts_left_a_lost_trainer_ends_the_command(place: Place, tmp
         command.kill_one("ray::TrainerActor")
         printed = command.wait(1)
     assert printed.count("miles: error:") == 1
-    assert "error: trainer 1 died during '" in printed, "the one that was killed, not one that missed it"
+    assert re.search("error: trainer [01] died during '", printed), "the one that was killed, not one that missed it"
     observed("trainer killed, `--max-restarts` used up", printed, "miles: error:", SINCE)
 
 
