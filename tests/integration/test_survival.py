@@ -155,9 +155,7 @@ def test_on_a_slow_disk_the_steps_go_on_and_what_is_half_written_is_never_loaded
     before = [line["perf/step_seconds"] for line in lines(save)[5:30]]
     ratio = statistics.median(during) / statistics.median(before)
     assert ratio < 1.2, f"a step takes {ratio:.2f} times as long while a checkpoint is written"
-    extra = lines(save / "iter_0000030", "miles.json") or __import__("json").loads(
-        (save / "iter_0000030/miles.json").read_text()
-    )
+    extra = json.loads((save / "iter_0000030/miles.json").read_text())
     assert extra["metrics_lines"] == 30
     assert extra["cursor"]["tokens_seen"] == lines(save)[29]["sft/tokens_seen"], "of the moment when it was begun"
     assert sum(counts["read"] for counts in extra["cursor"]["ledger_totals"].values()) == 30 * 32
@@ -271,6 +269,7 @@ def test_rows_that_cannot_be_read_end_the_run_by_name(
     pq.write_table(pa.table({"messages": messages}), file, row_group_size=64)
     monkeypatch.setattr(group, "TrainerActor", SlowActor)
     config = settings(
+        place,
         save,
         prompt_data=["rows", file],
         rollout_shuffle=None,
