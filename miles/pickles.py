@@ -7,6 +7,7 @@ read by Megatron with `weights_only`, which is torch's own guard.)
 
 from __future__ import annotations
 
+import importlib
 import io
 import pickle
 from pathlib import Path
@@ -37,8 +38,6 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _is_defined_in(module: str, name: str) -> bool:
-    import importlib
-
     found = getattr(importlib.import_module(module), name, None)
     return isinstance(found, type) and found.__module__ == module
 

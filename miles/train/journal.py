@@ -19,6 +19,11 @@ from miles.redact import redact
 FILE = "train.log"
 
 
+def time_now() -> str:
+    """UTC, to the second: "2026-11-25 08:00:12Z"."""
+    return f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M:%S}Z"
+
+
 class Journal:
     """Says a line on the terminal, and writes it down. In a `with`, it notes the error that ended the run.
 
@@ -38,8 +43,7 @@ class Journal:
 
     def write(self, text: str) -> None:
         """In the file only."""
-        now = datetime.datetime.now(datetime.UTC)
-        self._text += f"{now:%Y-%m-%d %H:%M:%S}Z  {redact(text)}\n"
+        self._text += f"{time_now()}  {redact(text)}\n"
         if self._local:
             self.flush()
 

@@ -67,12 +67,11 @@ def train(config: TrainConfig, console: Console | None = None) -> RunSummary:
     config.cluster.layout.require_fits(shape)
     if config.save_hf:
         storage.filesystem(config.save_hf)  # a URL that is refused shall not be so after the last step only
-    find_start(config)  # nothing is started for a checkpoint that is not there
+    found, is_own = find_start(config)  # before anything is started: it may not be there
     with ray_cluster(config) as on_gpu, StopSignal() as stop, Journal(config.run_dir, console) as journal:
         starts = Starts(config.run_dir)
         failed_from, failures = "", 0
         while True:
-            found, is_own = find_start(config)
             try:
                 return _start(config, console, shape, journal, starts, stop, found, is_own=is_own, on_gpu=on_gpu)
             except Stopped:
@@ -92,6 +91,7 @@ def train(config: TrainConfig, console: Console | None = None) -> RunSummary:
                     f"{config.max_restarts})"
                 )
                 starts.restarts()
+                found, is_own = find_start(config)
 
 
 def _start(

@@ -8,12 +8,12 @@
 
 from __future__ import annotations
 
-import datetime
 import json
 from typing import Any
 
 from miles import __version__, storage
 from miles.redact import redact
+from miles.train.journal import time_now
 from miles.train.topology import Layout
 
 FILE = "starts.jsonl"
@@ -71,9 +71,8 @@ class Starts:
         self._write()
 
     def _add(self, entry: dict[str, Any]) -> None:
-        now = datetime.datetime.now(datetime.UTC)
         kind, *rest = entry.items()
-        self._entries.append(dict([kind, ("time", f"{now:%Y-%m-%d %H:%M:%S}Z"), *rest]))
+        self._entries.append(dict([kind, ("time", time_now()), *rest]))
         self._write()
 
     def _write(self) -> None:

@@ -126,13 +126,14 @@ def opened(config: DataConfig, run_dir: str, cursor: Cursor | None = None) -> It
         feed.close()
 
 
-def processes(name: str) -> list[psutil.Process]:
-    """This process's descendants whose command line begins so, such as "ray::MapBatches"."""
+def processes(name: str, pid: int | None = None) -> list[psutil.Process]:
+    """A process's descendants whose command line begins so, such as "ray::MapBatches"; None: of this one."""
     found = []
-    for process in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.Error):
-            if " ".join(process.cmdline()).startswith(name):
-                found.append(process)
+    with contextlib.suppress(psutil.Error):
+        for process in psutil.Process(pid).children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                if " ".join(process.cmdline()).startswith(name):
+                    found.append(process)
     return found
 
 

@@ -18,7 +18,7 @@ import psutil
 
 from miles.convert.hf_to_megatron import hf_to_megatron
 from miles.demo.model import build_model
-from tests.integration.clusters import PROJECT, demo_settings, environment
+from tests.integration.clusters import PROJECT, demo_settings, environment, processes
 
 NUM_STEPS, SAVE_INTERVAL = 18, 4
 LIMIT_SECONDS = 240.0
@@ -90,13 +90,7 @@ class Command:
 
     def family(self, name: str) -> list[psutil.Process]:
         """Descendants whose command line begins so."""
-        found = []
-        with contextlib.suppress(psutil.Error):
-            for process in psutil.Process(self.process.pid).children(recursive=True):
-                with contextlib.suppress(psutil.Error):
-                    if " ".join(process.cmdline()).startswith(name):
-                        found.append(process)
-        return found
+        return processes(name, self.process.pid)
 
     def kill_one(self, name: str) -> None:
         """SIGKILL to a process of Ray's, the last of those that are called so; waits until there is one."""
@@ -122,9 +116,7 @@ class Command:
         return self.printed
 
     def end(self) -> None:
-        family = []
-        with contextlib.suppress(psutil.Error):
-            family = psutil.Process(self.process.pid).children(recursive=True)
+        family = self.family("")
         self.process.kill()
         self.process.wait()
         _, left = psutil.wait_procs(family, timeout=60)

@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.integration.clusters import PROJECT, environment, free_port
+from tests.integration.clusters import PROJECT, environment, free_port, processes
 from tests.integration.commands import LIMIT_SECONDS, NUM_STEPS, Place, lines, require_same, tracked
 from tests.integration.fault_table import NOTHING, SINCE, observed
 
@@ -46,13 +46,7 @@ class Node:
         )
 
     def processes(self, name: str = "") -> list[psutil.Process]:
-        found = []
-        with contextlib.suppress(psutil.Error):
-            for process in psutil.Process(self._process.pid).children(recursive=True):
-                with contextlib.suppress(psutil.Error):
-                    if " ".join(process.cmdline()).startswith(name):
-                        found.append(process)
-        return found
+        return processes(name, self._process.pid)
 
     def lose(self) -> None:
         with contextlib.suppress(psutil.Error):

@@ -66,7 +66,7 @@ def make_trainer(layout: Layout, rank: int, meeting: Path) -> Any:
     return Trainer(SHAPE, layout, rank, SETTINGS, NUM_STEPS, NUM_SOURCES, bf16=False)
 
 
-def start(layout: Layout, rank: int, meeting: Path, seed: int = 7) -> None:
+def start(layout: Layout, rank: int, meeting: Path) -> None:
     """Joins the group of the ranks that name the same file. Rank 0 listens at a port that the system chooses and
     writes its address there: a port chosen beforehand may be taken by then."""
     from miles.train.step import start_rank
@@ -81,7 +81,7 @@ def start(layout: Layout, rank: int, meeting: Path, seed: int = 7) -> None:
     while not meeting.exists():
         assert time.monotonic() < deadline, f"rank 0 wrote no {meeting}"
         time.sleep(0.02)
-    start_rank(layout, rank, meeting.read_text(), seed=seed, timeout_minutes=2, listener=listener)
+    start_rank(layout, rank, meeting.read_text(), seed=7, timeout_minutes=2, listener=listener)
 
 
 def run_ranks(function: Callable[..., Any], layout: Layout, *arguments: Any) -> list[Any]:
