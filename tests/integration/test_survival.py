@@ -160,7 +160,7 @@ def test_on_a_slow_disk_the_steps_go_on_and_what_is_half_written_is_never_loaded
     assert extra["cursor"]["tokens_seen"] == lines(save)[29]["sft/tokens_seen"], "of the moment when it was begun"
     assert sum(counts["read"] for counts in extra["cursor"]["ledger_totals"].values()) == 652 + 9 * 32
     assert half.exists()
-    with place.command(save, save_interval=30, num_rollout=33) as command:
+    with place.command(save, save_interval=30, num_rollout=33, num_epoch=20) as command:
         printed = command.wait(0)
     assert f"going on at step 30 from {save}/iter_0000030" in printed
     assert not half.exists()
