@@ -303,5 +303,4 @@ def test_the_page_of_faults_is_what_was_seen(request: pytest.FixtureRequest) -> 
     if not {"test_disks.py", "test_faults.py", "test_nodes.py", "test_survival.py"} <= collected:
         pytest.skip("it compares what all of test_disks, test_faults, test_nodes and test_survival saw")
     assert SEEN.keys() == set(FAULTS)
-    if PAGE.exists():
-        assert PAGE.read_text(encoding="utf-8") == page()
+    assert PAGE.read_text(encoding="utf-8") == page()
