@@ -2,28 +2,92 @@
 
 Training and converting both build on this record, so that the two can never disagree about what a
 configuration means. It holds no weights and imports neither torch nor Megatron.
+
+config.json   ->   model_type "qwen3"   ->   miles/convert/families/qwen3.py   ->   ModelShape
 """
 
 from __future__ import annotations
 
+import argparse
+import importlib
 import json
+import pkgutil
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 from miles import storage
 from miles.errors import CheckpointError
 
-FAMILIES = {
-    "qwen3": "Qwen3ForCausalLM",
-    "qwen3_moe": "Qwen3MoeForCausalLM",
-    "qwen2": "Qwen2ForCausalLM",  # Qwen2.5, too
-    "llama": "LlamaForCausalLM",  # Llama 3, 3.1, 3.2
-}
-"""Hugging Face `model_type` -> architecture that is understood."""
+_FAMILIES = "miles.convert.families"
+_FAMILIES_FOLDER = Path(__file__).parent / "convert/families"
 
-LLAMA3_ROPE = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
-"""What Llama 3.1 and 3.2 set beside their scaling factor; megatron-core 0.16.1 knows no other values."""
+
+class Family(Protocol):
+    """What a family's module declares, beside its parameter map."""
+
+    ARCHITECTURE: str
+    """of `architectures` in config.json"""
+
+    def shape(self, config: HfConfig) -> ModelShape: ...
+
+
+def families() -> list[str]:
+    """The `model_type`s that are understood: each has a file."""
+    return sorted(module.name for module in pkgutil.iter_modules([str(_FAMILIES_FOLDER)]) if module.name[0] != "_")
+
+
+def family_module(model_type: str) -> Any:
+    """The module of a family."""
+    return importlib.import_module(f"{_FAMILIES}.{model_type}")
+
+
+@dataclass(frozen=True)
+class HfConfig:
+    """The content of a `config.json`, and what a family's file asks of it."""
+
+    values: Mapping[str, Any]
+    where: str
+    """names the file in errors"""
+
+    def __getitem__(self, name: str) -> Any:
+        """
+        Raises:
+            CheckpointError: a setting that must be there is not.
+        """
+        if self.values.get(name) is None:
+            raise CheckpointError(f"{self.where}: {name} is missing")
+        return self.values[name]
+
+    def get(self, name: str, default: Any = None) -> Any:
+        value = self.values.get(name)
+        return default if value is None else value
+
+    @property
+    def rope(self) -> HfConfig:
+        """What is said of the rotary embedding; an older file says it by another name."""
+        return HfConfig(self.get("rope_parameters") or self.get("rope_scaling") or {}, f"{self.where}: rope_parameters")
+
+    @property
+    def rope_type(self) -> str:
+        rope = self.rope
+        return str(rope.get("rope_type") or rope.get("type", "default"))
+
+    def require(self, *settings: tuple[str, Any, Any]) -> None:
+        """Refuses what no part of the model is built for.
+
+        Args:
+            settings: name, value, and the only value that is understood.
+
+        Raises:
+            CheckpointError: all that differ.
+        """
+        unsupported = [
+            f"{name} = {value!r}, only {wanted!r} is supported" for name, value, wanted in settings if value != wanted
+        ]
+        if unsupported:
+            raise CheckpointError(f"{self.where}: " + "; ".join(unsupported))
 
 
 @dataclass(frozen=True)
@@ -31,7 +95,7 @@ class ModelShape:
     """The numbers that fix a decoder's parameters. Field names are Megatron's where it has one."""
 
     model_type: str
-    """Hugging Face `model_type`, one of `FAMILIES`"""
+    """Hugging Face `model_type`, one of `families()`"""
     num_layers: int
     hidden_size: int
     ffn_hidden_size: int
@@ -49,7 +113,7 @@ class ModelShape:
     qk_layernorm: bool
     add_qkv_bias: bool
     rope_scaling_factor: float | None = None
-    """Llama 3.1's scaling of the rotary frequencies (with `LLAMA3_ROPE`); None: none"""
+    """Llama 3.1's scaling of the rotary frequencies; None: none"""
     num_experts: int | None = None
     """experts of each layer; None: a dense model"""
     moe_router_topk: int = 0
@@ -69,59 +133,18 @@ class ModelShape:
             CheckpointError: an architecture or a setting that is not understood.
         """
         model_type = config.get("model_type")
-        if model_type not in FAMILIES:
+        if model_type not in families():
             raise CheckpointError(
-                f"{where}: model_type {model_type!r} is not one of {', '.join(FAMILIES)}, the families known so far"
+                f"{where}: model_type {model_type!r} is not one of {', '.join(families())}, the families known so far"
             )
-        rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-        rope_type = rope.get("rope_type", rope.get("type", "default"))
-        scaled = rope_type == "llama3"
-        settings = [
-            ("hidden_act", config.get("hidden_act", "silu"), "silu"),
-            ("attention_bias", config.get("attention_bias", False), False),  # Qwen2's own bias is not called so
-            ("mlp_bias", config.get("mlp_bias", False), False),
-            ("use_sliding_window", config.get("use_sliding_window", False), False),
-        ]
-        if scaled:
-            settings += [(f"rope {name}", float(rope.get(name, value)), value) for name, value in LLAMA3_ROPE.items()]
-        else:
-            settings.append(("rope type", rope_type, "default"))
-        if model_type == "qwen3_moe":
-            settings += [
-                ("norm_topk_prob", config.get("norm_topk_prob", False), True),
-                ("decoder_sparse_step", config.get("decoder_sparse_step", 1), 1),
-                ("mlp_only_layers", config.get("mlp_only_layers") or [], []),
-            ]
-        unsupported = [
-            f"{name} = {value!r}, only {wanted!r} is supported" for name, value, wanted in settings if value != wanted
-        ]
-        if unsupported:
-            raise CheckpointError(f"{where}: " + "; ".join(unsupported))
-        is_moe = model_type == "qwen3_moe"
-        try:
-            heads = int(config["num_attention_heads"])
-            return cls(
-                model_type=model_type,
-                num_layers=int(config["num_hidden_layers"]),
-                hidden_size=int(config["hidden_size"]),
-                ffn_hidden_size=int(config["intermediate_size"]),
-                num_attention_heads=heads,
-                num_query_groups=int(config.get("num_key_value_heads", heads)),
-                kv_channels=int(config.get("head_dim") or config["hidden_size"] // heads),
-                vocab_size=int(config["vocab_size"]),
-                max_position_embeddings=int(config["max_position_embeddings"]),
-                rotary_base=float(rope.get("rope_theta", config.get("rope_theta", 10_000.0))),
-                norm_epsilon=float(config["rms_norm_eps"]),
-                tied_embeddings=bool(config.get("tie_word_embeddings", False)),
-                qk_layernorm=model_type in ("qwen3", "qwen3_moe"),
-                add_qkv_bias=model_type == "qwen2",
-                rope_scaling_factor=float(rope["factor"]) if scaled else None,
-                num_experts=int(config.get("num_experts") or config["num_local_experts"]) if is_moe else None,
-                moe_router_topk=int(config["num_experts_per_tok"]) if is_moe else 0,
-                moe_ffn_hidden_size=int(config["moe_intermediate_size"]) if is_moe else 0,
-            )
-        except KeyError as error:
-            raise CheckpointError(f"{where}: {error.args[0]} is missing") from error
+        family: Family = family_module(model_type)
+        architectures = config.get("architectures") or [family.ARCHITECTURE]
+        found = HfConfig(config, where)
+        found.require(
+            ("architectures", architectures, [family.ARCHITECTURE]),
+            ("quantization_config", config.get("quantization_config"), None),
+        )
+        return family.shape(found)
 
     @classmethod
     def from_hf_folder(cls, url: str) -> ModelShape:
@@ -181,19 +204,61 @@ class ModelShape:
             "moe_router_pre_softmax": False,
         }
 
+    def checkpoint_args(
+        self,
+        *,
+        padded_vocab_size: int | None = None,
+        tensor: int = 1,
+        pipeline: int = 1,
+        expert: int = 1,
+        expert_tensor: int = 1,
+        consumed_rows: int = 0,
+    ) -> argparse.Namespace:
+        """`args` of a checkpoint's common part, as Megatron-LM's loader wants them.
+
+        Args:
+            padded_vocab_size: rows of the stored embedding; None: none are added.
+            tensor, pipeline, expert, expert_tensor: sizes of the layout that it is saved from.
+            consumed_rows: rows of the data that were trained on.
+        """
+        return argparse.Namespace(
+            **self.megatron_args() | {"padded_vocab_size": padded_vocab_size or self.vocab_size},
+            miles_model_type=self.model_type,
+            tensor_model_parallel_size=tensor,
+            pipeline_model_parallel_size=pipeline,
+            context_parallel_size=1,
+            expert_model_parallel_size=expert,
+            expert_tensor_parallel_size=expert_tensor,
+            ckpt_format="torch_dist",
+            tokenizer_type="HuggingFaceTokenizer",
+            consumed_train_samples=consumed_rows,
+            skipped_train_samples=0,
+            consumed_valid_samples=0,
+        )
+
     def differences(self, args: Mapping[str, Any]) -> list[str]:
         """In which sizes a Megatron checkpoint's `args` (as a mapping) differ from this shape, one sentence each.
 
-        A name that the checkpoint does not state does not count.
+        A name that the checkpoint does not state does not count, nor do rows of padding behind the vocabulary.
         """
-        return [
-            f"{name} is {args[name]} in the checkpoint, {wanted} in the configuration"
-            for name, wanted in self.megatron_args().items()
-            if name not in _NOT_A_SIZE and name in args and args[name] != wanted
+        wanted = self.megatron_args()
+        differing = [
+            f"{name} is {args[name]} in the checkpoint, {wanted[name]} in the configuration"
+            for name in wanted
+            if name not in _NOT_A_SIZE and name in args and args[name] != wanted[name]
         ]
+        rows = args.get("padded_vocab_size")
+        if rows is not None and rows < self.vocab_size:
+            differing.append(
+                f"padded_vocab_size is {rows} in the checkpoint, vocab_size {self.vocab_size} in the configuration"
+            )
+        return differing
 
     def __str__(self) -> str:
         return ", ".join(f"{field.name}={getattr(self, field.name)}" for field in fields(self))
 
 
-_NOT_A_SIZE = ("seq_length", "max_position_embeddings", "attention_dropout", "hidden_dropout")
+_NOT_A_SIZE = (
+    *("vocab_size", "padded_vocab_size"),  # Megatron-LM's own count is that of the tokenizer, then padded
+    *("seq_length", "max_position_embeddings", "attention_dropout", "hidden_dropout"),
+)

@@ -12,8 +12,8 @@ from typing import Any
 from rich.console import Console
 
 from miles import __version__
-from miles.errors import ConfigError, MilesError
-from miles.flags import chat_template, json_object
+from miles.errors import CheckpointError, ConfigError, MilesError
+from miles.flags import chat_template, json_object, num_bytes, positive
 
 _OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 """What is no mistake of ours: full, full for this user, read-only, not permitted. The error names the file."""
@@ -82,15 +82,33 @@ def _parser() -> argparse.ArgumentParser:
 
     convert = commands.add_parser("convert", help="Hugging Face <-> Megatron torch_dist")
     directions = convert.add_subparsers(required=True, metavar="DIRECTION")
-    to_megatron = directions.add_parser("hf-to-megatron")
+    to_megatron = directions.add_parser("hf-to-megatron", help="DIR/*.safetensors -> SAVE/release")
     to_megatron.add_argument("--hf-checkpoint", required=True, metavar="DIR")
     to_megatron.add_argument("--save", required=True, metavar="DIR")
+    to_megatron.add_argument(
+        "--make-vocab-size-divisible-by",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="add rows of zeros to the embedding and the output layer, up to a multiple (default: 1, none)",
+    )
     to_megatron.set_defaults(run=_hf_to_megatron)
-    to_hf = directions.add_parser("megatron-to-hf")
+    to_hf = directions.add_parser("megatron-to-hf", help="LOAD/iter_… or LOAD/release -> SAVE/*.safetensors")
     to_hf.add_argument("--load", required=True, metavar="DIR")
     to_hf.add_argument("--hf-checkpoint", required=True, metavar="DIR", help="config and tokenizer come from here")
     to_hf.add_argument("--save", required=True, metavar="DIR")
+    to_hf.add_argument("--ckpt-step", type=int, metavar="N", help="of the checkpoint (default: the newest)")
+    to_hf.add_argument(
+        "--max-shard-size",
+        type=num_bytes,
+        metavar="SIZE",
+        help="of a safetensors file, such as 5GB (default: files as in --hf-checkpoint, or else 5GB)",
+    )
     to_hf.set_defaults(run=_megatron_to_hf)
+    verify = directions.add_parser("verify", help="compare two checkpoints tensor by tensor; exit 1 where they differ")
+    verify.add_argument("one", metavar="A", help="of Hugging Face or of Megatron")
+    verify.add_argument("other", metavar="B")
+    verify.set_defaults(run=_verify)
 
     commands.add_parser("train", help="fine-tune; flags have Miles's names (miles train --help)")
 
@@ -199,13 +217,38 @@ def _certify(flags: argparse.Namespace, console: Console) -> None:
 def _hf_to_megatron(flags: argparse.Namespace, console: Console) -> None:
     from miles.convert.hf_to_megatron import hf_to_megatron
 
-    console.print(f"  {hf_to_megatron(flags.hf_checkpoint, flags.save)}")
+    made = hf_to_megatron(
+        flags.hf_checkpoint,
+        flags.save,
+        make_vocab_size_divisible_by=flags.make_vocab_size_divisible_by,
+        console=console,
+    )
+    console.print(f"  {made}")
 
 
 def _megatron_to_hf(flags: argparse.Namespace, console: Console) -> None:
     from miles.convert.megatron_to_hf import megatron_to_hf
 
-    console.print(f"  {megatron_to_hf(flags.load, flags.hf_checkpoint, flags.save)}")
+    made = megatron_to_hf(
+        flags.load,
+        flags.hf_checkpoint,
+        flags.save,
+        iteration=flags.ckpt_step,
+        max_shard_bytes=flags.max_shard_size,
+        console=console,
+    )
+    console.print(f"  {made}")
+
+
+def _verify(flags: argparse.Namespace, console: Console) -> None:
+    from miles.convert.verify import verify
+
+    found = verify(flags.one, flags.other, console=console)
+    for difference in found.differences:
+        console.print(f"  [red]{_escape(difference.tensor)}[/red]: {_escape(difference.text)}", soft_wrap=True)
+    if found.differences:
+        raise CheckpointError(f"{len(found.differences)} of {found.num_tensors:,} tensors differ")
+    console.print(f"  {found.num_tensors:,} tensors, {found.num_bytes:,} bytes: the same in both, bit by bit")
 
 
 def _inspect(flags: argparse.Namespace, console: Console) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from typing import Any
 
 from miles import storage
@@ -38,3 +39,33 @@ def chat_template(path: str | None) -> str | None:
             return storage.read_text(path)
     except SourceError as error:
         raise ConfigError(f"--chat-template-path {error}") from error
+
+
+def positive(text: str) -> int:
+    """A whole number from 1 on, for argparse's `type`.
+
+    Raises:
+        argparse.ArgumentTypeError: something else.
+    """
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"a number from 1 on was expected; found {text}")
+    return int(text)
+
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?", re.IGNORECASE)
+
+
+def num_bytes(text: str) -> int:
+    """A size, such as 5GB (5,000,000,000 bytes), 512MiB or 1000, for argparse's `type`.
+
+    Raises:
+        argparse.ArgumentTypeError: something else, or nothing.
+    """
+    match = _SIZE.fullmatch(text.strip())
+    size = 0
+    if match:
+        number, unit, binary = match.groups()
+        size = int(float(number) * (1024 if binary else 1000) ** " KMGT".index(unit.upper() or " "))
+    if size < 1:
+        raise argparse.ArgumentTypeError(f"a size was expected, such as 5GB or 512MiB; found {text}")
+    return size

@@ -13,7 +13,7 @@ import re
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -276,8 +276,13 @@ def write_text(url: str, text: str, max_tries: int | None = None) -> None:
 
 
 @contextlib.contextmanager
-def local_folder(url: str, what: str = "folder") -> Iterator[Path]:
+def local_folder(
+    url: str, what: str = "folder", is_wanted: Callable[[str], bool] = lambda name: True
+) -> Iterator[Path]:
     """A folder as a local path: itself, or, where it is remote, a copy that lasts as long as the context.
+
+    Args:
+        is_wanted: of a file's path in the folder: whether it is to be in the copy.
 
     Raises:
         SourceError: no such folder.
@@ -290,10 +295,11 @@ def local_folder(url: str, what: str = "folder") -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(prefix="miles-") as staged:
         with ThreadPoolExecutor(_COPY_THREADS, thread_name_prefix="miles-copy") as pool:
+            names = [name for name in _files(fs, path) if is_wanted(posixpath.relpath(name, path))]
             list(
                 pool.map(
                     lambda name: copy_file(str(fs.unstrip_protocol(name)), Path(staged, posixpath.relpath(name, path))),
-                    _files(fs, path),
+                    names,
                 )
             )
         yield Path(staged)
@@ -306,10 +312,36 @@ def copy_file(url: str, target: Path) -> None:
         shutil.copyfileobj(RangeFile(url), copy, _COPY_BYTES)
 
 
-def upload_folder(folder: Path, url: str, last: str = "") -> None:
-    """Copies a local folder to a remote URL; the file `last`, where one says that it is complete, goes last."""
+def upload_folder(
+    folder: Path, url: str, last: str = "", report: Callable[[int], None] = lambda num_bytes: None
+) -> None:
+    """Copies a local folder to a remote URL.
+
+    Args:
+        last: the file that says that it is complete; it goes last.
+        report: is told the bytes of each file that was copied.
+    """
     fs, path = filesystem(url)
     files: list[Any] = sorted(file for file in folder.rglob("*") if file.is_file())
     for file in sorted(files, key=lambda file: str(file.relative_to(folder)) == last):
         target = posixpath.join(path, file.relative_to(folder).as_posix())
         retry.call(partial(fs.put_file, str(file), target), join(url, file.name), "written")
+        report(file.stat().st_size)
+
+
+def names(url: str) -> list[str]:
+    """The names in a folder, sorted; of one that is not there, or is a file, none."""
+    fs, path = filesystem(url)
+    if not is_folder(url):
+        return []
+    entries = retry.call(lambda: fs.ls(path, detail=False), url)
+    return sorted(
+        {str(name).rstrip("/").rsplit("/", 1)[-1] for name in entries} - {"", path.rstrip("/").rsplit("/", 1)[-1]}
+    )
+
+
+def remove(url: str) -> None:
+    """Removes a file or a folder, if it is there."""
+    fs, path = filesystem(url)
+    with contextlib.suppress(FileNotFoundError):
+        retry.call(lambda: fs.rm(path, recursive=True), url, "removed")

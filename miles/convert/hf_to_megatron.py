@@ -1,32 +1,44 @@
-"""A Hugging Face checkpoint -> Megatron `torch_dist`, readable at any layout.
+"""A Hugging Face checkpoint -> Megatron `torch_dist`, readable at any layout, tensor by tensor.
 
 DIR/config.json, *.safetensors   ->   SAVE/release/…, SAVE/latest_checkpointed_iteration.txt ("release", last)
+
+Everything is planned from the headers of the files, and refused there; only then is the first byte written.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import shutil
 import tempfile
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-from safetensors import SafetensorError, safe_open
+import torch
+from rich.console import Console
 from torch import Tensor
 
 from miles import storage
 from miles.architecture import ModelShape
-from miles.convert import torch_dist
+from miles.convert import staging, torch_dist, work
+from miles.convert.families import TIED_COPY, TIED_TO, Parameter, pieces_of
+from miles.convert.inside import require_inside
+from miles.convert.safetensors_files import INDEX, Weights
+from miles.convert.torch_dist import RELEASE, TRACKER, Box
 from miles.errors import CheckpointError, SourceError
 
+MAX_FILE_BYTES = 4 << 30
 
-def hf_to_megatron(hf_checkpoint: str, save: str) -> str:
-    """Converts. Tensors keep their dtype; nothing is padded.
+
+def hf_to_megatron(
+    hf_checkpoint: str, save: str, *, make_vocab_size_divisible_by: int = 1, console: Console | None = None
+) -> str:
+    """Converts. Tensors keep their dtype.
 
     Args:
         hf_checkpoint: folder (fsspec URL) with config.json and safetensors.
-        save: folder (fsspec URL) to make or add to.
+        save: folder (fsspec URL) to make, or one that an earlier conversion made.
+        make_vocab_size_divisible_by: rows of zeros are added to the embedding and the output layer, up to the next
+            multiple; 1: none. What loads the checkpoint must have the same number of rows, or ignore those behind.
+        console: shows a bar; None: nothing.
 
     Returns:
         the checkpoint's folder, `SAVE/release`.
@@ -34,96 +46,126 @@ def hf_to_megatron(hf_checkpoint: str, save: str) -> str:
     Raises:
         CheckpointError: names the file and tensor that is missing, unexpected, or of another shape.
     """
+    require_inside(hf_checkpoint, "config.json", hf_checkpoint)
     shape = ModelShape.from_hf_folder(hf_checkpoint)
+    padded = -(-shape.vocab_size // make_vocab_size_divisible_by) * make_vocab_size_divisible_by
+    tracked = torch_dist.tracked(save)
+    if tracked not in (None, RELEASE):
+        raise CheckpointError(
+            f"{save}: holds the checkpoints of a run ({TRACKER} names {tracked}): give another folder"
+        )
     try:
-        with storage.local_folder(hf_checkpoint, "Hugging Face checkpoint") as source:
+        with storage.local_folder(hf_checkpoint, "Hugging Face checkpoint", is_wanted=_is_weights) as source:
+            weights = Weights(str(source), hf_checkpoint)
+            boxes = _plan(weights, shape, padded)
             if storage.is_local(save):
-                _write(source, Path(storage.filesystem(save)[1]), shape, hf_checkpoint)
+                root = Path(storage.filesystem(save)[1])
+                with staging.appearing(root / RELEASE) as folder:
+                    _write(folder, boxes, shape, padded, console)
+                    (root / TRACKER).unlink(missing_ok=True)  # of the one that is replaced
+                storage.write_text(str(root / TRACKER), RELEASE)
             else:
-                with tempfile.TemporaryDirectory(prefix="miles-convert-") as staged:
-                    _write(source, Path(staged), shape, hf_checkpoint)
-                    storage.upload_folder(Path(staged), save, last=torch_dist.TRACKER)
+                with tempfile.TemporaryDirectory(prefix="miles-convert-") as name:
+                    root = Path(name)
+                    (root / RELEASE).mkdir()
+                    _write(root / RELEASE, boxes, shape, padded, console)
+                    storage.write_text(str(root / TRACKER), RELEASE)
+                    storage.remove(storage.join(save, TRACKER))
+                    storage.remove(storage.join(save, RELEASE))
+                    with work.bar(console, "uploading", sum(box.num_bytes for box in boxes)) as report:
+                        storage.upload_folder(root, save, last=TRACKER, report=report)
     except SourceError as error:
         raise CheckpointError(str(error)) from error
-    return storage.join(save, "release")
+    return storage.join(save, RELEASE)
 
 
-def _write(source: Path, target: Path, shape: ModelShape, where: str) -> None:
-    from megatron.core import dist_checkpointing
+def _is_weights(name: str) -> bool:
+    return name.endswith(".safetensors") or name == INDEX
 
-    tensors = _Tensors(source, where)
-    model: dict[str, Any] = {}
-    for parameter in torch_dist.parameters_of(shape):
-        for place in torch_dist.places_of(parameter, shape):
-            names = parameter.hf_names(place)
-            parts = [tensors.take(name, wanted) for name, wanted in zip(names, parameter.shapes, strict=True)]
-            model[f"{parameter.megatron} {place}"] = torch_dist.sharded(
-                parameter, place, parameter.layout.fuse(parts).contiguous(), shape
+
+def _plan(weights: Weights, shape: ModelShape, padded_vocab_size: int) -> list[Box]:
+    """What will be written, in the order of the model."""
+    taken: set[str] = set()
+    of_key: dict[str, tuple[str, torch.dtype]] = {}
+    boxes = []
+    for parameter, place in pieces_of(shape):
+        names = parameter.hf_names(place)
+        for name, wanted in zip(names, parameter.shapes, strict=True):
+            stored = weights.tensors.get(name)
+            if stored is None:
+                raise CheckpointError(f"{weights.where}: tensor {name} is missing; config.json asks for it")
+            if stored.shape != wanted:
+                raise CheckpointError(
+                    f"{weights.where}/{stored.file}: tensor {name} has shape {stored.shape}; config.json asks for "
+                    f"{wanted}"
+                )
+            first, dtype = of_key.setdefault(parameter.megatron, (name, stored.dtype))
+            if stored.dtype != dtype:
+                raise CheckpointError(
+                    f"{weights.where}/{stored.file}: tensor {name} is {stored.dtype}, {first} {dtype}: Megatron keeps "
+                    f"them in one tensor, {parameter.megatron}, of one dtype"
+                )
+        taken.update(names)
+        num_rows = padded_vocab_size if parameter.is_vocabulary else parameter.shape[0]
+        sizes, stack = (num_rows, *parameter.shape[1:]), parameter.stack(shape)
+        boxes.append(
+            Box(
+                key=parameter.megatron,
+                offsets=(*place, *(0 for _ in sizes)),
+                sizes=(*(1 for _ in stack), *sizes),
+                size=(*stack, *sizes),
+                dtype=of_key[parameter.megatron][1],
+                make=partial(_make, weights, parameter, names, num_rows),
             )
-    tensors.require_all_taken(ignore=("lm_head.weight",) if shape.tied_embeddings else ())
-    args = argparse.Namespace(
-        **shape.megatron_args(),
-        miles_model_type=shape.model_type,
-        tensor_model_parallel_size=1,
-        pipeline_model_parallel_size=1,
-        context_parallel_size=1,
-        expert_model_parallel_size=1,
-        ckpt_format="torch_dist",
-        tokenizer_type="HuggingFaceTokenizer",
-        consumed_train_samples=0,
-        skipped_train_samples=0,
-        consumed_valid_samples=0,
-    )
-    (target / torch_dist.TRACKER).unlink(missing_ok=True)  # until all is written, nothing here is complete
-    shutil.rmtree(target / "release", ignore_errors=True)
-    (target / "release").mkdir(parents=True)
-    with torch_dist.single_rank():
-        dist_checkpointing.save(
-            {"model": model, "args": args, "checkpoint_version": 3.0, "iteration": 0}, str(target / "release")
         )
-    storage.write_text(str(target / torch_dist.TRACKER), "release")
+    extra = sorted(set(weights.tensors) - taken)
+    if shape.tied_embeddings and TIED_COPY in extra:
+        _require_copy(weights)
+        extra.remove(TIED_COPY)
+    if extra:
+        others = f", nor for {len(extra) - 1} others" if extra[1:] else ""
+        raise CheckpointError(
+            f"{weights.where}/{weights.tensors[extra[0]].file}: config.json does not ask for tensor {extra[0]}{others}"
+        )
+    return boxes
 
 
-class _Tensors:
-    """The tensors of a safetensors checkpoint, one file or many, read one by one."""
+def _require_copy(weights: Weights) -> None:
+    """A model whose output layer is its embedding may store it twice; not as two tensors."""
+    if not torch.equal(weights.read(TIED_COPY), weights.read(TIED_TO)):
+        raise CheckpointError(
+            f"{weights.where}/{weights.tensors[TIED_COPY].file}: tensor {TIED_COPY} differs from {TIED_TO}, which "
+            "config.json says it is (tie_word_embeddings)"
+        )
 
-    def __init__(self, folder: Path, where: str) -> None:
-        self._where, self._taken = where, set[str]()
-        self._files: dict[str, Any] = {}
-        self._file_of: dict[str, str] = {}
-        index = folder / "model.safetensors.index.json"
-        if index.is_file():
-            listed: dict[str, str] = json.loads(index.read_text())["weight_map"]
-            for tensor, name in listed.items():
-                if (folder / name).resolve().parent != folder.resolve():
-                    raise CheckpointError(f"{where}: the index puts {tensor} into {name}, outside the folder")
-            files = sorted(set(listed.values()))
-        else:
-            files = ["model.safetensors"]
-        for name in files:
-            if not (folder / name).is_file():
-                raise CheckpointError(f"{where}/{name}: no such file; expected the model's safetensors")
-            try:
-                self._files[name] = safe_open(folder / name, framework="pt")
-            except SafetensorError as error:
-                raise CheckpointError(f"{where}/{name}: truncated or not a safetensors file ({error})") from error
-            self._file_of.update(dict.fromkeys(self._files[name].keys(), name))
 
-    def take(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        if name not in self._file_of:
-            raise CheckpointError(f"{self._where}: tensor {name} is missing; config.json asks for it")
-        tensor: Tensor = self._files[self._file_of[name]].get_tensor(name)
-        if tuple(tensor.shape) != shape:
-            raise CheckpointError(
-                f"{self._where}/{self._file_of[name]}: tensor {name} has shape {tuple(tensor.shape)}; config.json "
-                f"asks for {shape}"
-            )
-        self._taken.add(name)
-        return tensor
+def _make(weights: Weights, parameter: Parameter, names: Sequence[str], num_rows: int) -> Tensor:
+    whole = parameter.layout.fuse([weights.read(name) for name in names])
+    missing = num_rows - whole.shape[0]
+    return torch.cat([whole, whole.new_zeros(missing, *whole.shape[1:])]) if missing else whole
 
-    def require_all_taken(self, ignore: tuple[str, ...]) -> None:
-        extra = sorted(set(self._file_of) - self._taken - set(ignore))
-        if extra:
-            raise CheckpointError(
-                f"{self._where}: {len(extra)} tensors that config.json knows nothing of: {', '.join(extra[:5])}"
-            )
+
+def _write(folder: Path, boxes: Sequence[Box], shape: ModelShape, padded: int, console: Console | None) -> None:
+    num_bytes = sum(box.num_bytes for box in boxes)
+    files = _split(boxes, min(MAX_FILE_BYTES, -(-num_bytes // work.NUM_THREADS)))
+    with work.bar(console, "converting", num_bytes) as report, torch_dist.without_checksums():
+
+        def write(number: int) -> list[tuple[Box, torch_dist.Place]]:
+            places = torch_dist.write_boxes(folder, f"__0_{number}.distcp", files[number], report)
+            return list(zip(files[number], places, strict=True))
+
+        places = [place for part in work.each(range(len(files)), write) for place in part]
+    torch_dist.write_metadata(folder, places, shape.checkpoint_args(padded_vocab_size=padded))
+
+
+def _split(boxes: Sequence[Box], max_bytes: int) -> list[list[Box]]:
+    """Into files of about so many bytes."""
+    files: list[list[Box]] = [[]]
+    num_bytes = 0
+    for box in boxes:
+        if files[-1] and num_bytes + box.num_bytes > max_bytes:
+            files.append([])
+            num_bytes = 0
+        files[-1].append(box)
+        num_bytes += box.num_bytes
+    return files

@@ -1,119 +1,241 @@
-"""Megatron `torch_dist` -> a Hugging Face checkpoint, with the names and files that it came with."""
+"""Megatron `torch_dist` -> a Hugging Face checkpoint, with the names and files that it came with, tensor by tensor.
+
+LOAD/iter_0000100/… and DIR/config.json, tokenizer.json, …   ->   SAVE/*.safetensors and the rest of DIR
+
+Files are made at their full size; each tensor goes to its place in them, in whatever order it comes.
+"""
 
 from __future__ import annotations
 
 import json
-import shutil
+import posixpath
+import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from rich.console import Console
 from torch import Tensor
 
-from miles import pickles, storage
+from miles import storage
 from miles.architecture import ModelShape
-from miles.convert import torch_dist
+from miles.convert import staging, torch_dist, work
+from miles.convert.families import TIED_COPY, TIED_TO, Parameter, pieces_of
+from miles.convert.inside import require_inside
+from miles.convert.safetensors_files import (
+    INDEX,
+    SINGLE,
+    Planned,
+    ShardedWriter,
+    Weights,
+    index_text,
+    split_into_files,
+)
+from miles.convert.torch_dist import RELEASE, Checkpoint
 from miles.errors import CheckpointError, SourceError
 
-SHARD_BYTES = 5 << 30
-INDEX = "model.safetensors.index.json"
+MAX_SHARD_BYTES = 5_000_000_000
+_WEIGHTS = re.compile(
+    r".*\.(safetensors|bin|pt|pth|gguf|h5|msgpack|onnx|distcp)(\.index\.json)?"  # and their indices
+)
 
 
-def megatron_to_hf(load: str, hf_checkpoint: str, save: str) -> str:
-    """Converts the newest complete checkpoint of a folder.
+def megatron_to_hf(
+    load: str,
+    hf_checkpoint: str,
+    save: str,
+    *,
+    iteration: int | None = None,
+    max_shard_bytes: int | None = None,
+    console: Console | None = None,
+) -> str:
+    """Converts. Rows of padding behind the vocabulary are left out.
 
     Args:
-        load: folder (fsspec URL) with the tracker file.
-        hf_checkpoint: folder whose configuration, tokenizer and template files are copied; its `dtype` is
-            the one that the weights are written in.
-        save: folder (fsspec URL) to make; it appears when it is complete.
+        load: folder (fsspec URL) with the tracker file, or a checkpoint in it.
+        hf_checkpoint: folder whose configuration, tokenizer and template files are copied. Where it holds weights, the
+            tensors are written in the dtypes that they have there; otherwise in that of config.json, those of a
+            checkpoint which was only converted in their own.
+        save: folder (fsspec URL) to make, or one that an earlier conversion made; it appears when it is complete.
+        iteration: of the checkpoint; None: the newest.
+        max_shard_bytes: of a safetensors file, unless one tensor is larger; None: the files of `hf_checkpoint`, or
+            where it holds no weights, 5 GB.
+        console: shows a bar; None: nothing.
 
     Returns:
         `save`.
 
     Raises:
-        CheckpointError: a checkpoint that is missing, incomplete, or of another model.
+        CheckpointError: a checkpoint that is missing, incomplete, or of another model; a `save` that holds other
+            things.
     """
+    require_inside(hf_checkpoint, "config.json", hf_checkpoint)
     shape = ModelShape.from_hf_folder(hf_checkpoint)
+    require_replaceable(save, hf_checkpoint)
     try:
-        with (
-            storage.local_folder(load, "Megatron checkpoint") as source,
-            storage.local_folder(hf_checkpoint, "Hugging Face checkpoint") as like,
-        ):
+        url = torch_dist.newest(load, iteration)
+        with storage.local_folder(url, "Megatron checkpoint") as source:
+            export = _Export(Checkpoint(source, url), hf_checkpoint, shape, max_shard_bytes)
             if storage.is_local(save):
-                target = Path(storage.filesystem(save)[1])
-                target.parent.mkdir(parents=True, exist_ok=True)
-                staged = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-                try:
-                    _write(torch_dist.newest(source, load), like, staged, shape, load)
-                    shutil.rmtree(target, ignore_errors=True)
-                    staged.chmod(0o755)
-                    staged.rename(target)
-                finally:
-                    shutil.rmtree(staged, ignore_errors=True)
+                with staging.appearing(Path(storage.filesystem(save)[1])) as folder:
+                    export.write(folder, console)
             else:
-                with tempfile.TemporaryDirectory(prefix="miles-convert-") as folder:
-                    _write(torch_dist.newest(source, load), like, Path(folder), shape, load)
-                    storage.upload_folder(Path(folder), save, last="config.json")
+                with tempfile.TemporaryDirectory(prefix="miles-convert-") as name:
+                    export.write(Path(name), console)
+                    storage.remove(save)
+                    last = INDEX if (Path(name) / INDEX).exists() else SINGLE
+                    with work.bar(console, "uploading", export.num_bytes) as report:
+                        storage.upload_folder(Path(name), save, last=last, report=report)
     except SourceError as error:
         raise CheckpointError(str(error)) from error
     return save
 
 
-def _write(checkpoint: Path, like: Path, target: Path, shape: ModelShape, where: str) -> None:
-    differences = shape.differences(torch_dist.read_args(checkpoint))
-    if differences:
-        raise CheckpointError(f"{where}: a checkpoint of another model than {like}: {'; '.join(differences)}")
-    config = json.loads((like / "config.json").read_text())
-    dtype = config.get("dtype") or config.get("torch_dtype")
-    shards: list[dict[str, Tensor]] = [{}]
-    for name, tensor in _tensors(checkpoint, shape, where):
-        tensor = tensor.to(getattr(torch, dtype)) if dtype else tensor
-        if shards[-1] and _bytes(shards[-1]) + tensor.nbytes > SHARD_BYTES:
-            shards.append({})
-        shards[-1][name] = tensor.contiguous()
-    weight_map: dict[str, str] = {}
-    for number, shard in enumerate(shards, 1):
-        name = "model.safetensors" if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        save_file(shard, target / name, metadata={"format": "pt"})
-        weight_map.update(dict.fromkeys(shard, name))
-    if len(shards) > 1:
-        total = sum(_bytes(shard) for shard in shards)
-        (target / INDEX).write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=2))
-    for file in sorted(like.iterdir()):
-        if file.is_file() and not file.name.endswith(".safetensors") and file.name != INDEX:
-            shutil.copyfile(file, target / file.name)
+def require_replaceable(save: str, hf_checkpoint: str) -> None:
+    """Refuses a folder that holds anything but what a conversion with these files writes: it would be lost.
+
+    Raises:
+        CheckpointError: names what is there.
+    """
+    if not storage.exists(save):
+        return
+    if _same(save, hf_checkpoint):
+        raise CheckpointError(f"{save}: is --hf-checkpoint itself: give another folder")
+    known = {name.split("/")[0] for name in _companions(hf_checkpoint)}
+    stray = [name for name in storage.names(save) if name not in known and not _WEIGHTS.fullmatch(name)]
+    if stray:
+        raise CheckpointError(
+            f"{save}: holds {', '.join(stray[:3])}, which no conversion of {hf_checkpoint} writes, and which would be "
+            "removed: give another folder"
+        )
 
 
-def _bytes(shard: dict[str, Tensor]) -> int:
-    return sum(tensor.nbytes for tensor in shard.values())
+def _same(one: str, other: str) -> bool:
+    if storage.is_local(one) and storage.is_local(other):
+        return Path(storage.filesystem(one)[1]).resolve() == Path(storage.filesystem(other)[1]).resolve()
+    return one.rstrip("/") == other.rstrip("/")
 
 
-def _tensors(checkpoint: Path, shape: ModelShape, where: str) -> Iterator[tuple[str, Tensor]]:
-    """The Hugging Face tensors, by name."""
-    from megatron.core import dist_checkpointing
+def _companions(hf_checkpoint: str) -> list[str]:
+    """The files beside the weights, as paths in the folder.
 
-    with torch_dist.single_rank():
-        pickles.require_plain(checkpoint, f"{where}/{checkpoint.name}")
-        stored: dict[str, Any] = dist_checkpointing.load_tensors_metadata(str(checkpoint))
-        for parameter in torch_dist.parameters_of(shape):
-            if parameter.megatron not in stored:
-                raise CheckpointError(f"{where}: tensor {parameter.megatron} is missing")
-            found = tuple(stored[parameter.megatron].global_shape)
-            wanted = (*parameter.stack(shape), *parameter.shape)
-            if found != wanted:
-                raise CheckpointError(f"{where}: tensor {parameter.megatron} has shape {found}, expected {wanted}")
-            places = list(torch_dist.places_of(parameter, shape))
-            dtype = stored[parameter.megatron].dtype
-            state = {
-                str(place): torch_dist.sharded(parameter, place, torch.empty(parameter.shape, dtype=dtype), shape)
-                for place in places
-            }
-            loaded = dist_checkpointing.load(state, str(checkpoint))
-            for place in places:
-                parts = parameter.layout.split(loaded[str(place)])
-                for name, part in zip(parameter.hf_names(place), parts, strict=True):
-                    yield name, part.clone()
+    Raises:
+        CheckpointError: a link that leads out of it.
+    """
+    root = storage.filesystem(hf_checkpoint)[1].rstrip("/")
+    names = []
+    for url in storage.expand(hf_checkpoint, ("",)):
+        name = posixpath.relpath(storage.filesystem(url)[1], root)
+        folder, base = posixpath.split(name)
+        if not _WEIGHTS.fullmatch(base):
+            require_inside(storage.join(hf_checkpoint, folder), base, storage.join(hf_checkpoint, folder))
+            names.append(name)
+    return names
+
+
+class _Export:
+    """What will be written of a checkpoint, planned before the first byte is."""
+
+    def __init__(
+        self, checkpoint: Checkpoint, hf_checkpoint: str, shape: ModelShape, max_shard_bytes: int | None
+    ) -> None:
+        differences = shape.differences(checkpoint.args)
+        if differences:
+            raise CheckpointError(
+                f"{checkpoint.where}: a checkpoint of another model than {hf_checkpoint}: {'; '.join(differences)}"
+            )
+        self._checkpoint, self._hf_checkpoint, self._shape = checkpoint, hf_checkpoint, shape
+        self._pieces = pieces_of(shape)
+        require_complete(checkpoint, shape)
+        has_weights = any(storage.exists(storage.join(hf_checkpoint, name)) for name in (INDEX, SINGLE))
+        like = Weights(hf_checkpoint) if has_weights else None
+        self._tensors = self._planned(like)
+        if like is not None and max_shard_bytes is None and like.tensors.keys() == self._tensors.keys():
+            self._files = {name: stored.file for name, stored in like.tensors.items()}
+        else:
+            self._files = split_into_files(self._tensors, max_shard_bytes or MAX_SHARD_BYTES)
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(tensor.num_bytes for tensor in self._tensors.values())
+
+    def write(self, folder: Path, console: Console | None) -> None:
+        """Fills an empty local folder."""
+        with work.bar(console, "converting", self.num_bytes) as report:
+            writer = ShardedWriter(folder, self._tensors, self._files)
+            try:
+
+                def convert(piece: tuple[Parameter, tuple[int, ...]]) -> None:
+                    for name, tensor in tensors_of(self._checkpoint, *piece).items():
+                        for target in (name, TIED_COPY) if self._is_stored_twice(name) else (name,):
+                            writer.write(target, tensor.to(self._tensors[target].dtype))
+                            report(self._tensors[target].num_bytes)
+
+                work.each(self._pieces, convert)
+                writer.sync()
+            finally:
+                writer.close()
+        if len(set(self._files.values())) > 1:
+            (folder / INDEX).write_text(index_text(self._tensors, self._files), encoding="utf-8")
+        for name in _companions(self._hf_checkpoint):
+            storage.copy_file(storage.join(self._hf_checkpoint, name), folder / name)
+
+    def _planned(self, like: Weights | None) -> dict[str, Planned]:
+        stored = {} if like is None else like.tensors
+        default = None if posixpath.basename(self._checkpoint.where) == RELEASE else _config_dtype(self._hf_checkpoint)
+        planned = {}
+        for parameter, place in self._pieces:
+            own = self._checkpoint.tensors[parameter.megatron].properties.dtype
+            for name, sizes in zip(parameter.hf_names(place), parameter.shapes, strict=True):
+                planned[name] = Planned(stored[name].dtype if name in stored else default or own, sizes)
+        if self._shape.tied_embeddings and TIED_COPY in stored:
+            planned[TIED_COPY] = planned[TIED_TO]
+        return planned
+
+    def _is_stored_twice(self, name: str) -> bool:
+        return name == TIED_TO and self._shape.tied_embeddings and TIED_COPY in self._tensors
+
+
+def _config_dtype(hf_checkpoint: str) -> torch.dtype | None:
+    config: Mapping[str, str] = json.loads(storage.read_text(storage.join(hf_checkpoint, "config.json")))
+    name = config.get("dtype") or config.get("torch_dtype")
+    dtype = getattr(torch, name, None) if isinstance(name, str) else None
+    return dtype if isinstance(dtype, torch.dtype) else None
+
+
+def require_complete(checkpoint: Checkpoint, shape: ModelShape) -> None:
+    """Refuses a Megatron checkpoint whose tensors are not those of a shape.
+
+    Raises:
+        CheckpointError: names the tensor that is missing, unexpected, or of another shape.
+    """
+    wanted = {parameter.megatron: parameter for parameter, _ in pieces_of(shape)}
+    for key, parameter in wanted.items():
+        if key not in checkpoint.tensors:
+            raise CheckpointError(f"{checkpoint.where}: tensor {key} is missing; config.json asks for it")
+        found = tuple(checkpoint.tensors[key].size)
+        stack = parameter.stack(shape)
+        rows = found[len(stack)] if len(found) > len(stack) else 0
+        sizes = parameter.shape
+        if parameter.is_vocabulary and rows > sizes[0]:  # of padding
+            sizes = (rows, *sizes[1:])
+        if found != (*stack, *sizes):
+            raise CheckpointError(
+                f"{checkpoint.where}: tensor {key} has shape {found}; config.json asks for {(*stack, *parameter.shape)}"
+            )
+    extra = sorted(set(checkpoint.tensors) - set(wanted))
+    if extra:
+        others = f", nor for {len(extra) - 1} others" if extra[1:] else ""
+        raise CheckpointError(f"{checkpoint.where}: config.json does not ask for tensor {extra[0]}{others}")
+
+
+def tensors_of(checkpoint: Checkpoint, parameter: Parameter, place: tuple[int, ...]) -> dict[str, Tensor]:
+    """The Hugging Face tensors of one parameter at one place, by name."""
+    whole = checkpoint.read(
+        parameter.megatron,
+        offsets=(*place, *(0 for _ in parameter.shape)),
+        sizes=(*(1 for _ in place), *parameter.shape),
+    )
+    parts = parameter.layout.split(whole.view(parameter.shape))
+    return dict(zip(parameter.hf_names(place), parts, strict=True))

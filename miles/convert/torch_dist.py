@@ -1,102 +1,277 @@
-"""Megatron's `torch_dist` folders, as far as converting needs them: names, sharded tensors, a process group."""
+"""Megatron's `torch_dist` folders, read and written tensor by tensor, without Megatron and without a process group.
+
+FOLDER/latest_checkpointed_iteration.txt     "release" or an iteration: which of the checkpoints is the newest
+FOLDER/release/ or FOLDER/iter_0000100/
+    metadata.json                            that this is a `torch_dist` checkpoint
+    common.pt                                args, checkpoint_version, iteration
+    .metadata                                which box of which tensor lies where
+    __0_0.distcp, …                          the boxes, each as `torch.save` writes it
+
+A tensor of a layer is a box of one row in a tensor that is stacked by layers: [1, rows, columns] at [layer, 0, 0].
+"""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import itertools
-import warnings
-from collections.abc import Callable, Iterator
+import json
+import math
+import os
+import pickle
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.distributed.checkpoint import FileSystemReader, LoadPlan
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
+from torch.distributed.checkpoint.filesystem import _StorageInfo
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    TensorProperties,
+    TensorStorageMetadata,
+)
+from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
-from miles.architecture import ModelShape
-from miles.convert.families import Parameter, llama, qwen2, qwen3, qwen3_moe
+from miles import pickles, storage
+from miles.convert.inside import require_inside
 from miles.errors import CheckpointError
 
-# Megatron warns of this at import, four times over; neither plays a part in converting.
-warnings.filterwarnings("ignore", message="Transformer Engine and Apex are not installed")
-
 TRACKER = "latest_checkpointed_iteration.txt"
-
-_FAMILIES: dict[str, Callable[[ModelShape], tuple[Parameter, ...]]] = {
-    "qwen3": qwen3.parameters,
-    "qwen3_moe": qwen3_moe.parameters,
-    "qwen2": qwen2.parameters,
-    "llama": llama.parameters,
+RELEASE = "release"
+CHECKPOINT_VERSION = 3.0
+BACKEND = {
+    "sharded_backend": "torch_dist",
+    "sharded_backend_version": 1,
+    "common_backend": "torch",
+    "common_backend_version": 1,
 }
+"""Content of metadata.json."""
+_MODEL = ("embedding.", "decoder.", "output_layer.")
+"""What the names of a `GPTModel`'s tensors begin with; others are the optimizer's, say."""
 
 
-def parameters_of(shape: ModelShape) -> tuple[Parameter, ...]:
-    """The parameter map of a shape's family."""
-    return _FAMILIES[shape.model_type](shape)
+def newest(url: str, iteration: int | None = None) -> str:
+    """The URL of a complete checkpoint of a folder: of an iteration, or the one that the tracker names.
 
-
-def places_of(parameter: Parameter, shape: ModelShape) -> Iterator[tuple[int, ...]]:
-    """Every place in a parameter's leading axes: (layer,), or (layer, expert); of one that is of no layer, just ()."""
-    return itertools.product(*map(range, parameter.stack(shape)))
-
-
-def sharded(parameter: Parameter, place: tuple[int, ...], tensor: Tensor, shape: ModelShape) -> Any:
-    """The tensor of one place as a piece of the checkpoint's stacked one."""
-    from megatron.core.dist_checkpointing import ShardedTensor
-
-    sizes = parameter.stack(shape)
-    offsets = [(axis, place[axis], sizes[axis]) for axis in range(len(place))]
-    return ShardedTensor.from_rank_offsets(parameter.megatron, tensor, *offsets, prepend_axis_num=len(place))
-
-
-@contextlib.contextmanager
-def single_rank() -> Iterator[None]:
-    """What Megatron's checkpointing wants around it, while the context lasts.
-
-    A process group: one of a single rank, where there is none. And, in a build of torch without CUDA, an answer to
-    `torch.cuda.synchronize` and `torch.cuda.current_device`, which megatron-core 0.16.1 calls wherever it runs.
-    """
-    started = not torch.distributed.is_initialized()
-    if started:
-        torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
-    synchronize, current_device = torch.cuda.synchronize, torch.cuda.current_device
-    if not torch.cuda.is_available():
-        torch.cuda.synchronize = lambda device=None: None
-        torch.cuda.current_device = lambda: torch.device("cpu")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Megatron's, about Apex and Transformer Engine, which play no part here
-            yield
-    finally:
-        torch.cuda.synchronize, torch.cuda.current_device = synchronize, current_device
-        if started:
-            torch.distributed.destroy_process_group()
-
-
-def newest(folder: Path, where: str) -> Path:
-    """The complete checkpoint that the tracker file names.
+    Args:
+        url: the folder with the tracker, or a checkpoint itself.
 
     Raises:
         CheckpointError: there is none.
     """
-    tracker = folder / TRACKER
-    if not tracker.is_file():
-        raise CheckpointError(f"{where}: no Megatron checkpoint there: {TRACKER} is missing")
-    word = tracker.read_text().strip()
-    if word != "release" and not word.isdigit():
-        raise CheckpointError(f"{where}/{TRACKER}: expected an iteration or 'release', found {word[:40]!r}")
-    checkpoint = folder / ("release" if word == "release" else f"iter_{int(word):07d}")
-    if not (checkpoint / "metadata.json").is_file():
-        raise CheckpointError(f"{where}: {TRACKER} names {checkpoint.name}, which is not there or is not complete")
-    return checkpoint
+    word = tracked(url) if iteration is None else f"iter_{iteration:07d}"
+    if word is None:
+        if storage.exists(storage.join(url, "metadata.json")):
+            return url
+        raise CheckpointError(f"{url}: no Megatron checkpoint there: {TRACKER} is missing")
+    require_inside(url, word, url)
+    found = storage.join(url, word)
+    if not storage.exists(storage.join(found, "metadata.json")):
+        named = "" if iteration is not None else f", which {TRACKER} names"
+        raise CheckpointError(f"{found}{named}: not there, or not complete")
+    return found
 
 
-def read_args(checkpoint: Path) -> dict[str, Any]:
+def tracked(url: str) -> str | None:
+    """The name of the folder that the tracker names; None without a tracker.
+
+    Raises:
+        CheckpointError: the tracker holds something else.
+    """
+    tracker = storage.join(url, TRACKER)
+    if not storage.exists(tracker):
+        return None
+    word = storage.read_text(tracker).strip()
+    if word != RELEASE and not word.isdigit():
+        raise CheckpointError(f"{tracker}: expected an iteration or 'release', found {word[:40]!r}")
+    return word if word == RELEASE else f"iter_{int(word):07d}"
+
+
+class Checkpoint:
+    """One checkpoint of a local folder.
+
+    Args:
+        folder: local.
+        where: names it in errors.
+
+    Raises:
+        CheckpointError: what is no complete checkpoint, or one whose files lie elsewhere.
+    """
+
+    def __init__(self, folder: Path, where: str) -> None:
+        self.where = where
+        self._folder = folder
+        for path in folder.iterdir():
+            require_inside(str(folder), path.name, where)
+        pickles.require_plain(folder, where)
+        self._reader = FileSystemReader(folder)
+        self._metadata: Metadata = self._reader.read_metadata()
+        self._require_files()
+        self._reader.set_up_storage_reader(self._metadata, is_coordinator=True)
+        self.tensors: dict[str, TensorStorageMetadata] = {
+            key: stored
+            for key, stored in self._metadata.state_dict_metadata.items()
+            if key.startswith(_MODEL) and isinstance(stored, TensorStorageMetadata)
+        }
+        """the model's, by key"""
+        self.args = _read_args(folder, where)
+        """`args` of the common part; empty where it has none"""
+        self._chunks = {key: _by_first(stored) for key, stored in self.tensors.items()}
+
+    def read(self, key: str, offsets: Sequence[int], sizes: Sequence[int]) -> Tensor:
+        """A box of a tensor, put together from those that it is stored in.
+
+        Raises:
+            CheckpointError: a part of it that is not stored.
+        """
+        stored, by_first = self.tensors[key], self._chunks[key]
+        if by_first is not None and sizes[0] == 1:
+            stored = TensorStorageMetadata(stored.properties, stored.size, by_first.get(offsets[0], []))
+        box = ChunkStorageMetadata(torch.Size(offsets), torch.Size(sizes))
+        items = create_read_items_for_chunk_list(key, stored, [box])
+        if sum(math.prod(item.lengths) for item in items) != math.prod(sizes):
+            raise CheckpointError(f"{self.where}: tensor {key} is incomplete: parts of {list(sizes)} are not stored")
+        target = torch.empty(list(sizes), dtype=stored.properties.dtype)
+        try:
+            self._reader.read_data(LoadPlan(items), _Into(target)).wait()
+        except Exception as error:  # of the zip file or the pickle that each box is, by what is wrong
+            files = sorted({self._metadata.storage_data[item.storage_index].relative_path for item in items})
+            raise CheckpointError(
+                f"{self.where}/{', '.join(files)}: tensor {key} cannot be read ({type(error).__name__}: {error})"
+            ) from error
+        return target
+
+    def _require_files(self) -> None:
+        sizes: dict[str, int] = {}
+        for index, info in self._metadata.storage_data.items():
+            name = info.relative_path
+            if name not in sizes:
+                require_inside(str(self._folder), name, f"{self.where}: tensor {index.fqn}")
+                path = self._folder / name
+                if not path.is_file():
+                    raise CheckpointError(f"{self.where}/{name}: no such file; tensor {index.fqn} is in it")
+                sizes[name] = path.stat().st_size
+            if info.offset + info.length > sizes[name]:
+                raise CheckpointError(
+                    f"{self.where}/{name}: truncated: tensor {index.fqn} ends at byte {info.offset + info.length:,}, "
+                    f"the file at {sizes[name]:,}"
+                )
+
+
+class _Into(DefaultLoadPlanner):
+    """Puts all that is read into one tensor."""
+
+    def __init__(self, target: Tensor) -> None:
+        super().__init__()
+        self._target = target
+
+    def lookup_tensor(self, index: MetadataIndex) -> Tensor:
+        return self._target
+
+
+def _by_first(stored: TensorStorageMetadata) -> dict[int, list[ChunkStorageMetadata]] | None:
+    """The boxes of a stacked tensor by layer, so that a layer's are found without looking at all."""
+    if any(chunk.sizes[0] != 1 for chunk in stored.chunks):
+        return None
+    by_first: dict[int, list[ChunkStorageMetadata]] = {}
+    for chunk in stored.chunks:
+        by_first.setdefault(chunk.offsets[0], []).append(chunk)
+    return by_first
+
+
+def _read_args(folder: Path, where: str) -> dict[str, Any]:
     """`args` of a checkpoint's common.pt, without unpickling anything but plain values."""
-    # Not the context manager: it would take the class out of the list again, where Megatron's loader needs it.
-    torch.serialization.add_safe_globals([argparse.Namespace])
-    try:
-        common = torch.load(checkpoint / "common.pt", weights_only=True)
-    except Exception as error:  # of pickle or of the zip file, by what is wrong
-        raise CheckpointError(f"{checkpoint}/common.pt: cannot be read ({error})") from error
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        try:
+            common = torch.load(folder / "common.pt", weights_only=True)
+        except Exception as error:  # of pickle or of the zip file, by what is wrong
+            raise CheckpointError(f"{where}/common.pt: cannot be read ({error})") from error
     return dict(vars(common["args"])) if "args" in common else {}
+
+
+Place: TypeAlias = _StorageInfo
+"""File, first byte and number of bytes of a box, as `.metadata` holds them."""
+
+
+@dataclass(frozen=True)
+class Box:
+    """A part of a tensor that will be written."""
+
+    key: str
+    offsets: tuple[int, ...]
+    sizes: tuple[int, ...]
+    size: tuple[int, ...]
+    """of the whole tensor"""
+    dtype: torch.dtype
+    make: Callable[[], Tensor]
+    """gives its content, in any shape"""
+
+    @property
+    def num_bytes(self) -> int:
+        return math.prod(self.sizes) * self.dtype.itemsize
+
+
+@contextlib.contextmanager
+def without_checksums() -> Iterator[None]:
+    """`torch.save` computes no CRC32 while the context lasts: it takes most of the time, and
+    `torch.load` looks at none."""
+    computed = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)
+    try:
+        yield
+    finally:
+        torch.serialization.set_crc32_options(computed)
+
+
+def write_boxes(folder: Path, name: str, boxes: Sequence[Box], report: Callable[[int], None]) -> list[Place]:
+    """Writes one file.
+
+    Args:
+        name: of the file; `__0_0.distcp`, say.
+        report: is told the bytes of each box.
+
+    Returns:
+        where each box lies, for `write_metadata`.
+    """
+    places: list[Place] = []
+    with open(folder / name, "xb") as file:
+        for box in boxes:
+            begin = file.tell()
+            torch.save(box.make().view(box.sizes), file)
+            places.append(Place(name, begin, file.tell() - begin))
+            report(box.num_bytes)
+        _sync(file)
+    return places
+
+
+def write_metadata(folder: Path, places: Sequence[tuple[Box, Place]], args: argparse.Namespace) -> None:
+    """Writes what makes a folder of files a checkpoint.
+
+    Args:
+        places: each box, and what `write_boxes` returned of it.
+    """
+    tensors: dict[str, TensorStorageMetadata] = {}
+    for box, _ in places:
+        if box.key not in tensors:
+            tensors[box.key] = TensorStorageMetadata(TensorProperties(box.dtype), torch.Size(box.size), [])
+        tensors[box.key].chunks.append(ChunkStorageMetadata(torch.Size(box.offsets), torch.Size(box.sizes)))
+    stored = {MetadataIndex(box.key, torch.Size(box.offsets)): info for box, info in places}
+    with open(folder / ".metadata", "xb") as file:
+        pickle.dump(Metadata(tensors, planner_data=None, storage_data=stored), file)
+        _sync(file)
+    with open(folder / "common.pt", "xb") as file:
+        torch.save({"args": args, "checkpoint_version": CHECKPOINT_VERSION, "iteration": 0}, file)
+        _sync(file)
+    with open(folder / "metadata.json", "x", encoding="utf-8") as text:
+        json.dump(BACKEND, text)
+        _sync(text)
+
+
+def _sync(file: Any) -> None:
+    file.flush()
+    os.fsync(file.fileno())

@@ -7,7 +7,6 @@ SAVE/latest_checkpointed_iteration.txt    "100": written last; what it does not 
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 import shutil
@@ -120,19 +119,12 @@ def state_to_save(
 ) -> dict[str, Any]:
     """What Megatron's `dist_checkpointing` is given: sharded tensors, and the common part as Megatron-LM has it."""
     state = _state(trainer, loading=False, model_only=model_only)
-    state["args"] = argparse.Namespace(
-        **trainer.shape.megatron_args(),
-        miles_model_type=trainer.shape.model_type,
-        tensor_model_parallel_size=trainer.layout.tensor,
-        pipeline_model_parallel_size=trainer.layout.pipeline,
-        context_parallel_size=1,
-        expert_model_parallel_size=trainer.layout.expert,
-        expert_tensor_parallel_size=trainer.layout.expert_tensor,
-        ckpt_format="torch_dist",
-        tokenizer_type="HuggingFaceTokenizer",
-        consumed_train_samples=int(extra.get("cursor", {}).get("consumed_rows", 0)),
-        skipped_train_samples=0,
-        consumed_valid_samples=0,
+    state["args"] = trainer.shape.checkpoint_args(
+        tensor=trainer.layout.tensor,
+        pipeline=trainer.layout.pipeline,
+        expert=trainer.layout.expert,
+        expert_tensor=trainer.layout.expert_tensor,
+        consumed_rows=int(extra.get("cursor", {}).get("consumed_rows", 0)),
     )
     state["checkpoint_version"] = 3.0
     state["iteration"] = iteration

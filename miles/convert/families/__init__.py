@@ -1,22 +1,28 @@
-"""One file a model family: which Hugging Face tensors make which Megatron tensor.
+"""One file a model family: what its `config.json` means, and which Hugging Face tensors make which Megatron tensor.
 
-A Megatron tensor is named as `GPTModel.sharded_state_dict()` names it; those of a layer are stacked on a
-leading axis of layers, those of an expert on a second one behind it. Where several Hugging Face tensors make one, a
-layout says how.
+A family's file is named like its `model_type` and declares `ARCHITECTURE`, `shape` and `parameters`
+(docs/adding-a-model.md); nothing else need be told of it. A Megatron tensor is named as
+`GPTModel.sharded_state_dict()` names it; those of a layer are stacked on a leading axis of layers, those of an expert
+on a second one behind it. Where several Hugging Face tensors make one, a layout says how.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+from miles.architecture import ModelShape, family_module
 
-from miles.architecture import ModelShape
+if TYPE_CHECKING:  # a configuration is read where torch is not wanted
+    from torch import Tensor
 
 LAYER = ("layer",)
 EXPERT = ("layer", "expert")
+
+TIED_COPY, TIED_TO = "lm_head.weight", "model.embed_tokens.weight"
+"""Some checkpoints store the output layer though it is the embedding; Megatron's never do."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +38,8 @@ class Parameter:
     layout: Layout
     stacked_by: tuple[str, ...] = ()
     """the leading axes: none, `LAYER` or `EXPERT`"""
+    is_vocabulary: bool = False
+    """each row is a token's; rows of padding may follow in a Megatron checkpoint"""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -58,7 +66,7 @@ class Layout:
 
 PLAIN = Layout(fuse=lambda parts: parts[0], split=lambda whole: [whole])
 
-GATE_UP = Layout(fuse=torch.cat, split=lambda whole: list(whole.chunk(2)))
+GATE_UP = Layout(fuse=lambda parts: _cat(parts), split=lambda whole: list(whole.chunk(2)))
 """The gate's rows, then the up projection's."""
 
 
@@ -72,10 +80,42 @@ def qkv_layout(shape: ModelShape) -> Layout:
             part.reshape(shape.num_query_groups, count, *part.shape[1:])
             for part, count in zip(parts, rows, strict=True)
         ]
-        return torch.cat(grouped, dim=1).flatten(0, 1)
+        return _cat(grouped, axis=1).flatten(0, 1)
 
     def split(whole: Tensor) -> list[Tensor]:
         grouped = whole.reshape(shape.num_query_groups, sum(rows), *whole.shape[1:])
         return [part.flatten(0, 1) for part in grouped.split(rows, dim=1)]
 
     return Layout(fuse, split)
+
+
+def _cat(parts: list[Tensor], axis: int = 0) -> Tensor:
+    import torch
+
+    return torch.cat(parts, dim=axis)
+
+
+def parameters_of(shape: ModelShape) -> tuple[Parameter, ...]:
+    """The parameter map of a shape's family."""
+    parameters: tuple[Parameter, ...] = family_module(shape.model_type).parameters(shape)
+    return parameters
+
+
+def pieces_of(shape: ModelShape) -> list[tuple[Parameter, tuple[int, ...]]]:
+    """Every tensor of a model that is converted by itself: a parameter, and its place in the leading axes.
+
+    In the order of the model: what is before the layers, layer after layer, what is behind them.
+    """
+    pieces = [
+        (parameter, place)
+        for parameter in parameters_of(shape)
+        for place in itertools.product(*map(range, parameter.stack(shape)))
+    ]
+
+    def position(piece: tuple[Parameter, tuple[int, ...]]) -> int:
+        parameter, place = piece
+        if place:
+            return place[0]
+        return -1 if parameter.megatron.startswith("embedding.") else shape.num_layers
+
+    return sorted(pieces, key=position)

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from miles.architecture import ModelShape
-from miles.convert.families import Parameter, decoder
+from miles.architecture import HfConfig, ModelShape
+from miles.convert.families import Parameter, _decoder
+
+ARCHITECTURE = "Qwen3ForCausalLM"
+
+
+def shape(config: HfConfig) -> ModelShape:
+    """The shape that a Qwen3 configuration describes."""
+    return _decoder.shape(config, qk_layernorm=True)
 
 
 def parameters(shape: ModelShape) -> tuple[Parameter, ...]:
     """The parameter map of a Qwen3 model."""
-    return (*decoder.ends(shape), *decoder.attention(shape), *decoder.mlp(shape))
+    return (*_decoder.ends(shape), *_decoder.attention(shape), *_decoder.mlp(shape))

@@ -1,8 +1,8 @@
-"""What the families have in common: the parameters of a decoder, part by part."""
+"""What the families have in common: the shape of a decoder, and its parameters part by part."""
 
 from __future__ import annotations
 
-from miles.architecture import ModelShape
+from miles.architecture import HfConfig, ModelShape
 from miles.convert.families import EXPERT, GATE_UP, LAYER, PLAIN, Parameter, qkv_layout
 
 _LAYERS = "decoder.layers"
@@ -10,16 +10,61 @@ _ATTENTION = "model.layers.{layer}.self_attn"
 _MLP = "model.layers.{layer}.mlp"
 
 
+def shape(
+    config: HfConfig,
+    *,
+    qk_layernorm: bool = False,
+    add_qkv_bias: bool = False,
+    rope_scaling_factor: float | None = None,
+) -> ModelShape:
+    """The shape of a dense decoder: RMS norms, rotary positions, SiLU gates, no bias but perhaps on q, k and v.
+
+    Args:
+        rope_scaling_factor: that of a family which scales its rotary frequencies; None: one that does not may not ask
+            for it.
+
+    Raises:
+        CheckpointError: what this decoder does not have.
+    """
+    config.require(
+        ("hidden_act", config.get("hidden_act", "silu"), "silu"),
+        ("attention_bias", config.get("attention_bias", False), False),  # Qwen2's own bias is not called so
+        ("mlp_bias", config.get("mlp_bias", False), False),
+        ("use_sliding_window", config.get("use_sliding_window", False), False),
+        *(() if rope_scaling_factor else (("rope type", config.rope_type, "default"),)),
+    )
+    heads = int(config["num_attention_heads"])
+    return ModelShape(
+        model_type=config["model_type"],
+        num_layers=int(config["num_hidden_layers"]),
+        hidden_size=int(config["hidden_size"]),
+        ffn_hidden_size=int(config["intermediate_size"]),
+        num_attention_heads=heads,
+        num_query_groups=int(config.get("num_key_value_heads", heads)),
+        kv_channels=int(config.get("head_dim") or config["hidden_size"] // heads),
+        vocab_size=int(config["vocab_size"]),
+        max_position_embeddings=int(config["max_position_embeddings"]),
+        rotary_base=float(config.rope.get("rope_theta", config.get("rope_theta", 10_000.0))),
+        norm_epsilon=float(config["rms_norm_eps"]),
+        tied_embeddings=bool(config.get("tie_word_embeddings", False)),
+        qk_layernorm=qk_layernorm,
+        add_qkv_bias=add_qkv_bias,
+        rope_scaling_factor=rope_scaling_factor,
+    )
+
+
 def ends(shape: ModelShape) -> tuple[Parameter, ...]:
     """Embedding, last norm, and the output layer where it is not the embedding."""
     embedding = ((shape.vocab_size, shape.hidden_size),)
     both = (
-        Parameter("embedding.word_embeddings.weight", ("model.embed_tokens.weight",), embedding, PLAIN),
+        Parameter(
+            "embedding.word_embeddings.weight", ("model.embed_tokens.weight",), embedding, PLAIN, is_vocabulary=True
+        ),
         Parameter("decoder.final_layernorm.weight", ("model.norm.weight",), ((shape.hidden_size,),), PLAIN),
     )
     if shape.tied_embeddings:
         return both
-    return (*both, Parameter("output_layer.weight", ("lm_head.weight",), embedding, PLAIN))
+    return (*both, Parameter("output_layer.weight", ("lm_head.weight",), embedding, PLAIN, is_vocabulary=True))
 
 
 def attention(shape: ModelShape) -> tuple[Parameter, ...]:
