@@ -18,7 +18,7 @@ from torch import Tensor
 
 from miles import storage
 from miles.architecture import ModelShape
-from miles.convert import staging, torch_dist, work
+from miles.convert import raw, staging, torch_dist, work
 from miles.convert.families import TIED_COPY, TIED_TO, Parameter, pieces_of
 from miles.convert.inside import require_inside
 from miles.convert.safetensors_files import INDEX, Weights
@@ -132,7 +132,11 @@ def _plan(weights: Weights, shape: ModelShape, padded_vocab_size: int) -> list[B
 
 def _require_copy(weights: Weights) -> None:
     """A model whose output layer is its embedding may store it twice; not as two tensors."""
-    if not torch.equal(weights.read(TIED_COPY), weights.read(TIED_TO)):
+    copy, original = (
+        weights.read(name, torch.empty(weights.tensors[name].shape, dtype=weights.tensors[name].dtype))
+        for name in (TIED_COPY, TIED_TO)
+    )
+    if not torch.equal(copy, original):
         raise CheckpointError(
             f"{weights.where}/{weights.tensors[TIED_COPY].file}: tensor {TIED_COPY} differs from {TIED_TO}, which "
             "config.json says it is (tie_word_embeddings)"
@@ -140,9 +144,15 @@ def _require_copy(weights: Weights) -> None:
 
 
 def _make(weights: Weights, parameter: Parameter, names: Sequence[str], num_rows: int) -> Tensor:
-    whole = parameter.layout.fuse([weights.read(name) for name in names])
-    missing = num_rows - whole.shape[0]
-    return torch.cat([whole, whole.new_zeros(missing, *whole.shape[1:])]) if missing else whole
+    dtype = weights.tensors[names[0]].dtype
+    whole = raw.buffer("whole", (num_rows, *parameter.shape[1:]), dtype)
+    for name, part in zip(names, parameter.layout(whole[: parameter.shape[0]]), strict=True):
+        if part.is_contiguous():
+            weights.read(name, part)
+        else:
+            part.copy_(weights.read(name, raw.buffer("part", part.shape, dtype)))
+    whole[parameter.shape[0] :].zero_()
+    return whole
 
 
 def _write(folder: Path, boxes: Sequence[Box], shape: ModelShape, padded: int, console: Console | None) -> None:

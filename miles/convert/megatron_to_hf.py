@@ -20,7 +20,7 @@ from torch import Tensor
 
 from miles import storage
 from miles.architecture import ModelShape
-from miles.convert import staging, torch_dist, work
+from miles.convert import raw, staging, torch_dist, work
 from miles.convert.families import TIED_COPY, TIED_TO, Parameter, pieces_of
 from miles.convert.inside import require_inside
 from miles.convert.safetensors_files import (
@@ -231,11 +231,13 @@ def require_complete(checkpoint: Checkpoint, shape: ModelShape) -> None:
 
 
 def tensors_of(checkpoint: Checkpoint, parameter: Parameter, place: tuple[int, ...]) -> dict[str, Tensor]:
-    """The Hugging Face tensors of one parameter at one place, by name."""
-    whole = checkpoint.read(
-        parameter.megatron,
-        offsets=(*place, *(0 for _ in parameter.shape)),
-        sizes=(*(1 for _ in place), *parameter.shape),
-    )
-    parts = parameter.layout.split(whole.view(parameter.shape))
-    return dict(zip(parameter.hf_names(place), parts, strict=True))
+    """The Hugging Face tensors of one parameter at one place, by name, until the thread asks for others."""
+    dtype = checkpoint.tensors[parameter.megatron].properties.dtype
+    whole = raw.buffer("whole", (*(1 for _ in place), *parameter.shape), dtype)
+    checkpoint.read(parameter.megatron, (*place, *(0 for _ in parameter.shape)), whole)
+    parts = parameter.layout(whole.view(parameter.shape))
+    tensors = {}
+    for number, (name, part, sizes) in enumerate(zip(parameter.hf_names(place), parts, parameter.shapes, strict=True)):
+        flat = part if part.is_contiguous() else raw.buffer(f"part {number}", part.shape, dtype).copy_(part)
+        tensors[name] = flat.view(sizes)
+    return tensors

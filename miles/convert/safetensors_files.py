@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from miles import storage
-from miles.convert import work
+from miles.convert import raw, work
 from miles.convert.inside import require_inside
 from miles.errors import CheckpointError
 
@@ -46,7 +46,6 @@ DTYPES = {
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _RANKS = {dtype: rank for rank, dtype in enumerate(DTYPES.values())}
 _MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
-_CHUNK_BYTES = 1 << 30  # Linux moves less than 2 GiB in one call
 
 
 @dataclass(frozen=True)
@@ -96,19 +95,17 @@ class Weights:
     def num_bytes(self) -> int:
         return sum(stored.num_bytes for stored in self.tensors.values())
 
-    def read(self, name: str) -> Tensor:
-        """A tensor, in memory of its own. Local folders only."""
+    def read(self, name: str, target: Tensor) -> Tensor:
+        """Fills a tensor of as many values, contiguous, and returns it. Local folders only."""
         stored = self.tensors[name]
-        tensor = torch.empty(stored.shape, dtype=stored.dtype)
-        into = _bytes_of(tensor)
-        with open(Path(storage.filesystem(self._url)[1], stored.file), "rb", buffering=0) as file:
-            done = 0
-            while done < len(into):
-                got = os.preadv(file.fileno(), [into[done : done + _CHUNK_BYTES]], stored.begin + done)
-                if not got:
-                    raise CheckpointError(f"{self.where}/{stored.file}: cut short in tensor {name} while it was read")
-                done += got
-        return tensor
+        assert target.dtype == stored.dtype
+        assert target.nbytes == stored.num_bytes
+        with open(Path(storage.filesystem(self._url)[1], stored.file), "rb") as file:
+            try:
+                raw.fill(target, file.fileno(), stored.begin)
+            except EOFError as error:
+                raise CheckpointError(f"{self.where}/{stored.file}: truncated: tensor {name}: {error}") from error
+        return target
 
     def _read_index(self) -> dict[str, str]:
         """Tensor -> file; empty without an index."""
@@ -208,11 +205,7 @@ class ShardedWriter:
             self._at.update({name: (descriptor, begin) for name, begin in begins.items()})
 
     def write(self, name: str, tensor: Tensor) -> None:
-        descriptor, begin = self._at[name]
-        content = _bytes_of(tensor.contiguous())
-        done = 0
-        while done < len(content):
-            done += os.pwrite(descriptor, content[done : done + _CHUNK_BYTES], begin + done)
+        raw.write(tensor, *self._at[name])
 
     def sync(self) -> None:
         """Returns when all is on the disk."""
@@ -271,7 +264,3 @@ def _header_of(tensors: Mapping[str, Planned]) -> tuple[bytes, dict[str, int]]:
     text = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return struct.pack("<Q", len(text)) + text, {name: 8 + len(text) + begin for name, begin in begins.items()}
-
-
-def _bytes_of(tensor: Tensor) -> memoryview:
-    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())

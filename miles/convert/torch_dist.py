@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import json
 import math
 import os
@@ -21,7 +22,7 @@ import pickle
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, BinaryIO, TypeAlias
 
 import torch
 from torch import Tensor
@@ -38,6 +39,7 @@ from torch.distributed.checkpoint.metadata import (
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
 from miles import pickles, storage
+from miles.convert import raw
 from miles.convert.inside import require_inside
 from miles.errors import CheckpointError
 
@@ -123,20 +125,22 @@ class Checkpoint:
         """`args` of the common part; empty where it has none"""
         self._chunks = {key: _by_first(stored) for key, stored in self.tensors.items()}
 
-    def read(self, key: str, offsets: Sequence[int], sizes: Sequence[int]) -> Tensor:
-        """A box of a tensor, put together from those that it is stored in.
+    def read(self, key: str, offsets: Sequence[int], target: Tensor) -> Tensor:
+        """Fills a tensor with the box at some offsets, put together from those that are stored, and returns it.
 
         Raises:
             CheckpointError: a part of it that is not stored.
         """
         stored, by_first = self.tensors[key], self._chunks[key]
+        sizes = tuple(target.shape)
         if by_first is not None and sizes[0] == 1:
             stored = TensorStorageMetadata(stored.properties, stored.size, by_first.get(offsets[0], []))
         box = ChunkStorageMetadata(torch.Size(offsets), torch.Size(sizes))
+        if box in stored.chunks and self._fill(target, MetadataIndex(key, box.offsets)):
+            return target
         items = create_read_items_for_chunk_list(key, stored, [box])
         if sum(math.prod(item.lengths) for item in items) != math.prod(sizes):
             raise CheckpointError(f"{self.where}: tensor {key} is incomplete: parts of {list(sizes)} are not stored")
-        target = torch.empty(list(sizes), dtype=stored.properties.dtype)
         try:
             self._reader.read_data(LoadPlan(items), _Into(target)).wait()
         except Exception as error:  # of the zip file or the pickle that each box is, by what is wrong
@@ -145,6 +149,21 @@ class Checkpoint:
                 f"{self.where}/{', '.join(files)}: tensor {key} cannot be read ({type(error).__name__}: {error})"
             ) from error
         return target
+
+    def _fill(self, target: Tensor, index: MetadataIndex) -> bool:
+        """Fills a tensor with the bytes of a box that is stored as such; False where they are not its values in order."""
+        info = self._metadata.storage_data[index]
+        with open(self._folder / info.relative_path, "rb") as file:
+            try:  # no bytes of the tensor are read here, only what they mean and where they begin
+                box = torch.load(_Part(file, info.offset, info.length), map_location="meta", weights_only=True)
+                begin = box.untyped_storage()._checkpoint_offset
+                is_plain = box.dtype == target.dtype and box.shape == target.shape and box.is_contiguous()
+            except Exception:  # whatever is wrong, reading it as usual will say
+                return False
+            if is_plain and begin is not None:
+                raw.fill(target, file.fileno(), info.offset + begin + box.storage_offset() * box.itemsize)
+                return True
+            return False
 
     def _require_files(self) -> None:
         sizes: dict[str, int] = {}
@@ -161,6 +180,33 @@ class Checkpoint:
                     f"{self.where}/{name}: truncated: tensor {index.fqn} ends at byte {info.offset + info.length:,}, "
                     f"the file at {sizes[name]:,}"
                 )
+
+
+class _Part(io.RawIOBase):
+    """Some bytes of a file, as a file."""
+
+    def __init__(self, file: BinaryIO, begin: int, num_bytes: int) -> None:
+        self._file, self._begin, self._num_bytes, self._at = file, begin, num_bytes, 0
+
+    def readinto(self, buffer: Any, /) -> int:
+        self._file.seek(self._begin + self._at)
+        content = self._file.read(max(0, min(len(buffer), self._num_bytes - self._at)))
+        buffer[: len(content)] = content
+        self._at += len(content)
+        return len(content)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._num_bytes}[whence]
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
 
 
 class _Into(DefaultLoadPlanner):

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from miles import storage
 from miles.architecture import ModelShape
-from miles.convert import torch_dist, work
+from miles.convert import raw, torch_dist, work
 from miles.convert.families import TIED_COPY, TIED_TO, Parameter, pieces_of
 from miles.convert.megatron_to_hf import require_complete, tensors_of
 from miles.convert.safetensors_files import INDEX, SINGLE, Weights
@@ -91,7 +91,7 @@ def _compare_weights(a: Weights, b: Weights, console: Console | None) -> Compari
         def compare(name: str) -> Difference | None:
             if name not in a.tensors or name not in b.tensors:
                 return _only_in(name, a.where if name in a.tensors else b.where)
-            difference = _difference(name, a.read(name), b.read(name))
+            difference = _difference(name, _read(a, name, "one"), _read(b, name, "other"))
             report(a.tensors[name].num_bytes)
             return difference
 
@@ -113,7 +113,10 @@ def _compare_checkpoints(a: Checkpoint, b: Checkpoint, console: Console | None) 
 
         def compare(box: tuple[str, torch.distributed.checkpoint.metadata.ChunkStorageMetadata]) -> Difference | None:
             key, chunk = box
-            mine, yours = (one.read(key, chunk.offsets, chunk.sizes) for one in (a, b))
+            mine, yours = (
+                one.read(key, chunk.offsets, raw.buffer(use, chunk.sizes, one.tensors[key].properties.dtype))
+                for one, use in ((a, "one"), (b, "other"))
+            )
             report(mine.nbytes)
             return _difference(f"{key} at {list(chunk.offsets)}", mine, yours)
 
@@ -148,7 +151,7 @@ def _compare_formats(
                     if target not in weights.tensors:
                         found.append(_only_in(target, checkpoint.where))
                         continue
-                    pair = (weights.read(target), theirs)
+                    pair = (_read(weights, target, "one"), theirs)
                     found.append(_difference(target, *(pair if weights_first else pair[::-1])))
                     report(pair[0].nbytes)
             return found
@@ -156,6 +159,11 @@ def _compare_formats(
         found = [one for part in work.each(pieces, compare) for one in part if one]
     found += [_only_in(name, weights.where) for name in extra]
     return Comparison(len(names) + len(extra) + stored_twice, weights.num_bytes, tuple(found))
+
+
+def _read(weights: Weights, name: str, use: str) -> Tensor:
+    stored = weights.tensors[name]
+    return weights.read(name, raw.buffer(use, stored.shape, stored.dtype))
 
 
 def _only_in(name: str, where: str) -> Difference:

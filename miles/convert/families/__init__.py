@@ -9,9 +9,9 @@ on a second one behind it. Where several Hugging Face tensors make one, a layout
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from miles.architecture import ModelShape, family_module
 
@@ -56,43 +56,30 @@ class Parameter:
         return [name.format_map(numbers) for name in self.hf]
 
 
-@dataclass(frozen=True)
-class Layout:
-    """How tensors are laid out in one, and taken out of it again."""
-
-    fuse: Callable[[list[Tensor]], Tensor]
-    split: Callable[[Tensor], list[Tensor]]
+Layout: TypeAlias = "Callable[[Tensor], Sequence[Tensor]]"
+"""The parts of a Megatron tensor that are its Hugging Face tensors: views of it, with as many values in the same order,
+not always of the same shape. Copying out of them or into them converts."""
 
 
-PLAIN = Layout(fuse=lambda parts: parts[0], split=lambda whole: [whole])
+def plain(whole: Tensor) -> Sequence[Tensor]:
+    """One tensor, as it is."""
+    return (whole,)
 
-GATE_UP = Layout(fuse=lambda parts: _cat(parts), split=lambda whole: list(whole.chunk(2)))
-"""The gate's rows, then the up projection's."""
+
+def gate_up(whole: Tensor) -> Sequence[Tensor]:
+    """The gate's rows, then the up projection's."""
+    return whole.chunk(2)
 
 
-def qkv_layout(shape: ModelShape) -> Layout:
+def qkv(shape: ModelShape) -> Layout:
     """Rows by key/value group: its queries, its key, its value. 2 groups of 2 heads: q0 q1 k0 v0 q2 q3 k1 v1."""
     heads = shape.num_attention_heads // shape.num_query_groups
     rows = [heads * shape.kv_channels, shape.kv_channels, shape.kv_channels]
 
-    def fuse(parts: list[Tensor]) -> Tensor:
-        grouped = [
-            part.reshape(shape.num_query_groups, count, *part.shape[1:])
-            for part, count in zip(parts, rows, strict=True)
-        ]
-        return _cat(grouped, axis=1).flatten(0, 1)
+    def layout(whole: Tensor) -> Sequence[Tensor]:
+        return whole.view(shape.num_query_groups, sum(rows), *whole.shape[1:]).split(rows, dim=1)
 
-    def split(whole: Tensor) -> list[Tensor]:
-        grouped = whole.reshape(shape.num_query_groups, sum(rows), *whole.shape[1:])
-        return [part.flatten(0, 1) for part in grouped.split(rows, dim=1)]
-
-    return Layout(fuse, split)
-
-
-def _cat(parts: list[Tensor], axis: int = 0) -> Tensor:
-    import torch
-
-    return torch.cat(parts, dim=axis)
+    return layout
 
 
 def parameters_of(shape: ModelShape) -> tuple[Parameter, ...]:

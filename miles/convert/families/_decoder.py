@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from miles.architecture import HfConfig, ModelShape
-from miles.convert.families import EXPERT, GATE_UP, LAYER, PLAIN, Parameter, qkv_layout
+from miles.convert.families import EXPERT, LAYER, Parameter, gate_up, plain, qkv
 
 _LAYERS = "decoder.layers"
 _ATTENTION = "model.layers.{layer}.self_attn"
@@ -58,13 +58,13 @@ def ends(shape: ModelShape) -> tuple[Parameter, ...]:
     embedding = ((shape.vocab_size, shape.hidden_size),)
     both = (
         Parameter(
-            "embedding.word_embeddings.weight", ("model.embed_tokens.weight",), embedding, PLAIN, is_vocabulary=True
+            "embedding.word_embeddings.weight", ("model.embed_tokens.weight",), embedding, plain, is_vocabulary=True
         ),
-        Parameter("decoder.final_layernorm.weight", ("model.norm.weight",), ((shape.hidden_size,),), PLAIN),
+        Parameter("decoder.final_layernorm.weight", ("model.norm.weight",), ((shape.hidden_size,),), plain),
     )
     if shape.tied_embeddings:
         return both
-    return (*both, Parameter("output_layer.weight", ("lm_head.weight",), embedding, PLAIN, is_vocabulary=True))
+    return (*both, Parameter("output_layer.weight", ("lm_head.weight",), embedding, plain, is_vocabulary=True))
 
 
 def attention(shape: ModelShape) -> tuple[Parameter, ...]:
@@ -78,21 +78,21 @@ def attention(shape: ModelShape) -> tuple[Parameter, ...]:
             f"{_LAYERS}.self_attention.linear_qkv.layer_norm_weight",
             ("model.layers.{layer}.input_layernorm.weight",),
             ((hidden,),),
-            PLAIN,
+            plain,
             LAYER,
         ),
         Parameter(
             f"{_LAYERS}.self_attention.linear_qkv.weight",
             tuple(f"{part}.weight" for part in parts),
             ((queries, hidden), (keys, hidden), (keys, hidden)),
-            qkv_layout(shape),
+            qkv(shape),
             LAYER,
         ),
         Parameter(
             f"{_LAYERS}.self_attention.linear_proj.weight",
             (f"{_ATTENTION}.o_proj.weight",),
             ((hidden, queries),),
-            PLAIN,
+            plain,
             LAYER,
         ),
     ]
@@ -102,7 +102,7 @@ def attention(shape: ModelShape) -> tuple[Parameter, ...]:
                 f"{_LAYERS}.self_attention.linear_qkv.bias",
                 tuple(f"{part}.bias" for part in parts),
                 ((queries,), (keys,), (keys,)),
-                qkv_layout(shape),
+                qkv(shape),
                 LAYER,
             )
         )
@@ -112,7 +112,7 @@ def attention(shape: ModelShape) -> tuple[Parameter, ...]:
                 f"{_LAYERS}.self_attention.{name}_layernorm.weight",
                 (f"{_ATTENTION}.{name}_norm.weight",),
                 ((head,),),
-                PLAIN,
+                plain,
                 LAYER,
             )
             for name in "qk"
@@ -126,7 +126,7 @@ def mlp_norm(shape: ModelShape) -> Parameter:
         f"{_LAYERS}.mlp.linear_fc1.layer_norm_weight",
         ("model.layers.{layer}.post_attention_layernorm.weight",),
         ((shape.hidden_size,),),
-        PLAIN,
+        plain,
         LAYER,
     )
 
@@ -143,7 +143,7 @@ def experts(shape: ModelShape) -> tuple[Parameter, ...]:
         f"{_LAYERS}.mlp.router.weight",
         (f"{_MLP}.gate.weight",),
         ((shape.num_experts, shape.hidden_size),),
-        PLAIN,
+        plain,
         LAYER,
     )
     expert = f"{_MLP}.experts.{{expert}}"
@@ -157,8 +157,8 @@ def _gated(megatron: str, hf: str, hidden: int, ffn: int, stacked_by: tuple[str,
             f"{megatron}.linear_fc1.weight",
             (f"{hf}.gate_proj.weight", f"{hf}.up_proj.weight"),
             ((ffn, hidden), (ffn, hidden)),
-            GATE_UP,
+            gate_up,
             stacked_by,
         ),
-        Parameter(f"{megatron}.linear_fc2.weight", (f"{hf}.down_proj.weight",), ((hidden, ffn),), PLAIN, stacked_by),
+        Parameter(f"{megatron}.linear_fc2.weight", (f"{hf}.down_proj.weight",), ((hidden, ffn),), plain, stacked_by),
     )

@@ -1,0 +1,182 @@
+"""Converting a checkpoint, both ways, against copying the same bytes with `cp`, in the same run.
+
+    python benchmarks/convert.py --gigabytes 2
+
+A made-up Qwen3 in bfloat16, in files of 500 MB, is copied, converted to `torch_dist` and converted back, in turn. All
+three leave their bytes on the disk: a copy is followed by `sync`, a conversion syncs its files by itself. Each
+conversion runs in a process of its own, which says what memory it held at most (VmHWM: code and libraries too); what
+is timed is the conversion, not the import of torch. The ratios are what is claimed; the absolute numbers are the
+machine's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import multiprocessing
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+SHARD_BYTES = 500_000_000
+CONFIG = {
+    "architectures": ["Qwen3ForCausalLM"],
+    "model_type": "qwen3",
+    "hidden_size": 2048,
+    "intermediate_size": 6144,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "vocab_size": 65_536,
+    "max_position_embeddings": 4096,
+    "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": False,
+    "dtype": "bfloat16",
+}
+"""The widths of Qwen3-1.7B; as many layers as fill the size."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--gigabytes", type=float, default=2.0)
+    parser.add_argument("--rounds", type=int, default=3, help="the median of each contender counts")
+    parser.add_argument("--verbose", action="store_true")
+    parser.add_argument("--folder", help="where the checkpoints are made (default: the system's folder for such things)")
+    parser.add_argument("--min-ratio", type=float, help="fail below this many times the copy's speed")
+    parser.add_argument("--max-resident-gigabytes", type=float, help="fail where a conversion held more memory")
+    flags = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="miles-benchmark-", dir=flags.folder) as name:
+        if not _measure(Path(name), flags):
+            sys.exit(1)
+
+
+def _measure(folder: Path, flags: argparse.Namespace) -> bool:
+    source = folder / "source"
+    _in_a_process(_make, source, flags.gigabytes)
+    num_bytes = sum(file.stat().st_size for file in source.glob("*.safetensors"))
+    targets = {"cp": folder / "copy", "hf-to-megatron": folder / "megatron", "megatron-to-hf": folder / "back"}
+    seconds: dict[str, list[float]] = {label: [] for label in targets}
+    resident: dict[str, float] = {}
+    with contextlib.ExitStack() as stack:
+        pools = {label: stack.enter_context(_process()) for label in ("hf-to-megatron", "megatron-to-hf")}
+        for number in range(flags.rounds + 1):  # the first, in which memory and files are new, does not count
+            for label, target in targets.items():
+                if target.exists():
+                    shutil.rmtree(target)
+                if label == "cp":
+                    taken = _copy(source, target)
+                else:
+                    function = _to_megatron if label == "hf-to-megatron" else _to_hf
+                    taken, resident[label] = pools[label].apply(function, (source, targets["hf-to-megatron"], target))
+                if number:
+                    seconds[label].append(taken)
+    same = subprocess.run(["diff", "-r", source, targets["megatron-to-hf"]], capture_output=True, text=True)
+    assert not same.returncode, same.stdout
+
+    if flags.verbose: print(seconds)
+    speeds = {label: num_bytes / median(of) for label, of in seconds.items()}
+    table = Table(title=f"{num_bytes / 1e9:.2f} GB; the median of {flags.rounds} rounds")
+    for heading in ("", "GB/s", "of cp's speed", "peak memory, GB"):
+        table.add_column(heading, justify="right" if heading else "left")
+    for label, speed in speeds.items():
+        held = f"{resident[label] / 1e9:.2f}" if label in resident else ""
+        table.add_row(label, f"{speed / 1e9:.2f}", f"{speed / speeds['cp']:.2f}", held)
+    Console().print(table)
+    ratio = min(speed / speeds["cp"] for label, speed in speeds.items() if label != "cp")
+    is_good = True
+    if flags.min_ratio and ratio < flags.min_ratio:
+        print(f"{ratio:.2f} of the copy's speed is less than {flags.min_ratio}")
+        is_good = False
+    if flags.max_resident_gigabytes and max(resident.values()) > flags.max_resident_gigabytes * 1e9:
+        print(f"{max(resident.values()) / 1e9:.2f} GB of memory are more than {flags.max_resident_gigabytes}")
+        is_good = False
+    return is_good
+
+
+def _copy(source: Path, target: Path) -> float:
+    begin = time.perf_counter()
+    subprocess.run(["cp", "-r", source, target], check=True)
+    subprocess.run(["sync", *target.iterdir()], check=True)
+    return time.perf_counter() - begin
+
+
+def _process() -> Any:
+    """A new process that runs what it is given; it has imported what converting needs."""
+    return multiprocessing.get_context("spawn").Pool(1, initializer=_import)
+
+
+def _import() -> None:
+    import miles.convert.hf_to_megatron
+    import miles.convert.megatron_to_hf  # noqa: F401
+
+
+def _in_a_process(function: Any, *arguments: Any) -> Any:
+    with _process() as pool:
+        return pool.apply(function, arguments)
+
+
+def _to_megatron(source: Path, megatron: Path, _: Path) -> tuple[float, float]:
+    from miles.convert.hf_to_megatron import hf_to_megatron
+
+    begin = time.perf_counter()
+    hf_to_megatron(str(source), str(megatron))
+    return time.perf_counter() - begin, _peak_bytes()
+
+
+def _to_hf(source: Path, megatron: Path, back: Path) -> tuple[float, float]:
+    from miles.convert.megatron_to_hf import megatron_to_hf
+
+    begin = time.perf_counter()
+    megatron_to_hf(str(megatron), str(source), str(back))
+    return time.perf_counter() - begin, _peak_bytes()
+
+
+def _peak_bytes() -> float:
+    """The most memory that this process held, pages of mapped files too."""
+    status = Path("/proc/self/status").read_text()
+    return next(int(line.split()[1]) * 1024.0 for line in status.splitlines() if line.startswith("VmHWM"))
+
+
+def _make(folder: Path, gigabytes: float) -> None:
+    """Writes the model, random bits but for their exponents."""
+    import torch
+
+    from miles.architecture import ModelShape
+    from miles.convert.families import pieces_of
+    from miles.convert.safetensors_files import INDEX, Planned, ShardedWriter, index_text, split_into_files
+
+    def planned(num_layers: int) -> dict[str, Planned]:
+        shape = ModelShape.from_hf_config({**CONFIG, "num_hidden_layers": num_layers}, "made up")
+        return {
+            name: Planned(torch.bfloat16, sizes)
+            for parameter, place in pieces_of(shape)
+            for name, sizes in zip(parameter.hf_names(place), parameter.shapes, strict=True)
+        }
+
+    num_layers = 1
+    while sum(tensor.num_bytes for tensor in planned(num_layers).values()) < gigabytes * 1e9:
+        num_layers += 1
+    tensors = planned(num_layers)
+    files = split_into_files(tensors, SHARD_BYTES)
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({**CONFIG, "num_hidden_layers": num_layers}))
+    writer = ShardedWriter(folder, tensors, files)
+    generator = torch.Generator().manual_seed(0)
+    for name, tensor in tensors.items():
+        writer.write(name, torch.randn(tensor.shape, dtype=tensor.dtype, generator=generator))
+    writer.close()
+    if len(set(files.values())) > 1:
+        (folder / INDEX).write_text(index_text(tensors, files))
+
+
+if __name__ == "__main__":
+    main()
