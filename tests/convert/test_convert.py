@@ -146,5 +146,8 @@ def test_bad_checkpoints_are_refused_by_name(tmp_path: Path) -> None:
 
     whole = (source / "model.safetensors").read_bytes()
     (source / "model.safetensors").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(CheckpointError, match=r"model\.safetensors: truncated: tensor model\.layers\.1\.self_attn\.o_proj\.weight ends at"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"model\.safetensors: truncated: tensor model\.layers\.1\.self_attn\.o_proj\.weight ends at",
+    ):
         hf_to_megatron(str(source), str(tmp_path / "m3"))
