@@ -160,11 +160,11 @@ def _write(folder: Path, boxes: Sequence[Box], shape: ModelShape, padded: int, c
     files = _split(boxes, min(MAX_FILE_BYTES, -(-num_bytes // work.NUM_THREADS)))
     with work.bar(console, "converting", num_bytes) as report, torch_dist.without_checksums():
 
-        def write(number: int) -> list[tuple[Box, torch_dist.Place]]:
+        def write(number: int, report: work.Report) -> list[tuple[Box, torch_dist.Place]]:
             places = torch_dist.write_boxes(folder, f"__0_{number}.distcp", files[number], report)
             return list(zip(files[number], places, strict=True))
 
-        places = [place for part in work.each(range(len(files)), write) for place in part]
+        places = [place for part in work.each(range(len(files)), write, report) for place in part]
     torch_dist.write_metadata(folder, places, shape.checkpoint_args(padded_vocab_size=padded))
 
 

@@ -166,13 +166,13 @@ class _Export:
             writer = ShardedWriter(folder, self._tensors, self._files)
             try:
 
-                def convert(piece: tuple[Parameter, tuple[int, ...]]) -> None:
+                def convert(piece: tuple[Parameter, tuple[int, ...]], report: work.Report) -> None:
                     for name, tensor in tensors_of(self._checkpoint, *piece).items():
                         for target in (name, TIED_COPY) if self._is_stored_twice(name) else (name,):
                             writer.write(target, tensor.to(self._tensors[target].dtype))
                             report(self._tensors[target].num_bytes)
 
-                work.each(self._pieces, convert)
+                work.each(self._pieces, convert, report)
                 writer.sync()
             finally:
                 writer.close()

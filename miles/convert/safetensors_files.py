@@ -209,7 +209,7 @@ class ShardedWriter:
 
     def sync(self) -> None:
         """Returns when all is on the disk."""
-        work.each(self._descriptors, os.fsync)
+        work.each(self._descriptors, lambda descriptor, _: os.fsync(descriptor))
 
     def close(self) -> None:
         for descriptor in self._descriptors:

@@ -88,14 +88,14 @@ def _compare_weights(a: Weights, b: Weights, console: Console | None) -> Compari
     names = sorted(set(a.tensors) | set(b.tensors))
     with work.bar(console, "comparing", a.num_bytes) as report:
 
-        def compare(name: str) -> Difference | None:
+        def compare(name: str, report: work.Report) -> Difference | None:
             if name not in a.tensors or name not in b.tensors:
                 return _only_in(name, a.where if name in a.tensors else b.where)
             difference = _difference(name, _read(a, name, "one"), _read(b, name, "other"))
             report(a.tensors[name].num_bytes)
             return difference
 
-        found = work.each(names, compare)
+        found = work.each(names, compare, report)
     return Comparison(len(names), a.num_bytes, tuple(one for one in found if one))
 
 
@@ -111,7 +111,9 @@ def _compare_checkpoints(a: Checkpoint, b: Checkpoint, console: Console | None) 
     boxes = [(key, chunk) for key, chunk in boxes if key in b.tensors and key not in unlike]
     with work.bar(console, "comparing", num_bytes) as report:
 
-        def compare(box: tuple[str, torch.distributed.checkpoint.metadata.ChunkStorageMetadata]) -> Difference | None:
+        def compare(
+            box: tuple[str, torch.distributed.checkpoint.metadata.ChunkStorageMetadata], report: work.Report
+        ) -> Difference | None:
             key, chunk = box
             mine, yours = (
                 one.read(key, chunk.offsets, raw.buffer(use, chunk.sizes, one.tensors[key].properties.dtype))
@@ -120,7 +122,7 @@ def _compare_checkpoints(a: Checkpoint, b: Checkpoint, console: Console | None) 
             report(mine.nbytes)
             return _difference(f"{key} at {list(chunk.offsets)}", mine, yours)
 
-        differences += [one for one in work.each(boxes, compare) if one]
+        differences += [one for one in work.each(boxes, compare, report) if one]
     return Comparison(len(keys), num_bytes, tuple(differences))
 
 
@@ -144,7 +146,7 @@ def _compare_formats(
     extra = sorted(set(weights.tensors) - names - ({TIED_COPY} if stored_twice else set()))
     with work.bar(console, "comparing", weights.num_bytes) as report:
 
-        def compare(piece: tuple[Parameter, tuple[int, ...]]) -> list[Difference | None]:
+        def compare(piece: tuple[Parameter, tuple[int, ...]], report: work.Report) -> list[Difference | None]:
             found: list[Difference | None] = []
             for name, theirs in tensors_of(checkpoint, *piece).items():
                 for target in (name, TIED_COPY) if name == TIED_TO and stored_twice else (name,):
@@ -156,7 +158,7 @@ def _compare_formats(
                     report(pair[0].nbytes)
             return found
 
-        found = [one for part in work.each(pieces, compare) for one in part if one]
+        found = [one for part in work.each(pieces, compare, report) for one in part if one]
     found += [_only_in(name, weights.where) for name in extra]
     return Comparison(len(names) + len(extra) + stored_twice, weights.num_bytes, tuple(found))
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import TypeVar
 
 from rich.console import Console
@@ -14,27 +15,43 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 NUM_THREADS = min(4, os.cpu_count() or 1)
 """Each holds a tensor or two at a time; more would wait for the disk."""
 
+Report = Callable[[int], None]
+"""Is told a number of bytes that were done."""
 T = TypeVar("T")
 R = TypeVar("R")
 
 
-def each(jobs: Sequence[T], do: Callable[[T], R]) -> list[R]:
-    """The result of each job, in their order. After the first error no other is begun, and it is raised."""
+class _StoppedError(Exception):
+    """Another job failed, or Ctrl-C was pressed."""
+
+
+def each(jobs: Sequence[T], do: Callable[[T, Report], R], report: Report = lambda num_bytes: None) -> list[R]:
+    """The result of each job, in their order. After the first error no other is begun, and it is raised.
+
+    Args:
+        do: runs a job in a thread. Where it reports, it is broken off if the others were.
+    """
+    stopped = threading.Event()
+
+    def report_or_stop(num_bytes: int) -> None:
+        if stopped.is_set():
+            raise _StoppedError
+        report(num_bytes)
+
     with ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="miles-convert") as pool:
-        futures = [pool.submit(do, job) for job in jobs]
+        futures = [pool.submit(do, job, report_or_stop) for job in jobs]
         try:
-            wait(futures, return_when=FIRST_EXCEPTION)
-            failed = next((future for future in futures if future.done() and future.exception()), None)
-            if failed is not None:
-                failed.result()
+            for future in as_completed(futures):
+                future.result()
         except BaseException:  # Ctrl-C, too
+            stopped.set()
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-        return [future.result() for future in futures]
+    return [future.result() for future in futures]
 
 
 @contextlib.contextmanager
-def bar(console: Console | None, label: str, num_bytes: int) -> Iterator[Callable[[int], None]]:
+def bar(console: Console | None, label: str, num_bytes: int) -> Iterator[Report]:
     """A bar while the context lasts; what it gives is told the bytes that were done, from any thread.
 
     Args:
