@@ -14,14 +14,12 @@ import json
 import pkgutil
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any, Protocol
 
 from miles import storage
 from miles.errors import CheckpointError
 
 _FAMILIES = "miles.convert.families"
-_FAMILIES_FOLDER = Path(__file__).parent / "convert/families"
 
 
 class Family(Protocol):
@@ -35,7 +33,8 @@ class Family(Protocol):
 
 def families() -> list[str]:
     """The `model_type`s that are understood: each has a file."""
-    return sorted(module.name for module in pkgutil.iter_modules([str(_FAMILIES_FOLDER)]) if module.name[0] != "_")
+    package = importlib.import_module(_FAMILIES)
+    return sorted(module.name for module in pkgutil.iter_modules(package.__path__) if module.name[0] != "_")
 
 
 def family_module(model_type: str) -> Any:

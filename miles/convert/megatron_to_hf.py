@@ -98,11 +98,11 @@ def require_replaceable(save: str, hf_checkpoint: str) -> None:
     Raises:
         CheckpointError: names what is there.
     """
+    known = {name.split("/")[0] for name in _companions(hf_checkpoint)}
     if not storage.exists(save):
         return
     if _same(save, hf_checkpoint):
         raise CheckpointError(f"{save}: is --hf-checkpoint itself: give another folder")
-    known = {name.split("/")[0] for name in _companions(hf_checkpoint)}
     stray = [name for name in storage.names(save) if name not in known and not _WEIGHTS.fullmatch(name)]
     if stray:
         raise CheckpointError(

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from miles import local_ray, storage
 from miles.architecture import ModelShape
-from miles.convert.megatron_to_hf import megatron_to_hf
+from miles.convert.megatron_to_hf import megatron_to_hf, require_replaceable
 from miles.data.feed import Feed
 from miles.data.types import Cursor
 from miles.errors import CheckpointError, ClusterError, NoRoomError
@@ -66,7 +66,7 @@ def train(config: TrainConfig, console: Console | None = None) -> RunSummary:
     shape = ModelShape.from_hf_folder(config.hf_checkpoint)
     config.cluster.layout.require_fits(shape)
     if config.save_hf:
-        storage.filesystem(config.save_hf)  # a URL that is refused shall not be so after the last step only
+        require_replaceable(config.save_hf, config.hf_checkpoint)  # not after the last step only
     found, is_own = find_start(config)  # before anything is started: it may not be there
     with ray_cluster(config) as on_gpu, StopSignal() as stop, Journal(config.run_dir, console) as journal:
         starts = Starts(config.run_dir)
@@ -156,7 +156,7 @@ def _finished_before(
     if config.save_hf:
         target = config.save_hf.replace("{rollout_id}", str(found.iteration))
         if not storage.exists(storage.join(target, "config.json")):
-            _export(config, found.url.rsplit("/", 1)[0], target, journal)
+            _export(config, found.url, target, journal)
     nan = float("nan")
     return RunSummary(0, nan, nan, feed.cursor().tokens_seen, found.url, feed.first_step, is_finished=True)
 
@@ -276,7 +276,8 @@ class _Run:
         config = self._config
         with self._clock.pause():
             if config.save_hf and (done == self._num_steps or "{rollout_id}" in config.save_hf):
-                _export(config, config.save, config.save_hf.replace("{rollout_id}", str(done)), self._journal)
+                saved = storage.join(config.save, checkpoint.folder_name(done))
+                _export(config, saved, config.save_hf.replace("{rollout_id}", str(done)), self._journal)
             for folder in checkpoint.remove_old(config.save, config.keep_last, config.keep_best):
                 self._journal.write(f"removed  {folder}")
             self._journal.flush()
@@ -287,8 +288,8 @@ def _write_ledger(config: TrainConfig, feed: Feed) -> None:
     feed.finish()
 
 
-def _export(config: TrainConfig, load: str, target: str, journal: Journal) -> None:
-    journal.say(f"Hugging Face checkpoint  {megatron_to_hf(load, config.hf_checkpoint, target)}")
+def _export(config: TrainConfig, saved: str, target: str, journal: Journal) -> None:
+    journal.say(f"Hugging Face checkpoint  {megatron_to_hf(saved, config.hf_checkpoint, target)}")
 
 
 def require_shared(save: str, group: TrainerGroup) -> None:

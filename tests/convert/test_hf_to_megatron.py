@@ -201,9 +201,11 @@ def test_again_into_the_same_folder(source: Path, tmp_path: Path) -> None:
 
 
 def test_two_at_once_do_not_mix(source: Path, tmp_path: Path) -> None:
-    with staging.appearing(tmp_path / "megatron/release"):
-        with pytest.raises(CheckpointError, match="release: another conversion is writing it"):
-            hf_to_megatron(str(source), str(tmp_path / "megatron"))
+    with (
+        staging.appearing(tmp_path / "megatron/release"),
+        pytest.raises(CheckpointError, match="release: another conversion is writing it"),
+    ):
+        hf_to_megatron(str(source), str(tmp_path / "megatron"))
     hf_to_megatron(str(source), str(tmp_path / "megatron"))
 
 
