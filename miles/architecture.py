@@ -260,4 +260,5 @@ class ModelShape:
 _NOT_A_SIZE = (
     *("vocab_size", "padded_vocab_size"),  # Megatron-LM's own count is that of the tokenizer, then padded
     *("seq_length", "max_position_embeddings", "attention_dropout", "hidden_dropout"),
+    "use_rotary_position_embeddings",  # an older name of `position_embedding_type`
 )

@@ -22,8 +22,9 @@ from miles.convert import raw, staging, torch_dist, work
 from miles.convert.families import TIED_COPY, TIED_TO, Parameter, pieces_of
 from miles.convert.inside import require_inside
 from miles.convert.safetensors_files import INDEX, Weights
-from miles.convert.torch_dist import RELEASE, TRACKER, Box
+from miles.convert.torch_dist import Box
 from miles.errors import CheckpointError, SourceError
+from miles.tracker import RELEASE, TRACKER, tracked
 
 MAX_FILE_BYTES = 4 << 30
 
@@ -49,11 +50,9 @@ def hf_to_megatron(
     require_inside(hf_checkpoint, "config.json", hf_checkpoint)
     shape = ModelShape.from_hf_folder(hf_checkpoint)
     padded = -(-shape.vocab_size // make_vocab_size_divisible_by) * make_vocab_size_divisible_by
-    tracked = torch_dist.tracked(save)
-    if tracked not in (None, RELEASE):
-        raise CheckpointError(
-            f"{save}: holds the checkpoints of a run ({TRACKER} names {tracked}): give another folder"
-        )
+    named, _ = tracked(save) or (RELEASE, 0)
+    if named != RELEASE:
+        raise CheckpointError(f"{save}: holds the checkpoints of a run ({TRACKER} names {named}): give another folder")
     try:
         with storage.local_folder(hf_checkpoint, "Hugging Face checkpoint", is_wanted=_is_weights) as source:
             weights = Weights(str(source), hf_checkpoint)
@@ -157,6 +156,7 @@ def _make(weights: Weights, parameter: Parameter, names: Sequence[str], num_rows
 
 def _write(folder: Path, boxes: Sequence[Box], shape: ModelShape, padded: int, console: Console | None) -> None:
     num_bytes = sum(box.num_bytes for box in boxes)
+    staging.require_room(folder, num_bytes)
     files = _split(boxes, min(MAX_FILE_BYTES, -(-num_bytes // work.NUM_THREADS)))
     with work.bar(console, "converting", num_bytes) as report, torch_dist.without_checksums():
 

@@ -32,8 +32,9 @@ from miles.convert.safetensors_files import (
     index_text,
     split_into_files,
 )
-from miles.convert.torch_dist import RELEASE, Checkpoint
+from miles.convert.torch_dist import Checkpoint
 from miles.errors import CheckpointError, SourceError
+from miles.tracker import RELEASE
 
 MAX_SHARD_BYTES = 5_000_000_000
 _WEIGHTS = re.compile(
@@ -162,6 +163,7 @@ class _Export:
 
     def write(self, folder: Path, console: Console | None) -> None:
         """Fills an empty local folder."""
+        staging.require_room(folder, self.num_bytes)
         with work.bar(console, "converting", self.num_bytes) as report:
             writer = ShardedWriter(folder, self._tensors, self._files)
             try:

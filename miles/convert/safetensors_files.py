@@ -105,6 +105,8 @@ class Weights:
                 raw.fill(target, file.fileno(), stored.begin)
             except EOFError as error:
                 raise CheckpointError(f"{self.where}/{stored.file}: truncated: tensor {name}: {error}") from error
+            except OSError as error:
+                raise CheckpointError(f"{self.where}/{stored.file}: tensor {name} cannot be read ({error})") from error
         return target
 
     def _read_index(self) -> dict[str, str]:
@@ -193,7 +195,7 @@ class ShardedWriter:
     """
 
     def __init__(self, folder: Path, tensors: Mapping[str, Planned], files: Mapping[str, str]) -> None:
-        self._at: dict[str, tuple[int, int]] = {}
+        self._at: dict[str, tuple[Path, int, int]] = {}
         self._descriptors: list[int] = []
         for file in sorted(set(files.values())):
             members = {name: tensors[name] for name in tensors if files[name] == file}
@@ -202,10 +204,14 @@ class ShardedWriter:
             header, begins = _header_of(members)
             os.truncate(descriptor, len(header) + sum(member.num_bytes for member in members.values()))
             os.pwrite(descriptor, header, 0)
-            self._at.update({name: (descriptor, begin) for name, begin in begins.items()})
+            self._at.update({name: (folder / file, descriptor, begin) for name, begin in begins.items()})
 
     def write(self, name: str, tensor: Tensor) -> None:
-        raw.write(tensor, *self._at[name])
+        file, descriptor, begin = self._at[name]
+        try:
+            raw.write(tensor, descriptor, begin)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(file)) from error
 
     def sync(self) -> None:
         """Returns when all is on the disk."""

@@ -51,6 +51,19 @@ def appearing(target: Path) -> Iterator[Path]:
         os.close(lock)
 
 
+def require_room(folder: Path, num_bytes: int) -> None:
+    """Refuses what a disk cannot hold, before the first byte.
+
+    Raises:
+        CheckpointError: says how much is free.
+    """
+    free_bytes = shutil.disk_usage(folder).free
+    if free_bytes < num_bytes:
+        raise CheckpointError(
+            f"{folder}: {num_bytes / 1e9:.3g} GB are to be written, {free_bytes / 1e9:.3g} GB are free"
+        )
+
+
 def _empty(folder: Path) -> None:
     for entry in folder.iterdir():
         if entry.is_dir() and not entry.is_symlink():

@@ -19,6 +19,7 @@ import json
 import math
 import os
 import pickle
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,9 +43,8 @@ from miles import pickles, storage
 from miles.convert import raw, work
 from miles.convert.inside import require_inside
 from miles.errors import CheckpointError
+from miles.tracker import TRACKER, folder_name, tracked
 
-TRACKER = "latest_checkpointed_iteration.txt"
-RELEASE = "release"
 CHECKPOINT_VERSION = 3.0
 BACKEND = {
     "sharded_backend": "torch_dist",
@@ -66,32 +66,17 @@ def newest(url: str, iteration: int | None = None) -> str:
     Raises:
         CheckpointError: there is none.
     """
-    word = tracked(url) if iteration is None else f"iter_{iteration:07d}"
-    if word is None:
+    named = tracked(url) if iteration is None else (folder_name(iteration), iteration)
+    if named is None:
         if storage.exists(storage.join(url, "metadata.json")):
             return url
         raise CheckpointError(f"{url}: no Megatron checkpoint there: {TRACKER} is missing")
-    require_inside(url, word, url)
-    found = storage.join(url, word)
+    require_inside(url, named[0], url)
+    found = storage.join(url, named[0])
     if not storage.exists(storage.join(found, "metadata.json")):
-        named = "" if iteration is not None else f", which {TRACKER} names"
-        raise CheckpointError(f"{found}{named}: not there, or not complete")
+        by = "" if iteration is not None else f", which {TRACKER} names"
+        raise CheckpointError(f"{found}{by}: not there, or not complete")
     return found
-
-
-def tracked(url: str) -> str | None:
-    """The name of the folder that the tracker names; None without a tracker.
-
-    Raises:
-        CheckpointError: the tracker holds something else.
-    """
-    tracker = storage.join(url, TRACKER)
-    if not storage.exists(tracker):
-        return None
-    word = storage.read_text(tracker).strip()
-    if word != RELEASE and not word.isdigit():
-        raise CheckpointError(f"{tracker}: expected an iteration or 'release', found {word[:40]!r}")
-    return word if word == RELEASE else f"iter_{int(word):07d}"
 
 
 class Checkpoint:
@@ -144,7 +129,8 @@ class Checkpoint:
         try:
             self._reader.read_data(LoadPlan(items), _Into(target)).wait()
         except Exception as error:  # of the zip file or the pickle that each box is, by what is wrong
-            files = sorted({self._metadata.storage_data[item.storage_index].relative_path for item in items})
+            stored_at = (self._metadata.storage_data.get(item.storage_index) for item in items)
+            files = sorted({info.relative_path for info in stored_at if info is not None})
             raise CheckpointError(
                 f"{self.where}/{', '.join(files)}: tensor {key} cannot be read ({type(error).__name__}: {error})"
             ) from error
@@ -152,17 +138,17 @@ class Checkpoint:
 
     def _fill(self, target: Tensor, index: MetadataIndex) -> bool:
         """Fills a tensor with the bytes of a box that is stored as such; False where it is not its values in order."""
-        info = self._metadata.storage_data[index]
-        with open(self._folder / info.relative_path, "rb") as file:
-            try:  # no bytes of the tensor are read here, only what they mean and where they begin
+        try:
+            info = self._metadata.storage_data[index]
+            with open(self._folder / info.relative_path, "rb") as file:
+                # No bytes of the tensor are read here, only what they mean and where they begin.
                 box = torch.load(_Part(file, info.offset, info.length), map_location="meta", weights_only=True)
                 begin = box.untyped_storage()._checkpoint_offset
-                is_plain = box.dtype == target.dtype and box.shape == target.shape and box.is_contiguous()
-            except Exception:  # whatever is wrong, reading it as usual will say
-                return False
-            if is_plain and begin is not None:
+                if begin is None or (box.dtype, box.shape) != (target.dtype, target.shape) or not box.is_contiguous():
+                    return False
                 raw.fill(target, file.fileno(), info.offset + begin + box.storage_offset() * box.itemsize)
                 return True
+        except Exception:  # whatever is wrong, reading it as usual will say
             return False
 
     def _require_files(self) -> None:
@@ -231,12 +217,19 @@ def _by_first(stored: TensorStorageMetadata) -> dict[int, list[ChunkStorageMetad
 
 
 def _read_args(folder: Path, where: str) -> dict[str, Any]:
-    """`args` of a checkpoint's common.pt, without unpickling anything but plain values."""
-    with torch.serialization.safe_globals([argparse.Namespace]):
+    """`args` of a checkpoint's common.pt: plain values and Megatron's own enumerations, nothing else is unpickled."""
+    # Not the context manager, which on leaving would take the class away from Megatron's loader, too.
+    torch.serialization.add_safe_globals([argparse.Namespace])
+    try:
         try:
             common = torch.load(folder / "common.pt", weights_only=True)
-        except Exception as error:  # of pickle or of the zip file, by what is wrong
-            raise CheckpointError(f"{where}/common.pt: cannot be read ({error})") from error
+        except pickle.UnpicklingError:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of Apex and Transformer Engine, which play no part here
+                import megatron.core  # noqa: F401  names what Megatron-LM keeps in its arguments as safe
+            common = torch.load(folder / "common.pt", weights_only=True)
+    except Exception as error:  # of pickle or of the zip file, by what is wrong
+        raise CheckpointError(f"{where}/common.pt: cannot be read ({error})") from error
     return dict(vars(common["args"])) if "args" in common else {}
 
 
@@ -285,16 +278,22 @@ def write_boxes(folder: Path, name: str, boxes: Sequence[Box], report: work.Repo
         where each box lies, for `write_metadata`.
     """
     places: list[Place] = []
-    with open(folder / name, "xb") as file:
-        for box in boxes:
-            begin = file.tell()
-            torch.save(box.make().view(box.sizes), file)
-            file.flush()
-            # Linux begins to write what it is told that nobody needs: at the end, less is left to wait for.
-            os.posix_fadvise(file.fileno(), begin, file.tell() - begin, os.POSIX_FADV_DONTNEED)
-            places.append(Place(name, begin, file.tell() - begin))
-            report(box.num_bytes)
-        _sync(file)
+    path = folder / name
+    try:
+        with open(path, "xb") as file:
+            for box in boxes:
+                begin = file.tell()
+                torch.save(box.make().view(box.sizes), file)
+                file.flush()
+                # Linux begins to write what it is told that nobody needs: at the end, less is left to wait for.
+                os.posix_fadvise(file.fileno(), begin, file.tell() - begin, os.POSIX_FADV_DONTNEED)
+                places.append(Place(name, begin, file.tell() - begin))
+                report(box.num_bytes)
+            _sync(file)
+    except RuntimeError as error:  # what torch makes of an error of the disk
+        raise CheckpointError(f"{path}: cannot be written; is the disk full? ({error})") from error
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
     return places
 
 

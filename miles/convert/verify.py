@@ -22,6 +22,7 @@ from miles.convert.megatron_to_hf import require_complete, tensors_of
 from miles.convert.safetensors_files import INDEX, SINGLE, Weights
 from miles.convert.torch_dist import Checkpoint
 from miles.errors import CheckpointError, SourceError
+from miles.tracker import TRACKER
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def verify(one: str, other: str, *, console: Console | None = None) -> Compariso
 
 @contextlib.contextmanager
 def _opened(url: str) -> Iterator[Weights | Checkpoint]:
-    if any(storage.exists(storage.join(url, name)) for name in (torch_dist.TRACKER, "metadata.json")):
+    if any(storage.exists(storage.join(url, name)) for name in (TRACKER, "metadata.json")):
         found = torch_dist.newest(url)
         with storage.local_folder(found, "Megatron checkpoint") as folder:
             yield Checkpoint(folder, found)
@@ -79,7 +80,7 @@ def _opened(url: str) -> Iterator[Weights | Checkpoint]:
             yield Weights(str(folder), url)
     else:
         raise CheckpointError(
-            f"{url}: neither a Megatron checkpoint ({torch_dist.TRACKER}, metadata.json) nor one of Hugging Face "
+            f"{url}: neither a Megatron checkpoint ({TRACKER}, metadata.json) nor one of Hugging Face "
             f"({SINGLE}, {INDEX})"
         )
 
@@ -101,14 +102,14 @@ def _compare_weights(a: Weights, b: Weights, console: Console | None) -> Compari
 
 def _compare_checkpoints(a: Checkpoint, b: Checkpoint, console: Console | None) -> Comparison:
     keys = sorted(set(a.tensors) | set(b.tensors))
-    boxes = [(key, chunk) for key in a.tensors for chunk in a.tensors[key].chunks]
     num_bytes = sum(stored.size.numel() * stored.properties.dtype.itemsize for stored in a.tensors.values())
     differences = [
         _only_in(key, a.where if key in a.tensors else b.where) for key in sorted(set(a.tensors) ^ set(b.tensors))
     ]
     unlike = {key: text for key in set(a.tensors) & set(b.tensors) if (text := _unlike(a, b, key))}
     differences += [Difference(key, text) for key, text in sorted(unlike.items())]
-    boxes = [(key, chunk) for key, chunk in boxes if key in b.tensors and key not in unlike]
+    alike = sorted(set(a.tensors) & set(b.tensors) - set(unlike))
+    boxes = [(key, chunk) for key in alike for chunk in a.tensors[key].chunks]
     with work.bar(console, "comparing", num_bytes) as report:
 
         def compare(

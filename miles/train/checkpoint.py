@@ -20,9 +20,9 @@ import torch
 
 from miles import pickles, storage
 from miles.errors import CheckpointError
+from miles.tracker import TRACKER, tracked
 from miles.train.step import Trainer
 
-TRACKER = "latest_checkpointed_iteration.txt"
 EXTRA = "miles.json"
 SAVING = ".saving-"
 """What the name of a folder begins with that is no checkpoint yet, or never became one."""
@@ -48,7 +48,7 @@ def find(url: str) -> Found | None:
     Raises:
         CheckpointError: the tracker names what is not there, or is not a tracker.
     """
-    named = _named(url)
+    named = tracked(url)
     if named is None:
         return None
     name, iteration = named
@@ -58,17 +58,6 @@ def find(url: str) -> Found | None:
     extra = storage.join(folder, EXTRA)
     content = json.loads(storage.read_text(extra)) if storage.exists(extra) else None
     return Found(folder, iteration, content)
-
-
-def _named(url: str) -> tuple[str, int] | None:
-    """The folder that the tracker names, and its iteration; None where there is no tracker."""
-    tracker = storage.join(url, TRACKER)
-    if not storage.exists(tracker):
-        return None
-    word = storage.read_text(tracker).strip()
-    if word != "release" and not word.isdigit():
-        raise CheckpointError(f"{tracker}: expected an iteration or 'release', found {word[:40]!r}")
-    return ("release", 0) if word == "release" else (folder_name(int(word)), int(word))
 
 
 def load(trainer: Trainer, found: Found, *, model_only: bool) -> None:
@@ -103,10 +92,6 @@ def load(trainer: Trainer, found: Found, *, model_only: bool) -> None:
     else:
         trainer.optimizer.load_state_dict(loaded["optimizer"])
         trainer.scheduler.load_state_dict(loaded["opt_param_scheduler"])
-
-
-def folder_name(iteration: int) -> str:
-    return f"iter_{iteration:07d}"
 
 
 def publish(url: str, iteration: int) -> None:
@@ -158,7 +143,7 @@ def remove_old(url: str, keep_last: int | None, keep_best: int | None) -> list[s
         return []
     fs, root = storage.filesystem(url)
     fs.invalidate_cache(root)  # the newest was written by another process
-    newest, _ = _named(url) or ("", 0)
+    newest, _ = tracked(url) or ("", 0)
     names = [path.rsplit("/", 1)[-1] for path in fs.ls(root, detail=False)]
     # Beyond the newest: of a run from which somebody went back to an earlier one. Not ours to remove.
     folders = [f"{root}/{name}" for name in sorted(names) if _ITERATION.fullmatch(name) and name <= newest]

@@ -20,6 +20,7 @@ from miles.convert.megatron_to_hf import megatron_to_hf, require_replaceable
 from miles.data.feed import Feed
 from miles.data.types import Cursor
 from miles.errors import CheckpointError, ClusterError, NoRoomError
+from miles.tracker import TRACKER, folder_name
 from miles.train import checkpoint
 from miles.train.config import TrainConfig
 from miles.train.evaluate import Evaluator
@@ -276,7 +277,7 @@ class _Run:
         config = self._config
         with self._clock.pause():
             if config.save_hf and (done == self._num_steps or "{rollout_id}" in config.save_hf):
-                saved = storage.join(config.save, checkpoint.folder_name(done))
+                saved = storage.join(config.save, folder_name(done))
                 _export(config, saved, config.save_hf.replace("{rollout_id}", str(done)), self._journal)
             for folder in checkpoint.remove_old(config.save, config.keep_last, config.keep_best):
                 self._journal.write(f"removed  {folder}")
@@ -329,7 +330,7 @@ def find_start(config: TrainConfig) -> tuple[checkpoint.Found, bool]:
     found = checkpoint.find(config.ref_load)
     if found is None:
         raise CheckpointError(
-            f"{config.ref_load}: no Megatron checkpoint there (no {checkpoint.TRACKER}). Make one with: miles convert "
+            f"{config.ref_load}: no Megatron checkpoint there (no {TRACKER}). Make one with: miles convert "
             f"hf-to-megatron --hf-checkpoint {config.hf_checkpoint} --save {config.ref_load}"
         )
     return found, False

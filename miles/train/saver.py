@@ -32,6 +32,7 @@ import torch
 
 from miles import storage
 from miles.errors import CheckpointError, MilesError
+from miles.tracker import folder_name
 from miles.train import checkpoint
 from miles.train.step import Trainer
 
@@ -59,7 +60,7 @@ class _Save:
 
     @property
     def name(self) -> str:
-        return checkpoint.folder_name(self.iteration)
+        return folder_name(self.iteration)
 
 
 class Saver:
@@ -158,7 +159,7 @@ class Saver:
                 return Path(tempfile.mkdtemp(prefix="miles-save-")), ""
             if self._trainer.rank == 0:
                 root = Path(storage.filesystem(url)[1])
-                made[0] = str(root / f"{checkpoint.SAVING}{checkpoint.folder_name(iteration)}-{secrets.token_hex(4)}")
+                made[0] = str(root / f"{checkpoint.SAVING}{folder_name(iteration)}-{secrets.token_hex(4)}")
                 Path(made[0]).mkdir(parents=True)
         except OSError as error:
             made = [None, str(error)]
@@ -266,4 +267,4 @@ def save(trainer: Trainer, url: str, iteration: int, extra: dict[str, Any], *, m
     if trainer.rank == 0:
         checkpoint.publish(url, iteration)
     torch.distributed.barrier()
-    return storage.join(url, checkpoint.folder_name(iteration))
+    return storage.join(url, folder_name(iteration))

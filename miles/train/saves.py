@@ -12,6 +12,7 @@ from typing import Any
 
 from miles import storage
 from miles.errors import CheckpointError, ClusterError
+from miles.tracker import folder_name
 from miles.train import checkpoint
 from miles.train.config import TrainConfig
 from miles.train.group import TrainerGroup
@@ -115,7 +116,7 @@ class Saves:
         except OSError as error:
             self._failed(pending, str(error))
             return
-        self.last = storage.join(self._config.save, checkpoint.folder_name(pending.done))
+        self.last = storage.join(self._config.save, folder_name(pending.done))
         seconds = time.perf_counter() - pending.begun
         self._journal.say(
             f"checkpoint  {self.last}  ({seconds:.1f} s, of which the training waited {pending.stall_seconds:.1f})"

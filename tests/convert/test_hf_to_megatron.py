@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -17,6 +19,7 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 
+from miles import cli
 from miles.convert import staging
 from miles.convert.hf_to_megatron import hf_to_megatron
 from miles.convert.megatron_to_hf import megatron_to_hf
@@ -24,6 +27,7 @@ from miles.convert.torch_dist import Checkpoint
 from miles.convert.verify import verify
 from miles.errors import CheckpointError
 from miles.train.topology import Layout
+from tests.integration.commands import small_disk
 from tests.models import make_hf
 from tests.train.ranks import run_ranks
 
@@ -263,3 +267,28 @@ def test_interrupted_it_leaves_nothing_that_looks_complete(
     assert not staged.exists()
     if direction == "megatron-to-hf":
         assert (source / "model.safetensors").read_bytes() == (target / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("direction", ["hf-to-megatron", "megatron-to-hf"])
+def test_a_full_disk(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, direction: str) -> None:
+    """Said before the first byte; and where room goes while it is written, the file is named."""
+    hf_to_megatron(str(source), str(tmp_path / "megatron"))
+
+    def convert(target: Path) -> str:
+        words = {
+            "hf-to-megatron": ["--hf-checkpoint", source],
+            "megatron-to-hf": ["--load", tmp_path / "megatron", "--hf-checkpoint", source],
+        }[direction]
+        assert cli.main(["convert", direction, *map(str, words), "--save", str(target)]) == 1
+        return " ".join(capture.getvalue().split())
+
+    monkeypatch.setattr("sys.stderr", capture := io.StringIO())
+    with small_disk(tmp_path / "disk", "size=400k") as disk:
+        said = convert(disk / "made")
+        assert re.search(r"miles: error: \S*converting: 0\.000642 GB are to be written, 0\.00041 GB are free", said)
+        monkeypatch.setattr(staging, "require_room", lambda folder, num_bytes: None)
+        said = convert(disk / "made")
+        assert re.search(
+            r"distcp: cannot be written; is the disk full|No space left on device: '\S*(tensors|distcp)'", said
+        )
+        assert not any(path.is_file() for path in disk.rglob("*"))

@@ -6,6 +6,8 @@ import argparse
 import json
 import pickle
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from miles.convert.torch_dist import Checkpoint
 from miles.errors import CheckpointError
 from miles.train.topology import Layout
 from tests.models import make_hf
+from tests.test_pickles import Command
 from tests.train.ranks import run_ranks, start
 
 
@@ -247,6 +250,34 @@ def test_links_that_lead_out_are_refused(hf: Path, copy: Path, tmp_path: Path) -
     (copy / "release").symlink_to(tmp_path / "release")
     with pytest.raises(CheckpointError, match="release leads out of the folder: refused"):
         megatron_to_hf(str(copy), str(hf), str(tmp_path / "back"))
+
+
+def test_what_megatron_lm_keeps_in_its_arguments_is_read_and_nothing_else(hf: Path, copy: Path, tmp_path: Path) -> None:
+    """Its enumerations, signals and dtypes; in a process that has not imported Megatron yet."""
+    common = copy / "release/common.pt"
+    code = (
+        "import signal, sys, torch\n"
+        "from megatron.core.enums import ModelType\n"
+        "from megatron.core.transformer.enums import AttnBackend\n"
+        "common = torch.load(sys.argv[1], weights_only=False)\n"
+        "common['args'].attention_backend = AttnBackend.auto\n"
+        "common['args'].model_type = ModelType.encoder_or_decoder\n"
+        "common['args'].exit_signal = signal.SIGTERM\n"
+        "common['args'].params_dtype = torch.bfloat16\n"
+        "torch.save(common, sys.argv[1])\n"
+    )
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code, common], check=True, capture_output=True)
+    words = ["convert", "verify", str(hf), str(copy)]
+    done = subprocess.run([sys.executable, "-m", "miles.cli", *words], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert not done.stderr
+
+    stranger = torch.load(common, weights_only=False)
+    stranger["args"].evil = Command(f"touch {tmp_path}/ran")
+    torch.save(stranger, common)
+    with pytest.raises(CheckpointError, match=r"release/common\.pt: cannot be read \(Weights only load failed"):
+        megatron_to_hf(str(copy), str(hf), str(tmp_path / "back"))
+    assert not (tmp_path / "ran").exists()
 
 
 def test_which_checkpoint_of_a_folder(hf: Path, copy: Path, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
 
 from miles.convert.hf_to_megatron import hf_to_megatron
 from miles.demo.model import build_model
@@ -160,6 +161,18 @@ def require_same(save: Path, other: Path) -> None:
     assert [line["step"] for line in lines(save)] == list(range(NUM_STEPS))
     assert weights(save / "export") == weights(other / "export")
     assert json.loads((save / "ledger.json").read_text()) == json.loads((other / "ledger.json").read_text())
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path, options: str) -> Iterator[Path]:
+    """A filesystem of its own, of so many bytes or files (options of tmpfs)."""
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)], capture_output=True).returncode:
+        pytest.skip("this user may not mount a tmpfs")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 def slow_disk(folder: Path, seconds: float) -> dict[str, str]:

@@ -9,7 +9,8 @@ import pytest
 
 from miles import storage
 from miles.errors import CheckpointError
-from miles.train.checkpoint import EXTRA, SAVING, TRACKER, find, publish, remove_old, remove_unfinished
+from miles.tracker import TRACKER
+from miles.train.checkpoint import EXTRA, SAVING, find, publish, remove_old, remove_unfinished
 
 LOSSES = {100: 3.0, 200: 1.0, 300: None, 400: 1.5, 500: 2.0}
 
