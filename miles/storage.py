@@ -178,43 +178,19 @@ def size_of(url: str, found: dict[str, Any]) -> int:
     return int(found["size"])
 
 
-class RangeFile(io.RawIOBase):
-    """A file read by byte ranges, each of them asked for again where it fails or comes short.
-
-    Nothing is kept open or read ahead: a stream over it goes on, after an error, at the byte where it was.
+class Ranges(io.RawIOBase):
+    """A file, for readers that want one, of which byte ranges can be had.
 
     Args:
-        num_bytes: the file's size; None: the filesystem is asked.
+        num_bytes: its size.
     """
 
-    def __init__(self, url: str, num_bytes: int | None = None) -> None:
-        self._url, self._at = url, 0
-        self._fs, self._path = filesystem(url)
-        self._num_bytes = size_of(url, info(url)) if num_bytes is None else num_bytes
+    def __init__(self, num_bytes: int) -> None:
+        self._num_bytes, self._at = num_bytes, 0
 
     def read_range(self, begin: int, end: int) -> bytes:
-        """Bytes [begin, end).
-
-        Raises:
-            SourceError: the range cannot be had; it names the file.
-            OSError: what will not pass by itself, such as FileNotFoundError.
-        """
-        if begin >= end:
-            return b""
-
-        def read() -> bytes:
-            content: bytes = self._fs.cat_file(self._path, start=begin, end=end)
-            if len(content) < end - begin:
-                raise retry.ShortRead(f"{len(content)} of {end - begin} bytes from byte {begin} on")
-            return content
-
-        content = retry.call(read, self._url)
-        if len(content) > end - begin:
-            raise SourceError(
-                f"{self._url}: asked for {end - begin} bytes, got {len(content)}: the server does not serve byte "
-                "ranges. Copy the file to a store that does"
-            )
-        return content
+        """Bytes [begin, end)."""
+        raise NotImplementedError
 
     def read(self, size: int | None = -1, /) -> bytes:
         end = self._num_bytes if size is None or size < 0 else min(self._at + size, self._num_bytes)
@@ -239,6 +215,45 @@ class RangeFile(io.RawIOBase):
 
     def seekable(self) -> bool:
         return True
+
+
+class RangeFile(Ranges):
+    """A file read by byte ranges, each of them asked for again where it fails or comes short.
+
+    Nothing is kept open or read ahead: a stream over it goes on, after an error, at the byte where it was.
+
+    Args:
+        num_bytes: the file's size; None: the filesystem is asked.
+    """
+
+    def __init__(self, url: str, num_bytes: int | None = None) -> None:
+        self._url = url
+        self._fs, self._path = filesystem(url)
+        super().__init__(size_of(url, info(url)) if num_bytes is None else num_bytes)
+
+    def read_range(self, begin: int, end: int) -> bytes:
+        """Bytes [begin, end).
+
+        Raises:
+            SourceError: the range cannot be had; it names the file.
+            OSError: what will not pass by itself, such as FileNotFoundError.
+        """
+        if begin >= end:
+            return b""
+
+        def read() -> bytes:
+            content: bytes = self._fs.cat_file(self._path, start=begin, end=end)
+            if len(content) < end - begin:
+                raise retry.ShortRead(f"{len(content)} of {end - begin} bytes from byte {begin} on")
+            return content
+
+        content = retry.call(read, self._url)
+        if len(content) > end - begin:
+            raise SourceError(
+                f"{self._url}: asked for {end - begin} bytes, got {len(content)}: the server does not serve byte "
+                "ranges. Copy the file to a store that does"
+            )
+        return content
 
 
 def read_bytes(url: str, max_tries: int | None = None) -> bytes:

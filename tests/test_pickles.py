@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import pickle
 from pathlib import Path
@@ -55,3 +56,23 @@ def test_ways_round_it(tmp_path: Path, content: bytes) -> None:
 def test_without_one(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"there: no \.metadata there"):
         require_plain(tmp_path, "there")
+
+
+def test_nothing_is_loaded_with_all_that_pickle_allows() -> None:
+    """Every `torch.load` says `weights_only=True`; nothing but the one guarded unpickler unpickles."""
+    calls = []
+    for path in sorted((Path(__file__).parents[1] / "miles").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if (
+                isinstance(node, ast.Call)
+                and isinstance(node.func, ast.Attribute)
+                and node.func.attr in ("load", "loads")
+            ):
+                owner = ast.unparse(node.func.value)
+                assert owner not in ("pickle", "cloudpickle", "joblib", "dill"), path
+                if owner == "torch":
+                    calls.append(path.name)
+                    assert {(one.arg, ast.unparse(one.value)) for one in node.keywords} >= {("weights_only", "True")}, (
+                        path
+                    )
+    assert "torch_dist.py" in calls

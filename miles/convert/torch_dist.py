@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import io
 import json
 import math
 import os
@@ -168,31 +167,16 @@ class Checkpoint:
                 )
 
 
-class _Part(io.RawIOBase):
-    """Some bytes of a file, as a file."""
+class _Part(storage.Ranges):
+    """Some bytes of an open file, as a file."""
 
-    def __init__(self, file: BinaryIO, begin: int, num_bytes: int) -> None:
-        self._file, self._begin, self._num_bytes, self._at = file, begin, num_bytes, 0
+    def __init__(self, file: BinaryIO, first_byte: int, num_bytes: int) -> None:
+        super().__init__(num_bytes)
+        self._file, self._first_byte = file, first_byte
 
-    def readinto(self, buffer: Any, /) -> int:
-        self._file.seek(self._begin + self._at)
-        content = self._file.read(max(0, min(len(buffer), self._num_bytes - self._at)))
-        buffer[: len(content)] = content
-        self._at += len(content)
-        return len(content)
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
-        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._num_bytes}[whence]
-        return self._at
-
-    def tell(self) -> int:
-        return self._at
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
+    def read_range(self, begin: int, end: int) -> bytes:
+        self._file.seek(self._first_byte + begin)
+        return self._file.read(max(0, end - begin))
 
 
 class _Into(DefaultLoadPlanner):

@@ -287,6 +287,24 @@ def test_a_configuration_that_is_not_understood() -> None:
     assert HfConfig({"rope_scaling": {"type": "linear"}}, "there").rope_type == "linear"
 
 
+def test_a_configuration_of_an_older_transformers_says_the_same() -> None:
+    """`rope_theta` and `rope_scaling` at the top, `torch_dtype`, settings that are not used: as published."""
+    common = {"hidden_act": "silu", "torch_dtype": "bfloat16", "attention_dropout": 0.0, "rms_norm_eps": 1e-6}
+    qwen = (
+        PUBLISHED["Qwen3-4B"][0] | common | {"architectures": ["Qwen3ForCausalLM"], "max_position_embeddings": 32_768}
+    )
+    old = {"rope_theta": 1_000_000, "rope_scaling": None, "sliding_window": None, "use_sliding_window": False}
+    new = {"rope_parameters": {"rope_type": "default", "rope_theta": 1_000_000}}
+    shape = ModelShape.from_hf_config(qwen | old | {"attention_bias": False, "max_window_layers": 36}, "")
+    assert shape == ModelShape.from_hf_config(qwen | new, "")
+    assert shape.rotary_base == 1_000_000
+    llama = PUBLISHED["Llama-3.2-1B"][0] | common | {"max_position_embeddings": 131_072}
+    scaling = {name: value for name, value in llama["rope_parameters"].items() if name != "rope_theta"}
+    older = {name: value for name, value in llama.items() if name != "rope_parameters"}
+    older |= {"rope_theta": 500_000.0, "rope_scaling": scaling, "mlp_bias": False, "pretraining_tp": 1}
+    assert ModelShape.from_hf_config(older, "") == ModelShape.from_hf_config(llama, "")
+
+
 def test_a_family_is_one_file() -> None:
     assert families() == sorted({model.model_type for model in MODELS.values()})
     shape = ModelShape.from_hf_config(
