@@ -10,7 +10,6 @@ import contextlib
 import io
 import posixpath
 import re
-import shutil
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
+import fsspec.callbacks
 from fsspec.utils import glob_translate
 
 from miles import retry
@@ -290,14 +290,25 @@ def write_text(url: str, text: str, max_tries: int | None = None) -> None:
         retry.call(lambda: fs.pipe_file(path, content), url, "written", max_tries)
 
 
+Report = Callable[[int], None]
+"""Is told a number of bytes that were moved."""
+Watch = Callable[[int], contextlib.AbstractContextManager[Report]]
+"""Is told how many bytes will be moved, and gives what to report them to."""
+
+
+def _unwatched(num_bytes: int) -> contextlib.AbstractContextManager[Report]:
+    return contextlib.nullcontext(lambda done: None)
+
+
 @contextlib.contextmanager
 def local_folder(
-    url: str, what: str = "folder", is_wanted: Callable[[str], bool] = lambda name: True
+    url: str, what: str = "folder", is_wanted: Callable[[str], bool] = lambda name: True, watch: Watch = _unwatched
 ) -> Iterator[Path]:
     """A folder as a local path: itself, or, where it is remote, a copy that lasts as long as the context.
 
     Args:
         is_wanted: of a file's path in the folder: whether it is to be in the copy.
+        watch: of the copying, where there is any.
 
     Raises:
         SourceError: no such folder.
@@ -309,39 +320,49 @@ def local_folder(
         yield Path(path)
         return
     with tempfile.TemporaryDirectory(prefix="miles-") as staged:
+        names = [name for name in (posixpath.relpath(name, path) for name in _files(fs, path)) if is_wanted(name)]
         with ThreadPoolExecutor(_COPY_THREADS, thread_name_prefix="miles-copy") as pool:
-            names = [name for name in _files(fs, path) if is_wanted(posixpath.relpath(name, path))]
-            list(
-                pool.map(
-                    lambda name: copy_file(str(fs.unstrip_protocol(name)), Path(staged, posixpath.relpath(name, path))),
-                    names,
-                )
-            )
+            num_bytes = sum(pool.map(lambda name: size_of(join(url, name), info(join(url, name))), names))
+            with watch(num_bytes) as report:
+                list(pool.map(lambda name: copy_file(join(url, name), Path(staged, name), report), names))
         yield Path(staged)
 
 
-def copy_file(url: str, target: Path) -> None:
+def copy_file(url: str, target: Path, report: Report = lambda done: None) -> None:
     """Copies a file to this machine, into folders that are made for it."""
     target.parent.mkdir(parents=True, exist_ok=True)
+    source = RangeFile(url)
     with target.open("wb") as copy:
-        shutil.copyfileobj(RangeFile(url), copy, _COPY_BYTES)
+        while content := source.read(_COPY_BYTES):
+            copy.write(content)
+            report(len(content))
 
 
-def upload_folder(
-    folder: Path, url: str, last: str = "", report: Callable[[int], None] = lambda num_bytes: None
-) -> None:
+def upload_folder(folder: Path, url: str, last: str = "", watch: Watch = _unwatched) -> None:
     """Copies a local folder to a remote URL.
 
     Args:
         last: the file that says that it is complete; it goes last.
-        report: is told the bytes of each file that was copied.
+        watch: of the copying.
     """
     fs, path = filesystem(url)
     files: list[Any] = sorted(file for file in folder.rglob("*") if file.is_file())
-    for file in sorted(files, key=lambda file: str(file.relative_to(folder)) == last):
-        target = posixpath.join(path, file.relative_to(folder).as_posix())
-        retry.call(partial(fs.put_file, str(file), target), join(url, file.name), "written")
-        report(file.stat().st_size)
+    with watch(sum(file.stat().st_size for file in files)) as report:
+        for file in sorted(files, key=lambda file: str(file.relative_to(folder)) == last):
+            target = posixpath.join(path, file.relative_to(folder).as_posix())
+            put = partial(fs.put_file, str(file), target, callback=_Reporting(report))
+            retry.call(put, join(url, file.name), "written")
+
+
+class _Reporting(fsspec.callbacks.Callback):
+    """What fsspec tells of its progress, told on."""
+
+    def __init__(self, report: Report) -> None:
+        super().__init__()
+        self._report = report
+
+    def relative_update(self, inc: int = 1) -> None:
+        self._report(inc)
 
 
 def names(url: str) -> list[str]:

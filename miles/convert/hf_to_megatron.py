@@ -21,7 +21,7 @@ from miles.architecture import ModelShape
 from miles.convert import raw, staging, torch_dist, work
 from miles.convert.families import TIED_COPY, TIED_TO, Parameter, pieces_of
 from miles.convert.inside import require_inside
-from miles.convert.safetensors_files import INDEX, Weights
+from miles.convert.safetensors_files import Weights, is_weights
 from miles.convert.torch_dist import Box
 from miles.errors import CheckpointError, SourceError
 from miles.tracker import RELEASE, TRACKER, tracked
@@ -54,7 +54,8 @@ def hf_to_megatron(
     if named != RELEASE:
         raise CheckpointError(f"{save}: holds the checkpoints of a run ({TRACKER} names {named}): give another folder")
     try:
-        with storage.local_folder(hf_checkpoint, "Hugging Face checkpoint", is_wanted=_is_weights) as source:
+        watch = partial(work.bar, console, "downloading")
+        with storage.local_folder(hf_checkpoint, "Hugging Face checkpoint", is_weights, watch) as source:
             weights = Weights(str(source), hf_checkpoint)
             boxes = _plan(weights, shape, padded)
             if storage.is_local(save):
@@ -71,15 +72,10 @@ def hf_to_megatron(
                     storage.write_text(str(root / TRACKER), RELEASE)
                     storage.remove(storage.join(save, TRACKER))
                     storage.remove(storage.join(save, RELEASE))
-                    with work.bar(console, "uploading", sum(box.num_bytes for box in boxes)) as report:
-                        storage.upload_folder(root, save, last=TRACKER, report=report)
+                    storage.upload_folder(root, save, TRACKER, partial(work.bar, console, "uploading"))
     except SourceError as error:
         raise CheckpointError(str(error)) from error
     return storage.join(save, RELEASE)
-
-
-def _is_weights(name: str) -> bool:
-    return name.endswith(".safetensors") or name == INDEX
 
 
 def _plan(weights: Weights, shape: ModelShape, padded_vocab_size: int) -> list[Box]:
@@ -160,7 +156,7 @@ def _write(folder: Path, boxes: Sequence[Box], shape: ModelShape, padded: int, c
     files = _split(boxes, min(MAX_FILE_BYTES, -(-num_bytes // work.NUM_THREADS)))
     with work.bar(console, "converting", num_bytes) as report, torch_dist.without_checksums():
 
-        def write(number: int, report: work.Report) -> list[tuple[Box, torch_dist.Place]]:
+        def write(number: int, report: storage.Report) -> list[tuple[Box, torch_dist.Place]]:
             places = torch_dist.write_boxes(folder, f"__0_{number}.distcp", files[number], report)
             return list(zip(files[number], places, strict=True))
 

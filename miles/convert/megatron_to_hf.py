@@ -12,6 +12,7 @@ import posixpath
 import re
 import tempfile
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -76,7 +77,8 @@ def megatron_to_hf(
     require_replaceable(save, hf_checkpoint)
     try:
         url = torch_dist.newest(load, iteration)
-        with storage.local_folder(url, "Megatron checkpoint") as source:
+        watch = partial(work.bar, console, "downloading")
+        with storage.local_folder(url, "Megatron checkpoint", watch=watch) as source:
             export = _Export(Checkpoint(source, url), hf_checkpoint, shape, max_shard_bytes)
             if storage.is_local(save):
                 with staging.appearing(Path(storage.filesystem(save)[1])) as folder:
@@ -86,8 +88,7 @@ def megatron_to_hf(
                     export.write(Path(name), console)
                     storage.remove(save)
                     last = INDEX if (Path(name) / INDEX).exists() else SINGLE
-                    with work.bar(console, "uploading", export.num_bytes) as report:
-                        storage.upload_folder(Path(name), save, last=last, report=report)
+                    storage.upload_folder(Path(name), save, last, partial(work.bar, console, "uploading"))
     except SourceError as error:
         raise CheckpointError(str(error)) from error
     return save
@@ -157,18 +158,15 @@ class _Export:
         else:
             self._files = split_into_files(self._tensors, max_shard_bytes or MAX_SHARD_BYTES)
 
-    @property
-    def num_bytes(self) -> int:
-        return sum(tensor.num_bytes for tensor in self._tensors.values())
-
     def write(self, folder: Path, console: Console | None) -> None:
         """Fills an empty local folder."""
-        staging.require_room(folder, self.num_bytes)
-        with work.bar(console, "converting", self.num_bytes) as report:
+        num_bytes = sum(tensor.num_bytes for tensor in self._tensors.values())
+        staging.require_room(folder, num_bytes)
+        with work.bar(console, "converting", num_bytes) as report:
             writer = ShardedWriter(folder, self._tensors, self._files)
             try:
 
-                def convert(piece: tuple[Parameter, tuple[int, ...]], report: work.Report) -> None:
+                def convert(piece: tuple[Parameter, tuple[int, ...]], report: storage.Report) -> None:
                     for name, tensor in tensors_of(self._checkpoint, *piece).items():
                         for target in (name, TIED_COPY) if self._is_stored_twice(name) else (name,):
                             writer.write(target, tensor.to(self._tensors[target].dtype))

@@ -64,6 +64,11 @@ class Stored:
         return math.prod(self.shape) * self.dtype.itemsize
 
 
+def is_weights(name: str) -> bool:
+    """Whether a file is one of those that `Weights` reads."""
+    return name == INDEX or (name.endswith(".safetensors") and "/" not in name)
+
+
 class Weights:
     """The tensors of a checkpoint, one file or many.
 

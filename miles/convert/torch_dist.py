@@ -39,7 +39,7 @@ from torch.distributed.checkpoint.metadata import (
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
 from miles import pickles, storage
-from miles.convert import raw, work
+from miles.convert import raw
 from miles.convert.inside import require_inside
 from miles.errors import CheckpointError
 from miles.tracker import TRACKER, folder_name, tracked
@@ -251,7 +251,7 @@ def without_checksums() -> Iterator[None]:
         torch.serialization.set_crc32_options(computed)
 
 
-def write_boxes(folder: Path, name: str, boxes: Sequence[Box], report: work.Report) -> list[Place]:
+def write_boxes(folder: Path, name: str, boxes: Sequence[Box], report: storage.Report) -> list[Place]:
     """Writes one file.
 
     Args:

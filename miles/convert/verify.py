@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from rich.console import Console
@@ -19,7 +20,7 @@ from miles.architecture import ModelShape
 from miles.convert import raw, torch_dist, work
 from miles.convert.families import TIED_COPY, TIED_TO, Parameter, pieces_of
 from miles.convert.megatron_to_hf import require_complete, tensors_of
-from miles.convert.safetensors_files import INDEX, SINGLE, Weights
+from miles.convert.safetensors_files import INDEX, SINGLE, Weights, is_weights
 from miles.convert.torch_dist import Checkpoint
 from miles.errors import CheckpointError, SourceError
 from miles.tracker import TRACKER
@@ -55,7 +56,7 @@ def verify(one: str, other: str, *, console: Console | None = None) -> Compariso
         CheckpointError: one that cannot be read, or two of different models.
     """
     try:
-        with _opened(one) as a, _opened(other) as b:
+        with _opened(one, console) as a, _opened(other, console) as b:
             if isinstance(a, Weights) and isinstance(b, Weights):
                 return _compare_weights(a, b, console)
             if isinstance(a, Checkpoint) and isinstance(b, Checkpoint):
@@ -70,13 +71,14 @@ def verify(one: str, other: str, *, console: Console | None = None) -> Compariso
 
 
 @contextlib.contextmanager
-def _opened(url: str) -> Iterator[Weights | Checkpoint]:
+def _opened(url: str, console: Console | None) -> Iterator[Weights | Checkpoint]:
+    watch = partial(work.bar, console, "downloading")
     if any(storage.exists(storage.join(url, name)) for name in (TRACKER, "metadata.json")):
         found = torch_dist.newest(url)
-        with storage.local_folder(found, "Megatron checkpoint") as folder:
+        with storage.local_folder(found, "Megatron checkpoint", watch=watch) as folder:
             yield Checkpoint(folder, found)
     elif any(storage.exists(storage.join(url, name)) for name in (INDEX, SINGLE)):
-        with storage.local_folder(url, "checkpoint", lambda name: name.endswith((".safetensors", INDEX))) as folder:
+        with storage.local_folder(url, "checkpoint", is_weights, watch) as folder:
             yield Weights(str(folder), url)
     else:
         raise CheckpointError(
@@ -89,7 +91,7 @@ def _compare_weights(a: Weights, b: Weights, console: Console | None) -> Compari
     names = sorted(set(a.tensors) | set(b.tensors))
     with work.bar(console, "comparing", a.num_bytes) as report:
 
-        def compare(name: str, report: work.Report) -> Difference | None:
+        def compare(name: str, report: storage.Report) -> Difference | None:
             if name not in a.tensors or name not in b.tensors:
                 return _only_in(name, a.where if name in a.tensors else b.where)
             difference = _difference(name, _read(a, name, "one"), _read(b, name, "other"))
@@ -113,7 +115,7 @@ def _compare_checkpoints(a: Checkpoint, b: Checkpoint, console: Console | None) 
     with work.bar(console, "comparing", num_bytes) as report:
 
         def compare(
-            box: tuple[str, torch.distributed.checkpoint.metadata.ChunkStorageMetadata], report: work.Report
+            box: tuple[str, torch.distributed.checkpoint.metadata.ChunkStorageMetadata], report: storage.Report
         ) -> Difference | None:
             key, chunk = box
             mine, yours = (
@@ -147,7 +149,7 @@ def _compare_formats(
     extra = sorted(set(weights.tensors) - names - ({TIED_COPY} if stored_twice else set()))
     with work.bar(console, "comparing", weights.num_bytes) as report:
 
-        def compare(piece: tuple[Parameter, tuple[int, ...]], report: work.Report) -> list[Difference | None]:
+        def compare(piece: tuple[Parameter, tuple[int, ...]], report: storage.Report) -> list[Difference | None]:
             found: list[Difference | None] = []
             for name, theirs in tensors_of(checkpoint, *piece).items():
                 for target in (name, TIED_COPY) if name == TIED_TO and stored_twice else (name,):

@@ -12,11 +12,11 @@ from typing import TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
+from miles.storage import Report
+
 NUM_THREADS = min(4, os.cpu_count() or 1)
 """Each holds a tensor or two at a time; more would wait for the disk."""
 
-Report = Callable[[int], None]
-"""Is told a number of bytes that were done."""
 T = TypeVar("T")
 R = TypeVar("R")
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from rich.console import Console
 
 from miles import storage
 from miles.convert.hf_to_megatron import hf_to_megatron
@@ -86,6 +89,18 @@ def test_there_and_back_with_what_makes_it_complete_last(bucket: str, tmp_path: 
         hf_to_megatron(f"{bucket}/hf", f"{bucket}/megatron")
 
 
+def test_the_bars_count_what_is_moved(bucket: str, tmp_path: Path) -> None:
+    source = make_hf(tmp_path / "hf", "qwen3", tied=True)
+    storage.upload_folder(source, f"{bucket}/hf")
+    console = Console(file=io.StringIO(), width=100)
+    hf_to_megatron(f"{bucket}/hf", f"{bucket}/megatron", console=console)
+    megatron_to_hf(f"{bucket}/megatron", f"{bucket}/hf", f"{bucket}/back", console=console)
+    bars = re.findall(r"(\w+) ━+ +([\d.]+)/([\d.]+) kB", console.file.getvalue())
+    assert [bar[0] for bar in bars] == ["downloading", "converting", "uploading"] * 2
+    assert all(done == num_bytes for _, done, num_bytes in bars)
+    assert float(bars[0][1]) == pytest.approx((source / "model.safetensors").stat().st_size / 1000, abs=0.1)
+
+
 def test_only_what_is_needed_is_fetched(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = make_hf(tmp_path / "hf", "qwen3", tied=True)
     hf_to_megatron(str(source), str(tmp_path / "megatron"))
@@ -97,9 +112,9 @@ def test_only_what_is_needed_is_fetched(bucket: str, tmp_path: Path, monkeypatch
     fetched: list[str] = []
     copy_file = storage.copy_file
 
-    def noted(url: str, target: Path) -> None:
+    def noted(url: str, *others: Any) -> None:
         fetched.append(url.removeprefix(bucket))
-        copy_file(url, target)
+        copy_file(url, *others)
 
     monkeypatch.setattr(storage, "copy_file", noted)
     hf_to_megatron(f"{bucket}/hf", str(tmp_path / "again"))
