@@ -225,8 +225,15 @@ def test_the_bar_counts_bytes(source: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("direction", ["hf-to-megatron", "megatron-to-hf"])
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("direction", "number"),
+    [
+        ("hf-to-megatron", signal.SIGKILL),
+        ("megatron-to-hf", signal.SIGKILL),
+        ("hf-to-megatron", signal.SIGINT),
+        ("megatron-to-hf", signal.SIGTERM),
+    ],
+)
 def test_interrupted_it_leaves_nothing_that_looks_complete(
     source: Path, tmp_path: Path, direction: str, number: signal.Signals
 ) -> None:
