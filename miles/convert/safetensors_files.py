@@ -156,15 +156,15 @@ class Weights:
         try:
             header: dict[str, Any] = json.loads(content.read_range(8, 8 + length))
             header.pop("__metadata__", None)
-            tensors = {
-                name: Stored(file, DTYPES[entry["dtype"]], tuple(entry["shape"]), 8 + length + entry["data_offsets"][0])
-                for name, entry in header.items()
-            }
-            ends = {name: 8 + length + entry["data_offsets"][1] for name, entry in header.items()}
+            tensors, ends = {}, {}
+            for name, entry in header.items():
+                begin, ends[name] = (8 + length + _count(offset) for offset in entry["data_offsets"])
+                shape = tuple(_count(size) for size in entry["shape"])
+                tensors[name] = Stored(file, DTYPES[entry["dtype"]], shape, begin)
         except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
             raise CheckpointError(f"{where}: not a safetensors header ({error!r})") from error
         for name, stored in sorted(tensors.items(), key=lambda item: item[1].begin):
-            if stored.begin < 8 + length or stored.begin + stored.num_bytes != ends[name]:
+            if stored.begin + stored.num_bytes != ends[name]:
                 raise CheckpointError(f"{where}: tensor {name} does not have the bytes that its shape asks for")
             if ends[name] > num_bytes:
                 raise CheckpointError(
@@ -173,6 +173,17 @@ class Weights:
         if 8 + length + sum(stored.num_bytes for stored in tensors.values()) != num_bytes:
             raise CheckpointError(f"{where}: bytes that belong to no tensor, or to several")
         return tensors
+
+
+def _count(value: Any) -> int:
+    """A size or an offset, as JSON may have it.
+
+    Raises:
+        TypeError: it is none.
+    """
+    if type(value) is not int or value < 0:
+        raise TypeError(f"a count was expected, not {value!r}")
+    return value
 
 
 _OLD = ("pytorch_model.bin", "pytorch_model.bin.index.json")

@@ -96,18 +96,27 @@ class Checkpoint:
             require_inside(str(folder), path.name, where)
         pickles.require_plain(folder, where)
         self._reader = FileSystemReader(folder)
-        self._metadata: Metadata = self._reader.read_metadata()
-        self._require_files()
-        self._reader.set_up_storage_reader(self._metadata, is_coordinator=True)
-        self.tensors: dict[str, TensorStorageMetadata] = {
-            key: stored
-            for key, stored in self._metadata.state_dict_metadata.items()
-            if key.startswith(_MODEL) and isinstance(stored, TensorStorageMetadata)
-        }
-        """the model's, by key"""
+        try:
+            self._metadata: Metadata = self._reader.read_metadata()
+            self._require_files()
+            self._reader.set_up_storage_reader(self._metadata, is_coordinator=True)
+            self.tensors: dict[str, TensorStorageMetadata] = {
+                key: stored
+                for key, stored in self._metadata.state_dict_metadata.items()
+                if key.startswith(_MODEL) and isinstance(stored, TensorStorageMetadata)
+            }
+            """the model's, by key"""
+            self._chunks = {key: _by_first(stored) for key, stored in self.tensors.items()}
+        except (
+            AttributeError,
+            TypeError,
+            KeyError,
+            IndexError,
+            ValueError,
+        ) as error:  # records, but not put together so
+            raise CheckpointError(f"{where}/.metadata: not that of a torch_dist checkpoint ({error!r})") from error
         self.args = _read_args(folder, where)
         """`args` of the common part; empty where it has none"""
-        self._chunks = {key: _by_first(stored) for key, stored in self.tensors.items()}
 
     def read(self, key: str, offsets: Sequence[int], target: Tensor) -> Tensor:
         """Fills a tensor with the box at some offsets, put together from those that are stored, and returns it.

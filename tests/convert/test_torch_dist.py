@@ -240,6 +240,16 @@ def test_a_file_that_is_cut_short_or_broken_is_named(hf: Path, copy: Path, tmp_p
     assert [path.name for path in tmp_path.iterdir()] == ["megatron"]
 
 
+@pytest.mark.parametrize(
+    "content",
+    [{}, [1], None, torch_dist.Metadata({"decoder.x": 1}), torch_dist.Metadata({}, storage_data={1: 2})],
+)
+def test_records_that_are_no_checkpoint(hf: Path, copy: Path, tmp_path: Path, content: Any) -> None:
+    (copy / "release/.metadata").write_bytes(pickle.dumps(content))
+    with pytest.raises(CheckpointError, match=r"release(/\.metadata: not that of a torch_dist|: tensor .* is missing)"):
+        megatron_to_hf(str(copy), str(hf), str(tmp_path / "back"))
+
+
 def test_links_that_lead_out_are_refused(hf: Path, copy: Path, tmp_path: Path) -> None:
     file = sorted((copy / "release").glob("*.distcp"))[0]
     file.rename(tmp_path / "moved")
