@@ -131,6 +131,8 @@ class ModelShape:
         Raises:
             CheckpointError: an architecture or a setting that is not understood.
         """
+        if not isinstance(config, Mapping):
+            raise CheckpointError(f"{where}: a JSON object was expected")
         model_type = config.get("model_type")
         if model_type not in families():
             raise CheckpointError(
@@ -143,7 +145,10 @@ class ModelShape:
             ("architectures", architectures, [family.ARCHITECTURE]),
             ("quantization_config", config.get("quantization_config"), None),
         )
-        return family.shape(found)
+        try:
+            return family.shape(found)
+        except (TypeError, ValueError, ArithmeticError) as error:
+            raise CheckpointError(f"{where}: a setting is not what it should be ({error})") from error
 
     @classmethod
     def from_hf_folder(cls, url: str) -> ModelShape:

@@ -24,6 +24,7 @@ def appearing(target: Path) -> Iterator[Path]:
     Raises:
         CheckpointError: another process is writing the same target.
     """
+    target = target.resolve()  # a link leads to another disk, perhaps
     staged = target.with_name(f".{target.name}.converting")
     old = target.with_name(f".{target.name}.replaced")
     staged.mkdir(parents=True, exist_ok=True)

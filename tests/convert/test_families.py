@@ -284,6 +284,10 @@ def test_a_configuration_that_is_not_understood() -> None:
     refused(r"rope high_freq_factor = 8\.0, only 4\.0", rope_parameters={"rope_type": "llama3", "high_freq_factor": 8})
     refused("rope_parameters: factor is missing", rope_parameters={"rope_type": "llama3"})
     refused("attention_bias = True", attention_bias=True)
+    refused(r"a setting is not what it should be \(invalid literal for int\(\)", hidden_size="wide")
+    refused("a setting is not what it should be", num_attention_heads=0)
+    with pytest.raises(CheckpointError, match="there: a JSON object was expected"):
+        ModelShape.from_hf_config([config], "there")  # type: ignore[arg-type]
     assert HfConfig({"rope_scaling": {"type": "linear"}}, "there").rope_type == "linear"
 
 

@@ -156,6 +156,11 @@ def test_what_is_not_ours_is_not_removed(folder: Path) -> None:
         megatron_to_hf(str(folder / "megatron"), str(folder / "hf"), str(folder / "hf/"))
     with pytest.raises(CheckpointError, match=r"megatron: holds latest_checkpointed_iteration\.txt, release, which"):
         megatron_to_hf(str(folder / "megatron"), str(folder / "hf"), str(folder / "megatron"))
+    (folder / "far").mkdir()
+    (folder / "link").symlink_to(folder / "far")  # to another disk, perhaps: that is where it goes
+    megatron_to_hf(str(folder / "megatron"), str(folder / "hf"), str(folder / "link"))
+    assert (folder / "link").is_symlink()
+    assert (folder / "far/model.safetensors").exists()
     (folder / "empty").mkdir()
     megatron_to_hf(str(folder / "megatron"), str(folder / "hf"), str(folder / "empty"))
     assert (folder / "empty/model.safetensors").exists()
