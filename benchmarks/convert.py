@@ -151,16 +151,12 @@ def _make(folder: Path, gigabytes: float) -> None:
     import torch
 
     from miles.architecture import ModelShape
-    from miles.convert.families import pieces_of
-    from miles.convert.safetensors_files import INDEX, Planned, ShardedWriter, index_text, split_into_files
+    from miles.convert.families import hf_shapes
+    from miles.convert.safetensors_files import INDEX, ShardedWriter, Spec, index_text, split_into_files
 
-    def planned(num_layers: int) -> dict[str, Planned]:
+    def planned(num_layers: int) -> dict[str, Spec]:
         shape = ModelShape.from_hf_config({**CONFIG, "num_hidden_layers": num_layers}, "made up")
-        return {
-            name: Planned(torch.bfloat16, sizes)
-            for parameter, place in pieces_of(shape)
-            for name, sizes in zip(parameter.hf_names(place), parameter.shapes, strict=True)
-        }
+        return {name: Spec(torch.bfloat16, sizes) for name, sizes in hf_shapes(shape).items()}
 
     num_layers = 1
     while sum(tensor.num_bytes for tensor in planned(num_layers).values()) < gigabytes * 1e9:

@@ -7,6 +7,7 @@ Everything is planned from the headers of the files, and refused there; only the
 
 from __future__ import annotations
 
+import argparse
 import tempfile
 from collections.abc import Sequence
 from functools import partial
@@ -19,7 +20,7 @@ from torch import Tensor
 from miles import storage
 from miles.architecture import ModelShape
 from miles.convert import raw, staging, torch_dist, work
-from miles.convert.families import TIED_COPY, TIED_TO, Parameter, pieces_of
+from miles.convert.families import TIED_COPY, TIED_TO, Parameter, pieces_of, unasked
 from miles.convert.inside import require_inside
 from miles.convert.safetensors_files import Weights, is_weights
 from miles.convert.torch_dist import Box
@@ -58,17 +59,18 @@ def hf_to_megatron(
         with storage.local_folder(hf_checkpoint, "Hugging Face checkpoint", is_weights, watch) as source:
             weights = Weights(str(source), hf_checkpoint)
             boxes = _plan(weights, shape, padded)
+            args = shape.checkpoint_args(padded_vocab_size=padded)
             if storage.is_local(save):
                 root = Path(storage.filesystem(save)[1])
                 with staging.appearing(root / RELEASE) as folder:
-                    _write(folder, boxes, shape, padded, console)
+                    _write(folder, boxes, args, console)
                     (root / TRACKER).unlink(missing_ok=True)  # of the one that is replaced
                 storage.write_text(str(root / TRACKER), RELEASE)
             else:
                 with tempfile.TemporaryDirectory(prefix="miles-convert-") as name:
                     root = Path(name)
                     (root / RELEASE).mkdir()
-                    _write(root / RELEASE, boxes, shape, padded, console)
+                    _write(root / RELEASE, boxes, args, console)
                     storage.write_text(str(root / TRACKER), RELEASE)
                     storage.remove(storage.join(save, TRACKER))
                     storage.remove(storage.join(save, RELEASE))
@@ -118,10 +120,7 @@ def _plan(weights: Weights, shape: ModelShape, padded_vocab_size: int) -> list[B
         _require_copy(weights)
         extra.remove(TIED_COPY)
     if extra:
-        others = f", nor for {len(extra) - 1} others" if extra[1:] else ""
-        raise CheckpointError(
-            f"{weights.where}/{weights.tensors[extra[0]].file}: config.json does not ask for tensor {extra[0]}{others}"
-        )
+        raise CheckpointError(f"{weights.where}/{weights.tensors[extra[0]].file}: {unasked(extra)}")
     return boxes
 
 
@@ -150,10 +149,11 @@ def _make(weights: Weights, parameter: Parameter, names: Sequence[str], num_rows
     return whole
 
 
-def _write(folder: Path, boxes: Sequence[Box], shape: ModelShape, padded: int, console: Console | None) -> None:
+def _write(folder: Path, boxes: Sequence[Box], args: argparse.Namespace, console: Console | None) -> None:
     num_bytes = sum(box.num_bytes for box in boxes)
     staging.require_room(folder, num_bytes)
-    files = _split(boxes, min(MAX_FILE_BYTES, -(-num_bytes // work.NUM_THREADS)))
+    max_bytes = min(MAX_FILE_BYTES, -(-num_bytes // work.NUM_THREADS))
+    files = work.grouped(boxes, lambda box: box.num_bytes, max_bytes)
     with work.bar(console, "converting", num_bytes) as report, torch_dist.without_checksums():
 
         def write(number: int, report: storage.Report) -> list[tuple[Box, torch_dist.Place]]:
@@ -161,17 +161,4 @@ def _write(folder: Path, boxes: Sequence[Box], shape: ModelShape, padded: int, c
             return list(zip(files[number], places, strict=True))
 
         places = [place for part in work.each(range(len(files)), write, report) for place in part]
-    torch_dist.write_metadata(folder, places, shape.checkpoint_args(padded_vocab_size=padded))
-
-
-def _split(boxes: Sequence[Box], max_bytes: int) -> list[list[Box]]:
-    """Into files of about so many bytes."""
-    files: list[list[Box]] = [[]]
-    num_bytes = 0
-    for box in boxes:
-        if files[-1] and num_bytes + box.num_bytes > max_bytes:
-            files.append([])
-            num_bytes = 0
-        files[-1].append(box)
-        num_bytes += box.num_bytes
-    return files
+    torch_dist.write_metadata(folder, places, args)

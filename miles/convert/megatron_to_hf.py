@@ -22,13 +22,13 @@ from torch import Tensor
 from miles import storage
 from miles.architecture import ModelShape
 from miles.convert import raw, staging, torch_dist, work
-from miles.convert.families import TIED_COPY, TIED_TO, Parameter, pieces_of
+from miles.convert.families import Parameter, pieces_of, stored_as, unasked
 from miles.convert.inside import require_inside
 from miles.convert.safetensors_files import (
     INDEX,
     SINGLE,
-    Planned,
     ShardedWriter,
+    Spec,
     Weights,
     index_text,
     split_into_files,
@@ -168,7 +168,7 @@ class _Export:
 
                 def convert(piece: tuple[Parameter, tuple[int, ...]], report: storage.Report) -> None:
                     for name, tensor in tensors_of(self._checkpoint, *piece).items():
-                        for target in (name, TIED_COPY) if self._is_stored_twice(name) else (name,):
+                        for target in stored_as(name, self._shape, self._tensors):
                             writer.write(target, tensor.to(self._tensors[target].dtype))
                             report(self._tensors[target].num_bytes)
 
@@ -181,20 +181,16 @@ class _Export:
         for name in _companions(self._hf_checkpoint):
             storage.copy_file(storage.join(self._hf_checkpoint, name), folder / name)
 
-    def _planned(self, like: Weights | None) -> dict[str, Planned]:
+    def _planned(self, like: Weights | None) -> dict[str, Spec]:
         stored = {} if like is None else like.tensors
         default = None if posixpath.basename(self._checkpoint.where) == RELEASE else _config_dtype(self._hf_checkpoint)
         planned = {}
         for parameter, place in self._pieces:
             own = self._checkpoint.tensors[parameter.megatron].properties.dtype
             for name, sizes in zip(parameter.hf_names(place), parameter.shapes, strict=True):
-                planned[name] = Planned(stored[name].dtype if name in stored else default or own, sizes)
-        if self._shape.tied_embeddings and TIED_COPY in stored:
-            planned[TIED_COPY] = planned[TIED_TO]
+                spec = Spec(stored[name].dtype if name in stored else default or own, sizes)
+                planned.update(dict.fromkeys(stored_as(name, self._shape, stored), spec))
         return planned
-
-    def _is_stored_twice(self, name: str) -> bool:
-        return name == TIED_TO and self._shape.tied_embeddings and TIED_COPY in self._tensors
 
 
 def _config_dtype(hf_checkpoint: str) -> torch.dtype | None:
@@ -226,8 +222,7 @@ def require_complete(checkpoint: Checkpoint, shape: ModelShape) -> None:
             )
     extra = sorted(set(checkpoint.tensors) - set(wanted))
     if extra:
-        others = f", nor for {len(extra) - 1} others" if extra[1:] else ""
-        raise CheckpointError(f"{checkpoint.where}: config.json does not ask for tensor {extra[0]}{others}")
+        raise CheckpointError(f"{checkpoint.where}: {unasked(extra)}")
 
 
 def tensors_of(checkpoint: Checkpoint, parameter: Parameter, place: tuple[int, ...]) -> dict[str, Tensor]:

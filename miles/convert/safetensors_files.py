@@ -49,19 +49,25 @@ _MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
 
 
 @dataclass(frozen=True)
-class Stored:
-    """A tensor of a checkpoint."""
+class Spec:
+    """What a tensor is, without its values."""
 
-    file: str
-    """that it is in, without the folder"""
     dtype: torch.dtype
     shape: tuple[int, ...]
-    begin: int
-    """its first byte in the file"""
 
     @property
     def num_bytes(self) -> int:
         return math.prod(self.shape) * self.dtype.itemsize
+
+
+@dataclass(frozen=True)
+class Stored(Spec):
+    """A tensor of a checkpoint."""
+
+    file: str
+    """that it is in, without the folder"""
+    begin: int
+    """its first byte in the file"""
 
 
 def is_weights(name: str) -> bool:
@@ -160,7 +166,7 @@ class Weights:
             for name, entry in header.items():
                 begin, ends[name] = (8 + length + _count(offset) for offset in entry["data_offsets"])
                 shape = tuple(_count(size) for size in entry["shape"])
-                tensors[name] = Stored(file, DTYPES[entry["dtype"]], shape, begin)
+                tensors[name] = Stored(DTYPES[entry["dtype"]], shape, file, begin)
         except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
             raise CheckpointError(f"{where}: not a safetensors header ({error!r})") from error
         for name, stored in sorted(tensors.items(), key=lambda item: item[1].begin):
@@ -189,18 +195,6 @@ def _count(value: Any) -> int:
 _OLD = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
-@dataclass(frozen=True)
-class Planned:
-    """A tensor that will be written."""
-
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-
-    @property
-    def num_bytes(self) -> int:
-        return math.prod(self.shape) * self.dtype.itemsize
-
-
 class ShardedWriter:
     """Files for tensors that are known beforehand and come in any order, from any thread.
 
@@ -210,11 +204,13 @@ class ShardedWriter:
         files: tensor -> file.
     """
 
-    def __init__(self, folder: Path, tensors: Mapping[str, Planned], files: Mapping[str, str]) -> None:
+    def __init__(self, folder: Path, tensors: Mapping[str, Spec], files: Mapping[str, str]) -> None:
         self._at: dict[str, tuple[Path, int, int]] = {}
         self._descriptors: list[int] = []
-        for file in sorted(set(files.values())):
-            members = {name: tensors[name] for name in tensors if files[name] == file}
+        of_file: dict[str, dict[str, Spec]] = {}
+        for name, tensor in tensors.items():
+            of_file.setdefault(files[name], {})[name] = tensor
+        for file, members in of_file.items():
             descriptor = os.open(folder / file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
             self._descriptors.append(descriptor)
             header, begins = _header_of(members)
@@ -239,16 +235,9 @@ class ShardedWriter:
         self._descriptors = []
 
 
-def split_into_files(tensors: Mapping[str, Planned], max_file_bytes: int) -> dict[str, str]:
+def split_into_files(tensors: Mapping[str, Spec], max_file_bytes: int) -> dict[str, str]:
     """Tensor -> file: in their order, a new file where the next one would make it larger than asked."""
-    groups: list[list[str]] = [[]]
-    num_bytes = 0
-    for name, tensor in tensors.items():
-        if groups[-1] and num_bytes + tensor.num_bytes > max_file_bytes:
-            groups.append([])
-            num_bytes = 0
-        groups[-1].append(name)
-        num_bytes += tensor.num_bytes
+    groups = work.grouped(list(tensors), lambda name: tensors[name].num_bytes, max_file_bytes)
     if len(groups) == 1:
         return dict.fromkeys(groups[0], SINGLE)
     return {
@@ -258,7 +247,7 @@ def split_into_files(tensors: Mapping[str, Planned], max_file_bytes: int) -> dic
     }
 
 
-def index_text(tensors: Mapping[str, Planned], files: Mapping[str, str]) -> str:
+def index_text(tensors: Mapping[str, Spec], files: Mapping[str, str]) -> str:
     """The content of the index, as transformers writes it."""
     metadata = {
         "total_parameters": sum(math.prod(tensor.shape) for tensor in tensors.values()),
@@ -268,7 +257,7 @@ def index_text(tensors: Mapping[str, Planned], files: Mapping[str, str]) -> str:
     return json.dumps({"metadata": metadata, "weight_map": weight_map}, indent=2, sort_keys=True) + "\n"
 
 
-def _header_of(tensors: Mapping[str, Planned]) -> tuple[bytes, dict[str, int]]:
+def _header_of(tensors: Mapping[str, Spec]) -> tuple[bytes, dict[str, int]]:
     """The first bytes of a file, and where each of its tensors begins."""
     order: Sequence[str] = sorted(tensors, key=lambda name: (-_RANKS[tensors[name].dtype], name))
     entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}

@@ -54,6 +54,8 @@ BACKEND = {
 """Content of metadata.json."""
 _MODEL = ("embedding.", "decoder.", "output_layer.")
 """What the names of a `GPTModel`'s tensors begin with; others are the optimizer's, say."""
+_MALFORMED = (AttributeError, TypeError, KeyError, IndexError, ValueError)
+"""What records raise that are torch's own, but not put together as it does."""
 
 
 def newest(url: str, iteration: int | None = None) -> str:
@@ -107,13 +109,7 @@ class Checkpoint:
             }
             """the model's, by key"""
             self._chunks = {key: _by_first(stored) for key, stored in self.tensors.items()}
-        except (
-            AttributeError,
-            TypeError,
-            KeyError,
-            IndexError,
-            ValueError,
-        ) as error:  # records, but not put together so
+        except _MALFORMED as error:
             raise CheckpointError(f"{where}/.metadata: not that of a torch_dist checkpoint ({error!r})") from error
         self.args = _read_args(folder, where)
         """`args` of the common part; empty where it has none"""

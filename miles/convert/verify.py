@@ -18,7 +18,7 @@ from torch import Tensor
 from miles import storage
 from miles.architecture import ModelShape
 from miles.convert import raw, torch_dist, work
-from miles.convert.families import TIED_COPY, TIED_TO, Parameter, pieces_of
+from miles.convert.families import Parameter, hf_shapes, pieces_of, stored_as
 from miles.convert.megatron_to_hf import require_complete, tensors_of
 from miles.convert.safetensors_files import INDEX, SINGLE, Weights, is_weights
 from miles.convert.torch_dist import Checkpoint
@@ -143,16 +143,14 @@ def _compare_formats(
             f"{weights.where} and {checkpoint.where} are of different models: {'; '.join(differences)}"
         )
     require_complete(checkpoint, shape)
-    pieces = pieces_of(shape)
-    names = {name for parameter, place in pieces for name in parameter.hf_names(place)}
-    stored_twice = shape.tied_embeddings and TIED_COPY in weights.tensors
-    extra = sorted(set(weights.tensors) - names - ({TIED_COPY} if stored_twice else set()))
+    names = {target for name in hf_shapes(shape) for target in stored_as(name, shape, weights.tensors)}
+    extra = sorted(set(weights.tensors) - names)
     with work.bar(console, "comparing", weights.num_bytes) as report:
 
         def compare(piece: tuple[Parameter, tuple[int, ...]], report: storage.Report) -> list[Difference | None]:
             found: list[Difference | None] = []
             for name, theirs in tensors_of(checkpoint, *piece).items():
-                for target in (name, TIED_COPY) if name == TIED_TO and stored_twice else (name,):
+                for target in stored_as(name, shape, weights.tensors):
                     if target not in weights.tensors:
                         found.append(_only_in(target, checkpoint.where))
                         continue
@@ -161,9 +159,9 @@ def _compare_formats(
                     report(pair[0].nbytes)
             return found
 
-        found = [one for part in work.each(pieces, compare, report) for one in part if one]
+        found = [one for part in work.each(pieces_of(shape), compare, report) for one in part if one]
     found += [_only_in(name, weights.where) for name in extra]
-    return Comparison(len(names) + len(extra) + stored_twice, weights.num_bytes, tuple(found))
+    return Comparison(len(names) + len(extra), weights.num_bytes, tuple(found))
 
 
 def _read(weights: Weights, name: str, use: str) -> Tensor:

@@ -50,6 +50,19 @@ def each(jobs: Sequence[T], do: Callable[[T, Report], R], report: Report = lambd
     return [future.result() for future in futures]
 
 
+def grouped(items: Sequence[T], num_bytes: Callable[[T], int], max_bytes: int) -> list[list[T]]:
+    """Items in their order, in groups: a new one where the next item would make it larger than that."""
+    groups: list[list[T]] = [[]]
+    held_bytes = 0
+    for item in items:
+        if groups[-1] and held_bytes + num_bytes(item) > max_bytes:
+            groups.append([])
+            held_bytes = 0
+        groups[-1].append(item)
+        held_bytes += num_bytes(item)
+    return groups
+
+
 @contextlib.contextmanager
 def bar(console: Console | None, label: str, num_bytes: int) -> Iterator[Report]:
     """A bar while the context lasts; what it gives is told the bytes that were done, from any thread.

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from miles.architecture import HfConfig, ModelShape, families
-from miles.convert.families import parameters_of, pieces_of
+from miles.convert.families import hf_shapes, parameters_of
 from miles.convert.hf_to_megatron import hf_to_megatron
 from miles.convert.megatron_to_hf import megatron_to_hf
 from miles.convert.verify import verify
@@ -249,11 +249,7 @@ def test_the_map_of_a_published_model(name: str) -> None:
     values, num_parameters = PUBLISHED[name]
     config = AutoConfig.for_model(**values)
     shape = ModelShape.from_hf_config(config.to_dict(), name)
-    mapped = {
-        tensor: size
-        for parameter, place in pieces_of(shape)
-        for tensor, size in zip(parameter.hf_names(place), parameter.shapes, strict=True)
-    }
+    mapped = hf_shapes(shape)
     assert sum(int(np.prod(size)) for size in mapped.values()) == num_parameters
     if shape.num_experts is None:
         with torch.device("meta"):

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from miles.convert.safetensors_files import DTYPES, INDEX, Planned, ShardedWriter, Weights, split_into_files
+from miles.convert.safetensors_files import DTYPES, INDEX, ShardedWriter, Spec, Weights, split_into_files
 from miles.errors import CheckpointError
 
 TENSORS = {
@@ -30,7 +30,7 @@ TENSORS = {
 
 
 def write(folder: Path, tensors: dict[str, torch.Tensor], files: dict[str, str]) -> None:
-    planned = {name: Planned(tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
+    planned = {name: Spec(tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
     writer = ShardedWriter(folder, planned, files)
     for name in reversed(tensors):
         writer.write(name, tensors[name])
@@ -65,7 +65,7 @@ def test_a_tensor_larger_than_one_call_moves(tmp_path: Path, monkeypatch: pytest
 @given(st.lists(st.integers(0, 40), min_size=1, max_size=30), st.integers(1, 60))
 @settings(deadline=None)
 def test_files_are_no_larger_than_asked(sizes: list[int], max_bytes: int) -> None:
-    tensors = {f"t{number}": Planned(torch.uint8, (size,)) for number, size in enumerate(sizes)}
+    tensors = {f"t{number}": Spec(torch.uint8, (size,)) for number, size in enumerate(sizes)}
     files = split_into_files(tensors, max_bytes)
     assert list(files) == list(tensors)
     members: dict[str, list[int]] = {}

@@ -9,7 +9,7 @@ on a second one behind it. Where several Hugging Face tensors make one, a layout
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -106,3 +106,24 @@ def pieces_of(shape: ModelShape) -> list[tuple[Parameter, tuple[int, ...]]]:
         return -1 if parameter.megatron.startswith("embedding.") else shape.num_layers
 
     return sorted(pieces, key=position)
+
+
+def hf_shapes(shape: ModelShape) -> dict[str, tuple[int, ...]]:
+    """Every Hugging Face tensor of a model, in its order, and its shape."""
+    return {
+        name: sizes
+        for parameter, place in pieces_of(shape)
+        for name, sizes in zip(parameter.hf_names(place), parameter.shapes, strict=True)
+    }
+
+
+def stored_as(name: str, shape: ModelShape, stored: Container[str]) -> tuple[str, ...]:
+    """The names that a tensor of the map has among those of a checkpoint: a tied embedding may have two."""
+    is_stored_twice = name == TIED_TO and shape.tied_embeddings and TIED_COPY in stored
+    return (name, TIED_COPY) if is_stored_twice else (name,)
+
+
+def unasked(names: Sequence[str]) -> str:
+    """What is said of tensors that are not of the model."""
+    others = f", nor for {len(names) - 1} others" if names[1:] else ""
+    return f"config.json does not ask for tensor {names[0]}{others}"
