@@ -31,6 +31,7 @@ from miles.convert.safetensors_files import (
     Spec,
     Weights,
     index_text,
+    is_weights,
     split_into_files,
 )
 from miles.convert.torch_dist import Checkpoint
@@ -105,7 +106,7 @@ def require_replaceable(save: str, hf_checkpoint: str) -> None:
         return
     if _same(save, hf_checkpoint):
         raise CheckpointError(f"{save}: is --hf-checkpoint itself: give another folder")
-    stray = [name for name in storage.names(save) if name not in known and not _WEIGHTS.fullmatch(name)]
+    stray = [name for name in storage.names(save) if name not in known and not is_weights(name)]
     if stray:
         raise CheckpointError(
             f"{save}: holds {', '.join(stray[:3])}, which no conversion of {hf_checkpoint} writes, and which would be "

@@ -152,6 +152,9 @@ def test_what_is_not_ours_is_not_removed(folder: Path) -> None:
     with pytest.raises(CheckpointError, match=r"back: holds notes\.txt, which no conversion of .*hf writes, and which"):
         export(folder)
     assert (folder / "back/notes.txt").read_text() == "mine"
+    (folder / "back/notes.txt").rename(folder / "back/optimizer.pt")  # weights, perhaps, but none that are written
+    with pytest.raises(CheckpointError, match=r"back: holds optimizer\.pt, which no conversion"):
+        export(folder)
     with pytest.raises(CheckpointError, match="hf: is --hf-checkpoint itself"):
         megatron_to_hf(str(folder / "megatron"), str(folder / "hf"), str(folder / "hf/"))
     with pytest.raises(CheckpointError, match=r"megatron: holds latest_checkpointed_iteration\.txt, release, which"):
