@@ -37,7 +37,6 @@ import pyarrow.parquet as pq
 import ray
 from transformers import AutoTokenizer
 
-from miles.data import stages, unpack
 from miles.data.config import (
     DataConfig,
     EncodeConfig,
@@ -46,11 +45,13 @@ from miles.data.config import (
     SourceConfig,
     StreamConfig,
 )
-from miles.data.encode import or_rejected
-from miles.data.feed import Feed, StepIterator
-from miles.data.manifest import build_manifest
-from miles.data.normalize import normalize
-from miles.data.read import read_rows
+from miles.data.encoding.encoder import or_rejected
+from miles.data.files.manifest import build_manifest
+from miles.data.files.read import read_rows
+from miles.data.packing import shards
+from miles.data.rows.normalize import normalize
+from miles.data.stream import stages
+from miles.data.stream.feed import Feed, StepIterator
 from miles.data.types import STAGES, Conversation, Cursor
 
 GROUP_ROWS = 1_000
@@ -413,7 +414,7 @@ def handing_out(setup: Setup, dp_sizes: Sequence[int], num_rounds: int) -> dict[
             cutting, asking = [], []
             for _ in range(num_rounds):
                 started = time.monotonic()
-                references = [ray.put(chunk) for chunk in unpack.chunks(block, unpack.reports(block))]
+                references = [ray.put(chunk) for chunk in shards.chunks(block, shards.reports(block))]
                 cutting.append(time.monotonic() - started)
                 ray.get(server.keep.remote(references[:1]))
                 started = time.monotonic()

@@ -150,8 +150,8 @@ def _make(folder: Path, gigabytes: float) -> None:
     """Writes the model, random bits but for their exponents."""
     import torch
 
-    from miles.architecture import ModelShape
-    from miles.convert.families import hf_shapes
+    from miles.architecture.config import ModelShape
+    from miles.architecture.families import hf_shapes
     from miles.convert.safetensors_files import INDEX, ShardedWriter, Spec, index_text, split_into_files
 
     def planned(num_layers: int) -> dict[str, Spec]:

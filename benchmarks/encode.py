@@ -32,10 +32,10 @@ from rich.table import Table
 from transformers import AutoTokenizer
 
 from miles.data.config import EncodeConfig, RowFormat, SourceConfig
-from miles.data.encode import Encoder
-from miles.data.manifest import build_manifest
-from miles.data.normalize import normalize
-from miles.data.read import read_rows
+from miles.data.encoding.encoder import Encoder
+from miles.data.files.manifest import build_manifest
+from miles.data.files.read import read_rows
+from miles.data.rows.normalize import normalize
 from miles.data.types import Conversation, Encoded
 
 CHUNK_ROWS = 4_096

@@ -17,15 +17,15 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from miles import storage
-from miles.architecture import ModelShape
-from miles.convert import raw, staging, torch_dist, work
-from miles.convert.families import TIED_COPY, TIED_TO, Parameter, pieces_of, unasked
-from miles.convert.inside import require_inside
+from miles.architecture.config import ModelShape
+from miles.architecture.families import TIED_COPY, TIED_TO, Parameter, pieces_of, unasked
+from miles.common import atomic_folders, storage
+from miles.common.checkpoint_tracker import RELEASE, TRACKER, tracked
+from miles.convert import parallel, tensor_io, torch_dist
+from miles.convert.path_safety import require_inside
 from miles.convert.safetensors_files import Weights, is_weights
 from miles.convert.torch_dist import Box
 from miles.errors import CheckpointError, SourceError
-from miles.tracker import RELEASE, TRACKER, tracked
 
 MAX_FILE_BYTES = 4 << 30
 
@@ -55,14 +55,14 @@ def hf_to_megatron(
     if named != RELEASE:
         raise CheckpointError(f"{save}: holds the checkpoints of a run ({TRACKER} names {named}): give another folder")
     try:
-        watch = partial(work.bar, console, "downloading")
+        watch = partial(parallel.bar, console, "downloading")
         with storage.local_folder(hf_checkpoint, "Hugging Face checkpoint", is_weights, watch) as source:
             weights = Weights(str(source), hf_checkpoint)
             boxes = _plan(weights, shape, padded)
             args = shape.checkpoint_args(padded_vocab_size=padded)
             if storage.is_local(save):
                 root = Path(storage.filesystem(save)[1])
-                with staging.appearing(root / RELEASE) as folder:
+                with atomic_folders.appearing(root / RELEASE) as folder:
                     _write(folder, boxes, args, console)
                     (root / TRACKER).unlink(missing_ok=True)  # of the one that is replaced
                 storage.write_text(str(root / TRACKER), RELEASE)
@@ -74,7 +74,7 @@ def hf_to_megatron(
                     storage.write_text(str(root / TRACKER), RELEASE)
                     storage.remove(storage.join(save, TRACKER))
                     storage.remove(storage.join(save, RELEASE))
-                    storage.upload_folder(root, save, TRACKER, partial(work.bar, console, "uploading"))
+                    storage.upload_folder(root, save, TRACKER, partial(parallel.bar, console, "uploading"))
     except SourceError as error:
         raise CheckpointError(str(error)) from error
     return storage.join(save, RELEASE)
@@ -139,26 +139,26 @@ def _require_copy(weights: Weights) -> None:
 
 def _make(weights: Weights, parameter: Parameter, names: Sequence[str], num_rows: int) -> Tensor:
     dtype = weights.tensors[names[0]].dtype
-    whole = raw.buffer("whole", (num_rows, *parameter.shape[1:]), dtype)
+    whole = tensor_io.buffer("whole", (num_rows, *parameter.shape[1:]), dtype)
     for name, part in zip(names, parameter.layout(whole[: parameter.shape[0]]), strict=True):
         if part.is_contiguous():
             weights.read(name, part)
         else:
-            part.copy_(weights.read(name, raw.buffer("part", part.shape, dtype)))
+            part.copy_(weights.read(name, tensor_io.buffer("part", part.shape, dtype)))
     whole[parameter.shape[0] :].zero_()
     return whole
 
 
 def _write(folder: Path, boxes: Sequence[Box], args: argparse.Namespace, console: Console | None) -> None:
     num_bytes = sum(box.num_bytes for box in boxes)
-    staging.require_room(folder, num_bytes)
-    max_bytes = min(MAX_FILE_BYTES, -(-num_bytes // work.NUM_THREADS))
-    files = work.grouped(boxes, lambda box: box.num_bytes, max_bytes)
-    with work.bar(console, "converting", num_bytes) as report, torch_dist.without_checksums():
+    atomic_folders.require_room(folder, num_bytes)
+    max_bytes = min(MAX_FILE_BYTES, -(-num_bytes // parallel.NUM_THREADS))
+    files = parallel.grouped(boxes, lambda box: box.num_bytes, max_bytes)
+    with parallel.bar(console, "converting", num_bytes) as report, torch_dist.without_checksums():
 
         def write(number: int, report: storage.Report) -> list[tuple[Box, torch_dist.Place]]:
             places = torch_dist.write_boxes(folder, f"__0_{number}.distcp", files[number], report)
             return list(zip(files[number], places, strict=True))
 
-        places = [place for part in work.each(range(len(files)), write, report) for place in part]
+        places = [place for part in parallel.each(range(len(files)), write, report) for place in part]
     torch_dist.write_metadata(folder, places, args)

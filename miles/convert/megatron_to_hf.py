@@ -19,11 +19,12 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from miles import storage
-from miles.architecture import ModelShape
-from miles.convert import raw, staging, torch_dist, work
-from miles.convert.families import Parameter, pieces_of, stored_as, unasked
-from miles.convert.inside import require_inside
+from miles.architecture.config import ModelShape
+from miles.architecture.families import Parameter, pieces_of, stored_as, unasked
+from miles.common import atomic_folders, storage
+from miles.common.checkpoint_tracker import RELEASE
+from miles.convert import parallel, tensor_io, torch_dist
+from miles.convert.path_safety import require_inside
 from miles.convert.safetensors_files import (
     INDEX,
     SINGLE,
@@ -36,7 +37,6 @@ from miles.convert.safetensors_files import (
 )
 from miles.convert.torch_dist import Checkpoint
 from miles.errors import CheckpointError, SourceError
-from miles.tracker import RELEASE
 
 MAX_SHARD_BYTES = 5_000_000_000
 _WEIGHTS = re.compile(
@@ -78,18 +78,18 @@ def megatron_to_hf(
     require_replaceable(save, hf_checkpoint)
     try:
         url = torch_dist.newest(load, iteration)
-        watch = partial(work.bar, console, "downloading")
+        watch = partial(parallel.bar, console, "downloading")
         with storage.local_folder(url, "Megatron checkpoint", watch=watch) as source:
             export = _Export(Checkpoint(source, url), hf_checkpoint, shape, max_shard_bytes)
             if storage.is_local(save):
-                with staging.appearing(Path(storage.filesystem(save)[1])) as folder:
+                with atomic_folders.appearing(Path(storage.filesystem(save)[1])) as folder:
                     export.write(folder, console)
             else:
                 with tempfile.TemporaryDirectory(prefix="miles-convert-") as name:
                     export.write(Path(name), console)
                     storage.remove(save)
                     last = INDEX if (Path(name) / INDEX).exists() else SINGLE
-                    storage.upload_folder(Path(name), save, last, partial(work.bar, console, "uploading"))
+                    storage.upload_folder(Path(name), save, last, partial(parallel.bar, console, "uploading"))
     except SourceError as error:
         raise CheckpointError(str(error)) from error
     return save
@@ -162,8 +162,8 @@ class _Export:
     def write(self, folder: Path, console: Console | None) -> None:
         """Fills an empty local folder."""
         num_bytes = sum(tensor.num_bytes for tensor in self._tensors.values())
-        staging.require_room(folder, num_bytes)
-        with work.bar(console, "converting", num_bytes) as report:
+        atomic_folders.require_room(folder, num_bytes)
+        with parallel.bar(console, "converting", num_bytes) as report:
             writer = ShardedWriter(folder, self._tensors, self._files)
             try:
 
@@ -173,7 +173,7 @@ class _Export:
                             writer.write(target, tensor.to(self._tensors[target].dtype))
                             report(self._tensors[target].num_bytes)
 
-                work.each(self._pieces, convert, report)
+                parallel.each(self._pieces, convert, report)
                 writer.sync()
             finally:
                 writer.close()
@@ -229,11 +229,11 @@ def require_complete(checkpoint: Checkpoint, shape: ModelShape) -> None:
 def tensors_of(checkpoint: Checkpoint, parameter: Parameter, place: tuple[int, ...]) -> dict[str, Tensor]:
     """The Hugging Face tensors of one parameter at one place, by name, until the thread asks for others."""
     dtype = checkpoint.tensors[parameter.megatron].properties.dtype
-    whole = raw.buffer("whole", (*(1 for _ in place), *parameter.shape), dtype)
+    whole = tensor_io.buffer("whole", (*(1 for _ in place), *parameter.shape), dtype)
     checkpoint.read(parameter.megatron, (*place, *(0 for _ in parameter.shape)), whole)
     parts = parameter.layout(whole.view(parameter.shape))
     tensors = {}
     for number, (name, part, sizes) in enumerate(zip(parameter.hf_names(place), parts, parameter.shapes, strict=True)):
-        flat = part if part.is_contiguous() else raw.buffer(f"part {number}", part.shape, dtype).copy_(part)
+        flat = part if part.is_contiguous() else tensor_io.buffer(f"part {number}", part.shape, dtype).copy_(part)
         tensors[name] = flat.view(sizes)
     return tensors

@@ -20,9 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from miles import storage
-from miles.convert import raw, work
-from miles.convert.inside import require_inside
+from miles.common import storage
+from miles.convert import parallel, tensor_io
+from miles.convert.path_safety import require_inside
 from miles.errors import CheckpointError
 
 INDEX = "model.safetensors.index.json"
@@ -113,7 +113,7 @@ class Weights:
         assert target.nbytes == stored.num_bytes
         with open(Path(storage.filesystem(self._url)[1], stored.file), "rb") as file:
             try:
-                raw.fill(target, file.fileno(), stored.begin)
+                tensor_io.fill(target, file.fileno(), stored.begin)
             except EOFError as error:
                 raise CheckpointError(f"{self.where}/{stored.file}: truncated: tensor {name}: {error}") from error
             except OSError as error:
@@ -221,13 +221,13 @@ class ShardedWriter:
     def write(self, name: str, tensor: Tensor) -> None:
         file, descriptor, begin = self._at[name]
         try:
-            raw.write(tensor, descriptor, begin)
+            tensor_io.write(tensor, descriptor, begin)
         except OSError as error:
             raise OSError(error.errno, error.strerror, str(file)) from error
 
     def sync(self) -> None:
         """Returns when all is on the disk."""
-        work.each(self._descriptors, lambda descriptor, _: os.fsync(descriptor))
+        parallel.each(self._descriptors, lambda descriptor, _: os.fsync(descriptor))
 
     def close(self) -> None:
         for descriptor in self._descriptors:
@@ -237,7 +237,7 @@ class ShardedWriter:
 
 def split_into_files(tensors: Mapping[str, Spec], max_file_bytes: int) -> dict[str, str]:
     """Tensor -> file: in their order, a new file where the next one would make it larger than asked."""
-    groups = work.grouped(list(tensors), lambda name: tensors[name].num_bytes, max_file_bytes)
+    groups = parallel.grouped(list(tensors), lambda name: tensors[name].num_bytes, max_file_bytes)
     if len(groups) == 1:
         return dict.fromkeys(groups[0], SINGLE)
     return {

@@ -38,11 +38,11 @@ from torch.distributed.checkpoint.metadata import (
 )
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
-from miles import pickles, storage
-from miles.convert import raw
-from miles.convert.inside import require_inside
+from miles.common import safe_pickle, storage
+from miles.common.checkpoint_tracker import TRACKER, folder_name, tracked
+from miles.convert import tensor_io
+from miles.convert.path_safety import require_inside
 from miles.errors import CheckpointError
-from miles.tracker import TRACKER, folder_name, tracked
 
 CHECKPOINT_VERSION = 3.0
 BACKEND = {
@@ -96,7 +96,7 @@ class Checkpoint:
         self._folder = folder
         for path in folder.iterdir():
             require_inside(str(folder), path.name, where)
-        pickles.require_plain(folder, where)
+        safe_pickle.require_plain(folder, where)
         self._reader = FileSystemReader(folder)
         try:
             self._metadata: Metadata = self._reader.read_metadata()
@@ -150,7 +150,7 @@ class Checkpoint:
                 begin = box.untyped_storage()._checkpoint_offset
                 if begin is None or (box.dtype, box.shape) != (target.dtype, target.shape) or not box.is_contiguous():
                     return False
-                raw.fill(target, file.fileno(), info.offset + begin + box.storage_offset() * box.itemsize)
+                tensor_io.fill(target, file.fileno(), info.offset + begin + box.storage_offset() * box.itemsize)
                 return True
         except Exception:  # whatever is wrong, reading it as usual will say
             return False

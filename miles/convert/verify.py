@@ -15,15 +15,15 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from miles import storage
-from miles.architecture import ModelShape
-from miles.convert import raw, torch_dist, work
-from miles.convert.families import Parameter, hf_shapes, pieces_of, stored_as
+from miles.architecture.config import ModelShape
+from miles.architecture.families import Parameter, hf_shapes, pieces_of, stored_as
+from miles.common import storage
+from miles.common.checkpoint_tracker import TRACKER
+from miles.convert import parallel, tensor_io, torch_dist
 from miles.convert.megatron_to_hf import require_complete, tensors_of
 from miles.convert.safetensors_files import INDEX, SINGLE, Weights, is_weights
 from miles.convert.torch_dist import Checkpoint
 from miles.errors import CheckpointError, SourceError
-from miles.tracker import TRACKER
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def verify(one: str, other: str, *, console: Console | None = None) -> Compariso
 
 @contextlib.contextmanager
 def _opened(url: str, console: Console | None) -> Iterator[Weights | Checkpoint]:
-    watch = partial(work.bar, console, "downloading")
+    watch = partial(parallel.bar, console, "downloading")
     if any(storage.exists(storage.join(url, name)) for name in (TRACKER, "metadata.json")):
         found = torch_dist.newest(url)
         with storage.local_folder(found, "Megatron checkpoint", watch=watch) as folder:
@@ -89,7 +89,7 @@ def _opened(url: str, console: Console | None) -> Iterator[Weights | Checkpoint]
 
 def _compare_weights(a: Weights, b: Weights, console: Console | None) -> Comparison:
     names = sorted(set(a.tensors) | set(b.tensors))
-    with work.bar(console, "comparing", a.num_bytes) as report:
+    with parallel.bar(console, "comparing", a.num_bytes) as report:
 
         def compare(name: str, report: storage.Report) -> Difference | None:
             if name not in a.tensors or name not in b.tensors:
@@ -98,7 +98,7 @@ def _compare_weights(a: Weights, b: Weights, console: Console | None) -> Compari
             report(a.tensors[name].num_bytes)
             return difference
 
-        found = work.each(names, compare, report)
+        found = parallel.each(names, compare, report)
     return Comparison(len(names), a.num_bytes, tuple(one for one in found if one))
 
 
@@ -112,20 +112,20 @@ def _compare_checkpoints(a: Checkpoint, b: Checkpoint, console: Console | None) 
     differences += [Difference(key, text) for key, text in sorted(unlike.items())]
     alike = sorted(set(a.tensors) & set(b.tensors) - set(unlike))
     boxes = [(key, chunk) for key in alike for chunk in a.tensors[key].chunks]
-    with work.bar(console, "comparing", num_bytes) as report:
+    with parallel.bar(console, "comparing", num_bytes) as report:
 
         def compare(
             box: tuple[str, torch.distributed.checkpoint.metadata.ChunkStorageMetadata], report: storage.Report
         ) -> Difference | None:
             key, chunk = box
             mine, yours = (
-                one.read(key, chunk.offsets, raw.buffer(use, chunk.sizes, one.tensors[key].properties.dtype))
+                one.read(key, chunk.offsets, tensor_io.buffer(use, chunk.sizes, one.tensors[key].properties.dtype))
                 for one, use in ((a, "one"), (b, "other"))
             )
             report(mine.nbytes)
             return _difference(f"{key} at {list(chunk.offsets)}", mine, yours)
 
-        differences += [one for one in work.each(boxes, compare, report) if one]
+        differences += [one for one in parallel.each(boxes, compare, report) if one]
     return Comparison(len(keys), num_bytes, tuple(differences))
 
 
@@ -145,7 +145,7 @@ def _compare_formats(
     require_complete(checkpoint, shape)
     names = {target for name in hf_shapes(shape) for target in stored_as(name, shape, weights.tensors)}
     extra = sorted(set(weights.tensors) - names)
-    with work.bar(console, "comparing", weights.num_bytes) as report:
+    with parallel.bar(console, "comparing", weights.num_bytes) as report:
 
         def compare(piece: tuple[Parameter, tuple[int, ...]], report: storage.Report) -> list[Difference | None]:
             found: list[Difference | None] = []
@@ -159,14 +159,14 @@ def _compare_formats(
                     report(pair[0].nbytes)
             return found
 
-        found = [one for part in work.each(pieces_of(shape), compare, report) for one in part if one]
+        found = [one for part in parallel.each(pieces_of(shape), compare, report) for one in part if one]
     found += [_only_in(name, weights.where) for name in extra]
     return Comparison(len(names) + len(extra), weights.num_bytes, tuple(found))
 
 
 def _read(weights: Weights, name: str, use: str) -> Tensor:
     stored = weights.tensors[name]
-    return weights.read(name, raw.buffer(use, stored.shape, stored.dtype))
+    return weights.read(name, tensor_io.buffer(use, stored.shape, stored.dtype))
 
 
 def _only_in(name: str, where: str) -> Difference:

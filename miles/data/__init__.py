@@ -5,33 +5,23 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from miles.data.encode import encode
-    from miles.data.prepare import prepare
+    from miles.data.encoding.encoder import encode
+    from miles.data.notebook.dataset import prepare
 
 __all__ = ["encode", "prepare"]
 
 
-class _Package(ModuleType):
-    """Keeps the import system from putting the modules `encode` and `prepare` in place of their functions.
+def __getattr__(name: str) -> Any:
+    """Import a public function when it is first used."""
+    if name == "encode":
+        from miles.data.encoding.encoder import encode
 
-    It does so whenever anybody first imports such a file, so that the same expression would be a function or a module
-    depending on what ran before.
-    """
+        return encode
+    if name == "prepare":
+        from miles.data.notebook.dataset import prepare
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        if not (name in __all__ and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-    def __getattr__(self, name: str) -> Any:
-        if name in __all__:
-            return getattr(importlib.import_module(f"{__name__}.{name}"), name)
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-sys.modules[__name__].__class__ = _Package
+        return prepare
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -14,7 +14,7 @@ import torch
 from transformers import AutoTokenizer, GenerationConfig, Qwen3Config, Qwen3ForCausalLM
 from transformers.utils import logging as transformers_logging
 
-from miles import storage
+from miles.common import storage
 from miles.errors import ConfigError, TemplateError
 
 INIT_STD = 0.02

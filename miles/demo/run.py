@@ -16,23 +16,23 @@ import ray
 import torch
 from rich.console import Console
 
-from miles import local_ray
-from miles.architecture import ModelShape
+from miles.architecture.config import ModelShape
+from miles.common import local_ray
 from miles.convert.hf_to_megatron import hf_to_megatron
 from miles.convert.megatron_to_hf import megatron_to_hf
 from miles.data.config import DataConfig, EncodeConfig, OrderConfig, PackConfig, SourceConfig, StreamConfig
-from miles.data.prepare import prepare
+from miles.data.notebook.dataset import prepare
 from miles.demo import rows
 from miles.demo.model import build_model
 from miles.demo.tokenizer import build_tokenizer
 from miles.errors import MilesError
-from miles.report import read_metrics, verdict, write_report
-from miles.train import checkpoint
-from miles.train.actor import TrainerActor
+from miles.report.report import read_metrics, verdict, write_report
 from miles.train.config import ClusterConfig, TrainConfig
-from miles.train.loop import train
-from miles.train.optimizer import OptimizerSettings
-from miles.train.topology import Layout
+from miles.train.driver.loop import train
+from miles.train.model.optimizer import OptimizerSettings
+from miles.train.model.process_groups import Layout
+from miles.train.rank import checkpoint_load
+from miles.train.rank.actor import TrainerActor
 
 MAX_SAMPLE_TOKENS = 1024
 MAX_DIFFERENCE = 1e-4
@@ -157,7 +157,7 @@ def _compare(folder: Path, shape: ModelShape, console: Console) -> None:
     ids = tokenizer.apply_chat_template(HELD_OUT, tokenize=True, return_dict=False)
     with torch.no_grad():
         expected = model(torch.tensor([ids])).logits[0].numpy()
-    found = checkpoint.find(str(folder / "checkpoints"))
+    found = checkpoint_load.find(str(folder / "checkpoints"))
     assert found is not None
     actor = ray.remote(num_cpus=0)(TrainerActor).remote(0)
     address = ray.get(actor.listen.remote())

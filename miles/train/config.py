@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 from miles.data.config import DataConfig, SourceConfig
 from miles.errors import ConfigError
-from miles.train.optimizer import OptimizerSettings
-from miles.train.topology import Layout
+from miles.train.model.optimizer import OptimizerSettings
+from miles.train.model.process_groups import Layout
 
 
 def _require_positive(flag: str, value: int | None) -> None:

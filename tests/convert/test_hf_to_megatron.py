@@ -20,16 +20,16 @@ from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 from miles import cli
-from miles.convert import staging
+from miles.common import atomic_folders
 from miles.convert.hf_to_megatron import hf_to_megatron
 from miles.convert.megatron_to_hf import megatron_to_hf
 from miles.convert.torch_dist import Checkpoint
 from miles.convert.verify import verify
 from miles.errors import CheckpointError
-from miles.train.topology import Layout
-from tests.integration.commands import small_disk
-from tests.models import make_hf
-from tests.train.ranks import run_ranks
+from miles.train.model.process_groups import Layout
+from tests.support.commands import small_disk
+from tests.support.models import make_hf
+from tests.support.ranks import run_ranks
 
 TRACKER = "latest_checkpointed_iteration.txt"
 
@@ -150,18 +150,18 @@ def test_a_dtype_for_each_tensor(source: Path, tmp_path: Path) -> None:
 
 
 def padded_logits(layout: Layout, rank: int, meeting: Path, hf: str, megatron: list[str]) -> list[Any]:
-    from miles.architecture import ModelShape
-    from miles.train import checkpoint
-    from miles.train.step import Trainer
-    from tests.train.ranks import SETTINGS, start
+    from miles.architecture.config import ModelShape
+    from miles.train.rank import checkpoint_load
+    from miles.train.rank.trainer import Trainer
+    from tests.support.ranks import SETTINGS, start
 
     start(layout, rank, meeting)
     found = []
     for url in megatron:
         trainer = Trainer(ModelShape.from_hf_folder(hf), layout, rank, SETTINGS, 10, 1, bf16=False)
-        newest = checkpoint.find(url)
+        newest = checkpoint_load.find(url)
         assert newest is not None
-        checkpoint.load(trainer, newest, model_only=True)
+        checkpoint_load.load(trainer, newest, model_only=True)
         found.append(trainer.logits(range(100)))
     return found
 
@@ -206,7 +206,7 @@ def test_again_into_the_same_folder(source: Path, tmp_path: Path) -> None:
 
 def test_two_at_once_do_not_mix(source: Path, tmp_path: Path) -> None:
     with (
-        staging.appearing(tmp_path / "megatron/release"),
+        atomic_folders.appearing(tmp_path / "megatron/release"),
         pytest.raises(CheckpointError, match="release: another conversion is writing it"),
     ):
         hf_to_megatron(str(source), str(tmp_path / "megatron"))
@@ -244,7 +244,7 @@ def test_interrupted_it_leaves_nothing_that_looks_complete(
         words = ["--hf-checkpoint", source, "--save", tmp_path / "megatron"]
     else:
         words = ["--load", tmp_path / "megatron", "--hf-checkpoint", source, "--save", target]
-    line = [sys.executable, "-m", "tests.convert.slowly", "convert", direction, *map(str, words)]
+    line = [sys.executable, "-m", "tests.support.slowly", "convert", direction, *map(str, words)]
     staged = target.with_name(f".{target.name}.converting")
     before = sorted(path.name for path in target.iterdir()) if target.exists() else None
 
@@ -293,7 +293,7 @@ def test_a_full_disk(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with small_disk(tmp_path / "disk", "size=400k") as disk:
         said = convert(disk / "made")
         assert re.search(r"miles: error: \S*converting: 0\.000642 GB are to be written, 0\.00041 GB are free", said)
-        monkeypatch.setattr(staging, "require_room", lambda folder, num_bytes: None)
+        monkeypatch.setattr(atomic_folders, "require_room", lambda folder, num_bytes: None)
         said = convert(disk / "made")
         assert re.search(
             r"distcp: cannot be written; is the disk full|No space left on device: '\S*(tensors|distcp)'", said

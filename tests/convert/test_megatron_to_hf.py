@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from miles.convert.hf_to_megatron import hf_to_megatron
 from miles.convert.megatron_to_hf import megatron_to_hf
 from miles.errors import CheckpointError
-from tests.models import make_hf
+from tests.support.models import make_hf
 
 
 @pytest.fixture(scope="module")

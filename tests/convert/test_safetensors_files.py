@@ -54,8 +54,8 @@ def test_the_bytes_are_those_that_safetensors_writes(tmp_path: Path) -> None:
 
 
 def test_a_tensor_larger_than_one_call_moves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("miles.convert.raw._READ_BYTES", 7)
-    monkeypatch.setattr("miles.convert.raw._WRITE_BYTES", 5)
+    monkeypatch.setattr("miles.convert.tensor_io._READ_BYTES", 7)
+    monkeypatch.setattr("miles.convert.tensor_io._WRITE_BYTES", 5)
     tensors = {"a": torch.arange(100.0)}
     write(tmp_path, tensors, {"a": "model.safetensors"})
     assert torch.equal(load_file(tmp_path / "model.safetensors")["a"], tensors["a"])

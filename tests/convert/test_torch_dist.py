@@ -15,17 +15,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from miles.architecture import ModelShape
-from miles.convert import raw, torch_dist
-from miles.convert.families import pieces_of
+from miles.architecture.config import ModelShape
+from miles.architecture.families import pieces_of
+from miles.convert import tensor_io, torch_dist
 from miles.convert.hf_to_megatron import hf_to_megatron
 from miles.convert.megatron_to_hf import megatron_to_hf
 from miles.convert.torch_dist import Checkpoint
 from miles.errors import CheckpointError
-from miles.train.topology import Layout
-from tests.models import make_hf
-from tests.test_pickles import Command
-from tests.train.ranks import run_ranks, start
+from miles.train.model.process_groups import Layout
+from tests.common.test_safe_pickle import Command
+from tests.support.models import make_hf
+from tests.support.ranks import run_ranks, start
 
 
 @pytest.fixture(scope="module")
@@ -319,8 +319,8 @@ def test_which_checkpoint_of_a_folder(hf: Path, copy: Path, tmp_path: Path) -> N
 
 
 def test_memory_is_used_again_and_not_shared() -> None:
-    first = raw.buffer("a", (2, 3), torch.float32)
-    assert raw.buffer("a", (3,), torch.float32).data_ptr() == first.data_ptr()
-    assert raw.buffer("b", (2, 3), torch.float32).data_ptr() != first.data_ptr()
-    assert raw.buffer("a", (2, 3), torch.float32).untyped_storage().nbytes() == 24
-    assert raw.buffer("c", (0, 3), torch.float32).shape == (0, 3)
+    first = tensor_io.buffer("a", (2, 3), torch.float32)
+    assert tensor_io.buffer("a", (3,), torch.float32).data_ptr() == first.data_ptr()
+    assert tensor_io.buffer("b", (2, 3), torch.float32).data_ptr() != first.data_ptr()
+    assert tensor_io.buffer("a", (2, 3), torch.float32).untyped_storage().nbytes() == 24
+    assert tensor_io.buffer("c", (0, 3), torch.float32).shape == (0, 3)

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from miles.convert.hf_to_megatron import hf_to_megatron
 from miles.convert.verify import Comparison, verify
 from miles.errors import CheckpointError
-from tests.models import make_hf
+from tests.support.models import make_hf
 
 KEYS = "model.layers.2.self_attn.k_proj.weight"
 UP = "model.layers.3.mlp.up_proj.weight"

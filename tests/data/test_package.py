@@ -12,10 +12,10 @@ def python(code: str) -> str:
 
 def test_the_functions_stay_functions_whatever_was_imported_before() -> None:
     printed = python(
-        "import miles.data.encode, miles.data.stages\n"
-        "import miles.data.prepare\n"
+        "import miles.data.encoding.encoder, miles.data.stream.stages\n"
+        "import miles.data.notebook.dataset\n"
         "from miles.data import encode, prepare\n"
-        "print(callable(encode), callable(prepare), callable(miles.data.prepare), callable(miles.data.prepare))"
+        "print(callable(encode), callable(prepare), callable(miles.data.encode), callable(miles.data.prepare))"
     )
     assert printed == "True True True True"
 

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3ForCausalLM
 
-from miles.architecture import ModelShape
+from miles.architecture.config import ModelShape
 from miles.demo.model import build_model, build_tiny_qwen3
 from miles.errors import ConfigError, SourceError, TemplateError
 

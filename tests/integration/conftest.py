@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import ray
 
-from miles import local_ray
-from tests.integration.commands import Place, lines
+from miles.common import local_ray
+from tests.support.commands import Place, lines
 
 
 @pytest.fixture(scope="session", autouse=True)

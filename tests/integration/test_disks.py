@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from miles import storage
-from tests.integration.commands import (
+from miles.common import storage
+from tests.support.commands import (
     NUM_STEPS,
     Place,
     lines,
@@ -20,7 +20,7 @@ from tests.integration.commands import (
     tracked,
     weights,
 )
-from tests.integration.fault_table import NOTHING, SINCE, observed
+from tests.support.fault_table import NOTHING, SINCE, observed
 
 pytestmark = pytest.mark.slow
 

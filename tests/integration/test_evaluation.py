@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 import ray
 
-from miles.data import pipeline, stages
 from miles.data.config import DataConfig, RowFormat, SourceConfig, StreamConfig
-from miles.data.encode import Encoder
-from miles.data.evaluation import EvalPrompt, EvalSet, eval_config, micro_batches
-from miles.data.manifest import Manifest, build_manifest
-from miles.data.normalize import normalize
+from miles.data.encoding.encoder import Encoder
+from miles.data.files.manifest import Manifest, build_manifest
+from miles.data.rows.normalize import normalize
+from miles.data.stream import pipeline, stages
+from miles.data.stream.eval_set import EvalPrompt, EvalSet, eval_config, micro_batches
 from miles.data.types import Cursor, Encoded, MicroBatch, RowRejected
 from miles.errors import ClusterError, DataError, TemplateError
-from tests.integration.clusters import config_of, delivered, demo_settings, follow, opened, with_layout
+from tests.support.clusters import config_of, delivered, demo_settings, follow, opened, with_layout
 
 FRACTION = 0.2
 DP_SIZES = (1, 2, 3)

@@ -18,14 +18,14 @@ import pyarrow as pa
 import pytest
 import ray
 
-from miles.data import feed as feed_module
-from miles.data import pipeline, stages
 from miles.data.config import DataConfig, StreamConfig
-from miles.data.feed import Feed, StepIterator
-from miles.data.manifest import build_manifest
+from miles.data.files.manifest import build_manifest
+from miles.data.stream import feed as feed_module
+from miles.data.stream import pipeline, stages
+from miles.data.stream.feed import Feed, StepIterator
 from miles.data.types import Cursor
 from miles.errors import ClusterError, MilesError
-from tests.integration.clusters import (
+from tests.support.clusters import (
     config_of,
     demo_settings,
     feed_actor_with,
@@ -37,7 +37,7 @@ from tests.integration.clusters import (
     seen,
     with_layout,
 )
-from tests.integration.fault_table import SINCE, observed
+from tests.support.fault_table import SINCE, observed
 
 SOON_SECONDS = 60.0
 """Far above what it takes to notice a death, far below what anybody waits for on purpose."""

@@ -13,13 +13,13 @@ import pyarrow as pa
 import pytest
 import ray
 
-from miles.data import feed as feed_module
-from miles.data import stages
 from miles.data.config import DataConfig, EncodeConfig, OrderConfig, PackConfig, SourceConfig, StreamConfig
-from miles.data.feed import Feed, FeedActor, StepIterator
-from miles.data.manifest import Manifest, build_manifest
-from miles.data.prepare import prepare
-from miles.data.unpack import unpack
+from miles.data.files.manifest import Manifest, build_manifest
+from miles.data.notebook.dataset import prepare
+from miles.data.packing.shards import unpack
+from miles.data.stream import feed as feed_module
+from miles.data.stream import stages
+from miles.data.stream.feed import Feed, FeedActor, StepIterator
 from miles.demo import rows
 from miles.demo.tokenizer import build_tokenizer
 from miles.errors import CheckpointError, ClusterError, SourceError, TemplateError

@@ -9,16 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from miles.architecture import ModelShape
+from miles.architecture.config import ModelShape
 from miles.data.config import DataConfig
-from miles.data.feed import Feed
-from miles.data.manifest import build_manifest
+from miles.data.files.manifest import build_manifest
+from miles.data.stream.feed import Feed
 from miles.data.types import Cursor
 from miles.errors import CheckpointError
-from miles.train.metrics import RunFacts, Standing, step_metrics
-from miles.train.step import StepResult
-from tests.integration.clusters import config_of, demo_settings, follow, local, opened, seen, with_layout
+from miles.train.driver.metrics import RunFacts, Standing, step_metrics
+from miles.train.rank.trainer import StepResult
 from tests.integration.test_order import trained_rows
+from tests.support.clusters import config_of, demo_settings, follow, local, opened, seen, with_layout
 
 WEIGHTS = (1.0, 3.0)
 """chat, which has more rows, and code, which comes round more often"""

@@ -17,9 +17,9 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.integration.clusters import PROJECT, environment, free_port, processes
-from tests.integration.commands import LIMIT_SECONDS, NUM_STEPS, Place, lines, require_same, tracked
-from tests.integration.fault_table import NOTHING, SINCE, observed
+from tests.support.clusters import PROJECT, environment, free_port, processes
+from tests.support.commands import LIMIT_SECONDS, NUM_STEPS, Place, lines, require_same, tracked
+from tests.support.fault_table import NOTHING, SINCE, observed
 
 pytestmark = pytest.mark.slow
 

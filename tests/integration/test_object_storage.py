@@ -14,16 +14,16 @@ import pytest
 import s3fs
 from safetensors.numpy import load
 
-from miles import storage
+from miles.common import storage
 from miles.data.config import DataConfig, EncodeConfig, OrderConfig, PackConfig, SourceConfig
-from miles.data.manifest import Manifest
-from miles.data.prepare import prepare
+from miles.data.files.manifest import Manifest
+from miles.data.notebook.dataset import prepare
 from miles.demo import rows
 from miles.demo.model import build_model
 from miles.demo.tokenizer import build_tokenizer
 from tests.conftest import SECRETS
-from tests.integration.clusters import local
 from tests.integration.test_commands import miles
+from tests.support.clusters import local
 
 
 @pytest.fixture

@@ -18,12 +18,12 @@ import pytest
 import xxhash
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from miles.data import pipeline, stages
 from miles.data.config import DataConfig, EncodeConfig, OrderConfig, PackConfig, SourceConfig
-from miles.data.manifest import build_manifest
+from miles.data.files.manifest import build_manifest
+from miles.data.packing.shards import unpack
+from miles.data.stream import pipeline, stages
 from miles.data.types import Step
-from miles.data.unpack import unpack
-from tests.integration.clusters import Seen, config_of, delivered, demo_settings, local, run, seen, with_layout
+from tests.support.clusters import Seen, config_of, delivered, demo_settings, local, run, seen, with_layout
 
 GOLDEN = Path(__file__).with_name("golden_order.json")
 """Written anew, after a change of the order that is meant, by

@@ -22,16 +22,16 @@ import numpy as np
 import pytest
 import torch
 
-from miles.architecture import ModelShape
+from miles.architecture.config import ModelShape
 from miles.convert.hf_to_megatron import hf_to_megatron
 from miles.data.config import DataConfig, PackConfig
-from miles.train import checkpoint
 from miles.train.config import ClusterConfig, RecomputeConfig, TrainConfig
-from miles.train.group import TrainerGroup
-from miles.train.optimizer import OptimizerSettings
-from miles.train.topology import Layout
-from tests.integration.clusters import config_of, demo_settings, local, opened
-from tests.models import make_hf
+from miles.train.driver.group import TrainerGroup
+from miles.train.model.optimizer import OptimizerSettings
+from miles.train.model.process_groups import Layout
+from miles.train.rank import checkpoint_load
+from tests.support.clusters import config_of, demo_settings, local, opened
+from tests.support.models import make_hf
 
 pytestmark = pytest.mark.slow
 
@@ -133,13 +133,13 @@ class Bench:
             pack=PackConfig(case.layout.data, case.max_tokens_per_gpu),
         )
 
-    def model(self, name: str) -> tuple[Path, ModelShape, checkpoint.Found]:
+    def model(self, name: str) -> tuple[Path, ModelShape, checkpoint_load.Found]:
         hf, megatron = self.folder / "hf" / name, self.folder / "megatron" / name
         if not hf.exists():
             model_type, tied = MODELS[name]
             make_hf(hf, model_type, tied=tied, vocab_size=2048)
             hf_to_megatron(str(hf), str(megatron))
-        found = checkpoint.find(str(megatron))
+        found = checkpoint_load.find(str(megatron))
         assert found is not None
         return hf, ModelShape.from_hf_folder(str(hf)), found
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib
 import json
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,10 @@ import pytest
 
 from miles.cli import main
 from miles.data.config import RowFormat
-from miles.data.manifest import Manifest
-from miles.data.prepare import Prepared, prepare
+from miles.data.files.manifest import Manifest
+from miles.data.notebook import dataset as dataset_module
+from miles.data.notebook.dataset import Prepared, prepare
 from miles.errors import ConfigError, SourceError
-
-prepare_module = importlib.import_module("miles.data.prepare")  # `miles.data.prepare` is the function
 
 CALL = {"name": "add", "arguments": {"b": 2, "a": "é"}}
 
@@ -162,8 +160,8 @@ def test_the_command_takes_the_same_names(
 def test_a_shorter_set_written_over_a_longer_one_leaves_none_of_it(
     chatml_tokenizer_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prepare_module, "FILE_ROWS", 1)  # a file for each step
-    monkeypatch.setattr(prepare_module, "GROUP_ROWS", 10)
+    monkeypatch.setattr(dataset_module, "FILE_ROWS", 1)  # a file for each step
+    monkeypatch.setattr(dataset_module, "GROUP_ROWS", 10)
     out = str(tmp_path / "out")
     dataset(tmp_path, chatml_tokenizer_folder, [conversation(n) for n in range(25)], "long").write(out)
     assert len(list((tmp_path / "out").glob("part-*.parquet"))) == 3
@@ -187,7 +185,7 @@ def test_nothing_is_left_to_go_on_with_at_the_end(chatml_tokenizer_folder: Path,
 def test_the_sample_of_a_card_says_that_it_is_one(
     chatml_tokenizer_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prepare_module, "SAMPLE_ROWS", 3)
+    monkeypatch.setattr(dataset_module, "SAMPLE_ROWS", 3)
     data = dataset(tmp_path, chatml_tokenizer_folder, [conversation(n) for n in range(9)])
     assert "from a sample of 3 rows" in repr(data)
     data.write(str(tmp_path / "out"))

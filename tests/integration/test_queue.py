@@ -12,13 +12,13 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from miles.data import feed as feed_module
-from miles.data import pipeline, stages
 from miles.data.config import DataConfig, StreamConfig
-from miles.data.encode import Encoder
-from miles.data.stall import Stall, Timing
+from miles.data.encoding.encoder import Encoder
+from miles.data.stream import feed as feed_module
+from miles.data.stream import pipeline, stages
+from miles.data.stream.bottleneck import Stall, Timing
 from miles.data.types import STAGES
-from tests.integration.clusters import config_of, demo_settings, feed_actor_with, follow, opened, run, with_layout
+from tests.support.clusters import config_of, demo_settings, feed_actor_with, follow, opened, run, with_layout
 
 BOUND = 4
 

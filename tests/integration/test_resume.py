@@ -12,14 +12,14 @@ import fsspec
 import pyarrow.parquet as pq
 import pytest
 
-from miles.data import stages
 from miles.data.config import DataConfig, OrderConfig, PackConfig, SourceConfig, StreamConfig
-from miles.data.feed import Feed
-from miles.data.manifest import build_manifest
+from miles.data.files.manifest import build_manifest
+from miles.data.stream import stages
+from miles.data.stream.feed import Feed
 from miles.data.types import Cursor, Step
 from miles.errors import CheckpointError
-from tests.integration.clusters import Seen, config_of, demo_settings, follow, local, opened, seen, with_layout
 from tests.integration.test_order import as_parquet, made_up_rows, trained_rows
+from tests.support.clusters import Seen, config_of, demo_settings, follow, local, opened, seen, with_layout
 
 DP_SIZES = (1, 2, 4, 8)
 

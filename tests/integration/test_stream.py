@@ -17,12 +17,13 @@ import pyarrow as pa
 import pytest
 import ray
 
-from miles.data import pipeline, stages, unpack
 from miles.data.config import DataConfig, EncodeConfig, OrderConfig, PackConfig, SourceConfig, StreamConfig
-from miles.data.feed import Feed, StepIterator
-from miles.data.ledger import Ledger
-from miles.data.manifest import build_manifest
-from miles.data.prepare import prepare
+from miles.data.files.manifest import build_manifest
+from miles.data.notebook.dataset import prepare
+from miles.data.packing import shards
+from miles.data.stream import pipeline, stages
+from miles.data.stream.feed import Feed, StepIterator
+from miles.data.stream.ledger import Ledger
 from miles.data.types import Cursor
 from miles.demo import rows
 from miles.demo.tokenizer import build_tokenizer
@@ -51,7 +52,7 @@ def unbroken(config: DataConfig) -> list[Any]:
 
 def fingerprints(config: DataConfig, start_row: int = 0) -> list[str]:
     stream = pipeline.build(build_manifest(config.sources), config, start_row)
-    return [report.fingerprint for block in pipeline.blocks(stream) for report in unpack.reports(block)]
+    return [report.fingerprint for block in pipeline.blocks(stream) for report in shards.reports(block)]
 
 
 @pytest.mark.parametrize(
@@ -114,7 +115,7 @@ def test_a_loader_that_is_killed_changes_neither_order_nor_counts(
         whole.commit(report)
     got = []
     for row in pipeline.iterate(pipeline.build(manifest, config)):
-        got += unpack.reports(row)
+        got += shards.reports(row)
         ledger.commit(got[-1])
     assert (tmp_path / "killed-1").exists(), "no loader was killed"
     assert [report.fingerprint for report in got] == [report.fingerprint for report in unbroken]
@@ -238,7 +239,7 @@ def test_a_missing_source_and_a_wrong_tokenizer_are_named(config: DataConfig, tm
 def test_a_cluster_that_cannot_hold_the_loader_is_refused(config: DataConfig, tmp_path: Path) -> None:
     from miles.errors import ClusterError
     from miles.train.config import TrainConfig
-    from miles.train.loop import ray_cluster
+    from miles.train.driver.loop import ray_cluster
 
     greedy = dataclasses.replace(config, stream=StreamConfig(loader_cpus=3), pack=PackConfig(1, 512))
     run = TrainConfig(hf_checkpoint="hf", ref_load="megatron", save=str(tmp_path), data=greedy)

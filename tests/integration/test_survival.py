@@ -22,13 +22,13 @@ import pytest
 from rich.console import Console
 
 from miles.errors import CheckpointError, SourceError
-from miles.train import group
-from miles.train.actor import TrainerActor
-from miles.train.arguments import parse
 from miles.train.config import TrainConfig
-from miles.train.loop import train
-from miles.train.step import StepResult
-from tests.integration.commands import (
+from miles.train.driver import group
+from miles.train.driver.loop import train
+from miles.train.launch.arguments import parse
+from miles.train.rank.actor import TrainerActor
+from miles.train.rank.trainer import StepResult
+from tests.support.commands import (
     NUM_STEPS,
     SAVE_INTERVAL,
     Place,
@@ -38,7 +38,7 @@ from tests.integration.commands import (
     slow_disk,
     tracked,
 )
-from tests.integration.fault_table import FAULTS, NOTHING, PAGE, SEEN, SINCE, observed, page
+from tests.support.fault_table import FAULTS, NOTHING, PAGE, SEEN, SINCE, observed, page
 
 pytestmark = pytest.mark.slow
 CAUSES = {"TrainerActor": "died during '", "FeedActor": "the data stream failed"}

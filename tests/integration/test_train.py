@@ -15,18 +15,18 @@ from rich.console import Console
 
 from miles.convert.hf_to_megatron import hf_to_megatron
 from miles.data.config import DataConfig, PackConfig
-from miles.data.evaluation import eval_config
+from miles.data.stream.eval_set import eval_config
 from miles.demo.model import build_model
 from miles.errors import DivergedError, SourceError
-from miles.report import write_report
-from miles.train import group
-from miles.train.actor import TrainerActor
+from miles.report.report import write_report
 from miles.train.config import ClusterConfig, EvalConfig, TrainConfig
-from miles.train.loop import train
-from miles.train.optimizer import OptimizerSettings
-from miles.train.skips import FILE as SKIPPED
-from miles.train.step import StepResult
-from tests.integration.clusters import config_of, demo_settings, local, run
+from miles.train.driver import group
+from miles.train.driver.loop import train
+from miles.train.driver.skipped_steps import FILE as SKIPPED
+from miles.train.model.optimizer import OptimizerSettings
+from miles.train.rank.actor import TrainerActor
+from miles.train.rank.trainer import StepResult
+from tests.support.clusters import config_of, demo_settings, local, run
 
 pytestmark = pytest.mark.slow
 

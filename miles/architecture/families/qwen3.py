@@ -1,0 +1,18 @@
+"""Qwen3, dense: grouped queries, norms on queries and keys, gated MLP, tied embeddings in the small ones."""
+
+from __future__ import annotations
+
+from miles.architecture.config import HfConfig, ModelShape
+from miles.architecture.families import Parameter, _decoder
+
+ARCHITECTURE = "Qwen3ForCausalLM"
+
+
+def shape(config: HfConfig) -> ModelShape:
+    """The shape that a Qwen3 configuration describes."""
+    return _decoder.shape(config, qk_layernorm=True)
+
+
+def parameters(shape: ModelShape) -> tuple[Parameter, ...]:
+    """The parameter map of a Qwen3 model."""
+    return (*_decoder.ends(shape), *_decoder.attention(shape), *_decoder.mlp(shape))

@@ -1,0 +1,30 @@
+"""Qwen3-MoE: Qwen3's attention, and in every layer a router over experts in place of the MLP."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from miles.architecture.config import HfConfig, ModelShape
+from miles.architecture.families import Parameter, _decoder
+
+ARCHITECTURE = "Qwen3MoeForCausalLM"
+
+
+def shape(config: HfConfig) -> ModelShape:
+    """The shape that a Qwen3-MoE configuration describes: experts in all layers, their weights adding up to one."""
+    config.require(
+        ("norm_topk_prob", config.get("norm_topk_prob", False), True),
+        ("decoder_sparse_step", config.get("decoder_sparse_step", 1), 1),
+        ("mlp_only_layers", config.get("mlp_only_layers", []), []),
+    )
+    return replace(
+        _decoder.shape(config, qk_layernorm=True),
+        num_experts=int(config.get("num_experts") or config["num_local_experts"]),
+        moe_router_topk=int(config["num_experts_per_tok"]),
+        moe_ffn_hidden_size=int(config["moe_intermediate_size"]),
+    )
+
+
+def parameters(shape: ModelShape) -> tuple[Parameter, ...]:
+    """The parameter map of a Qwen3-MoE model."""
+    return (*_decoder.ends(shape), *_decoder.attention(shape), *_decoder.experts(shape))

@@ -1,0 +1,383 @@
+"""Paths are fsspec URLs everywhere: a local path, `file://`, `s3://`, `hf://`, `memory://`.
+
+Credentials come from the environment alone, as each filesystem's own library reads them. What a filesystem may
+refuse for a moment is tried again (`retry`); listings that it remembers are not believed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import posixpath
+import re
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import fsspec.callbacks
+from fsspec.utils import glob_translate
+
+from miles.common import retry
+from miles.common.redact import redact, require_no_secret
+from miles.errors import MilesError, SourceError
+
+_MAGIC = re.compile(r"[*?\[]")
+_COPY_THREADS = 8
+_COPY_BYTES = 16 << 20
+
+
+def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """The filesystem of a URL and the path on it.
+
+    Raises:
+        SourceError: an unknown protocol, one whose package is not installed, or a URL with a password in it.
+    """
+    require_no_secret(url)
+    try:
+        fs, path = fsspec.core.url_to_fs(url)
+    except (ImportError, ValueError) as error:
+        raise SourceError(
+            f"{url}: cannot be opened ({error}). For s3:// install miles[s3], for hf:// miles[hub]."
+        ) from error
+    return fs, path
+
+
+@contextlib.contextmanager
+def reading(url: str) -> Iterator[None]:
+    """Turns whatever goes wrong with a file into a SourceError that names it."""
+    try:
+        yield
+    except MilesError:
+        raise
+    except FileNotFoundError as error:
+        raise SourceError(f"{redact(url)}: no such file") from error
+    except PermissionError as error:
+        raise SourceError(f"{redact(url)}: permission denied") from error
+    # Every filesystem and codec has its own exceptions (botocore, httpx, zlib, zstandard, Arrow).
+    except Exception as error:
+        raise SourceError(f"{redact(url)}: cannot be read, {type(error).__name__}: {redact(str(error))}") from error
+
+
+def is_local(url: str) -> bool:
+    fs, _ = filesystem(url)
+    return "file" in ((fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol)
+
+
+def join(url: str, *names: str) -> str:
+    """`url/name/…`, whatever the protocol."""
+    return posixpath.join(url.rstrip("/") or "/", *names)
+
+
+def info(url: str, max_tries: int | None = None) -> dict[str, Any]:
+    """What the filesystem says of a file or folder now: `type`, `size`, …
+
+    Args:
+        max_tries: here and below: of a read or write that may pass; None: as many as are usual.
+
+    Raises:
+        FileNotFoundError: nothing is there.
+        SourceError: the filesystem cannot be reached.
+    """
+    fs, path = filesystem(url)
+
+    def ask() -> dict[str, Any]:
+        fs.invalidate_cache(path)
+        answer: dict[str, Any] = fs.info(path)
+        return answer
+
+    return retry.call(ask, url, max_tries=max_tries)
+
+
+def exists(url: str) -> bool:
+    return _type(url) is not None
+
+
+def is_folder(url: str) -> bool:
+    return _type(url) == "directory"
+
+
+def _type(url: str) -> str | None:
+    """fsspec's own `exists` and `isdir` take an error for a no."""
+    try:
+        return str(info(url)["type"])
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def expand(url: str, suffixes: Sequence[str], default_error: type[MilesError] = SourceError) -> list[str]:
+    """The files that a path, a glob or a folder names, sorted, as URLs.
+
+    Args:
+        url: a file, a glob (`*`, `?`, `[`), or a folder, whose files with one of `suffixes` are taken
+            (its sub-folders too; names that begin with a dot or an underscore are passed over).
+        suffixes: such as (".parquet", ".jsonl.gz").
+
+    Raises:
+        SourceError: nothing is there.
+    """
+    fs, path = filesystem(url)
+    fs.invalidate_cache()  # a notebook's process lives long
+    try:
+        if _MAGIC.search(path):
+            found = _glob(fs, path)
+        elif (kind := _type(url)) == "directory":
+            found = [name for name in _files(fs, path, visible=True) if name.endswith(tuple(suffixes))]
+        else:
+            found = [path] if kind is not None else []
+    except (FileNotFoundError, NotADirectoryError):
+        found = []
+    except PermissionError as error:
+        raise default_error(f"{url}: permission denied ({redact(str(error))})") from error
+    if not found:
+        raise default_error(f"{url}: no such file; nothing with {', '.join(suffixes)} is there")
+    local = is_local(url)
+    return sorted(str(name) if local else str(fs.unstrip_protocol(name)) for name in found)
+
+
+def _glob(fs: fsspec.AbstractFileSystem, pattern: str) -> list[str]:
+    parts = pattern.split("/")
+    fixed = next(number for number, part in enumerate(parts) if _MAGIC.search(part))
+    depth = None if "**" in parts else len(parts) - fixed
+    is_match = re.compile(glob_translate(pattern)).match
+    return [name for name in _files(fs, "/".join(parts[:fixed]) or fs.root_marker, depth) if is_match(name)]
+
+
+def _files(
+    fs: fsspec.AbstractFileSystem, folder: str, depth: int | None = None, visible: bool = False
+) -> Iterator[str]:
+    """The files below a folder. fsspec's own `walk` passes over, without a word, what it cannot list.
+
+    Args:
+        depth: levels to go down; None: all.
+        visible: pass over names that begin with a dot or an underscore.
+    """
+    for entry in retry.call(lambda: fs.ls(folder, detail=True), str(fs.unstrip_protocol(folder))):
+        name = str(entry["name"]).rstrip("/")
+        if name == folder.rstrip("/") or (visible and name.rsplit("/", 1)[-1][:1] in ("", ".", "_")):
+            continue
+        if entry["type"] == "directory":
+            if depth != 1:
+                yield from _files(fs, name, depth and depth - 1, visible)
+        elif not (entry.get("islink") and fs.isdir(name)):
+            yield name
+
+
+def size_of(url: str, found: dict[str, Any]) -> int:
+    """A file's size in bytes, from what `info` found.
+
+    Raises:
+        SourceError: a web server that does not tell it.
+    """
+    if found.get("size") is None:
+        raise SourceError(f"{url}: its size is not known, so that no part of it can be asked for. Copy it to a store")
+    return int(found["size"])
+
+
+class Ranges(io.RawIOBase):
+    """A file, for readers that want one, of which byte ranges can be had.
+
+    Args:
+        num_bytes: its size.
+    """
+
+    def __init__(self, num_bytes: int) -> None:
+        self._num_bytes, self._at = num_bytes, 0
+
+    def read_range(self, begin: int, end: int) -> bytes:
+        """Bytes [begin, end)."""
+        raise NotImplementedError
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        end = self._num_bytes if size is None or size < 0 else min(self._at + size, self._num_bytes)
+        content = self.read_range(self._at, end)
+        self._at += len(content)
+        return content
+
+    def readinto(self, buffer: Any, /) -> int:
+        content = self.read(len(buffer))
+        buffer[: len(content)] = content
+        return len(content)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._num_bytes}[whence]
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+
+class RangeFile(Ranges):
+    """A file read by byte ranges, each of them asked for again where it fails or comes short.
+
+    Nothing is kept open or read ahead: a stream over it goes on, after an error, at the byte where it was.
+
+    Args:
+        num_bytes: the file's size; None: the filesystem is asked.
+    """
+
+    def __init__(self, url: str, num_bytes: int | None = None) -> None:
+        self._url = url
+        self._fs, self._path = filesystem(url)
+        super().__init__(size_of(url, info(url)) if num_bytes is None else num_bytes)
+
+    def read_range(self, begin: int, end: int) -> bytes:
+        """Bytes [begin, end).
+
+        Raises:
+            SourceError: the range cannot be had; it names the file.
+            OSError: what will not pass by itself, such as FileNotFoundError.
+        """
+        if begin >= end:
+            return b""
+
+        def read() -> bytes:
+            content: bytes = self._fs.cat_file(self._path, start=begin, end=end)
+            if len(content) < end - begin:
+                raise retry.ShortRead(f"{len(content)} of {end - begin} bytes from byte {begin} on")
+            return content
+
+        content = retry.call(read, self._url)
+        if len(content) > end - begin:
+            raise SourceError(
+                f"{self._url}: asked for {end - begin} bytes, got {len(content)}: the server does not serve byte "
+                "ranges. Copy the file to a store that does"
+            )
+        return content
+
+
+def read_bytes(url: str, max_tries: int | None = None) -> bytes:
+    fs, path = filesystem(url)
+    num_bytes = info(url, max_tries).get("size") or 0  # none of a pipe
+
+    def read() -> bytes:
+        content: bytes = fs.cat_file(path)
+        if len(content) < num_bytes:
+            raise retry.ShortRead(f"{len(content)} of {num_bytes} bytes")
+        return content
+
+    return retry.call(read, url, max_tries=max_tries)
+
+
+def read_text(url: str, max_tries: int | None = None) -> str:
+    return read_bytes(url, max_tries).decode("utf-8")
+
+
+def write_text(url: str, text: str, max_tries: int | None = None) -> None:
+    """Writes a small file; where the filesystem is local, in one move, so that no reader sees half of it."""
+    fs, path = filesystem(url)
+    if is_local(url):
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")  # two may write at once
+        try:
+            temporary.write_text(text, encoding="utf-8")
+            temporary.replace(target)
+        finally:
+            temporary.unlink(missing_ok=True)
+    else:
+        content = text.encode("utf-8")
+        retry.call(lambda: fs.pipe_file(path, content), url, "written", max_tries)
+
+
+Report = Callable[[int], None]
+"""Is told a number of bytes that were moved."""
+Watch = Callable[[int], contextlib.AbstractContextManager[Report]]
+"""Is told how many bytes will be moved, and gives what to report them to."""
+
+
+def _unwatched(num_bytes: int) -> contextlib.AbstractContextManager[Report]:
+    return contextlib.nullcontext(lambda done: None)
+
+
+@contextlib.contextmanager
+def local_folder(
+    url: str, what: str = "folder", is_wanted: Callable[[str], bool] = lambda name: True, watch: Watch = _unwatched
+) -> Iterator[Path]:
+    """A folder as a local path: itself, or, where it is remote, a copy that lasts as long as the context.
+
+    Args:
+        is_wanted: of a file's path in the folder: whether it is to be in the copy.
+        watch: of the copying, where there is any.
+
+    Raises:
+        SourceError: no such folder.
+    """
+    fs, path = filesystem(url)
+    if not is_folder(url):
+        raise SourceError(f"{url}: no such {what}")
+    if is_local(url):
+        yield Path(path)
+        return
+    with tempfile.TemporaryDirectory(prefix="miles-") as staged:
+        names = [name for name in (posixpath.relpath(name, path) for name in _files(fs, path)) if is_wanted(name)]
+        with ThreadPoolExecutor(_COPY_THREADS, thread_name_prefix="miles-copy") as pool:
+            num_bytes = sum(pool.map(lambda name: size_of(join(url, name), info(join(url, name))), names))
+            with watch(num_bytes) as report:
+                list(pool.map(lambda name: copy_file(join(url, name), Path(staged, name), report), names))
+        yield Path(staged)
+
+
+def copy_file(url: str, target: Path, report: Report = lambda done: None) -> None:
+    """Copies a file to this machine, into folders that are made for it."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    source = RangeFile(url)
+    with target.open("wb") as copy:
+        while content := source.read(_COPY_BYTES):
+            copy.write(content)
+            report(len(content))
+
+
+def upload_folder(folder: Path, url: str, last: str = "", watch: Watch = _unwatched) -> None:
+    """Copies a local folder to a remote URL.
+
+    Args:
+        last: the file that says that it is complete; it goes last.
+        watch: of the copying.
+    """
+    fs, path = filesystem(url)
+    files: list[Any] = sorted(file for file in folder.rglob("*") if file.is_file())
+    with watch(sum(file.stat().st_size for file in files)) as report:
+        for file in sorted(files, key=lambda file: str(file.relative_to(folder)) == last):
+            target = posixpath.join(path, file.relative_to(folder).as_posix())
+            put = partial(fs.put_file, str(file), target, callback=_Reporting(report))
+            retry.call(put, join(url, file.name), "written")
+
+
+class _Reporting(fsspec.callbacks.Callback):
+    """What fsspec tells of its progress, told on."""
+
+    def __init__(self, report: Report) -> None:
+        super().__init__()
+        self._report = report
+
+    def relative_update(self, inc: int = 1) -> None:
+        self._report(inc)
+
+
+def names(url: str) -> list[str]:
+    """The names in a folder, sorted; of one that is not there, or is a file, none."""
+    fs, path = filesystem(url)
+    if not is_folder(url):
+        return []
+    entries = retry.call(lambda: fs.ls(path, detail=False), url)
+    return sorted(
+        {str(name).rstrip("/").rsplit("/", 1)[-1] for name in entries} - {"", path.rstrip("/").rsplit("/", 1)[-1]}
+    )
+
+
+def remove(url: str) -> None:
+    """Removes a file or a folder, if it is there."""
+    fs, path = filesystem(url)
+    with contextlib.suppress(FileNotFoundError):
+        retry.call(lambda: fs.rm(path, recursive=True), url, "removed")

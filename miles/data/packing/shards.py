@@ -1,0 +1,137 @@
+"""PACKED_STEP -> what the ranks take: a report of each step, and for each data rank its share of some steps.
+
+    a block of 3 steps, 2 ranks      [r0 r0 r1 r1] [r0 r1] [r0 r0 r1 r1]     micro-batches, rank by rank within a step
+    -> a chunk for each rank         r0 r0 | r0 | r0 r0        r1 r1 | r1 | r1 r1
+
+Steps that Ray Data put into one block travel together, so that handing them out costs little a step. Arrays are cut
+from the block as they are; only `micro_batches` shifts labels, where the rank needs them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from miles.data.packing.pack import micro_batch
+from miles.data.types import PACKED_STEP, STAGES, Chunk, Int64, MicroBatch, Reject, Step, StepReport
+
+_OF_SEGMENTS = ("segment_lengths", "segment_row_ids", "segment_source_ids", "micro_batch_segments")
+_IN_REPORTS = [
+    field.name for field in PACKED_STEP if not pa.types.is_large_list(field.type) and field.name not in _OF_SEGMENTS
+]
+
+
+def reports(table: pa.Table) -> list[StepReport]:
+    """The reports of PACKED_STEP rows."""
+    lengths, starts = _values(table, "segment_lengths")
+    token_starts = starts_of(lengths)
+    pair_starts = starts_of(lengths.astype(np.int64) * (lengths + 1) // 2)
+    return [
+        StepReport(
+            index=row["step"],
+            epoch=row["epoch"],
+            next_row=row["next_row"],
+            num_rows=row["num_rows"],
+            num_samples=int(end - begin),
+            num_tokens=int(token_starts[end] - token_starts[begin]),
+            num_causal_pairs=int(pair_starts[end] - pair_starts[begin]),
+            num_trained_tokens=row["num_trained_tokens"],
+            num_straddling_tokens=row["num_straddling_tokens"],
+            fingerprint=row["fingerprint"],
+            pack_fill=row["pack_fill"],
+            dp_imbalance=row["dp_imbalance"],
+            source_rows=tuple(row["source_rows"]),
+            source_trained_tokens=tuple(row["source_trained_tokens"]),
+            source_truncated=tuple(row["source_truncated"]),
+            source_held_out=tuple(row["source_held_out"]),
+            rejects=tuple(Reject(**reject) for reject in row["rejects"]),
+            stage_seconds={stage: row[f"{stage}_seconds"] for stage in STAGES},
+        )
+        for row, (begin, end) in zip(table.select(_IN_REPORTS).to_pylist(), pairwise(starts), strict=True)
+    ]
+
+
+def chunks(table: pa.Table, step_reports: list[StepReport]) -> list[Chunk]:
+    """[dp_size]: each data rank's share of PACKED_STEP rows.
+
+    Args:
+        step_reports: of the same rows.
+    """
+    counts, batch_starts = _values(table, "micro_batch_segments")
+    arrays = {name: _values(table, name)[0] for name in (*_OF_SEGMENTS, "input_ids", "loss_mask")}
+    num_ranks = table["dp_size"][0].as_py()
+    batches = np.diff(batch_starts) // num_ranks  # of one rank, in each step
+    segment_starts = starts_of(counts)
+    token_starts = starts_of(arrays["segment_lengths"])
+    made = []
+    for rank in range(num_ranks):
+        of_batches = _slices(batch_starts[:-1] + rank * batches, batches)
+        of_segments = [slice(segment_starts[part.start], segment_starts[part.stop]) for part in of_batches]
+        of_tokens = [slice(token_starts[part.start], token_starts[part.stop]) for part in of_segments]
+        made.append(
+            Chunk(
+                reports=tuple(step_reports),
+                step_micro_batches=batches.astype(np.int32),
+                micro_batch_segments=_cut(counts, of_batches),
+                segment_lengths=_cut(arrays["segment_lengths"], of_segments),
+                segment_row_ids=_cut(arrays["segment_row_ids"], of_segments),
+                segment_source_ids=_cut(arrays["segment_source_ids"], of_segments),
+                input_ids=_cut(arrays["input_ids"], of_tokens),
+                loss_mask=_cut(arrays["loss_mask"], of_tokens),
+            )
+        )
+    return made
+
+
+def micro_batches(chunk: Chunk) -> Iterator[tuple[MicroBatch, ...]]:
+    """A rank's micro-batches of one step after the other, shifted."""
+    segment_starts = starts_of(chunk.micro_batch_segments)
+    token_starts = starts_of(chunk.segment_lengths)
+    for begin, end in pairwise(starts_of(chunk.step_micro_batches)):
+        batches = []
+        for first, last in pairwise(segment_starts[begin : end + 1]):
+            tokens = slice(token_starts[first], token_starts[last])
+            batches.append(
+                micro_batch(
+                    chunk.input_ids[tokens],
+                    chunk.loss_mask[tokens],
+                    chunk.segment_lengths[first:last],
+                    chunk.segment_row_ids[first:last],
+                    chunk.segment_source_ids[first:last],
+                )
+            )
+        yield tuple(batches)
+
+
+def unpack(table: pa.Table) -> list[Step]:
+    """PACKED_STEP rows -> the steps as users hold them."""
+    step_reports = reports(table)
+    by_rank = [micro_batches(chunk) for chunk in chunks(table, step_reports)]
+    return [Step(*parts) for parts in zip(step_reports, zip(*by_rank, strict=True), strict=True)]
+
+
+def _values(table: pa.Table, name: str) -> tuple[Any, Int64]:
+    """A list column's values end to end, and int64 [rows + 1] where each row's begin."""
+    column = table[name].combine_chunks()
+    starts = column.offsets.to_numpy().astype(np.int64)
+    values = column.values.to_numpy(zero_copy_only=False)[starts[0] : starts[-1]]
+    return values, starts - starts[0]
+
+
+def starts_of(lengths: Any) -> Int64:
+    """int64 [lengths + 1]: where each begins, and the end of the last."""
+    starts = np.zeros(len(lengths) + 1, np.int64)
+    np.cumsum(lengths, out=starts[1:])
+    return starts
+
+
+def _slices(begins: Int64, lengths: Int64) -> list[slice]:
+    return [slice(begin, begin + length) for begin, length in zip(begins, lengths, strict=True)]
+
+
+def _cut(values: Any, parts: list[slice]) -> Any:
+    return values[parts[0]] if len(parts) == 1 else np.concatenate([values[part] for part in parts])

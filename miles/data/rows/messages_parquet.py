@@ -1,0 +1,120 @@
+"""Conversations -> the rows of Parquet that `Prepared.write` makes, and that `normalize` reads back as they were.
+
+    messages  [{role: user, content: 2+2?, …}, {role: assistant, content: "4", weight: 0, …}]   tools  JSON   text  null
+    messages  null                                                           of a plain text:   tools  null   text  …
+
+Arguments of tool calls are JSON text, as OpenAI has them, and read back to the object that they were. A message's
+key that has no column, or a value that its column cannot hold exactly, goes into the JSON object `extra`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import pyarrow as pa
+
+from miles.data.rows.normalize import EXTRA, tool_arguments
+
+_FUNCTION = pa.struct([("name", pa.string()), ("arguments", pa.string())])
+_CALL = pa.struct([("id", pa.string()), ("type", pa.string()), ("function", _FUNCTION)])
+_MESSAGE = pa.struct(
+    [
+        ("role", pa.string()),
+        ("content", pa.string()),
+        ("reasoning_content", pa.string()),
+        ("name", pa.string()),
+        ("tool_call_id", pa.string()),
+        ("tool_calls", pa.list_(_CALL)),
+        (EXTRA, pa.string()),  # JSON: an object of what has no field of its own above
+        ("weight", pa.int8()),  # 1, 0: the row says that this turn is trained, is not; null: it says nothing
+    ]
+)
+_TEXT_FIELDS = ("reasoning_content", "name", "tool_call_id")
+WRITTEN = pa.schema(
+    [
+        ("row_id", pa.int64()),
+        ("source", pa.string()),
+        ("messages", pa.list_(_MESSAGE)),
+        ("tools", pa.string()),  # JSON
+        ("text", pa.string()),
+    ]
+)
+"""Columns; a row has messages or a text."""
+
+
+class ToMessages:
+    """PREPARED_STEP -> a table of `WRITTEN`."""
+
+    def __init__(self, source_names: tuple[str, ...]) -> None:
+        self.source_names = source_names
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        rows = []
+        for step in table.to_pylist():
+            for row_id, source_id, text in zip(
+                step["sample_row_ids"], step["sample_source_ids"], step["conversations"], strict=True
+            ):
+                row = _written_row(json.loads(text))
+                rows.append({"row_id": row_id, "source": self.source_names[source_id], **row})
+        return pa.Table.from_pylist(rows, schema=WRITTEN)
+
+
+def _written_row(conversation: dict[str, Any]) -> dict[str, Any]:
+    if conversation["text"] is not None:
+        return {"messages": None, "tools": None, "text": conversation["text"]}
+    messages = [
+        _written_message(message) | {"weight": None if flag is None else int(flag)}
+        for message, flag in zip(conversation["messages"], conversation["flags"], strict=True)
+    ]
+    tools = conversation["tools"]
+    return {
+        "messages": messages,
+        "tools": json.dumps(tools, ensure_ascii=False) if tools else None,
+        "text": None,
+    }
+
+
+def _written_message(message: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of `_MESSAGE`; what they cannot hold exactly is in `EXTRA`."""
+    written: dict[str, Any] = {"role": message["role"], "content": message["content"]}
+    extra = {}
+    for key, value in message.items():
+        if key in written:
+            continue
+        if key in _TEXT_FIELDS and isinstance(value, str):
+            written[key] = value
+        elif key == "tool_calls" and all(_is_plain_call(call) for call in value):
+            written[key] = [_written_call(call) for call in value]
+        else:
+            extra[key] = value
+    if extra:
+        written[EXTRA] = json.dumps(extra, ensure_ascii=False)
+    return written
+
+
+def _is_plain_call(call: Mapping[str, Any]) -> bool:
+    """Whether a call reads back from `_CALL` as it is: no keys but those, texts, and arguments that JSON can hold."""
+    function = call.get("function")
+    return (
+        set(call) <= {"id", "type", "function"}
+        and all(isinstance(call.get(key, ""), str) for key in ("id", "type"))
+        and isinstance(function, dict)
+        and set(function) == {"name", "arguments"}
+        and tool_arguments(_arguments_text(function["arguments"])) == function["arguments"]
+    )
+
+
+def _written_call(call: Mapping[str, Any]) -> dict[str, Any]:
+    function = call["function"]
+    arguments = _arguments_text(function["arguments"])
+    return {
+        "id": call.get("id"),
+        "type": call.get("type"),
+        "function": {"name": function["name"], "arguments": arguments},
+    }
+
+
+def _arguments_text(arguments: Any) -> str:
+    return arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)

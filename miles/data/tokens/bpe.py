@@ -1,0 +1,342 @@
+"""Text -> token ids, and which token lies at a character: through tiktoken where that is proven exact.
+
+    "…assistant\\n4<|im_end|>\\n", [11, 12]  ->  ids, first tokens [4, 5], straddled [False, False]
+
+A tokenizer that `bpe_proof` proves to be tiktoken's goes through that, which is several times as fast; a text that
+NFC would change, that tiktoken gives up on (a million blanks), or some of which is in no word, goes through
+`tokenizers` all the same. What was proven is then tried on every added token, random Unicode, code, runs of blanks
+and digits. A tokenizer that fails any of it is used as it is.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+import tiktoken
+import tokenizers
+import xxhash
+
+from miles.data.tokens.bpe_proof import Inexact, prove
+from miles.data.types import Int32, Int64, RowRejected
+from miles.errors import TemplateError
+
+_NFC_SHRINKS = 3
+"""A text of n bytes in NFC had at most 3 n bytes before (three Hangul letters that become one syllable)."""
+
+_MAX_MADE = 8
+
+_SELF_TEST_SEED = 20_260_101
+
+
+class Tokens(NamedTuple):
+    """What a text was encoded to."""
+
+    ids: Int32
+    """int32 [tokens]"""
+    first: list[int]
+    """for each point the first token that begins there or behind it"""
+    straddled: list[bool]
+    """for each point whether a token that begins before it ends behind it"""
+
+
+@dataclass(frozen=True)
+class TextEncoder:
+    """A tokenizer without its chat template."""
+
+    backend: tokenizers.Tokenizer
+    """a copy of its own, whose offsets are those of the tokens, blanks included"""
+    engine: str
+    """"tiktoken", or "tokenizers: " and why"""
+    _bpe: Any = None
+    """tiktoken's core, which takes (text, allowed special tokens)"""
+    _added: frozenset[str] = frozenset()
+    _token_bytes: Int64 | None = None
+    """int64 [vocabulary]: bytes of each token"""
+    _max_token_bytes: int = 0
+    _has_normalizer: bool = False
+
+    @cached_property
+    def _openings(self) -> tuple[str, ...]:
+        return tuple(self._added)
+
+    def encode(self, text: str) -> Int32:
+        """int32 [tokens]: what `tokenizer(text, add_special_tokens=False)` gives.
+
+        Raises:
+            RowRejected: "bad_message": half of a surrogate pair, which is no text; or text that the tokenizer fails on.
+        """
+        return self.encode_at(text, ()).ids
+
+    def encode_at(self, text: str, points: Sequence[int]) -> Tokens:
+        """Encodes, and finds tokens by character.
+
+        Args:
+            text: any.
+            points: positions of characters, ascending.
+
+        Raises:
+            RowRejected: as in `encode`.
+        """
+        (tokens,) = self.encode_all([text], [points])
+        if isinstance(tokens, RowRejected):
+            raise tokens
+        return tokens
+
+    def encode_all(self, texts: Sequence[str], points: Sequence[Sequence[int]]) -> list[Tokens | RowRejected]:
+        """As `encode_at`, for many texts; what it would raise is in its text's place.
+
+        Texts that begin with an added token go through tiktoken end to end, in one call: nothing is merged over it.
+        """
+        outcomes: list[Tokens | RowRejected | None] = [None] * len(texts)
+        if self._bpe is not None:
+            together: list[int] = []
+            groups = [together]
+            for number, text in enumerate(texts):
+                if text.startswith(self._openings):
+                    together.append(number)
+                else:
+                    groups.append([number])
+            for group in groups:
+                for number, tokens in zip(group, self._end_to_end(texts, points, group), strict=False):
+                    outcomes[number] = tokens
+        return [
+            self._one_by_one(text, places) if tokens is None else tokens
+            for tokens, text, places in zip(outcomes, texts, points, strict=True)
+        ]
+
+    def is_surely_longer(self, text: str, num_tokens: int) -> bool:
+        """Whether a text has more tokens than that, if its length alone says so; False where it does not."""
+        if self._bpe is None:
+            return False
+        shrinks = 1 if text.isascii() or not self._has_normalizer else _NFC_SHRINKS
+        return len(text) > num_tokens * self._max_token_bytes * shrinks
+
+    def _end_to_end(
+        self, texts: Sequence[str], points: Sequence[Sequence[int]], numbers: Sequence[int]
+    ) -> list[Tokens | None]:
+        """By tiktoken, of the texts of these numbers; None for one that it must not encode, none at all if it fails."""
+        normal = [number for number in numbers if self._is_normal(texts[number])]
+        try:
+            buffer = self._bpe.encode_to_tiktoken_buffer("".join([texts[number] for number in normal]), self._added)
+        except ValueError:  # no Unicode; or (tiktoken 0.14) the stack of fancy-regex is full, at a million blanks
+            return []
+        assert self._token_bytes is not None
+        ids = np.frombuffer(buffer, np.uint32).astype(np.int32)
+        ends = self._token_bytes[ids].cumsum()
+        edges: list[int] = []  # in bytes: of each text its points, and its end
+        begin = 0
+        for number in normal:
+            text = texts[number]
+            if text.isascii():
+                edges += [begin + point for point in points[number]]
+                begin += len(text)
+            else:
+                edges += [begin + offset for offset in _byte_offsets(text, points[number])]
+                begin += len(text.encode())
+            edges.append(begin)
+        if begin != (ends[-1] if len(ends) else 0):  # it dropped what is in no word
+            return []
+        # The token that ends at an edge, or goes over it.
+        at = ends.searchsorted(edges)
+        is_over = (ends[at] != edges).tolist() if len(ends) else [False] * len(edges)
+        first = [token + 1 if edge else 0 for token, edge in zip(at.tolist(), edges, strict=True)]
+        made: dict[int, Tokens] = {}
+        place = token = 0
+        for number in normal:
+            end = place + len(points[number])
+            here = [edge - token for edge in first[place:end]]
+            made[number] = Tokens(
+                ids[token : first[end]],
+                here,
+                [over and edge > 0 for over, edge in zip(is_over[place:end], edges[place:end], strict=True)],
+            )
+            place, token = end + 1, first[end]
+        return [made.get(number) for number in numbers]
+
+    def _is_normal(self, text: str) -> bool:
+        if text.isascii() or not self._has_normalizer:
+            return True
+        try:
+            return bool(self.backend.normalizer.normalize_str(text) == text)
+        except ValueError:  # half of a surrogate pair
+            return False
+
+    def _one_by_one(self, text: str, points: Sequence[int]) -> Tokens | RowRejected:
+        try:
+            encoding = encode_by(self.backend, text)
+        except RowRejected as rejected:
+            return rejected
+        return Tokens(np.array(encoding.ids, np.int32), *by_offsets(encoding.offsets, points))
+
+
+def encode_by(backend: tokenizers.Tokenizer, text: str) -> tokenizers.Encoding:
+    """A text as `tokenizers` encodes it, without what the tokenizer puts around text.
+
+    Raises:
+        RowRejected: "bad_message": half of a surrogate pair, or text that the tokenizer fails on.
+    """
+    try:
+        return backend.encode(text, add_special_tokens=False)
+    except TypeError as error:
+        raise RowRejected("bad_message", "text that is not Unicode (a lone surrogate)") from error
+    except BaseException as error:
+        # tokenizers 0.23: Oniguruma gives up after 10 million steps back, as in a run of that many blanks; Rust panics
+        if type(error).__name__ != "PanicException":
+            raise
+        raise RowRejected("bad_message", "text that the tokenizer fails on (a run of millions of blanks)") from error
+
+
+def by_offsets(offsets: Sequence[tuple[int, int]], points: Sequence[int]) -> tuple[list[int], list[bool]]:
+    """As `encode_at` returns them, from (begin, end) characters of each token."""
+    begins = np.array([begin for begin, _ in offsets], np.int64)
+    first: list[int] = begins.searchsorted(points).tolist()
+    return first, [token > 0 and offsets[token - 1][1] > point for token, point in zip(first, points, strict=True)]
+
+
+def _byte_offsets(text: str, points: Sequence[int]) -> list[int]:
+    offsets, at, num_bytes = [], 0, 0
+    for point in points:
+        num_bytes += len(text[at:point].encode())
+        offsets.append(num_bytes)
+        at = point
+    return offsets
+
+
+_made: dict[str, TextEncoder] = {}
+"""hash of a tokenizer's content -> its encoder; the oldest make room"""
+
+
+def text_encoder(backend: tokenizers.Tokenizer) -> TextEncoder:
+    """The encoder for a tokenizer: made and tried once a process for each content, not each object.
+
+    Raises:
+        TemplateError: ids that int32 cannot hold.
+    """
+    definition = backend.to_str()
+    if backend.truncation is not None or backend.padding is not None:  # state of the last call, not of the tokenizer
+        bare = _read(definition)
+        if bare is not None:
+            bare.no_truncation()
+            bare.no_padding()
+            definition = bare.to_str()
+    key = xxhash.xxh3_128_hexdigest(definition.encode())
+    encoder = _made.get(key)
+    if encoder is None:
+        fields = json.loads(definition)
+        _require_int32(fields)
+        if _stop_trimming(fields["post_processor"]):
+            definition = json.dumps(fields)
+        own = _read(definition)  # nobody else's changes reach a copy
+        if own is None or not _is_copy(own, backend, fields):
+            return TextEncoder(
+                backend, "tokenizers: it is another one when saved and loaded (its ids have gaps or twins)"
+            )
+        encoder = _make(own, fields)
+        while len(_made) >= _MAX_MADE:
+            _made.pop(next(iter(_made)), None)
+        _made[key] = encoder
+    return encoder
+
+
+def _make(own: tokenizers.Tokenizer, fields: Mapping[str, Any]) -> TextEncoder:
+    try:
+        encoder = _convert(own, fields)
+        _try_out(encoder)
+    except Inexact as reason:
+        return TextEncoder(own, f"tokenizers: {reason}")
+    return encoder
+
+
+def _read(definition: str) -> tokenizers.Tokenizer | None:
+    try:
+        return tokenizers.Tokenizer.from_str(definition)
+    except Exception:  # of tokenizers' own making: what it wrote lacks a token of some merge
+        return None
+
+
+def _require_int32(fields: Mapping[str, Any]) -> None:
+    vocabulary = fields["model"].get("vocab")
+    ids = list(vocabulary.values()) if isinstance(vocabulary, dict) else []
+    largest = max([*ids, *(token["id"] for token in fields["added_tokens"])], default=0)
+    if largest > np.iinfo(np.int32).max:
+        raise TemplateError(f"the tokenizer has the token id {largest}; expected ids of at most 31 bits")
+
+
+def _is_copy(own: tokenizers.Tokenizer, backend: tokenizers.Tokenizer, fields: Mapping[str, Any]) -> bool:
+    """`tokenizers` 0.23 writes one of two tokens with the same id, and reads added tokens with ids of its choice."""
+    return own.get_vocab_size() == backend.get_vocab_size() and all(
+        own.token_to_id(token["content"]) == token["id"] for token in fields["added_tokens"]
+    )
+
+
+def _stop_trimming(post_processor: Any) -> bool:
+    """Sets `trim_offsets` off: a token's blanks are part of it. Whether there was any to set."""
+    if not isinstance(post_processor, dict):
+        return False
+    trims = bool(post_processor.get("trim_offsets"))
+    if trims:
+        post_processor["trim_offsets"] = False
+    return any([trims, *(_stop_trimming(step) for step in post_processor.get("processors", ()))])
+
+
+def _convert(backend: tokenizers.Tokenizer, definition: Mapping[str, Any]) -> TextEncoder:
+    pattern, ranks, added = prove(backend, definition)
+    try:
+        encoding = tiktoken.Encoding(
+            "miles", pat_str=pattern, mergeable_ranks=ranks, special_tokens=added, explicit_n_vocab=None
+        )
+    except Exception as error:  # whatever its Rust side makes of a pattern that it does not take
+        raise Inexact(f"tiktoken does not take it ({type(error).__name__})") from error
+    token_bytes = np.zeros(max([*ranks.values(), *added.values()]) + 1, np.int64)
+    for token, rank in ranks.items():
+        token_bytes[rank] = len(token)
+    for text, rank in added.items():
+        token_bytes[rank] = len(text.encode())
+    return TextEncoder(
+        backend,
+        "tiktoken",
+        encoding._core_bpe,
+        frozenset(added),
+        token_bytes,
+        int(token_bytes.max()),
+        _has_normalizer=backend.normalizer is not None,
+    )
+
+
+def _try_out(encoder: TextEncoder) -> None:
+    for text in _self_test_texts(sorted(encoder._added)):
+        points = list(range(0, len(text) + 1, 3))
+        encoding = encoder.backend.encode(text, add_special_tokens=False)
+        ids, first, straddled = encoder.encode_at(text, points)
+        if ids.tolist() != encoding.ids or (first, straddled) != by_offsets(encoding.offsets, points):
+            raise Inexact("tiktoken gave other ids in a self-test")
+
+
+def _self_test_texts(added: Sequence[str]) -> Iterator[str]:
+    yield from (
+        "",
+        "def f(x):\n\treturn {'a': x[0] ** 2, \"b\": not x}  # don't\r\n\r\n\n  if __name__ == '__main__':\n    f(1)\n",
+        "It's we'll I'M YOU'RE he'd 'S 'ſ 'K's ''s 've\u00a0'T",
+        "e\u0301 \u1100\u1161\u11a8 \u212b \u0958 ﬁ İ ß ǅ ½ ² Ⅷ ٣ 三 \u200b\u200d \ufeff \ufffd \ufdd0 \U0010ffff",
+        "法国的首都是哪里？ 日本語のテキスト 한국어 हिन्दी العربية ไทย 👩‍👩‍👧 🇩🇪 ☕️",
+        "x\u0085y\u2028z\u2029\u000b\u000c\u001c\u3000\u1680\u180e.",
+        *(
+            "".join(blank * count + "a" for count in (1, 2, 3, 5, 8, 13, 40))
+            for blank in (" ", "\n", "\t", "\r\n", " \n")
+        ),
+        " " * 200 + "\n" * 70 + "\t" * 35 + " ",
+        " ".join("1234567890" * count for count in (1, 2, 7)) + " -3.14e+10 1,000,000 ١٢٣",
+    )
+    yield from (f"a{token}b {token}{token}\n{token[:-1]}{token[1:]} {token}." for token in added)
+    random = np.random.Philox(key=_SELF_TEST_SEED)
+    kinds = (0x80, 0x250, 0x3000, 0xD800, 0x20000)  # so that each script is met at some size
+    for number in range(200):
+        raw = random.random_raw(48)
+        top = kinds[number % len(kinds)]
+        characters = (chr(int(value) % top) if int(value) >> 62 else " " for value in raw)
+        yield "".join(character for character in characters if not "\ud800" <= character <= "\udfff")

@@ -1,0 +1,207 @@
+"""Loads a Hugging Face tokenizer, and says in one hash what it and the settings would make of any text.
+
+    "/models/Qwen3-4B", "s3://bucket/Qwen3-4B", "Qwen/Qwen3-4B"  ->  a fast tokenizer with a chat template
+
+Loading is cached per process by what the files are (names, sizes, stamps), never by an object's identity:
+a worker that encodes in many small tasks loads once. transformers, which brings torch, is imported where a tokenizer
+is loaded: a process that only plans or hands out steps starts without it.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import re
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import xxhash
+
+from miles.common import retry, storage
+from miles.common.redact import redact
+from miles.data.config import EncodeConfig
+from miles.errors import MilesError, TemplateError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+PINNED_DATE = datetime.date(2025, 1, 1)
+"""What a template that writes today's date is given instead, so that the tokens of a row never change."""
+
+_VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
+_TOKENIZER_SUFFIXES = (".json", ".jinja", ".txt", ".model", ".tiktoken")
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_HUB_TIMEOUT_SECONDS = 5.0
+_STRFTIME_NOW = re.compile(r"""strftime_now\(\s*(["'])(?P<format>[^"']*)\1\s*\)""")
+
+_pinned: set[str] = set()
+"""templates that `pin_date` changed"""
+
+_loaded: dict[tuple[Any, ...], tuple[PreTrainedTokenizerBase, str]] = {}
+"""key of content -> the tokenizer, and the chat template that it was given"""
+
+
+def load_tokenizer(config: EncodeConfig) -> PreTrainedTokenizerBase:
+    """The tokenizer that `config` names, with the chat template that `config` asks for.
+
+    A date that the template would write (`strftime_now("...")`) is replaced by `PINNED_DATE`.
+
+    Raises:
+        TemplateError: no such folder or hub name, no tokenizer in it, one without character offsets (not
+            "fast"), or one without exactly one chat template.
+    """
+    url = config.tokenizer
+    files = _tokenizer_files(url)
+    key = (url, files, config.chat_template, config.trust_remote_code)
+    if key in _loaded:
+        tokenizer, template = _loaded[key]
+        if tokenizer.chat_template == template:  # nobody has changed it in the meantime
+            return tokenizer
+    if files is None:
+        tokenizer = _from_hub(url, config.trust_remote_code)
+    elif storage.is_local(url):
+        tokenizer = _from_folder(storage.filesystem(url)[1], url, config.trust_remote_code)
+    else:
+        with tempfile.TemporaryDirectory(prefix="miles-tokenizer-") as staged:
+            fs, _ = storage.filesystem(url)
+            for path, *_ in files:  # not the whole folder: a checkpoint's weights may lie beside them
+                storage.copy_file(str(fs.unstrip_protocol(path)), Path(staged) / path.rsplit("/", 1)[-1])
+            tokenizer = _from_folder(staged, url, config.trust_remote_code)
+    if not tokenizer.is_fast:
+        raise TemplateError(
+            f"{url}: {type(tokenizer).__name__} is not a fast tokenizer; the mask needs the character offsets "
+            "that only those give. Save it with a tokenizer.json."
+        )
+    template = pin_date(_single_template(tokenizer, config))
+    tokenizer.chat_template = template
+    _loaded[key] = (tokenizer, template)
+    return tokenizer
+
+
+def pin_date(template: str) -> str:
+    """Replaces each `strftime_now("%d %b %Y")` by what it gives for `PINNED_DATE`, as a string literal."""
+    pinned, num_dates = _STRFTIME_NOW.subn(
+        lambda call: json.dumps(PINNED_DATE.strftime(call["format"]), ensure_ascii=False), template
+    )
+    if num_dates:
+        _pinned.add(pinned)
+    return pinned
+
+
+def has_pinned_date(template: str) -> bool:
+    """Whether `pin_date` put its date into a template."""
+    return template in _pinned
+
+
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """xxh3 (hex) of everything in a tokenizer that decides about ids: vocabulary, merges, added tokens, template."""
+    backend = tokenizer.backend_tokenizer
+    backend.no_truncation()  # state of the last call, not of the tokenizer
+    backend.no_padding()
+    digest = xxhash.xxh3_128()
+    for part in (
+        backend.to_str(),
+        json.dumps(tokenizer.chat_template),
+        json.dumps(tokenizer.special_tokens_map, sort_keys=True, default=str),
+    ):
+        digest.update(part.encode("utf-8", "surrogatepass"))
+        digest.update(b"\0")
+    return digest.hexdigest()
+
+
+def encoder_fingerprint(tokenizer: PreTrainedTokenizerBase, config: EncodeConfig) -> str:
+    """xxh3 (hex) of all that makes tokens and masks of a conversation; where the tokenizer lies does not count."""
+    settings = {
+        "tokenizer": tokenizer_fingerprint(tokenizer),
+        "template_kwargs": dict(config.template_kwargs),
+        "turns": config.turns,
+        "empty_think": config.empty_think,
+        "history": config.history,
+        "special_text": config.special_text,
+        "too_long": config.too_long,
+        "max_sample_tokens": config.max_sample_tokens,
+    }
+    return xxhash.xxh3_128_hexdigest(json.dumps(settings, sort_keys=True).encode())
+
+
+def _tokenizer_files(url: str) -> tuple[tuple[str, int, str], ...] | None:
+    """(path, size, stamp) of the files in a tokenizer's folder; None where the name is the hub's.
+
+    Raises:
+        TemplateError: neither a folder with a tokenizer in it nor a possible hub name.
+    """
+    try:
+        fs, path = storage.filesystem(url)
+        is_folder = storage.is_folder(url)
+        is_there = is_folder or storage.exists(url)
+        if not is_there and _HUB_NAME.fullmatch(url):
+            return None
+        entries = retry.call(lambda: fs.ls(path, detail=True), url) if is_folder else []
+    except (MilesError, OSError) as error:
+        raise TemplateError(f"{url}: the tokenizer cannot be read ({redact(str(error))})") from error
+    if not is_folder:
+        found = "a file, not a folder" if is_there else "no such folder"
+        raise TemplateError(f"{url}: {found}; expected the folder of a Hugging Face tokenizer, or its hub name")
+    names = sorted(entry["name"].rstrip("/").rsplit("/", 1)[-1] for entry in entries)
+    if not set(names) & set(_VOCABULARY_FILES):
+        raise TemplateError(
+            f"{url}: no tokenizer in this folder; expected {' or '.join(_VOCABULARY_FILES)}, "
+            f"found {', '.join(names[:8]) or 'nothing'}{', …' if len(names) > 8 else ''}"
+        )
+    stamps = ("ETag", "mtime", "LastModified", "created")
+    return tuple(
+        (entry["name"], int(entry["size"] or 0), next((str(entry[s]) for s in stamps if entry.get(s)), ""))
+        for entry in sorted(entries, key=lambda entry: str(entry["name"]))
+        if entry["type"] == "file" and entry["name"].endswith(_TOKENIZER_SUFFIXES)
+    )
+
+
+def _from_folder(folder: str, url: str, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
+    except Exception as error:  # transformers raises whatever its parsers raise
+        raise TemplateError(f"{url}: the tokenizer in this folder cannot be loaded: {_first_line(error)}") from error
+
+
+def _from_hub(name: str, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+    import huggingface_hub
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(name, local_files_only=True, trust_remote_code=trust_remote_code)
+    except Exception as error:  # not in the local cache
+        cached_error = error
+    try:
+        # One request with a time limit: from_pretrained alone tries for most of a minute without a network.
+        huggingface_hub.HfApi().model_info(name, timeout=_HUB_TIMEOUT_SECONDS)
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+    except Exception as error:
+        raise TemplateError(
+            f"{name}: no such folder, and the Hugging Face hub did not give a tokenizer of that name "
+            f"({type(error).__name__}: {_first_line(error)}). Expected a folder or URL with a tokenizer.json, "
+            "or the name of a hub repository that can be reached from here."
+        ) from cached_error
+
+
+def _single_template(tokenizer: PreTrainedTokenizerBase, config: EncodeConfig) -> str:
+    if config.chat_template is not None:
+        return config.chat_template
+    template = tokenizer.chat_template
+    if not template:
+        raise TemplateError(
+            f"{config.tokenizer}: the tokenizer has no chat template; give one with --chat-template-path"
+        )
+    if not isinstance(template, str):
+        raise TemplateError(
+            f"{config.tokenizer}: the tokenizer has several chat templates ({', '.join(sorted(template))}); "
+            "choose one with --chat-template-path"
+        )
+    return template
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return redact(lines[0])[:200] if lines else type(error).__name__

@@ -1,0 +1,76 @@
+"""Steps that were not taken, since their loss or gradient was NaN or infinite: named, counted, and limited.
+
+`skipped_steps.jsonl` in the run's folder has one line a step:
+
+    {"step": 41, "reason": "the loss is not finite", "rows": [{"source": "chat", "file": "…", "row": 17}]}
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+from miles.common import storage
+from miles.errors import DivergedError
+from miles.train.rank.trainer import NOTHING_TO_TRAIN, StepResult
+
+FILE = "skipped_steps.jsonl"
+_SHOWN_ROWS = 3
+
+Locate = Callable[[int], tuple[str, str, int]]
+"""Row id -> source, file (fsspec URL), number in the file."""
+
+
+class SkippedSteps:
+    """Counts the steps of a run that were skipped.
+
+    Args:
+        run_dir: the run's folder (fsspec URL).
+        max_in_a_row: more than so many, one after the other, end the run.
+        first_step: where this start begins; lines of later steps, of a run that was broken off, are dropped.
+        total: skipped before it.
+        locate: where a row is.
+    """
+
+    def __init__(self, run_dir: str, max_in_a_row: int, first_step: int, total: int, locate: Locate) -> None:
+        self.total = total
+        self._path, self._max, self._locate = storage.join(run_dir, FILE), max_in_a_row, locate
+        self._in_a_row = 0
+        kept = storage.read_text(self._path).splitlines() if storage.exists(self._path) else []
+        self._lines = [line for line in kept if json.loads(line)["step"] < first_step]
+        if kept:
+            self._write()
+
+    def count(self, step: int, result: StepResult) -> str:
+        """Enters a step.
+
+        Returns:
+            a sentence for the terminal, where the step was skipped; else nothing.
+
+        Raises:
+            DivergedError: too many in a row.
+        """
+        if not result.skipped:
+            self._in_a_row = 0
+            return ""
+        self.total += 1
+        if result.skipped == NOTHING_TO_TRAIN:  # no sign of anything about the model
+            return f"step {step} skipped: {result.skipped}"
+        self._in_a_row += 1
+        places = [self._locate(row) for row in result.skipped_rows]
+        rows = [{"source": source, "file": file, "row": row} for source, file, row in places]
+        self._lines.append(json.dumps({"step": step, "reason": result.skipped, "rows": rows}))
+        self._write()
+        named = ", ".join(f"row {row} of {file}" for _, file, row in places[:_SHOWN_ROWS])
+        more = f" and {len(places) - _SHOWN_ROWS} more (see {self._path})" if len(places) > _SHOWN_ROWS else ""
+        said = f"step {step} skipped: {result.skipped}; {named}{more}"
+        if self._in_a_row > self._max:
+            raise DivergedError(
+                f"{self._in_a_row} steps in a row were skipped, more than --max-skipped-steps {self._max}; the last: "
+                f"{said}. Look at the rows (miles inspect shows how they are encoded), lower --lr, or go on from an "
+                "earlier checkpoint"
+            )
+        return said
+
+    def _write(self) -> None:
+        storage.write_text(self._path, "".join(line + "\n" for line in self._lines))

@@ -1,0 +1,335 @@
+"""Every family, both ways: nothing lost, the same logits, any layout. What is found goes into docs/convert.md.
+
+`MILES_WRITE_DOCS=1 pytest tests/convert/test_families.py` writes its table anew.
+"""
+
+from __future__ import annotations
+
+import filecmp
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from miles.architecture.config import HfConfig, ModelShape, families
+from miles.architecture.families import hf_shapes, parameters_of
+from miles.convert.hf_to_megatron import hf_to_megatron
+from miles.convert.megatron_to_hf import megatron_to_hf
+from miles.convert.verify import verify
+from miles.errors import CheckpointError
+from miles.train.model.process_groups import Layout
+from tests.support.models import make_hf
+from tests.support.ranks import SETTINGS, run_ranks, start
+
+PAGE = Path(__file__).parents[2] / "docs/convert.md"
+MAX_LOGIT_DIFFERENCE = 1e-4
+
+
+@dataclass(frozen=True)
+class Model:
+    """A tiny model of a family."""
+
+    model_type: str
+    tied: bool
+    dtype: torch.dtype = torch.float32
+
+
+MODELS = {
+    "Qwen3, tied": Model("qwen3", True),
+    "Qwen3, untied": Model("qwen3", False),
+    "Qwen3, bfloat16": Model("qwen3", False, torch.bfloat16),
+    "Qwen3-MoE": Model("qwen3_moe", False),
+    "Qwen2.5, tied": Model("qwen2", True),
+    "Qwen2.5, untied": Model("qwen2", False),
+    "Llama 3, tied": Model("llama", True),
+    "Llama 3, untied": Model("llama", False),
+}
+LAYOUTS = {"TP 2": Layout(2, tensor=2), "PP 2": Layout(2, pipeline=2), "EP 2": Layout(2, expert=2)}
+MOE_TENSOR = Layout(2, tensor=2, expert_tensor=2, sequence_parallel=True)
+TO_MEGATRON = ("to Megatron: keys of `GPTModel`", "to Megatron: logits", "to Megatron: logits, packed")
+BACK = "and back: every file"
+COLUMNS = [*TO_MEGATRON, BACK, *(f"loaded at {layout}, saved, and back: every file" for layout in LAYOUTS)]
+table: dict[tuple[str, str], str] = {}
+
+
+@dataclass(frozen=True)
+class Converted:
+    """A model in both formats, as it was made and as it was converted."""
+
+    hf: str
+    megatron: str
+
+
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Converted]:
+    made = {}
+    for number, (name, model) in enumerate(MODELS.items()):
+        folder = tmp_path_factory.mktemp(f"model-{number}")
+        hf = make_hf(folder / "hf", model.model_type, tied=model.tied, dtype=model.dtype)
+        hf_to_megatron(str(hf), str(folder / "megatron"))
+        made[name] = Converted(str(hf), str(folder / "megatron"))
+    return made
+
+
+def require_same_files(one: Path, other: Path) -> None:
+    files = {path.relative_to(one) for path in one.rglob("*") if path.is_file()}
+    assert files == {path.relative_to(other) for path in other.rglob("*") if path.is_file()}
+    differing = [file for file in sorted(files) if not filecmp.cmp(one / file, other / file, shallow=False)]
+    assert not differing
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_there_and_back_every_file_is_the_same(converted: dict[str, Converted], name: str, tmp_path: Path) -> None:
+    """Every byte of the safetensors, too: names, order, dtypes, values; and of configuration and template files."""
+    model = converted[name]
+    assert (Path(model.megatron) / "latest_checkpointed_iteration.txt").read_text() == "release"
+    megatron_to_hf(model.megatron, model.hf, str(tmp_path / "back"))
+    require_same_files(Path(model.hf), tmp_path / "back")
+    table[name, BACK] = "the same"
+
+
+def logits(
+    layout: Layout, rank: int, meeting: Path, models: list[Converted], texts: list[list[int]]
+) -> list[tuple[set[str], list[np.ndarray], list[np.ndarray]]]:
+    """Of the converted checkpoints in real GPTModels: keys, logits of each text by itself, and of all in one row."""
+    from miles.data.packing.pack import micro_batch
+    from miles.train.model.build import forward_packed
+    from miles.train.rank import checkpoint_load
+    from miles.train.rank.trainer import Trainer
+
+    start(layout, rank, meeting)
+    lengths = np.array([len(text) for text in texts], np.int32)
+    row = micro_batch(
+        np.concatenate(texts).astype(np.int32),
+        np.zeros(lengths.sum(), np.uint8),
+        lengths,
+        np.arange(len(texts)),
+        np.zeros(len(texts), np.int32),
+    )
+    found = []
+    for model in models:
+        trainer = Trainer(ModelShape.from_hf_folder(model.hf), layout, rank, SETTINGS, 10, 1, bf16=False)
+        keys = set()
+        for value in trainer.gpt.sharded_state_dict().values():
+            keys |= {getattr(part, "key", "") for part in (value.build() if hasattr(value, "build") else [value])}
+        newest = checkpoint_load.find(model.megatron)
+        assert newest is not None
+        checkpoint_load.load(trainer, newest, model_only=True)
+        alone = [trainer.logits(text) for text in texts]
+        with torch.no_grad():
+            packed = forward_packed(trainer.gpt, row, labels=False)[0].float().numpy()
+        found.append((keys, alone, np.split(packed, np.cumsum(lengths)[:-1])))
+    return found
+
+
+@pytest.mark.slow
+def test_megatron_and_transformers_give_the_same_logits(converted: dict[str, Converted]) -> None:
+    from megatron.core.dist_checkpointing import load_tensors_metadata
+    from transformers import AutoModelForCausalLM
+
+    rng = np.random.default_rng(1)
+    texts = [rng.integers(0, 192, length).tolist() for length in (150, 33, 80)]
+    names = [name for name, model in MODELS.items() if model.dtype == torch.float32]
+    (got,) = run_ranks(logits, Layout(1), [converted[name] for name in names], texts)
+    for name, (keys, alone, packed) in zip(names, got, strict=True):
+        stored = load_tensors_metadata(f"{converted[name].megatron}/release")
+        assert set(stored) == {key for key in keys if not key.endswith("_extra_state")}
+        table[name, TO_MEGATRON[0]] = "the same"
+        model = AutoModelForCausalLM.from_pretrained(converted[name].hf, dtype=torch.float32)
+        with torch.no_grad():
+            expected = [model(torch.tensor([text])).logits[0].numpy() for text in texts]
+        assert all(np.abs(one).max() > 0.1 for one in expected)
+        for column, ours in ((TO_MEGATRON[1], alone), (TO_MEGATRON[2], packed)):
+            for one, other in zip(ours, expected, strict=True):
+                assert np.abs(one - other).max() < MAX_LOGIT_DIFFERENCE, (name, column)
+            table[name, column] = f"within {MAX_LOGIT_DIFFERENCE:.0e}"
+
+
+def reload(layout: Layout, rank: int, meeting: Path, models: list[Converted], saves: list[str]) -> None:
+    """Loads the converted checkpoints into ranks of a layout, and saves them from these, as training does."""
+    from miles.train.rank import checkpoint_load, checkpoint_writer
+    from miles.train.rank.trainer import Trainer
+
+    start(layout, rank, meeting)
+    for model, save in zip(models, saves, strict=True):
+        bf16 = "bfloat16" in Path(model.hf, "config.json").read_text()
+        trainer = Trainer(ModelShape.from_hf_folder(model.hf), layout, rank, SETTINGS, 10, 1, bf16=bf16)
+        found = checkpoint_load.find(model.megatron)
+        assert found is not None
+        checkpoint_load.load(trainer, found, model_only=True)
+        checkpoint_writer.save(trainer, save, 1, {}, model_only=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", [*LAYOUTS, "TP 2 with experts"])
+def test_loaded_at_any_layout_and_saved_from_it(converted: dict[str, Converted], layout: str, tmp_path: Path) -> None:
+    if layout == "EP 2" or layout == "TP 2 with experts":
+        names = ["Qwen3-MoE"]
+    else:
+        names = [name for name in MODELS if name != "Qwen3-MoE" or layout == "PP 2"]
+    saves = [str(tmp_path / f"{number}") for number in range(len(names))]
+    run_ranks(reload, LAYOUTS.get(layout, MOE_TENSOR), [converted[name] for name in names], saves)
+    for name, save in zip(names, saves, strict=True):
+        assert not verify(converted[name].hf, save).differences
+        megatron_to_hf(save, converted[name].hf, f"{save}-back")
+        require_same_files(Path(converted[name].hf), Path(f"{save}-back"))
+        table[name, f"loaded at {layout.removesuffix(' with experts')}, saved, and back: every file"] = "the same"
+
+
+QWEN3 = {"model_type": "qwen3", "head_dim": 128, "num_key_value_heads": 8, "vocab_size": 151_936}
+QWEN3_MOE = QWEN3 | {
+    "model_type": "qwen3_moe",
+    "num_key_value_heads": 4,
+    "num_experts": 128,
+    "num_experts_per_tok": 8,
+    "norm_topk_prob": True,
+}
+QWEN2 = {"model_type": "qwen2", "vocab_size": 151_936}
+LLAMA = {"model_type": "llama", "num_key_value_heads": 8, "vocab_size": 128_256}
+
+
+def llama_rope(factor: float) -> dict[str, Any]:
+    return {
+        "rope_parameters": {
+            "rope_type": "llama3",
+            "rope_theta": 500_000.0,
+            "factor": factor,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192,
+        }
+    }
+
+
+def sizes(hidden: int, ffn: int, layers: int, heads: int, *, tied: bool = False) -> dict[str, Any]:
+    return {
+        "hidden_size": hidden,
+        "intermediate_size": ffn,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "tie_word_embeddings": tied,
+    }
+
+
+PUBLISHED: dict[str, tuple[dict[str, Any], int]] = {
+    "Qwen3-0.6B": (QWEN3 | sizes(1024, 3072, 28, 16, tied=True), 596_049_920),
+    "Qwen3-1.7B": (QWEN3 | sizes(2048, 6144, 28, 16, tied=True), 1_720_574_976),
+    "Qwen3-4B": (QWEN3 | sizes(2560, 9728, 36, 32, tied=True), 4_022_468_096),
+    "Qwen3-8B": (QWEN3 | sizes(4096, 12288, 36, 32), 8_190_735_360),
+    "Qwen3-14B": (QWEN3 | sizes(5120, 17408, 40, 40), 14_768_307_200),
+    "Qwen3-32B": (QWEN3 | sizes(5120, 25600, 64, 64), 32_762_123_264),
+    "Qwen3-30B-A3B": (QWEN3_MOE | sizes(2048, 6144, 48, 32) | {"moe_intermediate_size": 768}, 30_532_122_624),
+    "Qwen3-235B-A22B": (QWEN3_MOE | sizes(4096, 12288, 94, 64) | {"moe_intermediate_size": 1536}, 235_093_634_560),
+    "Qwen2.5-0.5B": (QWEN2 | sizes(896, 4864, 24, 14, tied=True) | {"num_key_value_heads": 2}, 494_032_768),
+    "Qwen2.5-7B": (
+        QWEN2 | sizes(3584, 18944, 28, 28) | {"num_key_value_heads": 4, "vocab_size": 152_064},
+        7_615_616_512,
+    ),
+    "Qwen2.5-72B": (
+        QWEN2 | sizes(8192, 29568, 80, 64) | {"num_key_value_heads": 8, "vocab_size": 152_064},
+        72_706_203_648,
+    ),
+    "Llama-3-8B": (LLAMA | sizes(4096, 14336, 32, 32), 8_030_261_248),
+    "Llama-3.1-70B": (LLAMA | sizes(8192, 28672, 80, 64) | llama_rope(8.0), 70_553_706_496),
+    "Llama-3.2-1B": (LLAMA | sizes(2048, 8192, 16, 32, tied=True) | llama_rope(32.0), 1_235_814_400),
+    "Llama-3.2-3B": (LLAMA | sizes(3072, 8192, 28, 24, tied=True) | llama_rope(32.0), 3_212_749_824),
+}
+"""The sizes of published models, and the number of parameters that each is published with."""
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_map_of_a_published_model(name: str) -> None:
+    """As many parameters as it has; in a dense one, the tensors that transformers makes of its configuration."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    values, num_parameters = PUBLISHED[name]
+    config = AutoConfig.for_model(**values)
+    shape = ModelShape.from_hf_config(config.to_dict(), name)
+    mapped = hf_shapes(shape)
+    assert sum(int(np.prod(size)) for size in mapped.values()) == num_parameters
+    if shape.num_experts is None:
+        with torch.device("meta"):
+            made = AutoModelForCausalLM.from_config(config).state_dict()
+        if shape.tied_embeddings:
+            del made["lm_head.weight"]
+        assert mapped == {tensor: tuple(value.shape) for tensor, value in made.items()}
+
+
+def test_a_configuration_that_is_not_understood() -> None:
+    def refused(message: str, **changes: Any) -> None:
+        with pytest.raises(CheckpointError, match=f"there: {message}"):
+            ModelShape.from_hf_config({**config, **changes}, "there")
+
+    config = {
+        **PUBLISHED["Llama-3.2-1B"][0],
+        "rms_norm_eps": 1e-5,
+        "max_position_embeddings": 4096,
+        "architectures": ["LlamaForCausalLM"],
+    }
+    assert ModelShape.from_hf_config(config, "there").rope_scaling_factor == 32
+    refused("model_type 'mamba' is not one of llama, qwen2, qwen3, qwen3_moe", model_type="mamba")
+    refused(r"architectures = \['LlamaForSequenceClassification'\]", architectures=["LlamaForSequenceClassification"])
+    refused("quantization_config = .*only None is supported", quantization_config={"quant_method": "fp8"})
+    refused("hidden_act = 'gelu', only 'silu'", hidden_act="gelu")
+    refused("hidden_size is missing", hidden_size=None)
+    refused("rope type = 'yarn', only 'default'", rope_parameters={"rope_type": "yarn", "factor": 4.0})
+    refused(r"rope high_freq_factor = 8\.0, only 4\.0", rope_parameters={"rope_type": "llama3", "high_freq_factor": 8})
+    refused("rope_parameters: factor is missing", rope_parameters={"rope_type": "llama3"})
+    refused("attention_bias = True", attention_bias=True)
+    refused(r"a setting is not what it should be \(invalid literal for int\(\)", hidden_size="wide")
+    refused("a setting is not what it should be", num_attention_heads=0)
+    with pytest.raises(CheckpointError, match="there: a JSON object was expected"):
+        ModelShape.from_hf_config([config], "there")  # type: ignore[arg-type]
+    assert HfConfig({"rope_scaling": {"type": "linear"}}, "there").rope_type == "linear"
+
+
+def test_a_configuration_of_an_older_transformers_says_the_same() -> None:
+    """`rope_theta` and `rope_scaling` at the top, `torch_dtype`, settings that are not used: as published."""
+    common = {"hidden_act": "silu", "torch_dtype": "bfloat16", "attention_dropout": 0.0, "rms_norm_eps": 1e-6}
+    qwen = (
+        PUBLISHED["Qwen3-4B"][0] | common | {"architectures": ["Qwen3ForCausalLM"], "max_position_embeddings": 32_768}
+    )
+    old = {"rope_theta": 1_000_000, "rope_scaling": None, "sliding_window": None, "use_sliding_window": False}
+    new = {"rope_parameters": {"rope_type": "default", "rope_theta": 1_000_000}}
+    shape = ModelShape.from_hf_config(qwen | old | {"attention_bias": False, "max_window_layers": 36}, "")
+    assert shape == ModelShape.from_hf_config(qwen | new, "")
+    assert shape.rotary_base == 1_000_000
+    llama = PUBLISHED["Llama-3.2-1B"][0] | common | {"max_position_embeddings": 131_072}
+    scaling = {name: value for name, value in llama["rope_parameters"].items() if name != "rope_theta"}
+    older = {name: value for name, value in llama.items() if name != "rope_parameters"}
+    older |= {"rope_theta": 500_000.0, "rope_scaling": scaling, "mlp_bias": False, "pretraining_tp": 1}
+    assert ModelShape.from_hf_config(older, "") == ModelShape.from_hf_config(llama, "")
+
+
+def test_a_family_is_one_file() -> None:
+    assert families() == sorted({model.model_type for model in MODELS.values()})
+    shape = ModelShape.from_hf_config(
+        PUBLISHED["Qwen3-30B-A3B"][0] | {"rms_norm_eps": 1, "max_position_embeddings": 1}, ""
+    )
+    assert {parameter.stacked_by for parameter in parameters_of(shape)} == {(), ("layer",), ("layer", "expert")}
+
+
+def test_the_page_shows_what_was_found() -> None:
+    """Last in the file: the table is of the tests before it."""
+    expected = {(name, column) for name in MODELS for column in COLUMNS if not _is_out_of_place(name, column)}
+    assert expected == set(table), "run the whole file"
+    lines = ["| | " + " | ".join(COLUMNS) + " |", "|---" * (len(COLUMNS) + 1) + "|"]
+    lines += [
+        f"| {name} | " + " | ".join(table.get((name, column), "") for column in COLUMNS) + " |" for name in MODELS
+    ]
+    before, rest = PAGE.read_text().split("<!-- table -->\n")
+    _, after = rest.split("<!-- end -->\n")
+    page = f"{before}<!-- table -->\n" + "\n".join(lines) + f"\n<!-- end -->\n{after}"
+    if os.environ.get("MILES_WRITE_DOCS"):
+        PAGE.write_text(page)
+    assert PAGE.read_text() == page, "MILES_WRITE_DOCS=1 writes it anew"
+
+
+def _is_out_of_place(name: str, column: str) -> bool:
+    """Logits are compared in float32; experts are what EP spreads."""
+    is_float32 = MODELS[name].dtype == torch.float32
+    return (column in TO_MEGATRON and not is_float32) or ("EP 2" in column and name != "Qwen3-MoE")

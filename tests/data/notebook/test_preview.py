@@ -1,0 +1,71 @@
+import html
+import re
+
+import numpy as np
+
+from miles.data.encoding.encoder import encode
+from miles.data.notebook.preview import pieces, to_html, to_text
+
+MESSAGES = [
+    {"role": "user", "content": "<b>&\x1b[31m</b>"},
+    {"role": "assistant", "content": "𠮷 and\nmore"},
+]
+
+
+def trained_text_of(fragment: str) -> str:
+    """What stands on the trained colour, the legend's own swatch left out."""
+    body = fragment.split("</div>", 1)[1]
+    runs = re.findall(r'<span style="background:rgba\(46.*?">(.*?)</span></span>', body, re.DOTALL)
+    return html.unescape(re.sub(r"<[^>]+>", "", "".join(runs)))
+
+
+def test_pieces_join_tokens_that_only_make_a_character_together(chatml_tokenizer) -> None:
+    ids = chatml_tokenizer.encode("a𠮷b", add_special_tokens=False)
+    assert len(ids) == 6  # four bytes are four tokens
+    found = list(pieces(ids, [0, 1, 1, 1, 1, 0], chatml_tokenizer))
+    assert [(piece.text, len(piece.token_ids), piece.is_trained) for piece in found] == [
+        ("a", 1, False),
+        ("𠮷", 4, True),
+        ("b", 1, False),
+    ]
+
+
+def test_bytes_that_are_no_character_and_a_real_replacement_character(chatml_tokenizer) -> None:
+    broken = chatml_tokenizer.encode("𠮷", add_special_tokens=False)[:2]
+    real = chatml_tokenizer.encode("\ufffd", add_special_tokens=False)
+    ids = [*broken, *chatml_tokenizer.encode("ab", add_special_tokens=False), *real]
+    found = list(pieces(ids, [1] * len(ids), chatml_tokenizer))
+    assert [token for piece in found for token in piece.token_ids] == ids
+    text = "".join(piece.text for piece in found)
+    assert text.startswith("\ufffd")
+    assert "ab" in text
+    assert text.endswith("\ufffd")
+
+
+def test_html(chatml_tokenizer) -> None:
+    encoded = encode(MESSAGES, chatml_tokenizer)
+    fragment = to_html(encoded, chatml_tokenizer)
+    assert trained_text_of(fragment) == "𠮷 and↵\nmore<|im_end|>"
+    assert f"{int(encoded.loss_mask.sum())} of {len(encoded.input_ids)} tokens" in fragment
+    assert "<b>" not in fragment
+    assert "\x1b" not in fragment
+    visible = html.unescape(re.sub(r"<[^>]+>", "", fragment.split("</div>", 1)[1]))
+    assert visible.startswith("<|im_start|>user↵\n<b>&␛[31m</b><|im_end|>↵\n")
+    assert not re.search(r"https?:|<script|<link|<style", fragment)
+
+
+def test_a_kept_batch_is_shown_like_a_fresh_one(chatml_tokenizer) -> None:
+    encoded = encode(MESSAGES, chatml_tokenizer)
+    kept = (encoded.input_ids.tolist(), encoded.loss_mask.tolist())
+    assert to_html(kept, chatml_tokenizer) == to_html(encoded, chatml_tokenizer)
+    arrays = (encoded.input_ids.astype(np.int64), encoded.loss_mask)
+    assert to_text(arrays, chatml_tokenizer) == to_text(encoded, chatml_tokenizer)
+
+
+def test_text(chatml_tokenizer) -> None:
+    text = to_text(encode(MESSAGES, chatml_tokenizer), chatml_tokenizer)
+    trained = "".join(
+        text.plain[span.start : span.end] for span in text.spans if getattr(span.style, "bgcolor", None) is not None
+    )
+    assert trained == "𠮷 and↵\nmore<|im_end|>"
+    assert "\x1b" not in text.plain

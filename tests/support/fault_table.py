@@ -1,0 +1,86 @@
+"""docs/faults.md: what the tests of this session saw when they injected a fault.
+
+Each test enters the line that the user reads and what was lost. `MILES_WRITE_DOCS=1 pytest tests/integration` writes
+the page; without it, the page must be what was seen.
+"""
+
+from __future__ import annotations
+
+import re
+
+from tests.support.clusters import PROJECT
+
+PAGE = PROJECT / "docs/faults.md"
+NOTHING = "nothing"
+SINCE = "steps since the last complete checkpoint; they are trained again, the same"
+
+SEEN: dict[str, tuple[str, str]] = {}
+"""Fault -> what the user sees, what is lost."""
+
+FAULTS = (
+    "driver killed (SIGKILL, out of memory, power)",
+    "loader process killed",
+    "trainer killed",
+    "feed killed",
+    "trainer killed, `--max-restarts` used up",
+    "SIGTERM to the driver",
+    "SIGTERM before the first step",
+    "`ray job stop`",
+    "killed while a checkpoint is written",
+    "disk full before a checkpoint",
+    "disk full before a checkpoint, `--on-save-error continue`",
+    "disk full while a checkpoint is written",
+    "driver killed, checkpoints on S3, another machine",
+    "node lost, another is free",
+    "node lost, none is free",
+    "same command after the last step",
+    "other data or order than the checkpoint's",
+    "other model than the checkpoint's",
+    "row that kills its loader each time",
+    "row group corrupt",
+    "file gone while the run reads it",
+    "file changed since its rows were counted",
+)
+
+HEAD = """# Faults
+
+What a user sees when something breaks, and what it costs. Every row was made by a test that injects the fault into a
+real run and compares what follows with a run that nothing happened to: the same weights, losses and step fingerprints,
+bit by bit, where it goes on. The texts are what those runs printed, with `N` for numbers and `…` for folders. What to
+type then is in [resume.md](resume.md).
+
+The rule: what was trained is never lost beyond the last complete checkpoint, and what follows is what would have
+followed.
+
+| fault | what is seen | what is lost |
+|---|---|---|
+"""
+
+
+def observed(fault: str, printed: str, marker: str, lost: str) -> None:
+    """Enters a row.
+
+    Args:
+        printed: what the run printed, or its error.
+        marker: of the line that the user is to read; empty: nothing is said.
+        lost: what the test has measured.
+    """
+    assert fault in FAULTS, fault
+    line = next(line for line in printed.splitlines() if marker in line) if marker else "nothing"
+    SEEN[fault] = (plain(line), lost)
+
+
+def plain(line: str) -> str:
+    """A line without what differs from run to run."""
+    line = re.sub(r"\S*/\S*/(?=\S)", "…/", line.strip())
+    line = re.sub(r"(died during )'\w+': .*", r"\1…", line)
+    line = re.sub(r"(the data stream failed: \w+): .*(; step)", r"\1 …\2", line)
+    line = re.sub(r"between row .* and row .*", "between row N of … and row N of …", line)  # of which step, varies
+    line = re.sub(r"(the data stream failed: )(?!.*; step).*", r"\1…", line)
+    line = re.sub(r" of [^ ,]+, (?=\S+ MB are free)", " of …, ", line)  # the machine
+    line = re.sub(r"\d+(,\d{3})*(\.\d+)?", "N", line)
+    return line.replace("|", "\\|")[:420]
+
+
+def page() -> str:
+    return HEAD + "".join(f"| {fault} | {SEEN[fault][0]} | {SEEN[fault][1]} |\n" for fault in FAULTS)

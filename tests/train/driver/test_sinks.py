@@ -1,0 +1,242 @@
+"""metrics.jsonl and the boards say the same: read back from what TensorBoard and Weights & Biases wrote."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import re
+import secrets
+import struct
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from miles.common import storage
+from miles.data.config import DataConfig, EncodeConfig, OrderConfig, SourceConfig
+from miles.errors import ConfigError
+from miles.train.config import LoggingConfig, TrainConfig
+from miles.train.driver.metrics import Metrics
+from miles.train.driver.sinks import FILE, WANDB_ID, MetricsLog, open_boards
+
+
+def line(step: int) -> Metrics:
+    loss = math.nan if step == 3 else 2.0 / (step + 1)
+    return {"step": step, "sft/loss": loss, "data/num_rows": 16 + step, "data/step_fingerprint": f"{step:016x}"}
+
+
+def lines_of(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(text) for text in (folder / FILE).read_text().splitlines()]
+
+
+def log_steps(config: LoggingConfig, folder: Path, first: int, last: int, *, breaks: bool = False) -> None:
+    data = DataConfig((SourceConfig("chat", ("chat.jsonl",)),), OrderConfig(), EncodeConfig("hf"))
+    settings = dataclasses.asdict(TrainConfig("hf", "megatron", "s3://key:secret@bucket/run", data))
+    with MetricsLog(str(folder), first, open_boards(config, str(folder), first, settings)) as log:
+        for step in range(first, last):
+            log.write(line(step))
+        if breaks:
+            raise RuntimeError("broken off")
+
+
+def test_a_run_that_goes_on_drops_what_comes_again(tmp_path: Path) -> None:
+    log_steps(LoggingConfig(), tmp_path, 0, 5)
+    log_steps(LoggingConfig(), tmp_path, 2, 6)
+    assert [entry["step"] for entry in lines_of(tmp_path)] == list(range(6))
+    assert lines_of(tmp_path)[3] == {**line(3), "sft/loss": None}
+
+
+def test_a_remote_file_is_written_at_each_checkpoint() -> None:
+    url = f"memory://{secrets.token_hex(4)}"
+
+    def steps() -> list[int]:
+        return [json.loads(text)["step"] for text in storage.read_text(storage.join(url, FILE)).splitlines()]
+
+    log = MetricsLog(url, 0, [])
+    for step in range(3):
+        log.write(line(step))
+        assert steps() == []
+    log.flush()
+    assert steps() == [0, 1, 2]
+    log.write(line(3))
+    log.close()
+    assert steps() == [0, 1, 2, 3]
+    with MetricsLog(url, 2, []) as log:
+        log.write(line(2))
+    assert steps() == [0, 1, 2]
+
+
+def test_tensorboard_shows_each_step_once(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    config = LoggingConfig(use_tensorboard=True)
+    log_steps(config, tmp_path, 0, 8)  # a run that left no checkpoint, and begins anew
+    log_steps(config, tmp_path, 0, 5)
+    log_steps(config, tmp_path, 2, 6)
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert set(events.Tags()["scalars"]) == {"sft/loss", "data/num_rows"}
+    rows = [(event.step, event.value) for event in events.Scalars("data/num_rows")]
+    assert rows == [(step, 16 + step) for step in range(6)]
+    losses = {event.step: event.value for event in events.Scalars("sft/loss")}
+    assert losses == pytest.approx({step: 2.0 / (step + 1) for step in range(6) if step != 3})
+
+
+def log_records(data: bytes) -> Iterator[bytes]:
+    """The records of a file in LevelDB's log format, behind wandb's seven bytes: blocks of 32 KiB; before each piece a
+    checksum (4 bytes), a length (2), and whether it is a whole record (1), or a first, middle or last part."""
+    place, parts = 7, b""
+    while place + 7 <= len(data):
+        left = -place % 32768
+        if left < 7 and left:
+            place += left
+            continue
+        length, kind = struct.unpack_from("<HB", data, place + 4)
+        parts = (b"" if kind in (1, 2) else parts) + data[place + 7 : place + 7 + length]
+        place += 7 + length
+        if kind in (1, 4):
+            yield parts
+
+
+@dataclasses.dataclass
+class OfflineRun:
+    """What one start left on disk."""
+
+    run_id: str = ""
+    exit_code: int | None = None
+    config: dict[str, Any] = dataclasses.field(default_factory=dict)
+    history: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+
+
+def offline_runs(folder: Path) -> list[OfflineRun]:
+    """By the time at which they ended."""
+    from wandb.proto import wandb_internal_pb2
+
+    runs = []
+    for path in sorted(folder.glob("wandb/offline-run-*/*.wandb"), key=lambda path: path.stat().st_mtime_ns):
+        runs.append(run := OfflineRun())
+        for data in log_records(path.read_bytes()):
+            record = wandb_internal_pb2.Record()
+            record.ParseFromString(data)
+            if record.HasField("history"):
+                items = {"/".join(item.nested_key) or item.key: item.value_json for item in record.history.item}
+                run.history.append({key: json.loads(value) for key, value in items.items() if not key.startswith("_")})
+            if record.HasField("run"):
+                run.run_id = record.run.run_id
+                run.config |= {item.key: json.loads(item.value_json) for item in record.run.config.update}
+            if record.HasField("exit"):
+                run.exit_code = record.exit.exit_code
+    return runs
+
+
+LOG = "from tests.train.driver.test_sinks import main; main()"
+
+
+def main() -> None:
+    folder, mode, first, last, breaks, _ = sys.argv[1:]
+    config = LoggingConfig(use_wandb=True, wandb_mode=mode, wandb_project="miles-tests")
+    log_steps(config, Path(folder), int(first), int(last), breaks=breaks == "breaks")
+
+
+def log_in_a_process(
+    folder: Path, mode: str, first: int, last: int, end: str, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Without a login, a home, or a terminal to ask on; with `environment`, and a password on the command line."""
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith("WANDB") and key != "NETRC"}
+    return subprocess.run(
+        [sys.executable, "-c", LOG, str(folder), mode, str(first), str(last), end, "s3://key:secret@bucket/export"],
+        cwd=Path(__file__).parents[3],
+        env={**inherited, "HOME": str(folder / "home"), **environment},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_weights_and_biases_offline_has_the_same_history(tmp_path: Path) -> None:
+    broken_off = log_in_a_process(tmp_path, "offline", 0, 5, "breaks")
+    assert "RuntimeError: broken off" in broken_off.stderr
+    went_on = log_in_a_process(tmp_path, "offline", 2, 6, "well")
+    runs = offline_runs(tmp_path)
+    assert [run.exit_code for run in runs] == [1, 0]
+    assert {run.run_id for run in runs} == {(tmp_path / WANDB_ID).read_text()}, "it goes on in the same run"
+    assert [[entry["step"] for entry in run.history] for run in runs] == [[0, 1, 2, 3, 4], [2, 3, 4, 5]]
+    assert "sft/loss" not in runs[0].history[3]
+    for entry in runs[0].history + runs[1].history:
+        expected = {key: value for key, value in lines_of(tmp_path)[entry["step"]].items() if value is not None}
+        del expected["data/step_fingerprint"]
+        assert entry == expected
+    assert runs[1].config["save"] == "s3://…@bucket/run"
+    assert runs[1].config["data"]["sources"][0]["paths"] == ["chat.jsonl"]
+    everything = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+    assert b"secret" not in everything
+    assert (went_on.stdout, went_on.stderr) == ("", ""), "the terminal is the progress line's"
+
+    log_in_a_process(tmp_path, "offline", 0, 1, "well")
+    assert offline_runs(tmp_path)[2].run_id != runs[0].run_id, "what begins anew is another run"
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ("", "--use-wandb needs a login: WANDB_API_KEY, or wandb login"),
+        ("hunter2", "--use-wandb: WANDB_API_KEY invalid"),
+        ("hunter2" * 6, "--use-wandb: Failed to authenticate with http://127.0.0.1:9: "),
+    ],
+)
+def test_weights_and_biases_without_a_login_or_an_answer_is_refused(tmp_path: Path, key: str, message: str) -> None:
+    """It asks nothing, and says no key."""
+    environment = {"WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_HTTP_TIMEOUT": "2", "WANDB_API_KEY": key}
+    done = log_in_a_process(tmp_path, "online", 0, 1, "well", **environment)
+    last = done.stderr.splitlines()[-1]
+    assert message in last
+    assert last.startswith("miles.errors.ConfigError")
+    assert last.endswith(". --wandb-mode offline needs neither login nor network; wandb sync sends it later")
+    assert "hunter2" not in done.stderr
+    assert not re.search("^wandb: ", done.stderr, re.MULTILINE), "nothing but the error"
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (
+            LoggingConfig(use_tensorboard=True),
+            "--use-tensorboard writes into the run's folder: give a local",
+        ),
+        (LoggingConfig(use_wandb=True, wandb_mode="offline"), "--wandb-mode offline writes into the run's folder"),
+    ],
+)
+def test_a_remote_folder_is_no_place_for_what_is_written_bit_by_bit(config: LoggingConfig, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        open_boards(config, "memory://run", 0, {})
+
+
+def test_weights_and_biases_of_a_remote_folder_leaves_only_the_id_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    url = f"memory://{secrets.token_hex(4)}"
+    config = LoggingConfig(use_wandb=True, wandb_mode="disabled")
+    with MetricsLog(url, 0, open_boards(config, url, 0, {})) as log:
+        log.write(line(0))
+        assert len(list(tmp_path.glob("miles-wandb-*"))) == 1
+        run_id = storage.read_text(storage.join(url, WANDB_ID))
+    assert not list(tmp_path.glob("miles-wandb-*"))
+    with MetricsLog(url, 1, open_boards(config, url, 1, {})):
+        assert storage.read_text(storage.join(url, WANDB_ID)) == run_id
+
+
+@pytest.mark.parametrize(("name", "extra"), [("torch.utils.tensorboard", "tensorboard"), ("wandb", "wandb")])
+def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, extra: str) -> None:
+    monkeypatch.setitem(sys.modules, name, None)
+    config = LoggingConfig(use_tensorboard=extra == "tensorboard", use_wandb=extra == "wandb")
+    with pytest.raises(ConfigError, match=rf"pip install miles\[{extra}\]"):
+        open_boards(config, str(tmp_path), 0, {})

@@ -1,0 +1,168 @@
+"""`--dry-run`, from the command line's own parser: the mission's two models, and that nothing is started or written."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+from rich.console import Console
+
+from miles.data.files.manifest import build_manifest
+from miles.data.stream import stages
+from miles.errors import ConfigError, DataError
+from miles.train.estimate.dry_run import SAMPLE_ROWS, dry_run, sample_rows, take_sample
+from miles.train.launch.arguments import parse
+from tests.support.clusters import demo_settings
+
+QWEN3_4B = {
+    "model_type": "qwen3",
+    "hidden_size": 2560,
+    "num_hidden_layers": 36,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "intermediate_size": 9728,
+    "vocab_size": 151936,
+    "max_position_embeddings": 32768,
+    "rope_theta": 1000000,
+    "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": True,
+}
+QWEN3_235B = {
+    **QWEN3_4B,
+    "model_type": "qwen3_moe",
+    "hidden_size": 4096,
+    "num_hidden_layers": 94,
+    "num_attention_heads": 64,
+    "num_key_value_heads": 4,
+    "intermediate_size": 12288,
+    "num_experts": 128,
+    "num_experts_per_tok": 8,
+    "moe_intermediate_size": 1536,
+    "norm_topk_prob": True,
+    "tie_word_embeddings": False,
+}
+FOUR_B = ["--bf16", "--max-tokens-per-gpu", "9216", "--max-sample-tokens", "512"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("dry")
+    demo_settings(made)
+    for name, config in (("4b", QWEN3_4B), ("235b", QWEN3_235B)):
+        shutil.copytree(made / "tokenizer", made / name)
+        (made / name / "config.json").write_text(json.dumps(config))
+    return made
+
+
+@pytest.fixture(autouse=True)
+def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test beside these may have a Ray; a dry run starts none and joins none."""
+
+    def start(*words: Any, **more: Any) -> None:
+        raise AssertionError("a dry run needs no Ray")
+
+    monkeypatch.setattr(ray, "init", start)
+    monkeypatch.setattr(ray, "put", start)
+
+
+def words(folder: Path, save: Path, model: str, *more: str) -> list[str]:
+    rows = [word for file in sorted((folder / "rows").iterdir()) for word in (file.stem, str(file))]
+    return ["--hf-checkpoint", str(folder / model), "--prompt-data", *rows, "--save", str(save), *more]
+
+
+def printed(line: list[str]) -> str:
+    screen = io.StringIO()
+    dry_run(parse([*line, "--dry-run"]), Console(file=screen, width=110, legacy_windows=False))
+    return screen.getvalue()
+
+
+def memory_row(text: str, stage: int) -> list[float]:
+    (row,) = [line.split() for line in text.splitlines() if line.split()[:1] == [str(stage)]]
+    return [float(word.replace(",", "")) for word in row]
+
+
+@pytest.mark.parametrize("gpus", [1, 8])
+def test_qwen3_4b(folder: Path, tmp_path: Path, gpus: int) -> None:
+    save = tmp_path / "save"
+    text = printed(words(folder, save, "4b", *FOUR_B, "--actor-num-gpus-per-node", str(gpus), "--num-epoch", "3"))
+    assert "4,022,468,096 (4.02 billion)" in text
+    assert "18: 6 an epoch x 3" in text
+    assert f"{gpus} rank(s): tensor 1 x pipeline 1 x data {gpus}" in text
+    _, layers, parameters, weights, gradients, optimizer, *_, total = memory_row(text, 0)
+    assert (layers, parameters) == (36, 4_022_468_096)
+    assert weights == pytest.approx(4_022_468_096 * 2 / 2**30, abs=0.01)
+    assert gradients == pytest.approx(4_022_468_096 * 4 / 2**30, abs=0.01)
+    assert optimizer == pytest.approx(4_022_468_096 * 12 / gpus / 2**30, abs=0.01)
+    assert total < 192
+    assert "missing" in text
+    assert "miles convert hf-to-megatron" in text
+    assert not save.exists()
+
+
+def test_qwen3_235b_on_four_nodes_of_eight(folder: Path, tmp_path: Path) -> None:
+    layout = ["--actor-num-nodes", "4", "--actor-num-gpus-per-node", "8", "--tensor-model-parallel-size", "4"]
+    layout += ["--sequence-parallel", "--pipeline-model-parallel-size", "2", "--expert-model-parallel-size", "16"]
+    layout += ["--expert-tensor-parallel-size", "1", "--recompute-granularity", "full", "--recompute-method", "uniform"]
+    layout += ["--recompute-num-layers", "1", "--eval-fraction", "0.05", "--eval-interval", "10"]
+    text = printed(words(folder, tmp_path, "235b", *FOUR_B, *layout))
+    assert "235,093,634,560 (235.09 billion, 22.19 billion of them for a token)" in text
+    assert "32 rank(s): tensor 4 x pipeline 2 x data 4 with sequence parallelism; experts over 16" in text
+    assert "ranks 8-15: pipeline stage 0, data rank 2-3" in text
+    assert "ranks 24-31: pipeline stage 1, data rank 2-3" in text
+    assert "5.0% of the rows, not trained on, every 10 steps and at the end" in text
+    experts = 47 * 128 // 16 * 3 * 4096 * 1536
+    dense = 47 * ((4096 * (64 + 8) * 128 + 64 * 128 * 4096) // 4 + 2 * 4096 + 2 * 128 + 4096 * 128) + 151936 * 4096 // 4
+    assert memory_row(text, 0)[2] == experts + dense
+    assert memory_row(text, 1)[2] == experts + dense + 4096
+    # 16 ranks hold one stage's experts, each others: none of their state can be divided.
+    assert memory_row(text, 0)[5] == pytest.approx((experts * 12 + dense * 12 / 4) / 2**30, abs=0.01)
+    assert "most of it are weights and their state" in text
+
+
+def test_what_would_keep_the_run_from_starting_does_so_here(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"layers \(94\) cannot be divided"):
+        printed(
+            words(folder, tmp_path, "235b", "--actor-num-gpus-per-node", "4", "--pipeline-model-parallel-size", "4")
+        )
+    with pytest.raises(ConfigError, match="is not shorter than the run, which has 6 steps"):
+        printed(words(folder, tmp_path, "4b", "--lr-warmup-iters", "100"))
+    with pytest.raises(DataError, match=r"none of 652 sampled rows can be used: 6\d\d too_long"):
+        printed(words(folder, tmp_path, "4b", "--max-sample-tokens", "8"))
+
+
+def test_tensor_ranks_on_several_nodes_are_warned_of(folder: Path, tmp_path: Path) -> None:
+    layout = ["--actor-num-nodes", "2", "--actor-num-gpus-per-node", "2", "--tensor-model-parallel-size", "4"]
+    text = printed(words(folder, tmp_path, "4b", *FOUR_B, *layout))
+    assert "the 4 tensor-parallel ranks of a replica do not lie on one node of 2" in text
+    assert "warning" not in printed(words(folder, tmp_path, "4b", *FOUR_B, *layout[:4]))
+
+
+def test_the_sample_is_of_the_whole_set_and_always_the_same() -> None:
+    assert sample_rows(10).tolist() == list(range(10))
+    rows = sample_rows(1_000_000)
+    assert len(rows) == len(np.unique(rows)) == SAMPLE_ROWS
+    assert (rows[0], rows[-1]) == (0, 999_999)
+    assert (np.diff(rows) > 0).all()
+    assert np.diff(rows).max() < 1_000_000 / 15
+    assert (sample_rows(1_000_000) == rows).all()
+
+
+def test_what_the_sample_says_is_what_the_stream_holds(folder: Path, tmp_path: Path) -> None:
+    """Of a set that is no larger than the sample, exactly."""
+    config = parse(words(folder, tmp_path, "4b", *FOUR_B))
+    manifest = build_manifest(config.data.sources)
+    sample = take_sample(manifest, replace(config))
+    steps: list[Any] = list(stages.local_steps(manifest, config.data))
+    assert sample.num_rows == sum(step.num_rows for step in steps)
+    assert sample.lengths.sum() == sum(step.report.num_tokens for step in steps)
+    assert len(sample.lengths) == sum(step.report.num_samples for step in steps)
+    assert sum(sample.reasons.values()) == sum(len(step.report.rejects) for step in steps)
+    assert f"about {int(sample.lengths.sum()):,} tokens" in printed(words(folder, tmp_path, "4b", *FOUR_B))

@@ -1,0 +1,102 @@
+"""Operations of a step: counted by hand, by torch over the model of transformers, and added up over samples."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from miles.architecture.config import ModelShape
+from miles.train.estimate.flops import matrix_parameters, peak_flops, training_flops
+from tests.support.models import EXPERTS, SIZES
+
+DENSE = ModelShape("qwen3", 2, 8, 16, 2, 1, 4, 10, 64, 1e4, 1e-6, False, True, False)
+MOE = replace(DENSE, model_type="qwen3_moe", num_experts=4, moe_router_topk=2, moe_ffn_hidden_size=6)
+
+
+def test_a_hand_count() -> None:
+    # A layer: queries 8 x 8, keys and values 8 x 4 each, projection 8 x 8, MLP 3 x 8 x 16. The output layer: 8 x 10.
+    assert matrix_parameters(DENSE) == 2 * (64 + 32 + 32 + 64 + 384) + 80 == 1232
+    # Two samples, of 3 and 2 tokens: 6 + 3 pairs. A pair costs 2 x 2 x 4 for each of 2 heads in each of 2 layers.
+    assert training_flops(DENSE, 5, 9) == 3 * (2 * 1232 * 5 + 64 * 9) == 38_688
+
+
+def test_a_token_goes_through_its_experts_alone() -> None:
+    # In place of the MLP: the router 8 x 4, and two experts of 3 x 8 x 6.
+    assert matrix_parameters(MOE) == 2 * (64 + 32 + 32 + 64 + 32 + 288) + 80 == 1104
+
+
+def test_packed_samples_cost_what_each_costs_alone() -> None:
+    lengths = [7, 1, 30, 12]
+    pairs = [length * (length + 1) // 2 for length in lengths]
+    alone = sum(training_flops(DENSE, length, count) for length, count in zip(lengths, pairs, strict=True))
+    assert training_flops(DENSE, sum(lengths), sum(pairs)) == alone
+    assert alone < training_flops(DENSE, 50, 50 * 51 // 2), "one long sample costs more"
+
+
+@pytest.mark.parametrize("model_type", ["qwen3", "llama"])
+def test_torch_counts_the_same_matrices_and_the_full_square_of_attention(model_type: str) -> None:
+    from torch.utils.flop_counter import FlopCounterMode
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.for_model(model_type, vocab_size=192, attn_implementation="eager", **SIZES)
+    model = AutoModelForCausalLM.from_config(config)
+    shape = ModelShape.from_hf_config(config.to_dict(), "there")
+    tokens = 20
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(torch.zeros(1, tokens, dtype=torch.long))
+    counted = counter.get_total_flops()
+    # Eager attention multiplies every pair, also those that the mask then hides.
+    assert 3 * counted == training_flops(shape, tokens, tokens * tokens)
+
+
+def test_torch_counts_the_same_experts() -> None:
+    """Of all experts together a token uses as many as it is sent to."""
+    from torch.utils.flop_counter import FlopCounterMode
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    options: dict[str, Any] = {"attn_implementation": "eager", "experts_implementation": "eager"}
+    config = AutoConfig.for_model("qwen3_moe", vocab_size=192, **SIZES, **EXPERTS, **options)
+    model = AutoModelForCausalLM.from_config(config)
+    shape = ModelShape.from_hf_config(config.to_dict(), "there")
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(torch.arange(20)[None])
+    assert 3 * counter.get_total_flops() == training_flops(shape, 20, 400)
+
+
+@pytest.mark.parametrize(
+    ("name", "tflops"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989),
+        ("NVIDIA H100 PCIe", 756),
+        ("NVIDIA H100 NVL", 835),
+        ("NVIDIA H200", 989),
+        ("NVIDIA GH200 480GB", 989),
+        ("NVIDIA H20", 148),
+        ("NVIDIA B200", 2250),
+        ("NVIDIA GB200", 2500),
+        ("NVIDIA H200 NVL", 835),
+        ("NVIDIA H800", 989),
+        ("NVIDIA A800-SXM4-80GB", 312),
+        ("NVIDIA A100-SXM4-80GB", 312),
+        ("NVIDIA A100 80GB PCIe", 312),
+        ("NVIDIA L4", 121),
+        ("NVIDIA L40", 181),
+        ("NVIDIA L40S", 362),
+        ("NVIDIA A10", 125),
+        ("NVIDIA GeForce RTX 4090", 165.2),
+        ("NVIDIA A10G", 70),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
+        ("NVIDIA GeForce RTX 4090 D", None),
+        ("NVIDIA GeForce RTX 3090 Ti", None),
+        ("NVIDIA H100 80GB HBM3 MIG 3g.40gb", None),
+        ("NVIDIA A10-8Q", None),
+        ("Tesla V100-SXM2-32GB", None),
+        ("NVIDIA GeForce GTX 1080", None),
+        ("Some other card", None),
+    ],
+)
+def test_what_a_device_can_do(name: str, tflops: float | None) -> None:
+    assert peak_flops(name) == (None if tflops is None else pytest.approx(tflops * 1e12))

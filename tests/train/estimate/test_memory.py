@@ -1,0 +1,200 @@
+"""The estimate of memory against what real ranks hold, on every layout; activations against what autograd saves."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from miles.architecture.config import ModelShape
+from miles.train.config import KEEP_ALL, RecomputeConfig
+from miles.train.estimate.memory import active_parameters, estimate, total_parameters
+from miles.train.model import process_groups
+from miles.train.model.process_groups import Layout
+from tests.support.ranks import SETTINGS, batch, run_ranks, start
+
+DENSE = ModelShape("qwen3", 4, 64, 160, 4, 2, 16, 512, 256, 1e6, 1e-6, True, True, False)
+UNTIED = replace(DENSE, model_type="qwen2", tied_embeddings=False, qk_layernorm=False, add_qkv_bias=True)
+EXPERTS = replace(
+    UNTIED,
+    model_type="qwen3_moe",
+    qk_layernorm=True,
+    add_qkv_bias=False,
+    num_experts=4,
+    moe_router_topk=2,
+    moe_ffn_hidden_size=32,
+)
+
+LAYOUTS = {
+    1: [Layout(1)],
+    2: [Layout(2), Layout(2, tensor=2), Layout(2, pipeline=2), Layout(2, tensor=2, sequence_parallel=True)],
+    4: [Layout(4), Layout(4, tensor=2, pipeline=2), Layout(4, tensor=2), Layout(4, pipeline=2)],
+}
+EXPERT_LAYOUTS = {
+    1: [Layout(1)],
+    2: [Layout(2, expert=2), Layout(2)],
+    4: [Layout(4, tensor=2, sequence_parallel=True, expert=2), Layout(4, pipeline=2, expert=2), Layout(4, expert=2)],
+}
+
+Job = tuple[ModelShape, Layout, bool]
+"""Model, layout, bfloat16 or not."""
+
+
+def held(layout: Layout, rank: int, meeting: Path, jobs: list[Job]) -> list[dict[str, int]]:
+    """Bytes of weights, gradients and optimizer state after a step, of one layout after the other."""
+    from miles.train.rank.trainer import Trainer
+
+    counted = []
+    for number, (shape, of_job, bf16) in enumerate(jobs):
+        start(of_job, rank, meeting.with_name(f"meeting-{number}"))
+        trainer = Trainer(shape, of_job, rank, SETTINGS, 10, 2, bf16=bf16)
+        report, micro_batches = batch(0, of_job)
+        trainer.train_step(report, micro_batches[of_job.data_rank(rank)])
+        buffers = [*trainer.model.buffers, *trainer.model.expert_parallel_buffers]
+        states = []
+        for one in trainer.optimizer.chained_optimizers:
+            states += [value for state in one.optimizer.state.values() for value in state.values()]
+            if bf16:  # the masters
+                states += [value for group in one.shard_fp32_from_float16_groups for value in group]
+        weights = {parameter.untyped_storage().data_ptr() for parameter in trainer.gpt.parameters()}
+        own = {value.untyped_storage().data_ptr(): value.nbytes for value in states if torch.is_tensor(value)}
+        assert not weights & own.keys(), "no state is a view of a weight"
+        counted.append(
+            {
+                "weights": sum(parameter.nbytes for parameter in trainer.gpt.parameters()),
+                "gradients": sum(buffer.grad_data.nbytes for buffer in buffers),
+                "optimizer": sum(value.nbytes for value in states if torch.is_tensor(value)),
+                "stage": rank // (of_job.tensor * of_job.data),
+            }
+        )
+        process_groups.shutdown()
+    return counted
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_the_estimate_is_what_ranks_hold(world: int) -> None:
+    jobs: list[Job] = []
+    for shapes, layouts in (((DENSE, UNTIED), LAYOUTS[world]), ((EXPERTS,), EXPERT_LAYOUTS[world])):
+        jobs += [(shape, layout, False) for shape in shapes for layout in layouts]
+    jobs += [(UNTIED, layout, True) for layout in LAYOUTS[world][:2]]
+    jobs.append((EXPERTS, EXPERT_LAYOUTS[world][0], True))
+    by_rank = run_ranks(held, Layout(world), jobs)
+    for number, (shape, layout, bf16) in enumerate(jobs):
+        stages = estimate(shape, layout, bf16=bf16, max_tokens_per_gpu=64, recompute=KEEP_ALL)
+        for counted in (of_rank[number] for of_rank in by_rank):
+            stage = stages[counted["stage"]]
+            where = f"{shape.model_type} {layout} bf16={bf16}: {counted} against {stage}"
+            assert stage.weights == counted["weights"], where
+            assert stage.gradients == pytest.approx(counted["gradients"], rel=0.1), where
+            # Ranks cut the buffer, not the parameters: what is on one may be more than its share by a few.
+            assert stage.optimizer == pytest.approx(counted["optimizer"], rel=0.1), where
+            together = counted["weights"] + counted["optimizer"]
+            assert stage.weights + stage.optimizer == pytest.approx(together, rel=0.1), where
+
+
+def saved(layout: Layout, rank: int, meeting: Path, shapes: list[ModelShape], tokens: int) -> list[int]:
+    """Bytes that autograd keeps of a forward pass beside the weights, without those of the output layer's end."""
+    from miles.train.model.build import build_model, forward_packed, single
+
+    start(layout, rank, meeting)
+    sizes = []
+    for shape in shapes:
+        model = build_model(shape, layout, bf16=False, recompute=KEEP_ALL)
+        weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+        storages: dict[int, int] = {}
+        kept: list[Any] = []  # else an address might come again
+
+        def keep(value: torch.Tensor, storages: Any = storages, kept: Any = kept, rows: int = shape.vocab_size) -> Any:
+            kept.append(value)
+            if value.shape[-1:] != (rows,):
+                storages[value.untyped_storage().data_ptr()] = value.untyped_storage().nbytes()
+            return value
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
+            forward_packed(model, single(list(range(tokens))), labels=True)
+        sizes.append(sum(size for place, size in storages.items() if place not in weights))
+    return sizes
+
+
+@pytest.mark.slow
+def test_activations_are_about_what_autograd_keeps() -> None:
+    larger = [
+        replace(shape, hidden_size=256, ffn_hidden_size=640, kv_channels=64, moe_ffn_hidden_size=width)
+        for shape, width in ((DENSE, 0), (UNTIED, 0), (EXPERTS, 128))
+    ]
+    (counted,) = run_ranks(saved, Layout(1), larger, 200)
+    for shape, size in zip(larger, counted, strict=True):
+        (stage,) = estimate(shape, Layout(1), bf16=False, max_tokens_per_gpu=200, recompute=KEEP_ALL)
+        # Without a GPU nothing is fused: a norm keeps what it has normalized as well, and the activation its parts.
+        heads = (shape.num_attention_heads + shape.num_query_groups) * shape.kv_channels
+        width = shape.moe_router_topk * shape.moe_ffn_hidden_size or shape.ffn_hidden_size
+        more = 2 * shape.hidden_size + (heads if shape.qk_layernorm else 0) + 2 * width
+        expected = stage.activations + shape.num_layers * more * 200 * 4
+        assert 0.8 < expected / size < 1.2, f"{shape.model_type}: {expected} against {size}"
+
+
+def activations(layout: Layout, recompute: RecomputeConfig = KEEP_ALL) -> list[int]:
+    stages = estimate(DENSE, layout, bf16=True, max_tokens_per_gpu=64, recompute=recompute)
+    return [stage.activations for stage in stages]
+
+
+def test_activations_by_layout_and_recomputation() -> None:
+    (one,) = activations(Layout(1))
+    assert activations(Layout(4, pipeline=4)) == [one, one * 3 // 4, one // 2, one // 4], "stages ahead keep more"
+    (tensor,) = activations(Layout(2, tensor=2))
+    (sequence,) = activations(Layout(2, tensor=2, sequence_parallel=True))
+    assert one / 2 == sequence < tensor < one
+    (uniform,) = activations(Layout(1), RecomputeConfig("full", "uniform", 1))
+    (block,) = activations(Layout(1), RecomputeConfig("full", "block", 2))
+    layer = one // 4
+    entry = DENSE.hidden_size * 64 * 2
+    assert uniform == 4 * entry + layer
+    assert block == 2 * entry + 2 * layer + layer
+    assert activations(Layout(1), RecomputeConfig("selective")) == [one], "flash attention keeps no scores"
+
+
+QWEN3_4B = ModelShape("qwen3", 36, 2560, 9728, 32, 8, 128, 151936, 40960, 1e6, 1e-6, True, True, False)
+QWEN3_235B = ModelShape(
+    "qwen3_moe", 94, 4096, 12288, 64, 4, 128, 151936, 40960, 1e6, 1e-6, False, True, False, None, 128, 8, 1536
+)
+
+
+def test_known_models_have_the_parameters_that_they_are_named_for() -> None:
+    assert total_parameters(QWEN3_4B) == active_parameters(QWEN3_4B) == 4_022_468_096
+    assert total_parameters(QWEN3_235B) == 235_093_634_560
+    assert round(active_parameters(QWEN3_235B) / 1e9) == 22
+
+
+@pytest.mark.parametrize("model_type", ["qwen3", "qwen2", "llama", "qwen3_moe"])
+def test_transformers_counts_the_same_parameters(model_type: str) -> None:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from tests.support.models import EXPERTS as MOE
+    from tests.support.models import SIZES
+
+    more = MOE if model_type == "qwen3_moe" else {}
+    config = AutoConfig.for_model(model_type, vocab_size=192, tie_word_embeddings=False, **SIZES, **more)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    shape = ModelShape.from_hf_config(json.loads(config.to_json_string()), "there")
+    assert total_parameters(shape) == sum(parameter.numel() for parameter in model.parameters())
+
+
+def test_the_example_in_the_docs_is_what_the_code_says() -> None:
+    text = (Path(__file__).parents[3] / "docs/memory.md").read_text()
+    (stage,) = estimate(
+        QWEN3_4B,
+        Layout(8, tensor=2, sequence_parallel=True),
+        bf16=True,
+        max_tokens_per_gpu=9216,
+        recompute=RecomputeConfig("full", "uniform", 1),
+    )
+    for name in ("weights", "gradients", "optimizer", "activations", "logits", "total"):
+        (gib,) = re.findall(rf"^\| {name} \|.*\| ([\d.]+) \|$", text, re.MULTILINE)
+        assert float(gib) == round(getattr(stage, name) / 2**30, 2), name
