@@ -8,9 +8,8 @@ from __future__ import annotations
 import argparse
 
 from miles.data.config import DataConfig, EncodeConfig, OrderConfig, PackConfig, SourceConfig, StreamConfig
-from miles.train.config import ClusterConfig, RecomputeConfig, TrainConfig
+from miles.train.config import ClusterConfig, OptimizerSettings, RecomputeConfig, TrainConfig
 from miles.train.driver.loop import train
-from miles.train.model.optimizer import OptimizerSettings
 
 
 def config(hf_checkpoint: str, data: str, ref_load: str, save: str, num_gpus: int = 8) -> TrainConfig:

@@ -17,7 +17,7 @@ import torch
 from rich.console import Console
 
 from miles.architecture.config import ModelShape
-from miles.common import local_ray
+from miles.common import checkpoint_folder, local_ray
 from miles.convert.hf_to_megatron import hf_to_megatron
 from miles.convert.megatron_to_hf import megatron_to_hf
 from miles.data.config import DataConfig, EncodeConfig, OrderConfig, PackConfig, SourceConfig, StreamConfig
@@ -27,11 +27,9 @@ from miles.demo.model import build_model
 from miles.demo.tokenizer import build_tokenizer
 from miles.errors import MilesError
 from miles.report.report import read_metrics, verdict, write_report
-from miles.train.config import ClusterConfig, TrainConfig
+from miles.train.config import ClusterConfig, OptimizerSettings, TrainConfig
 from miles.train.driver.loop import train
-from miles.train.model.optimizer import OptimizerSettings
-from miles.train.model.process_groups import Layout
-from miles.train.rank import checkpoint_load
+from miles.train.parallel_layout import Layout
 from miles.train.rank.actor import TrainerActor
 
 MAX_SAMPLE_TOKENS = 1024
@@ -157,7 +155,7 @@ def _compare(folder: Path, shape: ModelShape, console: Console) -> None:
     ids = tokenizer.apply_chat_template(HELD_OUT, tokenize=True, return_dict=False)
     with torch.no_grad():
         expected = model(torch.tensor([ids])).logits[0].numpy()
-    found = checkpoint_load.find(str(folder / "checkpoints"))
+    found = checkpoint_folder.find(str(folder / "checkpoints"))
     assert found is not None
     actor = ray.remote(num_cpus=0)(TrainerActor).remote(0)
     address = ray.get(actor.listen.remote())

@@ -21,7 +21,7 @@ from miles.convert.hf_to_megatron import hf_to_megatron
 from miles.convert.megatron_to_hf import megatron_to_hf
 from miles.convert.verify import verify
 from miles.errors import CheckpointError
-from miles.train.model.process_groups import Layout
+from miles.train.parallel_layout import Layout
 from tests.support.models import make_hf
 from tests.support.ranks import SETTINGS, run_ranks, start
 
@@ -96,6 +96,7 @@ def logits(
     layout: Layout, rank: int, meeting: Path, models: list[Converted], texts: list[list[int]]
 ) -> list[tuple[set[str], list[np.ndarray], list[np.ndarray]]]:
     """Of the converted checkpoints in real GPTModels: keys, logits of each text by itself, and of all in one row."""
+    from miles.common import checkpoint_folder
     from miles.data.packing.pack import micro_batch
     from miles.train.model.build import forward_packed
     from miles.train.rank import checkpoint_load
@@ -116,7 +117,7 @@ def logits(
         keys = set()
         for value in trainer.gpt.sharded_state_dict().values():
             keys |= {getattr(part, "key", "") for part in (value.build() if hasattr(value, "build") else [value])}
-        newest = checkpoint_load.find(model.megatron)
+        newest = checkpoint_folder.find(model.megatron)
         assert newest is not None
         checkpoint_load.load(trainer, newest, model_only=True)
         alone = [trainer.logits(text) for text in texts]
@@ -151,6 +152,7 @@ def test_megatron_and_transformers_give_the_same_logits(converted: dict[str, Con
 
 def reload(layout: Layout, rank: int, meeting: Path, models: list[Converted], saves: list[str]) -> None:
     """Loads the converted checkpoints into ranks of a layout, and saves them from these, as training does."""
+    from miles.common import checkpoint_folder
     from miles.train.rank import checkpoint_load, checkpoint_writer
     from miles.train.rank.trainer import Trainer
 
@@ -158,7 +160,7 @@ def reload(layout: Layout, rank: int, meeting: Path, models: list[Converted], sa
     for model, save in zip(models, saves, strict=True):
         bf16 = "bfloat16" in Path(model.hf, "config.json").read_text()
         trainer = Trainer(ModelShape.from_hf_folder(model.hf), layout, rank, SETTINGS, 10, 1, bf16=bf16)
-        found = checkpoint_load.find(model.megatron)
+        found = checkpoint_folder.find(model.megatron)
         assert found is not None
         checkpoint_load.load(trainer, found, model_only=True)
         checkpoint_writer.save(trainer, save, 1, {}, model_only=True)

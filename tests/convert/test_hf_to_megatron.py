@@ -26,7 +26,7 @@ from miles.convert.megatron_to_hf import megatron_to_hf
 from miles.convert.torch_dist import Checkpoint
 from miles.convert.verify import verify
 from miles.errors import CheckpointError
-from miles.train.model.process_groups import Layout
+from miles.train.parallel_layout import Layout
 from tests.support.commands import small_disk
 from tests.support.models import make_hf
 from tests.support.ranks import run_ranks
@@ -151,6 +151,7 @@ def test_a_dtype_for_each_tensor(source: Path, tmp_path: Path) -> None:
 
 def padded_logits(layout: Layout, rank: int, meeting: Path, hf: str, megatron: list[str]) -> list[Any]:
     from miles.architecture.config import ModelShape
+    from miles.common import checkpoint_folder
     from miles.train.rank import checkpoint_load
     from miles.train.rank.trainer import Trainer
     from tests.support.ranks import SETTINGS, start
@@ -159,7 +160,7 @@ def padded_logits(layout: Layout, rank: int, meeting: Path, hf: str, megatron: l
     found = []
     for url in megatron:
         trainer = Trainer(ModelShape.from_hf_folder(hf), layout, rank, SETTINGS, 10, 1, bf16=False)
-        newest = checkpoint_load.find(url)
+        newest = checkpoint_folder.find(url)
         assert newest is not None
         checkpoint_load.load(trainer, newest, model_only=True)
         found.append(trainer.logits(range(100)))

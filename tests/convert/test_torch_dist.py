@@ -22,7 +22,7 @@ from miles.convert.hf_to_megatron import hf_to_megatron
 from miles.convert.megatron_to_hf import megatron_to_hf
 from miles.convert.torch_dist import Checkpoint
 from miles.errors import CheckpointError
-from miles.train.model.process_groups import Layout
+from miles.train.parallel_layout import Layout
 from tests.common.test_safe_pickle import Command
 from tests.support.models import make_hf
 from tests.support.ranks import run_ranks, start

@@ -23,13 +23,12 @@ import pytest
 import torch
 
 from miles.architecture.config import ModelShape
+from miles.common import checkpoint_folder
 from miles.convert.hf_to_megatron import hf_to_megatron
 from miles.data.config import DataConfig, PackConfig
-from miles.train.config import ClusterConfig, RecomputeConfig, TrainConfig
+from miles.train.config import ClusterConfig, OptimizerSettings, RecomputeConfig, TrainConfig
 from miles.train.driver.group import TrainerGroup
-from miles.train.model.optimizer import OptimizerSettings
-from miles.train.model.process_groups import Layout
-from miles.train.rank import checkpoint_load
+from miles.train.parallel_layout import Layout
 from tests.support.clusters import config_of, demo_settings, local, opened
 from tests.support.models import make_hf
 
@@ -133,13 +132,13 @@ class Bench:
             pack=PackConfig(case.layout.data, case.max_tokens_per_gpu),
         )
 
-    def model(self, name: str) -> tuple[Path, ModelShape, checkpoint_load.Found]:
+    def model(self, name: str) -> tuple[Path, ModelShape, checkpoint_folder.Found]:
         hf, megatron = self.folder / "hf" / name, self.folder / "megatron" / name
         if not hf.exists():
             model_type, tied = MODELS[name]
             make_hf(hf, model_type, tied=tied, vocab_size=2048)
             hf_to_megatron(str(hf), str(megatron))
-        found = checkpoint_load.find(str(megatron))
+        found = checkpoint_folder.find(str(megatron))
         assert found is not None
         return hf, ModelShape.from_hf_folder(str(hf)), found
 

@@ -19,11 +19,10 @@ from miles.data.stream.eval_set import eval_config
 from miles.demo.model import build_model
 from miles.errors import DivergedError, SourceError
 from miles.report.report import write_report
-from miles.train.config import ClusterConfig, EvalConfig, TrainConfig
+from miles.train.config import ClusterConfig, EvalConfig, OptimizerSettings, TrainConfig
 from miles.train.driver import group
 from miles.train.driver.loop import train
 from miles.train.driver.skipped_steps import FILE as SKIPPED
-from miles.train.model.optimizer import OptimizerSettings
 from miles.train.rank.actor import TrainerActor
 from miles.train.rank.trainer import StepResult
 from tests.support.clusters import config_of, demo_settings, local, run

@@ -20,8 +20,8 @@ from miles.architecture.config import ModelShape
 from miles.data.config import PackConfig
 from miles.data.packing.pack import micro_batch, pack
 from miles.data.types import MicroBatch, StepReport
-from miles.train.model.optimizer import OptimizerSettings
-from miles.train.model.process_groups import Layout
+from miles.train.config import OptimizerSettings
+from miles.train.parallel_layout import Layout
 
 SHAPE = ModelShape("qwen3", 2, 64, 128, 4, 2, 16, 512, 256, 1e6, 1e-6, True, True, False)
 SETTINGS = OptimizerSettings(lr=1e-2, lr_warmup_iters=2, weight_decay=0.1)

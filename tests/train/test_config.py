@@ -6,8 +6,7 @@ import pytest
 
 from miles.data.config import DataConfig, EncodeConfig, OrderConfig, PackConfig, SourceConfig
 from miles.errors import ConfigError
-from miles.train.config import ClusterConfig, RecomputeConfig, TrainConfig
-from miles.train.model.optimizer import OptimizerSettings, check_schedule
+from miles.train.config import ClusterConfig, OptimizerSettings, RecomputeConfig, TrainConfig, check_schedule
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from miles import __version__
 from miles.common import storage
 from miles.common.redact import redact
 from miles.train.driver.run_log import time_now
-from miles.train.model.process_groups import Layout
+from miles.train.parallel_layout import Layout
 
 FILE = "starts.jsonl"
 

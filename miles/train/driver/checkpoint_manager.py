@@ -10,13 +10,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from miles.common import storage
+from miles.common import checkpoint_folder, storage
 from miles.common.checkpoint_tracker import folder_name
 from miles.errors import CheckpointError, ClusterError
 from miles.train.config import TrainConfig
 from miles.train.driver.group import TrainerGroup
 from miles.train.driver.run_log import Journal
-from miles.train.rank import checkpoint_load
 from miles.train.rank.checkpoint_writer import UPLOADED, WRITTEN
 
 _POLL_SECONDS = 0.05
@@ -112,7 +111,7 @@ class Saves:
     def _complete(self, pending: _Pending) -> None:
         self._pending = None
         try:
-            checkpoint_load.publish(self._config.save, pending.done)
+            checkpoint_folder.publish(self._config.save, pending.done)
         except OSError as error:
             self._failed(pending, str(error))
             return

@@ -10,11 +10,11 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from miles.architecture.config import ModelShape
+from miles.common import checkpoint_folder
 from miles.common.redact import redact
 from miles.errors import ClusterError, MilesError, NoRoomError
 from miles.train.config import ClusterConfig, TrainConfig
-from miles.train.model.process_groups import Layout
-from miles.train.rank import checkpoint_load
+from miles.train.parallel_layout import Layout
 from miles.train.rank.actor import TrainerActor
 
 ROOT_CAUSE_SECONDS = 10.0
@@ -48,7 +48,7 @@ class TrainerGroup:
         config: TrainConfig,
         num_steps: int,
         num_sources: int,
-        found: checkpoint_load.Found,
+        found: checkpoint_folder.Found,
         model_only: bool,
     ) -> str | None:
         """Joins all ranks and loads the checkpoint into them; returns the GPU's name, None on a CPU."""

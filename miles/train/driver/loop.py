@@ -15,13 +15,14 @@ import torch
 from rich.console import Console
 
 from miles.architecture.config import ModelShape
-from miles.common import local_ray, storage
-from miles.common.checkpoint_tracker import TRACKER, folder_name
+from miles.common import checkpoint_folder, local_ray, storage
+from miles.common.checkpoint_folder import find_start
+from miles.common.checkpoint_tracker import folder_name
 from miles.convert.megatron_to_hf import megatron_to_hf, require_replaceable
 from miles.data.stream.feed import Feed
 from miles.data.types import Cursor
 from miles.errors import CheckpointError, ClusterError, NoRoomError
-from miles.train.config import TrainConfig
+from miles.train.config import TrainConfig, check_schedule
 from miles.train.driver.attempts import Starts
 from miles.train.driver.checkpoint_manager import Saves
 from miles.train.driver.evaluator import Evaluator
@@ -32,8 +33,6 @@ from miles.train.driver.progress import ProgressLine
 from miles.train.driver.run_log import Journal
 from miles.train.driver.sinks import MetricsLog, open_boards
 from miles.train.driver.skipped_steps import SkippedSteps
-from miles.train.model.optimizer import check_schedule
-from miles.train.rank import checkpoint_load
 
 LEDGER = "ledger.json"
 
@@ -68,7 +67,9 @@ def train(config: TrainConfig, console: Console | None = None) -> RunSummary:
     config.cluster.layout.require_fits(shape)
     if config.save_hf:
         require_replaceable(config.save_hf, config.hf_checkpoint)  # not after the last step only
-    found, is_own = find_start(config)  # before anything is started: it may not be there
+    found, is_own = find_start(
+        (config.save, config.load), config.ref_load, config.hf_checkpoint
+    )  # before anything is started: it may not be there
     with ray_cluster(config) as on_gpu, StopSignal() as stop, Journal(config.run_dir, console) as journal:
         starts = Starts(config.run_dir)
         failed_from, failures = "", 0
@@ -92,7 +93,7 @@ def train(config: TrainConfig, console: Console | None = None) -> RunSummary:
                     f"{config.max_restarts})"
                 )
                 starts.restarts()
-                found, is_own = find_start(config)
+                found, is_own = find_start((config.save, config.load), config.ref_load, config.hf_checkpoint)
 
 
 def _start(
@@ -102,7 +103,7 @@ def _start(
     journal: Journal,
     starts: Starts,
     stop: StopSignal,
-    found: checkpoint_load.Found,
+    found: checkpoint_folder.Found,
     *,
     is_own: bool,
     on_gpu: bool,
@@ -121,7 +122,7 @@ def _start(
         check_schedule(config.optimizer, num_steps)
         if feed.first_step >= num_steps:
             return _finished_before(config, journal, feed, found, num_steps)
-        for name in checkpoint_load.remove_unfinished(config.save):
+        for name in checkpoint_folder.remove_unfinished(config.save):
             journal.write(f"removed  {name}, a checkpoint that was never complete")
         storage.write_text(storage.join(config.run_dir, "config.json"), describe(config))
         boards = open_boards(config.logging, config.run_dir, feed.first_step, dataclasses.asdict(config))
@@ -149,7 +150,7 @@ def _start(
 
 
 def _finished_before(
-    config: TrainConfig, journal: Journal, feed: Feed, found: checkpoint_load.Found, num_steps: int
+    config: TrainConfig, journal: Journal, feed: Feed, found: checkpoint_folder.Found, num_steps: int
 ) -> RunSummary:
     """Nothing is left to train; what comes after the last step, a start that was broken off there may have left."""
     journal.say(f"this run is finished: {feed.first_step} of {num_steps} steps are in {found.url}")
@@ -279,7 +280,7 @@ class _Run:
             if config.save_hf and (done == self._num_steps or "{rollout_id}" in config.save_hf):
                 saved = storage.join(config.save, folder_name(done))
                 _export(config, saved, config.save_hf.replace("{rollout_id}", str(done)), self._journal)
-            for folder in checkpoint_load.remove_old(config.save, config.keep_last, config.keep_best):
+            for folder in checkpoint_folder.remove_old(config.save, config.keep_last, config.keep_best):
                 self._journal.write(f"removed  {folder}")
             self._journal.flush()
 
@@ -313,27 +314,6 @@ def require_shared(save: str, group: TrainerGroup) -> None:
             f"--save {save} is not the same folder on {', '.join(blind)}: give one that all nodes share, or a URL such "
             "as s3://bucket/run"
         )
-
-
-def find_start(config: TrainConfig) -> tuple[checkpoint_load.Found, bool]:
-    """The checkpoint to begin from, and whether it is of a run to go on from, not only weights.
-
-    What is in `save` comes first: the same command, given again, goes on, wherever it began.
-
-    Raises:
-        CheckpointError: no weights at all.
-    """
-    for url in (config.save, config.load):
-        found = checkpoint_load.find(url) if url else None
-        if found is not None and found.extra is not None:
-            return found, True
-    found = checkpoint_load.find(config.ref_load)
-    if found is None:
-        raise CheckpointError(
-            f"{config.ref_load}: no Megatron checkpoint there (no {TRACKER}). Make one with: miles convert "
-            f"hf-to-megatron --hf-checkpoint {config.hf_checkpoint} --save {config.ref_load}"
-        )
-    return found, False
 
 
 def describe(config: TrainConfig) -> str:

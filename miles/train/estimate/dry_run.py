@@ -7,9 +7,7 @@ Rows and steps are counted; tokens are those of a sample, and said to be; of mem
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from rich.console import Console
@@ -17,22 +15,13 @@ from rich.table import Table
 
 from miles.architecture.config import ModelShape
 from miles.common import storage
-from miles.data.files.manifest import Manifest, build_manifest
-from miles.data.files.read import read_rows, require_small_groups
-from miles.data.order.plan import Plan
-from miles.data.packing.pack import pack, pack_stats
-from miles.data.stream import stages
-from miles.data.types import Int64, RowRejected
-from miles.errors import CheckpointError, DataError
-from miles.train.config import TrainConfig
-from miles.train.driver.loop import find_start
+from miles.common.checkpoint_folder import find_start
+from miles.data.stream.survey import Survey, count_rows, packed_step, survey
+from miles.errors import CheckpointError
+from miles.train.config import TrainConfig, check_schedule
 from miles.train.estimate.memory import StageMemory, active_parameters, estimate, total_parameters
-from miles.train.model.optimizer import check_schedule
-from miles.train.model.process_groups import Layout
+from miles.train.parallel_layout import Layout
 
-SAMPLE_PLACES = 16
-SAMPLE_ROWS = 1_024
-"""Rows of the sample, at most: from so many places of the set, evenly spaced, as many rows one after the other."""
 CARDS_GIB = (24, 40, 48, 80, 141, 192)
 """Memory of common GPUs."""
 SPARE = 0.1
@@ -41,18 +30,6 @@ SHOWN_NODES = 8
 
 Fact = tuple[str, str]
 """A label and what is to be said."""
-
-
-@dataclass(frozen=True)
-class Sample:
-    """Rows of all places of the set, encoded."""
-
-    num_rows: int
-    lengths: Int64
-    """int64 [samples], in tokens"""
-    num_trained_tokens: int
-    reasons: Counter[str]
-    """why rows were dropped"""
 
 
 def dry_run(config: TrainConfig, console: Console) -> None:
@@ -70,21 +47,15 @@ def dry_run(config: TrainConfig, console: Console) -> None:
         max_tokens_per_gpu=config.data.pack.max_tokens_per_gpu,
         recompute=config.recompute,
     )
-    encoder = stages.encoder_of(config.data.encode)
-    manifest = build_manifest(config.data.sources)
-    plan = stages.make_plan(manifest, config.data)
-    windows = [plan.source_window_rows(source) for source in range(plan.num_sources)]
-    require_small_groups(manifest, config.data.order.rounded_window_rows, windows)
-    num_steps = min(plan.num_steps, config.num_rollout or plan.num_steps)
+    found = survey(config.data)
+    num_steps = min(found.plan.num_steps, config.num_rollout or found.plan.num_steps)
     check_schedule(config.optimizer, num_steps)
-    sample = take_sample(manifest, config)
 
     console.print("[bold]Dry run[/bold]: nothing is trained or written\n")
     _section(console, "Model", _model(config, shape))
-    _section(console, "Data", [*_data(manifest), *_steps(config, plan, num_steps), *_evaluation(config)])
-    certificate = dict(encoder.certificate.lines())
-    _section(console, "Tokenizer", [(name, certificate[name]) for name in ("ids", "terminator", "fingerprint")])
-    _section(console, "Tokens", list(_tokens(config, plan, sample, layout)))
+    _section(console, "Data", [*_data(found), *_steps(config, found, num_steps), *_evaluation(config)])
+    _section(console, "Tokenizer", [(name, found.certificate[name]) for name in ("ids", "terminator", "fingerprint")])
+    _section(console, "Tokens", list(_tokens(config, found, layout)))
     _section(console, "Ranks", list(_ranks(config, layout)))
     console.print("[bold]Memory of a GPU[/bold], in GiB: an estimate (docs/memory.md)")
     console.print(_memory_table(memory))
@@ -92,40 +63,6 @@ def dry_run(config: TrainConfig, console: Console) -> None:
         console.print(f"  {line}", highlight=False)
     console.print()
     _section(console, "Checkpoints", list(_checkpoints(config)))
-
-
-def take_sample(manifest: Manifest, config: TrainConfig) -> Sample:
-    """Encodes rows from places that are evenly spaced over the set; the same ones every time.
-
-    Raises:
-        DataError: none of them can be used.
-    """
-    wanted = sample_rows(manifest.num_rows)
-    formats, encoder = stages.source_formats(manifest), stages.encoder_of(config.data.encode)
-    sources = manifest.source_of(wanted).tolist()
-    lengths, trained, reasons = [], 0, Counter[str]()
-    for payload, source in zip(read_rows(manifest, wanted), sources, strict=True):
-        encoded = stages.encode_row(payload, formats[source], encoder)
-        if isinstance(encoded, RowRejected):
-            reasons[encoded.reason] += 1
-        else:
-            lengths.append(len(encoded.input_ids))
-            trained += int(encoded.loss_mask.sum())
-    if not lengths:
-        dropped = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
-        raise DataError(
-            f"none of {len(wanted)} sampled rows can be used: {dropped}; see --row-shape, --max-sample-tokens"
-        )
-    return Sample(len(wanted), np.array(lengths, np.int64), trained, reasons)
-
-
-def sample_rows(num_rows: int) -> Int64:
-    """int64 [rows], ascending: of 10 rows all; of 10,000 rows, 64 one after the other at each of 16 places."""
-    if num_rows <= SAMPLE_ROWS:
-        return np.arange(num_rows, dtype=np.int64)
-    run = SAMPLE_ROWS // SAMPLE_PLACES
-    begins = np.linspace(0, num_rows - run, SAMPLE_PLACES).astype(np.int64)
-    return np.unique(begins[:, None] + np.arange(run))
 
 
 def _section(console: Console, title: str, facts: Sequence[Fact]) -> None:
@@ -150,14 +87,14 @@ def _model(config: TrainConfig, shape: ModelShape) -> list[Fact]:
     ]
 
 
-def _data(manifest: Manifest) -> Iterator[Fact]:
-    for source in manifest.sources:
+def _data(found: Survey) -> Iterator[Fact]:
+    for source in found.manifest.sources:
         files = f"{len(source.files)} file{'s' if len(source.files) > 1 else ''}"
         yield source.name, f"{source.num_rows:,} rows in {files}, {source.format.shape} ({source.files[0].path})"
 
 
-def _steps(config: TrainConfig, plan: Plan, num_steps: int) -> Iterator[Fact]:
-    order = config.data.order
+def _steps(config: TrainConfig, found: Survey, num_steps: int) -> Iterator[Fact]:
+    order, plan = config.data.order, found.plan
     shuffled = f"shuffled by seed {order.seed}" if order.shuffle else "in file order (--rollout-shuffle shuffles)"
     yield "order", f"{shuffled}, {order.batch_size} rows a step"
     limit = f", limited by --num-rollout {config.num_rollout}" if num_steps < plan.num_steps else ""
@@ -170,13 +107,14 @@ def _evaluation(config: TrainConfig) -> Iterator[Fact]:
     evaluation = config.evaluation
     when = f"every {evaluation.interval} steps and at the end" if evaluation.interval else "at the end"
     if evaluation.sources:
-        rows = build_manifest(evaluation.sources).num_rows
+        rows = count_rows(evaluation.sources)
         yield "evaluation", f"{rows:,} rows of {', '.join(source.name for source in evaluation.sources)}, {when}"
     elif config.data.held_out_fraction:
         yield "evaluation", f"{config.data.held_out_fraction:.1%} of the rows, not trained on, {when}"
 
 
-def _tokens(config: TrainConfig, plan: Plan, sample: Sample, layout: Layout) -> Iterator[Fact]:
+def _tokens(config: TrainConfig, found: Survey, layout: Layout) -> Iterator[Fact]:
+    plan, sample = found.plan, found.sample
     lengths = sample.lengths
     usable = len(lengths) / sample.num_rows
     yield "sample", f"{sample.num_rows:,} of {plan.num_rows:,} rows; what follows is told from them"
@@ -188,12 +126,10 @@ def _tokens(config: TrainConfig, plan: Plan, sample: Sample, layout: Layout) -> 
     epoch = lengths.mean() * usable * plan.rows_per_epoch * (1 - config.data.held_out_fraction)
     yield "an epoch", f"about {epoch:,.0f} tokens"
     rows = max(round(config.data.order.batch_size * usable * (1 - config.data.held_out_fraction)), 1)
-    of_step = np.resize(lengths, rows).astype(np.int32)  # the sample again and again, where it is too small
-    packed = pack(of_step, config.data.pack)
-    fill = pack_stats(of_step, packed, config.data.pack).pack_fill
+    tokens, num_micro_batches, fill = packed_step(lengths, rows, config.data.pack)
     yield (
         "a step",
-        f"about {int(of_step.sum()):,} tokens: {len(packed[0])} micro-batch(es) of {config.data.pack.capacity_tokens:,}"
+        f"about {tokens:,} tokens: {num_micro_batches} micro-batch(es) of {config.data.pack.capacity_tokens:,}"
         f" on each of {layout.data} data-parallel rank(s), {fill:.0%} full",
     )
 
@@ -258,10 +194,10 @@ def _verdict(config: TrainConfig, memory: Sequence[StageMemory]) -> Iterator[str
 
 def _checkpoints(config: TrainConfig) -> Iterator[Fact]:
     try:
-        found, resuming = find_start(config)
-        extra = found.extra or {}
+        start, resuming = find_start((config.save, config.load), config.ref_load, config.hf_checkpoint)
+        extra = start.extra or {}
         rows = extra["cursor"]["consumed_rows"] if resuming else 0
-        yield "start", f"{found.url}" + (f", going on after {rows:,} rows" if resuming else "")
+        yield "start", f"{start.url}" + (f", going on after {rows:,} rows" if resuming else "")
     except CheckpointError as error:
         yield "start", f"[red]missing[/red]: {error}"
     every = f"every {config.save_interval} steps and at the end" if config.save_interval else "at the end"

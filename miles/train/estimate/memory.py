@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from miles.architecture.config import ModelShape
 from miles.train.config import RecomputeConfig
-from miles.train.model.process_groups import Layout
+from miles.train.parallel_layout import Layout
 
 GRADIENT_BYTES = 4
 """A value: gradients are summed in float32 (`grad_reduce_in_fp32`)."""

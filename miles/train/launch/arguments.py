@@ -25,7 +25,7 @@ from miles.data.config import (
     named_columns,
 )
 from miles.errors import ConfigError, SourceError
-from miles.train.config import ClusterConfig, EvalConfig, LoggingConfig, RecomputeConfig, TrainConfig
+from miles.train.config import ClusterConfig, EvalConfig, LoggingConfig, OptimizerSettings, RecomputeConfig, TrainConfig
 from miles.train.launch.launch_line import (
     ONE_VALUE,
     SIZES,
@@ -36,8 +36,7 @@ from miles.train.launch.launch_line import (
 )
 from miles.train.launch.parser import build_parser
 from miles.train.launch.values import chat_template
-from miles.train.model.optimizer import OptimizerSettings
-from miles.train.model.process_groups import Layout
+from miles.train.parallel_layout import Layout
 
 
 def parse(words: Sequence[str]) -> TrainConfig:

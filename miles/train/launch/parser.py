@@ -16,10 +16,9 @@ from miles.data.config import (
     StreamConfig,
 )
 from miles.errors import ConfigError
-from miles.train.config import ClusterConfig, EvalConfig, LoggingConfig, RecomputeConfig, TrainConfig
+from miles.train.config import ClusterConfig, EvalConfig, LoggingConfig, OptimizerSettings, RecomputeConfig, TrainConfig
 from miles.train.launch.launch_line import ALWAYS, ONE_VALUE, SIZES, SWITCHES, flag_of
 from miles.train.launch.values import json_object
-from miles.train.model.optimizer import OptimizerSettings
 
 
 class _Parser(argparse.ArgumentParser):

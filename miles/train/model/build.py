@@ -17,7 +17,7 @@ from miles.data.types import DUMMY_ROW_ID, MicroBatch
 from miles.errors import ConfigError
 from miles.train.config import RecomputeConfig
 from miles.train.model.attention import PackedAttention
-from miles.train.model.process_groups import Layout
+from miles.train.parallel_layout import Layout
 
 
 class RMSNorm(torch.nn.Module):

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import ray
 
 from miles.architecture.config import ModelShape
-from miles.common import storage
+from miles.common import checkpoint_folder, storage
 from miles.data.stream import eval_set
 from miles.data.stream.feed import StepIterator
 from miles.train.config import TrainConfig
 from miles.train.model import process_groups
-from miles.train.model.process_groups import Layout
+from miles.train.parallel_layout import Layout
 from miles.train.rank import checkpoint_load
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class TrainerActor:
         config: TrainConfig,
         num_steps: int,
         num_sources: int,
-        found: checkpoint_load.Found,
+        found: checkpoint_folder.Found,
         model_only: bool,
     ) -> str | None:
         """Joins the group, builds the model and loads a checkpoint into it. Another call starts anew.

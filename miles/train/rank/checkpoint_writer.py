@@ -30,7 +30,7 @@ from typing import Any
 
 import torch
 
-from miles.common import storage
+from miles.common import checkpoint_folder, storage
 from miles.common.checkpoint_tracker import folder_name
 from miles.errors import CheckpointError, MilesError
 from miles.train.rank import checkpoint_load
@@ -159,7 +159,7 @@ class Saver:
                 return Path(tempfile.mkdtemp(prefix="miles-save-")), ""
             if self._trainer.rank == 0:
                 root = Path(storage.filesystem(url)[1])
-                made[0] = str(root / f"{checkpoint_load.SAVING}{folder_name(iteration)}-{secrets.token_hex(4)}")
+                made[0] = str(root / f"{checkpoint_folder.SAVING}{folder_name(iteration)}-{secrets.token_hex(4)}")
                 Path(made[0]).mkdir(parents=True)
         except OSError as error:
             made = [None, str(error)]
@@ -216,7 +216,7 @@ class _Request:
 def _finish(save: _Save) -> str:
     """Rank 0's small file, and of a local checkpoint the name; why it failed, or nothing."""
     try:
-        storage.write_text(str(save.folder / checkpoint_load.EXTRA), json.dumps(save.extra, indent=1, sort_keys=True))
+        storage.write_text(str(save.folder / checkpoint_folder.EXTRA), json.dumps(save.extra, indent=1, sort_keys=True))
         if storage.is_local(save.url):
             final = save.folder.parent / save.name
             old = save.folder.with_name(f"{save.folder.name}-old")
@@ -265,6 +265,6 @@ def save(trainer: Trainer, url: str, iteration: int, extra: dict[str, Any], *, m
     if problem := saver.begin(url, iteration, extra, model_only=model_only) or saver.seal():
         raise CheckpointError(f"{url}: the checkpoint of step {iteration} was not written: {problem}")
     if trainer.rank == 0:
-        checkpoint_load.publish(url, iteration)
+        checkpoint_folder.publish(url, iteration)
     torch.distributed.barrier()
     return storage.join(url, folder_name(iteration))

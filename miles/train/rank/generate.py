@@ -18,7 +18,7 @@ from torch import Tensor
 
 from miles.data.types import MicroBatch
 from miles.train.model.build import forward_packed, padded, single
-from miles.train.model.process_groups import Layout
+from miles.train.parallel_layout import Layout
 
 
 def greedy(

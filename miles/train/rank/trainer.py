@@ -16,12 +16,12 @@ from torch import Tensor
 
 from miles.architecture.config import ModelShape
 from miles.data.types import DUMMY_ROW_ID, MicroBatch, StepReport
-from miles.train.config import KEEP_ALL, RecomputeConfig
+from miles.train.config import KEEP_ALL, OptimizerSettings, RecomputeConfig
 from miles.train.model import megatron_on_cpu, process_groups
 from miles.train.model.build import build_model, forward_packed, padded, single
 from miles.train.model.loss import SourceSums, masked_sum, rows_not_finite, sum_by_source
-from miles.train.model.optimizer import OptimizerSettings, build_optimizer
-from miles.train.model.process_groups import Layout
+from miles.train.model.optimizer import build_optimizer
+from miles.train.parallel_layout import Layout
 from miles.train.rank.generate import greedy
 
 NOTHING_TO_TRAIN = "nothing to train"

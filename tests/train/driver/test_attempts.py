@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from miles.train.driver.attempts import FILE, Starts
-from miles.train.model.process_groups import Layout
+from miles.train.parallel_layout import Layout
 
 
 def test_every_start_has_its_reason(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,9 @@ from rich.console import Console
 
 from miles.data.files.manifest import build_manifest
 from miles.data.stream import stages
+from miles.data.stream.survey import SAMPLE_ROWS, sample_rows, take_sample
 from miles.errors import ConfigError, DataError
-from miles.train.estimate.dry_run import SAMPLE_ROWS, dry_run, sample_rows, take_sample
+from miles.train.estimate.dry_run import dry_run
 from miles.train.launch.arguments import parse
 from tests.support.clusters import demo_settings
 
@@ -159,7 +159,7 @@ def test_what_the_sample_says_is_what_the_stream_holds(folder: Path, tmp_path: P
     """Of a set that is no larger than the sample, exactly."""
     config = parse(words(folder, tmp_path, "4b", *FOUR_B))
     manifest = build_manifest(config.data.sources)
-    sample = take_sample(manifest, replace(config))
+    sample = take_sample(manifest, config.data)
     steps: list[Any] = list(stages.local_steps(manifest, config.data))
     assert sample.num_rows == sum(step.num_rows for step in steps)
     assert sample.lengths.sum() == sum(step.report.num_tokens for step in steps)

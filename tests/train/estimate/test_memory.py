@@ -15,7 +15,7 @@ from miles.architecture.config import ModelShape
 from miles.train.config import KEEP_ALL, RecomputeConfig
 from miles.train.estimate.memory import active_parameters, estimate, total_parameters
 from miles.train.model import process_groups
-from miles.train.model.process_groups import Layout
+from miles.train.parallel_layout import Layout
 from tests.support.ranks import SETTINGS, batch, run_ranks, start
 
 DENSE = ModelShape("qwen3", 4, 64, 160, 4, 2, 16, 512, 256, 1e6, 1e-6, True, True, False)

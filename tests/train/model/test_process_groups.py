@@ -10,7 +10,7 @@ import pytest
 from miles.architecture.config import ModelShape
 from miles.errors import ConfigError
 from miles.train.config import ClusterConfig
-from miles.train.model.process_groups import Layout
+from miles.train.parallel_layout import Layout
 
 DENSE = ModelShape("qwen3", 6, 64, 128, 4, 2, 16, 512, 256, 1e6, 1e-6, False, True, False)
 EXPERTS = replace(DENSE, model_type="qwen3_moe", num_layers=4, num_experts=8, moe_router_topk=2, moe_ffn_hidden_size=32)

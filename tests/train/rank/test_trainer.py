@@ -13,7 +13,7 @@ from miles.data.packing.pack import micro_batch
 from miles.train.config import KEEP_ALL, RecomputeConfig
 from miles.train.model.build import padded
 from miles.train.model.loss import masked_sum, rows_not_finite
-from miles.train.model.process_groups import Layout
+from miles.train.parallel_layout import Layout
 from tests.support.ranks import NUM_SOURCES, NUM_STEPS, SETTINGS, SHAPE, batch, make_trainer, run_ranks
 
 
@@ -214,12 +214,13 @@ def test_padding_trains_nothing_and_stands_behind() -> None:
 
 def interrupted(layout: Layout, rank: int, meeting: Path, folder: str, resume: bool) -> list[float]:
     """Steps 0..4 with a checkpoint after 2; or steps 2..4 from it."""
+    from miles.common import checkpoint_folder
     from miles.train.rank import checkpoint_load, checkpoint_writer
 
     trainer = make_trainer(layout, rank, meeting)
     first = 0
     if resume:
-        found = checkpoint_load.find(folder)
+        found = checkpoint_folder.find(folder)
         assert found is not None
         assert found.iteration == 2
         assert found.extra == {"cursor": {"consumed_rows": 14}}

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from miles.common import storage
+from miles.common.checkpoint_folder import EXTRA, SAVING, find, publish, remove_old, remove_unfinished
 from miles.common.checkpoint_tracker import TRACKER
 from miles.errors import CheckpointError
-from miles.train.rank.checkpoint_load import EXTRA, SAVING, find, publish, remove_old, remove_unfinished
 
 LOSSES = {100: 3.0, 200: 1.0, 300: None, 400: 1.5, 500: 2.0}
 
