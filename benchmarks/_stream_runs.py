@@ -82,7 +82,9 @@ class Setup:
     def config(self) -> DataConfig:
         return DataConfig(
             sources=(SourceConfig("rows", self.paths),),
-            order=OrderConfig(batch_size=self.batch_size, shuffle=True, window_rows=self.window_rows),
+            order=OrderConfig(
+                batch_size=self.batch_size, shuffle=True, window_rows=self.window_rows
+            ),
             encode=EncodeConfig(self.tokenizer),
             pack=PackConfig(dp_size=self.dp_size),
             stream=StreamConfig(loader_cpus=self.loader_cpus, target_block_bytes=self.block_bytes),
@@ -119,7 +121,10 @@ def bare_encoders(setup: Setup, num_rows: int) -> float:
     processes = setup.loader_cpus
     barrier = context.Barrier(processes)
     with ProcessPoolExecutor(processes, context, _keep_barrier, (barrier,)) as pool:
-        parts = [pool.submit(_bare_encoder, setup, slice(first, num_rows, processes)) for first in range(processes)]
+        parts = [
+            pool.submit(_bare_encoder, setup, slice(first, num_rows, processes))
+            for first in range(processes)
+        ]
         return sum(part.result() for part in parts)
 
 
@@ -136,7 +141,10 @@ def _bare_encoder(setup: Setup, part: slice) -> float:
     manifest = build_manifest(setup.config.sources)
     encoder, row_format = stages.encoder_of(setup.config.encode), manifest.sources[0].format
     payloads = read_rows(manifest, np.arange(manifest.num_rows, dtype=np.int64)[part])
-    steps = [payloads[start : start + setup.batch_size] for start in range(0, len(payloads), setup.batch_size)]
+    steps = [
+        payloads[start : start + setup.batch_size]
+        for start in range(0, len(payloads), setup.batch_size)
+    ]
     num_warm_up = -(-WARM_UP_ROWS // setup.batch_size)
     assert _barrier is not None
     assert len(steps) > num_warm_up, "too few rows"
@@ -160,7 +168,9 @@ class Consumer:
     def ready(self) -> None:
         pass
 
-    def read(self, handle: Any, rank: int, first: int, last: int, seconds: float) -> list[dict[str, Any]]:
+    def read(
+        self, handle: Any, rank: int, first: int, last: int, seconds: float
+    ) -> list[dict[str, Any]]:
         """Steps from `first` to `last` (exclusive), each held for so many seconds."""
         trail = []
         iterator = StepIterator(handle, rank, rank, first, last)
@@ -206,10 +216,18 @@ def start_consumers(setup: Setup) -> list[Any]:
 
 
 def open_feed(setup: Setup, run_dir: str, cursor: Cursor | None = None) -> Feed:
-    return Feed.open(setup.config, cursor=cursor, cursor_path="the cursor", num_ranks=setup.dp_size, run_dir=run_dir)
+    return Feed.open(
+        setup.config,
+        cursor=cursor,
+        cursor_path="the cursor",
+        num_ranks=setup.dp_size,
+        run_dir=run_dir,
+    )
 
 
-def stream_pass(setup: Setup, hold_seconds: float = 0.0, max_steps: int | None = None) -> dict[str, Any]:
+def stream_pass(
+    setup: Setup, hold_seconds: float = 0.0, max_steps: int | None = None
+) -> dict[str, Any]:
     """One pass over the rows, or over the first steps.
 
     Args:
@@ -226,10 +244,13 @@ def stream_pass(setup: Setup, hold_seconds: float = 0.0, max_steps: int | None =
             feed = open_feed(setup, run_dir)
             num_steps = min(feed.info.num_steps, max_steps or feed.info.num_steps)
             reads = [
-                one.read.remote(feed.handle, rank, 0, num_steps, hold_seconds) for rank, one in enumerate(consumers)
+                one.read.remote(feed.handle, rank, 0, num_steps, hold_seconds)
+                for rank, one in enumerate(consumers)
             ]
             # As a run does, whose steps are no shorter. Where they take no time at all, only the handing out counts.
-            depths = [feed.commit(step).queue_depth for step in range(num_steps)] if hold_seconds else []
+            depths = (
+                [feed.commit(step).queue_depth for step in range(num_steps)] if hold_seconds else []
+            )
             trails = ray.get(reads)
         feed.close()
     assert all(len(trail) == num_steps for trail in trails), "steps are missing"
@@ -253,7 +274,9 @@ def stream_pass(setup: Setup, hold_seconds: float = 0.0, max_steps: int | None =
         "steady_wait_seconds": sum(waited[1:]),
         "longest_wait_seconds": max(waited[1:]),
         "queue_depths": depths,
-        "stage_seconds": {name: sum(step["stage_seconds"][name] for step in steps) for name in STAGES},
+        "stage_seconds": {
+            name: sum(step["stage_seconds"][name] for step in steps) for name in STAGES
+        },
         "cpu_seconds": watch.cpu_seconds(arrived[0], arrived[-1]),
         "peak_bytes": watch.peak_bytes,
     }
@@ -292,7 +315,10 @@ def _first_step(setup: Setup, consumed_rows: int, consumers: Sequence[Any]) -> f
         started = time.monotonic()
         feed = open_feed(setup, run_dir, cursor)
         step = feed.first_step
-        reads = [one.read.remote(feed.handle, rank, step, step + 1, 0.0) for rank, one in enumerate(consumers)]
+        reads = [
+            one.read.remote(feed.handle, rank, step, step + 1, 0.0)
+            for rank, one in enumerate(consumers)
+        ]
         took = max(trail[0]["at"] for trail in ray.get(reads)) - started
         feed.close()
     return took
@@ -324,7 +350,9 @@ class Watch:
         self.peak_bytes: dict[str, int] = {}
         self._titles: dict[int, str] = {}
         self._own_bytes: dict[int, int] = defaultdict(int)
-        self._cpu: list[tuple[float, dict[int, float]]] = []  # moment, process -> CPU seconds up to then
+        self._cpu: list[
+            tuple[float, dict[int, float]]
+        ] = []  # moment, process -> CPU seconds up to then
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
@@ -362,7 +390,10 @@ class Watch:
                 self._look_at_processes()
                 next_look = time.monotonic() + LOOK_SECONDS
             store = _object_store()
-            for name, used in (("object store", store.object_store_bytes_used), ("spilled", store.spilled_bytes_total)):
+            for name, used in (
+                ("object store", store.object_store_bytes_used),
+                ("spilled", store.spilled_bytes_total),
+            ):
                 self.peak_bytes[name] = max(self.peak_bytes.get(name, 0), used)
 
     def _look_at_processes(self) -> None:
@@ -384,13 +415,17 @@ def _object_store() -> Any:
     from ray._private.internal_api import node_stats
 
     (node,) = ray.nodes()
-    return node_stats(node["NodeManagerAddress"], node["NodeManagerPort"], include_memory_info=False).store_stats
+    return node_stats(
+        node["NodeManagerAddress"], node["NodeManagerPort"], include_memory_info=False
+    ).store_stats
 
 
 # --- the feed -------------------------------------------------------------------------------------------------------
 
 
-def handing_out(setup: Setup, dp_sizes: Sequence[int], num_rounds: int) -> dict[int, dict[str, float]]:
+def handing_out(
+    setup: Setup, dp_sizes: Sequence[int], num_rounds: int
+) -> dict[int, dict[str, float]]:
     """What the feed's actor does for one block of the stream, by the number of data ranks.
 
     Returns:
@@ -410,11 +445,15 @@ def handing_out(setup: Setup, dp_sizes: Sequence[int], num_rounds: int) -> dict[
         server = ray.remote(num_cpus=0)(_Server).remote()
         for dp_size in dp_sizes:
             config = PackConfig(dp_size=dp_size)
-            block = pa.concat_tables([stages.pack_steps(table, config) for table in encoded]).combine_chunks()
+            block = pa.concat_tables(
+                [stages.pack_steps(table, config) for table in encoded]
+            ).combine_chunks()
             cutting, asking = [], []
             for _ in range(num_rounds):
                 started = time.monotonic()
-                references = [ray.put(chunk) for chunk in shards.chunks(block, shards.reports(block))]
+                references = [
+                    ray.put(chunk) for chunk in shards.chunks(block, shards.reports(block))
+                ]
                 cutting.append(time.monotonic() - started)
                 ray.get(server.keep.remote(references[:1]))
                 started = time.monotonic()
@@ -456,10 +495,15 @@ def batch_by_batch(setup: Setup, num_rows: int) -> dict[str, float]:
     begun = time.monotonic()
     rows = (row for path in setup.paths for row in _parquet_rows(path, setup.batch_size))
     done_rows = done_tokens = 0
-    while done_rows < num_rows and (batch := list(islice(rows, min(setup.batch_size, num_rows - done_rows)))):
+    while done_rows < num_rows and (
+        batch := list(islice(rows, min(setup.batch_size, num_rows - done_rows)))
+    ):
         encoded = []
         for row in batch:
-            messages = [{"role": ROLES[turn["from"]], "content": turn["value"]} for turn in row["conversations"]]
+            messages = [
+                {"role": ROLES[turn["from"]], "content": turn["value"]}
+                for turn in row["conversations"]
+            ]
             encoded.append(
                 tokenizer.apply_chat_template(
                     messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
@@ -486,4 +530,6 @@ def training_template() -> str:
     spec = find_spec("trl")  # found, not imported: only its template is needed
     if spec is None or spec.origin is None:
         sys.exit("the peer takes a chat template from the package trl: pip install --no-deps trl")
-    return (Path(spec.origin).parent / "chat_templates" / "qwen3_training.jinja").read_text(encoding="utf-8")
+    return (Path(spec.origin).parent / "chat_templates" / "qwen3_training.jinja").read_text(
+        encoding="utf-8"
+    )

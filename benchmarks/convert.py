@@ -46,14 +46,23 @@ CONFIG = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--gigabytes", type=float, default=2.0)
-    parser.add_argument("--rounds", type=int, default=3, help="the fastest of each contender counts")
-    parser.add_argument(
-        "--folder", help="where the checkpoints are made (default: the system's folder for such things)"
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--min-ratio", type=float, help="fail below this many times the copy's speed")
-    parser.add_argument("--max-resident-gigabytes", type=float, help="fail where a conversion held more memory")
+    parser.add_argument("--gigabytes", type=float, default=2.0)
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="the fastest of each contender counts"
+    )
+    parser.add_argument(
+        "--folder",
+        help="where the checkpoints are made (default: the system's folder for such things)",
+    )
+    parser.add_argument(
+        "--min-ratio", type=float, help="fail below this many times the copy's speed"
+    )
+    parser.add_argument(
+        "--max-resident-gigabytes", type=float, help="fail where a conversion held more memory"
+    )
     flags = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="miles-benchmark-", dir=flags.folder) as name:
         if not _measure(Path(name), flags):
@@ -64,12 +73,18 @@ def _measure(folder: Path, flags: argparse.Namespace) -> bool:
     source = folder / "source"
     _in_a_process(_make, source, flags.gigabytes)
     num_bytes = sum(file.stat().st_size for file in source.glob("*.safetensors"))
-    targets = {"cp": folder / "copy", "hf-to-megatron": folder / "megatron", "megatron-to-hf": folder / "back"}
+    targets = {
+        "cp": folder / "copy",
+        "hf-to-megatron": folder / "megatron",
+        "megatron-to-hf": folder / "back",
+    }
     seconds: dict[str, list[float]] = {label: [] for label in ("cp", "cp, then sync", *CONVERSIONS)}
     resident: dict[str, float] = {}
     with contextlib.ExitStack() as stack:
         pools = {label: stack.enter_context(_process()) for label in CONVERSIONS}
-        for number in range(flags.rounds + 1):  # the first, in which memory and files are new, does not count
+        for number in range(
+            flags.rounds + 1
+        ):  # the first, in which memory and files are new, does not count
             taken: dict[str, float] = {}
             for label, target in targets.items():
                 if target.exists():
@@ -81,7 +96,9 @@ def _measure(folder: Path, flags: argparse.Namespace) -> bool:
                     taken[label], resident[label] = pools[label].apply(_convert, arguments)
             for label in seconds if number else ():
                 seconds[label].append(taken[label])
-    same = subprocess.run(["diff", "-r", source, targets["megatron-to-hf"]], capture_output=True, text=True)
+    same = subprocess.run(
+        ["diff", "-r", source, targets["megatron-to-hf"]], capture_output=True, text=True
+    )
     assert not same.returncode, same.stdout
 
     speeds = {label: num_bytes / min(of) for label, of in seconds.items()}
@@ -90,7 +107,12 @@ def _measure(folder: Path, flags: argparse.Namespace) -> bool:
         table.add_column(heading, justify="right" if heading else "left")
     for label, speed in speeds.items():
         ratios = [f"{speed / speeds[peer]:.2f}" for peer in ("cp, then sync", "cp")]
-        table.add_row(label, f"{speed / 1e9:.2f}", *ratios, f"{resident[label] / 1e9:.2f}" if label in resident else "")
+        table.add_row(
+            label,
+            f"{speed / 1e9:.2f}",
+            *ratios,
+            f"{resident[label] / 1e9:.2f}" if label in resident else "",
+        )
     Console(width=100).print(table)
     ratio = min(speeds[label] for label in CONVERSIONS) / speeds["cp, then sync"]
     is_good = True
@@ -98,7 +120,9 @@ def _measure(folder: Path, flags: argparse.Namespace) -> bool:
         print(f"{ratio:.2f} of the copy's speed is less than {flags.min_ratio}")
         is_good = False
     if flags.max_resident_gigabytes and max(resident.values()) > flags.max_resident_gigabytes * 1e9:
-        print(f"{max(resident.values()) / 1e9:.2f} GB of memory are more than {flags.max_resident_gigabytes}")
+        print(
+            f"{max(resident.values()) / 1e9:.2f} GB of memory are more than {flags.max_resident_gigabytes}"
+        )
         is_good = False
     return is_good
 
@@ -143,7 +167,9 @@ def _convert(label: str, source: Path, megatron: Path, back: Path) -> tuple[floa
 def _peak_bytes() -> float:
     """The most memory that this process held, pages of mapped files too."""
     status = Path("/proc/self/status").read_text()
-    return next(int(line.split()[1]) * 1024.0 for line in status.splitlines() if line.startswith("VmHWM"))
+    return next(
+        int(line.split()[1]) * 1024.0 for line in status.splitlines() if line.startswith("VmHWM")
+    )
 
 
 def _make(folder: Path, gigabytes: float) -> None:
@@ -152,7 +178,13 @@ def _make(folder: Path, gigabytes: float) -> None:
 
     from miles.architecture.config import ModelShape
     from miles.architecture.families import hf_shapes
-    from miles.convert.safetensors_files import INDEX, ShardedWriter, Spec, index_text, split_into_files
+    from miles.convert.safetensors_files import (
+        INDEX,
+        ShardedWriter,
+        Spec,
+        index_text,
+        split_into_files,
+    )
 
     def planned(num_layers: int) -> dict[str, Spec]:
         shape = ModelShape.from_hf_config({**CONFIG, "num_hidden_layers": num_layers}, "made up")

@@ -40,16 +40,24 @@ from miles.data.types import Conversation, Encoded
 
 CHUNK_ROWS = 4_096
 STEP_ROWS = 128
-ASSETS = Path(os.environ.get("MILES_ASSETS", Path(__file__).resolve().parents[2] / "shared" / "assets"))
+ASSETS = Path(
+    os.environ.get("MILES_ASSETS", Path(__file__).resolve().parents[2] / "shared" / "assets")
+)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--source", default=str(ASSETS / "data/openhermes_sample.parquet"))
     parser.add_argument("--tokenizer", default=str(ASSETS / "qwen3-tokenizer"))
-    parser.add_argument("--rounds", type=int, default=3, help="the fastest round of each contender counts")
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="the fastest round of each contender counts"
+    )
     parser.add_argument("--max-rows", type=int, help="only the first so many rows")
-    parser.add_argument("--min-ratio", type=float, help="fail below this many times the transformers path")
+    parser.add_argument(
+        "--min-ratio", type=float, help="fail below this many times the transformers path"
+    )
     flags = parser.parse_args()
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
@@ -57,7 +65,9 @@ def main() -> None:
     manifest = build_manifest([SourceConfig("rows", (flags.source,))])
     last_row = min(manifest.num_rows, flags.max_rows or manifest.num_rows)
     format_: RowFormat = manifest.sources[0].format
-    encoder = Encoder.from_config(EncodeConfig(tokenizer=flags.tokenizer, max_sample_tokens=1 << 20))
+    encoder = Encoder.from_config(
+        EncodeConfig(tokenizer=flags.tokenizer, max_sample_tokens=1 << 20)
+    )
     peer = AutoTokenizer.from_pretrained(flags.tokenizer)
     peer.chat_template = _training_template()
     encode_batch = encoder.tokenizer.backend_tokenizer.encode_batch
@@ -77,13 +87,21 @@ def main() -> None:
         for start in range(0, last_row, CHUNK_ROWS):
             ids = np.arange(start, min(start + CHUNK_ROWS, last_row), dtype=np.int64)
             payloads = timed("  read", lambda ids=ids: read_rows(manifest, ids))
-            conversations = timed("  normalize", lambda rows=payloads: [normalize(row, format_) for row in rows])
+            conversations = timed(
+                "  normalize", lambda rows=payloads: [normalize(row, format_) for row in rows]
+            )
             ours = timed("  encode", lambda rows=conversations: _in_steps(encoder, rows))
             messages = [list(conversation.messages) for conversation in conversations]
-            theirs = timed("transformers", lambda rows=messages: [_transformers(peer, row) for row in rows])
+            theirs = timed(
+                "transformers", lambda rows=messages: [_transformers(peer, row) for row in rows]
+            )
             texts = [encoder.tokenizer.apply_chat_template(row, tokenize=False) for row in messages]
-            bare = timed("encode_batch", lambda rows=texts: encode_batch(rows, add_special_tokens=False))
-            assert [row.input_ids.tolist() for row in ours] == [row.ids for row in bare], "other ids"
+            bare = timed(
+                "encode_batch", lambda rows=texts: encode_batch(rows, add_special_tokens=False)
+            )
+            assert [row.input_ids.tolist() for row in ours] == [row.ids for row in bare], (
+                "other ids"
+            )
             num_tokens += sum(len(row.input_ids) for row in ours)
             num_same += sum(_same_mask(row, other) for row, other in zip(ours, theirs, strict=True))
             num_rows += len(ours)
@@ -98,7 +116,9 @@ def main() -> None:
     _print(best, num_rows, num_tokens, num_same, encoder.certificate.engine)
     ratio = best["transformers"] / best["ours"]
     if flags.min_ratio is not None and ratio < flags.min_ratio:
-        sys.exit(f"{ratio:.1f} times the transformers path; at least {flags.min_ratio:g} was asked for")
+        sys.exit(
+            f"{ratio:.1f} times the transformers path; at least {flags.min_ratio:g} was asked for"
+        )
 
 
 def _in_steps(encoder: Encoder, rows: Sequence[Conversation]) -> list[Encoded]:
@@ -112,12 +132,18 @@ def _in_steps(encoder: Encoder, rows: Sequence[Conversation]) -> list[Encoded]:
 def _training_template() -> str:
     spec = find_spec("trl")  # found, not imported: only its template is needed
     if spec is None or spec.origin is None:
-        sys.exit("the benchmark reads a chat template from the package trl: pip install --no-deps trl")
-    return (Path(spec.origin).parent / "chat_templates" / "qwen3_training.jinja").read_text(encoding="utf-8")
+        sys.exit(
+            "the benchmark reads a chat template from the package trl: pip install --no-deps trl"
+        )
+    return (Path(spec.origin).parent / "chat_templates" / "qwen3_training.jinja").read_text(
+        encoding="utf-8"
+    )
 
 
 def _transformers(tokenizer: Any, messages: Sequence[Any]) -> tuple[list[int], list[int]]:
-    row = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
+    row = tokenizer.apply_chat_template(
+        messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+    )
     return row["input_ids"], row["assistant_masks"]
 
 
@@ -127,8 +153,12 @@ def _same_mask(ours: Encoded, theirs: tuple[list[int], list[int]]) -> bool:
     return ours.input_ids.tolist() == ids and bool(np.all(ours.loss_mask <= np.array(mask)))
 
 
-def _print(best: dict[str, float], num_rows: int, num_tokens: int, num_same: int, engine: str) -> None:
-    table = Table(title=f"{num_rows:,} rows, {num_tokens:,} tokens, one core ({engine})", title_justify="left")
+def _print(
+    best: dict[str, float], num_rows: int, num_tokens: int, num_same: int, engine: str
+) -> None:
+    table = Table(
+        title=f"{num_rows:,} rows, {num_tokens:,} tokens, one core ({engine})", title_justify="left"
+    )
     table.add_column("path")
     for column in ("us a row", "rows/s", "tokens/s", "times transformers"):
         table.add_column(column, justify="right")

@@ -40,7 +40,9 @@ from rich.table import Table
 
 from miles.data.config import DEFAULT_WINDOW_ROWS, StreamConfig
 
-ASSETS = Path(os.environ.get("MILES_ASSETS", Path(__file__).resolve().parents[2] / "shared" / "assets"))
+ASSETS = Path(
+    os.environ.get("MILES_ASSETS", Path(__file__).resolve().parents[2] / "shared" / "assets")
+)
 GROWTH = 12
 FEED_RANKS = (1, 8, 64, 1024)
 MIB = 1 << 20
@@ -82,7 +84,10 @@ def main() -> None:
             _print(console, found[name])
     content = json.dumps(
         {
-            name: {"bars": [{**vars(bar), "is_met": bar.is_met} for bar in section.bars], **section.raw}
+            name: {
+                "bars": [{**vars(bar), "is_met": bar.is_met} for bar in section.bars],
+                **section.raw,
+            }
             for name, section in found.items()
         },
         indent=1,
@@ -105,18 +110,27 @@ def steady(flags: argparse.Namespace, folder: Path) -> Section:
         encoders.append(runs.in_own_process(runs.bare_encoders, setup, bare_rows))
     peer = runs.in_own_process(runs.batch_by_batch, setup, min(flags.peer_rows, flags.rows))
     around = [(before + after) / 2 for before, after in pairwise(encoders)]
-    shares = [got["steady_rows_per_second"] / bare for got, bare in zip(streams, around, strict=True)]
+    shares = [
+        got["steady_rows_per_second"] / bare for got, bare in zip(streams, around, strict=True)
+    ]
     share, bare = statistics.median(shares), statistics.median(around)
     ours = streams[shares.index(statistics.median_low(shares))]
     # The peer gets fewer rows; its start-up counts once, as ours does.
-    peer_seconds = peer["start_up_seconds"] + peer["batches_seconds"] * ours["num_rows"] / peer["num_rows"]
+    peer_seconds = (
+        peer["start_up_seconds"] + peer["batches_seconds"] * ours["num_rows"] / peer["num_rows"]
+    )
     ratio = peer_seconds / ours["whole_seconds"]
     whole, cpus, rows = ours["whole_seconds"], setup.loader_cpus, ours["num_rows"]
     steps_after_first = ours["num_steps"] - 1
     stage_us = {name: seconds / rows * 1e6 for name, seconds in ours["stage_seconds"].items()}
-    cpu_ms = {name: seconds / steps_after_first * 1e3 for name, seconds in ours["cpu_seconds"].items()}
+    cpu_ms = {
+        name: seconds / steps_after_first * 1e3 for name, seconds in ours["cpu_seconds"].items()
+    }
     lines = [
-        (f"{cpus} bare encoders", f"{bare:,.0f} rows/s ({min(encoders):,.0f} to {max(encoders):,.0f})"),
+        (
+            f"{cpus} bare encoders",
+            f"{bare:,.0f} rows/s ({min(encoders):,.0f} to {max(encoders):,.0f})",
+        ),
         (
             "stream, after the first step",
             f"{ours['steady_rows_per_second']:,.0f} rows/s, {ours['steady_tokens_per_second']:,.0f} tokens/s",
@@ -148,7 +162,13 @@ def steady(flags: argparse.Namespace, folder: Path) -> Section:
     if flags.min_peer_ratio is not None:
         bars.append(Bar("times the peer", ratio, flags.min_peer_ratio, at_least=True))
     title = f"steady: {ours['num_rows']:,} rows, {ours['num_tokens']:,} tokens, {ours['num_steps']:,} steps"
-    raw = {"bare_rows_per_second": encoders, "shares": shares, "peer_ratio": ratio, "streams": streams, "peer": peer}
+    raw = {
+        "bare_rows_per_second": encoders,
+        "shares": shares,
+        "peer_ratio": ratio,
+        "streams": streams,
+        "peer": peer,
+    }
     return Section(title, lines, bars, raw)
 
 
@@ -158,7 +178,10 @@ def slow(flags: argparse.Namespace, folder: Path) -> Section:
     share = got["steady_wait_seconds"] / got["steady_seconds"]
     depths = got["queue_depths"][1:]
     lines = [
-        ("waited after the first step", f"{got['steady_wait_seconds']:.3f} s of {got['steady_seconds']:.1f} s"),
+        (
+            "waited after the first step",
+            f"{got['steady_wait_seconds']:.3f} s of {got['steady_seconds']:.1f} s",
+        ),
         ("longest wait", f"{got['longest_wait_seconds'] * 1e3:.0f} ms"),
         ("steps ready", f"{statistics.median(depths):.0f} (median), {min(depths)} at least"),
         ("peak memory", _peaks(got["peak_bytes"])),
@@ -168,13 +191,17 @@ def slow(flags: argparse.Namespace, folder: Path) -> Section:
         f"slow: {got['num_steps']:,} steps of {setup.batch_size} rows, each kept {flags.hold_seconds * 1e3:.0f} ms, "
         f"over {borders} borders of windows of {setup.window_rows:,} rows"
     )
-    return Section(title, lines, [Bar("share of the time waited", share, flags.max_wait)], {"stream": got})
+    return Section(
+        title, lines, [Bar("share of the time waited", share, flags.max_wait)], {"stream": got}
+    )
 
 
 def resume(flags: argparse.Namespace, folder: Path) -> Section:
     setup = _setup(flags, folder)
     consumed_rows = int(0.9 * flags.rows) // setup.batch_size * setup.batch_size
-    zero, late = runs.in_own_process(runs.first_steps, [(setup, 0), (setup, consumed_rows)], flags.rounds)
+    zero, late = runs.in_own_process(
+        runs.first_steps, [(setup, 0), (setup, consumed_rows)], flags.rounds
+    )
     ratio = statistics.median(late) / statistics.median(zero)
     lines = [("from row 0", _seconds(zero)), (f"from row {consumed_rows:,}", _seconds(late))]
     title = f"resume: time to the first step, {flags.rows:,} rows, windows of {setup.window_rows:,}"
@@ -192,7 +219,10 @@ def growth(flags: argparse.Namespace, folder: Path) -> Section:
     assert flags.growth_rows > flags.growth_window, "both sets must be larger than a window"
     times = runs.in_own_process(runs.first_steps, [(small, 0), (large, 0)], flags.rounds)
     # Consumers that the loader outruns: what waits for them is at its most.
-    passes = [runs.in_own_process(runs.stream_pass, setup, flags.growth_hold_seconds) for setup in (small, large)]
+    passes = [
+        runs.in_own_process(runs.stream_pass, setup, flags.growth_hold_seconds)
+        for setup in (small, large)
+    ]
     ratio = statistics.median(times[1]) / statistics.median(times[0])
     peaks = [one["peak_bytes"] for one in passes]
     lines = []
@@ -279,8 +309,15 @@ def _print(console: Console, section: Section) -> None:
 
 
 def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--section", action="append", choices=list(SECTIONS), help="may be given again; default: all")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--section",
+        action="append",
+        choices=list(SECTIONS),
+        help="may be given again; default: all",
+    )
     parser.add_argument("--source", default=str(ASSETS / "data/openhermes_sample.parquet"))
     parser.add_argument("--tokenizer", default=str(ASSETS / "qwen3-tokenizer"))
     parser.add_argument("--rows", type=int, default=197_016)
@@ -290,11 +327,19 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--dp", type=int, default=2, help="consumers")
     parser.add_argument("--cores", type=int, default=2, help="of the machine, and loader CPUs")
     parser.add_argument("--object-store-mib", type=int, default=512)
-    parser.add_argument("--block-kib", type=int, default=StreamConfig.target_block_bytes >> 10, help="of the stream")
-    parser.add_argument("--bare-rows", type=int, default=65_536, help="of the bare encoders together")
-    parser.add_argument("--steady-rounds", type=int, default=5, help="of the stream between bare encoders")
+    parser.add_argument(
+        "--block-kib", type=int, default=StreamConfig.target_block_bytes >> 10, help="of the stream"
+    )
+    parser.add_argument(
+        "--bare-rows", type=int, default=65_536, help="of the bare encoders together"
+    )
+    parser.add_argument(
+        "--steady-rounds", type=int, default=5, help="of the stream between bare encoders"
+    )
     parser.add_argument("--peer-rows", type=int, default=16_418)
-    parser.add_argument("--hold-seconds", type=float, default=0.1, help="how long a slow consumer keeps a step")
+    parser.add_argument(
+        "--hold-seconds", type=float, default=0.1, help="how long a slow consumer keeps a step"
+    )
     parser.add_argument("--slow-steps", type=int, default=256)
     parser.add_argument("--slow-window", type=int, default=8_192)
     parser.add_argument(
@@ -303,11 +348,17 @@ def _parse() -> argparse.Namespace:
         default=32_768,
         help="of the small set; what the stream has under way at a time should be little of it",
     )
-    parser.add_argument("--growth-hold-seconds", type=float, default=0.02, help="how long a consumer keeps a step")
+    parser.add_argument(
+        "--growth-hold-seconds", type=float, default=0.02, help="how long a consumer keeps a step"
+    )
     parser.add_argument("--growth-window", type=int, default=4_096)
     parser.add_argument("--rounds", type=int, default=5, help="of first steps, whose median counts")
-    parser.add_argument("--json", metavar="FILE", help="writes what was found; '-': to the standard output")
-    parser.add_argument("--check", action="store_true", help="a bar that is missed is exit status 1")
+    parser.add_argument(
+        "--json", metavar="FILE", help="writes what was found; '-': to the standard output"
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="a bar that is missed is exit status 1"
+    )
     parser.add_argument("--min-share", type=float, default=0.7, help="of the bare encoders' rows/s")
     parser.add_argument("--min-peer-ratio", type=float, help="end to end; no bar by default")
     parser.add_argument("--max-wait", type=float, default=0.01, help="of a slow consumer's time")

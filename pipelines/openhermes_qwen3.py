@@ -7,12 +7,21 @@ from __future__ import annotations
 
 import argparse
 
-from miles.data.config import DataConfig, EncodeConfig, OrderConfig, PackConfig, SourceConfig, StreamConfig
+from miles.data.config import (
+    DataConfig,
+    EncodeConfig,
+    OrderConfig,
+    PackConfig,
+    SourceConfig,
+    StreamConfig,
+)
 from miles.train.config import ClusterConfig, OptimizerSettings, RecomputeConfig, TrainConfig
 from miles.train.driver.loop import train
 
 
-def config(hf_checkpoint: str, data: str, ref_load: str, save: str, num_gpus: int = 8) -> TrainConfig:
+def config(
+    hf_checkpoint: str, data: str, ref_load: str, save: str, num_gpus: int = 8
+) -> TrainConfig:
     """One epoch, 128 rows a step, cosine from 1e-5.
 
     Args:

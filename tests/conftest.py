@@ -13,7 +13,14 @@ import pytest
 PROJECT = Path(__file__).parent.parent
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
-WORD_TOKENS = ("<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>")
+WORD_TOKENS = (
+    "<think>",
+    "</think>",
+    "<tool_call>",
+    "</tool_call>",
+    "<tool_response>",
+    "</tool_response>",
+)
 """Tokens of their own that are not special, as in Qwen3."""
 
 CHATML = """\
@@ -126,7 +133,16 @@ def assets() -> Path:
 @pytest.fixture(scope="session")
 def chatml_tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a small byte-level BPE tokenizer, Qwen3's special tokens and the template above."""
-    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+    from tokenizers import (
+        AddedToken,
+        Regex,
+        Tokenizer,
+        decoders,
+        models,
+        normalizers,
+        pre_tokenizers,
+        trainers,
+    )
     from transformers import PreTrainedTokenizerFast
 
     split = (
@@ -146,9 +162,13 @@ def chatml_tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         vocab_size=480, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
     )
     tokenizer.train_from_iterator(_CORPUS * 8, trainer)
-    tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in SPECIAL_TOKENS])
+    tokenizer.add_special_tokens(
+        [AddedToken(token, normalized=False, special=True) for token in SPECIAL_TOKENS]
+    )
     tokenizer.add_tokens([AddedToken(token, normalized=False) for token in WORD_TOKENS])
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>")
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>"
+    )
     fast.chat_template = CHATML
     folder = tmp_path_factory.mktemp("chatml") / "tokenizer"
     fast.save_pretrained(folder)

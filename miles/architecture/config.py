@@ -34,7 +34,9 @@ class Family(Protocol):
 def families() -> list[str]:
     """The `model_type`s that are understood: each has a file."""
     package = importlib.import_module(_FAMILIES)
-    return sorted(module.name for module in pkgutil.iter_modules(package.__path__) if module.name[0] != "_")
+    return sorted(
+        module.name for module in pkgutil.iter_modules(package.__path__) if module.name[0] != "_"
+    )
 
 
 def family_module(model_type: str) -> Any:
@@ -66,7 +68,10 @@ class HfConfig:
     @property
     def rope(self) -> HfConfig:
         """What is said of the rotary embedding; an older file says it by another name."""
-        return HfConfig(self.get("rope_parameters") or self.get("rope_scaling") or {}, f"{self.where}: rope_parameters")
+        return HfConfig(
+            self.get("rope_parameters") or self.get("rope_scaling") or {},
+            f"{self.where}: rope_parameters",
+        )
 
     @property
     def rope_type(self) -> str:
@@ -83,7 +88,9 @@ class HfConfig:
             CheckpointError: all that differ.
         """
         unsupported = [
-            f"{name} = {value!r}, only {wanted!r} is supported" for name, value, wanted in settings if value != wanted
+            f"{name} = {value!r}, only {wanted!r} is supported"
+            for name, value, wanted in settings
+            if value != wanted
         ]
         if unsupported:
             raise CheckpointError(f"{self.where}: " + "; ".join(unsupported))
@@ -148,7 +155,9 @@ class ModelShape:
         try:
             return family.shape(found)
         except (TypeError, ValueError, ArithmeticError) as error:
-            raise CheckpointError(f"{where}: a setting is not what it should be ({error})") from error
+            raise CheckpointError(
+                f"{where}: a setting is not what it should be ({error})"
+            ) from error
 
     @classmethod
     def from_hf_folder(cls, url: str) -> ModelShape:
@@ -161,7 +170,9 @@ class ModelShape:
         try:
             config = json.loads(storage.read_text(where))
         except FileNotFoundError as error:
-            raise CheckpointError(f"{where}: no such file; expected a Hugging Face checkpoint's folder") from error
+            raise CheckpointError(
+                f"{where}: no such file; expected a Hugging Face checkpoint's folder"
+            ) from error
         except ValueError as error:
             raise CheckpointError(f"{where}: not JSON ({error})") from error
         return cls.from_hf_config(config, where)
@@ -195,7 +206,8 @@ class ModelShape:
             "attention_dropout": 0.0,
             "hidden_dropout": 0.0,
             "use_rope_scaling": self.rope_scaling_factor is not None,
-            "rope_scaling_factor": self.rope_scaling_factor or 8.0,  # Megatron-LM's default, unused without scaling
+            "rope_scaling_factor": self.rope_scaling_factor
+            or 8.0,  # Megatron-LM's default, unused without scaling
             "num_experts": self.num_experts,
             **({} if self.num_experts is None else self._moe_args()),
         }
@@ -263,7 +275,10 @@ class ModelShape:
 
 
 _NOT_A_SIZE = (
-    *("vocab_size", "padded_vocab_size"),  # Megatron-LM's own count is that of the tokenizer, then padded
+    *(
+        "vocab_size",
+        "padded_vocab_size",
+    ),  # Megatron-LM's own count is that of the tokenizer, then padded
     *("seq_length", "max_position_embeddings", "attention_dropout", "hidden_dropout"),
     "use_rotary_position_embeddings",  # an older name of `position_embedding_type`
 )

@@ -43,41 +43,69 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="miles", description="Supervised fine-tuning: data -> loss -> optimizer.")
+    parser = argparse.ArgumentParser(
+        prog="miles", description="Supervised fine-tuning: data -> loss -> optimizer."
+    )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     demo = commands.add_parser("demo", help="the main job, end to end, on an embedded default")
-    demo.add_argument("--output", default="runs/demo", help="the run's folder (default: runs/demo); it is made anew")
+    demo.add_argument(
+        "--output",
+        default="runs/demo",
+        help="the run's folder (default: runs/demo); it is made anew",
+    )
     demo.set_defaults(run=_demo)
 
-    prepare = commands.add_parser("prepare", help="rows -> OpenAI messages in Parquet, with manifest and ledger")
+    prepare = commands.add_parser(
+        "prepare", help="rows -> OpenAI messages in Parquet, with manifest and ledger"
+    )
     prepare.add_argument("dataset", help="openhermes, or the name that the source gets")
-    prepare.add_argument("--source", nargs="+", metavar="FILES", help="fsspec URLs, globs or folders")
+    prepare.add_argument(
+        "--source", nargs="+", metavar="FILES", help="fsspec URLs, globs or folders"
+    )
     prepare.add_argument("--tokenizer", required=True, metavar="DIR")
     prepare.add_argument("--output", required=True, metavar="DIR")
     prepare.add_argument("--max-sample-tokens", type=int, default=8192)
     prepare.add_argument("--revision", help="of the hub's data set")
     prepare.add_argument("--max-bad-fraction", type=float, default=0.01)
-    prepare.add_argument("--input-key", metavar="COLUMN", help="column of the conversation (default: found)")
-    prepare.add_argument("--tool-key", metavar="COLUMN", help="column of the tools (default: tools)")
+    prepare.add_argument(
+        "--input-key", metavar="COLUMN", help="column of the conversation (default: found)"
+    )
+    prepare.add_argument(
+        "--tool-key", metavar="COLUMN", help="column of the tools (default: tools)"
+    )
     prepare.add_argument(
         "--row-shape",
         default="auto",
         help="messages, alpaca, prompt_completion or text (default: auto, found from the first rows)",
     )
     prepare.add_argument(
-        "--column-names", metavar="JSON", help='field of the row shape -> column, such as {"prompt": "question"}'
+        "--column-names",
+        metavar="JSON",
+        help='field of the row shape -> column, such as {"prompt": "question"}',
     )
-    prepare.add_argument("--role-names", metavar="JSON", help="role in the rows -> system, user, assistant or tool")
+    prepare.add_argument(
+        "--role-names", metavar="JSON", help="role in the rows -> system, user, assistant or tool"
+    )
     prepare.set_defaults(run=_prepare)
 
-    certify = commands.add_parser("certify", help="what is proven of a tokenizer and its chat template")
+    certify = commands.add_parser(
+        "certify", help="what is proven of a tokenizer and its chat template"
+    )
     certify.add_argument("tokenizer", metavar="TOKENIZER", help="folder (fsspec URL) or hub name")
-    certify.add_argument("--chat-template-path", metavar="FILE", help="a Jinja file in place of the tokenizer's own")
+    certify.add_argument(
+        "--chat-template-path", metavar="FILE", help="a Jinja file in place of the tokenizer's own"
+    )
     certify.add_argument("--apply-chat-template-kwargs", metavar="JSON", default="{}")
-    certify.add_argument("--trust-remote-code", action="store_true", help="run code that the tokenizer brings")
-    certify.add_argument("--json", metavar="FILE", help="write the certificate as JSON, too; -: instead, to the output")
+    certify.add_argument(
+        "--trust-remote-code", action="store_true", help="run code that the tokenizer brings"
+    )
+    certify.add_argument(
+        "--json",
+        metavar="FILE",
+        help="write the certificate as JSON, too; -: instead, to the output",
+    )
     certify.set_defaults(run=_certify)
 
     convert = commands.add_parser("convert", help="Hugging Face <-> Megatron torch_dist")
@@ -93,11 +121,17 @@ def _parser() -> argparse.ArgumentParser:
         help="add rows of zeros to the embedding and the output layer, up to a multiple (default: 1, none)",
     )
     to_megatron.set_defaults(run=_hf_to_megatron)
-    to_hf = directions.add_parser("megatron-to-hf", help="LOAD/iter_… or LOAD/release -> SAVE/*.safetensors")
+    to_hf = directions.add_parser(
+        "megatron-to-hf", help="LOAD/iter_… or LOAD/release -> SAVE/*.safetensors"
+    )
     to_hf.add_argument("--load", required=True, metavar="DIR")
-    to_hf.add_argument("--hf-checkpoint", required=True, metavar="DIR", help="config and tokenizer come from here")
+    to_hf.add_argument(
+        "--hf-checkpoint", required=True, metavar="DIR", help="config and tokenizer come from here"
+    )
     to_hf.add_argument("--save", required=True, metavar="DIR")
-    to_hf.add_argument("--ckpt-step", type=int, metavar="N", help="of the checkpoint (default: the newest)")
+    to_hf.add_argument(
+        "--ckpt-step", type=int, metavar="N", help="of the checkpoint (default: the newest)"
+    )
     to_hf.add_argument(
         "--max-shard-size",
         type=num_bytes,
@@ -105,14 +139,18 @@ def _parser() -> argparse.ArgumentParser:
         help="of a safetensors file, such as 5GB (default: files as in --hf-checkpoint, or else 5GB)",
     )
     to_hf.set_defaults(run=_megatron_to_hf)
-    verify = directions.add_parser("verify", help="compare two checkpoints tensor by tensor; exit 1 where they differ")
+    verify = directions.add_parser(
+        "verify", help="compare two checkpoints tensor by tensor; exit 1 where they differ"
+    )
     verify.add_argument("one", metavar="A", help="of Hugging Face or of Megatron")
     verify.add_argument("other", metavar="B")
     verify.set_defaults(run=_verify)
 
     commands.add_parser("train", help="fine-tune; flags have Miles's names (miles train --help)")
 
-    inspect = commands.add_parser("inspect", help="what the model was fed first, coloured by its mask")
+    inspect = commands.add_parser(
+        "inspect", help="what the model was fed first, coloured by its mask"
+    )
     inspect.add_argument("folder", metavar="RUN")
     inspect.add_argument("--samples", type=int, default=3)
     inspect.set_defaults(run=_inspect)
@@ -121,7 +159,9 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("folder", metavar="RUN")
     report.set_defaults(run=_report)
 
-    tiny = commands.add_parser("tiny-model", help="a tiny Qwen3 with random weights for a tokenizer, to try things")
+    tiny = commands.add_parser(
+        "tiny-model", help="a tiny Qwen3 with random weights for a tokenizer, to try things"
+    )
     tiny.add_argument("--tokenizer", required=True, metavar="DIR")
     tiny.add_argument("--save", required=True, metavar="DIR")
     tiny.set_defaults(run=_tiny_model)
@@ -201,7 +241,9 @@ def _certify(flags: argparse.Namespace, console: Console) -> None:
     config = EncodeConfig(
         tokenizer=flags.tokenizer,
         chat_template=chat_template(flags.chat_template_path),
-        template_kwargs=_json_object("--apply-chat-template-kwargs", flags.apply_chat_template_kwargs),
+        template_kwargs=_json_object(
+            "--apply-chat-template-kwargs", flags.apply_chat_template_kwargs
+        ),
         trust_remote_code=flags.trust_remote_code,
     )
     certificate = certify(load_tokenizer(config), config)
@@ -245,10 +287,14 @@ def _verify(flags: argparse.Namespace, console: Console) -> None:
 
     found = verify(flags.one, flags.other, console=console)
     for difference in found.differences:
-        console.print(f"  [red]{_escape(difference.tensor)}[/red]: {_escape(difference.text)}", soft_wrap=True)
+        console.print(
+            f"  [red]{_escape(difference.tensor)}[/red]: {_escape(difference.text)}", soft_wrap=True
+        )
     if found.differences:
         raise CheckpointError(f"{len(found.differences)} of {found.num_tensors:,} tensors differ")
-    console.print(f"  {found.num_tensors:,} tensors, {found.num_bytes:,} bytes: the same in both, bit by bit")
+    console.print(
+        f"  {found.num_tensors:,} tensors, {found.num_bytes:,} bytes: the same in both, bit by bit"
+    )
 
 
 def _inspect(flags: argparse.Namespace, console: Console) -> None:

@@ -49,7 +49,9 @@ def find(url: str) -> Found | None:
     name, iteration = named
     folder, tracker = storage.join(url, name), storage.join(url, TRACKER)
     if not storage.exists(storage.join(folder, "metadata.json")):
-        raise CheckpointError(f"{tracker} names {folder}, which is not there or not a torch_dist checkpoint")
+        raise CheckpointError(
+            f"{tracker} names {folder}, which is not there or not a torch_dist checkpoint"
+        )
     extra = storage.join(folder, EXTRA)
     content = json.loads(storage.read_text(extra)) if storage.exists(extra) else None
     return Found(folder, iteration, content)
@@ -102,13 +104,18 @@ def remove_old(url: str, keep_last: int | None, keep_best: int | None) -> list[s
     newest, _ = tracked(url) or ("", 0)
     names = [path.rsplit("/", 1)[-1] for path in fs.ls(root, detail=False)]
     # Beyond the newest: of a run from which somebody went back to an earlier one. Not ours to remove.
-    folders = [f"{root}/{name}" for name in sorted(names) if _ITERATION.fullmatch(name) and name <= newest]
+    folders = [
+        f"{root}/{name}" for name in sorted(names) if _ITERATION.fullmatch(name) and name <= newest
+    ]
     losses: dict[str, float] = {}
     for path in folders if keep_best else []:
         if fs.exists(f"{path}/{EXTRA}"):
             loss = json.loads(fs.cat_file(f"{path}/{EXTRA}")).get("eval_loss")
             losses |= {} if loss is None else {path: loss}
-    kept = {*folders[-(keep_last or 1) :], *sorted(losses, key=lambda path: losses[path])[: keep_best or 0]}
+    kept = {
+        *folders[-(keep_last or 1) :],
+        *sorted(losses, key=lambda path: losses[path])[: keep_best or 0],
+    }
     removed = [path for path in folders if path not in kept]
     for path in removed:
         fs.rm(path, recursive=True)

@@ -13,7 +13,9 @@ from miles.errors import SourceError
 
 # A colon before an @ that is not a port's, of an ARN, or of chained URLs (zip://a::s3://b).
 _USER_AND_PASSWORD = re.compile(r"://(?!arn:)[^\s/?#\[@:]*:(?!:|\d+(?:/|\s|$))\S*@")
-_WEB_USER = re.compile(r"(?<=http://)[^\s/?#@]*@|(?<=https://)[^\s/?#@]*@")  # a token, where it stands alone
+_WEB_USER = re.compile(
+    r"(?<=http://)[^\s/?#@]*@|(?<=https://)[^\s/?#@]*@"
+)  # a token, where it stands alone
 _QUERY = re.compile(r"(https?://[^\s?#'\"<>]*)\?[^\s'\"<>]*=[^\s'\"<>]*")
 
 

@@ -26,11 +26,28 @@ MAX_PAUSE_SECONDS = 15.0
 MAX_SECONDS = 180.0
 """No try begins later than this after the first."""
 
-_LASTING = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError, MilesError)
+_LASTING = (
+    FileNotFoundError,
+    FileExistsError,
+    PermissionError,
+    IsADirectoryError,
+    NotADirectoryError,
+    MilesError,
+)
 _LASTING_NUMBERS = frozenset(
-    (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.ENAMETOOLONG, errno.ELOOP, errno.EMSGSIZE, errno.ENOTEMPTY)
+    (
+        errno.EINVAL,
+        errno.ENOSYS,
+        errno.ENOTSUP,
+        errno.ENAMETOOLONG,
+        errno.ELOOP,
+        errno.EMSGSIZE,
+        errno.ENOTEMPTY,
+    )
     + (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-    + ((errno.EREMCHG,) if hasattr(errno, "EREMCHG") else ())  # s3fs: the bucket is in another region
+    + (
+        (errno.EREMCHG,) if hasattr(errno, "EREMCHG") else ()
+    )  # s3fs: the bucket is in another region
 )
 _STATUS = frozenset((408, 425, 429))
 """HTTP statuses below 500 that ask for another try."""
@@ -47,7 +64,9 @@ class ShortRead(OSError):
     """Fewer bytes came than were asked for."""
 
 
-def call(function: Callable[[], T], url: str, doing: str = "read", max_tries: int | None = None) -> T:
+def call(
+    function: Callable[[], T], url: str, doing: str = "read", max_tries: int | None = None
+) -> T:
     """Calls a function, and again while its error may pass.
 
     Args:
@@ -65,7 +84,8 @@ def call(function: Callable[[], T], url: str, doing: str = "read", max_tries: in
         retry=tenacity.retry_if_exception(is_transient),
         wait=tenacity.wait_exponential(FIRST_PAUSE_SECONDS, MAX_PAUSE_SECONDS)
         + tenacity.wait_random(0, FIRST_PAUSE_SECONDS),
-        stop=tenacity.stop_after_attempt(max_tries or MAX_TRIES) | tenacity.stop_after_delay(MAX_SECONDS),
+        stop=tenacity.stop_after_attempt(max_tries or MAX_TRIES)
+        | tenacity.stop_after_delay(MAX_SECONDS),
     )
     try:
         return retrying(function)
@@ -82,7 +102,9 @@ def call(function: Callable[[], T], url: str, doing: str = "read", max_tries: in
 def is_transient(error: BaseException) -> bool:
     """Whether the same call may succeed a little later."""
     if isinstance(error, FileNotFoundError) and error.__cause__ is not None:
-        return is_transient(error.__cause__)  # fsspec's HTTP filesystem says so of whatever a HEAD request answered
+        return is_transient(
+            error.__cause__
+        )  # fsspec's HTTP filesystem says so of whatever a HEAD request answered
     if isinstance(error, (*_LASTING, ValueError)) or not isinstance(error, Exception):
         return False
     status = next(_statuses(error), None)
@@ -97,7 +119,10 @@ def _statuses(error: BaseException) -> Iterator[int]:
     """HTTP statuses that an error holds: aiohttp's, requests' and httpx's, google's, botocore's."""
     response = getattr(error, "response", None)
     values: list[Any] = [getattr(error, name, None) for name in ("status", "status_code", "code")]
-    values += [getattr(response, "status_code", None), _part(response, "ResponseMetadata", "HTTPStatusCode")]
+    values += [
+        getattr(response, "status_code", None),
+        _part(response, "ResponseMetadata", "HTTPStatusCode"),
+    ]
     for value in values:
         if isinstance(value, (int, str)) and str(value).isdecimal():
             yield int(value)

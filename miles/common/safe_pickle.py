@@ -30,7 +30,9 @@ _NAMES = {
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         # A name with a dot would lead on, from a module that is allowed to what it imports.
-        is_kind = module == "torch" and isinstance(getattr(torch, name, None), (torch.dtype, torch.memory_format))
+        is_kind = module == "torch" and isinstance(
+            getattr(torch, name, None), (torch.dtype, torch.memory_format)
+        )
         is_record = module in _MODULES and "." not in name and _is_defined_in(module, name)
         if not (is_kind or is_record or (module, name) in _NAMES):
             raise pickle.UnpicklingError(f"it names {module}.{name}, which no checkpoint needs")
@@ -56,6 +58,8 @@ def require_plain(folder: Path, url: str) -> None:
         content = (folder / ".metadata").read_bytes()
         _Unpickler(io.BytesIO(content)).load()
     except FileNotFoundError as error:
-        raise CheckpointError(f"{url}: no .metadata there: not a complete torch_dist checkpoint") from error
+        raise CheckpointError(
+            f"{url}: no .metadata there: not a complete torch_dist checkpoint"
+        ) from error
     except Exception as error:  # a broken pickle raises whatever it likes
         raise CheckpointError(f"{url}/.metadata: refused: {error}") from error

@@ -60,7 +60,9 @@ def reading(url: str) -> Iterator[None]:
         raise SourceError(f"{redact(url)}: permission denied") from error
     # Every filesystem and codec has its own exceptions (botocore, httpx, zlib, zstandard, Arrow).
     except Exception as error:
-        raise SourceError(f"{redact(url)}: cannot be read, {type(error).__name__}: {redact(str(error))}") from error
+        raise SourceError(
+            f"{redact(url)}: cannot be read, {type(error).__name__}: {redact(str(error))}"
+        ) from error
 
 
 def is_local(url: str) -> bool:
@@ -109,7 +111,9 @@ def _type(url: str) -> str | None:
         return None
 
 
-def expand(url: str, suffixes: Sequence[str], default_error: type[MilesError] = SourceError) -> list[str]:
+def expand(
+    url: str, suffixes: Sequence[str], default_error: type[MilesError] = SourceError
+) -> list[str]:
     """The files that a path, a glob or a folder names, sorted, as URLs.
 
     Args:
@@ -126,7 +130,9 @@ def expand(url: str, suffixes: Sequence[str], default_error: type[MilesError] = 
         if _MAGIC.search(path):
             found = _glob(fs, path)
         elif (kind := _type(url)) == "directory":
-            found = [name for name in _files(fs, path, visible=True) if name.endswith(tuple(suffixes))]
+            found = [
+                name for name in _files(fs, path, visible=True) if name.endswith(tuple(suffixes))
+            ]
         else:
             found = [path] if kind is not None else []
     except (FileNotFoundError, NotADirectoryError):
@@ -144,7 +150,11 @@ def _glob(fs: fsspec.AbstractFileSystem, pattern: str) -> list[str]:
     fixed = next(number for number, part in enumerate(parts) if _MAGIC.search(part))
     depth = None if "**" in parts else len(parts) - fixed
     is_match = re.compile(glob_translate(pattern)).match
-    return [name for name in _files(fs, "/".join(parts[:fixed]) or fs.root_marker, depth) if is_match(name)]
+    return [
+        name
+        for name in _files(fs, "/".join(parts[:fixed]) or fs.root_marker, depth)
+        if is_match(name)
+    ]
 
 
 def _files(
@@ -158,7 +168,9 @@ def _files(
     """
     for entry in retry.call(lambda: fs.ls(folder, detail=True), str(fs.unstrip_protocol(folder))):
         name = str(entry["name"]).rstrip("/")
-        if name == folder.rstrip("/") or (visible and name.rsplit("/", 1)[-1][:1] in ("", ".", "_")):
+        if name == folder.rstrip("/") or (
+            visible and name.rsplit("/", 1)[-1][:1] in ("", ".", "_")
+        ):
             continue
         if entry["type"] == "directory":
             if depth != 1:
@@ -174,7 +186,9 @@ def size_of(url: str, found: dict[str, Any]) -> int:
         SourceError: a web server that does not tell it.
     """
     if found.get("size") is None:
-        raise SourceError(f"{url}: its size is not known, so that no part of it can be asked for. Copy it to a store")
+        raise SourceError(
+            f"{url}: its size is not known, so that no part of it can be asked for. Copy it to a store"
+        )
     return int(found["size"])
 
 
@@ -204,7 +218,9 @@ class Ranges(io.RawIOBase):
         return len(content)
 
     def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
-        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._num_bytes}[whence]
+        self._at = (
+            offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._num_bytes}[whence]
+        )
         return self._at
 
     def tell(self) -> int:
@@ -279,7 +295,9 @@ def write_text(url: str, text: str, max_tries: int | None = None) -> None:
     if is_local(url):
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")  # two may write at once
+        temporary = target.with_name(
+            f".{target.name}.{uuid.uuid4().hex}.tmp"
+        )  # two may write at once
         try:
             temporary.write_text(text, encoding="utf-8")
             temporary.replace(target)
@@ -302,7 +320,10 @@ def _unwatched(num_bytes: int) -> contextlib.AbstractContextManager[Report]:
 
 @contextlib.contextmanager
 def local_folder(
-    url: str, what: str = "folder", is_wanted: Callable[[str], bool] = lambda name: True, watch: Watch = _unwatched
+    url: str,
+    what: str = "folder",
+    is_wanted: Callable[[str], bool] = lambda name: True,
+    watch: Watch = _unwatched,
 ) -> Iterator[Path]:
     """A folder as a local path: itself, or, where it is remote, a copy that lasts as long as the context.
 
@@ -320,11 +341,21 @@ def local_folder(
         yield Path(path)
         return
     with tempfile.TemporaryDirectory(prefix="miles-") as staged:
-        names = [name for name in (posixpath.relpath(name, path) for name in _files(fs, path)) if is_wanted(name)]
+        names = [
+            name
+            for name in (posixpath.relpath(name, path) for name in _files(fs, path))
+            if is_wanted(name)
+        ]
         with ThreadPoolExecutor(_COPY_THREADS, thread_name_prefix="miles-copy") as pool:
-            num_bytes = sum(pool.map(lambda name: size_of(join(url, name), info(join(url, name))), names))
+            num_bytes = sum(
+                pool.map(lambda name: size_of(join(url, name), info(join(url, name))), names)
+            )
             with watch(num_bytes) as report:
-                list(pool.map(lambda name: copy_file(join(url, name), Path(staged, name), report), names))
+                list(
+                    pool.map(
+                        lambda name: copy_file(join(url, name), Path(staged, name), report), names
+                    )
+                )
         yield Path(staged)
 
 
@@ -372,7 +403,8 @@ def names(url: str) -> list[str]:
         return []
     entries = retry.call(lambda: fs.ls(path, detail=False), url)
     return sorted(
-        {str(name).rstrip("/").rsplit("/", 1)[-1] for name in entries} - {"", path.rstrip("/").rsplit("/", 1)[-1]}
+        {str(name).rstrip("/").rsplit("/", 1)[-1] for name in entries}
+        - {"", path.rstrip("/").rsplit("/", 1)[-1]}
     )
 
 

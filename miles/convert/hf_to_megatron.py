@@ -31,7 +31,11 @@ MAX_FILE_BYTES = 4 << 30
 
 
 def hf_to_megatron(
-    hf_checkpoint: str, save: str, *, make_vocab_size_divisible_by: int = 1, console: Console | None = None
+    hf_checkpoint: str,
+    save: str,
+    *,
+    make_vocab_size_divisible_by: int = 1,
+    console: Console | None = None,
 ) -> str:
     """Converts. Tensors keep their dtype.
 
@@ -53,10 +57,14 @@ def hf_to_megatron(
     padded = -(-shape.vocab_size // make_vocab_size_divisible_by) * make_vocab_size_divisible_by
     named, _ = tracked(save) or (RELEASE, 0)
     if named != RELEASE:
-        raise CheckpointError(f"{save}: holds the checkpoints of a run ({TRACKER} names {named}): give another folder")
+        raise CheckpointError(
+            f"{save}: holds the checkpoints of a run ({TRACKER} names {named}): give another folder"
+        )
     try:
         watch = partial(parallel.bar, console, "downloading")
-        with storage.local_folder(hf_checkpoint, "Hugging Face checkpoint", is_weights, watch) as source:
+        with storage.local_folder(
+            hf_checkpoint, "Hugging Face checkpoint", is_weights, watch
+        ) as source:
             weights = Weights(str(source), hf_checkpoint)
             boxes = _plan(weights, shape, padded)
             args = shape.checkpoint_args(padded_vocab_size=padded)
@@ -74,7 +82,9 @@ def hf_to_megatron(
                     storage.write_text(str(root / TRACKER), RELEASE)
                     storage.remove(storage.join(save, TRACKER))
                     storage.remove(storage.join(save, RELEASE))
-                    storage.upload_folder(root, save, TRACKER, partial(parallel.bar, console, "uploading"))
+                    storage.upload_folder(
+                        root, save, TRACKER, partial(parallel.bar, console, "uploading")
+                    )
     except SourceError as error:
         raise CheckpointError(str(error)) from error
     return storage.join(save, RELEASE)
@@ -90,7 +100,9 @@ def _plan(weights: Weights, shape: ModelShape, padded_vocab_size: int) -> list[B
         for name, wanted in zip(names, parameter.shapes, strict=True):
             stored = weights.tensors.get(name)
             if stored is None:
-                raise CheckpointError(f"{weights.where}: tensor {name} is missing; config.json asks for it")
+                raise CheckpointError(
+                    f"{weights.where}: tensor {name} is missing; config.json asks for it"
+                )
             if stored.shape != wanted:
                 raise CheckpointError(
                     f"{weights.where}/{stored.file}: tensor {name} has shape {stored.shape}; config.json asks for "
@@ -127,7 +139,9 @@ def _plan(weights: Weights, shape: ModelShape, padded_vocab_size: int) -> list[B
 def _require_copy(weights: Weights) -> None:
     """A model whose output layer is its embedding may store it twice; not as two tensors."""
     copy, original = (
-        weights.read(name, torch.empty(weights.tensors[name].shape, dtype=weights.tensors[name].dtype))
+        weights.read(
+            name, torch.empty(weights.tensors[name].shape, dtype=weights.tensors[name].dtype)
+        )
         for name in (TIED_COPY, TIED_TO)
     )
     if not torch.equal(copy, original):
@@ -149,7 +163,9 @@ def _make(weights: Weights, parameter: Parameter, names: Sequence[str], num_rows
     return whole
 
 
-def _write(folder: Path, boxes: Sequence[Box], args: argparse.Namespace, console: Console | None) -> None:
+def _write(
+    folder: Path, boxes: Sequence[Box], args: argparse.Namespace, console: Console | None
+) -> None:
     num_bytes = sum(box.num_bytes for box in boxes)
     atomic_folders.require_room(folder, num_bytes)
     max_bytes = min(MAX_FILE_BYTES, -(-num_bytes // parallel.NUM_THREADS))
@@ -160,5 +176,7 @@ def _write(folder: Path, boxes: Sequence[Box], args: argparse.Namespace, console
             places = torch_dist.write_boxes(folder, f"__0_{number}.distcp", files[number], report)
             return list(zip(files[number], places, strict=True))
 
-        places = [place for part in parallel.each(range(len(files)), write, report) for place in part]
+        places = [
+            place for part in parallel.each(range(len(files)), write, report) for place in part
+        ]
     torch_dist.write_metadata(folder, places, args)

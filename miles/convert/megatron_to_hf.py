@@ -89,7 +89,9 @@ def megatron_to_hf(
                     export.write(Path(name), console)
                     storage.remove(save)
                     last = INDEX if (Path(name) / INDEX).exists() else SINGLE
-                    storage.upload_folder(Path(name), save, last, partial(parallel.bar, console, "uploading"))
+                    storage.upload_folder(
+                        Path(name), save, last, partial(parallel.bar, console, "uploading")
+                    )
     except SourceError as error:
         raise CheckpointError(str(error)) from error
     return save
@@ -116,7 +118,10 @@ def require_replaceable(save: str, hf_checkpoint: str) -> None:
 
 def _same(one: str, other: str) -> bool:
     if storage.is_local(one) and storage.is_local(other):
-        return Path(storage.filesystem(one)[1]).resolve() == Path(storage.filesystem(other)[1]).resolve()
+        return (
+            Path(storage.filesystem(one)[1]).resolve()
+            == Path(storage.filesystem(other)[1]).resolve()
+        )
     return one.rstrip("/") == other.rstrip("/")
 
 
@@ -132,7 +137,9 @@ def _companions(hf_checkpoint: str) -> list[str]:
         name = posixpath.relpath(storage.filesystem(url)[1], root)
         folder, base = posixpath.split(name)
         if not _WEIGHTS.fullmatch(base):
-            require_inside(storage.join(hf_checkpoint, folder), base, storage.join(hf_checkpoint, folder))
+            require_inside(
+                storage.join(hf_checkpoint, folder), base, storage.join(hf_checkpoint, folder)
+            )
             names.append(name)
     return names
 
@@ -141,7 +148,11 @@ class _Export:
     """What will be written of a checkpoint, planned before the first byte is."""
 
     def __init__(
-        self, checkpoint: Checkpoint, hf_checkpoint: str, shape: ModelShape, max_shard_bytes: int | None
+        self,
+        checkpoint: Checkpoint,
+        hf_checkpoint: str,
+        shape: ModelShape,
+        max_shard_bytes: int | None,
     ) -> None:
         differences = shape.differences(checkpoint.args)
         if differences:
@@ -151,10 +162,16 @@ class _Export:
         self._checkpoint, self._hf_checkpoint, self._shape = checkpoint, hf_checkpoint, shape
         self._pieces = pieces_of(shape)
         require_complete(checkpoint, shape)
-        has_weights = any(storage.exists(storage.join(hf_checkpoint, name)) for name in (INDEX, SINGLE))
+        has_weights = any(
+            storage.exists(storage.join(hf_checkpoint, name)) for name in (INDEX, SINGLE)
+        )
         like = Weights(hf_checkpoint) if has_weights else None
         self._tensors = self._planned(like)
-        if like is not None and max_shard_bytes is None and like.tensors.keys() == self._tensors.keys():
+        if (
+            like is not None
+            and max_shard_bytes is None
+            and like.tensors.keys() == self._tensors.keys()
+        ):
             self._files = {name: stored.file for name, stored in like.tensors.items()}
         else:
             self._files = split_into_files(self._tensors, max_shard_bytes or MAX_SHARD_BYTES)
@@ -167,7 +184,9 @@ class _Export:
             writer = ShardedWriter(folder, self._tensors, self._files)
             try:
 
-                def convert(piece: tuple[Parameter, tuple[int, ...]], report: storage.Report) -> None:
+                def convert(
+                    piece: tuple[Parameter, tuple[int, ...]], report: storage.Report
+                ) -> None:
                     for name, tensor in tensors_of(self._checkpoint, *piece).items():
                         for target in stored_as(name, self._shape, self._tensors):
                             writer.write(target, tensor.to(self._tensors[target].dtype))
@@ -184,7 +203,11 @@ class _Export:
 
     def _planned(self, like: Weights | None) -> dict[str, Spec]:
         stored = {} if like is None else like.tensors
-        default = None if posixpath.basename(self._checkpoint.where) == RELEASE else _config_dtype(self._hf_checkpoint)
+        default = (
+            None
+            if posixpath.basename(self._checkpoint.where) == RELEASE
+            else _config_dtype(self._hf_checkpoint)
+        )
         planned = {}
         for parameter, place in self._pieces:
             own = self._checkpoint.tensors[parameter.megatron].properties.dtype
@@ -195,7 +218,9 @@ class _Export:
 
 
 def _config_dtype(hf_checkpoint: str) -> torch.dtype | None:
-    config: Mapping[str, str] = json.loads(storage.read_text(storage.join(hf_checkpoint, "config.json")))
+    config: Mapping[str, str] = json.loads(
+        storage.read_text(storage.join(hf_checkpoint, "config.json"))
+    )
     name = config.get("dtype") or config.get("torch_dtype")
     dtype = getattr(torch, name, None) if isinstance(name, str) else None
     return dtype if isinstance(dtype, torch.dtype) else None
@@ -210,7 +235,9 @@ def require_complete(checkpoint: Checkpoint, shape: ModelShape) -> None:
     wanted = {parameter.megatron: parameter for parameter, _ in pieces_of(shape)}
     for key, parameter in wanted.items():
         if key not in checkpoint.tensors:
-            raise CheckpointError(f"{checkpoint.where}: tensor {key} is missing; config.json asks for it")
+            raise CheckpointError(
+                f"{checkpoint.where}: tensor {key} is missing; config.json asks for it"
+            )
         found = tuple(checkpoint.tensors[key].size)
         stack = parameter.stack(shape)
         rows = found[len(stack)] if len(found) > len(stack) else 0
@@ -226,14 +253,22 @@ def require_complete(checkpoint: Checkpoint, shape: ModelShape) -> None:
         raise CheckpointError(f"{checkpoint.where}: {unasked(extra)}")
 
 
-def tensors_of(checkpoint: Checkpoint, parameter: Parameter, place: tuple[int, ...]) -> dict[str, Tensor]:
+def tensors_of(
+    checkpoint: Checkpoint, parameter: Parameter, place: tuple[int, ...]
+) -> dict[str, Tensor]:
     """The Hugging Face tensors of one parameter at one place, by name, until the thread asks for others."""
     dtype = checkpoint.tensors[parameter.megatron].properties.dtype
     whole = tensor_io.buffer("whole", (*(1 for _ in place), *parameter.shape), dtype)
     checkpoint.read(parameter.megatron, (*place, *(0 for _ in parameter.shape)), whole)
     parts = parameter.layout(whole.view(parameter.shape))
     tensors = {}
-    for number, (name, part, sizes) in enumerate(zip(parameter.hf_names(place), parts, parameter.shapes, strict=True)):
-        flat = part if part.is_contiguous() else tensor_io.buffer(f"part {number}", part.shape, dtype).copy_(part)
+    for number, (name, part, sizes) in enumerate(
+        zip(parameter.hf_names(place), parts, parameter.shapes, strict=True)
+    ):
+        flat = (
+            part
+            if part.is_contiguous()
+            else tensor_io.buffer(f"part {number}", part.shape, dtype).copy_(part)
+        )
         tensors[name] = flat.view(sizes)
     return tensors

@@ -10,7 +10,14 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 
 from miles.common.storage import Report
 
@@ -25,7 +32,9 @@ class _StoppedError(Exception):
     """Another job failed, or Ctrl-C was pressed."""
 
 
-def each(jobs: Sequence[T], do: Callable[[T, Report], R], report: Report = lambda num_bytes: None) -> list[R]:
+def each(
+    jobs: Sequence[T], do: Callable[[T, Report], R], report: Report = lambda num_bytes: None
+) -> list[R]:
     """The result of each job, in their order. After the first error no other is begun, and it is raised.
 
     Args:

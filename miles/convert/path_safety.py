@@ -19,7 +19,9 @@ def require_inside(url: str, name: str, where: str) -> None:
     Raises:
         CheckpointError: names it.
     """
-    is_plain = isinstance(name, str) and name == posixpath.basename(name) and name not in ("", ".", "..")
+    is_plain = (
+        isinstance(name, str) and name == posixpath.basename(name) and name not in ("", ".", "..")
+    )
     if is_plain and storage.is_local(url):
         folder = Path(storage.filesystem(url)[1]).resolve()
         is_plain = (folder / name).resolve().parent == folder

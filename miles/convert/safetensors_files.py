@@ -95,8 +95,12 @@ class Weights:
         headers = {file: self._read_header(file) for file in files}
         for name, file in self.index.items():
             if name not in headers[file]:
-                raise CheckpointError(f"{self.where}/{file}: tensor {name} is missing, which {INDEX} puts there")
-        self.tensors = {name: stored for header in headers.values() for name, stored in header.items()}
+                raise CheckpointError(
+                    f"{self.where}/{file}: tensor {name} is missing, which {INDEX} puts there"
+                )
+        self.tensors = {
+            name: stored for header in headers.values() for name, stored in header.items()
+        }
         unlisted = sorted(set(self.tensors) - set(self.index)) if self.index else []
         if unlisted:
             file = self.tensors[unlisted[0]].file
@@ -115,9 +119,13 @@ class Weights:
             try:
                 tensor_io.fill(target, file.fileno(), stored.begin)
             except EOFError as error:
-                raise CheckpointError(f"{self.where}/{stored.file}: truncated: tensor {name}: {error}") from error
+                raise CheckpointError(
+                    f"{self.where}/{stored.file}: truncated: tensor {name}: {error}"
+                ) from error
             except OSError as error:
-                raise CheckpointError(f"{self.where}/{stored.file}: tensor {name} cannot be read ({error})") from error
+                raise CheckpointError(
+                    f"{self.where}/{stored.file}: tensor {name} cannot be read ({error})"
+                ) from error
         return target
 
     def _read_index(self) -> dict[str, str]:
@@ -130,12 +138,16 @@ class Weights:
             index: dict[str, str] = json.loads(storage.read_text(url))["weight_map"]
             files = set(index.values())
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(f"{self.where}/{INDEX}: not an index of safetensors files ({error!r})") from error
+            raise CheckpointError(
+                f"{self.where}/{INDEX}: not an index of safetensors files ({error!r})"
+            ) from error
         for file in sorted(files, key=str):
             tensor = next(tensor for tensor, of in index.items() if of == file)
             require_inside(self._url, file, f"{self.where}/{INDEX}: tensor {tensor}")
             if not storage.exists(storage.join(self._url, file)):
-                raise CheckpointError(f"{self.where}/{file}: no such file; {INDEX} puts tensor {tensor} there")
+                raise CheckpointError(
+                    f"{self.where}/{file}: no such file; {INDEX} puts tensor {tensor} there"
+                )
         return index
 
     def _single(self) -> str:
@@ -145,7 +157,11 @@ class Weights:
         old = next((name for name in _OLD if storage.exists(storage.join(self._url, name))), None)
         raise CheckpointError(
             f"{self.where}/{SINGLE}: no such file, nor {INDEX}"
-            + (f"; {old}, which is there, is a pickle, and is not read: save the model as safetensors" if old else "")
+            + (
+                f"; {old}, which is there, is a pickle, and is not read: save the model as safetensors"
+                if old
+                else ""
+            )
         )
 
     def _read_header(self, file: str) -> dict[str, Stored]:
@@ -153,25 +169,35 @@ class Weights:
         content = storage.RangeFile(storage.join(self._url, file))
         num_bytes = content.seek(0, os.SEEK_END)
         if num_bytes < 8:
-            raise CheckpointError(f"{where}: not a safetensors file, or truncated: {num_bytes} bytes")
+            raise CheckpointError(
+                f"{where}: not a safetensors file, or truncated: {num_bytes} bytes"
+            )
         (length,) = struct.unpack("<Q", content.read_range(0, 8))
         if length > _MAX_HEADER_BYTES:
-            raise CheckpointError(f"{where}: not a safetensors file: its header would have {length:,} bytes")
+            raise CheckpointError(
+                f"{where}: not a safetensors file: its header would have {length:,} bytes"
+            )
         if 8 + length > num_bytes:
-            raise CheckpointError(f"{where}: truncated: {num_bytes:,} bytes, of which the header alone has {length:,}")
+            raise CheckpointError(
+                f"{where}: truncated: {num_bytes:,} bytes, of which the header alone has {length:,}"
+            )
         try:
             header: dict[str, Any] = json.loads(content.read_range(8, 8 + length))
             header.pop("__metadata__", None)
             tensors, ends = {}, {}
             for name, entry in header.items():
-                begin, ends[name] = (8 + length + _count(offset) for offset in entry["data_offsets"])
+                begin, ends[name] = (
+                    8 + length + _count(offset) for offset in entry["data_offsets"]
+                )
                 shape = tuple(_count(size) for size in entry["shape"])
                 tensors[name] = Stored(DTYPES[entry["dtype"]], shape, file, begin)
         except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
             raise CheckpointError(f"{where}: not a safetensors header ({error!r})") from error
         for name, stored in sorted(tensors.items(), key=lambda item: item[1].begin):
             if stored.begin + stored.num_bytes != ends[name]:
-                raise CheckpointError(f"{where}: tensor {name} does not have the bytes that its shape asks for")
+                raise CheckpointError(
+                    f"{where}: tensor {name} does not have the bytes that its shape asks for"
+                )
             if ends[name] > num_bytes:
                 raise CheckpointError(
                     f"{where}: truncated: tensor {name} ends at byte {ends[name]:,}, the file at {num_bytes:,}"
@@ -214,9 +240,13 @@ class ShardedWriter:
             descriptor = os.open(folder / file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
             self._descriptors.append(descriptor)
             header, begins = _header_of(members)
-            os.truncate(descriptor, len(header) + sum(member.num_bytes for member in members.values()))
+            os.truncate(
+                descriptor, len(header) + sum(member.num_bytes for member in members.values())
+            )
             os.pwrite(descriptor, header, 0)
-            self._at.update({name: (folder / file, descriptor, begin) for name, begin in begins.items()})
+            self._at.update(
+                {name: (folder / file, descriptor, begin) for name, begin in begins.items()}
+            )
 
     def write(self, name: str, tensor: Tensor) -> None:
         file, descriptor, begin = self._at[name]
@@ -254,7 +284,10 @@ def index_text(tensors: Mapping[str, Spec], files: Mapping[str, str]) -> str:
         "total_size": sum(tensor.num_bytes for tensor in tensors.values()),
     }
     weight_map = {name: files[name] for name in sorted(files)}
-    return json.dumps({"metadata": metadata, "weight_map": weight_map}, indent=2, sort_keys=True) + "\n"
+    return (
+        json.dumps({"metadata": metadata, "weight_map": weight_map}, indent=2, sort_keys=True)
+        + "\n"
+    )
 
 
 def _header_of(tensors: Mapping[str, Spec]) -> tuple[bytes, dict[str, int]]:
@@ -274,4 +307,6 @@ def _header_of(tensors: Mapping[str, Spec]) -> tuple[bytes, dict[str, int]]:
         at += tensor.num_bytes
     text = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    return struct.pack("<Q", len(text)) + text, {name: 8 + len(text) + begin for name, begin in begins.items()}
+    return struct.pack("<Q", len(text)) + text, {
+        name: 8 + len(text) + begin for name, begin in begins.items()
+    }

@@ -110,7 +110,9 @@ class Checkpoint:
             """the model's, by key"""
             self._chunks = {key: _by_first(stored) for key, stored in self.tensors.items()}
         except _MALFORMED as error:
-            raise CheckpointError(f"{where}/.metadata: not that of a torch_dist checkpoint ({error!r})") from error
+            raise CheckpointError(
+                f"{where}/.metadata: not that of a torch_dist checkpoint ({error!r})"
+            ) from error
         self.args = _read_args(folder, where)
         """`args` of the common part; empty where it has none"""
 
@@ -123,16 +125,22 @@ class Checkpoint:
         stored, by_first = self.tensors[key], self._chunks[key]
         sizes = tuple(target.shape)
         if by_first is not None and sizes[0] == 1:
-            stored = TensorStorageMetadata(stored.properties, stored.size, by_first.get(offsets[0], []))
+            stored = TensorStorageMetadata(
+                stored.properties, stored.size, by_first.get(offsets[0], [])
+            )
         box = ChunkStorageMetadata(torch.Size(offsets), torch.Size(sizes))
         if box in stored.chunks and self._fill(target, MetadataIndex(key, box.offsets)):
             return target
         items = create_read_items_for_chunk_list(key, stored, [box])
         if sum(math.prod(item.lengths) for item in items) != math.prod(sizes):
-            raise CheckpointError(f"{self.where}: tensor {key} is incomplete: parts of {list(sizes)} are not stored")
+            raise CheckpointError(
+                f"{self.where}: tensor {key} is incomplete: parts of {list(sizes)} are not stored"
+            )
         try:
             self._reader.read_data(LoadPlan(items), _Into(target)).wait()
-        except Exception as error:  # of the zip file or the pickle that each box is, by what is wrong
+        except (
+            Exception
+        ) as error:  # of the zip file or the pickle that each box is, by what is wrong
             stored_at = (self._metadata.storage_data.get(item.storage_index) for item in items)
             files = sorted({info.relative_path for info in stored_at if info is not None})
             raise CheckpointError(
@@ -146,11 +154,19 @@ class Checkpoint:
             info = self._metadata.storage_data[index]
             with open(self._folder / info.relative_path, "rb") as file:
                 # No bytes of the tensor are read here, only what they mean and where they begin.
-                box = torch.load(_Part(file, info.offset, info.length), map_location="meta", weights_only=True)
+                box = torch.load(
+                    _Part(file, info.offset, info.length), map_location="meta", weights_only=True
+                )
                 begin = box.untyped_storage()._checkpoint_offset
-                if begin is None or (box.dtype, box.shape) != (target.dtype, target.shape) or not box.is_contiguous():
+                if (
+                    begin is None
+                    or (box.dtype, box.shape) != (target.dtype, target.shape)
+                    or not box.is_contiguous()
+                ):
                     return False
-                tensor_io.fill(target, file.fileno(), info.offset + begin + box.storage_offset() * box.itemsize)
+                tensor_io.fill(
+                    target, file.fileno(), info.offset + begin + box.storage_offset() * box.itemsize
+                )
                 return True
         except Exception:  # whatever is wrong, reading it as usual will say
             return False
@@ -163,7 +179,9 @@ class Checkpoint:
                 require_inside(str(self._folder), name, f"{self.where}: tensor {index.fqn}")
                 path = self._folder / name
                 if not path.is_file():
-                    raise CheckpointError(f"{self.where}/{name}: no such file; tensor {index.fqn} is in it")
+                    raise CheckpointError(
+                        f"{self.where}/{name}: no such file; tensor {index.fqn} is in it"
+                    )
                 sizes[name] = path.stat().st_size
             if info.offset + info.length > sizes[name]:
                 raise CheckpointError(
@@ -214,7 +232,9 @@ def _read_args(folder: Path, where: str) -> dict[str, Any]:
             common = torch.load(folder / "common.pt", weights_only=True)
         except pickle.UnpicklingError:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of Apex and Transformer Engine, which play no part here
+                warnings.simplefilter(
+                    "ignore"
+                )  # of Apex and Transformer Engine, which play no part here
                 import megatron.core  # noqa: F401  names what Megatron-LM keeps in its arguments as safe
             common = torch.load(folder / "common.pt", weights_only=True)
     except Exception as error:  # of pickle or of the zip file, by what is wrong
@@ -256,7 +276,9 @@ def without_checksums() -> Iterator[None]:
         torch.serialization.set_crc32_options(computed)
 
 
-def write_boxes(folder: Path, name: str, boxes: Sequence[Box], report: storage.Report) -> list[Place]:
+def write_boxes(
+    folder: Path, name: str, boxes: Sequence[Box], report: storage.Report
+) -> list[Place]:
     """Writes one file.
 
     Args:
@@ -286,7 +308,9 @@ def write_boxes(folder: Path, name: str, boxes: Sequence[Box], report: storage.R
     return places
 
 
-def write_metadata(folder: Path, places: Sequence[tuple[Box, Place]], args: argparse.Namespace) -> None:
+def write_metadata(
+    folder: Path, places: Sequence[tuple[Box, Place]], args: argparse.Namespace
+) -> None:
     """Writes what makes a folder of files a checkpoint.
 
     Args:
@@ -295,8 +319,12 @@ def write_metadata(folder: Path, places: Sequence[tuple[Box, Place]], args: argp
     tensors: dict[str, TensorStorageMetadata] = {}
     for box, _ in places:
         if box.key not in tensors:
-            tensors[box.key] = TensorStorageMetadata(TensorProperties(box.dtype), torch.Size(box.size), [])
-        tensors[box.key].chunks.append(ChunkStorageMetadata(torch.Size(box.offsets), torch.Size(box.sizes)))
+            tensors[box.key] = TensorStorageMetadata(
+                TensorProperties(box.dtype), torch.Size(box.size), []
+            )
+        tensors[box.key].chunks.append(
+            ChunkStorageMetadata(torch.Size(box.offsets), torch.Size(box.sizes))
+        )
     stored = {MetadataIndex(box.key, torch.Size(box.offsets)): info for box, info in places}
     with open(folder / ".metadata", "xb") as file:
         pickle.dump(Metadata(tensors, planner_data=None, storage_data=stored), file)

@@ -62,10 +62,14 @@ def verify(one: str, other: str, *, console: Console | None = None) -> Compariso
             if isinstance(a, Checkpoint) and isinstance(b, Checkpoint):
                 return _compare_checkpoints(a, b, console)
             if isinstance(a, Weights) and isinstance(b, Checkpoint):
-                return _compare_formats(a, b, ModelShape.from_hf_folder(one), console, weights_first=True)
+                return _compare_formats(
+                    a, b, ModelShape.from_hf_folder(one), console, weights_first=True
+                )
             assert isinstance(a, Checkpoint)
             assert isinstance(b, Weights)
-            return _compare_formats(b, a, ModelShape.from_hf_folder(other), console, weights_first=False)
+            return _compare_formats(
+                b, a, ModelShape.from_hf_folder(other), console, weights_first=False
+            )
     except SourceError as error:
         raise CheckpointError(str(error)) from error
 
@@ -104,9 +108,12 @@ def _compare_weights(a: Weights, b: Weights, console: Console | None) -> Compari
 
 def _compare_checkpoints(a: Checkpoint, b: Checkpoint, console: Console | None) -> Comparison:
     keys = sorted(set(a.tensors) | set(b.tensors))
-    num_bytes = sum(stored.size.numel() * stored.properties.dtype.itemsize for stored in a.tensors.values())
+    num_bytes = sum(
+        stored.size.numel() * stored.properties.dtype.itemsize for stored in a.tensors.values()
+    )
     differences = [
-        _only_in(key, a.where if key in a.tensors else b.where) for key in sorted(set(a.tensors) ^ set(b.tensors))
+        _only_in(key, a.where if key in a.tensors else b.where)
+        for key in sorted(set(a.tensors) ^ set(b.tensors))
     ]
     unlike = {key: text for key in set(a.tensors) & set(b.tensors) if (text := _unlike(a, b, key))}
     differences += [Difference(key, text) for key, text in sorted(unlike.items())]
@@ -115,11 +122,16 @@ def _compare_checkpoints(a: Checkpoint, b: Checkpoint, console: Console | None) 
     with parallel.bar(console, "comparing", num_bytes) as report:
 
         def compare(
-            box: tuple[str, torch.distributed.checkpoint.metadata.ChunkStorageMetadata], report: storage.Report
+            box: tuple[str, torch.distributed.checkpoint.metadata.ChunkStorageMetadata],
+            report: storage.Report,
         ) -> Difference | None:
             key, chunk = box
             mine, yours = (
-                one.read(key, chunk.offsets, tensor_io.buffer(use, chunk.sizes, one.tensors[key].properties.dtype))
+                one.read(
+                    key,
+                    chunk.offsets,
+                    tensor_io.buffer(use, chunk.sizes, one.tensors[key].properties.dtype),
+                )
                 for one, use in ((a, "one"), (b, "other"))
             )
             report(mine.nbytes)
@@ -131,11 +143,18 @@ def _compare_checkpoints(a: Checkpoint, b: Checkpoint, console: Console | None) 
 
 def _unlike(a: Checkpoint, b: Checkpoint, key: str) -> str | None:
     mine, yours = a.tensors[key], b.tensors[key]
-    return _unlike_kind(tuple(mine.size), mine.properties.dtype, tuple(yours.size), yours.properties.dtype)
+    return _unlike_kind(
+        tuple(mine.size), mine.properties.dtype, tuple(yours.size), yours.properties.dtype
+    )
 
 
 def _compare_formats(
-    weights: Weights, checkpoint: Checkpoint, shape: ModelShape, console: Console | None, *, weights_first: bool
+    weights: Weights,
+    checkpoint: Checkpoint,
+    shape: ModelShape,
+    console: Console | None,
+    *,
+    weights_first: bool,
 ) -> Comparison:
     differences = shape.differences(checkpoint.args)
     if differences:
@@ -143,11 +162,15 @@ def _compare_formats(
             f"{weights.where} and {checkpoint.where} are of different models: {'; '.join(differences)}"
         )
     require_complete(checkpoint, shape)
-    names = {target for name in hf_shapes(shape) for target in stored_as(name, shape, weights.tensors)}
+    names = {
+        target for name in hf_shapes(shape) for target in stored_as(name, shape, weights.tensors)
+    }
     extra = sorted(set(weights.tensors) - names)
     with parallel.bar(console, "comparing", weights.num_bytes) as report:
 
-        def compare(piece: tuple[Parameter, tuple[int, ...]], report: storage.Report) -> list[Difference | None]:
+        def compare(
+            piece: tuple[Parameter, tuple[int, ...]], report: storage.Report
+        ) -> list[Difference | None]:
             found: list[Difference | None] = []
             for name, theirs in tensors_of(checkpoint, *piece).items():
                 for target in stored_as(name, shape, weights.tensors):
@@ -159,7 +182,9 @@ def _compare_formats(
                     report(pair[0].nbytes)
             return found
 
-        found = [one for part in parallel.each(pieces_of(shape), compare, report) for one in part if one]
+        found = [
+            one for part in parallel.each(pieces_of(shape), compare, report) for one in part if one
+        ]
     found += [_only_in(name, weights.where) for name in extra]
     return Comparison(len(names) + len(extra), weights.num_bytes, tuple(found))
 
@@ -175,7 +200,11 @@ def _only_in(name: str, where: str) -> Difference:
 
 def _difference(name: str, one: Tensor, other: Tensor) -> Difference | None:
     unlike = _unlike_kind(tuple(one.shape), one.dtype, tuple(other.shape), other.dtype)
-    if unlike is not None and one.shape == other.shape and torch.equal(one.double(), other.double()):
+    if (
+        unlike is not None
+        and one.shape == other.shape
+        and torch.equal(one.double(), other.double())
+    ):
         unlike += ", with equal values"
     if unlike is not None:
         return Difference(name, unlike)
@@ -198,6 +227,8 @@ def _bits(tensor: Tensor) -> Tensor:
 
 
 def _how_far(one: Tensor, other: Tensor) -> str:
-    differing = (_bits(one).view(-1, one.element_size()) != _bits(other).view(-1, one.element_size())).any(dim=1)
+    differing = (
+        _bits(one).view(-1, one.element_size()) != _bits(other).view(-1, one.element_size())
+    ).any(dim=1)
     largest = (one.double() - other.double()).abs().max().item()
     return f"{int(differing.sum()):,} of {one.numel():,} values differ, by {largest:.3g} at most"

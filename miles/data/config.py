@@ -47,17 +47,31 @@ class RowFormat:
 
     def __post_init__(self) -> None:
         shapes = ("auto", *ROW_FIELDS)
-        _require(self.shape in shapes, f"--row-shape must be one of {', '.join(shapes)}, not {self.shape!r}")
+        _require(
+            self.shape in shapes,
+            f"--row-shape must be one of {', '.join(shapes)}, not {self.shape!r}",
+        )
         fields = ROW_FIELDS[self.shape] if self.shape != "auto" else sum(ROW_FIELDS.values(), ())
         for name, column in self.columns.items():
             known = ", ".join(dict.fromkeys(fields))
-            _require(name in fields, f"--column-names: {name!r} is no field of --row-shape {self.shape}: {known}")
-            _require(isinstance(column, str), f"--column-names: {name!r} must be the name of a column, not {column!r}")
+            _require(
+                name in fields,
+                f"--column-names: {name!r} is no field of --row-shape {self.shape}: {known}",
+            )
+            _require(
+                isinstance(column, str),
+                f"--column-names: {name!r} must be the name of a column, not {column!r}",
+            )
         for name, role in self.roles.items():
-            _require(role in ROLE_NAMES, f"--role-names: {name!r} must be one of {', '.join(ROLE_NAMES)}, not {role!r}")
+            _require(
+                role in ROLE_NAMES,
+                f"--role-names: {name!r} must be one of {', '.join(ROLE_NAMES)}, not {role!r}",
+            )
 
 
-def named_columns(columns: Mapping[str, str] | None, messages_key: str | None, tools_key: str | None) -> dict[str, str]:
+def named_columns(
+    columns: Mapping[str, str] | None, messages_key: str | None, tools_key: str | None
+) -> dict[str, str]:
     """`--column-names` together with its shorthands.
 
     Args:
@@ -68,11 +82,15 @@ def named_columns(columns: Mapping[str, str] | None, messages_key: str | None, t
         ConfigError: both name a column for the same field, and not the same one.
     """
     named = dict(columns or {})
-    for flag, field_name, column in (("--input-key", "messages", messages_key), ("--tool-key", "tools", tools_key)):
+    for flag, field_name, column in (
+        ("--input-key", "messages", messages_key),
+        ("--tool-key", "tools", tools_key),
+    ):
         if column is not None:
             other = named.setdefault(field_name, column)
             _require(
-                other == column, f"{flag} {column}: --column-names says {field_name} is {other!r}; give one of them"
+                other == column,
+                f"{flag} {column}: --column-names says {field_name} is {other!r}; give one of them",
             )
     return named
 
@@ -111,7 +129,9 @@ class OrderConfig:
     which an epoch takes each row once."""
 
     def __post_init__(self) -> None:
-        _require(self.batch_size > 0, f"--rollout-batch-size must be positive, not {self.batch_size}")
+        _require(
+            self.batch_size > 0, f"--rollout-batch-size must be positive, not {self.batch_size}"
+        )
         _require(self.window_rows > 0, f"--shuffle-window must be positive, not {self.window_rows}")
         _require(self.num_epoch > 0, f"--num-epoch must be positive, not {self.num_epoch}")
         _require(0 <= self.seed < 2**63, f"--rollout-seed must be in [0, 2**63), not {self.seed}")
@@ -174,11 +194,16 @@ class EncodeConfig:
             ("--too-long", self.too_long, ("drop", "truncate_end", "error")),
         ):
             _require(value in allowed, f"{flag} must be one of {', '.join(allowed)}, not {value!r}")
-        _require(self.max_sample_tokens > 1, f"--max-sample-tokens must be above 1, not {self.max_sample_tokens}")
+        _require(
+            self.max_sample_tokens > 1,
+            f"--max-sample-tokens must be above 1, not {self.max_sample_tokens}",
+        )
         try:
             json.dumps(dict(self.template_kwargs))
         except TypeError as error:
-            raise ConfigError(f"--apply-chat-template-kwargs must be a JSON object: {error}") from error
+            raise ConfigError(
+                f"--apply-chat-template-kwargs must be a JSON object: {error}"
+            ) from error
 
 
 @dataclass(frozen=True)
@@ -218,7 +243,9 @@ class StreamConfig:
 
     def __post_init__(self) -> None:
         _require(self.loader_cpus > 0, f"--loader-cpus must be positive, not {self.loader_cpus}")
-        _require(self.prefetch_steps > 0, f"--prefetch-steps must be positive, not {self.prefetch_steps}")
+        _require(
+            self.prefetch_steps > 0, f"--prefetch-steps must be positive, not {self.prefetch_steps}"
+        )
 
 
 @dataclass(frozen=True)
@@ -256,5 +283,8 @@ class DataConfig:
         )
         _require(0 <= self.max_bad_fraction <= 1, "--max-bad-fraction must be between 0 and 1")
         _require(self.max_bad_rows_in_a_row > 0, "--max-bad-rows-in-a-row must be positive")
-        _require(0 <= self.held_out_fraction < 1, f"--eval-fraction must be in [0, 1), not {self.held_out_fraction}")
+        _require(
+            0 <= self.held_out_fraction < 1,
+            f"--eval-fraction must be in [0, 1), not {self.held_out_fraction}",
+        )
         assert self.held_out in ("leave_out", "only")

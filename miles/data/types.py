@@ -347,7 +347,9 @@ PACKED_STEP = pa.schema(
         pa.field("pack_fill", pa.float64()),
         pa.field("dp_imbalance", pa.float64()),
         pa.field("dp_size", pa.int32()),
-        pa.field("micro_batch_segments", pa.list_(pa.int32())),  # rank 0's micro-batches, rank 1's, …
+        pa.field(
+            "micro_batch_segments", pa.list_(pa.int32())
+        ),  # rank 0's micro-batches, rank 1's, …
         pa.field("segment_lengths", pa.list_(pa.int32())),  # in that order
         pa.field("segment_row_ids", pa.list_(pa.int64())),
         pa.field("segment_source_ids", pa.list_(pa.int32())),
@@ -368,7 +370,9 @@ PREPARED_STEP = pa.schema(
         pa.field("source_truncated", pa.list_(pa.int64())),
         pa.field("sample_row_ids", pa.list_(pa.int64())),
         pa.field("sample_source_ids", pa.list_(pa.int32())),
-        pa.field("conversations", pa.large_list(pa.large_binary())),  # JSON: messages, tools, trained
+        pa.field(
+            "conversations", pa.large_list(pa.large_binary())
+        ),  # JSON: messages, tools, trained
         pa.field("sample_lengths", pa.list_(pa.int32())),
         pa.field("sample_trained_tokens", pa.list_(pa.int32())),
         pa.field("rejects", _REJECTS),

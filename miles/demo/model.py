@@ -73,7 +73,9 @@ def build_model(
     if vocab_size is None:
         vocab_size = -(-num_tokens // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
     if vocab_size < num_tokens:
-        raise ConfigError(f"vocab_size {vocab_size} is smaller than the {num_tokens} tokens of {tokenizer_folder}")
+        raise ConfigError(
+            f"vocab_size {vocab_size} is smaller than the {num_tokens} tokens of {tokenizer_folder}"
+        )
     config = Qwen3Config(
         vocab_size=vocab_size,
         hidden_size=hidden_size,

@@ -20,7 +20,14 @@ from miles.architecture.config import ModelShape
 from miles.common import checkpoint_folder, local_ray
 from miles.convert.hf_to_megatron import hf_to_megatron
 from miles.convert.megatron_to_hf import megatron_to_hf
-from miles.data.config import DataConfig, EncodeConfig, OrderConfig, PackConfig, SourceConfig, StreamConfig
+from miles.data.config import (
+    DataConfig,
+    EncodeConfig,
+    OrderConfig,
+    PackConfig,
+    SourceConfig,
+    StreamConfig,
+)
 from miles.data.notebook.dataset import prepare
 from miles.demo import rows
 from miles.demo.model import build_model
@@ -39,7 +46,10 @@ MAX_DIFFERENCE = 1e-4
 HELD_OUT = [
     {"role": "system", "content": "You answer in one sentence."},
     {"role": "user", "content": "Why does bread rise in the oven?"},
-    {"role": "assistant", "content": "Its yeast makes gas, and the heat lets the gas grow before the crust sets."},
+    {
+        "role": "assistant",
+        "content": "Its yeast makes gas, and the heat lets the gas grow before the crust sets.",
+    },
 ]
 
 
@@ -51,7 +61,9 @@ def demo_config(folder: Path) -> TrainConfig:
         save=str(folder / "checkpoints"),
         output_dir=str(folder),
         data=DataConfig(
-            sources=tuple(SourceConfig(name, (str(folder / "data" / name),)) for name in rows.FILES),
+            sources=tuple(
+                SourceConfig(name, (str(folder / "data" / name),)) for name in rows.FILES
+            ),
             order=OrderConfig(batch_size=16, seed=7, shuffle=True, num_epoch=8),
             encode=EncodeConfig(str(folder / "hf"), max_sample_tokens=MAX_SAMPLE_TOKENS),
             pack=PackConfig(dp_size=2, max_tokens_per_gpu=2048),
@@ -75,7 +87,9 @@ def run_demo(output: str, console: Console) -> None:
     folder = Path(output)
     marker = folder / ".miles-demo"
     if folder.exists() and any(folder.iterdir()) and not marker.exists():
-        raise MilesError(f"{folder}: not empty, and not a demo's folder; name another with --output")
+        raise MilesError(
+            f"{folder}: not empty, and not a demo's folder; name another with --output"
+        )
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     marker.touch()
@@ -141,7 +155,9 @@ def _prepare(name: str, file: Path, folder: Path, console: Console) -> None:
         f"{int(summary.lengths.sum()):,} tokens, {summary.num_trained_tokens:,} trained"
     )
     for reject in prepared.ledger():
-        console.print(f"    dropped {Path(str(reject['file'])).name} row {reject['row']}: {reject['reason']}")
+        console.print(
+            f"    dropped {Path(str(reject['file'])).name} row {reject['row']}: {reject['reason']}"
+        )
 
 
 def _compare(folder: Path, shape: ModelShape, console: Console) -> None:
@@ -159,19 +175,30 @@ def _compare(folder: Path, shape: ModelShape, console: Console) -> None:
     assert found is not None
     actor = ray.remote(num_cpus=0)(TrainerActor).remote(0)
     address = ray.get(actor.listen.remote())
-    config = replace(demo_config(folder), optimizer=OptimizerSettings())  # its warm-up is longer than this run of 1
+    config = replace(
+        demo_config(folder), optimizer=OptimizerSettings()
+    )  # its warm-up is longer than this run of 1
     ray.get(actor.setup.remote(address, Layout(1), shape, config, 1, 1, found, True), timeout=120)
     got = ray.get(actor.logits.remote(ids))
     ray.kill(actor)
     difference = float(np.abs(got - expected).max())
-    console.print(f"  logits of a held-out conversation, {len(ids)} tokens: largest difference {difference:.1e}")
+    console.print(
+        f"  logits of a held-out conversation, {len(ids)} tokens: largest difference {difference:.1e}"
+    )
     if not difference < MAX_DIFFERENCE:
-        raise MilesError(f"the exported model differs from the trained one by {difference}, over {MAX_DIFFERENCE}")
+        raise MilesError(
+            f"the exported model differs from the trained one by {difference}, over {MAX_DIFFERENCE}"
+        )
     question = json.loads(rows.lines("chat")[0])["conversations"][0]["value"]
     prompt = tokenizer.apply_chat_template(
-        [{"role": "user", "content": question}], add_generation_prompt=True, return_tensors="pt", return_dict=True
+        [{"role": "user", "content": question}],
+        add_generation_prompt=True,
+        return_tensors="pt",
+        return_dict=True,
     )
     with torch.no_grad():
         out = model.generate(**prompt, max_new_tokens=60, do_sample=False)
     answer = tokenizer.decode(out[0][prompt["input_ids"].shape[1] :], skip_special_tokens=True)
-    console.print(f"  [dim]asked:[/dim]    {question}\n  [dim]answered:[/dim] {' '.join(answer.split())}")
+    console.print(
+        f"  [dim]asked:[/dim]    {question}\n  [dim]answered:[/dim] {' '.join(answer.split())}"
+    )

@@ -14,7 +14,16 @@ from collections.abc import Iterable
 from itertools import chain
 from pathlib import Path
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import (
+    AddedToken,
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    trainers,
+)
 
 from miles.errors import ConfigError
 
@@ -91,7 +100,14 @@ def build_tokenizer(texts: Iterable[str], folder: Path, vocab_size: int = 2048) 
     tokenizer.train_from_iterator(chain(texts, _ROLES * _ROLE_WEIGHT), trainer)
     tokenizer.add_tokens(
         [
-            AddedToken(text, special=special, normalized=False, single_word=False, lstrip=False, rstrip=False)
+            AddedToken(
+                text,
+                special=special,
+                normalized=False,
+                single_word=False,
+                lstrip=False,
+                rstrip=False,
+            )
             for text, special in ADDED_TOKENS.items()
         ]
     )

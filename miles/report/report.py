@@ -45,7 +45,9 @@ def read_metrics(folder: str) -> list[Metrics]:
     """
     path = storage.join(folder, "metrics.jsonl")
     if not storage.exists(path):
-        raise SourceError(f"{path}: no such file; expected the folder of a run (--output-dir, or --save)")
+        raise SourceError(
+            f"{path}: no such file; expected the folder of a run (--output-dir, or --save)"
+        )
     lines = [json.loads(line) for line in storage.read_text(path).splitlines()]
     if not lines:
         raise SourceError(f"{path}: no step was trained yet")
@@ -103,7 +105,9 @@ def inspect_run(folder: str, console: Console, num_samples: int) -> None:
     """
     first = _first_batch(folder)
     if first is None:
-        raise SourceError(f"{storage.join(folder, FIRST_BATCH)}: no such file; expected the folder of a run")
+        raise SourceError(
+            f"{storage.join(folder, FIRST_BATCH)}: no such file; expected the folder of a run"
+        )
     tokenizer = load_tokenizer(EncodeConfig(first["tokenizer"], chat_template=""))
     segments = [segment for batch in first["micro_batches"] for segment in batch]
     for segment in segments[:num_samples]:
@@ -114,7 +118,9 @@ def inspect_run(folder: str, console: Console, num_samples: int) -> None:
             align="left",
         )
         console.print(preview.to_text((segment["input_ids"], segment["loss_mask"]), tokenizer))
-    console.print(f"[dim]{min(num_samples, len(segments))} of the first step's {len(segments)} samples[/dim]")
+    console.print(
+        f"[dim]{min(num_samples, len(segments))} of the first step's {len(segments)} samples[/dim]"
+    )
 
 
 def verdict(metrics: Sequence[Metrics]) -> str:
@@ -147,7 +153,9 @@ def _shown(loss: float | None) -> str:
     return "not finite" if loss is None else f"{loss:.3f}"
 
 
-def _ledgers(folder: str, prepared: Sequence[str]) -> tuple[list[dict[str, Any]], dict[str, dict[str, Any]]]:
+def _ledgers(
+    folder: str, prepared: Sequence[str]
+) -> tuple[list[dict[str, Any]], dict[str, dict[str, Any]]]:
     """Every dropped row, and of each source what `Ledger.summary` says."""
     rejects: list[dict[str, Any]] = []
     sources: dict[str, dict[str, Any]] = {}
@@ -167,7 +175,9 @@ def _answers(folder: str) -> list[dict[str, Any]]:
     path = storage.join(folder, SAMPLES)
     if not storage.exists(path):
         return []
-    answers: list[dict[str, Any]] = [json.loads(line) for line in storage.read_text(path).splitlines()]
+    answers: list[dict[str, Any]] = [
+        json.loads(line) for line in storage.read_text(path).splitlines()
+    ]
     return [answer for answer in answers if answer["step"] == answers[-1]["step"]][:MAX_ANSWERS]
 
 
@@ -182,7 +192,9 @@ def _skipped(folder: str) -> list[dict[str, str]]:
         rows = [f"row {row['row']} of {row['file']}" for row in entry["rows"][:_SKIPPED_ROWS]]
         if more := len(entry["rows"]) - len(rows):
             rows.append(f"and {more} more")
-        shown.append({"step": str(entry["step"]), "reason": entry["reason"], "rows": "\n".join(rows)})
+        shown.append(
+            {"step": str(entry["step"]), "reason": entry["reason"], "rows": "\n".join(rows)}
+        )
     return shown
 
 
@@ -222,17 +234,23 @@ def chart(metrics: Sequence[Metrics], *, only_loss: bool = False) -> Figure:
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     steps = [line["step"] for line in metrics]
-    layout = ConstrainedLayoutEngine(h_pad=0.1)  # inches; a title keeps its distance from the panel above
+    layout = ConstrainedLayoutEngine(
+        h_pad=0.1
+    )  # inches; a title keeps its distance from the panel above
     figure = Figure(figsize=(8, 4.2) if only_loss else (10, 6.4), layout=layout)
     axes = [figure.subplots()] if only_loss else list(figure.subplots(2, 2).flat)
     axes[0].plot(*_points(metrics, "sft/loss"), color="#2463eb", label="sft/loss")
     axes[0].set(title="sft/loss", ylim=(0, None))
     if any("eval/loss" in line for line in metrics):
-        axes[0].plot(*_points(metrics, "eval/loss"), **_EVALUATED, color="#ea580c", label="eval/loss")
+        axes[0].plot(
+            *_points(metrics, "eval/loss"), **_EVALUATED, color="#ea580c", label="eval/loss"
+        )
         axes[0].set(title="sft/loss and eval/loss")
         axes[0].legend(frameon=False)
     if not only_loss:
-        by_source: dict[str, Any] = {}  # one entry of the legend each: with two, it covers the curves
+        by_source: dict[
+            str, Any
+        ] = {}  # one entry of the legend each: with two, it covers the curves
         for kind, style in (("sft/loss/", {}), ("eval/loss/", _EVALUATED)):
             for key in sorted({key for line in metrics for key in line if key.startswith(kind)}):
                 name = key.removeprefix(kind)
@@ -240,9 +258,19 @@ def chart(metrics: Sequence[Metrics], *, only_loss: bool = False) -> Figure:
                 (curve,) = axes[1].plot(*_points(metrics, key), **style, color=color, label=key)
                 by_source.setdefault(name, curve)
         is_evaluated = any(key.startswith("eval/loss/") for line in metrics for key in line)
-        axes[1].set(title="loss by source" + (" (dashed: eval/loss)" if is_evaluated else ""), ylim=(0, None))
-        axes[1].legend(by_source.values(), by_source, fontsize="small", framealpha=0.7, edgecolor="none")
-        axes[2].step(steps, [line["data/prefetch_queue_depth"] for line in metrics], where="mid", color="#16a34a")
+        axes[1].set(
+            title="loss by source" + (" (dashed: eval/loss)" if is_evaluated else ""),
+            ylim=(0, None),
+        )
+        axes[1].legend(
+            by_source.values(), by_source, fontsize="small", framealpha=0.7, edgecolor="none"
+        )
+        axes[2].step(
+            steps,
+            [line["data/prefetch_queue_depth"] for line in metrics],
+            where="mid",
+            color="#16a34a",
+        )
         axes[2].set(title="data/prefetch_queue_depth", ylim=(0, None))
         axes[3].plot(steps, [line["perf/tokens_per_second"] for line in metrics], color="#9333ea")
         axes[3].set(title="perf/tokens_per_second", ylim=(0, None))
@@ -262,4 +290,6 @@ def _png(figure: Figure) -> bytes:
 def _points(metrics: Sequence[Metrics], key: str) -> tuple[list[int], list[float]]:
     """Steps that have the key, and its values; a gap where one was not finite."""
     lines = [line for line in metrics if key in line]
-    return [line["step"] for line in lines], [math.nan if line[key] is None else line[key] for line in lines]
+    return [line["step"] for line in lines], [
+        math.nan if line[key] is None else line[key] for line in lines
+    ]

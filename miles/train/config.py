@@ -91,16 +91,22 @@ class OptimizerSettings:
     def __post_init__(self) -> None:
         styles = ("constant", "linear", "cosine", "inverse-square-root")
         if self.lr_decay_style not in styles:
-            raise ConfigError(f"--lr-decay-style must be one of {', '.join(styles)}, not {self.lr_decay_style!r}")
+            raise ConfigError(
+                f"--lr-decay-style must be one of {', '.join(styles)}, not {self.lr_decay_style!r}"
+            )
         if not 0 <= self.min_lr <= self.lr:
             raise ConfigError(f"--min-lr {self.min_lr} must lie between 0 and --lr {self.lr}")
         if self.lr_warmup_iters < 0:
             raise ConfigError("--lr-warmup-iters must not be negative")
         if self.lr_warmup_fraction is not None:
             if self.lr_warmup_iters:
-                raise ConfigError("--lr-warmup-iters and --lr-warmup-fraction say the same; give one of them")
+                raise ConfigError(
+                    "--lr-warmup-iters and --lr-warmup-fraction say the same; give one of them"
+                )
             if not 0 <= self.lr_warmup_fraction < 1:
-                raise ConfigError(f"--lr-warmup-fraction must be in [0, 1), not {self.lr_warmup_fraction}")
+                raise ConfigError(
+                    f"--lr-warmup-fraction must be in [0, 1), not {self.lr_warmup_fraction}"
+                )
 
     def warmup_steps(self, num_steps: int) -> int:
         """Steps of the warm-up in a run of so many."""
@@ -132,15 +138,23 @@ class RecomputeConfig:
 
     def __post_init__(self) -> None:
         if self.granularity not in (None, "full", "selective"):
-            raise ConfigError(f"--recompute-granularity must be full or selective, not {self.granularity!r}")
+            raise ConfigError(
+                f"--recompute-granularity must be full or selective, not {self.granularity!r}"
+            )
         if self.granularity == "full":
-            if self.method not in ("uniform", "block") or self.num_layers is None or self.num_layers < 1:
+            if (
+                self.method not in ("uniform", "block")
+                or self.num_layers is None
+                or self.num_layers < 1
+            ):
                 raise ConfigError(
                     "--recompute-granularity full needs --recompute-method uniform or block and --recompute-num-layers "
                     f"of at least 1, not {self.method!r} and {self.num_layers}"
                 )
         elif self.method is not None or self.num_layers is not None:
-            raise ConfigError("--recompute-method and --recompute-num-layers go with --recompute-granularity full")
+            raise ConfigError(
+                "--recompute-method and --recompute-num-layers go with --recompute-granularity full"
+            )
 
 
 KEEP_ALL = RecomputeConfig()
@@ -180,7 +194,9 @@ class LoggingConfig:
 
     def __post_init__(self) -> None:
         if self.wandb_mode not in (None, "online", "offline", "disabled"):
-            raise ConfigError(f"--wandb-mode must be online, offline or disabled, not {self.wandb_mode!r}")
+            raise ConfigError(
+                f"--wandb-mode must be online, offline or disabled, not {self.wandb_mode!r}"
+            )
 
 
 @dataclass(frozen=True)
@@ -238,11 +254,15 @@ class TrainConfig:
         ):
             _require_positive(flag, value)
         if self.max_skipped_steps < 0:
-            raise ConfigError(f"--max-skipped-steps must not be negative, not {self.max_skipped_steps}")
+            raise ConfigError(
+                f"--max-skipped-steps must not be negative, not {self.max_skipped_steps}"
+            )
         if self.max_restarts < 0:
             raise ConfigError(f"--max-restarts must not be negative, not {self.max_restarts}")
         if self.on_save_error not in ("end", "continue"):
-            raise ConfigError(f"--on-save-error must be end or continue, not {self.on_save_error!r}")
+            raise ConfigError(
+                f"--on-save-error must be end or continue, not {self.on_save_error!r}"
+            )
         if self.evaluation.sources and self.data.held_out_fraction:
             raise ConfigError(
                 "--eval-prompt-data and --eval-fraction: give one of them, rows of their own or held-out ones"
@@ -254,7 +274,9 @@ class TrainConfig:
                 ("--keep-best", self.keep_best),
             ):
                 if given:
-                    raise ConfigError(f"{flag} needs rows to evaluate on: --eval-prompt-data or --eval-fraction")
+                    raise ConfigError(
+                        f"{flag} needs rows to evaluate on: --eval-prompt-data or --eval-fraction"
+                    )
         if self.data.pack.dp_size != self.cluster.layout.data:
             raise ConfigError(
                 f"the data is packed for {self.data.pack.dp_size} data-parallel ranks, but the layout has "

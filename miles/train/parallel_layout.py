@@ -70,9 +70,13 @@ class Layout:
             if size % parts
         ]
         if not is_moe and self.expert > 1:
-            wrong.append(f"{shape.model_type} has no experts to spread: leave out --expert-model-parallel-size")
+            wrong.append(
+                f"{shape.model_type} has no experts to spread: leave out --expert-model-parallel-size"
+            )
         if is_moe and self.tensor > 1 and not self.sequence_parallel:
-            wrong.append("experts beside tensor parallelism are trained with --sequence-parallel only: give it")
+            wrong.append(
+                "experts beside tensor parallelism are trained with --sequence-parallel only: give it"
+            )
         if is_moe and self.expert == 1 and self.expert_tensor != self.tensor:
             # megatron-core 0.16.1 then sums no gradient of theirs over the tensor ranks, each of which saw other tokens
             wrong.append(

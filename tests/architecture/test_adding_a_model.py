@@ -31,7 +31,9 @@ def test_mistral_is_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     (tmp_path / "families").mkdir()
     (tmp_path / "families/mistral.py").write_text(code)
     monkeypatch.setattr(
-        miles.architecture.families, "__path__", [*miles.architecture.families.__path__, str(tmp_path / "families")]
+        miles.architecture.families,
+        "__path__",
+        [*miles.architecture.families.__path__, str(tmp_path / "families")],
     )
     monkeypatch.delitem(sys.modules, "miles.architecture.families.mistral", raising=False)
 

@@ -50,9 +50,17 @@ MODELS = {
 }
 LAYOUTS = {"TP 2": Layout(2, tensor=2), "PP 2": Layout(2, pipeline=2), "EP 2": Layout(2, expert=2)}
 MOE_TENSOR = Layout(2, tensor=2, expert_tensor=2, sequence_parallel=True)
-TO_MEGATRON = ("to Megatron: keys of `GPTModel`", "to Megatron: logits", "to Megatron: logits, packed")
+TO_MEGATRON = (
+    "to Megatron: keys of `GPTModel`",
+    "to Megatron: logits",
+    "to Megatron: logits, packed",
+)
 BACK = "and back: every file"
-COLUMNS = [*TO_MEGATRON, BACK, *(f"loaded at {layout}, saved, and back: every file" for layout in LAYOUTS)]
+COLUMNS = [
+    *TO_MEGATRON,
+    BACK,
+    *(f"loaded at {layout}, saved, and back: every file" for layout in LAYOUTS),
+]
 table: dict[tuple[str, str], str] = {}
 
 
@@ -78,12 +86,16 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Converted]:
 def require_same_files(one: Path, other: Path) -> None:
     files = {path.relative_to(one) for path in one.rglob("*") if path.is_file()}
     assert files == {path.relative_to(other) for path in other.rglob("*") if path.is_file()}
-    differing = [file for file in sorted(files) if not filecmp.cmp(one / file, other / file, shallow=False)]
+    differing = [
+        file for file in sorted(files) if not filecmp.cmp(one / file, other / file, shallow=False)
+    ]
     assert not differing
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_there_and_back_every_file_is_the_same(converted: dict[str, Converted], name: str, tmp_path: Path) -> None:
+def test_there_and_back_every_file_is_the_same(
+    converted: dict[str, Converted], name: str, tmp_path: Path
+) -> None:
     """Every byte of the safetensors, too: names, order, dtypes, values; and of configuration and template files."""
     model = converted[name]
     assert (Path(model.megatron) / "latest_checkpointed_iteration.txt").read_text() == "release"
@@ -113,10 +125,15 @@ def logits(
     )
     found = []
     for model in models:
-        trainer = Trainer(ModelShape.from_hf_folder(model.hf), layout, rank, SETTINGS, 10, 1, bf16=False)
+        trainer = Trainer(
+            ModelShape.from_hf_folder(model.hf), layout, rank, SETTINGS, 10, 1, bf16=False
+        )
         keys = set()
         for value in trainer.gpt.sharded_state_dict().values():
-            keys |= {getattr(part, "key", "") for part in (value.build() if hasattr(value, "build") else [value])}
+            keys |= {
+                getattr(part, "key", "")
+                for part in (value.build() if hasattr(value, "build") else [value])
+            }
         newest = checkpoint_folder.find(model.megatron)
         assert newest is not None
         checkpoint_load.load(trainer, newest, model_only=True)
@@ -150,7 +167,9 @@ def test_megatron_and_transformers_give_the_same_logits(converted: dict[str, Con
             table[name, column] = f"within {MAX_LOGIT_DIFFERENCE:.0e}"
 
 
-def reload(layout: Layout, rank: int, meeting: Path, models: list[Converted], saves: list[str]) -> None:
+def reload(
+    layout: Layout, rank: int, meeting: Path, models: list[Converted], saves: list[str]
+) -> None:
     """Loads the converted checkpoints into ranks of a layout, and saves them from these, as training does."""
     from miles.common import checkpoint_folder
     from miles.train.rank import checkpoint_load, checkpoint_writer
@@ -159,7 +178,9 @@ def reload(layout: Layout, rank: int, meeting: Path, models: list[Converted], sa
     start(layout, rank, meeting)
     for model, save in zip(models, saves, strict=True):
         bf16 = "bfloat16" in Path(model.hf, "config.json").read_text()
-        trainer = Trainer(ModelShape.from_hf_folder(model.hf), layout, rank, SETTINGS, 10, 1, bf16=bf16)
+        trainer = Trainer(
+            ModelShape.from_hf_folder(model.hf), layout, rank, SETTINGS, 10, 1, bf16=bf16
+        )
         found = checkpoint_folder.find(model.megatron)
         assert found is not None
         checkpoint_load.load(trainer, found, model_only=True)
@@ -168,7 +189,9 @@ def reload(layout: Layout, rank: int, meeting: Path, models: list[Converted], sa
 
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", [*LAYOUTS, "TP 2 with experts"])
-def test_loaded_at_any_layout_and_saved_from_it(converted: dict[str, Converted], layout: str, tmp_path: Path) -> None:
+def test_loaded_at_any_layout_and_saved_from_it(
+    converted: dict[str, Converted], layout: str, tmp_path: Path
+) -> None:
     if layout == "EP 2" or layout == "TP 2 with experts":
         names = ["Qwen3-MoE"]
     else:
@@ -179,7 +202,9 @@ def test_loaded_at_any_layout_and_saved_from_it(converted: dict[str, Converted],
         assert not verify(converted[name].hf, save).differences
         megatron_to_hf(save, converted[name].hf, f"{save}-back")
         require_same_files(Path(converted[name].hf), Path(f"{save}-back"))
-        table[name, f"loaded at {layout.removesuffix(' with experts')}, saved, and back: every file"] = "the same"
+        table[
+            name, f"loaded at {layout.removesuffix(' with experts')}, saved, and back: every file"
+        ] = "the same"
 
 
 QWEN3 = {"model_type": "qwen3", "head_dim": 128, "num_key_value_heads": 8, "vocab_size": 151_936}
@@ -224,9 +249,18 @@ PUBLISHED: dict[str, tuple[dict[str, Any], int]] = {
     "Qwen3-8B": (QWEN3 | sizes(4096, 12288, 36, 32), 8_190_735_360),
     "Qwen3-14B": (QWEN3 | sizes(5120, 17408, 40, 40), 14_768_307_200),
     "Qwen3-32B": (QWEN3 | sizes(5120, 25600, 64, 64), 32_762_123_264),
-    "Qwen3-30B-A3B": (QWEN3_MOE | sizes(2048, 6144, 48, 32) | {"moe_intermediate_size": 768}, 30_532_122_624),
-    "Qwen3-235B-A22B": (QWEN3_MOE | sizes(4096, 12288, 94, 64) | {"moe_intermediate_size": 1536}, 235_093_634_560),
-    "Qwen2.5-0.5B": (QWEN2 | sizes(896, 4864, 24, 14, tied=True) | {"num_key_value_heads": 2}, 494_032_768),
+    "Qwen3-30B-A3B": (
+        QWEN3_MOE | sizes(2048, 6144, 48, 32) | {"moe_intermediate_size": 768},
+        30_532_122_624,
+    ),
+    "Qwen3-235B-A22B": (
+        QWEN3_MOE | sizes(4096, 12288, 94, 64) | {"moe_intermediate_size": 1536},
+        235_093_634_560,
+    ),
+    "Qwen2.5-0.5B": (
+        QWEN2 | sizes(896, 4864, 24, 14, tied=True) | {"num_key_value_heads": 2},
+        494_032_768,
+    ),
     "Qwen2.5-7B": (
         QWEN2 | sizes(3584, 18944, 28, 28) | {"num_key_value_heads": 4, "vocab_size": 152_064},
         7_615_616_512,
@@ -237,8 +271,14 @@ PUBLISHED: dict[str, tuple[dict[str, Any], int]] = {
     ),
     "Llama-3-8B": (LLAMA | sizes(4096, 14336, 32, 32), 8_030_261_248),
     "Llama-3.1-70B": (LLAMA | sizes(8192, 28672, 80, 64) | llama_rope(8.0), 70_553_706_496),
-    "Llama-3.2-1B": (LLAMA | sizes(2048, 8192, 16, 32, tied=True) | llama_rope(32.0), 1_235_814_400),
-    "Llama-3.2-3B": (LLAMA | sizes(3072, 8192, 28, 24, tied=True) | llama_rope(32.0), 3_212_749_824),
+    "Llama-3.2-1B": (
+        LLAMA | sizes(2048, 8192, 16, 32, tied=True) | llama_rope(32.0),
+        1_235_814_400,
+    ),
+    "Llama-3.2-3B": (
+        LLAMA | sizes(3072, 8192, 28, 24, tied=True) | llama_rope(32.0),
+        3_212_749_824,
+    ),
 }
 """The sizes of published models, and the number of parameters that each is published with."""
 
@@ -274,12 +314,23 @@ def test_a_configuration_that_is_not_understood() -> None:
     }
     assert ModelShape.from_hf_config(config, "there").rope_scaling_factor == 32
     refused("model_type 'mamba' is not one of llama, qwen2, qwen3, qwen3_moe", model_type="mamba")
-    refused(r"architectures = \['LlamaForSequenceClassification'\]", architectures=["LlamaForSequenceClassification"])
-    refused("quantization_config = .*only None is supported", quantization_config={"quant_method": "fp8"})
+    refused(
+        r"architectures = \['LlamaForSequenceClassification'\]",
+        architectures=["LlamaForSequenceClassification"],
+    )
+    refused(
+        "quantization_config = .*only None is supported",
+        quantization_config={"quant_method": "fp8"},
+    )
     refused("hidden_act = 'gelu', only 'silu'", hidden_act="gelu")
     refused("hidden_size is missing", hidden_size=None)
-    refused("rope type = 'yarn', only 'default'", rope_parameters={"rope_type": "yarn", "factor": 4.0})
-    refused(r"rope high_freq_factor = 8\.0, only 4\.0", rope_parameters={"rope_type": "llama3", "high_freq_factor": 8})
+    refused(
+        "rope type = 'yarn', only 'default'", rope_parameters={"rope_type": "yarn", "factor": 4.0}
+    )
+    refused(
+        r"rope high_freq_factor = 8\.0, only 4\.0",
+        rope_parameters={"rope_type": "llama3", "high_freq_factor": 8},
+    )
     refused("rope_parameters: factor is missing", rope_parameters={"rope_type": "llama3"})
     refused("attention_bias = True", attention_bias=True)
     refused(r"a setting is not what it should be \(invalid literal for int\(\)", hidden_size="wide")
@@ -291,19 +342,40 @@ def test_a_configuration_that_is_not_understood() -> None:
 
 def test_a_configuration_of_an_older_transformers_says_the_same() -> None:
     """`rope_theta` and `rope_scaling` at the top, `torch_dtype`, settings that are not used: as published."""
-    common = {"hidden_act": "silu", "torch_dtype": "bfloat16", "attention_dropout": 0.0, "rms_norm_eps": 1e-6}
+    common = {
+        "hidden_act": "silu",
+        "torch_dtype": "bfloat16",
+        "attention_dropout": 0.0,
+        "rms_norm_eps": 1e-6,
+    }
     qwen = (
-        PUBLISHED["Qwen3-4B"][0] | common | {"architectures": ["Qwen3ForCausalLM"], "max_position_embeddings": 32_768}
+        PUBLISHED["Qwen3-4B"][0]
+        | common
+        | {"architectures": ["Qwen3ForCausalLM"], "max_position_embeddings": 32_768}
     )
-    old = {"rope_theta": 1_000_000, "rope_scaling": None, "sliding_window": None, "use_sliding_window": False}
+    old = {
+        "rope_theta": 1_000_000,
+        "rope_scaling": None,
+        "sliding_window": None,
+        "use_sliding_window": False,
+    }
     new = {"rope_parameters": {"rope_type": "default", "rope_theta": 1_000_000}}
-    shape = ModelShape.from_hf_config(qwen | old | {"attention_bias": False, "max_window_layers": 36}, "")
+    shape = ModelShape.from_hf_config(
+        qwen | old | {"attention_bias": False, "max_window_layers": 36}, ""
+    )
     assert shape == ModelShape.from_hf_config(qwen | new, "")
     assert shape.rotary_base == 1_000_000
     llama = PUBLISHED["Llama-3.2-1B"][0] | common | {"max_position_embeddings": 131_072}
-    scaling = {name: value for name, value in llama["rope_parameters"].items() if name != "rope_theta"}
+    scaling = {
+        name: value for name, value in llama["rope_parameters"].items() if name != "rope_theta"
+    }
     older = {name: value for name, value in llama.items() if name != "rope_parameters"}
-    older |= {"rope_theta": 500_000.0, "rope_scaling": scaling, "mlp_bias": False, "pretraining_tp": 1}
+    older |= {
+        "rope_theta": 500_000.0,
+        "rope_scaling": scaling,
+        "mlp_bias": False,
+        "pretraining_tp": 1,
+    }
     assert ModelShape.from_hf_config(older, "") == ModelShape.from_hf_config(llama, "")
 
 
@@ -312,16 +384,26 @@ def test_a_family_is_one_file() -> None:
     shape = ModelShape.from_hf_config(
         PUBLISHED["Qwen3-30B-A3B"][0] | {"rms_norm_eps": 1, "max_position_embeddings": 1}, ""
     )
-    assert {parameter.stacked_by for parameter in parameters_of(shape)} == {(), ("layer",), ("layer", "expert")}
+    assert {parameter.stacked_by for parameter in parameters_of(shape)} == {
+        (),
+        ("layer",),
+        ("layer", "expert"),
+    }
 
 
 def test_the_page_shows_what_was_found() -> None:
     """Last in the file: the table is of the tests before it."""
-    expected = {(name, column) for name in MODELS for column in COLUMNS if not _is_out_of_place(name, column)}
+    expected = {
+        (name, column)
+        for name in MODELS
+        for column in COLUMNS
+        if not _is_out_of_place(name, column)
+    }
     assert expected == set(table), "run the whole file"
     lines = ["| | " + " | ".join(COLUMNS) + " |", "|---" * (len(COLUMNS) + 1) + "|"]
     lines += [
-        f"| {name} | " + " | ".join(table.get((name, column), "") for column in COLUMNS) + " |" for name in MODELS
+        f"| {name} | " + " | ".join(table.get((name, column), "") for column in COLUMNS) + " |"
+        for name in MODELS
     ]
     before, rest = PAGE.read_text().split("<!-- table -->\n")
     _, after = rest.split("<!-- end -->\n")

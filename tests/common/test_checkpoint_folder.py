@@ -8,7 +8,14 @@ from pathlib import Path
 import pytest
 
 from miles.common import storage
-from miles.common.checkpoint_folder import EXTRA, SAVING, find, publish, remove_old, remove_unfinished
+from miles.common.checkpoint_folder import (
+    EXTRA,
+    SAVING,
+    find,
+    publish,
+    remove_old,
+    remove_unfinished,
+)
 from miles.common.checkpoint_tracker import TRACKER
 from miles.errors import CheckpointError
 
@@ -56,15 +63,24 @@ def test_on_object_storage_as_well(bucket: str) -> None:
     storage.write_text(f"{url}/{TRACKER}", "500")
     removed = remove_old(url, 1, 1)
     assert [path.rsplit("_", 1)[-1] for path in removed] == ["0000100", "0000300", "0000400"]
-    left = [iteration for iteration in LOSSES if storage.exists(f"{url}/iter_{iteration:07d}/{EXTRA}")]
+    left = [
+        iteration for iteration in LOSSES if storage.exists(f"{url}/iter_{iteration:07d}/{EXTRA}")
+    ]
     assert left == [200, 500]
 
 
 def test_what_lies_beyond_the_tracker_is_not_touched_and_takes_no_place(folder: Path) -> None:
     """Somebody went back from 500 to 200, and the run has saved 300 again."""
     (folder / TRACKER).write_text("300")
-    assert [Path(path).name for path in remove_old(str(folder), 1, None)] == ["iter_0000100", "iter_0000200"]
-    assert {path.name for path in folder.glob("iter_0*")} == {"iter_0000300", "iter_0000400", "iter_0000500"}
+    assert [Path(path).name for path in remove_old(str(folder), 1, None)] == [
+        "iter_0000100",
+        "iter_0000200",
+    ]
+    assert {path.name for path in folder.glob("iter_0*")} == {
+        "iter_0000300",
+        "iter_0000400",
+        "iter_0000500",
+    }
 
 
 def test_only_what_the_tracker_names_is_a_checkpoint(tmp_path: Path) -> None:
@@ -79,7 +95,10 @@ def test_only_what_the_tracker_names_is_a_checkpoint(tmp_path: Path) -> None:
     assert found is not None
     assert (found.url, found.iteration) == (str(tmp_path / "iter_0000001"), 1)
     assert remove_unfinished(str(tmp_path)) == [f"{SAVING}iter_0000002-1f3c"]
-    assert sorted(path.name for path in tmp_path.glob("*iter_0*")) == ["iter_0000001", "iter_0000002"]
+    assert sorted(path.name for path in tmp_path.glob("*iter_0*")) == [
+        "iter_0000001",
+        "iter_0000002",
+    ]
     publish(str(tmp_path), 3)
     with pytest.raises(CheckpointError, match=r"names \S+/iter_0000003, which is not there"):
         find(str(tmp_path))

@@ -16,7 +16,10 @@ from miles.errors import SourceError
 
 
 def client_error(code: str, status: int) -> botocore.exceptions.ClientError:
-    response = {"Error": {"Code": code, "Message": ""}, "ResponseMetadata": {"HTTPStatusCode": status}}
+    response = {
+        "Error": {"Code": code, "Message": ""},
+        "ResponseMetadata": {"HTTPStatusCode": status},
+    }
     return botocore.exceptions.ClientError(response, "GetObject")
 
 
@@ -94,7 +97,10 @@ def test_pauses_grow_and_end(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail() -> None:
         raise ConnectionResetError("again")
 
-    with pytest.raises(SourceError, match="s3://bucket/x: cannot be read, tried 7 times: ConnectionResetError: again"):
+    with pytest.raises(
+        SourceError,
+        match="s3://bucket/x: cannot be read, tried 7 times: ConnectionResetError: again",
+    ):
         retry.call(fail, "s3://bucket/x")
     assert len(pauses) == 6
     for pause, shortest in zip(pauses, (0.5, 1, 2, 4, 8, 15), strict=True):

@@ -31,7 +31,9 @@ def test_a_checkpoint_of_a_stranger_runs_nothing(tmp_path: Path) -> None:
     folder = tmp_path / "megatron/release"
     require_plain(folder, "there")
     (folder / ".metadata").write_bytes(pickle.dumps({"x": Command(f"touch {tmp_path}/ran")}))
-    with pytest.raises(CheckpointError, match=r"release/\.metadata: refused: it names posix\.system, which no"):
+    with pytest.raises(
+        CheckpointError, match=r"release/\.metadata: refused: it names posix\.system, which no"
+    ):
         megatron_to_hf(str(tmp_path / "megatron"), str(hf), str(tmp_path / "back"))
     assert not (tmp_path / "ran").exists()
 
@@ -72,7 +74,7 @@ def test_nothing_is_loaded_with_all_that_pickle_allows() -> None:
                 assert owner not in ("pickle", "cloudpickle", "joblib", "dill"), path
                 if owner == "torch":
                     calls.append(path.name)
-                    assert {(one.arg, ast.unparse(one.value)) for one in node.keywords} >= {("weights_only", "True")}, (
-                        path
-                    )
+                    assert {(one.arg, ast.unparse(one.value)) for one in node.keywords} >= {
+                        ("weights_only", "True")
+                    }, path
     assert "torch_dist.py" in calls

@@ -36,11 +36,18 @@ def test_rows_tokenizer_and_checkpoint_on_object_storage(bucket: str, tmp_path: 
         return next(stages.local_steps(build_manifest(config.sources), config)).fingerprint
 
     here = first(str(tmp_path / "rows"), str(tmp_path / "hf"))
-    assert first(f"{bucket}/rows", f"{bucket}/hf") == first(f"{bucket}/rows/*.jsonl", f"{bucket}/hf") == here
+    assert (
+        first(f"{bucket}/rows", f"{bucket}/hf")
+        == first(f"{bucket}/rows/*.jsonl", f"{bucket}/hf")
+        == here
+    )
     hf_to_megatron(f"{bucket}/hf", f"{bucket}/megatron")
     assert storage.read_text(f"{bucket}/megatron/latest_checkpointed_iteration.txt") == "release"
     megatron_to_hf(f"{bucket}/megatron", f"{bucket}/hf", f"{bucket}/back")
-    assert storage.read_bytes(f"{bucket}/back/model.safetensors") == (tmp_path / "hf/model.safetensors").read_bytes()
+    assert (
+        storage.read_bytes(f"{bucket}/back/model.safetensors")
+        == (tmp_path / "hf/model.safetensors").read_bytes()
+    )
 
 
 def test_what_is_not_there_is_named(tmp_path: Path) -> None:

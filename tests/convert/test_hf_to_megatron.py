@@ -86,7 +86,9 @@ QUERIES = "model.layers.1.self_attn.q_proj.weight"
     ],
     ids=["missing", "extra", "several", "shape", "dtypes", "tied"],
 )
-def test_a_wrong_tensor_is_named_and_nothing_is_written(source: Path, change: Any, message: str) -> None:
+def test_a_wrong_tensor_is_named_and_nothing_is_written(
+    source: Path, change: Any, message: str
+) -> None:
     edit_tensors(source, change)
     with pytest.raises(CheckpointError, match=message):
         hf_to_megatron(str(source), str(source.parent / "megatron"))
@@ -97,17 +99,23 @@ def test_a_configuration_of_another_model(source: Path, tmp_path: Path) -> None:
     target = str(tmp_path / "megatron")
     edit_config(source, num_hidden_layers=3)
     with pytest.raises(
-        CheckpointError, match=r"does not ask for tensor model\.layers\.3\.input_layernorm\.weight, nor for"
+        CheckpointError,
+        match=r"does not ask for tensor model\.layers\.3\.input_layernorm\.weight, nor for",
     ):
         hf_to_megatron(str(source), target)
     edit_config(source, num_hidden_layers=5)
-    with pytest.raises(CheckpointError, match=r"tensor model\.layers\.4\.input_layernorm\.weight is missing"):
+    with pytest.raises(
+        CheckpointError, match=r"tensor model\.layers\.4\.input_layernorm\.weight is missing"
+    ):
         hf_to_megatron(str(source), target)
     edit_config(source, num_hidden_layers=4, tie_word_embeddings=False)
     with pytest.raises(CheckpointError, match=r"tensor lm_head\.weight is missing"):
         hf_to_megatron(str(source), target)
     edit_config(source, model_type="mamba")
-    with pytest.raises(CheckpointError, match=r"config\.json: model_type 'mamba' is not one of llama, qwen2, qwen3,"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"config\.json: model_type 'mamba' is not one of llama, qwen2, qwen3,",
+    ):
         hf_to_megatron(str(source), target)
     with pytest.raises(CheckpointError, match=r"nowhere/config\.json: no such file"):
         hf_to_megatron(str(tmp_path / "nowhere"), target)
@@ -121,13 +129,19 @@ def test_a_missing_expert_is_named(tmp_path: Path) -> None:
         hf_to_megatron(str(source), str(tmp_path / "megatron"))
 
 
-def test_an_output_layer_that_is_stored_though_it_is_the_embedding(source: Path, tmp_path: Path) -> None:
+def test_an_output_layer_that_is_stored_though_it_is_the_embedding(
+    source: Path, tmp_path: Path
+) -> None:
     """Both ways: it is not in Megatron's checkpoint, and is there again afterwards."""
-    edit_tensors(source, lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"].clone()}))
+    edit_tensors(
+        source, lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"].clone()})
+    )
     hf_to_megatron(str(source), str(tmp_path / "megatron"))
     assert "output_layer.weight" not in Checkpoint(tmp_path / "megatron/release", "").tensors
     megatron_to_hf(str(tmp_path / "megatron"), str(source), str(tmp_path / "back"))
-    assert (source / "model.safetensors").read_bytes() == (tmp_path / "back/model.safetensors").read_bytes()
+    assert (source / "model.safetensors").read_bytes() == (
+        tmp_path / "back/model.safetensors"
+    ).read_bytes()
     found = verify(str(source), str(tmp_path / "megatron"))
     assert found.num_tensors == len(load_file(source / "model.safetensors"))
     assert not found.differences
@@ -143,13 +157,21 @@ def test_a_dtype_for_each_tensor(source: Path, tmp_path: Path) -> None:
     edit_tensors(source, narrow)
     hf_to_megatron(str(source), str(tmp_path / "megatron"))
     megatron_to_hf(str(tmp_path / "megatron"), str(source), str(tmp_path / "back"))
-    assert (source / "model.safetensors").read_bytes() == (tmp_path / "back/model.safetensors").read_bytes()
-    (source / "model.safetensors").rename(tmp_path / "kept.safetensors")  # and without them to look at
+    assert (source / "model.safetensors").read_bytes() == (
+        tmp_path / "back/model.safetensors"
+    ).read_bytes()
+    (source / "model.safetensors").rename(
+        tmp_path / "kept.safetensors"
+    )  # and without them to look at
     megatron_to_hf(str(tmp_path / "megatron"), str(source), str(tmp_path / "back"))
-    assert (tmp_path / "kept.safetensors").read_bytes() == (tmp_path / "back/model.safetensors").read_bytes()
+    assert (tmp_path / "kept.safetensors").read_bytes() == (
+        tmp_path / "back/model.safetensors"
+    ).read_bytes()
 
 
-def padded_logits(layout: Layout, rank: int, meeting: Path, hf: str, megatron: list[str]) -> list[Any]:
+def padded_logits(
+    layout: Layout, rank: int, meeting: Path, hf: str, megatron: list[str]
+) -> list[Any]:
     from miles.architecture.config import ModelShape
     from miles.common import checkpoint_folder
     from miles.train.rank import checkpoint_load
@@ -181,17 +203,24 @@ def test_padding_is_asked_for_and_taken_away_again(tmp_path: Path, tied: bool) -
             assert tuple(checkpoint.tensors[key].size) == (rows, 64)
         assert not verify(str(source), str(tmp_path / name)).differences
         megatron_to_hf(str(tmp_path / name), str(source), str(tmp_path / "back"))
-        assert (source / "model.safetensors").read_bytes() == (tmp_path / "back/model.safetensors").read_bytes()
+        assert (source / "model.safetensors").read_bytes() == (
+            tmp_path / "back/model.safetensors"
+        ).read_bytes()
     behind = checkpoint.read(keys[-1], (151, 0), torch.ones(105, 64))
     assert not behind.any()
-    (logits,) = run_ranks(padded_logits, Layout(1), str(source), [str(tmp_path / "plain"), str(tmp_path / "padded")])
+    (logits,) = run_ranks(
+        padded_logits, Layout(1), str(source), [str(tmp_path / "plain"), str(tmp_path / "padded")]
+    )
     assert (logits[0] == logits[1]).all()  # the trainer takes the rows that it has
 
 
 def test_a_folder_of_a_run_is_not_written_into(source: Path, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / TRACKER).write_text("500")
-    with pytest.raises(CheckpointError, match=rf"run: holds the checkpoints of a run \({TRACKER} names iter_0000500\)"):
+    with pytest.raises(
+        CheckpointError,
+        match=rf"run: holds the checkpoints of a run \({TRACKER} names iter_0000500\)",
+    ):
         hf_to_megatron(str(source), str(tmp_path / "run"))
     assert (tmp_path / "run" / TRACKER).read_text() == "500"
 
@@ -219,7 +248,9 @@ def test_the_bar_counts_bytes(source: Path, tmp_path: Path) -> None:
     hf_to_megatron(str(source), str(tmp_path / "megatron"), console=console)
     console.file.close()
     shown = (tmp_path / "shown").read_text()
-    kilobytes = sum(tensor.nbytes for tensor in load_file(source / "model.safetensors").values()) / 1000
+    kilobytes = (
+        sum(tensor.nbytes for tensor in load_file(source / "model.safetensors").values()) / 1000
+    )
     assert "converting" in shown
     assert f"{kilobytes:.1f}/{kilobytes:.1f} kB" in shown
     assert "0:00:00" in shown
@@ -250,7 +281,11 @@ def test_interrupted_it_leaves_nothing_that_looks_complete(
     before = sorted(path.name for path in target.iterdir()) if target.exists() else None
 
     process = subprocess.Popen(
-        line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=Path(__file__).parents[2]
+        line,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=Path(__file__).parents[2],
     )
     deadline = time.monotonic() + 60
     while not any(path.stat().st_size > 8 for path in staged.rglob("*") if path.is_file()):
@@ -269,16 +304,23 @@ def test_interrupted_it_leaves_nothing_that_looks_complete(
     else:
         assert not target.exists()
     done = subprocess.run(
-        [*line[:2], "miles.cli", *line[3:]], capture_output=True, text=True, env={**os.environ, "COLUMNS": "300"}
+        [*line[:2], "miles.cli", *line[3:]],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "COLUMNS": "300"},
     )
     assert done.returncode == 0, done.stderr
     assert not staged.exists()
     if direction == "megatron-to-hf":
-        assert (source / "model.safetensors").read_bytes() == (target / "model.safetensors").read_bytes()
+        assert (source / "model.safetensors").read_bytes() == (
+            target / "model.safetensors"
+        ).read_bytes()
 
 
 @pytest.mark.parametrize("direction", ["hf-to-megatron", "megatron-to-hf"])
-def test_a_full_disk(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, direction: str) -> None:
+def test_a_full_disk(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, direction: str
+) -> None:
     """Said before the first byte; and where room goes while it is written, the file is named."""
     hf_to_megatron(str(source), str(tmp_path / "megatron"))
 
@@ -293,10 +335,14 @@ def test_a_full_disk(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("sys.stderr", capture := io.StringIO())
     with small_disk(tmp_path / "disk", "size=400k") as disk:
         said = convert(disk / "made")
-        assert re.search(r"miles: error: \S*converting: 0\.000642 GB are to be written, 0\.00041 GB are free", said)
+        assert re.search(
+            r"miles: error: \S*converting: 0\.000642 GB are to be written, 0\.00041 GB are free",
+            said,
+        )
         monkeypatch.setattr(atomic_folders, "require_room", lambda folder, num_bytes: None)
         said = convert(disk / "made")
         assert re.search(
-            r"distcp: cannot be written; is the disk full|No space left on device: '\S*(tensors|distcp)'", said
+            r"distcp: cannot be written; is the disk full|No space left on device: '\S*(tensors|distcp)'",
+            said,
         )
         assert not any(path.is_file() for path in disk.rglob("*"))

@@ -64,7 +64,9 @@ def test_files_of_the_size_that_is_asked_for(folder: Path) -> None:
     megatron_to_hf(str(folder / "megatron"), str(back), str(folder / "again"))
     for file in back.iterdir():
         assert (folder / "again" / file.name).read_bytes() == file.read_bytes(), file.name
-    megatron_to_hf(str(folder / "megatron"), str(back), str(folder / "again"), max_shard_bytes=10**9)
+    megatron_to_hf(
+        str(folder / "megatron"), str(back), str(folder / "again"), max_shard_bytes=10**9
+    )
     assert [file.name for file in (folder / "again").glob("model*")] == ["model.safetensors"]
 
 
@@ -90,7 +92,13 @@ def test_everything_beside_the_weights_comes_along(folder: Path) -> None:
     for name, content in beside.items():
         (folder / "hf" / name).parent.mkdir(exist_ok=True)
         (folder / "hf" / name).write_text(content)
-    for name in ("original/consolidated.00.pth", "pytorch_model.bin", "model.gguf", ".cache/x", "tf_model.h5"):
+    for name in (
+        "original/consolidated.00.pth",
+        "pytorch_model.bin",
+        "model.gguf",
+        ".cache/x",
+        "tf_model.h5",
+    ):
         (folder / "hf" / name).parent.mkdir(exist_ok=True)
         (folder / "hf" / name).write_text("weights, or hidden")
     back = export(folder)
@@ -134,13 +142,20 @@ def test_the_dtype_of_a_trained_checkpoint(folder: Path) -> None:
 def test_another_model_is_refused(folder: Path) -> None:
     config = json.loads((folder / "hf/config.json").read_text())
     (folder / "hf/config.json").write_text(json.dumps({**config, "num_hidden_layers": 3}))
-    with pytest.raises(CheckpointError, match="num_layers is 4 in the checkpoint, 3 in the configuration"):
+    with pytest.raises(
+        CheckpointError, match="num_layers is 4 in the checkpoint, 3 in the configuration"
+    ):
         export(folder)
     (folder / "hf/config.json").write_text(json.dumps({**config, "vocab_size": 193}))
-    with pytest.raises(CheckpointError, match="padded_vocab_size is 192 in the checkpoint, vocab_size 193 in the conf"):
+    with pytest.raises(
+        CheckpointError,
+        match="padded_vocab_size is 192 in the checkpoint, vocab_size 193 in the conf",
+    ):
         export(folder)
     (folder / "megatron/latest_checkpointed_iteration.txt").unlink()
-    with pytest.raises(CheckpointError, match=r"megatron: no Megatron checkpoint there: latest_.*\.txt is missing"):
+    with pytest.raises(
+        CheckpointError, match=r"megatron: no Megatron checkpoint there: latest_.*\.txt is missing"
+    ):
         export(folder)
     assert not (folder / "back").exists()
 
@@ -149,15 +164,22 @@ def test_what_is_not_ours_is_not_removed(folder: Path) -> None:
     export(folder)
     export(folder)  # what an earlier conversion wrote is
     (folder / "back/notes.txt").write_text("mine")
-    with pytest.raises(CheckpointError, match=r"back: holds notes\.txt, which no conversion of .*hf writes, and which"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"back: holds notes\.txt, which no conversion of .*hf writes, and which",
+    ):
         export(folder)
     assert (folder / "back/notes.txt").read_text() == "mine"
-    (folder / "back/notes.txt").rename(folder / "back/optimizer.pt")  # weights, perhaps, but none that are written
+    (folder / "back/notes.txt").rename(
+        folder / "back/optimizer.pt"
+    )  # weights, perhaps, but none that are written
     with pytest.raises(CheckpointError, match=r"back: holds optimizer\.pt, which no conversion"):
         export(folder)
     with pytest.raises(CheckpointError, match="hf: is --hf-checkpoint itself"):
         megatron_to_hf(str(folder / "megatron"), str(folder / "hf"), str(folder / "hf/"))
-    with pytest.raises(CheckpointError, match=r"megatron: holds latest_checkpointed_iteration\.txt, release, which"):
+    with pytest.raises(
+        CheckpointError, match=r"megatron: holds latest_checkpointed_iteration\.txt, release, which"
+    ):
         megatron_to_hf(str(folder / "megatron"), str(folder / "hf"), str(folder / "megatron"))
     (folder / "far").mkdir()
     (folder / "link").symlink_to(folder / "far")  # to another disk, perhaps: that is where it goes

@@ -53,7 +53,9 @@ def written(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     logging.getLogger("werkzeug").removeHandler(handler)
 
 
-def test_there_and_back_with_what_makes_it_complete_last(bucket: str, tmp_path: Path, written: list[str]) -> None:
+def test_there_and_back_with_what_makes_it_complete_last(
+    bucket: str, tmp_path: Path, written: list[str]
+) -> None:
     source = make_hf(tmp_path / "hf", "qwen3", tied=False)
     (source / "original").mkdir()
     (source / "original/consolidated.00.pth").write_bytes(b"weights in another format")
@@ -65,15 +67,26 @@ def test_there_and_back_with_what_makes_it_complete_last(bucket: str, tmp_path: 
     assert "+.metadata" in written
     assert not verify(str(source), f"{bucket}/megatron").differences
     written.clear()
-    hf_to_megatron(f"{bucket}/hf", f"{bucket}/megatron")  # again: until it is whole, no tracker names it
+    hf_to_megatron(
+        f"{bucket}/hf", f"{bucket}/megatron"
+    )  # again: until it is whole, no tracker names it
     assert written[0] == f"-{TRACKER}"
     assert written[-1] == f"+{TRACKER}"
     assert not verify(f"{bucket}/hf", f"{bucket}/megatron").differences
 
     written.clear()
     megatron_to_hf(f"{bucket}/megatron", f"{bucket}/hf", f"{bucket}/back")
-    assert written == ["-back", "+chat_template.jinja", "+config.json", "+generation_config.json", "+model.safetensors"]
-    assert storage.read_bytes(f"{bucket}/back/model.safetensors") == (source / "model.safetensors").read_bytes()
+    assert written == [
+        "-back",
+        "+chat_template.jinja",
+        "+config.json",
+        "+generation_config.json",
+        "+model.safetensors",
+    ]
+    assert (
+        storage.read_bytes(f"{bucket}/back/model.safetensors")
+        == (source / "model.safetensors").read_bytes()
+    )
     written.clear()
     megatron_to_hf(f"{bucket}/megatron", f"{bucket}/hf", f"{bucket}/back", max_shard_bytes=100_000)
     assert written[0] == "-back"
@@ -98,10 +111,14 @@ def test_the_bars_count_what_is_moved(bucket: str, tmp_path: Path) -> None:
     bars = re.findall(r"(\w+) ━+ +([\d.]+)/([\d.]+) kB", console.file.getvalue())
     assert [bar[0] for bar in bars] == ["downloading", "converting", "uploading"] * 2
     assert all(done == num_bytes for _, done, num_bytes in bars)
-    assert float(bars[0][1]) == pytest.approx((source / "model.safetensors").stat().st_size / 1000, abs=0.1)
+    assert float(bars[0][1]) == pytest.approx(
+        (source / "model.safetensors").stat().st_size / 1000, abs=0.1
+    )
 
 
-def test_only_what_is_needed_is_fetched(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_what_is_needed_is_fetched(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source = make_hf(tmp_path / "hf", "qwen3", tied=True)
     hf_to_megatron(str(source), str(tmp_path / "megatron"))
     (source / "original.pth").write_bytes(b"weights in another format")
@@ -122,23 +139,34 @@ def test_only_what_is_needed_is_fetched(bucket: str, tmp_path: Path, monkeypatch
     fetched.clear()
     megatron_to_hf(f"{bucket}/run", f"{bucket}/hf", str(tmp_path / "back"))
     files = {f"/run/iter_0000002/{file.name}" for file in (tmp_path / "megatron/release").iterdir()}
-    assert set(fetched) == files | {"/hf/chat_template.jinja", "/hf/config.json", "/hf/generation_config.json"}
-    assert (tmp_path / "back/model.safetensors").read_bytes() == (source / "model.safetensors").read_bytes()
+    assert set(fetched) == files | {
+        "/hf/chat_template.jinja",
+        "/hf/config.json",
+        "/hf/generation_config.json",
+    }
+    assert (tmp_path / "back/model.safetensors").read_bytes() == (
+        source / "model.safetensors"
+    ).read_bytes()
 
 
-def test_what_is_wrong_is_said_before_anything_is_uploaded(bucket: str, tmp_path: Path, written: list[str]) -> None:
+def test_what_is_wrong_is_said_before_anything_is_uploaded(
+    bucket: str, tmp_path: Path, written: list[str]
+) -> None:
     source = make_hf(tmp_path / "hf", "qwen3", tied=True)
     storage.upload_folder(source, f"{bucket}/hf")
     hf_to_megatron(f"{bucket}/hf", f"{bucket}/megatron")
     edit_tensors(source, lambda tensors: tensors.pop("model.norm.weight"))
     storage.upload_folder(source, f"{bucket}/hf")
     written.clear()
-    with pytest.raises(CheckpointError, match=rf"{bucket}/hf: tensor model\.norm\.weight is missing"):
+    with pytest.raises(
+        CheckpointError, match=rf"{bucket}/hf: tensor model\.norm\.weight is missing"
+    ):
         hf_to_megatron(f"{bucket}/hf", f"{bucket}/megatron")
     config = json.loads((source / "config.json").read_text())
     storage.write_text(f"{bucket}/hf/config.json", json.dumps({**config, "num_hidden_layers": 2}))
     with pytest.raises(
-        CheckpointError, match=rf"{bucket}/megatron/release: a checkpoint of another model than {bucket}/hf"
+        CheckpointError,
+        match=rf"{bucket}/megatron/release: a checkpoint of another model than {bucket}/hf",
     ):
         megatron_to_hf(f"{bucket}/megatron", f"{bucket}/hf", f"{bucket}/back")
     assert written == ["+config.json"]  # by this test

@@ -16,7 +16,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from miles.convert.safetensors_files import DTYPES, INDEX, ShardedWriter, Spec, Weights, split_into_files
+from miles.convert.safetensors_files import (
+    DTYPES,
+    INDEX,
+    ShardedWriter,
+    Spec,
+    Weights,
+    split_into_files,
+)
 from miles.errors import CheckpointError
 
 TENSORS = {
@@ -46,14 +53,20 @@ def read(weights: Weights, name: str) -> torch.Tensor:
 def test_the_bytes_are_those_that_safetensors_writes(tmp_path: Path) -> None:
     write(tmp_path, TENSORS, dict.fromkeys(TENSORS, "model.safetensors"))
     save_file(TENSORS, tmp_path / "theirs.safetensors", {"format": "pt"})
-    assert (tmp_path / "model.safetensors").read_bytes() == (tmp_path / "theirs.safetensors").read_bytes()
+    assert (tmp_path / "model.safetensors").read_bytes() == (
+        tmp_path / "theirs.safetensors"
+    ).read_bytes()
     weights = Weights(str(tmp_path))
     assert weights.tensors.keys() == TENSORS.keys()
     for name, tensor in TENSORS.items():
-        assert torch.equal(read(weights, name).view(-1).view(torch.uint8), tensor.view(-1).view(torch.uint8)), name
+        assert torch.equal(
+            read(weights, name).view(-1).view(torch.uint8), tensor.view(-1).view(torch.uint8)
+        ), name
 
 
-def test_a_tensor_larger_than_one_call_moves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tensor_larger_than_one_call_moves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("miles.convert.tensor_io._READ_BYTES", 7)
     monkeypatch.setattr("miles.convert.tensor_io._WRITE_BYTES", 5)
     tensors = {"a": torch.arange(100.0)}
@@ -80,7 +93,9 @@ def test_files_are_no_larger_than_asked(sizes: list[int], max_bytes: int) -> Non
     if len(members) == 1:
         assert set(members) == {"model.safetensors"}
     else:
-        assert list(members) == [f"model-{n:05d}-of-{len(members):05d}.safetensors" for n in range(1, len(members) + 1)]
+        assert list(members) == [
+            f"model-{n:05d}-of-{len(members):05d}.safetensors" for n in range(1, len(members) + 1)
+        ]
 
 
 def index(folder: Path, weight_map: Any) -> None:
@@ -97,9 +112,15 @@ def test_files_that_are_cut_short(tmp_path: Path) -> None:
     whole = (tmp_path / "model.safetensors").read_bytes()
     (length,) = struct.unpack("<Q", whole[:8])
     for num_bytes, message in [
-        (len(whole) - 1, r"model\.safetensors: truncated: tensor b ends at byte \d+, the file at \d+"),
+        (
+            len(whole) - 1,
+            r"model\.safetensors: truncated: tensor b ends at byte \d+, the file at \d+",
+        ),
         (len(whole) - 41, r"model\.safetensors: truncated: tensor a ends at byte"),
-        (8 + length - 1, r"model\.safetensors: truncated: \d+ bytes, of which the header alone has"),
+        (
+            8 + length - 1,
+            r"model\.safetensors: truncated: \d+ bytes, of which the header alone has",
+        ),
         (4, r"model\.safetensors: not a safetensors file, or truncated: 4 bytes"),
         (0, r"model\.safetensors: not a safetensors file, or truncated: 0 bytes"),
     ]:
@@ -111,7 +132,8 @@ def test_files_that_are_cut_short(tmp_path: Path) -> None:
     weights = Weights(str(tmp_path), "there")
     (tmp_path / "model.safetensors").write_bytes(whole[:-1])  # after the header was looked at
     with pytest.raises(
-        CheckpointError, match=r"there/model\.safetensors: truncated: tensor b: it ends 1 bytes too early"
+        CheckpointError,
+        match=r"there/model\.safetensors: truncated: tensor b: it ends 1 bytes too early",
     ):
         read(weights, "b")
 
@@ -127,11 +149,26 @@ def header(entries: Any, content: bytes = b"") -> bytes:
         (b"\xff" * 16, r"not a safetensors file: its header would have"),
         (header(b"[]"), "not a safetensors header"),
         (header(b"\xff\xfe"), "not a safetensors header"),
-        (header({"a": {"dtype": "F99", "shape": [1], "data_offsets": [0, 4]}}, b"1234"), "not a safetensors header"),
-        (header({"a": {"dtype": "F32", "data_offsets": [0, 4]}}, b"1234"), "not a safetensors header"),
-        (header({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}}, b"1234"), "tensor a does not have the"),
-        (header({"a": {"dtype": "F32", "shape": [1], "data_offsets": [-4, 0]}}), "not a safetensors header"),
-        (header({"a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}}, b"12345678"), "bytes that belong to no"),
+        (
+            header({"a": {"dtype": "F99", "shape": [1], "data_offsets": [0, 4]}}, b"1234"),
+            "not a safetensors header",
+        ),
+        (
+            header({"a": {"dtype": "F32", "data_offsets": [0, 4]}}, b"1234"),
+            "not a safetensors header",
+        ),
+        (
+            header({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}}, b"1234"),
+            "tensor a does not have the",
+        ),
+        (
+            header({"a": {"dtype": "F32", "shape": [1], "data_offsets": [-4, 0]}}),
+            "not a safetensors header",
+        ),
+        (
+            header({"a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}}, b"12345678"),
+            "bytes that belong to no",
+        ),
     ],
 )
 def test_headers_that_are_none(tmp_path: Path, content: bytes, message: str) -> None:
@@ -142,27 +179,41 @@ def test_headers_that_are_none(tmp_path: Path, content: bytes, message: str) -> 
 def test_an_index_that_does_not_fit_its_files(tmp_path: Path) -> None:
     refused(tmp_path, r"model\.safetensors: no such file, nor model\.safetensors\.index\.json$")
     (tmp_path / "pytorch_model.bin").write_bytes(b"")
-    refused(tmp_path, r"model\.safetensors: no such file, .*; pytorch_model\.bin, which is there, is a pickle")
+    refused(
+        tmp_path,
+        r"model\.safetensors: no such file, .*; pytorch_model\.bin, which is there, is a pickle",
+    )
     save_file({"a": torch.ones(1), "b": torch.ones(1)}, tmp_path / "one.safetensors")
     index(tmp_path, {"a": "one.safetensors", "b": "two.safetensors"})
-    refused(tmp_path, r"two\.safetensors: no such file; model\.safetensors\.index\.json puts tensor b there")
+    refused(
+        tmp_path,
+        r"two\.safetensors: no such file; model\.safetensors\.index\.json puts tensor b there",
+    )
     index(tmp_path, {"a": "one.safetensors"})
     refused(tmp_path, r"one\.safetensors: tensor b is not in model\.safetensors\.index\.json")
     index(tmp_path, {"a": "one.safetensors", "b": "one.safetensors", "c": "one.safetensors"})
-    refused(tmp_path, r"one\.safetensors: tensor c is missing, which model\.safetensors\.index\.json puts there")
+    refused(
+        tmp_path,
+        r"one\.safetensors: tensor c is missing, which model\.safetensors\.index\.json puts there",
+    )
     (tmp_path / INDEX).write_text("{}")
     refused(tmp_path, r"model\.safetensors\.index\.json: not an index")
     (tmp_path / INDEX).write_text("no JSON")
     refused(tmp_path, r"model\.safetensors\.index\.json: not an index")
 
 
-@pytest.mark.parametrize("name", ["../secret.safetensors", "/etc/passwd", "sub/one.safetensors", "..", ""])
+@pytest.mark.parametrize(
+    "name", ["../secret.safetensors", "/etc/passwd", "sub/one.safetensors", "..", ""]
+)
 def test_index_entries_that_lead_out_are_refused(tmp_path: Path, name: str) -> None:
     folder = tmp_path / "hf"
     folder.mkdir()
     save_file({"a": torch.ones(1)}, tmp_path / "secret.safetensors")
     index(folder, {"a": name})
-    refused(folder, rf"model\.safetensors\.index\.json: tensor a: {name} leads out of the folder: refused")
+    refused(
+        folder,
+        rf"model\.safetensors\.index\.json: tensor a: {name} leads out of the folder: refused",
+    )
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", INDEX, "one.safetensors"])
@@ -191,14 +242,23 @@ HEADER = {
 }
 ANY = st.recursive(
     st.none() | st.booleans() | st.integers(-3, 30) | st.sampled_from([2**70, 1.5, "F32", "x"]),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["dtype", "shape"]), inner),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["dtype", "shape"]), inner)
+    ),
     max_leaves=4,
 )
 
 
-@given(st.sampled_from(["a", "b"]), st.sampled_from(["dtype", "shape", "data_offsets", None]), ANY, st.integers(0, 40))
+@given(
+    st.sampled_from(["a", "b"]),
+    st.sampled_from(["dtype", "shape", "data_offsets", None]),
+    ANY,
+    st.integers(0, 40),
+)
 @settings(deadline=None, max_examples=300)
-def test_whatever_a_header_says_it_is_read_or_refused(name: str, field: str | None, value: Any, num_bytes: int) -> None:
+def test_whatever_a_header_says_it_is_read_or_refused(
+    name: str, field: str | None, value: Any, num_bytes: int
+) -> None:
     changed = {**HEADER, name: {**HEADER[name], field: value} if field else value}
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "model.safetensors").write_bytes(header(changed, bytes(num_bytes)))

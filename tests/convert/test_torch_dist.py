@@ -45,7 +45,9 @@ def copy(megatron: Path, tmp_path: Path) -> Path:
     return shutil.copytree(megatron, tmp_path / "megatron")
 
 
-def save_with_megatron(layout: Layout, rank: int, meeting: Path, hf: str, folder: str, boxes: str) -> None:
+def save_with_megatron(
+    layout: Layout, rank: int, meeting: Path, hf: str, folder: str, boxes: str
+) -> None:
     """The tensors of a converted checkpoint, saved by Megatron's own `dist_checkpointing`."""
     from megatron.core import dist_checkpointing
     from megatron.core.dist_checkpointing import ShardedTensor
@@ -66,15 +68,24 @@ def save_with_megatron(layout: Layout, rank: int, meeting: Path, hf: str, folder
             parameter.megatron, tensor, *offsets, prepend_axis_num=len(place)
         )
     Path(folder).mkdir()
-    state = {"model": model, "args": shape.checkpoint_args(), "checkpoint_version": 3.0, "iteration": 0}
+    state = {
+        "model": model,
+        "args": shape.checkpoint_args(),
+        "checkpoint_version": 3.0,
+        "iteration": 0,
+    }
     dist_checkpointing.save(state, folder)
 
 
 def test_the_files_are_those_that_megatron_writes(hf: Path, megatron: Path, tmp_path: Path) -> None:
     ours, theirs = megatron / "release", tmp_path / "theirs"
     run_ranks(save_with_megatron, Layout(1), str(hf), str(theirs), str(ours))
-    assert json.loads((ours / "metadata.json").read_text()) == json.loads((theirs / "metadata.json").read_text())
-    common, other = (torch.load(folder / "common.pt", weights_only=False) for folder in (ours, theirs))
+    assert json.loads((ours / "metadata.json").read_text()) == json.loads(
+        (theirs / "metadata.json").read_text()
+    )
+    common, other = (
+        torch.load(folder / "common.pt", weights_only=False) for folder in (ours, theirs)
+    )
     assert common == other
     stored = [pickle.loads((folder / ".metadata").read_bytes()) for folder in (ours, theirs)]
     tensors, others = (one.state_dict_metadata for one in stored)
@@ -94,7 +105,8 @@ def test_the_files_are_those_that_megatron_writes(hf: Path, megatron: Path, tmp_
     assert stored[0].storage_data.keys() == stored[1].storage_data.keys()
     for index in stored[0].storage_data:
         one, other = (
-            content(folder, of.storage_data[index]) for folder, of in zip((ours, theirs), stored, strict=True)
+            content(folder, of.storage_data[index])
+            for folder, of in zip((ours, theirs), stored, strict=True)
         )
         assert one.shape == other.shape
         assert torch.equal(one, other)
@@ -125,7 +137,10 @@ def test_keys_and_types_are_those_that_megatron_lm_reads(hf: Path, megatron: Pat
         for name in names.split():
             assert type(found[name]) is kind, name
     layer, experts = "decoder.layers", "decoder.layers.mlp.experts.experts"
-    assert {key: tuple(stored.size) for key, stored in Checkpoint(megatron / "release", "").tensors.items()} == {
+    assert {
+        key: tuple(stored.size)
+        for key, stored in Checkpoint(megatron / "release", "").tensors.items()
+    } == {
         "embedding.word_embeddings.weight": (192, 64),
         f"{layer}.self_attention.linear_qkv.layer_norm_weight": (4, 64),
         f"{layer}.self_attention.linear_qkv.weight": (4, 128, 64),
@@ -141,13 +156,22 @@ def test_keys_and_types_are_those_that_megatron_lm_reads(hf: Path, megatron: Pat
     }
 
 
-def test_a_box_is_put_together_from_those_that_hold_parts_of_it(tmp_path: Path, megatron: Path) -> None:
+def test_a_box_is_put_together_from_those_that_hold_parts_of_it(
+    tmp_path: Path, megatron: Path
+) -> None:
     """Rows and columns across the boxes of a checkpoint, as a layout that is not ours might have saved them."""
     whole = torch.arange(24.0).view(4, 6)
     parts = [((0, 0), (3, 4)), ((0, 4), (3, 2)), ((3, 0), (1, 6))]
     key = "embedding.word_embeddings.weight"
     boxes = [
-        torch_dist.Box(key, at, size, (4, 6), whole.dtype, lambda at=at, size=size: _cut(whole, at, size).clone())
+        torch_dist.Box(
+            key,
+            at,
+            size,
+            (4, 6),
+            whole.dtype,
+            lambda at=at, size=size: _cut(whole, at, size).clone(),
+        )
         for at, size in parts
     ]
     places = torch_dist.write_boxes(tmp_path, "__0_0.distcp", boxes, lambda num_bytes: None)
@@ -167,13 +191,19 @@ def _cut(whole: torch.Tensor, at: tuple[int, int], size: tuple[int, int]) -> tor
 def test_values_that_are_stored_in_another_order_are_read_as_usual(tmp_path: Path) -> None:
     """A transposed tensor in the file, and one of another dtype: their bytes are not those that are asked for."""
     key = "decoder.final_layernorm.weight"
-    for number, stored in enumerate((torch.arange(6.0).view(3, 2).t(), torch.arange(6.0).view(2, 3).bfloat16())):
+    for number, stored in enumerate(
+        (torch.arange(6.0).view(3, 2).t(), torch.arange(6.0).view(2, 3).bfloat16())
+    ):
         folder = tmp_path / str(number)
         folder.mkdir()
-        box = torch_dist.Box(key, (0, 0), (2, 3), (2, 3), torch.float32, lambda stored=stored: stored)
+        box = torch_dist.Box(
+            key, (0, 0), (2, 3), (2, 3), torch.float32, lambda stored=stored: stored
+        )
         places = torch_dist.write_boxes(folder, "__0_0.distcp", [box], lambda num_bytes: None)
         torch_dist.write_metadata(folder, [(box, places[0])], argparse.Namespace())
-        assert torch.equal(Checkpoint(folder, "").read(key, (0, 0), torch.zeros(2, 3)), stored.float())
+        assert torch.equal(
+            Checkpoint(folder, "").read(key, (0, 0), torch.zeros(2, 3)), stored.float()
+        )
 
 
 def edit_metadata(folder: Path, change: Any) -> None:
@@ -202,7 +232,10 @@ NORM = "decoder.final_layernorm.weight"
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda m: rename_tensor(m, NORM, "decoder.odd"), rf"release: tensor {NORM} is missing; config\.json asks for"),
+        (
+            lambda m: rename_tensor(m, NORM, "decoder.odd"),
+            rf"release: tensor {NORM} is missing; config\.json asks for",
+        ),
         (
             lambda m: m.state_dict_metadata.update({"decoder.odd": m.state_dict_metadata[NORM]}),
             r"release: config\.json does not ask for tensor decoder\.odd",
@@ -211,9 +244,18 @@ NORM = "decoder.final_layernorm.weight"
             lambda m: set_size(m, NORM, (65,)),
             rf"release: tensor {NORM} has shape \(65,\); config\.json asks for \(64,\)",
         ),
-        (lambda m: set_size(m, "output_layer.weight", (100, 64)), r"output_layer\.weight has shape \(100, 64\)"),
-        (lambda m: move(m, NORM, "../../hf/model.safetensors"), rf"tensor {NORM}: \.\./\.\./hf/.* leads out"),
-        (lambda m: move(m, NORM, "__1_0.distcp"), rf"release/__1_0\.distcp: no such file; tensor {NORM} is in it"),
+        (
+            lambda m: set_size(m, "output_layer.weight", (100, 64)),
+            r"output_layer\.weight has shape \(100, 64\)",
+        ),
+        (
+            lambda m: move(m, NORM, "../../hf/model.safetensors"),
+            rf"tensor {NORM}: \.\./\.\./hf/.* leads out",
+        ),
+        (
+            lambda m: move(m, NORM, "__1_0.distcp"),
+            rf"release/__1_0\.distcp: no such file; tensor {NORM} is in it",
+        ),
     ],
     ids=["missing", "extra", "shape", "vocabulary", "outside", "file"],
 )
@@ -231,7 +273,8 @@ def test_a_file_that_is_cut_short_or_broken_is_named(hf: Path, copy: Path, tmp_p
     content = file.read_bytes()
     file.write_bytes(content[:-100])
     with pytest.raises(
-        CheckpointError, match=rf"release/{file.name}: truncated: tensor output_layer\.weight ends at byte"
+        CheckpointError,
+        match=rf"release/{file.name}: truncated: tensor output_layer\.weight ends at byte",
     ):
         megatron_to_hf(str(copy), str(hf), str(tmp_path / "back"))
     file.write_bytes(bytes(len(content)))
@@ -242,11 +285,20 @@ def test_a_file_that_is_cut_short_or_broken_is_named(hf: Path, copy: Path, tmp_p
 
 @pytest.mark.parametrize(
     "content",
-    [{}, [1], None, torch_dist.Metadata({"decoder.x": 1}), torch_dist.Metadata({}, storage_data={1: 2})],
+    [
+        {},
+        [1],
+        None,
+        torch_dist.Metadata({"decoder.x": 1}),
+        torch_dist.Metadata({}, storage_data={1: 2}),
+    ],
 )
 def test_records_that_are_no_checkpoint(hf: Path, copy: Path, tmp_path: Path, content: Any) -> None:
     (copy / "release/.metadata").write_bytes(pickle.dumps(content))
-    with pytest.raises(CheckpointError, match=r"release(/\.metadata: not that of a torch_dist|: tensor .* is missing)"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"release(/\.metadata: not that of a torch_dist|: tensor .* is missing)",
+    ):
         megatron_to_hf(str(copy), str(hf), str(tmp_path / "back"))
 
 
@@ -262,7 +314,9 @@ def test_links_that_lead_out_are_refused(hf: Path, copy: Path, tmp_path: Path) -
         megatron_to_hf(str(copy), str(hf), str(tmp_path / "back"))
 
 
-def test_what_megatron_lm_keeps_in_its_arguments_is_read_and_nothing_else(hf: Path, copy: Path, tmp_path: Path) -> None:
+def test_what_megatron_lm_keeps_in_its_arguments_is_read_and_nothing_else(
+    hf: Path, copy: Path, tmp_path: Path
+) -> None:
     """Its enumerations, signals and dtypes; in a process that has not imported Megatron yet."""
     common = copy / "release/common.pt"
     code = (
@@ -276,16 +330,22 @@ def test_what_megatron_lm_keeps_in_its_arguments_is_read_and_nothing_else(hf: Pa
         "common['args'].params_dtype = torch.bfloat16\n"
         "torch.save(common, sys.argv[1])\n"
     )
-    subprocess.run([sys.executable, "-W", "ignore", "-c", code, common], check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code, common], check=True, capture_output=True
+    )
     words = ["convert", "verify", str(hf), str(copy)]
-    done = subprocess.run([sys.executable, "-m", "miles.cli", *words], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "miles.cli", *words], capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     assert not done.stderr
 
     stranger = torch.load(common, weights_only=False)
     stranger["args"].evil = Command(f"touch {tmp_path}/ran")
     torch.save(stranger, common)
-    with pytest.raises(CheckpointError, match=r"release/common\.pt: cannot be read \(Weights only load failed"):
+    with pytest.raises(
+        CheckpointError, match=r"release/common\.pt: cannot be read \(Weights only load failed"
+    ):
         megatron_to_hf(str(copy), str(hf), str(tmp_path / "back"))
     assert not (tmp_path / "ran").exists()
 
@@ -311,10 +371,14 @@ def test_which_checkpoint_of_a_folder(hf: Path, copy: Path, tmp_path: Path) -> N
     with pytest.raises(CheckpointError, match=r"iter_0000008: not there, or not complete"):
         norm(copy, iteration=8)
     (copy / "latest_checkpointed_iteration.txt").write_text("9")
-    with pytest.raises(CheckpointError, match=r"iter_0000009, which latest_.* names: not there, or not complete"):
+    with pytest.raises(
+        CheckpointError, match=r"iter_0000009, which latest_.* names: not there, or not complete"
+    ):
         norm(copy)
     (copy / "latest_checkpointed_iteration.txt").write_text("../hf")
-    with pytest.raises(CheckpointError, match=r"expected an iteration or 'release', found '\.\./hf'"):
+    with pytest.raises(
+        CheckpointError, match=r"expected an iteration or 'release', found '\.\./hf'"
+    ):
         norm(copy)
 
 

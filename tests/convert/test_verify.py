@@ -54,10 +54,14 @@ def test_of_either_format(made: Path, a: str, b: str) -> None:
     else:
         assert same.num_tensors == len(load_file(made / "one-hf/model.safetensors"))
         names = [KEYS, UP]
-    assert same.num_bytes == sum(tensor.nbytes for tensor in load_file(made / "one-hf/model.safetensors").values())
+    assert same.num_bytes == sum(
+        tensor.nbytes for tensor in load_file(made / "one-hf/model.safetensors").values()
+    )
     differing = texts(verify(str(made / f"one-{a}"), str(made / f"other-{b}")))
     assert sorted(differing) == sorted(names)
-    assert any("1 of " in text and "values differ, by 0.5 at most" in text for text in differing.values())
+    assert any(
+        "1 of " in text and "values differ, by 0.5 at most" in text for text in differing.values()
+    )
 
 
 def edited(made: Path, target: Path, change: Any) -> str:
@@ -79,9 +83,17 @@ def test_how_they_differ(made: Path, tmp_path: Path) -> None:
             KEYS,
             "dtype torch.float32 and torch.float64, with equal values",
         ),
-        (lambda t: t.update({KEYS: t[KEYS].bfloat16()}), KEYS, "dtype torch.float32 and torch.bfloat16"),
+        (
+            lambda t: t.update({KEYS: t[KEYS].bfloat16()}),
+            KEYS,
+            "dtype torch.float32 and torch.bfloat16",
+        ),
         (lambda t: t[UP].zero_(), UP, "8,192 of 8,192 values differ, by "),
-        (lambda t: t[UP].view(-1)[:1].fill_(float("nan")), UP, "1 of 8,192 values differ, by nan at most"),
+        (
+            lambda t: t[UP].view(-1)[:1].fill_(float("nan")),
+            UP,
+            "1 of 8,192 values differ, by nan at most",
+        ),
     ]
     for number, (change, name, text) in enumerate(cases):
         other = edited(made, tmp_path / str(number), change)
@@ -98,16 +110,28 @@ def test_how_they_differ(made: Path, tmp_path: Path) -> None:
 
 def test_what_cannot_be_compared(made: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(CheckpointError, match=r"empty: neither a Megatron checkpoint .* nor one of Hugging Face"):
+    with pytest.raises(
+        CheckpointError, match=r"empty: neither a Megatron checkpoint .* nor one of Hugging Face"
+    ):
         verify(str(tmp_path / "empty"), str(made / "one-hf"))
     make_hf(tmp_path / "untied", "qwen3", tied=False)
-    with pytest.raises(CheckpointError, match="of different models: untie_embeddings_and_output_weights is False in"):
+    with pytest.raises(
+        CheckpointError,
+        match="of different models: untie_embeddings_and_output_weights is False in",
+    ):
         verify(str(tmp_path / "untied"), str(made / "one-megatron"))
 
 
 def test_the_command_says_it_and_exits_with_one(made: Path) -> None:
     def run(*words: str) -> subprocess.CompletedProcess[str]:
-        line = [sys.executable, "-m", "miles.cli", "convert", "verify", *(str(made / word) for word in words)]
+        line = [
+            sys.executable,
+            "-m",
+            "miles.cli",
+            "convert",
+            "verify",
+            *(str(made / word) for word in words),
+        ]
         return subprocess.run(line, capture_output=True, text=True)
 
     same = run("one-hf", "one-megatron")

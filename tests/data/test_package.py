@@ -7,7 +7,9 @@ import sys
 
 
 def python(code: str) -> str:
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.strip()
 
 
 def test_the_functions_stay_functions_whatever_was_imported_before() -> None:
@@ -21,5 +23,7 @@ def test_the_functions_stay_functions_whatever_was_imported_before() -> None:
 
 
 def test_importing_the_package_is_cheap() -> None:
-    printed = python("import sys, miles.data\nprint([m for m in ('ray', 'torch', 'transformers') if m in sys.modules])")
+    printed = python(
+        "import sys, miles.data\nprint([m for m in ('ray', 'torch', 'transformers') if m in sys.modules])"
+    )
     assert printed == "[]"

@@ -14,10 +14,17 @@ WEATHER = {
     "function": {
         "name": "get_weather",
         "description": "The weather in a city, now – in °C",
-        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"type": "string"}},
+            "required": ["city"],
+        },
     },
 }
-CLOCK = {"type": "function", "function": {"name": "get_time", "parameters": {"type": "object", "properties": {}}}}
+CLOCK = {
+    "type": "function",
+    "function": {"name": "get_time", "parameters": {"type": "object", "properties": {}}},
+}
 
 
 def system(text: str) -> dict[str, Any]:
@@ -43,7 +50,8 @@ def call(name: str, arguments: Any) -> dict[str, Any]:
 Q, A = user("What is 2 + 2?"), assistant("4.")
 CALL = assistant("", tool_calls=[call("get_weather", {"city": "Zürich"})])
 CALLS = assistant(
-    "Let me look.", tool_calls=[call("get_weather", '{"city": "Rome"}'), {"name": "get_time", "arguments": {}}]
+    "Let me look.",
+    tool_calls=[call("get_weather", '{"city": "Rome"}'), {"name": "get_time", "arguments": {}}],
 )
 
 CONVERSATIONS: dict[str, list[dict[str, Any]]] = {
@@ -51,7 +59,14 @@ CONVERSATIONS: dict[str, list[dict[str, Any]]] = {
     "question alone": [Q],
     "system": [system("Be brief."), Q, A],
     "system in the middle": [Q, A, system("Now be long."), Q, A],
-    "multi-turn": [Q, A, user("And 3 + 3?"), assistant("6."), user("Thanks"), assistant("Welcome!")],
+    "multi-turn": [
+        Q,
+        A,
+        user("And 3 + 3?"),
+        assistant("6."),
+        user("Thanks"),
+        assistant("Welcome!"),
+    ],
     "ends with a user": [Q, A, user("And 3 + 3?")],
     "no query": [system("Speak."), assistant("Hello.")],
     "reasoning": [Q, assistant("4.", reasoning_content="Two and two.\n")],
@@ -65,25 +80,62 @@ CONVERSATIONS: dict[str, list[dict[str, Any]]] = {
     "earlier reasoning in the content": [Q, assistant("<think>\nTwo.\n</think>\n\n4."), Q, A],
     "two think blocks": [Q, assistant("<think>one</think>x<think>two</think>\n\ny")],
     "a closing tag alone": [Q, assistant("thought\n</think>\n\n4.")],
-    "empty think in the content": [Q, assistant("<think>\n\n</think>\n\n4."), Q, assistant("<think></think>4")],
+    "empty think in the content": [
+        Q,
+        assistant("<think>\n\n</think>\n\n4."),
+        Q,
+        assistant("<think></think>4"),
+    ],
     "line breaks around": [user("\nhi\n"), assistant("\n\n4.\n"), Q, assistant("\n\n\n4.\n\n")],
     "two answers in a row": [Q, assistant("One."), assistant("Two.", reasoning_content="more")],
-    "reasoning before a second answer": [Q, assistant("One.", reasoning_content="first"), assistant("Two.")],
-    "blank reasoning before a second answer": [Q, assistant("One.", reasoning_content="\n"), assistant("Two.")],
+    "reasoning before a second answer": [
+        Q,
+        assistant("One.", reasoning_content="first"),
+        assistant("Two."),
+    ],
+    "blank reasoning before a second answer": [
+        Q,
+        assistant("One.", reasoning_content="\n"),
+        assistant("Two."),
+    ],
     "tool call": [Q, CALL],
     "tool result": [Q, CALL, tool("21 °C"), assistant("It is 21 degrees.")],
-    "two calls, two results": [system("Help."), Q, CALLS, tool("20"), tool("12:00"), assistant("Noon, 20.")],
+    "two calls, two results": [
+        system("Help."),
+        Q,
+        CALLS,
+        tool("20"),
+        tool("12:00"),
+        assistant("Noon, 20."),
+    ],
     "reasoning between calls": [
         Q,
-        assistant("", reasoning_content="I need it.", tool_calls=[call("get_weather", {"city": "Oslo"})]),
+        assistant(
+            "", reasoning_content="I need it.", tool_calls=[call("get_weather", {"city": "Oslo"})]
+        ),
         tool("3"),
         assistant("Cold.", reasoning_content="3 is cold."),
         user("Thanks"),
         A,
     ],
-    "calls with null content": [Q, assistant(None, tool_calls=[call("get_time", {})]), tool("12"), A],
-    "calls after line breaks": [Q, assistant("\n", tool_calls=[call("get_time", {})]), tool("12"), A],
-    "results as a user turn": [Q, CALL, user("<tool_response>\n21\n</tool_response>"), assistant("21.")],
+    "calls with null content": [
+        Q,
+        assistant(None, tool_calls=[call("get_time", {})]),
+        tool("12"),
+        A,
+    ],
+    "calls after line breaks": [
+        Q,
+        assistant("\n", tool_calls=[call("get_time", {})]),
+        tool("12"),
+        A,
+    ],
+    "results as a user turn": [
+        Q,
+        CALL,
+        user("<tool_response>\n21\n</tool_response>"),
+        assistant("21."),
+    ],
     "reasoning before a result as a user turn": [
         Q,
         assistant("", reasoning_content="I need it.", tool_calls=[call("get_time", {})]),

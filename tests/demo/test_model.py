@@ -11,7 +11,10 @@ from miles.architecture.config import ModelShape
 from miles.demo.model import build_model, build_tiny_qwen3
 from miles.errors import ConfigError, SourceError, TemplateError
 
-TALK = [{"role": "user", "content": "Why is the sky blue?"}, {"role": "assistant", "content": "Air scatters it."}]
+TALK = [
+    {"role": "user", "content": "Why is the sky blue?"},
+    {"role": "assistant", "content": "Air scatters it."},
+]
 
 
 def loss_and_logits(folder: Path) -> tuple[float, torch.Tensor]:
@@ -65,7 +68,8 @@ def test_seed_fixes_the_weights_and_touches_nothing_else(tokenizer_folder, model
     assert torch.equal(before, torch.get_rng_state())
     build_model(tokenizer_folder, tmp_path / "other", seed=1)
     first, same, other = (
-        load_file(folder / "model.safetensors") for folder in (model_folder, tmp_path / "same", tmp_path / "other")
+        load_file(folder / "model.safetensors")
+        for folder in (model_folder, tmp_path / "same", tmp_path / "other")
     )
     assert all(torch.equal(first[name], same[name]) for name in first)
     matrices = [name for name in first if first[name].ndim == 2]
@@ -96,7 +100,9 @@ def test_a_wrong_tokenizer_folder_is_named(tmp_path):
         build_tiny_qwen3(str(tmp_path / "empty"), str(tmp_path / "out"))
     (tmp_path / "corrupt").mkdir()
     (tmp_path / "corrupt" / "tokenizer.json").write_text("{}")
-    (tmp_path / "corrupt" / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+    (tmp_path / "corrupt" / "tokenizer_config.json").write_text(
+        '{"tokenizer_class": "PreTrainedTokenizerFast"}'
+    )
     with pytest.raises(TemplateError, match="corrupt"):
         build_tiny_qwen3(str(tmp_path / "corrupt"), str(tmp_path / "out"))
     with pytest.raises(SourceError, match="nowhere"):

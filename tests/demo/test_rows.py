@@ -61,7 +61,9 @@ def test_conversations_are_well_formed(usable):
 def test_variety(usable):
     assert sum(len(answers(row)) > 1 for row in usable) >= 60
     assert sum(row["language"] != "en" for row in usable) >= 60
-    assert {"de", "fr", "es", "zh", "ja", "hi", "ar", "ru", "pt"} <= {row["language"] for row in usable}
+    assert {"de", "fr", "es", "zh", "ja", "hi", "ar", "ru", "pt"} <= {
+        row["language"] for row in usable
+    }
     with_turn = sum(row["conversations"][0]["from"] == "system" for row in usable)
     with_column = sum(bool(row["system_prompt"]) for row in usable)
     assert with_turn >= 40
@@ -71,14 +73,17 @@ def test_variety(usable):
 
 
 def test_answers_are_short_but_not_bare(usable):
-    lengths = sorted(len(answer.split()) for row in usable if row["language"] == "en" for answer in answers(row))
+    lengths = sorted(
+        len(answer.split()) for row in usable if row["language"] == "en" for answer in answers(row)
+    )
     assert lengths[-1] <= 80
     assert lengths[len(lengths) // 2] >= 15
 
 
 def test_no_two_rows_are_the_same(usable):
     told = Counter(
-        json.dumps([row["system_prompt"], [turn["value"].lower() for turn in row["conversations"]]]) for row in usable
+        json.dumps([row["system_prompt"], [turn["value"].lower() for turn in row["conversations"]]])
+        for row in usable
     )
     asked = Counter(
         json.dumps(
@@ -199,7 +204,9 @@ class TestBroken:
 def test_texts_are_those_of_the_usable_rows(usable):
     found = list(rows.texts())
     assert all(isinstance(text, str) for text in found)
-    assert len(found) == sum(len(row["conversations"]) + bool(row["system_prompt"]) for row in usable)
+    assert len(found) == sum(
+        len(row["conversations"]) + bool(row["system_prompt"]) for row in usable
+    )
     assert not any("The moon rose." in text for text in found)
 
 

@@ -23,25 +23,44 @@ def pieces(tokenizer, text: str) -> list[str]:
 def test_every_row_comes_back(tokenizer):
     for text in rows.texts():
         ids = tokenizer.encode(text, add_special_tokens=False)
-        assert tokenizer.decode(ids, clean_up_tokenization_spaces=False) == unicodedata.normalize("NFC", text)
+        assert tokenizer.decode(ids, clean_up_tokenization_spaces=False) == unicodedata.normalize(
+            "NFC", text
+        )
 
 
 @pytest.mark.parametrize(
-    "text", ["", " ", "\n\n \t\r\n", "\x00\x7f", "🏳️‍🌈 𝕏", "a\u0301", "ไทย", "don't  stop", "foo_bar(x)[0] != 1"]
+    "text",
+    [
+        "",
+        " ",
+        "\n\n \t\r\n",
+        "\x00\x7f",
+        "🏳️‍🌈 𝕏",
+        "a\u0301",
+        "ไทย",
+        "don't  stop",
+        "foo_bar(x)[0] != 1",
+    ],
 )
 def test_any_text_comes_back_in_normal_form_c(tokenizer, text):
     ids = tokenizer.encode(text, add_special_tokens=False)
-    assert tokenizer.decode(ids, clean_up_tokenization_spaces=False) == unicodedata.normalize("NFC", text)
+    assert tokenizer.decode(ids, clean_up_tokenization_spaces=False) == unicodedata.normalize(
+        "NFC", text
+    )
 
 
 def test_size_and_special_tokens(tokenizer):
     assert len(tokenizer) == 2048
-    assert tokenizer.convert_tokens_to_ids(list(ADDED_TOKENS)) == list(range(2048 - len(ADDED_TOKENS), 2048))
+    assert tokenizer.convert_tokens_to_ids(list(ADDED_TOKENS)) == list(
+        range(2048 - len(ADDED_TOKENS), 2048)
+    )
     assert tokenizer.eos_token == "<|im_end|>"
     assert tokenizer.pad_token == "<|endoftext|>"
     assert tokenizer.bos_token is None
     ids = tokenizer.encode("<|im_start|>assistant\n<think>\n\n</think>\n\nYes<|im_end|>\n")
-    assert tokenizer.decode(ids, skip_special_tokens=True) == "assistant\n<think>\n\n</think>\n\nYes\n"
+    assert (
+        tokenizer.decode(ids, skip_special_tokens=True) == "assistant\n<think>\n\n</think>\n\nYes\n"
+    )
     for text in ADDED_TOKENS:
         assert len(tokenizer.encode(text)) == 1
 
@@ -53,9 +72,28 @@ def test_the_template_headers_are_one_token_each(tokenizer):
 
 def test_pieces_that_are_never_merged(tokenizer):
     assert pieces(tokenizer, "Let's go in 2024, num_rows!\n\n  x") == [
-        *["Let", "'s", " go", " in", " ", "2", "0", "2", "4", ",", " num", "_rows", "!\n\n", " ", " x"]
+        *[
+            "Let",
+            "'s",
+            " go",
+            " in",
+            " ",
+            "2",
+            "0",
+            "2",
+            "4",
+            ",",
+            " num",
+            "_rows",
+            "!\n\n",
+            " ",
+            " x",
+        ]
     ]
-    assert pieces(tokenizer, "नमस्ते दुनिया") == ["नमस्ते", " दुनिया"]  # vowel signs stay with their letters
+    assert pieces(tokenizer, "नमस्ते दुनिया") == [
+        "नमस्ते",
+        " दुनिया",
+    ]  # vowel signs stay with their letters
 
 
 def test_same_texts_same_files(tokenizer_folder, tmp_path):

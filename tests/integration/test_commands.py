@@ -38,16 +38,38 @@ def test_the_demo_keeps_its_promises(demo: tuple[Path, str]) -> None:
     assert [line["step"] for line in metrics] == list(range(len(metrics)))
     assert metrics[-1]["sft/loss"] < 0.6 * metrics[0]["sft/loss"]
     wanted = {
-        *("sft/loss", "sft/per_token_loss", "sft/tokens_seen", "sft/epoch", "sft/loss/chat", "sft/loss/code"),
-        *("sft/grad_norm", "sft/lr", "data/prefetch_queue_depth", "data/wait_seconds", "data/pack_fill"),
-        *("data/dp_imbalance", "perf/step_seconds", "perf/tokens_per_second", "perf/tflops_per_gpu"),
+        *(
+            "sft/loss",
+            "sft/per_token_loss",
+            "sft/tokens_seen",
+            "sft/epoch",
+            "sft/loss/chat",
+            "sft/loss/code",
+        ),
+        *(
+            "sft/grad_norm",
+            "sft/lr",
+            "data/prefetch_queue_depth",
+            "data/wait_seconds",
+            "data/pack_fill",
+        ),
+        *(
+            "data/dp_imbalance",
+            "perf/step_seconds",
+            "perf/tokens_per_second",
+            "perf/tflops_per_gpu",
+        ),
     }
     assert wanted <= metrics[0].keys()
     assert metrics[-1]["sft/epoch"] == 8
     for line in metrics:
-        assert (line["data/prefetch_queue_depth"] == 0) == (line["data/wait_seconds"] > 0), "the one says why the other"
+        assert (line["data/prefetch_queue_depth"] == 0) == (line["data/wait_seconds"] > 0), (
+            "the one says why the other"
+        )
     assert "After the first step" in printed
-    assert (folder / "checkpoints/latest_checkpointed_iteration.txt").read_text() == str(len(metrics))
+    assert (folder / "checkpoints/latest_checkpointed_iteration.txt").read_text() == str(
+        len(metrics)
+    )
     assert len(list((folder / "checkpoints").glob("iter_*"))) == 2, "one midway, one at the end"
     assert "largest difference" in printed
     assert "answered:" in printed
@@ -74,7 +96,9 @@ def test_what_the_model_was_fed_can_be_looked_at(demo: tuple[Path, str]) -> None
     assert "trained" in printed
 
 
-def test_a_tokenizer_is_certified_or_refused_by_name(chatml_tokenizer_folder: Path, tmp_path: Path) -> None:
+def test_a_tokenizer_is_certified_or_refused_by_name(
+    chatml_tokenizer_folder: Path, tmp_path: Path
+) -> None:
     path = tmp_path / "certificate.json"
     printed = miles("certify", chatml_tokenizer_folder, "--json", path)
     assert "is certified" in printed
@@ -85,26 +109,58 @@ def test_a_tokenizer_is_certified_or_refused_by_name(chatml_tokenizer_folder: Pa
     assert certificate["terminator"] == "<|im_end|>"
     assert certificate["tool_grouping"] == "grouped"
 
-    (tmp_path / "own.jinja").write_text("{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}{% endfor %}")
-    refused = miles("certify", chatml_tokenizer_folder, "--chat-template-path", tmp_path / "own.jinja", expect=1)
+    (tmp_path / "own.jinja").write_text(
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}{% endfor %}"
+    )
+    refused = miles(
+        "certify", chatml_tokenizer_folder, "--chat-template-path", tmp_path / "own.jinja", expect=1
+    )
     assert f"{chatml_tokenizer_folder}: the chat template that was given" in refused
     assert "Traceback" not in refused
-    missing = miles("certify", chatml_tokenizer_folder, "--chat-template-path", tmp_path / "none", expect=1)
+    missing = miles(
+        "certify", chatml_tokenizer_folder, "--chat-template-path", tmp_path / "none", expect=1
+    )
     assert "none: no such file" in missing
 
 
 def test_mistakes_get_one_clear_line(tmp_path: Path) -> None:
-    printed = miles("convert", "hf-to-megatron", "--hf-checkpoint", tmp_path, "--save", tmp_path / "out", expect=1)
+    printed = miles(
+        "convert",
+        "hf-to-megatron",
+        "--hf-checkpoint",
+        tmp_path,
+        "--save",
+        tmp_path / "out",
+        expect=1,
+    )
     assert "config.json: no such file" in printed
     printed = miles("inspect", tmp_path, expect=1)
     assert "first_batch.json: no such file" in printed
     printed = miles(
-        "train", "--loss-type", "dpo", "--prompt-data", "x", "--save", "y", "--hf-checkpoint", "z", expect=1
+        "train",
+        "--loss-type",
+        "dpo",
+        "--prompt-data",
+        "x",
+        "--save",
+        "y",
+        "--hf-checkpoint",
+        "z",
+        expect=1,
     )
     assert "this is SFT only" in printed
     (tmp_path / "rows.jsonl").write_text("{}\n")
     printed = miles(
-        *("prepare", "rows", "--source", tmp_path / "rows.jsonl", "--tokenizer", tmp_path, "--output", tmp_path / "o"),
+        *(
+            "prepare",
+            "rows",
+            "--source",
+            tmp_path / "rows.jsonl",
+            "--tokenizer",
+            tmp_path,
+            "--output",
+            tmp_path / "o",
+        ),
         expect=1,
     )
     assert "tokenizer" in printed

@@ -51,14 +51,18 @@ def test_a_full_disk_ends_the_run_or_leaves_a_checkpoint_out_and_what_was_comple
         assert sorted(path.name for path in save.glob("*iter_*")) == ["iter_0000004"]
         observed("disk full before a checkpoint", printed, "miles: error:", SINCE)
 
-        with place.command(save, on_save_error="continue", save_hf=tmp_path / "run/export") as command:
+        with place.command(
+            save, on_save_error="continue", save_hf=tmp_path / "run/export"
+        ) as command:
             command.until(lambda: "the run goes on (--on-save-error continue)" in command.printed)
             ballast.unlink()
             printed = command.wait(0)
         assert f"going on at step 4 from {save}/iter_0000004" in printed
         assert tracked(save) == NUM_STEPS
         marker = "the run goes on (--on-save-error continue)"
-        observed("disk full before a checkpoint, `--on-save-error continue`", printed, marker, NOTHING)
+        observed(
+            "disk full before a checkpoint, `--on-save-error continue`", printed, marker, NOTHING
+        )
         shutil.copytree(tmp_path / "run/export", save / "export")
         require_same(save, unbroken)
 
@@ -101,12 +105,21 @@ def test_on_object_storage_a_machine_with_an_empty_disk_goes_on(
     fs, root = storage.filesystem(save)
     fs.invalidate_cache()
     names = {path.rsplit("/", 1)[-1] for path in fs.ls(root, detail=False)}
-    assert {name for name in names if name.startswith("iter_")} == {"iter_0000016", f"iter_{NUM_STEPS:07d}"}
+    assert {name for name in names if name.startswith("iter_")} == {
+        "iter_0000016",
+        f"iter_{NUM_STEPS:07d}",
+    }
     last = {path: entry["LastModified"] for path, entry in fs.find(root, detail=True).items()}
     tracker = last.pop(f"{root}/latest_checkpointed_iteration.txt")
-    assert all(time <= tracker for path, time in last.items() if "/iter_" in path), "the tracker is written last"
+    assert all(time <= tracker for path, time in last.items() if "/iter_" in path), (
+        "the tracker is written last"
+    )
     mine = [json.loads(line) for line in storage.read_text(f"{save}/metrics.jsonl").splitlines()]
-    assert [line["data/step_fingerprint"] for line in mine] == [one["data/step_fingerprint"] for one in lines(unbroken)]
+    assert [line["data/step_fingerprint"] for line in mine] == [
+        one["data/step_fingerprint"] for one in lines(unbroken)
+    ]
     assert [line["sft/loss"] for line in mine] == [one["sft/loss"] for one in lines(unbroken)]
     assert weights(tmp_path / "export") == weights(unbroken / "export")
-    observed("driver killed, checkpoints on S3, another machine", printed, "going on at step", SINCE)
+    observed(
+        "driver killed, checkpoints on S3, another machine", printed, "going on at step", SINCE
+    )

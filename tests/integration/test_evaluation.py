@@ -58,7 +58,10 @@ def plain(config: DataConfig) -> list[tuple[int, Encoded]]:
 def by_rank(evaluation: EvalSet) -> list[list[tuple[MicroBatch, ...]]]:
     """[data ranks][steps][micro-batches]"""
     num_ranks = len(evaluation.references[0])
-    return [list(micro_batches([one[rank] for one in evaluation.references])) for rank in range(num_ranks)]
+    return [
+        list(micro_batches([one[rank] for one in evaluation.references]))
+        for rank in range(num_ranks)
+    ]
 
 
 def samples_of(evaluation: EvalSet) -> list[tuple[int, list[int], list[float]]]:
@@ -68,7 +71,9 @@ def samples_of(evaluation: EvalSet) -> list[tuple[int, list[int], list[float]]]:
         for number, row_id in enumerate(batch.row_ids.tolist()):
             part = slice(batch.cu_seqlens[number], batch.cu_seqlens[number + 1])
             if row_id >= 0:
-                samples.append((row_id, batch.input_ids[part].tolist(), batch.loss_mask[part].tolist()))
+                samples.append(
+                    (row_id, batch.input_ids[part].tolist(), batch.loss_mask[part].tolist())
+                )
     return sorted(samples)
 
 
@@ -84,7 +89,11 @@ def test_the_set_is_the_same_for_any_number_of_ranks_and_that_of_a_plain_loop(
     assert len(expected) > 100
     source_of = build_manifest(evaluated.sources).source_of
     trained = [
-        sum(int(one.loss_mask[1:].sum()) for row, one in expected if source_of(np.array([row]))[0] == source)
+        sum(
+            int(one.loss_mask[1:].sum())
+            for row, one in expected
+            if source_of(np.array([row]))[0] == source
+        )
         for source in range(len(evaluated.sources))
     ]
     for dp_size in DP_SIZES:
@@ -105,7 +114,9 @@ def test_the_set_is_the_same_for_any_number_of_ranks_and_that_of_a_plain_loop(
                 assert mask == [*one.loss_mask[1:].tolist(), 0]
             ranks = by_rank(made)
             assert all(len({len(rank) for rank in step}) == 1 for step in zip(*ranks, strict=True))
-            assert all(step for rank in ranks for step in rank), "a rank without micro-batches would hold up the others"
+            assert all(step for rank in ranks for step in rank), (
+                "a rank without micro-batches would hold up the others"
+            )
 
 
 def test_rejected_rows_of_sources_of_their_own_are_counted(
@@ -122,13 +133,18 @@ def test_its_chunks_lie_where_a_trainer_reads_them(config: DataConfig) -> None:
     @ray.remote(num_cpus=0)
     class Trainer:
         def evaluate(self, references: list[Any]) -> int:
-            return sum(int(batch.loss_mask.sum()) for step in micro_batches(references) for batch in step)
+            return sum(
+                int(batch.loss_mask.sum()) for step in micro_batches(references) for batch in step
+            )
 
     made = EvalSet.open(eval_config(config, ()))
     trainers = [Trainer.remote() for _ in range(2)]
     for _ in range(2):  # an evaluation, and a later one
         counted = ray.get(
-            [one.evaluate.remote([of[rank] for of in made.references]) for rank, one in enumerate(trainers)]
+            [
+                one.evaluate.remote([of[rank] for of in made.references])
+                for rank, one in enumerate(trainers)
+            ]
         )
         assert sum(counted) == made.num_trained_tokens
         assert all(counted)
@@ -140,7 +156,9 @@ def test_a_step_without_anything_to_evaluate_is_left_out(config: DataConfig) -> 
     evaluated = replace(evaluated, order=replace(evaluated.order, batch_size=1, window_rows=2_000))
     made = EvalSet.open(evaluated)
     assert [len(rank) for rank in by_rank(made)] == [made.num_samples] * 2
-    assert sum(len(batch.row_ids) for step in by_rank(made)[1] for batch in step) == made.num_samples, "dummies"
+    assert (
+        sum(len(batch.row_ids) for step in by_rank(made)[1] for batch in step) == made.num_samples
+    ), "dummies"
 
 
 def test_a_file_that_can_only_be_read_from_its_start_is_one_window(
@@ -189,14 +207,25 @@ def test_prompts_are_the_first_rows_without_their_last_answers(config: DataConfi
     first = expected[0]
     row = json.loads(Path(first.file).read_text().splitlines()[first.row])
     assert made.decode(first.answer_ids) == row["conversations"][-1]["value"] + "<|im_end|>"
-    assert "<|im_start|>assistant\n" in made.decode(first.prompt_ids[-8:]), "and what serving puts before it"
-    assert all(prompt.answer_ids[-1] == tokenizer.convert_tokens_to_ids("<|im_end|>") for prompt in expected)
+    assert "<|im_start|>assistant\n" in made.decode(first.prompt_ids[-8:]), (
+        "and what serving puts before it"
+    )
+    assert all(
+        prompt.answer_ids[-1] == tokenizer.convert_tokens_to_ids("<|im_end|>")
+        for prompt in expected
+    )
 
 
-def test_what_has_nothing_before_its_answer_is_no_prompt(config: DataConfig, tmp_path: Path) -> None:
+def test_what_has_nothing_before_its_answer_is_no_prompt(
+    config: DataConfig, tmp_path: Path
+) -> None:
     """Plain text is trained from its first token on."""
     (tmp_path / "text.jsonl").write_text('{"text": "Once upon a time."}\n' * 3)
-    made = EvalSet.open(eval_config(config, (SourceConfig("text", (str(tmp_path / "text.jsonl"),)), *config.sources)))
+    made = EvalSet.open(
+        eval_config(
+            config, (SourceConfig("text", (str(tmp_path / "text.jsonl"),)), *config.sources)
+        )
+    )
     prompts = made.prompts(4)
     assert [prompt.source for prompt in prompts] == ["chat"] * 4
     assert [prompt.row for prompt in prompts] == [0, 1, 2, 3]
@@ -205,7 +234,9 @@ def test_what_has_nothing_before_its_answer_is_no_prompt(config: DataConfig, tmp
 # --- beside training
 
 
-def test_a_feed_trains_the_other_rows_and_goes_on_where_it_was(config: DataConfig, tmp_path: Path) -> None:
+def test_a_feed_trains_the_other_rows_and_goes_on_where_it_was(
+    config: DataConfig, tmp_path: Path
+) -> None:
     made = EvalSet.open(eval_config(config, ()))
     evaluated = {row for row, _, _ in samples_of(made)}
     steps = list(stages.local_steps(build_manifest(config.sources), config))
@@ -221,17 +252,28 @@ def test_a_feed_trains_the_other_rows_and_goes_on_where_it_was(config: DataConfi
             cursor = Cursor.from_json(feed.cursor().to_json(), "there")
             summary = feed.ledger_summary()
     assert taken == [
-        [step.index, step.fingerprint, delivered(step.micro_batches), step.report.source_held_out] for step in steps
+        [step.index, step.fingerprint, delivered(step.micro_batches), step.report.source_held_out]
+        for step in steps
     ]
-    trained = {int(row) for step in steps for rank in step.micro_batches for one in rank for row in one.row_ids}
+    trained = {
+        int(row)
+        for step in steps
+        for rank in step.micro_batches
+        for one in rank
+        for row in one.row_ids
+    }
     assert not trained & evaluated
     assert len((trained - {-1}) | evaluated) == 652 - 4, "all but the broken ones"
     assert cursor.held_out_fraction == FRACTION
     held_out = {name: counts["held_out"] for name, counts in cursor.ledger_totals.items()}
     assert sum(held_out.values()) == 2 * len(evaluated)
     assert {name: entry["counts"]["held_out"] for name, entry in summary.items()} == held_out
-    assert len((tmp_path / "rejects.jsonl").read_text().splitlines()) == 4, "held-out rows are no rejects"
-    assert samples_of(made) == samples_of(EvalSet.open(eval_config(config, ()))), "still there, and the same"
+    assert len((tmp_path / "rejects.jsonl").read_text().splitlines()) == 4, (
+        "held-out rows are no rejects"
+    )
+    assert samples_of(made) == samples_of(EvalSet.open(eval_config(config, ()))), (
+        "still there, and the same"
+    )
 
 
 # --- what is refused
@@ -243,13 +285,17 @@ def lines_of(folder: Path, *rows: Any) -> tuple[SourceConfig, ...]:
 
 
 def chat(answer: str) -> dict[str, Any]:
-    return {"messages": [{"role": "user", "content": "a?"}, {"role": "assistant", "content": answer}]}
+    return {
+        "messages": [{"role": "user", "content": "a?"}, {"role": "assistant", "content": answer}]
+    }
 
 
 LONG = chat("word " * 300)
 
 
-def test_too_many_rows_that_cannot_be_used_are_named_by_reason(config: DataConfig, tmp_path: Path) -> None:
+def test_too_many_rows_that_cannot_be_used_are_named_by_reason(
+    config: DataConfig, tmp_path: Path
+) -> None:
     sources = lines_of(tmp_path, *[chat("b")] * 7, LONG, {"messages": []}, LONG)
     message = (
         r"3 of the 10 rows to evaluate were dropped, more than the share 0\.29 that --max-bad-fraction allows: "
@@ -262,32 +308,46 @@ def test_too_many_rows_that_cannot_be_used_are_named_by_reason(config: DataConfi
     assert (made.num_rows, made.num_rejected, made.num_samples) == (10, 3, 7)
 
 
-def test_of_held_out_rows_the_share_is_not_judged_but_a_fatal_reason_is(config: DataConfig, tmp_path: Path) -> None:
+def test_of_held_out_rows_the_share_is_not_judged_but_a_fatal_reason_is(
+    config: DataConfig, tmp_path: Path
+) -> None:
     sources = lines_of(tmp_path, *[chat(f"b {number}") for number in range(40)], *[LONG] * 3)
     held_out = stages.hash_share(normalize(json.dumps(LONG).encode()))
-    training = replace(config, sources=sources, held_out_fraction=max(held_out * 1.01, 0.5), max_bad_fraction=0.0)
+    training = replace(
+        config, sources=sources, held_out_fraction=max(held_out * 1.01, 0.5), max_bad_fraction=0.0
+    )
     made = EvalSet.open(eval_config(training, ()))
     assert made.num_rejected == 3
     assert 0 < made.num_samples < 40
     fatal = replace(training, encode=replace(config.encode, too_long="error"))
-    with pytest.raises(DataError, match=r"evaluate 3 too_long \(first: row 40 .*\)\. --too-long error ends the run"):
+    with pytest.raises(
+        DataError, match=r"evaluate 3 too_long \(first: row 40 .*\)\. --too-long error ends the run"
+    ):
         EvalSet.open(eval_config(fatal, ()))
 
 
 def test_nothing_to_evaluate_says_what_to_do(config: DataConfig, tmp_path: Path) -> None:
     tiny = replace(config, held_out_fraction=1e-9)
-    with pytest.raises(DataError, match=r"--eval-fraction 1e-09 holds out 0 of 652 rows, .*Raise it, or give --eval-p"):
+    with pytest.raises(
+        DataError,
+        match=r"--eval-fraction 1e-09 holds out 0 of 652 rows, .*Raise it, or give --eval-p",
+    ):
         EvalSet.open(eval_config(tiny, ()))
     sources = lines_of(tmp_path, LONG, LONG)
     with pytest.raises(
-        DataError, match=r"none of the 2 rows of --eval-prompt-data .*own\.jsonl .*: 2 too_long \(first"
+        DataError,
+        match=r"none of the 2 rows of --eval-prompt-data .*own\.jsonl .*: 2 too_long \(first",
     ):
         EvalSet.open(eval_config(replace(config, max_bad_fraction=1.0), sources))
 
 
-def test_a_cluster_too_small_and_a_template_that_cannot_be_used_are_refused_at_once(config: DataConfig) -> None:
+def test_a_cluster_too_small_and_a_template_that_cannot_be_used_are_refused_at_once(
+    config: DataConfig,
+) -> None:
     with pytest.raises(ClusterError, match="--loader-cpus 64"):
         EvalSet.open(replace(eval_config(config, ()), stream=StreamConfig(loader_cpus=64)))
-    unusable = replace(config.encode, chat_template="{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}")
+    unusable = replace(
+        config.encode, chat_template="{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}"
+    )
     with pytest.raises(TemplateError, match="cannot be certified"):
         EvalSet.open(replace(eval_config(config, ()), encode=unusable))

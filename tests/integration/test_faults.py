@@ -103,7 +103,10 @@ def soon(thread: threading.Thread, outcome: list[Any]) -> Any:
 @pytest.mark.slow
 @pytest.mark.parametrize("kill", [ray_kill, sigkill])
 def test_a_feed_that_dies_ends_the_wait_soon_and_the_run_goes_on_from_its_cursor(
-    config: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kill: Callable[[Feed], None]
+    config: DataConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kill: Callable[[Feed], None],
 ) -> None:
     unbroken = [seen(step) for step in local(config)]
     with monkeypatch.context() as patch:
@@ -127,11 +130,15 @@ def test_a_feed_that_dies_ends_the_wait_soon_and_the_run_goes_on_from_its_cursor
     feed.close()
     with opened(config, str(tmp_path), cursor) as again:
         assert again.first_step == 2
-        assert [[r.index, r.fingerprint, digest] for r, digest in follow(again, config)] == unbroken[2:]
+        assert [
+            [r.index, r.fingerprint, digest] for r, digest in follow(again, config)
+        ] == unbroken[2:]
 
 
 @pytest.mark.slow
-def test_a_feed_that_dies_while_a_step_is_committed_is_an_error_soon(config: DataConfig, tmp_path: Path) -> None:
+def test_a_feed_that_dies_while_a_step_is_committed_is_an_error_soon(
+    config: DataConfig, tmp_path: Path
+) -> None:
     with contextlib.ExitStack() as stack:
         feed = stack.enter_context(opened(config, str(tmp_path)))
         iterator = StepIterator(feed.handle, 0, 0, 0, feed.info.num_steps)
@@ -173,16 +180,26 @@ def test_a_row_that_kills_its_worker_each_time_ends_the_run_after_the_retries(
 ) -> None:
     unbroken = local(config)
     row_id = int(unbroken[8].micro_batches[0][0].row_ids[0])
-    monkeypatch.setattr(feed_module, "FeedActor", feed_actor_with(_Pack=partial(PoisonedPack, str(tmp_path), row_id)))
+    monkeypatch.setattr(
+        feed_module,
+        "FeedActor",
+        feed_actor_with(_Pack=partial(PoisonedPack, str(tmp_path), row_id)),
+    )
     config = replace(config, stream=StreamConfig(max_retries=2, target_block_bytes=1))
     taken: list[str] = []
     with opened(config, str(tmp_path)) as feed, pytest.raises(MilesError) as raised:
-        taken.extend(report.fingerprint for report, _ in follow(feed, config))  # what came before stays in the list
+        taken.extend(
+            report.fingerprint for report, _ in follow(feed, config)
+        )  # what came before stays in the list
     assert "died" in str(raised.value) or "crash" in str(raised.value)
-    named = re.search(r"step (\d+) was to come next, of 64 rows between row \d+ of \S+ ", str(raised.value))
+    named = re.search(
+        r"step (\d+) was to come next, of 64 rows between row \d+ of \S+ ", str(raised.value)
+    )
     assert named, raised.value
     assert int(named[1]) == len(taken), "with the first step that did not come"
-    observed("row that kills its loader each time", " ".join(str(raised.value).split()), named[0], SINCE)
+    observed(
+        "row that kills its loader each time", " ".join(str(raised.value).split()), named[0], SINCE
+    )
     assert len(list(tmp_path.glob("death-*"))) == 1 + 2
     assert taken == [step.fingerprint for step in unbroken[: len(taken)]]
     assert len(taken) <= 8, "no step came after the one that could not be had"

@@ -13,7 +13,14 @@ import pyarrow as pa
 import pytest
 import ray
 
-from miles.data.config import DataConfig, EncodeConfig, OrderConfig, PackConfig, SourceConfig, StreamConfig
+from miles.data.config import (
+    DataConfig,
+    EncodeConfig,
+    OrderConfig,
+    PackConfig,
+    SourceConfig,
+    StreamConfig,
+)
 from miles.data.files.manifest import Manifest, build_manifest
 from miles.data.notebook.dataset import prepare
 from miles.data.packing.shards import unpack
@@ -99,7 +106,9 @@ def test_depth_is_zero_where_any_rank_waited_though_a_later_one_found_the_step(
     assert actor.report(0).wait_seconds > 0.05
 
 
-def test_depth_counts_what_is_ready_and_nothing_was_waited_for(actor: ByHand, packed: list[pa.Table]) -> None:
+def test_depth_counts_what_is_ready_and_nothing_was_waited_for(
+    actor: ByHand, packed: list[pa.Table]
+) -> None:
     actor.give(*packed[:2])
     actor.give(packed[2])
     actor.begin(0)
@@ -136,7 +145,9 @@ def test_read_ahead_is_no_need_and_measures_nothing(actor: ByHand, packed: list[
     assert (actor.report(0).queue_depth, actor.report(0).wait_seconds) == (3, 0.0)
 
 
-def test_it_takes_no_block_while_enough_is_ready_and_lets_chunks_go(actor: ByHand, packed: list[pa.Table]) -> None:
+def test_it_takes_no_block_while_enough_is_ready_and_lets_chunks_go(
+    actor: ByHand, packed: list[pa.Table]
+) -> None:
     """Blocks of two steps, a bound of three: the second block is taken, and the third waits."""
     pairs = [packed[i : i + 2] for i in range(0, len(packed), 2)]
     producing, _ = in_thread(lambda: [actor.give(*pair) for pair in pairs])
@@ -162,7 +173,9 @@ def test_it_takes_no_block_while_enough_is_ready_and_lets_chunks_go(actor: ByHan
     assert depths == [3] * (len(packed) - 2) + [2, 1]
 
 
-def test_a_wait_has_a_limit_and_says_what_for(actor: ByHand, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wait_has_a_limit_and_says_what_for(
+    actor: ByHand, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(feed_module, "WAIT_SECONDS", 0.2)
     said: list[str] = []
 
@@ -184,7 +197,9 @@ def open_feed(config: DataConfig, folder: Path, num_ranks: int = 1) -> Feed:
     return Feed.open(config, cursor=None, cursor_path="-", num_ranks=num_ranks, run_dir=str(folder))
 
 
-def test_beyond_its_end_the_stream_says_so_and_a_closed_feed_too(config: DataConfig, tmp_path: Path) -> None:
+def test_beyond_its_end_the_stream_says_so_and_a_closed_feed_too(
+    config: DataConfig, tmp_path: Path
+) -> None:
     feed = open_feed(config, tmp_path)
     count = feed.info.num_steps
     assert len(list(StepIterator(feed.handle, 0, 0, 0, count))) == count
@@ -203,7 +218,9 @@ def test_beyond_its_end_the_stream_says_so_and_a_closed_feed_too(config: DataCon
         feed.commit(count - 1)
 
 
-def test_a_file_that_changes_under_the_stream_reaches_the_rank_by_name(config: DataConfig, tmp_path: Path) -> None:
+def test_a_file_that_changes_under_the_stream_reaches_the_rank_by_name(
+    config: DataConfig, tmp_path: Path
+) -> None:
     copy = tmp_path / "rows.jsonl"
     copy.write_bytes(rows.paths()["chat"].read_bytes())
     manifest = build_manifest((SourceConfig("chat", (str(copy),)),))
@@ -214,15 +231,22 @@ def test_a_file_that_changes_under_the_stream_reaches_the_rank_by_name(config: D
             actor.fetch(0, 0, 0)
 
 
-def test_a_huge_row_group_is_refused_and_what_prepare_makes_of_it_is_not(config: DataConfig, tmp_path: Path) -> None:
+def test_a_huge_row_group_is_refused_and_what_prepare_makes_of_it_is_not(
+    config: DataConfig, tmp_path: Path
+) -> None:
     huge = str(tmp_path / "huge.parquet")
     as_parquet(Path(huge), made_up_rows(2_100), 10_000)
 
     def on(path: str, window_rows: int) -> DataConfig:
         order = OrderConfig(batch_size=64, shuffle=True, window_rows=window_rows)
-        return dataclasses.replace(config, sources=(SourceConfig("huge", (path,)),), order=order, max_bad_fraction=0.1)
+        return dataclasses.replace(
+            config, sources=(SourceConfig("huge", (path,)),), order=order, max_bad_fraction=0.1
+        )
 
-    with pytest.raises(SourceError, match=r"huge\.parquet: row group 0 has 2,100 rows .*miles prepare huge --source"):
+    with pytest.raises(
+        SourceError,
+        match=r"huge\.parquet: row group 0 has 2,100 rows .*miles prepare huge --source",
+    ):
         open_feed(on(huge, 512), tmp_path / "run")
     assert not (tmp_path / "run").exists(), "before anything is started or written"
     prepared = prepare("huge", source=huge, tokenizer=config.encode.tokenizer, max_bad_fraction=0.1)
@@ -230,10 +254,14 @@ def test_a_huge_row_group_is_refused_and_what_prepare_makes_of_it_is_not(config:
     feed = open_feed(on(str(tmp_path / "rewritten"), 512), tmp_path / "run")
     steps = list(StepIterator(feed.handle, 0, 0, 0, feed.info.num_steps))
     feed.close()
-    assert sum(report.num_rows for report, _ in steps) == len(prepared.summary().lengths) == 2_100 - 73
+    assert (
+        sum(report.num_rows for report, _ in steps) == len(prepared.summary().lengths) == 2_100 - 73
+    )
 
 
-def test_a_template_is_certified_before_any_actor_starts(config: DataConfig, tmp_path: Path) -> None:
+def test_a_template_is_certified_before_any_actor_starts(
+    config: DataConfig, tmp_path: Path
+) -> None:
     def open_feed(template: str | None) -> Feed:
         encode = dataclasses.replace(config.encode, chat_template=template)
         changed = dataclasses.replace(config, encode=encode)
@@ -241,7 +269,9 @@ def test_a_template_is_certified_before_any_actor_starts(config: DataConfig, tmp
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(feed_module.ray, "remote", lambda **_: pytest.fail("an actor was made"))
-        with pytest.raises(TemplateError, match="the chat template that was given cannot be certified"):
+        with pytest.raises(
+            TemplateError, match="the chat template that was given cannot be certified"
+        ):
             open_feed("{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}")
     feed = open_feed(None)
     feed.close()

@@ -18,7 +18,15 @@ from miles.errors import CheckpointError
 from miles.train.driver.metrics import RunFacts, Standing, step_metrics
 from miles.train.rank.trainer import StepResult
 from tests.integration.test_order import trained_rows
-from tests.support.clusters import config_of, demo_settings, follow, local, opened, seen, with_layout
+from tests.support.clusters import (
+    config_of,
+    demo_settings,
+    follow,
+    local,
+    opened,
+    seen,
+    with_layout,
+)
 
 WEIGHTS = (1.0, 3.0)
 """chat, which has more rows, and code, which comes round more often"""
@@ -26,7 +34,9 @@ WEIGHTS = (1.0, 3.0)
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
-    settings = demo_settings(tmp_path_factory.mktemp("mixture"), weights=WEIGHTS, batch_size=50, window_rows=200)
+    settings = demo_settings(
+        tmp_path_factory.mktemp("mixture"), weights=WEIGHTS, batch_size=50, window_rows=200
+    )
     return config_of(settings)
 
 
@@ -34,10 +44,14 @@ def metrics_of(report: Any, epochs: tuple[float, ...]) -> dict[str, Any]:
     shape = ModelShape("qwen3", 1, 8, 8, 1, 1, 8, 16, 64, 1e4, 1e-6, True, True, False)
     result = StepResult((1.0, 2.0), report.source_trained_tokens, 1.0, 1e-3, "", (), 0.1)
     facts = RunFacts(("chat", "code"), shape, world_size=1, device_name=None)
-    return step_metrics(facts, report, result, Standing(epochs, tokens_seen=0, num_skipped=0, seconds=1.0))
+    return step_metrics(
+        facts, report, result, Standing(epochs, tokens_seen=0, num_skipped=0, seconds=1.0)
+    )
 
 
-def test_at_every_step_each_source_has_had_its_share_to_within_a_batch(config: DataConfig, tmp_path: Path) -> None:
+def test_at_every_step_each_source_has_had_its_share_to_within_a_batch(
+    config: DataConfig, tmp_path: Path
+) -> None:
     manifest = build_manifest(config.sources)
     sizes = np.array([source.num_rows for source in manifest.sources])
     shares = np.array(WEIGHTS) / sum(WEIGHTS)
@@ -46,18 +60,26 @@ def test_at_every_step_each_source_has_had_its_share_to_within_a_batch(config: D
         for report, _ in follow(feed, config):
             rows += report.source_rows
             consumed = rows.sum()
-            assert np.abs(rows - shares * consumed).max() <= 1, "a row; a batch of them was promised"
+            assert np.abs(rows - shares * consumed).max() <= 1, (
+                "a row; a batch of them was promised"
+            )
             assert feed.source_epochs() == pytest.approx(rows / sizes)
             metrics = metrics_of(report, feed.source_epochs())
             for number, name in enumerate(("chat", "code")):
                 assert metrics[f"data/num_rows/{name}"] == report.source_rows[number]
-                assert metrics[f"data/trained_tokens/{name}"] == report.source_trained_tokens[number]
-                assert metrics[f"sft/epoch/{name}"] == pytest.approx(rows[number] / sizes[number], abs=1e-6)
+                assert (
+                    metrics[f"data/trained_tokens/{name}"] == report.source_trained_tokens[number]
+                )
+                assert metrics[f"sft/epoch/{name}"] == pytest.approx(
+                    rows[number] / sizes[number], abs=1e-6
+                )
             cursors.append(feed.cursor())
         summary = feed.ledger_summary()
     assert cursors[-1].consumed_rows == consumed == config.order.num_epoch * manifest.num_rows
     assert rows[1] / sizes[1] > 3 > 1 > rows[0] / sizes[0] / 2, "one is repeated, the other cut"
-    assert [entry["epochs"] for entry in summary.values()] == pytest.approx(list(rows / sizes), abs=1e-6)
+    assert [entry["epochs"] for entry in summary.values()] == pytest.approx(
+        list(rows / sizes), abs=1e-6
+    )
     assert [entry["counts"]["read"] for entry in summary.values()] == list(rows)
 
 
@@ -70,7 +92,9 @@ def test_no_row_of_a_source_comes_again_before_all_others_have_come(config: Data
         assert counts.max() - counts[counts > 0].min() <= 1
 
 
-def test_a_mixture_goes_on_after_any_step_at_another_number_of_ranks(config: DataConfig, tmp_path: Path) -> None:
+def test_a_mixture_goes_on_after_any_step_at_another_number_of_ranks(
+    config: DataConfig, tmp_path: Path
+) -> None:
     unbroken = [seen(step) for step in local(config)]
     with opened(config, str(tmp_path)) as feed:
         for _ in follow(feed, config, num_steps=7):
@@ -79,17 +103,23 @@ def test_a_mixture_goes_on_after_any_step_at_another_number_of_ranks(config: Dat
     assert cursor.mixture == (1, 3)
     layout = with_layout(config, 4)
     with opened(layout, str(tmp_path), cursor) as feed:
-        assert [[r.index, r.fingerprint, digest] for r, digest in follow(feed, layout)] == unbroken[7:]
+        assert [[r.index, r.fingerprint, digest] for r, digest in follow(feed, layout)] == unbroken[
+            7:
+        ]
     for number, step in enumerate(local(config)):
         following = local(with_layout(config, 1 + number % 4), step.next_row)
         assert [seen(one) for one in following] == unbroken[number + 1 :]
 
 
-def test_other_weights_are_another_order_that_a_cursor_refuses(config: DataConfig, tmp_path: Path) -> None:
+def test_other_weights_are_another_order_that_a_cursor_refuses(
+    config: DataConfig, tmp_path: Path
+) -> None:
     with opened(config, str(tmp_path)) as feed:
         cursor = feed.cursor()
     other = replace(config, order=replace(config.order, weights=(1.0, 2.0)))
-    with pytest.raises(CheckpointError, match=r"mixture: the checkpoint has \(1, 3\), this run \(1, 2\)"):
+    with pytest.raises(
+        CheckpointError, match=r"mixture: the checkpoint has \(1, 3\), this run \(1, 2\)"
+    ):
         Feed.open(other, cursor=cursor, cursor_path="there", num_ranks=1, run_dir=str(tmp_path))
     same = replace(config, order=replace(config.order, weights=(0.25, 0.75)))
     with opened(same, str(tmp_path), cursor):

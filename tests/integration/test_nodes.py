@@ -34,11 +34,31 @@ class Node:
     """
 
     def __init__(self, *words: str, cpus: int, gpus: int) -> None:
-        sizes = ("--num-cpus", str(cpus), "--num-gpus", str(gpus), "--object-store-memory", str(150 << 20))
+        sizes = (
+            "--num-cpus",
+            str(cpus),
+            "--num-gpus",
+            str(gpus),
+            "--object-store-memory",
+            str(150 << 20),
+        )
         self._process = subprocess.Popen(
             [
-                *(RAY, "start", "--block", *words, *sizes, "--min-worker-port", "0", "--max-worker-port", "0"),
-                *("--dashboard-agent-listen-port", str(free_port())),  # the default one may be another Ray's
+                *(
+                    RAY,
+                    "start",
+                    "--block",
+                    *words,
+                    *sizes,
+                    "--min-worker-port",
+                    "0",
+                    "--max-worker-port",
+                    "0",
+                ),
+                *(
+                    "--dashboard-agent-listen-port",
+                    str(free_port()),
+                ),  # the default one may be another Ray's
             ],
             env=environment(),
             stdout=subprocess.DEVNULL,
@@ -60,10 +80,20 @@ class Nodes:
     """A cluster on localhost: a head without GPUs, and further nodes of one GPU each."""
 
     def __init__(self, *words: str) -> None:
-        self._folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # a path of sockets has few characters to spend
+        self._folder = tempfile.mkdtemp(
+            prefix="ray-", dir="/tmp"
+        )  # a path of sockets has few characters to spend
         port = free_port()
         self.address = f"127.0.0.1:{port}"
-        head = ("--head", "--node-ip-address", "127.0.0.1", "--port", str(port), "--temp-dir", self._folder)
+        head = (
+            "--head",
+            "--node-ip-address",
+            "127.0.0.1",
+            "--port",
+            str(port),
+            "--temp-dir",
+            self._folder,
+        )
         self._head = Node(*head, *words, cpus=2, gpus=0)
         self.others: list[Node] = []
 
@@ -140,7 +170,10 @@ def test_a_lost_node_is_replaced_by_one_that_is_left_or_refused_soon(
             begun = time.monotonic()
             printed = command.wait(1)
         assert time.monotonic() - begun < 120
-        assert "waited 0.5 minutes (--distributed-timeout-minutes) for 2 node(s) with 1 free GPUs and CPUs" in printed
+        assert (
+            "waited 0.5 minutes (--distributed-timeout-minutes) for 2 node(s) with 1 free GPUs and CPUs"
+            in printed
+        )
         assert "Ray has 2 node(s): " in printed
         observed("node lost, none is free", printed, "miles: error: waited", SINCE)
         nodes.add()
@@ -162,7 +195,9 @@ def test_ray_job_stop_saves_when_it_is_given_the_time(place: Place, tmp_path: Pa
         with contextlib.suppress(Exception):
             client = JobSubmissionClient(f"http://127.0.0.1:{port}")
             env = {"RAY_JOB_STOP_WAIT_TIME_S": "120", "PYTHONPATH": str(PROJECT)}
-            job = client.submit_job(entrypoint=shlex.join(place.words(save)), runtime_env={"env_vars": env})
+            job = client.submit_job(
+                entrypoint=shlex.join(place.words(save)), runtime_env={"env_vars": env}
+            )
             jobs.append((client, job))
         return bool(jobs)
 

@@ -29,7 +29,9 @@ from tests.support.clusters import local
 @pytest.fixture
 def ray_logs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Where the commands' own Rays keep their logs."""
-    folder = tempfile.mkdtemp(prefix="logs-", dir="/tmp")  # a path of Ray's sockets has few characters to spend
+    folder = tempfile.mkdtemp(
+        prefix="logs-", dir="/tmp"
+    )  # a path of Ray's sockets has few characters to spend
     monkeypatch.setenv("RAY_TMPDIR", folder)
     yield Path(folder)
     shutil.rmtree(folder, ignore_errors=True)
@@ -45,7 +47,9 @@ def read_metrics(url: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.slow
-def test_from_rows_on_object_storage_to_a_model_on_object_storage(bucket: str, tmp_path: Path, ray_logs: Path) -> None:
+def test_from_rows_on_object_storage_to_a_model_on_object_storage(
+    bucket: str, tmp_path: Path, ray_logs: Path
+) -> None:
     build_tokenizer(rows.texts(), tmp_path / "tokenizer")
     build_model(tmp_path / "tokenizer", tmp_path / "hf")
     here = rows.copy_rows(tmp_path / "rows")
@@ -53,24 +57,64 @@ def test_from_rows_on_object_storage_to_a_model_on_object_storage(bucket: str, t
     storage.upload_folder(tmp_path / "rows", f"{bucket}/rows", last="code.jsonl")
 
     printed = miles(
-        *("prepare", "chat", "--source", f"{bucket}/rows/chat.jsonl", "--tokenizer", f"{bucket}/hf"),
+        *(
+            "prepare",
+            "chat",
+            "--source",
+            f"{bucket}/rows/chat.jsonl",
+            "--tokenizer",
+            f"{bucket}/hf",
+        ),
         *("--output", f"{bucket}/data/chat"),
     )
-    printed += miles("convert", "hf-to-megatron", "--hf-checkpoint", f"{bucket}/hf", "--save", f"{bucket}/megatron")
+    printed += miles(
+        "convert",
+        "hf-to-megatron",
+        "--hf-checkpoint",
+        f"{bucket}/hf",
+        "--save",
+        f"{bucket}/megatron",
+    )
     run = f"{bucket}/run"
     line = [
-        *("train", "--hf-checkpoint", f"{bucket}/hf", "--ref-load", f"{bucket}/megatron", "--save", run),
+        *(
+            "train",
+            "--hf-checkpoint",
+            f"{bucket}/hf",
+            "--ref-load",
+            f"{bucket}/megatron",
+            "--save",
+            run,
+        ),
         *("--prompt-data", "chat", f"{bucket}/data/chat", "code", f"{bucket}/rows/code.jsonl"),
-        *("--rollout-batch-size", "32", "--max-tokens-per-gpu", "2048", "--lr", "1e-3", "--max-bad-fraction", "0.02"),
+        *(
+            "--rollout-batch-size",
+            "32",
+            "--max-tokens-per-gpu",
+            "2048",
+            "--lr",
+            "1e-3",
+            "--max-bad-fraction",
+            "0.02",
+        ),
         *("--rollout-shuffle", "--num-rollout", "6", "--save-interval", "3"),
     ]
     printed += miles(*line, "--actor-num-gpus-per-node", "2")
     whole = read_metrics(run)
-    storage.write_text(f"{run}/latest_checkpointed_iteration.txt", "3")  # as if it had been killed after step 5
+    storage.write_text(
+        f"{run}/latest_checkpointed_iteration.txt", "3"
+    )  # as if it had been killed after step 5
     printed += (again := miles(*line))
     assert "going on at step 3" in again
     printed += miles(
-        "convert", "megatron-to-hf", "--load", run, "--hf-checkpoint", f"{bucket}/hf", "--save", f"{run}/hf"
+        "convert",
+        "megatron-to-hf",
+        "--load",
+        run,
+        "--hf-checkpoint",
+        f"{bucket}/hf",
+        "--save",
+        f"{run}/hf",
     )
     printed += miles("inspect", run) + miles("report", run)
 
@@ -89,7 +133,10 @@ def test_from_rows_on_object_storage_to_a_model_on_object_storage(bucket: str, t
     assert [metric["sft/loss"] for metric in read_metrics(run)] == pytest.approx(
         [metric["sft/loss"] for metric in whole], rel=1e-4
     )
-    exported, fresh = (load(storage.read_bytes(f"{url}/model.safetensors")) for url in (f"{run}/hf", f"{bucket}/hf"))
+    exported, fresh = (
+        load(storage.read_bytes(f"{url}/model.safetensors"))
+        for url in (f"{run}/hf", f"{bucket}/hf")
+    )
     assert exported.keys() == fresh.keys()
     assert any((exported[name] != fresh[name]).any() for name in fresh), "it has learned"
 
@@ -100,7 +147,11 @@ def test_from_rows_on_object_storage_to_a_model_on_object_storage(bucket: str, t
     no_secret_in(printed.encode(), "what was printed")
     store = s3fs.S3FileSystem()
     objects = store.find("bucket")
-    assert {"bucket/run/report.html", "bucket/run/config.json", "bucket/run/first_batch.json"} <= set(objects)
+    assert {
+        "bucket/run/report.html",
+        "bucket/run/config.json",
+        "bucket/run/first_batch.json",
+    } <= set(objects)
     for path in objects:
         no_secret_in(store.cat_file(path), path)
     logs = [path for path in ray_logs.rglob("*") if path.is_file()]
@@ -140,4 +191,6 @@ def test_what_goes_wrong_on_object_storage_is_named_without_a_secret(
     for name in SECRETS:
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    assert "credentials" in refused(f"{bucket}/rows/cut.parquet").lower(), "they come from the environment alone"
+    assert "credentials" in refused(f"{bucket}/rows/cut.parquet").lower(), (
+        "they come from the environment alone"
+    )

@@ -23,7 +23,16 @@ from miles.data.files.manifest import build_manifest
 from miles.data.packing.shards import unpack
 from miles.data.stream import pipeline, stages
 from miles.data.types import Step
-from tests.support.clusters import Seen, config_of, delivered, demo_settings, local, run, seen, with_layout
+from tests.support.clusters import (
+    Seen,
+    config_of,
+    delivered,
+    demo_settings,
+    local,
+    run,
+    seen,
+    with_layout,
+)
 
 GOLDEN = Path(__file__).with_name("golden_order.json")
 """Written anew, after a change of the order that is meant, by
@@ -73,7 +82,9 @@ LAYOUTS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("num_cpus", LAYOUTS)
-def test_the_order_is_the_same_for_any_cluster(settings: dict[str, Any], expected: list[Seen], num_cpus: int) -> None:
+def test_the_order_is_the_same_for_any_cluster(
+    settings: dict[str, Any], expected: list[Seen], num_cpus: int
+) -> None:
     layouts = [
         {
             "pack": {"dp_size": dp_size, "max_tokens_per_gpu": max_tokens},
@@ -91,17 +102,23 @@ def test_the_order_is_the_same_for_any_cluster(settings: dict[str, Any], expecte
 
 
 @pytest.fixture(scope="module")
-def attacked(settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, DataConfig, Path]:
+def attacked(
+    settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Any, DataConfig, Path]:
     """A run over a feed whose loading processes are killed at random."""
     folder = tmp_path_factory.mktemp("attacked")
     stream = {"loader_cpus": 2, "max_retries": 20, "target_block_bytes": 1 << 14}
     changed = {**settings, "stream": stream}
-    result, _ = run("attacked", {"config": changed, "run_dir": str(folder), "num_kills": 4, "seed": 5})
+    result, _ = run(
+        "attacked", {"config": changed, "run_dir": str(folder), "num_kills": 4, "seed": 5}
+    )
     return result, config_of(changed), folder
 
 
 @pytest.mark.slow
-def test_the_order_is_the_same_while_loading_processes_are_killed(attacked: tuple[Any, DataConfig, Path]) -> None:
+def test_the_order_is_the_same_while_loading_processes_are_killed(
+    attacked: tuple[Any, DataConfig, Path],
+) -> None:
     result, config, _ = attacked
     assert len(set(result["killed"])) >= 2, "too few were killed for this to say anything"
     assert max(Counter(result["begun"]).values()) > 1, "no step was lost and made again"
@@ -109,7 +126,9 @@ def test_the_order_is_the_same_while_loading_processes_are_killed(attacked: tupl
 
 
 @pytest.mark.slow
-def test_in_each_epoch_every_row_is_trained_once_or_in_the_ledger(attacked: tuple[Any, DataConfig, Path]) -> None:
+def test_in_each_epoch_every_row_is_trained_once_or_in_the_ledger(
+    attacked: tuple[Any, DataConfig, Path],
+) -> None:
     """Over the feed of which processes were killed: what the ranks got is, by its digest, that of `local`."""
     result, config, folder = attacked
     manifest = build_manifest(config.sources)
@@ -122,8 +141,12 @@ def test_in_each_epoch_every_row_is_trained_once_or_in_the_ledger(attacked: tupl
         assert np.array_equal(np.bincount(rows), np.ones(manifest.num_rows, int))
         assert sum(result["rows"][part]) == manifest.num_rows
     listed = [json.loads(line) for line in (folder / "rejects.jsonl").read_text().splitlines()]
-    rejected = [manifest.locate(row) for row in sorted({row for step in result["rejected"] for row in step})]
-    assert sorted((entry["source"], entry["file"], entry["row"]) for entry in listed) == sorted(rejected)
+    rejected = [
+        manifest.locate(row) for row in sorted({row for step in result["rejected"] for row in step})
+    ]
+    assert sorted((entry["source"], entry["file"], entry["row"]) for entry in listed) == sorted(
+        rejected
+    )
     assert len(rejected) == 4
     for source in manifest.sources:
         counts = result["totals"][source.name]
@@ -135,7 +158,13 @@ def test_in_each_epoch_every_row_is_trained_once_or_in_the_ledger(attacked: tupl
 
 def trained_rows(step: Step) -> list[int]:
     """Of a set of which no row becomes several samples."""
-    return [int(row) for rank in step.micro_batches for batch in rank for row in batch.row_ids if row >= 0]
+    return [
+        int(row)
+        for rank in step.micro_batches
+        for batch in rank
+        for row in batch.row_ids
+        if row >= 0
+    ]
 
 
 # --- the files
@@ -146,11 +175,16 @@ def made_up_rows(count: int, seed: int = 0) -> list[dict[str, Any]]:
     draw = random.Random(seed)
 
     def text() -> str:
-        return " ".join("".join(draw.choices("abcdefgé", k=draw.randint(1, 9))) for _ in range(draw.randint(1, 30)))
+        return " ".join(
+            "".join(draw.choices("abcdefgé", k=draw.randint(1, 9)))
+            for _ in range(draw.randint(1, 30))
+        )
 
     conversations = []
     for number in range(count):
-        turns = [(role, text()) for _ in range(draw.randint(1, 3)) for role in ("user", "assistant")]
+        turns = [
+            (role, text()) for _ in range(draw.randint(1, 3)) for role in ("user", "assistant")
+        ]
         messages = [{"role": role, "content": content} for role, content in turns]
         conversations.append({"messages": [] if number % 29 == 7 else messages})
     return conversations
@@ -162,7 +196,9 @@ def as_lines(rows: list[dict[str, Any]]) -> bytes:
 
 def as_parquet(path: Path, rows: list[dict[str, Any]], group_rows: int) -> None:
     message = pa.struct([("role", pa.string()), ("content", pa.string())])
-    pq.write_table(pa.Table.from_pylist(rows, pa.schema([("messages", pa.list_(message))])), path, group_rows)
+    pq.write_table(
+        pa.Table.from_pylist(rows, pa.schema([("messages", pa.list_(message))])), path, group_rows
+    )
 
 
 def cut(rows: list[dict[str, Any]], bounds: list[int]) -> list[list[dict[str, Any]]]:
@@ -173,7 +209,16 @@ def cut(rows: list[dict[str, Any]], bounds: list[int]) -> list[list[dict[str, An
 def splits(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The same 401 rows, written in many ways."""
     rows, root = made_up_rows(401), tmp_path_factory.mktemp("splits")
-    names = ("one file", "7 files", "gzip", "array", "groups of 1", "groups of 50", "one group", "mixed")
+    names = (
+        "one file",
+        "7 files",
+        "gzip",
+        "array",
+        "groups of 1",
+        "groups of 50",
+        "one group",
+        "mixed",
+    )
     folders = {name: root / name for name in names}
     for folder in folders.values():
         folder.mkdir()
@@ -204,7 +249,8 @@ def test_the_order_of_a_set_within_a_window_is_the_same_however_it_is_split_into
     for name, result in results.items():
         assert result == results["one file"], name
     first_epoch, second_epoch = (
-        [fingerprint for _, fingerprint, _ in results["one file"][half]] for half in (slice(13), slice(13, 26))
+        [fingerprint for _, fingerprint, _ in results["one file"][half]]
+        for half in (slice(13), slice(13, 26))
     )
     assert (first_epoch == second_epoch) == (not shuffle)
 
@@ -215,11 +261,16 @@ def test_the_order_of_a_set_within_a_window_is_the_same_however_it_is_split_into
 def byte_tokenizer(folder: Path) -> str:
     """Every byte is a token, its id the byte's place in the alphabet of byte-level BPE; then ChatML's two tokens."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE(vocab={sign: number for number, sign in enumerate(alphabet)}, merges=[]))
+    tokenizer = Tokenizer(
+        models.BPE(vocab={sign: number for number, sign in enumerate(alphabet)}, merges=[])
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_tokens(
-        [AddedToken(token, special=True, normalized=False) for token in ("<|im_start|>", "<|im_end|>")]
+        [
+            AddedToken(token, special=True, normalized=False)
+            for token in ("<|im_start|>", "<|im_end|>")
+        ]
     )
     folder.mkdir()
     tokenizer.save(str(folder / "tokenizer.json"))
@@ -238,7 +289,10 @@ def byte_tokenizer(folder: Path) -> str:
 
 
 def golden_row(number: int) -> dict[str, Any]:
-    turns = [("user", f"Question {number}?"), ("assistant", f"Answer {number}: " + "é" * (number % 5) + ".")]
+    turns = [
+        ("user", f"Question {number}?"),
+        ("assistant", f"Answer {number}: " + "é" * (number % 5) + "."),
+    ]
     messages = [{"role": role, "content": content} for role, content in turns * (1 + number % 2)]
     return {"messages": [] if number == 17 else messages}
 
@@ -248,7 +302,9 @@ def golden_config(folder: Path, shuffle: bool) -> DataConfig:
     for name, numbers in (("a", range(23)), ("b", range(23, 41))):
         as_parquet(folder / f"{name}.parquet", [golden_row(number) for number in numbers], 5)
     return DataConfig(
-        sources=tuple(SourceConfig(name, (str(folder / f"{name}.parquet"),)) for name in ("a", "b")),
+        sources=tuple(
+            SourceConfig(name, (str(folder / f"{name}.parquet"),)) for name in ("a", "b")
+        ),
         order=OrderConfig(batch_size=8, shuffle=shuffle, seed=2024, window_rows=16, num_epoch=2),
         encode=EncodeConfig(byte_tokenizer(folder / "tokenizer"), max_sample_tokens=512),
         pack=PackConfig(2, 512),
@@ -263,7 +319,9 @@ def rows_of_steps(config: DataConfig) -> list[list[int]]:
         row_ids
         for ref in plan.windows(0)
         for raw in stages.read_window(manifest, plan, ref, 0)
-        for row_ids in stages.encode_steps(raw, formats, stages.encoder_of(config.encode))["sample_row_ids"].to_pylist()
+        for row_ids in stages.encode_steps(raw, formats, stages.encoder_of(config.encode))[
+            "sample_row_ids"
+        ].to_pylist()
     ]
 
 
@@ -273,7 +331,9 @@ def fingerprint_of(step: Step, row_ids: list[int]) -> str:
     for batch in (batch for rank in step.micro_batches for batch in rank):
         for number, row_id in enumerate(batch.row_ids.tolist()):
             part = slice(batch.cu_seqlens[number], batch.cu_seqlens[number + 1])
-            mask = np.concatenate([[0], batch.loss_mask[part][:-1]])  # a label's mask is that of the next token
+            mask = np.concatenate(
+                [[0], batch.loss_mask[part][:-1]]
+            )  # a label's mask is that of the next token
             samples[row_id] = batch.input_ids[part].astype(np.int32), mask.astype(np.uint8)
     digest = xxhash.xxh64(np.array([len(samples[row][0]) for row in row_ids], np.int32).tobytes())
     for index in range(2):
@@ -287,7 +347,11 @@ def test_the_order_is_that_of_the_golden_file(tmp_path: Path, shuffle: bool) -> 
     config = golden_config(tmp_path, shuffle)
     steps, rows = local(config), rows_of_steps(config)
     got = [
-        {"rows": row_ids, "fingerprint": step.fingerprint, "delivered": delivered(step.micro_batches)}
+        {
+            "rows": row_ids,
+            "fingerprint": step.fingerprint,
+            "delivered": delivered(step.micro_batches),
+        }
         for step, row_ids in zip(steps, rows, strict=True)
     ]
     kind = "shuffled" if shuffle else "in file order"
@@ -303,7 +367,11 @@ def test_the_order_is_that_of_the_golden_file(tmp_path: Path, shuffle: bool) -> 
         step.fingerprint for step in steps
     ]
     over_ray = pipeline.blocks(pipeline.build(build_manifest(config.sources), config))
-    assert [seen(step) for block in over_ray for step in unpack(block)] == [seen(step) for step in steps]
+    assert [seen(step) for block in over_ray for step in unpack(block)] == [
+        seen(step) for step in steps
+    ]
     if not shuffle:
         assert rows[0] == list(range(8))
-        assert rows[2] == [16, 18, 19, 20, 21, 22, 23], "row 17 leaves its step shorter, and moves no other"
+        assert rows[2] == [16, 18, 19, 20, 21, 22, 23], (
+            "row 17 leaves its step shorter, and moves no other"
+        )

@@ -78,7 +78,8 @@ CASES = {
     "PP 2": Case(Layout(2, pipeline=2)),
     "TP 2 x PP 2": Case(Layout(4, tensor=2, pipeline=2)),
     "TP 2 x PP 2, sequence parallel, full recomputation": Case(
-        Layout(4, tensor=2, pipeline=2, sequence_parallel=True), recompute=RecomputeConfig("full", "uniform", 1)
+        Layout(4, tensor=2, pipeline=2, sequence_parallel=True),
+        recompute=RecomputeConfig("full", "uniform", 1),
     ),
     "selective recomputation": Case(recompute=RecomputeConfig("selective")),
     "full recomputation by blocks": Case(recompute=RecomputeConfig("full", "block", 2)),
@@ -112,7 +113,10 @@ class Numbers:
         """The largest, relative: of the loss, of a source's, of the norm."""
         pairs = [(self.losses, other.losses), (self.source_losses, other.source_losses)]
         pairs.append((self.grad_norms, other.grad_norms))
-        return max(float((np.abs(np.array(mine) - theirs) / np.maximum(theirs, 1e-12)).max()) for mine, theirs in pairs)
+        return max(
+            float((np.abs(np.array(mine) - theirs) / np.maximum(theirs, 1e-12)).max())
+            for mine, theirs in pairs
+        )
 
 
 class Bench:
@@ -182,7 +186,10 @@ class Bench:
         self.known[name, case] = numbers = Numbers(
             [result.loss for result in results],
             [
-                tuple(loss / max(n, 1) for loss, n in zip(r.source_losses, r.source_tokens, strict=True))
+                tuple(
+                    loss / max(n, 1)
+                    for loss, n in zip(r.source_losses, r.source_tokens, strict=True)
+                )
                 for r in results
             ],
             [result.grad_norm for result in results],
@@ -202,7 +209,13 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
 SECOND = ("Qwen3, untied", "Qwen2.5, tied", "Llama 3, untied")
 """Of each family the other way to end: what an embedding at both ends cannot change is not tried again."""
 
-ONCE = ("DP 2", "TP 2", "selective recomputation", "full recomputation by blocks", "777 tokens a micro-batch, PP 2")
+ONCE = (
+    "DP 2",
+    "TP 2",
+    "selective recomputation",
+    "full recomputation by blocks",
+    "777 tokens a micro-batch, PP 2",
+)
 
 ALL = [
     (name, layout)
@@ -231,7 +244,9 @@ def rate(step: int) -> float:
     if step < OPTIMIZER.lr_warmup_iters:
         return OPTIMIZER.lr * step / OPTIMIZER.lr_warmup_iters
     share = (step - OPTIMIZER.lr_warmup_iters) / (NUM_STEPS - OPTIMIZER.lr_warmup_iters)
-    return OPTIMIZER.min_lr + (OPTIMIZER.lr - OPTIMIZER.min_lr) * (1 + math.cos(math.pi * share)) / 2
+    return (
+        OPTIMIZER.min_lr + (OPTIMIZER.lr - OPTIMIZER.min_lr) * (1 + math.cos(math.pi * share)) / 2
+    )
 
 
 def plain(hf: Path, config: DataConfig) -> Numbers:
@@ -243,8 +258,14 @@ def plain(hf: Path, config: DataConfig) -> Numbers:
     parameters = list(model.parameters())
     optimizer = torch.optim.AdamW(
         [
-            {"params": [one for one in parameters if one.ndim > 1], "weight_decay": OPTIMIZER.weight_decay},
-            {"params": [one for one in parameters if one.ndim == 1], "weight_decay": 0.0},  # norms and biases
+            {
+                "params": [one for one in parameters if one.ndim > 1],
+                "weight_decay": OPTIMIZER.weight_decay,
+            },
+            {
+                "params": [one for one in parameters if one.ndim == 1],
+                "weight_decay": 0.0,
+            },  # norms and biases
         ],
         lr=0.0,
         betas=(OPTIMIZER.adam_beta1, OPTIMIZER.adam_beta2),
@@ -267,7 +288,9 @@ def plain(hf: Path, config: DataConfig) -> Numbers:
                 (loss / step.num_trained_tokens).backward()
                 sums[source] += loss.item()
                 counts[source] += batch.loss_mask[part].sum()
-        numbers.grad_norms.append(float(torch.nn.utils.clip_grad_norm_(parameters, OPTIMIZER.clip_grad)))
+        numbers.grad_norms.append(
+            float(torch.nn.utils.clip_grad_norm_(parameters, OPTIMIZER.clip_grad))
+        )
         optimizer.step()
         numbers.losses.append(float(sums.sum() / counts.sum()))
         numbers.source_losses.append(tuple(sums / np.maximum(counts, 1)))
@@ -286,7 +309,9 @@ def test_a_plain_loop_over_the_hugging_face_model_gives_the_same(bench: Bench, n
     table[name, TRANSFORMERS] = theirs.difference(ours)
     np.testing.assert_allclose(ours.rates, theirs.rates, rtol=1e-12)
     np.testing.assert_allclose(ours.losses, theirs.losses, rtol=0, atol=AGAINST_TRANSFORMERS)
-    np.testing.assert_allclose(ours.source_losses, theirs.source_losses, rtol=0, atol=2 * AGAINST_TRANSFORMERS)
+    np.testing.assert_allclose(
+        ours.source_losses, theirs.source_losses, rtol=0, atol=2 * AGAINST_TRANSFORMERS
+    )
     np.testing.assert_allclose(ours.grad_norms, theirs.grad_norms, rtol=1e-3)
 
 
@@ -311,7 +336,10 @@ def written(differences: dict[tuple[str, str], float]) -> str:
         "|---" * (len(MODELS) + 1) + "|",
     ]
     for layout in layouts:
-        cells = [f"{differences[name, layout]:.0e}" if (name, layout) in differences else "" for name in MODELS]
+        cells = [
+            f"{differences[name, layout]:.0e}" if (name, layout) in differences else ""
+            for name in MODELS
+        ]
         lines.append(f"| {layout} | " + " | ".join(cells) + " |")
     lines += [
         "",
@@ -330,7 +358,9 @@ def test_the_table_in_the_docs_is_this_one() -> None:
         TABLE.write_text(written(table))
     shown = TABLE.read_text()
     digits = re.compile(r"\d+e[-+]\d+")
-    assert digits.sub("#", shown) == digits.sub("#", written(table)), "MILES_WRITE_DOCS=1 writes it anew"
+    assert digits.sub("#", shown) == digits.sub("#", written(table)), (
+        "MILES_WRITE_DOCS=1 writes it anew"
+    )
     cells = [float(cell) for cell in re.findall(r"\| (\d+e[-+]\d+) (?=\|)", shown)]
     assert len(cells) == len(table)
     assert max(cells) < ROUNDING

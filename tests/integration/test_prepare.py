@@ -37,7 +37,9 @@ def write_lines(path: Path, lines: list[dict[str, Any]]) -> str:
     return str(path)
 
 
-def dataset(folder: Path, tokenizer: Path, lines: list[dict[str, Any]], name: str = "rows") -> Prepared:
+def dataset(
+    folder: Path, tokenizer: Path, lines: list[dict[str, Any]], name: str = "rows"
+) -> Prepared:
     source = write_lines(folder / f"{name}.jsonl", lines)
     return prepare(name, source=source, tokenizer=str(tokenizer), max_bad_fraction=0.5)
 
@@ -50,7 +52,9 @@ def tokens(data: Prepared) -> list[tuple[list[int], list[float]]]:
     ]
 
 
-def test_written_rows_read_back_to_the_same_tokens_and_masks(chatml_tokenizer_folder: Path, tmp_path: Path) -> None:
+def test_written_rows_read_back_to_the_same_tokens_and_masks(
+    chatml_tokenizer_folder: Path, tmp_path: Path
+) -> None:
     call = {"id": "c1", "type": "function", "function": CALL}
     lines = [
         conversation(1),
@@ -58,8 +62,15 @@ def test_written_rows_read_back_to_the_same_tokens_and_masks(chatml_tokenizer_fo
         conversation(3, reasoning_content="think hard"),
         conversation(4, tool_calls=[call]),
         conversation(5, tool_calls=[{"function": {"name": "add", "arguments": '{"a":  1}'}}])
-        | {"tools": [{"type": "function", "function": {"name": "add", "parameters": {"b": {}, "a": 1}}}]},
-        {"conversations": [{"from": "human", "value": "2+2?"}, {"from": "gpt", "value": "4"}], "system_prompt": "Be."},
+        | {
+            "tools": [
+                {"type": "function", "function": {"name": "add", "parameters": {"b": {}, "a": 1}}}
+            ]
+        },
+        {
+            "conversations": [{"from": "human", "value": "2+2?"}, {"from": "gpt", "value": "4"}],
+            "system_prompt": "Be.",
+        },
         {"messages": []},
     ]
     data = dataset(tmp_path, chatml_tokenizer_folder, lines)
@@ -70,17 +81,29 @@ def test_written_rows_read_back_to_the_same_tokens_and_masks(chatml_tokenizer_fo
     summary = json.loads((tmp_path / "out/summary.json").read_text())
     assert (summary["rows"], summary["written"]) == (7, 6)
     assert summary["ledger"]["rows"]["counts"] == {"read": 7, "trained": 6, "no_messages": 1}
-    (reject,) = [json.loads(line) for line in (tmp_path / "out/rejects.jsonl").read_text().splitlines()]
+    (reject,) = [
+        json.loads(line) for line in (tmp_path / "out/rejects.jsonl").read_text().splitlines()
+    ]
     assert (reject["row"], reject["reason"]) == (6, "no_messages")
 
 
 SHAPES: dict[str, tuple[dict[str, Any], str]] = {
     "messages": ({"chat": conversation(1)["messages"]}, "messages in chat"),
-    "alpaca": ({"instruction": "What is 2", "input": "and 2?", "output": "4"}, "alpaca in instruction, output"),
-    "prompt_completion": ({"ask": "2+2?", "response": "4"}, "prompt and completion in ask, response"),
+    "alpaca": (
+        {"instruction": "What is 2", "input": "and 2?", "output": "4"},
+        "alpaca in instruction, output",
+    ),
+    "prompt_completion": (
+        {"ask": "2+2?", "response": "4"},
+        "prompt and completion in ask, response",
+    ),
     "text": ({"body": "The quick brown fox."}, "text in body"),
 }
-NAMED = {"messages": {"messages": "chat"}, "prompt_completion": {"prompt": "ask"}, "text": {"text": "body"}}
+NAMED = {
+    "messages": {"messages": "chat"},
+    "prompt_completion": {"prompt": "ask"},
+    "text": {"text": "body"},
+}
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -115,7 +138,9 @@ def test_every_real_row_is_encoded_or_in_the_ledger(assets: Path, tmp_path: Path
     counts = entry["counts"]
     assert (entry["row_shape"], entry["columns"]) == ("messages", {"messages": "conversations"})
     assert counts["read"] == data.num_rows == 16_418
-    assert counts["read"] == counts["trained"] + sum(counts[key] for key in counts if key not in ("read", "trained"))
+    assert counts["read"] == counts["trained"] + sum(
+        counts[key] for key in counts if key not in ("read", "trained")
+    )
     rejects = (tmp_path / "out/rejects.jsonl").read_text().splitlines()
     assert len(rejects) == counts["read"] - counts["trained"] == counts["too_long"] == 1
     assert summary["written"] == counts["trained"]
@@ -124,17 +149,30 @@ def test_every_real_row_is_encoded_or_in_the_ledger(assets: Path, tmp_path: Path
 
 def test_what_the_rows_look_like_can_be_said(chatml_tokenizer_folder: Path, tmp_path: Path) -> None:
     turns = [{"role": "Ann", "content": "2+2?"}, {"role": "Bot", "content": "4"}]
-    source = write_lines(tmp_path / "rows.jsonl", [{"chat": turns, "text": "a", "fs": [{"name": "f"}]}])
+    source = write_lines(
+        tmp_path / "rows.jsonl", [{"chat": turns, "text": "a", "fs": [{"name": "f"}]}]
+    )
     tokenizer, roles = str(chatml_tokenizer_folder), {"Ann": "user", "Bot": "assistant"}
     named = {"messages": "chat", "tools": "fs"}
     for dataset_name in ("rows", "openhermes"):
-        ask = functools.partial(prepare, dataset_name, source=source, tokenizer=tokenizer, role_names=roles)
-        short, long = ask(messages_key="chat", tools_key="fs"), ask(row_shape="messages", column_names=named)
+        ask = functools.partial(
+            prepare, dataset_name, source=source, tokenizer=tokenizer, role_names=roles
+        )
+        short, long = (
+            ask(messages_key="chat", tools_key="fs"),
+            ask(row_shape="messages", column_names=named),
+        )
         assert short.manifest == long.manifest
         assert short.manifest.sources[0].format == RowFormat("messages", named, roles)
         assert short.manifest.sources[0].columns == named
     with pytest.raises(ConfigError, match="--input-key chat: --column-names says messages is 'x'"):
-        prepare("rows", source=source, tokenizer=tokenizer, messages_key="chat", column_names={"messages": "x"})
+        prepare(
+            "rows",
+            source=source,
+            tokenizer=tokenizer,
+            messages_key="chat",
+            column_names={"messages": "x"},
+        )
     with pytest.raises(SourceError, match="source 'rows': in which columns"):
         prepare("rows", source=source, tokenizer=tokenizer, messages_key="nowhere")
 
@@ -143,16 +181,26 @@ def test_the_command_takes_the_same_names(
     chatml_tokenizer_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     turns = [{"role": "Ann", "content": "2+2?"}, {"role": "Bot", "content": "4"}]
-    source = write_lines(tmp_path / "rows.jsonl", [{"chat": turns, "text": "a", "fs": [{"name": "f"}]}])
+    source = write_lines(
+        tmp_path / "rows.jsonl", [{"chat": turns, "text": "a", "fs": [{"name": "f"}]}]
+    )
     line = ["prepare", "rows", "--source", source, "--tokenizer", str(chatml_tokenizer_folder)]
-    line += ["--output", str(tmp_path / "out"), "--role-names", '{"Ann": "user", "Bot": "assistant"}']
+    line += [
+        "--output",
+        str(tmp_path / "out"),
+        "--role-names",
+        '{"Ann": "user", "Bot": "assistant"}',
+    ]
     assert main([*line, "--row-shape", "messages", "--input-key", "chat", "--tool-key", "fs"]) == 0
     (source_entry,) = Manifest.from_json((tmp_path / "out/manifest.json").read_text()).sources
     assert source_entry.columns == {"messages": "chat", "tools": "fs"}
     assert main([*line, "--column-names", '{"text": "text"}']) == 0
     (source_entry,) = Manifest.from_json((tmp_path / "out/manifest.json").read_text()).sources
     assert source_entry.format.shape == "text"
-    for value, said in (("{", "--column-names: not JSON"), ("[]", "--column-names: a JSON object was expected")):
+    for value, said in (
+        ("{", "--column-names: not JSON"),
+        ("[]", "--column-names: a JSON object was expected"),
+    ):
         assert main([*line, "--column-names", value]) == 1
         assert said in capsys.readouterr().err
 
@@ -163,20 +211,28 @@ def test_a_shorter_set_written_over_a_longer_one_leaves_none_of_it(
     monkeypatch.setattr(dataset_module, "FILE_ROWS", 1)  # a file for each step
     monkeypatch.setattr(dataset_module, "GROUP_ROWS", 10)
     out = str(tmp_path / "out")
-    dataset(tmp_path, chatml_tokenizer_folder, [conversation(n) for n in range(25)], "long").write(out)
+    dataset(tmp_path, chatml_tokenizer_folder, [conversation(n) for n in range(25)], "long").write(
+        out
+    )
     assert len(list((tmp_path / "out").glob("part-*.parquet"))) == 3
-    dataset(tmp_path, chatml_tokenizer_folder, [conversation(n) for n in range(15)], "short").write(out)
+    dataset(tmp_path, chatml_tokenizer_folder, [conversation(n) for n in range(15)], "short").write(
+        out
+    )
     assert len(list((tmp_path / "out").glob("part-*.parquet"))) == 2
     assert prepare("again", source=out, tokenizer=str(chatml_tokenizer_folder)).num_rows == 15
 
 
-def test_a_limit_that_no_micro_batch_can_hold_is_refused(chatml_tokenizer_folder: Path, tmp_path: Path) -> None:
+def test_a_limit_that_no_micro_batch_can_hold_is_refused(
+    chatml_tokenizer_folder: Path, tmp_path: Path
+) -> None:
     data = dataset(tmp_path, chatml_tokenizer_folder, [conversation(1)])
     with pytest.raises(ConfigError, match="--max-sample-tokens 8192"):
         next(data.steps(batch_size=1, max_tokens_per_gpu=100))
 
 
-def test_nothing_is_left_to_go_on_with_at_the_end(chatml_tokenizer_folder: Path, tmp_path: Path) -> None:
+def test_nothing_is_left_to_go_on_with_at_the_end(
+    chatml_tokenizer_folder: Path, tmp_path: Path
+) -> None:
     data = dataset(tmp_path, chatml_tokenizer_folder, [conversation(n) for n in range(4)])
     assert len(list(data.steps(batch_size=2, max_tokens_per_gpu=8192, start_row=2))) == 1
     assert list(data.steps(batch_size=2, max_tokens_per_gpu=8192, start_row=4)) == []

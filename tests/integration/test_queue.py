@@ -18,7 +18,15 @@ from miles.data.stream import feed as feed_module
 from miles.data.stream import pipeline, stages
 from miles.data.stream.bottleneck import Stall, Timing
 from miles.data.types import STAGES
-from tests.support.clusters import config_of, demo_settings, feed_actor_with, follow, opened, run, with_layout
+from tests.support.clusters import (
+    config_of,
+    demo_settings,
+    feed_actor_with,
+    follow,
+    opened,
+    run,
+    with_layout,
+)
 
 BOUND = 4
 
@@ -33,26 +41,37 @@ def config(settings: dict[str, Any]) -> DataConfig:
     return with_layout(config_of(settings), 1)
 
 
-def timings(config: DataConfig, run_dir: Path, seconds_a_step: float, num_steps: int | None = None) -> list[Timing]:
+def timings(
+    config: DataConfig, run_dir: Path, seconds_a_step: float, num_steps: int | None = None
+) -> list[Timing]:
     """A run with a trainer that takes so long for each step."""
     measured, last = [], time.perf_counter()
     with opened(config, str(run_dir)) as feed:
         for report, _ in follow(feed, config, num_steps):
             time.sleep(seconds_a_step)
             now = time.perf_counter()
-            measured.append(Timing(report.queue_depth, report.wait_seconds, now - last, report.stage_seconds))
+            measured.append(
+                Timing(report.queue_depth, report.wait_seconds, now - last, report.stage_seconds)
+            )
             last = now
     return measured
 
 
-def test_with_a_slow_trainer_the_queue_is_full_and_nothing_is_waited_for(config: DataConfig, tmp_path: Path) -> None:
+def test_with_a_slow_trainer_the_queue_is_full_and_nothing_is_waited_for(
+    config: DataConfig, tmp_path: Path
+) -> None:
     config = replace(config, stream=StreamConfig(prefetch_steps=BOUND))
     first, *later = timings(config, tmp_path, 0.1)
     assert first.queue_depth == 0, "nothing can be ready before the stream has begun"
     assert first.wait_seconds > 0
     assert [timing.wait_seconds for timing in later] == [0.0] * len(later)
     assert min(timing.queue_depth for timing in later) > 0
-    assert [timing.queue_depth for timing in later[-BOUND - 3 :]] == [BOUND, BOUND, BOUND, *range(BOUND, 0, -1)]
+    assert [timing.queue_depth for timing in later[-BOUND - 3 :]] == [
+        BOUND,
+        BOUND,
+        BOUND,
+        *range(BOUND, 0, -1),
+    ]
     assert max(timing.queue_depth for timing in later) == BOUND
     stall = Stall.over(later)
     assert stall.limiting == "trainer"
@@ -111,10 +130,14 @@ def test_with_a_trainer_that_stands_the_loader_stands_too(
     config: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Windows of two steps and one loader: as far as two windows beyond the step in use, though memory has room."""
-    config = replace(config, order=replace(config.order, window_rows=64), stream=StreamConfig(prefetch_steps=1))
+    config = replace(
+        config, order=replace(config.order, window_rows=64), stream=StreamConfig(prefetch_steps=1)
+    )
     folder = tmp_path / "windows"
     folder.mkdir()
-    monkeypatch.setattr(feed_module, "FeedActor", feed_actor_with(_Read=partial(NotedRead, str(folder))))
+    monkeypatch.setattr(
+        feed_module, "FeedActor", feed_actor_with(_Read=partial(NotedRead, str(folder)))
+    )
 
     def read() -> list[int]:
         return sorted(int(file.name) for file in folder.iterdir())

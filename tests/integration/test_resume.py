@@ -19,7 +19,16 @@ from miles.data.stream.feed import Feed
 from miles.data.types import Cursor, Step
 from miles.errors import CheckpointError
 from tests.integration.test_order import as_parquet, made_up_rows, trained_rows
-from tests.support.clusters import Seen, config_of, demo_settings, follow, local, opened, seen, with_layout
+from tests.support.clusters import (
+    Seen,
+    config_of,
+    demo_settings,
+    follow,
+    local,
+    opened,
+    seen,
+    with_layout,
+)
 
 DP_SIZES = (1, 2, 4, 8)
 
@@ -39,7 +48,9 @@ ORDERS = {
 
 
 @pytest.mark.parametrize("order", ORDERS)
-def test_after_every_step_and_twice_in_a_row_all_that_follows_is_the_same(config: DataConfig, order: str) -> None:
+def test_after_every_step_and_twice_in_a_row_all_that_follows_is_the_same(
+    config: DataConfig, order: str
+) -> None:
     config = replace(config, order=replace(config.order, **ORDERS[order]))
     manifest = build_manifest(config.sources)
     unbroken = [seen(step) for step in local(config)]
@@ -60,7 +71,9 @@ def test_after_every_step_and_twice_in_a_row_all_that_follows_is_the_same(config
             assert [seen(step) for step in twice] == unbroken[number + 1 + len(before_the_second) :]
 
 
-def test_over_the_feed_a_run_goes_on_at_other_numbers_of_ranks(config: DataConfig, tmp_path: Path) -> None:
+def test_over_the_feed_a_run_goes_on_at_other_numbers_of_ranks(
+    config: DataConfig, tmp_path: Path
+) -> None:
     """Stopped after 3, 8 and 14 steps of 22: in the first window, the second, and the second epoch."""
     unbroken = local(config)
     taken: list[Seen] = []
@@ -79,8 +92,12 @@ def test_over_the_feed_a_run_goes_on_at_other_numbers_of_ranks(config: DataConfi
     assert taken == [seen(step) for step in unbroken]
     assert cursor is not None
     read_rows = {name: counts["read"] for name, counts in cursor.ledger_totals.items()}
-    assert read_rows == {source.name: 2 * source.num_rows for source in build_manifest(config.sources).sources}
-    num_rejected = sum(counts["read"] - counts["trained"] for counts in cursor.ledger_totals.values())
+    assert read_rows == {
+        source.name: 2 * source.num_rows for source in build_manifest(config.sources).sources
+    }
+    num_rejected = sum(
+        counts["read"] - counts["trained"] for counts in cursor.ledger_totals.values()
+    )
     assert num_rejected == 2 * 4
     assert len((tmp_path / "rejects.jsonl").read_text().splitlines()) == 4
 
@@ -129,8 +146,12 @@ def counted(tmp_path: Path) -> tuple[str, list[tuple[int, int]]]:
     metadata = pq.read_metadata(local_file)
     spans = []
     for group in range(metadata.num_row_groups):
-        columns = [metadata.row_group(group).column(number) for number in range(metadata.num_columns)]
-        begins = [min(c.data_page_offset, c.dictionary_page_offset or c.data_page_offset) for c in columns]
+        columns = [
+            metadata.row_group(group).column(number) for number in range(metadata.num_columns)
+        ]
+        begins = [
+            min(c.data_page_offset, c.dictionary_page_offset or c.data_page_offset) for c in columns
+        ]
         ends = [begin + c.total_compressed_size for begin, c in zip(begins, columns, strict=True)]
         spans.append((min(begins), max(ends)))
     fsspec.register_implementation("counted", Counted, clobber=True)
@@ -155,7 +176,9 @@ def test_late_in_an_epoch_no_row_group_is_read_that_is_not_needed(
     Counted.spans.clear()
     steps = list(stages.local_steps(manifest, config, int(4_000 * share)))
     size = len(Counted.files["rows.parquet"])
-    spans = [(start, stop) for start, stop in Counted.spans if stop < size or stop - start > FOOTER_BYTES]
+    spans = [
+        (start, stop) for start, stop in Counted.spans if stop < size or stop - start > FOOTER_BYTES
+    ]
     touched = {
         number
         for number, (begin, end) in enumerate(groups)
@@ -183,7 +206,11 @@ def another(value: Any) -> Any:
     return (*value, 1)
 
 
-FIXED = [field.name for field in dataclasses.fields(Cursor) if field.name not in (*Cursor.COUNTS, "version")]
+FIXED = [
+    field.name
+    for field in dataclasses.fields(Cursor)
+    if field.name not in (*Cursor.COUNTS, "version")
+]
 
 
 @pytest.fixture(scope="module")
@@ -205,11 +232,15 @@ def test_a_cursor_of_another_setting_is_refused_by_name_with_both_values(
     assert f"{name}: the checkpoint has {old!r}, this run {today!r}" in str(raised.value)
     assert "there" in str(raised.value)
     others = [other for other in FIXED if other != name]
-    assert not any(f"{other}: the checkpoint" in str(raised.value) for other in others), "named alone"
+    assert not any(f"{other}: the checkpoint" in str(raised.value) for other in others), (
+        "named alone"
+    )
 
 
 def test_a_cursor_of_another_version_is_refused(cursor: Cursor) -> None:
-    with pytest.raises(CheckpointError, match=rf"there: data cursor of version {cursor.version + 1}"):
+    with pytest.raises(
+        CheckpointError, match=rf"there: data cursor of version {cursor.version + 1}"
+    ):
         Cursor.from_json(replace(cursor, version=cursor.version + 1).to_json(), "there")
 
 
@@ -235,14 +266,21 @@ def test_a_changed_setting_of_the_run_is_refused_by_name(
     if name == "manifest_fingerprint":
         changed = replace(config, sources=config.sources[::-1])
     else:
-        changed = replace(config, **({part: replace(getattr(config, part), **change)} if part else change))
+        changed = replace(
+            config, **({part: replace(getattr(config, part), **change)} if part else change)
+        )
     with pytest.raises(CheckpointError, match=rf"{name}: the checkpoint has"):
         open_at(changed, cursor, tmp_path)
 
 
 @pytest.mark.parametrize(
     "change",
-    [{"turns": "last"}, {"too_long": "truncate_end"}, {"special_text": "reject"}, {"empty_think": "train"}],
+    [
+        {"turns": "last"},
+        {"too_long": "truncate_end"},
+        {"special_text": "reject"},
+        {"empty_think": "train"},
+    ],
     ids=lambda change: next(iter(change)),
 )
 def test_a_changed_policy_of_encoding_is_refused(
@@ -253,12 +291,16 @@ def test_a_changed_policy_of_encoding_is_refused(
         open_at(changed, cursor, tmp_path)
 
 
-def test_what_changes_no_order_is_no_reason_to_refuse(config: DataConfig, cursor: Cursor, tmp_path: Path) -> None:
+def test_what_changes_no_order_is_no_reason_to_refuse(
+    config: DataConfig, cursor: Cursor, tmp_path: Path
+) -> None:
     changed = replace(
         config,
         order=replace(config.order, num_epoch=5, window_rows=config.order.window_rows - 1),
         pack=PackConfig(1, 4096),
-        stream=StreamConfig(loader_cpus=2, prefetch_steps=1, target_block_bytes=1 << 12, max_retries=0),
+        stream=StreamConfig(
+            loader_cpus=2, prefetch_steps=1, target_block_bytes=1 << 12, max_retries=0
+        ),
     )
     open_at(changed, cursor, tmp_path).close()
 

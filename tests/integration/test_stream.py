@@ -17,7 +17,14 @@ import pyarrow as pa
 import pytest
 import ray
 
-from miles.data.config import DataConfig, EncodeConfig, OrderConfig, PackConfig, SourceConfig, StreamConfig
+from miles.data.config import (
+    DataConfig,
+    EncodeConfig,
+    OrderConfig,
+    PackConfig,
+    SourceConfig,
+    StreamConfig,
+)
 from miles.data.files.manifest import build_manifest
 from miles.data.notebook.dataset import prepare
 from miles.data.packing import shards
@@ -52,7 +59,9 @@ def unbroken(config: DataConfig) -> list[Any]:
 
 def fingerprints(config: DataConfig, start_row: int = 0) -> list[str]:
     stream = pipeline.build(build_manifest(config.sources), config, start_row)
-    return [report.fingerprint for block in pipeline.blocks(stream) for report in shards.reports(block)]
+    return [
+        report.fingerprint for block in pipeline.blocks(stream) for report in shards.reports(block)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -78,13 +87,20 @@ def test_another_seed_is_another_order(config: DataConfig, unbroken: list[Any]) 
     assert first.fingerprint != unbroken[0].fingerprint
 
 
-def test_resumed_after_every_step_what_follows_is_the_same(config: DataConfig, unbroken: list[Any]) -> None:
+def test_resumed_after_every_step_what_follows_is_the_same(
+    config: DataConfig, unbroken: list[Any]
+) -> None:
     manifest = build_manifest(config.sources)
     for index, report in enumerate(unbroken[:-1]):
         following = next(stages.local_steps(manifest, config, report.next_row))
-        assert (following.index, following.fingerprint) == (index + 1, unbroken[index + 1].fingerprint)
+        assert (following.index, following.fingerprint) == (
+            index + 1,
+            unbroken[index + 1].fingerprint,
+        )
     middle = len(unbroken) // 2
-    assert fingerprints(config, unbroken[middle].next_row) == [r.fingerprint for r in unbroken[middle + 1 :]]
+    assert fingerprints(config, unbroken[middle].next_row) == [
+        r.fingerprint for r in unbroken[middle + 1 :]
+    ]
 
 
 class PackAndDie:
@@ -110,7 +126,9 @@ def test_a_loader_that_is_killed_changes_neither_order_nor_counts(
     """In the midst of a window: the steps that it had given are neither lost nor counted twice."""
     monkeypatch.setattr(pipeline, "_Pack", partial(PackAndDie, tmp_path))
     manifest = build_manifest(config.sources)
-    whole, ledger = (Ledger(manifest, str(tmp_path / name), 1.0) for name in ("whole.jsonl", "rejects.jsonl"))
+    whole, ledger = (
+        Ledger(manifest, str(tmp_path / name), 1.0) for name in ("whole.jsonl", "rejects.jsonl")
+    )
     for report in unbroken:
         whole.commit(report)
     got = []
@@ -130,7 +148,13 @@ def test_every_row_comes_once_an_epoch_trained_or_named(config: DataConfig) -> N
     manifest = build_manifest(config.sources)
     seen: list[int] = []
     for step in stages.local_steps(manifest, config):
-        seen += [int(row) for rank in step.micro_batches for one in rank for row in one.row_ids if row >= 0]
+        seen += [
+            int(row)
+            for rank in step.micro_batches
+            for one in rank
+            for row in one.row_ids
+            if row >= 0
+        ]
         seen += [reject.row_id for reject in step.report.rejects]
         assert len({len(rank) for rank in step.micro_batches}) == 1
     assert np.array_equal(np.bincount(seen), np.full(manifest.num_rows, config.order.num_epoch))
@@ -140,7 +164,9 @@ def test_every_row_comes_once_an_epoch_trained_or_named(config: DataConfig) -> N
 class Consumer:
     """A trainer that only reads."""
 
-    def read(self, handle: Any, rank: int, first: int, count: int, seconds: float) -> list[tuple[int, str]]:
+    def read(
+        self, handle: Any, rank: int, first: int, count: int, seconds: float
+    ) -> list[tuple[int, str]]:
         got = []
         for report, micro_batches in StepIterator(handle, rank, rank, first, count):
             assert sum(len(one.input_ids) for one in micro_batches) > 0
@@ -150,7 +176,9 @@ class Consumer:
 
 
 def open_feed(config: DataConfig, run_dir: Path, cursor: Cursor | None = None) -> Feed:
-    return Feed.open(config, cursor=cursor, cursor_path="the checkpoint", num_ranks=2, run_dir=str(run_dir))
+    return Feed.open(
+        config, cursor=cursor, cursor_path="the checkpoint", num_ranks=2, run_dir=str(run_dir)
+    )
 
 
 def test_two_ranks_read_the_same_steps_and_a_slow_trainer_fills_the_queue(
@@ -160,7 +188,9 @@ def test_two_ranks_read_the_same_steps_and_a_slow_trainer_fills_the_queue(
     feed = open_feed(config, tmp_path)
     consumers = [Consumer.remote() for _ in range(2)]
     count = len(unbroken)
-    got = ray.get([one.read.remote(feed.handle, rank, 0, count, 0.15) for rank, one in enumerate(consumers)])
+    got = ray.get(
+        [one.read.remote(feed.handle, rank, 0, count, 0.15) for rank, one in enumerate(consumers)]
+    )
     measured = [feed.commit(step) for step in range(count)]
     feed.close()
     for steps in got:
@@ -172,30 +202,47 @@ def test_two_ranks_read_the_same_steps_and_a_slow_trainer_fills_the_queue(
     assert all((report.queue_depth == 0) == (report.wait_seconds > 0) for report in measured)
 
 
-def test_the_cursor_resumes_and_refuses_other_settings(config: DataConfig, unbroken: list[Any], tmp_path: Path) -> None:
+def test_the_cursor_resumes_and_refuses_other_settings(
+    config: DataConfig, unbroken: list[Any], tmp_path: Path
+) -> None:
     feed = open_feed(config, tmp_path)
     readers = [Consumer.remote() for _ in range(2)]
     for step in range(4):
-        ray.get([one.read.remote(feed.handle, rank, step, step + 1, 0.0) for rank, one in enumerate(readers)])
+        ray.get(
+            [
+                one.read.remote(feed.handle, rank, step, step + 1, 0.0)
+                for rank, one in enumerate(readers)
+            ]
+        )
         feed.commit(step)
     cursor = Cursor.from_json(feed.cursor().to_json(), "here")
     feed.close()
     assert cursor.consumed_rows == unbroken[3].next_row
     assert cursor.tokens_seen == sum(report.num_trained_tokens for report in unbroken[:4])
     first = json.loads((tmp_path / "first_batch.json").read_text())
-    assert {segment["source"] for batch in first["micro_batches"] for segment in batch} == {"chat", "code"}
+    assert {segment["source"] for batch in first["micro_batches"] for segment in batch} == {
+        "chat",
+        "code",
+    }
 
     other = dataclasses.replace(config, order=dataclasses.replace(config.order, seed=5))
     with pytest.raises(CheckpointError, match=r"seed: the checkpoint has 3, this run 5"):
         open_feed(other, tmp_path, cursor)
     resumed = open_feed(config, tmp_path, cursor)
     assert resumed.first_step == 4
-    got = ray.get([one.read.remote(resumed.handle, rank, 4, len(unbroken), 0.0) for rank, one in enumerate(readers)])[0]
+    got = ray.get(
+        [
+            one.read.remote(resumed.handle, rank, 4, len(unbroken), 0.0)
+            for rank, one in enumerate(readers)
+        ]
+    )[0]
     resumed.close()
     assert [step[1] for step in got] == [report.fingerprint for report in unbroken[4:]]
 
 
-def test_a_source_that_changed_reaches_the_trainer_as_our_error(config: DataConfig, tmp_path: Path) -> None:
+def test_a_source_that_changed_reaches_the_trainer_as_our_error(
+    config: DataConfig, tmp_path: Path
+) -> None:
     copy = tmp_path / "rows.jsonl"
     copy.write_bytes(rows.paths()["chat"].read_bytes())
     changed = dataclasses.replace(config, sources=(SourceConfig("chat", (str(copy),)),))
@@ -205,12 +252,21 @@ def test_a_source_that_changed_reaches_the_trainer_as_our_error(config: DataConf
         list(pipeline.iterate(pipeline.build(manifest, changed)))
 
 
-def test_prepare_writes_what_reads_back_to_the_same_tokens(config: DataConfig, tmp_path: Path) -> None:
+def test_prepare_writes_what_reads_back_to_the_same_tokens(
+    config: DataConfig, tmp_path: Path
+) -> None:
     tokenizer = config.encode.tokenizer
-    ds = prepare("chat", source=str(rows.paths()["chat"]), tokenizer=tokenizer, max_sample_tokens=256)
+    ds = prepare(
+        "chat", source=str(rows.paths()["chat"]), tokenizer=tokenizer, max_sample_tokens=256
+    )
     ds.write(str(tmp_path / "out"))
-    assert [(entry["row"], entry["reason"]) for entry in ds.ledger()] == [(151, "no_messages"), (333, "unknown_role")]
-    again = prepare("chat", source=str(tmp_path / "out"), tokenizer=tokenizer, max_sample_tokens=256)
+    assert [(entry["row"], entry["reason"]) for entry in ds.ledger()] == [
+        (151, "no_messages"),
+        (333, "unknown_role"),
+    ]
+    again = prepare(
+        "chat", source=str(tmp_path / "out"), tokenizer=tokenizer, max_sample_tokens=256
+    )
     assert again.num_rows == ds.num_rows - 2
     kept = [
         [one.input_ids[one.loss_mask > 0] for one in rank]
@@ -229,19 +285,28 @@ def test_prepare_writes_what_reads_back_to_the_same_tokens(config: DataConfig, t
     assert ds.to_ray().count() == 410
 
 
-def test_a_missing_source_and_a_wrong_tokenizer_are_named(config: DataConfig, tmp_path: Path) -> None:
+def test_a_missing_source_and_a_wrong_tokenizer_are_named(
+    config: DataConfig, tmp_path: Path
+) -> None:
     with pytest.raises(SourceError, match="nowhere"):
         prepare("x", source=str(tmp_path / "nowhere.parquet"), tokenizer=config.encode.tokenizer)
     with pytest.raises(MilesError, match="tokenizer"):
         prepare("x", source=str(rows.paths()["chat"]), tokenizer=str(tmp_path))
 
 
-def test_a_cluster_that_cannot_hold_the_loader_is_refused(config: DataConfig, tmp_path: Path) -> None:
+def test_a_cluster_that_cannot_hold_the_loader_is_refused(
+    config: DataConfig, tmp_path: Path
+) -> None:
     from miles.errors import ClusterError
     from miles.train.config import TrainConfig
     from miles.train.driver.loop import ray_cluster
 
-    greedy = dataclasses.replace(config, stream=StreamConfig(loader_cpus=3), pack=PackConfig(1, 512))
+    greedy = dataclasses.replace(
+        config, stream=StreamConfig(loader_cpus=3), pack=PackConfig(1, 512)
+    )
     run = TrainConfig(hf_checkpoint="hf", ref_load="megatron", save=str(tmp_path), data=greedy)
-    with pytest.raises(ClusterError, match="2 CPUs; the trainers and --loader-cpus 3 need 3"), ray_cluster(run):
+    with (
+        pytest.raises(ClusterError, match="2 CPUs; the trainers and --loader-cpus 3 need 3"),
+        ray_cluster(run),
+    ):
         pass

@@ -50,7 +50,9 @@ def a_moment(first: int = SAVE_INTERVAL + 1, last: int = NUM_STEPS - 3) -> int:
     return random.SystemRandom().randint(first, last)
 
 
-def test_killed_the_same_command_goes_on_as_if_nothing_had_been(place: Place, unbroken: Path, tmp_path: Path) -> None:
+def test_killed_the_same_command_goes_on_as_if_nothing_had_been(
+    place: Place, unbroken: Path, tmp_path: Path
+) -> None:
     save, moment = tmp_path / "run", a_moment()
     with place.command(save, save_hf=save / "export") as command:
         command.until(lambda: len(lines(save)) >= moment and tracked(save) >= SAVE_INTERVAL)
@@ -58,7 +60,9 @@ def test_killed_the_same_command_goes_on_as_if_nothing_had_been(place: Place, un
         command.process.wait()
     seen, kept = len(lines(save)), tracked(save)
     assert kept % SAVE_INTERVAL == 0
-    assert seen - kept <= 2 * SAVE_INTERVAL, "the one before the last is complete before the last is begun"
+    assert seen - kept <= 2 * SAVE_INTERVAL, (
+        "the one before the last is complete before the last is begun"
+    )
     with place.command(save, save_hf=save / "export") as command:
         printed = command.wait(0)
     start = f"going on at step {kept} from {save}/iter_{kept:07d} (the same command again; start 1 has no end"
@@ -68,7 +72,10 @@ def test_killed_the_same_command_goes_on_as_if_nothing_had_been(place: Place, un
     assert not list(save.glob(".saving-*"))
     with place.command(save, save_hf=save / "export") as command:
         printed = command.wait(0)
-    assert f"this run is finished: {NUM_STEPS} of {NUM_STEPS} steps are in {save}/iter_{NUM_STEPS:07d}" in printed
+    assert (
+        f"this run is finished: {NUM_STEPS} of {NUM_STEPS} steps are in {save}/iter_{NUM_STEPS:07d}"
+        in printed
+    )
     require_same(save, unbroken)
     observed("same command after the last step", printed, "this run is finished", NOTHING)
     assert [entry.get("start") for entry in lines(save, "starts.jsonl")] == [1, 2, None], (
@@ -76,7 +83,9 @@ def test_killed_the_same_command_goes_on_as_if_nothing_had_been(place: Place, un
     )
 
 
-def test_what_is_lost_of_it_is_started_again_by_the_run_itself(place: Place, unbroken: Path, tmp_path: Path) -> None:
+def test_what_is_lost_of_it_is_started_again_by_the_run_itself(
+    place: Place, unbroken: Path, tmp_path: Path
+) -> None:
     """A loader, then a trainer, then the feed: of these the first is made good without a restart."""
     save = tmp_path / "run"
     with place.command(save, save_hf=save / "export") as command:
@@ -96,24 +105,39 @@ def test_what_is_lost_of_it_is_started_again_by_the_run_itself(place: Place, unb
     require_same(save, unbroken)
     entries = lines(save, "starts.jsonl")
     assert [entry.get("start") for entry in entries] == [1, None, 2, None, 3, None]
-    assert all(entry["reason"].startswith("restarted after ClusterError: ") for entry in entries[2::2])
-    assert "starting again from the last complete checkpoint (restart 1 from it; --max-restarts 3)" in printed
+    assert all(
+        entry["reason"].startswith("restarted after ClusterError: ") for entry in entries[2::2]
+    )
+    assert (
+        "starting again from the last complete checkpoint (restart 1 from it; --max-restarts 3)"
+        in printed
+    )
 
 
-def test_without_restarts_left_a_lost_trainer_ends_the_command(place: Place, tmp_path: Path) -> None:
+def test_without_restarts_left_a_lost_trainer_ends_the_command(
+    place: Place, tmp_path: Path
+) -> None:
     save = tmp_path / "run"
     with place.command(save, max_restarts=0) as command:
         command.until(lambda: len(lines(save)) >= 3)
         command.kill_one("ray::TrainerActor")
         printed = command.wait(1)
     assert printed.count("miles: error:") == 1
-    assert re.search("error: trainer [01] died during '", printed), "the one that was killed, not one that missed it"
+    assert re.search("error: trainer [01] died during '", printed), (
+        "the one that was killed, not one that missed it"
+    )
     observed("trainer killed, `--max-restarts` used up", printed, "miles: error:", SINCE)
 
 
-def test_sigterm_saves_and_other_layouts_go_on(place: Place, unbroken: Path, tmp_path: Path) -> None:
+def test_sigterm_saves_and_other_layouts_go_on(
+    place: Place, unbroken: Path, tmp_path: Path
+) -> None:
     save = tmp_path / "run"
-    layouts: list[dict[str, int]] = [{}, {"tensor_model_parallel_size": 2}, {"pipeline_model_parallel_size": 2}]
+    layouts: list[dict[str, int]] = [
+        {},
+        {"tensor_model_parallel_size": 2},
+        {"pipeline_model_parallel_size": 2},
+    ]
     for layout, at in zip(layouts, (5, 10, NUM_STEPS), strict=True):
         with place.command(save, **layout) as command:
             command.until(lambda at=at: len(lines(save)) >= at)
@@ -130,7 +154,10 @@ def test_sigterm_saves_and_other_layouts_go_on(place: Place, unbroken: Path, tmp
     for mine, theirs in zip(lines(save), lines(unbroken), strict=True):
         assert mine["sft/loss"] == pytest.approx(theirs["sft/loss"], rel=1e-4)
     starts = [entry for entry in lines(save, "starts.jsonl") if "start" in entry]
-    assert [entry["reason"] for entry in starts] == ["new run", *["the same command again, after SIGTERM"] * 2]
+    assert [entry["reason"] for entry in starts] == [
+        "new run",
+        *["the same command again, after SIGTERM"] * 2,
+    ]
     assert [(entry["data"], entry["tensor"], entry["pipeline"]) for entry in starts] == [
         (2, 1, 1),
         (1, 2, 1),
@@ -138,7 +165,9 @@ def test_sigterm_saves_and_other_layouts_go_on(place: Place, unbroken: Path, tmp
     ]
 
 
-def test_on_a_slow_disk_the_steps_go_on_and_what_is_half_written_is_never_loaded(place: Place, tmp_path: Path) -> None:
+def test_on_a_slow_disk_the_steps_go_on_and_what_is_half_written_is_never_loaded(
+    place: Place, tmp_path: Path
+) -> None:
     save = tmp_path / "run"
     env = slow_disk(tmp_path / "disk", 4.0)
     with place.command(save, env=env, save_interval=30, num_rollout=None, num_epoch=20) as command:
@@ -157,8 +186,12 @@ def test_on_a_slow_disk_the_steps_go_on_and_what_is_half_written_is_never_loaded
     assert ratio < 1.2, f"a step takes {ratio:.2f} times as long while a checkpoint is written"
     extra = json.loads((save / "iter_0000030/miles.json").read_text())
     assert extra["metrics_lines"] == 30
-    assert extra["cursor"]["tokens_seen"] == lines(save)[29]["sft/tokens_seen"], "of the moment when it was begun"
-    assert sum(counts["read"] for counts in extra["cursor"]["ledger_totals"].values()) == 652 + 9 * 32
+    assert extra["cursor"]["tokens_seen"] == lines(save)[29]["sft/tokens_seen"], (
+        "of the moment when it was begun"
+    )
+    assert (
+        sum(counts["read"] for counts in extra["cursor"]["ledger_totals"].values()) == 652 + 9 * 32
+    )
     assert half.exists()
     with place.command(save, save_interval=30, num_rollout=33, num_epoch=20) as command:
         printed = command.wait(0)
@@ -183,7 +216,11 @@ def quiet() -> Console:
 @pytest.mark.parametrize(
     ("more", "marker", "fault"),
     [
-        ({"rollout_seed": 9}, "seed: the checkpoint has 42, this run 9", "other data or order than the checkpoint's"),
+        (
+            {"rollout_seed": 9},
+            "seed: the checkpoint has 42, this run 9",
+            "other data or order than the checkpoint's",
+        ),
         ({}, "ffn_hidden_size is ", "other model than the checkpoint's"),
     ],
 )
@@ -213,15 +250,22 @@ def test_a_signal_before_the_first_step_ends_it_at_once(place: Place, tmp_path: 
     threading.Thread(target=stop).start()
     summary = train(settings(place, save), Console(file=screen, width=200))
     assert (summary.num_steps, summary.is_finished, summary.next_step) == (0, False, 0)
-    observed("SIGTERM before the first step", screen.getvalue(), "SIGTERM: stopping before", NOTHING)
+    observed(
+        "SIGTERM before the first step", screen.getvalue(), "SIGTERM: stopping before", NOTHING
+    )
     assert not lines(save)
 
 
 def test_load_of_a_finished_run_says_so(place: Place, unbroken: Path, tmp_path: Path) -> None:
     screen = io.StringIO()
-    summary = train(settings(place, tmp_path / "run", load=unbroken), Console(file=screen, width=400))
+    summary = train(
+        settings(place, tmp_path / "run", load=unbroken), Console(file=screen, width=400)
+    )
     assert (summary.num_steps, summary.is_finished, summary.next_step) == (0, True, NUM_STEPS)
-    assert f"this run is finished: {NUM_STEPS} of {NUM_STEPS} steps are in {unbroken}" in screen.getvalue()
+    assert (
+        f"this run is finished: {NUM_STEPS} of {NUM_STEPS} steps are in {unbroken}"
+        in screen.getvalue()
+    )
 
 
 class SlowActor(TrainerActor):
@@ -250,7 +294,12 @@ def grow(file: Path) -> None:
     [
         (corrupt, 0, "cannot be read", "row group corrupt"),
         (Path.unlink, 3, "rows.parquet", "file gone while the run reads it"),
-        (grow, 3, "changed since its rows were counted", "file changed since its rows were counted"),
+        (
+            grow,
+            3,
+            "changed since its rows were counted",
+            "file changed since its rows were counted",
+        ),
     ],
 )
 def test_rows_that_cannot_be_read_end_the_run_by_name(
@@ -264,7 +313,8 @@ def test_rows_that_cannot_be_read_end_the_run_by_name(
 ) -> None:
     file, save = tmp_path / "rows.parquet", tmp_path / "run"
     messages = [
-        [{"role": "user", "content": f"what is {n}"}, {"role": "assistant", "content": "x" * 40}] for n in range(640)
+        [{"role": "user", "content": f"what is {n}"}, {"role": "assistant", "content": "x" * 40}]
+        for n in range(640)
     ]
     pq.write_table(pa.table({"messages": messages}), file, row_group_size=64)
     monkeypatch.setattr(group, "TrainerActor", SlowActor)
@@ -280,7 +330,9 @@ def test_rows_that_cannot_be_read_end_the_run_by_name(
     if not at_step:
         harm(file)
     else:
-        threading.Thread(target=lambda: (wait_until(lambda: len(lines(save)) >= at_step), harm(file))).start()
+        threading.Thread(
+            target=lambda: (wait_until(lambda: len(lines(save)) >= at_step), harm(file))
+        ).start()
     with pytest.raises(SourceError, match=r"rows\.parquet") as raised:
         train(config, quiet())
     assert marker in str(raised.value)
@@ -301,6 +353,8 @@ def test_the_page_of_faults_is_what_was_seen(request: pytest.FixtureRequest) -> 
         PAGE.write_text(page(), encoding="utf-8")
     collected = {item.path.name for item in request.session.items}
     if not {"test_disks.py", "test_faults.py", "test_nodes.py", "test_survival.py"} <= collected:
-        pytest.skip("it compares what all of test_disks, test_faults, test_nodes and test_survival saw")
+        pytest.skip(
+            "it compares what all of test_disks, test_faults, test_nodes and test_survival saw"
+        )
     assert SEEN.keys() == set(FAULTS)
     assert PAGE.read_text(encoding="utf-8") == page()

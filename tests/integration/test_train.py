@@ -36,7 +36,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("train")
     settings = demo_settings(made, batch_size=32, window_rows=384, num_epoch=1)
     (made / "settings.json").write_text(json.dumps(settings))
-    build_model(made / "tokenizer", made / "hf", hidden_size=64, ffn_hidden_size=128, num_layers=2, kv_channels=16)
+    build_model(
+        made / "tokenizer",
+        made / "hf",
+        hidden_size=64,
+        ffn_hidden_size=128,
+        num_layers=2,
+        kv_channels=16,
+    )
     hf_to_megatron(str(made / "hf"), str(made / "megatron"))
     return made
 
@@ -103,7 +110,9 @@ def test_a_run_evaluates_answers_keeps_the_best_and_exports(folder: Path, tmp_pa
     assert sorted(evaluated) == [2, 3, 4, 6, 7], "at checkpoints, at the interval, and at the end"
     best = min((2, 4, 6, 7), key=lambda done: evaluated[done])
     assert best in (2, 4), "the test wants a best one that is not among the newest"
-    kept = sorted(int(path.name.removeprefix("iter_")) for path in (tmp_path / "run").glob("iter_*"))
+    kept = sorted(
+        int(path.name.removeprefix("iter_")) for path in (tmp_path / "run").glob("iter_*")
+    )
     assert kept == [best, 6, 7]
     assert summary.checkpoint.endswith("iter_0000007")
     assert "evaluation: " in screen.getvalue()
@@ -121,11 +130,17 @@ def test_a_run_evaluates_answers_keeps_the_best_and_exports(folder: Path, tmp_pa
     assert 0 < held_out == sum(source["counts"]["held_out"] for source in ledger.values())
 
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "export")
-    answers = [json.loads(line) for line in (tmp_path / "run/eval_samples.jsonl").read_text().splitlines()]
-    assert [answer["step"] for answer in answers] == [done for done in sorted(evaluated) for _ in range(2)]
+    answers = [
+        json.loads(line) for line in (tmp_path / "run/eval_samples.jsonl").read_text().splitlines()
+    ]
+    assert [answer["step"] for answer in answers] == [
+        done for done in sorted(evaluated) for _ in range(2)
+    ]
     for said in answers[-2:]:
         prompt = tokenizer(said["prompt"], add_special_tokens=False, return_tensors="pt")
-        output = model.generate(**prompt, max_new_tokens=6, do_sample=False)[0][prompt["input_ids"].shape[1] :]
+        output = model.generate(**prompt, max_new_tokens=6, do_sample=False)[0][
+            prompt["input_ids"].shape[1] :
+        ]
         assert said["answer"] == tokenizer.decode(output)
         assert said["expected"].endswith("<|im_end|>")
         assert said["ended"] == said["answer"].endswith("<|im_end|>")
@@ -144,7 +159,9 @@ def test_a_run_evaluates_answers_keeps_the_best_and_exports(folder: Path, tmp_pa
     assert f"{ledger['chat']['counts']['held_out']} held out" in page
 
 
-def test_steps_that_are_not_finite_are_skipped_named_and_end_the_run(folder: Path, tmp_path: Path) -> None:
+def test_steps_that_are_not_finite_are_skipped_named_and_end_the_run(
+    folder: Path, tmp_path: Path
+) -> None:
     config = config_in(
         folder,
         tmp_path / "run",
@@ -153,12 +170,17 @@ def test_steps_that_are_not_finite_are_skipped_named_and_end_the_run(folder: Pat
         cluster=ClusterConfig(gpus_per_node=1),
     )
     out, screen = console()
-    with pytest.raises(DivergedError, match="3 steps in a row were skipped, more than --max-skipped-steps 2"):
+    with pytest.raises(
+        DivergedError, match="3 steps in a row were skipped, more than --max-skipped-steps 2"
+    ):
         train(config, out)
     skipped = [json.loads(line) for line in (tmp_path / "run" / SKIPPED).read_text().splitlines()]
     first = skipped[0]["step"]
     assert [entry["step"] for entry in skipped] == [first, first + 1, first + 2]
-    assert {entry["reason"] for entry in skipped} <= {"the loss is not finite", "the gradient is not finite"}
+    assert {entry["reason"] for entry in skipped} <= {
+        "the loss is not finite",
+        "the gradient is not finite",
+    }
     assert all(Path(row["file"]).exists() for entry in skipped for row in entry["rows"])
     assert all(0 < len(entry["rows"]) <= 32 for entry in skipped)
     assert f"step {first} skipped: " in screen.getvalue()
@@ -168,7 +190,9 @@ def test_steps_that_are_not_finite_are_skipped_named_and_end_the_run(folder: Pat
     assert lines[-1]["sft/skipped"] == skipped[1]["reason"]
 
 
-def test_a_place_for_the_export_that_is_refused_is_so_before_training(folder: Path, tmp_path: Path) -> None:
+def test_a_place_for_the_export_that_is_refused_is_so_before_training(
+    folder: Path, tmp_path: Path
+) -> None:
     config = config_in(folder, tmp_path / "run", save_hf="s3://key:secret@bucket/export")
     with pytest.raises(SourceError, match="the URL holds a password"):
         train(config, console()[0])
@@ -198,7 +222,9 @@ def test_behind_a_slow_trainer_the_queue_is_never_empty(
 
 
 def test_all_ports_of_a_run_are_on_localhost(folder: Path, tmp_path: Path) -> None:
-    (addresses, trained), _ = run("listening", {"folder": str(folder), "save": str(tmp_path / "run")})
+    (addresses, trained), _ = run(
+        "listening", {"folder": str(folder), "save": str(tmp_path / "run")}
+    )
     assert trained == 3
     assert len(addresses) > 5, "Ray's own, the trainers', and where they meet"
     assert {address.removeprefix("::ffff:") for address, _ in addresses} == {"127.0.0.1"}

@@ -36,9 +36,19 @@ def line(step: int, loss: float | None, **more: float | None) -> dict[str, Any]:
 PLAIN = [line(step, 2.0 - step / 4) for step in range(4)]
 EVALUATED = [
     line(0, None, **{"perf/mfu": 0.1}),
-    line(1, 1.75, **{"perf/mfu": 0.4, "eval/loss": 1.9, "eval/loss/chat": 1.8, "eval/loss/code": 2.0}),
-    line(2, 1.5, **{"perf/mfu": 0.5, "eval/loss": None, "eval/loss/chat": 1.7, "eval/loss/code": None}),
-    line(3, 1.25, **{"perf/mfu": 0.3, "eval/loss": 1.625, "eval/loss/chat": 1.5, "sft/skipped_steps": 1}),
+    line(
+        1, 1.75, **{"perf/mfu": 0.4, "eval/loss": 1.9, "eval/loss/chat": 1.8, "eval/loss/code": 2.0}
+    ),
+    line(
+        2,
+        1.5,
+        **{"perf/mfu": 0.5, "eval/loss": None, "eval/loss/chat": 1.7, "eval/loss/code": None},
+    ),
+    line(
+        3,
+        1.25,
+        **{"perf/mfu": 0.3, "eval/loss": 1.625, "eval/loss/chat": 1.5, "sft/skipped_steps": 1},
+    ),
 ]
 
 
@@ -49,14 +59,19 @@ def page_of(folder: Path, lines: list[dict[str, Any]]) -> str:
 
 def curves(lines: list[dict[str, Any]], panel: int) -> dict[str, list[tuple[float, float]]]:
     drawn = chart(lines).axes[panel].get_lines()
-    return {str(curve.get_label()): list(map(tuple, np.asarray(curve.get_xydata()).tolist())) for curve in drawn}
+    return {
+        str(curve.get_label()): list(map(tuple, np.asarray(curve.get_xydata()).tolist()))
+        for curve in drawn
+    }
 
 
 def test_the_numbers_on_top(tmp_path: Path) -> None:
     plain = page_of(tmp_path, PLAIN)
     assert "<b>2.000</b><span>loss, first step</span>" in plain
     assert "<b>1.250</b><span>loss, last step</span>" in plain
-    assert "<b>750</b><span>tokens per second</span>" in plain, "9,000 tokens in 3 + 4 + 5 s, after the first step"
+    assert "<b>750</b><span>tokens per second</span>" in plain, (
+        "9,000 tokens in 3 + 4 + 5 s, after the first step"
+    )
     for absent in ("evaluation</span>", "MFU</span>", "skipped steps</span>"):
         assert absent not in plain
 
@@ -84,7 +99,9 @@ def test_evaluations_are_curves_beside_the_loss() -> None:
 
 
 def test_a_folder_without_a_run_is_named(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match=r"metrics\.jsonl: no such file; expected the folder of a run"):
+    with pytest.raises(
+        SourceError, match=r"metrics\.jsonl: no such file; expected the folder of a run"
+    ):
         read_metrics(str(tmp_path))
     (tmp_path / "metrics.jsonl").write_text("")
     with pytest.raises(SourceError, match="no step was trained yet"):
@@ -111,9 +128,15 @@ def test_skipped_steps_are_named_with_their_rows(tmp_path: Path) -> None:
         ],
     )
     page = page_of(tmp_path, EVALUATED)
-    assert '<td>2</td><td>the loss is not finite</td><td class="text">row 10 of chat.jsonl</td>' in page
+    assert (
+        '<td>2</td><td>the loss is not finite</td><td class="text">row 10 of chat.jsonl</td>'
+        in page
+    )
     named = "\n".join(f"row {row} of chat.jsonl" for row in (10, 11, 12))
-    assert f'<td>3</td><td>the gradient is not finite</td><td class="text">{named}\nand 2 more</td>' in page
+    assert (
+        f'<td>3</td><td>the gradient is not finite</td><td class="text">{named}\nand 2 more</td>'
+        in page
+    )
 
 
 def test_starts_are_shown_where_there_was_more_than_one(tmp_path: Path) -> None:
@@ -121,13 +144,20 @@ def test_starts_are_shown_where_there_was_more_than_one(tmp_path: Path) -> None:
     first = {"start": 1, "reason": "new run", "first_step": 0, **begun}
     write_lines(tmp_path / attempts.FILE, [first])
     assert "Starts</h2>" not in page_of(tmp_path, PLAIN)
-    killed = {"start": 2, "reason": "the same command again, after SIGTERM", "first_step": 137, **begun}
+    killed = {
+        "start": 2,
+        "reason": "the same command again, after SIGTERM",
+        "first_step": 137,
+        **begun,
+    }
     last = {"start": 3, "reason": "it was killed", "first_step": 1200, **begun}
     write_lines(tmp_path / attempts.FILE, [first, {"end": 1, "how": "SIGTERM"}, killed, last])
     page = page_of(tmp_path, PLAIN)
     row = '<td class="text">the same command again, after SIGTERM</td><td class="text">killed</td>'
     assert f"<td>2026-11-25 08:00:12Z</td><td>137</td><td>8</td>{row}" in page
-    assert '<td>1,200</td><td>8</td><td class="text">it was killed</td><td class="text"></td>' in page
+    assert (
+        '<td>1,200</td><td>8</td><td class="text">it was killed</td><td class="text"></td>' in page
+    )
 
 
 def test_the_last_evaluations_answers_are_shown_and_escaped(tmp_path: Path) -> None:

@@ -61,7 +61,9 @@ texts_ = st.lists(pieces | st.text(max_size=4), max_size=8).map("".join)
 
 def split_by(pattern: str, behavior: str = "isolated", **options: Any) -> Any:
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    return pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(pattern), behavior, **options), byte_level])
+    return pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(Regex(pattern), behavior, **options), byte_level]
+    )
 
 
 def small(pattern: str | None = QWEN, added: Sequence[str] = ADDED, **special: Any) -> Tokenizer:
@@ -71,7 +73,10 @@ def small(pattern: str | None = QWEN, added: Sequence[str] = ADDED, **special: A
     whole = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     tokenizer.pre_tokenizer = whole if pattern is None else split_by(pattern)
     trainer = trainers.BpeTrainer(
-        vocab_size=400, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False, **special
+        vocab_size=400,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+        **special,
     )
     tokenizer.train_from_iterator(CORPUS * 6, trainer)
     tokenizer.add_tokens([AddedToken(token, normalized=False) for token in added])
@@ -85,7 +90,9 @@ def changed(tokenizer: Tokenizer, change: Callable[[dict[str, Any]], object]) ->
     return Tokenizer.from_str(json.dumps(fields))
 
 
-def require_same(tokenizer: Tokenizer, encoder: TextEncoder, text: str, points: Sequence[int] | None = None) -> None:
+def require_same(
+    tokenizer: Tokenizer, encoder: TextEncoder, text: str, points: Sequence[int] | None = None
+) -> None:
     points = range(len(text) + 1) if points is None else points
     encoding = tokenizer.encode(text, add_special_tokens=False)
     ids, first, straddled = encoder.encode_at(text, points)

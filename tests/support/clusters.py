@@ -32,7 +32,14 @@ import ray
 import xxhash
 from rich.console import Console
 
-from miles.data.config import DataConfig, EncodeConfig, OrderConfig, PackConfig, SourceConfig, StreamConfig
+from miles.data.config import (
+    DataConfig,
+    EncodeConfig,
+    OrderConfig,
+    PackConfig,
+    SourceConfig,
+    StreamConfig,
+)
 from miles.data.files.manifest import build_manifest
 from miles.data.packing.shards import unpack
 from miles.data.stream import feed as feed_module
@@ -59,7 +66,14 @@ def demo_settings(folder: Path, **order: Any) -> dict[str, Any]:
     build_tokenizer(rows.texts(), folder / "tokenizer")
     return {
         "sources": {name: str(file) for name, file in files.items()},
-        "order": {"batch_size": 64, "shuffle": True, "seed": 3, "window_rows": 384, "num_epoch": 2, **order},
+        "order": {
+            "batch_size": 64,
+            "shuffle": True,
+            "seed": 3,
+            "window_rows": 384,
+            "num_epoch": 2,
+            **order,
+        },
         "encode": {"tokenizer": str(folder / "tokenizer"), "max_sample_tokens": 256},
         "pack": {"dp_size": 2, "max_tokens_per_gpu": 512},
         "stream": {},
@@ -82,7 +96,12 @@ def delivered(ranks: Iterable[Iterable[MicroBatch]]) -> str:
     for batch in (batch for rank in ranks for batch in rank):
         for number, row_id in enumerate(batch.row_ids.tolist()):
             part = slice(batch.cu_seqlens[number], batch.cu_seqlens[number + 1])
-            arrays = (batch.input_ids[part], batch.labels[part], batch.position_ids[part], batch.loss_mask[part])
+            arrays = (
+                batch.input_ids[part],
+                batch.labels[part],
+                batch.position_ids[part],
+                batch.loss_mask[part],
+            )
             if row_id >= 0:
                 samples.append((row_id, *(array.tobytes() for array in arrays)))
     digest = xxhash.xxh64()
@@ -101,7 +120,9 @@ def local(config: DataConfig, start_row: int = 0) -> list[Step]:
     return list(stages.local_steps(build_manifest(config.sources), config, start_row))
 
 
-def follow(feed: Feed, config: DataConfig, num_steps: int | None = None) -> Iterator[tuple[StepReport, str]]:
+def follow(
+    feed: Feed, config: DataConfig, num_steps: int | None = None
+) -> Iterator[tuple[StepReport, str]]:
     """Reads a feed as its trainers do, all ranks in this process, and commits each step: report, and digest.
 
     Args:
@@ -119,7 +140,9 @@ def follow(feed: Feed, config: DataConfig, num_steps: int | None = None) -> Iter
 
 @contextlib.contextmanager
 def opened(config: DataConfig, run_dir: str, cursor: Cursor | None = None) -> Iterator[Feed]:
-    feed = Feed.open(config, cursor=cursor, cursor_path="there", num_ranks=config.pack.dp_size, run_dir=run_dir)
+    feed = Feed.open(
+        config, cursor=cursor, cursor_path="there", num_ranks=config.pack.dp_size, run_dir=run_dir
+    )
     try:
         yield feed
     finally:
@@ -202,7 +225,9 @@ def stream(config: Any, num_cpus: int, layouts: Sequence[Any]) -> list[list[Seen
         for layout in layouts:
             made = config_of({**config, **layout})
             dataset = pipeline.build(build_manifest(made.sources), made)
-            results.append([seen(step) for block in pipeline.blocks(dataset) for step in unpack(block)])
+            results.append(
+                [seen(step) for block in pipeline.blocks(dataset) for step in unpack(block)]
+            )
     return results
 
 
@@ -242,8 +267,16 @@ def scraped(config: Any, run_dir: str, seconds_a_step: float) -> dict[str, Any]:
     def scrape() -> None:
         while not over.wait(0.1):
             with contextlib.suppress(OSError):
-                page = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5).read().decode()
-                lines = [line for line in page.splitlines() if line.startswith("ray_miles_data_prefetch_queue_depth{")]
+                page = (
+                    urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5)
+                    .read()
+                    .decode()
+                )
+                lines = [
+                    line
+                    for line in page.splitlines()
+                    if line.startswith("ray_miles_data_prefetch_queue_depth{")
+                ]
                 values.extend(float(line.rpartition(" ")[2]) for line in lines)
 
     with own_ray(2, _metrics_export_port=port, _system_config={"metrics_report_interval_ms": 300}):
@@ -277,7 +310,9 @@ def listening(folder: str, save: str) -> tuple[list[tuple[str, int]], int]:
             for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
                 with contextlib.suppress(psutil.Error):
                     open_ones = process.net_connections("tcp")
-                    addresses.update(tuple(one.laddr) for one in open_ones if one.status == psutil.CONN_LISTEN)
+                    addresses.update(
+                        tuple(one.laddr) for one in open_ones if one.status == psutil.CONN_LISTEN
+                    )
 
     thread = threading.Thread(target=look)
     thread.start()
@@ -314,10 +349,17 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-SCENARIOS = {scenario.__name__: scenario for scenario in (stream, attacked, consumed, scraped, listening)}
+SCENARIOS = {
+    scenario.__name__: scenario for scenario in (stream, attacked, consumed, scraped, listening)
+}
 
 
-def run(name: str, arguments: Mapping[str, Any], env: Mapping[str, str] | None = None, limit: float = 240) -> Any:
+def run(
+    name: str,
+    arguments: Mapping[str, Any],
+    env: Mapping[str, str] | None = None,
+    limit: float = 240,
+) -> Any:
     """Runs a scenario in a process of its own.
 
     Args:
@@ -352,5 +394,11 @@ def main() -> None:
     Path(answer).write_text(json.dumps(SCENARIOS[name](**json.loads(arguments))))
 
 
-def with_layout(config: DataConfig, dp_size: int, max_tokens_per_gpu: int = 512, **stream: Any) -> DataConfig:
-    return replace(config, pack=PackConfig(dp_size, max_tokens_per_gpu), stream=replace(config.stream, **stream))
+def with_layout(
+    config: DataConfig, dp_size: int, max_tokens_per_gpu: int = 512, **stream: Any
+) -> DataConfig:
+    return replace(
+        config,
+        pack=PackConfig(dp_size, max_tokens_per_gpu),
+        stream=replace(config.stream, **stream),
+    )

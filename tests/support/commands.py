@@ -59,12 +59,19 @@ class Place:
         for name, value in flags.items():
             values = value if isinstance(value, list) else [value]
             if value is not None:
-                words += [f"--{name.replace('_', '-')}", *([] if value is True else map(str, values))]
+                words += [
+                    f"--{name.replace('_', '-')}",
+                    *([] if value is True else map(str, values)),
+                ]
         return words
 
     @contextlib.contextmanager
-    def command(self, save: str | Path, env: Mapping[str, str] | None = None, **more: Any) -> Iterator[Command]:
-        command = Command(self.words(save, **more), self.folder / f"out-{time.time_ns()}", env or {})
+    def command(
+        self, save: str | Path, env: Mapping[str, str] | None = None, **more: Any
+    ) -> Iterator[Command]:
+        command = Command(
+            self.words(save, **more), self.folder / f"out-{time.time_ns()}", env or {}
+        )
         try:
             yield command
         finally:
@@ -98,7 +105,9 @@ class Command:
 
         def found() -> list[psutil.Process]:  # what they have forked is called the same
             family = self.family(name)
-            return [process for process in family if process.ppid() not in {one.pid for one in family}]
+            return [
+                process for process in family if process.ppid() not in {one.pid for one in family}
+            ]
 
         self.until(lambda: bool(found()))
         found()[-1].send_signal(signal.SIGKILL)
@@ -141,7 +150,13 @@ def tracked(save: Path) -> int:
 def numbers(save: Path) -> list[tuple[Any, ...]]:
     """What must be the same in every run over the same data, by step."""
     return [
-        (line["step"], line["data/step_fingerprint"], line["sft/loss"], line["sft/grad_norm"], line["sft/tokens_seen"])
+        (
+            line["step"],
+            line["data/step_fingerprint"],
+            line["sft/loss"],
+            line["sft/grad_norm"],
+            line["sft/tokens_seen"],
+        )
         for line in lines(save)
     ]
 
@@ -160,14 +175,18 @@ def require_same(save: Path, other: Path) -> None:
     assert numbers(save) == numbers(other)
     assert [line["step"] for line in lines(save)] == list(range(NUM_STEPS))
     assert weights(save / "export") == weights(other / "export")
-    assert json.loads((save / "ledger.json").read_text()) == json.loads((other / "ledger.json").read_text())
+    assert json.loads((save / "ledger.json").read_text()) == json.loads(
+        (other / "ledger.json").read_text()
+    )
 
 
 @contextlib.contextmanager
 def small_disk(folder: Path, options: str) -> Iterator[Path]:
     """A filesystem of its own, of so many bytes or files (options of tmpfs)."""
     folder.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)], capture_output=True).returncode:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)], capture_output=True
+    ).returncode:
         pytest.skip("this user may not mount a tmpfs")
     try:
         yield folder

@@ -75,7 +75,9 @@ def plain(line: str) -> str:
     line = re.sub(r"\S*/\S*/(?=\S)", "…/", line.strip())
     line = re.sub(r"(died during )'\w+': .*", r"\1…", line)
     line = re.sub(r"(the data stream failed: \w+): .*(; step)", r"\1 …\2", line)
-    line = re.sub(r"between row .* and row .*", "between row N of … and row N of …", line)  # of which step, varies
+    line = re.sub(
+        r"between row .* and row .*", "between row N of … and row N of …", line
+    )  # of which step, varies
     line = re.sub(r"(the data stream failed: )(?!.*; step).*", r"\1…", line)
     line = re.sub(r" of [^ ,]+, (?=\S+ MB are free)", " of …, ", line)  # the machine
     line = re.sub(r"\d+(,\d{3})*(\.\d+)?", "N", line)
@@ -83,4 +85,6 @@ def plain(line: str) -> str:
 
 
 def page() -> str:
-    return HEAD + "".join(f"| {fault} | {SEEN[fault][0]} | {SEEN[fault][1]} |\n" for fault in FAULTS)
+    return HEAD + "".join(
+        f"| {fault} | {SEEN[fault][0]} | {SEEN[fault][1]} |\n" for fault in FAULTS
+    )

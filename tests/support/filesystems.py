@@ -114,7 +114,9 @@ class Counting(_Shared):
     protocol = "counting"
     ranges: ClassVar[list[tuple[str, int, int]]] = []
 
-    def cat_file(self, path: str, start: int | None = None, end: int | None = None, **kwargs: Any) -> bytes:
+    def cat_file(
+        self, path: str, start: int | None = None, end: int | None = None, **kwargs: Any
+    ) -> bytes:
         content: bytes = super().cat_file(path, start, end)
         self.ranges.append((self._strip_protocol(path), start or 0, (start or 0) + len(content)))
         return content
@@ -141,7 +143,9 @@ class Slow(_Shared):
         self._wait()
         return super().info(path, **kwargs)
 
-    def cat_file(self, path: str, start: int | None = None, end: int | None = None, **kwargs: Any) -> bytes:
+    def cat_file(
+        self, path: str, start: int | None = None, end: int | None = None, **kwargs: Any
+    ) -> bytes:
         self._wait()
         content: bytes = super().cat_file(path, start, end)
         return content

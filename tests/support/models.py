@@ -54,8 +54,12 @@ def make_hf(
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    of_family = {"qwen3_moe": EXPERTS, "llama": {"rope_parameters": LLAMA3_ROPE}}.get(model_type, {})
-    config = AutoConfig.for_model(model_type, vocab_size=vocab_size, tie_word_embeddings=tied, **SIZES, **of_family)
+    of_family = {"qwen3_moe": EXPERTS, "llama": {"rope_parameters": LLAMA3_ROPE}}.get(
+        model_type, {}
+    )
+    config = AutoConfig.for_model(
+        model_type, vocab_size=vocab_size, tie_word_embeddings=tied, **SIZES, **of_family
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config, dtype=dtype)

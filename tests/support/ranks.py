@@ -30,7 +30,10 @@ NUM_SOURCES = 2
 
 
 def batch(
-    step: int, layout: Layout, lengths: Sequence[int] = (40, 3, 25, 9, 31, 17, 2), max_tokens: int = 64
+    step: int,
+    layout: Layout,
+    lengths: Sequence[int] = (40, 3, 25, 9, 31, 17, 2),
+    max_tokens: int = 64,
 ) -> tuple[StepReport, list[tuple[MicroBatch, ...]]]:
     """The same samples for every layout, very unequal in what is trained; micro-batches for each data rank."""
     rng = np.random.default_rng(step)
@@ -40,7 +43,9 @@ def batch(
 
     def build(indices: list[int]) -> MicroBatch:
         if not indices:
-            return micro_batch(np.zeros(0, np.int32), np.zeros(0, np.uint8), [], np.zeros(0, np.int64), sources[:0])
+            return micro_batch(
+                np.zeros(0, np.int32), np.zeros(0, np.uint8), [], np.zeros(0, np.int64), sources[:0]
+            )
         return micro_batch(
             np.concatenate([samples[i] for i in indices]),
             np.concatenate([masks[i] for i in indices]),
@@ -54,7 +59,21 @@ def batch(
     ranks = [tuple(build(indices) for indices in rank) for rank in packed]
     trained = int(sum(one.loss_mask.sum() for rank in ranks for one in rank))
     report = StepReport(
-        step, 0.0, 0, len(lengths), len(lengths), sum(lengths), trained, 0, "", 1.0, 1.0, (4, 3), (0, 0), (0, 0), ()
+        step,
+        0.0,
+        0,
+        len(lengths),
+        len(lengths),
+        sum(lengths),
+        trained,
+        0,
+        "",
+        1.0,
+        1.0,
+        (4, 3),
+        (0, 0),
+        (0, 0),
+        (),
     )
     return report, ranks
 
@@ -96,7 +115,15 @@ def run_ranks(function: Callable[..., Any], layout: Layout, *arguments: Any) -> 
             Path(folder, f"{rank}.job").write_bytes(pickle.dumps(job))
             processes.append(
                 subprocess.Popen(
-                    [sys.executable, "-W", "ignore", "-m", "tests.support.ranks", folder, str(rank)],
+                    [
+                        sys.executable,
+                        "-W",
+                        "ignore",
+                        "-m",
+                        "tests.support.ranks",
+                        folder,
+                        str(rank),
+                    ],
                     env={**os.environ, "TORCHDYNAMO_DISABLE": "1"},
                     cwd=Path(__file__).parents[2],
                 )
@@ -107,14 +134,19 @@ def run_ranks(function: Callable[..., Any], layout: Layout, *arguments: Any) -> 
             for process in processes:
                 process.kill()
         assert codes == [0] * layout.world_size, f"exit codes of the ranks: {codes}"
-        return [pickle.loads(Path(folder, f"{rank}.result").read_bytes()) for rank in range(layout.world_size)]
+        return [
+            pickle.loads(Path(folder, f"{rank}.result").read_bytes())
+            for rank in range(layout.world_size)
+        ]
 
 
 def _main(folder: str, rank: str) -> None:
     import importlib
 
     module, name, layout, number, arguments = pickle.loads(Path(folder, f"{rank}.job").read_bytes())
-    result = getattr(importlib.import_module(module), name)(layout, number, Path(folder, "meeting"), *arguments)
+    result = getattr(importlib.import_module(module), name)(
+        layout, number, Path(folder, "meeting"), *arguments
+    )
     Path(folder, f"{rank}.result").write_bytes(pickle.dumps(result))
     # torch 2.13: gloo's threads, still running where Python ends, now and then abort the process (`terminate called
     # without an active exception`). The result is there; the rank leaves without that.

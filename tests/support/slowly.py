@@ -20,7 +20,9 @@ def slowed(function: Any) -> Any:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background ignores it
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # what a shell starts in the background ignores it
     hf_to_megatron._make = slowed(hf_to_megatron._make)
     megatron_to_hf.tensors_of = slowed(megatron_to_hf.tensors_of)
     sys.exit(cli.main())

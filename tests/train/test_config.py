@@ -6,7 +6,13 @@ import pytest
 
 from miles.data.config import DataConfig, EncodeConfig, OrderConfig, PackConfig, SourceConfig
 from miles.errors import ConfigError
-from miles.train.config import ClusterConfig, OptimizerSettings, RecomputeConfig, TrainConfig, check_schedule
+from miles.train.config import (
+    ClusterConfig,
+    OptimizerSettings,
+    RecomputeConfig,
+    TrainConfig,
+    check_schedule,
+)
 
 
 @pytest.mark.parametrize(
@@ -37,7 +43,9 @@ def test_a_warm_up_may_be_a_share_of_the_run() -> None:
 
 
 def test_the_data_is_packed_for_the_ranks_that_there_are() -> None:
-    data = DataConfig((SourceConfig("a", ("a.jsonl",)),), OrderConfig(), EncodeConfig("t"), PackConfig(dp_size=4))
+    data = DataConfig(
+        (SourceConfig("a", ("a.jsonl",)),), OrderConfig(), EncodeConfig("t"), PackConfig(dp_size=4)
+    )
     cluster = ClusterConfig(gpus_per_node=4, tensor=2)
     with pytest.raises(ConfigError, match="packed for 4 data-parallel ranks, but the layout has 2"):
         TrainConfig("hf", "megatron", "save", data, cluster=cluster)

@@ -48,7 +48,10 @@ class Parameter:
 
     def stack(self, shape: ModelShape) -> tuple[int, ...]:
         """Sizes of the leading axes."""
-        return tuple({"layer": shape.num_layers, "expert": shape.num_experts or 0}[axis] for axis in self.stacked_by)
+        return tuple(
+            {"layer": shape.num_layers, "expert": shape.num_experts or 0}[axis]
+            for axis in self.stacked_by
+        )
 
     def hf_names(self, place: tuple[int, ...]) -> list[str]:
         """The Hugging Face tensors of one place in the leading axes."""

@@ -28,7 +28,11 @@ def shape(
     """
     config.require(
         ("hidden_act", config.get("hidden_act", "silu"), "silu"),
-        ("attention_bias", config.get("attention_bias", False), False),  # Qwen2's own bias is not called so
+        (
+            "attention_bias",
+            config.get("attention_bias", False),
+            False,
+        ),  # Qwen2's own bias is not called so
         ("mlp_bias", config.get("mlp_bias", False), False),
         ("use_sliding_window", config.get("use_sliding_window", False), False),
         *(() if rope_scaling_factor else (("rope type", config.rope_type, "default"),)),
@@ -58,13 +62,22 @@ def ends(shape: ModelShape) -> tuple[Parameter, ...]:
     embedding = ((shape.vocab_size, shape.hidden_size),)
     both = (
         Parameter(
-            "embedding.word_embeddings.weight", ("model.embed_tokens.weight",), embedding, plain, is_vocabulary=True
+            "embedding.word_embeddings.weight",
+            ("model.embed_tokens.weight",),
+            embedding,
+            plain,
+            is_vocabulary=True,
         ),
-        Parameter("decoder.final_layernorm.weight", ("model.norm.weight",), ((shape.hidden_size,),), plain),
+        Parameter(
+            "decoder.final_layernorm.weight", ("model.norm.weight",), ((shape.hidden_size,),), plain
+        ),
     )
     if shape.tied_embeddings:
         return both
-    return (*both, Parameter("output_layer.weight", ("lm_head.weight",), embedding, plain, is_vocabulary=True))
+    return (
+        *both,
+        Parameter("output_layer.weight", ("lm_head.weight",), embedding, plain, is_vocabulary=True),
+    )
 
 
 def attention(shape: ModelShape) -> tuple[Parameter, ...]:
@@ -133,7 +146,10 @@ def mlp_norm(shape: ModelShape) -> Parameter:
 
 def mlp(shape: ModelShape) -> tuple[Parameter, ...]:
     """Of each layer: norm, gate and up projection, down projection."""
-    return (mlp_norm(shape), *_gated(f"{_LAYERS}.mlp", _MLP, shape.hidden_size, shape.ffn_hidden_size, LAYER))
+    return (
+        mlp_norm(shape),
+        *_gated(f"{_LAYERS}.mlp", _MLP, shape.hidden_size, shape.ffn_hidden_size, LAYER),
+    )
 
 
 def experts(shape: ModelShape) -> tuple[Parameter, ...]:
@@ -147,11 +163,19 @@ def experts(shape: ModelShape) -> tuple[Parameter, ...]:
         LAYER,
     )
     expert = f"{_MLP}.experts.{{expert}}"
-    of_experts = _gated(f"{_LAYERS}.mlp.experts.experts", expert, shape.hidden_size, shape.moe_ffn_hidden_size, EXPERT)
+    of_experts = _gated(
+        f"{_LAYERS}.mlp.experts.experts",
+        expert,
+        shape.hidden_size,
+        shape.moe_ffn_hidden_size,
+        EXPERT,
+    )
     return (mlp_norm(shape), router, *of_experts)
 
 
-def _gated(megatron: str, hf: str, hidden: int, ffn: int, stacked_by: tuple[str, ...]) -> tuple[Parameter, Parameter]:
+def _gated(
+    megatron: str, hf: str, hidden: int, ffn: int, stacked_by: tuple[str, ...]
+) -> tuple[Parameter, Parameter]:
     return (
         Parameter(
             f"{megatron}.linear_fc1.weight",
@@ -160,5 +184,11 @@ def _gated(megatron: str, hf: str, hidden: int, ffn: int, stacked_by: tuple[str,
             gate_up,
             stacked_by,
         ),
-        Parameter(f"{megatron}.linear_fc2.weight", (f"{hf}.down_proj.weight",), ((hidden, ffn),), plain, stacked_by),
+        Parameter(
+            f"{megatron}.linear_fc2.weight",
+            (f"{hf}.down_proj.weight",),
+            ((hidden, ffn),),
+            plain,
+            stacked_by,
+        ),
     )

@@ -17,7 +17,9 @@ def shape(config: HfConfig) -> ModelShape:
     if config.rope_type != "llama3":
         return _decoder.shape(config)
     rope = config.rope
-    config.require(*((f"rope {name}", float(rope.get(name, value)), value) for name, value in ROPE.items()))
+    config.require(
+        *((f"rope {name}", float(rope.get(name, value)), value) for name, value in ROPE.items())
+    )
     return _decoder.shape(config, rope_scaling_factor=float(rope["factor"]))
 
 

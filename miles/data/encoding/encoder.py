@@ -82,8 +82,12 @@ class Encoder:
         tokens = self._text_tokens.encode_all(
             [row.text for row in rendered], [self._edges(row.spans) for row in rendered]
         )
-        encoded = iter([or_rejected(self._mark, row, made) for row, made in zip(rendered, tokens, strict=True)])
-        return [next(encoded) if isinstance(outcome, _Rendered) else outcome for outcome in outcomes]
+        encoded = iter(
+            [or_rejected(self._mark, row, made) for row, made in zip(rendered, tokens, strict=True)]
+        )
+        return [
+            next(encoded) if isinstance(outcome, _Rendered) else outcome for outcome in outcomes
+        ]
 
     def _begin(self, conversation: Conversation) -> Encoded | _Rendered:
         """Renders a conversation; what does not go the usual way is encoded at once."""
@@ -93,7 +97,10 @@ class Encoder:
         if True not in trained:
             raise RowRejected("nothing_to_train", "no assistant turn is trained")
         if not self.certificate.accepts_tools and _calls_tools(conversation):
-            raise RowRejected("unlocatable_turn", "tool calls, for which this chat template could not be certified")
+            raise RowRejected(
+                "unlocatable_turn",
+                "tool calls, for which this chat template could not be certified",
+            )
         if self.config.special_text != "allow" and self._spells_control(conversation):
             return self._escaped(conversation, trained)
         row = _Rendered(*self._renderer.render(conversation.messages, conversation.tools), trained)
@@ -131,7 +138,9 @@ class Encoder:
             begin, last = first[2 * turn], first[2 * turn + 1]
             end = last + len(terminator)
             if straddled[2 * turn + 1] or ids[last:end].tolist() != terminator:
-                raise RowRejected("unlocatable_turn", f"assistant turn {turn} does not end in tokens of its own")
+                raise RowRejected(
+                    "unlocatable_turn", f"assistant turn {turn} does not end in tokens of its own"
+                )
             if is_trained:
                 assert 0 < begin <= last, (begin, last)
                 loss_mask[begin:end] = 1
@@ -153,7 +162,9 @@ class Encoder:
     def _require_short(self, text: str) -> None:
         """Drops by its length alone what would cost minutes to encode for nothing."""
         limit = self.config.max_sample_tokens
-        if self.config.too_long != "truncate_end" and self._text_tokens.is_surely_longer(text, limit):
+        if self.config.too_long != "truncate_end" and self._text_tokens.is_surely_longer(
+            text, limit
+        ):
             raise RowRejected("too_long", f"{len(text)} characters, at most {limit} tokens")
 
     def _encode_text(self, text: str) -> Encoded:
@@ -170,7 +181,9 @@ class Encoder:
         loss_mask = np.ones(len(ids), np.uint8)
         loss_mask[: len(before)] = 0
         if len(ids) < 2:  # no position has a label
-            raise RowRejected("nothing_to_train", f"{len(ids)} tokens, and the first has none before it")
+            raise RowRejected(
+                "nothing_to_train", f"{len(ids)} tokens, and the first has none before it"
+            )
         return self._finish(ids, loss_mask)
 
     def _spells_control(self, conversation: Conversation) -> bool:
@@ -188,8 +201,13 @@ class Encoder:
         return False
 
     def _escaped(self, conversation: Conversation, trained: Sequence[bool]) -> Encoded:
-        messages, tools = list(conversation.messages), conversation.tools and list(conversation.tools)
-        row = _Rendered(*self._renderer.render(self._escaper.mark(messages), self._escaper.mark(tools)), trained)
+        messages, tools = (
+            list(conversation.messages),
+            conversation.tools and list(conversation.tools),
+        )
+        row = _Rendered(
+            *self._renderer.render(self._escaper.mark(messages), self._escaper.mark(tools)), trained
+        )
         self._require_short(row.text)
         tokens = self._escaper.encode_at(row.text, self._edges(row.spans))
         try:
@@ -202,9 +220,13 @@ class Encoder:
                 **self.config.template_kwargs,
             )
         except ValueError as error:  # a token that plain text makes, too
-            raise RowRejected("special_text", "a control token that cannot be written as ordinary text") from error
+            raise RowRejected(
+                "special_text", "a control token that cannot be written as ordinary text"
+            ) from error
         if tokens.ids.tolist() != list(served):
-            raise RowRejected("special_text", "control tokens that transformers escapes in another way")
+            raise RowRejected(
+                "special_text", "control tokens that transformers escapes in another way"
+            )
         return self._mark(row, tokens)
 
     @cached_property
@@ -234,7 +256,13 @@ class Encoder:
 
     @cached_property
     def _special_text(self) -> re.Pattern[str]:
-        return any_of([token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special])
+        return any_of(
+            [
+                token.content
+                for token in self.tokenizer.added_tokens_decoder.values()
+                if token.special
+            ]
+        )
 
 
 class _Rendered(NamedTuple):
@@ -257,7 +285,10 @@ def or_rejected(step: Callable[..., _T], *arguments: Any) -> _T | RowRejected:
 
 
 def _calls_tools(conversation: Conversation) -> bool:
-    return any(message.get("tool_calls") or message.get("role") == "tool" for message in conversation.messages)
+    return any(
+        message.get("tool_calls") or message.get("role") == "tool"
+        for message in conversation.messages
+    )
 
 
 def encode(
@@ -309,12 +340,16 @@ def encode(
     )
     said = tuple(flags) if flags is not None else (None,) * len(messages)
     if len(said) != len(messages):
-        raise ConfigError(f"flags has {len(said)} entries for {len(messages)} messages; give one for each")
+        raise ConfigError(
+            f"flags has {len(said)} entries for {len(messages)} messages; give one for each"
+        )
     conversation = Conversation(tuple(messages), None if tools is None else tuple(tools), said)
     return _encoder_of(tokenizer, config).encode(conversation)
 
 
-_encoders: weakref.WeakKeyDictionary[PreTrainedTokenizerBase, dict[str, Encoder]] = weakref.WeakKeyDictionary()
+_encoders: weakref.WeakKeyDictionary[PreTrainedTokenizerBase, dict[str, Encoder]] = (
+    weakref.WeakKeyDictionary()
+)
 
 
 def _encoder_of(tokenizer: PreTrainedTokenizerBase, config: EncodeConfig) -> Encoder:

@@ -23,7 +23,10 @@ from miles.data.types import RowRejected
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_BEGIN, _END = "\U000f0000", "\U000f0001"  # transformers' own, so that a template meets the same text
+_BEGIN, _END = (
+    "\U000f0000",
+    "\U000f0001",
+)  # transformers' own, so that a template meets the same text
 
 
 class Escaper:
@@ -32,14 +35,20 @@ class Escaper:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, text_tokens: TextEncoder) -> None:
         self._backend = text_tokens.backend
         added = list(tokenizer.added_tokens_decoder.values())
-        self._id_of = {token.content: number for number, token in tokenizer.added_tokens_decoder.items()}
+        self._id_of = {
+            token.content: number for number, token in tokenizer.added_tokens_decoder.items()
+        }
         named = tokenizer.chat_control_tokens
         written = "\0".join(literals(str(tokenizer.chat_template)))
         control = [
             token.content
             for token in added
             if token.special
-            or (token.content in named if named is not None else token.content in written and token.content.strip())
+            or (
+                token.content in named
+                if named is not None
+                else token.content in written and token.content.strip()
+            )
         ]
         self._control = any_of(control)
         self._marks = re.compile(
@@ -88,7 +97,9 @@ class Escaper:
             position = end
         return Tokens(np.array(ids, np.int32), first, straddled)
 
-    def _with_added_tokens(self, piece: str, *, is_first: bool) -> tuple[list[int], list[tuple[int, int]]]:
+    def _with_added_tokens(
+        self, piece: str, *, is_first: bool
+    ) -> tuple[list[int], list[tuple[int, int]]]:
         """Ids and characters of a piece; behind a newline, as in transformers, so that it is not a text's start."""
         if not piece:
             return [], []
@@ -97,14 +108,21 @@ class Escaper:
         encoding = encode_by(self._backend, before + piece)
         if encoding.ids[: len(newline)] != newline:
             encoding, newline, before = encode_by(self._backend, piece), [], ""
-        offsets = [(begin - len(before), end - len(before)) for begin, end in encoding.offsets[len(newline) :]]
+        offsets = [
+            (begin - len(before), end - len(before))
+            for begin, end in encoding.offsets[len(newline) :]
+        ]
         return encoding.ids[len(newline) :], offsets
 
     def _without_added_tokens(self, piece: str) -> list[int]:
         newline, behind = encode_by(self._backend, "\n").ids, self._model_ids("\n" + piece)
-        ids = behind[len(newline) :] if behind[: len(newline)] == newline else self._model_ids(piece)
+        ids = (
+            behind[len(newline) :] if behind[: len(newline)] == newline else self._model_ids(piece)
+        )
         if self._id_of[piece] in ids:
-            raise RowRejected("special_text", "a control token that cannot be written as ordinary text")
+            raise RowRejected(
+                "special_text", "a control token that cannot be written as ordinary text"
+            )
         return ids
 
     def _model_ids(self, text: str) -> list[int]:

@@ -25,7 +25,9 @@ INDEX_VERSION = 1
 CACHE_VARIABLE = "MILES_CACHE"
 
 
-def extents(url: str, compression: str | None, size_bytes: int, stamp: str) -> tuple[str, list[Extent]]:
+def extents(
+    url: str, compression: str | None, size_bytes: int, stamp: str
+) -> tuple[str, list[Extent]]:
     """What `scan.scan` finds, of this file now or when it was scanned before.
 
     Args:
@@ -60,7 +62,10 @@ def _load(url: str, of_file: dict[str, Any]) -> tuple[str, list[Extent]] | None:
     # A cache is not worth an error, whatever is wrong with it, nor a wait.
     try:
         entry = json.loads(storage.read_text(_place(url), max_tries=1))
-        if any(entry[key] != value for key, value in of_file.items()) or entry["format"] not in ("json", "jsonl"):
+        if any(entry[key] != value for key, value in of_file.items()) or entry["format"] not in (
+            "json",
+            "jsonl",
+        ):
             return None
         found = [(int(rows), int(offset), int(length)) for rows, offset, length in entry["extents"]]
     except Exception:

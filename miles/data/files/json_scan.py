@@ -98,7 +98,11 @@ def read_chunks(url: str, compression: str | None) -> Iterator[bytes]:
     if compression == "zstd":
         yield from _zstd_chunks(io.BufferedReader(raw, BUFFER_BYTES))
         return
-    stream = gzip.GzipFile(fileobj=io.BufferedReader(raw, BUFFER_BYTES)) if compression == "gzip" else raw
+    stream = (
+        gzip.GzipFile(fileobj=io.BufferedReader(raw, BUFFER_BYTES))
+        if compression == "gzip"
+        else raw
+    )
     while chunk := stream.read(BUFFER_BYTES):
         yield chunk
 
@@ -213,7 +217,9 @@ def _array_elements(url: str, chunks: Iterator[bytes], start: int) -> Iterator[t
             except RecursionError as error:
                 raise broken(base + at, "nested too deeply") from error
             except json.JSONDecodeError as error:
-                was_cut = error.msg.startswith("Unterminated") or error.pos >= len(text) - _CUT_TOKEN
+                was_cut = (
+                    error.msg.startswith("Unterminated") or error.pos >= len(text) - _CUT_TOKEN
+                )
                 if was_cut and len(text) - at < MAX_ELEMENT_BYTES and more():
                     continue
                 raise broken(base + error.pos, error.msg) from error

@@ -20,7 +20,10 @@ _BASE_FORMATS = {".parquet": "parquet", ".jsonl": "jsonl", ".ndjson": "jsonl", "
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 """File suffix -> compression. Parquet compresses inside the file."""
 FORMATS: dict[str, str] = _BASE_FORMATS | {
-    base + packed: kind for base, kind in _BASE_FORMATS.items() if kind != "parquet" for packed in COMPRESSIONS
+    base + packed: kind
+    for base, kind in _BASE_FORMATS.items()
+    if kind != "parquet"
+    for packed in COMPRESSIONS
 }
 """File suffix -> "parquet", "jsonl" or "json". Of the last two the first byte of the file has the last word."""
 
@@ -41,11 +44,17 @@ def format_of(path: str) -> tuple[str, str | None]:
     name = path.lower()
     for suffix in sorted(FORMATS, key=len, reverse=True):
         if name.endswith(suffix):
-            return FORMATS[suffix], next((kind for end, kind in COMPRESSIONS.items() if name.endswith(end)), None)
-    raise SourceError(f"{path}: what is in it cannot be told; expected a name ending in {', '.join(FORMATS)}")
+            return FORMATS[suffix], next(
+                (kind for end, kind in COMPRESSIONS.items() if name.endswith(end)), None
+            )
+    raise SourceError(
+        f"{path}: what is in it cannot be told; expected a name ending in {', '.join(FORMATS)}"
+    )
 
 
-def resolve_sources(prompt_data: Sequence[str], format: RowFormat = _FOUND) -> tuple[SourceConfig, ...]:
+def resolve_sources(
+    prompt_data: Sequence[str], format: RowFormat = _FOUND
+) -> tuple[SourceConfig, ...]:
     """Reads the values of `--prompt-data`.
 
     Args:
@@ -60,7 +69,11 @@ def resolve_sources(prompt_data: Sequence[str], format: RowFormat = _FOUND) -> t
         pairs = [(_stem(values[0]), values[0])]
     else:
         pairs = list(zip(values[::2], values[1::2], strict=False))
-        if len(values) % 2 or not values or any("/" in name or _has_suffix(name) for name, _ in pairs):
+        if (
+            len(values) % 2
+            or not values
+            or any("/" in name or _has_suffix(name) for name, _ in pairs)
+        ):
             raise ConfigError(
                 f"--prompt-data takes one PATH, or NAME PATH pairs (openhermes a.parquet tools b.jsonl); got {values}"
             )
@@ -86,7 +99,9 @@ def openhermes_sources(
     """
     if source is not None:
         if revision is not None:
-            raise ConfigError(f"revision {revision!r} is one of the hub's; with source= there is none to choose")
+            raise ConfigError(
+                f"revision {revision!r} is one of the hub's; with source= there is none to choose"
+            )
         paths = (source,) if isinstance(source, str) else tuple(source)
     else:
         paths = _hub_files((revision,) if revision else (_PARQUET_BRANCH, "main"))
@@ -105,10 +120,14 @@ def _hub_files(revisions: Sequence[str]) -> tuple[str, ...]:
         except FileNotFoundError as error:
             if type(error.__cause__).__name__ == "RevisionNotFoundError":
                 continue
-            raise _hub_error(f"the hub asks for a login, or does not have it ({_first_line(error)})") from error
+            raise _hub_error(
+                f"the hub asks for a login, or does not have it ({_first_line(error)})"
+            ) from error
         # The hub's client raises errors of its HTTP library, which is another one from release to release.
         except Exception as error:
-            raise _hub_error(f"the Hugging Face hub cannot be reached ({_first_line(error)})") from error
+            raise _hub_error(
+                f"the Hugging Face hub cannot be reached ({_first_line(error)})"
+            ) from error
         parquet = tuple(f"hf://{name}" for name in sorted(names) if name.endswith(".parquet"))
         array = tuple(f"hf://{name}" for name in names if name.endswith("/" + _OPENHERMES_ARRAY))
         if parquet or array:
@@ -134,7 +153,11 @@ def _has_suffix(name: str) -> bool:
 
 def _stem(path: str) -> str:
     """`s3://bucket/openhermes/*.parquet` -> openhermes; `a/rows.jsonl.gz` -> rows."""
-    parts = [part for part in path.split("://")[-1].split("/") if not any(mark in part for mark in "*?[")]
+    parts = [
+        part for part in path.split("://")[-1].split("/") if not any(mark in part for mark in "*?[")
+    ]
     name = next((part for part in reversed(parts) if part not in ("", ".", "..")), "")
-    suffix = next((end for end in sorted(FORMATS, key=len, reverse=True) if name.lower().endswith(end)), "")
+    suffix = next(
+        (end for end in sorted(FORMATS, key=len, reverse=True) if name.lower().endswith(end)), ""
+    )
     return name[: len(name) - len(suffix)] or "data"

@@ -176,7 +176,9 @@ class Manifest:
                         "compression": file.compression,
                         "size_bytes": file.size_bytes,
                         "stamp": file.stamp,
-                        "row_groups": [[g.num_rows, g.offset_bytes, g.length_bytes] for g in file.row_groups],
+                        "row_groups": [
+                            [g.num_rows, g.offset_bytes, g.length_bytes] for g in file.row_groups
+                        ],
                     }
                     for file in source.files
                 ],
@@ -201,7 +203,9 @@ class Manifest:
                 )
             return cls(tuple(_source_from_json(source) for source in content["sources"]))
         except (ValueError, KeyError, TypeError, ConfigError) as error:
-            raise SourceError(f"{where}: not a manifest ({type(error).__name__}: {error})") from error
+            raise SourceError(
+                f"{where}: not a manifest ({type(error).__name__}: {error})"
+            ) from error
 
 
 def _source_from_json(content: Mapping[str, Any]) -> ManifestSource:
@@ -240,7 +244,9 @@ def build_manifest(sources: Sequence[SourceConfig]) -> Manifest:
 def _describe_source(source: SourceConfig, files: tuple[File, ...]) -> ManifestSource:
     first = next((file for file in files if file.num_rows), None)
     if first is None:
-        raise SourceError(f"source {source.name!r} has no row: {', '.join(file.path for file in files)}")
+        raise SourceError(
+            f"source {source.name!r} has no row: {', '.join(file.path for file in files)}"
+        )
     if first.format == "parquet":
         rows, columns = _first_parquet_rows(first, known_columns(source.format))
     else:
@@ -250,7 +256,9 @@ def _describe_source(source: SourceConfig, files: tuple[File, ...]) -> ManifestS
     return ManifestSource(source.name, format, find_columns(format, rows), files)
 
 
-def _first_parquet_rows(file: File, wanted: frozenset[str]) -> tuple[list[dict[str, Any]], list[str]]:
+def _first_parquet_rows(
+    file: File, wanted: frozenset[str]
+) -> tuple[list[dict[str, Any]], list[str]]:
     """The wanted columns of the first rows, without those rows that are not text; and the names of all columns."""
     group = next(number for number, group in enumerate(file.row_groups) if group.num_rows)
     names = parquet.footer(file.path, file.size_bytes, file.stamp).schema.to_arrow_schema().names
@@ -258,8 +266,12 @@ def _first_parquet_rows(file: File, wanted: frozenset[str]) -> tuple[list[dict[s
     if not columns:
         return [], names
     with storage.reading(file.path):
-        opened = parquet.open_file(file.path, file.size_bytes, file.stamp, buffer_bytes=_FIRST_ROWS_BUFFER_BYTES)
-        batches = opened.iter_batches(FIRST_ROWS, row_groups=[group], columns=columns, use_threads=False)
+        opened = parquet.open_file(
+            file.path, file.size_bytes, file.stamp, buffer_bytes=_FIRST_ROWS_BUFFER_BYTES
+        )
+        batches = opened.iter_batches(
+            FIRST_ROWS, row_groups=[group], columns=columns, use_threads=False
+        )
         table = pa.Table.from_batches([next(batches)])
     rows = []
     for number in range(table.num_rows):
@@ -276,7 +288,9 @@ def _first_json_rows(file: File) -> list[dict[str, Any]]:
     end = group.offset_bytes + group.length_bytes
     with storage.reading(file.path):
         if file.compression is None:
-            block = storage.RangeFile(file.path, file.size_bytes).read_range(group.offset_bytes, end)
+            block = storage.RangeFile(file.path, file.size_bytes).read_range(
+                group.offset_bytes, end
+            )
         else:
             content = bytearray()
             for chunk in json_scan.read_chunks(file.path, file.compression):
@@ -306,7 +320,9 @@ def describe_file(url: str) -> File:
     size_bytes, stamp = file_stamp(url)
     if kind == "parquet":
         footer = parquet.footer(url, size_bytes, stamp)
-        groups = tuple(RowGroup(footer.row_group(i).num_rows, 0, 0) for i in range(footer.num_row_groups))
+        groups = tuple(
+            RowGroup(footer.row_group(i).num_rows, 0, 0) for i in range(footer.num_row_groups)
+        )
     else:
         kind, extents = json_index.extents(url, compression, size_bytes, stamp)
         groups = tuple(RowGroup(*extent) for extent in extents)

@@ -80,9 +80,13 @@ def group_batches(url: str, size_bytes: int, stamp: str, group: int) -> Iterator
         group: its number within the file.
     """
     metadata = footer(url, size_bytes, stamp).row_group(group)
-    stored_bytes = sum(metadata.column(number).total_compressed_size for number in range(metadata.num_columns))
+    stored_bytes = sum(
+        metadata.column(number).total_compressed_size for number in range(metadata.num_columns)
+    )
     buffer_bytes = STREAM_BUFFER_BYTES if stored_bytes > WHOLE_GROUP_BYTES else 0
-    batch_rows = max(1, min(BATCH_ROWS, BATCH_BYTES * metadata.num_rows // max(metadata.total_byte_size, 1)))
+    batch_rows = max(
+        1, min(BATCH_ROWS, BATCH_BYTES * metadata.num_rows // max(metadata.total_byte_size, 1))
+    )
     file = open_file(url, size_bytes, stamp, buffer_bytes=buffer_bytes)
     # One thread: the loader's share of the machine is an explicit number of processes.
     yield from file.iter_batches(batch_rows, row_groups=[group], use_threads=False)
@@ -96,7 +100,9 @@ def _require_readable(url: str, schema: pa.Schema) -> None:
     for field in schema:
         for part in _parts(field):
             column = f"column {field.name!r}"
-            if isinstance(part.type, pa.BaseExtensionType) or b"ARROW:extension:name" in (part.metadata or {}):
+            if isinstance(part.type, pa.BaseExtensionType) or b"ARROW:extension:name" in (
+                part.metadata or {}
+            ):
                 raise SourceError(
                     f"{url}: {column} is of an Arrow extension type ({part.type}), which is not read: such types can "
                     "run code when they are loaded. Write the column as plain Arrow data"
@@ -111,7 +117,9 @@ def _require_readable(url: str, schema: pa.Schema) -> None:
                     f"{url}: {column} is of type {field.type}; expected text, numbers, booleans, dates, structs or "
                     "lists of them. What bytes hold (an image, a pickled object) is never loaded: leave the column out"
                 )
-            if pa.types.is_struct(part.type) and (name := _twice([inner.name for inner in part.type])):
+            if pa.types.is_struct(part.type) and (
+                name := _twice([inner.name for inner in part.type])
+            ):
                 raise SourceError(
                     f"{url}: two fields of {column} are called {name!r}, and a row has one value of a name. Rename one"
                 )
@@ -123,10 +131,20 @@ def _is_plain(kind: pa.DataType) -> bool:
     return any(
         is_kind(kind)
         for is_kind in (
-            *(pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_boolean),
+            *(
+                pa.types.is_string,
+                pa.types.is_large_string,
+                pa.types.is_string_view,
+                pa.types.is_boolean,
+            ),
             *(pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal, pa.types.is_null),
             *(pa.types.is_date, pa.types.is_time, pa.types.is_timestamp, pa.types.is_duration),
-            *(pa.types.is_struct, pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list),
+            *(
+                pa.types.is_struct,
+                pa.types.is_list,
+                pa.types.is_large_list,
+                pa.types.is_fixed_size_list,
+            ),
             *(pa.types.is_list_view, pa.types.is_large_list_view),
         )
     )

@@ -97,10 +97,14 @@ def stream_rows(manifest: Manifest, row_ids: Int64) -> Iterator[list[bytes]]:
 
 def largest_read_rows(manifest: Manifest) -> int:
     """Rows of the largest row group, or of the largest compressed JSON file, which is read from its start."""
-    return max(rows for source in manifest.sources for file in source.files for _, rows in _units(file))
+    return max(
+        rows for source in manifest.sources for file in source.files for _, rows in _units(file)
+    )
 
 
-def require_small_groups(manifest: Manifest, window_rows: int, source_window_rows: Sequence[int] | None = None) -> None:
+def require_small_groups(
+    manifest: Manifest, window_rows: int, source_window_rows: Sequence[int] | None = None
+) -> None:
     """Refuses a file whose rows would be read again for many windows.
 
     Args:
@@ -117,7 +121,11 @@ def require_small_groups(manifest: Manifest, window_rows: int, source_window_row
             what, rows = max(_units(file), key=lambda unit: unit[1])
             if rows <= max(MAX_GROUP_WINDOWS * own_rows, SMALL_GROUP_ROWS):
                 continue
-            num_reads = -(-rows // own_rows) if file.compression is None else min(num_windows, len(file.row_groups))
+            num_reads = (
+                -(-rows // own_rows)
+                if file.compression is None
+                else min(num_windows, len(file.row_groups))
+            )
             enough_rows = -(-rows * window_rows // (MAX_GROUP_WINDOWS * own_rows))
             raise SourceError(
                 f"{file.path}: {what} has {rows:,} rows and can only be read as a whole, while a window has "
@@ -141,7 +149,9 @@ def _units(file: File) -> Iterator[tuple[str, int]]:
 def _pieces(manifest: Manifest, row_ids: Int64) -> list[_Piece]:
     """The pieces that hold ascending rows, in the same order."""
     assert len(row_ids) == 0 or (row_ids[0] >= 0 and row_ids[-1] < manifest.num_rows), "no such row"
-    groups, begins = np.unique(np.searchsorted(manifest.group_starts, row_ids, side="right") - 1, return_index=True)
+    groups, begins = np.unique(
+        np.searchsorted(manifest.group_starts, row_ids, side="right") - 1, return_index=True
+    )
     ends = np.append(begins, len(row_ids))[1:]
     pieces: list[_Piece] = []
     for group, begin, end in zip(groups.tolist(), begins.tolist(), ends.tolist(), strict=True):
@@ -209,10 +219,14 @@ def _rows_of(piece: _Piece) -> Iterator[list[bytes]]:
             (group,), (wanted,) = piece.groups, piece.wanted
             yield from _parquet_rows(file, group, wanted)
             return
-        for group, block, wanted in zip(piece.groups, _blocks(file, piece.groups), piece.wanted, strict=True):
+        for group, block, wanted in zip(
+            piece.groups, _blocks(file, piece.groups), piece.wanted, strict=True
+        ):
             lines = json_scan.split_rows(file.format, block)
             if len(lines) != file.row_groups[group].num_rows:
-                raise SourceError(f"{file.path}: row group {group} no longer holds the rows that were counted")
+                raise SourceError(
+                    f"{file.path}: row group {group} no longer holds the rows that were counted"
+                )
             yield [lines[row] for row in wanted]
 
 
@@ -268,7 +282,9 @@ def _table_to_json(table: pa.Table) -> list[bytes]:
 
 def _row_to_json(row: dict[str, Any]) -> bytes:
     try:
-        return orjson.dumps(row, default=_to_text, option=orjson.OPT_PASSTHROUGH_DATETIME)  # NaN becomes null
+        return orjson.dumps(
+            row, default=_to_text, option=orjson.OPT_PASSTHROUGH_DATETIME
+        )  # NaN becomes null
     except TypeError:  # nested deeper than orjson goes
         return _ENCODER.encode(_plain(row)).encode("ascii")
 
@@ -290,4 +306,6 @@ def _plain(value: Any) -> Any:
     return value
 
 
-_ENCODER = json.JSONEncoder(ensure_ascii=True, allow_nan=False, check_circular=False, default=_to_text)
+_ENCODER = json.JSONEncoder(
+    ensure_ascii=True, allow_nan=False, check_circular=False, default=_to_text
+)

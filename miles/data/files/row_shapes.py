@@ -89,7 +89,9 @@ def known_columns(format: RowFormat) -> frozenset[str]:
     return frozenset(usual | set(format.columns.values()))
 
 
-def detect_format(source: SourceConfig, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> RowFormat:
+def detect_format(
+    source: SourceConfig, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]
+) -> RowFormat:
     """Decides the shape of a source's rows.
 
     Args:
@@ -108,14 +110,18 @@ def detect_format(source: SourceConfig, rows: Sequence[Mapping[str, Any]], colum
     if format.shape != "auto":
         return format
     telling = [field for field in format.columns if field not in _SHARED_FIELDS]
-    shapes = [shape for shape in MAIN_FIELDS if all(field in ROW_FIELDS[shape] for field in telling)]
+    shapes = [
+        shape for shape in MAIN_FIELDS if all(field in ROW_FIELDS[shape] for field in telling)
+    ]
     if not shapes:
         raise ConfigError(
             f"source {source.name!r}: --column-names (or --input-key) names {', '.join(telling)}, which are not fields "
             "of one row shape; expected fields of one of "
             + "; ".join(f"{shape} ({', '.join(fields)})" for shape, fields in ROW_FIELDS.items())
         )
-    num_fitting = {shape: sum(_fits(row, shape, format.columns) for row in rows) for shape in shapes}
+    num_fitting = {
+        shape: sum(_fits(row, shape, format.columns) for row in rows) for shape in shapes
+    }
     shape = max(num_fitting, key=lambda name: num_fitting[name])  # the first of equals
     if num_fitting[shape] == 0:
         raise SourceError(
@@ -166,7 +172,14 @@ def _expected(shape: str, columns: Mapping[str, str]) -> str:
     """`prompt_completion: prompt and completion`, with the column names that were looked for."""
     if shape == "prompt_completion":
         named = [columns.get(field) for field in MAIN_FIELDS[shape]]
-        pairs = dict.fromkeys((named[0] or prompt, named[1] or completion) for prompt, completion in USUAL_PAIRS)
-        return f"{shape}: {' or '.join(f'{prompt} and {completion}' for prompt, completion in pairs)}"
-    names = [(columns[field],) if field in columns else USUAL_COLUMNS[field] for field in MAIN_FIELDS[shape]]
+        pairs = dict.fromkeys(
+            (named[0] or prompt, named[1] or completion) for prompt, completion in USUAL_PAIRS
+        )
+        return (
+            f"{shape}: {' or '.join(f'{prompt} and {completion}' for prompt, completion in pairs)}"
+        )
+    names = [
+        (columns[field],) if field in columns else USUAL_COLUMNS[field]
+        for field in MAIN_FIELDS[shape]
+    ]
     return f"{shape}: {' and '.join('/'.join(alternatives) for alternatives in names)}"

@@ -84,7 +84,9 @@ def prepare(
     Raises:
         MilesError: files that cannot be read, rows of no known shape, or a tokenizer that cannot be certified.
     """
-    format = RowFormat(row_shape, named_columns(column_names, messages_key, tools_key), role_names or {})
+    format = RowFormat(
+        row_shape, named_columns(column_names, messages_key, tools_key), role_names or {}
+    )
     if dataset == "openhermes":
         sources = openhermes_sources(source, revision, format)
     else:
@@ -110,14 +112,26 @@ class Summary:
         """Label and value of each line of a card; of a sample the token count is scaled up to the set's rows."""
         tokens = int(self.lengths.sum())
         total = (
-            f"{tokens:,}" if set_rows == self.num_rows else f"about {round(tokens * set_rows / self.num_rows, -3):,.0f}"
+            f"{tokens:,}"
+            if set_rows == self.num_rows
+            else f"about {round(tokens * set_rows / self.num_rows, -3):,.0f}"
         )
-        quantiles = np.percentile(self.lengths, [50, 90, 99]).astype(int) if len(self.lengths) else [0, 0, 0]
-        dropped = ", ".join(f"{count} {reason}" for reason, count in sorted(self.reasons.items())) or "none"
+        quantiles = (
+            np.percentile(self.lengths, [50, 90, 99]).astype(int)
+            if len(self.lengths)
+            else [0, 0, 0]
+        )
+        dropped = (
+            ", ".join(f"{count} {reason}" for reason, count in sorted(self.reasons.items()))
+            or "none"
+        )
         return [
             ("tokens", f"{total} ({tokens / max(len(self.lengths), 1):.0f} a row)"),
             ("trained", f"{self.num_trained_tokens / max(tokens, 1):.1%} of the tokens"),
-            ("row length", f"median {quantiles[0]:,} · 90 % {quantiles[1]:,} · 99 % {quantiles[2]:,} tokens"),
+            (
+                "row length",
+                f"median {quantiles[0]:,} · 90 % {quantiles[1]:,} · 99 % {quantiles[2]:,} tokens",
+            ),
             ("dropped", f"{dropped} of {self.num_rows:,} rows"),
         ]
 
@@ -132,7 +146,8 @@ class Preview:
         text = Text()
         for row_id, sample in self._samples:
             text.append(
-                f"row {row_id} · {len(sample.input_ids)} tokens, {int(sample.loss_mask.sum())} trained\n", "bold"
+                f"row {row_id} · {len(sample.input_ids)} tokens, {int(sample.loss_mask.sum())} trained\n",
+                "bold",
             )
             text.append_text(preview.to_text(sample, self._tokenizer)).append("\n")
         return text
@@ -155,7 +170,11 @@ class Prepared:
     """A data set ready to be looked at, written, or trained on."""
 
     def __init__(
-        self, manifest: Manifest, sources: tuple[SourceConfig, ...], encode: EncodeConfig, max_bad_fraction: float
+        self,
+        manifest: Manifest,
+        sources: tuple[SourceConfig, ...],
+        encode: EncodeConfig,
+        max_bad_fraction: float,
     ) -> None:
         self.manifest, self._sources, self._encode = manifest, sources, encode
         self._max_bad_fraction = max_bad_fraction
@@ -174,7 +193,9 @@ class Prepared:
     def summary(self) -> Summary:
         """Of a sample spread over the set, or, after `write`, of all rows."""
         if self._summary is None:
-            ids = np.unique(np.linspace(0, self.num_rows - 1, min(SAMPLE_ROWS, self.num_rows)).astype(np.int64))
+            ids = np.unique(
+                np.linspace(0, self.num_rows - 1, min(SAMPLE_ROWS, self.num_rows)).astype(np.int64)
+            )
             encoded = [self._encode_row(row_id, payload) for row_id, payload in self._payloads(ids)]
             samples = [sample for sample in encoded if isinstance(sample, Encoded)]
             reasons = [sample.reason for sample in encoded if isinstance(sample, RowRejected)]
@@ -190,7 +211,9 @@ class Prepared:
     def preview(self, num_rows: int = 3) -> Preview:
         """The first usable conversations, coloured by their mask."""
         samples: list[tuple[int, Encoded]] = []
-        for row_id, payload in self._payloads(np.arange(min(self.num_rows, 20 * num_rows), dtype=np.int64)):
+        for row_id, payload in self._payloads(
+            np.arange(min(self.num_rows, 20 * num_rows), dtype=np.int64)
+        ):
             sample = self._encode_row(row_id, payload)
             if isinstance(sample, Encoded) and len(samples) < num_rows:
                 samples.append((row_id, sample))
@@ -207,8 +230,12 @@ class Prepared:
         """
         target = storage.filesystem(url)[1].rstrip("/") + "/"
         for path in (file.path for source in self.manifest.sources for file in source.files):
-            if storage.filesystem(path)[1].startswith(target):  # an earlier write's parts are removed first
-                raise ConfigError(f"{url}: the source {path} lies in the folder to write; name another folder")
+            if storage.filesystem(path)[1].startswith(
+                target
+            ):  # an earlier write's parts are removed first
+                raise ConfigError(
+                    f"{url}: the source {path} lies in the folder to write; name another folder"
+                )
         with _Parts(url) as parts:
             ledger, summary = self._pass(url, parts)
         self._summary, self._is_sample, self._rejects = summary, False, ledger.rejects
@@ -268,7 +295,11 @@ class Prepared:
         )
         require_small_groups(self.manifest, order.rounded_window_rows)
         config = DataConfig(
-            self._sources, order, self._encode, PackConfig(dp_size, max_tokens_per_gpu), StreamConfig(loader_cpus)
+            self._sources,
+            order,
+            self._encode,
+            PackConfig(dp_size, max_tokens_per_gpu),
+            StreamConfig(loader_cpus),
         )
         _ensure_ray(loader_cpus)
         for block in pipeline.blocks(pipeline.build(self.manifest, config, start_row)):
@@ -333,7 +364,9 @@ class Prepared:
     def _card(self) -> list[tuple[str, str]]:
         summary = self.summary()
         files = sum(len(source.files) for source in self.manifest.sources)
-        basis = f"from a sample of {summary.num_rows:,} rows" if self._is_sample else "every row read"
+        basis = (
+            f"from a sample of {summary.num_rows:,} rows" if self._is_sample else "every row read"
+        )
         return [
             ("rows", f"{self.num_rows:,} in {files} file(s)"),
             ("sources", ", ".join(_with_shape(source) for source in self.manifest.sources)),
@@ -424,7 +457,11 @@ def _report(values: dict[str, Any], rejects: tuple[Reject, ...]) -> StepReport:
 def _with_shape(source: ManifestSource) -> str:
     """`openhermes (messages in conversations)`"""
     shape = source.format.shape.replace("_", " and ")
-    columns = ", ".join(source.columns[field] for field in MAIN_FIELDS[source.format.shape] if field in source.columns)
+    columns = ", ".join(
+        source.columns[field]
+        for field in MAIN_FIELDS[source.format.shape]
+        if field in source.columns
+    )
     return f"{source.name} ({shape} in {columns})" if columns else f"{source.name} ({shape})"
 
 

@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 
 _REPLACEMENT = "\ufffd"
 _MAX_TOKENS_A_CHARACTER = 8
-_CONTROL_PICTURES = {code: chr(0x2400 + code) for code in range(32) if chr(code) not in "\n\t"} | {0x7F: "\u2421"}
+_CONTROL_PICTURES = {code: chr(0x2400 + code) for code in range(32) if chr(code) not in "\n\t"} | {
+    0x7F: "\u2421"
+}
 """Control characters are drawn, not sent: a row must not steer the terminal."""
 
 _TRAINED = Style(color="black", bgcolor="green3")
@@ -51,7 +53,9 @@ class Piece(NamedTuple):
     is_trained: bool
 
 
-def pieces(input_ids: Sequence[int], loss_mask: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> Iterator[Piece]:
+def pieces(
+    input_ids: Sequence[int], loss_mask: Sequence[int], tokenizer: PreTrainedTokenizerBase
+) -> Iterator[Piece]:
     """Decodes token by token, joining tokens whose bytes only make characters together.
 
     Args:
@@ -65,13 +69,17 @@ def pieces(input_ids: Sequence[int], loss_mask: Sequence[int], tokenizer: PreTra
         while text.endswith(_REPLACEMENT) and end < min(len(ids), begin + _MAX_TOKENS_A_CHARACTER):
             end += 1
             text = _decode(tokenizer, ids[begin:end])
-        if text.endswith(_REPLACEMENT):  # bytes that never become a character, or a U+FFFD in the text itself
+        if text.endswith(
+            _REPLACEMENT
+        ):  # bytes that never become a character, or a U+FFFD in the text itself
             end, text = begin + 1, first
         yield Piece(text, tuple(ids[begin:end]), all(loss_mask[begin:end]))
         begin = end
 
 
-def to_html(encoded: Encoded | tuple[Sequence[int], Sequence[int]], tokenizer: PreTrainedTokenizerBase) -> str:
+def to_html(
+    encoded: Encoded | tuple[Sequence[int], Sequence[int]], tokenizer: PreTrainedTokenizerBase
+) -> str:
     """A self-contained HTML fragment: inline styles, no scripts, all text escaped.
 
     Args:
@@ -80,7 +88,9 @@ def to_html(encoded: Encoded | tuple[Sequence[int], Sequence[int]], tokenizer: P
     input_ids, loss_mask = _ids_and_mask(encoded)
     num_trained = sum(int(flag) for flag in loss_mask)
     runs = []
-    for is_trained, run in groupby(pieces(input_ids, loss_mask, tokenizer), lambda piece: piece.is_trained):
+    for is_trained, run in groupby(
+        pieces(input_ids, loss_mask, tokenizer), lambda piece: piece.is_trained
+    ):
         tokens = "".join(
             f'<span style="{_EDGE_CSS}" title="{" ".join(map(str, piece.token_ids))}">'
             f"{html.escape(_visible(piece.text))}</span>"
@@ -94,7 +104,9 @@ def to_html(encoded: Encoded | tuple[Sequence[int], Sequence[int]], tokenizer: P
     )
 
 
-def to_text(encoded: Encoded | tuple[Sequence[int], Sequence[int]], tokenizer: PreTrainedTokenizerBase) -> Text:
+def to_text(
+    encoded: Encoded | tuple[Sequence[int], Sequence[int]], tokenizer: PreTrainedTokenizerBase
+) -> Text:
     """The same for a terminal, as rich text; arguments as in `to_html`."""
     input_ids, loss_mask = _ids_and_mask(encoded)
     text = Text()
@@ -107,7 +119,9 @@ def _ids_and_mask(
     encoded: Encoded | tuple[Sequence[int], Sequence[int]],
 ) -> tuple[Sequence[int], Sequence[int]]:
     input_ids, loss_mask = (
-        (encoded.input_ids.tolist(), encoded.loss_mask.tolist()) if isinstance(encoded, Encoded) else encoded
+        (encoded.input_ids.tolist(), encoded.loss_mask.tolist())
+        if isinstance(encoded, Encoded)
+        else encoded
     )
     assert len(input_ids) == len(loss_mask), "one mask entry a token"
     return input_ids, loss_mask

@@ -85,14 +85,19 @@ class Plan:
         assert len(self.group_starts) > 1, "no row group"
         assert self.group_starts[0] == 0, "row groups begin at row 0"
         assert self.source_groups[0] == 0, "the first source begins at group 0"
-        assert self.source_groups[-1] == len(self.group_starts) - 1, "the last source ends with the last group"
+        assert self.source_groups[-1] == len(self.group_starts) - 1, (
+            "the last source ends with the last group"
+        )
         assert len(self.order.weights) in (0, self.num_sources), "a weight for each source"
         if self.rows_per_epoch == 0:
             raise ConfigError(
                 f"{self.num_rows} rows do not fill one step of --rollout-batch-size {self.order.batch_size}, and "
                 "--drop-last leaves out the short one: lower the first or do without the second"
             )
-        if self.order.weights and max(self.source_passes(self.rows_per_epoch * self.order.num_epoch)) > MAX_PASSES:
+        if (
+            self.order.weights
+            and max(self.source_passes(self.rows_per_epoch * self.order.num_epoch)) > MAX_PASSES
+        ):
             raise ConfigError(
                 f"--prompt-data-weights {self.order.weights} repeat a source over {MAX_PASSES:,} times in "
                 f"{self.order.num_epoch} epoch(s): it has too few rows for its weight"
@@ -114,7 +119,9 @@ class Plan:
     @property
     def rows_per_epoch(self) -> int:
         """What `consumed_rows` grows by in an epoch: all rows, or with `drop_last` those of whole steps."""
-        return self.num_rows - (self.num_rows % self.order.batch_size if self.order.drop_last else 0)
+        return self.num_rows - (
+            self.num_rows % self.order.batch_size if self.order.drop_last else 0
+        )
 
     @property
     def steps_per_epoch(self) -> int:
@@ -166,7 +173,11 @@ class Plan:
         steps = []
         for number, step in enumerate(range(ref.first_step, ref.last_step + 1)):
             rows = row_ids[number * self.order.batch_size : (number + 1) * self.order.batch_size]
-            end = ref.window_index * self.order.rounded_window_rows + number * self.order.batch_size + len(rows)
+            end = (
+                ref.window_index * self.order.rounded_window_rows
+                + number * self.order.batch_size
+                + len(rows)
+            )
             next_row = ref.epoch_index * self.rows_per_epoch + end
             steps.append(PlannedStep(step, next_row / self.rows_per_epoch, next_row, rows))
         return steps
@@ -202,7 +213,9 @@ class Plan:
         drawn_before, drawn_after = self._schedule.counts(first), self._schedule.counts(end)
         rows = np.empty(end - first, np.int64)
         for source in np.unique(sources).tolist():
-            rows[sources == source] = self._drawn(source, int(drawn_before[source]), int(drawn_after[source]))
+            rows[sources == source] = self._drawn(
+                source, int(drawn_before[source]), int(drawn_after[source])
+            )
         return rows
 
     def _drawn(self, source: int, begin: int, end: int) -> Int64:
@@ -220,9 +233,15 @@ class Plan:
             begin += taken
         return np.concatenate(pieces)
 
-    def _shuffled(self, source: int, epoch_index: int, window_index: int, begin: int, end: int) -> Int64:
+    def _shuffled(
+        self, source: int, epoch_index: int, window_index: int, begin: int, end: int
+    ) -> Int64:
         """int64 [end - begin]: the rows of one window of a source, or of the whole set, in the order of one epoch."""
-        groups = slice(0, None) if source == _WHOLE_SET else slice(*self.source_groups[source : source + 2].tolist())
+        groups = (
+            slice(0, None)
+            if source == _WHOLE_SET
+            else slice(*self.source_groups[source : source + 2].tolist())
+        )
         starts, ends = self.group_starts[:-1][groups], self.group_starts[1:][groups]
         if not self.order.shuffle:
             return np.arange(starts[0] + begin, starts[0] + end, dtype=np.int64)
@@ -236,10 +255,15 @@ class Plan:
         for position in range(first, last + 1):
             laid_begin = int(laid_ends[position] - lengths[position])
             row = int(starts[group_order[position]])
-            cut_begin, cut_end = max(begin - laid_begin, 0), min(end - laid_begin, int(lengths[position]))
+            cut_begin, cut_end = (
+                max(begin - laid_begin, 0),
+                min(end - laid_begin, int(lengths[position])),
+            )
             pieces.append(np.arange(row + cut_begin, row + cut_end, dtype=np.int64))
         rows = np.sort(np.concatenate(pieces))
-        return rows[permutation(len(rows), self.order.seed, epoch_index, _ROWS, window_index, source)]
+        return rows[
+            permutation(len(rows), self.order.seed, epoch_index, _ROWS, window_index, source)
+        ]
 
 
 def permutation(

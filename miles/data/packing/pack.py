@@ -53,7 +53,9 @@ def pack(lengths: Int32, config: PackConfig) -> list[list[list[int]]]:
         shortage of memory shows at once. Some are empty where there are too few samples.
     """
     capacity, num_ranks = config.capacity_tokens, config.dp_size
-    assert len(lengths) == 0 or int(lengths.max()) <= capacity, "a sample is longer than a micro-batch"
+    assert len(lengths) == 0 or int(lengths.max()) <= capacity, (
+        "a sample is longer than a micro-batch"
+    )
     assert len(lengths) == 0 or int(lengths.min()) > 0, "an empty sample"
     order = np.argsort(-lengths.astype(np.int64), kind="stable")
     longest_first = list(zip(order.tolist(), lengths[order].tolist(), strict=True))
@@ -63,7 +65,9 @@ def pack(lengths: Int32, config: PackConfig) -> list[list[list[int]]]:
         num_micro_batches += 1
     must_hold = max(-(-sum(tokens) // num_ranks), max(tokens, default=0))
     ranks = _level(ranks, tokens, capacity, int(_LEVEL * must_hold))
-    return [sorted(map(sorted, rank), key=lambda bin_: _fullest_first(bin_, tokens)) for rank in ranks]
+    return [
+        sorted(map(sorted, rank), key=lambda bin_: _fullest_first(bin_, tokens)) for rank in ranks
+    ]
 
 
 def min_micro_batches(lengths: Int32, config: PackConfig) -> int:
@@ -86,7 +90,11 @@ def _fullest_first(bin_: _Bin, tokens: list[int]) -> tuple[int, int, _Bin]:
 
 
 def _fill(
-    longest_first: list[tuple[int, int]], tokens: list[int], num_ranks: int, num_micro_batches: int, capacity: int
+    longest_first: list[tuple[int, int]],
+    tokens: list[int],
+    num_ranks: int,
+    num_micro_batches: int,
+    capacity: int,
 ) -> list[_Rank] | None:
     """Ranks of so many micro-batches each; None where none of three ways finds them."""
     ranks = _even(longest_first, num_ranks, num_micro_batches, capacity)
@@ -108,7 +116,9 @@ def _even(
     None where a sample fits nowhere.
     """
     ranks = [(0, 0, rank) for rank in range(num_ranks)]  # a heap: tokens, attention, rank
-    bins = [[(0, 0, index) for index in range(num_micro_batches)] for _ in range(num_ranks)]  # heaps
+    bins = [
+        [(0, 0, index) for index in range(num_micro_batches)] for _ in range(num_ranks)
+    ]  # heaps
     samples: list[_Rank] = [[[] for _ in range(num_micro_batches)] for _ in range(num_ranks)]
     for sample, length in longest_first:
         full = []
@@ -164,7 +174,10 @@ def _level(ranks: list[_Rank], tokens: list[int], capacity: int, limit: int) -> 
     Returns:
         Ranks of which the fullest holds no more than before; above `limit` where no exchange helps it.
     """
-    loads = sorted((*_load([sample for bin_ in rank for sample in bin_], tokens), i) for i, rank in enumerate(ranks))
+    loads = sorted(
+        (*_load([sample for bin_ in rank for sample in bin_], tokens), i)
+        for i, rank in enumerate(ranks)
+    )
     if loads[-1][0] <= limit:
         return ranks
     ranks = [[list(bin_) for bin_ in rank] for rank in ranks]
@@ -173,7 +186,9 @@ def _level(ranks: list[_Rank], tokens: list[int], capacity: int, limit: int) -> 
         (most, most_cost, giver), (least, least_cost, taker) = loads[-1], loads[partner]
         if most <= limit or most - least < 2:
             break
-        moved = _exchange(ranks[giver], ranks[taker], tokens, capacity, most - least, most_cost - least_cost)
+        moved = _exchange(
+            ranks[giver], ranks[taker], tokens, capacity, most - least, most_cost - least_cost
+        )
         if moved is None:
             partner += 1
             continue
@@ -204,7 +219,10 @@ def _exchange(
         taken.append((bin_, None, 0, room))
     given = given[:: 1 + len(given) // _MAX_OFFERS]
     taken = taken[:: 1 + len(taken) // _MAX_OFFERS]
-    longer, shorter = np.array([[length] for *_, length in given]), np.array([length for *_, length, _ in taken])
+    longer, shorter = (
+        np.array([[length] for *_, length in given]),
+        np.array([length for *_, length, _ in taken]),
+    )
     moved = longer - shorter  # int64 [given, taken]
     uneven = np.abs(2 * moved - more_tokens)
     uneven[moved > np.array([room for *_, room in taken])] = more_tokens
@@ -232,9 +250,13 @@ class PackStats:
     """tokens of the fullest rank / mean over ranks; 1 is even"""
 
 
-def pack_stats(lengths: Int32, micro_batches: Sequence[Sequence[Sequence[int]]], config: PackConfig) -> PackStats:
+def pack_stats(
+    lengths: Int32, micro_batches: Sequence[Sequence[Sequence[int]]], config: PackConfig
+) -> PackStats:
     """Measures what `pack` returned for these lengths (int32 [samples])."""
-    rank_tokens = [sum(int(lengths[sample]) for batch in rank for sample in batch) for rank in micro_batches]
+    rank_tokens = [
+        sum(int(lengths[sample]) for batch in rank for sample in batch) for rank in micro_batches
+    ]
     total_tokens = sum(rank_tokens)
     num_micro_batches = sum(len(rank) for rank in micro_batches)
     if total_tokens == 0:
@@ -268,8 +290,12 @@ def micro_batch(
         segment_lengths = np.array([DUMMY_TOKENS], np.int32)
         row_ids = np.array([DUMMY_ROW_ID], np.int64)
         source_ids = np.zeros(1, np.int32)  # a valid index; its mask adds nothing to that source
-    assert len(input_ids) == len(loss_mask) == int(segment_lengths.sum()), "lengths and tokens differ"
-    assert len(segment_lengths) == len(row_ids) == len(source_ids), "one row and one source a segment"
+    assert len(input_ids) == len(loss_mask) == int(segment_lengths.sum()), (
+        "lengths and tokens differ"
+    )
+    assert len(segment_lengths) == len(row_ids) == len(source_ids), (
+        "one row and one source a segment"
+    )
     assert int(segment_lengths.min()) > 0, "an empty segment"
     cu_seqlens = _cumulative(segment_lengths)
     labels = np.zeros(len(input_ids), np.int64)
@@ -279,7 +305,9 @@ def micro_batch(
     last = cu_seqlens[1:] - 1  # what follows it is another segment's
     labels[last] = 0
     label_mask[last] = 0
-    position_ids = np.arange(len(input_ids), dtype=np.int64) - np.repeat(cu_seqlens[:-1], segment_lengths)
+    position_ids = np.arange(len(input_ids), dtype=np.int64) - np.repeat(
+        cu_seqlens[:-1], segment_lengths
+    )
     return MicroBatch(
         input_ids=input_ids.astype(np.int64),
         labels=labels,

@@ -21,7 +21,9 @@ from miles.data.types import PACKED_STEP, STAGES, Chunk, Int64, MicroBatch, Reje
 
 _OF_SEGMENTS = ("segment_lengths", "segment_row_ids", "segment_source_ids", "micro_batch_segments")
 _IN_REPORTS = [
-    field.name for field in PACKED_STEP if not pa.types.is_large_list(field.type) and field.name not in _OF_SEGMENTS
+    field.name
+    for field in PACKED_STEP
+    if not pa.types.is_large_list(field.type) and field.name not in _OF_SEGMENTS
 ]
 
 
@@ -51,7 +53,9 @@ def reports(table: pa.Table) -> list[StepReport]:
             rejects=tuple(Reject(**reject) for reject in row["rejects"]),
             stage_seconds={stage: row[f"{stage}_seconds"] for stage in STAGES},
         )
-        for row, (begin, end) in zip(table.select(_IN_REPORTS).to_pylist(), pairwise(starts), strict=True)
+        for row, (begin, end) in zip(
+            table.select(_IN_REPORTS).to_pylist(), pairwise(starts), strict=True
+        )
     ]
 
 
@@ -70,8 +74,12 @@ def chunks(table: pa.Table, step_reports: list[StepReport]) -> list[Chunk]:
     made = []
     for rank in range(num_ranks):
         of_batches = _slices(batch_starts[:-1] + rank * batches, batches)
-        of_segments = [slice(segment_starts[part.start], segment_starts[part.stop]) for part in of_batches]
-        of_tokens = [slice(token_starts[part.start], token_starts[part.stop]) for part in of_segments]
+        of_segments = [
+            slice(segment_starts[part.start], segment_starts[part.stop]) for part in of_batches
+        ]
+        of_tokens = [
+            slice(token_starts[part.start], token_starts[part.stop]) for part in of_segments
+        ]
         made.append(
             Chunk(
                 reports=tuple(step_reports),

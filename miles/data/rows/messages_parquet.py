@@ -28,7 +28,10 @@ _MESSAGE = pa.struct(
         ("tool_call_id", pa.string()),
         ("tool_calls", pa.list_(_CALL)),
         (EXTRA, pa.string()),  # JSON: an object of what has no field of its own above
-        ("weight", pa.int8()),  # 1, 0: the row says that this turn is trained, is not; null: it says nothing
+        (
+            "weight",
+            pa.int8(),
+        ),  # 1, 0: the row says that this turn is trained, is not; null: it says nothing
     ]
 )
 _TEXT_FIELDS = ("reasoning_content", "name", "tool_call_id")
@@ -54,7 +57,10 @@ class ToMessages:
         rows = []
         for step in table.to_pylist():
             for row_id, source_id, text in zip(
-                step["sample_row_ids"], step["sample_source_ids"], step["conversations"], strict=True
+                step["sample_row_ids"],
+                step["sample_source_ids"],
+                step["conversations"],
+                strict=True,
             ):
                 row = _written_row(json.loads(text))
                 rows.append({"row_id": row_id, "source": self.source_names[source_id], **row})

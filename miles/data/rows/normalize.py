@@ -90,7 +90,10 @@ def normalize(payload: bytes, format: RowFormat = MESSAGES) -> Conversation:
         if flag is not False and message["role"] == "assistant":
             break
     else:
-        _reject("nothing_to_train", f"none of {len(messages)} turns is an assistant's that may be trained")
+        _reject(
+            "nothing_to_train",
+            f"none of {len(messages)} turns is an assistant's that may be trained",
+        )
     prompt = _system(row, format)
     if prompt is not None and not any(message["role"] == "system" for message in messages):
         messages.insert(0, {"role": "system", "content": prompt})
@@ -137,7 +140,10 @@ def _alpaca(row: Mapping[str, Any], format: RowFormat) -> list[Mapping[str, Any]
         _reject("no_messages", _missing("output", format))
     question = "\n".join(part for part in (instruction, given) if part)
     if not question:
-        _reject("no_messages", f"neither instruction nor input: {_missing('instruction', format)}, or empty")
+        _reject(
+            "no_messages",
+            f"neither instruction nor input: {_missing('instruction', format)}, or empty",
+        )
     pairs = [*_history(row, format), (question, output)]
     return [
         {"role": role, "content": text}
@@ -161,13 +167,18 @@ def _history(row: Mapping[str, Any], format: RowFormat) -> list[Any]:
 
 
 def _add_prompt_and_completion(
-    row: Mapping[str, Any], format: RowFormat, messages: list[Mapping[str, Any]], flags: list[bool | None]
+    row: Mapping[str, Any],
+    format: RowFormat,
+    messages: list[Mapping[str, Any]],
+    flags: list[bool | None],
 ) -> None:
     """Either column may be a text, which is one turn, or a list of messages."""
     pair = pair_of(row, format.columns)
     if pair is None:
         named = [format.columns.get(field) for field in ("prompt", "completion")]
-        pairs = dict.fromkeys((named[0] or prompt, named[1] or answer) for prompt, answer in USUAL_PAIRS)
+        pairs = dict.fromkeys(
+            (named[0] or prompt, named[1] or answer) for prompt, answer in USUAL_PAIRS
+        )
         expected = " or ".join(f"{prompt} and {answer}" for prompt, answer in pairs)
         _reject("no_messages", f"no columns {expected}, or one of them is null")
     for column, role in zip(pair, ("user", "assistant"), strict=True):
@@ -180,7 +191,10 @@ def _add_prompt_and_completion(
         elif value == []:
             _reject("no_messages", f"column {column} is empty")
         else:
-            _reject("bad_message", f"column {column} is {_type(value)}, neither text nor a list of messages")
+            _reject(
+                "bad_message",
+                f"column {column} is {_type(value)}, neither text nor a list of messages",
+            )
         if role == "user":
             flags[:] = [False if message["role"] == "assistant" else None for message in messages]
 
@@ -200,7 +214,11 @@ def _turns(row: Mapping[str, Any], format: RowFormat) -> list[Any]:
 
 
 def _add_turns(
-    turns: Sequence[Any], what: str, format: RowFormat, messages: list[Mapping[str, Any]], flags: list[bool | None]
+    turns: Sequence[Any],
+    what: str,
+    format: RowFormat,
+    messages: list[Mapping[str, Any]],
+    flags: list[bool | None],
 ) -> None:
     """Appends a message and a flag for each turn; `what` is how a turn is called in the detail of a reject."""
     roles = {**ROLES, **format.roles} if format.roles else ROLES
@@ -212,7 +230,10 @@ def _add_turns(
             name = turn.get("from")
         role = roles.get(name) if type(name) is str else None
         if role is None:
-            _reject("unknown_role", f"{what} {position}: its role is {_type(name)}, none of the known ones")
+            _reject(
+                "unknown_role",
+                f"{what} {position}: its role is {_type(name)}, none of the known ones",
+            )
         content = turn.get("content")
         if content is None:
             content = turn.get("value")
@@ -271,7 +292,9 @@ def _content(content: Any, where: str, *, may_be_absent: bool) -> str:
         _reject("bad_message", f"{where}: content is {_type(content)}, not text")
     texts = []
     for number, part in enumerate(content):
-        text = part.get("text") if type(part) is dict and part.get("type") in ("text", None) else part
+        text = (
+            part.get("text") if type(part) is dict and part.get("type") in ("text", None) else part
+        )
         if type(text) is not str:
             _reject("bad_message", f"{where}: part {number} of the content is not text")
         texts.append(text)
@@ -305,7 +328,9 @@ def _read_tool_calls(message: dict[str, Any], where: str) -> None:
         if type(function) is not dict or type(function.get("name")) is not str:
             _reject("bad_message", f"{where}: tool call {number} has no function with a name")
         function["arguments"] = tool_arguments(function.get("arguments"))
-        calls[number] = _in_order(call | {"function": _in_order(function)} if "function" in call else function)
+        calls[number] = _in_order(
+            call | {"function": _in_order(function)} if "function" in call else function
+        )
     if not calls:
         del message["tool_calls"]
 
@@ -426,15 +451,24 @@ def _without_nulls(value: Any, where: str, depth: int = 0) -> Any:
     if depth > MAX_DEPTH:
         _reject("bad_message", f"{where}: nested too deeply")
     if type(value) is dict:
-        return {key: _without_nulls(item, where, depth + 1) for key, item in value.items() if item is not None}
+        return {
+            key: _without_nulls(item, where, depth + 1)
+            for key, item in value.items()
+            if item is not None
+        }
     if type(value) is list:
         return [_without_nulls(item, where, depth + 1) for item in value]
     return value
 
 
-def _require_encodable(messages: Sequence[Mapping[str, Any]], tools: tuple[Mapping[str, Any], ...] | None) -> None:
+def _require_encodable(
+    messages: Sequence[Mapping[str, Any]], tools: tuple[Mapping[str, Any], ...] | None
+) -> None:
     """A lone surrogate is valid JSON but no text: no tokenizer takes it."""
-    for what, part in [*((f"message {i}", message) for i, message in enumerate(messages)), ("tools", tools)]:
+    for what, part in [
+        *((f"message {i}", message) for i, message in enumerate(messages)),
+        ("tools", tools),
+    ]:
         if not _is_encodable(part):
             _reject("bad_message", f"{what}: half of a surrogate pair, which is not text")
 
@@ -448,7 +482,13 @@ def _is_encodable(value: Any) -> bool:
 
 
 def _type(value: Any) -> str:
-    names = {dict: "an object", list: "a list", str: "text", type(None): "null", bool: "true or false"}
+    names = {
+        dict: "an object",
+        list: "a list",
+        str: "text",
+        type(None): "null",
+        bool: "true or false",
+    }
     return names.get(type(value), "a number")
 
 

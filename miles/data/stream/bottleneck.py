@@ -58,7 +58,10 @@ class Stall:
         stages = Counter[str]()
         for timing in timings:
             num_steps, num_waited = num_steps + 1, num_waited + (timing.queue_depth == 0)
-            wait_seconds, total_seconds = wait_seconds + timing.wait_seconds, total_seconds + timing.step_seconds
+            wait_seconds, total_seconds = (
+                wait_seconds + timing.wait_seconds,
+                total_seconds + timing.step_seconds,
+            )
             stages.update(timing.stage_seconds)
         return cls(num_steps, num_waited, wait_seconds, total_seconds, dict(stages))
 
@@ -85,7 +88,9 @@ class Stall:
             return text + "The loader keeps up."
         if self.limiting == RAY:
             return text + f"The loader's stages were not busy: {_ADVICE[RAY]}."
-        seconds = ", ".join(f"{stage} {seconds:.2f}" for stage, seconds in self.stage_seconds.items())
+        seconds = ", ".join(
+            f"{stage} {seconds:.2f}" for stage, seconds in self.stage_seconds.items()
+        )
         return text + (
             f"The loader limits this run, most of all its stage {self.limiting} ({seconds} s): "
             f"{_ADVICE[self.limiting]}."

@@ -19,7 +19,13 @@ import numpy as np
 import pyarrow as pa
 import ray
 
-from miles.data.config import DEFAULT_WINDOW_ROWS, DataConfig, EncodeConfig, OrderConfig, SourceConfig
+from miles.data.config import (
+    DEFAULT_WINDOW_ROWS,
+    DataConfig,
+    EncodeConfig,
+    OrderConfig,
+    SourceConfig,
+)
 from miles.data.files.manifest import Manifest, build_manifest
 from miles.data.files.read import largest_read_rows
 from miles.data.packing import shards
@@ -50,9 +56,17 @@ def eval_config(data: DataConfig, sources: tuple[SourceConfig, ...]) -> DataConf
     """
     step_rows = max(STEP_ROWS, RANK_ROWS * data.pack.dp_size)
     if sources:
-        return replace(data, sources=sources, order=_order(step_rows), held_out_fraction=0.0, held_out="leave_out")
+        return replace(
+            data,
+            sources=sources,
+            order=_order(step_rows),
+            held_out_fraction=0.0,
+            held_out="leave_out",
+        )
     if data.held_out_fraction <= 0:
-        raise ConfigError("nothing to evaluate on: give --eval-prompt-data PATH, or an --eval-fraction above 0")
+        raise ConfigError(
+            "nothing to evaluate on: give --eval-prompt-data PATH, or an --eval-fraction above 0"
+        )
     # So many rows of the input that as many are left to pack; a loader holds no more of them than for training.
     step_rows = min(int(step_rows / data.held_out_fraction), max(step_rows, DEFAULT_WINDOW_ROWS))
     return replace(data, order=_order(step_rows), held_out="only")
@@ -118,7 +132,9 @@ class EvalSet:
         pipeline.require_loader_cpus(config)
         stages.encoder_of(config.encode)  # fails here, by name, rather than in a task
         manifest = build_manifest(config.sources)
-        window_rows = max(config.order.window_rows, largest_read_rows(manifest))  # streamed, each group about once
+        window_rows = max(
+            config.order.window_rows, largest_read_rows(manifest)
+        )  # streamed, each group about once
         config = replace(config, order=replace(config.order, window_rows=window_rows))
         reports: list[StepReport] = []
         references = []
@@ -142,7 +158,9 @@ class EvalSet:
             num_samples=sum(report.num_samples for report in reports),
             num_tokens=sum(report.num_tokens for report in reports),
             num_trained_tokens=num_trained_tokens,
-            source_trained_tokens=tuple(map(sum, zip(*(one.source_trained_tokens for one in reports), strict=True))),
+            source_trained_tokens=tuple(
+                map(sum, zip(*(one.source_trained_tokens for one in reports), strict=True))
+            ),
             references=references,
             manifest=manifest,
             encode=config.encode,
@@ -162,13 +180,17 @@ class EvalSet:
                 begin = int(np.flatnonzero(mask[:end] == 0).max(initial=-1)) + 1
                 if begin > 0:
                     where = self.manifest.locate(row_id)
-                    prompts.append(EvalPrompt(*where, ids[:begin].tolist(), ids[begin:end].tolist()))
+                    prompts.append(
+                        EvalPrompt(*where, ids[:begin].tolist(), ids[begin:end].tolist())
+                    )
         return prompts[:count]
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of [tokens], control tokens written out."""
         tokenizer = stages.encoder_of(self.encode).tokenizer
-        return tokenizer.decode(token_ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return tokenizer.decode(
+            token_ids, skip_special_tokens=False, clean_up_tokenization_spaces=False
+        )
 
     @property
     def terminator_ids(self) -> tuple[int, ...]:
@@ -205,12 +227,16 @@ def _samples(chunk: Chunk) -> Iterator[tuple[int, Int32, UInt8]]:
         yield row_id, chunk.input_ids[begin:end], chunk.loss_mask[begin:end]
 
 
-def _judge(rejects: Sequence[Reject], num_rows: int, config: DataConfig, manifest: Manifest) -> None:
+def _judge(
+    rejects: Sequence[Reject], num_rows: int, config: DataConfig, manifest: Manifest
+) -> None:
     """As the ledger judges the training stream. The share is judged only of sources of their own: held-out rows are as
     the other rows of their files, which the training stream judges, and so few that one might be too large a share."""
     fatal = [reject for reject in rejects if reject.reason in fatal_reasons(config.encode)]
     if fatal:
-        raise DataError(f"of the rows to evaluate {_told(fatal, manifest)}. {FATAL[fatal[0].reason]}")
+        raise DataError(
+            f"of the rows to evaluate {_told(fatal, manifest)}. {FATAL[fatal[0].reason]}"
+        )
     if config.held_out != "only" and len(rejects) > config.max_bad_fraction * num_rows:
         raise DataError(
             f"{len(rejects)} of the {num_rows} rows to evaluate were dropped, more than the share "
@@ -219,7 +245,9 @@ def _judge(rejects: Sequence[Reject], num_rows: int, config: DataConfig, manifes
         )
 
 
-def _nothing(rejects: Sequence[Reject], num_rows: int, config: DataConfig, manifest: Manifest) -> str:
+def _nothing(
+    rejects: Sequence[Reject], num_rows: int, config: DataConfig, manifest: Manifest
+) -> str:
     dropped = f": {_told(rejects, manifest)}" if rejects else ""
     if config.held_out == "only":
         return (

@@ -80,16 +80,22 @@ class _Held:
 class FeedActor:
     """Iterates the stream in a thread and hands its steps to the ranks. Runs as a Ray actor."""
 
-    def __init__(self, manifest: Manifest, config: DataConfig, start_row: int, num_ranks: int) -> None:
+    def __init__(
+        self, manifest: Manifest, config: DataConfig, start_row: int, num_ranks: int
+    ) -> None:
         self._config, self._num_ranks = config, num_ranks
         lock = threading.Lock()
         self._came = threading.Condition(lock)  # a block, or the stream's end
         self._went = threading.Condition(lock)  # a step, which leaves room
         # Each loader at its window, and one whole window for the trainers meanwhile; not as much as memory would hold.
         steps_per_window = config.order.rounded_window_rows // config.order.batch_size
-        self._ahead_steps = max((config.stream.loader_cpus + 1) * steps_per_window, config.stream.prefetch_steps)
+        self._ahead_steps = max(
+            (config.stream.loader_cpus + 1) * steps_per_window, config.stream.prefetch_steps
+        )
         self._was_measured = threading.Condition(lock)
-        self._first_block: Any = None  # PACKED_STEP, of the first step, until it is kept in the run's folder
+        self._first_block: Any = (
+            None  # PACKED_STEP, of the first step, until it is kept in the run's folder
+        )
         self._held: list[_Held] = []
         self._reports: dict[int, StepReport] = {}  # until committed
         self._first_step = stages.make_plan(manifest, config).step_at(start_row)
@@ -99,7 +105,8 @@ class FeedActor:
         self._waited_since: dict[int, float] = {}  # step -> since when a rank waits for it
         self._error: MilesError | None = None  # why no step comes after the newest
         self._gauge = Gauge(
-            "miles_data_prefetch_queue_depth", description="Steps ready when the trainer asked for the next one"
+            "miles_data_prefetch_queue_depth",
+            description="Steps ready when the trainer asked for the next one",
         )
         threading.Thread(target=self._produce, args=(manifest, start_row), daemon=True).start()
 
@@ -129,9 +136,13 @@ class FeedActor:
     def may_load(self, first_step: int) -> bool:
         """Whether a window that begins with this step may be loaded by now, or soon: not before it can be of use."""
         with self._went:
-            return self._went.wait_for(lambda: first_step <= self._needed + self._ahead_steps, GATE_SECONDS)
+            return self._went.wait_for(
+                lambda: first_step <= self._needed + self._ahead_steps, GATE_SECONDS
+            )
 
-    @ray.method(concurrency_group="clock", num_returns=0)  # one at a time, in the order in which a rank says it
+    @ray.method(
+        concurrency_group="clock", num_returns=0
+    )  # one at a time, in the order in which a rank says it
     def begin(self, *steps: int) -> None:
         """A rank needs these steps now; the first time measures the queue depth, and how long a step is waited for."""
         with self._went:
@@ -158,10 +169,13 @@ class FeedActor:
         with self._was_measured:
             # A stream that came to its end has given its steps all the same: what they measure may be on its way.
             self._was_measured.wait_for(
-                lambda: step in self._measured or (self._error is not None and step > self._newest), REPORT_SECONDS
+                lambda: step in self._measured or (self._error is not None and step > self._newest),
+                REPORT_SECONDS,
             )
             if step not in self._measured:
-                raise self._error or ClusterError(f"step {step} of the data stream was committed, but never begun")
+                raise self._error or ClusterError(
+                    f"step {step} of the data stream was committed, but never begun"
+                )
             for old in [old for old in self._reports if old < step]:
                 del self._reports[old]
             self._measured &= self._reports.keys()
@@ -196,7 +210,9 @@ class FeedActor:
         try:
             for block in pipeline.blocks(pipeline.build(manifest, self._config, start_row, gate)):
                 self._add(block)
-            end: MilesError = ClusterError(f"the data stream ended with step {self._newest}; none comes after it")
+            end: MilesError = ClusterError(
+                f"the data stream ended with step {self._newest}; none comes after it"
+            )
         except Exception as error:  # the thread's end: every waiting rank gets it
             end = pipeline.cause_of(error)
             if isinstance(end, ClusterError):
@@ -214,7 +230,9 @@ class FeedActor:
         for ref in plan.windows(0):
             if ref.first_step <= step <= ref.last_step:
                 rows = plan.window_steps(ref)[step - ref.first_step].row_ids
-                (name, first, low), (_, last, high) = (manifest.locate(int(row)) for row in (rows.min(), rows.max()))
+                (name, first, low), (_, last, high) = (
+                    manifest.locate(int(row)) for row in (rows.min(), rows.max())
+                )
                 return (
                     f"step {step} was to come next, of {len(rows)} rows between row {low} of {first} ({name}) and row "
                     f"{high} of {last}"
@@ -226,8 +244,12 @@ class FeedActor:
         reports = shards.reports(block)
         references = [ray.put(chunk) for chunk in shards.chunks(block, reports)]
         with self._went:
-            self._went.wait_for(lambda: self._newest - self._needed < self._config.stream.prefetch_steps)
-            assert reports[0].index == self._newest + 1, f"step {reports[0].index} came after step {self._newest}"
+            self._went.wait_for(
+                lambda: self._newest - self._needed < self._config.stream.prefetch_steps
+            )
+            assert reports[0].index == self._newest + 1, (
+                f"step {reports[0].index} came after step {self._newest}"
+            )
             if reports[0].index == self._first_step:
                 self._first_block = block.slice(0, 1)
             self._held.append(_Held(reports[0].index, reports[-1].index, references, set()))
@@ -239,21 +261,27 @@ class FeedActor:
             self._came.notify_all()
 
     def _measure(self, step: int, depth: int, wait_seconds: float) -> None:
-        self._reports[step] = dataclasses.replace(self._reports[step], queue_depth=depth, wait_seconds=wait_seconds)
+        self._reports[step] = dataclasses.replace(
+            self._reports[step], queue_depth=depth, wait_seconds=wait_seconds
+        )
         self._measured.add(step)
         self._was_measured.notify_all()
 
     def _let_go(self) -> None:
         """Chunks that every rank has fetched and none needs any more."""
         self._held = [
-            held for held in self._held if len(held.fetched_by) < self._num_ranks or held.last_step >= self._needed
+            held
+            for held in self._held
+            if len(held.fetched_by) < self._num_ranks or held.last_step >= self._needed
         ]
 
     def _check_waits(self) -> None:
         """To be called while waiting: whether a rank, not only its read-ahead, has waited too long."""
         for step, since in self._waited_since.items():
             if time.perf_counter() - since >= WAIT_SECONDS:
-                raise ClusterError(f"waited {WAIT_SECONDS:g} seconds for step {step} of the data stream")
+                raise ClusterError(
+                    f"waited {WAIT_SECONDS:g} seconds for step {step} of the data stream"
+                )
 
 
 class _Gate:
@@ -284,7 +312,9 @@ class StepIterator:
         num_steps: of the whole run; it ends there.
     """
 
-    def __init__(self, handle: Any, rank: int, dp_rank: int, first_step: int, num_steps: int) -> None:
+    def __init__(
+        self, handle: Any, rank: int, dp_rank: int, first_step: int, num_steps: int
+    ) -> None:
         self._handle, self._rank, self._dp_rank = handle, rank, dp_rank
         self._step, self._num_steps = first_step, num_steps
         self._steps: Iterator[tuple[StepReport, tuple[MicroBatch, ...]]] = iter(())
@@ -324,7 +354,9 @@ class StepIterator:
             self._failed = taken
             raise taken
         skipped = self._step - taken.reports[0].index
-        return itertools.islice(zip(taken.reports, shards.micro_batches(taken), strict=True), skipped, None)
+        return itertools.islice(
+            zip(taken.reports, shards.micro_batches(taken), strict=True), skipped, None
+        )
 
     def _tell_begun(self) -> None:
         """Says that steps are needed, without a call for each of them where they take no time."""
@@ -354,11 +386,22 @@ class Feed:
     """The driver's side: starts the stream, and enters consumed steps into the ledger and the cursor."""
 
     def __init__(
-        self, info: StreamInfo, manifest: Manifest, config: DataConfig, cursor: Cursor, handle: Any, run_dir: str
+        self,
+        info: StreamInfo,
+        manifest: Manifest,
+        config: DataConfig,
+        cursor: Cursor,
+        handle: Any,
+        run_dir: str,
     ) -> None:
         plan = stages.make_plan(manifest, config)
         self.info, self.handle, self.first_step = info, handle, plan.step_at(cursor.consumed_rows)
-        self._manifest, self._config, self._cursor, self._run_dir = manifest, config, cursor, run_dir
+        self._manifest, self._config, self._cursor, self._run_dir = (
+            manifest,
+            config,
+            cursor,
+            run_dir,
+        )
         self._ledger = Ledger(
             manifest,
             storage.join(run_dir, REJECTS),
@@ -370,7 +413,15 @@ class Feed:
         )
 
     @classmethod
-    def open(cls, config: DataConfig, *, cursor: Cursor | None, cursor_path: str, num_ranks: int, run_dir: str) -> Feed:
+    def open(
+        cls,
+        config: DataConfig,
+        *,
+        cursor: Cursor | None,
+        cursor_path: str,
+        num_ranks: int,
+        run_dir: str,
+    ) -> Feed:
         """Counts the rows, certifies the tokenizer, checks the cursor and starts the actor.
 
         Args:
@@ -412,11 +463,15 @@ class Feed:
         if cursor is not None:
             cursor.require_same_data(today, cursor_path)
         certificate = json.dumps(encoder.certificate.to_json(), indent=1, ensure_ascii=False)
-        storage.write_text(storage.join(run_dir, CERTIFICATE), certificate)  # not of a run that is refused
+        storage.write_text(
+            storage.join(run_dir, CERTIFICATE), certificate
+        )  # not of a run that is refused
         pipeline.warm_up(config)
         # A rank has one request in flight, beside those that the clock serves.
         groups = {"clock": 1, "gate": config.stream.loader_cpus + 1}
-        actor = ray.remote(num_cpus=0, max_concurrency=num_ranks + 4, concurrency_groups=groups)(FeedActor)
+        actor = ray.remote(num_cpus=0, max_concurrency=num_ranks + 4, concurrency_groups=groups)(
+            FeedActor
+        )
         start = cursor or today
         handle = actor.remote(manifest, config, start.consumed_rows, num_ranks)
         return cls(info, manifest, config, start, handle, run_dir)
@@ -478,6 +533,8 @@ class Feed:
             return
         for segments in batches:
             for segment in segments:
-                segment["source"], segment["file"], segment["row"] = self._manifest.locate(segment["row_id"])
+                segment["source"], segment["file"], segment["row"] = self._manifest.locate(
+                    segment["row_id"]
+                )
         content = {"tokenizer": self._config.encode.tokenizer, "micro_batches": batches}
         storage.write_text(storage.join(self._run_dir, FIRST_BATCH), json.dumps(content))

@@ -92,7 +92,9 @@ class Ledger:
         self._manifest, self._path, self._max_bad_fraction = manifest, path, max_bad_fraction
         self._next_step, self._fatal_reasons = next_step, fatal_reasons
         self._max_bad_rows_in_a_row, self._run = max_bad_rows_in_a_row, _Run()
-        self._counts: dict[str, dict[str, int]] = {name: {"read": 0, "trained": 0} for name in manifest.source_names}
+        self._counts: dict[str, dict[str, int]] = {
+            name: {"read": 0, "trained": 0} for name in manifest.source_names
+        }
         for source, counts in (totals or {}).items():
             self._restore(source, counts)
         self._lines: list[str] = []
@@ -110,7 +112,11 @@ class Ledger:
 
     @property
     def num_rejected(self) -> int:
-        return self.num_read - self.num_held_out - sum(counts["trained"] for counts in self._counts.values())
+        return (
+            self.num_read
+            - self.num_held_out
+            - sum(counts["trained"] for counts in self._counts.values())
+        )
 
     @property
     def rejects(self) -> list[dict[str, Any]]:
@@ -124,7 +130,9 @@ class Ledger:
 
     def epochs(self) -> tuple[float, ...]:
         """How many times each source was read through: over 1 where a mixture repeats it."""
-        return tuple(self._counts[source.name]["read"] / source.num_rows for source in self._manifest.sources)
+        return tuple(
+            self._counts[source.name]["read"] / source.num_rows for source in self._manifest.sources
+        )
 
     def summary(self) -> dict[str, dict[str, Any]]:
         """source -> {"row_shape": …, "columns": {field: column}, "rows": of the source, "epochs": times it was read
@@ -149,10 +157,16 @@ class Ledger:
         """
         if report.index < self._next_step:
             return
-        assert report.index == self._next_step, f"step {report.index} came before step {self._next_step}"
+        assert report.index == self._next_step, (
+            f"step {report.index} came before step {self._next_step}"
+        )
         assert sum(report.source_rows) == report.num_rows, "a step's rows are those of its sources"
-        dropped = {(reject.row_id, reject.position) for reject in report.rejects}  # a mixture may take a row twice
-        assert len(dropped) == len(report.rejects), "a row is dropped once for each time that it is read"
+        dropped = {
+            (reject.row_id, reject.position) for reject in report.rejects
+        }  # a mixture may take a row twice
+        assert len(dropped) == len(report.rejects), (
+            "a row is dropped once for each time that it is read"
+        )
         self._next_step += 1
         self._count(report)
         self._write(report.rejects)
@@ -160,8 +174,13 @@ class Ledger:
         for reject in report.rejects:
             if reject.reason in self._fatal_reasons:
                 where = self._where(reject.row_id)
-                raise DataError(f"{where}: {reject.reason}, {reject.detail}. {FATAL[reject.reason]}.{self._account()}")
-        if self._max_bad_rows_in_a_row is not None and longest.num_rows >= self._max_bad_rows_in_a_row:
+                raise DataError(
+                    f"{where}: {reject.reason}, {reject.detail}. {FATAL[reject.reason]}.{self._account()}"
+                )
+        if (
+            self._max_bad_rows_in_a_row is not None
+            and longest.num_rows >= self._max_bad_rows_in_a_row
+        ):
             raise DataError(
                 f"{longest.num_rows} rows in a row were dropped, from {self._where(longest.first_row_id)} to "
                 f"{self._where(longest.last_row_id)}; --max-bad-rows-in-a-row ends the run at "
@@ -179,7 +198,11 @@ class Ledger:
         num_judged = self.num_read - self.num_held_out
         if self.num_rejected <= self._max_bad_fraction * num_judged:
             return
-        rows = f"{num_judged} rows read and not held out" if self.num_held_out else f"{num_judged} rows read"
+        rows = (
+            f"{num_judged} rows read and not held out"
+            if self.num_held_out
+            else f"{num_judged} rows read"
+        )
         raise DataError(
             f"{self.num_rejected} of the {rows} were dropped, more than the share "
             f"{self._max_bad_fraction} that --max-bad-fraction allows. Mend them, or raise the share.{self._account()}"
@@ -201,7 +224,9 @@ class Ledger:
             counts = self._counts[names[reject.source_id]]
             counts["trained"] -= 1
             counts[reject.reason] = counts.get(reject.reason, 0) + 1
-        assert all(counts["trained"] >= counts.get("truncated", 0) for counts in self._counts.values()), "too many"
+        assert all(
+            counts["trained"] >= counts.get("truncated", 0) for counts in self._counts.values()
+        ), "too many"
 
     def _follow_run(self, report: StepReport) -> _Run:
         """Follows the rows rejected one after the other through a step; the longest such run that it saw."""
@@ -212,7 +237,9 @@ class Ledger:
             run = _Run(run.num_rows + 1 if goes_on else 1, first, reject.row_id)
             next_position = reject.position + 1
             longest = max(longest, run, key=lambda run: run.num_rows)
-        self._run = run if next_position == report.num_rows - sum(report.source_held_out) else _Run()
+        self._run = (
+            run if next_position == report.num_rows - sum(report.source_held_out) else _Run()
+        )
         return longest
 
     def _where(self, row_id: int) -> str:
@@ -224,17 +251,24 @@ class Ledger:
         total = Counter[str]()
         for counts in self._counts.values():
             total.update(counts)
-        lines = [_told("in all", total), *(_told(source, counts) for source, counts in self._counts.items())]
+        lines = [
+            _told("in all", total),
+            *(_told(source, counts) for source, counts in self._counts.items()),
+        ]
         if self._path is not None:
             lines.append(f"each dropped row is named in {self._path}")
         return "".join(f"\n  {line}" for line in lines)
 
     def _restore(self, source: str, counts: Mapping[str, int]) -> None:
         if source not in self._counts or not {"read", "trained"} <= set(counts):
-            raise CheckpointError(f"ledger totals of the checkpoint: source {source!r} is unknown or incomplete")
+            raise CheckpointError(
+                f"ledger totals of the checkpoint: source {source!r} is unknown or incomplete"
+            )
         num_dropped = sum(count for key, count in counts.items() if key not in _NO_REASON)
         if counts["read"] != counts["trained"] + num_dropped:
-            raise CheckpointError(f"ledger totals of the checkpoint do not reconcile for {source!r}: {dict(counts)}")
+            raise CheckpointError(
+                f"ledger totals of the checkpoint do not reconcile for {source!r}: {dict(counts)}"
+            )
         self._counts[source] = dict(counts)
 
     def _open(self, path: str, keep: bool) -> None:
@@ -269,7 +303,10 @@ class Ledger:
 def _told(name: str, counts: Mapping[str, int]) -> str:
     """A source's counts as a sentence: chat: 300 rows read, 269 trained (5 truncated), 30 held out, 1 no_messages."""
     truncated = f" ({counts['truncated']} truncated)" if counts.get("truncated") else ""
-    reasons = sorted((reason for reason in REJECT_REASONS if counts.get(reason)), key=lambda reason: -counts[reason])
+    reasons = sorted(
+        (reason for reason in REJECT_REASONS if counts.get(reason)),
+        key=lambda reason: -counts[reason],
+    )
     parts = [f"{counts['read']} rows read", f"{counts['trained']} trained{truncated}"]
     parts += [f"{counts['held_out']} held out"] if counts.get("held_out") else []
     return f"{name}: " + ", ".join(parts + [f"{counts[reason]} {reason}" for reason in reasons])

@@ -55,7 +55,9 @@ class _Encode:
 
     def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
         encoder, config = stages.encoder_of(self.config.encode), self.config
-        yield stages.encode_steps(table, self.formats, encoder, config.held_out_fraction, config.held_out)
+        yield stages.encode_steps(
+            table, self.formats, encoder, config.held_out_fraction, config.held_out
+        )
 
 
 class _Pack:
@@ -126,7 +128,9 @@ def require_loader_cpus(config: DataConfig) -> None:
     """
     cpus = ray.cluster_resources().get("CPU", 0)
     if cpus < config.stream.loader_cpus:
-        raise NoRoomError(f"Ray has {cpus:g} CPUs; --loader-cpus {config.stream.loader_cpus} needs as many or more")
+        raise NoRoomError(
+            f"Ray has {cpus:g} CPUs; --loader-cpus {config.stream.loader_cpus} needs as many or more"
+        )
 
 
 def warm_up(config: DataConfig) -> None:
@@ -141,7 +145,9 @@ def _warm_up(config: EncodeConfig) -> None:
     stages.encoder_of(config)
 
 
-def build(manifest: Manifest, config: DataConfig, start_row: int = 0, gate: Gate | None = None) -> Dataset:
+def build(
+    manifest: Manifest, config: DataConfig, start_row: int = 0, gate: Gate | None = None
+) -> Dataset:
     """The stream from `start_row` consumed rows to the last epoch's end: PACKED_STEP rows, in order.
 
     Nothing runs until it is iterated. Ray must be initialised.
@@ -156,10 +162,14 @@ def build(manifest: Manifest, config: DataConfig, start_row: int = 0, gate: Gate
 
 def build_prepared(manifest: Manifest, config: DataConfig) -> Dataset:
     """PREPARED_STEP rows, in file order: conversations with their token counts."""
-    return _compose(manifest, config, 0, None, _Prepare(config.encode, stages.source_formats(manifest)))
+    return _compose(
+        manifest, config, 0, None, _Prepare(config.encode, stages.source_formats(manifest))
+    )
 
 
-def _compose(manifest: Manifest, config: DataConfig, start_row: int, gate: Gate | None, *further: Stage) -> Dataset:
+def _compose(
+    manifest: Manifest, config: DataConfig, start_row: int, gate: Gate | None, *further: Stage
+) -> Dataset:
     plan = stages.make_plan(manifest, config)
     windows = [asdict(ref) for ref in plan.windows(start_row)]
     before = DataContext.get_current()
@@ -171,10 +181,14 @@ def _compose(manifest: Manifest, config: DataConfig, start_row: int, gate: Gate 
     )
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)  # it reports each start and end; failures are raised
+    logging.getLogger("ray.data").setLevel(
+        logging.ERROR
+    )  # it reports each start and end; failures are raised
     DataContext._set_current(context)  # a data set keeps the context that it was made in
     try:
-        dataset = ray.data.from_items(windows, override_num_blocks=max(len(windows), 1))  # none at the end
+        dataset = ray.data.from_items(
+            windows, override_num_blocks=max(len(windows), 1)
+        )  # none at the end
         chain = _Chain(_Read(ray.put((manifest, plan)), start_row, gate), *further)
         with warnings.catch_warnings():
             # Ray 2.60 deprecates the only way to give a task `max_retries`, without which a row that kills its worker
@@ -207,10 +221,14 @@ def blocks(dataset: Dataset) -> Iterator[pa.Table]:
     try:
         # Ray 2.60 hands a block out only when it has the next `prefetch_batches` ones. What is ready is given at once;
         # that blocks are made ahead, Ray's executor sees to, and that steps are held ready, the feed.
-        for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+        for table in dataset.iter_batches(
+            batch_size=None, batch_format="pyarrow", prefetch_batches=0
+        ):
             if table.num_rows:
                 yield table
-    except Exception as error:  # a task's error arrives wrapped, differently from release to release
+    except (
+        Exception
+    ) as error:  # a task's error arrives wrapped, differently from release to release
         raise cause_of(error) from error
 
 
@@ -220,7 +238,10 @@ def cause_of(error: BaseException) -> MilesError:
     while seen is not None:
         cause = getattr(seen, "cause", None)
         for candidate in (cause, seen):
-            if isinstance(candidate, MilesError) and type(candidate).__module__ == MilesError.__module__:
+            if (
+                isinstance(candidate, MilesError)
+                and type(candidate).__module__ == MilesError.__module__
+            ):
                 return candidate
         seen = cause if isinstance(cause, BaseException) else seen.__cause__
     return ClusterError(f"the data stream failed: {type(error).__name__}: {redact(str(error))}")

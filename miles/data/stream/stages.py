@@ -55,7 +55,9 @@ TABLE_ROWS = 1_024
 _CARRIED = ["step", "epoch", "next_row", "num_rows"]
 
 
-def read_window(manifest: Manifest, plan: Plan, ref: WindowRef, consumed_rows: int) -> Iterator[pa.Table]:
+def read_window(
+    manifest: Manifest, plan: Plan, ref: WindowRef, consumed_rows: int
+) -> Iterator[pa.Table]:
     """The steps of a window that begin at `consumed_rows` or later, RAW_STEP. Rows are read once a window: those of a
     shuffled one before its first step, those in file order as the steps come to them."""
     steps = [step for step in plan.window_steps(ref) if step.next_row > consumed_rows]
@@ -122,7 +124,10 @@ def hash_share(conversation: Conversation) -> float:
     if conversation.text is not None:
         said: Any = conversation.text
     else:
-        said = [[(message["role"], message["content"]) for message in conversation.messages], conversation.tools]
+        said = [
+            [(message["role"], message["content"]) for message in conversation.messages],
+            conversation.tools,
+        ]
     text = json.dumps(said, ensure_ascii=False, sort_keys=True)
     return xxhash.xxh64_intdigest(text.encode("utf-8", "surrogatepass")) / 2**64
 
@@ -144,22 +149,34 @@ def _encode_rows(
     starts = starts_of(table["num_rows"]).tolist()
     row_ids, source_ids = _values(table, "row_ids").tolist(), _values(table, "source_ids").tolist()
     payloads = table["payloads"].combine_chunks().flatten().to_pylist()
-    for step, (begin, end) in enumerate(pairwise(starts)):  # a step at a time: what lives longer costs the collector
+    for step, (begin, end) in enumerate(
+        pairwise(starts)
+    ):  # a step at a time: what lives longer costs the collector
         started = time.perf_counter()
         rows: Sequence[int] = range(begin, end)
-        normalized = [or_rejected(normalize, payloads[row], formats[source_ids[row]]) for row in rows]
+        normalized = [
+            or_rejected(normalize, payloads[row], formats[source_ids[row]]) for row in rows
+        ]
         if held_out_fraction > 0 or held_out == "only":
             goes = [_leaves_out(made, held_out_fraction, held_out) for made in normalized]
             outcome.left_out.extend(itertools.compress(rows, goes))
             rows = [row for row, is_gone in zip(rows, goes, strict=True) if not is_gone]
-            normalized = [made for made, is_gone in zip(normalized, goes, strict=True) if not is_gone]
+            normalized = [
+                made for made, is_gone in zip(normalized, goes, strict=True) if not is_gone
+            ]
         middle = time.perf_counter()
-        encoded = iter(encoder.encode_all([made for made in normalized if isinstance(made, Conversation)]))
+        encoded = iter(
+            encoder.encode_all([made for made in normalized if isinstance(made, Conversation)])
+        )
         rejects = []
         for position, (row, conversation) in enumerate(zip(rows, normalized, strict=True)):
             made = next(encoded) if isinstance(conversation, Conversation) else conversation
             if isinstance(made, RowRejected):
-                rejects.append(asdict(Reject(row_ids[row], source_ids[row], made.reason, made.detail, position)))
+                rejects.append(
+                    asdict(
+                        Reject(row_ids[row], source_ids[row], made.reason, made.detail, position)
+                    )
+                )
                 continue
             assert isinstance(conversation, Conversation)
             outcome.steps.append(step)
@@ -176,7 +193,11 @@ def _encode_rows(
 def encode_row(payload: bytes, row_format: RowFormat, encoder: Encoder) -> Encoded | RowRejected:
     """One row by itself, as JSON text."""
     conversation = or_rejected(normalize, payload, row_format)
-    return conversation if isinstance(conversation, RowRejected) else encoder.encode_all([conversation])[0]
+    return (
+        conversation
+        if isinstance(conversation, RowRejected)
+        else encoder.encode_all([conversation])[0]
+    )
 
 
 def encode_steps(
@@ -237,7 +258,10 @@ def prepare_steps(table: pa.Table, formats: Sequence[RowFormat], encoder: Encode
         PREPARED_STEP,
         **_carry(table, _CARRIED),
         **columns,
-        conversations=([json.dumps(vars(conversation)).encode() for conversation in outcome.conversations], counts),
+        conversations=(
+            [json.dumps(vars(conversation)).encode() for conversation in outcome.conversations],
+            counts,
+        ),
         sample_lengths=(lengths, counts),
         sample_trained_tokens=(trained, counts),
     )
@@ -254,8 +278,12 @@ def _columns(table: pa.Table, outcome: _Outcome, num_sources: int) -> dict[str, 
     counts = np.bincount(steps, minlength=table.num_rows)
     return {
         "source_rows": _by_source(row_steps, row_sources, table.num_rows, num_sources),
-        "source_truncated": _by_source(steps[is_truncated], source_ids[is_truncated], table.num_rows, num_sources),
-        "source_held_out": _by_source(row_steps[left_out], row_sources[left_out], table.num_rows, num_sources),
+        "source_truncated": _by_source(
+            steps[is_truncated], source_ids[is_truncated], table.num_rows, num_sources
+        ),
+        "source_held_out": _by_source(
+            row_steps[left_out], row_sources[left_out], table.num_rows, num_sources
+        ),
         "sample_row_ids": (np.array(outcome.row_ids, np.int64), counts),
         "sample_source_ids": (source_ids, counts),
         "rejects": outcome.rejects,
@@ -265,7 +293,9 @@ def _columns(table: pa.Table, outcome: _Outcome, num_sources: int) -> dict[str, 
 def pack_steps(table: pa.Table, config: PackConfig) -> pa.Table:
     """ENCODED_STEP -> PACKED_STEP."""
     started = time.perf_counter()
-    lengths, ids, mask = (_values(table, name) for name in ("sample_lengths", "input_ids", "loss_mask"))
+    lengths, ids, mask = (
+        _values(table, name) for name in ("sample_lengths", "input_ids", "loss_mask")
+    )
     source_ids, row_ids = _values(table, "sample_source_ids"), _values(table, "sample_row_ids")
     counts = table["sample_lengths"].combine_chunks().value_lengths().to_numpy()
     packed, stats, taken = [], [], list[int]()
@@ -275,17 +305,32 @@ def pack_steps(table: pa.Table, config: PackConfig) -> pa.Table:
         taken += [int(begin) + sample for rank in packed[-1] for batch in rank for sample in batch]
     order = np.array(taken, np.int64)
     begins = starts_of(lengths)
-    slices = [slice(begin, end) for begin, end in zip(begins[:-1][order], begins[1:][order], strict=True)]
+    slices = [
+        slice(begin, end) for begin, end in zip(begins[:-1][order], begins[1:][order], strict=True)
+    ]
     tokens = np.diff(begins[starts_of(counts)])
     trained = _trained_labels(mask, lengths)
     steps = np.repeat(np.arange(table.num_rows), counts)
     num_sources = len(table["source_rows"][0])
-    carried = ["fingerprint", "num_straddling_tokens", "source_rows", "source_truncated", "source_held_out", "rejects"]
+    carried = [
+        "fingerprint",
+        "num_straddling_tokens",
+        "source_rows",
+        "source_truncated",
+        "source_held_out",
+        "rejects",
+    ]
     return _table(
         PACKED_STEP,
-        **_carry(table, [*_CARRIED, *carried, "read_seconds", "normalize_seconds", "encode_seconds"]),
-        num_trained_tokens=np.bincount(steps, weights=trained, minlength=table.num_rows).astype(np.int64),
-        source_trained_tokens=_by_source(steps, source_ids, table.num_rows, num_sources, weights=trained),
+        **_carry(
+            table, [*_CARRIED, *carried, "read_seconds", "normalize_seconds", "encode_seconds"]
+        ),
+        num_trained_tokens=np.bincount(steps, weights=trained, minlength=table.num_rows).astype(
+            np.int64
+        ),
+        source_trained_tokens=_by_source(
+            steps, source_ids, table.num_rows, num_sources, weights=trained
+        ),
         pack_fill=[one.pack_fill for one in stats],
         dp_imbalance=[one.dp_imbalance for one in stats],
         dp_size=[config.dp_size] * table.num_rows,
@@ -325,7 +370,11 @@ def _encoder_of(config: str) -> Encoder:
 
 def local_steps(manifest: Manifest, config: DataConfig, consumed_rows: int = 0) -> Iterator[Step]:
     """The whole stream in this process."""
-    plan, encoder, formats = make_plan(manifest, config), encoder_of(config.encode), source_formats(manifest)
+    plan, encoder, formats = (
+        make_plan(manifest, config),
+        encoder_of(config.encode),
+        source_formats(manifest),
+    )
     for ref in plan.windows(consumed_rows):
         for raw in read_window(manifest, plan, ref, consumed_rows):
             encoded = encode_steps(raw, formats, encoder, config.held_out_fraction, config.held_out)
@@ -346,7 +395,9 @@ def _by_source(
 ) -> tuple[Int64, list[int]]:
     """A list column: for each step, how many (or how much of `weights`) of each source."""
     places = steps * num_sources + source_ids
-    counts = np.bincount(places, weights=weights, minlength=num_steps * num_sources).astype(np.int64)
+    counts = np.bincount(places, weights=weights, minlength=num_steps * num_sources).astype(
+        np.int64
+    )
     return counts, [num_sources] * num_steps
 
 
@@ -369,7 +420,9 @@ def _table(schema: pa.Schema, **columns: Any) -> pa.Table:
     Args:
         columns: one value a step; a list column also as its values end to end, and how many of them each step has.
     """
-    return pa.Table.from_arrays([_column(field.type, columns[field.name]) for field in schema], schema=schema)
+    return pa.Table.from_arrays(
+        [_column(field.type, columns[field.name]) for field in schema], schema=schema
+    )
 
 
 def _column(kind: pa.DataType, column: Any) -> Any:
@@ -378,5 +431,9 @@ def _column(kind: pa.DataType, column: Any) -> Any:
     if not isinstance(column, tuple):
         return pa.array(column, kind)
     values, counts = column
-    made, offset = (pa.LargeListArray, np.int64) if pa.types.is_large_list(kind) else (pa.ListArray, np.int32)
-    return made.from_arrays(pa.array(starts_of(counts).astype(offset)), pa.array(values, kind.value_type))
+    made, offset = (
+        (pa.LargeListArray, np.int64) if pa.types.is_large_list(kind) else (pa.ListArray, np.int32)
+    )
+    return made.from_arrays(
+        pa.array(starts_of(counts).astype(offset)), pa.array(values, kind.value_type)
+    )

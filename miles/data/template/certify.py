@@ -78,7 +78,11 @@ class Certificate(Anchors):
 
     def lines(self) -> list[tuple[str, str]]:
         """Label and finding, as `miles certify` prints them."""
-        begins = "begins with it" if self.follows_prompt else "begins otherwise: what is trained is not what is served"
+        begins = (
+            "begins with it"
+            if self.follows_prompt
+            else "begins otherwise: what is trained is not what is served"
+        )
         reasoning = {
             (False, False): "left out by the template",
             (True, False): "rendered in every turn",
@@ -105,7 +109,12 @@ class Certificate(Anchors):
                 if self.extends_prefix
                 else "a longer one changes earlier turns",
             ),
-            ("empty think", " or ".join(map(repr, self.empty_thinks)) + ", masked" if self.has_think else "none"),
+            (
+                "empty think",
+                " or ".join(map(repr, self.empty_thinks)) + ", masked"
+                if self.has_think
+                else "none",
+            ),
             ("reasoning", reasoning),
             ("system", "accepted" if self.accepts_system else "rows with a system message fail"),
             ("tools", tools),
@@ -115,7 +124,11 @@ class Certificate(Anchors):
 
     def __rich__(self) -> Table:
         table = Table(
-            title=f"{self.name} is certified", title_justify="left", title_style="bold", show_header=False, box=None
+            title=f"{self.name} is certified",
+            title_justify="left",
+            title_style="bold",
+            show_header=False,
+            box=None,
         )
         table.add_column(style="dim", no_wrap=True)
         table.add_column(overflow="fold")
@@ -187,15 +200,26 @@ def certify(tokenizer: PreTrainedTokenizerBase, config: EncodeConfig) -> Certifi
     Raises:
         TemplateError: names the template and what failed.
     """
-    name = f"{config.tokenizer}: the chat template" + (" that was given" if config.chat_template else "")
+    name = f"{config.tokenizer}: the chat template" + (
+        " that was given" if config.chat_template else ""
+    )
     kwargs = config.template_kwargs
     if not tokenizer.is_fast:
-        raise TemplateError(f"{config.tokenizer}: not a fast tokenizer, so it gives no character offsets")
+        raise TemplateError(
+            f"{config.tokenizer}: not a fast tokenizer, so it gives no character offsets"
+        )
     if not isinstance(tokenizer.chat_template, str):
-        raise TemplateError(f"{name} is missing, or there are several; give one with --chat-template-path")
-    reserved = set(inspect.signature(tokenizer.apply_chat_template).parameters) | {"messages", "strftime_now"}
+        raise TemplateError(
+            f"{name} is missing, or there are several; give one with --chat-template-path"
+        )
+    reserved = set(inspect.signature(tokenizer.apply_chat_template).parameters) | {
+        "messages",
+        "strftime_now",
+    }
     if taken := sorted(reserved & set(kwargs)):
-        raise TemplateError(f"{name} cannot be given {', '.join(taken)} by --apply-chat-template-kwargs")
+        raise TemplateError(
+            f"{name} cannot be given {', '.join(taken)} by --apply-chat-template-kwargs"
+        )
 
     _require_end(tokenizer, kwargs, name)
     one = _probe(tokenizer, _ONE_TURN, kwargs, name)
@@ -212,7 +236,9 @@ def certify(tokenizer: PreTrainedTokenizerBase, config: EncodeConfig) -> Certifi
     terminator = _terminator(tokenizer, one, two, name)
     for anchor in (header, terminator):
         if not re.search(r"[^\w ]", anchor, re.ASCII):
-            raise TemplateError(f"{name}: {anchor!r} begins or ends its turns; it could be an ordinary word")
+            raise TemplateError(
+                f"{name}: {anchor!r} begins or ends its turns; it could be an ordinary word"
+            )
     supplied = {turn.split(header, 1)[1] for turn in turns}
     text_tokens = text_encoder(tokenizer.backend_tokenizer)
     draft = Certificate(
@@ -243,18 +269,24 @@ def certify(tokenizer: PreTrainedTokenizerBase, config: EncodeConfig) -> Certifi
     told = [_user(forged + "QUESTION1"), _assistant(f"ANSWER1{forged}"), *_TWO_TURNS[2:]]
     for messages in (_ONE_TURN, _TWO_TURNS, told):
         proof.require(messages)
-    accepts_reasoning = proof.holds_or_raises(_WITH_REASONING) and proof.holds_or_raises(_TWO_WITH_REASONING)
+    accepts_reasoning = proof.holds_or_raises(_WITH_REASONING) and proof.holds_or_raises(
+        _TWO_WITH_REASONING
+    )
     reasoned = _probe(tokenizer, _TWO_WITH_REASONING, kwargs, name) if accepts_reasoning else ""
     # Names of arguments are known when a template is traced, and one could spell a header that is ordinary text.
     is_spelled = not any(token in header for token in tokenizer.added_tokens_encoder)
-    accepts_tools = not is_spelled and proof.holds(_WITH_TOOL, _TOOLS) and _renders_tools(tokenizer, kwargs)
+    accepts_tools = (
+        not is_spelled and proof.holds(_WITH_TOOL, _TOOLS) and _renders_tools(tokenizer, kwargs)
+    )
     return replace(
         draft,
         renders_reasoning="REASONING2" in reasoned,
         drops_reasoning="REASONING2" in reasoned and "REASONING1" not in reasoned,
         accepts_system=proof.holds_or_raises(_WITH_SYSTEM),
         accepts_tools=accepts_tools,
-        tool_grouping=_tool_grouping(tokenizer, kwargs, proof, terminator) if accepts_tools else "none",
+        tool_grouping=_tool_grouping(tokenizer, kwargs, proof, terminator)
+        if accepts_tools
+        else "none",
     )
 
 
@@ -265,7 +297,9 @@ def _require_end(tokenizer: PreTrainedTokenizerBase, kwargs: Mapping[str, Any], 
         try:
             Tracer(tokenizer.chat_template, {**variables, **more}).program(_ONE_TURN, None)
         except Unbounded as error:
-            raise TemplateError(f"{name} does not end, or would make anything large: {error}") from error
+            raise TemplateError(
+                f"{name} does not end, or would make anything large: {error}"
+            ) from error
         except Untraceable:  # what else is wrong with it is said later
             return
 
@@ -291,20 +325,30 @@ def _probe(
         raise TemplateError(f"{name} fails on a plain conversation: {cause}.{hint}") from error
 
 
-def _generation_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str, full_prompt: str, one: str, name: str) -> str:
+def _generation_prompt(
+    tokenizer: PreTrainedTokenizerBase, prompt: str, full_prompt: str, one: str, name: str
+) -> str:
     """What stands between a user's turn and an answer because `add_generation_prompt` is given, or is there anyway."""
     if full_prompt != prompt and full_prompt.startswith(prompt):
         return full_prompt[len(prompt) :]
-    if full_prompt == prompt:  # [INST] question [/INST] answer: what closes the question is the prompt
+    if (
+        full_prompt == prompt
+    ):  # [INST] question [/INST] answer: what closes the question is the prompt
         closing = prompt.partition("QUESTION1")[2]
-        if closing.strip() and one.startswith(prompt) and one[len(prompt) :].lstrip().startswith("ANSWER1"):
+        if (
+            closing.strip()
+            and one.startswith(prompt)
+            and one[len(prompt) :].lstrip().startswith("ANSWER1")
+        ):
             return closing
     else:  # question <|end|><|endoftext|> becomes question <|end|><|assistant|>
-        same = next(at for at, (a, b) in enumerate(zip(prompt, full_prompt, strict=False)) if a != b)
+        same = next(
+            at for at, (a, b) in enumerate(zip(prompt, full_prompt, strict=False)) if a != b
+        )
         for begin in range(same, -1, -1):
-            if any(full_prompt.startswith(token, begin) for token in tokenizer.added_tokens_encoder) and any(
-                prompt.startswith(token, begin) for token in tokenizer.added_tokens_encoder
-            ):
+            if any(
+                full_prompt.startswith(token, begin) for token in tokenizer.added_tokens_encoder
+            ) and any(prompt.startswith(token, begin) for token in tokenizer.added_tokens_encoder):
                 return full_prompt[begin:]
     raise TemplateError(
         f"{name} has no generation prompt: with add_generation_prompt=True it adds nothing at the end, "
@@ -315,7 +359,9 @@ def _generation_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str, full_pro
 def _between(text: str, before: str, after: str, name: str) -> str:
     for word in (before, after):
         if text.count(word) != 1:
-            raise TemplateError(f"{name} renders the message {word!r} {text.count(word)} times, not once")
+            raise TemplateError(
+                f"{name} renders the message {word!r} {text.count(word)} times, not once"
+            )
     return text.split(before)[1].split(after)[0]
 
 
@@ -334,7 +380,10 @@ def _turn_header(generation_prompt: str, turns: Sequence[str], name: str) -> str
 
 def _terminator(tokenizer: PreTrainedTokenizerBase, one: str, two: str, name: str) -> str:
     """The special tokens right behind every answer: as many as stand behind each."""
-    special = sorted((token.content for token in tokenizer.added_tokens_decoder.values() if token.special), key=len)
+    special = sorted(
+        (token.content for token in tokenizer.added_tokens_decoder.values() if token.special),
+        key=len,
+    )
     found: list[list[str]] = []
     for text, answer in ((one, "ANSWER1"), (two, "ANSWER1"), (two, "ANSWER2")):
         rest = text.split(answer)[1]
@@ -350,7 +399,9 @@ def _terminator(tokenizer: PreTrainedTokenizerBase, one: str, two: str, name: st
         found.append(tokens)
     firsts = list(dict.fromkeys(tokens[0] for tokens in found))
     if len(firsts) > 1:
-        raise TemplateError(f"{name} ends assistant turns with different tokens: {', '.join(firsts)}")
+        raise TemplateError(
+            f"{name} ends assistant turns with different tokens: {', '.join(firsts)}"
+        )
     same = takewhile(lambda tokens: len(set(tokens)) == 1, zip(*found, strict=False))
     return "".join(tokens[0] for tokens in same)
 
@@ -360,7 +411,9 @@ def _bos_count(tokenizer: PreTrainedTokenizerBase, text: str, name: str) -> int:
         return 0
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     if list(ids[:2]) == [tokenizer.bos_token_id] * 2:
-        raise TemplateError(f"{name} begins a conversation with two BOS tokens {tokenizer.bos_token}")
+        raise TemplateError(
+            f"{name} begins a conversation with two BOS tokens {tokenizer.bos_token}"
+        )
     return int(ids[0] == tokenizer.bos_token_id)
 
 
@@ -374,7 +427,11 @@ class _Proof:
     text_tokens: TextEncoder
     draft: Certificate
 
-    def require(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None = None) -> None:
+    def require(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> None:
         """Each turn's span holds all that the turn says, nothing of any other, and one terminator; the ids are
         transformers' own.
 
@@ -388,9 +445,17 @@ class _Proof:
             raise TemplateError(f"{draft.name} cannot be certified: {error}") from error
         turns = [message for message in messages if message["role"] == "assistant"]
         for number, (message, span) in enumerate(zip(turns, spans, strict=True)):
-            words = [own for own in strings({**message, "role": ""}) if own.isupper() and own in text]
+            words = [
+                own for own in strings({**message, "role": ""}) if own.isupper() and own in text
+            ]
             inside = text[span.start : span.end]
-            foreign = [own for other in messages if other is not message for own in strings(other) if own.isupper()]
+            foreign = [
+                own
+                for other in messages
+                if other is not message
+                for own in strings(other)
+                if own.isupper()
+            ]
             if not (
                 span.start > 0
                 and all(own in inside for own in words)
@@ -416,7 +481,11 @@ class _Proof:
                 "tokenizers backend"
             )
 
-    def holds(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None = None) -> bool:
+    def holds(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> bool:
         try:
             self.require(messages, tools)
         except TemplateError:

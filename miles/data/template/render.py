@@ -76,12 +76,17 @@ class Renderer:
     """
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, template_kwargs: Mapping[str, Any], anchors: Anchors
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        template_kwargs: Mapping[str, Any],
+        anchors: Anchors,
     ) -> None:
         self._tokenizer, self._kwargs, self._anchors = tokenizer, template_kwargs, anchors
         reserved = "".join(set(anchors.turn_header + anchors.terminator) - set(_WORD_CHARACTERS))
         self._tracer = Tracer(
-            str(tokenizer.chat_template), {**tokenizer.special_tokens_map, **template_kwargs}, reserved
+            str(tokenizer.chat_template),
+            {**tokenizer.special_tokens_map, **template_kwargs},
+            reserved,
         )
 
     def render(
@@ -107,8 +112,12 @@ class Renderer:
             detail = f"the chat template does not end, or would make anything large: {error}"
             raise RowRejected("template_error", detail) from error
         except Untraceable as error:
-            render_text(self._tokenizer, messages, tools, self._kwargs)  # raises where the template does
-            raise RowRejected("unlocatable_turn", f"the chat template cannot be followed: it takes {error}") from error
+            render_text(
+                self._tokenizer, messages, tools, self._kwargs
+            )  # raises where the template does
+            raise RowRejected(
+                "unlocatable_turn", f"the chat template cannot be followed: it takes {error}"
+            ) from error
         text = "".join(pieces)
         if program.note is None:
             program.note = self._check(program, messages, tools, text)
@@ -130,9 +139,12 @@ class Renderer:
             return rejected
         if text != rendered:
             return RowRejected(
-                "unlocatable_turn", "the chat template could not be followed: transformers renders another text"
+                "unlocatable_turn",
+                "the chat template could not be followed: transformers renders another text",
             )
-        answering = [number for number, message in enumerate(messages) if message.get("role") == "assistant"]
+        answering = [
+            number for number, message in enumerate(messages) if message.get("role") == "assistant"
+        ]
         turns = _locate(program, answering, self._anchors.turn_header, self._anchors.terminator)
         return RowRejected("unlocatable_turn", turns) if isinstance(turns, str) else turns
 
@@ -155,7 +167,9 @@ class Renderer:
         return spans
 
 
-def _locate(program: Program, answering: Sequence[int], header: str, terminator: str) -> list[_Turn] | str:
+def _locate(
+    program: Program, answering: Sequence[int], header: str, terminator: str
+) -> list[_Turn] | str:
     """One turn for each assistant message (`answering`, by number), or why there is not.
 
     A turn goes from a header to the next terminator, over further headers (reasoning in a block of its own), and
@@ -204,7 +218,9 @@ def render_text(
     """
     kwargs = dict(template_kwargs)
     if "strftime_now" in str(tokenizer.chat_template):
-        kwargs["strftime_now"] = ""  # not callable: a render that would hold today's date fails instead
+        kwargs["strftime_now"] = (
+            ""  # not callable: a render that would hold today's date fails instead
+        )
     try:
         text: str = tokenizer.apply_chat_template(
             list(messages),
@@ -223,7 +239,11 @@ def render_text(
 
 def _quotes_template(error: Exception, template: str) -> bool:
     """Whether an error's words are the template's own: any others may be the row's, whose text goes into no ledger."""
-    quoted = re.findall("'(.*?)'", str(error)) if isinstance(error, jinja2.UndefinedError) else [str(error)]
+    quoted = (
+        re.findall("'(.*?)'", str(error))
+        if isinstance(error, jinja2.UndefinedError)
+        else [str(error)]
+    )
     return all(words.endswith(" object") or words in template for words in quoted)
 
 

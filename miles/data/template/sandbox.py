@@ -105,7 +105,10 @@ def _require_data(value: Any) -> None:
             if num_values > MAX_PARTS:
                 raise Unbounded(f"data of more than {MAX_PARTS} values")
             pending += item.values() if isinstance(item, dict) else item
-        elif not isinstance(item, (str, int, float, range, jinja2.Undefined, Symbol)) and item is not None:
+        elif (
+            not isinstance(item, (str, int, float, range, jinja2.Undefined, Symbol))
+            and item is not None
+        ):
             raise Untraceable(f"the text of {type(item).__name__}")
 
 
@@ -124,22 +127,35 @@ def _concat(values: Iterable[Any]) -> Any:
             parts.append(text)
             num_characters += len(text)
         if num_characters > MAX_LITERAL_CHARACTERS or len(parts) > MAX_PARTS:
-            raise Unbounded(f"more than {num_characters - 1} characters of its own, or {len(parts) - 1} parts")
+            raise Unbounded(
+                f"more than {num_characters - 1} characters of its own, or {len(parts) - 1} parts"
+            )
     if log is None:
         return "".join(parts)  # type: ignore[arg-type]
     return Symbol(log, tuple(parts))
 
 
 def _tojson(
-    value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: Any = None,
+    separators: Any = None,
+    sort_keys: bool = False,
 ) -> Any:
     """transformers' filter, for data with symbols at any depth."""
     if any(type(option) is Symbol for option in (ensure_ascii, indent, separators, sort_keys)):
         raise Untraceable("a layout of JSON that is not known")
     _require_data(value)
-    if (isinstance(indent, int) and indent > _MAX_WIDTH) or max(map(_size, (indent, *(separators or ())))) > _MAX_WIDTH:
+    if (isinstance(indent, int) and indent > _MAX_WIDTH) or max(
+        map(_size, (indent, *(separators or ())))
+    ) > _MAX_WIDTH:
         raise Unbounded(f"an indent of more than {_MAX_WIDTH} characters")
-    layout = {"ensure_ascii": ensure_ascii, "indent": indent, "separators": separators, "sort_keys": sort_keys}
+    layout = {
+        "ensure_ascii": ensure_ascii,
+        "indent": indent,
+        "separators": separators,
+        "sort_keys": sort_keys,
+    }
     symbols: list[Symbol] = []
 
     def stand_in(item: Any) -> Any:
@@ -155,10 +171,14 @@ def _tojson(
         return item
 
     text = json.dumps(stand_in(value), **layout)
-    opening, closing = (json.dumps(character, ensure_ascii=ensure_ascii)[1:-1] for character in _STAND_INS)
+    opening, closing = (
+        json.dumps(character, ensure_ascii=ensure_ascii)[1:-1] for character in _STAND_INS
+    )
     pieces = re.split(f'"{re.escape(opening)}([0-9]+){re.escape(closing)}"', text)
     return _concat(
-        symbols[int(piece)]._derive(lambda whole: json.dumps(whole, **layout)) if number % 2 else piece
+        symbols[int(piece)]._derive(lambda whole: json.dumps(whole, **layout))
+        if number % 2
+        else piece
         for number, piece in enumerate(pieces)
     )
 
@@ -173,7 +193,9 @@ def _join(value: Iterable[Any], d: Any = "", attribute: Any = None) -> Any:
 def _replace(value: Any, old: Any, new: Any, count: Any = None) -> Any:
     count = -1 if count is None else count
     text = _text(value)
-    return text.replace(old, new, count) if type(text) is Symbol else replaced(text, old, new, count)
+    return (
+        text.replace(old, new, count) if type(text) is Symbol else replaced(text, old, new, count)
+    )
 
 
 def _by_method(name: str) -> Callable[..., Any]:
@@ -187,7 +209,9 @@ def _by_method(name: str) -> Callable[..., Any]:
     return apply
 
 
-def _for_symbols(answer: Callable[[Symbol], Any], otherwise: Callable[[Any], Any]) -> Callable[[Any], Any]:
+def _for_symbols(
+    answer: Callable[[Symbol], Any], otherwise: Callable[[Any], Any]
+) -> Callable[[Any], Any]:
     return lambda value: answer(value) if type(value) is Symbol else otherwise(value)
 
 
@@ -234,23 +258,37 @@ class Environment(ImmutableSandboxedEnvironment):
     intercepted_binops = frozenset(("+", "*", "**", "%"))
 
     def __init__(self) -> None:
-        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
+        super().__init__(
+            trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
+        )
         self.num_steps = 0
         # Jinja's own filters and tests either hand a value on, or use it in a way that a symbol refuses, but for these.
-        self.filters |= {"tojson": _tojson, "join": _join, "replace": _replace, "trim": _by_method("strip")}
+        self.filters |= {
+            "tojson": _tojson,
+            "join": _join,
+            "replace": _replace,
+            "trim": _by_method("strip"),
+        }
         self.filters |= {name: _by_method(name) for name in ("lower", "upper", "capitalize")}
         self.filters["string"] = _for_symbols(lambda symbol: symbol, soft_str)
         self.filters["safe"] = _for_symbols(Safe, Markup)
         self.filters = {name: self._counted(function) for name, function in self.filters.items()}
         # Not counted: it costs nothing, and templates ask at each message how many there are.
-        self.filters["length"] = self.filters["count"] = _for_symbols(Length, lambda value: len(value))
-        self.filters |= {name: refuse(f"the filter {name}", Unbounded) for name in _NEEDLESS_FILTERS}
+        self.filters["length"] = self.filters["count"] = _for_symbols(
+            Length, lambda value: len(value)
+        )
+        self.filters |= {
+            name: refuse(f"the filter {name}", Unbounded) for name in _NEEDLESS_FILTERS
+        }
         self.filters |= {name: refuse(f"the filter {name}") for name in ("pprint", "random")}
         for name in ("iterable", "sequence"):
             self.tests[name] = _not_of((Safe,), _for_symbols(lambda _: True, _TESTS[name]))
         for name in ("number", "integer"):
             self.tests[name] = _not_of((Length,), _TESTS[name])
-        self.tests |= {"string": _not_of((Safe,), _is_string), "sameas": _not_of((Symbol, Safe, Length), _is_same)}
+        self.tests |= {
+            "string": _not_of((Safe,), _is_string),
+            "sameas": _not_of((Symbol, Safe, Length), _is_same),
+        }
         self.globals |= {"raise_exception": _raise_exception, "dict": _Dict()}
         self.globals |= {"strftime_now": refuse("today's date"), "lipsum": refuse("random text")}
 
@@ -285,7 +323,9 @@ class Environment(ImmutableSandboxedEnvironment):
         if operator == "+":
             self._spend(_size(left) + _size(right))
         elif isinstance(left, int) and isinstance(right, int):
-            self._spend(left.bit_length() * (max(right, 0) if operator == "**" else 1) + right.bit_length())
+            self._spend(
+                left.bit_length() * (max(right, 0) if operator == "**" else 1) + right.bit_length()
+            )
         elif operator == "*":
             times = left if isinstance(left, int) else right
             self._spend((_size(left) + _size(right)) * times if isinstance(times, int) else 0)
@@ -308,13 +348,19 @@ class Environment(ImmutableSandboxedEnvironment):
 
     def _spend_on(self, value: Any, arguments: Iterable[Any]) -> None:
         """What is made of a string may be as long as the string times another."""
-        size = max(len(value), 1) * max(map(_size, arguments), default=1) if isinstance(value, str) else _size(value)
+        size = (
+            max(len(value), 1) * max(map(_size, arguments), default=1)
+            if isinstance(value, str)
+            else _size(value)
+        )
         self._spend(size)
 
     def _spend(self, size: int) -> None:
         self.num_steps += 1 + max(size, 0) // 64
         if size > MAX_LITERAL_CHARACTERS or self.num_steps > MAX_STEPS:
-            raise Unbounded(f"more than {MAX_STEPS} steps, or a value of more than {MAX_LITERAL_CHARACTERS} characters")
+            raise Unbounded(
+                f"more than {MAX_STEPS} steps, or a value of more than {MAX_LITERAL_CHARACTERS} characters"
+            )
 
 
 def _size(value: Any) -> int:
@@ -339,4 +385,6 @@ def literals(template: str) -> set[str]:
     except jinja2.TemplateError as error:
         raise Untraceable(f"{type(error).__name__}: {error}") from error
     texts = {node.data for node in tree.find_all(nodes.TemplateData)}
-    return texts | {node.value for node in tree.find_all(nodes.Const) if isinstance(node.value, str)}
+    return texts | {
+        node.value for node in tree.find_all(nodes.Const) if isinstance(node.value, str)
+    }

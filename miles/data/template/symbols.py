@@ -99,8 +99,12 @@ class Symbol:
                 raise Unbounded(f"more than {MAX_CHARACTERS} characters")
             return make(whole, *arguments)
 
-        made(self._log.strings)  # as the template does; arguments that do not fit fail here, for any row
-        return Symbol(self._log, (Made(made, frozenset[int]().union(*(part.sources for part in of)), depth),))
+        made(
+            self._log.strings
+        )  # as the template does; arguments that do not fit fail here, for any row
+        return Symbol(
+            self._log, (Made(made, frozenset[int]().union(*(part.sources for part in of)), depth),)
+        )
 
     def strip(self, characters: Any = None) -> Symbol:
         return self.lstrip(characters).rstrip(characters)
@@ -115,7 +119,9 @@ class Symbol:
         """Part by part from one end, as long as nothing is left of a part: what is literal stays so."""
         parts = list(self._parts)
         while parts:
-            rest = Symbol(self._log, tuple(parts[end:] if end else parts[:1]))._stripped(strip, characters)
+            rest = Symbol(self._log, tuple(parts[end:] if end else parts[:1]))._stripped(
+                strip, characters
+            )
             if rest:
                 parts[end] = rest if isinstance(rest, str) else rest._parts[0]
                 break
@@ -154,7 +160,9 @@ class Symbol:
     def rsplit(self, sep: Any = None, maxsplit: Any = -1) -> list[Symbol]:
         return self._split(str.rsplit, sep, maxsplit)
 
-    def _split(self, split: Callable[..., list[str]], separator: Any, maxsplit: Any) -> list[Symbol]:
+    def _split(
+        self, split: Callable[..., list[str]], separator: Any, maxsplit: Any
+    ) -> list[Symbol]:
         """As many symbols as this row has parts: whether there is one more is asked part by part, so that rows of one
         shape are asked the same."""
         if type(separator) not in (str, type(None)) or type(maxsplit) is not int:
@@ -162,7 +170,9 @@ class Symbol:
         text = _maker(self._parts)
 
         def has(number: int) -> bool:
-            return self._log.ask(lambda strings: len(split(text(strings), separator, maxsplit)) > number)
+            return self._log.ask(
+                lambda strings: len(split(text(strings), separator, maxsplit)) > number
+            )
 
         def part(number: int) -> Symbol:
             return self._derive(lambda whole: split(whole, separator, maxsplit)[number])
@@ -175,14 +185,18 @@ class Symbol:
         return parts
 
     def __getitem__(self, key: Any) -> Symbol:
-        if isinstance(key, slice) and all(type(edge) in (int, type(None)) for edge in (key.start, key.stop, key.step)):
+        if isinstance(key, slice) and all(
+            type(edge) in (int, type(None)) for edge in (key.start, key.stop, key.step)
+        ):
             return self._derive(lambda whole: whole[key])
         if type(key) is int:
             if not self._is_longer_than(key if key >= 0 else -key - 1):
                 raise IndexError(key)
             return self._derive(lambda whole: whole[key])
         if type(key) is str:
-            raise TypeError("string indices must be integers")  # Jinja then looks for an attribute, as with any string
+            raise TypeError(
+                "string indices must be integers"
+            )  # Jinja then looks for an attribute, as with any string
         raise Untraceable(f"a string indexed with {type(key).__name__}")
 
     def __add__(self, other: Any) -> Symbol:
@@ -276,13 +290,17 @@ class Length:
 
     __hash__ = refuse("the length of a string")  # type: ignore[assignment]
     __str__ = __repr__ = __format__ = __int__ = __float__ = __index__ = __hash__  # type: ignore[assignment]
-    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __mod__ = __floordiv__ = __truediv__ = __hash__
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __mod__ = __floordiv__ = (
+        __truediv__
+    ) = __hash__
 
 
 def _maker(parts: tuple[Part, ...]) -> Make:
     if len(parts) == 1 and type(parts[0]) is Made:
         return parts[0].make
-    return lambda strings: "".join(part if type(part) is str else part[0](strings) for part in parts)  # type: ignore[operator]
+    return lambda strings: "".join(
+        part if type(part) is str else part[0](strings) for part in parts
+    )  # type: ignore[operator]
 
 
 class Safe:
@@ -294,7 +312,9 @@ class Safe:
         self.of = of
 
     __html__ = __hash__ = refuse("text that is marked as safe")  # type: ignore[assignment]
-    __str__ = __repr__ = __format__ = __iter__ = __len__ = __bool__ = __contains__ = __getitem__ = __html__
+    __str__ = __repr__ = __format__ = __iter__ = __len__ = __bool__ = __contains__ = __getitem__ = (
+        __html__
+    )
     __int__ = __float__ = __index__ = __html__
     __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = __html__  # type: ignore[assignment]
     __add__ = __radd__ = __mul__ = __rmul__ = __mod__ = __rmod__ = __getattr__ = __html__
@@ -311,7 +331,9 @@ def parts_of(value: Any) -> tuple[Part, ...]:
 def bounded(parts: tuple[Part, ...]) -> tuple[Part, ...]:
     num_characters = sum(len(part) for part in parts if type(part) is str)
     if num_characters > MAX_LITERAL_CHARACTERS or len(parts) > MAX_PARTS:
-        raise Unbounded(f"more than {num_characters - 1} characters of its own, or {len(parts) - 1} parts")
+        raise Unbounded(
+            f"more than {num_characters - 1} characters of its own, or {len(parts) - 1} parts"
+        )
     return parts
 
 

@@ -126,7 +126,10 @@ class Tracer:
         return program, strings
 
     def _trace(
-        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None, strings: list[str]
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None,
+        strings: list[str],
     ) -> tuple[Program, list[tuple[Guard, bool]]]:
         log = Log(strings)
         unknowns = _Unknowns(log, self._reserved)
@@ -134,7 +137,8 @@ class Tracer:
         try:
             output = self._template.render(
                 messages=[
-                    _with_reasoning_names(unknowns.unknown_message(message, n)) for n, message in enumerate(messages)
+                    _with_reasoning_names(unknowns.unknown_message(message, n))
+                    for n, message in enumerate(messages)
                 ],
                 tools=None if tools is None else [unknowns.unknown(tool, -1) for tool in tools],
                 documents=None,
@@ -169,7 +173,9 @@ class Tracer:
             raise Untraceable("another way each time")
         self._hang(shape, followed, program)
 
-    def _hang(self, shape: Any, followed: Sequence[tuple[_Question, bool]], node: _Question | Program) -> None:
+    def _hang(
+        self, shape: Any, followed: Sequence[tuple[_Question, bool]], node: _Question | Program
+    ) -> None:
         if not followed:
             self._programs[shape] = node
         elif followed[-1][1]:
@@ -190,7 +196,10 @@ def shape_of(
             strings.append(message["content"])
         else:
             shape.append(
-                tuple((key, item if key == "role" else _shape(item, strings)) for key, item in message.items())
+                tuple(
+                    (key, item if key == "role" else _shape(item, strings))
+                    for key, item in message.items()
+                )
             )
     if tools is not None:
         shape.append(("tools", *[_shape(tool, strings) for tool in tools]))
@@ -223,7 +232,10 @@ class _Unknowns:
         if type(role) is not str or not role.isidentifier() or not self._reserved.isdisjoint(role):
             raise Untraceable("a role that is not a plain word")
         self._require_plain(message)
-        known = {key: item if key == "role" else self.unknown(item, number) for key, item in message.items()}
+        known = {
+            key: item if key == "role" else self.unknown(item, number)
+            for key, item in message.items()
+        }
         return {key: item for key, item in known.items() if item is not None}
 
     def unknown(self, value: Any, owner: int) -> Any:

@@ -87,7 +87,9 @@ class TextEncoder:
             raise tokens
         return tokens
 
-    def encode_all(self, texts: Sequence[str], points: Sequence[Sequence[int]]) -> list[Tokens | RowRejected]:
+    def encode_all(
+        self, texts: Sequence[str], points: Sequence[Sequence[int]]
+    ) -> list[Tokens | RowRejected]:
         """As `encode_at`, for many texts; what it would raise is in its text's place.
 
         Texts that begin with an added token go through tiktoken end to end, in one call: nothing is merged over it.
@@ -102,7 +104,9 @@ class TextEncoder:
                 else:
                     groups.append([number])
             for group in groups:
-                for number, tokens in zip(group, self._end_to_end(texts, points, group), strict=False):
+                for number, tokens in zip(
+                    group, self._end_to_end(texts, points, group), strict=False
+                ):
                     outcomes[number] = tokens
         return [
             self._one_by_one(text, places) if tokens is None else tokens
@@ -122,8 +126,12 @@ class TextEncoder:
         """By tiktoken, of the texts of these numbers; None for one that it must not encode, none at all if it fails."""
         normal = [number for number in numbers if self._is_normal(texts[number])]
         try:
-            buffer = self._bpe.encode_to_tiktoken_buffer("".join([texts[number] for number in normal]), self._added)
-        except ValueError:  # no Unicode; or (tiktoken 0.14) the stack of fancy-regex is full, at a million blanks
+            buffer = self._bpe.encode_to_tiktoken_buffer(
+                "".join([texts[number] for number in normal]), self._added
+            )
+        except (
+            ValueError
+        ):  # no Unicode; or (tiktoken 0.14) the stack of fancy-regex is full, at a million blanks
             return []
         assert self._token_bytes is not None
         ids = np.frombuffer(buffer, np.uint32).astype(np.int32)
@@ -153,7 +161,10 @@ class TextEncoder:
             made[number] = Tokens(
                 ids[token : first[end]],
                 here,
-                [over and edge > 0 for over, edge in zip(is_over[place:end], edges[place:end], strict=True)],
+                [
+                    over and edge > 0
+                    for over, edge in zip(is_over[place:end], edges[place:end], strict=True)
+                ],
             )
             place, token = end + 1, first[end]
         return [made.get(number) for number in numbers]
@@ -188,14 +199,21 @@ def encode_by(backend: tokenizers.Tokenizer, text: str) -> tokenizers.Encoding:
         # tokenizers 0.23: Oniguruma gives up after 10 million steps back, as in a run of that many blanks; Rust panics
         if type(error).__name__ != "PanicException":
             raise
-        raise RowRejected("bad_message", "text that the tokenizer fails on (a run of millions of blanks)") from error
+        raise RowRejected(
+            "bad_message", "text that the tokenizer fails on (a run of millions of blanks)"
+        ) from error
 
 
-def by_offsets(offsets: Sequence[tuple[int, int]], points: Sequence[int]) -> tuple[list[int], list[bool]]:
+def by_offsets(
+    offsets: Sequence[tuple[int, int]], points: Sequence[int]
+) -> tuple[list[int], list[bool]]:
     """As `encode_at` returns them, from (begin, end) characters of each token."""
     begins = np.array([begin for begin, _ in offsets], np.int64)
     first: list[int] = begins.searchsorted(points).tolist()
-    return first, [token > 0 and offsets[token - 1][1] > point for token, point in zip(first, points, strict=True)]
+    return first, [
+        token > 0 and offsets[token - 1][1] > point
+        for token, point in zip(first, points, strict=True)
+    ]
 
 
 def _byte_offsets(text: str, points: Sequence[int]) -> list[int]:
@@ -218,7 +236,9 @@ def text_encoder(backend: tokenizers.Tokenizer) -> TextEncoder:
         TemplateError: ids that int32 cannot hold.
     """
     definition = backend.to_str()
-    if backend.truncation is not None or backend.padding is not None:  # state of the last call, not of the tokenizer
+    if (
+        backend.truncation is not None or backend.padding is not None
+    ):  # state of the last call, not of the tokenizer
         bare = _read(definition)
         if bare is not None:
             bare.no_truncation()
@@ -234,7 +254,8 @@ def text_encoder(backend: tokenizers.Tokenizer) -> TextEncoder:
         own = _read(definition)  # nobody else's changes reach a copy
         if own is None or not _is_copy(own, backend, fields):
             return TextEncoder(
-                backend, "tokenizers: it is another one when saved and loaded (its ids have gaps or twins)"
+                backend,
+                "tokenizers: it is another one when saved and loaded (its ids have gaps or twins)",
             )
         encoder = _make(own, fields)
         while len(_made) >= _MAX_MADE:
@@ -264,10 +285,14 @@ def _require_int32(fields: Mapping[str, Any]) -> None:
     ids = list(vocabulary.values()) if isinstance(vocabulary, dict) else []
     largest = max([*ids, *(token["id"] for token in fields["added_tokens"])], default=0)
     if largest > np.iinfo(np.int32).max:
-        raise TemplateError(f"the tokenizer has the token id {largest}; expected ids of at most 31 bits")
+        raise TemplateError(
+            f"the tokenizer has the token id {largest}; expected ids of at most 31 bits"
+        )
 
 
-def _is_copy(own: tokenizers.Tokenizer, backend: tokenizers.Tokenizer, fields: Mapping[str, Any]) -> bool:
+def _is_copy(
+    own: tokenizers.Tokenizer, backend: tokenizers.Tokenizer, fields: Mapping[str, Any]
+) -> bool:
     """`tokenizers` 0.23 writes one of two tokens with the same id, and reads added tokens with ids of its choice."""
     return own.get_vocab_size() == backend.get_vocab_size() and all(
         own.token_to_id(token["content"]) == token["id"] for token in fields["added_tokens"]
@@ -288,7 +313,11 @@ def _convert(backend: tokenizers.Tokenizer, definition: Mapping[str, Any]) -> Te
     pattern, ranks, added = prove(backend, definition)
     try:
         encoding = tiktoken.Encoding(
-            "miles", pat_str=pattern, mergeable_ranks=ranks, special_tokens=added, explicit_n_vocab=None
+            "miles",
+            pat_str=pattern,
+            mergeable_ranks=ranks,
+            special_tokens=added,
+            explicit_n_vocab=None,
         )
     except Exception as error:  # whatever its Rust side makes of a pattern that it does not take
         raise Inexact(f"tiktoken does not take it ({type(error).__name__})") from error
@@ -313,7 +342,9 @@ def _try_out(encoder: TextEncoder) -> None:
         points = list(range(0, len(text) + 1, 3))
         encoding = encoder.backend.encode(text, add_special_tokens=False)
         ids, first, straddled = encoder.encode_at(text, points)
-        if ids.tolist() != encoding.ids or (first, straddled) != by_offsets(encoding.offsets, points):
+        if ids.tolist() != encoding.ids or (first, straddled) != by_offsets(
+            encoding.offsets, points
+        ):
             raise Inexact("tiktoken gave other ids in a self-test")
 
 
@@ -339,4 +370,6 @@ def _self_test_texts(added: Sequence[str]) -> Iterator[str]:
         raw = random.random_raw(48)
         top = kinds[number % len(kinds)]
         characters = (chr(int(value) % top) if int(value) >> 62 else " " for value in raw)
-        yield "".join(character for character in characters if not "\ud800" <= character <= "\udfff")
+        yield "".join(
+            character for character in characters if not "\ud800" <= character <= "\udfff"
+        )

@@ -81,7 +81,13 @@ def prove(backend: tokenizers.Tokenizer, definition: Mapping[str, Any]) -> Prove
     model = definition["model"]
     if model.get("type") != "BPE":
         raise Inexact(f"its model is {model.get('type')}, not byte-level BPE")
-    for option in ("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback"):
+    for option in (
+        "dropout",
+        "unk_token",
+        "continuing_subword_prefix",
+        "end_of_word_suffix",
+        "byte_fallback",
+    ):
         if model.get(option):
             raise Inexact(f"its model has {option}")
     normalizer = definition["normalizer"]
@@ -89,7 +95,9 @@ def prove(backend: tokenizers.Tokenizer, definition: Mapping[str, Any]) -> Prove
         raise Inexact(f"its normalizer is {normalizer['type']}")
     words = _word_pattern(definition["pre_tokenizer"])
     added = _added_tokens(definition["added_tokens"])
-    if normalizer is not None and any(backend.normalizer.normalize_str(token) != token for token in added):
+    if normalizer is not None and any(
+        backend.normalizer.normalize_str(token) != token for token in added
+    ):
         raise Inexact("an added token is not in NFC")
     vocabulary = _without_added(model["vocab"], added)
     ranks = _byte_ranks(vocabulary)
@@ -116,8 +124,12 @@ def _word_pattern(pre_tokenizer: Mapping[str, Any] | None) -> str:
 
 def _require_portable(pattern: str) -> str:
     if not _PORTABLE.fullmatch(pattern):
-        raise Inexact("its regular expression has constructs that regex engines read in different ways")
-    if re.match(re.sub(r"\\[pP]\{\w+\}", "a", pattern), ""):  # where it ever matches nothing it does so here
+        raise Inexact(
+            "its regular expression has constructs that regex engines read in different ways"
+        )
+    if re.match(
+        re.sub(r"\\[pP]\{\w+\}", "a", pattern), ""
+    ):  # where it ever matches nothing it does so here
         raise Inexact("its regular expression matches nothing, too")
     return pattern
 
@@ -148,7 +160,9 @@ def _require_same_characters(pattern: str) -> None:
         core = tiktoken.Encoding(
             "characters", pat_str=f"{characters}+", mergeable_ranks=single_bytes, special_tokens={}
         )
-        split = tokenizers.pre_tokenizers.Split(tokenizers.Regex(f"{characters}+"), "removed", invert=True)
+        split = tokenizers.pre_tokenizers.Split(
+            tokenizers.Regex(f"{characters}+"), "removed", invert=True
+        )
         theirs = "".join(part for part, _ in split.pre_tokenize_str(unknown))
         if bytes(core.encode_ordinary(unknown)) != theirs.encode():
             raise Inexact("tokenizers and tiktoken know different versions of Unicode")
@@ -157,8 +171,13 @@ def _require_same_characters(pattern: str) -> None:
 def _without_added(vocabulary: Mapping[str, int], added: Mapping[str, int]) -> dict[str, int]:
     """The model's tokens that can be in a word."""
     words = {token: rank for token, rank in vocabulary.items() if token not in added}
-    if any(token in vocabulary and not all("!" <= character <= "~" for character in token) for token in added):
-        raise Inexact("an added token shares its id with bytes of other text")  # é: there the byte E9
+    if any(
+        token in vocabulary and not all("!" <= character <= "~" for character in token)
+        for token in added
+    ):
+        raise Inexact(
+            "an added token shares its id with bytes of other text"
+        )  # é: there the byte E9
     ids = {*words.values(), *added.values()}
     if len(ids) != len(words) + len(added):
         raise Inexact("two of its tokens have the same id")
@@ -188,7 +207,9 @@ def _require_same_merges(model: Any, vocabulary: Mapping[str, int], merges: Sequ
         vocabulary: its tokens that can be in a word, as ByteLevel writes them -> ids.
         merges: its pairs, the first to be merged first.
     """
-    results = ["".join(merge) if isinstance(merge, list) else merge.replace(" ", "") for merge in merges]
+    results = [
+        "".join(merge) if isinstance(merge, list) else merge.replace(" ", "") for merge in merges
+    ]
     ids = [vocabulary[result] for result in results if result in vocabulary]
     if any(earlier > later for earlier, later in pairwise(ids)):
         raise Inexact("its merges are not in the order of their results' ids")

@@ -65,8 +65,13 @@ def load_tokenizer(config: EncodeConfig) -> PreTrainedTokenizerBase:
     else:
         with tempfile.TemporaryDirectory(prefix="miles-tokenizer-") as staged:
             fs, _ = storage.filesystem(url)
-            for path, *_ in files:  # not the whole folder: a checkpoint's weights may lie beside them
-                storage.copy_file(str(fs.unstrip_protocol(path)), Path(staged) / path.rsplit("/", 1)[-1])
+            for (
+                path,
+                *_,
+            ) in files:  # not the whole folder: a checkpoint's weights may lie beside them
+                storage.copy_file(
+                    str(fs.unstrip_protocol(path)), Path(staged) / path.rsplit("/", 1)[-1]
+                )
             tokenizer = _from_folder(staged, url, config.trust_remote_code)
     if not tokenizer.is_fast:
         raise TemplateError(
@@ -139,10 +144,14 @@ def _tokenizer_files(url: str) -> tuple[tuple[str, int, str], ...] | None:
             return None
         entries = retry.call(lambda: fs.ls(path, detail=True), url) if is_folder else []
     except (MilesError, OSError) as error:
-        raise TemplateError(f"{url}: the tokenizer cannot be read ({redact(str(error))})") from error
+        raise TemplateError(
+            f"{url}: the tokenizer cannot be read ({redact(str(error))})"
+        ) from error
     if not is_folder:
         found = "a file, not a folder" if is_there else "no such folder"
-        raise TemplateError(f"{url}: {found}; expected the folder of a Hugging Face tokenizer, or its hub name")
+        raise TemplateError(
+            f"{url}: {found}; expected the folder of a Hugging Face tokenizer, or its hub name"
+        )
     names = sorted(entry["name"].rstrip("/").rsplit("/", 1)[-1] for entry in entries)
     if not set(names) & set(_VOCABULARY_FILES):
         raise TemplateError(
@@ -151,7 +160,11 @@ def _tokenizer_files(url: str) -> tuple[tuple[str, int, str], ...] | None:
         )
     stamps = ("ETag", "mtime", "LastModified", "created")
     return tuple(
-        (entry["name"], int(entry["size"] or 0), next((str(entry[s]) for s in stamps if entry.get(s)), ""))
+        (
+            entry["name"],
+            int(entry["size"] or 0),
+            next((str(entry[s]) for s in stamps if entry.get(s)), ""),
+        )
         for entry in sorted(entries, key=lambda entry: str(entry["name"]))
         if entry["type"] == "file" and entry["name"].endswith(_TOKENIZER_SUFFIXES)
     )
@@ -161,9 +174,13 @@ def _from_folder(folder: str, url: str, trust_remote_code: bool) -> PreTrainedTo
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
+        return AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=trust_remote_code
+        )
     except Exception as error:  # transformers raises whatever its parsers raise
-        raise TemplateError(f"{url}: the tokenizer in this folder cannot be loaded: {_first_line(error)}") from error
+        raise TemplateError(
+            f"{url}: the tokenizer in this folder cannot be loaded: {_first_line(error)}"
+        ) from error
 
 
 def _from_hub(name: str, trust_remote_code: bool) -> PreTrainedTokenizerBase:
@@ -171,7 +188,9 @@ def _from_hub(name: str, trust_remote_code: bool) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(name, local_files_only=True, trust_remote_code=trust_remote_code)
+        return AutoTokenizer.from_pretrained(
+            name, local_files_only=True, trust_remote_code=trust_remote_code
+        )
     except Exception as error:  # not in the local cache
         cached_error = error
     try:

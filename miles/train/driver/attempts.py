@@ -36,7 +36,12 @@ class Starts:
         """Enters a start; returns its reason."""
         reason = self._reason(first_step)
         number = 1 + sum("start" in entry for entry in self._entries)
-        sizes = {"tensor": layout.tensor, "pipeline": layout.pipeline, "data": layout.data, "expert": layout.expert}
+        sizes = {
+            "tensor": layout.tensor,
+            "pipeline": layout.pipeline,
+            "data": layout.data,
+            "expert": layout.expert,
+        }
         self._add(
             {
                 "start": number,

@@ -41,7 +41,12 @@ class Saves:
     """
 
     def __init__(
-        self, config: TrainConfig, group: TrainerGroup, journal: Journal, last: str, after: Callable[[int], None]
+        self,
+        config: TrainConfig,
+        group: TrainerGroup,
+        journal: Journal,
+        last: str,
+        after: Callable[[int], None],
     ) -> None:
         self.last = last
         self._config, self._group, self._journal, self._after = config, group, journal, after
@@ -129,5 +134,7 @@ class Saves:
             f"complete one is {self.last}"
         )
         if pending.must or self._config.on_save_error == "end":
-            raise CheckpointError(f"{said}. Make room and give the same command again: it goes on from there")
+            raise CheckpointError(
+                f"{said}. Make room and give the same command again: it goes on from there"
+            )
         self._journal.say(f"{said}; the run goes on (--on-save-error continue)")

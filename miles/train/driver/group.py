@@ -35,9 +35,13 @@ class TrainerGroup:
         self._timeout_seconds = cluster.timeout_minutes * 60
         self._place = self._reserve(cluster) if on_gpu else None
         # On a CPU the ranks reserve none: what Ray may use is the loader's budget, and nobody starves.
-        actor = ray.remote(num_gpus=1 if on_gpu else 0, num_cpus=1 if on_gpu else 0, max_restarts=0)(TrainerActor)
+        actor = ray.remote(
+            num_gpus=1 if on_gpu else 0, num_cpus=1 if on_gpu else 0, max_restarts=0
+        )(TrainerActor)
         self._actors = [
-            actor.options(scheduling_strategy=self._on_node(rank // cluster.gpus_per_node)).remote(rank)
+            actor.options(scheduling_strategy=self._on_node(rank // cluster.gpus_per_node)).remote(
+                rank
+            )
             for rank in range(cluster.world_size)
         ]
 
@@ -65,7 +69,9 @@ class TrainerGroup:
             MilesError: what a rank raised of ours; `ClusterError` for any other error of a rank's, for one that died,
                 and for one that did not answer in time.
         """
-        return self._wait(method, [getattr(actor, method).remote(*arguments) for actor in self._actors])
+        return self._wait(
+            method, [getattr(actor, method).remote(*arguments) for actor in self._actors]
+        )
 
     def shut_down(self) -> None:
         for actor in self._actors:
@@ -76,11 +82,15 @@ class TrainerGroup:
     def _reserve(self, cluster: ClusterConfig) -> PlacementGroup:
         """GPUs on as many nodes as are asked for, so that neighbouring ranks are on the same one."""
         bundle = {"GPU": cluster.gpus_per_node, "CPU": cluster.gpus_per_node}
-        place = placement_group([bundle] * cluster.num_nodes, "STRICT_SPREAD" if cluster.num_nodes > 1 else "PACK")
+        place = placement_group(
+            [bundle] * cluster.num_nodes, "STRICT_SPREAD" if cluster.num_nodes > 1 else "PACK"
+        )
         if not place.wait(self._timeout_seconds):
             remove_placement_group(place)
             nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-            there = ", ".join(f"{node.get('GPU', 0):g} GPU {node.get('CPU', 0):g} CPU" for node in nodes)
+            there = ", ".join(
+                f"{node.get('GPU', 0):g} GPU {node.get('CPU', 0):g} CPU" for node in nodes
+            )
             raise NoRoomError(
                 f"waited {self._timeout_seconds / 60:g} minutes (--distributed-timeout-minutes) for "
                 f"{cluster.num_nodes} node(s) with {cluster.gpus_per_node} free GPUs and CPUs each (--actor-num-nodes, "
@@ -113,7 +123,9 @@ class TrainerGroup:
                 raise problem
         return list(ray.get(references))
 
-    def _problem(self, method: str, references: list[Any], reference: Any) -> tuple[MilesError | None, bool]:
+    def _problem(
+        self, method: str, references: list[Any], reference: Any
+    ) -> tuple[MilesError | None, bool]:
         """What a call that has ended raised, as an error of ours; and whether that is a cause, not one of another's."""
         rank = references.index(reference)
         try:
@@ -122,7 +134,9 @@ class TrainerGroup:
             if isinstance(error.cause, MilesError):
                 return error.cause, True
             said = f"{type(error.cause).__name__}: {_on_one_line(error.cause)}"
-            return _caused_by(ClusterError(f"trainer {rank} failed during {method!r}: {said}"), error), False
+            return _caused_by(
+                ClusterError(f"trainer {rank} failed during {method!r}: {said}"), error
+            ), False
         except ray.exceptions.RayError as error:
             return _caused_by(
                 ClusterError(f"trainer {rank} died during {method!r}: {_on_one_line(error)}"), error
@@ -132,7 +146,11 @@ class TrainerGroup:
 
 def _soon(pending: list[Any]) -> list[Any]:
     """Those that end within a few seconds."""
-    return list(ray.wait(pending, num_returns=len(pending), timeout=ROOT_CAUSE_SECONDS)[0]) if pending else []
+    return (
+        list(ray.wait(pending, num_returns=len(pending), timeout=ROOT_CAUSE_SECONDS)[0])
+        if pending
+        else []
+    )
 
 
 def _on_one_line(error: object) -> str:

@@ -70,16 +70,32 @@ def train(config: TrainConfig, console: Console | None = None) -> RunSummary:
     found, is_own = find_start(
         (config.save, config.load), config.ref_load, config.hf_checkpoint
     )  # before anything is started: it may not be there
-    with ray_cluster(config) as on_gpu, StopSignal() as stop, Journal(config.run_dir, console) as journal:
+    with (
+        ray_cluster(config) as on_gpu,
+        StopSignal() as stop,
+        Journal(config.run_dir, console) as journal,
+    ):
         starts = Starts(config.run_dir)
         failed_from, failures = "", 0
         while True:
             try:
-                return _start(config, console, shape, journal, starts, stop, found, is_own=is_own, on_gpu=on_gpu)
+                return _start(
+                    config,
+                    console,
+                    shape,
+                    journal,
+                    starts,
+                    stop,
+                    found,
+                    is_own=is_own,
+                    on_gpu=on_gpu,
+                )
             except Stopped:
                 journal.say("SIGTERM: stopping before the first step")
                 nan = float("nan")
-                return RunSummary(0, nan, nan, 0, found.url, found.iteration if is_own else 0, is_finished=False)
+                return RunSummary(
+                    0, nan, nan, 0, found.url, found.iteration if is_own else 0, is_finished=False
+                )
             except NoRoomError:
                 raise
             except ClusterError as error:
@@ -93,7 +109,9 @@ def train(config: TrainConfig, console: Console | None = None) -> RunSummary:
                     f"{config.max_restarts})"
                 )
                 starts.restarts()
-                found, is_own = find_start((config.save, config.load), config.ref_load, config.hf_checkpoint)
+                found, is_own = find_start(
+                    (config.save, config.load), config.ref_load, config.hf_checkpoint
+                )
 
 
 def _start(
@@ -115,7 +133,11 @@ def _start(
     with contextlib.ExitStack() as cleanup:
         evaluator = Evaluator.open(config, journal)
         feed = Feed.open(
-            config.data, cursor=cursor, cursor_path=found.url, num_ranks=layout.world_size, run_dir=config.run_dir
+            config.data,
+            cursor=cursor,
+            cursor_path=found.url,
+            num_ranks=layout.world_size,
+            run_dir=config.run_dir,
         )
         cleanup.callback(feed.close)
         num_steps = min(feed.info.num_steps, config.num_rollout or feed.info.num_steps)
@@ -125,21 +147,35 @@ def _start(
         for name in checkpoint_folder.remove_unfinished(config.save):
             journal.write(f"removed  {name}, a checkpoint that was never complete")
         storage.write_text(storage.join(config.run_dir, "config.json"), describe(config))
-        boards = open_boards(config.logging, config.run_dir, feed.first_step, dataclasses.asdict(config))
-        log = cleanup.enter_context(MetricsLog(config.run_dir, state.get("metrics_lines", 0), boards))
+        boards = open_boards(
+            config.logging, config.run_dir, feed.first_step, dataclasses.asdict(config)
+        )
+        log = cleanup.enter_context(
+            MetricsLog(config.run_dir, state.get("metrics_lines", 0), boards)
+        )
         group = TrainerGroup(config.cluster, on_gpu=on_gpu)
         cleanup.callback(group.shut_down)
-        device = group.setup(layout, shape, config, num_steps, len(feed.info.source_names), found, not is_own)
+        device = group.setup(
+            layout, shape, config, num_steps, len(feed.info.source_names), found, not is_own
+        )
         require_shared(config.save, group)
         group.call("attach", feed.handle, feed.first_step, num_steps)
         reason = starts.begin(feed.first_step, found.url, layout)
-        start = f"going on at step {feed.first_step} from {found.url} ({reason})" if is_own else f"from {found.url}"
+        start = (
+            f"going on at step {feed.first_step} from {found.url} ({reason})"
+            if is_own
+            else f"from {found.url}"
+        )
         journal.say(
             f"{feed.info.num_rows:,} rows in {len(feed.info.source_names)} source(s), {num_steps} steps of "
             f"{config.data.order.batch_size} rows; {layout.world_size} trainers, {start}"
         )
-        facts = RunFacts(feed.info.source_names, shape, layout.world_size, device if config.bf16 else None)
-        run = _Run(config, console, journal, facts, feed, group, log, evaluator, stop, num_steps, found.url)
+        facts = RunFacts(
+            feed.info.source_names, shape, layout.world_size, device if config.bf16 else None
+        )
+        run = _Run(
+            config, console, journal, facts, feed, group, log, evaluator, stop, num_steps, found.url
+        )
         try:
             summary = run.to_the_end(state.get("skipped_steps", 0))
         except BaseException as error:
@@ -150,7 +186,11 @@ def _start(
 
 
 def _finished_before(
-    config: TrainConfig, journal: Journal, feed: Feed, found: checkpoint_folder.Found, num_steps: int
+    config: TrainConfig,
+    journal: Journal,
+    feed: Feed,
+    found: checkpoint_folder.Found,
+    num_steps: int,
 ) -> RunSummary:
     """Nothing is left to train; what comes after the last step, a start that was broken off there may have left."""
     journal.say(f"this run is finished: {feed.first_step} of {num_steps} steps are in {found.url}")
@@ -160,7 +200,9 @@ def _finished_before(
         if not storage.exists(storage.join(target, "config.json")):
             _export(config, found.url, target, journal)
     nan = float("nan")
-    return RunSummary(0, nan, nan, feed.cursor().tokens_seen, found.url, feed.first_step, is_finished=True)
+    return RunSummary(
+        0, nan, nan, feed.cursor().tokens_seen, found.url, feed.first_step, is_finished=True
+    )
 
 
 class _StepClock:
@@ -215,24 +257,38 @@ class _Run:
         """
         config, feed = self._config, self._feed
         progress = ProgressLine(self._console, self._num_steps, feed.first_step)
-        skips = SkippedSteps(config.run_dir, config.max_skipped_steps, feed.first_step, num_skipped, feed.locate)
+        skips = SkippedSteps(
+            config.run_dir, config.max_skipped_steps, feed.first_step, num_skipped, feed.locate
+        )
         losses: list[float] = []
         try:
             self._stop.steps_begin()
             self._clock.lap()
             for step in range(feed.first_step, self._num_steps):
-                result = self._group.call("train_step")[-1]  # the last rank is on the last pipeline stage
+                result = self._group.call("train_step")[
+                    -1
+                ]  # the last rank is on the last pipeline stage
                 report = feed.commit(step)
                 if said := skips.count(step, result):
                     self._journal.say(said)
-                standing = Standing(feed.source_epochs(), feed.cursor().tokens_seen, skips.total, self._clock.lap())
+                standing = Standing(
+                    feed.source_epochs(), feed.cursor().tokens_seen, skips.total, self._clock.lap()
+                )
                 metrics = step_metrics(self._facts, report, result, standing)
                 done = self.next_step = step + 1
                 is_last = done == self._num_steps
                 is_stop = self._stop.requested and not is_last
-                is_saved = is_last or is_stop or (config.save_interval > 0 and done % config.save_interval == 0)
+                is_saved = (
+                    is_last
+                    or is_stop
+                    or (config.save_interval > 0 and done % config.save_interval == 0)
+                )
                 eval_loss = None
-                if self._evaluator and not is_stop and self._evaluator.is_due(done, is_last=is_last, is_saved=is_saved):
+                if (
+                    self._evaluator
+                    and not is_stop
+                    and self._evaluator.is_due(done, is_last=is_last, is_saved=is_saved)
+                ):
                     with self._clock.pause():
                         evaluated = self._evaluator.run(self._group, done)
                     eval_loss = float(evaluated["eval/loss"])
@@ -256,10 +312,18 @@ class _Run:
         is_finished = self.next_step == self._num_steps
         if is_finished:
             _write_ledger(config, feed)
-        self._journal.write("finished" if is_finished else "stopped by SIGTERM; the same command goes on")
+        self._journal.write(
+            "finished" if is_finished else "stopped by SIGTERM; the same command goes on"
+        )
         tokens_seen = feed.cursor().tokens_seen
         return RunSummary(
-            len(losses), losses[0], losses[-1], tokens_seen, self._saves.last, self.next_step, is_finished=is_finished
+            len(losses),
+            losses[0],
+            losses[-1],
+            tokens_seen,
+            self._saves.last,
+            self.next_step,
+            is_finished=is_finished,
         )
 
     def _save(self, done: int, num_skipped: int, eval_loss: float | None, *, must: bool) -> None:
@@ -279,14 +343,20 @@ class _Run:
         with self._clock.pause():
             if config.save_hf and (done == self._num_steps or "{rollout_id}" in config.save_hf):
                 saved = storage.join(config.save, folder_name(done))
-                _export(config, saved, config.save_hf.replace("{rollout_id}", str(done)), self._journal)
-            for folder in checkpoint_folder.remove_old(config.save, config.keep_last, config.keep_best):
+                _export(
+                    config, saved, config.save_hf.replace("{rollout_id}", str(done)), self._journal
+                )
+            for folder in checkpoint_folder.remove_old(
+                config.save, config.keep_last, config.keep_best
+            ):
                 self._journal.write(f"removed  {folder}")
             self._journal.flush()
 
 
 def _write_ledger(config: TrainConfig, feed: Feed) -> None:
-    storage.write_text(storage.join(config.run_dir, LEDGER), json.dumps(feed.ledger_summary(), indent=1))
+    storage.write_text(
+        storage.join(config.run_dir, LEDGER), json.dumps(feed.ledger_summary(), indent=1)
+    )
     feed.finish()
 
 
@@ -332,7 +402,9 @@ def ray_cluster(config: TrainConfig) -> Iterator[bool]:
         NoRoomError: it cannot hold the trainers beside the loader.
     """
     started = not ray.is_initialized()
-    address = config.cluster.ray_address or os.environ.get("RAY_ADDRESS")  # a submitted job finds its cluster there
+    address = config.cluster.ray_address or os.environ.get(
+        "RAY_ADDRESS"
+    )  # a submitted job finds its cluster there
     if started and address:
         ray.init(address=address, log_to_driver=False, logging_level="error")
     elif started:
@@ -344,7 +416,9 @@ def ray_cluster(config: TrainConfig) -> Iterator[bool]:
         if have.get("GPU", 0):
             need += config.cluster.world_size
             if have["GPU"] < config.cluster.world_size:
-                raise NoRoomError(f"{config.cluster.world_size} trainers need a GPU each; Ray has {have['GPU']:g}")
+                raise NoRoomError(
+                    f"{config.cluster.world_size} trainers need a GPU each; Ray has {have['GPU']:g}"
+                )
         if have.get("CPU", 0) < need:
             raise NoRoomError(
                 f"Ray has {have.get('CPU', 0):g} CPUs; the trainers and --loader-cpus "

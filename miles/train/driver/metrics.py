@@ -41,7 +41,9 @@ class Standing:
     """since the step before, waiting and logging included; evaluations and checkpoints not"""
 
 
-def step_metrics(run: RunFacts, report: StepReport, result: StepResult, standing: Standing) -> Metrics:
+def step_metrics(
+    run: RunFacts, report: StepReport, result: StepResult, standing: Standing
+) -> Metrics:
     """One line of metrics.jsonl."""
     operations = training_flops(run.shape, report.num_tokens, report.num_causal_pairs)
     flops_per_second = operations / standing.seconds / run.world_size
@@ -70,7 +72,9 @@ def step_metrics(run: RunFacts, report: StepReport, result: StepResult, standing
     peak = peak_flops(run.device_name) if run.device_name else None
     if peak is not None:
         metrics["perf/mfu"] = flops_per_second / peak
-    for name, loss, tokens in zip(run.source_names, result.source_losses, result.source_tokens, strict=True):
+    for name, loss, tokens in zip(
+        run.source_names, result.source_losses, result.source_tokens, strict=True
+    ):
         if tokens:
             metrics[f"sft/loss/{name}"] = loss / tokens
     if len(run.source_names) > 1:
@@ -87,7 +91,9 @@ def step_metrics(run: RunFacts, report: StepReport, result: StepResult, standing
     for stage, stage_seconds in report.stage_seconds.items():
         metrics[f"data/{stage}_seconds"] = round(stage_seconds, 6)
     reasons = [reject.reason for reject in report.rejects]
-    metrics.update({f"data/rows_dropped/{reason}": reasons.count(reason) for reason in sorted(set(reasons))})
+    metrics.update(
+        {f"data/rows_dropped/{reason}": reasons.count(reason) for reason in sorted(set(reasons))}
+    )
     if any(report.source_held_out):
         metrics["data/rows_held_out"] = sum(report.source_held_out)
     if any(report.source_truncated):
@@ -98,7 +104,10 @@ def step_metrics(run: RunFacts, report: StepReport, result: StepResult, standing
 
 
 def eval_metrics(
-    source_names: Sequence[str], source_losses: Sequence[float], source_tokens: Sequence[int], seconds: float
+    source_names: Sequence[str],
+    source_losses: Sequence[float],
+    source_tokens: Sequence[int],
+    seconds: float,
 ) -> Metrics:
     """What an evaluation adds to its step's line.
 

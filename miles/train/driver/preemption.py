@@ -21,12 +21,17 @@ class StopSignal:
         self._before: Any = None
 
     def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread():  # elsewhere Python does not allow it
+        if (
+            threading.current_thread() is threading.main_thread()
+        ):  # elsewhere Python does not allow it
             self._before = signal.signal(signal.SIGTERM, self._handle)
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         if self._before is not None:
             signal.signal(signal.SIGTERM, self._before)

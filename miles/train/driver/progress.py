@@ -26,7 +26,9 @@ class ProgressLine:
             TextColumn("  training"),
             *([BarColumn(bar_width=24)] if console.width >= WIDE else []),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[text]}", table_column=Column()),  # the one that wraps where there is no room
+            TextColumn(
+                "{task.fields[text]}", table_column=Column()
+            ),  # the one that wraps where there is no room
             TimeRemainingColumn(compact=True),
             console=console,
             transient=False,
@@ -40,7 +42,11 @@ class ProgressLine:
     def update(self, metrics: Metrics) -> None:
         self._timings.append(timing_of(metrics))
         stall = Stall.over(self._timings)
-        waiting = "" if stall.limiting == TRAINER else f" (waiting {stall.waited_share:.0%}: {stall.limiting})"
+        waiting = (
+            ""
+            if stall.limiting == TRAINER
+            else f" (waiting {stall.waited_share:.0%}: {stall.limiting})"
+        )
         if "eval/loss" in metrics:
             self._eval = f"eval {metrics['eval/loss']:.4f}  "
         text = (
@@ -52,7 +58,8 @@ class ProgressLine:
         self._progress.update(self._task, advance=1, text=text)
         if not self._console.is_terminal and int(metrics["step"]) % self._every == 0:
             self._console.print(
-                f"  step {metrics['step']:>5}  epoch {metrics['sft/epoch']:.3f}  {text}", soft_wrap=True
+                f"  step {metrics['step']:>5}  epoch {metrics['sft/epoch']:.3f}  {text}",
+                soft_wrap=True,
             )
 
     def stop(self) -> None:

@@ -43,7 +43,11 @@ class MetricsLog:
 
     def __init__(self, url: str, num_lines: int, boards: list[Board]) -> None:
         self._path, self._boards = storage.join(url, FILE), boards
-        old = storage.read_text(self._path).splitlines() if num_lines and storage.exists(self._path) else []
+        old = (
+            storage.read_text(self._path).splitlines()
+            if num_lines and storage.exists(self._path)
+            else []
+        )
         self._lines = old[:num_lines]
         storage.write_text(self._path, "".join(line + "\n" for line in self._lines))
         local = storage.is_local(url)
@@ -55,7 +59,11 @@ class MetricsLog:
 
     def write(self, metrics: Metrics) -> None:
         """A step's line; a number that is not finite is null in it."""
-        finite = {key: value for key, value in metrics.items() if not isinstance(value, float) or math.isfinite(value)}
+        finite = {
+            key: value
+            for key, value in metrics.items()
+            if not isinstance(value, float) or math.isfinite(value)
+        }
         line = json.dumps({key: finite.get(key) for key in metrics})
         self._lines.append(line)
         if self._stream:
@@ -79,12 +87,17 @@ class MetricsLog:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.close(failed=error is not None)
 
 
-def open_boards(config: LoggingConfig, url: str, first_step: int, settings: Mapping[str, Any]) -> list[Board]:
+def open_boards(
+    config: LoggingConfig, url: str, first_step: int, settings: Mapping[str, Any]
+) -> list[Board]:
     """The boards that are asked for.
 
     Args:
@@ -108,9 +121,13 @@ class _TensorBoard:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
-            raise ConfigError("--use-tensorboard needs its package: pip install miles[tensorboard]") from error
+            raise ConfigError(
+                "--use-tensorboard needs its package: pip install miles[tensorboard]"
+            ) from error
         if not storage.is_local(url):
-            raise ConfigError(f"--use-tensorboard writes into the run's folder: give a local --output-dir, not {url}")
+            raise ConfigError(
+                f"--use-tensorboard writes into the run's folder: give a local --output-dir, not {url}"
+            )
         folder = storage.filesystem(storage.join(url, "tensorboard"))[1]
         self._writer = SummaryWriter(folder, purge_step=first_step)
 
@@ -126,7 +143,9 @@ class _TensorBoard:
 class _Wandb:
     """A run of Weights & Biases; a training that goes on from a checkpoint goes on in the same one."""
 
-    def __init__(self, config: LoggingConfig, url: str, first_step: int, settings: Mapping[str, Any]) -> None:
+    def __init__(
+        self, config: LoggingConfig, url: str, first_step: int, settings: Mapping[str, Any]
+    ) -> None:
         try:
             import wandb
         except ImportError as error:
@@ -147,7 +166,9 @@ class _Wandb:
             # With `prompt` it would ask on the terminal. `verify` finds out in 10 seconds that a key is wrong or that
             # no server answers, `init` in 90.
             if mode == "online" and not wandb.login(prompt=False, verify=True):
-                raise ConfigError(f"--use-wandb needs a login: WANDB_API_KEY, or wandb login. {_WITHOUT_LOGIN}")
+                raise ConfigError(
+                    f"--use-wandb needs a login: WANDB_API_KEY, or wandb login. {_WITHOUT_LOGIN}"
+                )
             self._run = wandb.init(
                 project=config.wandb_project,
                 group=config.wandb_group,
@@ -167,8 +188,13 @@ class _Wandb:
                     x_disable_meta=True,
                 ),
             )
-        except (wandb.Error, ValueError) as error:  # ValueError: of a setting, such as a WANDB_MODE that is none
-            raise ConfigError(f"--use-wandb: {redact(str(error)).rstrip('.')}. {_WITHOUT_LOGIN}") from error
+        except (
+            wandb.Error,
+            ValueError,
+        ) as error:  # ValueError: of a setting, such as a WANDB_MODE that is none
+            raise ConfigError(
+                f"--use-wandb: {redact(str(error)).rstrip('.')}. {_WITHOUT_LOGIN}"
+            ) from error
         # Not wandb's own count: steps that come again after a restart would be behind it, and be dropped.
         self._run.define_metric("*", step_metric="step")
 

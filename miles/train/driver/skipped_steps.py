@@ -32,7 +32,9 @@ class SkippedSteps:
         locate: where a row is.
     """
 
-    def __init__(self, run_dir: str, max_in_a_row: int, first_step: int, total: int, locate: Locate) -> None:
+    def __init__(
+        self, run_dir: str, max_in_a_row: int, first_step: int, total: int, locate: Locate
+    ) -> None:
         self.total = total
         self._path, self._max, self._locate = storage.join(run_dir, FILE), max_in_a_row, locate
         self._in_a_row = 0
@@ -62,7 +64,11 @@ class SkippedSteps:
         self._lines.append(json.dumps({"step": step, "reason": result.skipped, "rows": rows}))
         self._write()
         named = ", ".join(f"row {row} of {file}" for _, file, row in places[:_SHOWN_ROWS])
-        more = f" and {len(places) - _SHOWN_ROWS} more (see {self._path})" if len(places) > _SHOWN_ROWS else ""
+        more = (
+            f" and {len(places) - _SHOWN_ROWS} more (see {self._path})"
+            if len(places) > _SHOWN_ROWS
+            else ""
+        )
         said = f"step {step} skipped: {result.skipped}; {named}{more}"
         if self._in_a_row > self._max:
             raise DivergedError(

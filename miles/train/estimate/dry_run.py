@@ -53,8 +53,14 @@ def dry_run(config: TrainConfig, console: Console) -> None:
 
     console.print("[bold]Dry run[/bold]: nothing is trained or written\n")
     _section(console, "Model", _model(config, shape))
-    _section(console, "Data", [*_data(found), *_steps(config, found, num_steps), *_evaluation(config)])
-    _section(console, "Tokenizer", [(name, found.certificate[name]) for name in ("ids", "terminator", "fingerprint")])
+    _section(
+        console, "Data", [*_data(found), *_steps(config, found, num_steps), *_evaluation(config)]
+    )
+    _section(
+        console,
+        "Tokenizer",
+        [(name, found.certificate[name]) for name in ("ids", "terminator", "fingerprint")],
+    )
     _section(console, "Tokens", list(_tokens(config, found, layout)))
     _section(console, "Ranks", list(_ranks(config, layout)))
     console.print("[bold]Memory of a GPU[/bold], in GiB: an estimate (docs/memory.md)")
@@ -66,7 +72,14 @@ def dry_run(config: TrainConfig, console: Console) -> None:
 
 
 def _section(console: Console, title: str, facts: Sequence[Fact]) -> None:
-    table = Table(title=title, title_justify="left", title_style="bold", show_header=False, box=None, padding=(0, 2))
+    table = Table(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        show_header=False,
+        box=None,
+        padding=(0, 2),
+    )
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
     for label, text in facts:
@@ -90,27 +103,45 @@ def _model(config: TrainConfig, shape: ModelShape) -> list[Fact]:
 def _data(found: Survey) -> Iterator[Fact]:
     for source in found.manifest.sources:
         files = f"{len(source.files)} file{'s' if len(source.files) > 1 else ''}"
-        yield source.name, f"{source.num_rows:,} rows in {files}, {source.format.shape} ({source.files[0].path})"
+        yield (
+            source.name,
+            f"{source.num_rows:,} rows in {files}, {source.format.shape} ({source.files[0].path})",
+        )
 
 
 def _steps(config: TrainConfig, found: Survey, num_steps: int) -> Iterator[Fact]:
     order, plan = config.data.order, found.plan
-    shuffled = f"shuffled by seed {order.seed}" if order.shuffle else "in file order (--rollout-shuffle shuffles)"
+    shuffled = (
+        f"shuffled by seed {order.seed}"
+        if order.shuffle
+        else "in file order (--rollout-shuffle shuffles)"
+    )
     yield "order", f"{shuffled}, {order.batch_size} rows a step"
     limit = f", limited by --num-rollout {config.num_rollout}" if num_steps < plan.num_steps else ""
     yield "steps", f"{num_steps:,}: {plan.steps_per_epoch:,} an epoch x {order.num_epoch}{limit}"
     warmup, optimizer = config.optimizer.warmup_steps(num_steps), config.optimizer
-    yield "rate", f"{optimizer.lr:g} after {warmup} steps, {optimizer.lr_decay_style} to {optimizer.min_lr:g}"
+    yield (
+        "rate",
+        f"{optimizer.lr:g} after {warmup} steps, {optimizer.lr_decay_style} to {optimizer.min_lr:g}",
+    )
 
 
 def _evaluation(config: TrainConfig) -> Iterator[Fact]:
     evaluation = config.evaluation
-    when = f"every {evaluation.interval} steps and at the end" if evaluation.interval else "at the end"
+    when = (
+        f"every {evaluation.interval} steps and at the end" if evaluation.interval else "at the end"
+    )
     if evaluation.sources:
         rows = count_rows(evaluation.sources)
-        yield "evaluation", f"{rows:,} rows of {', '.join(source.name for source in evaluation.sources)}, {when}"
+        yield (
+            "evaluation",
+            f"{rows:,} rows of {', '.join(source.name for source in evaluation.sources)}, {when}",
+        )
     elif config.data.held_out_fraction:
-        yield "evaluation", f"{config.data.held_out_fraction:.1%} of the rows, not trained on, {when}"
+        yield (
+            "evaluation",
+            f"{config.data.held_out_fraction:.1%} of the rows, not trained on, {when}",
+        )
 
 
 def _tokens(config: TrainConfig, found: Survey, layout: Layout) -> Iterator[Fact]:
@@ -118,14 +149,21 @@ def _tokens(config: TrainConfig, found: Survey, layout: Layout) -> Iterator[Fact
     lengths = sample.lengths
     usable = len(lengths) / sample.num_rows
     yield "sample", f"{sample.num_rows:,} of {plan.num_rows:,} rows; what follows is told from them"
-    dropped = ", ".join(f"{count} {reason}" for reason, count in sample.reasons.most_common()) or "none"
+    dropped = (
+        ", ".join(f"{count} {reason}" for reason, count in sample.reasons.most_common()) or "none"
+    )
     yield "dropped", dropped
     percentiles = " / ".join(f"{int(length):,}" for length in np.percentile(lengths, [50, 95, 100]))
-    yield "lengths", f"{lengths.mean():,.0f} tokens on average; half / 95 % / all of the rows are within {percentiles}"
+    yield (
+        "lengths",
+        f"{lengths.mean():,.0f} tokens on average; half / 95 % / all of the rows are within {percentiles}",
+    )
     yield "trained", f"{sample.num_trained_tokens / lengths.sum():.0%} of the tokens"
     epoch = lengths.mean() * usable * plan.rows_per_epoch * (1 - config.data.held_out_fraction)
     yield "an epoch", f"about {epoch:,.0f} tokens"
-    rows = max(round(config.data.order.batch_size * usable * (1 - config.data.held_out_fraction)), 1)
+    rows = max(
+        round(config.data.order.batch_size * usable * (1 - config.data.held_out_fraction)), 1
+    )
     tokens, num_micro_batches, fill = packed_step(lengths, rows, config.data.pack)
     yield (
         "a step",
@@ -137,14 +175,21 @@ def _tokens(config: TrainConfig, found: Survey, layout: Layout) -> Iterator[Fact
 def _ranks(config: TrainConfig, layout: Layout) -> Iterator[Fact]:
     sizes = f"tensor {layout.tensor} x pipeline {layout.pipeline} x data {layout.data}"
     sizes += " with sequence parallelism" if layout.sequence_parallel else ""
-    sizes += f"; experts over {layout.expert}, each split in {layout.expert_tensor}" if layout.expert > 1 else ""
+    sizes += (
+        f"; experts over {layout.expert}, each split in {layout.expert_tensor}"
+        if layout.expert > 1
+        else ""
+    )
     yield "layout", f"{layout.world_size} rank(s): {sizes}"
     per_node = config.cluster.gpus_per_node
     for node in range(min(config.cluster.num_nodes, SHOWN_NODES)):
         ranks = range(node * per_node, (node + 1) * per_node)
         stages_here = _span(rank // (layout.tensor * layout.data) for rank in ranks)
         replicas = _span(layout.data_rank(rank) for rank in ranks)
-        yield f"node {node}", f"ranks {ranks[0]}-{ranks[-1]}: pipeline stage {stages_here}, data rank {replicas}"
+        yield (
+            f"node {node}",
+            f"ranks {ranks[0]}-{ranks[-1]}: pipeline stage {stages_here}, data rank {replicas}",
+        )
     if config.cluster.num_nodes > SHOWN_NODES:
         yield "", f"and {config.cluster.num_nodes - SHOWN_NODES} nodes more"
     if per_node % layout.tensor:
@@ -162,7 +207,12 @@ def _span(numbers: Iterator[int]) -> str:
 
 def _memory_table(memory: Sequence[StageMemory]) -> Table:
     table = Table(box=None, padding=(0, 1), pad_edge=False)
-    columns = {"weights": "weights", "gradients": "grads", "optimizer": "optimizer", "activations": "activ."}
+    columns = {
+        "weights": "weights",
+        "gradients": "grads",
+        "optimizer": "optimizer",
+        "activations": "activ.",
+    }
     columns |= {"logits": "logits", "total": "total"}
     for title in ("stage", "layers", "parameters", *columns.values()):  # within 80 characters
         table.add_column(title, justify="right", header_style="dim", no_wrap=True)
@@ -186,7 +236,11 @@ def _verdict(config: TrainConfig, memory: Sequence[StageMemory]) -> Iterator[str
         passing = fullest.activations + fullest.logits
         if passing > fullest.total - passing:
             what = "--max-tokens-per-gpu lower"
-            what += "" if config.recompute.granularity == "full" else ", or --recompute-granularity full"
+            what += (
+                ""
+                if config.recompute.granularity == "full"
+                else ", or --recompute-granularity full"
+            )
             yield f"most of it are activations and logits: {what} helps"
         else:
             yield "most of it are weights and their state: more GPUs, or tensor, pipeline or expert parallelism help"
@@ -194,13 +248,19 @@ def _verdict(config: TrainConfig, memory: Sequence[StageMemory]) -> Iterator[str
 
 def _checkpoints(config: TrainConfig) -> Iterator[Fact]:
     try:
-        start, resuming = find_start((config.save, config.load), config.ref_load, config.hf_checkpoint)
+        start, resuming = find_start(
+            (config.save, config.load), config.ref_load, config.hf_checkpoint
+        )
         extra = start.extra or {}
         rows = extra["cursor"]["consumed_rows"] if resuming else 0
         yield "start", f"{start.url}" + (f", going on after {rows:,} rows" if resuming else "")
     except CheckpointError as error:
         yield "start", f"[red]missing[/red]: {error}"
-    every = f"every {config.save_interval} steps and at the end" if config.save_interval else "at the end"
+    every = (
+        f"every {config.save_interval} steps and at the end"
+        if config.save_interval
+        else "at the end"
+    )
     where = "" if storage.is_local(config.save) else ", on object storage"
     yield "save", f"{config.save}, {every}{where}"
     if config.keep_last or config.keep_best:

@@ -59,7 +59,9 @@ def training_flops(shape: ModelShape, num_tokens: int, num_causal_pairs: int) ->
         num_tokens: of all samples.
         num_causal_pairs: sum over samples of L (L + 1) / 2.
     """
-    attention = 4 * shape.num_layers * shape.num_attention_heads * shape.kv_channels * num_causal_pairs
+    attention = (
+        4 * shape.num_layers * shape.num_attention_heads * shape.kv_channels * num_causal_pairs
+    )
     return 3 * (2 * matrix_parameters(shape) * num_tokens + attention)
 
 
@@ -71,4 +73,7 @@ def peak_flops(device_name: str) -> float | None:
     """
     if _PART.search(device_name):
         return None
-    return next((peak * 1e12 for name, peak in PEAK_TFLOPS if re.search(rf"\b(?:{name})", device_name)), None)
+    return next(
+        (peak * 1e12 for name, peak in PEAK_TFLOPS if re.search(rf"\b(?:{name})", device_name)),
+        None,
+    )

@@ -63,7 +63,12 @@ def active_parameters(shape: ModelShape) -> int:
 
 
 def estimate(
-    shape: ModelShape, layout: Layout, *, bf16: bool, max_tokens_per_gpu: int, recompute: RecomputeConfig
+    shape: ModelShape,
+    layout: Layout,
+    *,
+    bf16: bool,
+    max_tokens_per_gpu: int,
+    recompute: RecomputeConfig,
 ) -> tuple[StageMemory, ...]:
     """The memory of a rank of each pipeline stage.
 
@@ -83,7 +88,11 @@ def estimate(
         local = _parameters(shape, layout, stage)
         layers = shape.num_layers // layout.pipeline
         is_last = stage == layout.pipeline - 1
-        logits = max_tokens_per_gpu * (shape.vocab_size // layout.tensor) * (value_bytes + 8) if is_last else 0
+        logits = (
+            max_tokens_per_gpu * (shape.vocab_size // layout.tensor) * (value_bytes + 8)
+            if is_last
+            else 0
+        )
         in_flight = layout.pipeline - stage  # of the schedule 1F1B
         kept, once = _activation_values(shape, layout, layers, recompute)
         stages.append(
@@ -93,7 +102,8 @@ def estimate(
                 num_parameters=local.total,
                 weights=local.total * value_bytes,
                 gradients=local.total * GRADIENT_BYTES,
-                optimizer=local.dense * state_bytes // layout.data + local.experts * state_bytes // expert_data,
+                optimizer=local.dense * state_bytes // layout.data
+                + local.experts * state_bytes // expert_data,
                 activations=int((kept * in_flight + once) * max_tokens_per_gpu * value_bytes),
                 logits=logits,
             )
@@ -113,7 +123,9 @@ def _parameters(shape: ModelShape, layout: Layout, stage: int) -> Parameters:
         layer += 3 * hidden * shape.ffn_hidden_size // tensor
     else:
         layer += hidden * shape.num_experts  # the router
-        expert_layer = shape.num_experts // layout.expert * _expert_parameters(shape) // layout.expert_tensor
+        expert_layer = (
+            shape.num_experts // layout.expert * _expert_parameters(shape) // layout.expert_tensor
+        )
         if layout.expert == 1:  # Megatron then has them in one buffer with the rest
             layer, expert_layer = layer + expert_layer, 0
     layers = shape.num_layers // layout.pipeline
@@ -151,17 +163,24 @@ def _layer_values(shape: ModelShape, layout: Layout) -> float:
     """Values a token that one layer keeps: Korthikanti et al. 2022, section 4, for this layer, whose attention keeps no
     scores, and whose norms and gated activation are fused, as they are on a GPU."""
     tensor = layout.tensor
-    stream = shape.hidden_size / (tensor if layout.sequence_parallel else 1)  # each of two norms: what goes in and out
+    stream = shape.hidden_size / (
+        tensor if layout.sequence_parallel else 1
+    )  # each of two norms: what goes in and out
     queries = shape.num_attention_heads * shape.kv_channels / tensor
     keys = shape.num_query_groups * shape.kv_channels / tensor
-    attention = 2 * queries + 2 * keys  # queries, keys, values, and what attention gives, which is projected
+    attention = (
+        2 * queries + 2 * keys
+    )  # queries, keys, values, and what attention gives, which is projected
     attention += (queries + keys) if shape.qk_layernorm else 0  # before their norms
     if shape.num_experts is None:
         inner, copies = shape.ffn_hidden_size / tensor, 1.0
         entering = 0.0
     else:
         # A token is copied for each of its experts.
-        inner, copies = shape.moe_ffn_hidden_size / layout.expert_tensor, float(shape.moe_router_topk)
+        inner, copies = (
+            shape.moe_ffn_hidden_size / layout.expert_tensor,
+            float(shape.moe_router_topk),
+        )
         entering = 2 * copies * shape.hidden_size  # into the experts, and out of them
     gated = 3 * inner  # gate, up projection, and their product
     return 4 * stream + attention + entering + copies * gated

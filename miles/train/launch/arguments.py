@@ -25,7 +25,14 @@ from miles.data.config import (
     named_columns,
 )
 from miles.errors import ConfigError, SourceError
-from miles.train.config import ClusterConfig, EvalConfig, LoggingConfig, OptimizerSettings, RecomputeConfig, TrainConfig
+from miles.train.config import (
+    ClusterConfig,
+    EvalConfig,
+    LoggingConfig,
+    OptimizerSettings,
+    RecomputeConfig,
+    TrainConfig,
+)
 from miles.train.launch.launch_line import (
     ONE_VALUE,
     SIZES,
@@ -139,7 +146,9 @@ def parse(words: Sequence[str]) -> TrainConfig:
         cluster=cluster,
         seed=flags.seed,
         bf16=flags.bf16,
-        recompute=RecomputeConfig(flags.recompute_granularity, flags.recompute_method, flags.recompute_num_layers),
+        recompute=RecomputeConfig(
+            flags.recompute_granularity, flags.recompute_method, flags.recompute_num_layers
+        ),
         evaluation=EvalConfig(
             sources=_sources("--eval-prompt-data", flags.eval_prompt_data, _row_format(flags)),
             interval=flags.eval_interval,
@@ -179,7 +188,10 @@ def _words_of_yaml(path: str) -> list[str]:
             words.append(flag)
         elif value is not None and value is not False:
             values = value if isinstance(value, list) else [value]
-            words += [flag, *(json.dumps(item) if isinstance(item, dict) else str(item) for item in values)]
+            words += [
+                flag,
+                *(json.dumps(item) if isinstance(item, dict) else str(item) for item in values),
+            ]
     return words
 
 
@@ -223,4 +235,7 @@ def _sources(flag: str, words: Sequence[str], format: RowFormat) -> tuple[Source
         return (SourceConfig(name, (words[0],), format),)
     if len(words) % 2:
         raise ConfigError(f"{flag} takes one path, or NAME PATH pairs; found {len(words)} words")
-    return tuple(SourceConfig(name, (path,), format) for name, path in zip(words[::2], words[1::2], strict=True))
+    return tuple(
+        SourceConfig(name, (path,), format)
+        for name, path in zip(words[::2], words[1::2], strict=True)
+    )

@@ -36,8 +36,13 @@ def table() -> str:
         actions = [action for action in group._group_actions if action.dest != "help"]
         if actions:
             title = "Settings from a file" if group.title == "options" else str(group.title)
-            rows = [f"| {_name(action)} | {_default(action)} | {_meaning(action)} |" for action in actions]
-            parts.append(f"## {title[0].upper()}{title[1:]}\n\n" + "\n".join([_COLUMNS, *rows]) + "\n")
+            rows = [
+                f"| {_name(action)} | {_default(action)} | {_meaning(action)} |"
+                for action in actions
+            ]
+            parts.append(
+                f"## {title[0].upper()}{title[1:]}\n\n" + "\n".join([_COLUMNS, *rows]) + "\n"
+            )
     lines = []
     for refusal in REFUSALS:
         names = ", ".join(f"`{flag_of(name)}`" for name in refusal.names.split())
@@ -46,7 +51,13 @@ def table() -> str:
 
 
 def _name(action: argparse.Action) -> str:
-    value = "" if action.nargs == 0 else f" {action.metavar} …" if action.nargs == "+" else f" {action.metavar}"
+    value = (
+        ""
+        if action.nargs == 0
+        else f" {action.metavar} …"
+        if action.nargs == "+"
+        else f" {action.metavar}"
+    )
     return f"`{action.option_strings[0]}{value}`"
 
 
@@ -57,7 +68,11 @@ def _default(action: argparse.Action) -> str:
 
 
 def _meaning(action: argparse.Action) -> str:
-    text = (action.help or "").replace(" (default: %(default)s)", "").replace("(default: %(default)s)", "")
+    text = (
+        (action.help or "")
+        .replace(" (default: %(default)s)", "")
+        .replace("(default: %(default)s)", "")
+    )
     return (text % {"default": action.default} if "%(" in text else text).replace("|", "\\|")
 
 

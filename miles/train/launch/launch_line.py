@@ -30,7 +30,11 @@ ONE_VALUE: Mapping[str, tuple[str, ...]] = {
     "moe_router_score_function": ("softmax",),
     "moe_token_dispatcher_type": ("alltoall",),
     "moe_router_dtype": ("fp32",),
-    "moe_router_load_balancing_type": ("none", "aux_loss", "seq_aux_loss"),  # of no effect beside the next
+    "moe_router_load_balancing_type": (
+        "none",
+        "aux_loss",
+        "seq_aux_loss",
+    ),  # of no effect beside the next
     "moe_aux_loss_coeff": ("0",),
 }
 """Flag -> the values that it may have; the first is what is always so."""
@@ -90,7 +94,10 @@ class Refusal:
     """divided by blanks; one that ends in `*` stands for all that begin so"""
 
     def covers(self, name: str) -> bool:
-        return any(name.startswith(one[:-1]) if one.endswith("*") else name == one for one in self.names.split())
+        return any(
+            name.startswith(one[:-1]) if one.endswith("*") else name == one
+            for one in self.names.split()
+        )
 
 
 REFUSALS = (
@@ -203,7 +210,11 @@ def require_known(flags: Iterable[str], known: Sequence[str], where: str = "") -
             if refusal.covers(name):
                 raise ConfigError(f"{where}{flag} {refusal.reason}; {refusal.remedy}")
         near = difflib.get_close_matches(flag, known, n=1, cutoff=0.7)
-        hint = f"did you mean {near[0]}?" if near else "miles train --help and docs/flags.md have all flags"
+        hint = (
+            f"did you mean {near[0]}?"
+            if near
+            else "miles train --help and docs/flags.md have all flags"
+        )
         raise ConfigError(f"{where}there is no flag {flag}; {hint}")
 
 
@@ -222,7 +233,9 @@ def require_one_value(name: str, value: str) -> None:
             f"{flag} {value}: context parallelism is not supported yet; leave it out. Room for long samples comes from "
             "--tensor-model-parallel-size with --sequence-parallel, and from --recompute-granularity"
         )
-    raise ConfigError(f"{flag} {value} is not supported; leave it out or give {' or '.join(allowed)}")
+    raise ConfigError(
+        f"{flag} {value} is not supported; leave it out or give {' or '.join(allowed)}"
+    )
 
 
 def _number(value: str) -> float | None:

@@ -16,7 +16,14 @@ from miles.data.config import (
     StreamConfig,
 )
 from miles.errors import ConfigError
-from miles.train.config import ClusterConfig, EvalConfig, LoggingConfig, OptimizerSettings, RecomputeConfig, TrainConfig
+from miles.train.config import (
+    ClusterConfig,
+    EvalConfig,
+    LoggingConfig,
+    OptimizerSettings,
+    RecomputeConfig,
+    TrainConfig,
+)
 from miles.train.launch.launch_line import ALWAYS, ONE_VALUE, SIZES, SWITCHES, flag_of
 from miles.train.launch.values import json_object
 
@@ -34,7 +41,9 @@ def build_parser() -> argparse.ArgumentParser:
         usage="%(prog)s [--config YAML] --hf-checkpoint DIR --prompt-data PATH --save DIR [flag ...]",
         description="Fine-tune. Flags have Miles's names; docs/flags.md lists them all.",
     )
-    parser.add_argument("--config", metavar="YAML", help="flags from a YAML mapping (names with _ or -)")
+    parser.add_argument(
+        "--config", metavar="YAML", help="flags from a YAML mapping (names with _ or -)"
+    )
     _add_data(parser)
     _add_files(parser)
     _add_evaluation(parser)
@@ -50,7 +59,10 @@ def build_parser() -> argparse.ArgumentParser:
 def _add_data(parser: argparse.ArgumentParser) -> None:
     data = parser.add_argument_group("data")
     data.add_argument(
-        "--prompt-data", nargs="+", metavar="PATH", help="rows: one path, or NAME PATH pairs for a mixture (required)"
+        "--prompt-data",
+        nargs="+",
+        metavar="PATH",
+        help="rows: one path, or NAME PATH pairs for a mixture (required)",
     )
     data.add_argument(
         "--prompt-data-weights",
@@ -60,7 +72,9 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
         metavar="WEIGHT",
         help="one a source, on any scale: its share of every step (default: all rows once an epoch)",
     )
-    data.add_argument("--input-key", metavar="COLUMN", help="column of the conversation (default: found)")
+    data.add_argument(
+        "--input-key", metavar="COLUMN", help="column of the conversation (default: found)"
+    )
     data.add_argument("--tool-key", metavar="COLUMN", help="column of the tools (default: tools)")
     data.add_argument(
         "--row-shape",
@@ -82,7 +96,11 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
         metavar="JSON",
         help=f"role in the rows -> {', '.join(ROLE_NAMES)}; beside the known ones",
     )
-    data.add_argument("--rollout-shuffle", action="store_true", help="shuffle by seed and epoch (default: file order)")
+    data.add_argument(
+        "--rollout-shuffle",
+        action="store_true",
+        help="shuffle by seed and epoch (default: file order)",
+    )
     data.add_argument(
         "--rollout-seed",
         type=int,
@@ -97,7 +115,9 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
         metavar="ROWS",
         help="rows shuffled among each other (default: %(default)s)",
     )
-    data.add_argument("--drop-last", action="store_true", help="leave out the short step at an epoch's end")
+    data.add_argument(
+        "--drop-last", action="store_true", help="leave out the short step at an epoch's end"
+    )
     data.add_argument(
         "--num-epoch",
         type=int,
@@ -105,7 +125,9 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="times over the rows (default: %(default)s)",
     )
-    data.add_argument("--num-rollout", type=int, metavar="STEPS", help="a limit in steps (default: none)")
+    data.add_argument(
+        "--num-rollout", type=int, metavar="STEPS", help="a limit in steps (default: none)"
+    )
     data.add_argument(
         "--rollout-batch-size",
         type=int,
@@ -113,7 +135,10 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
         help=f"rows of the input in one step, which is one optimizer step (default: {OrderConfig.batch_size})",
     )
     data.add_argument(
-        "--global-batch-size", type=int, metavar="ROWS", help="the same number (default: --rollout-batch-size)"
+        "--global-batch-size",
+        type=int,
+        metavar="ROWS",
+        help="the same number (default: --rollout-batch-size)",
     )
     data.add_argument(
         "--max-tokens-per-gpu",
@@ -129,7 +154,9 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
         help="of a sample; see --too-long (default: --max-tokens-per-gpu)",
     )
     data.add_argument(
-        "--chat-template-path", metavar="FILE", help="a Jinja file in place of the tokenizer's own template"
+        "--chat-template-path",
+        metavar="FILE",
+        help="a Jinja file in place of the tokenizer's own template",
     )
     data.add_argument(
         "--apply-chat-template-kwargs",
@@ -177,7 +204,9 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
         help="a row over --max-sample-tokens: drop, truncate_end or error (default: %(default)s)",
     )
     data.add_argument(
-        "--trust-remote-code", action="store_true", help="run code that the tokenizer's folder brings with it"
+        "--trust-remote-code",
+        action="store_true",
+        help="run code that the tokenizer's folder brings with it",
     )
     data.add_argument(
         "--max-bad-fraction",
@@ -211,10 +240,20 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
 
 def _add_files(parser: argparse.ArgumentParser) -> None:
     files = parser.add_argument_group("checkpoints and the run's folder")
-    files.add_argument("--hf-checkpoint", metavar="DIR", help="config.json and the tokenizer (URL or local; required)")
-    files.add_argument("--ref-load", metavar="DIR", help="torch_dist checkpoint to start from (default: --load)")
-    files.add_argument("--load", metavar="DIR", help="a run's checkpoints to go on from (default: --save)")
-    files.add_argument("--save", metavar="DIR", help="where checkpoints go; one there is gone on from (required)")
+    files.add_argument(
+        "--hf-checkpoint",
+        metavar="DIR",
+        help="config.json and the tokenizer (URL or local; required)",
+    )
+    files.add_argument(
+        "--ref-load", metavar="DIR", help="torch_dist checkpoint to start from (default: --load)"
+    )
+    files.add_argument(
+        "--load", metavar="DIR", help="a run's checkpoints to go on from (default: --save)"
+    )
+    files.add_argument(
+        "--save", metavar="DIR", help="where checkpoints go; one there is gone on from (required)"
+    )
     files.add_argument(
         "--save-interval",
         type=int,
@@ -227,9 +266,14 @@ def _add_files(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="the weights in Hugging Face's format, after the last step; with {rollout_id} in it, at each checkpoint",
     )
-    files.add_argument("--keep-last", type=int, metavar="N", help="newest checkpoints that stay (default: all)")
     files.add_argument(
-        "--keep-best", type=int, metavar="N", help="checkpoints of the lowest evaluation loss that stay beside them"
+        "--keep-last", type=int, metavar="N", help="newest checkpoints that stay (default: all)"
+    )
+    files.add_argument(
+        "--keep-best",
+        type=int,
+        metavar="N",
+        help="checkpoints of the lowest evaluation loss that stay beside them",
     )
     files.add_argument(
         "--on-save-error",
@@ -248,7 +292,11 @@ def _add_files(parser: argparse.ArgumentParser) -> None:
 def _add_evaluation(parser: argparse.ArgumentParser) -> None:
     evaluation = parser.add_argument_group("evaluation")
     evaluation.add_argument(
-        "--eval-prompt-data", nargs="+", default=[], metavar="PATH", help="rows to evaluate on; as --prompt-data"
+        "--eval-prompt-data",
+        nargs="+",
+        default=[],
+        metavar="PATH",
+        help="rows to evaluate on; as --prompt-data",
     )
     evaluation.add_argument(
         "--eval-fraction",
@@ -258,7 +306,10 @@ def _add_evaluation(parser: argparse.ArgumentParser) -> None:
         help="in its place: a share of the training rows, chosen by a hash of what they say; not trained on",
     )
     evaluation.add_argument(
-        "--eval-interval", type=int, metavar="STEPS", help="steps between evaluations (default: after the last only)"
+        "--eval-interval",
+        type=int,
+        metavar="STEPS",
+        help="steps between evaluations (default: after the last only)",
     )
     evaluation.add_argument(
         "--eval-samples",
@@ -286,7 +337,9 @@ def _add_layout(parser: argparse.ArgumentParser) -> None:
         help="ranks that share each layer's matrices (default: %(default)s)",
     )
     layout.add_argument(
-        "--sequence-parallel", action="store_true", help="norms on a part of the tokens of each tensor rank"
+        "--sequence-parallel",
+        action="store_true",
+        help="norms on a part of the tokens of each tensor rank",
     )
     layout.add_argument(
         "--pipeline-model-parallel-size",
@@ -321,14 +374,22 @@ def _add_layout(parser: argparse.ArgumentParser) -> None:
         metavar="HOW",
         help="of full: uniform (every N layers are a piece) or block (a stage's first N layers)",
     )
-    layout.add_argument("--recompute-num-layers", type=int, metavar="N", help="layers, see --recompute-method")
-    layout.add_argument("--bf16", action="store_true", help="compute in bfloat16 (default: float32)")
+    layout.add_argument(
+        "--recompute-num-layers", type=int, metavar="N", help="layers, see --recompute-method"
+    )
+    layout.add_argument(
+        "--bf16", action="store_true", help="compute in bfloat16 (default: float32)"
+    )
 
 
 def _add_cluster(parser: argparse.ArgumentParser) -> None:
     cluster = parser.add_argument_group("cluster")
     cluster.add_argument(
-        "--actor-num-nodes", type=int, default=ClusterConfig.num_nodes, metavar="NODES", help="(default: %(default)s)"
+        "--actor-num-nodes",
+        type=int,
+        default=ClusterConfig.num_nodes,
+        metavar="NODES",
+        help="(default: %(default)s)",
     )
     cluster.add_argument(
         "--actor-num-gpus-per-node",
@@ -372,7 +433,9 @@ def _add_cluster(parser: argparse.ArgumentParser) -> None:
         help="of the ranks' random states (default: %(default)s)",
     )
     cluster.add_argument(
-        "--dry-run", action="store_true", help="resolve, certify, count rows and tokens, estimate memory; train nothing"
+        "--dry-run",
+        action="store_true",
+        help="resolve, certify, count rows and tokens, estimate memory; train nothing",
     )
 
 
@@ -406,7 +469,10 @@ def _add_optimizer(parser: argparse.ArgumentParser) -> None:
         help="over which the rate rises from 0 (default: %(default)s)",
     )
     optimizer.add_argument(
-        "--lr-warmup-fraction", type=float, metavar="SHARE", help="the same as a share of the run's steps"
+        "--lr-warmup-fraction",
+        type=float,
+        metavar="SHARE",
+        help="the same as a share of the run's steps",
     )
     for name, meaning in (
         ("weight_decay", "of matrices; norms and biases have none"),
@@ -439,28 +505,44 @@ def _add_optimizer(parser: argparse.ArgumentParser) -> None:
 
 def _add_logging(parser: argparse.ArgumentParser) -> None:
     logging = parser.add_argument_group("logging (metrics.jsonl is always written)")
-    logging.add_argument("--use-tensorboard", action="store_true", help="also to tensorboard/ in the run's folder")
+    logging.add_argument(
+        "--use-tensorboard", action="store_true", help="also to tensorboard/ in the run's folder"
+    )
     logging.add_argument("--use-wandb", action="store_true", help="also to Weights & Biases")
     logging.add_argument(
-        "--wandb-project", default=LoggingConfig.wandb_project, metavar="NAME", help="(default: %(default)s)"
+        "--wandb-project",
+        default=LoggingConfig.wandb_project,
+        metavar="NAME",
+        help="(default: %(default)s)",
     )
     logging.add_argument("--wandb-group", metavar="NAME", help="(default: none)")
     logging.add_argument(
-        "--wandb-mode", metavar="MODE", help="online, offline or disabled (default: as the environment says)"
+        "--wandb-mode",
+        metavar="MODE",
+        help="online, offline or disabled (default: as the environment says)",
     )
 
 
 def _add_fixed(parser: argparse.ArgumentParser) -> None:
     fixed = parser.add_argument_group("flags of launch scripts that have one value here")
     for name, values in ONE_VALUE.items():
-        fixed.add_argument(flag_of(name), default=values[0], metavar="VALUE", help=" or ".join(values))
+        fixed.add_argument(
+            flag_of(name), default=values[0], metavar="VALUE", help=" or ".join(values)
+        )
     for name, meaning in ALWAYS.items():
         fixed.add_argument(flag_of(name), action="store_true", help=f"always so: {meaning}")
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
-    model = parser.add_argument_group("the model's sizes: config.json decides; where given here they must say the same")
+    model = parser.add_argument_group(
+        "the model's sizes: config.json decides; where given here they must say the same"
+    )
     for name, kind in SIZES.items():
-        model.add_argument(flag_of(name), type=kind, metavar="N", help=f"as {name} of the checkpoint's configuration")
+        model.add_argument(
+            flag_of(name),
+            type=kind,
+            metavar="N",
+            help=f"as {name} of the checkpoint's configuration",
+        )
     for name in SWITCHES:
         model.add_argument(flag_of(name), action="store_true", help="as config.json says")

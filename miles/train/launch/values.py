@@ -67,5 +67,7 @@ def num_bytes(text: str) -> int:
         number, unit, binary = match.groups()
         size = int(float(number) * (1024 if binary else 1000) ** " KMGT".index(unit.upper() or " "))
     if size < 1:
-        raise argparse.ArgumentTypeError(f"a size was expected, such as 5GB or 512MiB; found {text}")
+        raise argparse.ArgumentTypeError(
+            f"a size was expected, such as 5GB or 512MiB; found {text}"
+        )
     return size

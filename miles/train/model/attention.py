@@ -35,7 +35,9 @@ class PackedAttention(torch.nn.Module):
         pg_collection: Any = None,
     ) -> None:
         super().__init__()
-        assert config.context_parallel_size == 1, "context parallelism is refused by the configuration"
+        assert config.context_parallel_size == 1, (
+            "context parallelism is refused by the configuration"
+        )
         assert config.attention_dropout == 0.0, "fine-tuning runs without dropout"
         self.softmax_scale = softmax_scale or 1.0 / math.sqrt(config.kv_channels)
 
@@ -77,7 +79,9 @@ def _attend_by_segment(
             scale=scale,
             enable_gqa=True,
         )[0].transpose(0, 1)
-        for q, k, v in zip(query.split(lengths), key.split(lengths), value.split(lengths), strict=True)
+        for q, k, v in zip(
+            query.split(lengths), key.split(lengths), value.split(lengths), strict=True
+        )
     ]
     return torch.cat(outputs)
 
@@ -112,7 +116,9 @@ def _varlen_function() -> tuple[Callable[..., Tensor], dict[str, Any], bool]:
     from torch.nn.attention.varlen import varlen_attn
 
     parameters = inspect.signature(varlen_attn).parameters
-    options: dict[str, Any] = {"is_causal": True} if "is_causal" in parameters else {"window_size": (-1, 0)}
+    options: dict[str, Any] = (
+        {"is_causal": True} if "is_causal" in parameters else {"window_size": (-1, 0)}
+    )
     has_gqa = "enable_gqa" in parameters
     if has_gqa:
         options["enable_gqa"] = True

@@ -37,7 +37,9 @@ class RMSNorm(torch.nn.Module):
         return F.rms_norm(hidden, self.weight.shape, self.weight, self.eps)
 
 
-def transformer_config(shape: ModelShape, layout: Layout, *, bf16: bool, recompute: RecomputeConfig) -> Any:
+def transformer_config(
+    shape: ModelShape, layout: Layout, *, bf16: bool, recompute: RecomputeConfig
+) -> Any:
     """Megatron's `TransformerConfig` for a shape on a layout.
 
     Raises:
@@ -104,7 +106,9 @@ def transformer_config(shape: ModelShape, layout: Layout, *, bf16: bool, recompu
     )
 
 
-def build_model(shape: ModelShape, layout: Layout, *, bf16: bool, recompute: RecomputeConfig) -> Any:
+def build_model(
+    shape: ModelShape, layout: Layout, *, bf16: bool, recompute: RecomputeConfig
+) -> Any:
     """A `GPTModel` (this rank's part of it), on the GPU where there is one.
 
     Parallel state must be initialised (`topology.initialize`). Weights are Megatron's random ones.
@@ -133,7 +137,9 @@ def build_model(shape: ModelShape, layout: Layout, *, bf16: bool, recompute: Rec
     attention = layer.submodules.self_attention.submodules
     attention.core_attention = PackedAttention
     attention.q_layernorm = attention.k_layernorm = RMSNorm if shape.qk_layernorm else IdentityOp
-    block = TransformerBlockSubmodules(layer_specs=[layer] * get_num_layers_to_build(config), layer_norm=RMSNorm)
+    block = TransformerBlockSubmodules(
+        layer_specs=[layer] * get_num_layers_to_build(config), layer_norm=RMSNorm
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = GPTModel(
@@ -190,8 +196,12 @@ def padded(micro_batch: MicroBatch, layout: Layout) -> MicroBatch:
         labels=np.concatenate([micro_batch.labels, zeros]),
         position_ids=np.concatenate([micro_batch.position_ids, np.arange(missing)]),
         loss_mask=np.concatenate([micro_batch.loss_mask, zeros.astype(np.float32)]),
-        cu_seqlens=np.append(micro_batch.cu_seqlens, micro_batch.cu_seqlens[-1] + missing).astype(np.int32),
-        source_ids=np.append(micro_batch.source_ids, 0).astype(np.int32),  # a valid index; its mask adds nothing
+        cu_seqlens=np.append(micro_batch.cu_seqlens, micro_batch.cu_seqlens[-1] + missing).astype(
+            np.int32
+        ),
+        source_ids=np.append(micro_batch.source_ids, 0).astype(
+            np.int32
+        ),  # a valid index; its mask adds nothing
         row_ids=np.append(micro_batch.row_ids, DUMMY_ROW_ID),
     )
 

@@ -47,8 +47,12 @@ def masked_sum(token_losses: Tensor, micro_batch: MicroBatch) -> tuple[Tensor, T
     losses = token_losses.reshape(-1).float()
     mask = torch.from_numpy(np.array(micro_batch.loss_mask)).to(losses.device)
     lengths = np.diff(micro_batch.cu_seqlens)
-    segment_of_token = torch.from_numpy(np.repeat(np.arange(len(lengths)), lengths)).to(losses.device)
-    masked = torch.where(mask > 0, losses, 0.0)  # a product would make NaN of a loss that is not trained
+    segment_of_token = torch.from_numpy(np.repeat(np.arange(len(lengths)), lengths)).to(
+        losses.device
+    )
+    masked = torch.where(
+        mask > 0, losses, 0.0
+    )  # a product would make NaN of a loss that is not trained
     by_segment = torch.zeros(2, len(lengths), dtype=torch.float64, device=losses.device)
     by_segment[0].index_add_(0, segment_of_token, masked.detach().double())
     by_segment[1].index_add_(0, segment_of_token, mask.double())

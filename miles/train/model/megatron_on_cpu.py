@@ -23,7 +23,9 @@ class _CudaMeansCpu(TorchFunctionMode):
         if func is torch.Tensor.cuda:
             return args[0]
         if func is torch.Tensor.type and len(args) == 1 and not kwargs:
-            return str(func(*args)).replace("torch.", "torch.cuda.")  # the distributed optimizer compares it
+            return str(func(*args)).replace(
+                "torch.", "torch.cuda."
+            )  # the distributed optimizer compares it
         kwargs = dict(kwargs or {})
         if _is_cuda(kwargs.get("device")):
             kwargs["device"] = "cpu"
@@ -63,7 +65,9 @@ def activate() -> None:
     """
     global _active
     if torch.cuda.is_available():
-        raise RuntimeError("miles.train.model.megatron_on_cpu must not be activated where CUDA is available")
+        raise RuntimeError(
+            "miles.train.model.megatron_on_cpu must not be activated where CUDA is available"
+        )
     if _active is not None:
         return
     # Megatron decorates small functions with torch.compile: on a CPU each costs seconds of compiling.
@@ -92,16 +96,26 @@ def activate() -> None:
     from megatron.core.tensor_parallel import random as megatron_random
 
     # 0.16.1 calls the C++ side of torch.cuda for these two, which a CPU build does not have.
-    megatron_random._get_cuda_rng_state = lambda device="cuda", clone=False, graph_safe=False: torch.get_rng_state()
-    megatron_random._set_cuda_rng_state = lambda state, device=-1, graph_safe=False: torch.set_rng_state(state)
+    megatron_random._get_cuda_rng_state = lambda device="cuda", clone=False, graph_safe=False: (
+        torch.get_rng_state()
+    )
+    megatron_random._set_cuda_rng_state = lambda state, device=-1, graph_safe=False: (
+        torch.set_rng_state(state)
+    )
 
     # 0.16.1 turns the token counts of experts into lists on their way from the GPU alone.
     exchange = torch.distributed.all_to_all_single
 
     def all_to_all_single(
-        output: Any, input: Any, output_split_sizes: Any = None, input_split_sizes: Any = None, group: Any = None
+        output: Any,
+        input: Any,
+        output_split_sizes: Any = None,
+        input_split_sizes: Any = None,
+        group: Any = None,
     ) -> Any:
-        return exchange(output, input, _as_list(output_split_sizes), _as_list(input_split_sizes), group=group)
+        return exchange(
+            output, input, _as_list(output_split_sizes), _as_list(input_split_sizes), group=group
+        )
 
     torch.distributed.all_to_all_single = all_to_all_single
 

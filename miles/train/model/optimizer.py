@@ -9,7 +9,9 @@ import torch
 from miles.train.config import OptimizerSettings
 
 
-def build_optimizer(model: Any, settings: OptimizerSettings, num_steps: int, *, bf16: bool) -> tuple[Any, Any]:
+def build_optimizer(
+    model: Any, settings: OptimizerSettings, num_steps: int, *, bf16: bool
+) -> tuple[Any, Any]:
     """The optimizer of a DDP-wrapped model, and its scheduler (`scheduler.step(1)` after each step)."""
     from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
     from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler

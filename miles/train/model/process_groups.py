@@ -34,7 +34,9 @@ def initialize(
 
     host, port = address.removeprefix("tcp://").rsplit(":", 1)
     timeout = datetime.timedelta(minutes=timeout_minutes)
-    if host == LOCALHOST and sys.platform == "linux":  # what gloo and NCCL open is as local as the store is
+    if (
+        host == LOCALHOST and sys.platform == "linux"
+    ):  # what gloo and NCCL open is as local as the store is
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
         os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
     if rank == 0 and listener is None:

@@ -66,7 +66,9 @@ class TrainerActor:
         self.layout = layout
         if config.deterministic:
             be_deterministic()
-        start_rank(layout, self.rank, address, config.seed, config.cluster.timeout_minutes, listener)
+        start_rank(
+            layout, self.rank, address, config.seed, config.cluster.timeout_minutes, listener
+        )
         self.trainer = Trainer(
             shape,
             layout,
@@ -83,19 +85,25 @@ class TrainerActor:
 
     def attach(self, feed_handle: Any, first_step: int, num_steps: int) -> None:
         """From here on `train_step` takes its data from this feed."""
-        self.steps = StepIterator(feed_handle, self.rank, self.layout.data_rank(self.rank), first_step, num_steps)
+        self.steps = StepIterator(
+            feed_handle, self.rank, self.layout.data_rank(self.rank), first_step, num_steps
+        )
 
     def train_step(self) -> StepResult:
         report, micro_batches = next(self.steps)
         return self.trainer.train_step(report, micro_batches)
 
-    def evaluate(self, references: Sequence[Sequence[Any]], num_sources: int) -> tuple[list[float], list[int]]:
+    def evaluate(
+        self, references: Sequence[Sequence[Any]], num_sources: int
+    ) -> tuple[list[float], list[int]]:
         """Loss sums and token counts by source of an `EvalSet`, over all data ranks."""
         mine = [of_ranks[self.layout.data_rank(self.rank)] for of_ranks in references]
         sums = self.trainer.evaluate(eval_set.micro_batches(mine), num_sources)
         return sums.losses, sums.tokens
 
-    def generate(self, prompts: Sequence[Sequence[int]], stop_ids: Sequence[int], max_tokens: int) -> list[list[int]]:
+    def generate(
+        self, prompts: Sequence[Sequence[int]], stop_ids: Sequence[int], max_tokens: int
+    ) -> list[list[int]]:
         """The most likely continuations (`Trainer.generate`)."""
         return self.trainer.generate(prompts, stop_ids, max_tokens)
 

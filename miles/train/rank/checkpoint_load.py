@@ -32,7 +32,9 @@ def load(trainer: Trainer, found: Found, *, model_only: bool) -> None:
         common = dist_checkpointing.load_common_state_dict(str(folder))
         differences = trainer.shape.differences(vars(common["args"])) if "args" in common else []
         if differences:
-            raise CheckpointError(f"{found.url}: a checkpoint of another model: {'; '.join(differences)}")
+            raise CheckpointError(
+                f"{found.url}: a checkpoint of another model: {'; '.join(differences)}"
+            )
         if not model_only:
             _prepare_adam(trainer)
         state = _state(trainer, loading=True, model_only=model_only)
@@ -76,7 +78,8 @@ def num_local_bytes(state: Mapping[str, Any]) -> int:
     return sum(
         value.data.nbytes
         for value in nested_values(state)
-        if torch.is_tensor(getattr(value, "data", None)) and is_main_replica(getattr(value, "replica_id", 0))
+        if torch.is_tensor(getattr(value, "data", None))
+        and is_main_replica(getattr(value, "replica_id", 0))
     )
 
 
@@ -105,10 +108,14 @@ def _prepare_adam(trainer: Trainer) -> None:
         )
 
 
-def _set_with_step(optimizer: Any, set_states: Any, model_param: Any, tensors: dict[str, Any]) -> None:
+def _set_with_step(
+    optimizer: Any, set_states: Any, model_param: Any, tensors: dict[str, Any]
+) -> None:
     group, order = optimizer.model_param_group_index_map[model_param]
     state = optimizer.optimizer.state[optimizer.optimizer.param_groups[group]["params"][order]]
-    state["step"] = state["step"].clone()  # load_state_dict gives all parameters one tensor, which each would count up
+    state["step"] = state[
+        "step"
+    ].clone()  # load_state_dict gives all parameters one tensor, which each would count up
     set_states(model_param, {"step": state["step"].clone(), **tensors})
 
 
@@ -117,10 +124,14 @@ def _state(trainer: Trainer, *, loading: bool, model_only: bool) -> dict[str, An
     model = {
         key: value
         for key, value in trainer.gpt.sharded_state_dict().items()
-        if not key.endswith("_extra_state")  # of the FP8 recipe; empty here, absent from converted checkpoints
+        if not key.endswith(
+            "_extra_state"
+        )  # of the FP8 recipe; empty here, absent from converted checkpoints
     }
     state: dict[str, Any] = {"model": model}
     if not model_only:
-        state["optimizer"] = trainer.optimizer.sharded_state_dict(model, is_loading=loading, metadata=_OPTIMIZER_FORMAT)
+        state["optimizer"] = trainer.optimizer.sharded_state_dict(
+            model, is_loading=loading, metadata=_OPTIMIZER_FORMAT
+        )
         state["opt_param_scheduler"] = trainer.scheduler.state_dict()
     return state

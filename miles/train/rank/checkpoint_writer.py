@@ -70,7 +70,9 @@ class Saver:
         self._trainer = trainer
         self._save: _Save | None = None
 
-    def begin(self, url: str, iteration: int, extra: dict[str, Any], *, model_only: bool = False) -> str:
+    def begin(
+        self, url: str, iteration: int, extra: dict[str, Any], *, model_only: bool = False
+    ) -> str:
         """Takes the state as it is now; the training may go on when this returns.
 
         Args:
@@ -85,15 +87,21 @@ class Saver:
 
         assert self._save is None, "one checkpoint at a time"
         _share_results()
-        state = checkpoint_load.state_to_save(self._trainer, iteration, extra, model_only=model_only)
+        state = checkpoint_load.state_to_save(
+            self._trainer, iteration, extra, model_only=model_only
+        )
         folder, problem = self._make_folder(url, iteration)
-        if problem := self._agreed(problem) or self._room(folder, checkpoint_load.num_local_bytes(state)):
+        if problem := self._agreed(problem) or self._room(
+            folder, checkpoint_load.num_local_bytes(state)
+        ):
             if folder is not None:
                 shutil.rmtree(folder, ignore_errors=True)
             return problem
         assert folder is not None
         calls = AsyncCallsQueue()
-        calls.schedule_async_request(dist_checkpointing.save(state, str(folder), async_sharded_save=True))
+        calls.schedule_async_request(
+            dist_checkpointing.save(state, str(folder), async_sharded_save=True)
+        )
         self._save = _Save(url, iteration, extra, folder, calls)
         return ""
 
@@ -103,7 +111,9 @@ class Saver:
         assert save is not None
         if save.upload is not None:
             return UPLOADING if save.upload.is_alive() else UPLOADED
-        done = save.calls.async_calls[0].async_caller.is_current_async_call_done(blocking=False, no_dist=True)
+        done = save.calls.async_calls[0].async_caller.is_current_async_call_done(
+            blocking=False, no_dist=True
+        )
         return WRITTEN if done else WRITING
 
     def seal(self) -> str:
@@ -159,7 +169,10 @@ class Saver:
                 return Path(tempfile.mkdtemp(prefix="miles-save-")), ""
             if self._trainer.rank == 0:
                 root = Path(storage.filesystem(url)[1])
-                made[0] = str(root / f"{checkpoint_folder.SAVING}{folder_name(iteration)}-{secrets.token_hex(4)}")
+                made[0] = str(
+                    root
+                    / f"{checkpoint_folder.SAVING}{folder_name(iteration)}-{secrets.token_hex(4)}"
+                )
                 Path(made[0]).mkdir(parents=True)
         except OSError as error:
             made = [None, str(error)]
@@ -178,7 +191,10 @@ class Saver:
         for request in self._gathered(_Request.of(folder, num_bytes)):
             by_disk.setdefault((request.host, request.device), []).append(request)
         for requests in by_disk.values():
-            first, need = requests[0], sum(request.num_bytes for request in requests) + _SMALL_FILES_BYTES
+            first, need = (
+                requests[0],
+                sum(request.num_bytes for request in requests) + _SMALL_FILES_BYTES,
+            )
             if first.problem:
                 return first.problem
             if need > first.free_bytes:
@@ -210,13 +226,18 @@ class _Request:
         try:
             return cls(host, folder.stat().st_dev, num_bytes, shutil.disk_usage(folder).free)
         except OSError as error:
-            return cls(host, -1, num_bytes, 0, f"{host} does not see the folder that rank 0 made: {error}")
+            return cls(
+                host, -1, num_bytes, 0, f"{host} does not see the folder that rank 0 made: {error}"
+            )
 
 
 def _finish(save: _Save) -> str:
     """Rank 0's small file, and of a local checkpoint the name; why it failed, or nothing."""
     try:
-        storage.write_text(str(save.folder / checkpoint_folder.EXTRA), json.dumps(save.extra, indent=1, sort_keys=True))
+        storage.write_text(
+            str(save.folder / checkpoint_folder.EXTRA),
+            json.dumps(save.extra, indent=1, sort_keys=True),
+        )
         if storage.is_local(save.url):
             final = save.folder.parent / save.name
             old = save.folder.with_name(f"{save.folder.name}-old")
@@ -234,7 +255,9 @@ def _upload(save: _Save) -> None:
     try:
         storage.upload_folder(save.folder, storage.join(save.url, save.name))
     except Exception as error:  # of a thread: said by `end_uploads`
-        save.failed.append(str(error) if isinstance(error, MilesError) else f"{type(error).__name__}: {error}")
+        save.failed.append(
+            str(error) if isinstance(error, MilesError) else f"{type(error).__name__}: {error}"
+        )
 
 
 @functools.cache
@@ -255,7 +278,9 @@ def _die_with_parent() -> None:
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
-def save(trainer: Trainer, url: str, iteration: int, extra: dict[str, Any], *, model_only: bool = False) -> str:
+def save(
+    trainer: Trainer, url: str, iteration: int, extra: dict[str, Any], *, model_only: bool = False
+) -> str:
     """Writes a checkpoint into a local folder and waits for it; collective over all ranks. Returns its folder.
 
     Raises:
@@ -263,7 +288,9 @@ def save(trainer: Trainer, url: str, iteration: int, extra: dict[str, Any], *, m
     """
     saver = Saver(trainer)
     if problem := saver.begin(url, iteration, extra, model_only=model_only) or saver.seal():
-        raise CheckpointError(f"{url}: the checkpoint of step {iteration} was not written: {problem}")
+        raise CheckpointError(
+            f"{url}: the checkpoint of step {iteration} was not written: {problem}"
+        )
     if trainer.rank == 0:
         checkpoint_folder.publish(url, iteration)
     torch.distributed.barrier()

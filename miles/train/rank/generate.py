@@ -73,7 +73,9 @@ def greedy(
     return answers
 
 
-def _forward_step(batches: Iterator[MicroBatch], model: Any, *, layout: Layout, rank: int) -> tuple[Tensor, Any]:
+def _forward_step(
+    batches: Iterator[MicroBatch], model: Any, *, layout: Layout, rank: int
+) -> tuple[Tensor, Any]:
     batch = next(batches)
     last = int(batch.cu_seqlens[1]) - 1
 
@@ -87,7 +89,9 @@ def _forward_step(batches: Iterator[MicroBatch], model: Any, *, layout: Layout, 
         first_row = rank % layout.tensor * logits.shape[-1]
         own = torch.stack([best.double(), (token + first_row).double()])
         every = [torch.empty_like(own) for _ in range(layout.tensor)]
-        torch.distributed.all_gather(every, own, group=parallel_state.get_tensor_model_parallel_group())
+        torch.distributed.all_gather(
+            every, own, group=parallel_state.get_tensor_model_parallel_group()
+        )
         table = torch.stack(every)
         return table[table[:, 0].argmax(), 1].long()
 

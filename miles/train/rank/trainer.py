@@ -122,7 +122,9 @@ class Trainer:
         if report.num_trained_tokens == 0:
             self.scheduler.step(1)
             zeros = (0,) * self.num_sources
-            return StepResult(zeros, zeros, 0.0, lr, NOTHING_TO_TRAIN, (), time.perf_counter() - started)
+            return StepResult(
+                zeros, zeros, 0.0, lr, NOTHING_TO_TRAIN, (), time.perf_counter() - started
+            )
 
         self.model.train()
         self.model.zero_grad_buffer()
@@ -135,16 +137,22 @@ class Trainer:
             skipped = "the loss is not finite"
         else:
             self.optimizer.prepare_grads()
-            grad_norm = float(self.optimizer.get_grad_norm())  # over all ranks: they agree on what follows
+            grad_norm = float(
+                self.optimizer.get_grad_norm()
+            )  # over all ranks: they agree on what follows
             if math.isfinite(grad_norm):
                 self.optimizer.step()
             else:
                 skipped = "the gradient is not finite"
         self.scheduler.step(1)
         rows = self._rows_to_blame(by_segment, batches) if skipped else ()
-        assert sum(sums.tokens) == report.num_trained_tokens, "the ranks trained other tokens than the step holds"
+        assert sum(sums.tokens) == report.num_trained_tokens, (
+            "the ranks trained other tokens than the step holds"
+        )
         seconds = time.perf_counter() - started
-        return StepResult(tuple(sums.losses), tuple(sums.tokens), grad_norm, lr, skipped, rows, seconds)
+        return StepResult(
+            tuple(sums.losses), tuple(sums.tokens), grad_norm, lr, skipped, rows, seconds
+        )
 
     def evaluate(self, steps: Iterable[Sequence[MicroBatch]], num_sources: int) -> SourceSums:
         """Loss sums and token counts by source, over all data ranks, without a backward pass.
@@ -158,10 +166,16 @@ class Trainer:
         with torch.no_grad():
             for micro_batches in steps:
                 batches = [padded(batch, self.layout) for batch in micro_batches]
-                total.vector.add_(self._reduced(self._run(batches, forward_only=True), batches, num_sources).vector)
+                total.vector.add_(
+                    self._reduced(
+                        self._run(batches, forward_only=True), batches, num_sources
+                    ).vector
+                )
         return total
 
-    def generate(self, prompts: Sequence[Sequence[int]], stop_ids: Collection[int], max_tokens: int) -> list[list[int]]:
+    def generate(
+        self, prompts: Sequence[Sequence[int]], stop_ids: Collection[int], max_tokens: int
+    ) -> list[list[int]]:
         """The most likely continuations, token by token (`generate.greedy`)."""
         self.model.eval()
         return greedy(self.model, self.layout, self.rank, prompts, stop_ids, max_tokens)
@@ -171,7 +185,9 @@ class Trainer:
         assert self.layout.tensor == self.layout.pipeline == 1
         self.model.eval()
         with torch.no_grad():
-            out: np.ndarray = forward_packed(self.gpt, single(input_ids), labels=False)[0].float().cpu().numpy()
+            out: np.ndarray = (
+                forward_packed(self.gpt, single(input_ids), labels=False)[0].float().cpu().numpy()
+            )
         return out
 
     def _run(self, batches: Sequence[MicroBatch], *, forward_only: bool) -> list[Tensor]:
@@ -197,7 +213,9 @@ class Trainer:
 
         return forward_packed(model, batch, labels=True), loss
 
-    def _reduced(self, by_segment: list[Tensor], batches: Sequence[MicroBatch], num_sources: int) -> SourceSums:
+    def _reduced(
+        self, by_segment: list[Tensor], batches: Sequence[MicroBatch], num_sources: int
+    ) -> SourceSums:
         """The sums of all data ranks, on every rank."""
         from megatron.core import parallel_state
 
@@ -214,7 +232,9 @@ class Trainer:
             )
         return sums
 
-    def _rows_to_blame(self, by_segment: list[Tensor], batches: Sequence[MicroBatch]) -> tuple[int, ...]:
+    def _rows_to_blame(
+        self, by_segment: list[Tensor], batches: Sequence[MicroBatch]
+    ) -> tuple[int, ...]:
         """Of a skipped step, from all data ranks; nothing but on the last pipeline stage."""
         from megatron.core import parallel_state
 
@@ -245,7 +265,9 @@ def be_deterministic() -> None:
     """For this process: only kernels that give the same bits each time. Before anything runs on a GPU."""
     os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
     torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # else every new tensor is filled, for debugging
+    torch.utils.deterministic.fill_uninitialized_memory = (
+        False  # else every new tensor is filled, for debugging
+    )
 
 
 def start_rank(

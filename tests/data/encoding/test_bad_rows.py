@@ -18,7 +18,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from miles.data.config import DataConfig, EncodeConfig, OrderConfig, PackConfig, RowFormat, SourceConfig
+from miles.data.config import (
+    DataConfig,
+    EncodeConfig,
+    OrderConfig,
+    PackConfig,
+    RowFormat,
+    SourceConfig,
+)
 from miles.data.files.manifest import build_manifest
 from miles.data.stream import stages
 from miles.data.stream.ledger import Ledger, fatal_reasons
@@ -34,7 +41,10 @@ MAX_TOKENS = 512
 
 def chat(answer: Any, question: Any = "2+2?", **further: Any) -> dict[str, Any]:
     return {
-        "messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}],
+        "messages": [
+            {"role": "user", "content": question},
+            {"role": "assistant", "content": answer},
+        ],
         **further,
     }
 
@@ -70,9 +80,14 @@ class Outcome:
         return [(row, reason) for _, row, reason in self.rejects]
 
 
-def config_of(files: Sequence[Path], tokenizer: Path, form: RowFormat | None = None, **encode: Any) -> DataConfig:
+def config_of(
+    files: Sequence[Path], tokenizer: Path, form: RowFormat | None = None, **encode: Any
+) -> DataConfig:
     return DataConfig(
-        sources=tuple(SourceConfig(file.name.split(".")[0], (str(file),), form or RowFormat()) for file in files),
+        sources=tuple(
+            SourceConfig(file.name.split(".")[0], (str(file),), form or RowFormat())
+            for file in files
+        ),
         order=OrderConfig(batch_size=3),
         encode=EncodeConfig(str(tokenizer), max_sample_tokens=MAX_TOKENS, **encode),
         pack=PackConfig(dp_size=2, max_tokens_per_gpu=2 * MAX_TOKENS),
@@ -88,10 +103,18 @@ def run(config: DataConfig, folder: Path) -> Outcome:
     for step in stages.local_steps(manifest, config):
         ledger.commit(step.report)
         reports.append(step.report)
-        trained += [int(row) for rank in step.micro_batches for one in rank for row in one.row_ids if row >= 0]
+        trained += [
+            int(row)
+            for rank in step.micro_batches
+            for one in rank
+            for row in one.row_ids
+            if row >= 0
+        ]
     totals = ledger.totals()
     for counts in totals.values():
-        assert counts["read"] == sum(n for key, n in counts.items() if key not in ("read", "truncated"))
+        assert counts["read"] == sum(
+            n for key, n in counts.items() if key not in ("read", "truncated")
+        )
     assert sum(counts["read"] for counts in totals.values()) == manifest.num_rows
     dropped = [reject.row_id for report in reports for reject in report.rejects]
     assert sorted(trained + dropped) == list(range(manifest.num_rows))
@@ -99,7 +122,9 @@ def run(config: DataConfig, folder: Path) -> Outcome:
     return Outcome(ledger, reports, sorted(trained), path.read_text())
 
 
-def run_lines(lines: Sequence[bytes], folder: Path, tokenizer: Path, form: RowFormat | None = None) -> Outcome:
+def run_lines(
+    lines: Sequence[bytes], folder: Path, tokenizer: Path, form: RowFormat | None = None
+) -> Outcome:
     file = folder / "rows.jsonl"
     file.write_bytes(b"\n".join(lines))
     return run(config_of([file], tokenizer, form), folder)
@@ -164,7 +189,8 @@ def test_a_broken_row_is_named_and_its_neighbours_are_trained(
 
 HARMLESS = {
     "a null character": line(chat("a\u0000b", "\u0000")),
-    "duplicate keys, the last of which counts": b'{"messages": 3, "messages": ' + GOOD.split(b": ", 1)[1],
+    "duplicate keys, the last of which counts": b'{"messages": 3, "messages": '
+    + GOOD.split(b": ", 1)[1],
     "NaN and infinity in another column": GOOD[:-1] + b', "score": NaN, "other": [-Infinity]}',
     "a huge integer, though still one": GOOD[:-1] + b', "id": ' + b"9" * 4_000 + b"}",
     "a number beyond a float": GOOD[:-1] + b', "score": 1e999}',
@@ -178,7 +204,9 @@ HARMLESS = {
 
 
 @pytest.mark.parametrize("name", HARMLESS)
-def test_an_odd_row_that_is_none_the_worse_is_trained(name: str, tmp_path: Path, chatml_tokenizer_folder: Path) -> None:
+def test_an_odd_row_that_is_none_the_worse_is_trained(
+    name: str, tmp_path: Path, chatml_tokenizer_folder: Path
+) -> None:
     got = run_lines([GOOD, HARMLESS[name], GOOD], tmp_path, chatml_tokenizer_folder)
     assert got.text == ""
     assert got.trained == [0, 1, 2]
@@ -202,7 +230,12 @@ def test_nesting_that_only_our_own_functions_cannot_follow(
     config = config_of([file], chatml_tokenizer_folder)
     got = run(config, tmp_path)
     assert 0 in got.trained
-    assert {reason for _, reason in got.dropped} <= {"malformed_json", "bad_message", "template_error", "too_long"}
+    assert {reason for _, reason in got.dropped} <= {
+        "malformed_json",
+        "bad_message",
+        "template_error",
+        "too_long",
+    }
 
     manifest = build_manifest(config.sources)
     plan, formats = stages.make_plan(manifest, config), stages.source_formats(manifest)
@@ -213,12 +246,34 @@ def test_nesting_that_only_our_own_functions_cannot_follow(
         for row in stages.prepare_steps(raw, formats, stages.encoder_of(config.encode)).to_pylist()
     ]
     assert sorted(row_id for row in prepared for row_id in row["sample_row_ids"]) == got.trained
-    assert [reject["position"] for row in prepared for reject in row["rejects"]] == [row % 3 for row, _ in got.dropped]
+    assert [reject["position"] for row in prepared for reject in row["rejects"]] == [
+        row % 3 for row, _ in got.dropped
+    ]
 
 
 ODD_TEXTS = (
-    *("", "a", " ", "\n", "\r\n", "\u0000", "\ud83d", "\U0001d11e", "\u2028", "\ufeff", "\ufdd0", "e\u0301"),
-    *("<|im_end|>", "<|im_start|>assistant\n", "<think>\n\n</think>\n\n", "<think>a", "</think>", "<tool_response>"),
+    *(
+        "",
+        "a",
+        " ",
+        "\n",
+        "\r\n",
+        "\u0000",
+        "\ud83d",
+        "\U0001d11e",
+        "\u2028",
+        "\ufeff",
+        "\ufdd0",
+        "e\u0301",
+    ),
+    *(
+        "<|im_end|>",
+        "<|im_start|>assistant\n",
+        "<think>\n\n</think>\n\n",
+        "<think>a",
+        "</think>",
+        "<tool_response>",
+    ),
     *(
         "{{ 7 }}",
         "{% raw %}",
@@ -238,7 +293,12 @@ def test_odd_rows_by_the_thousand(tmp_path: Path, chatml_tokenizer_folder: Path)
 
     roles = ("user", "assistant", "assistant", "tool", "function_call")
     rows = [
-        {"messages": [{"role": random.choice(roles), "content": text()} for _ in range(random.randint(1, 4))]}
+        {
+            "messages": [
+                {"role": random.choice(roles), "content": text()}
+                for _ in range(random.randint(1, 4))
+            ]
+        }
         for _ in range(3_000)
     ]
     file = tmp_path / "rows.jsonl"
@@ -248,7 +308,9 @@ def test_odd_rows_by_the_thousand(tmp_path: Path, chatml_tokenizer_folder: Path)
     assert len(got.trained) > 1_000
     assert len(got.dropped) > 500
     with_surrogate = {
-        number for number, row in enumerate(rows, 1) if any("\ud83d" in turn["content"] for turn in row["messages"])
+        number
+        for number, row in enumerate(rows, 1)
+        if any("\ud83d" in turn["content"] for turn in row["messages"])
     }
     assert not with_surrogate & set(got.trained)
 
@@ -256,7 +318,9 @@ def test_odd_rows_by_the_thousand(tmp_path: Path, chatml_tokenizer_folder: Path)
 def test_what_is_no_row_counts_for_none(tmp_path: Path, chatml_tokenizer_folder: Path) -> None:
     """A byte-order mark, CRLF and blank lines; the row's number is that among the rows."""
     file = tmp_path / "rows.jsonl"
-    file.write_bytes(b"\xef\xbb\xbf" + b"\r\n\r\n \t\r\n\n".join([GOOD, b"{broken", GOOD]) + b"\r\n\r\n")
+    file.write_bytes(
+        b"\xef\xbb\xbf" + b"\r\n\r\n \t\r\n\n".join([GOOD, b"{broken", GOOD]) + b"\r\n\r\n"
+    )
     got = run(config_of([file], chatml_tokenizer_folder), tmp_path)
     assert got.rejects == [("rows.jsonl", 1, "malformed_json")]
     assert got.ledger.totals() == {"rows": {"read": 3, "trained": 2, "malformed_json": 1}}
@@ -272,7 +336,9 @@ def test_types_that_drift_from_row_to_row(tmp_path: Path, chatml_tokenizer_folde
 
 
 @pytest.mark.parametrize("text", ["", "a"], ids=["no token", "one token"])
-def test_text_of_which_no_token_can_be_predicted(text: str, tmp_path: Path, chatml_tokenizer_folder: Path) -> None:
+def test_text_of_which_no_token_can_be_predicted(
+    text: str, tmp_path: Path, chatml_tokenizer_folder: Path
+) -> None:
     """A label is the next token of the same sample: one token alone has none. Unless an end is put behind it."""
     rows = [line({"text": one}) for one in ("a plain text", text, "and another")]
     got = run_lines(rows, tmp_path, chatml_tokenizer_folder, RowFormat("text"))
@@ -285,7 +351,9 @@ def test_text_of_which_no_token_can_be_predicted(text: str, tmp_path: Path, chat
 
 def test_a_row_of_50_mb_is_dropped_at_once(tmp_path: Path, chatml_tokenizer_folder: Path) -> None:
     """Without being tokenised: that alone takes a quarter of a minute."""
-    got = run_lines([GOOD, line(chat(SECRET * 10_000_000)), GOOD], tmp_path, chatml_tokenizer_folder)
+    got = run_lines(
+        [GOOD, line(chat(SECRET * 10_000_000)), GOOD], tmp_path, chatml_tokenizer_folder
+    )
     assert got.dropped == [(1, "too_long")]
     assert got.trained == [0, 2]
     assert got.reports[0].stage_seconds["encode"] < 5
@@ -318,7 +386,9 @@ def test_a_step_of_nothing_but_broken_rows(tmp_path: Path, chatml_tokenizer_fold
 def test_counts_of_each_source(tmp_path: Path, chatml_tokenizer_folder: Path) -> None:
     first, second = tmp_path / "one.jsonl", tmp_path / "two.jsonl.gz"
     first.write_bytes(b"\n".join([GOOD, b"{", GOOD, GOOD]))
-    second.write_bytes(gzip.compress(b"\n".join([b"17", GOOD, line(chat(SECRET * 2_000)), line(chat(None))])))
+    second.write_bytes(
+        gzip.compress(b"\n".join([b"17", GOOD, line(chat(SECRET * 2_000)), line(chat(None))]))
+    )
     got = run(config_of([first, second], chatml_tokenizer_folder), tmp_path)
     assert got.ledger.totals() == {
         "one": {"read": 4, "trained": 3, "malformed_json": 1},
@@ -335,8 +405,12 @@ def test_counts_of_each_source(tmp_path: Path, chatml_tokenizer_folder: Path) ->
 def test_what_is_cut_is_counted(tmp_path: Path, chatml_tokenizer_folder: Path) -> None:
     first, second = tmp_path / "one.jsonl", tmp_path / "two.jsonl"
     first.write_bytes(b"\n".join([GOOD, GOOD]))
-    second.write_bytes(b"\n".join([line(chat("long " * 2_000)), GOOD, b"{", line(chat("long " * 3_000))]))
-    got = run(config_of([first, second], chatml_tokenizer_folder, too_long="truncate_end"), tmp_path)
+    second.write_bytes(
+        b"\n".join([line(chat("long " * 2_000)), GOOD, b"{", line(chat("long " * 3_000))])
+    )
+    got = run(
+        config_of([first, second], chatml_tokenizer_folder, too_long="truncate_end"), tmp_path
+    )
     assert [report.source_truncated for report in got.reports] == [(0, 1), (0, 1)]
     assert got.ledger.totals() == {
         "one": {"read": 2, "trained": 2},
@@ -344,24 +418,34 @@ def test_what_is_cut_is_counted(tmp_path: Path, chatml_tokenizer_folder: Path) -
     }
 
 
-def test_a_row_too_long_is_an_error_where_it_is_to_be_one(tmp_path: Path, chatml_tokenizer_folder: Path) -> None:
+def test_a_row_too_long_is_an_error_where_it_is_to_be_one(
+    tmp_path: Path, chatml_tokenizer_folder: Path
+) -> None:
     file = tmp_path / "rows.jsonl"
     file.write_bytes(b"\n".join([GOOD, b"{", GOOD, GOOD, line(chat(SECRET * 2_000))]))
-    with pytest.raises(DataError, match=r"row 4 \(from 0\) of .*rows\.jsonl .*--too-long") as caught:
+    with pytest.raises(
+        DataError, match=r"row 4 \(from 0\) of .*rows\.jsonl .*--too-long"
+    ) as caught:
         run(config_of([file], chatml_tokenizer_folder, too_long="error"), tmp_path)
     assert SECRET not in str(caught.value)
 
 
-def test_resumed_at_every_step_the_same_counts_and_the_same_list(tmp_path: Path, chatml_tokenizer_folder: Path) -> None:
+def test_resumed_at_every_step_the_same_counts_and_the_same_list(
+    tmp_path: Path, chatml_tokenizer_folder: Path
+) -> None:
     """Killed after any step, resumed from any checkpoint before it; two epochs, shuffled."""
     one, two = tmp_path / "one.jsonl", tmp_path / "two.jsonl"
     one.write_bytes(b"\n".join([GOOD, b"{", GOOD, b"17", GOOD, GOOD, line(chat("long " * 2_000))]))
     two.write_bytes(b"\n".join([line(chat(None)), GOOD, b"[]", GOOD]))
     config = config_of([one, two], chatml_tokenizer_folder, too_long="truncate_end")
-    config = dataclasses.replace(config, order=OrderConfig(2, seed=3, shuffle=True, window_rows=6, num_epoch=2))
+    config = dataclasses.replace(
+        config, order=OrderConfig(2, seed=3, shuffle=True, window_rows=6, num_epoch=2)
+    )
     manifest = build_manifest(config.sources)
 
-    def train(path: Path, saved: int, killed: int, totals: Any, start_row: int) -> list[tuple[Any, int]]:
+    def train(
+        path: Path, saved: int, killed: int, totals: Any, start_row: int
+    ) -> list[tuple[Any, int]]:
         """Totals and next row as of each step, from `saved` on."""
         ledger = Ledger(manifest, str(path), 1.0, totals, saved)
         states = [(ledger.totals(), start_row)]
@@ -409,7 +493,9 @@ def test_parquet_rows_that_are_null_or_empty(tmp_path: Path, chatml_tokenizer_fo
         [*user, {"role": None}],
         user,
     ]
-    got = run_table(pa.table({"messages": pa.array(rows, MESSAGES)}), tmp_path, chatml_tokenizer_folder)
+    got = run_table(
+        pa.table({"messages": pa.array(rows, MESSAGES)}), tmp_path, chatml_tokenizer_folder
+    )
     assert got.dropped == [
         (1, "no_messages"),
         (2, "no_messages"),
@@ -446,8 +532,12 @@ def test_columns_beside_the_conversation_that_json_has_no_type_for(
         {
             "messages": pa.array([chat(answer)["messages"] for answer in "abcd"], MESSAGES),
             "score": pa.array([float("nan"), float("inf"), None, 0.5]),
-            "day": pa.array([datetime.date(2024, 1, 2), None, datetime.date.max, datetime.date.min]),
-            "money": pa.array([decimal.Decimal("1.50"), None, decimal.Decimal("-0.01"), decimal.Decimal(0)]),
+            "day": pa.array(
+                [datetime.date(2024, 1, 2), None, datetime.date.max, datetime.date.min]
+            ),
+            "money": pa.array(
+                [decimal.Decimal("1.50"), None, decimal.Decimal("-0.01"), decimal.Decimal(0)]
+            ),
             "deep": pa.array([deep, None, [], deep], kind),
             "word": pa.array(["a", "b", "a", None]).dictionary_encode(),
         }
@@ -457,7 +547,9 @@ def test_columns_beside_the_conversation_that_json_has_no_type_for(
     assert got.trained == [0, 1, 2, 3]
 
 
-def test_a_date_that_python_has_not_costs_its_row_alone(tmp_path: Path, chatml_tokenizer_folder: Path) -> None:
+def test_a_date_that_python_has_not_costs_its_row_alone(
+    tmp_path: Path, chatml_tokenizer_folder: Path
+) -> None:
     table = pa.table(
         {
             "messages": pa.array([chat(answer)["messages"] for answer in "abc"], MESSAGES),

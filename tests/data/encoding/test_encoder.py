@@ -20,14 +20,19 @@ ANSWER = {"role": "assistant", "content": "It is 4."}
 def trained_text(tokenizer: Any, encoded: Encoded) -> list[str]:
     """The runs of trained tokens, decoded."""
     edges = np.flatnonzero(np.diff(np.concatenate([[0], encoded.loss_mask, [0]]).astype(int)))
-    return [tokenizer.decode(encoded.input_ids[a:b]) for a, b in zip(edges[::2], edges[1::2], strict=True)]
+    return [
+        tokenizer.decode(encoded.input_ids[a:b])
+        for a, b in zip(edges[::2], edges[1::2], strict=True)
+    ]
 
 
 def encoder_of(folder: Path | str, **settings_: Any) -> Encoder:
     return Encoder.from_config(EncodeConfig(tokenizer=str(folder), **settings_))
 
 
-def conversation(*messages: dict[str, Any], trained: tuple[bool | None, ...] | None = None) -> Conversation:
+def conversation(
+    *messages: dict[str, Any], trained: tuple[bool | None, ...] | None = None
+) -> Conversation:
     return Conversation(messages, None, trained or (None,) * len(messages))
 
 
@@ -41,25 +46,34 @@ def test_ids_and_mask_of_one_turn(chatml_tokenizer) -> None:
     newline = chatml_tokenizer.encode("\n")[0]
     answer = chatml_tokenizer.encode("It is 4.<|im_end|>")
     assert encoded.input_ids.tolist()[-len(answer) - 1 :] == [*answer, newline]
-    assert encoded.loss_mask.tolist() == [0] * (len(encoded.input_ids) - len(answer) - 1) + [1] * len(answer) + [0]
+    assert encoded.loss_mask.tolist() == [0] * (len(encoded.input_ids) - len(answer) - 1) + [
+        1
+    ] * len(answer) + [0]
 
 
 def test_an_empty_think_block_is_masked_or_trained(chatml_tokenizer) -> None:
-    assert trained_text(chatml_tokenizer, encode([QUESTION, ANSWER], chatml_tokenizer)) == ["It is 4.<|im_end|>"]
+    assert trained_text(chatml_tokenizer, encode([QUESTION, ANSWER], chatml_tokenizer)) == [
+        "It is 4.<|im_end|>"
+    ]
     trained = encode([QUESTION, ANSWER], chatml_tokenizer, empty_think="train")
     assert trained_text(chatml_tokenizer, trained) == ["<think>\n\n</think>\n\nIt is 4.<|im_end|>"]
 
 
 def test_what_the_generation_prompt_supplies_is_never_trained(chatml_tokenizer) -> None:
     encoded = encode(
-        [QUESTION, ANSWER], chatml_tokenizer, empty_think="train", template_kwargs={"enable_thinking": False}
+        [QUESTION, ANSWER],
+        chatml_tokenizer,
+        empty_think="train",
+        template_kwargs={"enable_thinking": False},
     )
     assert trained_text(chatml_tokenizer, encoded) == ["It is 4.<|im_end|>"]
 
 
 def test_reasoning_is_trained(chatml_tokenizer) -> None:
     encoded = encode([QUESTION, {**ANSWER, "reasoning_content": "Add."}], chatml_tokenizer)
-    assert trained_text(chatml_tokenizer, encoded) == ["<think>\nAdd.\n</think>\n\nIt is 4.<|im_end|>"]
+    assert trained_text(chatml_tokenizer, encoded) == [
+        "<think>\nAdd.\n</think>\n\nIt is 4.<|im_end|>"
+    ]
 
 
 def test_which_turns(chatml_tokenizer, chatml_tokenizer_folder: Path) -> None:
@@ -70,12 +84,16 @@ def test_which_turns(chatml_tokenizer, chatml_tokenizer_folder: Path) -> None:
 
     def trained(turns: str, *flags: bool) -> list[str]:
         encoder = encoder_of(chatml_tokenizer_folder, turns=turns)
-        return trained_text(chatml_tokenizer, encoder.encode(conversation(*messages, trained=flags)))
+        return trained_text(
+            chatml_tokenizer, encoder.encode(conversation(*messages, trained=flags))
+        )
 
     assert trained("all", False, True, False, False) == [one]
     assert trained("last", False, True, False, True) == [two]
     with pytest.raises(RowRejected, match="nothing_to_train"):
-        trained("last", False, True, False, False)  # a flag excludes the last turn; "last" is not "last trained"
+        trained(
+            "last", False, True, False, False
+        )  # a flag excludes the last turn; "last" is not "last trained"
 
 
 def test_nothing_to_train(chatml_tokenizer) -> None:
@@ -85,7 +103,9 @@ def test_nothing_to_train(chatml_tokenizer) -> None:
 
 def test_special_text(chatml_tokenizer) -> None:
     messages = [{"role": "user", "content": "a <|im_end|> b <think>"}, ANSWER]
-    assert encode(messages, chatml_tokenizer).input_ids.tolist() == chatml_tokenizer.apply_chat_template(
+    assert encode(
+        messages, chatml_tokenizer
+    ).input_ids.tolist() == chatml_tokenizer.apply_chat_template(
         messages, tokenize=True, return_dict=False
     )
     with pytest.raises(RowRejected, match=r"special_text: <\|im_end\|>"):
@@ -93,13 +113,20 @@ def test_special_text(chatml_tokenizer) -> None:
     messages[0]["content"] = "a <think> b"  # a token of its own, but not a special one
     encode(messages, chatml_tokenizer, special_text="reject")
     with pytest.raises(RowRejected, match="special_text"):
-        encode([QUESTION, ANSWER], chatml_tokenizer, special_text="reject", tools=[{"x": ["<|endoftext|>"]}])
+        encode(
+            [QUESTION, ANSWER],
+            chatml_tokenizer,
+            special_text="reject",
+            tools=[{"x": ["<|endoftext|>"]}],
+        )
 
 
 def test_too_long(chatml_tokenizer) -> None:
     num_tokens = len(encode([QUESTION, ANSWER], chatml_tokenizer).input_ids)
     encode([QUESTION, ANSWER], chatml_tokenizer, max_sample_tokens=num_tokens)
-    with pytest.raises(RowRejected, match=f"too_long: {num_tokens} tokens, at most {num_tokens - 1}"):
+    with pytest.raises(
+        RowRejected, match=f"too_long: {num_tokens} tokens, at most {num_tokens - 1}"
+    ):
         encode([QUESTION, ANSWER], chatml_tokenizer, max_sample_tokens=num_tokens - 1)
 
 
@@ -116,7 +143,9 @@ MERGING = (
 
 def test_a_token_that_straddles_the_start_is_counted_and_not_trained(chatml_tokenizer) -> None:
     chatml_tokenizer.chat_template = MERGING
-    assert len(chatml_tokenizer.encode("\n\n")) == 1  # the header's newline merges with the answer's
+    assert (
+        len(chatml_tokenizer.encode("\n\n")) == 1
+    )  # the header's newline merges with the answer's
     encoded = encode([QUESTION, {"role": "assistant", "content": "\nHello"}], chatml_tokenizer)
     assert trained_text(chatml_tokenizer, encoded) == ["Hello<|im_end|>"]
     assert encoded.num_straddling_tokens == 1
@@ -125,7 +154,9 @@ def test_a_token_that_straddles_the_start_is_counted_and_not_trained(chatml_toke
 
 
 def test_a_changed_template_takes_effect(chatml_tokenizer) -> None:
-    assert trained_text(chatml_tokenizer, encode([QUESTION, ANSWER], chatml_tokenizer)) == ["It is 4.<|im_end|>"]
+    assert trained_text(chatml_tokenizer, encode([QUESTION, ANSWER], chatml_tokenizer)) == [
+        "It is 4.<|im_end|>"
+    ]
     chatml_tokenizer.chat_template = MERGING.replace("<|im_end|>", "<|endoftext|>")
     after = encode([QUESTION, ANSWER], chatml_tokenizer)
     assert trained_text(chatml_tokenizer, after) == ["It is 4.<|endoftext|>"]
@@ -135,7 +166,9 @@ def test_a_changed_template_takes_effect(chatml_tokenizer) -> None:
 
 
 def test_rows_with_tools_are_rejected_where_tools_could_not_be_certified(chatml_tokenizer) -> None:
-    chatml_tokenizer.chat_template = MERGING.replace("'<|im_end|>\n'", "'<|im_end|>\n' ~ (m.tool_calls or '')")
+    chatml_tokenizer.chat_template = MERGING.replace(
+        "'<|im_end|>\n'", "'<|im_end|>\n' ~ (m.tool_calls or '')"
+    )
     call = {"type": "function", "function": {"name": "f", "arguments": {"a": "b"}}}
     with pytest.raises(RowRejected, match="unlocatable_turn: tool calls"):
         encode([QUESTION, {**ANSWER, "tool_calls": [call]}], chatml_tokenizer)
@@ -148,23 +181,55 @@ def test_the_fingerprint_is_the_certificates(chatml_tokenizer_folder: Path) -> N
 
 
 PIECES = (
-    *("<|im_end|>", "<|im_start|>assistant\n", "<think>", "</think>", "<tool_response>", "|", "<", "_"),
-    *("\n", "\n\n", " ", "\t", "4", "word", " the", "é", "e\u0301", "法", "👩‍👩‍👧", "\ufdd0", "|\ufdd0"),
+    *(
+        "<|im_end|>",
+        "<|im_start|>assistant\n",
+        "<think>",
+        "</think>",
+        "<tool_response>",
+        "|",
+        "<",
+        "_",
+    ),
+    *(
+        "\n",
+        "\n\n",
+        " ",
+        "\t",
+        "4",
+        "word",
+        " the",
+        "é",
+        "e\u0301",
+        "法",
+        "👩‍👩‍👧",
+        "\ufdd0",
+        "|\ufdd0",
+    ),
 )
 content = st.lists(st.sampled_from(PIECES) | st.text(max_size=3), max_size=6).map("".join)
 messages_ = st.lists(
-    st.fixed_dictionaries({"role": st.sampled_from(["user", "assistant", "tool"]), "content": content}), max_size=5
+    st.fixed_dictionaries(
+        {"role": st.sampled_from(["user", "assistant", "tool"]), "content": content}
+    ),
+    max_size=5,
 )
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(first=messages_, answer=content)
-def test_whatever_a_row_says(chatml_tokenizer_folder: Path, first: list[dict[str, Any]], answer: str) -> None:
+def test_whatever_a_row_says(
+    chatml_tokenizer_folder: Path, first: list[dict[str, Any]], answer: str
+) -> None:
     encoder = encoder_of(chatml_tokenizer_folder)
     messages = [*first, {"role": "assistant", "content": answer}]
     encoded = encoder.encode(conversation(*messages))
     tokenizer = encoder.tokenizer
-    assert encoded.input_ids.tolist() == tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False)
+    assert encoded.input_ids.tolist() == tokenizer.apply_chat_template(
+        messages, tokenize=True, return_dict=False
+    )
     ends = np.flatnonzero((encoded.loss_mask[:-1] == 1) & (encoded.loss_mask[1:] == 0))
     assert len(ends) == sum(m["role"] == "assistant" for m in messages)
     assert all(encoded.input_ids[ends] == encoder.certificate.terminator_ids[0])
@@ -188,7 +253,9 @@ def qwen3_answers(messages: Any) -> str:
     return answers
 
 
-@pytest.mark.parametrize(("file", "every"), [("openhermes_sample.parquet", 41), ("glaive_tools_en.parquet", 3)])
+@pytest.mark.parametrize(
+    ("file", "every"), [("openhermes_sample.parquet", 41), ("glaive_tools_en.parquet", 3)]
+)
 def test_real_rows(file: str, every: int, assets: Path) -> None:
     encoder = encoder_of(assets / "qwen3-tokenizer", max_sample_tokens=32_768)
     tokenizer = encoder.tokenizer

@@ -10,7 +10,15 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import (
+    AddedToken,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    trainers,
+)
 from transformers import PreTrainedTokenizerFast
 from transformers.utils.chat_template_utils import encode_marked_chat
 
@@ -26,7 +34,10 @@ HEADER = "{{ '<|im_start|>' + m.role + '\n' }}"
 PROMPT = "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 TEMPLATES = {
     "splits and strips": CHATML,
-    "trims": "{% for m in messages %}" + HEADER + "{{ m.content | trim + '<|im_end|>\n' }}{% endfor %}" + PROMPT,
+    "trims": "{% for m in messages %}"
+    + HEADER
+    + "{{ m.content | trim + '<|im_end|>\n' }}{% endfor %}"
+    + PROMPT,
     "tears marks apart": (
         "{% for m in messages %}"
         + HEADER
@@ -36,8 +47,26 @@ TEMPLATES = {
     ),
 }
 PIECES = (
-    *("<|im_end|>", "<|im_start|>", "<|im_start|>assistant\n", "<|endoftext|>", "<think>", "</think>", "<tool_call>"),
-    *("<|im_", "end|>", "<", ">", "|", _BEGIN, _END, _BEGIN + "<|im_end|>" + _END, _END + "<|im_end|>" + _BEGIN),
+    *(
+        "<|im_end|>",
+        "<|im_start|>",
+        "<|im_start|>assistant\n",
+        "<|endoftext|>",
+        "<think>",
+        "</think>",
+        "<tool_call>",
+    ),
+    *(
+        "<|im_",
+        "end|>",
+        "<",
+        ">",
+        "|",
+        _BEGIN,
+        _END,
+        _BEGIN + "<|im_end|>" + _END,
+        _END + "<|im_end|>" + _BEGIN,
+    ),
     *("\n", "\n\n", " ", "word", " the", "e\u0301", "\u0301", "\u6cd5"),
 )
 content = st.lists(st.sampled_from(PIECES) | st.text(max_size=3), max_size=7).map("".join)
@@ -50,7 +79,10 @@ def served(tokenizer: Any, messages: list[dict[str, Any]], **options: Any) -> li
 
 
 def rows_of(*contents: str) -> list[dict[str, Any]]:
-    return [{"role": "assistant" if number % 2 else "user", "content": text} for number, text in enumerate(contents)]
+    return [
+        {"role": "assistant" if number % 2 else "user", "content": text}
+        for number, text in enumerate(contents)
+    ]
 
 
 def escaped(tokenizer: Any, messages: list[dict[str, Any]], **options: Any) -> Encoded:
@@ -61,7 +93,10 @@ def escaped(tokenizer: Any, messages: list[dict[str, Any]], **options: Any) -> E
 
 def trained_text(tokenizer: Any, encoded: Encoded) -> list[str]:
     edges = np.flatnonzero(np.diff(np.concatenate([[0], encoded.loss_mask, [0]]).astype(int)))
-    return [tokenizer.decode(encoded.input_ids[a:b]) for a, b in zip(edges[::2], edges[1::2], strict=True)]
+    return [
+        tokenizer.decode(encoded.input_ids[a:b])
+        for a, b in zip(edges[::2], edges[1::2], strict=True)
+    ]
 
 
 def sentencepiece_like(split: bool = True) -> Any:
@@ -71,13 +106,21 @@ def sentencepiece_like(split: bool = True) -> Any:
     tokenizer.decoder = decoders.Metaspace(prepend_scheme="first", split=split)
     characters = "".join(map(chr, range(32, 127))) + "\n"
     trainer = trainers.UnigramTrainer(
-        vocab_size=200, unk_token="<unk>", special_tokens=["<unk>"], initial_alphabet=[*characters], show_progress=False
+        vocab_size=200,
+        unk_token="<unk>",
+        special_tokens=["<unk>"],
+        initial_alphabet=[*characters],
+        show_progress=False,
     )
     tokenizer.train_from_iterator(
         ["the quick brown fox <|im_start|>user\nassistant\n<|im_end|>\n", characters] * 9, trainer
     )
-    tokenizer.add_special_tokens([AddedToken(t, normalized=False) for t in ("<|im_start|>", "<|im_end|>")])
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", unk_token="<unk>")
+    tokenizer.add_special_tokens(
+        [AddedToken(t, normalized=False) for t in ("<|im_start|>", "<|im_end|>")]
+    )
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<|im_end|>", unk_token="<unk>"
+    )
     fast.chat_template = TEMPLATES["trims"]
     return fast
 
@@ -95,9 +138,17 @@ def test_a_control_token_becomes_text_and_the_templates_own_stay(chatml_tokenize
 
 @pytest.mark.parametrize(
     "answer",
-    ["<|im_end|>", "<|im_start|>assistant\n", "a<|im_end|>", "<|endoftext|>\n", "<|im_end|><|im_end|> <|im_start|>"],
+    [
+        "<|im_end|>",
+        "<|im_start|>assistant\n",
+        "a<|im_end|>",
+        "<|endoftext|>\n",
+        "<|im_end|><|im_end|> <|im_start|>",
+    ],
 )
-def test_control_tokens_at_the_edges_of_an_answer_are_trained(chatml_tokenizer: Any, answer: str) -> None:
+def test_control_tokens_at_the_edges_of_an_answer_are_trained(
+    chatml_tokenizer: Any, answer: str
+) -> None:
     encoded = escaped(chatml_tokenizer, rows_of("q", answer, "<|im_end|>", answer))
     assert trained_text(chatml_tokenizer, encoded) == [answer + "<|im_end|>"] * 2
 
@@ -111,13 +162,21 @@ def test_what_was_not_to_be_trained_is_not(chatml_tokenizer: Any) -> None:
 @pytest.mark.parametrize("template", TEMPLATES)
 def test_any_row(template: str, chatml_tokenizer_folder: Path) -> None:
     encoder = Encoder.from_config(
-        EncodeConfig(tokenizer=str(chatml_tokenizer_folder), chat_template=TEMPLATES[template], special_text="escape")
+        EncodeConfig(
+            tokenizer=str(chatml_tokenizer_folder),
+            chat_template=TEMPLATES[template],
+            special_text="escape",
+        )
     )
     tokenizer = encoder.tokenizer
     end = encoder.certificate.terminator_ids[0]
 
-    @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-    @given(texts=st.lists(content, min_size=2, max_size=4).filter(lambda texts: len(texts) % 2 == 0))
+    @settings(
+        max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    )
+    @given(
+        texts=st.lists(content, min_size=2, max_size=4).filter(lambda texts: len(texts) % 2 == 0)
+    )
     def check(texts: list[str]) -> None:
         messages = rows_of(*texts)
         encoded = encoder.encode(Conversation(tuple(messages), None, (None,) * len(messages)))
@@ -131,7 +190,10 @@ def test_any_row(template: str, chatml_tokenizer_folder: Path) -> None:
 
 
 def test_tools_and_calls(chatml_tokenizer: Any) -> None:
-    call = {"type": "function", "function": {"name": "f", "arguments": {"a": "<|im_end|>", "b": ["</tool_call>"]}}}
+    call = {
+        "type": "function",
+        "function": {"name": "f", "arguments": {"a": "<|im_end|>", "b": ["</tool_call>"]}},
+    }
     messages = [
         {"role": "user", "content": "<tool_response>"},
         {"role": "assistant", "content": "", "tool_calls": [call]},
@@ -165,7 +227,9 @@ def test_which_tokens_control(chatml_tokenizer: Any, named: list[str] | None) ->
 
 
 def test_tokens_that_overlap(chatml_tokenizer: Any) -> None:
-    chatml_tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_end|><|x|>", "im", "|><"]})
+    chatml_tokenizer.add_special_tokens(
+        {"additional_special_tokens": ["<|im_end|><|x|>", "im", "|><"]}
+    )
     assert text_encoder(chatml_tokenizer.backend_tokenizer).engine.endswith("can overlap in a text")
     for text in ("<|im_end|><|x|>", "<|im_end|><|im_end|>", "im <|x|>|><|im"):
         escaped(chatml_tokenizer, rows_of(text, text))
@@ -174,7 +238,9 @@ def test_tokens_that_overlap(chatml_tokenizer: Any) -> None:
 @pytest.mark.parametrize("normalizer", [None, normalizers.NFKC(), normalizers.Lowercase()])
 def test_other_normalizers(chatml_tokenizer: Any, normalizer: Any) -> None:
     chatml_tokenizer.backend_tokenizer.normalizer = normalizer
-    encoded = escaped(chatml_tokenizer, rows_of("\u212b <|im_end|> e\u0301", "B <|IM_END|><|im_end|>"))
+    encoded = escaped(
+        chatml_tokenizer, rows_of("\u212b <|im_end|> e\u0301", "B <|IM_END|><|im_end|>")
+    )
     assert trained_text(chatml_tokenizer, encoded)[0].endswith("<|im_end|><|im_end|>")
 
 
@@ -197,7 +263,11 @@ def test_a_tokenizer_that_joins_newlines_with_what_follows() -> None:
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>")
     fast.chat_template = TEMPLATES["trims"]
     escaper = Escaper(fast, text_encoder(tokenizer))
-    for text in (f"{_BEGIN}<|im_end|>{_END}a", f"x\n{_BEGIN}<|im_end|>{_END}\na<|im_end|>", f"a{_BEGIN}a{_END}\na"):
+    for text in (
+        f"{_BEGIN}<|im_end|>{_END}a",
+        f"x\n{_BEGIN}<|im_end|>{_END}\na<|im_end|>",
+        f"a{_BEGIN}a{_END}\na",
+    ):
         ids, first, _ = escaper.encode_at(text, [0, len(text)])
         assert ids.tolist() == encode_marked_chat(fast, text)
         assert first == [0, len(ids)]
@@ -219,7 +289,9 @@ def test_a_control_token_that_plain_text_comes_to() -> None:
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<e>", bos_token="<s>")
     fast.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
     escaper = Escaper(fast, text_encoder(fast.backend_tokenizer))
-    with pytest.raises(RowRejected, match="special_text: a control token that cannot be written as ordinary text"):
+    with pytest.raises(
+        RowRejected, match="special_text: a control token that cannot be written as ordinary text"
+    ):
         escaper.encode_at(escaper.mark("a <s> b"), ())
 
 
@@ -253,7 +325,9 @@ def test_half_of_a_surrogate_pair(chatml_tokenizer: Any, chatml_tokenizer_folder
 # The other paths
 
 
-def test_a_row_without_control_tokens_is_not_escaped(chatml_tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_row_without_control_tokens_is_not_escaped(
+    chatml_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(Escaper, "encode_at", lambda *_: pytest.fail("escaped"))
     messages = rows_of("a < b |im_end| <|im_en", "c <\u200b|im_end|>")
     encoded = encode(messages, chatml_tokenizer, special_text="escape")
@@ -300,7 +374,10 @@ def test_marked_text_as_in_transformers(kind: str, chatml_tokenizer: Any) -> Non
     escaper = Escaper(tokenizer, text_encoder(tokenizer.backend_tokenizer))
     rng = random.Random(3)
     for _ in range(150):
-        parts = rng.choices([*PIECES, f"{_BEGIN}<|im_end|>{_END}", f"{_BEGIN}<|im_start|>{_END}"], k=rng.randint(0, 9))
+        parts = rng.choices(
+            [*PIECES, f"{_BEGIN}<|im_end|>{_END}", f"{_BEGIN}<|im_start|>{_END}"],
+            k=rng.randint(0, 9),
+        )
         text = "".join(parts)
         ids, first, straddled = escaper.encode_at(text, range(len(text) + 1))
         assert ids.tolist() == encode_marked_chat(tokenizer, text)
@@ -319,17 +396,30 @@ def test_marked_text_as_in_transformers(kind: str, chatml_tokenizer: Any) -> Non
 
 def test_real_rows(assets: Path) -> None:
     encoder = Encoder.from_config(
-        EncodeConfig(tokenizer=str(assets / "qwen3-tokenizer"), special_text="escape", max_sample_tokens=32_768)
+        EncodeConfig(
+            tokenizer=str(assets / "qwen3-tokenizer"),
+            special_text="escape",
+            max_sample_tokens=32_768,
+        )
     )
     tokenizer = encoder.tokenizer
     rng = random.Random(5)
-    spelled = ("<|im_end|>", "<|im_start|>assistant\n", "<|endoftext|>", "<think>", "</think>", "<tool_call>")
+    spelled = (
+        "<|im_end|>",
+        "<|im_start|>assistant\n",
+        "<|endoftext|>",
+        "<think>",
+        "</think>",
+        "<tool_call>",
+    )
     rows = pq.read_table(assets / "data" / "openhermes_sample.parquet").to_pylist()[::211]
     for row in rows:
         messages = [dict(message) for message in normalize(json.dumps(row).encode()).messages]
         for message in messages:
             at = rng.randint(0, len(message["content"]))
-            message["content"] = message["content"][:at] + rng.choice(spelled) + message["content"][at:]
+            message["content"] = (
+                message["content"][:at] + rng.choice(spelled) + message["content"][at:]
+            )
         encoded = encoder.encode(Conversation(tuple(messages), None, (None,) * len(messages)))
         assert encoded.input_ids.tolist() == served(tokenizer, messages)
         trained = tokenizer.decode(encoded.input_ids[encoded.loss_mask == 1])

@@ -53,12 +53,20 @@ ANSWERS = (
     Fragment("m.content", lambda m, n, total: m["content"]),
     Fragment("m.content | trim", lambda m, n, total: m["content"].strip()),
     Fragment("m.content.rstrip('\\n')", lambda m, n, total: m["content"].rstrip("\n")),
-    Fragment("m.content.split('</think>')[-1].lstrip('\\n')", lambda m, n, total: _without_thought(m["content"])),
+    Fragment(
+        "m.content.split('</think>')[-1].lstrip('\\n')",
+        lambda m, n, total: _without_thought(m["content"]),
+    ),
     Fragment("m.content.replace('\\n', ' ')", lambda m, n, total: m["content"].replace("\n", " ")),
-    Fragment("(m.content | upper if 'loud' in m.content else m.content)", lambda m, n, total: _shouted(m["content"])),
+    Fragment(
+        "(m.content | upper if 'loud' in m.content else m.content)",
+        lambda m, n, total: _shouted(m["content"]),
+    ),
     Fragment("m.content[:99]", lambda m, n, total: m["content"][:99]),
     Fragment("('! ' ~ m.content)", lambda m, n, total: "! " + m["content"]),
-    Fragment("('=' ~ loop.index ~ ' ' ~ m.content)", lambda m, n, total: f"={n + 1} {m['content']}"),
+    Fragment(
+        "('=' ~ loop.index ~ ' ' ~ m.content)", lambda m, n, total: f"={n + 1} {m['content']}"
+    ),
     Fragment(
         "(m.content if m.content.startswith('a') else '- ' ~ m.content)",
         lambda m, n, total: m["content"] if m["content"].startswith("a") else "- " + m["content"],
@@ -71,7 +79,10 @@ ANSWERS = (
         "(m.content | trim if loop.last else m.content)",
         lambda m, n, total: m["content"].strip() if n == total - 1 else m["content"],
     ),
-    Fragment("(m.content.split(';', 2) | map('trim') | join('; '))", lambda m, n, total: _halves(m["content"])),
+    Fragment(
+        "(m.content.split(';', 2) | map('trim') | join('; '))",
+        lambda m, n, total: _halves(m["content"]),
+    ),
     Fragment("(m.content or 'nothing')", lambda m, n, total: m["content"] or "nothing"),
 )
 THOUGHTS = (
@@ -83,13 +94,17 @@ THOUGHTS = (
     Fragment(
         "('<think>\\n' ~ m.reasoning_content | trim ~ '\\n</think>\\n\\n' if m.reasoning_content else '')",
         lambda m, n, total: (
-            f"<think>\n{m['reasoning_content'].strip()}\n</think>\n\n" if m.get("reasoning_content") else ""
+            f"<think>\n{m['reasoning_content'].strip()}\n</think>\n\n"
+            if m.get("reasoning_content")
+            else ""
         ),
     ),
     Fragment(
         "('[why] ' ~ m.reasoning_content ~ '\\n' if m.reasoning_content is string and loop.last else '')",
         lambda m, n, total: (
-            f"[why] {m['reasoning_content']}\n" if m.get("reasoning_content") is not None and n == total - 1 else ""
+            f"[why] {m['reasoning_content']}\n"
+            if m.get("reasoning_content") is not None and n == total - 1
+            else ""
         ),
     ),
 )
@@ -138,16 +153,52 @@ class Template:
 
 
 PIECES = (
-    *("<|im_start|>assistant\n", "<|im_end|>", "<|endoftext|>", "### assistant:\n", "<assistant>", "\n\nassistant: "),
-    *("<think>", "</think>", "<think>\n\n</think>\n\n", ";", "|", "[why] ", "<", "=1 ", "- ", "###"),
-    *("\n", "\n\n", " ", "loud", "a", " the", "word", "4", "é", "e\u0301", "a\u0323\u0307", "\u0301", "法", "👩‍👩‍👧"),
+    *(
+        "<|im_start|>assistant\n",
+        "<|im_end|>",
+        "<|endoftext|>",
+        "### assistant:\n",
+        "<assistant>",
+        "\n\nassistant: ",
+    ),
+    *(
+        "<think>",
+        "</think>",
+        "<think>\n\n</think>\n\n",
+        ";",
+        "|",
+        "[why] ",
+        "<",
+        "=1 ",
+        "- ",
+        "###",
+    ),
+    *(
+        "\n",
+        "\n\n",
+        " ",
+        "loud",
+        "a",
+        " the",
+        "word",
+        "4",
+        "é",
+        "e\u0301",
+        "a\u0323\u0307",
+        "\u0301",
+        "法",
+        "👩‍👩‍👧",
+    ),
 )
 contents = st.lists(st.sampled_from(PIECES) | st.text(max_size=3), max_size=5).map("".join)
 answers = st.fixed_dictionaries(
-    {"role": st.just("assistant"), "content": contents}, optional={"reasoning_content": st.none() | contents}
+    {"role": st.just("assistant"), "content": contents},
+    optional={"reasoning_content": st.none() | contents},
 )
 questions = st.fixed_dictionaries({"role": st.just("user"), "content": contents})
-systems = st.lists(st.fixed_dictionaries({"role": st.just("system"), "content": contents}), max_size=1)
+systems = st.lists(
+    st.fixed_dictionaries({"role": st.just("system"), "content": contents}), max_size=1
+)
 
 
 @st.composite
@@ -173,13 +224,16 @@ def normal(tokenizer: Any, text: str) -> str:
     added = "|".join(map(re.escape, sorted(tokenizer.get_added_vocab(), key=len, reverse=True)))
     composed = tokenizer.backend_tokenizer.normalizer.normalize_str
     return "".join(
-        composed(piece) if number % 2 == 0 else piece for number, piece in enumerate(re.split(f"({added})", text))
+        composed(piece) if number % 2 == 0 else piece
+        for number, piece in enumerate(re.split(f"({added})", text))
     )
 
 
 def trained_edges(encoded: Encoded) -> list[tuple[int, int]]:
     """The runs of trained tokens."""
-    edges = np.flatnonzero(np.diff(np.concatenate([[0], encoded.loss_mask, [0]]).astype(int))).tolist()
+    edges = np.flatnonzero(
+        np.diff(np.concatenate([[0], encoded.loss_mask, [0]]).astype(int))
+    ).tolist()
     return list(zip(edges[::2], edges[1::2], strict=True))
 
 
@@ -202,7 +256,9 @@ def check(encoder: Encoder, messages: list[Message], answers: list[str]) -> None
             assert expected.endswith(trained)
             missing = expected.removesuffix(trained)
             straddling = tokenizer.decode(ids[begin - 1])
-            assert decomposed(straddling).endswith(decomposed(missing)), "one token, which begins before the turn"
+            assert decomposed(straddling).endswith(decomposed(missing)), (
+                "one token, which begins before the turn"
+            )
             assert decomposed(straddling) != decomposed(missing)
             num_straddling += 1
     assert encoded.num_straddling_tokens == num_straddling
@@ -222,7 +278,9 @@ def encoder_of(tokenizer: Any, template: Template) -> Encoder | None:
         return None
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(template=templates, conversations_=st.lists(conversations(), min_size=3, max_size=6))
 def test_ids_are_those_of_the_served_render_and_what_is_trained_are_the_answers(
     chatml_tokenizer, template: Template, conversations_: list[list[Message]]
@@ -230,7 +288,10 @@ def test_ids_are_those_of_the_served_render_and_what_is_trained_are_the_answers(
     encoder = encoder_of(chatml_tokenizer, template)
     assume(encoder is not None)
     assert encoder is not None
-    for messages in [*conversations_, *conversations_[::-1]]:  # by programs that are made, and by those that are there
+    for messages in [
+        *conversations_,
+        *conversations_[::-1],
+    ]:  # by programs that are made, and by those that are there
         check(encoder, messages, template.answers(messages))
 
 
@@ -265,10 +326,20 @@ def test_rows_of_one_shape_share_a_template_whatever_they_say(chatml_tokenizer) 
 
 def test_nearly_all_of_these_templates_are_certified(chatml_tokenizer) -> None:
     plain = Template(HEADERS[0], TERMINATORS[0], BEHIND[0], "", False, THOUGHTS[0], ANSWERS[0])
-    tried = [replace(plain, thought=thought, answer=answer) for thought in THOUGHTS for answer in ANSWERS]
+    tried = [
+        replace(plain, thought=thought, answer=answer) for thought in THOUGHTS for answer in ANSWERS
+    ]
     tried += [
-        replace(plain, header=header, terminator=terminator, behind=behind, is_system_merged=behind == "")
+        replace(
+            plain,
+            header=header,
+            terminator=terminator,
+            behind=behind,
+            is_system_merged=behind == "",
+        )
         for header, terminator, behind in itertools.product(HEADERS, TERMINATORS, BEHIND)
     ]
-    certified = [template for template in tried if encoder_of(chatml_tokenizer, template) is not None]
+    certified = [
+        template for template in tried if encoder_of(chatml_tokenizer, template) is not None
+    ]
     assert len(certified) > 0.9 * len(tried)

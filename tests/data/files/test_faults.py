@@ -35,13 +35,19 @@ def manifest_of(url: str) -> Manifest:
 
 
 def counts(manifest: Manifest) -> Any:
-    return [(file.format, file.size_bytes, file.row_groups) for source in manifest.sources for file in source.files]
+    return [
+        (file.format, file.size_bytes, file.row_groups)
+        for source in manifest.sources
+        for file in source.files
+    ]
 
 
 def rows_of(manifest: Manifest) -> tuple[list[bytes], list[bytes]]:
     """All rows in a random order, and in file order."""
     wanted = np.random.default_rng(0).permutation(manifest.num_rows)
-    return read_rows(manifest, wanted), list(chain.from_iterable(stream_rows(manifest, np.arange(manifest.num_rows))))
+    return read_rows(manifest, wanted), list(
+        chain.from_iterable(stream_rows(manifest, np.arange(manifest.num_rows)))
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -74,14 +80,20 @@ def test_a_fault_that_does_not_pass_names_the_file_and_the_tries(
     Faulty.every = 10**9
     manifest = manifest_of(f"faulty:///faults/{name}")
     Faulty.every, Faulty.fault = 1, fault
-    with pytest.raises(SourceError, match=rf"faulty:///faults/{name}: cannot be read, tried 4 times: ") as caught:
+    with pytest.raises(
+        SourceError, match=rf"faulty:///faults/{name}: cannot be read, tried 4 times: "
+    ) as caught:
         read_rows(manifest, np.arange(3))
-    assert {"connection": "reset by peer", "short": "ShortRead: ", "busy": "HTTP 503"}[fault] in str(caught.value)
+    assert {"connection": "reset by peer", "short": "ShortRead: ", "busy": "HTTP 503"}[
+        fault
+    ] in str(caught.value)
     with pytest.raises(SourceError, match=rf"{name}: cannot be read, tried 4 times"):
         build_manifest([SourceConfig("s", (f"faulty:///faults/{name}",))])
 
 
-@pytest.mark.parametrize("error", [PermissionError, ValueError, IsADirectoryError, lambda: StatusError(403)])
+@pytest.mark.parametrize(
+    "error", [PermissionError, ValueError, IsADirectoryError, lambda: StatusError(403)]
+)
 def test_what_does_not_pass_is_asked_once(memory: MemoryFileSystem, error: Any) -> None:
     memory.pipe_file("/faults/x.jsonl", b'{"i": 0}\n')
     manifest = manifest_of("faulty:///faults/x.jsonl")
@@ -130,7 +142,11 @@ def test_small_files_are_read_and_written_in_spite_of_faults(
     assert Faulty.num_faults >= 5
     monkeypatch.setattr(retry, "MAX_TRIES", 2)
     Faulty.every, Faulty.fault = 1, "connection"
-    with pytest.raises(MilesError, match=r"small/x\.txt: cannot be written, tried 2 times: ConnectionResetError"):
+    with pytest.raises(
+        MilesError, match=r"small/x\.txt: cannot be written, tried 2 times: ConnectionResetError"
+    ):
         storage.write_text("faulty:///small/x.txt", "text")
-    with pytest.raises(SourceError, match=r"small/1\.txt: cannot be read, tried 2 times: ConnectionResetError"):
+    with pytest.raises(
+        SourceError, match=r"small/1\.txt: cannot be read, tried 2 times: ConnectionResetError"
+    ):
         storage.exists("faulty:///small/1.txt")

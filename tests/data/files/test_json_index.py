@@ -66,7 +66,9 @@ def test_a_file_is_scanned_once_while_it_is_the_same(memory: MemoryFileSystem, n
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_file_of_the_same_size_written_anew_is_scanned_anew(memory: MemoryFileSystem, name: str) -> None:
+def test_a_file_of_the_same_size_written_anew_is_scanned_anew(
+    memory: MemoryFileSystem, name: str
+) -> None:
     memory.pipe_file(f"/i/{name}", content_of(name, made_rows()))
     old, _ = counted(f"counting:///i/{name}")
     # As many bytes, other places of the rows: the first row takes what the last one had.
@@ -81,12 +83,16 @@ def test_a_file_of_the_same_size_written_anew_is_scanned_anew(memory: MemoryFile
     assert read(new, range(NUM_ROWS)) == rows
 
 
-def test_a_local_file_is_known_by_size_and_time_of_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_local_file_is_known_by_size_and_time_of_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_bytes(content_of(path.name, made_rows()))
     scans: list[str] = []
     whole = json_scan.scan
-    monkeypatch.setattr(json_scan, "scan", lambda url, compression: scans.append(url) or whole(url, compression))
+    monkeypatch.setattr(
+        json_scan, "scan", lambda url, compression: scans.append(url) or whole(url, compression)
+    )
 
     def describe() -> None:
         build_manifest([SourceConfig("s", (str(path),), RowFormat("text"))])
@@ -124,7 +130,9 @@ DAMAGES = {
     "another version": lambda text: text.replace('"version": 1', '"version": 0'),
     "another cut": lambda text: text.replace('"cut": [10,', '"cut": [11,'),
     "another file's": lambda text: text.replace("counting://", "elsewhere://"),
-    "ranges that overlap": lambda text: json.dumps({**json.loads(text), "extents": [[10, 0, 99], [390, 50, 99]]}),
+    "ranges that overlap": lambda text: json.dumps(
+        {**json.loads(text), "extents": [[10, 0, 99], [390, 50, 99]]}
+    ),
     "ranges of nothing": lambda text: json.dumps({**json.loads(text), "extents": [[0, 0, 0]]}),
     "no numbers": lambda text: json.dumps({**json.loads(text), "extents": [["a", "b", "c"]]}),
     "a format of its own": lambda text: json.dumps({**json.loads(text), "format": "pickle"}),
@@ -159,7 +167,9 @@ def test_a_cache_that_cannot_be_had_is_done_without(
         assert read(manifest, [3, 399]) == [rows[3], rows[399]]
 
 
-def test_a_file_without_a_stamp_is_scanned_each_time(memory: MemoryFileSystem, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_without_a_stamp_is_scanned_each_time(
+    memory: MemoryFileSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
     content = content_of("rows.jsonl", made_rows())
     memory.pipe_file("/i/rows.jsonl", content)
 

@@ -42,7 +42,9 @@ def test_array_wherever_the_buffer_is_cut(
     monkeypatch.setattr(json_scan, "GROUP_ROWS", 2)
     elements = [*ROWS, 12345, -1.5e-7, True, "text", None]
     path = tmp_path / "rows.json"
-    path.write_text(" \n" + json.dumps(elements, ensure_ascii=False, indent=indent) + "\n ", encoding="utf-8")
+    path.write_text(
+        " \n" + json.dumps(elements, ensure_ascii=False, indent=indent) + "\n ", encoding="utf-8"
+    )
     kind, rows = rows_in(path)
     assert kind == "json"
     assert [json.loads(row) for row in rows] == elements
@@ -72,13 +74,17 @@ def test_the_first_byte_says_what_it_is(tmp_path: Path, name: str) -> None:
     assert rows_in(path) == ("jsonl", [b'{"a": 1}', b'{"a": 2}'])
 
 
-@pytest.mark.parametrize("text", ['[1, 2]\n{"a": 1}\n', '\n[{"a": 1}]\n\n[2]', '[]\r\n{"a": "]"}\r\n'])
+@pytest.mark.parametrize(
+    "text", ['[1, 2]\n{"a": 1}\n', '\n[{"a": 1}]\n\n[2]', '[]\r\n{"a": "]"}\r\n']
+)
 def test_lines_of_which_the_first_is_a_list(tmp_path: Path, text: str) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_bytes(text.encode())
     kind, rows = rows_in(path)
     assert kind == "jsonl"
-    assert [json.loads(row) for row in rows] == [json.loads(line) for line in text.split("\n") if line.strip()]
+    assert [json.loads(row) for row in rows] == [
+        json.loads(line) for line in text.split("\n") if line.strip()
+    ]
 
 
 @pytest.mark.parametrize("text", ['[{"a": 1}]', '{"a": 1}\n'])
@@ -119,7 +125,12 @@ def test_groups_are_cut_by_rows_and_by_bytes(tmp_path: Path) -> None:
 )
 @pytest.mark.parametrize("buffer_bytes", [3, 4 << 20])
 def test_a_broken_array_is_named_with_its_byte(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, offset: int, what: str, buffer_bytes: int
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    text: str,
+    offset: int,
+    what: str,
+    buffer_bytes: int,
 ) -> None:
     monkeypatch.setattr(json_scan, "BUFFER_BYTES", buffer_bytes)
     path = tmp_path / "rows.json"
@@ -182,7 +193,9 @@ def test_compressed_in_several_members(tmp_path: Path) -> None:
     assert rows_in(framed, "zstd") == ("jsonl", [b'{"a": 1}', b'{"a": 2}'])
 
 
-@pytest.mark.parametrize(("name", "compression"), [("rows.jsonl.gz", "gzip"), ("rows.jsonl.zst", "zstd")])
+@pytest.mark.parametrize(
+    ("name", "compression"), [("rows.jsonl.gz", "gzip"), ("rows.jsonl.zst", "zstd")]
+)
 def test_truncated_and_false_compression(tmp_path: Path, name: str, compression: str) -> None:
     content = b"".join(b'{"a": %d}\n' % i for i in range(50_000))
     packed = gzip.compress(content) if compression == "gzip" else zstandard.compress(content)

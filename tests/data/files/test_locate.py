@@ -35,7 +35,10 @@ def test_one_path_is_named_by_itself(path: str, name: str) -> None:
 
 def test_pairs() -> None:
     sources = resolve_sources(["chat", "a.parquet", "tools", "s3://b/*.jsonl"], RowFormat("text"))
-    assert [(s.name, s.paths) for s in sources] == [("chat", ("a.parquet",)), ("tools", ("s3://b/*.jsonl",))]
+    assert [(s.name, s.paths) for s in sources] == [
+        ("chat", ("a.parquet",)),
+        ("tools", ("s3://b/*.jsonl",)),
+    ]
     assert all(source.format == RowFormat("text") for source in sources)
 
 
@@ -68,14 +71,19 @@ class Hub(BaseHTTPRequestHandler):
     error: tuple[int, str] | None = None
 
     def do_GET(self) -> None:
-        parts = self.path.split("?")[0].split("/")  # /api/datasets/teknium/OpenHermes-2.5/revision|tree/REVISION
+        parts = self.path.split("?")[0].split(
+            "/"
+        )  # /api/datasets/teknium/OpenHermes-2.5/revision|tree/REVISION
         revision = parts[6].replace("%2F", "/") if len(parts) > 6 else "main"
         if self.error is not None:
             self._answer(self.error[0], {"error": self.error[1]}, self.error[1])
         elif revision not in self.revisions:
             self._answer(404, {"error": "no such revision"}, "RevisionNotFound")
         elif "tree" in parts:
-            files = [{"type": "file", "path": path, "size": 1, "oid": "0" * 40} for path in self.revisions[revision]]
+            files = [
+                {"type": "file", "path": path, "size": 1, "oid": "0" * 40}
+                for path in self.revisions[revision]
+            ]
             self._answer(200, files)
         else:
             self._answer(200, {"id": "teknium/OpenHermes-2.5", "sha": "0" * 40, "siblings": []})
@@ -120,7 +128,9 @@ PARQUET = ["default/train/0001.parquet", "default/train/0000.parquet"]
 def test_hub_parquet_branch_first(hub: type[Hub]) -> None:
     hub.revisions = {"refs/convert/parquet": PARQUET, "main": ["README.md", "openhermes2_5.json"]}
     (source,) = openhermes_sources(None)
-    assert source.paths == tuple(f"{ROOT}refs%2Fconvert%2Fparquet/{name}" for name in sorted(PARQUET))
+    assert source.paths == tuple(
+        f"{ROOT}refs%2Fconvert%2Fparquet/{name}" for name in sorted(PARQUET)
+    )
 
 
 def test_hub_array_without_a_parquet_branch(hub: type[Hub]) -> None:
@@ -142,8 +152,12 @@ def test_a_hub_that_asks_for_a_login(hub: type[Hub]) -> None:
     assert "source='PATH'" in str(caught.value)
 
 
-def test_a_hub_out_of_reach_says_how_to_do_without(hub: type[Hub], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
+def test_a_hub_out_of_reach_says_how_to_do_without(
+    hub: type[Hub], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9"
+    )  # nobody listens there
     started = time.monotonic()
     with pytest.raises(SourceError, match="cannot be reached") as caught:
         openhermes_sources(None)

@@ -49,7 +49,9 @@ def mixture(tmp_path: Path) -> list[SourceConfig]:
     return [
         SourceConfig("a", (str(tmp_path / "a"),), NUMBERS),
         SourceConfig(
-            "b", (str(tmp_path / "b/*.json*"),), RowFormat("messages", {"messages": "m"}, {"Bot": "assistant"})
+            "b",
+            (str(tmp_path / "b/*.json*"),),
+            RowFormat("messages", {"messages": "m"}, {"Bot": "assistant"}),
         ),
     ]
 
@@ -119,17 +121,26 @@ def test_fingerprint_is_of_how_rows_are_read_too(tmp_path: Path) -> None:
         RowFormat("messages", {"messages": "i"}, {"a": "user"}),
         RowFormat("messages", {}, {"a": "user"}),
     )
-    found = [build_manifest([SourceConfig("s", (str(path),), format)]).fingerprint for format in formats]
+    found = [
+        build_manifest([SourceConfig("s", (str(path),), format)]).fingerprint for format in formats
+    ]
     assert len(set(found)) == len(formats)
 
 
 CHAT = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]
 
 
-@pytest.mark.parametrize("name", ["rows.jsonl", "rows.json", "rows.jsonl.gz", "rows.jsonl.zst", "rows.parquet"])
+@pytest.mark.parametrize(
+    "name", ["rows.jsonl", "rows.json", "rows.jsonl.gz", "rows.jsonl.zst", "rows.parquet"]
+)
 def test_the_shape_of_a_source_is_told_from_its_first_rows(tmp_path: Path, name: str) -> None:
-    rows = [{"messages": None, "prompt": "a", "completion": "b", "extra": i} for i in range(FIRST_ROWS)]
-    rows += [{"messages": CHAT, "prompt": None, "completion": None, "extra": i} for i in range(2 * FIRST_ROWS)]
+    rows = [
+        {"messages": None, "prompt": "a", "completion": "b", "extra": i} for i in range(FIRST_ROWS)
+    ]
+    rows += [
+        {"messages": CHAT, "prompt": None, "completion": None, "extra": i}
+        for i in range(2 * FIRST_ROWS)
+    ]
     lines = "".join(json.dumps(row) + "\n" for row in rows).encode()
     path = tmp_path / "data" / name
     path.parent.mkdir()
@@ -168,10 +179,15 @@ def test_rows_of_no_known_shape_are_an_error(tmp_path: Path, name: str) -> None:
     assert "--row-shape" in str(caught.value)
 
 
-def test_of_a_large_row_group_little_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_a_large_row_group_little_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     texts = [os.urandom(8_000).hex() for _ in range(1_000)]
     pq.write_table(
-        pa.table({"text": texts, "image": texts}), tmp_path / "x.parquet", use_dictionary=False, write_batch_size=16
+        pa.table({"text": texts, "image": texts}),
+        tmp_path / "x.parquet",
+        use_dictionary=False,
+        write_batch_size=16,
     )
     content = (tmp_path / "x.parquet").read_bytes()
     num_bytes = 0
@@ -200,7 +216,9 @@ def test_formats_in_memory(suffix: str) -> None:
     fs = fsspec.filesystem("memory")
     fs.pipe_file(f"/manifest/rows.jsonl{suffix}", packed)
     try:
-        (source,) = build_manifest([SourceConfig("m", (f"memory://manifest/*.jsonl{suffix}",), NUMBERS)]).sources
+        (source,) = build_manifest(
+            [SourceConfig("m", (f"memory://manifest/*.jsonl{suffix}",), NUMBERS)]
+        ).sources
         (file,) = source.files
         assert (file.num_rows, file.format, file.size_bytes) == (2, "jsonl", len(packed))
         assert file.compression == {"": None, ".gz": "gzip", ".zst": "zstd"}[suffix]
@@ -214,7 +232,11 @@ def test_parquet_in_memory(tmp_path: Path) -> None:
     fs = fsspec.filesystem("memory")
     fs.pipe_file("/footers/x.parquet", write_parquet(tmp_path / "x.parquet", 2_500).read_bytes())
     try:
-        assert [g.num_rows for g in describe_file("memory://footers/x.parquet").row_groups] == [1_000, 1_000, 500]
+        assert [g.num_rows for g in describe_file("memory://footers/x.parquet").row_groups] == [
+            1_000,
+            1_000,
+            500,
+        ]
     finally:
         fs.rm("/footers", recursive=True)
 
@@ -226,7 +248,9 @@ def test_many_files_keep_their_order(tmp_path: Path) -> None:
     assert [file.num_rows for file in manifest.sources[0].files] == [i % 7 + 1 for i in range(60)]
 
 
-@pytest.mark.parametrize("content", [b"", b"PAR1", b"PAR1" + b"x" * 100 + b"PAR1", b"no parquet at all" * 10])
+@pytest.mark.parametrize(
+    "content", [b"", b"PAR1", b"PAR1" + b"x" * 100 + b"PAR1", b"no parquet at all" * 10]
+)
 def test_corrupt_footer(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "bad.parquet"
     path.write_bytes(content)

@@ -46,8 +46,12 @@ KINDS = ["parquet", "lines", "array", "lines.gz", "lines.zst", "array.zst"]
 
 
 def manifest_of(*paths: Path | str) -> Manifest:
-    text = RowFormat("text")  # nothing is read of the rows here, so that their shape is not to be looked for
-    return build_manifest([SourceConfig(f"s{i}", (str(path),), text) for i, path in enumerate(paths)])
+    text = RowFormat(
+        "text"
+    )  # nothing is read of the rows here, so that their shape is not to be looked for
+    return build_manifest(
+        [SourceConfig(f"s{i}", (str(path),), text) for i, path in enumerate(paths)]
+    )
 
 
 @pytest.fixture
@@ -69,7 +73,12 @@ def test_any_rows_in_the_order_asked(tmp_path: Path, kind: str, remote: bool) ->
         manifest = manifest_of(f"{folder}/{name}")
         assert len(manifest.group_starts) == 7
         random = np.random.default_rng(0)
-        for wanted in (np.arange(NUM_ROWS), random.permutation(NUM_ROWS), np.array([56, 12, 12, 3]), np.array([], int)):
+        for wanted in (
+            np.arange(NUM_ROWS),
+            random.permutation(NUM_ROWS),
+            np.array([56, 12, 12, 3]),
+            np.array([], int),
+        ):
             assert [json.loads(row)["i"] for row in read_rows(manifest, wanted)] == wanted.tolist()
     finally:
         fs.rm(path, recursive=True)
@@ -90,7 +99,9 @@ def test_rows_of_several_files(tmp_path: Path) -> None:
     assert all(row["text"] == "é中😀" * (row["i"] % 5) for row in rows)
 
 
-def test_only_the_groups_that_are_needed_and_each_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_groups_that_are_needed_and_each_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     name, content = content_of("parquet", tmp_path)
     (tmp_path / name).write_bytes(content)
     manifest = manifest_of(tmp_path / name)
@@ -106,10 +117,14 @@ def test_only_the_groups_that_are_needed_and_each_once(tmp_path: Path, monkeypat
     assert groups == [0, 3]
 
 
-def test_a_compressed_file_is_never_held_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_compressed_file_is_never_held_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(json_scan, "BUFFER_BYTES", 64 << 10)
     path = tmp_path / "x.jsonl.gz"
-    path.write_bytes(gzip.compress(b'{"a": "%s"}\n' % (b"x" * 400) * 20_000, compresslevel=1))  # 8 MB of text
+    path.write_bytes(
+        gzip.compress(b'{"a": "%s"}\n' % (b"x" * 400) * 20_000, compresslevel=1)
+    )  # 8 MB of text
     manifest = manifest_of(path)
     tracemalloc.start()
     try:
@@ -130,7 +145,9 @@ def test_what_json_cannot_say(tmp_path: Path) -> None:
     table = pa.table(
         {
             "nan": pa.array([float("nan"), 1.5]),
-            "nested": pa.array([[{"x": float("inf")}], None], pa.list_(pa.struct([("x", pa.float64())]))),
+            "nested": pa.array(
+                [[{"x": float("inf")}], None], pa.list_(pa.struct([("x", pa.float64())]))
+            ),
             "when": pa.array([datetime.datetime(2024, 1, 2, 3, 4, 5), None]),
             "nanoseconds": pa.array([1, 2], pa.timestamp("ns")),
             "day": pa.array([datetime.date(2024, 1, 2), None]),
@@ -157,7 +174,11 @@ def test_one_row_that_is_no_text_spoils_no_other(tmp_path: Path) -> None:
     path = tmp_path / "x.parquet"
     pq.write_table(pa.table({"a": broken}), path)
     first, second, third = read_rows(manifest_of(path), np.arange(3))
-    assert (json.loads(first), second, json.loads(third)) == ({"a": "good"}, read.UNREADABLE_ROW, {"a": "too"})
+    assert (json.loads(first), second, json.loads(third)) == (
+        {"a": "good"},
+        read.UNREADABLE_ROW,
+        {"a": "too"},
+    )
 
 
 @pytest.mark.parametrize("kind", ["parquet", "lines", "lines.gz"])
@@ -187,17 +208,29 @@ FAULTS = {
         lambda content: content[len(content) // 2 :],
         "cannot be read",
     ),
-    "JSON lines called Parquet": ("x.parquet", lambda content: b'{"text": "a"}\n', "Parquet|parquet"),
+    "JSON lines called Parquet": (
+        "x.parquet",
+        lambda content: b'{"text": "a"}\n',
+        "Parquet|parquet",
+    ),
     "gzip that is cut": ("x.jsonl.gz", lambda content: content[:-20], "EOFError"),
     "gzip that is damaged": (
         "x.jsonl.gz",
         lambda content: content[:40] + b"\0\xff" * 10 + content[60:],
         "cannot be read",
     ),
-    "plain text called gzip": ("x.jsonl.gz", lambda content: b'{"text": "a"}\n', "Not a gzip|not a gzip"),
+    "plain text called gzip": (
+        "x.jsonl.gz",
+        lambda content: b'{"text": "a"}\n',
+        "Not a gzip|not a gzip",
+    ),
     "zstd that is cut": ("x.jsonl.zst", lambda content: content[:-20], "ends within a zstd frame"),
     "plain text called zstd": ("x.jsonl.zst", lambda content: b'{"text": "a"}\n', "cannot be read"),
-    "a broken element of an array": ("x.json", lambda content: b'[{"text": "a"},\n {"text" "b"}]', "at byte 25:"),
+    "a broken element of an array": (
+        "x.json",
+        lambda content: b'[{"text": "a"},\n {"text" "b"}]',
+        "at byte 25:",
+    ),
     "an array that is cut": ("x.json", lambda content: content[:-3], "broken JSON at byte"),
     "no row": ("x.jsonl", lambda content: b"\n \n", "has no row"),
 }
@@ -205,9 +238,16 @@ FAULTS = {
 
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("remote", [False, True])
-def test_what_is_wrong_with_a_file_is_an_error_that_names_it(tmp_path: Path, fault: str, remote: bool) -> None:
+def test_what_is_wrong_with_a_file_is_an_error_that_names_it(
+    tmp_path: Path, fault: str, remote: bool
+) -> None:
     name, broken, message = FAULTS[fault]
-    kind = {"x.parquet": "parquet", "x.jsonl.gz": "lines.gz", "x.jsonl.zst": "lines.zst", "x.json": "array"}
+    kind = {
+        "x.parquet": "parquet",
+        "x.jsonl.gz": "lines.gz",
+        "x.jsonl.zst": "lines.zst",
+        "x.json": "array",
+    }
     content = content_of(kind.get(name, "lines"), tmp_path)[1]
     folder = "memory://faults" if remote else str(tmp_path / "data")
     fs, path = fsspec.core.url_to_fs(folder)
@@ -252,15 +292,21 @@ def test_a_file_whose_permission_was_taken(tmp_path: Path) -> None:
 def column(kind: str) -> pa.Table:
     """A table with a column of a kind."""
     if kind == "python objects":
-        field = pa.field("a", pa.binary(), metadata={"ARROW:extension:name": "ray.data.arrow_pickled_object"})
+        field = pa.field(
+            "a", pa.binary(), metadata={"ARROW:extension:name": "ray.data.arrow_pickled_object"}
+        )
         return pa.table([pa.array([b"\x80\x04N."])], schema=pa.schema([field]))
     if kind == "python objects in a list":
-        field = pa.field("item", pa.binary(), metadata={"ARROW:extension:name": "ray.data.arrow_pickled_object"})
+        field = pa.field(
+            "item", pa.binary(), metadata={"ARROW:extension:name": "ray.data.arrow_pickled_object"}
+        )
         return pa.table({"a": pa.array([[b"\x80\x04N."]], pa.list_(field))})
     if kind == "two of one name":
         return pa.table([pa.array(["a"]), pa.array(["b"])], ["a", "a"])
     if kind == "two of one name in a struct":
-        return pa.table({"a": pa.StructArray.from_arrays([pa.array(["a"]), pa.array(["b"])], ["x", "x"])})
+        return pa.table(
+            {"a": pa.StructArray.from_arrays([pa.array(["a"]), pa.array(["b"])], ["x", "x"])}
+        )
     array = {
         "map": pa.array([[("k", 1)]], pa.map_(pa.string(), pa.int64())),
         "map in a list of structs": pa.array(
@@ -340,7 +386,9 @@ def test_the_real_sample(assets: Path) -> None:
 
 def test_a_file_that_changes_while_it_is_read_is_refused_too(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
-    path.write_text("".join(json.dumps({"text": f"old {number:05d}"}) + "\n" for number in range(5_000)))
+    path.write_text(
+        "".join(json.dumps({"text": f"old {number:05d}"}) + "\n" for number in range(5_000))
+    )
     manifest = build_manifest([SourceConfig("s", (str(path),), RowFormat("text"))])
     batches = stream_rows(manifest, np.arange(5_000))
     next(batches)

@@ -32,8 +32,16 @@ def detect(rows: list[Any], shape: str = "auto", **columns: str) -> RowFormat:
     ("row", "shape", "columns"),
     [
         ({"conversations": CHAT, "source": "x"}, "messages", {"messages": "conversations"}),
-        ({"conversation": CHAT, "system": "s"}, "messages", {"messages": "conversation", "system": "system"}),
-        ({"messages": '[{"role": "user"}]', "tools": "[]"}, "messages", {"messages": "messages", "tools": "tools"}),
+        (
+            {"conversation": CHAT, "system": "s"},
+            "messages",
+            {"messages": "conversation", "system": "system"},
+        ),
+        (
+            {"messages": '[{"role": "user"}]', "tools": "[]"},
+            "messages",
+            {"messages": "messages", "tools": "tools"},
+        ),
         ({"prompt": "x", "prompt_id": "1", "messages": CHAT}, "messages", {"messages": "messages"}),
         (
             {"instruction": "a", "input": "", "output": "b", "text": "c"},
@@ -47,7 +55,11 @@ def detect(rows: list[Any], shape: str = "auto", **columns: str) -> RowFormat:
         ),
         ({"conversation": "c-17", "prompt": "a", "completion": "b"}, "prompt_completion", None),
         ({"messages": 12, "question": "a", "answer": "b"}, "prompt_completion", None),
-        ({"prompt": CHAT, "completion": CHAT}, "prompt_completion", {"prompt": "prompt", "completion": "completion"}),
+        (
+            {"prompt": CHAT, "completion": CHAT},
+            "prompt_completion",
+            {"prompt": "prompt", "completion": "completion"},
+        ),
         (
             {"system_prompt": "s", "question": "a", "response": "b"},
             "prompt_completion",
@@ -57,7 +69,9 @@ def detect(rows: list[Any], shape: str = "auto", **columns: str) -> RowFormat:
         ({"text": "a", "messages": [], "instruction": "", "output": ""}, "text", {"text": "text"}),
     ],
 )
-def test_shapes_and_their_columns(row: dict[str, Any], shape: str, columns: dict[str, str] | None) -> None:
+def test_shapes_and_their_columns(
+    row: dict[str, Any], shape: str, columns: dict[str, str] | None
+) -> None:
     format = detect([row])
     assert format == RowFormat(shape)
     if columns is not None:
@@ -83,10 +97,16 @@ def test_most_rows_decide_and_of_equals_the_first_shape() -> None:
 
 @given(st.lists(st.sampled_from(list(MAIN_FIELDS)), min_size=1, max_size=8))
 def test_the_shape_is_the_most_frequent(shapes: list[str]) -> None:
-    rows = [{field: CHAT if field == "messages" else "a" for field in MAIN_FIELDS[shape]} for shape in shapes]
+    rows = [
+        {field: CHAT if field == "messages" else "a" for field in MAIN_FIELDS[shape]}
+        for shape in shapes
+    ]
     found = detect(rows).shape
     assert shapes.count(found) == max(shapes.count(shape) for shape in shapes)
-    assert all(shapes.count(shape) < shapes.count(found) for shape in list(MAIN_FIELDS)[: [*MAIN_FIELDS].index(found)])
+    assert all(
+        shapes.count(shape) < shapes.count(found)
+        for shape in list(MAIN_FIELDS)[: [*MAIN_FIELDS].index(found)]
+    )
 
 
 @pytest.mark.parametrize(
@@ -134,7 +154,14 @@ def test_what_fits_nothing_is_named() -> None:
     with pytest.raises(SourceError) as caught:
         detect([{"chosen": "a", "rejected": "b"}, {"score": 1}])
     message = str(caught.value)
-    for part in ("source 's'", "chosen, rejected, score", "2 rows", "--row-shape", "--column-names", "--input-key"):
+    for part in (
+        "source 's'",
+        "chosen, rejected, score",
+        "2 rows",
+        "--row-shape",
+        "--column-names",
+        "--input-key",
+    ):
         assert part in message
     for names in (*USUAL_PAIRS, USUAL_COLUMNS["messages"], ("instruction", "output/response")):
         assert all(name in message for name in names)

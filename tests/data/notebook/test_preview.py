@@ -65,7 +65,9 @@ def test_a_kept_batch_is_shown_like_a_fresh_one(chatml_tokenizer) -> None:
 def test_text(chatml_tokenizer) -> None:
     text = to_text(encode(MESSAGES, chatml_tokenizer), chatml_tokenizer)
     trained = "".join(
-        text.plain[span.start : span.end] for span in text.spans if getattr(span.style, "bgcolor", None) is not None
+        text.plain[span.start : span.end]
+        for span in text.spans
+        if getattr(span.style, "bgcolor", None) is not None
     )
     assert trained == "𠮷 and↵\nmore<|im_end|>"
     assert "\x1b" not in text.plain

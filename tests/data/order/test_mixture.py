@@ -24,7 +24,9 @@ weights_of_sources = st.lists(st.integers(1, 500), min_size=1, max_size=12).map(
 
 @settings(max_examples=100, deadline=None)
 @given(weights=weights_of_sources, begin=st.integers(0, 10**12), length=st.integers(1, 3_000))
-def test_shares_are_kept_at_every_place_wherever_it_begins(weights: tuple[int, ...], begin: int, length: int) -> None:
+def test_shares_are_kept_at_every_place_wherever_it_begins(
+    weights: tuple[int, ...], begin: int, length: int
+) -> None:
     schedule = Schedule(weights)
     sources = schedule.sources(begin, begin + length)
     before = schedule.counts(begin)
@@ -50,18 +52,24 @@ def test_shares_are_kept_at_every_place_wherever_it_begins(weights: tuple[int, .
         ((1e-3, 1), (1, 1000)),
     ],
 )
-def test_weights_are_taken_as_they_are_written(weights: tuple[float, ...], whole: tuple[int, ...]) -> None:
+def test_weights_are_taken_as_they_are_written(
+    weights: tuple[float, ...], whole: tuple[int, ...]
+) -> None:
     assert OrderConfig(weights=weights).integer_weights == whole
 
 
-@pytest.mark.parametrize("weights", [(1.0, 0.0), (1.0, -1.0), (float("nan"), 1.0), (float("inf"), 1.0)])
+@pytest.mark.parametrize(
+    "weights", [(1.0, 0.0), (1.0, -1.0), (float("nan"), 1.0), (float("inf"), 1.0)]
+)
 def test_weights_that_are_no_shares_are_refused(weights: tuple[float, ...]) -> None:
     with pytest.raises(ConfigError, match="--prompt-data-weights must be positive"):
         OrderConfig(weights=weights)
 
 
 def test_weights_without_a_common_measure_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"--prompt-data-weights 0\.3333333333333333 0\.5 have no common measure"):
+    with pytest.raises(
+        ConfigError, match=r"--prompt-data-weights 0\.3333333333333333 0\.5 have no common measure"
+    ):
         OrderConfig(weights=(1 / 3, 0.5))
 
 

@@ -16,14 +16,23 @@ from miles.errors import ConfigError
 
 def plan_of(*sources: list[int], **order: Any) -> Plan:
     """Of the rows of each row group of each source."""
-    starts = np.concatenate([[0], np.cumsum([rows for groups in sources for rows in groups])]).astype(np.int64)
-    source_groups = np.concatenate([[0], np.cumsum([len(groups) for groups in sources])]).astype(np.int64)
+    starts = np.concatenate(
+        [[0], np.cumsum([rows for groups in sources for rows in groups])]
+    ).astype(np.int64)
+    source_groups = np.concatenate([[0], np.cumsum([len(groups) for groups in sources])]).astype(
+        np.int64
+    )
     return Plan(starts, source_groups, OrderConfig(**order))
 
 
 def steps_of(plan: Plan, start_row: int = 0) -> list[PlannedStep]:
     first = plan.step_at(start_row)
-    return [step for ref in plan.windows(start_row) for step in plan.window_steps(ref) if step.step >= first]
+    return [
+        step
+        for ref in plan.windows(start_row)
+        for step in plan.window_steps(ref)
+        if step.step >= first
+    ]
 
 
 def rows_of(plan: Plan) -> list[list[int]]:
@@ -53,7 +62,9 @@ def test_file_order_without_shuffle() -> None:
 
 def test_drop_last_leaves_out_the_short_step_of_each_epoch() -> None:
     plan = plan_of([3, 4], batch_size=2, window_rows=6, num_epoch=2, drop_last=True)
-    assert rows_of(plan) == [[0, 1], [2, 3], [4, 5]] * 2  # the window of row 6 has no step: it is not made
+    assert (
+        rows_of(plan) == [[0, 1], [2, 3], [4, 5]] * 2
+    )  # the window of row 6 has no step: it is not made
     assert (plan.rows_per_epoch, plan.steps_per_epoch, plan.num_steps) == (6, 3, 6)
     assert [s.next_row for s in steps_of(plan)] == [2, 4, 6, 8, 10, 12]
     with pytest.raises(ConfigError, match="--drop-last"):
@@ -86,7 +97,9 @@ def test_epochs_and_seeds_differ() -> None:
 
 def test_groups_larger_than_a_window_are_split() -> None:
     plan = plan_of([10, 3], batch_size=2, window_rows=4, shuffle=True)
-    windows = [np.concatenate([s.row_ids for s in plan.window_steps(ref)]) for ref in plan.windows(0)]
+    windows = [
+        np.concatenate([s.row_ids for s in plan.window_steps(ref)]) for ref in plan.windows(0)
+    ]
     assert [len(window) for window in windows] == [4, 4, 4, 1]
     assert sorted(np.concatenate(windows).tolist()) == list(range(13))
 
@@ -109,7 +122,9 @@ def test_a_million_row_groups_are_no_burden() -> None:
 
 @pytest.mark.parametrize("start_row", [1, 8, 13, -2])
 def test_a_start_between_steps_is_refused(start_row: int) -> None:
-    plan = plan_of([7], batch_size=2, window_rows=4, num_epoch=2)  # steps begin at 0 2 4 6 | 7 9 11 13 | 14
+    plan = plan_of(
+        [7], batch_size=2, window_rows=4, num_epoch=2
+    )  # steps begin at 0 2 4 6 | 7 9 11 13 | 14
     if start_row == 13:
         assert [s.row_ids.tolist() for s in steps_of(plan, start_row)] == [[6]]
         return
@@ -136,7 +151,9 @@ orders = st.fixed_dictionaries(
 
 @settings(max_examples=60, deadline=None)
 @given(
-    sources=st.lists(st.lists(st.integers(0, 25), min_size=1, max_size=4).filter(any), min_size=1, max_size=3),
+    sources=st.lists(
+        st.lists(st.integers(0, 25), min_size=1, max_size=4).filter(any), min_size=1, max_size=3
+    ),
     weights=st.lists(st.integers(1, 9), min_size=3, max_size=3),
     order=orders,
 )
@@ -152,17 +169,23 @@ def test_a_mixture_keeps_its_shares_and_resumes_the_same_at_every_step(
     ends = np.cumsum([sum(groups) for groups in sources])
     drawn = np.zeros(len(sources))
     for step in steps:
-        drawn += np.bincount(np.searchsorted(ends, step.row_ids, side="right"), minlength=len(sources))
+        drawn += np.bincount(
+            np.searchsorted(ends, step.row_ids, side="right"), minlength=len(sources)
+        )
         assert np.abs(drawn - step.next_row * shares / shares.sum()).max() <= len(sources) / 2
         assert drawn.sum() == step.next_row
     for i in range(len(steps)):
         resumed = steps_of(plan, steps[i].next_row)
-        assert [(s.step, s.row_ids.tolist()) for s in resumed] == [(s.step, s.row_ids.tolist()) for s in steps[i + 1 :]]
+        assert [(s.step, s.row_ids.tolist()) for s in resumed] == [
+            (s.step, s.row_ids.tolist()) for s in steps[i + 1 :]
+        ]
 
 
 @settings(max_examples=150, deadline=None)
 @given(groups=st.lists(st.integers(0, 25), min_size=1, max_size=8), order=orders)
-def test_every_row_once_an_epoch_and_every_resume_the_same(groups: list[int], order: dict[str, int]) -> None:
+def test_every_row_once_an_epoch_and_every_resume_the_same(
+    groups: list[int], order: dict[str, int]
+) -> None:
     if sum(groups) < (order["batch_size"] if order["drop_last"] else 1):
         return
     plan = plan_of(groups, **order)
@@ -192,7 +215,14 @@ def test_golden_mixture() -> None:
 
 def test_a_source_of_a_mixture_is_gone_through_whole_before_it_comes_again() -> None:
     plan = plan_of(
-        [40, 60], [7], [30, 0, 3], weights=(5, 2, 3), batch_size=8, window_rows=16, shuffle=True, num_epoch=3
+        [40, 60],
+        [7],
+        [30, 0, 3],
+        weights=(5, 2, 3),
+        batch_size=8,
+        window_rows=16,
+        shuffle=True,
+        num_epoch=3,
     )
     rows = np.concatenate(rows_of(plan))
     assert len(rows) == 3 * plan.num_rows
@@ -201,8 +231,12 @@ def test_a_source_of_a_mixture_is_gone_through_whole_before_it_comes_again() -> 
         passes = [drawn[i : i + end - begin].tolist() for i in range(0, len(drawn), end - begin)]
         assert all(sorted(one) == list(range(begin, end)) for one in passes[:-1])
         assert len(set(passes[-1])) == len(passes[-1])
-        assert len({tuple(one) for one in passes}) == len(passes), "each pass has an order of its own"
-    assert plan.source_passes(3 * plan.num_rows) == pytest.approx([2.1, 12, 3 * 140 * 0.3 / 33], rel=0.02)
+        assert len({tuple(one) for one in passes}) == len(passes), (
+            "each pass has an order of its own"
+        )
+    assert plan.source_passes(3 * plan.num_rows) == pytest.approx(
+        [2.1, 12, 3 * 140 * 0.3 / 33], rel=0.02
+    )
 
 
 def test_a_mixture_of_rows_does_not_depend_on_their_split_into_groups() -> None:
@@ -230,7 +264,9 @@ def test_how_far_a_row_travels(shuffle: bool) -> None:
             assert travelled.max() == 0
             continue
         assert travelled.mean() == pytest.approx(1 / 3, abs=0.03)
-        assert np.mean(np.abs(np.diff(rows)) == 1) < 0.005 * 20_000 / window_rows, "neighbours stay neighbours"
+        assert np.mean(np.abs(np.diff(rows)) == 1) < 0.005 * 20_000 / window_rows, (
+            "neighbours stay neighbours"
+        )
         if window_rows == 20_000:
             assert apart.min() > 0.9
         else:

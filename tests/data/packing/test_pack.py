@@ -46,10 +46,16 @@ def row_lengths(request: pytest.FixtureRequest) -> np.ndarray:
     if request.param == "drawn":
         return drawn_lengths(16_384)
     assets: Path = request.getfixturevalue("assets")
-    manifest = build_manifest([SourceConfig("rows", (str(assets / "data/openhermes_sample.parquet"),))])
-    encoder = encoder_of(EncodeConfig(tokenizer=str(assets / "qwen3-tokenizer"), max_sample_tokens=1 << 20))
+    manifest = build_manifest(
+        [SourceConfig("rows", (str(assets / "data/openhermes_sample.parquet"),))]
+    )
+    encoder = encoder_of(
+        EncodeConfig(tokenizer=str(assets / "qwen3-tokenizer"), max_sample_tokens=1 << 20)
+    )
     payloads = read_rows(manifest, np.arange(manifest.num_rows))
-    rows = encoder.encode_all([normalize(payload, manifest.sources[0].format) for payload in payloads])
+    rows = encoder.encode_all(
+        [normalize(payload, manifest.sources[0].format) for payload in payloads]
+    )
     return int32([len(row.input_ids) for row in rows if isinstance(row, Encoded)])
 
 
@@ -85,9 +91,16 @@ def test_every_sample_once_within_capacity_and_as_many_micro_batches_on_each_ran
 
 
 @pytest.mark.parametrize("capacity", [1024, 2048, 4096, 8192, 9216])
-def test_ranks_are_level_and_micro_batches_as_few_as_can_be(row_lengths: np.ndarray, capacity: int) -> None:
+def test_ranks_are_level_and_micro_batches_as_few_as_can_be(
+    row_lengths: np.ndarray, capacity: int
+) -> None:
     rows = row_lengths[row_lengths <= capacity]
-    generator, config, num_draws, num_over = np.random.default_rng(0), config_of(8, capacity), 1_000, 0
+    generator, config, num_draws, num_over = (
+        np.random.default_rng(0),
+        config_of(8, capacity),
+        1_000,
+        0,
+    )
     for _ in range(num_draws):
         lengths = generator.choice(rows, 128, replace=False)
         ranks = pack(lengths, config)
@@ -114,9 +127,14 @@ def test_a_hundred_thousand_lengths_in_less_than_a_second() -> None:
 
 
 @pytest.mark.parametrize(("name", "value"), [("_MAX_TRIALS", 2), ("_MAX_OFFERS", 3)])
-def test_limits_of_the_exchange_lose_no_sample(monkeypatch: pytest.MonkeyPatch, name: str, value: int) -> None:
+def test_limits_of_the_exchange_lose_no_sample(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: int
+) -> None:
     generator, config = np.random.default_rng(0), config_of(8, 1024)
-    steps = [np.minimum(drawn_lengths(16_384), 1024)[generator.integers(0, 16_384, 128)] for _ in range(200)]
+    steps = [
+        np.minimum(drawn_lengths(16_384), 1024)[generator.integers(0, 16_384, 128)]
+        for _ in range(200)
+    ]
     unlimited = [pack(lengths, config) for lengths in steps]
     monkeypatch.setattr(miles.data.packing.pack, name, value)
     limited = [pack(lengths, config) for lengths in steps]
@@ -152,7 +170,10 @@ def test_ranks_are_balanced_not_micro_batches() -> None:
     lengths = int32([90, 60, 60, 60, 60, 20, 20, 20, 20, 20, 20])
     ranks = pack(lengths, config_of(4, 100))
     assert len(ranks[0]) == 2
-    assert max(sum(int(lengths[sample]) for batch in rank for sample in batch) for rank in ranks) == 120
+    assert (
+        max(sum(int(lengths[sample]) for batch in rank for sample in batch) for rank in ranks)
+        == 120
+    )
 
 
 @pytest.mark.parametrize("lengths", [[], [5], [5, 4]])
@@ -224,7 +245,9 @@ def test_a_sample_is_the_same_packed_or_alone() -> None:
 
 
 def test_a_dummy_keeps_the_rank_busy_and_trains_nothing() -> None:
-    batch = micro_batch(int32([]), np.zeros(0, np.uint8), int32([]), np.zeros(0, np.int64), int32([]))
+    batch = micro_batch(
+        int32([]), np.zeros(0, np.uint8), int32([]), np.zeros(0, np.int64), int32([])
+    )
     assert batch.input_ids.tolist() == [0] * DUMMY_TOKENS
     assert batch.loss_mask.sum() == 0
     assert batch.cu_seqlens.tolist() == [0, DUMMY_TOKENS]
@@ -240,5 +263,7 @@ def test_trained_labels_are_what_the_micro_batch_trains(segments: list[list[bool
     lengths = int32([len(segment) for segment in segments])
     mask = np.array([flag for segment in segments for flag in segment], np.uint8)
     rows = np.arange(len(segments))
-    batch = micro_batch(np.ones(len(mask), np.int32), mask, lengths, rows, int32([0] * len(segments)))
+    batch = micro_batch(
+        np.ones(len(mask), np.int32), mask, lengths, rows, int32([0] * len(segments))
+    )
     assert num_trained_labels(mask, lengths) == batch.loss_mask.sum()

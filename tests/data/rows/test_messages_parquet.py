@@ -26,36 +26,74 @@ def write(conversations: list[Conversation]) -> pa.Table:
     step = {
         "sample_row_ids": list(range(len(conversations))),
         "sample_source_ids": [0] * len(conversations),
-        "conversations": [json.dumps(asdict(conversation)).encode() for conversation in conversations],
+        "conversations": [
+            json.dumps(asdict(conversation)).encode() for conversation in conversations
+        ],
     }
     schema = pa.schema([PREPARED_STEP.field(name) for name in step])
     return ToMessages(("rows",))(pa.Table.from_pylist([step], schema=schema))
 
 
-def read_back(conversations: list[Conversation], folder: Path) -> tuple[RowFormat, list[Conversation]]:
+def read_back(
+    conversations: list[Conversation], folder: Path
+) -> tuple[RowFormat, list[Conversation]]:
     pq.write_table(write(conversations), folder / "part-00000.parquet")
     manifest = build_manifest([SourceConfig("again", (str(folder),))])
     format = manifest.sources[0].format
-    return format, [normalize(row, format) for row in read_rows(manifest, np.arange(manifest.num_rows))]
+    return format, [
+        normalize(row, format) for row in read_rows(manifest, np.arange(manifest.num_rows))
+    ]
 
 
 def call(**keys: Any) -> dict[str, Any]:
-    return {"id": "c1", "type": "function", "function": {"name": "f", "arguments": {"b": [None, 1.0], "a": "é"}}} | keys
+    return {
+        "id": "c1",
+        "type": "function",
+        "function": {"name": "f", "arguments": {"b": [None, 1.0], "a": "é"}},
+    } | keys
 
 
 ASK, ANSWER = {"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}
 TOOL_ROW = {
     "messages": [
         {"role": "user", "content": "2+2?", "name": "Ann"},
-        {"role": "assistant", "content": "", "tool_calls": [call(), call(id=None)], "reasoning_content": "hm"},
+        {
+            "role": "assistant",
+            "content": "",
+            "tool_calls": [call(), call(id=None)],
+            "reasoning_content": "hm",
+        },
         {"role": "tool", "content": "4", "tool_call_id": "c1"},
-        {"role": "assistant", "content": "", "tool_calls": [call(function={"name": "g", "arguments": '{"x":  null}'})]},
-        {"role": "assistant", "content": "", "tool_calls": [call(function={"name": "g", "arguments": "not json"})]},
+        {
+            "role": "assistant",
+            "content": "",
+            "tool_calls": [call(function={"name": "g", "arguments": '{"x":  null}'})],
+        },
+        {
+            "role": "assistant",
+            "content": "",
+            "tool_calls": [call(function={"name": "g", "arguments": "not json"})],
+        },
         {"role": "assistant", "content": "", "tool_calls": [{"name": "flat", "arguments": "[1]"}]},
         {"role": "assistant", "content": "", "tool_calls": [call(index=3), call(id=7)]},
-        {"role": "assistant", "content": "", "tool_calls": [call(function={"name": "g", "arguments": [1]})]},
-        {"role": "assistant", "content": "", "tool_calls": [call(function={"name": "g", "strict": True})]},
-        {"role": "assistant", "content": "4", "thinking": "hm", "name": 3, "citations": [{"at": 1}], "extra": "x"},
+        {
+            "role": "assistant",
+            "content": "",
+            "tool_calls": [call(function={"name": "g", "arguments": [1]})],
+        },
+        {
+            "role": "assistant",
+            "content": "",
+            "tool_calls": [call(function={"name": "g", "strict": True})],
+        },
+        {
+            "role": "assistant",
+            "content": "4",
+            "thinking": "hm",
+            "name": 3,
+            "citations": [{"at": 1}],
+            "extra": "x",
+        },
     ],
     "tools": [{"type": "function", "function": {"name": "f", "parameters": {"b": {}, "a": 1}}}],
 }
@@ -65,15 +103,45 @@ TOOL_ROW = {
     ("shape", "rows"),
     [
         ("messages", [TOOL_ROW, {"messages": [ASK, ANSWER]}]),
-        ("messages", [{"messages": [ASK, ANSWER | {"weight": w}, ASK, ANSWER]} for w in (0, 1, None)]),
         (
             "messages",
-            [{"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": ""}], "system": "s"}],
+            [{"messages": [ASK, ANSWER | {"weight": w}, ASK, ANSWER]} for w in (0, 1, None)],
+        ),
+        (
+            "messages",
+            [
+                {
+                    "conversations": [
+                        {"from": "human", "value": "a"},
+                        {"from": "gpt", "value": ""},
+                    ],
+                    "system": "s",
+                }
+            ],
         ),
         ("messages", [{"messages": [ASK, ANSWER], "tools": '[{"name": "f", "default": null}]'}]),
-        ("alpaca", [{"instruction": "a", "input": "b", "output": "c", "system": "s", "history": [["x", "y"]]}]),
+        (
+            "alpaca",
+            [
+                {
+                    "instruction": "a",
+                    "input": "b",
+                    "output": "c",
+                    "system": "s",
+                    "history": [["x", "y"]],
+                }
+            ],
+        ),
         ("prompt_completion", [{"prompt": "a", "completion": "b", "tools": [{"name": "f"}]}]),
-        ("prompt_completion", [{"prompt": [ASK, ANSWER, ASK], "completion": [ANSWER, ASK, ANSWER | {"train": False}]}]),
+        (
+            "prompt_completion",
+            [
+                {
+                    "prompt": [ASK, ANSWER, ASK],
+                    "completion": [ANSWER, ASK, ANSWER | {"train": False}],
+                }
+            ],
+        ),
         ("text", [{"text": " a\n\u2028😀"}, {"text": "[1]"}]),
     ],
 )
@@ -85,7 +153,14 @@ def test_every_shape(tmp_path: Path, shape: str, rows: list[dict[str, Any]]) -> 
 
 
 def test_arguments_are_json_text_and_flags_weights() -> None:
-    row = {"messages": [ASK, ANSWER | {"weight": 0}, ANSWER | {"tool_calls": [call()], "weight": 1, "note": 1}, ANSWER]}
+    row = {
+        "messages": [
+            ASK,
+            ANSWER | {"weight": 0},
+            ANSWER | {"tool_calls": [call()], "weight": 1, "note": 1},
+            ANSWER,
+        ]
+    }
     table = write([normalize(json.dumps(row).encode())])
     assert table.schema == WRITTEN
     (written,) = table.to_pylist()
@@ -107,12 +182,21 @@ def test_what_is_nested_as_deeply_as_is_allowed() -> None:
 
 
 values = st.recursive(
-    st.none() | st.booleans() | st.integers(-3, 3) | st.sampled_from(["", "a", "{}", '{"a": null}', "[1]", "\ud83d"]),
-    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from("ab"), inner, max_size=2),
+    st.none()
+    | st.booleans()
+    | st.integers(-3, 3)
+    | st.sampled_from(["", "a", "{}", '{"a": null}', "[1]", "\ud83d"]),
+    lambda inner: (
+        st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from("ab"), inner, max_size=2)
+    ),
     max_leaves=6,
 )
-functions = st.fixed_dictionaries({"name": st.just("f")}, optional={"arguments": values, "strict": values})
-calls = functions | st.fixed_dictionaries({"function": functions}, optional={"id": values, "type": values, "i": values})
+functions = st.fixed_dictionaries(
+    {"name": st.just("f")}, optional={"arguments": values, "strict": values}
+)
+calls = functions | st.fixed_dictionaries(
+    {"function": functions}, optional={"id": values, "type": values, "i": values}
+)
 turns = st.fixed_dictionaries(
     {"role": st.sampled_from(["user", "assistant", "tool"]), "content": st.sampled_from(["", "a"])},
     optional={
@@ -124,7 +208,10 @@ turns = st.fixed_dictionaries(
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.lists(turns, min_size=1, max_size=3), st.lists(st.dictionaries(st.just("a"), values), max_size=2))
+@given(
+    st.lists(turns, min_size=1, max_size=3),
+    st.lists(st.dictionaries(st.just("a"), values), max_size=2),
+)
 def test_any_conversation(messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> None:
     row = {"messages": [*messages, ANSWER], "tools": tools}
     if "\\ud" in json.dumps(row):  # no text: rejected, and not written
@@ -132,17 +219,28 @@ def test_any_conversation(messages: list[dict[str, Any]], tools: list[dict[str, 
     conversation = normalize(json.dumps(row).encode())
     (written,) = _table_to_json(write([conversation]))
     again = normalize(written)
-    assert json.dumps(asdict(again), sort_keys=True) == json.dumps(asdict(conversation), sort_keys=True)
-    for before, after in zip(conversation.messages, again.messages, strict=True):  # a template may write calls as JSON
+    assert json.dumps(asdict(again), sort_keys=True) == json.dumps(
+        asdict(conversation), sort_keys=True
+    )
+    for before, after in zip(
+        conversation.messages, again.messages, strict=True
+    ):  # a template may write calls as JSON
         assert json.dumps(after.get("tool_calls")) == json.dumps(before.get("tool_calls"))
 
 
 @pytest.mark.parametrize("name", ["glaive_tools_en", "openhermes_sample"])
 def test_real_rows(assets: Path, tmp_path: Path, name: str) -> None:
     manifest = build_manifest([SourceConfig(name, (str(assets / f"data/{name}.parquet"),))])
-    conversations = [normalize(row, manifest.sources[0].format) for row in read_rows(manifest, np.arange(300))]
+    conversations = [
+        normalize(row, manifest.sources[0].format) for row in read_rows(manifest, np.arange(300))
+    ]
     assert read_back(conversations, tmp_path)[1] == conversations
     if name == "glaive_tools_en":
-        called = [call for c in conversations for message in c.messages for call in message.get("tool_calls", ())]
+        called = [
+            call
+            for c in conversations
+            for message in c.messages
+            for call in message.get("tool_calls", ())
+        ]
         assert called
         assert all(isinstance(call["function"]["arguments"], dict) for call in called)

@@ -15,11 +15,23 @@ IDLE = {stage: seconds / 10 for stage, seconds in BUSY.items()}
 @pytest.mark.parametrize(
     ("timing", "limiting", "said"),
     [
-        (Timing(4, 0.0, 1.0, BUSY), "trainer", "queue was empty at 0 of 10 steps. The loader keeps up"),
-        (Timing(0, 0.9, 1.0, BUSY), "encode", r"waited 9\.00 s of 10\.0 s .* stage encode .*raise --loader-cpus"),
+        (
+            Timing(4, 0.0, 1.0, BUSY),
+            "trainer",
+            "queue was empty at 0 of 10 steps. The loader keeps up",
+        ),
+        (
+            Timing(0, 0.9, 1.0, BUSY),
+            "encode",
+            r"waited 9\.00 s of 10\.0 s .* stage encode .*raise --loader-cpus",
+        ),
         (Timing(0, 0.9, 1.0, {**BUSY, "read": 0.7}), "read", "stage read .*miles prepare"),
         (Timing(0, 0.9, 1.0, IDLE), "ray", "stages were not busy: .*stood idle"),
-        (Timing(0, 0.01, 1.0, IDLE), "trainer", "The loader keeps up"),  # hardly anything was waited
+        (
+            Timing(0, 0.01, 1.0, IDLE),
+            "trainer",
+            "The loader keeps up",
+        ),  # hardly anything was waited
     ],
 )
 def test_what_limits(timing: Timing, limiting: str, said: str) -> None:

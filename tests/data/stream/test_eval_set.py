@@ -11,7 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from miles.data.config import DataConfig, EncodeConfig, OrderConfig, PackConfig, RowFormat, SourceConfig
+from miles.data.config import (
+    DataConfig,
+    EncodeConfig,
+    OrderConfig,
+    PackConfig,
+    RowFormat,
+    SourceConfig,
+)
 from miles.data.files.manifest import build_manifest
 from miles.data.rows.normalize import normalize
 from miles.data.stream import stages
@@ -37,7 +44,9 @@ def row_text(number: int) -> bytes:
 
 
 def openai(turns: list[tuple[str, str]], **further: Any) -> bytes:
-    return json.dumps({"messages": [{"role": role, "content": text} for role, text in turns], **further}).encode()
+    return json.dumps(
+        {"messages": [{"role": role, "content": text} for role, text in turns], **further}
+    ).encode()
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +58,10 @@ def config(tmp_path_factory: pytest.TempPathFactory, chatml_tokenizer_folder: Pa
         (folder / f"{name}.jsonl").write_bytes(b"\n".join(lines))
         first += count
     return DataConfig(
-        sources=tuple(SourceConfig(name, (str(folder / f"{name}.jsonl"),), RowFormat("messages")) for name in NUM_ROWS),
+        sources=tuple(
+            SourceConfig(name, (str(folder / f"{name}.jsonl"),), RowFormat("messages"))
+            for name in NUM_ROWS
+        ),
         order=OrderConfig(batch_size=32, shuffle=True, seed=5, window_rows=96, num_epoch=2),
         encode=EncodeConfig(str(chatml_tokenizer_folder), max_sample_tokens=256),
         pack=PackConfig(dp_size=2, max_tokens_per_gpu=512),
@@ -63,7 +75,9 @@ def local(config: DataConfig, start_row: int = 0) -> list[Step]:
 
 
 def rows_of(step: Step) -> list[int]:
-    return sorted(int(row) for rank in step.micro_batches for one in rank for row in one.row_ids if row >= 0)
+    return sorted(
+        int(row) for rank in step.micro_batches for one in rank for row in one.row_ids if row >= 0
+    )
 
 
 def rejects_of(step: Step) -> list[int]:
@@ -94,7 +108,10 @@ def test_a_conversation_stands_at_the_same_place_in_every_format() -> None:
     assert share(json.dumps({"conversations": turns, "idx": 3}).encode()) == place
     turns[2]["weight"] = 1
     assert share(json.dumps({"conversations": turns}).encode()) == place
-    parts = [{"role": role, "content": [{"type": "text", "text": text}], "name": "x"} for role, text in SAID]
+    parts = [
+        {"role": role, "content": [{"type": "text", "text": text}], "name": "x"}
+        for role, text in SAID
+    ]
     assert share(json.dumps({"messages": json.dumps(parts)}).encode()) == place
     alpaca = {"instruction": "2+2?", "output": "4", "system": "Be brief."}
     assert share(json.dumps(alpaca).encode(), RowFormat("alpaca")) == place
@@ -125,11 +142,16 @@ def test_other_words_roles_or_borders_are_another_conversation() -> None:
 def test_where_a_row_stands_never_changes() -> None:
     """Another hash would train, in a run that is gone on with, on what was held out of it."""
     assert share(openai(SAID, tools=TOOLS)).hex() == "0x1.3658182c89149p-1"
-    assert share('{"text": "Füße \\ud83d\\ude00"}'.encode(), RowFormat("text")).hex() == "0x1.61ab3865886fbp-8"
+    assert (
+        share('{"text": "Füße \\ud83d\\ude00"}'.encode(), RowFormat("text")).hex()
+        == "0x1.61ab3865886fbp-8"
+    )
 
 
 def test_the_share_held_out_is_the_fraction() -> None:
-    places = np.array([share(openai([("user", f"q{n}"), ("assistant", "a")])) for n in range(20_000)])
+    places = np.array(
+        [share(openai([("user", f"q{n}"), ("assistant", "a")])) for n in range(20_000)]
+    )
     assert 0 <= places.min() <= places.max() < 1
     for fraction in (0.01, 0.1, 0.5):
         assert abs((places < fraction).mean() - fraction) < 4 * (fraction / 20_000) ** 0.5
@@ -138,8 +160,12 @@ def test_the_share_held_out_is_the_fraction() -> None:
 # --- the two streams
 
 
-@pytest.mark.parametrize("order", [{}, {"seed": 6, "batch_size": 50}, {"shuffle": False}, {"weights": (1.0, 1.0)}])
-def test_every_row_is_trained_or_evaluated_or_reported_once(config: DataConfig, order: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "order", [{}, {"seed": 6, "batch_size": 50}, {"shuffle": False}, {"weights": (1.0, 1.0)}]
+)
+def test_every_row_is_trained_or_evaluated_or_reported_once(
+    config: DataConfig, order: dict[str, Any]
+) -> None:
     """Whatever the order; the last one repeats the smaller source, and not all of the larger one is reached."""
     expected = held_out_rows(config)
     assert 50 < len(expected) < 110
@@ -151,7 +177,9 @@ def test_every_row_is_trained_or_evaluated_or_reported_once(config: DataConfig, 
     dropped_there = [row for step in evaluation for row in rejects_of(step)]
     assert len(evaluated + dropped_there) == len({*evaluated, *dropped_there}) == len(expected)
     assert {*evaluated, *dropped_there} == expected
-    assert set(dropped_there) == LONG & expected, "what cannot be read is the training stream's to report"
+    assert set(dropped_there) == LONG & expected, (
+        "what cannot be read is the training stream's to report"
+    )
     assert len(dropped_there) > 0
     assert not (trained | dropped) & expected
     if not config.order.weights:
@@ -159,17 +187,24 @@ def test_every_row_is_trained_or_evaluated_or_reported_once(config: DataConfig, 
         assert dropped == BROKEN | (LONG - expected), "rows that are held out are not encoded"
 
 
-def test_copies_stand_on_the_same_side_whatever_their_file_and_format(config: DataConfig, tmp_path: Path) -> None:
+def test_copies_stand_on_the_same_side_whatever_their_file_and_format(
+    config: DataConfig, tmp_path: Path
+) -> None:
     readable = sorted(ALL_ROWS - BROKEN)
     rows = [json.loads(row_text(number)) for number in readable]
     order = random.Random(0).sample(range(len(rows)), len(rows))
     copies = []
     for place in order:
         user, assistant = rows[place]["messages"]
-        turns = [{"from": "human", "value": user["content"]}, {"from": "gpt", "value": assistant["content"]}]
+        turns = [
+            {"from": "human", "value": user["content"]},
+            {"from": "gpt", "value": assistant["content"]},
+        ]
         copies.append({"conversations": turns, "id": place})
     (tmp_path / "copies.json").write_text(json.dumps(copies))
-    both = replace(config, sources=(SourceConfig("copies", (str(tmp_path / "copies.json"),)), *config.sources))
+    both = replace(
+        config, sources=(SourceConfig("copies", (str(tmp_path / "copies.json"),)), *config.sources)
+    )
     evaluation = local(eval_config(both, ()))
     found = {row for step in evaluation for row in [*rows_of(step), *rejects_of(step)]}
     expected = held_out_rows(config)
@@ -202,8 +237,12 @@ def test_after_every_step_all_that_follows_is_the_same(config: DataConfig) -> No
         ]
 
 
-def test_with_nothing_held_out_nothing_is_hashed(config: DataConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stages, "hash_share", lambda conversation: pytest.fail("hashed for nothing"))
+def test_with_nothing_held_out_nothing_is_hashed(
+    config: DataConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        stages, "hash_share", lambda conversation: pytest.fail("hashed for nothing")
+    )
     assert len(local(replace(config, held_out_fraction=0.0))) == 20
 
 
@@ -224,13 +263,20 @@ def test_the_ledger_counts_held_out_rows_by_themselves(config: DataConfig, tmp_p
     rejected = (BROKEN | LONG) - expected
     assert ledger.num_rejected == 2 * len(rejected)
     listed = [json.loads(line) for line in (tmp_path / "rejects.jsonl").read_text().splitlines()]
-    assert {entry["row"] + (NUM_ROWS["a"] if entry["source"] == "b" else 0) for entry in listed} == rejected
+    assert {
+        entry["row"] + (NUM_ROWS["a"] if entry["source"] == "b" else 0) for entry in listed
+    } == rejected
     assert Ledger(manifest, None, 1.0, totals, next_step=20).totals() == totals
 
 
-def test_rows_dropped_in_a_row_are_counted_over_held_out_ones(config: DataConfig, tmp_path: Path) -> None:
+def test_rows_dropped_in_a_row_are_counted_over_held_out_ones(
+    config: DataConfig, tmp_path: Path
+) -> None:
     """60 rows that are all too long: with some of them held out, all that are not come one after the other."""
-    long_rows = [openai([("user", f"question {number}"), ("assistant", "word " * 200)]) for number in range(60)]
+    long_rows = [
+        openai([("user", f"question {number}"), ("assistant", "word " * 200)])
+        for number in range(60)
+    ]
     (tmp_path / "long.jsonl").write_bytes(b"\n".join(long_rows))
     long_config = replace(
         config,
@@ -260,21 +306,29 @@ def test_a_cursor_of_another_fraction_is_refused_and_an_old_one_has_none() -> No
     again = Cursor.from_json(CURSOR.to_json(), "there")
     assert again == CURSOR
     again.require_same_data(replace(CURSOR, consumed_rows=7), "there")
-    with pytest.raises(CheckpointError, match=r"held_out_fraction: the checkpoint has 0\.05, this run 0\.0"):
+    with pytest.raises(
+        CheckpointError, match=r"held_out_fraction: the checkpoint has 0\.05, this run 0\.0"
+    ):
         again.require_same_data(replace(CURSOR, held_out_fraction=0.0), "there")
     fields = json.loads(CURSOR.to_json())
     del fields["held_out_fraction"]
     old = Cursor.from_json(json.dumps(fields), "there")
     assert old.held_out_fraction == 0.0
-    with pytest.raises(CheckpointError, match=r"held_out_fraction: the checkpoint has 0\.0, this run 0\.05"):
+    with pytest.raises(
+        CheckpointError, match=r"held_out_fraction: the checkpoint has 0\.0, this run 0\.05"
+    ):
         old.require_same_data(CURSOR, "there")
 
 
 # --- the evaluation stream's settings
 
 
-def test_sources_of_their_own_are_evaluated_whole_and_training_sources_where_held_out(config: DataConfig) -> None:
-    weighted = replace(config, order=replace(config.order, weights=(3.0, 1.0), drop_last=True, num_epoch=4))
+def test_sources_of_their_own_are_evaluated_whole_and_training_sources_where_held_out(
+    config: DataConfig,
+) -> None:
+    weighted = replace(
+        config, order=replace(config.order, weights=(3.0, 1.0), drop_last=True, num_epoch=4)
+    )
     own = eval_config(weighted, (SourceConfig("own", ("x.jsonl",)),))
     assert [source.name for source in own.sources] == ["own"]
     assert (own.held_out_fraction, own.held_out) == (0.0, "leave_out")
@@ -283,10 +337,17 @@ def test_sources_of_their_own_are_evaluated_whole_and_training_sources_where_hel
     assert (held_out.held_out_fraction, held_out.held_out) == (FRACTION, "only")
     for made in (own, held_out):
         order = made.order
-        assert (order.shuffle, order.num_epoch, order.weights, order.drop_last) == (False, 1, (), False)
+        assert (order.shuffle, order.num_epoch, order.weights, order.drop_last) == (
+            False,
+            1,
+            (),
+            False,
+        )
         assert (made.encode, made.pack, made.stream) == (config.encode, config.pack, config.stream)
     assert own.order.batch_size == STEP_ROWS
-    assert held_out.order.batch_size * FRACTION == pytest.approx(STEP_ROWS, rel=0.01), "as many are left to pack"
+    assert held_out.order.batch_size * FRACTION == pytest.approx(STEP_ROWS, rel=0.01), (
+        "as many are left to pack"
+    )
     many_ranks = eval_config(replace(config, pack=PackConfig(64, 512)), own.sources)
     assert many_ranks.order.batch_size == 64 * RANK_ROWS
     few = eval_config(replace(config, held_out_fraction=1e-6), ())

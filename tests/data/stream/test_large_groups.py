@@ -31,7 +31,9 @@ KINDS = ["x.parquet", "x.jsonl.gz", "x.jsonl.zst", "x.json", "x.jsonl"]
 
 def content_of(name: str, num_rows: int, group_rows: int, text_bytes: int = 40) -> bytes:
     texts = [os.urandom(text_bytes // 2).hex() for _ in range(num_rows)]
-    lines = b"".join(b'{"i": %d, "text": "%s"}\n' % (i, text.encode()) for i, text in enumerate(texts))
+    lines = b"".join(
+        b'{"i": %d, "text": "%s"}\n' % (i, text.encode()) for i, text in enumerate(texts)
+    )
     if name.endswith(".parquet"):
         sink = io.BytesIO()
         table = pa.table({"i": range(num_rows), "text": texts})
@@ -47,11 +49,15 @@ def content_of(name: str, num_rows: int, group_rows: int, text_bytes: int = 40) 
 
 
 def manifest_of(*urls: str | Path) -> Manifest:
-    return build_manifest([SourceConfig(f"s{i}", (str(url),), RowFormat("text")) for i, url in enumerate(urls)])
+    return build_manifest(
+        [SourceConfig(f"s{i}", (str(url),), RowFormat("text")) for i, url in enumerate(urls)]
+    )
 
 
 @pytest.mark.parametrize("name", ["x.parquet", "x.jsonl.gz", "x.jsonl.zst"])
-def test_what_would_be_read_again_and_again_is_refused_with_a_remedy(tmp_path: Path, name: str) -> None:
+def test_what_would_be_read_again_and_again_is_refused_with_a_remedy(
+    tmp_path: Path, name: str
+) -> None:
     path = tmp_path / name
     path.write_bytes(content_of(name, 5_000, 5_000))
     manifest = manifest_of(path)
@@ -94,7 +100,10 @@ def test_of_a_weighted_source_the_share_of_a_window_counts(tmp_path: Path) -> No
     manifest = manifest_of(tmp_path / "a.parquet", tmp_path / "b.parquet")
     require_small_groups(manifest, 1_000)
     require_small_groups(manifest, 1_000, [750, 250])
-    with pytest.raises(SourceError, match=r"a\.parquet: .* a window has 250 of this source .* of 3,000 rows or more"):
+    with pytest.raises(
+        SourceError,
+        match=r"a\.parquet: .* a window has 250 of this source .* of 3,000 rows or more",
+    ):
         require_small_groups(manifest, 1_000, [250, 750])
     require_small_groups(manifest, 3_000, [750, 2_250])
 
@@ -115,8 +124,12 @@ def test_a_stream_gives_what_is_asked_and_in_order(tmp_path: Path, name: str, be
 
 
 def reads_of(manifest: Manifest, order: OrderConfig) -> list[pa.Table]:
-    plan = stages.make_plan(manifest, DataConfig((SourceConfig("s", ("x",)),), order, EncodeConfig("t")))
-    return [table for ref in plan.windows(0) for table in stages.read_window(manifest, plan, ref, 0)]
+    plan = stages.make_plan(
+        manifest, DataConfig((SourceConfig("s", ("x",)),), order, EncodeConfig("t"))
+    )
+    return [
+        table for ref in plan.windows(0) for table in stages.read_window(manifest, plan, ref, 0)
+    ]
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -131,7 +144,10 @@ def test_in_file_order_a_file_is_read_about_once(
     content = content_of(name, 20_000, 5_000)
     memory.pipe_file(f"/large/{name}", content)
     manifest = manifest_of(f"counting:///large/{name}")
-    for window_rows, most in ((largest_read_rows(manifest), 1.2), (largest_read_rows(manifest) * 3 // 2, 2.2)):
+    for window_rows, most in (
+        (largest_read_rows(manifest), 1.2),
+        (largest_read_rows(manifest) * 3 // 2, 2.2),
+    ):
         Counting.ranges.clear()
         order = OrderConfig(batch_size=100, window_rows=window_rows)
         tables = reads_of(manifest, order)
@@ -152,7 +168,9 @@ def test_a_step_is_there_before_its_group_is_read_to_the_end(
     memory.pipe_file("/large/x.parquet", content)
     manifest = manifest_of("counting:///large/x.parquet")
     Counting.ranges.clear()
-    config = DataConfig((SourceConfig("s", ("x",)),), OrderConfig(100, window_rows=200_000), EncodeConfig("t"))
+    config = DataConfig(
+        (SourceConfig("s", ("x",)),), OrderConfig(100, window_rows=200_000), EncodeConfig("t")
+    )
     plan = stages.make_plan(manifest, config)
     (ref,) = plan.windows(0)
     first = next(stages.read_window(manifest, plan, ref, 0))
@@ -187,7 +205,10 @@ def test_memory_does_not_grow_with_the_group(tmp_path: Path, name: str, how: str
         path.parent.mkdir()
         path.write_bytes(content_of(name, num_rows, num_rows, text_bytes=200))
         run = subprocess.run(
-            [sys.executable, "-c", PEAK_BYTES, str(path), how], capture_output=True, text=True, check=True
+            [sys.executable, "-c", PEAK_BYTES, str(path), how],
+            capture_output=True,
+            text=True,
+            check=True,
         )
         peaks.append([int(word) for word in run.stdout.split()])
     (small, _), (large, large_arrow) = peaks
@@ -196,4 +217,6 @@ def test_memory_does_not_grow_with_the_group(tmp_path: Path, name: str, how: str
 
 
 def test_the_rows_of_one_piece_are_not_fetched_ahead_of_a_large_one() -> None:
-    assert read.AHEAD_ROWS >= parquet.BATCH_ROWS == json_scan.GROUP_ROWS, "ordinary groups are fetched ahead"
+    assert read.AHEAD_ROWS >= parquet.BATCH_ROWS == json_scan.GROUP_ROWS, (
+        "ordinary groups are fetched ahead"
+    )

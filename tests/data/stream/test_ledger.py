@@ -23,7 +23,9 @@ def manifest(tmp_path: Path) -> Manifest:
     for name, num_rows in NUM_ROWS.items():
         (tmp_path / f"{name}.jsonl").write_text('{"x": 1}\n' * num_rows)
     text = RowFormat("text")
-    return build_manifest([SourceConfig(name, (str(tmp_path / f"{name}.jsonl"),), text) for name in NUM_ROWS])
+    return build_manifest(
+        [SourceConfig(name, (str(tmp_path / f"{name}.jsonl"),), text) for name in NUM_ROWS]
+    )
 
 
 def report(
@@ -73,7 +75,9 @@ def test_counts_reconcile_at_every_commit(manifest: Manifest, tmp_path: Path) ->
         read += step.num_rows
         totals = ledger.totals()
         for counts in totals.values():
-            assert counts["read"] == sum(n for key, n in counts.items() if key not in ("read", "truncated"))
+            assert counts["read"] == sum(
+                n for key, n in counts.items() if key not in ("read", "truncated")
+            )
         assert sum(counts["read"] for counts in totals.values()) == read == ledger.num_read
     assert totals == {
         "a": {"read": 25, "trained": 23, "no_messages": 2},
@@ -82,9 +86,27 @@ def test_counts_reconcile_at_every_commit(manifest: Manifest, tmp_path: Path) ->
     assert ledger.num_rejected == 4
     assert lines(tmp_path / "run/rejects.jsonl") == ledger.rejects
     assert ledger.rejects == [
-        {"source": "a", "file": str(tmp_path / "a.jsonl"), "row": 3, "reason": "no_messages", "detail": "turn 1"},
-        {"source": "b", "file": str(tmp_path / "b.jsonl"), "row": 2, "reason": "too_long", "detail": ""},
-        {"source": "b", "file": str(tmp_path / "b.jsonl"), "row": 100, "reason": "too_long", "detail": "9000 tokens"},
+        {
+            "source": "a",
+            "file": str(tmp_path / "a.jsonl"),
+            "row": 3,
+            "reason": "no_messages",
+            "detail": "turn 1",
+        },
+        {
+            "source": "b",
+            "file": str(tmp_path / "b.jsonl"),
+            "row": 2,
+            "reason": "too_long",
+            "detail": "",
+        },
+        {
+            "source": "b",
+            "file": str(tmp_path / "b.jsonl"),
+            "row": 100,
+            "reason": "too_long",
+            "detail": "9000 tokens",
+        },
     ]
 
 
@@ -130,7 +152,9 @@ def test_resume_at_every_step(manifest: Manifest, tmp_path: Path, remote: bool) 
         fsspec.filesystem("memory").rm("/ledger", recursive=True)
 
 
-def test_half_a_line_is_dropped_and_a_new_run_begins_empty(manifest: Manifest, tmp_path: Path) -> None:
+def test_half_a_line_is_dropped_and_a_new_run_begins_empty(
+    manifest: Manifest, tmp_path: Path
+) -> None:
     path = tmp_path / "rejects.jsonl"
     ledger = Ledger(manifest, str(path), 1.0)
     ledger.commit(STEPS[0])
@@ -152,7 +176,9 @@ def test_a_file_of_two_sources_is_named_for_each(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text('{"x": 1}\n' * 5)
     path, text = str(tmp_path / "rows.jsonl"), RowFormat("text")
     ledger = Ledger(build_manifest([SourceConfig(name, (path,), text) for name in "ab"]), None, 1.0)
-    ledger.commit(report(0, (5, 5), Reject(2, 0, "no_messages", ""), Reject(7, 1, "no_messages", "")))
+    ledger.commit(
+        report(0, (5, 5), Reject(2, 0, "no_messages", ""), Reject(7, 1, "no_messages", ""))
+    )
     assert [(entry["source"], entry["row"]) for entry in ledger.rejects] == [("a", 2), ("b", 2)]
 
 
@@ -161,7 +187,9 @@ def test_too_many_rejects_end_the_run(manifest: Manifest, tmp_path: Path) -> Non
     rejects = tuple(Reject(row, 0, "too_long", "") for row in range(11))
     ledger = Ledger(manifest, path, max_bad_fraction=0.01)
     ledger.commit(report(0, (500, 0), *rejects))  # 2.2 %, but too early to say
-    with pytest.raises(DataError, match=r"11 of the 500 rows read were dropped.*--max-bad-fraction"):
+    with pytest.raises(
+        DataError, match=r"11 of the 500 rows read were dropped.*--max-bad-fraction"
+    ):
         ledger.judge()
     with pytest.raises(DataError, match="11 of the 1000 rows") as caught:
         ledger.commit(report(1, (0, 500)))
@@ -181,12 +209,16 @@ def test_held_out_rows_are_no_part_of_the_share(manifest: Manifest) -> None:
     """10 of 600 are bad, and 500 more are held out: as if there were 600."""
     rejects = tuple(Reject(row, 0, "too_long", "", row) for row in range(10))
     ledger = Ledger(manifest, None, max_bad_fraction=0.01)
-    ledger.commit(report(0, (600, 500), *rejects, held_out=(0, 500)))  # fewer are left than are judged at once
+    ledger.commit(
+        report(0, (600, 500), *rejects, held_out=(0, 500))
+    )  # fewer are left than are judged at once
     assert (ledger.num_read, ledger.num_held_out, ledger.num_rejected) == (1100, 500, 10)
     assert ledger.totals()["b"] == {"read": 500, "trained": 0, "held_out": 500}
     assert ledger.summary()["b"]["counts"]["held_out"] == 500
     assert "held_out" not in ledger.totals()["a"], "only where there are any"
-    with pytest.raises(DataError, match="10 of the 600 rows read and not held out were dropped") as caught:
+    with pytest.raises(
+        DataError, match="10 of the 600 rows read and not held out were dropped"
+    ) as caught:
         ledger.judge()
     assert "in all: 1100 rows read, 590 trained, 500 held out, 10 too_long" in str(caught.value)
     assert "b: 500 rows read, 0 trained, 500 held out" in str(caught.value)
@@ -212,7 +244,11 @@ def bad(position: int, row_id: int, reason: str = "too_long") -> Reject:
     ],
 )
 def test_rows_dropped_in_a_row_end_the_run(
-    manifest: Manifest, tmp_path: Path, limit: int, step: int | None, run: tuple[int, str, str] | None
+    manifest: Manifest,
+    tmp_path: Path,
+    limit: int,
+    step: int | None,
+    run: tuple[int, str, str] | None,
 ) -> None:
     """In the order of consumption, over the borders of steps; a step without any breaks the run."""
     steps = [
@@ -238,10 +274,14 @@ def test_rows_dropped_in_a_row_end_the_run(
     num_rows, first, last = run
     paths = {name: str(tmp_path / f"{name}.jsonl") for name in NUM_ROWS}
     first, last = first.format(**paths), last.format(**paths)
-    assert message.startswith(f"{num_rows} rows in a row were dropped, from {first} (source 'a') to {last} (source")
+    assert message.startswith(
+        f"{num_rows} rows in a row were dropped, from {first} (source 'a') to {last} (source"
+    )
     assert f"--max-bad-rows-in-a-row ends the run at {limit}" in message
     assert f"in all: {5 * (failed + 1)} rows read, " in message
-    assert len(lines(tmp_path / "rejects.jsonl")) == sum(len(one.rejects) for one in steps[: failed + 1])
+    assert len(lines(tmp_path / "rejects.jsonl")) == sum(
+        len(one.rejects) for one in steps[: failed + 1]
+    )
 
 
 def test_a_resumed_run_counts_rows_in_a_row_anew(manifest: Manifest) -> None:
@@ -257,13 +297,16 @@ def test_a_resumed_run_counts_rows_in_a_row_anew(manifest: Manifest) -> None:
 def test_a_fatal_reason_ends_the_run_by_row(manifest: Manifest, tmp_path: Path) -> None:
     encode = EncodeConfig("tokenizer", too_long="error")
     assert fatal_reasons(EncodeConfig("tokenizer")) == frozenset()
-    ledger = Ledger(manifest, str(tmp_path / "rejects.jsonl"), 1.0, fatal_reasons=fatal_reasons(encode))
+    ledger = Ledger(
+        manifest, str(tmp_path / "rejects.jsonl"), 1.0, fatal_reasons=fatal_reasons(encode)
+    )
     ledger.commit(report(0, (5, 5), Reject(3, 0, "no_messages", "")))
     long = Reject(602, 1, "too_long", "9000 tokens, at most 8192", position=1)
     with pytest.raises(DataError) as caught:
         ledger.commit(report(1, (1, 1), long))
-    assert f"row 2 (from 0) of {tmp_path / 'b.jsonl'} (source 'b'): too_long, 9000 tokens, at most 8192" in str(
-        caught.value
+    assert (
+        f"row 2 (from 0) of {tmp_path / 'b.jsonl'} (source 'b'): too_long, 9000 tokens, at most 8192"
+        in str(caught.value)
     )
     assert "--too-long error" in str(caught.value)
     assert "b: 6 rows read, 5 trained, 1 too_long" in str(caught.value)
@@ -282,7 +325,11 @@ def test_the_summary_says_what_the_rows_look_like(tmp_path: Path) -> None:
     assert list(summary) == ["sums"]
     assert summary["sums"]["row_shape"] == "prompt_completion"
     assert summary["sums"]["columns"] == columns
-    assert summary["sums"]["counts"] == ledger.totals()["sums"] == {"read": 10, "trained": 10, "truncated": 4}
+    assert (
+        summary["sums"]["counts"]
+        == ledger.totals()["sums"]
+        == {"read": 10, "trained": 10, "truncated": 4}
+    )
     assert "sums: 10 rows read, 10 trained (4 truncated)" in ledger._account()
 
 

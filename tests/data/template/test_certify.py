@@ -28,7 +28,9 @@ def test_what_is_learned_of_chatml(chatml_tokenizer) -> None:
 
 
 def test_a_generation_prompt_longer_than_the_header_of_earlier_turns(chatml_tokenizer) -> None:
-    certificate = certify(chatml_tokenizer, replace(CONFIG, template_kwargs={"enable_thinking": False}))
+    certificate = certify(
+        chatml_tokenizer, replace(CONFIG, template_kwargs={"enable_thinking": False})
+    )
     assert certificate.generation_prompt == "<|im_start|>assistant\n<think>\n\n</think>\n\n"
     assert certificate.turn_header == "<|im_start|>assistant\n"
 
@@ -104,19 +106,31 @@ def test_a_template_that_refuses_system_and_tools(chatml_tokenizer) -> None:
         (PLAIN.split("{% if add")[0], "no generation prompt"),
         ("{{ undefined.attribute }}", "fails on a plain conversation"),
         (
-            PLAIN.replace("<|im_start|>", "").replace("assistant\n", "assistant ").replace("+ '\n'", "+ ' '"),
+            PLAIN.replace("<|im_start|>", "")
+            .replace("assistant\n", "assistant ")
+            .replace("+ '\n'", "+ ' '"),
             "ordinary word",
         ),
         (PLAIN.replace("<|im_end|>", ""), "does not end each assistant turn with a special token"),
-        (PLAIN.replace("m.content +", "m.content + '</think>' +"), "does not end each assistant turn with a special"),
+        (
+            PLAIN.replace("m.content +", "m.content + '</think>' +"),
+            "does not end each assistant turn with a special",
+        ),
         (
             PLAIN.replace(
-                "m.content + '<|im_end|>", "m.content + ('<|endoftext|>' if loop.last else '<|im_end|>') + '"
+                "m.content + '<|im_end|>",
+                "m.content + ('<|endoftext|>' if loop.last else '<|im_end|>') + '",
             ),
             "different tokens",
         ),
-        (PLAIN.replace("m.content", "m.content | lower"), "renders the message 'QUESTION1' 0 times"),
-        (PLAIN.replace("m.content +", "m.content + m.content +"), "renders the message 'QUESTION1' 2 times"),
+        (
+            PLAIN.replace("m.content", "m.content | lower"),
+            "renders the message 'QUESTION1' 0 times",
+        ),
+        (
+            PLAIN.replace("m.content +", "m.content + m.content +"),
+            "renders the message 'QUESTION1' 2 times",
+        ),
         (
             PLAIN.replace("'<|im_start|>assistant\n'", "'[model]'"),
             "is not how its assistant turns begin",

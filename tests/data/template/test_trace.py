@@ -25,7 +25,19 @@ WORDS = (
     "one</think>two</think>three",
     "Straße <b> & 'q' \"z\"",
 )
-WORDS += ("{}", "%s", "\\", "\ufdd00\ufdd1", "#" * 300, "\ud800", "\0", "e\u0301é\u2028法👩‍👩‍👧", "real", "count", "0")
+WORDS += (
+    "{}",
+    "%s",
+    "\\",
+    "\ufdd00\ufdd1",
+    "#" * 300,
+    "\ud800",
+    "\0",
+    "e\u0301é\u2028法👩‍👩‍👧",
+    "real",
+    "count",
+    "0",
+)
 """What contents are made of: each a row, or each two of them."""
 
 
@@ -34,7 +46,10 @@ def tracer_of(template: str, **variables: Any) -> Tracer:
 
 
 def row(*contents: Any) -> list[dict[str, Any]]:
-    return [{"role": "user" if n % 2 == 0 else "assistant", "content": c} for n, c in enumerate(contents)]
+    return [
+        {"role": "user" if n % 2 == 0 else "assistant", "content": c}
+        for n, c in enumerate(contents)
+    ]
 
 
 def text_of(tracer: Tracer, messages: list[dict[str, Any]], tools: Any = None) -> str:
@@ -43,11 +58,15 @@ def text_of(tracer: Tracer, messages: list[dict[str, Any]], tools: Any = None) -
 
 
 def served(tokenizer: Any, template: str, messages: list[dict[str, Any]], tools: Any = None) -> str:
-    return tokenizer.apply_chat_template(messages, tools=tools, chat_template=template, tokenize=False)
+    return tokenizer.apply_chat_template(
+        messages, tools=tools, chat_template=template, tokenize=False
+    )
 
 
 def literals_of(tracer: Tracer, messages: list[dict[str, Any]], tools: Any = None) -> str:
-    return "".join(part for part in tracer.program(messages, tools)[0].parts if isinstance(part, str))
+    return "".join(
+        part for part in tracer.program(messages, tools)[0].parts if isinstance(part, str)
+    )
 
 
 C, D = "messages[0].content", "messages[1].content"
@@ -132,7 +151,10 @@ def test_every_row_is_rendered_as_by_transformers(template: str, chatml_tokenize
     tracer = tracer_of(template, **chatml_tokenizer.special_tokens_map)
     for first, second in itertools.product(WORDS, repeat=2):
         messages = row(first, second)
-        assert text_of(tracer, messages) == served(chatml_tokenizer, template, messages), (first, second)
+        assert text_of(tracer, messages) == served(chatml_tokenizer, template, messages), (
+            first,
+            second,
+        )
 
 
 HALF_FOLLOWED = [
@@ -188,7 +210,9 @@ HALF_FOLLOWED = [
 
 
 @pytest.mark.parametrize("template", HALF_FOLLOWED)
-def test_what_cannot_be_followed_is_refused_and_never_guessed(template: str, chatml_tokenizer) -> None:
+def test_what_cannot_be_followed_is_refused_and_never_guessed(
+    template: str, chatml_tokenizer
+) -> None:
     try:
         renderer = renderer_of(chatml_tokenizer, template)
     except Untraceable:
@@ -218,7 +242,9 @@ def renderer_of(tokenizer: Any, template: str) -> Renderer:
 
 
 def test_the_same_answers_take_the_same_program() -> None:
-    tracer = tracer_of(f"{{% if 'a' in {C} %}}{{{{ {C} | upper }}}}{{% elif {D} %}}{{{{ {D} }}}}{{% endif %}}.")
+    tracer = tracer_of(
+        f"{{% if 'a' in {C} %}}{{{{ {C} | upper }}}}{{% elif {D} %}}{{{{ {D} }}}}{{% endif %}}."
+    )
     rows = [row("xa", ""), row("ya", "b"), row("x", ""), row("", "b"), row("", "c")]
     programs = [tracer.program(messages, None)[0] for messages in rows]
     assert [programs.index(program) for program in programs] == [0, 0, 2, 3, 3]
@@ -230,7 +256,13 @@ def test_whether_a_row_is_accepted_does_not_depend_on_the_rows_before(chatml_tok
         f"{{% for part in {C}.split(',') %}}{{{{ part | trim }}}};{{% endfor %}}"
         f"{{% if '#' in {D} %}}{{{{ {D} | list | join }}}}{{% elif '%' in {D} %}}{{{{ 1 / 0 }}}}{{% endif %}}"
     )
-    rows = [row("a,b", "#"), row("a", "b"), row(",".join("abc" * 30), ""), row("a,b", "%"), row("a,b,c", "")]
+    rows = [
+        row("a,b", "#"),
+        row("a", "b"),
+        row(",".join("abc" * 30), ""),
+        row("a,b", "%"),
+        row("a,b,c", ""),
+    ]
 
     def verdict(tracer: Tracer, messages: Any) -> str:
         try:
@@ -241,13 +273,17 @@ def test_whether_a_row_is_accepted_does_not_depend_on_the_rows_before(chatml_tok
     alone = [verdict(tracer_of(template), messages) for messages in rows]
     for order in itertools.permutations(range(len(rows))):
         tracer = tracer_of(template)
-        assert [verdict(tracer, rows[number]) for number in order] == [alone[number] for number in order]
+        assert [verdict(tracer, rows[number]) for number in order] == [
+            alone[number] for number in order
+        ]
 
 
 def test_a_program_that_transformers_fails_on_is_refused_for_each_of_its_rows(
     chatml_tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    renderer = Renderer(chatml_tokenizer, {}, certify(chatml_tokenizer, EncodeConfig(tokenizer="t")))
+    renderer = Renderer(
+        chatml_tokenizer, {}, certify(chatml_tokenizer, EncodeConfig(tokenizer="t"))
+    )
 
     def fails(*_: Any) -> str:
         raise RowRejected("template_error", "KeyError")
@@ -260,10 +296,22 @@ def test_a_program_that_transformers_fails_on_is_refused_for_each_of_its_rows(
 
 @pytest.mark.parametrize(
     "values",
-    [(0, 0.0, False), (1, 1.0, True), (0.0, -0.0), (math.nan, math.inf), ([], {}, None), ([1], (1,)), ("", None)],
+    [
+        (0, 0.0, False),
+        (1, 1.0, True),
+        (0.0, -0.0),
+        (math.nan, math.inf),
+        ([], {}, None),
+        ([1], (1,)),
+        ("", None),
+    ],
 )
-def test_values_that_are_equal_but_not_the_same_have_programs_of_their_own(values: Any, chatml_tokenizer) -> None:
-    template = "{% for m in messages %}{{ m.extra }},{{ m.deep }};{% endfor %}".replace("m.deep", "m.deep[0]")
+def test_values_that_are_equal_but_not_the_same_have_programs_of_their_own(
+    values: Any, chatml_tokenizer
+) -> None:
+    template = "{% for m in messages %}{{ m.extra }},{{ m.deep }};{% endfor %}".replace(
+        "m.deep", "m.deep[0]"
+    )
     tracer = tracer_of(template)
     for value in (*values, *values):
         messages = [{"role": "user", "content": "q", "extra": value, "deep": [value]}]
@@ -298,20 +346,36 @@ def test_tools_at_any_depth(chatml_tokenizer) -> None:
         function = {"name": name, "parameters": {"a b": [name, {"x": (number, [])}], "": None}}
         for tools in (None, [], [{"function": function}], [{"function": function}] * 2):
             messages = row("q")
-            assert text_of(tracer, messages, tools) == served(chatml_tokenizer, template, messages, tools)
+            assert text_of(tracer, messages, tools) == served(
+                chatml_tokenizer, template, messages, tools
+            )
 
 
 def test_owners_are_the_messages_whose_strings_a_part_is_made_of() -> None:
-    tracer = tracer_of(f"a{{{{ {C} }}}}b{{{{ {D} | upper }}}}{{{{ ({C} ~ {D}) | lower }}}}{{{{ tools[0].x }}}}")
+    tracer = tracer_of(
+        f"a{{{{ {C} }}}}b{{{{ {D} | upper }}}}{{{{ ({C} ~ {D}) | lower }}}}{{{{ tools[0].x }}}}"
+    )
     program, _ = tracer.program(row("p", "q"), [{"x": "t"}])
-    assert [part if isinstance(part, str) else "" for part in program.parts] == ["a", "", "b", "", "", ""]
+    assert [part if isinstance(part, str) else "" for part in program.parts] == [
+        "a",
+        "",
+        "b",
+        "",
+        "",
+        "",
+    ]
     assert program.owners == tuple(map(frozenset, ([], [0], [], [1], [0, 1], [-1])))
 
 
 @pytest.mark.parametrize("where", ["message", "nested", "tool", "role"])
 def test_nothing_that_a_row_says_is_a_literal(where: str) -> None:
     forged = "<|im_end|>"
-    message: dict[str, Any] = {"role": "user", "content": forged, "list": [forged], "dict": {"key": forged}}
+    message: dict[str, Any] = {
+        "role": "user",
+        "content": forged,
+        "list": [forged],
+        "dict": {"key": forged},
+    }
     tools: list[dict[str, Any]] = [{"description": forged}]
     tracer = tracer_of("{{ messages | tojson }}{{ tools | tojson }}{{ messages[0].role }}")
     assert "im_end" not in literals_of(tracer, [message], tools)
@@ -323,7 +387,9 @@ def test_nothing_that_a_row_says_is_a_literal(where: str) -> None:
         tools[0][forged] = 1
     else:
         message["role"] = forged
-    with pytest.raises(Untraceable, match=r"a key that could be a marker|a role that is not a plain word"):
+    with pytest.raises(
+        Untraceable, match=r"a key that could be a marker|a role that is not a plain word"
+    ):
         tracer.program([message], tools)
 
 
@@ -340,7 +406,9 @@ def test_a_role_may_hold_no_character_of_a_marker() -> None:
         "{% for a in range(99999) %}{% for b in range(99999) if false %}{% endfor %}{% endfor %}",
         "{% for a in range(99999) %}{% set b = range(99999) | list %}{% endfor %}",
         "{% for a in range(99999) %}{% for b in range(99999) %}x{% endfor %}{% endfor %}",
-        "{% for a in range(99999) %}{{ messages[0].content }}" + "{{ messages[0].content }}" * 9 + "{% endfor %}",
+        "{% for a in range(99999) %}{{ messages[0].content }}"
+        + "{{ messages[0].content }}" * 9
+        + "{% endfor %}",
         "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}",
         "{% set x %}{% for a in range(99999) %}" + "x" * 99 + "{% endfor %}{% endset %}",
         "{{ 'x' * 10 ** 9 }}",
@@ -382,7 +450,9 @@ def test_a_role_may_hold_no_character_of_a_marker() -> None:
 def test_what_does_not_end_ends_soon_and_never_reaches_transformers(
     template: str, chatml_tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("miles.data.template.render.render_text", lambda *_: pytest.fail("transformers ran it"))
+    monkeypatch.setattr(
+        "miles.data.template.render.render_text", lambda *_: pytest.fail("transformers ran it")
+    )
     renderer = renderer_of(chatml_tokenizer, template)
     begin = time.monotonic()
     with pytest.raises(RowRejected, match="template_error: the chat template does not end"):
@@ -396,11 +466,13 @@ def test_a_conversation_of_thousands_of_turns_is_no_endless_template(chatml_toke
         + chatml_tokenizer.chat_template
     )
     messages = [
-        {"role": role, "content": f"{role} {number}"} for number in range(5_000) for role in ("user", "assistant")
+        {"role": role, "content": f"{role} {number}"}
+        for number in range(5_000)
+        for role in ("user", "assistant")
     ]
-    text, spans = Renderer(chatml_tokenizer, {}, certify(chatml_tokenizer, EncodeConfig(tokenizer="t"))).render(
-        messages, None
-    )
+    text, spans = Renderer(
+        chatml_tokenizer, {}, certify(chatml_tokenizer, EncodeConfig(tokenizer="t"))
+    ).render(messages, None)
     assert text == chatml_tokenizer.apply_chat_template(messages, tokenize=False)
     assert len(spans) == 5_000
 
@@ -411,7 +483,9 @@ def test_a_template_that_calls_itself_for_ever_is_refused(chatml_tokenizer) -> N
         renderer.render(row("x"), None)
 
 
-def test_what_only_some_rows_make_too_much_of_is_refused_for_those(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_only_some_rows_make_too_much_of_is_refused_for_those(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(trace, "MAX_CHARACTERS", 1000)
     monkeypatch.setattr(symbols, "MAX_CHARACTERS", 1000)
     tracer = tracer_of(f"{{{{ {C}.replace('a', 'aaaaaaaaaa') }}}}{{{{ {C} }}}}")
@@ -431,7 +505,9 @@ def test_long_conversations(chatml_tokenizer) -> None:
         assert text_of(tracer, messages) == served(chatml_tokenizer, template, messages)
 
 
-def test_operations_upon_operations_are_refused_before_python_refuses_them(chatml_tokenizer) -> None:
+def test_operations_upon_operations_are_refused_before_python_refuses_them(
+    chatml_tokenizer,
+) -> None:
     template = (
         "{% set ns = namespace(x='') %}{% for m in messages %}{% set ns.x = (ns.x + m.content) | upper %}{% endfor %}"
         "{{ ns.x }}"
@@ -453,7 +529,9 @@ def test_data_that_is_not_json_or_too_deep_is_refused() -> None:
             tracer.program([{"role": "user", "content": value}], None)
 
 
-def test_programs_are_let_go_of_and_made_anew(chatml_tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_programs_are_let_go_of_and_made_anew(
+    chatml_tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(trace, "_MAX_KEPT", 40)
     template = "{% for m in messages %}{{ '' if 'a' in m.content else m.content }}.{% endfor %}"
     tracer = tracer_of(template)
@@ -481,6 +559,10 @@ def test_the_template_is_given_what_transformers_gives_it(chatml_tokenizer) -> N
         "{{ eos_token }}{{ bos_token is defined }}{{ documents }}{{ tools }}{{ add_generation_prompt }}{{ flag }}"
         "{{ strftime_now is defined }}{{ raise_exception is defined }}"
     )
-    tracer = tracer_of(template, **chatml_tokenizer.special_tokens_map, flag=json.loads("[1, null]"))
-    text = chatml_tokenizer.apply_chat_template(row("q"), chat_template=template, tokenize=False, flag=[1, None])
+    tracer = tracer_of(
+        template, **chatml_tokenizer.special_tokens_map, flag=json.loads("[1, null]")
+    )
+    text = chatml_tokenizer.apply_chat_template(
+        row("q"), chat_template=template, tokenize=False, flag=[1, None]
+    )
     assert text_of(tracer, row("q")) == text

@@ -27,7 +27,9 @@ _spec = find_spec("trl")  # found, not imported: only its templates are needed
 if _spec is None or _spec.origin is None:
     pytest.skip("trl, whose chat templates are tried, is not installed", allow_module_level=True)
 TEMPLATES = Path(_spec.origin).parent / "chat_templates"
-NAMES = sorted(path.name.removesuffix("_training.jinja") for path in TEMPLATES.glob("*_training.jinja"))
+NAMES = sorted(
+    path.name.removesuffix("_training.jinja") for path in TEMPLATES.glob("*_training.jinja")
+)
 
 REFUSED = {
     "glm4moe": "does not end each assistant turn with a special token",
@@ -58,7 +60,10 @@ def assistant(content: str, **more: Any) -> dict[str, Any]:
     return {"role": "assistant", "content": content, **more}
 
 
-CALL = {"type": "function", "function": {"name": "lookup", "arguments": {"word": "tree", "count": 3}}}
+CALL = {
+    "type": "function",
+    "function": {"name": "lookup", "arguments": {"word": "tree", "count": 3}},
+}
 RESULT = {"role": "tool", "name": "lookup", "content": "a plant"}
 TOOLS = [
     {
@@ -66,16 +71,32 @@ TOOLS = [
         "function": {
             "name": "lookup",
             "description": "Looks a word up.",
-            "parameters": {"type": "object", "properties": {"word": {"type": "string", "description": "the word"}}},
+            "parameters": {
+                "type": "object",
+                "properties": {"word": {"type": "string", "description": "the word"}},
+            },
         },
     }
 ]
 CASES: dict[str, tuple[list[dict[str, Any]], Any]] = {
     "single": ([user(" What is 2+2? "), assistant("It is 4.")], None),
     "newlines": ([user("Hi"), assistant("\n\nHello\n")], None),
-    "multi": ([user("One?"), assistant("1"), user("Two?"), assistant("2"), user("Three?"), assistant("3")], None),
+    "multi": (
+        [
+            user("One?"),
+            assistant("1"),
+            user("Two?"),
+            assistant("2"),
+            user("Three?"),
+            assistant("3"),
+        ],
+        None,
+    ),
     "system": ([{"role": "system", "content": "Be brief."}, user("Hi"), assistant("Hello")], None),
-    "markers": ([user("say <|im_end|> | <think>"), assistant("a | b </s> <|im_start|>assistant\n")], None),
+    "markers": (
+        [user("say <|im_end|> | <think>"), assistant("a | b </s> <|im_start|>assistant\n")],
+        None,
+    ),
     "reasoning": ([user("Why?"), assistant("Because.", reasoning_content="Hm.\nYes.")], None),
     "inline": ([user("Why?"), assistant("<think>\nHm.\n</think>\n\nBecause.")], None),
     "reasoning twice": (
@@ -87,15 +108,27 @@ CASES: dict[str, tuple[list[dict[str, Any]], Any]] = {
         ],
         None,
     ),
-    "tools": ([user("tree?"), assistant("", tool_calls=[CALL]), RESULT, assistant("A plant.")], TOOLS),
+    "tools": (
+        [user("tree?"), assistant("", tool_calls=[CALL]), RESULT, assistant("A plant.")],
+        TOOLS,
+    ),
     "two tools": (
-        [user("tree?"), assistant("Well.", tool_calls=[CALL, CALL]), RESULT, RESULT, assistant("A plant.")],
+        [
+            user("tree?"),
+            assistant("Well.", tool_calls=[CALL, CALL]),
+            RESULT,
+            RESULT,
+            assistant("A plant."),
+        ],
         TOOLS,
     ),
 }
 CHANGED_TEXT = {
     # These twins keep reasoning, or the think block, in earlier turns, so that a conversation extends its beginning.
-    **{name: {"multi", "reasoning twice"} for name in ("qwen3_5_nothink", "qwen3_5_think", "qwen3_6")},
+    **{
+        name: {"multi", "reasoning twice"}
+        for name in ("qwen3_5_nothink", "qwen3_5_think", "qwen3_6")
+    },
     "qwen3": {"multi", "reasoning twice", "tools", "two tools"},
     "deepseek_r1_distill": {"inline"},
 }
@@ -112,7 +145,9 @@ def tokenizer(request: pytest.FixtureRequest, chatml_tokenizer_folder: Path) -> 
         folder = chatml_tokenizer_folder
     tokenizer = AutoTokenizer.from_pretrained(folder)
     texts = [(TEMPLATES / f"{name}.jinja").read_text(encoding="utf-8") for name in NAMES]
-    own = sorted({token for text in texts for token in OWN_TOKENS.findall(text)} - set(tokenizer.get_vocab()))
+    own = sorted(
+        {token for text in texts for token in OWN_TOKENS.findall(text)} - set(tokenizer.get_vocab())
+    )
     tokenizer.add_special_tokens({"bos_token": "<bos>", "additional_special_tokens": own})
     return tokenizer
 
@@ -126,7 +161,10 @@ def of_template(tokenizer: Any, request: pytest.FixtureRequest) -> tuple[str, An
 
 
 @pytest.mark.parametrize(
-    "of_template", [name for name in NAMES if name not in (*REFUSED, *NO_TEXT)], indirect=True, ids=lambda name: name
+    "of_template",
+    [name for name in NAMES if name not in (*REFUSED, *NO_TEXT)],
+    indirect=True,
+    ids=lambda name: name,
 )
 def test_what_is_trained_is_what_the_twin_marks(of_template: tuple[str, Any]) -> None:
     name, tokenizer = of_template
@@ -139,10 +177,16 @@ def test_what_is_trained_is_what_the_twin_marks(of_template: tuple[str, Any]) ->
         except RowRejected as rejected:
             _require_due(rejected, certificate, case)
             continue
-        served = tokenizer.apply_chat_template(messages, tools=tools, tokenize=True, return_dict=False)
+        served = tokenizer.apply_chat_template(
+            messages, tools=tools, tokenize=True, return_dict=False
+        )
         assert ours.input_ids.tolist() == served, case
         marked = tokenizer.apply_chat_template(
-            messages, tools=tools, chat_template=twin, return_dict=True, return_assistant_tokens_mask=True
+            messages,
+            tools=tools,
+            chat_template=twin,
+            return_dict=True,
+            return_assistant_tokens_mask=True,
         )
         if marked["input_ids"] != served:
             changed.add(case)
@@ -165,7 +209,9 @@ def _require_due(rejected: RowRejected, certificate: Certificate, case: str) -> 
         assert not certificate.accepts_system
 
 
-def _compare(ours: Encoded, theirs: list[int], tokenizer: Any, certificate: Certificate, where: str) -> None:
+def _compare(
+    ours: Encoded, theirs: list[int], tokenizer: Any, certificate: Certificate, where: str
+) -> None:
     ids, mask = ours.input_ids.tolist(), ours.loss_mask.tolist()
     num_straddling = 0
     for (own, marked), run in groupby(range(len(ids)), lambda at: (mask[at], theirs[at])):
@@ -199,7 +245,10 @@ def test_what_cannot_be_certified_is_refused_by_name(of_template: tuple[str, Any
 @pytest.mark.parametrize("of_template", NO_TEXT, indirect=True, ids=lambda name: name)
 def test_a_template_that_takes_no_text_is_refused(of_template: tuple[str, Any]) -> None:
     name, tokenizer = of_template
-    with pytest.raises(TemplateError, match=r"renders the message 'QUESTION1' 0 times|fails on a plain conversation"):
+    with pytest.raises(
+        TemplateError,
+        match=r"renders the message 'QUESTION1' 0 times|fails on a plain conversation",
+    ):
         certify(tokenizer, EncodeConfig(tokenizer=name))
 
 
@@ -208,7 +257,11 @@ def test_the_readme_says_so(tokenizer: Any) -> None:
     rows = re.findall(row, README.read_text(encoding="utf-8"), re.MULTILINE)
     listed = {verdict: set(re.findall("`([a-z0-9_]+)`", templates)) for verdict, templates in rows}
     assert listed.pop("exact") == set(NAMES) - set(REFUSED) - set(NO_TEXT)
-    with_tools = {name for name in NAMES if name not in (*REFUSED, *NO_TEXT) and _accepts_tools(name, tokenizer)}
+    with_tools = {
+        name
+        for name in NAMES
+        if name not in (*REFUSED, *NO_TEXT) and _accepts_tools(name, tokenizer)
+    }
     assert listed.pop("of these, with tool calls") == with_tools
     assert set.union(*listed.values()) == {*REFUSED, *NO_TEXT}
 

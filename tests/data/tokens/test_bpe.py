@@ -13,7 +13,16 @@ from tokenizers import Tokenizer, normalizers, processors
 from miles.data.tokens import bpe
 from miles.data.tokens.bpe import TextEncoder, text_encoder
 from miles.data.types import RowRejected
-from tests.support.byte_level import ADDED, GPT_OSS, LLAMA3, QWEN, TEXTS, require_same, small, texts_
+from tests.support.byte_level import (
+    ADDED,
+    GPT_OSS,
+    LLAMA3,
+    QWEN,
+    TEXTS,
+    require_same,
+    small,
+    texts_,
+)
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +38,9 @@ def encoder(tokenizer: Tokenizer) -> TextEncoder:
 # The same ids and positions
 
 
-@pytest.mark.parametrize("pattern", [QWEN, LLAMA3, GPT_OSS, None, r"\p{L}+|\s+|'(?i:[sdmt]|ll|ve|re)"])
+@pytest.mark.parametrize(
+    "pattern", [QWEN, LLAMA3, GPT_OSS, None, r"\p{L}+|\s+|'(?i:[sdmt]|ll|ve|re)"]
+)
 def test_ids_and_positions_are_those_of_tokenizers(pattern: str | None) -> None:
     tokenizer = small(pattern)
     encoder = text_encoder(tokenizer)
@@ -41,13 +52,21 @@ def test_ids_and_positions_are_those_of_tokenizers(pattern: str | None) -> None:
 
 @settings(max_examples=300, deadline=None)
 @given(text=texts_, data=st.data())
-def test_any_text(tokenizer: Tokenizer, encoder: TextEncoder, text: str, data: st.DataObject) -> None:
-    points = data.draw(st.lists(st.integers(0, len(text)), max_size=5).map(sorted))  # repeated ones too
+def test_any_text(
+    tokenizer: Tokenizer, encoder: TextEncoder, text: str, data: st.DataObject
+) -> None:
+    points = data.draw(
+        st.lists(st.integers(0, len(text)), max_size=5).map(sorted)
+    )  # repeated ones too
     require_same(tokenizer, encoder, text, points)
 
 
 @settings(max_examples=100, deadline=None)
-@given(texts=st.lists(st.sampled_from(["", *ADDED]).flatmap(lambda token: texts_.map(token.__add__)), max_size=6))
+@given(
+    texts=st.lists(
+        st.sampled_from(["", *ADDED]).flatmap(lambda token: texts_.map(token.__add__)), max_size=6
+    )
+)
 def test_texts_together_are_as_each_by_itself(encoder: TextEncoder, texts: list[str]) -> None:
     texts = [*texts, "<think>\ud800"]  # half of a surrogate pair spoils no other
     points = [[*range(0, len(text) + 1, 2)] for text in texts]
@@ -78,10 +97,14 @@ def test_half_of_a_surrogate_pair(text: str, is_proven: bool) -> None:
         encoder.encode(text)
 
 
-def test_text_that_nfc_changes_keeps_its_positions(tokenizer: Tokenizer, encoder: TextEncoder) -> None:
+def test_text_that_nfc_changes_keeps_its_positions(
+    tokenizer: Tokenizer, encoder: TextEncoder
+) -> None:
     text = "cafe\u0301 the<think>"
     ids, first, straddled = encoder.encode_at(text, [5, 9, 16])
-    assert [tokenizer.id_to_token(token) for token in ids[first[0] : first[1]].tolist()] == ["\u0120the"]  # " the"
+    assert [tokenizer.id_to_token(token) for token in ids[first[0] : first[1]].tolist()] == [
+        "\u0120the"
+    ]  # " the"
     assert first[2] == len(ids)
     assert not any(straddled)
 
@@ -149,7 +172,9 @@ def test_surely_longer(encoder: TextEncoder) -> None:
 def test_nfc_shrinks_no_text_more_than_assumed() -> None:
     for character in map(chr, [*range(0xD800), *range(0xE000, 0x30000)]):
         composed = unicodedata.normalize("NFC", character)
-        longest = max(len(unicodedata.normalize("NFD", character).encode()), len(character.encode()))
+        longest = max(
+            len(unicodedata.normalize("NFD", character).encode()), len(character.encode())
+        )
         assert longest <= bpe._NFC_SHRINKS * len(composed.encode())
 
 
@@ -167,9 +192,14 @@ def test_one_encoder_for_each_content(chatml_tokenizer: Any) -> None:
     other = text_encoder(first)
     assert other is not encoder
     assert len(other.encode("the <new> the the the the")) > 3
-    chatml_tokenizer("the", truncation=True, max_length=1, padding="max_length", split_special_tokens=True)
+    chatml_tokenizer(
+        "the", truncation=True, max_length=1, padding="max_length", split_special_tokens=True
+    )
     ids = text_encoder(chatml_tokenizer.backend_tokenizer).encode("<|im_end|>the quick brown fox")
-    assert ids.tolist() == chatml_tokenizer("<|im_end|>the quick brown fox", add_special_tokens=False)["input_ids"]
+    assert (
+        ids.tolist()
+        == chatml_tokenizer("<|im_end|>the quick brown fox", add_special_tokens=False)["input_ids"]
+    )
 
 
 def test_changes_of_the_original_do_not_reach_the_copy() -> None:
@@ -201,6 +231,9 @@ def test_qwen3_is_converted(assets: Path) -> None:
         require_same(tokenizer, encoder, text)
     rows = pq.read_table(assets / "data" / "openhermes_sample.parquet").to_pylist()[::37]
     for row in rows:
-        text = "".join(f"<|im_start|>{turn['from']}\n{turn['value']}<|im_end|>\n" for turn in row["conversations"])
+        text = "".join(
+            f"<|im_start|>{turn['from']}\n{turn['value']}<|im_end|>\n"
+            for turn in row["conversations"]
+        )
         require_same(tokenizer, encoder, text, range(0, len(text) + 1, 7))
     assert len(rows) > 400

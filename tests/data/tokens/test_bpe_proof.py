@@ -76,7 +76,9 @@ def drop_last_merge(tokenizer: Tokenizer) -> Tokenizer:
 
 
 def new_token(text: str, number: int) -> Callable[[Tokenizer], Tokenizer]:
-    return lambda tokenizer: changed(tokenizer, lambda fields: fields["model"]["vocab"].update({text: number}))
+    return lambda tokenizer: changed(
+        tokenizer, lambda fields: fields["model"]["vocab"].update({text: number})
+    )
 
 
 def collide(tokenizer: Tokenizer) -> Tokenizer:
@@ -106,23 +108,40 @@ NOTHING = r"\p{L}*|\S|\s"
 STEPS = "does not cut text into words by one regular expression"
 CONSTRUCTS = "constructs that regex engines read in different ways"
 REFUSED: list[tuple[Callable[[Tokenizer], Tokenizer], str]] = [
-    (lambda _: Tokenizer(models.WordLevel({"a": 0, "b": 1}, unk_token="b")), "its model is WordLevel"),
+    (
+        lambda _: Tokenizer(models.WordLevel({"a": 0, "b": 1}, unk_token="b")),
+        "its model is WordLevel",
+    ),
     (set_model(dropout=0.1), "its model has dropout"),
     (set_model(unk_token="a"), "its model has unk_token"),
     (set_model(byte_fallback=True), "its model has byte_fallback"),
     (set_model(end_of_word_suffix="</w>", merges=[]), "its model has end_of_word_suffix"),
     (set_part("normalizer", normalizers.NFKC), "its normalizer is NFKC"),
     (set_part("normalizer", normalizers.Lowercase), "its normalizer is Lowercase"),
-    (set_part("normalizer", lambda: normalizers.Sequence([normalizers.NFC()])), "its normalizer is Sequence"),
+    (
+        set_part("normalizer", lambda: normalizers.Sequence([normalizers.NFC()])),
+        "its normalizer is Sequence",
+    ),
     (set_field(pre_tokenizer=None), "not byte-level"),
     (set_part("pre_tokenizer", pre_tokenizers.Whitespace), "not byte-level"),
     (set_part("pre_tokenizer", pre_tokenizers.Metaspace), "not byte-level"),
-    (set_part("pre_tokenizer", lambda: pre_tokenizers.ByteLevel(add_prefix_space=True)), "puts a blank before text"),
-    (set_part("pre_tokenizer", lambda: pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)), STEPS),
+    (
+        set_part("pre_tokenizer", lambda: pre_tokenizers.ByteLevel(add_prefix_space=True)),
+        "puts a blank before text",
+    ),
     (
         set_part(
             "pre_tokenizer",
-            lambda: pre_tokenizers.Sequence([pre_tokenizers.Digits(True), pre_tokenizers.ByteLevel(False)]),
+            lambda: pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ),
+        STEPS,
+    ),
+    (
+        set_part(
+            "pre_tokenizer",
+            lambda: pre_tokenizers.Sequence(
+                [pre_tokenizers.Digits(True), pre_tokenizers.ByteLevel(False)]
+            ),
         ),
         STEPS,
     ),
@@ -132,9 +151,32 @@ REFUSED: list[tuple[Callable[[Tokenizer], Tokenizer], str]] = [
     *[
         (set_part("pre_tokenizer", lambda pattern=pattern: split_by(pattern)), CONSTRUCTS)  # type: ignore[misc]
         for pattern in (
-            *(r"\w+|\W", r"\h+|.", r"^a|\S|\s", r"a$|\S|\s", r"[[:alpha:]]+|\S|\s", r"(?i:ss)|\S|\s", r"\bthe|\S|\s"),
-            *(r"(?<=a)b|\S|\s", r"[a-c]++|\S|\s", r"\S+?|\s", r"\S{2}+|\s", r"(?:ab)*c|\S|\s", r"(?m).+|\n", r"."),
-            *(r"[\p{L}&&\p{Lu}]|\S|\s", r"(a)|\S|\s", r"\p{Han}+|\S|\s", r"(?=a)|\S|\s", r"\d+|\S|\s", r"\x41|\S|\s"),
+            *(
+                r"\w+|\W",
+                r"\h+|.",
+                r"^a|\S|\s",
+                r"a$|\S|\s",
+                r"[[:alpha:]]+|\S|\s",
+                r"(?i:ss)|\S|\s",
+                r"\bthe|\S|\s",
+            ),
+            *(
+                r"(?<=a)b|\S|\s",
+                r"[a-c]++|\S|\s",
+                r"\S+?|\s",
+                r"\S{2}+|\s",
+                r"(?:ab)*c|\S|\s",
+                r"(?m).+|\n",
+                r".",
+            ),
+            *(
+                r"[\p{L}&&\p{Lu}]|\S|\s",
+                r"(a)|\S|\s",
+                r"\p{Han}+|\S|\s",
+                r"(?=a)|\S|\s",
+                r"\d+|\S|\s",
+                r"\x41|\S|\s",
+            ),
         )
     ],
     (set_part("pre_tokenizer", lambda: split_by(NOTHING)), "matches nothing, too"),
@@ -147,7 +189,10 @@ REFUSED: list[tuple[Callable[[Tokenizer], Tokenizer], str]] = [
     (add(AddedToken("x" + "y" * 300)), "empty, or very long"),
     (add(*[AddedToken(f"<{number}>") for number in range(2_001)]), "it has 2004 added tokens"),
     (add(AddedToken("e\u0301", normalized=True)), "not in NFC"),
-    (add(AddedToken("\u00e9", normalized=True)), "shares its id with bytes of other text"),  # "é" writes byte E9
+    (
+        add(AddedToken("\u00e9", normalized=True)),
+        "shares its id with bytes of other text",
+    ),  # "é" writes byte E9
     (add(AddedToken("z", normalized=True)), "lacks some bytes"),
     (swap_first_merges, "not in the order of their results' ids"),
     (drop_last_merge, "its merges do not make every token"),
@@ -173,7 +218,9 @@ def test_refused(change: Callable[[Tokenizer], Tokenizer], reason: str) -> None:
 
 def test_ids_with_gaps_that_a_copy_closes() -> None:
     """The tokenizer itself is used, not its copy."""
-    tokenizer = changed(small(added=[]), lambda fields: fields["model"]["vocab"].update({"zq": 1_000}))
+    tokenizer = changed(
+        small(added=[]), lambda fields: fields["model"]["vocab"].update({"zq": 1_000})
+    )
     tokenizer.add_tokens(["zq"])
     tokenizer.add_tokens(["<x>"])
     encoder = text_encoder(tokenizer)
@@ -195,15 +242,22 @@ def test_two_tokens_of_one_id(twin: str) -> None:
 
 
 def test_ids_beyond_int32() -> None:
-    fields = {"model": {"vocab": {"a": 2**31 + 5}}, "added_tokens": []}  # tokenizers takes half a minute for a real one
-    with pytest.raises(TemplateError, match="the token id 2147483653; expected ids of at most 31 bits"):
+    fields = {
+        "model": {"vocab": {"a": 2**31 + 5}},
+        "added_tokens": [],
+    }  # tokenizers takes half a minute for a real one
+    with pytest.raises(
+        TemplateError, match="the token id 2147483653; expected ids of at most 31 bits"
+    ):
         bpe._require_int32(fields)
 
 
 def test_engines_of_other_unicode_versions(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bpe, "_made", {})
     monkeypatch.setattr(
-        bpe_proof.unicodedata, "category", lambda character: "Cn" if character in "\u0178\u0179" else "L"
+        bpe_proof.unicodedata,
+        "category",
+        lambda character: "Cn" if character in "\u0178\u0179" else "L",
     )
 
     class Older(tiktoken.Encoding):
@@ -258,8 +312,12 @@ def test_a_looked_up_word_that_two_tokens_would_come_to_by_rank() -> None:
     """`bca` of rank 300 is no merge, but tiktoken would join `bc` and `a`, which the merge of rank 301 brings about."""
 
     def change(fields: dict[str, Any]) -> None:
-        letters = {token: number for token, number in fields["model"]["vocab"].items() if len(token) == 1}
-        fields["model"].update(vocab={**letters, "bca": 300, "bc": 301}, merges=[["b", "c"]], ignore_merges=True)
+        letters = {
+            token: number for token, number in fields["model"]["vocab"].items() if len(token) == 1
+        }
+        fields["model"].update(
+            vocab={**letters, "bca": 300, "bc": 301}, merges=[["b", "c"]], ignore_merges=True
+        )
         fields["added_tokens"] = []
 
     tokenizer = changed(small(), change)
@@ -273,9 +331,13 @@ def perturbed(rng: random.Random) -> Tokenizer:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     trainer = trainers.BpeTrainer(
-        vocab_size=256 + rng.randint(0, 25), initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=256 + rng.randint(0, 25),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
-    tokenizer.train_from_iterator(["".join(rng.choices("aabc", k=rng.randint(1, 12))) for _ in range(60)], trainer)
+    tokenizer.train_from_iterator(
+        ["".join(rng.choices("aabc", k=rng.randint(1, 12))) for _ in range(60)], trainer
+    )
     fields = json.loads(tokenizer.to_str())
     vocabulary, merges = fields["model"]["vocab"], fields["model"]["merges"]
     fields["model"]["ignore_merges"] = rng.random() < 0.4
@@ -313,9 +375,14 @@ def test_random_merges(monkeypatch: pytest.MonkeyPatch) -> None:
         if encoder.engine == "tiktoken":
             for _ in range(60):
                 text = "".join(rng.choices("aaabbc ", k=rng.choice([3, 7, 12, 30, 700])))
-                assert encoder.encode(text).tolist() == tokenizer.encode(text, add_special_tokens=False).ids
+                assert (
+                    encoder.encode(text).tolist()
+                    == tokenizer.encode(text, add_special_tokens=False).ids
+                )
     assert 20 < engines.count("tiktoken") < 140
-    assert "tokenizers: tiktoken gave other ids in a self-test" not in engines  # the proof alone has refused it
+    assert (
+        "tokenizers: tiktoken gave other ids in a self-test" not in engines
+    )  # the proof alone has refused it
 
 
 # Both regex engines
@@ -355,17 +422,27 @@ def test_cuts_at_every_edge_between_categories(pattern: str) -> None:
     tiktoken looks a word up before it merges: with ranks for all that a text holds, each word is one token.
     """
     every = list(map(chr, [*range(0xD800), *range(0xE000, 0x30000)]))
-    edges = {c for pair in pairwise(every) if len({*map(unicodedata.category, pair)}) == 2 for c in pair}
+    edges = {
+        c for pair in pairwise(every) if len({*map(unicodedata.category, pair)}) == 2 for c in pair
+    }
     edges |= {c for c in every if c.isspace()}
     probes = ("a{0}a", " {0}!", "'{0}1", "\n{0}{0} \n")
     texts = [probe.format(c) for c in sorted(edges) for probe in probes]
-    known = {text[a:b].encode() for text in texts for a in range(len(text)) for b in range(a + 1, len(text) + 1)}
+    known = {
+        text[a:b].encode()
+        for text in texts
+        for a in range(len(text))
+        for b in range(a + 1, len(text) + 1)
+    }
     known |= {bytes([byte]) for byte in range(256)}
     ranks = {token: number for number, token in enumerate(sorted(known))}
     encoding = tiktoken.Encoding("test", pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
     split = pre_tokenizers.Split(Regex(pattern), "isolated")
     for text in texts:
-        ours = [encoding.decode_single_token_bytes(token).decode() for token in encoding.encode_ordinary(text)]
+        ours = [
+            encoding.decode_single_token_bytes(token).decode()
+            for token in encoding.encode_ordinary(text)
+        ]
         assert ours == [part for part, _ in split.pre_tokenize_str(text)], (text, ours)
 
 

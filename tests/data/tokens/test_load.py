@@ -51,7 +51,9 @@ def test_is_cached_by_content(chatml_tokenizer_folder: Path, tmp_path: Path) -> 
     assert load_tokenizer(config_of(folder)).chat_template != first.chat_template
 
 
-def test_a_cached_tokenizer_that_somebody_changed_is_loaded_again(chatml_tokenizer_folder: Path) -> None:
+def test_a_cached_tokenizer_that_somebody_changed_is_loaded_again(
+    chatml_tokenizer_folder: Path,
+) -> None:
     config = config_of(chatml_tokenizer_folder)
     tokenizer = load_tokenizer(config)
     template = tokenizer.chat_template
@@ -64,7 +66,10 @@ def test_a_cached_tokenizer_that_somebody_changed_is_loaded_again(chatml_tokeniz
     [
         (lambda folder: folder / "missing" / "a" / "b", "no such folder"),
         (lambda folder: folder / "a.txt", "a file, not a folder"),
-        (lambda folder: folder, r"no tokenizer in this folder; expected tokenizer\.json .* found a\.txt"),
+        (
+            lambda folder: folder,
+            r"no tokenizer in this folder; expected tokenizer\.json .* found a\.txt",
+        ),
     ],
 )
 def test_a_wrong_path_is_named(make, message: str, tmp_path: Path) -> None:
@@ -81,7 +86,9 @@ def test_a_broken_tokenizer_file(tmp_path: Path) -> None:
 
 def test_a_hub_name_fails_clearly_without_a_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(TemplateError, match="no such folder, and the Hugging Face hub did not give"):
+    with pytest.raises(
+        TemplateError, match="no such folder, and the Hugging Face hub did not give"
+    ):
         load_tokenizer(config_of("nobody/no-such-tokenizer"))
 
 
@@ -97,7 +104,10 @@ def test_no_template_and_several_templates(chatml_tokenizer, tmp_path: Path) -> 
 
 
 def test_dates_are_pinned() -> None:
-    assert pin_date("{{ strftime_now('%d %b %Y') }} {{- strftime_now(\"%Y\") }}") == '{{ "01 Jan 2025" }} {{- "2025" }}'
+    assert (
+        pin_date("{{ strftime_now('%d %b %Y') }} {{- strftime_now(\"%Y\") }}")
+        == '{{ "01 Jan 2025" }} {{- "2025" }}'
+    )
 
 
 def test_the_fingerprint_covers_what_changes_tokens_or_masks(chatml_tokenizer) -> None:

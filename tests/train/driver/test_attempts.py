@@ -15,7 +15,10 @@ def test_every_start_has_its_reason(tmp_path: Path) -> None:
     assert first.begin(0, "s3://key:secret@bucket/release", Layout(2)) == "new run"
     first.end("ClusterError: a trainer died", 7)
     first.restarts()
-    assert first.begin(4, "there/iter_0000004", Layout(2)) == "restarted after ClusterError: a trainer died"
+    assert (
+        first.begin(4, "there/iter_0000004", Layout(2))
+        == "restarted after ClusterError: a trainer died"
+    )
     assert Starts(url).begin(4, "there", Layout(4, tensor=2)) == (
         "the same command again; start 2 has no end: it was killed"
     )
@@ -36,4 +39,7 @@ def test_every_start_has_its_reason(tmp_path: Path) -> None:
 
 
 def test_a_run_that_begins_in_another_folder(tmp_path: Path) -> None:
-    assert Starts(str(tmp_path)).begin(40, "there", Layout(1)) == "continues a checkpoint of another folder"
+    assert (
+        Starts(str(tmp_path)).begin(40, "there", Layout(1))
+        == "continues a checkpoint of another folder"
+    )

@@ -52,14 +52,18 @@ def test_a_step_says_its_loss_by_source_and_its_speed() -> None:
     assert metrics["sft/loss"] == metrics["sft/per_token_loss"] == pytest.approx(700 / 300)
     assert (metrics["sft/loss/chat"], metrics["sft/loss/code"]) == (2.0, 3.0)
     assert metrics["perf/tokens_per_second"] == 1000
-    assert metrics["perf/tflops_per_gpu"] == pytest.approx(training_flops(DENSE, 500, 9_000) / 0.5 / 2 / 1e12)
+    assert metrics["perf/tflops_per_gpu"] == pytest.approx(
+        training_flops(DENSE, 500, 9_000) / 0.5 / 2 / 1e12
+    )
     assert "perf/mfu" not in metrics
 
 
 def test_mfu_is_said_where_the_device_is_known() -> None:
     metrics = step_metrics(facts("NVIDIA H100 80GB HBM3"), REPORT, RESULT, STANDING)
     assert metrics["perf/mfu"] == pytest.approx(float(metrics["perf/tflops_per_gpu"]) / 989)
-    assert "perf/mfu" not in step_metrics(facts("A card of another maker"), REPORT, RESULT, STANDING)
+    assert "perf/mfu" not in step_metrics(
+        facts("A card of another maker"), REPORT, RESULT, STANDING
+    )
 
 
 def test_the_evaluation_loss_is_weighted_by_tokens() -> None:
@@ -83,7 +87,8 @@ def test_the_docs_name_every_key_and_no_other() -> None:
     }
     general = {
         re.sub(r"/(chat|code)$", "/<source>", re.sub(r"/no_messages$", "/<reason>", key)).replace(
-            next((f"data/{stage}_" for stage in STAGES if key == f"data/{stage}_seconds"), "\0"), "data/<stage>_"
+            next((f"data/{stage}_" for stage in STAGES if key == f"data/{stage}_seconds"), "\0"),
+            "data/<stage>_",
         )
         for key in said
     }
@@ -130,8 +135,12 @@ def test_the_progress_line_has_the_depth_and_the_limiting_stage(is_terminal: boo
 
 
 def test_a_narrow_terminal_shows_all_of_it() -> None:
-    lines = [{**line(step, 0, 0.9, 0.95), "eval/loss": 1.25, "sft/skipped_steps": 2} for step in range(6)]
-    said = " ".join(re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown(lines, is_terminal=True, width=80)).split())
+    lines = [
+        {**line(step, 0, 0.9, 0.95), "eval/loss": 1.25, "sft/skipped_steps": 2} for step in range(6)
+    ]
+    said = " ".join(
+        re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown(lines, is_terminal=True, width=80)).split()
+    )
     for part in ("6/12", "eval 1.2500", "skipped 2"):
         assert part in said
     assert "…" not in said

@@ -28,14 +28,21 @@ from miles.train.driver.sinks import FILE, WANDB_ID, MetricsLog, open_boards
 
 def line(step: int) -> Metrics:
     loss = math.nan if step == 3 else 2.0 / (step + 1)
-    return {"step": step, "sft/loss": loss, "data/num_rows": 16 + step, "data/step_fingerprint": f"{step:016x}"}
+    return {
+        "step": step,
+        "sft/loss": loss,
+        "data/num_rows": 16 + step,
+        "data/step_fingerprint": f"{step:016x}",
+    }
 
 
 def lines_of(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(text) for text in (folder / FILE).read_text().splitlines()]
 
 
-def log_steps(config: LoggingConfig, folder: Path, first: int, last: int, *, breaks: bool = False) -> None:
+def log_steps(
+    config: LoggingConfig, folder: Path, first: int, last: int, *, breaks: bool = False
+) -> None:
     data = DataConfig((SourceConfig("chat", ("chat.jsonl",)),), OrderConfig(), EncodeConfig("hf"))
     settings = dataclasses.asdict(TrainConfig("hf", "megatron", "s3://key:secret@bucket/run", data))
     with MetricsLog(str(folder), first, open_boards(config, str(folder), first, settings)) as log:
@@ -56,7 +63,10 @@ def test_a_remote_file_is_written_at_each_checkpoint() -> None:
     url = f"memory://{secrets.token_hex(4)}"
 
     def steps() -> list[int]:
-        return [json.loads(text)["step"] for text in storage.read_text(storage.join(url, FILE)).splitlines()]
+        return [
+            json.loads(text)["step"]
+            for text in storage.read_text(storage.join(url, FILE)).splitlines()
+        ]
 
     log = MetricsLog(url, 0, [])
     for step in range(3):
@@ -119,17 +129,30 @@ def offline_runs(folder: Path) -> list[OfflineRun]:
     from wandb.proto import wandb_internal_pb2
 
     runs = []
-    for path in sorted(folder.glob("wandb/offline-run-*/*.wandb"), key=lambda path: path.stat().st_mtime_ns):
+    for path in sorted(
+        folder.glob("wandb/offline-run-*/*.wandb"), key=lambda path: path.stat().st_mtime_ns
+    ):
         runs.append(run := OfflineRun())
         for data in log_records(path.read_bytes()):
             record = wandb_internal_pb2.Record()
             record.ParseFromString(data)
             if record.HasField("history"):
-                items = {"/".join(item.nested_key) or item.key: item.value_json for item in record.history.item}
-                run.history.append({key: json.loads(value) for key, value in items.items() if not key.startswith("_")})
+                items = {
+                    "/".join(item.nested_key) or item.key: item.value_json
+                    for item in record.history.item
+                }
+                run.history.append(
+                    {
+                        key: json.loads(value)
+                        for key, value in items.items()
+                        if not key.startswith("_")
+                    }
+                )
             if record.HasField("run"):
                 run.run_id = record.run.run_id
-                run.config |= {item.key: json.loads(item.value_json) for item in record.run.config.update}
+                run.config |= {
+                    item.key: json.loads(item.value_json) for item in record.run.config.update
+                }
             if record.HasField("exit"):
                 run.exit_code = record.exit.exit_code
     return runs
@@ -148,9 +171,23 @@ def log_in_a_process(
     folder: Path, mode: str, first: int, last: int, end: str, **environment: str
 ) -> subprocess.CompletedProcess[str]:
     """Without a login, a home, or a terminal to ask on; with `environment`, and a password on the command line."""
-    inherited = {key: value for key, value in os.environ.items() if not key.startswith("WANDB") and key != "NETRC"}
+    inherited = {
+        key: value
+        for key, value in os.environ.items()
+        if not key.startswith("WANDB") and key != "NETRC"
+    }
     return subprocess.run(
-        [sys.executable, "-c", LOG, str(folder), mode, str(first), str(last), end, "s3://key:secret@bucket/export"],
+        [
+            sys.executable,
+            "-c",
+            LOG,
+            str(folder),
+            mode,
+            str(first),
+            str(last),
+            end,
+            "s3://key:secret@bucket/export",
+        ],
         cwd=Path(__file__).parents[3],
         env={**inherited, "HOME": str(folder / "home"), **environment},
         stdin=subprocess.DEVNULL,
@@ -166,11 +203,20 @@ def test_weights_and_biases_offline_has_the_same_history(tmp_path: Path) -> None
     went_on = log_in_a_process(tmp_path, "offline", 2, 6, "well")
     runs = offline_runs(tmp_path)
     assert [run.exit_code for run in runs] == [1, 0]
-    assert {run.run_id for run in runs} == {(tmp_path / WANDB_ID).read_text()}, "it goes on in the same run"
-    assert [[entry["step"] for entry in run.history] for run in runs] == [[0, 1, 2, 3, 4], [2, 3, 4, 5]]
+    assert {run.run_id for run in runs} == {(tmp_path / WANDB_ID).read_text()}, (
+        "it goes on in the same run"
+    )
+    assert [[entry["step"] for entry in run.history] for run in runs] == [
+        [0, 1, 2, 3, 4],
+        [2, 3, 4, 5],
+    ]
     assert "sft/loss" not in runs[0].history[3]
     for entry in runs[0].history + runs[1].history:
-        expected = {key: value for key, value in lines_of(tmp_path)[entry["step"]].items() if value is not None}
+        expected = {
+            key: value
+            for key, value in lines_of(tmp_path)[entry["step"]].items()
+            if value is not None
+        }
         del expected["data/step_fingerprint"]
         assert entry == expected
     assert runs[1].config["save"] == "s3://…@bucket/run"
@@ -191,14 +237,22 @@ def test_weights_and_biases_offline_has_the_same_history(tmp_path: Path) -> None
         ("hunter2" * 6, "--use-wandb: Failed to authenticate with http://127.0.0.1:9: "),
     ],
 )
-def test_weights_and_biases_without_a_login_or_an_answer_is_refused(tmp_path: Path, key: str, message: str) -> None:
+def test_weights_and_biases_without_a_login_or_an_answer_is_refused(
+    tmp_path: Path, key: str, message: str
+) -> None:
     """It asks nothing, and says no key."""
-    environment = {"WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_HTTP_TIMEOUT": "2", "WANDB_API_KEY": key}
+    environment = {
+        "WANDB_BASE_URL": "http://127.0.0.1:9",
+        "WANDB_HTTP_TIMEOUT": "2",
+        "WANDB_API_KEY": key,
+    }
     done = log_in_a_process(tmp_path, "online", 0, 1, "well", **environment)
     last = done.stderr.splitlines()[-1]
     assert message in last
     assert last.startswith("miles.errors.ConfigError")
-    assert last.endswith(". --wandb-mode offline needs neither login nor network; wandb sync sends it later")
+    assert last.endswith(
+        ". --wandb-mode offline needs neither login nor network; wandb sync sends it later"
+    )
     assert "hunter2" not in done.stderr
     assert not re.search("^wandb: ", done.stderr, re.MULTILINE), "nothing but the error"
     assert done.stdout == ""
@@ -211,10 +265,15 @@ def test_weights_and_biases_without_a_login_or_an_answer_is_refused(tmp_path: Pa
             LoggingConfig(use_tensorboard=True),
             "--use-tensorboard writes into the run's folder: give a local",
         ),
-        (LoggingConfig(use_wandb=True, wandb_mode="offline"), "--wandb-mode offline writes into the run's folder"),
+        (
+            LoggingConfig(use_wandb=True, wandb_mode="offline"),
+            "--wandb-mode offline writes into the run's folder",
+        ),
     ],
 )
-def test_a_remote_folder_is_no_place_for_what_is_written_bit_by_bit(config: LoggingConfig, message: str) -> None:
+def test_a_remote_folder_is_no_place_for_what_is_written_bit_by_bit(
+    config: LoggingConfig, message: str
+) -> None:
     with pytest.raises(ConfigError, match=message):
         open_boards(config, "memory://run", 0, {})
 
@@ -234,8 +293,12 @@ def test_weights_and_biases_of_a_remote_folder_leaves_only_the_id_there(
         assert storage.read_text(storage.join(url, WANDB_ID)) == run_id
 
 
-@pytest.mark.parametrize(("name", "extra"), [("torch.utils.tensorboard", "tensorboard"), ("wandb", "wandb")])
-def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, extra: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "extra"), [("torch.utils.tensorboard", "tensorboard"), ("wandb", "wandb")]
+)
+def test_a_missing_package_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, extra: str
+) -> None:
     monkeypatch.setitem(sys.modules, name, None)
     config = LoggingConfig(use_tensorboard=extra == "tensorboard", use_wandb=extra == "wandb")
     with pytest.raises(ConfigError, match=rf"pip install miles\[{extra}\]"):

@@ -29,19 +29,25 @@ def test_a_good_step_between_begins_the_count_anew(tmp_path: Path) -> None:
         said = skips.count(step, result() if step % 3 == 2 else BAD)
         assert bool(said) == (step % 3 != 2)
     assert skips.total == 14
-    assert said.startswith("step 19 skipped: the loss is not finite; row 101 of rows.jsonl, row 102")
+    assert said.startswith(
+        "step 19 skipped: the loss is not finite; row 101 of rows.jsonl, row 102"
+    )
     assert said.endswith(f"and 2 more (see {tmp_path / FILE})")
     skips.count(20, result())
     skips.count(21, BAD)
     skips.count(22, BAD)
-    with pytest.raises(DivergedError, match="3 steps in a row were skipped, more than --max-skipped-steps 2"):
+    with pytest.raises(
+        DivergedError, match="3 steps in a row were skipped, more than --max-skipped-steps 2"
+    ):
         skips.count(23, BAD)
 
 
 def test_dropped_rows_alone_are_no_sign_of_divergence(tmp_path: Path) -> None:
     skips = SkippedSteps(str(tmp_path), 0, 0, 0, locate)
     for step in range(5):
-        assert skips.count(step, result(NOTHING_TO_TRAIN)) == f"step {step} skipped: nothing to train"
+        assert (
+            skips.count(step, result(NOTHING_TO_TRAIN)) == f"step {step} skipped: nothing to train"
+        )
     assert skips.total == 5
     assert not (tmp_path / FILE).exists()
 

@@ -75,7 +75,15 @@ def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def words(folder: Path, save: Path, model: str, *more: str) -> list[str]:
     rows = [word for file in sorted((folder / "rows").iterdir()) for word in (file.stem, str(file))]
-    return ["--hf-checkpoint", str(folder / model), "--prompt-data", *rows, "--save", str(save), *more]
+    return [
+        "--hf-checkpoint",
+        str(folder / model),
+        "--prompt-data",
+        *rows,
+        "--save",
+        str(save),
+        *more,
+    ]
 
 
 def printed(line: list[str]) -> str:
@@ -92,7 +100,11 @@ def memory_row(text: str, stage: int) -> list[float]:
 @pytest.mark.parametrize("gpus", [1, 8])
 def test_qwen3_4b(folder: Path, tmp_path: Path, gpus: int) -> None:
     save = tmp_path / "save"
-    text = printed(words(folder, save, "4b", *FOUR_B, "--actor-num-gpus-per-node", str(gpus), "--num-epoch", "3"))
+    text = printed(
+        words(
+            folder, save, "4b", *FOUR_B, "--actor-num-gpus-per-node", str(gpus), "--num-epoch", "3"
+        )
+    )
     assert "4,022,468,096 (4.02 billion)" in text
     assert "18: 6 an epoch x 3" in text
     assert f"{gpus} rank(s): tensor 1 x pipeline 1 x data {gpus}" in text
@@ -108,29 +120,65 @@ def test_qwen3_4b(folder: Path, tmp_path: Path, gpus: int) -> None:
 
 
 def test_qwen3_235b_on_four_nodes_of_eight(folder: Path, tmp_path: Path) -> None:
-    layout = ["--actor-num-nodes", "4", "--actor-num-gpus-per-node", "8", "--tensor-model-parallel-size", "4"]
-    layout += ["--sequence-parallel", "--pipeline-model-parallel-size", "2", "--expert-model-parallel-size", "16"]
-    layout += ["--expert-tensor-parallel-size", "1", "--recompute-granularity", "full", "--recompute-method", "uniform"]
+    layout = [
+        "--actor-num-nodes",
+        "4",
+        "--actor-num-gpus-per-node",
+        "8",
+        "--tensor-model-parallel-size",
+        "4",
+    ]
+    layout += [
+        "--sequence-parallel",
+        "--pipeline-model-parallel-size",
+        "2",
+        "--expert-model-parallel-size",
+        "16",
+    ]
+    layout += [
+        "--expert-tensor-parallel-size",
+        "1",
+        "--recompute-granularity",
+        "full",
+        "--recompute-method",
+        "uniform",
+    ]
     layout += ["--recompute-num-layers", "1", "--eval-fraction", "0.05", "--eval-interval", "10"]
     text = printed(words(folder, tmp_path, "235b", *FOUR_B, *layout))
     assert "235,093,634,560 (235.09 billion, 22.19 billion of them for a token)" in text
-    assert "32 rank(s): tensor 4 x pipeline 2 x data 4 with sequence parallelism; experts over 16" in text
+    assert (
+        "32 rank(s): tensor 4 x pipeline 2 x data 4 with sequence parallelism; experts over 16"
+        in text
+    )
     assert "ranks 8-15: pipeline stage 0, data rank 2-3" in text
     assert "ranks 24-31: pipeline stage 1, data rank 2-3" in text
     assert "5.0% of the rows, not trained on, every 10 steps and at the end" in text
     experts = 47 * 128 // 16 * 3 * 4096 * 1536
-    dense = 47 * ((4096 * (64 + 8) * 128 + 64 * 128 * 4096) // 4 + 2 * 4096 + 2 * 128 + 4096 * 128) + 151936 * 4096 // 4
+    dense = (
+        47 * ((4096 * (64 + 8) * 128 + 64 * 128 * 4096) // 4 + 2 * 4096 + 2 * 128 + 4096 * 128)
+        + 151936 * 4096 // 4
+    )
     assert memory_row(text, 0)[2] == experts + dense
     assert memory_row(text, 1)[2] == experts + dense + 4096
     # 16 ranks hold one stage's experts, each others: none of their state can be divided.
-    assert memory_row(text, 0)[5] == pytest.approx((experts * 12 + dense * 12 / 4) / 2**30, abs=0.01)
+    assert memory_row(text, 0)[5] == pytest.approx(
+        (experts * 12 + dense * 12 / 4) / 2**30, abs=0.01
+    )
     assert "most of it are weights and their state" in text
 
 
 def test_what_would_keep_the_run_from_starting_does_so_here(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"layers \(94\) cannot be divided"):
         printed(
-            words(folder, tmp_path, "235b", "--actor-num-gpus-per-node", "4", "--pipeline-model-parallel-size", "4")
+            words(
+                folder,
+                tmp_path,
+                "235b",
+                "--actor-num-gpus-per-node",
+                "4",
+                "--pipeline-model-parallel-size",
+                "4",
+            )
         )
     with pytest.raises(ConfigError, match="is not shorter than the run, which has 6 steps"):
         printed(words(folder, tmp_path, "4b", "--lr-warmup-iters", "100"))
@@ -139,7 +187,14 @@ def test_what_would_keep_the_run_from_starting_does_so_here(folder: Path, tmp_pa
 
 
 def test_tensor_ranks_on_several_nodes_are_warned_of(folder: Path, tmp_path: Path) -> None:
-    layout = ["--actor-num-nodes", "2", "--actor-num-gpus-per-node", "2", "--tensor-model-parallel-size", "4"]
+    layout = [
+        "--actor-num-nodes",
+        "2",
+        "--actor-num-gpus-per-node",
+        "2",
+        "--tensor-model-parallel-size",
+        "4",
+    ]
     text = printed(words(folder, tmp_path, "4b", *FOUR_B, *layout))
     assert "the 4 tensor-parallel ranks of a replica do not lie on one node of 2" in text
     assert "warning" not in printed(words(folder, tmp_path, "4b", *FOUR_B, *layout[:4]))
@@ -165,4 +220,6 @@ def test_what_the_sample_says_is_what_the_stream_holds(folder: Path, tmp_path: P
     assert sample.lengths.sum() == sum(step.report.num_tokens for step in steps)
     assert len(sample.lengths) == sum(step.report.num_samples for step in steps)
     assert sum(sample.reasons.values()) == sum(len(step.report.rejects) for step in steps)
-    assert f"about {int(sample.lengths.sum()):,} tokens" in printed(words(folder, tmp_path, "4b", *FOUR_B))
+    assert f"about {int(sample.lengths.sum()):,} tokens" in printed(
+        words(folder, tmp_path, "4b", *FOUR_B)
+    )

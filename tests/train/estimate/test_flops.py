@@ -13,7 +13,9 @@ from miles.train.estimate.flops import matrix_parameters, peak_flops, training_f
 from tests.support.models import EXPERTS, SIZES
 
 DENSE = ModelShape("qwen3", 2, 8, 16, 2, 1, 4, 10, 64, 1e4, 1e-6, False, True, False)
-MOE = replace(DENSE, model_type="qwen3_moe", num_experts=4, moe_router_topk=2, moe_ffn_hidden_size=6)
+MOE = replace(
+    DENSE, model_type="qwen3_moe", num_experts=4, moe_router_topk=2, moe_ffn_hidden_size=6
+)
 
 
 def test_a_hand_count() -> None:
@@ -31,7 +33,9 @@ def test_a_token_goes_through_its_experts_alone() -> None:
 def test_packed_samples_cost_what_each_costs_alone() -> None:
     lengths = [7, 1, 30, 12]
     pairs = [length * (length + 1) // 2 for length in lengths]
-    alone = sum(training_flops(DENSE, length, count) for length, count in zip(lengths, pairs, strict=True))
+    alone = sum(
+        training_flops(DENSE, length, count) for length, count in zip(lengths, pairs, strict=True)
+    )
     assert training_flops(DENSE, sum(lengths), sum(pairs)) == alone
     assert alone < training_flops(DENSE, 50, 50 * 51 // 2), "one long sample costs more"
 

@@ -19,7 +19,9 @@ from miles.train.parallel_layout import Layout
 from tests.support.ranks import SETTINGS, batch, run_ranks, start
 
 DENSE = ModelShape("qwen3", 4, 64, 160, 4, 2, 16, 512, 256, 1e6, 1e-6, True, True, False)
-UNTIED = replace(DENSE, model_type="qwen2", tied_embeddings=False, qk_layernorm=False, add_qkv_bias=True)
+UNTIED = replace(
+    DENSE, model_type="qwen2", tied_embeddings=False, qk_layernorm=False, add_qkv_bias=True
+)
 EXPERTS = replace(
     UNTIED,
     model_type="qwen3_moe",
@@ -32,13 +34,22 @@ EXPERTS = replace(
 
 LAYOUTS = {
     1: [Layout(1)],
-    2: [Layout(2), Layout(2, tensor=2), Layout(2, pipeline=2), Layout(2, tensor=2, sequence_parallel=True)],
+    2: [
+        Layout(2),
+        Layout(2, tensor=2),
+        Layout(2, pipeline=2),
+        Layout(2, tensor=2, sequence_parallel=True),
+    ],
     4: [Layout(4), Layout(4, tensor=2, pipeline=2), Layout(4, tensor=2), Layout(4, pipeline=2)],
 }
 EXPERT_LAYOUTS = {
     1: [Layout(1)],
     2: [Layout(2, expert=2), Layout(2)],
-    4: [Layout(4, tensor=2, sequence_parallel=True, expert=2), Layout(4, pipeline=2, expert=2), Layout(4, expert=2)],
+    4: [
+        Layout(4, tensor=2, sequence_parallel=True, expert=2),
+        Layout(4, pipeline=2, expert=2),
+        Layout(4, expert=2),
+    ],
 }
 
 Job = tuple[ModelShape, Layout, bool]
@@ -62,7 +73,11 @@ def held(layout: Layout, rank: int, meeting: Path, jobs: list[Job]) -> list[dict
             if bf16:  # the masters
                 states += [value for group in one.shard_fp32_from_float16_groups for value in group]
         weights = {parameter.untyped_storage().data_ptr() for parameter in trainer.gpt.parameters()}
-        own = {value.untyped_storage().data_ptr(): value.nbytes for value in states if torch.is_tensor(value)}
+        own = {
+            value.untyped_storage().data_ptr(): value.nbytes
+            for value in states
+            if torch.is_tensor(value)
+        }
         assert not weights & own.keys(), "no state is a view of a weight"
         counted.append(
             {
@@ -98,7 +113,9 @@ def test_the_estimate_is_what_ranks_hold(world: int) -> None:
             assert stage.weights + stage.optimizer == pytest.approx(together, rel=0.1), where
 
 
-def saved(layout: Layout, rank: int, meeting: Path, shapes: list[ModelShape], tokens: int) -> list[int]:
+def saved(
+    layout: Layout, rank: int, meeting: Path, shapes: list[ModelShape], tokens: int
+) -> list[int]:
     """Bytes that autograd keeps of a forward pass beside the weights, without those of the output layer's end."""
     from miles.train.model.build import build_model, forward_packed, single
 
@@ -110,7 +127,12 @@ def saved(layout: Layout, rank: int, meeting: Path, shapes: list[ModelShape], to
         storages: dict[int, int] = {}
         kept: list[Any] = []  # else an address might come again
 
-        def keep(value: torch.Tensor, storages: Any = storages, kept: Any = kept, rows: int = shape.vocab_size) -> Any:
+        def keep(
+            value: torch.Tensor,
+            storages: Any = storages,
+            kept: Any = kept,
+            rows: int = shape.vocab_size,
+        ) -> Any:
             kept.append(value)
             if value.shape[-1:] != (rows,):
                 storages[value.untyped_storage().data_ptr()] = value.untyped_storage().nbytes()
@@ -125,12 +147,16 @@ def saved(layout: Layout, rank: int, meeting: Path, shapes: list[ModelShape], to
 @pytest.mark.slow
 def test_activations_are_about_what_autograd_keeps() -> None:
     larger = [
-        replace(shape, hidden_size=256, ffn_hidden_size=640, kv_channels=64, moe_ffn_hidden_size=width)
+        replace(
+            shape, hidden_size=256, ffn_hidden_size=640, kv_channels=64, moe_ffn_hidden_size=width
+        )
         for shape, width in ((DENSE, 0), (UNTIED, 0), (EXPERTS, 128))
     ]
     (counted,) = run_ranks(saved, Layout(1), larger, 200)
     for shape, size in zip(larger, counted, strict=True):
-        (stage,) = estimate(shape, Layout(1), bf16=False, max_tokens_per_gpu=200, recompute=KEEP_ALL)
+        (stage,) = estimate(
+            shape, Layout(1), bf16=False, max_tokens_per_gpu=200, recompute=KEEP_ALL
+        )
         # Without a GPU nothing is fused: a norm keeps what it has normalized as well, and the activation its parts.
         heads = (shape.num_attention_heads + shape.num_query_groups) * shape.kv_channels
         width = shape.moe_router_topk * shape.moe_ffn_hidden_size or shape.ffn_hidden_size
@@ -146,7 +172,9 @@ def activations(layout: Layout, recompute: RecomputeConfig = KEEP_ALL) -> list[i
 
 def test_activations_by_layout_and_recomputation() -> None:
     (one,) = activations(Layout(1))
-    assert activations(Layout(4, pipeline=4)) == [one, one * 3 // 4, one // 2, one // 4], "stages ahead keep more"
+    assert activations(Layout(4, pipeline=4)) == [one, one * 3 // 4, one // 2, one // 4], (
+        "stages ahead keep more"
+    )
     (tensor,) = activations(Layout(2, tensor=2))
     (sequence,) = activations(Layout(2, tensor=2, sequence_parallel=True))
     assert one / 2 == sequence < tensor < one
@@ -156,12 +184,33 @@ def test_activations_by_layout_and_recomputation() -> None:
     entry = DENSE.hidden_size * 64 * 2
     assert uniform == 4 * entry + layer
     assert block == 2 * entry + 2 * layer + layer
-    assert activations(Layout(1), RecomputeConfig("selective")) == [one], "flash attention keeps no scores"
+    assert activations(Layout(1), RecomputeConfig("selective")) == [one], (
+        "flash attention keeps no scores"
+    )
 
 
-QWEN3_4B = ModelShape("qwen3", 36, 2560, 9728, 32, 8, 128, 151936, 40960, 1e6, 1e-6, True, True, False)
+QWEN3_4B = ModelShape(
+    "qwen3", 36, 2560, 9728, 32, 8, 128, 151936, 40960, 1e6, 1e-6, True, True, False
+)
 QWEN3_235B = ModelShape(
-    "qwen3_moe", 94, 4096, 12288, 64, 4, 128, 151936, 40960, 1e6, 1e-6, False, True, False, None, 128, 8, 1536
+    "qwen3_moe",
+    94,
+    4096,
+    12288,
+    64,
+    4,
+    128,
+    151936,
+    40960,
+    1e6,
+    1e-6,
+    False,
+    True,
+    False,
+    None,
+    128,
+    8,
+    1536,
 )
 
 
@@ -179,7 +228,9 @@ def test_transformers_counts_the_same_parameters(model_type: str) -> None:
     from tests.support.models import SIZES
 
     more = MOE if model_type == "qwen3_moe" else {}
-    config = AutoConfig.for_model(model_type, vocab_size=192, tie_word_embeddings=False, **SIZES, **more)
+    config = AutoConfig.for_model(
+        model_type, vocab_size=192, tie_word_embeddings=False, **SIZES, **more
+    )
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     shape = ModelShape.from_hf_config(json.loads(config.to_json_string()), "there")

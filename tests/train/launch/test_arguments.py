@@ -61,8 +61,17 @@ def test_an_sft_launch_line_of_miles_runs(base: list[str]) -> None:
     config = parse(
         [
             *base,
-            *["--rollout-function-path", "miles.rollout.sft_rollout.generate_rollout", "--loss-type", "sft_loss"],
-            *["--calculate-per-token-loss", "--disable-compute-advantages-and-returns", "--debug-train-only"],
+            *[
+                "--rollout-function-path",
+                "miles.rollout.sft_rollout.generate_rollout",
+                "--loss-type",
+                "sft_loss",
+            ],
+            *[
+                "--calculate-per-token-loss",
+                "--disable-compute-advantages-and-returns",
+                "--debug-train-only",
+            ],
             *[
                 "--rollout-shuffle",
                 "--rollout-seed",
@@ -74,7 +83,13 @@ def test_an_sft_launch_line_of_miles_runs(base: list[str]) -> None:
                 "--global-batch-size",
                 "128",
             ],
-            *["--use-dynamic-batch-size", "--max-tokens-per-gpu", "9216", "--actor-num-gpus-per-node", "8"],
+            *[
+                "--use-dynamic-batch-size",
+                "--max-tokens-per-gpu",
+                "9216",
+                "--actor-num-gpus-per-node",
+                "8",
+            ],
             *[
                 "--tensor-model-parallel-size",
                 "2",
@@ -95,14 +110,51 @@ def test_an_sft_launch_line_of_miles_runs(base: list[str]) -> None:
                 "--num-query-groups",
                 "8",
             ],
-            *["--attention-dropout", "0", "--hidden-dropout", "0.0", "--attention-backend", "flash"],
-            *["--accumulate-allreduce-grads-in-fp32", "--attention-softmax-in-fp32", "--rotary-percent", "1.0"],
-            *["--recompute-granularity", "full", "--recompute-method", "uniform", "--recompute-num-layers", "1"],
-            *["--sequence-parallel", "--num-gpus-per-node", "8", "--expert-tensor-parallel-size", "1"],
-            *["--kv-channels", "128", "--qk-layernorm", "--normalization", "RMSNorm", "--rotary-base", "1000000"],
+            *[
+                "--attention-dropout",
+                "0",
+                "--hidden-dropout",
+                "0.0",
+                "--attention-backend",
+                "flash",
+            ],
+            *[
+                "--accumulate-allreduce-grads-in-fp32",
+                "--attention-softmax-in-fp32",
+                "--rotary-percent",
+                "1.0",
+            ],
+            *[
+                "--recompute-granularity",
+                "full",
+                "--recompute-method",
+                "uniform",
+                "--recompute-num-layers",
+                "1",
+            ],
+            *[
+                "--sequence-parallel",
+                "--num-gpus-per-node",
+                "8",
+                "--expert-tensor-parallel-size",
+                "1",
+            ],
+            *[
+                "--kv-channels",
+                "128",
+                "--qk-layernorm",
+                "--normalization",
+                "RMSNorm",
+                "--rotary-base",
+                "1000000",
+            ],
         ]
     )
-    assert (config.data.order.batch_size, config.data.order.seed, config.data.order.shuffle) == (128, 7, True)
+    assert (config.data.order.batch_size, config.data.order.seed, config.data.order.shuffle) == (
+        128,
+        7,
+        True,
+    )
     assert config.data.pack.dp_size == 4
     assert config.data.encode.max_sample_tokens == config.data.pack.max_tokens_per_gpu == 9216
     assert (config.optimizer.lr, config.optimizer.lr_warmup_iters) == (1e-5, 100)
@@ -120,7 +172,18 @@ def test_a_mixture_is_name_path_pairs(base: list[str]) -> None:
 def test_what_the_rows_look_like(base: list[str]) -> None:
     assert [source.format for source in parse(base).data.sources] == [RowFormat()]
     config = parse(
-        [*base, "--prompt-data", "a", "a.parquet", "b", "b.parquet", "--input-key", "chat", "--tool-key", "fs"]
+        [
+            *base,
+            "--prompt-data",
+            "a",
+            "a.parquet",
+            "b",
+            "b.parquet",
+            "--input-key",
+            "chat",
+            "--tool-key",
+            "fs",
+        ]
     )
     assert [source.format for source in config.data.sources] == 2 * [
         RowFormat("auto", {"messages": "chat", "tools": "fs"})
@@ -128,7 +191,14 @@ def test_what_the_rows_look_like(base: list[str]) -> None:
     config = parse(
         [
             *base,
-            *["--row-shape", "prompt_completion", "--column-names", '{"prompt": "q"}', "--tool-key", "fs"],
+            *[
+                "--row-shape",
+                "prompt_completion",
+                "--column-names",
+                '{"prompt": "q"}',
+                "--tool-key",
+                "fs",
+            ],
             *["--role-names", '{"Bot": "assistant"}'],
         ]
     )
@@ -139,7 +209,9 @@ def test_what_the_rows_look_like(base: list[str]) -> None:
 
 def test_policies_of_the_data(base: list[str]) -> None:
     config = parse(base)
-    assert config.data.encode == EncodeConfig(base[1], max_sample_tokens=config.data.pack.max_tokens_per_gpu)
+    assert config.data.encode == EncodeConfig(
+        base[1], max_sample_tokens=config.data.pack.max_tokens_per_gpu
+    )
     assert config.data.max_bad_rows_in_a_row == DataConfig.max_bad_rows_in_a_row
     config = parse(
         [
@@ -151,14 +223,20 @@ def test_policies_of_the_data(base: list[str]) -> None:
     )
     encode = config.data.encode
     assert (encode.turns, encode.empty_think, encode.history) == ("flags", "train", "as_served")
-    assert (encode.special_text, encode.too_long, encode.trust_remote_code) == ("escape", "truncate_end", True)
+    assert (encode.special_text, encode.too_long, encode.trust_remote_code) == (
+        "escape",
+        "truncate_end",
+        True,
+    )
     assert (config.data.max_bad_rows_in_a_row, encode.max_sample_tokens) == (7, 99)
 
 
 def test_each_flag_has_a_help_text() -> None:
     for action in build_parser()._actions:
         assert action.help, action.option_strings
-        assert action.metavar or action.nargs == 0, f"{action.option_strings}: the help would show its name again"
+        assert action.metavar or action.nargs == 0, (
+            f"{action.option_strings}: the help would show its name again"
+        )
     build_parser().format_help()  # raises where a help text is not to be formatted
 
 
@@ -167,7 +245,9 @@ def test_the_table_in_the_docs_is_made_from_the_code() -> None:
     assert path.read_text() == table(), "python -m miles.train.launch.flags_table > docs/flags.md"
     for refusal in REFUSALS:
         for name in refusal.names.split():
-            assert flag_of(name.rstrip("*") + ("x" if name.endswith("*") else "")) not in known_flags(), name
+            assert (
+                flag_of(name.rstrip("*") + ("x" if name.endswith("*") else "")) not in known_flags()
+            ), name
 
 
 def known_flags() -> list[str]:
@@ -249,8 +329,12 @@ def value_of(action: argparse.Action) -> Any:
     return "word"
 
 
-@pytest.mark.parametrize("name", [action.dest for action in build_parser()._actions if action.dest != "help"])
-def test_every_flag_arrives_from_the_line_and_from_yaml(base: list[str], tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    "name", [action.dest for action in build_parser()._actions if action.dest != "help"]
+)
+def test_every_flag_arrives_from_the_line_and_from_yaml(
+    base: list[str], tmp_path: Path, name: str
+) -> None:
     (action,) = [action for action in build_parser()._actions if action.dest == name]
     files = {name: str(tmp_path / name) for name in ("experts", "template", "yaml")}
     (tmp_path / "experts").mkdir()
@@ -258,7 +342,10 @@ def test_every_flag_arrives_from_the_line_and_from_yaml(base: list[str], tmp_pat
     (tmp_path / "template").write_text("{{ messages }}")
     (tmp_path / "yaml").write_text("seed: 1234\n")
     of_experts = "expert" in name or name.startswith("moe_")
-    others = {"hf_checkpoint": files["experts"] if of_experts else base[1], "prompt_data": "rows.parquet"}
+    others = {
+        "hf_checkpoint": files["experts"] if of_experts else base[1],
+        "prompt_data": "rows.parquet",
+    }
     others |= {"save": "run", **TOGETHER.get(name, {})}
     value = {
         "chat_template_path": files["template"],
@@ -272,7 +359,9 @@ def test_every_flag_arrives_from_the_line_and_from_yaml(base: list[str], tmp_pat
         return
     content = {**others, name: value}
     on_the_line = parse(words_of(content))
-    (tmp_path / "run.yaml").write_text(yaml.safe_dump({key: item for key, item in content.items() if key != "config"}))
+    (tmp_path / "run.yaml").write_text(
+        yaml.safe_dump({key: item for key, item in content.items() if key != "config"})
+    )
     assert on_the_line == parse(["--config", str(tmp_path / "run.yaml")])
     if not name.startswith("recompute"):  # which go together only
         assert (on_the_line != parse(words_of(others))) == (name not in CHANGES_NOTHING)
@@ -296,8 +385,14 @@ def words_of(content: dict[str, Any]) -> list[str]:
 def test_a_mistake_in_yaml_names_the_file(base: list[str], tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
     for text, message in (
-        ("num_epochs: 2", r"--config .*run\.yaml: there is no flag --num-epochs; did you mean --num-epoch\?"),
-        ("kl-coef: 0.1", r"--config .*run\.yaml: --kl-coef belongs to the loss of reinforcement learning"),
+        (
+            "num_epochs: 2",
+            r"--config .*run\.yaml: there is no flag --num-epochs; did you mean --num-epoch\?",
+        ),
+        (
+            "kl-coef: 0.1",
+            r"--config .*run\.yaml: --kl-coef belongs to the loss of reinforcement learning",
+        ),
         ("[1, 2]", "expected a mapping of flag names to values"),
         ("a: [", "not YAML"),
     ):
@@ -312,9 +407,15 @@ def test_a_mistake_in_yaml_names_the_file(base: list[str], tmp_path: Path) -> No
 
 
 def test_yaml_gives_flags_and_the_line_has_the_last_word(base: list[str], tmp_path: Path) -> None:
-    (tmp_path / "run.yaml").write_text("num_epoch: 2\nrollout-shuffle: true\nlr: 3.0e-5\nrole-names: {a: user}\n")
+    (tmp_path / "run.yaml").write_text(
+        "num_epoch: 2\nrollout-shuffle: true\nlr: 3.0e-5\nrole-names: {a: user}\n"
+    )
     config = parse(["--config", str(tmp_path / "run.yaml"), *base, "--num-epoch", "5"])
-    assert (config.data.order.num_epoch, config.data.order.shuffle, config.optimizer.lr) == (5, True, 3e-5)
+    assert (config.data.order.num_epoch, config.data.order.shuffle, config.optimizer.lr) == (
+        5,
+        True,
+        3e-5,
+    )
     assert config.data.sources[0].format.roles == {"a": "user"}
 
 
@@ -323,20 +424,44 @@ def test_yaml_gives_flags_and_the_line_has_the_last_word(base: list[str], tmp_pa
     [
         ("--loss-type policy_loss", "--loss-type policy_loss: this is SFT only"),
         ("--rollout-batch-size 8 --global-batch-size 16", "must be equal"),
-        ("--rollout-function-path other.generate", "--rollout-function-path other.generate: this is SFT only"),
-        ("--n-samples-per-prompt 8", "--n-samples-per-prompt 8: this is SFT only; leave it out or give 1"),
-        ("--advantage-estimator grpo", "--advantage-estimator belongs to the loss of reinforcement learning; leave it"),
+        (
+            "--rollout-function-path other.generate",
+            "--rollout-function-path other.generate: this is SFT only",
+        ),
+        (
+            "--n-samples-per-prompt 8",
+            "--n-samples-per-prompt 8: this is SFT only; leave it out or give 1",
+        ),
+        (
+            "--advantage-estimator grpo",
+            "--advantage-estimator belongs to the loss of reinforcement learning; leave it",
+        ),
         ("--kl-loss-coef=0.1", "--kl-loss-coef belongs to the loss of reinforcement learning"),
-        ("--rm-type deepscaler", "--rm-type belongs to rewards; leave it out: rows carry their own answers"),
-        ("--sglang-mem-fraction-static 0.7", "--sglang-mem-fraction-static belongs to the engines that generate"),
+        (
+            "--rm-type deepscaler",
+            "--rm-type belongs to rewards; leave it out: rows carry their own answers",
+        ),
+        (
+            "--sglang-mem-fraction-static 0.7",
+            "--sglang-mem-fraction-static belongs to the engines that generate",
+        ),
         ("--colocate", "--colocate belongs to the engines that generate rollouts"),
         ("--n-samples-per-eval-prompt 4", "evaluation here is the loss on --eval-prompt-data"),
-        ("--train-iters 100", "--train-iters is the length of a run by other names; give --num-epoch, or --num-roll"),
+        (
+            "--train-iters 100",
+            "--train-iters is the length of a run by other names; give --num-epoch, or --num-roll",
+        ),
         ("--micro-batch-size 1", "packed into micro-batches of --max-tokens-per-gpu"),
         ("--lora-rank 16", "--lora-rank is not supported yet; leave it out"),
-        ("--max-token-per-gpu 100", "there is no flag --max-token-per-gpu; did you mean --max-tokens-per-gpu?"),
+        (
+            "--max-token-per-gpu 100",
+            "there is no flag --max-token-per-gpu; did you mean --max-tokens-per-gpu?",
+        ),
         ("--frobnicate", "there is no flag --frobnicate; miles train --help"),
-        ("--attention-dropout 0.1", "--attention-dropout 0.1 is not supported; leave it out or give 0.0"),
+        (
+            "--attention-dropout 0.1",
+            "--attention-dropout 0.1 is not supported; leave it out or give 0.0",
+        ),
         ("--optimizer sgd", "--optimizer sgd is not supported; leave it out or give adam"),
         ("--num-experts 8", "--num-experts 8: config.json says None"),
         ("--add-qkv-bias", "--add-qkv-bias True: config.json says False"),
@@ -351,9 +476,18 @@ def test_yaml_gives_flags_and_the_line_has_the_last_word(base: list[str], tmp_pa
         ("--wandb-mode sometimes", "--wandb-mode must be online, offline or disabled"),
         ("--recompute-granularity full", "--recompute-granularity full needs --recompute-method"),
         ("--lr-warmup-iters 5 --lr-warmup-fraction 0.1", "say the same; give one of them"),
-        ("--actor-num-gpus-per-node 8 --num-gpus-per-node 4", "is more than a machine has: --num-gpus-per-node 4"),
-        ("--actor-num-gpus-per-node 5 --pipeline-model-parallel-size 5", r"layers \(36\) cannot be divided by"),
-        ("--expert-model-parallel-size 2 --actor-num-gpus-per-node 2", "qwen3 has no experts to spread"),
+        (
+            "--actor-num-gpus-per-node 8 --num-gpus-per-node 4",
+            "is more than a machine has: --num-gpus-per-node 4",
+        ),
+        (
+            "--actor-num-gpus-per-node 5 --pipeline-model-parallel-size 5",
+            r"layers \(36\) cannot be divided by",
+        ),
+        (
+            "--expert-model-parallel-size 2 --actor-num-gpus-per-node 2",
+            "qwen3 has no experts to spread",
+        ),
         ("--lr-decay-style wavy", "--lr-decay-style must be one of"),
         ("--max-sample-tokens 9000 --max-tokens-per-gpu 8000", "--max-sample-tokens 9000 exceeds"),
         ("--num-layers 28", "--num-layers 28: config.json says 36"),
@@ -361,22 +495,43 @@ def test_yaml_gives_flags_and_the_line_has_the_last_word(base: list[str], tmp_pa
             "--context-parallel-size 2",
             "--context-parallel-size 2: context parallelism is not supported yet; leave it out",
         ),
-        ("--sequence-parallel", "--sequence-parallel spreads tokens over tensor-parallel ranks: give --tensor"),
-        ("--actor-num-gpus-per-node 3 --tensor-model-parallel-size 2", "3 ranks .* cannot be divided"),
+        (
+            "--sequence-parallel",
+            "--sequence-parallel spreads tokens over tensor-parallel ranks: give --tensor",
+        ),
+        (
+            "--actor-num-gpus-per-node 3 --tensor-model-parallel-size 2",
+            "3 ranks .* cannot be divided",
+        ),
         ("--empty-think maybe", "--empty-think must be one of mask, train"),
         ("--loss-mask-turns first", "--loss-mask-turns must be one of all, last, flags"),
         ("--history forgotten", "--history must be one of as_served"),
         ("--special-text keep", "--special-text must be one of allow, escape, reject"),
         ("--too-long shorten", "--too-long must be one of drop, truncate_end, error"),
         ("--max-bad-rows-in-a-row 0", "--max-bad-rows-in-a-row must be positive"),
-        ("--row-shape xml", "--row-shape must be one of auto, messages, alpaca, prompt_completion, text"),
-        ("--row-shape text --input-key chat", "--column-names: 'messages' is no field of --row-shape text: text"),
+        (
+            "--row-shape xml",
+            "--row-shape must be one of auto, messages, alpaca, prompt_completion, text",
+        ),
+        (
+            "--row-shape text --input-key chat",
+            "--column-names: 'messages' is no field of --row-shape text: text",
+        ),
         ("--column-names {", "--column-names: not JSON: {"),
         ("--column-names [1]", "--column-names: a JSON object was expected"),
         ('--column-names {"prompt":1}', "'prompt' must be the name of a column, not 1"),
-        ('--column-names {"messages":"a"} --input-key b', "--input-key b: --column-names says messages is 'a'"),
-        ('--column-names {"tools":"a"} --tool-key b', "--tool-key b: --column-names says tools is 'a'"),
-        ('--role-names {"Bot":"robot"}', "--role-names: 'Bot' must be one of system, user, assistant, tool"),
+        (
+            '--column-names {"messages":"a"} --input-key b',
+            "--input-key b: --column-names says messages is 'a'",
+        ),
+        (
+            '--column-names {"tools":"a"} --tool-key b',
+            "--tool-key b: --column-names says tools is 'a'",
+        ),
+        (
+            '--role-names {"Bot":"robot"}',
+            "--role-names: 'Bot' must be one of system, user, assistant, tool",
+        ),
         ("--apply-chat-template-kwargs [1]", "a JSON object was expected"),
         ("--prompt-data a b c", "--prompt-data takes one path, or NAME PATH pairs"),
         ("--chat-template-path nowhere.jinja", "nowhere.jinja: no such file"),

@@ -13,7 +13,14 @@ from miles.train.config import ClusterConfig
 from miles.train.parallel_layout import Layout
 
 DENSE = ModelShape("qwen3", 6, 64, 128, 4, 2, 16, 512, 256, 1e6, 1e-6, False, True, False)
-EXPERTS = replace(DENSE, model_type="qwen3_moe", num_layers=4, num_experts=8, moe_router_topk=2, moe_ffn_hidden_size=32)
+EXPERTS = replace(
+    DENSE,
+    model_type="qwen3_moe",
+    num_layers=4,
+    num_experts=8,
+    moe_router_topk=2,
+    moe_ffn_hidden_size=32,
+)
 
 
 @pytest.mark.parametrize(
@@ -24,8 +31,14 @@ EXPERTS = replace(DENSE, model_type="qwen3_moe", num_layers=4, num_experts=8, mo
             "3 ranks .* cannot be divided into replicas of --tensor-model",
         ),
         ({"world_size": 4, "tensor": 0}, "--tensor-model-parallel-size must be positive, not 0"),
-        ({"world_size": 4, "expert": 3}, "4 ranks cannot be divided into --expert-model-parallel-size 3"),
-        ({"world_size": 2, "sequence_parallel": True}, "--sequence-parallel spreads tokens over tensor-parallel ranks"),
+        (
+            {"world_size": 4, "expert": 3},
+            "4 ranks cannot be divided into --expert-model-parallel-size 3",
+        ),
+        (
+            {"world_size": 2, "sequence_parallel": True},
+            "--sequence-parallel spreads tokens over tensor-parallel ranks",
+        ),
     ],
 )
 def test_a_layout_that_cannot_be_is_refused(arguments: dict[str, int], message: str) -> None:
@@ -36,16 +49,34 @@ def test_a_layout_that_cannot_be_is_refused(arguments: dict[str, int], message: 
 @pytest.mark.parametrize(
     ("shape", "layout", "message"),
     [
-        (DENSE, Layout(4, tensor=4), r"key/value heads \(2\) cannot be divided by --tensor-model-parallel-size 4"),
-        (DENSE, Layout(4, pipeline=4), r"layers \(6\) cannot be divided by --pipeline-model-parallel-size 4"),
+        (
+            DENSE,
+            Layout(4, tensor=4),
+            r"key/value heads \(2\) cannot be divided by --tensor-model-parallel-size 4",
+        ),
+        (
+            DENSE,
+            Layout(4, pipeline=4),
+            r"layers \(6\) cannot be divided by --pipeline-model-parallel-size 4",
+        ),
         (DENSE, Layout(2, expert=2), "qwen3 has no experts to spread"),
         (replace(DENSE, vocab_size=511), Layout(2, tensor=2), r"the vocabulary \(511\)"),
-        (EXPERTS, Layout(3, expert=3), r"experts \(8\) cannot be divided by --expert-model-parallel-size 3"),
+        (
+            EXPERTS,
+            Layout(3, expert=3),
+            r"experts \(8\) cannot be divided by --expert-model-parallel-size 3",
+        ),
         (EXPERTS, Layout(2, tensor=2, expert=2), "with --sequence-parallel only"),
-        (EXPERTS, Layout(2, tensor=2, sequence_parallel=True), "give --expert-tensor-parallel-size 2, not 1"),
+        (
+            EXPERTS,
+            Layout(2, tensor=2, sequence_parallel=True),
+            "give --expert-tensor-parallel-size 2, not 1",
+        ),
     ],
 )
-def test_a_layout_that_does_not_fit_the_model_is_refused(shape: ModelShape, layout: Layout, message: str) -> None:
+def test_a_layout_that_does_not_fit_the_model_is_refused(
+    shape: ModelShape, layout: Layout, message: str
+) -> None:
     with pytest.raises(ConfigError, match=message):
         layout.require_fits(shape)
 
@@ -74,7 +105,9 @@ def test_ranks_of_a_replica_read_the_same_data() -> None:
 
 
 def test_experts_are_split_as_the_rest_unless_said_otherwise() -> None:
-    assert ClusterConfig(gpus_per_node=4, tensor=2, sequence_parallel=True).layout.expert_tensor == 2
+    assert (
+        ClusterConfig(gpus_per_node=4, tensor=2, sequence_parallel=True).layout.expert_tensor == 2
+    )
     assert ClusterConfig(gpus_per_node=4, tensor=2, expert_tensor=1).layout.expert_tensor == 1
     with pytest.raises(ConfigError, match="--actor-num-gpus-per-node 9 is more than a machine has"):
         ClusterConfig(gpus_per_node=9)

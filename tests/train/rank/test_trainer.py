@@ -14,7 +14,15 @@ from miles.train.config import KEEP_ALL, RecomputeConfig
 from miles.train.model.build import padded
 from miles.train.model.loss import masked_sum, rows_not_finite
 from miles.train.parallel_layout import Layout
-from tests.support.ranks import NUM_SOURCES, NUM_STEPS, SETTINGS, SHAPE, batch, make_trainer, run_ranks
+from tests.support.ranks import (
+    NUM_SOURCES,
+    NUM_STEPS,
+    SETTINGS,
+    SHAPE,
+    batch,
+    make_trainer,
+    run_ranks,
+)
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +40,11 @@ def token_losses(trainer: Any, samples: list[np.ndarray]) -> list[np.ndarray]:
     lengths = [len(sample) for sample in samples]
     ids = np.concatenate(samples).astype(np.int32)
     one = micro_batch(
-        ids, np.ones_like(ids, np.uint8), np.array(lengths), np.arange(len(samples)), np.zeros(len(samples))
+        ids,
+        np.ones_like(ids, np.uint8),
+        np.array(lengths),
+        np.arange(len(samples)),
+        np.zeros(len(samples)),
     )
     with torch.no_grad():
         losses = forward_packed(trainer.gpt, one, labels=True)[0].numpy()
@@ -87,10 +99,17 @@ def test_the_loss_is_the_hand_computed_mean(trainer: Any) -> None:
     total = 0.0
     with torch.no_grad():
         for one in mine:
-            total += float((forward_packed(trainer.gpt, one, labels=True)[0] * torch.from_numpy(one.loss_mask)).sum())
+            total += float(
+                (
+                    forward_packed(trainer.gpt, one, labels=True)[0]
+                    * torch.from_numpy(one.loss_mask)
+                ).sum()
+            )
     sums = trainer.evaluate([mine[:1], mine[1:]], NUM_SOURCES)
     assert len(mine) > 2
-    assert sum(sums.losses) / sum(sums.tokens) == pytest.approx(total / report.num_trained_tokens, rel=1e-6)
+    assert sum(sums.losses) / sum(sums.tokens) == pytest.approx(
+        total / report.num_trained_tokens, rel=1e-6
+    )
     assert sum(sums.tokens) == report.num_trained_tokens
 
 
@@ -100,7 +119,9 @@ def test_a_step_without_trained_tokens_changes_no_weight(trainer: Any) -> None:
     before = [parameter.detach().clone() for parameter in trainer.gpt.parameters()]
     result = trainer.train_step(type(report)(**{**vars(report), "num_trained_tokens": 0}), silent)
     assert result.skipped
-    assert all(torch.equal(old, new) for old, new in zip(before, trainer.gpt.parameters(), strict=True))
+    assert all(
+        torch.equal(old, new) for old, new in zip(before, trainer.gpt.parameters(), strict=True)
+    )
 
 
 def test_answers_are_the_most_likely_tokens(trainer: Any) -> None:
@@ -113,12 +134,16 @@ def test_answers_are_the_most_likely_tokens(trainer: Any) -> None:
     assert trainer.generate(prompts, [], 6) == answers
     stop = answers[0][2]
     ends = [answer.index(stop) + 1 if stop in answer else 6 for answer in answers]
-    assert trainer.generate(prompts, [stop], 6) == [answer[:end] for answer, end in zip(answers, ends, strict=True)]
+    assert trainer.generate(prompts, [stop], 6) == [
+        answer[:end] for answer, end in zip(answers, ends, strict=True)
+    ]
 
 
 def test_a_loss_that_is_not_trained_may_be_nan() -> None:
     _, (mine,) = batch(0, Layout(1), max_tokens=4096)
-    losses = torch.where(torch.from_numpy(mine[0].loss_mask) > 0, 2.0, float("nan"))[None].requires_grad_()
+    losses = torch.where(torch.from_numpy(mine[0].loss_mask) > 0, 2.0, float("nan"))[
+        None
+    ].requires_grad_()
     total, count, by_segment = masked_sum(losses, mine[0])
     total.backward()
     assert total.item() == 2 * count.item() == 2 * mine[0].loss_mask.sum()
@@ -140,7 +165,9 @@ def broken(layout: Layout, rank: int, meeting: Path, what: str) -> tuple[Any, ..
         if hasattr(trainer.gpt, "embedding"):  # the first stage's
 
             def poison(module: Any, arguments: Any, keywords: Any, output: Any) -> Any:
-                return output.masked_fill((keywords["input_ids"] == POISON).T[:, :, None], float("inf"))
+                return output.masked_fill(
+                    (keywords["input_ids"] == POISON).T[:, :, None], float("inf")
+                )
 
             trainer.gpt.embedding.register_forward_hook(poison, with_kwargs=True)
     else:
@@ -149,7 +176,9 @@ def broken(layout: Layout, rank: int, meeting: Path, what: str) -> tuple[Any, ..
     result = trainer.train_step(report, mine)
     if hook is not None:
         hook.remove()
-        assert all(torch.equal(old, new) for old, new in zip(before, trainer.gpt.parameters(), strict=True))
+        assert all(
+            torch.equal(old, new) for old, new in zip(before, trainer.gpt.parameters(), strict=True)
+        )
         again = trainer.train_step(report, mine)
         assert not again.skipped
         assert np.isfinite(again.grad_norm)
@@ -190,13 +219,19 @@ def test_what_is_to_be_recomputed_is(
     from miles.train.model.attention import PackedAttention
     from miles.train.rank.trainer import Trainer
 
-    other = Trainer(SHAPE, Layout(1), 0, SETTINGS, NUM_STEPS, NUM_SOURCES, bf16=False, recompute=recompute)
+    other = Trainer(
+        SHAPE, Layout(1), 0, SETTINGS, NUM_STEPS, NUM_SOURCES, bf16=False, recompute=recompute
+    )
     made = []
     forward = PackedAttention.forward
-    monkeypatch.setattr(PackedAttention, "forward", lambda *words, **more: made.append(1) or forward(*words, **more))
+    monkeypatch.setattr(
+        PackedAttention, "forward", lambda *words, **more: made.append(1) or forward(*words, **more)
+    )
     report, (mine,) = batch(0, Layout(1), max_tokens=4096)
     other.train_step(report, mine)
-    assert len(made) == calls, "once a layer, of which there are two, and once more in the backward pass"
+    assert len(made) == calls, (
+        "once a layer, of which there are two, and once more in the backward pass"
+    )
 
 
 def test_padding_trains_nothing_and_stands_behind() -> None:
@@ -205,7 +240,9 @@ def test_padding_trains_nothing_and_stands_behind() -> None:
     for one in mine:
         made = padded(one, layout)
         assert len(made.input_ids) % 16 == 0
-        assert made.cu_seqlens[-1] == len(made.input_ids) == len(made.labels) == len(made.position_ids)
+        assert (
+            made.cu_seqlens[-1] == len(made.input_ids) == len(made.labels) == len(made.position_ids)
+        )
         assert made.loss_mask.sum() == one.loss_mask.sum()
         assert made.input_ids[: len(one.input_ids)].tolist() == one.input_ids.tolist()
         assert len(made.row_ids) == len(made.source_ids) == len(made.cu_seqlens) - 1
