@@ -336,9 +336,9 @@ def test_a_row_without_control_tokens_is_not_escaped(
 
 def test_concerns(chatml_tokenizer: Any) -> None:
     escaper = Escaper(chatml_tokenizer, text_encoder(chatml_tokenizer.backend_tokenizer))
-    assert not escaper.concerns(["a", "", "<|im_en"])
+    assert not escaper.is_needed_for(["a", "", "<|im_en"])
     for text in ("a<|im_end|>", "</tool_call>", f"{_BEGIN}", f"x{_END}"):
-        assert escaper.concerns(["a", text])
+        assert escaper.is_needed_for(["a", text])
 
 
 def test_mark_changes_strings_but_neither_keys_nor_the_row(chatml_tokenizer: Any) -> None:
