@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from miles.common.offsets import offsets_of
 from miles.data.packing.pack import micro_batch
 from miles.data.types import PACKED_STEP, STAGES, Chunk, Int64, MicroBatch, Reject, Step, StepReport
 
@@ -30,8 +31,8 @@ _IN_REPORTS = [
 def reports(table: pa.Table) -> list[StepReport]:
     """The reports of PACKED_STEP rows."""
     lengths, starts = _values(table, "segment_lengths")
-    token_starts = starts_of(lengths)
-    pair_starts = starts_of(lengths.astype(np.int64) * (lengths + 1) // 2)
+    token_starts = offsets_of(lengths)
+    pair_starts = offsets_of(lengths.astype(np.int64) * (lengths + 1) // 2)
     return [
         StepReport(
             index=row["step"],
@@ -69,8 +70,8 @@ def chunks(table: pa.Table, step_reports: list[StepReport]) -> list[Chunk]:
     arrays = {name: _values(table, name)[0] for name in (*_OF_SEGMENTS, "input_ids", "loss_mask")}
     num_ranks = table["dp_size"][0].as_py()
     batches = np.diff(batch_starts) // num_ranks  # of one rank, in each step
-    segment_starts = starts_of(counts)
-    token_starts = starts_of(arrays["segment_lengths"])
+    segment_starts = offsets_of(counts)
+    token_starts = offsets_of(arrays["segment_lengths"])
     made = []
     for rank in range(num_ranks):
         of_batches = _slices(batch_starts[:-1] + rank * batches, batches)
@@ -97,9 +98,9 @@ def chunks(table: pa.Table, step_reports: list[StepReport]) -> list[Chunk]:
 
 def micro_batches(chunk: Chunk) -> Iterator[tuple[MicroBatch, ...]]:
     """A rank's micro-batches of one step after the other, shifted."""
-    segment_starts = starts_of(chunk.micro_batch_segments)
-    token_starts = starts_of(chunk.segment_lengths)
-    for begin, end in pairwise(starts_of(chunk.step_micro_batches)):
+    segment_starts = offsets_of(chunk.micro_batch_segments)
+    token_starts = offsets_of(chunk.segment_lengths)
+    for begin, end in pairwise(offsets_of(chunk.step_micro_batches)):
         batches = []
         for first, last in pairwise(segment_starts[begin : end + 1]):
             tokens = slice(token_starts[first], token_starts[last])
@@ -128,13 +129,6 @@ def _values(table: pa.Table, name: str) -> tuple[Any, Int64]:
     starts = column.offsets.to_numpy().astype(np.int64)
     values = column.values.to_numpy(zero_copy_only=False)[starts[0] : starts[-1]]
     return values, starts - starts[0]
-
-
-def starts_of(lengths: Any) -> Int64:
-    """int64 [lengths + 1]: where each begins, and the end of the last."""
-    starts = np.zeros(len(lengths) + 1, np.int64)
-    np.cumsum(lengths, out=starts[1:])
-    return starts
 
 
 def _slices(begins: Int64, lengths: Int64) -> list[slice]:

@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 import ray
 
+from miles.common.offsets import offsets_of
 from miles.data.config import (
     DEFAULT_WINDOW_ROWS,
     DataConfig,
@@ -222,7 +223,7 @@ def _fetch(reference: Any) -> Chunk:
 
 def _samples(chunk: Chunk) -> Iterator[tuple[int, Int32, UInt8]]:
     """(row id, ids, mask of tokens) of each sample."""
-    parts = pairwise(shards.starts_of(chunk.segment_lengths).tolist())
+    parts = pairwise(offsets_of(chunk.segment_lengths).tolist())
     for row_id, (begin, end) in zip(chunk.segment_row_ids.tolist(), parts, strict=True):
         yield row_id, chunk.input_ids[begin:end], chunk.loss_mask[begin:end]
 
