@@ -31,7 +31,7 @@ from miles.data.stream import stages
 from miles.data.stream.ledger import Ledger, fatal_reasons
 from miles.data.types import StepReport
 from miles.errors import DataError
-from tests.conftest import CHATML
+from tests.support.chatml import CHATML
 
 SECRET = "zebra"
 """Stands in each broken row, and may stand in no list of rejects."""

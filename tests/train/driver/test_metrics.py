@@ -16,7 +16,7 @@ from miles.train.driver.metrics import RunFacts, Standing, eval_metrics, step_me
 from miles.train.driver.progress import ProgressLine
 from miles.train.estimate.flops import training_flops
 from miles.train.rank.trainer import StepResult
-from tests.train.estimate.test_flops import DENSE
+from tests.support.shapes import HAND_COUNTED
 
 REPORT = StepReport(
     index=4,
@@ -44,7 +44,7 @@ STANDING = Standing(source_epochs=(0.5, 0.5), tokens_seen=1500, num_skipped=0, s
 
 
 def facts(device: str | None = None) -> RunFacts:
-    return RunFacts(("chat", "code"), DENSE, world_size=2, device_name=device)
+    return RunFacts(("chat", "code"), HAND_COUNTED, world_size=2, device_name=device)
 
 
 def test_a_step_says_its_loss_by_source_and_its_speed() -> None:
@@ -53,7 +53,7 @@ def test_a_step_says_its_loss_by_source_and_its_speed() -> None:
     assert (metrics["sft/loss/chat"], metrics["sft/loss/code"]) == (2.0, 3.0)
     assert metrics["perf/tokens_per_second"] == 1000
     assert metrics["perf/tflops_per_gpu"] == pytest.approx(
-        training_flops(DENSE, 500, 9_000) / 0.5 / 2 / 1e12
+        training_flops(HAND_COUNTED, 500, 9_000) / 0.5 / 2 / 1e12
     )
     assert "perf/mfu" not in metrics
 
