@@ -18,7 +18,20 @@ import pyarrow as pa
 
 from miles.common.offsets import offsets_of
 from miles.data.packing.pack import micro_batch
-from miles.data.types import PACKED_STEP, STAGES, Chunk, Int64, MicroBatch, Reject, Step, StepReport
+from miles.data.types import (
+    PACKED_STEP,
+    STAGES,
+    Chunk,
+    Int64,
+    MicroBatch,
+    Step,
+    StepContent,
+    StepPacking,
+    StepPosition,
+    StepReport,
+    StepRows,
+    StepTiming,
+)
 
 _OF_SEGMENTS = ("segment_lengths", "segment_row_ids", "segment_source_ids", "micro_batch_segments")
 _IN_REPORTS = [
@@ -33,30 +46,24 @@ def reports(table: pa.Table) -> list[StepReport]:
     lengths, starts = _values(table, "segment_lengths")
     token_starts = offsets_of(lengths)
     pair_starts = offsets_of(lengths.astype(np.int64) * (lengths + 1) // 2)
+    rows = table.select(_IN_REPORTS).to_pylist()
     return [
         StepReport(
-            index=row["step"],
-            epoch=row["epoch"],
-            next_row=row["next_row"],
-            num_rows=row["num_rows"],
-            num_samples=int(end - begin),
-            num_tokens=int(token_starts[end] - token_starts[begin]),
-            num_causal_pairs=int(pair_starts[end] - pair_starts[begin]),
-            num_trained_tokens=row["num_trained_tokens"],
-            num_straddling_tokens=row["num_straddling_tokens"],
-            fingerprint=row["fingerprint"],
-            pack_fill=row["pack_fill"],
-            dp_imbalance=row["dp_imbalance"],
-            source_rows=tuple(row["source_rows"]),
-            source_trained_tokens=tuple(row["source_trained_tokens"]),
-            source_truncated=tuple(row["source_truncated"]),
-            source_held_out=tuple(row["source_held_out"]),
-            rejects=tuple(Reject(**reject) for reject in row["rejects"]),
-            stage_seconds={stage: row[f"{stage}_seconds"] for stage in STAGES},
+            position=StepPosition(row["step"], row["epoch"], row["next_row"]),
+            rows=StepRows.from_columns(row),
+            content=StepContent(
+                num_samples=int(end - begin),
+                num_tokens=int(token_starts[end] - token_starts[begin]),
+                num_causal_pairs=int(pair_starts[end] - pair_starts[begin]),
+                num_trained_tokens=row["num_trained_tokens"],
+                source_trained_tokens=tuple(row["source_trained_tokens"]),
+                num_straddling_tokens=row["num_straddling_tokens"],
+                fingerprint=row["fingerprint"],
+            ),
+            packing=StepPacking(row["pack_fill"], row["dp_imbalance"]),
+            timing=StepTiming({stage: row[f"{stage}_seconds"] for stage in STAGES}),
         )
-        for row, (begin, end) in zip(
-            table.select(_IN_REPORTS).to_pylist(), pairwise(starts), strict=True
-        )
+        for row, (begin, end) in zip(rows, pairwise(starts), strict=True)
     ]
 
 
