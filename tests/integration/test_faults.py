@@ -189,7 +189,7 @@ def test_a_row_that_kills_its_worker_each_time_ends_the_run_after_the_retries(
     taken: list[str] = []
     with opened(config, str(tmp_path)) as feed, pytest.raises(MilesError) as raised:
         taken.extend(
-            report.fingerprint for report, _ in follow(feed, config)
+            report.content.fingerprint for report, _ in follow(feed, config)
         )  # what came before stays in the list
     assert "died" in str(raised.value) or "crash" in str(raised.value)
     named = re.search(

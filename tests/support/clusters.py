@@ -133,8 +133,8 @@ def follow(
     iterators = [StepIterator(feed.handle, rank, rank, feed.first_step, last) for rank in ranks]
     for step in range(feed.first_step, last):
         given = [next(iterator) for iterator in iterators]
-        assert {report.index for report, _ in given} == {step}
-        assert len({report.fingerprint for report, _ in given}) == 1
+        assert {report.position.index for report, _ in given} == {step}
+        assert len({report.content.fingerprint for report, _ in given}) == 1
         yield feed.commit(step), delivered(batches for _, batches in given)
 
 
@@ -242,9 +242,11 @@ def attacked(config: Any, run_dir: str, num_kills: int, seed: int) -> dict[str, 
         taken = list(follow(feed, made))
         feed.finish()
     return {
-        "seen": [[report.index, report.fingerprint, digest] for report, digest in taken],
-        "rows": [report.num_rows for report, _ in taken],
-        "rejected": [[reject.row_id for reject in report.rejects] for report, _ in taken],
+        "seen": [
+            [report.position.index, report.content.fingerprint, digest] for report, digest in taken
+        ],
+        "rows": [report.rows.num_read for report, _ in taken],
+        "rejected": [[reject.row_id for reject in report.rows.rejects] for report, _ in taken],
         "totals": feed.cursor().ledger_totals,
         "killed": killer.killed,
         "begun": [int(file.name.split("-")[1]) for file in Path(steps).glob("begun-*")],
@@ -255,7 +257,10 @@ def consumed(config: Any, run_dir: str) -> list[Seen]:
     """A whole run over a feed."""
     made = config_of(config)
     with own_ray(2), opened(made, run_dir) as feed:
-        return [[report.index, report.fingerprint, digest] for report, digest in follow(feed, made)]
+        return [
+            [report.position.index, report.content.fingerprint, digest]
+            for report, digest in follow(feed, made)
+        ]
 
 
 def scraped(config: Any, run_dir: str, seconds_a_step: float) -> dict[str, Any]:
@@ -291,7 +296,7 @@ def scraped(config: Any, run_dir: str, seconds_a_step: float) -> dict[str, Any]:
         depths = []
         with opened(made, run_dir) as feed:
             for report, _ in follow(feed, made):
-                depths.append(report.queue_depth)
+                depths.append(report.timing.queue_depth)
                 time.sleep(seconds_a_step)
             over.set()
             thread.join()

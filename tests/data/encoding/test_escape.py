@@ -28,7 +28,7 @@ from miles.data.encoding.escape import _BEGIN, _END, Escaper
 from miles.data.rows.normalize import normalize
 from miles.data.tokens.bpe import text_encoder
 from miles.data.types import Conversation, Encoded, RowRejected
-from tests.conftest import CHATML
+from tests.support.chatml import CHATML
 
 HEADER = "{{ '<|im_start|>' + m.role + '\n' }}"
 PROMPT = "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
