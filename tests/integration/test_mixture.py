@@ -104,9 +104,10 @@ def test_a_mixture_goes_on_after_any_step_at_another_number_of_ranks(
     assert cursor.mixture == (1, 3)
     layout = with_layout(config, 4)
     with opened(layout, str(tmp_path), cursor) as feed:
-        assert [[r.index, r.fingerprint, digest] for r, digest in follow(feed, layout)] == unbroken[
-            7:
-        ]
+        assert [
+            [report.position.index, report.content.fingerprint, digest]
+            for report, digest in follow(feed, layout)
+        ] == unbroken[7:]
     for number, step in enumerate(local(config)):
         following = local(with_layout(config, 1 + number % 4), step.next_row)
         assert [seen(one) for one in following] == unbroken[number + 1 :]
