@@ -20,15 +20,14 @@ import ray
 
 from miles.data.config import DataConfig, StreamConfig
 from miles.data.files.manifest import build_manifest
-from miles.data.stream import feed as feed_module
 from miles.data.stream import pipeline, stages
-from miles.data.stream.feed import Feed, StepIterator
+from miles.data.stream.feed import Feed
+from miles.data.stream.step_iterator import StepIterator
 from miles.data.types import Cursor
 from miles.errors import ClusterError, MilesError
 from tests.support.clusters import (
     config_of,
     demo_settings,
-    feed_actor_with,
     follow,
     local,
     one_by_one,
@@ -105,13 +104,17 @@ def soon(thread: threading.Thread, outcome: list[Any]) -> Any:
 def test_a_feed_that_dies_ends_the_wait_soon_and_the_run_goes_on_from_its_cursor(
     config: DataConfig,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     kill: Callable[[Feed], None],
 ) -> None:
     unbroken = [seen(step) for step in local(config)]
-    with monkeypatch.context() as patch:
-        patch.setattr(feed_module, "FeedActor", feed_actor_with(_Pack=partial(StuckPack, 3)))
-        feed = Feed.open(config, cursor=None, cursor_path="", num_ranks=1, run_dir=str(tmp_path))
+    feed = Feed.open(
+        config,
+        cursor=None,
+        cursor_path="",
+        num_ranks=1,
+        run_dir=str(tmp_path),
+        loader=pipeline.LoaderStages(pack=partial(StuckPack, 3)),
+    )
     iterator = StepIterator(feed.handle, 0, 0, 0, feed.info.num_steps)
     for step in range(3):
         next(iterator)
@@ -177,18 +180,17 @@ class PoisonedPack:
 
 @pytest.mark.slow
 def test_a_row_that_kills_its_worker_each_time_ends_the_run_after_the_retries(
-    config: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config: DataConfig, tmp_path: Path
 ) -> None:
     unbroken = local(config)
     row_id = int(unbroken[8].micro_batches[0][0].row_ids[0])
-    monkeypatch.setattr(
-        feed_module,
-        "FeedActor",
-        feed_actor_with(_Pack=partial(PoisonedPack, str(tmp_path), row_id)),
-    )
+    loader = pipeline.LoaderStages(pack=partial(PoisonedPack, str(tmp_path), row_id))
     config = replace(config, stream=StreamConfig(max_retries=2, target_block_bytes=1))
     taken: list[str] = []
-    with opened(config, str(tmp_path)) as feed, pytest.raises(MilesError) as raised:
+    with (
+        opened(config, str(tmp_path), loader=loader) as feed,
+        pytest.raises(MilesError) as raised,
+    ):
         taken.extend(
             report.content.fingerprint for report, _ in follow(feed, config)
         )  # what came before stays in the list
@@ -207,11 +209,11 @@ def test_a_row_that_kills_its_worker_each_time_ends_the_run_after_the_retries(
 
 
 def test_a_loader_without_retries_fails_at_the_first_death(
-    config: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config: DataConfig, tmp_path: Path
 ) -> None:
     row_id = int(local(config)[0].micro_batches[0][0].row_ids[0])
-    monkeypatch.setattr(pipeline, "_Pack", partial(PoisonedPack, str(tmp_path), row_id))
+    loader = pipeline.LoaderStages(pack=partial(PoisonedPack, str(tmp_path), row_id))
     config = replace(config, stream=StreamConfig(max_retries=0))
     with pytest.raises(MilesError):
-        list(pipeline.iterate(pipeline.build(build_manifest(config.sources), config)))
+        list(pipeline.blocks(pipeline.build(build_manifest(config.sources), config, loader=loader)))
     assert len(list(tmp_path.glob("death-*"))) == 1

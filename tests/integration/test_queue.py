@@ -14,14 +14,12 @@ import pytest
 
 from miles.data.config import DataConfig, StreamConfig
 from miles.data.encoding.encoder import Encoder
-from miles.data.stream import feed as feed_module
 from miles.data.stream import pipeline, stages
 from miles.data.stream.bottleneck import Stall, Timing
 from miles.data.types import STAGES
 from tests.support.clusters import (
     config_of,
     demo_settings,
-    feed_actor_with,
     follow,
     opened,
     run,
@@ -42,11 +40,15 @@ def config(settings: dict[str, Any]) -> DataConfig:
 
 
 def timings(
-    config: DataConfig, run_dir: Path, seconds_a_step: float, num_steps: int | None = None
+    config: DataConfig,
+    run_dir: Path,
+    seconds_a_step: float,
+    num_steps: int | None = None,
+    loader: pipeline.LoaderStages = pipeline.LOADER,
 ) -> list[Timing]:
     """A run with a trainer that takes so long for each step."""
     measured, last = [], time.perf_counter()
-    with opened(config, str(run_dir)) as feed:
+    with opened(config, str(run_dir), loader=loader) as feed:
         for report, _ in follow(feed, config, num_steps):
             time.sleep(seconds_a_step)
             now = time.perf_counter()
@@ -83,7 +85,7 @@ def test_with_a_slow_trainer_the_queue_is_full_and_nothing_is_waited_for(
     assert "The loader keeps up" in str(stall)
 
 
-class SlowRead(pipeline._Read):
+class SlowRead(pipeline.Read):
     """Reads as ever, and makes one of the loader's stages slow for as long as the window is at work."""
 
     def __init__(self, stage: str, seconds: float, *arguments: Any) -> None:
@@ -112,7 +114,7 @@ SECONDS_A_CALL = {"read": 0.1 * 12, "normalize": 0.1 / 32, "encode": 0.1, "pack"
 """0.1 s a step of 32 rows: there are 12 steps in a window, which is read at once."""
 
 
-class NotedRead(pipeline._Read):
+class NotedRead(pipeline.Read):
     """Leaves a file for each window that is read."""
 
     def __init__(self, folder: str, *arguments: Any) -> None:
@@ -132,7 +134,7 @@ class NotedRead(pipeline._Read):
 
 
 def test_with_a_trainer_that_stands_the_loader_stands_too(
-    config: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config: DataConfig, tmp_path: Path
 ) -> None:
     """Windows of two steps and one loader: as far as two windows beyond the step in use, though memory has room."""
     config = replace(
@@ -140,14 +142,12 @@ def test_with_a_trainer_that_stands_the_loader_stands_too(
     )
     folder = tmp_path / "windows"
     folder.mkdir()
-    monkeypatch.setattr(
-        feed_module, "FeedActor", feed_actor_with(_Read=partial(NotedRead, str(folder)))
-    )
+    loader = pipeline.LoaderStages(read=partial(NotedRead, str(folder)))
 
     def read() -> list[int]:
         return sorted(int(file.name) for file in folder.iterdir())
 
-    with opened(config, str(tmp_path)) as feed:
+    with opened(config, str(tmp_path), loader=loader) as feed:
         steps = follow(feed, config)
         for needed, loaded in ((0, 4), (1, 4), (2, 6), (3, 6), (4, 8)):
             next(steps)
@@ -163,13 +163,12 @@ def test_with_a_trainer_that_stands_the_loader_stands_too(
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
 def test_with_a_slow_stage_the_queue_is_empty_and_that_stage_is_named(
-    config: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+    config: DataConfig, tmp_path: Path, stage: str
 ) -> None:
     # Blocks of a step or two, so that a step is not ready long before it is needed.
     config = replace(config, stream=StreamConfig(target_block_bytes=1))
-    slow = feed_actor_with(_Read=partial(SlowRead, stage, SECONDS_A_CALL[stage]))
-    monkeypatch.setattr(feed_module, "FeedActor", slow)
-    later = timings(config, tmp_path, 0.0, num_steps=24)[1:]
+    slow = pipeline.LoaderStages(read=partial(SlowRead, stage, SECONDS_A_CALL[stage]))
+    later = timings(config, tmp_path, 0.0, num_steps=24, loader=slow)[1:]
     for timing in later:
         assert (timing.queue_depth == 0) == (timing.wait_seconds > 0)
     stall = Stall.over(later)

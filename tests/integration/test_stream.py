@@ -29,8 +29,9 @@ from miles.data.files.manifest import build_manifest
 from miles.data.notebook.dataset import prepare
 from miles.data.packing import shards
 from miles.data.stream import pipeline, stages
-from miles.data.stream.feed import Feed, StepIterator
+from miles.data.stream.feed import Feed
 from miles.data.stream.ledger import Ledger
+from miles.data.stream.step_iterator import StepIterator
 from miles.data.types import Cursor
 from miles.demo import rows
 from miles.demo.tokenizer import build_tokenizer
@@ -123,10 +124,10 @@ class PackAndDie:
 
 
 def test_a_loader_that_is_killed_changes_neither_order_nor_counts(
-    config: DataConfig, unbroken: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config: DataConfig, unbroken: list[Any], tmp_path: Path
 ) -> None:
     """In the midst of a window: the steps that it had given are neither lost nor counted twice."""
-    monkeypatch.setattr(pipeline, "_Pack", partial(PackAndDie, tmp_path))
+    loader = pipeline.LoaderStages(pack=partial(PackAndDie, tmp_path))
     manifest = build_manifest(config.sources)
     whole, ledger = (
         Ledger(manifest, str(tmp_path / name), 1.0) for name in ("whole.jsonl", "rejects.jsonl")
@@ -134,7 +135,7 @@ def test_a_loader_that_is_killed_changes_neither_order_nor_counts(
     for report in unbroken:
         whole.commit(report.position.index, report.rows)
     got = []
-    for row in pipeline.iterate(pipeline.build(manifest, config)):
+    for row in pipeline.iterate(pipeline.build(manifest, config, loader=loader)):
         got += shards.reports(row)
         ledger.commit(got[-1].position.index, got[-1].rows)
     assert (tmp_path / "killed-1").exists(), "no loader was killed"

@@ -20,7 +20,7 @@ import tempfile
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -42,9 +42,9 @@ from miles.data.config import (
 )
 from miles.data.files.manifest import build_manifest
 from miles.data.packing.shards import unpack
-from miles.data.stream import feed as feed_module
 from miles.data.stream import pipeline, stages
-from miles.data.stream.feed import Feed, StepIterator
+from miles.data.stream.feed import Feed
+from miles.data.stream.step_iterator import StepIterator
 from miles.data.types import Cursor, MicroBatch, Step, StepReport
 from miles.demo import rows
 from miles.demo.tokenizer import build_tokenizer
@@ -139,9 +139,20 @@ def follow(
 
 
 @contextlib.contextmanager
-def opened(config: DataConfig, run_dir: str, cursor: Cursor | None = None) -> Iterator[Feed]:
+def opened(
+    config: DataConfig,
+    run_dir: str,
+    cursor: Cursor | None = None,
+    loader: pipeline.LoaderStages = pipeline.LOADER,
+) -> Iterator[Feed]:
+    """A feed for as many ranks as there are data ranks, closed at the end."""
     feed = Feed.open(
-        config, cursor=cursor, cursor_path="there", num_ranks=config.pack.dp_size, run_dir=run_dir
+        config,
+        cursor=cursor,
+        cursor_path="there",
+        num_ranks=config.pack.dp_size,
+        run_dir=run_dir,
+        loader=loader,
     )
     try:
         yield feed
@@ -160,25 +171,13 @@ def processes(name: str, pid: int | None = None) -> list[psutil.Process]:
     return found
 
 
-def feed_actor_with(**stand_ins: Callable[..., Any]) -> type:
-    """The feed's actor, in whose process these stand in place of the classes of `pipeline`, such as `_Pack`."""
-
-    class FeedActor(feed_module.FeedActor):
-        def __init__(self, *arguments: Any) -> None:
-            for name, stand_in in stand_ins.items():
-                setattr(pipeline, name, stand_in)
-            super().__init__(*arguments)
-
-    return FeedActor
-
-
 def one_by_one(table: pa.Table) -> Iterator[pa.Table]:
     """A table's steps, each as a table of its own."""
     return (table.slice(number, 1) for number in range(table.num_rows))
 
 
 class SlowPack:
-    """`pipeline._Pack` that takes its time, and leaves a file for each step that it begins and makes."""
+    """`pipeline.Pack` that takes its time, and leaves a file for each step that it begins and makes."""
 
     def __init__(self, folder: str, seconds: float, config: Any) -> None:
         self.folder, self.seconds, self.config = Path(folder), seconds, config
@@ -235,8 +234,8 @@ def attacked(config: Any, run_dir: str, num_kills: int, seed: int) -> dict[str, 
     """A whole run over a feed, while loading processes are killed."""
     made = config_of(config)
     steps = tempfile.mkdtemp(dir=run_dir)
-    feed_module.FeedActor = feed_actor_with(_Pack=partial(SlowPack, steps, 0.3))  # type: ignore[misc]
-    with own_ray(2), opened(made, run_dir) as feed:
+    loader = pipeline.LoaderStages(pack=partial(SlowPack, steps, 0.3))
+    with own_ray(2), opened(made, run_dir, loader=loader) as feed:
         killer = Killer(steps, num_kills, seed)
         killer.start()
         taken = list(follow(feed, made))

@@ -12,7 +12,7 @@ import ray
 from miles.architecture.config import ModelShape
 from miles.common import checkpoint_folder, storage
 from miles.data.stream import eval_set
-from miles.data.stream.feed import StepIterator
+from miles.data.stream.step_iterator import StepIterator
 from miles.train.config import TrainConfig
 from miles.train.model import process_groups
 from miles.train.parallel_layout import Layout
