@@ -14,7 +14,7 @@ import pytest
 
 from miles.data.config import DataConfig, StreamConfig
 from miles.data.encoding.encoder import Encoder
-from miles.data.stream import pipeline, stages
+from miles.data.stream import pipeline, row_outcomes, stages
 from miles.data.stream.bottleneck import Stall, Timing
 from miles.data.types import STAGES
 from tests.support.clusters import (
@@ -95,7 +95,7 @@ class SlowRead(pipeline.Read):
     def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
         target, name = {
             "read": (stages, "read_rows"),
-            "normalize": (stages, "normalize"),
+            "normalize": (row_outcomes, "normalize"),
             "encode": (Encoder, "encode_all"),
             "pack": (stages, "pack"),
         }[self.stage]

@@ -41,7 +41,7 @@ from miles.data.files.row_shapes import MAIN_FIELDS
 from miles.data.notebook import preview
 from miles.data.packing.shards import unpack
 from miles.data.rows.messages_parquet import WRITTEN, ToMessages
-from miles.data.stream import pipeline, stages
+from miles.data.stream import pipeline, row_outcomes, stages
 from miles.data.stream.ledger import Ledger, fatal_reasons
 from miles.data.types import Encoded, Int64, RowRejected, Step, StepRows
 from miles.errors import ConfigError
@@ -359,7 +359,7 @@ class Prepared:
 
     def _encode_row(self, row_id: int, payload: bytes) -> Encoded | RowRejected:
         source = self.manifest.sources[int(self.manifest.source_of(np.array([row_id]))[0])]
-        return stages.encode_row(payload, source.format, stages.encoder_of(self._encode))
+        return row_outcomes.encode_row(payload, source.format, stages.encoder_of(self._encode))
 
     def _card(self) -> list[tuple[str, str]]:
         summary = self.summary()

@@ -4,7 +4,7 @@
     (file order, one epoch)                     [references: chunks x data ranks]
 
 What is evaluated is either sources of its own, or the rows of the training sources that a hash of what they say holds
-out of training (`stages.hash_share`). Nothing here moves the training cursor.
+out of training (`row_outcomes.hash_share`). Nothing here moves the training cursor.
 """
 
 from __future__ import annotations
