@@ -24,7 +24,7 @@ from miles.train.driver import group
 from miles.train.driver.loop import train
 from miles.train.driver.skipped_steps import FILE as SKIPPED
 from miles.train.rank.actor import TrainerActor
-from miles.train.rank.trainer import StepResult
+from miles.train.types import StepResult
 from tests.support.clusters import config_of, demo_settings, local, run
 
 pytestmark = pytest.mark.slow

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from miles.common import storage
 from miles.errors import DivergedError
-from miles.train.rank.trainer import NOTHING_TO_TRAIN, StepResult
+from miles.train.types import SkipReason, StepResult
 
 FILE = "skipped_steps.jsonl"
 _SHOWN_ROWS = 3
@@ -52,16 +52,17 @@ class SkippedSteps:
         Raises:
             DivergedError: too many in a row.
         """
-        if not result.skipped:
+        skip = result.skip
+        if skip is None:
             self._in_a_row = 0
             return ""
         self.total += 1
-        if result.skipped == NOTHING_TO_TRAIN:  # no sign of anything about the model
-            return f"step {step} skipped: {result.skipped}"
+        if skip.reason is SkipReason.NOTHING_TO_TRAIN:  # no sign of anything about the model
+            return f"step {step} skipped: {skip.reason}"
         self._in_a_row += 1
-        places = [self._locate(row) for row in result.skipped_rows]
+        places = [self._locate(row) for row in skip.row_ids]
         rows = [{"source": source, "file": file, "row": row} for source, file, row in places]
-        self._lines.append(json.dumps({"step": step, "reason": result.skipped, "rows": rows}))
+        self._lines.append(json.dumps({"step": step, "reason": skip.reason.value, "rows": rows}))
         self._write()
         named = ", ".join(f"row {row} of {file}" for _, file, row in places[:_SHOWN_ROWS])
         more = (
@@ -69,7 +70,7 @@ class SkippedSteps:
             if len(places) > _SHOWN_ROWS
             else ""
         )
-        said = f"step {step} skipped: {result.skipped}; {named}{more}"
+        said = f"step {step} skipped: {skip.reason}; {named}{more}"
         if self._in_a_row > self._max:
             raise DivergedError(
                 f"{self._in_a_row} steps in a row were skipped, more than --max-skipped-steps {self._max}; the last: "

@@ -9,18 +9,18 @@ import pytest
 
 from miles.errors import DivergedError
 from miles.train.driver.skipped_steps import FILE, SkippedSteps
-from miles.train.rank.trainer import NOTHING_TO_TRAIN, StepResult
+from miles.train.types import Skip, SkipReason, StepResult
 
 
-def result(skipped: str = "", rows: tuple[int, ...] = ()) -> StepResult:
-    return StepResult((1.0,), (1,), 1.0, 1e-3, skipped, rows, 0.1)
+def result(skip: Skip | None = None) -> StepResult:
+    return StepResult((1.0,), (1,), 1.0, 1e-3, 0.1, skip)
 
 
 def locate(row: int) -> tuple[str, str, int]:
     return "chat", "rows.jsonl", row + 100
 
 
-BAD = result("the loss is not finite", (1, 2, 3, 4, 5))
+BAD = result(Skip(SkipReason.LOSS_NOT_FINITE, (1, 2, 3, 4, 5)))
 
 
 def test_a_good_step_between_begins_the_count_anew(tmp_path: Path) -> None:
@@ -45,9 +45,8 @@ def test_a_good_step_between_begins_the_count_anew(tmp_path: Path) -> None:
 def test_dropped_rows_alone_are_no_sign_of_divergence(tmp_path: Path) -> None:
     skips = SkippedSteps(str(tmp_path), 0, 0, 0, locate)
     for step in range(5):
-        assert (
-            skips.count(step, result(NOTHING_TO_TRAIN)) == f"step {step} skipped: nothing to train"
-        )
+        skipped = result(Skip(SkipReason.NOTHING_TO_TRAIN))
+        assert skips.count(step, skipped) == f"step {step} skipped: nothing to train"
     assert skips.total == 5
     assert not (tmp_path / FILE).exists()
 
