@@ -42,7 +42,7 @@ class SkipReason(StrEnum):
 
 @dataclass(frozen=True)
 class Skip:
-    """Why a step took no optimizer step."""
+    """The reason for which a step took no optimizer step, and the rows behind it."""
 
     reason: SkipReason
     row_ids: tuple[int, ...] = ()

@@ -56,7 +56,7 @@ class PackedAttention(torch.nn.Module):
         attention_bias: Tensor | None = None,
         packed_seq_params: Any = None,
     ) -> Tensor:
-        """Return [tokens, heads x head size]. The segments fix the mask; `attention_mask` is unused."""
+        """Return [tokens, heads x head size]. The segments alone decide who sees whom."""
         assert packed_seq_params is not None, "this attention takes packed sequences only"
         assert attention_bias is None
         attend = _attend_varlen if query.is_cuda else _attend_by_segment

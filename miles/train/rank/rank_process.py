@@ -1,4 +1,4 @@
-"""Make a process one rank of a run: its kernels, the CPU layer, its process groups. No Ray in here."""
+"""Make a process one rank of a run: kernels, the CPU layer, process groups. No Ray in here."""
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -187,7 +188,7 @@ def rows_with_poison(batches: Sequence[MicroBatch]) -> list[int]:
 @pytest.mark.parametrize("layout", [Layout(2), Layout(2, pipeline=2)], ids=["dp2", "pp2"])
 def test_a_skipped_step_names_its_rows(layout: Layout) -> None:
     _, ranks = batch(0, layout, max_tokens=64)
-    batches = [packed for rank in ranks for packed in rank]
+    batches = list(chain.from_iterable(ranks))
     poisoned = rows_with_poison(batches)
     every_row = np.concatenate([packed.row_ids for packed in batches])
     every_row = sorted(every_row[every_row != DUMMY_ROW_ID].tolist())
