@@ -184,9 +184,9 @@ class Consumer:
                 {
                     "at": came,
                     "wait_seconds": came - asked,
-                    "rows": report.num_rows,
-                    "tokens": report.num_tokens,
-                    "stage_seconds": dict(report.stage_seconds),
+                    "rows": report.rows.num_read,
+                    "tokens": report.content.num_tokens,
+                    "stage_seconds": dict(report.timing.stage_seconds),
                 }
             )
             if seconds:
@@ -237,7 +237,9 @@ def stream_pass(
             ]
             # As a run does, whose steps are no shorter. Where they take no time at all, only the handing out counts.
             depths = (
-                [feed.commit(step).queue_depth for step in range(num_steps)] if hold_seconds else []
+                [feed.commit(step).timing.queue_depth for step in range(num_steps)]
+                if hold_seconds
+                else []
             )
             trails = ray.get(reads)
         feed.close()

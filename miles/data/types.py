@@ -119,44 +119,101 @@ class MicroBatch:
 
 
 @dataclass(frozen=True)
-class StepReport:
-    """What a step held and what it cost to make, beside the micro-batches themselves."""
+class StepPosition:
+    """Where a step stands in the run."""
 
     index: int
     """0 for the first step of the run, counting over epochs"""
     epoch: float
     """epochs consumed once this step is trained"""
     next_row: int
-    """`consumed_rows` of a cursor taken after this step: where a resume starts"""
-    num_rows: int
-    """rows of the input: used, rejected or held out"""
+    """`Cursor.consumed_rows` after this step: where a resume starts"""
+
+
+@dataclass(frozen=True)
+class StepRows:
+    """What became of the rows of a step: the entry that it makes in the ledger."""
+
+    read: tuple[int, ...]
+    """[sources]: rows of the input, whether used, rejected or held out"""
+    truncated: tuple[int, ...]
+    """[sources]: samples that were cut at the end"""
+    held_out: tuple[int, ...]
+    """[sources]: rows that this stream leaves to the other one. The training stream leaves out the
+    held-out rows, an evaluation stream all others (`DataConfig.held_out`)."""
+    rejects: tuple[Reject, ...]
+
+    @classmethod
+    def from_columns(cls, columns: Mapping[str, Any]) -> StepRows:
+        """Return the record of one row of a step table, given as plain values by column."""
+        return cls(
+            read=tuple(columns["source_rows"]),
+            truncated=tuple(columns["source_truncated"]),
+            held_out=tuple(columns["source_held_out"]),
+            rejects=tuple(Reject(**reject) for reject in columns["rejects"]),
+        )
+
+    @property
+    def num_read(self) -> int:
+        """Rows of the step: used, rejected or held out."""
+        return sum(self.read)
+
+    @property
+    def num_held_out(self) -> int:
+        """Rows of the step that this stream leaves to the other one."""
+        return sum(self.held_out)
+
+
+@dataclass(frozen=True)
+class StepContent:
+    """The samples of a step, over the whole global batch."""
+
     num_samples: int
     num_tokens: int
-    num_causal_pairs: int = field(default=0, kw_only=True)
-    """sum over samples of L (L + 1) / 2: pairs of a token and one that it attends to, itself included"""
+    num_causal_pairs: int
+    """sum over samples of L (L + 1) / 2: pairs of a token and one that it attends to, itself
+    included"""
     num_trained_tokens: int
-    """positions whose label is trained, over the whole global batch"""
+    """positions whose label is trained"""
+    source_trained_tokens: tuple[int, ...]
+    """[sources]: the same, by source"""
     num_straddling_tokens: int
     fingerprint: str
     """xxh64 of ids and masks in sample order, hex"""
-    pack_fill: float
+
+
+@dataclass(frozen=True)
+class StepPacking:
+    """How well a step's samples fill its micro-batches."""
+
+    fill: float
     """tokens / (micro-batches x capacity)"""
-    dp_imbalance: float
+    imbalance: float
     """tokens of the fullest rank / mean over ranks"""
-    source_rows: tuple[int, ...]
-    source_trained_tokens: tuple[int, ...]
-    source_truncated: tuple[int, ...]
-    """samples that were cut at the end, of each source"""
-    source_held_out: tuple[int, ...] = field(default=(), kw_only=True)
-    """rows of each source that this stream leaves to the other one: held out of training, or from an evaluation stream
-    those that are not (`DataConfig.held_out`); empty: none"""
-    rejects: tuple[Reject, ...]
-    stage_seconds: Mapping[str, float] = field(default_factory=dict)
-    """seconds of one loader process in each stage"""
+
+
+@dataclass(frozen=True)
+class StepTiming:
+    """What a step cost to make, and whether anyone waited for it."""
+
+    stage_seconds: Mapping[str, float]
+    """seconds of one loader process in each of `STAGES`"""
     queue_depth: int = 0
-    """steps ready when this one was first asked for, before it was handed out; 0 means the trainer waited"""
+    """steps ready when this one was first asked for, before it was handed out; 0: the trainer
+    waited"""
     wait_seconds: float = 0.0
     """how long the first rank that asked for this step waited"""
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What a step holds and what it cost to make, beside the micro-batches themselves."""
+
+    position: StepPosition
+    rows: StepRows
+    content: StepContent
+    packing: StepPacking
+    timing: StepTiming
 
 
 @dataclass(frozen=True, eq=False)
@@ -191,27 +248,33 @@ class Step:
 
     @property
     def index(self) -> int:
-        return self.report.index
+        """The number of the step: 0 for the first of the run, counting over epochs."""
+        return self.report.position.index
 
     @property
     def epoch(self) -> float:
-        return self.report.epoch
-
-    @property
-    def fingerprint(self) -> str:
-        return self.report.fingerprint
-
-    @property
-    def num_rows(self) -> int:
-        return self.report.num_rows
-
-    @property
-    def num_trained_tokens(self) -> int:
-        return self.report.num_trained_tokens
+        """Epochs consumed once the step is trained."""
+        return self.report.position.epoch
 
     @property
     def next_row(self) -> int:
-        return self.report.next_row
+        """The rows consumed after the step: where a resume starts."""
+        return self.report.position.next_row
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the input in the step: used, rejected or held out."""
+        return self.report.rows.num_read
+
+    @property
+    def num_trained_tokens(self) -> int:
+        """Positions whose label is trained, over the whole global batch."""
+        return self.report.content.num_trained_tokens
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of ids and masks in sample order, hex."""
+        return self.report.content.fingerprint
 
 
 CURSOR_VERSION = 2
@@ -285,99 +348,90 @@ class Cursor:
             )
 
 
-_REJECTS = pa.list_(
-    pa.struct(
-        [
-            pa.field("row_id", pa.int64()),
-            pa.field("source_id", pa.int32()),
-            pa.field("reason", pa.string()),
-            pa.field("detail", pa.string()),
-            pa.field("position", pa.int32()),
-        ]
-    )
-)
-
-_STEP = [
-    pa.field("step", pa.int64()),  # counting over epochs
-    pa.field("epoch", pa.float64()),  # epochs consumed after the step
-    pa.field("next_row", pa.int64()),
-    pa.field("num_rows", pa.int32()),
-]
-
-RAW_STEP = pa.schema(
-    [
-        *_STEP,
-        pa.field("row_ids", pa.list_(pa.int64())),
-        pa.field("source_ids", pa.list_(pa.int32())),
-        pa.field("payloads", pa.large_list(pa.large_binary())),  # each row as JSON text
-        pa.field("read_seconds", pa.float64()),
-    ]
-)
-
-ENCODED_STEP = pa.schema(
-    [
-        *_STEP,
-        pa.field("fingerprint", pa.string()),
-        pa.field("source_rows", pa.list_(pa.int64())),
-        pa.field("sample_row_ids", pa.list_(pa.int64())),
-        pa.field("sample_source_ids", pa.list_(pa.int32())),
-        pa.field("sample_lengths", pa.list_(pa.int32())),
-        pa.field("input_ids", pa.large_list(pa.int32())),  # samples end to end
-        pa.field("loss_mask", pa.large_list(pa.uint8())),  # of tokens
-        pa.field("num_straddling_tokens", pa.int32()),
-        pa.field("source_truncated", pa.list_(pa.int64())),
-        pa.field("source_held_out", pa.list_(pa.int64())),
-        pa.field("rejects", _REJECTS),
-        pa.field("read_seconds", pa.float64()),
-        pa.field("normalize_seconds", pa.float64()),
-        pa.field("encode_seconds", pa.float64()),
-    ]
-)
-
-PACKED_STEP = pa.schema(
-    [
-        *_STEP,
-        pa.field("fingerprint", pa.string()),
-        pa.field("num_trained_tokens", pa.int64()),
-        pa.field("num_straddling_tokens", pa.int32()),
-        pa.field("source_truncated", pa.list_(pa.int64())),
-        pa.field("source_held_out", pa.list_(pa.int64())),
-        pa.field("source_rows", pa.list_(pa.int64())),
-        pa.field("source_trained_tokens", pa.list_(pa.int64())),
-        pa.field("pack_fill", pa.float64()),
-        pa.field("dp_imbalance", pa.float64()),
-        pa.field("dp_size", pa.int32()),
-        pa.field(
-            "micro_batch_segments", pa.list_(pa.int32())
-        ),  # rank 0's micro-batches, rank 1's, …
-        pa.field("segment_lengths", pa.list_(pa.int32())),  # in that order
-        pa.field("segment_row_ids", pa.list_(pa.int64())),
-        pa.field("segment_source_ids", pa.list_(pa.int32())),
-        pa.field("input_ids", pa.large_list(pa.int32())),
-        pa.field("loss_mask", pa.large_list(pa.uint8())),  # of tokens, not yet shifted
-        pa.field("rejects", _REJECTS),
-        pa.field("read_seconds", pa.float64()),
-        pa.field("normalize_seconds", pa.float64()),
-        pa.field("encode_seconds", pa.float64()),
-        pa.field("pack_seconds", pa.float64()),
-    ]
-)
-
-PREPARED_STEP = pa.schema(
-    [
-        *_STEP,
-        pa.field("source_rows", pa.list_(pa.int64())),
-        pa.field("source_truncated", pa.list_(pa.int64())),
-        pa.field("sample_row_ids", pa.list_(pa.int64())),
-        pa.field("sample_source_ids", pa.list_(pa.int32())),
-        pa.field(
-            "conversations", pa.large_list(pa.large_binary())
-        ),  # JSON: messages, tools, trained
-        pa.field("sample_lengths", pa.list_(pa.int32())),
-        pa.field("sample_trained_tokens", pa.list_(pa.int32())),
-        pa.field("rejects", _REJECTS),
-    ]
-)
-
 STAGES = ("read", "normalize", "encode", "pack")
-"""Whose seconds travel with a step."""
+"""The stages of the loader. A step carries the seconds that each took."""
+
+# Every column of the step tables, once.
+_COLUMNS: Mapping[str, pa.DataType] = {
+    # where the step stands
+    "step": pa.int64(),  # counting over epochs
+    "epoch": pa.float64(),  # epochs consumed after the step
+    "next_row": pa.int64(),
+    "num_rows": pa.int32(),
+    # its rows as they were read
+    "row_ids": pa.list_(pa.int64()),
+    "source_ids": pa.list_(pa.int32()),
+    "payloads": pa.large_list(pa.large_binary()),  # each row as JSON text
+    # what became of them: one number a source
+    "source_rows": pa.list_(pa.int64()),
+    "source_truncated": pa.list_(pa.int64()),
+    "source_held_out": pa.list_(pa.int64()),
+    "rejects": pa.list_(  # the fields of `Reject`
+        pa.struct(
+            [
+                pa.field("row_id", pa.int64()),
+                pa.field("source_id", pa.int32()),
+                pa.field("reason", pa.string()),
+                pa.field("detail", pa.string()),
+                pa.field("position", pa.int32()),
+            ]
+        )
+    ),
+    # its samples, in row order
+    "sample_row_ids": pa.list_(pa.int64()),
+    "sample_source_ids": pa.list_(pa.int32()),
+    "sample_lengths": pa.list_(pa.int32()),
+    "sample_trained_tokens": pa.list_(pa.int32()),
+    "conversations": pa.large_list(pa.large_binary()),  # JSON: messages, tools, trained
+    # its tokens, sample after sample
+    "input_ids": pa.large_list(pa.int32()),
+    "loss_mask": pa.large_list(pa.uint8()),  # of tokens, not yet shifted
+    "num_straddling_tokens": pa.int32(),
+    "fingerprint": pa.string(),
+    # how it is packed: rank 0's micro-batches, rank 1's, …; segments in that order
+    "dp_size": pa.int32(),
+    "micro_batch_segments": pa.list_(pa.int32()),
+    "segment_lengths": pa.list_(pa.int32()),
+    "segment_row_ids": pa.list_(pa.int64()),
+    "segment_source_ids": pa.list_(pa.int32()),
+    "num_trained_tokens": pa.int64(),
+    "source_trained_tokens": pa.list_(pa.int64()),
+    "pack_fill": pa.float64(),
+    "dp_imbalance": pa.float64(),
+    # what it cost
+    **{f"{stage}_seconds": pa.float64() for stage in STAGES},
+}
+
+POSITION_COLUMNS = ("step", "epoch", "next_row", "num_rows")
+"""Columns that every step table has."""
+_ROW_COUNTS = ("source_rows", "source_truncated", "source_held_out", "rejects")
+_SAMPLES = ("sample_row_ids", "sample_source_ids", "sample_lengths")
+_TOKENS = ("input_ids", "loss_mask", "num_straddling_tokens", "fingerprint")
+_SEGMENTS = (
+    "micro_batch_segments",
+    "segment_lengths",
+    "segment_row_ids",
+    "segment_source_ids",
+)
+_PACKING = ("dp_size", "num_trained_tokens", "source_trained_tokens", "pack_fill", "dp_imbalance")
+
+
+def _step_schema(*names: str) -> pa.Schema:
+    """Return the schema of a step table with these columns."""
+    return pa.schema([pa.field(name, _COLUMNS[name]) for name in (*POSITION_COLUMNS, *names)])
+
+
+def _seconds(*stages: str) -> tuple[str, ...]:
+    """Return the columns that hold the seconds of these stages."""
+    return tuple(f"{stage}_seconds" for stage in stages)
+
+
+RAW_STEP = _step_schema("row_ids", "source_ids", "payloads", *_seconds("read"))
+
+ENCODED_STEP = _step_schema(
+    *_ROW_COUNTS, *_SAMPLES, *_TOKENS, *_seconds("read", "normalize", "encode")
+)
+
+PACKED_STEP = _step_schema(*_ROW_COUNTS, *_TOKENS, *_SEGMENTS, *_PACKING, *_seconds(*STAGES))
+
+PREPARED_STEP = _step_schema(*_ROW_COUNTS, *_SAMPLES, "conversations", "sample_trained_tokens")

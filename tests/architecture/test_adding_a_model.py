@@ -14,9 +14,7 @@ from miles.convert.hf_to_megatron import hf_to_megatron
 from miles.convert.megatron_to_hf import megatron_to_hf
 from miles.convert.verify import verify
 from miles.errors import CheckpointError
-from tests.architecture.test_families import require_same_files
-from tests.convert.test_hf_to_megatron import edit_config
-from tests.support.models import make_hf
+from tests.support.models import edit_config, make_hf, require_same_files
 
 PAGE = Path(__file__).parents[2] / "docs/adding-a-model.md"
 

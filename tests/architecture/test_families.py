@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import filecmp
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from miles.convert.megatron_to_hf import megatron_to_hf
 from miles.convert.verify import verify
 from miles.errors import CheckpointError
 from miles.train.parallel_layout import Layout
-from tests.support.models import make_hf
+from tests.support.models import make_hf, require_same_files
 from tests.support.ranks import SETTINGS, run_ranks, start
 
 PAGE = Path(__file__).parents[2] / "docs/convert.md"
@@ -81,15 +80,6 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Converted]:
         hf_to_megatron(str(hf), str(folder / "megatron"))
         made[name] = Converted(str(hf), str(folder / "megatron"))
     return made
-
-
-def require_same_files(one: Path, other: Path) -> None:
-    files = {path.relative_to(one) for path in one.rglob("*") if path.is_file()}
-    assert files == {path.relative_to(other) for path in other.rglob("*") if path.is_file()}
-    differing = [
-        file for file in sorted(files) if not filecmp.cmp(one / file, other / file, shallow=False)
-    ]
-    assert not differing
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import ast
-import os
 import pickle
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -15,14 +13,7 @@ from miles.convert.hf_to_megatron import hf_to_megatron
 from miles.convert.megatron_to_hf import megatron_to_hf
 from miles.errors import CheckpointError
 from tests.support.models import make_hf
-
-
-class Command:
-    def __init__(self, words: str) -> None:
-        self.words = words
-
-    def __reduce__(self) -> Any:
-        return os.system, (self.words,)
+from tests.support.pickles import ShellCommand
 
 
 def test_a_checkpoint_of_a_stranger_runs_nothing(tmp_path: Path) -> None:
@@ -30,7 +21,7 @@ def test_a_checkpoint_of_a_stranger_runs_nothing(tmp_path: Path) -> None:
     hf_to_megatron(str(hf), str(tmp_path / "megatron"))
     folder = tmp_path / "megatron/release"
     require_plain(folder, "there")
-    (folder / ".metadata").write_bytes(pickle.dumps({"x": Command(f"touch {tmp_path}/ran")}))
+    (folder / ".metadata").write_bytes(pickle.dumps({"x": ShellCommand(f"touch {tmp_path}/ran")}))
     with pytest.raises(
         CheckpointError, match=r"release/\.metadata: refused: it names posix\.system, which no"
     ):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 import re
 import shutil
@@ -17,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 from rich.console import Console
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from miles import cli
 from miles.common import atomic_folders
@@ -28,7 +27,7 @@ from miles.convert.verify import verify
 from miles.errors import CheckpointError
 from miles.train.parallel_layout import Layout
 from tests.support.commands import small_disk
-from tests.support.models import make_hf
+from tests.support.models import edit_config, edit_tensors, make_hf
 from tests.support.ranks import run_ranks
 
 TRACKER = "latest_checkpointed_iteration.txt"
@@ -43,17 +42,6 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def source(made: Path, tmp_path: Path) -> Path:
     """A checkpoint that a test may damage."""
     return shutil.copytree(made, tmp_path / "hf")
-
-
-def edit_tensors(folder: Path, change: Any) -> None:
-    tensors = load_file(folder / "model.safetensors")
-    change(tensors)
-    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-
-
-def edit_config(folder: Path, **changes: Any) -> None:
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, **changes}))
 
 
 QUERIES = "model.layers.1.self_attn.q_proj.weight"

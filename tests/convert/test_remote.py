@@ -18,8 +18,7 @@ from miles.convert.hf_to_megatron import hf_to_megatron
 from miles.convert.megatron_to_hf import megatron_to_hf
 from miles.convert.verify import verify
 from miles.errors import CheckpointError
-from tests.convert.test_hf_to_megatron import edit_tensors
-from tests.support.models import make_hf
+from tests.support.models import edit_tensors, make_hf
 
 TRACKER = "latest_checkpointed_iteration.txt"
 

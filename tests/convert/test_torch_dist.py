@@ -23,8 +23,8 @@ from miles.convert.megatron_to_hf import megatron_to_hf
 from miles.convert.torch_dist import Checkpoint
 from miles.errors import CheckpointError
 from miles.train.parallel_layout import Layout
-from tests.common.test_safe_pickle import Command
 from tests.support.models import make_hf
+from tests.support.pickles import ShellCommand
 from tests.support.ranks import run_ranks, start
 
 
@@ -341,7 +341,7 @@ def test_what_megatron_lm_keeps_in_its_arguments_is_read_and_nothing_else(
     assert not done.stderr
 
     stranger = torch.load(common, weights_only=False)
-    stranger["args"].evil = Command(f"touch {tmp_path}/ran")
+    stranger["args"].evil = ShellCommand(f"touch {tmp_path}/ran")
     torch.save(stranger, common)
     with pytest.raises(
         CheckpointError, match=r"release/common\.pt: cannot be read \(Weights only load failed"

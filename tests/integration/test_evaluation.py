@@ -245,14 +245,21 @@ def test_a_feed_trains_the_other_rows_and_goes_on_where_it_was(
         layout = with_layout(config, dp_size)
         with opened(layout, str(tmp_path), cursor) as feed:
             for report, digest in follow(feed, layout, num_steps):
-                taken.append([report.index, report.fingerprint, digest, report.source_held_out])
+                taken.append(
+                    [
+                        report.position.index,
+                        report.content.fingerprint,
+                        digest,
+                        report.rows.held_out,
+                    ]
+                )
             if num_steps is None:
                 feed.finish()
                 assert feed.locate(412 + 7) == ("code", config.sources[1].paths[0], 7)
             cursor = Cursor.from_json(feed.cursor().to_json(), "there")
             summary = feed.ledger_summary()
     assert taken == [
-        [step.index, step.fingerprint, delivered(step.micro_batches), step.report.source_held_out]
+        [step.index, step.fingerprint, delivered(step.micro_batches), step.report.rows.held_out]
         for step in steps
     ]
     trained = {

@@ -131,7 +131,8 @@ def test_a_feed_that_dies_ends_the_wait_soon_and_the_run_goes_on_from_its_cursor
     with opened(config, str(tmp_path), cursor) as again:
         assert again.first_step == 2
         assert [
-            [r.index, r.fingerprint, digest] for r, digest in follow(again, config)
+            [report.position.index, report.content.fingerprint, digest]
+            for report, digest in follow(again, config)
         ] == unbroken[2:]
 
 
@@ -189,7 +190,7 @@ def test_a_row_that_kills_its_worker_each_time_ends_the_run_after_the_retries(
     taken: list[str] = []
     with opened(config, str(tmp_path)) as feed, pytest.raises(MilesError) as raised:
         taken.extend(
-            report.fingerprint for report, _ in follow(feed, config)
+            report.content.fingerprint for report, _ in follow(feed, config)
         )  # what came before stays in the list
     assert "died" in str(raised.value) or "crash" in str(raised.value)
     named = re.search(

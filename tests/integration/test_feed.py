@@ -102,8 +102,8 @@ def test_depth_is_zero_where_any_rank_waited_though_a_later_one_found_the_step(
     actor.begin(0)  # rank 0 comes later, and finds it
     waiting.join(10)
     assert len(fetched) == 1
-    assert actor.report(0).queue_depth == 0
-    assert actor.report(0).wait_seconds > 0.05
+    assert actor.report(0).timing.queue_depth == 0
+    assert actor.report(0).timing.wait_seconds > 0.05
 
 
 def test_depth_counts_what_is_ready_and_nothing_was_waited_for(
@@ -112,12 +112,12 @@ def test_depth_counts_what_is_ready_and_nothing_was_waited_for(
     actor.give(*packed[:2])
     actor.give(packed[2])
     actor.begin(0)
-    assert (actor.report(0).queue_depth, actor.report(0).wait_seconds) == (3, 0.0)
+    assert (actor.report(0).timing.queue_depth, actor.report(0).timing.wait_seconds) == (3, 0.0)
     actor.begin(2)  # a rank that is ahead of the others
     actor.begin(1)
-    assert actor.report(1).queue_depth == 2
-    assert actor.report(2).queue_depth == 1
-    assert actor.report(2).fingerprint == unpack(packed[2])[0].fingerprint
+    assert actor.report(1).timing.queue_depth == 2
+    assert actor.report(2).timing.queue_depth == 1
+    assert actor.report(2).content.fingerprint == unpack(packed[2])[0].fingerprint
 
 
 def test_of_a_stream_at_its_end_a_step_is_reported_when_it_was_measured(
@@ -129,7 +129,7 @@ def test_of_a_stream_at_its_end_a_step_is_reported_when_it_was_measured(
     assert not reports, "what begins the step may come after the question"
     actor.begin(0)
     committing.join(10)
-    assert [report.queue_depth for report in reports] == [2]
+    assert [report.timing.queue_depth for report in reports] == [2]
     with pytest.raises(ClusterError, match="at its end"):
         actor.report(2)
     monkeypatch.setattr(feed_module, "REPORT_SECONDS", 0.1)
@@ -142,7 +142,7 @@ def test_read_ahead_is_no_need_and_measures_nothing(actor: ByHand, packed: list[
     actor.give(*packed[:3])
     waiting.join(10)
     actor.begin(0)
-    assert (actor.report(0).queue_depth, actor.report(0).wait_seconds) == (3, 0.0)
+    assert (actor.report(0).timing.queue_depth, actor.report(0).timing.wait_seconds) == (3, 0.0)
 
 
 def test_it_takes_no_block_while_enough_is_ready_and_lets_chunks_go(
@@ -153,13 +153,13 @@ def test_it_takes_no_block_while_enough_is_ready_and_lets_chunks_go(
     producing, _ = in_thread(lambda: [actor.give(*pair) for pair in pairs])
     assert (actor._newest, len(actor._held)) == (3, 2)
     chunk = ray.get(actor.fetch(0, 0, 0)[0])
-    assert [report.index for report in chunk.reports] == [0, 1]
+    assert [report.position.index for report in chunk.reports] == [0, 1]
     actor.fetch(1, 1, 1)
     assert [held.first_step for held in actor._held] == [0, 2], "fetched, and still needed"
     depths = []
     for step in range(len(packed)):
         actor.begin(step)
-        depths.append(actor.report(step).queue_depth)
+        depths.append(actor.report(step).timing.queue_depth)
         for rank in (0, 1):
             if step % 2 == 0 and step > 0:
                 actor.fetch(step, rank, rank)
@@ -255,7 +255,9 @@ def test_a_huge_row_group_is_refused_and_what_prepare_makes_of_it_is_not(
     steps = list(StepIterator(feed.handle, 0, 0, 0, feed.info.num_steps))
     feed.close()
     assert (
-        sum(report.num_rows for report, _ in steps) == len(prepared.summary().lengths) == 2_100 - 73
+        sum(report.rows.num_read for report, _ in steps)
+        == len(prepared.summary().lengths)
+        == 2_100 - 73
     )
 
 

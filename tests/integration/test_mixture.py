@@ -42,7 +42,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
 
 def metrics_of(report: Any, epochs: tuple[float, ...]) -> dict[str, Any]:
     shape = ModelShape("qwen3", 1, 8, 8, 1, 1, 8, 16, 64, 1e4, 1e-6, True, True, False)
-    result = StepResult((1.0, 2.0), report.source_trained_tokens, 1.0, 1e-3, "", (), 0.1)
+    result = StepResult((1.0, 2.0), report.content.source_trained_tokens, 1.0, 1e-3, "", (), 0.1)
     facts = RunFacts(("chat", "code"), shape, world_size=1, device_name=None)
     return step_metrics(
         facts, report, result, Standing(epochs, tokens_seen=0, num_skipped=0, seconds=1.0)
@@ -58,7 +58,7 @@ def test_at_every_step_each_source_has_had_its_share_to_within_a_batch(
     with opened(config, str(tmp_path)) as feed:
         rows, cursors = np.zeros(2, int), []
         for report, _ in follow(feed, config):
-            rows += report.source_rows
+            rows += report.rows.read
             consumed = rows.sum()
             assert np.abs(rows - shares * consumed).max() <= 1, (
                 "a row; a batch of them was promised"
@@ -66,9 +66,10 @@ def test_at_every_step_each_source_has_had_its_share_to_within_a_batch(
             assert feed.source_epochs() == pytest.approx(rows / sizes)
             metrics = metrics_of(report, feed.source_epochs())
             for number, name in enumerate(("chat", "code")):
-                assert metrics[f"data/num_rows/{name}"] == report.source_rows[number]
+                assert metrics[f"data/num_rows/{name}"] == report.rows.read[number]
                 assert (
-                    metrics[f"data/trained_tokens/{name}"] == report.source_trained_tokens[number]
+                    metrics[f"data/trained_tokens/{name}"]
+                    == report.content.source_trained_tokens[number]
                 )
                 assert metrics[f"sft/epoch/{name}"] == pytest.approx(
                     rows[number] / sizes[number], abs=1e-6
@@ -103,9 +104,10 @@ def test_a_mixture_goes_on_after_any_step_at_another_number_of_ranks(
     assert cursor.mixture == (1, 3)
     layout = with_layout(config, 4)
     with opened(layout, str(tmp_path), cursor) as feed:
-        assert [[r.index, r.fingerprint, digest] for r, digest in follow(feed, layout)] == unbroken[
-            7:
-        ]
+        assert [
+            [report.position.index, report.content.fingerprint, digest]
+            for report, digest in follow(feed, layout)
+        ] == unbroken[7:]
     for number, step in enumerate(local(config)):
         following = local(with_layout(config, 1 + number % 4), step.next_row)
         assert [seen(one) for one in following] == unbroken[number + 1 :]

@@ -21,9 +21,9 @@ from miles.data.notebook.dataset import prepare
 from miles.demo import rows
 from miles.demo.model import build_model
 from miles.demo.tokenizer import build_tokenizer
-from tests.conftest import SECRETS
 from tests.integration.test_commands import miles
 from tests.support.clusters import local
+from tests.support.object_storage import SECRETS
 
 
 @pytest.fixture

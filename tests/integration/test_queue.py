@@ -51,7 +51,12 @@ def timings(
             time.sleep(seconds_a_step)
             now = time.perf_counter()
             measured.append(
-                Timing(report.queue_depth, report.wait_seconds, now - last, report.stage_seconds)
+                Timing(
+                    report.timing.queue_depth,
+                    report.timing.wait_seconds,
+                    now - last,
+                    report.timing.stage_seconds,
+                )
             )
             last = now
     return measured

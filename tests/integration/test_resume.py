@@ -83,7 +83,7 @@ def test_over_the_feed_a_run_goes_on_at_other_numbers_of_ranks(
         with opened(layout, str(tmp_path), cursor) as feed:
             assert feed.first_step == len(taken)
             for report, digest in follow(feed, layout, num_steps):
-                taken.append([report.index, report.fingerprint, digest])
+                taken.append([report.position.index, report.content.fingerprint, digest])
             text = feed.cursor().to_json()
         cursor = Cursor.from_json(text, "there")
         assert cursor.to_json() == text
@@ -185,7 +185,7 @@ def test_late_in_an_epoch_no_row_group_is_read_that_is_not_needed(
         if any(start < end and begin < stop for start, stop in spans)
     }
     rows = [row for step in steps for row in trained_rows(step)]
-    rows += [reject.row_id for step in steps for reject in step.report.rejects]
+    rows += [reject.row_id for step in steps for reject in step.report.rows.rejects]
     assert len(rows) == 4_000 - int(4_000 * share)
     assert touched == {row // 50 for row in rows}
     assert len(touched) <= 20, "a window has no more"

@@ -60,7 +60,9 @@ def unbroken(config: DataConfig) -> list[Any]:
 def fingerprints(config: DataConfig, start_row: int = 0) -> list[str]:
     stream = pipeline.build(build_manifest(config.sources), config, start_row)
     return [
-        report.fingerprint for block in pipeline.blocks(stream) for report in shards.reports(block)
+        report.content.fingerprint
+        for block in pipeline.blocks(stream)
+        for report in shards.reports(block)
     ]
 
 
@@ -77,14 +79,14 @@ def test_the_order_depends_on_no_cluster_and_no_layout(
     config: DataConfig, unbroken: list[Any], stream: StreamConfig, pack: PackConfig
 ) -> None:
     got = fingerprints(dataclasses.replace(config, stream=stream, pack=pack))
-    assert got == [report.fingerprint for report in unbroken]
+    assert got == [report.content.fingerprint for report in unbroken]
     assert len(set(got)) == len(got)
 
 
 def test_another_seed_is_another_order(config: DataConfig, unbroken: list[Any]) -> None:
     other = dataclasses.replace(config, order=dataclasses.replace(config.order, seed=4))
     first = next(stages.local_steps(build_manifest(config.sources), other))
-    assert first.fingerprint != unbroken[0].fingerprint
+    assert first.fingerprint != unbroken[0].content.fingerprint
 
 
 def test_resumed_after_every_step_what_follows_is_the_same(
@@ -92,14 +94,14 @@ def test_resumed_after_every_step_what_follows_is_the_same(
 ) -> None:
     manifest = build_manifest(config.sources)
     for index, report in enumerate(unbroken[:-1]):
-        following = next(stages.local_steps(manifest, config, report.next_row))
+        following = next(stages.local_steps(manifest, config, report.position.next_row))
         assert (following.index, following.fingerprint) == (
             index + 1,
-            unbroken[index + 1].fingerprint,
+            unbroken[index + 1].content.fingerprint,
         )
     middle = len(unbroken) // 2
-    assert fingerprints(config, unbroken[middle].next_row) == [
-        r.fingerprint for r in unbroken[middle + 1 :]
+    assert fingerprints(config, unbroken[middle].position.next_row) == [
+        report.content.fingerprint for report in unbroken[middle + 1 :]
     ]
 
 
@@ -130,14 +132,16 @@ def test_a_loader_that_is_killed_changes_neither_order_nor_counts(
         Ledger(manifest, str(tmp_path / name), 1.0) for name in ("whole.jsonl", "rejects.jsonl")
     )
     for report in unbroken:
-        whole.commit(report)
+        whole.commit(report.position.index, report.rows)
     got = []
     for row in pipeline.iterate(pipeline.build(manifest, config)):
         got += shards.reports(row)
-        ledger.commit(got[-1])
+        ledger.commit(got[-1].position.index, got[-1].rows)
     assert (tmp_path / "killed-1").exists(), "no loader was killed"
-    assert [report.fingerprint for report in got] == [report.fingerprint for report in unbroken]
-    assert [report.rejects for report in got] == [report.rejects for report in unbroken]
+    assert [report.content.fingerprint for report in got] == [
+        report.content.fingerprint for report in unbroken
+    ]
+    assert [report.rows.rejects for report in got] == [report.rows.rejects for report in unbroken]
     assert ledger.totals() == whole.totals()
     assert sum(counts["read"] for counts in ledger.totals().values()) == 2 * manifest.num_rows
     assert (tmp_path / "rejects.jsonl").read_text() == (tmp_path / "whole.jsonl").read_text()
@@ -155,7 +159,7 @@ def test_every_row_comes_once_an_epoch_trained_or_named(config: DataConfig) -> N
             for row in one.row_ids
             if row >= 0
         ]
-        seen += [reject.row_id for reject in step.report.rejects]
+        seen += [reject.row_id for reject in step.report.rows.rejects]
         assert len({len(rank) for rank in step.micro_batches}) == 1
     assert np.array_equal(np.bincount(seen), np.full(manifest.num_rows, config.order.num_epoch))
 
@@ -170,7 +174,7 @@ class Consumer:
         got = []
         for report, micro_batches in StepIterator(handle, rank, rank, first, count):
             assert sum(len(one.input_ids) for one in micro_batches) > 0
-            got.append((report.index, report.fingerprint))
+            got.append((report.position.index, report.content.fingerprint))
             time.sleep(seconds)
         return got
 
@@ -194,12 +198,14 @@ def test_two_ranks_read_the_same_steps_and_a_slow_trainer_fills_the_queue(
     measured = [feed.commit(step) for step in range(count)]
     feed.close()
     for steps in got:
-        assert steps == [(report.index, report.fingerprint) for report in unbroken]
-    depths = [report.queue_depth for report in measured]
+        assert steps == [(report.position.index, report.content.fingerprint) for report in unbroken]
+    depths = [report.timing.queue_depth for report in measured]
     assert depths[0] == 0, "nothing can be ready before the stream has begun"
-    assert measured[0].wait_seconds > 0, "so the first step was waited for"
+    assert measured[0].timing.wait_seconds > 0, "so the first step was waited for"
     assert max(depths) == 3
-    assert all((report.queue_depth == 0) == (report.wait_seconds > 0) for report in measured)
+    assert all(
+        (report.timing.queue_depth == 0) == (report.timing.wait_seconds > 0) for report in measured
+    )
 
 
 def test_the_cursor_resumes_and_refuses_other_settings(
@@ -217,8 +223,8 @@ def test_the_cursor_resumes_and_refuses_other_settings(
         feed.commit(step)
     cursor = Cursor.from_json(feed.cursor().to_json(), "here")
     feed.close()
-    assert cursor.consumed_rows == unbroken[3].next_row
-    assert cursor.tokens_seen == sum(report.num_trained_tokens for report in unbroken[:4])
+    assert cursor.consumed_rows == unbroken[3].position.next_row
+    assert cursor.tokens_seen == sum(report.content.num_trained_tokens for report in unbroken[:4])
     first = json.loads((tmp_path / "first_batch.json").read_text())
     assert {segment["source"] for batch in first["micro_batches"] for segment in batch} == {
         "chat",
@@ -237,7 +243,7 @@ def test_the_cursor_resumes_and_refuses_other_settings(
         ]
     )[0]
     resumed.close()
-    assert [step[1] for step in got] == [report.fingerprint for report in unbroken[4:]]
+    assert [step[1] for step in got] == [report.content.fingerprint for report in unbroken[4:]]
 
 
 def test_a_source_that_changed_reaches_the_trainer_as_our_error(

@@ -135,8 +135,8 @@ def follow(
     iterators = [StepIterator(feed.handle, rank, rank, feed.first_step, last) for rank in ranks]
     for step in range(feed.first_step, last):
         given = [next(iterator) for iterator in iterators]
-        assert {report.index for report, _ in given} == {step}
-        assert len({report.fingerprint for report, _ in given}) == 1
+        assert {report.position.index for report, _ in given} == {step}
+        assert len({report.content.fingerprint for report, _ in given}) == 1
         yield feed.commit(step), delivered(batches for _, batches in given)
 
 
@@ -244,9 +244,11 @@ def attacked(config: Any, run_dir: str, num_kills: int, seed: int) -> dict[str, 
         taken = list(follow(feed, made))
         feed.finish()
     return {
-        "seen": [[report.index, report.fingerprint, digest] for report, digest in taken],
-        "rows": [report.num_rows for report, _ in taken],
-        "rejected": [[reject.row_id for reject in report.rejects] for report, _ in taken],
+        "seen": [
+            [report.position.index, report.content.fingerprint, digest] for report, digest in taken
+        ],
+        "rows": [report.rows.num_read for report, _ in taken],
+        "rejected": [[reject.row_id for reject in report.rows.rejects] for report, _ in taken],
         "totals": feed.cursor().ledger_totals,
         "killed": killer.killed,
         "begun": [int(file.name.split("-")[1]) for file in Path(steps).glob("begun-*")],
@@ -257,7 +259,10 @@ def consumed(config: Any, run_dir: str) -> list[Seen]:
     """A whole run over a feed."""
     made = config_of(config)
     with local_ray.running(2, OBJECT_STORE_BYTES), opened(made, run_dir) as feed:
-        return [[report.index, report.fingerprint, digest] for report, digest in follow(feed, made)]
+        return [
+            [report.position.index, report.content.fingerprint, digest]
+            for report, digest in follow(feed, made)
+        ]
 
 
 def scraped(config: Any, run_dir: str, seconds_a_step: float) -> dict[str, Any]:
@@ -293,7 +298,7 @@ def scraped(config: Any, run_dir: str, seconds_a_step: float) -> dict[str, Any]:
         depths = []
         with opened(made, run_dir) as feed:
             for report, _ in follow(feed, made):
-                depths.append(report.queue_depth)
+                depths.append(report.timing.queue_depth)
                 time.sleep(seconds_a_step)
             over.set()
             thread.join()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import filecmp
+import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -71,3 +74,26 @@ def make_hf(
     model.save_pretrained(folder)
     (folder / "chat_template.jinja").write_text("{{ messages }}")
     return folder
+
+
+def edit_config(folder: Path, **changes: Any) -> None:
+    """Change entries of a model's config.json."""
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def edit_tensors(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change the tensors of a model in one file: `change` gets and alters their dictionary."""
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
+def require_same_files(left: Path, right: Path) -> None:
+    """Assert that two folders hold the same files, byte for byte."""
+    names = {path.relative_to(left) for path in left.rglob("*") if path.is_file()}
+    assert names == {path.relative_to(right) for path in right.rglob("*") if path.is_file()}
+    for name in sorted(names):
+        assert filecmp.cmp(left / name, right / name, shallow=False), name

@@ -19,7 +19,15 @@ import numpy as np
 from miles.architecture.config import ModelShape
 from miles.data.config import PackConfig
 from miles.data.packing.pack import micro_batch, pack
-from miles.data.types import MicroBatch, StepReport
+from miles.data.types import (
+    MicroBatch,
+    StepContent,
+    StepPacking,
+    StepPosition,
+    StepReport,
+    StepRows,
+    StepTiming,
+)
 from miles.train.config import OptimizerSettings
 from miles.train.parallel_layout import Layout
 
@@ -59,21 +67,19 @@ def batch(
     ranks = [tuple(build(indices) for indices in rank) for rank in packed]
     trained = int(sum(one.loss_mask.sum() for rank in ranks for one in rank))
     report = StepReport(
-        step,
-        0.0,
-        0,
-        len(lengths),
-        len(lengths),
-        sum(lengths),
-        trained,
-        0,
-        "",
-        1.0,
-        1.0,
-        (4, 3),
-        (0, 0),
-        (0, 0),
-        (),
+        position=StepPosition(index=step, epoch=0.0, next_row=0),
+        rows=StepRows(read=(4, 3), truncated=(0, 0), held_out=(0, 0), rejects=()),
+        content=StepContent(
+            num_samples=len(lengths),
+            num_tokens=sum(lengths),
+            num_causal_pairs=0,
+            num_trained_tokens=trained,
+            source_trained_tokens=(0, 0),
+            num_straddling_tokens=0,
+            fingerprint="",
+        ),
+        packing=StepPacking(fill=1.0, imbalance=1.0),
+        timing=StepTiming(stage_seconds={}),
     )
     return report, ranks
 

@@ -1,14 +1,13 @@
-"""A conversation -> token ids, and a mask of the tokens that are trained.
+"""Encodes conversations: the way of a row from messages to token ids and a loss mask.
 
-    <|im_start|>user\\n2+2?<|im_end|>\\n<|im_start|>assistant\\n<think>\\n\\n</think>\\n\\n4 <|im_end|> \\n
-    0                                                       0 (empty_think="mask")  1     1      0
+    conversation  ->  text and spans  ->  ids, tokens at the spans' edges  ->  ids and loss mask
+                  render (template)   encode (tokens)                      mask (`loss_mask.py`)
 
 The ids are always those of `tokenizer.apply_chat_template(messages, tools=tools, tokenize=True,
-return_dict=False, **template_kwargs)`. A token is trained where, in serving, the model itself would have to
-produce it: all of a trained assistant turn behind the generation prompt, its terminator included; not the
-newline behind that, nor anything that the generation prompt supplies. A token that begins before a turn and
-ends inside it (a header's newline merged with the answer's) is one that serving never produces: it is
-not trained, and counted.
+return_dict=False, **template_kwargs)`. A conversation is rendered and encoded once, as a whole.
+
+Two rare kinds of rows leave this way. Plain text has no template and no turns. A row that spells
+control tokens under `special_text="escape"` is encoded by `escape.py`.
 """
 
 from __future__ import annotations
@@ -24,6 +23,7 @@ import numpy as np
 
 from miles.data.config import EncodeConfig
 from miles.data.encoding.escape import Escaper, any_of
+from miles.data.encoding.loss_mask import decide_loss_mask, mark_points, select_turns
 from miles.data.template.certify import Certificate, certify, load_tokenizer
 from miles.data.template.render import Renderer, Span, strings
 from miles.data.tokens.bpe import TextEncoder, Tokens, text_encoder
@@ -35,12 +35,19 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 
-DEFAULT_MAX_SAMPLE_TOKENS = EncodeConfig(tokenizer="").max_sample_tokens
+
+class _Rendered(NamedTuple):
+    """A conversation between rendering and encoding."""
+
+    text: str
+    spans: Sequence[Span]
+    selected: Sequence[bool]
+    """whether each assistant turn is trained"""
 
 
 @dataclass(frozen=True)
 class Encoder:
-    """A tokenizer, its certificate and the policies: `encode` is a pure function of a conversation."""
+    """A tokenizer, its certificate and the settings. `encode` is a pure function."""
 
     tokenizer: PreTrainedTokenizerBase
     config: EncodeConfig
@@ -48,7 +55,7 @@ class Encoder:
 
     @classmethod
     def from_config(cls, config: EncodeConfig) -> Encoder:
-        """Loads and certifies what `config` names.
+        """Load and certify the tokenizer that `config` names.
 
         Raises:
             TemplateError: the tokenizer cannot be loaded, or its template cannot be certified.
@@ -58,15 +65,17 @@ class Encoder:
 
     @property
     def fingerprint(self) -> str:
-        """Equal for two encoders that make the same of every conversation."""
+        """Equal for two encoders that encode every conversation alike."""
         return self.certificate.fingerprint
 
+    # A row's way
+
     def encode(self, conversation: Conversation) -> Encoded:
-        """Encodes one conversation, or plain text.
+        """Encode one conversation, or plain text.
 
         Raises:
-            RowRejected: special_text, template_error, unlocatable_turn, nothing_to_train, too_long; bad_message for
-                text that is not Unicode; malformed_json for data nested too deeply.
+            RowRejected: special_text, template_error, unlocatable_turn, nothing_to_train, too_long;
+                bad_message for text that is not Unicode; malformed_json for data nested too deeply.
         """
         (outcome,) = self.encode_all([conversation])
         if isinstance(outcome, RowRejected):
@@ -74,142 +83,161 @@ class Encoder:
         return outcome
 
     def encode_all(self, conversations: Sequence[Conversation]) -> list[Encoded | RowRejected]:
-        """As `encode`, for many; what it would raise is in its row's place."""
+        """Encode many conversations; what `encode` would raise is in its row's place."""
         outcomes: list[Encoded | RowRejected | _Rendered] = [
-            or_rejected(self._begin, conversation) for conversation in conversations
-        ]
-        rendered = [outcome for outcome in outcomes if isinstance(outcome, _Rendered)]
-        tokens = self._text_tokens.encode_all(
-            [row.text for row in rendered], [self._edges(row.spans) for row in rendered]
-        )
-        encoded = iter(
-            [or_rejected(self._mark, row, made) for row, made in zip(rendered, tokens, strict=True)]
-        )
-        return [
-            next(encoded) if isinstance(outcome, _Rendered) else outcome for outcome in outcomes
+            or_rejected(self._render, conversation) for conversation in conversations
         ]
 
-    def _begin(self, conversation: Conversation) -> Encoded | _Rendered:
-        """Renders a conversation; what does not go the usual way is encoded at once."""
+        # One call for all texts: tiktoken takes them laid end to end.
+        rendered = [outcome for outcome in outcomes if isinstance(outcome, _Rendered)]
+        texts = [row.text for row in rendered]
+        points = [self._points(row.spans) for row in rendered]
+        tokens = self._text_encoder.encode_all(texts, points)
+
+        masked = [
+            or_rejected(self._mask, row, row_tokens)
+            for row, row_tokens in zip(rendered, tokens, strict=True)
+        ]
+        in_order = iter(masked)
+        return [
+            next(in_order) if isinstance(outcome, _Rendered) else outcome for outcome in outcomes
+        ]
+
+    def _render(self, conversation: Conversation) -> _Rendered | Encoded:
+        """Render a conversation; encode at once a row of one of the two rare kinds."""
         if conversation.text is not None:
             return self._encode_text(conversation.text)
-        trained = self._trained_turns(conversation)
-        if True not in trained:
+
+        selected = select_turns(conversation, self.config.turns)
+        if True not in selected:
             raise RowRejected("nothing_to_train", "no assistant turn is trained")
         if not self.certificate.accepts_tools and _calls_tools(conversation):
             raise RowRejected(
                 "unlocatable_turn",
                 "tool calls, for which this chat template could not be certified",
             )
-        if self.config.special_text != "allow" and self._spells_control(conversation):
-            return self._escaped(conversation, trained)
-        row = _Rendered(*self._renderer.render(conversation.messages, conversation.tools), trained)
-        self._require_short(row.text)
-        return row
 
-    def _trained_turns(self, conversation: Conversation) -> list[bool]:
-        """For each assistant message whether it is trained."""
-        unflagged = self.config.turns != "flags"
-        trained = [
-            unflagged if flag is None else flag
-            for message, flag in zip(conversation.messages, conversation.flags, strict=True)
-            if message.get("role") == "assistant"
-        ]
-        if self.config.turns == "last":
-            trained[:-1] = [False] * (len(trained) - 1)
-        return trained
+        if self.config.special_text != "allow" and self._must_escape(conversation):
+            return self._encode_escaped(conversation, selected)
+        text, spans = self._renderer.render(conversation.messages, conversation.tools)
+        self._require_short(text)
+        return _Rendered(text, spans, selected)
 
-    def _edges(self, spans: Sequence[Span]) -> list[int]:
-        """Where each turn's trained text begins and its terminator does, in turn."""
-        length = len(self.certificate.terminator)
-        if self.config.empty_think == "train":
-            return [edge for span in spans for edge in (span.start, span.end - length)]
-        return [edge for span in spans for edge in (span.answer, span.end - length)]
+    def _points(self, spans: Sequence[Span]) -> list[int]:
+        return mark_points(spans, self.certificate.terminator, self.config.empty_think)
 
-    def _mark(self, row: _Rendered, tokens: Tokens | RowRejected) -> Encoded:
-        """The mask of tokens, from where each turn's edges are in them."""
+    def _mask(self, row: _Rendered, tokens: Tokens | RowRejected) -> Encoded:
         if isinstance(tokens, RowRejected):
             raise tokens
-        ids, first, straddled = tokens
-        loss_mask = np.zeros(len(ids), dtype=np.uint8)
-        terminator = list(self.certificate.terminator_ids)
-        num_straddling = 0
-        for turn, is_trained in enumerate(row.trained):
-            begin, last = first[2 * turn], first[2 * turn + 1]
-            end = last + len(terminator)
-            if straddled[2 * turn + 1] or ids[last:end].tolist() != terminator:
-                raise RowRejected(
-                    "unlocatable_turn", f"assistant turn {turn} does not end in tokens of its own"
-                )
-            if is_trained:
-                assert 0 < begin <= last, (begin, last)
-                loss_mask[begin:end] = 1
-                num_straddling += straddled[2 * turn]
-        return self._finish(ids, loss_mask, num_straddling)
+        loss_mask, num_straddling = decide_loss_mask(
+            tokens, row.selected, self.certificate.terminator_ids
+        )
+        return self._limit_length(tokens.ids, loss_mask, num_straddling)
 
-    def _finish(self, ids: Int32, loss_mask: UInt8, num_straddling: int = 0) -> Encoded:
-        """Applies the length limit."""
+    # The length limit
+
+    def _limit_length(self, ids: Int32, loss_mask: UInt8, num_straddling: int = 0) -> Encoded:
+        """Apply `max_sample_tokens` to an encoded row: cut it, or reject it.
+
+        Raises:
+            RowRejected: "too_long"; "nothing_to_train" where the cut leaves no trained token.
+        """
         limit = self.config.max_sample_tokens
-        is_truncated = len(ids) > limit
-        if is_truncated:
-            if self.config.too_long != "truncate_end":
-                raise RowRejected("too_long", f"{len(ids)} tokens, at most {limit}")
-            ids, loss_mask = ids[:limit].copy(), loss_mask[:limit].copy()
-            if not loss_mask[1:].any():
-                raise RowRejected("nothing_to_train", f"no trained token within the first {limit}")
-        return Encoded(ids, loss_mask, num_straddling, is_truncated)
+        if len(ids) <= limit:
+            return Encoded(ids, loss_mask, num_straddling, is_truncated=False)
+        if self.config.too_long != "truncate_end":
+            raise RowRejected("too_long", f"{len(ids)} tokens, at most {limit}")
+
+        ids = ids[:limit].copy()
+        loss_mask = loss_mask[:limit].copy()
+        if not loss_mask[1:].any():  # the first token is no label
+            raise RowRejected("nothing_to_train", f"no trained token within the first {limit}")
+        return Encoded(ids, loss_mask, num_straddling, is_truncated=True)
 
     def _require_short(self, text: str) -> None:
-        """Drops by its length alone what would cost minutes to encode for nothing."""
+        """Reject a text that is certainly too long before it costs minutes to encode."""
         limit = self.config.max_sample_tokens
-        if self.config.too_long != "truncate_end" and self._text_tokens.is_surely_longer(
+        if self.config.too_long != "truncate_end" and self._text_encoder.is_surely_longer(
             text, limit
         ):
             raise RowRejected("too_long", f"{len(text)} characters, at most {limit} tokens")
 
+    # Rows that are plain text
+
     def _encode_text(self, text: str) -> Encoded:
-        """Plain text, what the tokenizer puts around it, and EOS; all is trained but what is put before."""
+        """Encode plain text: the tokenizer's own tokens around it, and EOS.
+
+        Everything is trained but the tokens before the text.
+        """
         self._require_short(text)
         if self.config.special_text == "reject" and (special := self._special_text.search(text)):
             raise RowRejected("special_text", special.group())
-        if self.config.special_text == "escape" and self._escaper.concerns([text]):
+
+        if self.config.special_text == "escape" and self._escaper.is_needed_for([text]):
             ids = self._escaper.encode_at(self._escaper.mark(text), ()).ids
         else:
-            ids = self._text_tokens.encode(text)
-        before, behind = self._around_text
-        ids = np.concatenate([before, ids, behind])
+            ids = self._text_encoder.encode(text)
+
+        before, after = self._ids_around_text
+        ids = np.concatenate([before, ids, after])
         loss_mask = np.ones(len(ids), np.uint8)
         loss_mask[: len(before)] = 0
         if len(ids) < 2:  # no position has a label
             raise RowRejected(
                 "nothing_to_train", f"{len(ids)} tokens, and the first has none before it"
             )
-        return self._finish(ids, loss_mask)
+        return self._limit_length(ids, loss_mask)
 
-    def _spells_control(self, conversation: Conversation) -> bool:
-        """Whether the row must be escaped.
+    @cached_property
+    def _ids_around_text(self) -> tuple[Int32, Int32]:
+        """The ids before and after plain text: those that the tokenizer adds, and EOS."""
+        backend = self._text_encoder.backend
+        bare = backend.encode("a", add_special_tokens=False).ids
+        full = backend.encode("a", add_special_tokens=True).ids
+        begin = next(at for at in range(len(full)) if full[at : at + len(bare)] == bare)
+
+        after = full[begin + len(bare) :]
+        eos = self.tokenizer.eos_token_id
+        if eos is not None and eos not in after:
+            after = [*after, eos]
+        return np.array(full[:begin], np.int32), np.array(after, np.int32)
+
+    # Rows that spell control tokens
+
+    def _must_escape(self, conversation: Conversation) -> bool:
+        """Return whether the row must be escaped.
 
         Raises:
-            RowRejected: it spells a special token, and such rows are rejected.
+            RowRejected: "special_text": it spells a special token, and such rows are rejected.
         """
-        own = list(strings([conversation.messages, conversation.tools]))
+        row_strings = list(strings([conversation.messages, conversation.tools]))
         if self.config.special_text == "escape":
-            return self._escaper.concerns(own)
-        for text in own:
+            return self._escaper.is_needed_for(row_strings)
+        for text in row_strings:
             if found := self._special_text.search(text):
                 raise RowRejected("special_text", found.group())
         return False
 
-    def _escaped(self, conversation: Conversation, trained: Sequence[bool]) -> Encoded:
-        messages, tools = (
-            list(conversation.messages),
-            conversation.tools and list(conversation.tools),
-        )
-        row = _Rendered(
-            *self._renderer.render(self._escaper.mark(messages), self._escaper.mark(tools)), trained
-        )
-        self._require_short(row.text)
-        tokens = self._escaper.encode_at(row.text, self._edges(row.spans))
+    def _encode_escaped(self, conversation: Conversation, selected: Sequence[bool]) -> Encoded:
+        messages = list(conversation.messages)
+        tools = conversation.tools and list(conversation.tools)
+        text, spans = self._renderer.render(self._escaper.mark(messages), self._escaper.mark(tools))
+        self._require_short(text)
+        tokens = self._escaper.encode_at(text, self._points(spans))
+        self._require_transformers_ids(tokens.ids, messages, tools)
+        return self._mask(_Rendered(text, spans, selected), tokens)
+
+    def _require_transformers_ids(
+        self,
+        ids: Int32,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None,
+    ) -> None:
+        """Compare an escaped row with transformers. Such rows are rare, so each one is compared.
+
+        Raises:
+            RowRejected: "special_text": transformers gives other ids, or none.
+        """
         try:
             served = self.tokenizer.apply_chat_template(
                 messages,
@@ -219,32 +247,20 @@ class Encoder:
                 sanitize_control_tokens=True,
                 **self.config.template_kwargs,
             )
-        except ValueError as error:  # a token that plain text makes, too
+        except ValueError as error:  # transformers: ordinary text comes to that token, too
             raise RowRejected(
                 "special_text", "a control token that cannot be written as ordinary text"
             ) from error
-        if tokens.ids.tolist() != list(served):
+        if ids.tolist() != list(served):
             raise RowRejected(
                 "special_text", "control tokens that transformers escapes in another way"
             )
-        return self._mark(row, tokens)
+
+    # Parts that are made when the first row needs them
 
     @cached_property
-    def _text_tokens(self) -> TextEncoder:
+    def _text_encoder(self) -> TextEncoder:
         return text_encoder(self.tokenizer.backend_tokenizer)
-
-    @cached_property
-    def _around_text(self) -> tuple[Int32, Int32]:
-        """Ids that stand before and behind plain text: the tokenizer's own, and EOS."""
-        backend = self._text_tokens.backend
-        plain = backend.encode("a", add_special_tokens=False).ids
-        whole = backend.encode("a", add_special_tokens=True).ids
-        begin = next(at for at in range(len(whole)) if whole[at : at + len(plain)] == plain)
-        behind = whole[begin + len(plain) :]
-        eos = self.tokenizer.eos_token_id
-        if eos is not None and eos not in behind:
-            behind = [*behind, eos]
-        return np.array(whole[:begin], np.int32), np.array(behind, np.int32)
 
     @cached_property
     def _renderer(self) -> Renderer:
@@ -252,30 +268,16 @@ class Encoder:
 
     @cached_property
     def _escaper(self) -> Escaper:
-        return Escaper(self.tokenizer, self._text_tokens)
+        return Escaper(self.tokenizer, self._text_encoder)
 
     @cached_property
     def _special_text(self) -> re.Pattern[str]:
-        return any_of(
-            [
-                token.content
-                for token in self.tokenizer.added_tokens_decoder.values()
-                if token.special
-            ]
-        )
-
-
-class _Rendered(NamedTuple):
-    """A conversation on its way."""
-
-    text: str
-    spans: Sequence[Span]
-    trained: Sequence[bool]
-    """whether each assistant turn is trained"""
+        added = self.tokenizer.added_tokens_decoder.values()
+        return any_of([token.content for token in added if token.special])
 
 
 def or_rejected(step: Callable[..., _T], *arguments: Any) -> _T | RowRejected:
-    """What a step gives, or why it rejects its row."""
+    """Run a step on a row. Return its result, or the exception with which it rejects the row."""
     try:
         return step(*arguments)
     except RowRejected as rejected:
@@ -296,37 +298,45 @@ def encode(
     tokenizer: PreTrainedTokenizerBase,
     *,
     tools: Sequence[Mapping[str, Any]] | None = None,
-    turns: str = "all",
+    turns: str = EncodeConfig.turns,
     flags: Sequence[bool | None] | None = None,
-    empty_think: str = "mask",
-    history: str = "as_served",
-    special_text: str = "allow",
-    too_long: str = "drop",
-    max_sample_tokens: int = DEFAULT_MAX_SAMPLE_TOKENS,
+    empty_think: str = EncodeConfig.empty_think,
+    history: str = EncodeConfig.history,
+    special_text: str = EncodeConfig.special_text,
+    too_long: str = EncodeConfig.too_long,
+    max_sample_tokens: int = EncodeConfig.max_sample_tokens,
     template_kwargs: Mapping[str, Any] | None = None,
 ) -> Encoded:
-    """Encodes one conversation with a tokenizer at hand.
+    """Encode one conversation with a tokenizer at hand.
 
-        >>> encoded = encode([{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}], tokenizer)
+        >>> question = {"role": "user", "content": "2+2?"}
+        >>> encoded = encode([question, {"role": "assistant", "content": "4"}], tokenizer)
         >>> tokenizer.decode(encoded.input_ids[encoded.loss_mask == 1])
         '4<|im_end|>'
+
+    The settings are the fields of `EncodeConfig` of the same names, with its defaults.
 
     Args:
         messages: OpenAI messages (plain JSON types).
         tokenizer: a fast tokenizer with a chat template; certified at the first call.
         tools: JSON schemas of functions.
-        turns: which assistant turns are trained: "all", "last", or those with a true flag ("flags").
-        flags: for each message whether it is to be trained; None: nothing is said. A false one excludes its turn.
+        turns: the assistant turns that are trained: "all", "last", or "flags" for those with a true
+            flag.
+        flags: one for each message: True to train it, False to exclude it, None to leave it to
+            `turns`.
         empty_think: "mask" or "train" an empty think block that the template puts before an answer.
         history: earlier turns as the template renders them ("as_served").
-        special_text: content that spells a control token: "allow" it to be one, "escape" it to ordinary text (as
-            `apply_chat_template(..., sanitize_control_tokens=True)`), or "reject".
-        too_long: a conversation of more than `max_sample_tokens`: "drop" or "error" reject it, "truncate_end" cuts.
+        special_text: content that spells a control token: "allow" it to become that token, "escape"
+            it to ordinary text (as `apply_chat_template(..., sanitize_control_tokens=True)`), or
+            "reject" the conversation.
+        too_long: a conversation of more than `max_sample_tokens`: "drop" or "error" reject it,
+            "truncate_end" cuts it.
         template_kwargs: further variables for the template.
 
     Raises:
         TemplateError: the template cannot be certified.
-        RowRejected: the conversation cannot be used; it says why.
+        RowRejected: the conversation cannot be used; it gives the reason.
+        ConfigError: a setting has no such value, or `flags` has not one entry for each message.
     """
     config = EncodeConfig(
         tokenizer=str(tokenizer.name_or_path) or type(tokenizer).__name__,
@@ -338,13 +348,17 @@ def encode(
         too_long=too_long,
         max_sample_tokens=max_sample_tokens,
     )
-    said = tuple(flags) if flags is not None else (None,) * len(messages)
-    if len(said) != len(messages):
+
+    message_flags = tuple(flags) if flags is not None else (None,) * len(messages)
+    if len(message_flags) != len(messages):
         raise ConfigError(
-            f"flags has {len(said)} entries for {len(messages)} messages; give one for each"
+            f"flags has {len(message_flags)} entries for {len(messages)} messages; "
+            "give one for each"
         )
-    conversation = Conversation(tuple(messages), None if tools is None else tuple(tools), said)
-    return _encoder_of(tokenizer, config).encode(conversation)
+    conversation = Conversation(
+        tuple(messages), None if tools is None else tuple(tools), message_flags
+    )
+    return _cached_encoder(tokenizer, config).encode(conversation)
 
 
 _encoders: weakref.WeakKeyDictionary[PreTrainedTokenizerBase, dict[str, Encoder]] = (
@@ -352,10 +366,14 @@ _encoders: weakref.WeakKeyDictionary[PreTrainedTokenizerBase, dict[str, Encoder]
 )
 
 
-def _encoder_of(tokenizer: PreTrainedTokenizerBase, config: EncodeConfig) -> Encoder:
-    """Certifies once for each tokenizer and what was set on it since: template, special and added tokens."""
+def _cached_encoder(tokenizer: PreTrainedTokenizerBase, config: EncodeConfig) -> Encoder:
+    """Return the encoder for a tokenizer as it is now.
+
+    The key holds what users set on a tokenizer (template, special and added tokens), so that a
+    change takes effect.
+    """
     key = repr((config, tokenizer.chat_template, tokenizer.special_tokens_map, len(tokenizer)))
-    cached = _encoders.setdefault(tokenizer, {})
-    if key not in cached:
-        cached[key] = Encoder(tokenizer, config, certify(tokenizer, config))
-    return cached[key]
+    encoders = _encoders.setdefault(tokenizer, {})
+    if key not in encoders:
+        encoders[key] = Encoder(tokenizer, config, certify(tokenizer, config))
+    return encoders[key]

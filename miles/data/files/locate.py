@@ -52,34 +52,6 @@ def format_of(path: str) -> tuple[str, str | None]:
     )
 
 
-def resolve_sources(
-    prompt_data: Sequence[str], format: RowFormat = _FOUND
-) -> tuple[SourceConfig, ...]:
-    """Reads the values of `--prompt-data`.
-
-    Args:
-        prompt_data: `[path]`, or `[name, path, name, path, …]`.
-        format: what the rows look like, in every source.
-
-    Raises:
-        ConfigError: nothing, or values that are not NAME PATH pairs.
-    """
-    values = list(prompt_data)
-    if len(values) == 1:
-        pairs = [(_stem(values[0]), values[0])]
-    else:
-        pairs = list(zip(values[::2], values[1::2], strict=False))
-        if (
-            len(values) % 2
-            or not values
-            or any("/" in name or _has_suffix(name) for name, _ in pairs)
-        ):
-            raise ConfigError(
-                f"--prompt-data takes one PATH, or NAME PATH pairs (openhermes a.parquet tools b.jsonl); got {values}"
-            )
-    return tuple(SourceConfig(name, (path,), format) for name, path in pairs)
-
-
 def openhermes_sources(
     source: str | Sequence[str] | None, revision: str | None = None, format: RowFormat = _FOUND
 ) -> tuple[SourceConfig, ...]:
@@ -145,19 +117,3 @@ def _hub_error(found: str) -> SourceError:
 
 def _first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:200]
-
-
-def _has_suffix(name: str) -> bool:
-    return name.lower().endswith(tuple(FORMATS))
-
-
-def _stem(path: str) -> str:
-    """`s3://bucket/openhermes/*.parquet` -> openhermes; `a/rows.jsonl.gz` -> rows."""
-    parts = [
-        part for part in path.split("://")[-1].split("/") if not any(mark in part for mark in "*?[")
-    ]
-    name = next((part for part in reversed(parts) if part not in ("", ".", "..")), "")
-    suffix = next(
-        (end for end in sorted(FORMATS, key=len, reverse=True) if name.lower().endswith(end)), ""
-    )
-    return name[: len(name) - len(suffix)] or "data"

@@ -24,6 +24,7 @@ import numpy as np
 import pyarrow as pa
 
 from miles.common import storage
+from miles.common.offsets import offsets_of
 from miles.data.config import RowFormat, SourceConfig
 from miles.data.files import json_index, json_scan, parquet
 from miles.data.files.locate import FORMATS, format_of
@@ -122,7 +123,7 @@ class Manifest:
     def group_starts(self) -> Int64:
         """int64 [groups + 1]: the id of each row group's first row, and the number of rows."""
         counts = [group.num_rows for _, file in self._files for group in file.row_groups]
-        return np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]).astype(np.int64)
+        return offsets_of(counts)
 
     def group_location(self, group: int) -> tuple[int, File, int]:
         """Where row group number `group` of the whole lies: source, file, number within the file."""
@@ -151,12 +152,12 @@ class Manifest:
         """int64 [files]: the number of each file's first row group. One without any shares it with the next file,
         which is the one found by a search from the right; the same holds for rows, below and in `read`."""
         counts = [len(file.row_groups) for _, file in self._files]
-        return np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]).astype(np.int64)[:-1]
+        return offsets_of(counts)[:-1]
 
     @cached_property
     def _source_starts(self) -> Int64:
         counts = [source.num_rows for source in self.sources]
-        return np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]).astype(np.int64)[:-1]
+        return offsets_of(counts)[:-1]
 
     def to_json(self) -> str:
         sources = [

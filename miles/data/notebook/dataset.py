@@ -42,7 +42,7 @@ from miles.data.packing.shards import unpack
 from miles.data.rows.messages_parquet import WRITTEN, ToMessages
 from miles.data.stream import pipeline, stages
 from miles.data.stream.ledger import Ledger, fatal_reasons
-from miles.data.types import Encoded, Int64, Reject, RowRejected, Step, StepReport
+from miles.data.types import Encoded, Int64, RowRejected, Step, StepRows
 from miles.errors import ConfigError
 
 SAMPLE_ROWS = 2_000
@@ -341,12 +341,12 @@ class Prepared:
         lengths, trained, reasons, num_rows = [], 0, dict[str, int](), 0
         for row in pipeline.iterate(pipeline.build_prepared(self.manifest, config)):
             values = row.drop_columns(["conversations"]).to_pylist()[0]
-            rejects = tuple(Reject(**reject) for reject in values["rejects"])
-            ledger.commit(_report(values, rejects))
+            step_rows = StepRows.from_columns(values)
+            ledger.commit(values["step"], step_rows)
             lengths += values["sample_lengths"]
             trained += sum(values["sample_trained_tokens"])
             num_rows += values["num_rows"]
-            for reject in rejects:
+            for reject in step_rows.rejects:
                 reasons[reject.reason] = reasons.get(reject.reason, 0) + 1
             if parts:
                 parts.add(to_messages(row))
@@ -433,27 +433,6 @@ class _Parts:
             self._stream.close()
             self._writer = None
             self._number, self._rows = self._number + 1, 0
-
-
-def _report(values: dict[str, Any], rejects: tuple[Reject, ...]) -> StepReport:
-    """A prepared step as the ledger takes it."""
-    return StepReport(
-        index=values["step"],
-        epoch=values["epoch"],
-        next_row=values["next_row"],
-        num_rows=values["num_rows"],
-        num_samples=len(values["sample_lengths"]),
-        num_tokens=sum(values["sample_lengths"]),
-        num_trained_tokens=sum(values["sample_trained_tokens"]),
-        num_straddling_tokens=0,
-        fingerprint="",
-        pack_fill=0.0,
-        dp_imbalance=1.0,
-        source_rows=tuple(values["source_rows"]),
-        source_trained_tokens=(),
-        source_truncated=tuple(values["source_truncated"]),
-        rejects=rejects,
-    )
 
 
 def _with_shape(source: ManifestSource) -> str:

@@ -29,6 +29,7 @@ from functools import cached_property
 
 import numpy as np
 
+from miles.common.offsets import offsets_of
 from miles.data.config import OrderConfig
 from miles.data.order.mixture import Schedule
 from miles.data.types import Int64
@@ -247,13 +248,13 @@ class Plan:
             return np.arange(starts[0] + begin, starts[0] + end, dtype=np.int64)
         group_order = permutation(len(starts), self.order.seed, epoch_index, _GROUPS, 0, source)
         lengths = (ends - starts)[group_order]
-        laid_ends = np.cumsum(lengths)
+        laid_offsets = offsets_of(lengths)
         # The groups that overlap [begin, end); the first and the last may be cut, one alone at both ends.
-        first = int(np.searchsorted(laid_ends, begin, side="right"))
-        last = int(np.searchsorted(laid_ends, end, side="left"))
+        first = int(np.searchsorted(laid_offsets[1:], begin, side="right"))
+        last = int(np.searchsorted(laid_offsets[1:], end, side="left"))
         pieces = []
         for position in range(first, last + 1):
-            laid_begin = int(laid_ends[position] - lengths[position])
+            laid_begin = int(laid_offsets[position])
             row = int(starts[group_order[position]])
             cut_begin, cut_end = (
                 max(begin - laid_begin, 0),

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from miles.common.offsets import offsets_of
 from miles.data.config import PackConfig
 from miles.data.types import DUMMY_ROW_ID, Int32, Int64, MicroBatch, UInt8
 
@@ -297,7 +298,7 @@ def micro_batch(
         "one row and one source a segment"
     )
     assert int(segment_lengths.min()) > 0, "an empty segment"
-    cu_seqlens = _cumulative(segment_lengths)
+    cu_seqlens = offsets_of(segment_lengths).astype(np.int32)
     labels = np.zeros(len(input_ids), np.int64)
     labels[:-1] = input_ids[1:]
     label_mask = np.zeros(len(input_ids), np.float32)
@@ -317,20 +318,3 @@ def micro_batch(
         source_ids=np.asarray(source_ids, np.int32),
         row_ids=np.asarray(row_ids, np.int64),
     )
-
-
-def num_trained_labels(loss_mask: UInt8, segment_lengths: Int32) -> int:
-    """Positions whose label is trained: trained tokens, less any that begin a segment (nothing predicts those).
-
-    Args:
-        loss_mask: uint8 [tokens]
-        segment_lengths: int32 [segments], all positive
-    """
-    first = _cumulative(segment_lengths)[:-1]
-    return int(loss_mask.sum(dtype=np.int64) - loss_mask[first].sum(dtype=np.int64))
-
-
-def _cumulative(segment_lengths: Int32) -> Int32:
-    cu_seqlens = np.zeros(len(segment_lengths) + 1, np.int32)
-    np.cumsum(segment_lengths, out=cu_seqlens[1:])
-    return cu_seqlens

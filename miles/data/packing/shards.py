@@ -16,8 +16,22 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from miles.common.offsets import offsets_of
 from miles.data.packing.pack import micro_batch
-from miles.data.types import PACKED_STEP, STAGES, Chunk, Int64, MicroBatch, Reject, Step, StepReport
+from miles.data.types import (
+    PACKED_STEP,
+    STAGES,
+    Chunk,
+    Int64,
+    MicroBatch,
+    Step,
+    StepContent,
+    StepPacking,
+    StepPosition,
+    StepReport,
+    StepRows,
+    StepTiming,
+)
 
 _OF_SEGMENTS = ("segment_lengths", "segment_row_ids", "segment_source_ids", "micro_batch_segments")
 _IN_REPORTS = [
@@ -30,32 +44,26 @@ _IN_REPORTS = [
 def reports(table: pa.Table) -> list[StepReport]:
     """The reports of PACKED_STEP rows."""
     lengths, starts = _values(table, "segment_lengths")
-    token_starts = starts_of(lengths)
-    pair_starts = starts_of(lengths.astype(np.int64) * (lengths + 1) // 2)
+    token_starts = offsets_of(lengths)
+    pair_starts = offsets_of(lengths.astype(np.int64) * (lengths + 1) // 2)
+    rows = table.select(_IN_REPORTS).to_pylist()
     return [
         StepReport(
-            index=row["step"],
-            epoch=row["epoch"],
-            next_row=row["next_row"],
-            num_rows=row["num_rows"],
-            num_samples=int(end - begin),
-            num_tokens=int(token_starts[end] - token_starts[begin]),
-            num_causal_pairs=int(pair_starts[end] - pair_starts[begin]),
-            num_trained_tokens=row["num_trained_tokens"],
-            num_straddling_tokens=row["num_straddling_tokens"],
-            fingerprint=row["fingerprint"],
-            pack_fill=row["pack_fill"],
-            dp_imbalance=row["dp_imbalance"],
-            source_rows=tuple(row["source_rows"]),
-            source_trained_tokens=tuple(row["source_trained_tokens"]),
-            source_truncated=tuple(row["source_truncated"]),
-            source_held_out=tuple(row["source_held_out"]),
-            rejects=tuple(Reject(**reject) for reject in row["rejects"]),
-            stage_seconds={stage: row[f"{stage}_seconds"] for stage in STAGES},
+            position=StepPosition(row["step"], row["epoch"], row["next_row"]),
+            rows=StepRows.from_columns(row),
+            content=StepContent(
+                num_samples=int(end - begin),
+                num_tokens=int(token_starts[end] - token_starts[begin]),
+                num_causal_pairs=int(pair_starts[end] - pair_starts[begin]),
+                num_trained_tokens=row["num_trained_tokens"],
+                source_trained_tokens=tuple(row["source_trained_tokens"]),
+                num_straddling_tokens=row["num_straddling_tokens"],
+                fingerprint=row["fingerprint"],
+            ),
+            packing=StepPacking(row["pack_fill"], row["dp_imbalance"]),
+            timing=StepTiming({stage: row[f"{stage}_seconds"] for stage in STAGES}),
         )
-        for row, (begin, end) in zip(
-            table.select(_IN_REPORTS).to_pylist(), pairwise(starts), strict=True
-        )
+        for row, (begin, end) in zip(rows, pairwise(starts), strict=True)
     ]
 
 
@@ -69,8 +77,8 @@ def chunks(table: pa.Table, step_reports: list[StepReport]) -> list[Chunk]:
     arrays = {name: _values(table, name)[0] for name in (*_OF_SEGMENTS, "input_ids", "loss_mask")}
     num_ranks = table["dp_size"][0].as_py()
     batches = np.diff(batch_starts) // num_ranks  # of one rank, in each step
-    segment_starts = starts_of(counts)
-    token_starts = starts_of(arrays["segment_lengths"])
+    segment_starts = offsets_of(counts)
+    token_starts = offsets_of(arrays["segment_lengths"])
     made = []
     for rank in range(num_ranks):
         of_batches = _slices(batch_starts[:-1] + rank * batches, batches)
@@ -97,9 +105,9 @@ def chunks(table: pa.Table, step_reports: list[StepReport]) -> list[Chunk]:
 
 def micro_batches(chunk: Chunk) -> Iterator[tuple[MicroBatch, ...]]:
     """A rank's micro-batches of one step after the other, shifted."""
-    segment_starts = starts_of(chunk.micro_batch_segments)
-    token_starts = starts_of(chunk.segment_lengths)
-    for begin, end in pairwise(starts_of(chunk.step_micro_batches)):
+    segment_starts = offsets_of(chunk.micro_batch_segments)
+    token_starts = offsets_of(chunk.segment_lengths)
+    for begin, end in pairwise(offsets_of(chunk.step_micro_batches)):
         batches = []
         for first, last in pairwise(segment_starts[begin : end + 1]):
             tokens = slice(token_starts[first], token_starts[last])
@@ -128,13 +136,6 @@ def _values(table: pa.Table, name: str) -> tuple[Any, Int64]:
     starts = column.offsets.to_numpy().astype(np.int64)
     values = column.values.to_numpy(zero_copy_only=False)[starts[0] : starts[-1]]
     return values, starts - starts[0]
-
-
-def starts_of(lengths: Any) -> Int64:
-    """int64 [lengths + 1]: where each begins, and the end of the last."""
-    starts = np.zeros(len(lengths) + 1, np.int64)
-    np.cumsum(lengths, out=starts[1:])
-    return starts
 
 
 def _slices(begins: Int64, lengths: Int64) -> list[slice]:

@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 import ray
 
+from miles.common.offsets import offsets_of
 from miles.data.config import (
     DEFAULT_WINDOW_ROWS,
     DataConfig,
@@ -141,25 +142,30 @@ class EvalSet:
         for block in pipeline.blocks(pipeline.build(manifest, config)):
             made = shards.reports(block)
             reports += made
-            kept = [report for report in made if report.num_trained_tokens]
+            kept = [report for report in made if report.content.num_trained_tokens]
             if kept:
-                block = block.filter(pa.array([report.num_trained_tokens > 0 for report in made]))
+                block = block.filter(
+                    pa.array([report.content.num_trained_tokens > 0 for report in made])
+                )
                 references.append([ray.put(chunk) for chunk in shards.chunks(block, kept)])
-        rejects = [reject for report in reports for reject in report.rejects]
-        num_rows = sum(report.num_rows - sum(report.source_held_out) for report in reports)
+        rejects = [reject for report in reports for reject in report.rows.rejects]
+        num_rows = sum(report.rows.num_read - report.rows.num_held_out for report in reports)
         _judge(rejects, num_rows, config, manifest)
-        num_trained_tokens = sum(report.num_trained_tokens for report in reports)
+        num_trained_tokens = sum(report.content.num_trained_tokens for report in reports)
         if not num_trained_tokens:
             raise DataError(_nothing(rejects, num_rows, config, manifest))
         return cls(
             source_names=manifest.source_names,
             num_rows=num_rows,
             num_rejected=len(rejects),
-            num_samples=sum(report.num_samples for report in reports),
-            num_tokens=sum(report.num_tokens for report in reports),
+            num_samples=sum(report.content.num_samples for report in reports),
+            num_tokens=sum(report.content.num_tokens for report in reports),
             num_trained_tokens=num_trained_tokens,
             source_trained_tokens=tuple(
-                map(sum, zip(*(one.source_trained_tokens for one in reports), strict=True))
+                map(
+                    sum,
+                    zip(*(report.content.source_trained_tokens for report in reports), strict=True),
+                )
             ),
             references=references,
             manifest=manifest,
@@ -222,7 +228,7 @@ def _fetch(reference: Any) -> Chunk:
 
 def _samples(chunk: Chunk) -> Iterator[tuple[int, Int32, UInt8]]:
     """(row id, ids, mask of tokens) of each sample."""
-    parts = pairwise(shards.starts_of(chunk.segment_lengths).tolist())
+    parts = pairwise(offsets_of(chunk.segment_lengths).tolist())
     for row_id, (begin, end) in zip(chunk.segment_row_ids.tolist(), parts, strict=True):
         yield row_id, chunk.input_ids[begin:end], chunk.loss_mask[begin:end]
 

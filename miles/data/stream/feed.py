@@ -244,23 +244,25 @@ class FeedActor:
             self._went.wait_for(
                 lambda: self._newest - self._needed < self._config.stream.prefetch_steps
             )
-            assert reports[0].index == self._newest + 1, (
-                f"step {reports[0].index} came after step {self._newest}"
+            assert reports[0].position.index == self._newest + 1, (
+                f"step {reports[0].position.index} came after step {self._newest}"
             )
-            if reports[0].index == self._first_step:
+            if reports[0].position.index == self._first_step:
                 self._first_block = block.slice(0, 1)
-            self._held.append(_Held(reports[0].index, reports[-1].index, references, set()))
-            self._newest = reports[-1].index
-            self._reports.update((report.index, report) for report in reports)
+            self._held.append(
+                _Held(reports[0].position.index, reports[-1].position.index, references, set())
+            )
+            self._newest = reports[-1].position.index
+            self._reports.update((report.position.index, report) for report in reports)
             now = time.perf_counter()
             for step in [step for step in self._waited_since if step <= self._newest]:
                 self._measure(step, 0, now - self._waited_since.pop(step))
             self._came.notify_all()
 
     def _measure(self, step: int, depth: int, wait_seconds: float) -> None:
-        self._reports[step] = dataclasses.replace(
-            self._reports[step], queue_depth=depth, wait_seconds=wait_seconds
-        )
+        report = self._reports[step]
+        timing = dataclasses.replace(report.timing, queue_depth=depth, wait_seconds=wait_seconds)
+        self._reports[step] = dataclasses.replace(report, timing=timing)
         self._measured.add(step)
         self._was_measured.notify_all()
 
@@ -340,7 +342,8 @@ class StepIterator:
             self._steps = self._take()
             following = next(self._steps)
         report, micro_batches = following
-        assert report.index == self._step, f"asked for step {self._step}, got {report.index}"
+        index = report.position.index
+        assert index == self._step, f"asked for step {self._step}, got {index}"
         self._step += 1
         return report, micro_batches
 
@@ -350,7 +353,7 @@ class StepIterator:
         if isinstance(taken, MilesError):
             self._failed = taken
             raise taken
-        skipped = self._step - taken.reports[0].index
+        skipped = self._step - taken.reports[0].position.index
         return itertools.islice(
             zip(taken.reports, shards.micro_batches(taken), strict=True), skipped, None
         )
@@ -372,7 +375,7 @@ class StepIterator:
                 (reference,) = ray.get(self._handle.fetch.remote(step, self._rank, self._dp_rank))
                 chunk: Chunk = ray.get(reference)
                 del reference  # or it would outlive the chunk
-                step = chunk.reports[-1].index + 1
+                step = chunk.reports[-1].position.index + 1
                 self._ahead.put(chunk)
                 del chunk
         except Exception as error:  # of the stream, or of an actor that is gone
@@ -486,11 +489,11 @@ class Feed:
                 self._keep_first_batch()
         except ray.exceptions.RayError as error:
             raise pipeline.cause_of(error) from error
-        self._ledger.commit(report)
+        self._ledger.commit(step, report.rows)
         self._cursor = dataclasses.replace(
             self._cursor,
-            consumed_rows=report.next_row,
-            tokens_seen=self._cursor.tokens_seen + report.num_trained_tokens,
+            consumed_rows=report.position.next_row,
+            tokens_seen=self._cursor.tokens_seen + report.content.num_trained_tokens,
             ledger_totals=self._ledger.totals(),
         )
         return report

@@ -29,7 +29,7 @@ from typing import Any
 from miles.common import json_lines
 from miles.data.config import EncodeConfig
 from miles.data.files.manifest import Manifest
-from miles.data.types import REJECT_REASONS, Reject, StepReport
+from miles.data.types import REJECT_REASONS, Reject, StepRows
 from miles.errors import CheckpointError, DataError
 
 MIN_ROWS_TO_JUDGE = 1_000
@@ -147,30 +147,27 @@ class Ledger:
             for source, epochs in zip(self._manifest.sources, self.epochs(), strict=True)
         }
 
-    def commit(self, report: StepReport) -> None:
+    def commit(self, step: int, rows: StepRows) -> None:
         """Enters a consumed step; one that was entered before does nothing. The step is entered whole, and then judged.
 
         Raises:
             DataError: a row was dropped for a fatal reason, too many were dropped one after the other, or more than the
                 allowed share was dropped so far.
         """
-        if report.index < self._next_step:
+        if step < self._next_step:
             return
-        assert report.index == self._next_step, (
-            f"step {report.index} came before step {self._next_step}"
-        )
-        assert sum(report.source_rows) == report.num_rows, "a step's rows are those of its sources"
+        assert step == self._next_step, f"step {step} came before step {self._next_step}"
         dropped = {
-            (reject.row_id, reject.position) for reject in report.rejects
+            (reject.row_id, reject.position) for reject in rows.rejects
         }  # a mixture may take a row twice
-        assert len(dropped) == len(report.rejects), (
+        assert len(dropped) == len(rows.rejects), (
             "a row is dropped once for each time that it is read"
         )
         self._next_step += 1
-        self._count(report)
-        self._write(report.rejects)
-        longest = self._follow_run(report)
-        for reject in report.rejects:
+        self._count(rows)
+        self._write(rows.rejects)
+        longest = self._follow_run(rows)
+        for reject in rows.rejects:
             if reject.reason in self._fatal_reasons:
                 where = self._where(reject.row_id)
                 raise DataError(
@@ -207,11 +204,10 @@ class Ledger:
             f"{self._max_bad_fraction} that --max-bad-fraction allows. Mend them, or raise the share.{self._account()}"
         )
 
-    def _count(self, report: StepReport) -> None:
+    def _count(self, rows: StepRows) -> None:
         names = self._manifest.source_names
-        held_out = report.source_held_out or (0,) * len(names)
         for name, num_rows, num_truncated, num_held_out in zip(
-            names, report.source_rows, report.source_truncated, held_out, strict=True
+            names, rows.read, rows.truncated, rows.held_out, strict=True
         ):
             counts = self._counts[name]
             counts["read"] += num_rows
@@ -219,7 +215,7 @@ class Ledger:
             for key, count in (("truncated", num_truncated), ("held_out", num_held_out)):
                 if count:
                     counts[key] = counts.get(key, 0) + count
-        for reject in report.rejects:
+        for reject in rows.rejects:
             counts = self._counts[names[reject.source_id]]
             counts["trained"] -= 1
             counts[reject.reason] = counts.get(reject.reason, 0) + 1
@@ -227,18 +223,16 @@ class Ledger:
             counts["trained"] >= counts.get("truncated", 0) for counts in self._counts.values()
         ), "too many"
 
-    def _follow_run(self, report: StepReport) -> _Run:
+    def _follow_run(self, rows: StepRows) -> _Run:
         """Follows the rows rejected one after the other through a step; the longest such run that it saw."""
         longest, run, next_position = _Run(), self._run, 0
-        for reject in sorted(report.rejects, key=lambda reject: reject.position):
+        for reject in sorted(rows.rejects, key=lambda reject: reject.position):
             goes_on = run.num_rows > 0 and reject.position == next_position
             first = run.first_row_id if goes_on else reject.row_id
             run = _Run(run.num_rows + 1 if goes_on else 1, first, reject.row_id)
             next_position = reject.position + 1
             longest = max(longest, run, key=lambda run: run.num_rows)
-        self._run = (
-            run if next_position == report.num_rows - sum(report.source_held_out) else _Run()
-        )
+        self._run = run if next_position == rows.num_read - rows.num_held_out else _Run()
         return longest
 
     def _where(self, row_id: int) -> str:

@@ -26,13 +26,14 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
+from miles.common.offsets import offsets_of
 from miles.data.config import DataConfig, EncodeConfig, PackConfig, RowFormat
 from miles.data.encoding.encoder import Encoder, or_rejected
 from miles.data.files.manifest import Manifest
 from miles.data.files.read import read_rows, stream_rows
 from miles.data.order.plan import Plan, PlannedStep, WindowRef
 from miles.data.packing.pack import pack, pack_stats
-from miles.data.packing.shards import starts_of, unpack
+from miles.data.packing.shards import unpack
 from miles.data.rows.normalize import normalize
 from miles.data.types import (
     ENCODED_STEP,
@@ -146,7 +147,7 @@ def _encode_rows(
     held_out: str = "leave_out",
 ) -> _Outcome:
     outcome = _Outcome([], [], [], [], [], [], [], [], [])
-    starts = starts_of(table["num_rows"]).tolist()
+    starts = offsets_of(table["num_rows"]).tolist()
     row_ids, source_ids = _values(table, "row_ids").tolist(), _values(table, "source_ids").tolist()
     payloads = table["payloads"].combine_chunks().flatten().to_pylist()
     for step, (begin, end) in enumerate(
@@ -220,9 +221,9 @@ def encode_steps(
     mask = _concatenate([sample.loss_mask for sample in encoded], np.uint8)
     lengths = np.array([len(sample.input_ids) for sample in encoded], np.int32)
     columns = _columns(table, outcome, len(formats))
-    of_samples = starts_of(columns["sample_row_ids"][1])
-    of_tokens = starts_of(lengths)[of_samples]
-    straddling = starts_of([sample.num_straddling_tokens for sample in encoded])[of_samples]
+    of_samples = offsets_of(columns["sample_row_ids"][1])
+    of_tokens = offsets_of(lengths)[of_samples]
+    straddling = offsets_of([sample.num_straddling_tokens for sample in encoded])[of_samples]
     return _table(
         ENCODED_STEP,
         **_carry(table, [*_CARRIED, "read_seconds"]),
@@ -299,16 +300,16 @@ def pack_steps(table: pa.Table, config: PackConfig) -> pa.Table:
     source_ids, row_ids = _values(table, "sample_source_ids"), _values(table, "sample_row_ids")
     counts = table["sample_lengths"].combine_chunks().value_lengths().to_numpy()
     packed, stats, taken = [], [], list[int]()
-    for begin, end in pairwise(starts_of(counts)):
+    for begin, end in pairwise(offsets_of(counts)):
         packed.append(pack(lengths[begin:end], config))
         stats.append(pack_stats(lengths[begin:end], packed[-1], config))
         taken += [int(begin) + sample for rank in packed[-1] for batch in rank for sample in batch]
     order = np.array(taken, np.int64)
-    begins = starts_of(lengths)
+    begins = offsets_of(lengths)
     slices = [
         slice(begin, end) for begin, end in zip(begins[:-1][order], begins[1:][order], strict=True)
     ]
-    tokens = np.diff(begins[starts_of(counts)])
+    tokens = np.diff(begins[offsets_of(counts)])
     trained = _trained_labels(mask, lengths)
     steps = np.repeat(np.arange(table.num_rows), counts)
     num_sources = len(table["source_rows"][0])
@@ -349,8 +350,7 @@ def pack_steps(table: pa.Table, config: PackConfig) -> pa.Table:
 
 def make_plan(manifest: Manifest, config: DataConfig) -> Plan:
     groups = [sum(len(file.row_groups) for file in source.files) for source in manifest.sources]
-    source_groups = np.concatenate([[0], np.cumsum(groups)]).astype(np.int64)
-    return Plan(manifest.group_starts, source_groups, config.order)
+    return Plan(manifest.group_starts, offsets_of(groups), config.order)
 
 
 def source_formats(manifest: Manifest) -> list[RowFormat]:
@@ -385,7 +385,7 @@ def _trained_labels(loss_mask: UInt8, lengths: Int32) -> Int64:
     """int64 [samples]: positions whose label is trained, which is every trained token but a sample's first."""
     if not len(lengths):
         return np.zeros(0, np.int64)
-    starts = starts_of(lengths)[:-1]
+    starts = offsets_of(lengths)[:-1]
     counts: Int64 = np.add.reduceat(loss_mask.astype(np.int64), starts)
     return counts - loss_mask[starts]
 
@@ -435,5 +435,5 @@ def _column(kind: pa.DataType, column: Any) -> Any:
         (pa.LargeListArray, np.int64) if pa.types.is_large_list(kind) else (pa.ListArray, np.int32)
     )
     return made.from_arrays(
-        pa.array(starts_of(counts).astype(offset)), pa.array(values, kind.value_type)
+        pa.array(offsets_of(counts).astype(offset)), pa.array(values, kind.value_type)
     )

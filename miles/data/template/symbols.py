@@ -299,8 +299,8 @@ def _maker(parts: tuple[Part, ...]) -> Make:
     if len(parts) == 1 and type(parts[0]) is Made:
         return parts[0].make
     return lambda strings: "".join(
-        part if type(part) is str else part[0](strings) for part in parts
-    )  # type: ignore[operator]
+        part if isinstance(part, str) else part[0](strings) for part in parts
+    )
 
 
 class Safe:

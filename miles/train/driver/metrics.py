@@ -45,26 +45,28 @@ def step_metrics(
     run: RunFacts, report: StepReport, result: StepResult, standing: Standing
 ) -> Metrics:
     """One line of metrics.jsonl."""
-    operations = training_flops(run.shape, report.num_tokens, report.num_causal_pairs)
+    operations = training_flops(
+        run.shape, report.content.num_tokens, report.content.num_causal_pairs
+    )
     flops_per_second = operations / standing.seconds / run.world_size
     metrics: Metrics = {
-        "step": report.index,
+        "step": report.position.index,
         "sft/loss": result.loss,
         "sft/per_token_loss": result.loss,  # the loss is per token already; Miles logs both names
         "sft/tokens_seen": standing.tokens_seen,
-        "sft/epoch": round(report.epoch, 6),
+        "sft/epoch": round(report.position.epoch, 6),
         "sft/grad_norm": result.grad_norm,
         "sft/lr": result.lr,
-        "data/prefetch_queue_depth": report.queue_depth,
-        "data/wait_seconds": round(report.wait_seconds, 6),
-        "data/pack_fill": round(report.pack_fill, 6),
-        "data/dp_imbalance": round(report.dp_imbalance, 6),
-        "data/num_rows": report.num_rows,
-        "data/num_tokens": report.num_tokens,
-        "data/straddling_tokens": report.num_straddling_tokens,
-        "data/step_fingerprint": report.fingerprint,
+        "data/prefetch_queue_depth": report.timing.queue_depth,
+        "data/wait_seconds": round(report.timing.wait_seconds, 6),
+        "data/pack_fill": round(report.packing.fill, 6),
+        "data/dp_imbalance": round(report.packing.imbalance, 6),
+        "data/num_rows": report.rows.num_read,
+        "data/num_tokens": report.content.num_tokens,
+        "data/straddling_tokens": report.content.num_straddling_tokens,
+        "data/step_fingerprint": report.content.fingerprint,
         "perf/step_seconds": round(standing.seconds, 6),
-        "perf/tokens_per_second": round(report.num_tokens / standing.seconds, 3),
+        "perf/tokens_per_second": round(report.content.num_tokens / standing.seconds, 3),
         "perf/train_seconds": round(result.seconds, 6),
         "perf/tflops_per_gpu": flops_per_second / 1e12,
         "sft/skipped_steps": standing.num_skipped,
@@ -80,24 +82,24 @@ def step_metrics(
     if len(run.source_names) > 1:
         for name, rows, tokens, epochs in zip(
             run.source_names,
-            report.source_rows,
-            report.source_trained_tokens,
+            report.rows.read,
+            report.content.source_trained_tokens,
             standing.source_epochs,
             strict=True,
         ):
             metrics[f"data/num_rows/{name}"] = rows
             metrics[f"data/trained_tokens/{name}"] = tokens
             metrics[f"sft/epoch/{name}"] = round(epochs, 6)
-    for stage, stage_seconds in report.stage_seconds.items():
+    for stage, stage_seconds in report.timing.stage_seconds.items():
         metrics[f"data/{stage}_seconds"] = round(stage_seconds, 6)
-    reasons = [reject.reason for reject in report.rejects]
+    reasons = [reject.reason for reject in report.rows.rejects]
     metrics.update(
         {f"data/rows_dropped/{reason}": reasons.count(reason) for reason in sorted(set(reasons))}
     )
-    if any(report.source_held_out):
-        metrics["data/rows_held_out"] = sum(report.source_held_out)
-    if any(report.source_truncated):
-        metrics["data/rows_truncated"] = sum(report.source_truncated)
+    if report.rows.num_held_out:
+        metrics["data/rows_held_out"] = report.rows.num_held_out
+    if any(report.rows.truncated):
+        metrics["data/rows_truncated"] = sum(report.rows.truncated)
     if result.skipped:
         metrics["sft/skipped"] = result.skipped
     return metrics

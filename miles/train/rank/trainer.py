@@ -119,7 +119,7 @@ class Trainer:
         """
         started = time.perf_counter()
         lr = float(self.optimizer.param_groups[0]["lr"])
-        if report.num_trained_tokens == 0:
+        if report.content.num_trained_tokens == 0:
             self.scheduler.step(1)
             zeros = (0,) * self.num_sources
             return StepResult(
@@ -146,7 +146,7 @@ class Trainer:
                 skipped = "the gradient is not finite"
         self.scheduler.step(1)
         rows = self._rows_to_blame(by_segment, batches) if skipped else ()
-        assert sum(sums.tokens) == report.num_trained_tokens, (
+        assert sum(sums.tokens) == report.content.num_trained_tokens, (
             "the ranks trained other tokens than the step holds"
         )
         seconds = time.perf_counter() - started

@@ -31,7 +31,7 @@ from miles.data.stream import stages
 from miles.data.stream.ledger import Ledger, fatal_reasons
 from miles.data.types import StepReport
 from miles.errors import DataError
-from tests.conftest import CHATML
+from tests.support.chatml import CHATML
 
 SECRET = "zebra"
 """Stands in each broken row, and may stand in no list of rejects."""
@@ -101,7 +101,7 @@ def run(config: DataConfig, folder: Path) -> Outcome:
     ledger = Ledger(manifest, str(path), 1.0, fatal_reasons=fatal_reasons(config.encode))
     reports, trained = [], []
     for step in stages.local_steps(manifest, config):
-        ledger.commit(step.report)
+        ledger.commit(step.index, step.report.rows)
         reports.append(step.report)
         trained += [
             int(row)
@@ -116,7 +116,7 @@ def run(config: DataConfig, folder: Path) -> Outcome:
             n for key, n in counts.items() if key not in ("read", "truncated")
         )
     assert sum(counts["read"] for counts in totals.values()) == manifest.num_rows
-    dropped = [reject.row_id for report in reports for reject in report.rejects]
+    dropped = [reject.row_id for report in reports for reject in report.rows.rejects]
     assert sorted(trained + dropped) == list(range(manifest.num_rows))
     assert SECRET not in path.read_text()
     return Outcome(ledger, reports, sorted(trained), path.read_text())
@@ -184,7 +184,7 @@ def test_a_broken_row_is_named_and_its_neighbours_are_trained(
     assert got.rejects == [("rows.jsonl", 4, reason)]
     assert got.ledger.totals() == {"rows": {"read": 6, "trained": 5, reason: 1}}
     assert got.trained == [0, 1, 2, 3, 5]
-    assert got.reports[1].rejects[0].position == 1
+    assert got.reports[1].rows.rejects[0].position == 1
 
 
 HARMLESS = {
@@ -344,7 +344,7 @@ def test_text_of_which_no_token_can_be_predicted(
     got = run_lines(rows, tmp_path, chatml_tokenizer_folder, RowFormat("text"))
     assert {0, 2} <= set(got.trained)
     assert got.dropped in ([(1, "nothing_to_train")], [(1, "no_messages")], [])
-    assert all(report.num_trained_tokens > 0 for report in got.reports)
+    assert all(report.content.num_trained_tokens > 0 for report in got.reports)
     if text == "":
         assert got.trained == [0, 2]
 
@@ -356,7 +356,7 @@ def test_a_row_of_50_mb_is_dropped_at_once(tmp_path: Path, chatml_tokenizer_fold
     )
     assert got.dropped == [(1, "too_long")]
     assert got.trained == [0, 2]
-    assert got.reports[0].stage_seconds["encode"] < 5
+    assert got.reports[0].timing.stage_seconds["encode"] < 5
 
 
 def test_a_template_that_raises(tmp_path: Path, chatml_tokenizer_folder: Path) -> None:
@@ -378,8 +378,8 @@ def test_a_template_that_raises(tmp_path: Path, chatml_tokenizer_folder: Path) -
 def test_a_step_of_nothing_but_broken_rows(tmp_path: Path, chatml_tokenizer_folder: Path) -> None:
     """Steps keep their rows: the second step trains nothing, and is a step all the same."""
     got = run_lines([GOOD] * 3 + [b"{", b"[", b"null"] + [GOOD], tmp_path, chatml_tokenizer_folder)
-    assert [report.num_samples for report in got.reports] == [3, 0, 1]
-    assert got.reports[1].num_trained_tokens == 0
+    assert [report.content.num_samples for report in got.reports] == [3, 0, 1]
+    assert got.reports[1].content.num_trained_tokens == 0
     assert got.dropped == [(3, "malformed_json"), (4, "malformed_json"), (5, "not_an_object")]
 
 
@@ -411,7 +411,7 @@ def test_what_is_cut_is_counted(tmp_path: Path, chatml_tokenizer_folder: Path) -
     got = run(
         config_of([first, second], chatml_tokenizer_folder, too_long="truncate_end"), tmp_path
     )
-    assert [report.source_truncated for report in got.reports] == [(0, 1), (0, 1)]
+    assert [report.rows.truncated for report in got.reports] == [(0, 1), (0, 1)]
     assert got.ledger.totals() == {
         "one": {"read": 2, "trained": 2},
         "two": {"read": 4, "trained": 3, "truncated": 2, "malformed_json": 1},
@@ -450,10 +450,10 @@ def test_resumed_at_every_step_the_same_counts_and_the_same_list(
         ledger = Ledger(manifest, str(path), 1.0, totals, saved)
         states = [(ledger.totals(), start_row)]
         for step in stages.local_steps(manifest, config, start_row):
-            if step.report.index == killed:
+            if step.index == killed:
                 break
-            ledger.commit(step.report)
-            states.append((json.loads(json.dumps(ledger.totals())), step.report.next_row))
+            ledger.commit(step.index, step.report.rows)
+            states.append((json.loads(json.dumps(ledger.totals())), step.next_row))
         return states
 
     whole = train(tmp_path / "whole.jsonl", 0, -1, None, 0)

@@ -28,7 +28,7 @@ from miles.data.encoding.escape import _BEGIN, _END, Escaper
 from miles.data.rows.normalize import normalize
 from miles.data.tokens.bpe import text_encoder
 from miles.data.types import Conversation, Encoded, RowRejected
-from tests.conftest import CHATML
+from tests.support.chatml import CHATML
 
 HEADER = "{{ '<|im_start|>' + m.role + '\n' }}"
 PROMPT = "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
@@ -336,9 +336,9 @@ def test_a_row_without_control_tokens_is_not_escaped(
 
 def test_concerns(chatml_tokenizer: Any) -> None:
     escaper = Escaper(chatml_tokenizer, text_encoder(chatml_tokenizer.backend_tokenizer))
-    assert not escaper.concerns(["a", "", "<|im_en"])
+    assert not escaper.is_needed_for(["a", "", "<|im_en"])
     for text in ("a<|im_end|>", "</tool_call>", f"{_BEGIN}", f"x{_END}"):
-        assert escaper.concerns(["a", text])
+        assert escaper.is_needed_for(["a", text])
 
 
 def test_mark_changes_strings_but_neither_keys_nor_the_row(chatml_tokenizer: Any) -> None:

@@ -16,8 +16,8 @@ from miles.data.files import json_scan
 from miles.data.files.manifest import Manifest, build_manifest
 from miles.data.files.read import read_rows, stream_rows
 from miles.errors import MilesError, SourceError
-from tests.data.files.test_read import KINDS, NUM_ROWS, content_of
 from tests.support.filesystems import ERRORS, Faulty, StatusError, memory
+from tests.support.row_files import KINDS, NUM_ROWS, content_of
 
 __all__ = ["memory"]
 

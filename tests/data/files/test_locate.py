@@ -1,4 +1,4 @@
-"""What --prompt-data means, and what is said where the hub cannot help."""
+"""File names -> formats; OpenHermes from files and from the hub, and the errors where the hub cannot help."""
 
 from __future__ import annotations
 
@@ -11,41 +11,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from miles.data.config import RowFormat, SourceConfig
-from miles.data.files.locate import format_of, openhermes_sources, resolve_sources
+from miles.data.files.locate import format_of, openhermes_sources
 from miles.errors import ConfigError, SourceError
-
-
-@pytest.mark.parametrize(
-    ("path", "name"),
-    [
-        ("data/openhermes.parquet", "openhermes"),
-        ("s3://bucket/OpenHermes-2.5/*.parquet", "OpenHermes-2.5"),
-        ("rows.jsonl.gz", "rows"),
-        ("rows.v2.json", "rows.v2"),
-        ("/data/chat/", "chat"),
-        ("./", "data"),
-        ("*.parquet", "data"),
-    ],
-)
-def test_one_path_is_named_by_itself(path: str, name: str) -> None:
-    format = RowFormat("messages", {"messages": "m", "tools": "t"})
-    assert resolve_sources([path], format) == (SourceConfig(name, (path,), format),)
-    assert resolve_sources([path]) == (SourceConfig(name, (path,), RowFormat("auto")),)
-
-
-def test_pairs() -> None:
-    sources = resolve_sources(["chat", "a.parquet", "tools", "s3://b/*.jsonl"], RowFormat("text"))
-    assert [(s.name, s.paths) for s in sources] == [
-        ("chat", ("a.parquet",)),
-        ("tools", ("s3://b/*.jsonl",)),
-    ]
-    assert all(source.format == RowFormat("text") for source in sources)
-
-
-@pytest.mark.parametrize("values", [[], ["a", "b", "c"], ["a.parquet", "b.parquet"], ["x/y", "z"]])
-def test_what_is_no_pair_is_refused(values: list[str]) -> None:
-    with pytest.raises(ConfigError, match="NAME PATH"):
-        resolve_sources(values)
 
 
 def test_formats() -> None:

@@ -15,34 +15,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import zstandard
 
 from miles.data.config import RowFormat, SourceConfig
 from miles.data.files import json_scan, read
 from miles.data.files.manifest import Manifest, build_manifest
 from miles.data.files.read import read_rows, stream_rows
 from miles.errors import SourceError
-
-NUM_ROWS = 57
-
-
-def content_of(kind: str, tmp_path: Path) -> tuple[str, bytes]:
-    rows = [{"i": i, "text": "é中😀" * (i % 5)} for i in range(NUM_ROWS)]
-    lines = "\n\n".join(json.dumps(row, ensure_ascii=False) for row in rows).encode()
-    array = json.dumps(rows, ensure_ascii=False, indent=1).encode()
-    if kind == "parquet":
-        pq.write_table(pa.Table.from_pylist(rows), tmp_path / "made", row_group_size=10)
-        return "x.parquet", (tmp_path / "made").read_bytes()
-    return {
-        "lines": ("x.jsonl", lines),
-        "array": ("x.json", array),
-        "lines.gz": ("x.jsonl.gz", gzip.compress(lines)),
-        "lines.zst": ("x.jsonl.zst", zstandard.compress(lines)),
-        "array.zst": ("x.json.zst", zstandard.compress(array)),
-    }[kind]
-
-
-KINDS = ["parquet", "lines", "array", "lines.gz", "lines.zst", "array.zst"]
+from tests.support.row_files import KINDS, NUM_ROWS, content_of
 
 
 def manifest_of(*paths: Path | str) -> Manifest:

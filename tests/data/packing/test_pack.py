@@ -15,7 +15,6 @@ from miles.data.packing.pack import (
     DUMMY_TOKENS,
     micro_batch,
     min_micro_batches,
-    num_trained_labels,
     pack,
     pack_stats,
 )
@@ -259,11 +258,13 @@ def test_a_dummy_keeps_the_rank_busy_and_trains_nothing() -> None:
 @given(
     segments=st.lists(st.lists(st.booleans(), min_size=1, max_size=5), max_size=6),
 )
-def test_trained_labels_are_what_the_micro_batch_trains(segments: list[list[bool]]) -> None:
+def test_all_trained_tokens_but_first_ones_are_labels(segments: list[list[bool]]) -> None:
     lengths = int32([len(segment) for segment in segments])
     mask = np.array([flag for segment in segments for flag in segment], np.uint8)
     rows = np.arange(len(segments))
+
     batch = micro_batch(
         np.ones(len(mask), np.int32), mask, lengths, rows, int32([0] * len(segments))
     )
-    assert num_trained_labels(mask, lengths) == batch.loss_mask.sum()
+
+    assert batch.loss_mask.sum() == sum(sum(segment[1:]) for segment in segments)

@@ -81,7 +81,7 @@ def rows_of(step: Step) -> list[int]:
 
 
 def rejects_of(step: Step) -> list[int]:
-    return [reject.row_id for reject in step.report.rejects]
+    return [reject.row_id for reject in step.report.rows.rejects]
 
 
 def held_out_rows(config: DataConfig) -> set[int]:
@@ -221,10 +221,10 @@ def test_a_held_out_row_leaves_its_step_shorter_and_moves_no_other(config: DataC
         assert rows_of(after) == [row for row in rows_of(before) if row not in expected]
         assert rejects_of(after) == [row for row in rejects_of(before) if row not in expected]
         all_rows = [*rows_of(before), *rejects_of(before)]
-        assert sum(after.report.source_held_out) == sum(row in expected for row in all_rows)
-        assert before.report.source_held_out == (0, 0)
-        for name in ("epoch", "next_row", "num_rows", "source_rows"):
-            assert getattr(before.report, name) == getattr(after.report, name)
+        assert after.report.rows.num_held_out == sum(row in expected for row in all_rows)
+        assert before.report.rows.held_out == (0, 0)
+        assert before.report.position == after.report.position
+        assert before.report.rows.read == after.report.rows.read
         for rank in after.micro_batches:
             assert len(rank) == len(after.micro_batches[0])
 
@@ -253,7 +253,7 @@ def test_the_ledger_counts_held_out_rows_by_themselves(config: DataConfig, tmp_p
     manifest, expected = build_manifest(config.sources), held_out_rows(config)
     ledger = Ledger(manifest, str(tmp_path / "rejects.jsonl"), 1.0)
     for step in local(config):
-        ledger.commit(step.report)
+        ledger.commit(step.index, step.report.rows)
     in_a = sum(row < NUM_ROWS["a"] for row in expected)
     totals = ledger.totals()
     assert [totals[name]["held_out"] for name in "ab"] == [2 * in_a, 2 * (len(expected) - in_a)]
@@ -285,14 +285,14 @@ def test_rows_dropped_in_a_row_are_counted_over_held_out_ones(
         held_out_fraction=0.5,
     )
     steps = local(long_config)
-    num_left = 60 - sum(sum(step.report.source_held_out) for step in steps)
+    num_left = 60 - sum(step.report.rows.num_held_out for step in steps)
     assert 15 < num_left < 45
-    assert any(sum(step.report.source_held_out) == 2 for step in steps), "one step is left empty"
+    assert any(step.report.rows.num_held_out == 2 for step in steps), "one step is left empty"
 
     def commit_all(limit: int) -> None:
         ledger = Ledger(build_manifest(long_config.sources), None, 1.0, max_bad_rows_in_a_row=limit)
         for step in steps:
-            ledger.commit(step.report)
+            ledger.commit(step.index, step.report.rows)
 
     commit_all(num_left + 1)
     with pytest.raises(DataError, match=f"{num_left} rows in a row were dropped"):
@@ -368,5 +368,5 @@ def test_causal_pairs_are_counted_sample_by_sample(config: DataConfig) -> None:
                 for number, row in enumerate(batch.row_ids):
                     length = int(batch.cu_seqlens[number + 1] - batch.cu_seqlens[number])
                     by_hand += sum(range(1, length + 1)) if row >= 0 else 0
-            assert step.report.num_causal_pairs == by_hand > 0
-            assert isinstance(step.report.num_causal_pairs, int)
+            assert step.report.content.num_causal_pairs == by_hand > 0
+            assert isinstance(step.report.content.num_causal_pairs, int)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
+from typing import NamedTuple
 
 import fsspec
 import pytest
@@ -12,7 +12,7 @@ import pytest
 from miles.data.config import EncodeConfig, RowFormat, SourceConfig
 from miles.data.files.manifest import Manifest, build_manifest
 from miles.data.stream.ledger import Ledger, fatal_reasons
-from miles.data.types import Reject, StepReport
+from miles.data.types import Reject, StepRows
 from miles.errors import CheckpointError, DataError
 
 NUM_ROWS = {"a": 600, "b": 900}
@@ -28,38 +28,28 @@ def manifest(tmp_path: Path) -> Manifest:
     )
 
 
-def report(
+class Entry(NamedTuple):
+    """What the ledger is given of a step."""
+
+    index: int
+    rows: StepRows
+
+
+def entry(
     index: int,
-    source_rows: tuple[int, int],
+    read: tuple[int, ...],
     *rejects: Reject,
-    truncated: tuple[int, int] = (0, 0),
-    held_out: tuple[int, ...] = (),
-) -> StepReport:
-    return StepReport(
-        index=index,
-        epoch=0.0,
-        next_row=0,
-        num_rows=sum(source_rows),
-        num_samples=sum(source_rows) - len(rejects),
-        num_tokens=0,
-        num_trained_tokens=0,
-        num_straddling_tokens=0,
-        fingerprint="",
-        pack_fill=1.0,
-        dp_imbalance=1.0,
-        source_rows=source_rows,
-        source_trained_tokens=(0, 0),
-        source_truncated=truncated,
-        source_held_out=held_out,
-        rejects=rejects,
-    )
+    truncated: tuple[int, ...] = (0, 0),
+    held_out: tuple[int, ...] = (0, 0),
+) -> Entry:
+    return Entry(index, StepRows(read, truncated, held_out, rejects))
 
 
 STEPS = [
-    report(0, (10, 5), Reject(3, 0, "no_messages", "turn 1"), Reject(602, 1, "too_long", "")),
-    report(1, (0, 15), truncated=(0, 2)),
-    report(2, (5, 10), Reject(700, 1, "too_long", "9000 tokens")),
-    report(3, (10, 5), Reject(3, 0, "no_messages", "turn 1")),  # the next epoch, the same row again
+    entry(0, (10, 5), Reject(3, 0, "no_messages", "turn 1"), Reject(602, 1, "too_long", "")),
+    entry(1, (0, 15), truncated=(0, 2)),
+    entry(2, (5, 10), Reject(700, 1, "too_long", "9000 tokens")),
+    entry(3, (10, 5), Reject(3, 0, "no_messages", "turn 1")),  # the next epoch, the same row again
 ]
 
 
@@ -71,8 +61,8 @@ def test_counts_reconcile_at_every_commit(manifest: Manifest, tmp_path: Path) ->
     ledger = Ledger(manifest, str(tmp_path / "run/rejects.jsonl"), max_bad_fraction=1.0)
     read = 0
     for step in STEPS:
-        ledger.commit(step)
-        read += step.num_rows
+        ledger.commit(*step)
+        read += step.rows.num_read
         totals = ledger.totals()
         for counts in totals.values():
             assert counts["read"] == sum(
@@ -113,10 +103,10 @@ def test_counts_reconcile_at_every_commit(manifest: Manifest, tmp_path: Path) ->
 def test_a_step_counts_once(manifest: Manifest, tmp_path: Path) -> None:
     ledger = Ledger(manifest, str(tmp_path / "rejects.jsonl"), max_bad_fraction=1.0)
     for step in STEPS[:3]:
-        ledger.commit(step)
+        ledger.commit(*step)
         before = ledger.totals()
         for again in STEPS[: step.index + 1]:
-            ledger.commit(again)
+            ledger.commit(*again)
         assert ledger.totals() == before
     assert len(lines(tmp_path / "rejects.jsonl")) == 3
 
@@ -132,7 +122,7 @@ def test_resume_at_every_step(manifest: Manifest, tmp_path: Path, remote: bool) 
 
     whole = Ledger(manifest, f"{folder}/whole.jsonl", 1.0)
     for step in STEPS:
-        whole.commit(step)
+        whole.commit(*step)
     for saved in range(len(STEPS) + 1):
         for killed in range(saved, len(STEPS) + 1):
             name = f"{saved}-{killed}.jsonl"
@@ -140,12 +130,12 @@ def test_resume_at_every_step(manifest: Manifest, tmp_path: Path, remote: bool) 
             for step in STEPS[:killed]:
                 if step.index == saved:
                     totals = json.dumps(first.totals())
-                first.commit(step)
+                first.commit(*step)
             if saved == killed:
                 totals = json.dumps(first.totals())
             second = Ledger(manifest, f"{folder}/{name}", 1.0, json.loads(totals), next_step=saved)
             for step in STEPS[saved:]:
-                second.commit(step)
+                second.commit(*step)
             assert second.totals() == whole.totals()
             assert content(name) == content("whole.jsonl")
     if remote:
@@ -157,7 +147,7 @@ def test_half_a_line_is_dropped_and_a_new_run_begins_empty(
 ) -> None:
     path = tmp_path / "rejects.jsonl"
     ledger = Ledger(manifest, str(path), 1.0)
-    ledger.commit(STEPS[0])
+    ledger.commit(*STEPS[0])
     whole = path.read_text()
     path.write_text(whole + '{"source": "a", "fi')
     Ledger(manifest, str(path), 1.0, ledger.totals(), next_step=1)
@@ -168,8 +158,8 @@ def test_half_a_line_is_dropped_and_a_new_run_begins_empty(
 
 def test_without_a_file(manifest: Manifest) -> None:
     ledger = Ledger(manifest, None, 1.0)
-    ledger.commit(STEPS[0])
-    assert [entry["row"] for entry in ledger.rejects] == [3, 2]
+    ledger.commit(*STEPS[0])
+    assert [reject["row"] for reject in ledger.rejects] == [3, 2]
 
 
 def test_a_file_of_two_sources_is_named_for_each(tmp_path: Path) -> None:
@@ -177,22 +167,22 @@ def test_a_file_of_two_sources_is_named_for_each(tmp_path: Path) -> None:
     path, text = str(tmp_path / "rows.jsonl"), RowFormat("text")
     ledger = Ledger(build_manifest([SourceConfig(name, (path,), text) for name in "ab"]), None, 1.0)
     ledger.commit(
-        report(0, (5, 5), Reject(2, 0, "no_messages", ""), Reject(7, 1, "no_messages", ""))
+        *entry(0, (5, 5), Reject(2, 0, "no_messages", ""), Reject(7, 1, "no_messages", ""))
     )
-    assert [(entry["source"], entry["row"]) for entry in ledger.rejects] == [("a", 2), ("b", 2)]
+    assert [(reject["source"], reject["row"]) for reject in ledger.rejects] == [("a", 2), ("b", 2)]
 
 
 def test_too_many_rejects_end_the_run(manifest: Manifest, tmp_path: Path) -> None:
     path = str(tmp_path / "rejects.jsonl")
     rejects = tuple(Reject(row, 0, "too_long", "") for row in range(11))
     ledger = Ledger(manifest, path, max_bad_fraction=0.01)
-    ledger.commit(report(0, (500, 0), *rejects))  # 2.2 %, but too early to say
+    ledger.commit(*entry(0, (500, 0), *rejects))  # 2.2 %, but too early to say
     with pytest.raises(
         DataError, match=r"11 of the 500 rows read were dropped.*--max-bad-fraction"
     ):
         ledger.judge()
     with pytest.raises(DataError, match="11 of the 1000 rows") as caught:
-        ledger.commit(report(1, (0, 500)))
+        ledger.commit(*entry(1, (0, 500)))
     account = """
   in all: 1000 rows read, 989 trained, 11 too_long
   a: 500 rows read, 489 trained, 11 too_long
@@ -201,7 +191,7 @@ def test_too_many_rejects_end_the_run(manifest: Manifest, tmp_path: Path) -> Non
     assert str(caught.value).endswith(account + path)
     assert ledger.num_read == 1000
     exactly = Ledger(manifest, path, max_bad_fraction=0.01)
-    exactly.commit(report(0, (500, 500), *rejects[:10]))
+    exactly.commit(*entry(0, (500, 500), *rejects[:10]))
     exactly.judge()
 
 
@@ -210,7 +200,7 @@ def test_held_out_rows_are_no_part_of_the_share(manifest: Manifest) -> None:
     rejects = tuple(Reject(row, 0, "too_long", "", row) for row in range(10))
     ledger = Ledger(manifest, None, max_bad_fraction=0.01)
     ledger.commit(
-        report(0, (600, 500), *rejects, held_out=(0, 500))
+        *entry(0, (600, 500), *rejects, held_out=(0, 500))
     )  # fewer are left than are judged at once
     assert (ledger.num_read, ledger.num_held_out, ledger.num_rejected) == (1100, 500, 10)
     assert ledger.totals()["b"] == {"read": 500, "trained": 0, "held_out": 500}
@@ -223,7 +213,7 @@ def test_held_out_rows_are_no_part_of_the_share(manifest: Manifest) -> None:
     assert "in all: 1100 rows read, 590 trained, 500 held out, 10 too_long" in str(caught.value)
     assert "b: 500 rows read, 0 trained, 500 held out" in str(caught.value)
     resumed = Ledger(manifest, None, 0.02, ledger.totals(), next_step=1)
-    resumed.commit(report(1, (0, 400), held_out=(0, 100)))
+    resumed.commit(*entry(1, (0, 400), held_out=(0, 100)))
     assert resumed.totals()["b"] == {"read": 900, "trained": 300, "held_out": 600}
     with pytest.raises(CheckpointError, match="do not reconcile"):
         Ledger(manifest, None, 1.0, {"a": {"read": 5, "trained": 3, "held_out": 1}}, next_step=1)
@@ -252,18 +242,18 @@ def test_rows_dropped_in_a_row_end_the_run(
 ) -> None:
     """In the order of consumption, over the borders of steps; a step without any breaks the run."""
     steps = [
-        report(0, (3, 2), bad(4, 601), bad(1, 7, "no_messages"), bad(3, 9)),  # rejects in no order
-        report(1, (5, 0), bad(0, 20), bad(1, 3), bad(3, 5), bad(4, 6)),
-        report(2, (5, 0)),
-        report(3, (3, 0), bad(0, 30), bad(1, 31), bad(2, 32)),
-        report(4, (1, 1), bad(0, 33)),
-        report(5, (2, 0), bad(0, 34)),
+        entry(0, (3, 2), bad(4, 601), bad(1, 7, "no_messages"), bad(3, 9)),  # rejects in no order
+        entry(1, (5, 0), bad(0, 20), bad(1, 3), bad(3, 5), bad(4, 6)),
+        entry(2, (5, 0)),
+        entry(3, (3, 0), bad(0, 30), bad(1, 31), bad(2, 32)),
+        entry(4, (1, 1), bad(0, 33)),
+        entry(5, (2, 0), bad(0, 34)),
     ]
     ledger = Ledger(manifest, str(tmp_path / "rejects.jsonl"), 1.0, max_bad_rows_in_a_row=limit)
     failed = None
     for one in steps:
         try:
-            ledger.commit(one)
+            ledger.commit(*one)
         except DataError as error:
             failed = one.index
             message = str(error)
@@ -280,18 +270,18 @@ def test_rows_dropped_in_a_row_end_the_run(
     assert f"--max-bad-rows-in-a-row ends the run at {limit}" in message
     assert f"in all: {5 * (failed + 1)} rows read, " in message
     assert len(lines(tmp_path / "rejects.jsonl")) == sum(
-        len(one.rejects) for one in steps[: failed + 1]
+        len(one.rows.rejects) for one in steps[: failed + 1]
     )
 
 
 def test_a_resumed_run_counts_rows_in_a_row_anew(manifest: Manifest) -> None:
-    steps = [report(0, (2, 0), bad(0, 0), bad(1, 1)), report(1, (2, 0), bad(0, 2))]
+    steps = [entry(0, (2, 0), bad(0, 0), bad(1, 1)), entry(1, (2, 0), bad(0, 2))]
     whole = Ledger(manifest, None, 1.0, max_bad_rows_in_a_row=3)
-    whole.commit(steps[0])
+    whole.commit(*steps[0])
     resumed = Ledger(manifest, None, 1.0, whole.totals(), next_step=1, max_bad_rows_in_a_row=3)
-    resumed.commit(steps[1])
+    resumed.commit(*steps[1])
     with pytest.raises(DataError, match="3 rows in a row"):
-        whole.commit(steps[1])
+        whole.commit(*steps[1])
 
 
 def test_a_fatal_reason_ends_the_run_by_row(manifest: Manifest, tmp_path: Path) -> None:
@@ -300,17 +290,17 @@ def test_a_fatal_reason_ends_the_run_by_row(manifest: Manifest, tmp_path: Path) 
     ledger = Ledger(
         manifest, str(tmp_path / "rejects.jsonl"), 1.0, fatal_reasons=fatal_reasons(encode)
     )
-    ledger.commit(report(0, (5, 5), Reject(3, 0, "no_messages", "")))
+    ledger.commit(*entry(0, (5, 5), Reject(3, 0, "no_messages", "")))
     long = Reject(602, 1, "too_long", "9000 tokens, at most 8192", position=1)
     with pytest.raises(DataError) as caught:
-        ledger.commit(report(1, (1, 1), long))
+        ledger.commit(*entry(1, (1, 1), long))
     assert (
         f"row 2 (from 0) of {tmp_path / 'b.jsonl'} (source 'b'): too_long, 9000 tokens, at most 8192"
         in str(caught.value)
     )
     assert "--too-long error" in str(caught.value)
     assert "b: 6 rows read, 5 trained, 1 too_long" in str(caught.value)
-    assert [entry["row"] for entry in lines(tmp_path / "rejects.jsonl")] == [3, 2]
+    assert [reject["row"] for reject in lines(tmp_path / "rejects.jsonl")] == [3, 2]
 
 
 def test_the_summary_says_what_the_rows_look_like(tmp_path: Path) -> None:
@@ -319,8 +309,7 @@ def test_the_summary_says_what_the_rows_look_like(tmp_path: Path) -> None:
     form = RowFormat(columns=columns)
     manifest = build_manifest([SourceConfig("sums", (str(tmp_path / "a.jsonl"),), form)])
     ledger = Ledger(manifest, None, 1.0)
-    one = dataclasses.replace(report(0, (10, 0)), source_rows=(10,), source_truncated=(4,))
-    ledger.commit(one)
+    ledger.commit(*entry(0, (10,), truncated=(4,), held_out=(0,)))
     summary = json.loads(json.dumps(ledger.summary()))
     assert list(summary) == ["sums"]
     assert summary["sums"]["row_shape"] == "prompt_completion"

@@ -11,40 +11,48 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from miles.data.types import STAGES, Reject, StepReport
+from miles.data.types import (
+    STAGES,
+    Reject,
+    StepContent,
+    StepPacking,
+    StepPosition,
+    StepReport,
+    StepRows,
+    StepTiming,
+)
 from miles.train.driver.metrics import RunFacts, Standing, eval_metrics, step_metrics
 from miles.train.driver.progress import ProgressLine
 from miles.train.estimate.flops import training_flops
 from miles.train.rank.trainer import StepResult
-from tests.train.estimate.test_flops import DENSE
+from tests.support.shapes import HAND_COUNTED
 
 REPORT = StepReport(
-    index=4,
-    epoch=0.5,
-    next_row=80,
-    num_rows=16,
-    num_samples=14,
-    num_tokens=500,
-    num_causal_pairs=9_000,
-    num_trained_tokens=300,
-    num_straddling_tokens=2,
-    fingerprint="00ff",
-    pack_fill=0.9,
-    dp_imbalance=1.1,
-    source_rows=(10, 6),
-    source_trained_tokens=(200, 100),
-    source_truncated=(1, 0),
-    source_held_out=(0, 1),
-    rejects=(Reject(7, 0, "no_messages", ""),),
-    stage_seconds=dict.fromkeys(STAGES, 0.1),
-    queue_depth=3,
+    position=StepPosition(index=4, epoch=0.5, next_row=80),
+    rows=StepRows(
+        read=(10, 6),
+        truncated=(1, 0),
+        held_out=(0, 1),
+        rejects=(Reject(7, 0, "no_messages", ""),),
+    ),
+    content=StepContent(
+        num_samples=14,
+        num_tokens=500,
+        num_causal_pairs=9_000,
+        num_trained_tokens=300,
+        source_trained_tokens=(200, 100),
+        num_straddling_tokens=2,
+        fingerprint="00ff",
+    ),
+    packing=StepPacking(fill=0.9, imbalance=1.1),
+    timing=StepTiming(stage_seconds=dict.fromkeys(STAGES, 0.1), queue_depth=3),
 )
 RESULT = StepResult((400.0, 300.0), (200, 100), 1.5, 1e-5, "", (), 0.4)
 STANDING = Standing(source_epochs=(0.5, 0.5), tokens_seen=1500, num_skipped=0, seconds=0.5)
 
 
 def facts(device: str | None = None) -> RunFacts:
-    return RunFacts(("chat", "code"), DENSE, world_size=2, device_name=device)
+    return RunFacts(("chat", "code"), HAND_COUNTED, world_size=2, device_name=device)
 
 
 def test_a_step_says_its_loss_by_source_and_its_speed() -> None:
@@ -53,7 +61,7 @@ def test_a_step_says_its_loss_by_source_and_its_speed() -> None:
     assert (metrics["sft/loss/chat"], metrics["sft/loss/code"]) == (2.0, 3.0)
     assert metrics["perf/tokens_per_second"] == 1000
     assert metrics["perf/tflops_per_gpu"] == pytest.approx(
-        training_flops(DENSE, 500, 9_000) / 0.5 / 2 / 1e12
+        training_flops(HAND_COUNTED, 500, 9_000) / 0.5 / 2 / 1e12
     )
     assert "perf/mfu" not in metrics
 

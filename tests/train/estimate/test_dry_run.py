@@ -217,9 +217,9 @@ def test_what_the_sample_says_is_what_the_stream_holds(folder: Path, tmp_path: P
     sample = take_sample(manifest, config.data)
     steps: list[Any] = list(stages.local_steps(manifest, config.data))
     assert sample.num_rows == sum(step.num_rows for step in steps)
-    assert sample.lengths.sum() == sum(step.report.num_tokens for step in steps)
-    assert len(sample.lengths) == sum(step.report.num_samples for step in steps)
-    assert sum(sample.reasons.values()) == sum(len(step.report.rejects) for step in steps)
+    assert sample.lengths.sum() == sum(step.report.content.num_tokens for step in steps)
+    assert len(sample.lengths) == sum(step.report.content.num_samples for step in steps)
+    assert sum(sample.reasons.values()) == sum(len(step.report.rows.rejects) for step in steps)
     assert f"about {int(sample.lengths.sum()):,} tokens" in printed(
         words(folder, tmp_path, "4b", *FOUR_B)
     )

@@ -11,8 +11,8 @@ import torch
 from miles.architecture.config import ModelShape
 from miles.train.estimate.flops import matrix_parameters, peak_flops, training_flops
 from tests.support.models import EXPERTS, SIZES
+from tests.support.shapes import HAND_COUNTED as DENSE
 
-DENSE = ModelShape("qwen3", 2, 8, 16, 2, 1, 4, 10, 64, 1e4, 1e-6, False, True, False)
 MOE = replace(
     DENSE, model_type="qwen3_moe", num_experts=4, moe_router_topk=2, moe_ffn_hidden_size=6
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -108,16 +109,17 @@ def test_the_loss_is_the_hand_computed_mean(trainer: Any) -> None:
     sums = trainer.evaluate([mine[:1], mine[1:]], NUM_SOURCES)
     assert len(mine) > 2
     assert sum(sums.losses) / sum(sums.tokens) == pytest.approx(
-        total / report.num_trained_tokens, rel=1e-6
+        total / report.content.num_trained_tokens, rel=1e-6
     )
-    assert sum(sums.tokens) == report.num_trained_tokens
+    assert sum(sums.tokens) == report.content.num_trained_tokens
 
 
 def test_a_step_without_trained_tokens_changes_no_weight(trainer: Any) -> None:
     report, (mine,) = batch(0, Layout(1))
     silent = [type(one)(**{**vars(one), "loss_mask": one.loss_mask * 0}) for one in mine]
     before = [parameter.detach().clone() for parameter in trainer.gpt.parameters()]
-    result = trainer.train_step(type(report)(**{**vars(report), "num_trained_tokens": 0}), silent)
+    content = replace(report.content, num_trained_tokens=0)
+    result = trainer.train_step(replace(report, content=content), silent)
     assert result.skipped
     assert all(
         torch.equal(old, new) for old, new in zip(before, trainer.gpt.parameters(), strict=True)

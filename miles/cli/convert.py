@@ -1,0 +1,120 @@
+"""`miles convert`: checkpoints between Hugging Face's format and Megatron's, and the comparison of two."""
+
+from __future__ import annotations
+
+import argparse
+
+from miles.cli.console import Subparsers, open_console
+from miles.errors import CheckpointError
+from miles.train.launch.values import num_bytes, positive
+
+
+def add_parser(commands: Subparsers) -> None:
+    """Add the command, its three directions and their flags."""
+    parser = commands.add_parser("convert", help="Hugging Face <-> Megatron torch_dist")
+    directions = parser.add_subparsers(required=True, metavar="DIRECTION")
+    _add_hf_to_megatron(directions)
+    _add_megatron_to_hf(directions)
+    _add_verify(directions)
+
+
+def _add_hf_to_megatron(directions: Subparsers) -> None:
+    parser = directions.add_parser("hf-to-megatron", help="DIR/*.safetensors -> SAVE/release")
+    parser.add_argument("--hf-checkpoint", required=True, metavar="DIR")
+    parser.add_argument("--save", required=True, metavar="DIR")
+    parser.add_argument(
+        "--make-vocab-size-divisible-by",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="add rows of zeros to the embedding and the output layer, up to a multiple of N "
+        "(default: 1, none)",
+    )
+    parser.set_defaults(run=run_hf_to_megatron)
+
+
+def _add_megatron_to_hf(directions: Subparsers) -> None:
+    parser = directions.add_parser(
+        "megatron-to-hf", help="LOAD/iter_… or LOAD/release -> SAVE/*.safetensors"
+    )
+    parser.add_argument("--load", required=True, metavar="DIR")
+    parser.add_argument(
+        "--hf-checkpoint", required=True, metavar="DIR", help="config and tokenizer come from here"
+    )
+    parser.add_argument("--save", required=True, metavar="DIR")
+    parser.add_argument(
+        "--ckpt-step", type=int, metavar="N", help="of the checkpoint (default: the newest)"
+    )
+    parser.add_argument(
+        "--max-shard-size",
+        type=num_bytes,
+        metavar="SIZE",
+        help="of a safetensors file, such as 5GB (default: files as in --hf-checkpoint, or else "
+        "5GB)",
+    )
+    parser.set_defaults(run=run_megatron_to_hf)
+
+
+def _add_verify(directions: Subparsers) -> None:
+    parser = directions.add_parser(
+        "verify", help="compare two checkpoints tensor by tensor; exit 1 where they differ"
+    )
+    parser.add_argument("first", metavar="A", help="of Hugging Face or of Megatron")
+    parser.add_argument("second", metavar="B")
+    parser.set_defaults(run=run_verify)
+
+
+def run_hf_to_megatron(flags: argparse.Namespace) -> None:
+    """Convert a Hugging Face folder."""
+    from miles.convert.hf_to_megatron import hf_to_megatron
+
+    console = open_console()
+    folder = hf_to_megatron(
+        flags.hf_checkpoint,
+        flags.save,
+        make_vocab_size_divisible_by=flags.make_vocab_size_divisible_by,
+        console=console,
+    )
+    console.print(f"  {folder}")
+
+
+def run_megatron_to_hf(flags: argparse.Namespace) -> None:
+    """Convert a Megatron checkpoint."""
+    from miles.convert.megatron_to_hf import megatron_to_hf
+
+    console = open_console()
+    folder = megatron_to_hf(
+        flags.load,
+        flags.hf_checkpoint,
+        flags.save,
+        iteration=flags.ckpt_step,
+        max_shard_bytes=flags.max_shard_size,
+        console=console,
+    )
+    console.print(f"  {folder}")
+
+
+def run_verify(flags: argparse.Namespace) -> None:
+    """Compare two checkpoints.
+
+    Raises:
+        CheckpointError: they differ; the differences have been printed.
+    """
+    from rich.markup import escape
+
+    from miles.convert.verify import verify
+
+    console = open_console()
+    comparison = verify(flags.first, flags.second, console=console)
+    for difference in comparison.differences:
+        line = f"  [red]{escape(difference.tensor)}[/red]: {escape(difference.text)}"
+        console.print(line, soft_wrap=True)
+
+    if comparison.differences:
+        raise CheckpointError(
+            f"{len(comparison.differences)} of {comparison.num_tensors:,} tensors differ"
+        )
+    console.print(
+        f"  {comparison.num_tensors:,} tensors, {comparison.num_bytes:,} bytes: the same in both, "
+        "bit by bit"
+    )

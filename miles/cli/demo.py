@@ -1,0 +1,26 @@
+"""`miles demo`: the main job, end to end, on an embedded default."""
+
+from __future__ import annotations
+
+import argparse
+
+from miles.cli.console import Subparsers, open_console
+
+
+def add_parser(commands: Subparsers) -> None:
+    """Add the command and its flags."""
+    parser = commands.add_parser("demo", help="the main job, end to end, on an embedded default")
+    parser.add_argument(
+        "--output",
+        default="runs/demo",
+        metavar="DIR",
+        help="the run's folder; it is deleted and made again (default: %(default)s)",
+    )
+    parser.set_defaults(run=run)
+
+
+def run(flags: argparse.Namespace) -> None:
+    """Run the demo."""
+    from miles.demo.run import run_demo
+
+    run_demo(flags.output, open_console())

@@ -1,0 +1,22 @@
+"""`miles report`: report.html and loss.png of a run."""
+
+from __future__ import annotations
+
+import argparse
+
+from miles.cli.console import Subparsers, open_console
+
+
+def add_parser(commands: Subparsers) -> None:
+    """Add the command and its flags."""
+    parser = commands.add_parser("report", help="report.html and loss.png of a run")
+    parser.add_argument("folder", metavar="RUN", help="the run's folder")
+    parser.set_defaults(run=run)
+
+
+def run(flags: argparse.Namespace) -> None:
+    """Write both files and print their paths."""
+    from miles.report.report import write_report
+
+    for path in write_report(flags.folder):
+        open_console().print(f"  {path}")

@@ -1,0 +1,25 @@
+"""`miles tiny-model`: a tiny Qwen3 with random weights, to try things."""
+
+from __future__ import annotations
+
+import argparse
+
+from miles.cli.console import Subparsers, open_console
+
+
+def add_parser(commands: Subparsers) -> None:
+    """Add the command and its flags."""
+    parser = commands.add_parser(
+        "tiny-model", help="a tiny Qwen3 with random weights for a tokenizer, to try things"
+    )
+    parser.add_argument("--tokenizer", required=True, metavar="DIR")
+    parser.add_argument("--save", required=True, metavar="DIR")
+    parser.set_defaults(run=run)
+
+
+def run(flags: argparse.Namespace) -> None:
+    """Write the model's folder."""
+    from miles.demo.model import build_tiny_qwen3
+
+    build_tiny_qwen3(flags.tokenizer, flags.save)
+    open_console().print(f"  {flags.save}")

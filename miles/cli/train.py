@@ -1,0 +1,39 @@
+"""`miles train`: a launch line -> a run, or its estimate."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from miles.cli.console import Subparsers, open_console
+
+NAME = "train"
+
+
+def add_parser(commands: Subparsers) -> None:
+    """Add the command; its flags are the trainer's own."""
+    commands.add_parser(NAME, help="fine-tune; flags have Miles's names (miles train --help)")
+
+
+def run(words: Sequence[str]) -> None:
+    """Train, or print what the run would be."""
+    from miles.train.launch.arguments import parse
+
+    config = parse(words)
+    console = open_console()
+    if config.dry_run:
+        from miles.train.estimate.dry_run import dry_run
+
+        dry_run(config, console)
+        return
+
+    from miles.train.driver.loop import train
+
+    summary = train(config, console)
+    if not summary.num_steps:
+        return
+    console.print(
+        f"  {summary.num_steps} steps, loss {summary.first_loss:.4f} -> {summary.last_loss:.4f}, "
+        f"{summary.tokens_seen:,} trained tokens; checkpoint {summary.checkpoint}"
+    )
+    if not summary.is_finished:
+        console.print(f"  stopped by SIGTERM; the same command goes on at step {summary.next_step}")
