@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import html
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from miles.common import local_ray, storage
+from miles.common import local_ray, run_folder, storage
 from miles.data.config import (
     DEFAULT_WINDOW_ROWS,
     DataConfig,
@@ -240,7 +239,7 @@ class Prepared:
             ledger, summary = self._pass(url, parts)
         self._summary, self._is_sample, self._rejects = summary, False, ledger.rejects
         storage.write_text(
-            storage.join(url, "summary.json"),
+            storage.join(url, run_folder.SUMMARY),
             json.dumps(
                 {
                     "rows": summary.num_rows,
@@ -253,7 +252,7 @@ class Prepared:
                 indent=1,
             ),
         )
-        storage.write_text(storage.join(url, "manifest.json"), self.manifest.to_json())
+        storage.write_text(storage.join(url, run_folder.MANIFEST), self.manifest.to_json())
 
     def ledger(self) -> list[dict[str, Any]]:
         """Every dropped row: `{source, file, row, reason, detail}`. Passes over the whole set once."""
@@ -301,14 +300,14 @@ class Prepared:
             PackConfig(dp_size, max_tokens_per_gpu),
             StreamConfig(loader_cpus),
         )
-        _ensure_ray(loader_cpus)
+        local_ray.connect(loader_cpus, OBJECT_STORE_BYTES)
         for block in pipeline.blocks(pipeline.build(self.manifest, config, start_row)):
             yield from unpack(block)
 
     def to_ray(self) -> ray.data.Dataset:
         """A Ray data set with the columns of `WRITTEN`, one row a conversation."""
         config = self._config()
-        _ensure_ray(config.stream.loader_cpus)
+        local_ray.connect(config.stream.loader_cpus, OBJECT_STORE_BYTES)
         return pipeline.build_prepared(self.manifest, config).map_batches(
             ToMessages(self.manifest.source_names), batch_size=None, batch_format="pyarrow"
         )
@@ -330,10 +329,10 @@ class Prepared:
     def _pass(self, url: str | None, parts: _Parts | None) -> tuple[Ledger, Summary]:
         """Reads every row once, through Ray Data."""
         config = self._config()
-        _ensure_ray(config.stream.loader_cpus)
+        local_ray.connect(config.stream.loader_cpus, OBJECT_STORE_BYTES)
         ledger = Ledger(
             self.manifest,
-            storage.join(url, "rejects.jsonl") if url else None,
+            storage.join(url, run_folder.REJECTS) if url else None,
             self._max_bad_fraction,
             max_bad_rows_in_a_row=config.max_bad_rows_in_a_row,
             fatal_reasons=fatal_reasons(self._encode),
@@ -407,7 +406,10 @@ class _Parts:
     def __enter__(self) -> _Parts:
         self._fs.makedirs(self._folder, exist_ok=True)
         # What an earlier write left would be read back as rows of this one; the manifest says that all is there.
-        left = [*self._fs.glob(f"{self._folder}/part-*.parquet"), f"{self._folder}/manifest.json"]
+        left = [
+            *self._fs.glob(f"{self._folder}/part-*.parquet"),
+            f"{self._folder}/{run_folder.MANIFEST}",
+        ]
         for path in left:
             if self._fs.exists(path):
                 self._fs.rm_file(path)
@@ -442,13 +444,3 @@ def _with_shape(source: ManifestSource) -> str:
         if field in source.columns
     )
     return f"{source.name} ({shape} in {columns})" if columns else f"{source.name} ({shape})"
-
-
-def _ensure_ray(loader_cpus: int) -> None:
-    """Joins the Ray that the environment names, or starts a small one on this machine, where none is running."""
-    if ray.is_initialized():
-        return
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(log_to_driver=False, logging_level="error")
-    else:
-        local_ray.start(loader_cpus, OBJECT_STORE_BYTES)

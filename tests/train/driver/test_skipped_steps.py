@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from miles.common import run_folder
 from miles.errors import DivergedError
-from miles.train.driver.skipped_steps import FILE, SkippedSteps
+from miles.train.driver.skipped_steps import SkippedSteps
 from miles.train.types import Skip, SkipReason, StepResult
 
 
@@ -32,7 +33,7 @@ def test_a_good_step_between_begins_the_count_anew(tmp_path: Path) -> None:
     assert said.startswith(
         "step 19 skipped: the loss is not finite; row 101 of rows.jsonl, row 102"
     )
-    assert said.endswith(f"and 2 more (see {tmp_path / FILE})")
+    assert said.endswith(f"and 2 more (see {tmp_path / run_folder.SKIPPED_STEPS})")
     skips.count(20, result())
     skips.count(21, BAD)
     skips.count(22, BAD)
@@ -48,7 +49,7 @@ def test_dropped_rows_alone_are_no_sign_of_divergence(tmp_path: Path) -> None:
         skipped = result(Skip(SkipReason.NOTHING_TO_TRAIN))
         assert skips.count(step, skipped) == f"step {step} skipped: nothing to train"
     assert skips.total == 5
-    assert not (tmp_path / FILE).exists()
+    assert not (tmp_path / run_folder.SKIPPED_STEPS).exists()
 
 
 def test_a_run_that_goes_on_forgets_the_steps_that_it_trains_again(tmp_path: Path) -> None:
@@ -58,7 +59,9 @@ def test_a_run_that_goes_on_forgets_the_steps_that_it_trains_again(tmp_path: Pat
     again = SkippedSteps(str(tmp_path), 9, 2, 2, locate)
     again.count(2, result())
     again.count(3, BAD)
-    lines = [json.loads(line) for line in (tmp_path / FILE).read_text().splitlines()]
+    lines = [
+        json.loads(line) for line in (tmp_path / run_folder.SKIPPED_STEPS).read_text().splitlines()
+    ]
     assert [line["step"] for line in lines] == [0, 1, 3]
     assert lines[0]["rows"][0] == {"source": "chat", "file": "rows.jsonl", "row": 101}
     assert again.total == 3
