@@ -33,7 +33,8 @@ from miles.demo import rows
 from miles.demo.model import build_model
 from miles.demo.tokenizer import build_tokenizer
 from miles.errors import MilesError
-from miles.report.report import read_metrics, verdict, write_report
+from miles.report.report import verdict, write_report
+from miles.report.run_data import read_metrics
 from miles.train.config import ClusterConfig, OptimizerSettings, TrainConfig
 from miles.train.driver.loop import train
 from miles.train.parallel_layout import Layout
