@@ -35,7 +35,8 @@ def run(flags: argparse.Namespace) -> None:
     """Print the certificate, or fail with the reason why there is none."""
     from miles.common import storage
     from miles.data.config import EncodeConfig
-    from miles.data.template.certify import certify, load_tokenizer
+    from miles.data.template.certify import certify
+    from miles.data.tokens.load import load_tokenizer
 
     try:
         template_kwargs = json_object(flags.apply_chat_template_kwargs)
