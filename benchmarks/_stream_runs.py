@@ -37,6 +37,7 @@ import pyarrow.parquet as pq
 import ray
 from transformers import AutoTokenizer
 
+from miles.common import local_ray
 from miles.data.config import (
     DataConfig,
     EncodeConfig,
@@ -193,22 +194,6 @@ class Consumer:
         return trail
 
 
-@contextlib.contextmanager
-def local_ray(setup: Setup) -> Iterator[None]:
-    ray.init(
-        address="local",
-        num_cpus=setup.loader_cpus,
-        object_store_memory=setup.object_store_bytes,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="error",
-    )
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
 def start_consumers(setup: Setup) -> list[Any]:
     consumers = [Consumer.remote() for _ in range(setup.dp_size)]
     ray.get([one.ready.remote() for one in consumers])
@@ -237,7 +222,10 @@ def stream_pass(
         Seconds of each phase, the trail of the steps, and the peaks of memory in bytes.
     """
     started = time.monotonic()
-    with local_ray(setup), tempfile.TemporaryDirectory() as run_dir:
+    with (
+        local_ray.running(setup.loader_cpus, setup.object_store_bytes),
+        tempfile.TemporaryDirectory() as run_dir,
+    ):
         with Watch(RESTING_LOOK_SECONDS if hold_seconds else LOOK_SECONDS) as watch:
             consumers = start_consumers(setup)
             ray_up = time.monotonic()
@@ -295,7 +283,7 @@ def first_steps(cases: Sequence[tuple[Setup, int]], rounds: int) -> list[list[fl
     """
     seconds: list[list[float]] = [[] for _ in cases]
     first = cases[0][0]
-    with local_ray(first):
+    with local_ray.running(first.loader_cpus, first.object_store_bytes):
         consumers = start_consumers(first)
         stages.encoder_of(first.config.encode)
         for number in range(rounds + 1):
@@ -443,7 +431,7 @@ def handing_out(
         if sum(table.nbytes for table in encoded) >= setup.block_bytes:
             break
     found = {}
-    with local_ray(setup):
+    with local_ray.running(setup.loader_cpus, setup.object_store_bytes):
         server = ray.remote(num_cpus=0)(_Server).remote()
         for dp_size in dp_sizes:
             config = PackConfig(dp_size=dp_size)

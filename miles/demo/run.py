@@ -107,8 +107,7 @@ def run_demo(output: str, console: Console) -> None:
     _title(console, 2, "Convert: Hugging Face -> Megatron")
     console.print(f"  {hf_to_megatron(str(folder / 'hf'), str(folder / 'megatron'))}")
 
-    local_ray.start(num_cpus=1, object_store_bytes=256 << 20)
-    try:
+    with local_ray.running(num_cpus=1, object_store_bytes=256 << 20):
         _title(console, 3, "Prepare: ShareGPT -> OpenAI messages")
         for name, file in files.items():
             _prepare(name, file, folder, console)
@@ -120,8 +119,6 @@ def run_demo(output: str, console: Console) -> None:
         megatron_to_hf(str(folder / "checkpoints"), str(folder / "hf"), str(folder / "export"))
         console.print(f"  {folder / 'export'}")
         _compare(folder, shape, console)
-    finally:
-        ray.shutdown()
 
     _title(console, 6, "Report")
     for path in write_report(str(folder), [str(folder / "data" / name) for name in rows.FILES]):

@@ -13,15 +13,12 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import Environment, FileSystemLoader
 from rich.console import Console
 
-from miles.common import storage
+from miles.common import json_lines, run_folder, storage
 from miles.data.config import EncodeConfig
 from miles.data.notebook import preview
 from miles.data.stream.bottleneck import Stall
-from miles.data.stream.feed import FIRST_BATCH, REJECTS
 from miles.data.tokens.load import load_tokenizer
 from miles.errors import SourceError
-from miles.train.driver import attempts, skipped_steps
-from miles.train.driver.evaluator import SAMPLES
 from miles.train.driver.metrics import timing_of
 
 if TYPE_CHECKING:
@@ -43,12 +40,12 @@ def read_metrics(folder: str) -> list[Metrics]:
     Raises:
         SourceError: there is none, or it is empty.
     """
-    path = storage.join(folder, "metrics.jsonl")
+    path = storage.join(folder, run_folder.METRICS)
     if not storage.exists(path):
         raise SourceError(
             f"{path}: no such file; expected the folder of a run (--output-dir, or --save)"
         )
-    lines = [json.loads(line) for line in storage.read_text(path).splitlines()]
+    lines: list[Metrics] = [*json_lines.read(path)]
     if not lines:
         raise SourceError(f"{path}: no step was trained yet")
     return lines
@@ -90,7 +87,8 @@ def write_report(folder: str, prepared: Sequence[str] = ()) -> tuple[str, str]:
         skipped=_skipped(folder),
         starts=_starts(folder),
     )
-    html_path, png_path = storage.join(folder, "report.html"), storage.join(folder, "loss.png")
+    html_path = storage.join(folder, run_folder.REPORT)
+    png_path = storage.join(folder, run_folder.LOSS_CHART)
     storage.write_text(html_path, page)
     fs, path = storage.filesystem(png_path)
     fs.pipe_file(path, _png(chart(metrics, only_loss=True)))
@@ -106,7 +104,7 @@ def inspect_run(folder: str, console: Console, num_samples: int) -> None:
     first = _first_batch(folder)
     if first is None:
         raise SourceError(
-            f"{storage.join(folder, FIRST_BATCH)}: no such file; expected the folder of a run"
+            f"{storage.join(folder, run_folder.FIRST_BATCH)}: no such file; expected the folder of a run"
         )
     tokenizer = load_tokenizer(EncodeConfig(first["tokenizer"], chat_template=""))
     segments = [segment for batch in first["micro_batches"] for segment in batch]
@@ -160,35 +158,27 @@ def _ledgers(
     rejects: list[dict[str, Any]] = []
     sources: dict[str, dict[str, Any]] = {}
     for place in prepared or (folder,):
-        path = storage.join(place, REJECTS)
-        if storage.exists(path):
-            rejects += [json.loads(line) for line in storage.read_text(path).splitlines()]
+        rejects += json_lines.read(storage.join(place, run_folder.REJECTS))
     for place in prepared:
-        sources.update(json.loads(storage.read_text(storage.join(place, "summary.json")))["ledger"])
-    if not prepared and storage.exists(storage.join(folder, "ledger.json")):
-        sources = json.loads(storage.read_text(storage.join(folder, "ledger.json")))
+        summary = json.loads(storage.read_text(storage.join(place, run_folder.SUMMARY)))
+        sources.update(summary["ledger"])
+    ledger = storage.join(folder, run_folder.LEDGER)
+    if not prepared and storage.exists(ledger):
+        sources = json.loads(storage.read_text(ledger))
     return rejects, sources
 
 
 def _answers(folder: str) -> list[dict[str, Any]]:
     """What the last evaluation was answered (`--eval-samples`)."""
-    path = storage.join(folder, SAMPLES)
-    if not storage.exists(path):
-        return []
-    answers: list[dict[str, Any]] = [
-        json.loads(line) for line in storage.read_text(path).splitlines()
-    ]
+    answers = json_lines.read(storage.join(folder, run_folder.EVAL_SAMPLES))
     return [answer for answer in answers if answer["step"] == answers[-1]["step"]][:MAX_ANSWERS]
 
 
 def _skipped(folder: str) -> list[dict[str, str]]:
     """The last steps that took no optimizer step since something was not finite, each with a few of its rows."""
-    path = storage.join(folder, skipped_steps.FILE)
-    if not storage.exists(path):
-        return []
     shown = []
-    for line in storage.read_text(path).splitlines()[-MAX_SKIPPED:]:
-        entry = json.loads(line)
+    entries = json_lines.read(storage.join(folder, run_folder.SKIPPED_STEPS))
+    for entry in entries[-MAX_SKIPPED:]:
         rows = [f"row {row['row']} of {row['file']}" for row in entry["rows"][:_SKIPPED_ROWS]]
         if more := len(entry["rows"]) - len(rows):
             rows.append(f"and {more} more")
@@ -200,10 +190,9 @@ def _skipped(folder: str) -> list[dict[str, str]]:
 
 def _starts(folder: str) -> list[dict[str, str]]:
     """The last starts of a run that had more than one, with how each ended."""
-    path = storage.join(folder, attempts.FILE)
-    if not storage.exists(path):
+    entries = json_lines.read(storage.join(folder, run_folder.ATTEMPTS))
+    if not entries:
         return []
-    entries = [json.loads(line) for line in storage.read_text(path).splitlines()]
     ends = {entry["end"]: entry["how"] for entry in entries if "end" in entry}
     begun = [entry for entry in entries if "start" in entry]
     newest = begun[-1]["start"]
@@ -221,7 +210,7 @@ def _starts(folder: str) -> list[dict[str, str]]:
 
 
 def _first_batch(folder: str) -> dict[str, Any] | None:
-    path = storage.join(folder, FIRST_BATCH)
+    path = storage.join(folder, run_folder.FIRST_BATCH)
     if not storage.exists(path):
         return None
     content: dict[str, Any] = json.loads(storage.read_text(path))

@@ -164,12 +164,13 @@ def padded_logits(
     from miles.common import checkpoint_folder
     from miles.train.rank import checkpoint_load
     from miles.train.rank.trainer import Trainer
-    from tests.support.ranks import SETTINGS, start
+    from tests.support.ranks import start, trainer_settings
 
     start(layout, rank, meeting)
     found = []
     for url in megatron:
-        trainer = Trainer(ModelShape.from_hf_folder(hf), layout, rank, SETTINGS, 10, 1, bf16=False)
+        shape = ModelShape.from_hf_folder(hf)
+        trainer = Trainer(trainer_settings(shape, layout, num_sources=1), rank)
         newest = checkpoint_folder.find(url)
         assert newest is not None
         checkpoint_load.load(trainer, newest, model_only=True)

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import ray
 
 from miles.common import local_ray
 from tests.support.commands import Place, lines
@@ -14,9 +13,8 @@ from tests.support.commands import Place, lines
 
 @pytest.fixture(scope="session", autouse=True)
 def ray_cluster() -> Iterator[None]:
-    local_ray.start(num_cpus=2, object_store_bytes=256 << 20)
-    yield
-    ray.shutdown()
+    with local_ray.running(num_cpus=2, object_store_bytes=256 << 20):
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -131,7 +131,8 @@ def test_a_feed_that_dies_ends_the_wait_soon_and_the_run_goes_on_from_its_cursor
     with opened(config, str(tmp_path), cursor) as again:
         assert again.first_step == 2
         assert [
-            [r.index, r.fingerprint, digest] for r, digest in follow(again, config)
+            [report.position.index, report.content.fingerprint, digest]
+            for report, digest in follow(again, config)
         ] == unbroken[2:]
 
 

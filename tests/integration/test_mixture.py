@@ -16,7 +16,7 @@ from miles.data.stream.feed import Feed
 from miles.data.types import Cursor
 from miles.errors import CheckpointError
 from miles.train.driver.metrics import RunFacts, Standing, step_metrics
-from miles.train.rank.trainer import StepResult
+from miles.train.types import StepResult
 from tests.integration.test_order import trained_rows
 from tests.support.clusters import (
     config_of,
@@ -42,7 +42,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
 
 def metrics_of(report: Any, epochs: tuple[float, ...]) -> dict[str, Any]:
     shape = ModelShape("qwen3", 1, 8, 8, 1, 1, 8, 16, 64, 1e4, 1e-6, True, True, False)
-    result = StepResult((1.0, 2.0), report.content.source_trained_tokens, 1.0, 1e-3, "", (), 0.1)
+    result = StepResult((1.0, 2.0), report.content.source_trained_tokens, 1.0, 1e-3, 0.1)
     facts = RunFacts(("chat", "code"), shape, world_size=1, device_name=None)
     return step_metrics(
         facts, report, result, Standing(epochs, tokens_seen=0, num_skipped=0, seconds=1.0)
@@ -104,9 +104,10 @@ def test_a_mixture_goes_on_after_any_step_at_another_number_of_ranks(
     assert cursor.mixture == (1, 3)
     layout = with_layout(config, 4)
     with opened(layout, str(tmp_path), cursor) as feed:
-        assert [[r.index, r.fingerprint, digest] for r, digest in follow(feed, layout)] == unbroken[
-            7:
-        ]
+        assert [
+            [report.position.index, report.content.fingerprint, digest]
+            for report, digest in follow(feed, layout)
+        ] == unbroken[7:]
     for number, step in enumerate(local(config)):
         following = local(with_layout(config, 1 + number % 4), step.next_row)
         assert [seen(one) for one in following] == unbroken[number + 1 :]

@@ -182,7 +182,7 @@ class Bench:
             for step in range(NUM_STEPS):
                 results.append(group.call("train_step")[-1])
                 feed.commit(step)
-        assert not any(result.skipped for result in results)
+        assert not any(result.skip for result in results)
         self.known[name, case] = numbers = Numbers(
             [result.loss for result in results],
             [

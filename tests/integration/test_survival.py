@@ -27,7 +27,7 @@ from miles.train.driver import group
 from miles.train.driver.loop import train
 from miles.train.launch.arguments import parse
 from miles.train.rank.actor import TrainerActor
-from miles.train.rank.trainer import StepResult
+from miles.train.types import StepResult
 from tests.support.commands import (
     NUM_STEPS,
     SAVE_INTERVAL,

@@ -13,6 +13,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from miles.common import run_folder
 from miles.convert.hf_to_megatron import hf_to_megatron
 from miles.data.config import DataConfig, PackConfig
 from miles.data.stream.eval_set import eval_config
@@ -22,9 +23,8 @@ from miles.report.report import write_report
 from miles.train.config import ClusterConfig, EvalConfig, OptimizerSettings, TrainConfig
 from miles.train.driver import group
 from miles.train.driver.loop import train
-from miles.train.driver.skipped_steps import FILE as SKIPPED
 from miles.train.rank.actor import TrainerActor
-from miles.train.rank.trainer import StepResult
+from miles.train.types import StepResult
 from tests.support.clusters import config_of, demo_settings, local, run
 
 pytestmark = pytest.mark.slow
@@ -174,7 +174,10 @@ def test_steps_that_are_not_finite_are_skipped_named_and_end_the_run(
         DivergedError, match="3 steps in a row were skipped, more than --max-skipped-steps 2"
     ):
         train(config, out)
-    skipped = [json.loads(line) for line in (tmp_path / "run" / SKIPPED).read_text().splitlines()]
+    skipped = [
+        json.loads(line)
+        for line in (tmp_path / "run" / run_folder.SKIPPED_STEPS).read_text().splitlines()
+    ]
     first = skipped[0]["step"]
     assert [entry["step"] for entry in skipped] == [first, first + 1, first + 2]
     assert {entry["reason"] for entry in skipped} <= {

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from miles.common import run_folder
 from miles.errors import SourceError
 from miles.report.report import MAX_ANSWERS, chart, read_metrics, write_report
-from miles.train.driver import attempts, evaluator, skipped_steps
 
 
 def line(step: int, loss: float | None, **more: float | None) -> dict[str, Any]:
@@ -121,7 +121,7 @@ def test_skipped_steps_are_named_with_their_rows(tmp_path: Path) -> None:
     assert "Skipped steps</h2>" not in page_of(tmp_path, PLAIN)
     rows = [{"source": "chat", "file": "chat.jsonl", "row": row} for row in range(10, 15)]
     write_lines(
-        tmp_path / skipped_steps.FILE,
+        tmp_path / run_folder.SKIPPED_STEPS,
         [
             {"step": 2, "reason": "the loss is not finite", "rows": rows[:1]},
             {"step": 3, "reason": "the gradient is not finite", "rows": rows},
@@ -142,7 +142,7 @@ def test_skipped_steps_are_named_with_their_rows(tmp_path: Path) -> None:
 def test_starts_are_shown_where_there_was_more_than_one(tmp_path: Path) -> None:
     begun = {"time": "2026-11-25 08:00:12Z", "world_size": 8}
     first = {"start": 1, "reason": "new run", "first_step": 0, **begun}
-    write_lines(tmp_path / attempts.FILE, [first])
+    write_lines(tmp_path / run_folder.ATTEMPTS, [first])
     assert "Starts</h2>" not in page_of(tmp_path, PLAIN)
     killed = {
         "start": 2,
@@ -151,7 +151,7 @@ def test_starts_are_shown_where_there_was_more_than_one(tmp_path: Path) -> None:
         **begun,
     }
     last = {"start": 3, "reason": "it was killed", "first_step": 1200, **begun}
-    write_lines(tmp_path / attempts.FILE, [first, {"end": 1, "how": "SIGTERM"}, killed, last])
+    write_lines(tmp_path / run_folder.ATTEMPTS, [first, {"end": 1, "how": "SIGTERM"}, killed, last])
     page = page_of(tmp_path, PLAIN)
     row = '<td class="text">the same command again, after SIGTERM</td><td class="text">killed</td>'
     assert f"<td>2026-11-25 08:00:12Z</td><td>137</td><td>8</td>{row}" in page
@@ -163,7 +163,7 @@ def test_starts_are_shown_where_there_was_more_than_one(tmp_path: Path) -> None:
 def test_the_last_evaluations_answers_are_shown_and_escaped(tmp_path: Path) -> None:
     assert "What it answers" not in page_of(tmp_path, PLAIN)
     later = [answer(4, row, f"<b>four</b> {row}", ended=row > 0) for row in range(MAX_ANSWERS + 1)]
-    write_lines(tmp_path / evaluator.SAMPLES, [answer(2, 0, "an older one"), *later])
+    write_lines(tmp_path / run_folder.EVAL_SAMPLES, [answer(2, 0, "an older one"), *later])
     page = page_of(tmp_path, EVALUATED)
     assert "What it answers after step 4" in page
     assert "an older one" not in page

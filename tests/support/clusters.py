@@ -32,6 +32,7 @@ import ray
 import xxhash
 from rich.console import Console
 
+from miles.common import local_ray
 from miles.data.config import (
     DataConfig,
     EncodeConfig,
@@ -51,6 +52,7 @@ from miles.demo.tokenizer import build_tokenizer
 from miles.train.driver.loop import train
 
 PROJECT = Path(__file__).parents[2]
+OBJECT_STORE_BYTES = 200 << 20
 
 Seen = list[Any]
 """[step, fingerprint, what the ranks were given]: of each step what must be the same everywhere."""
@@ -221,7 +223,7 @@ class Killer(threading.Thread):
 def stream(config: Any, num_cpus: int, layouts: Sequence[Any]) -> list[list[Seen]]:
     """The whole stream for each layout {"pack": …, "stream": …}, over a Ray of so many CPUs."""
     results = []
-    with own_ray(num_cpus):
+    with local_ray.running(num_cpus, OBJECT_STORE_BYTES):
         for layout in layouts:
             made = config_of({**config, **layout})
             dataset = pipeline.build(build_manifest(made.sources), made)
@@ -236,7 +238,7 @@ def attacked(config: Any, run_dir: str, num_kills: int, seed: int) -> dict[str, 
     made = config_of(config)
     steps = tempfile.mkdtemp(dir=run_dir)
     feed_module.FeedActor = feed_actor_with(_Pack=partial(SlowPack, steps, 0.3))  # type: ignore[misc]
-    with own_ray(2), opened(made, run_dir) as feed:
+    with local_ray.running(2, OBJECT_STORE_BYTES), opened(made, run_dir) as feed:
         killer = Killer(steps, num_kills, seed)
         killer.start()
         taken = list(follow(feed, made))
@@ -256,7 +258,7 @@ def attacked(config: Any, run_dir: str, num_kills: int, seed: int) -> dict[str, 
 def consumed(config: Any, run_dir: str) -> list[Seen]:
     """A whole run over a feed."""
     made = config_of(config)
-    with own_ray(2), opened(made, run_dir) as feed:
+    with local_ray.running(2, OBJECT_STORE_BYTES), opened(made, run_dir) as feed:
         return [
             [report.position.index, report.content.fingerprint, digest]
             for report, digest in follow(feed, made)
@@ -284,7 +286,7 @@ def scraped(config: Any, run_dir: str, seconds_a_step: float) -> dict[str, Any]:
                 ]
                 values.extend(float(line.rpartition(" ")[2]) for line in lines)
 
-    with own_ray(2, _metrics_export_port=port, _system_config={"metrics_report_interval_ms": 300}):
+    with ray_with_metrics(port):
         addresses = [
             connection.laddr.ip
             for process in psutil.Process().children(recursive=True)
@@ -331,16 +333,17 @@ def listening(folder: str, save: str) -> tuple[list[tuple[str, int]], int]:
 
 
 @contextlib.contextmanager
-def own_ray(num_cpus: int, **more: Any) -> Iterator[None]:
-    """A Ray of this process's own, never one that is running."""
+def ray_with_metrics(port: int) -> Iterator[None]:
+    """Start a Ray of this process's own, whose metrics page is on a port."""
     ray.init(
         address="local",
-        num_cpus=num_cpus,
-        object_store_memory=200 << 20,
+        num_cpus=2,
+        object_store_memory=OBJECT_STORE_BYTES,
         include_dashboard=False,
         log_to_driver=False,
         logging_level="error",
-        **more,
+        _metrics_export_port=port,
+        _system_config={"metrics_report_interval_ms": 300},
     )
     try:
         yield

@@ -31,7 +31,7 @@ import pyarrow as pa
 import ray
 from ray.util.metrics import Gauge
 
-from miles.common import storage
+from miles.common import run_folder, storage
 from miles.data.config import DataConfig
 from miles.data.files.manifest import Manifest, build_manifest
 from miles.data.files.read import require_small_groups
@@ -41,9 +41,6 @@ from miles.data.stream.ledger import Ledger, fatal_reasons
 from miles.data.types import Chunk, Cursor, MicroBatch, StepReport
 from miles.errors import ClusterError, MilesError
 
-FIRST_BATCH = "first_batch.json"
-REJECTS = "rejects.jsonl"
-CERTIFICATE = "certificate.json"
 WAIT_SECONDS = 1800.0
 """How long a rank waits for a step before it fails."""
 BEGIN_SECONDS = 0.005
@@ -407,7 +404,7 @@ class Feed:
         )
         self._ledger = Ledger(
             manifest,
-            storage.join(run_dir, REJECTS),
+            storage.join(run_dir, run_folder.REJECTS),
             max_bad_fraction=config.max_bad_fraction,
             totals=cursor.ledger_totals or None,
             next_step=self.first_step,
@@ -467,7 +464,7 @@ class Feed:
             cursor.require_same_data(today, cursor_path)
         certificate = json.dumps(encoder.certificate.to_json(), indent=1, ensure_ascii=False)
         storage.write_text(
-            storage.join(run_dir, CERTIFICATE), certificate
+            storage.join(run_dir, run_folder.CERTIFICATE), certificate
         )  # not of a run that is refused
         pipeline.warm_up(config)
         # A rank has one request in flight, beside those that the clock serves.
@@ -532,7 +529,9 @@ class Feed:
     def _keep_first_batch(self) -> None:
         """What the model was fed first, so that it can be looked at (`miles inspect`); a resumed run's stays."""
         batches = ray.get(self.handle.first_segments.remote())
-        if self.first_step > 0 and storage.exists(storage.join(self._run_dir, FIRST_BATCH)):
+        if self.first_step > 0 and storage.exists(
+            storage.join(self._run_dir, run_folder.FIRST_BATCH)
+        ):
             return
         for segments in batches:
             for segment in segments:
@@ -540,4 +539,4 @@ class Feed:
                     segment["row_id"]
                 )
         content = {"tokenizer": self._config.encode.tokenizer, "micro_batches": batches}
-        storage.write_text(storage.join(self._run_dir, FIRST_BATCH), json.dumps(content))
+        storage.write_text(storage.join(self._run_dir, run_folder.FIRST_BATCH), json.dumps(content))

@@ -12,12 +12,10 @@ import json
 from typing import Any
 
 from miles import __version__
-from miles.common import storage
+from miles.common import json_lines, run_folder, storage
 from miles.common.redact import redact
 from miles.train.driver.run_log import time_now
 from miles.train.parallel_layout import Layout
-
-FILE = "starts.jsonl"
 
 
 class Starts:
@@ -28,9 +26,8 @@ class Starts:
     """
 
     def __init__(self, url: str) -> None:
-        self._path = storage.join(url, FILE)
-        kept = storage.read_text(self._path).splitlines() if storage.exists(self._path) else []
-        self._entries: list[dict[str, Any]] = [json.loads(line) for line in kept]
+        self._path = storage.join(url, run_folder.ATTEMPTS)
+        self._entries: list[dict[str, Any]] = json_lines.read(self._path)
 
     def begin(self, first_step: int, checkpoint: str, layout: Layout) -> str:
         """Enters a start; returns its reason."""
@@ -82,4 +79,4 @@ class Starts:
         self._write()
 
     def _write(self) -> None:
-        storage.write_text(self._path, "".join(json.dumps(entry) + "\n" for entry in self._entries))
+        json_lines.write(self._path, map(json.dumps, self._entries))

@@ -14,13 +14,11 @@ import time
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from miles.common import storage
+from miles.common import json_lines, run_folder, storage
 from miles.data.stream.eval_set import EvalPrompt, EvalSet, eval_config
 from miles.train.config import TrainConfig
 from miles.train.driver.metrics import Metrics, eval_metrics
 from miles.train.driver.run_log import Journal
-
-SAMPLES = "eval_samples.jsonl"
 
 
 class Ranks(Protocol):
@@ -84,10 +82,8 @@ class Evaluator:
         prompts = [prompt.prompt_ids for prompt in self._prompts]
         limit = self._config.evaluation.max_response_tokens
         answers = ranks.call("generate", prompts, stop_ids, limit)[-1]
-        path = storage.join(self._config.run_dir, SAMPLES)
-        kept = storage.read_text(path).splitlines() if storage.exists(path) else []
-        # A run that goes on from a checkpoint comes by these steps again.
-        lines = [line for line in kept if json.loads(line)["step"] < done]
+        path = storage.join(self._config.run_dir, run_folder.EVAL_SAMPLES)
+        lines = json_lines.keep_before(path, done)
         for prompt, answer in zip(self._prompts, answers, strict=True):
             said = {
                 "step": done,
@@ -100,4 +96,4 @@ class Evaluator:
                 "ended": answer[-1] in stop_ids,
             }
             lines.append(json.dumps(said, ensure_ascii=False))
-        storage.write_text(path, "".join(line + "\n" for line in lines))
+        json_lines.write(path, lines)

@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import json
 import math
-import os
 import time
 from collections.abc import Iterator
 
@@ -15,7 +14,7 @@ import torch
 from rich.console import Console
 
 from miles.architecture.config import ModelShape
-from miles.common import checkpoint_folder, local_ray, storage
+from miles.common import checkpoint_folder, local_ray, run_folder, storage
 from miles.common.checkpoint_folder import find_start
 from miles.common.checkpoint_tracker import folder_name
 from miles.convert.megatron_to_hf import megatron_to_hf, require_replaceable
@@ -33,8 +32,6 @@ from miles.train.driver.progress import ProgressLine
 from miles.train.driver.run_log import Journal
 from miles.train.driver.sinks import MetricsLog, open_boards
 from miles.train.driver.skipped_steps import SkippedSteps
-
-LEDGER = "ledger.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,7 +143,7 @@ def _start(
             return _finished_before(config, journal, feed, found, num_steps)
         for name in checkpoint_folder.remove_unfinished(config.save):
             journal.write(f"removed  {name}, a checkpoint that was never complete")
-        storage.write_text(storage.join(config.run_dir, "config.json"), describe(config))
+        storage.write_text(storage.join(config.run_dir, run_folder.CONFIG), describe(config))
         boards = open_boards(
             config.logging, config.run_dir, feed.first_step, dataclasses.asdict(config)
         )
@@ -355,7 +352,7 @@ class _Run:
 
 def _write_ledger(config: TrainConfig, feed: Feed) -> None:
     storage.write_text(
-        storage.join(config.run_dir, LEDGER), json.dumps(feed.ledger_summary(), indent=1)
+        storage.join(config.run_dir, run_folder.LEDGER), json.dumps(feed.ledger_summary(), indent=1)
     )
     feed.finish()
 
@@ -401,15 +398,10 @@ def ray_cluster(config: TrainConfig) -> Iterator[bool]:
     Raises:
         NoRoomError: it cannot hold the trainers beside the loader.
     """
-    started = not ray.is_initialized()
-    address = config.cluster.ray_address or os.environ.get(
-        "RAY_ADDRESS"
-    )  # a submitted job finds its cluster there
-    if started and address:
-        ray.init(address=address, log_to_driver=False, logging_level="error")
-    elif started:
-        num_cpus = None if torch.cuda.is_available() else config.data.stream.loader_cpus
-        local_ray.start(num_cpus, config.cluster.object_store_bytes)
+    num_cpus = None if torch.cuda.is_available() else config.data.stream.loader_cpus
+    is_ours = local_ray.connect(
+        num_cpus, config.cluster.object_store_bytes, config.cluster.ray_address
+    )
     try:
         need = config.data.stream.loader_cpus
         have = ray.cluster_resources()
@@ -426,5 +418,5 @@ def ray_cluster(config: TrainConfig) -> Iterator[bool]:
             )
         yield have.get("GPU", 0) > 0
     finally:
-        if started:
+        if is_ours:
             ray.shutdown()

@@ -10,7 +10,7 @@ from miles.architecture.config import ModelShape
 from miles.data.stream.bottleneck import Timing
 from miles.data.types import STAGES, StepReport
 from miles.train.estimate.flops import peak_flops, training_flops
-from miles.train.rank.trainer import StepResult
+from miles.train.types import StepResult
 
 Metrics = dict[str, float | int | str]
 """A line of metrics.jsonl."""
@@ -100,8 +100,8 @@ def step_metrics(
         metrics["data/rows_held_out"] = report.rows.num_held_out
     if any(report.rows.truncated):
         metrics["data/rows_truncated"] = sum(report.rows.truncated)
-    if result.skipped:
-        metrics["sft/skipped"] = result.skipped
+    if result.skip is not None:
+        metrics["sft/skipped"] = result.skip.reason.value
     return metrics
 
 

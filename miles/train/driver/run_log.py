@@ -13,10 +13,8 @@ from typing import Self
 
 from rich.console import Console
 
-from miles.common import storage
+from miles.common import run_folder, storage
 from miles.common.redact import redact
-
-FILE = "train.log"
 
 
 def time_now() -> str:
@@ -32,7 +30,7 @@ class Journal:
     """
 
     def __init__(self, url: str, console: Console) -> None:
-        self._path, self._console = storage.join(url, FILE), console
+        self._path, self._console = storage.join(url, run_folder.RUN_LOG), console
         self._text = storage.read_text(self._path) if storage.exists(self._path) else ""
         self._local = storage.is_local(url)
 

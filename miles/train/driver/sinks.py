@@ -11,14 +11,12 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Protocol, Self
 
-from miles.common import storage
+from miles.common import json_lines, run_folder, storage
 from miles.common.redact import redact
 from miles.errors import ConfigError
 from miles.train.config import LoggingConfig
 from miles.train.driver.metrics import Metrics
 
-FILE = "metrics.jsonl"
-WANDB_ID = "wandb_id.txt"
 _WITHOUT_LOGIN = "--wandb-mode offline needs neither login nor network; wandb sync sends it later"
 
 
@@ -42,14 +40,9 @@ class MetricsLog:
     """
 
     def __init__(self, url: str, num_lines: int, boards: list[Board]) -> None:
-        self._path, self._boards = storage.join(url, FILE), boards
-        old = (
-            storage.read_text(self._path).splitlines()
-            if num_lines and storage.exists(self._path)
-            else []
-        )
-        self._lines = old[:num_lines]
-        storage.write_text(self._path, "".join(line + "\n" for line in self._lines))
+        self._path, self._boards = storage.join(url, run_folder.METRICS), boards
+        self._lines = json_lines.read_lines(self._path)[:num_lines]
+        json_lines.write(self._path, self._lines)
         local = storage.is_local(url)
         self._stream = open(storage.filesystem(self._path)[1], "a", buffering=1) if local else None  # noqa: SIM115
 
@@ -74,7 +67,7 @@ class MetricsLog:
 
     def flush(self) -> None:
         if not self._stream:
-            storage.write_text(self._path, "".join(line + "\n" for line in self._lines))
+            json_lines.write(self._path, self._lines)
 
     def close(self, *, failed: bool = False) -> None:
         self.flush()
@@ -128,7 +121,7 @@ class _TensorBoard:
             raise ConfigError(
                 f"--use-tensorboard writes into the run's folder: give a local --output-dir, not {url}"
             )
-        folder = storage.filesystem(storage.join(url, "tensorboard"))[1]
+        folder = storage.filesystem(storage.join(url, run_folder.TENSORBOARD))[1]
         self._writer = SummaryWriter(folder, purge_step=first_step)
 
     def write(self, numbers: Mapping[str, float]) -> None:
@@ -156,7 +149,7 @@ class _Wandb:
             raise ConfigError(
                 f"--wandb-mode offline writes into the run's folder: give a local --output-dir, not {url}"
             )
-        path = storage.join(url, WANDB_ID)
+        path = storage.join(url, run_folder.WANDB_ID)
         if first_step == 0 or not storage.exists(path):
             storage.write_text(path, secrets.token_hex(4))
         self._folder = None if local else tempfile.TemporaryDirectory(prefix="miles-wandb-")

@@ -10,11 +10,10 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 
-from miles.common import storage
+from miles.common import json_lines, run_folder, storage
 from miles.errors import DivergedError
-from miles.train.rank.trainer import NOTHING_TO_TRAIN, StepResult
+from miles.train.types import SkipReason, StepResult
 
-FILE = "skipped_steps.jsonl"
 _SHOWN_ROWS = 3
 
 Locate = Callable[[int], tuple[str, str, int]]
@@ -36,12 +35,10 @@ class SkippedSteps:
         self, run_dir: str, max_in_a_row: int, first_step: int, total: int, locate: Locate
     ) -> None:
         self.total = total
-        self._path, self._max, self._locate = storage.join(run_dir, FILE), max_in_a_row, locate
+        self._path = storage.join(run_dir, run_folder.SKIPPED_STEPS)
+        self._max, self._locate = max_in_a_row, locate
         self._in_a_row = 0
-        kept = storage.read_text(self._path).splitlines() if storage.exists(self._path) else []
-        self._lines = [line for line in kept if json.loads(line)["step"] < first_step]
-        if kept:
-            self._write()
+        self._lines = json_lines.keep_before(self._path, first_step)
 
     def count(self, step: int, result: StepResult) -> str:
         """Enters a step.
@@ -52,24 +49,25 @@ class SkippedSteps:
         Raises:
             DivergedError: too many in a row.
         """
-        if not result.skipped:
+        skip = result.skip
+        if skip is None:
             self._in_a_row = 0
             return ""
         self.total += 1
-        if result.skipped == NOTHING_TO_TRAIN:  # no sign of anything about the model
-            return f"step {step} skipped: {result.skipped}"
+        if skip.reason is SkipReason.NOTHING_TO_TRAIN:  # no sign of anything about the model
+            return f"step {step} skipped: {skip.reason}"
         self._in_a_row += 1
-        places = [self._locate(row) for row in result.skipped_rows]
+        places = [self._locate(row) for row in skip.row_ids]
         rows = [{"source": source, "file": file, "row": row} for source, file, row in places]
-        self._lines.append(json.dumps({"step": step, "reason": result.skipped, "rows": rows}))
-        self._write()
+        self._lines.append(json.dumps({"step": step, "reason": skip.reason.value, "rows": rows}))
+        json_lines.write(self._path, self._lines)
         named = ", ".join(f"row {row} of {file}" for _, file, row in places[:_SHOWN_ROWS])
         more = (
             f" and {len(places) - _SHOWN_ROWS} more (see {self._path})"
             if len(places) > _SHOWN_ROWS
             else ""
         )
-        said = f"step {step} skipped: {result.skipped}; {named}{more}"
+        said = f"step {step} skipped: {skip.reason}; {named}{more}"
         if self._in_a_row > self._max:
             raise DivergedError(
                 f"{self._in_a_row} steps in a row were skipped, more than --max-skipped-steps {self._max}; the last: "
@@ -77,6 +75,3 @@ class SkippedSteps:
                 "earlier checkpoint"
             )
         return said
-
-    def _write(self) -> None:
-        storage.write_text(self._path, "".join(line + "\n" for line in self._lines))

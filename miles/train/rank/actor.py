@@ -17,12 +17,12 @@ from miles.train.config import TrainConfig
 from miles.train.model import process_groups
 from miles.train.parallel_layout import Layout
 from miles.train.rank import checkpoint_load
+from miles.train.types import StepResult, TrainerSettings
 
 if TYPE_CHECKING:
     import numpy as np
 
     from miles.train.rank.checkpoint_writer import Saver
-    from miles.train.rank.trainer import StepResult
 
 
 class TrainerActor:
@@ -56,8 +56,10 @@ class TrainerActor:
         Returns:
             the GPU's name; None on a CPU.
         """
+        from miles.train.model.device import gpu_name
         from miles.train.rank.checkpoint_writer import Saver
-        from miles.train.rank.trainer import Trainer, be_deterministic, device_name, start_rank
+        from miles.train.rank.rank_process import be_deterministic, start_rank
+        from miles.train.rank.trainer import Trainer
 
         if self.trainer is not None:
             self.trainer = None
@@ -69,19 +71,19 @@ class TrainerActor:
         start_rank(
             layout, self.rank, address, config.seed, config.cluster.timeout_minutes, listener
         )
-        self.trainer = Trainer(
+        settings = TrainerSettings(
             shape,
             layout,
-            self.rank,
             config.optimizer,
             num_steps,
             num_sources,
             bf16=config.bf16,
             recompute=config.recompute,
         )
+        self.trainer = Trainer(settings, self.rank)
         checkpoint_load.load(self.trainer, found, model_only=model_only)
         self.saver = Saver(self.trainer)
-        return device_name()
+        return gpu_name()
 
     def attach(self, feed_handle: Any, first_step: int, num_steps: int) -> None:
         """From here on `train_step` takes its data from this feed."""

@@ -46,7 +46,7 @@ def load(trainer: Trainer, found: Found, *, model_only: bool) -> None:
             ) from error
     trainer.gpt.load_state_dict(loaded["model"], strict=False)
     if model_only:
-        trainer.weights_loaded()
+        trainer.copy_weights_to_optimizer()
     else:
         trainer.optimizer.load_state_dict(loaded["optimizer"])
         trainer.scheduler.load_state_dict(loaded["opt_param_scheduler"])

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from miles.train.driver.attempts import FILE, Starts
+from miles.common import run_folder
+from miles.train.driver.attempts import Starts
 from miles.train.parallel_layout import Layout
 
 
@@ -25,7 +26,9 @@ def test_every_start_has_its_reason(tmp_path: Path) -> None:
     third = Starts(url)
     third.end("SIGTERM", 9)
     assert Starts(url).begin(9, "there", Layout(1)) == "the same command again, after SIGTERM"
-    entries = [json.loads(line) for line in (tmp_path / FILE).read_text().splitlines()]
+    entries = [
+        json.loads(line) for line in (tmp_path / run_folder.ATTEMPTS).read_text().splitlines()
+    ]
     assert [entry.get("start") for entry in entries] == [1, None, 2, 3, None, 4]
     assert entries[1] == {
         "end": 1,
@@ -35,7 +38,7 @@ def test_every_start_has_its_reason(tmp_path: Path) -> None:
         "restarts": True,
     }
     assert (entries[3]["tensor"], entries[3]["data"]) == (2, 2)
-    assert "secret" not in (tmp_path / FILE).read_text()
+    assert "secret" not in (tmp_path / run_folder.ATTEMPTS).read_text()
 
 
 def test_a_run_that_begins_in_another_folder(tmp_path: Path) -> None:

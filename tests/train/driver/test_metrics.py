@@ -24,7 +24,7 @@ from miles.data.types import (
 from miles.train.driver.metrics import RunFacts, Standing, eval_metrics, step_metrics
 from miles.train.driver.progress import ProgressLine
 from miles.train.estimate.flops import training_flops
-from miles.train.rank.trainer import StepResult
+from miles.train.types import Skip, SkipReason, StepResult
 from tests.support.shapes import HAND_COUNTED
 
 REPORT = StepReport(
@@ -47,7 +47,7 @@ REPORT = StepReport(
     packing=StepPacking(fill=0.9, imbalance=1.1),
     timing=StepTiming(stage_seconds=dict.fromkeys(STAGES, 0.1), queue_depth=3),
 )
-RESULT = StepResult((400.0, 300.0), (200, 100), 1.5, 1e-5, "", (), 0.4)
+RESULT = StepResult((400.0, 300.0), (200, 100), 1.5, 1e-5, 0.4)
 STANDING = Standing(source_epochs=(0.5, 0.5), tokens_seen=1500, num_skipped=0, seconds=0.5)
 
 
@@ -88,7 +88,7 @@ def test_the_evaluation_loss_is_weighted_by_tokens() -> None:
 def test_the_docs_name_every_key_and_no_other() -> None:
     text = (Path(__file__).parents[3] / "docs/metrics.md").read_text()
     documented = set(re.findall(r"^\| `([^`]+)` \|", text, re.MULTILINE))
-    skipped = replace(RESULT, skipped="the loss is not finite")
+    skipped = replace(RESULT, skip=Skip(SkipReason.LOSS_NOT_FINITE))
     said = {
         **step_metrics(facts("NVIDIA H200"), REPORT, skipped, STANDING),
         **eval_metrics(("chat", "code"), (1.0, 1.0), (1, 1), 1.0),

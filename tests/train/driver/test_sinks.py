@@ -18,12 +18,12 @@ from typing import Any
 
 import pytest
 
-from miles.common import storage
+from miles.common import run_folder, storage
 from miles.data.config import DataConfig, EncodeConfig, OrderConfig, SourceConfig
 from miles.errors import ConfigError
 from miles.train.config import LoggingConfig, TrainConfig
 from miles.train.driver.metrics import Metrics
-from miles.train.driver.sinks import FILE, WANDB_ID, MetricsLog, open_boards
+from miles.train.driver.sinks import MetricsLog, open_boards
 
 
 def line(step: int) -> Metrics:
@@ -37,7 +37,7 @@ def line(step: int) -> Metrics:
 
 
 def lines_of(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(text) for text in (folder / FILE).read_text().splitlines()]
+    return [json.loads(text) for text in (folder / run_folder.METRICS).read_text().splitlines()]
 
 
 def log_steps(
@@ -65,7 +65,7 @@ def test_a_remote_file_is_written_at_each_checkpoint() -> None:
     def steps() -> list[int]:
         return [
             json.loads(text)["step"]
-            for text in storage.read_text(storage.join(url, FILE)).splitlines()
+            for text in storage.read_text(storage.join(url, run_folder.METRICS)).splitlines()
         ]
 
     log = MetricsLog(url, 0, [])
@@ -203,7 +203,7 @@ def test_weights_and_biases_offline_has_the_same_history(tmp_path: Path) -> None
     went_on = log_in_a_process(tmp_path, "offline", 2, 6, "well")
     runs = offline_runs(tmp_path)
     assert [run.exit_code for run in runs] == [1, 0]
-    assert {run.run_id for run in runs} == {(tmp_path / WANDB_ID).read_text()}, (
+    assert {run.run_id for run in runs} == {(tmp_path / run_folder.WANDB_ID).read_text()}, (
         "it goes on in the same run"
     )
     assert [[entry["step"] for entry in run.history] for run in runs] == [
@@ -287,10 +287,10 @@ def test_weights_and_biases_of_a_remote_folder_leaves_only_the_id_there(
     with MetricsLog(url, 0, open_boards(config, url, 0, {})) as log:
         log.write(line(0))
         assert len(list(tmp_path.glob("miles-wandb-*"))) == 1
-        run_id = storage.read_text(storage.join(url, WANDB_ID))
+        run_id = storage.read_text(storage.join(url, run_folder.WANDB_ID))
     assert not list(tmp_path.glob("miles-wandb-*"))
     with MetricsLog(url, 1, open_boards(config, url, 1, {})):
-        assert storage.read_text(storage.join(url, WANDB_ID)) == run_id
+        assert storage.read_text(storage.join(url, run_folder.WANDB_ID)) == run_id
 
 
 @pytest.mark.parametrize(

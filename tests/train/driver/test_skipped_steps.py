@@ -7,20 +7,21 @@ from pathlib import Path
 
 import pytest
 
+from miles.common import run_folder
 from miles.errors import DivergedError
-from miles.train.driver.skipped_steps import FILE, SkippedSteps
-from miles.train.rank.trainer import NOTHING_TO_TRAIN, StepResult
+from miles.train.driver.skipped_steps import SkippedSteps
+from miles.train.types import Skip, SkipReason, StepResult
 
 
-def result(skipped: str = "", rows: tuple[int, ...] = ()) -> StepResult:
-    return StepResult((1.0,), (1,), 1.0, 1e-3, skipped, rows, 0.1)
+def result(skip: Skip | None = None) -> StepResult:
+    return StepResult((1.0,), (1,), 1.0, 1e-3, 0.1, skip)
 
 
 def locate(row: int) -> tuple[str, str, int]:
     return "chat", "rows.jsonl", row + 100
 
 
-BAD = result("the loss is not finite", (1, 2, 3, 4, 5))
+BAD = result(Skip(SkipReason.LOSS_NOT_FINITE, (1, 2, 3, 4, 5)))
 
 
 def test_a_good_step_between_begins_the_count_anew(tmp_path: Path) -> None:
@@ -32,7 +33,7 @@ def test_a_good_step_between_begins_the_count_anew(tmp_path: Path) -> None:
     assert said.startswith(
         "step 19 skipped: the loss is not finite; row 101 of rows.jsonl, row 102"
     )
-    assert said.endswith(f"and 2 more (see {tmp_path / FILE})")
+    assert said.endswith(f"and 2 more (see {tmp_path / run_folder.SKIPPED_STEPS})")
     skips.count(20, result())
     skips.count(21, BAD)
     skips.count(22, BAD)
@@ -45,11 +46,10 @@ def test_a_good_step_between_begins_the_count_anew(tmp_path: Path) -> None:
 def test_dropped_rows_alone_are_no_sign_of_divergence(tmp_path: Path) -> None:
     skips = SkippedSteps(str(tmp_path), 0, 0, 0, locate)
     for step in range(5):
-        assert (
-            skips.count(step, result(NOTHING_TO_TRAIN)) == f"step {step} skipped: nothing to train"
-        )
+        skipped = result(Skip(SkipReason.NOTHING_TO_TRAIN))
+        assert skips.count(step, skipped) == f"step {step} skipped: nothing to train"
     assert skips.total == 5
-    assert not (tmp_path / FILE).exists()
+    assert not (tmp_path / run_folder.SKIPPED_STEPS).exists()
 
 
 def test_a_run_that_goes_on_forgets_the_steps_that_it_trains_again(tmp_path: Path) -> None:
@@ -59,7 +59,9 @@ def test_a_run_that_goes_on_forgets_the_steps_that_it_trains_again(tmp_path: Pat
     again = SkippedSteps(str(tmp_path), 9, 2, 2, locate)
     again.count(2, result())
     again.count(3, BAD)
-    lines = [json.loads(line) for line in (tmp_path / FILE).read_text().splitlines()]
+    lines = [
+        json.loads(line) for line in (tmp_path / run_folder.SKIPPED_STEPS).read_text().splitlines()
+    ]
     assert [line["step"] for line in lines] == [0, 1, 3]
     assert lines[0]["rows"][0] == {"source": "chat", "file": "rows.jsonl", "row": 101}
     assert again.total == 3
