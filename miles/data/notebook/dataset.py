@@ -33,9 +33,10 @@ from miles.data.config import (
     SourceConfig,
     StreamConfig,
 )
-from miles.data.files.locate import openhermes_sources
+from miles.data.files.group_sizes import largest_read_rows, require_small_groups
 from miles.data.files.manifest import Manifest, ManifestSource, build_manifest
-from miles.data.files.read import largest_read_rows, read_rows, require_small_groups
+from miles.data.files.openhermes import openhermes_sources
+from miles.data.files.read import read_rows
 from miles.data.files.row_shapes import MAIN_FIELDS
 from miles.data.notebook import preview
 from miles.data.packing.shards import unpack
