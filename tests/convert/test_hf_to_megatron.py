@@ -26,7 +26,7 @@ from miles.convert.torch_dist import Checkpoint
 from miles.convert.verify import verify
 from miles.errors import CheckpointError
 from miles.train.parallel_layout import Layout
-from tests.support.commands import small_disk
+from tests.support.disks import small_disk
 from tests.support.models import edit_config, edit_tensors, make_hf
 from tests.support.ranks import run_ranks
 

@@ -17,14 +17,14 @@ from miles.data.types import Cursor
 from miles.errors import CheckpointError
 from miles.train.driver.metrics import RunFacts, Standing, step_metrics
 from miles.train.types import StepResult
-from tests.integration.test_order import trained_rows
-from tests.support.clusters import (
+from tests.support.streams import (
     config_of,
     demo_settings,
     follow,
     local,
     opened,
     seen,
+    trained_rows,
     with_layout,
 )
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from miles.report.charts import loss_chart, run_chart
-from tests.support.runs import EVALUATED_RUN, PLAIN_RUN
+from tests.support.metrics_lines import EVALUATED_RUN, PLAIN_RUN
 
 
 def curves(lines: list[dict[str, Any]], panel: int) -> dict[str, list[tuple[float, float]]]:

@@ -8,7 +8,7 @@ from typing import Any
 from miles.common import run_folder
 from miles.report.report import write_report
 from miles.report.run_data import MAX_ANSWERS
-from tests.support.runs import EVALUATED_RUN, PLAIN_RUN, write_lines
+from tests.support.metrics_lines import EVALUATED_RUN, PLAIN_RUN, write_lines
 
 
 def page_of(folder: Path, lines: list[dict[str, Any]]) -> str:

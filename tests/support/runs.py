@@ -1,56 +1,53 @@
-"""Made-up metrics of small runs, for the report."""
+"""What a run leaves in its folder, and what two runs over the same data have in common."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-
-def metrics_line(step: int, loss: float | None, **more: float | None) -> dict[str, Any]:
-    """Return one line of metrics.jsonl; None is a number that is not finite."""
-    stages = ("read", "normalize", "encode", "pack")
-    return {
-        "step": step,
-        "sft/loss": loss,
-        "sft/loss/chat": loss,
-        "sft/epoch": step / 4,
-        "sft/tokens_seen": 1_000 * (step + 1),
-        "sft/skipped_steps": 0,
-        "data/prefetch_queue_depth": 4,
-        "data/wait_seconds": 0.0,
-        **{f"data/{stage}_seconds": 0.1 for stage in stages},
-        "data/num_tokens": 3_000,
-        "perf/step_seconds": 2.0 + step,
-        "perf/tokens_per_second": 1_500.0,
-        **more,
-    }
+NUM_STEPS = 18
+SAVE_INTERVAL = 4
 
 
-def write_lines(path: Path, lines: Iterable[dict[str, Any]]) -> None:
-    """Write a file of JSON lines."""
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+def lines(save: Path, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
+    """Return a run's records so far, without half a line that is being written."""
+    if not (save / name).exists():
+        return []
+    complete = (save / name).read_text().rpartition("\n")[0]
+    return [json.loads(line) for line in complete.splitlines()]
 
 
-PLAIN_RUN = [metrics_line(step, 2.0 - step / 4) for step in range(4)]
+def tracked(save: Path) -> int:
+    """Return how many steps the newest complete checkpoint holds."""
+    tracker = save / "latest_checkpointed_iteration.txt"
+    return int(tracker.read_text()) if tracker.exists() else 0
 
-EVALUATED_RUN = [
-    metrics_line(0, None, **{"perf/mfu": 0.1}),
-    metrics_line(
-        1,
-        1.75,
-        **{"perf/mfu": 0.4, "eval/loss": 1.9, "eval/loss/chat": 1.8, "eval/loss/code": 2.0},
-    ),
-    metrics_line(
-        2,
-        1.5,
-        **{"perf/mfu": 0.5, "eval/loss": None, "eval/loss/chat": 1.7, "eval/loss/code": None},
-    ),
-    metrics_line(
-        3,
-        1.25,
-        **{"perf/mfu": 0.3, "eval/loss": 1.625, "eval/loss/chat": 1.5, "sft/skipped_steps": 1},
-    ),
-]
-"""A run with evaluations, a loss that is not finite, a skipped step. `code` is only evaluated."""
+
+def numbers(save: Path) -> list[tuple[Any, ...]]:
+    """Return what must be the same, step by step, in every run over the same data."""
+    keys = ("step", "data/step_fingerprint", "sft/loss", "sft/grad_norm", "sft/tokens_seen")
+    return [tuple(line[key] for key in keys) for line in lines(save)]
+
+
+def fingerprints(save: Path) -> list[tuple[int, str]]:
+    """Return the number and the fingerprint of each step."""
+    return [(line["step"], line["data/step_fingerprint"]) for line in lines(save)]
+
+
+def weights(export: Path) -> bytes:
+    """Return the only file of weights of an export."""
+    (file,) = export.glob("*.safetensors")
+    return file.read_bytes()
+
+
+def require_same(save: Path, unbroken: Path) -> None:
+    """Assert that a run has every step once, and ends as another one, bit by bit.
+
+    Compared are the numbers of each step, and at the end weights, ledger and totals.
+    """
+    assert numbers(save) == numbers(unbroken)
+    assert [line["step"] for line in lines(save)] == list(range(NUM_STEPS))
+    assert weights(save / "export") == weights(unbroken / "export")
+    ledger, expected = (json.loads((run / "ledger.json").read_text()) for run in (save, unbroken))
+    assert ledger == expected

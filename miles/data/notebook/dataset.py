@@ -22,6 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from miles.common import local_ray, run_folder, storage
+from miles.common.flags import build
 from miles.data.config import (
     DEFAULT_WINDOW_ROWS,
     DataConfig,
@@ -31,11 +32,11 @@ from miles.data.config import (
     RowFormat,
     SourceConfig,
     StreamConfig,
-    named_columns,
 )
-from miles.data.files.locate import openhermes_sources
+from miles.data.files.group_sizes import largest_read_rows, require_small_groups
 from miles.data.files.manifest import Manifest, ManifestSource, build_manifest
-from miles.data.files.read import largest_read_rows, read_rows, require_small_groups
+from miles.data.files.openhermes import openhermes_sources
+from miles.data.files.read import read_rows
 from miles.data.files.row_shapes import MAIN_FIELDS
 from miles.data.notebook import preview
 from miles.data.packing.shards import unpack
@@ -56,42 +57,95 @@ def prepare(
     *,
     source: str | Sequence[str] | None = None,
     tokenizer: str,
-    max_sample_tokens: int = 8192,
+    max_sample_tokens: int = EncodeConfig.max_sample_tokens,
     revision: str | None = None,
     messages_key: str | None = None,
     tools_key: str | None = None,
-    row_shape: str = "auto",
+    row_shape: str = RowFormat.shape,
     column_names: Mapping[str, str] | None = None,
     role_names: Mapping[str, str] | None = None,
-    max_bad_fraction: float = 0.01,
+    max_bad_fraction: float = DataConfig.max_bad_fraction,
+    chat_template_path: str | None = None,
+    template_kwargs: Mapping[str, Any] | None = None,
+    turns: str = EncodeConfig.turns,
+    empty_think: str = EncodeConfig.empty_think,
+    history: str = EncodeConfig.history,
+    special_text: str = EncodeConfig.special_text,
+    too_long: str = EncodeConfig.too_long,
+    trust_remote_code: bool = EncodeConfig.trust_remote_code,
 ) -> Prepared:
-    """Counts a data set's rows, tells their shape from the first ones, and certifies the tokenizer.
+    """Count a data set's rows, tell their shape from the first ones, and certify the tokenizer.
+
+    The settings of rows and of encoding are those of `miles train` (docs/flags.md), so that what is shown is what a run
+    with the same settings trains.
 
     Args:
         dataset: "openhermes", or the name that the source gets.
         source: fsspec URLs, globs or folders; for "openhermes" None means the hub.
         tokenizer: folder (fsspec URL) or hub name.
-        max_sample_tokens: longer conversations are dropped.
+        max_sample_tokens: longest sample; `too_long` says what becomes of a longer one.
         revision: of the hub's data set.
         messages_key: column of the conversation; short for `column_names={"messages": …}`.
         tools_key: column of the tools; short for `column_names={"tools": …}`.
         row_shape: "messages", "alpaca", "prompt_completion" or "text"; "auto": found from the first rows.
         column_names: field of the shape (`config.ROW_FIELDS`) -> column; others are looked for under usual names.
         role_names: name of a role in the rows -> system, user, assistant or tool; beside the known ones.
-        max_bad_fraction: a larger share of dropped rows is an error.
+        max_bad_fraction: a larger share of rejected rows is an error.
+        chat_template_path: a Jinja file in place of the tokenizer's own template.
+        template_kwargs: what the template gets beside the messages.
+        turns: assistant turns that are trained: "all", "last" or "flags".
+        empty_think: an empty think block before an answer: "mask" or "train".
+        history: earlier turns that a template changes: "as_served".
+        special_text: content that spells a control token: "allow", "escape" or "reject".
+        too_long: "drop", "truncate_end" or "error".
+        trust_remote_code: run code that the tokenizer's folder brings.
 
     Raises:
         MilesError: files that cannot be read, rows of no known shape, or a tokenizer that cannot be certified.
     """
-    format = RowFormat(
-        row_shape, named_columns(column_names, messages_key, tools_key), role_names or {}
+    rows = {
+        "--row-shape": row_shape,
+        "--column-names": column_names,
+        "--input-key": messages_key,
+        "--tool-key": tools_key,
+        "--role-names": role_names,
+    }
+    encoding = {
+        "--chat-template-path": chat_template_path,
+        "--apply-chat-template-kwargs": template_kwargs,
+        "--loss-mask-turns": turns,
+        "--empty-think": empty_think,
+        "--history": history,
+        "--special-text": special_text,
+        "--too-long": too_long,
+        "--max-sample-tokens": max_sample_tokens,
+        "--trust-remote-code": trust_remote_code,
+    }
+    return prepare_rows(
+        dataset,
+        source,
+        build(RowFormat, rows),
+        build(EncodeConfig, encoding, {"tokenizer": tokenizer}),
+        revision=revision,
+        max_bad_fraction=max_bad_fraction,
     )
+
+
+def prepare_rows(
+    dataset: str,
+    source: str | Sequence[str] | None,
+    row_format: RowFormat,
+    encode: EncodeConfig,
+    *,
+    revision: str | None,
+    max_bad_fraction: float,
+) -> Prepared:
+    """Do what `prepare` does, from settings that are complete."""
     if dataset == "openhermes":
-        sources = openhermes_sources(source, revision, format)
+        sources = openhermes_sources(source, revision, row_format)
     else:
         paths = (source,) if isinstance(source, str) else tuple(source or ())
-        sources = (SourceConfig(dataset, paths, format),)
-    encode = EncodeConfig(tokenizer=tokenizer, max_sample_tokens=max_sample_tokens)
+        sources = (SourceConfig(dataset, paths, row_format),)
     stages.encoder_of(encode)
     return Prepared(build_manifest(sources), sources, encode, max_bad_fraction)
 

@@ -33,8 +33,8 @@ from ray.util.metrics import Gauge
 
 from miles.common import run_folder, storage
 from miles.data.config import DataConfig
+from miles.data.files.group_sizes import require_small_groups
 from miles.data.files.manifest import Manifest, build_manifest
-from miles.data.files.read import require_small_groups
 from miles.data.packing import shards
 from miles.data.stream import pipeline, stages
 from miles.data.stream.ledger import Ledger, fatal_reasons
