@@ -31,7 +31,7 @@ from miles.data.types import Cursor
 from miles.demo import rows
 from miles.errors import CheckpointError, ClusterError, SourceError, TemplateError
 from miles.train.config import TrainConfig
-from miles.train.driver.loop import ray_cluster
+from miles.train.driver.cluster import ray_cluster
 from tests.support.processes import LIMIT_SECONDS, wait_until
 from tests.support.row_files import random_conversations, write_conversations
 from tests.support.streams import config_of, demo_settings, demo_tokenizer, local, opened

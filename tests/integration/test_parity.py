@@ -31,6 +31,7 @@ from miles.data.stream.feed import Feed
 from miles.train.config import ClusterConfig, OptimizerSettings, RecomputeConfig, TrainConfig
 from miles.train.driver.group import TrainerGroup
 from miles.train.parallel_layout import Layout
+from miles.train.types import RankSetup, StartPoint
 from tests.support.models import make_hf
 from tests.support.streams import config_of, demo_settings, local
 
@@ -211,9 +212,13 @@ class Bench:
         )
 
         group, feed = self.group(cluster), self.feed(data)
-        group.setup(case.layout, shape, config, NUM_STEPS, len(data.sources), found, True)
-        group.call("attach", feed.handle, 0, NUM_STEPS)
-        results = [group.call("train_step")[-1] for _ in range(NUM_STEPS)]
+        start = StartPoint(found, is_resume=False)
+        setup = RankSetup.of(
+            config, shape, start, num_steps=NUM_STEPS, num_sources=len(data.sources)
+        )
+        group.setup(setup)
+        group.attach_feed(feed.handle, 0, NUM_STEPS)
+        results = [group.train_step() for _ in range(NUM_STEPS)]
 
         assert not any(result.skip for result in results)
         numbers = Numbers([], [], [], [])
