@@ -44,7 +44,7 @@ from miles.train.types import SaveFailure, SaveStage
 _SMALL_FILES_BYTES = 4 << 20
 """Room for what a checkpoint has beside its tensors: plans, names, the common part."""
 _RANK_0_KNOWS = SaveFailure("rank 0 has the reason")
-"""The failure of a rank that is not told why."""
+"""The failure of a rank that does not know the reason."""
 
 T = TypeVar("T")
 

@@ -261,7 +261,7 @@ def test_wandb_without_login_is_refused(tmp_path: Path, key: str, message: str) 
         ". --wandb-mode offline needs neither login nor network; wandb sync sends it later"
     )
     assert "hunter2" not in done.stderr
-    assert not re.search("^wandb: ", done.stderr, re.MULTILINE), "nothing but the error"
+    assert not re.search("^wandb: ", done.stderr, re.MULTILINE), "only the error"
     assert done.stdout == ""
 
 

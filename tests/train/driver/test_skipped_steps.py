@@ -26,15 +26,15 @@ BAD = result(Skip(SkipReason.LOSS_NOT_FINITE, (1, 2, 3, 4, 5)))
 
 def test_a_good_step_begins_the_count_anew(tmp_path: Path) -> None:
     skips = SkippedSteps(str(tmp_path), 2, 0, 0, locate)
-
     for step in range(20):
-        said = skips.record(step, result() if step % 3 == 2 else BAD)
-        assert bool(said) == (step % 3 != 2)
+        sentence = skips.record(step, result() if step % 3 == 2 else BAD)
+        assert bool(sentence) == (step % 3 != 2)
     assert skips.num_skipped == 14
-    assert said.startswith(
+    assert sentence.startswith(
         "step 19 skipped: the loss is not finite; row 101 of rows.jsonl, row 102"
     )
-    assert said.endswith(f"and 2 more (see {tmp_path / run_folder.SKIPPED_STEPS})")
+    assert sentence.endswith(f"and 2 more (see {tmp_path / run_folder.SKIPPED_STEPS})")
+
     skips.record(20, result())
     skips.record(21, BAD)
     skips.record(22, BAD)
@@ -55,7 +55,7 @@ def test_dropped_rows_alone_are_no_sign_of_divergence(tmp_path: Path) -> None:
     assert not (tmp_path / run_folder.SKIPPED_STEPS).exists()
 
 
-def test_a_run_that_goes_on_forgets_the_steps_that_it_trains_again(tmp_path: Path) -> None:
+def test_a_resumed_run_forgets_the_later_steps(tmp_path: Path) -> None:
     skips = SkippedSteps(str(tmp_path), 9, 0, 0, locate)
     for step in range(4):
         skips.record(step, BAD)
