@@ -1,13 +1,16 @@
-"""A small Ray of this process's own, whose ports are all on 127.0.0.1.
+"""Starting Ray on this machine, or joining a cluster that is running.
 
-Ray 2.60 binds a node's ports to every address of the machine, unless it takes the node to be no part of a cluster,
-which it does on Windows and macOS, and where RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER says so. It asks once, when it is
-imported; so here it is told for as long as it starts. A dashboard is not started.
+A Ray that is started here belongs to this process alone and listens on 127.0.0.1 alone. Ray 2.60 binds a
+node's ports to every address of the machine, unless it takes the node to be no part of a cluster, as
+it does on Windows and macOS. RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER overrides that, but Ray reads it once,
+when it is imported. So its answer is set here, for as long as Ray starts.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 
 import ray
 from ray._private import ray_constants
@@ -16,16 +19,13 @@ _VARIABLE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 
 
 def start(num_cpus: int | None, object_store_bytes: int) -> None:
-    """Starts it; `ray.shutdown()` ends it. Never joins one that is running.
+    """Start a Ray of this process's own; never join one that is running. `ray.shutdown()` ends it.
 
     Args:
         num_cpus: that tasks and actors may reserve; None: all of the machine.
         object_store_bytes: of shared memory.
     """
-    variable, constant = os.environ.get(_VARIABLE), ray_constants.ENABLE_RAY_CLUSTER
-    os.environ[_VARIABLE] = "0"
-    ray_constants.ENABLE_RAY_CLUSTER = False
-    try:
+    with _bound_to_loopback():
         ray.init(
             address="local",
             num_cpus=num_cpus,
@@ -34,6 +34,48 @@ def start(num_cpus: int | None, object_store_bytes: int) -> None:
             log_to_driver=False,
             logging_level="error",
         )
+
+
+@contextlib.contextmanager
+def running(num_cpus: int | None, object_store_bytes: int) -> Iterator[None]:
+    """Start a Ray as `start` does, which ends with the context."""
+    start(num_cpus, object_store_bytes)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def connect(num_cpus: int | None, object_store_bytes: int, address: str | None = None) -> bool:
+    """Use the Ray that this process has, join the one that is named, or start one.
+
+    Args:
+        num_cpus: of one that is started, as in `start`.
+        object_store_bytes: likewise.
+        address: of the Ray to join; None: that in RAY_ADDRESS, where a submitted job finds its cluster.
+
+    Returns:
+        whether this call connected the process, so that the caller has to end it by `ray.shutdown()`.
+    """
+    if ray.is_initialized():
+        return False
+    address = address or os.environ.get("RAY_ADDRESS")
+    if address:
+        ray.init(address=address, log_to_driver=False, logging_level="error")
+    else:
+        start(num_cpus, object_store_bytes)
+    return True
+
+
+@contextlib.contextmanager
+def _bound_to_loopback() -> Iterator[None]:
+    """Have a Ray that is started in the context bind to 127.0.0.1."""
+    variable = os.environ.get(_VARIABLE)
+    constant = ray_constants.ENABLE_RAY_CLUSTER
+    os.environ[_VARIABLE] = "0"
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = constant
         if variable is None:

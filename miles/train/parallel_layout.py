@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from miles.architecture.config import ModelShape
 from miles.errors import ConfigError
+
+if TYPE_CHECKING:
+    from miles.architecture.config import ModelShape  # it opens files: fsspec
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from miles.convert.torch_dist import Checkpoint
 from miles.convert.verify import verify
 from miles.errors import CheckpointError
 from miles.train.parallel_layout import Layout
-from tests.support.commands import small_disk
+from tests.support.disks import small_disk
 from tests.support.models import edit_config, edit_tensors, make_hf
 from tests.support.ranks import run_ranks
 
@@ -164,12 +164,13 @@ def padded_logits(
     from miles.common import checkpoint_folder
     from miles.train.rank import checkpoint_load
     from miles.train.rank.trainer import Trainer
-    from tests.support.ranks import SETTINGS, start
+    from tests.support.ranks import start, trainer_settings
 
     start(layout, rank, meeting)
     found = []
     for url in megatron:
-        trainer = Trainer(ModelShape.from_hf_folder(hf), layout, rank, SETTINGS, 10, 1, bf16=False)
+        shape = ModelShape.from_hf_folder(hf)
+        trainer = Trainer(trainer_settings(shape, layout, num_sources=1), rank)
         newest = checkpoint_folder.find(url)
         assert newest is not None
         checkpoint_load.load(trainer, newest, model_only=True)

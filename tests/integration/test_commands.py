@@ -3,26 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-
-def miles(*words: str | Path, expect: int = 0, limit: float = 240) -> str:
-    """Runs a command line; its output, both streams."""
-    done = subprocess.run(
-        [sys.executable, "-m", "miles.cli", *map(str, words)],
-        capture_output=True,
-        text=True,
-        timeout=limit,
-        env={**os.environ, "COLUMNS": "200"},
-    )
-    assert done.returncode == expect, done.stdout + done.stderr
-    assert "Traceback" not in done.stderr
-    return done.stdout + done.stderr
+from tests.support.processes import miles
 
 
 @pytest.fixture(scope="module")

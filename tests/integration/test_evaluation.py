@@ -21,7 +21,7 @@ from miles.data.stream.eval_set import EvalPrompt, EvalSet, eval_config, micro_b
 from miles.data.stream.row_outcomes import hash_share
 from miles.data.types import Cursor, Encoded, MicroBatch, RowRejected
 from miles.errors import ClusterError, DataError, TemplateError
-from tests.support.clusters import config_of, delivered, demo_settings, follow, opened, with_layout
+from tests.support.streams import config_of, delivered, demo_settings, follow, opened, with_layout
 
 FRACTION = 0.2
 DP_SIZES = (1, 2, 3)

@@ -15,16 +15,16 @@ from miles.data.files.manifest import build_manifest
 from miles.data.stream.feed import Feed
 from miles.data.types import Cursor
 from miles.errors import CheckpointError
-from miles.train.driver.metrics import RunFacts, Standing, step_metrics
-from miles.train.rank.trainer import StepResult
-from tests.integration.test_order import trained_rows
-from tests.support.clusters import (
+from miles.train.driver.metrics import RunConstants, RunTotals, step_metrics
+from miles.train.types import StepResult
+from tests.support.streams import (
     config_of,
     demo_settings,
     follow,
     local,
     opened,
     seen,
+    trained_rows,
     with_layout,
 )
 
@@ -42,11 +42,10 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
 
 def metrics_of(report: Any, epochs: tuple[float, ...]) -> dict[str, Any]:
     shape = ModelShape("qwen3", 1, 8, 8, 1, 1, 8, 16, 64, 1e4, 1e-6, True, True, False)
-    result = StepResult((1.0, 2.0), report.content.source_trained_tokens, 1.0, 1e-3, "", (), 0.1)
-    facts = RunFacts(("chat", "code"), shape, world_size=1, device_name=None)
-    return step_metrics(
-        facts, report, result, Standing(epochs, tokens_seen=0, num_skipped=0, seconds=1.0)
-    )
+    result = StepResult((1.0, 2.0), report.content.source_trained_tokens, 1.0, 1e-3, 0.1)
+    constants = RunConstants(("chat", "code"), shape, world_size=1, device_name=None)
+    totals = RunTotals(epochs, tokens_seen=0, num_skipped_steps=0)
+    return step_metrics(constants, report, result, totals, step_seconds=1.0)
 
 
 def test_at_every_step_each_source_has_had_its_share_to_within_a_batch(

@@ -20,10 +20,9 @@ from miles.data.files.manifest import Manifest
 from miles.data.notebook.dataset import prepare
 from miles.demo import rows
 from miles.demo.model import build_model
-from miles.demo.tokenizer import build_tokenizer
-from tests.integration.test_commands import miles
-from tests.support.clusters import local
 from tests.support.object_storage import SECRETS
+from tests.support.processes import miles
+from tests.support.streams import demo_tokenizer, local
 
 
 @pytest.fixture
@@ -50,8 +49,7 @@ def read_metrics(url: str) -> list[dict[str, Any]]:
 def test_from_rows_on_object_storage_to_a_model_on_object_storage(
     bucket: str, tmp_path: Path, ray_logs: Path
 ) -> None:
-    build_tokenizer(rows.texts(), tmp_path / "tokenizer")
-    build_model(tmp_path / "tokenizer", tmp_path / "hf")
+    build_model(demo_tokenizer(), tmp_path / "hf")
     here = rows.copy_rows(tmp_path / "rows")
     storage.upload_folder(tmp_path / "hf", f"{bucket}/hf", last="config.json")
     storage.upload_folder(tmp_path / "rows", f"{bucket}/rows", last="code.jsonl")

@@ -18,8 +18,8 @@ from miles.data.stream import stages
 from miles.data.stream.feed import Feed
 from miles.data.types import Cursor, Step
 from miles.errors import CheckpointError
-from tests.integration.test_order import as_parquet, made_up_rows, trained_rows
-from tests.support.clusters import (
+from tests.support.row_files import random_conversations, write_conversations
+from tests.support.streams import (
     Seen,
     config_of,
     demo_settings,
@@ -27,6 +27,7 @@ from tests.support.clusters import (
     local,
     opened,
     seen,
+    trained_rows,
     with_layout,
 )
 
@@ -142,7 +143,7 @@ class CountedFile(fsspec.spec.AbstractBufferedFile):
 def counted(tmp_path: Path) -> tuple[str, list[tuple[int, int]]]:
     """4,000 rows in groups of 50, on a filesystem that counts; the URL, and where each group's bytes lie."""
     local_file = tmp_path / "rows.parquet"
-    as_parquet(local_file, made_up_rows(4_000), 50)
+    write_conversations(local_file, random_conversations(4_000), 50)
     metadata = pq.read_metadata(local_file)
     spans = []
     for group in range(metadata.num_row_groups):

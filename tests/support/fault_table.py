@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from tests.support.clusters import PROJECT
+from tests.support.processes import PROJECT
 
 PAGE = PROJECT / "docs/faults.md"
 NOTHING = "nothing"

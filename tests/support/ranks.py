@@ -28,8 +28,9 @@ from miles.data.types import (
     StepRows,
     StepTiming,
 )
-from miles.train.config import OptimizerSettings
+from miles.train.config import KEEP_ALL, OptimizerSettings, RecomputeConfig
 from miles.train.parallel_layout import Layout
+from miles.train.types import TrainerSettings
 
 SHAPE = ModelShape("qwen3", 2, 64, 128, 4, 2, 16, 512, 256, 1e6, 1e-6, True, True, False)
 SETTINGS = OptimizerSettings(lr=1e-2, lr_warmup_iters=2, weight_decay=0.1)
@@ -84,17 +85,28 @@ def batch(
     return report, ranks
 
 
+def trainer_settings(
+    shape: ModelShape,
+    layout: Layout,
+    *,
+    num_sources: int = NUM_SOURCES,
+    bf16: bool = False,
+    recompute: RecomputeConfig = KEEP_ALL,
+) -> TrainerSettings:
+    return TrainerSettings(shape, layout, SETTINGS, NUM_STEPS, num_sources, bf16, recompute)
+
+
 def make_trainer(layout: Layout, rank: int, meeting: Path) -> Any:
     from miles.train.rank.trainer import Trainer
 
     start(layout, rank, meeting)
-    return Trainer(SHAPE, layout, rank, SETTINGS, NUM_STEPS, NUM_SOURCES, bf16=False)
+    return Trainer(trainer_settings(SHAPE, layout), rank)
 
 
 def start(layout: Layout, rank: int, meeting: Path) -> None:
     """Joins the group of the ranks that name the same file. Rank 0 listens at a port that the system chooses and
     writes its address there: a port chosen beforehand may be taken by then."""
-    from miles.train.rank.trainer import start_rank
+    from miles.train.rank.rank_process import start_rank
 
     listener = None
     if rank == 0:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import html
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +21,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from miles.common import local_ray, storage
+from miles.common import local_ray, run_folder, storage
+from miles.common.flags import build
 from miles.data.config import (
     DEFAULT_WINDOW_ROWS,
     DataConfig,
@@ -32,11 +32,11 @@ from miles.data.config import (
     RowFormat,
     SourceConfig,
     StreamConfig,
-    named_columns,
 )
-from miles.data.files.locate import openhermes_sources
+from miles.data.files.group_sizes import largest_read_rows, require_small_groups
 from miles.data.files.manifest import Manifest, ManifestSource, build_manifest
-from miles.data.files.read import largest_read_rows, read_rows, require_small_groups
+from miles.data.files.openhermes import openhermes_sources
+from miles.data.files.read import read_rows
 from miles.data.files.row_shapes import MAIN_FIELDS
 from miles.data.notebook import preview
 from miles.data.packing.shards import unpack
@@ -57,42 +57,95 @@ def prepare(
     *,
     source: str | Sequence[str] | None = None,
     tokenizer: str,
-    max_sample_tokens: int = 8192,
+    max_sample_tokens: int = EncodeConfig.max_sample_tokens,
     revision: str | None = None,
     messages_key: str | None = None,
     tools_key: str | None = None,
-    row_shape: str = "auto",
+    row_shape: str = RowFormat.shape,
     column_names: Mapping[str, str] | None = None,
     role_names: Mapping[str, str] | None = None,
-    max_bad_fraction: float = 0.01,
+    max_bad_fraction: float = DataConfig.max_bad_fraction,
+    chat_template_path: str | None = None,
+    template_kwargs: Mapping[str, Any] | None = None,
+    turns: str = EncodeConfig.turns,
+    empty_think: str = EncodeConfig.empty_think,
+    history: str = EncodeConfig.history,
+    special_text: str = EncodeConfig.special_text,
+    too_long: str = EncodeConfig.too_long,
+    trust_remote_code: bool = EncodeConfig.trust_remote_code,
 ) -> Prepared:
-    """Counts a data set's rows, tells their shape from the first ones, and certifies the tokenizer.
+    """Count a data set's rows, tell their shape from the first ones, and certify the tokenizer.
+
+    The settings of rows and of encoding are those of `miles train` (docs/flags.md), so that what is shown is what a run
+    with the same settings trains.
 
     Args:
         dataset: "openhermes", or the name that the source gets.
         source: fsspec URLs, globs or folders; for "openhermes" None means the hub.
         tokenizer: folder (fsspec URL) or hub name.
-        max_sample_tokens: longer conversations are dropped.
+        max_sample_tokens: longest sample; `too_long` says what becomes of a longer one.
         revision: of the hub's data set.
         messages_key: column of the conversation; short for `column_names={"messages": …}`.
         tools_key: column of the tools; short for `column_names={"tools": …}`.
         row_shape: "messages", "alpaca", "prompt_completion" or "text"; "auto": found from the first rows.
         column_names: field of the shape (`config.ROW_FIELDS`) -> column; others are looked for under usual names.
         role_names: name of a role in the rows -> system, user, assistant or tool; beside the known ones.
-        max_bad_fraction: a larger share of dropped rows is an error.
+        max_bad_fraction: a larger share of rejected rows is an error.
+        chat_template_path: a Jinja file in place of the tokenizer's own template.
+        template_kwargs: what the template gets beside the messages.
+        turns: assistant turns that are trained: "all", "last" or "flags".
+        empty_think: an empty think block before an answer: "mask" or "train".
+        history: earlier turns that a template changes: "as_served".
+        special_text: content that spells a control token: "allow", "escape" or "reject".
+        too_long: "drop", "truncate_end" or "error".
+        trust_remote_code: run code that the tokenizer's folder brings.
 
     Raises:
         MilesError: files that cannot be read, rows of no known shape, or a tokenizer that cannot be certified.
     """
-    format = RowFormat(
-        row_shape, named_columns(column_names, messages_key, tools_key), role_names or {}
+    rows = {
+        "--row-shape": row_shape,
+        "--column-names": column_names,
+        "--input-key": messages_key,
+        "--tool-key": tools_key,
+        "--role-names": role_names,
+    }
+    encoding = {
+        "--chat-template-path": chat_template_path,
+        "--apply-chat-template-kwargs": template_kwargs,
+        "--loss-mask-turns": turns,
+        "--empty-think": empty_think,
+        "--history": history,
+        "--special-text": special_text,
+        "--too-long": too_long,
+        "--max-sample-tokens": max_sample_tokens,
+        "--trust-remote-code": trust_remote_code,
+    }
+    return prepare_rows(
+        dataset,
+        source,
+        build(RowFormat, rows),
+        build(EncodeConfig, encoding, {"tokenizer": tokenizer}),
+        revision=revision,
+        max_bad_fraction=max_bad_fraction,
     )
+
+
+def prepare_rows(
+    dataset: str,
+    source: str | Sequence[str] | None,
+    row_format: RowFormat,
+    encode: EncodeConfig,
+    *,
+    revision: str | None,
+    max_bad_fraction: float,
+) -> Prepared:
+    """Do what `prepare` does, from settings that are complete."""
     if dataset == "openhermes":
-        sources = openhermes_sources(source, revision, format)
+        sources = openhermes_sources(source, revision, row_format)
     else:
         paths = (source,) if isinstance(source, str) else tuple(source or ())
-        sources = (SourceConfig(dataset, paths, format),)
-    encode = EncodeConfig(tokenizer=tokenizer, max_sample_tokens=max_sample_tokens)
+        sources = (SourceConfig(dataset, paths, row_format),)
     stages.encoder_of(encode)
     return Prepared(build_manifest(sources), sources, encode, max_bad_fraction)
 
@@ -240,7 +293,7 @@ class Prepared:
             ledger, summary = self._pass(url, parts)
         self._summary, self._is_sample, self._rejects = summary, False, ledger.rejects
         storage.write_text(
-            storage.join(url, "summary.json"),
+            storage.join(url, run_folder.SUMMARY),
             json.dumps(
                 {
                     "rows": summary.num_rows,
@@ -253,7 +306,7 @@ class Prepared:
                 indent=1,
             ),
         )
-        storage.write_text(storage.join(url, "manifest.json"), self.manifest.to_json())
+        storage.write_text(storage.join(url, run_folder.MANIFEST), self.manifest.to_json())
 
     def ledger(self) -> list[dict[str, Any]]:
         """Every dropped row: `{source, file, row, reason, detail}`. Passes over the whole set once."""
@@ -301,14 +354,14 @@ class Prepared:
             PackConfig(dp_size, max_tokens_per_gpu),
             StreamConfig(loader_cpus),
         )
-        _ensure_ray(loader_cpus)
+        local_ray.connect(loader_cpus, OBJECT_STORE_BYTES)
         for block in pipeline.blocks(pipeline.build(self.manifest, config, start_row)):
             yield from unpack(block)
 
     def to_ray(self) -> ray.data.Dataset:
         """A Ray data set with the columns of `WRITTEN`, one row a conversation."""
         config = self._config()
-        _ensure_ray(config.stream.loader_cpus)
+        local_ray.connect(config.stream.loader_cpus, OBJECT_STORE_BYTES)
         return pipeline.build_prepared(self.manifest, config).map_batches(
             ToMessages(self.manifest.source_names), batch_size=None, batch_format="pyarrow"
         )
@@ -330,10 +383,10 @@ class Prepared:
     def _pass(self, url: str | None, parts: _Parts | None) -> tuple[Ledger, Summary]:
         """Reads every row once, through Ray Data."""
         config = self._config()
-        _ensure_ray(config.stream.loader_cpus)
+        local_ray.connect(config.stream.loader_cpus, OBJECT_STORE_BYTES)
         ledger = Ledger(
             self.manifest,
-            storage.join(url, "rejects.jsonl") if url else None,
+            storage.join(url, run_folder.REJECTS) if url else None,
             self._max_bad_fraction,
             max_bad_rows_in_a_row=config.max_bad_rows_in_a_row,
             fatal_reasons=fatal_reasons(self._encode),
@@ -407,7 +460,10 @@ class _Parts:
     def __enter__(self) -> _Parts:
         self._fs.makedirs(self._folder, exist_ok=True)
         # What an earlier write left would be read back as rows of this one; the manifest says that all is there.
-        left = [*self._fs.glob(f"{self._folder}/part-*.parquet"), f"{self._folder}/manifest.json"]
+        left = [
+            *self._fs.glob(f"{self._folder}/part-*.parquet"),
+            f"{self._folder}/{run_folder.MANIFEST}",
+        ]
         for path in left:
             if self._fs.exists(path):
                 self._fs.rm_file(path)
@@ -442,13 +498,3 @@ def _with_shape(source: ManifestSource) -> str:
         if field in source.columns
     )
     return f"{source.name} ({shape} in {columns})" if columns else f"{source.name} ({shape})"
-
-
-def _ensure_ray(loader_cpus: int) -> None:
-    """Joins the Ray that the environment names, or starts a small one on this machine, where none is running."""
-    if ray.is_initialized():
-        return
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(log_to_driver=False, logging_level="error")
-    else:
-        local_ray.start(loader_cpus, OBJECT_STORE_BYTES)

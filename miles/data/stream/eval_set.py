@@ -25,8 +25,8 @@ from miles.data.config import (
     OrderConfig,
     SourceConfig,
 )
+from miles.data.files.group_sizes import largest_read_rows
 from miles.data.files.manifest import Manifest, build_manifest
-from miles.data.files.read import largest_read_rows
 from miles.data.packing import shards
 from miles.data.stream import pipeline, stages
 from miles.data.stream.ledger import FATAL, fatal_reasons

@@ -16,18 +16,14 @@ from typing import Any
 
 import ray
 
-from miles.common import storage
+from miles.common import run_folder, storage
 from miles.data.config import DataConfig
+from miles.data.files.group_sizes import require_small_groups
 from miles.data.files.manifest import Manifest, build_manifest
-from miles.data.files.read import require_small_groups
 from miles.data.stream import pipeline, stages
 from miles.data.stream.feed_actor import FeedActor
 from miles.data.stream.ledger import Ledger, fatal_reasons
 from miles.data.types import Cursor, StepReport
-
-FIRST_BATCH = "first_batch.json"
-REJECTS = "rejects.jsonl"
-CERTIFICATE = "certificate.json"
 
 
 @dataclass(frozen=True)
@@ -63,7 +59,7 @@ class Feed:
         self._run_dir = run_dir
         self._ledger = Ledger(
             manifest,
-            storage.join(run_dir, REJECTS),
+            storage.join(run_dir, run_folder.REJECTS),
             max_bad_fraction=config.max_bad_fraction,
             totals=cursor.ledger_totals or None,
             next_step=self.first_step,
@@ -116,7 +112,7 @@ class Feed:
             cursor.require_same_data(beginning, cursor_path)
         # Nothing is written or started before here: a run that is refused leaves no trace.
         certificate = json.dumps(encoder.certificate.to_json(), indent=1, ensure_ascii=False)
-        storage.write_text(storage.join(run_dir, CERTIFICATE), certificate)
+        storage.write_text(storage.join(run_dir, run_folder.CERTIFICATE), certificate)
 
         pipeline.warm_up(config)
         start = cursor or beginning
@@ -185,14 +181,15 @@ class Feed:
     def _keep_first_batch(self) -> None:
         """Write what the model was fed first, for `miles inspect`. A resumed run's stays."""
         batches = ray.get(self.handle.first_segments.remote())
-        if self.first_step > 0 and storage.exists(storage.join(self._run_dir, FIRST_BATCH)):
+        path = storage.join(self._run_dir, run_folder.FIRST_BATCH)
+        if self.first_step > 0 and storage.exists(path):
             return
         for segments in batches:
             for segment in segments:
                 source, file, row = self._manifest.locate(segment["row_id"])
                 segment.update(source=source, file=file, row=row)
         content = {"tokenizer": self._config.encode.tokenizer, "micro_batches": batches}
-        storage.write_text(storage.join(self._run_dir, FIRST_BATCH), json.dumps(content))
+        storage.write_text(path, json.dumps(content))
 
 
 def _cursor_at_beginning(config: DataConfig, info: StreamInfo) -> Cursor:

@@ -24,10 +24,9 @@ import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from miles.common import storage
+from miles.common import json_lines
 from miles.data.config import EncodeConfig
 from miles.data.files.manifest import Manifest
 from miles.data.types import REJECT_REASONS, Reject, StepRows
@@ -266,13 +265,12 @@ class Ledger:
         self._counts[source] = dict(counts)
 
     def _open(self, path: str, keep: bool) -> None:
-        text = storage.read_text(path) if keep and storage.exists(path) else ""
-        complete = text[: text.rfind("\n") + 1]  # a run that was killed may have left half a line
-        self._lines = complete.split("\n")[:-1]
+        if keep:
+            self._lines = json_lines.repair(path)
+        else:
+            json_lines.write(path, [])
         for entry in self.rejects:
             self._listed.add((entry["source"], entry["file"], entry["row"]))
-        if complete != text or not keep:
-            storage.write_text(path, complete)
 
     def _write(self, rejects: tuple[Reject, ...]) -> None:
         fresh = []
@@ -282,16 +280,9 @@ class Ledger:
                 self._listed.add((source, file, row))
                 entry = {"source": source, "file": file, "row": row}
                 fresh.append(json.dumps(entry | {"reason": reject.reason, "detail": reject.detail}))
+        if fresh and self._path is not None:
+            json_lines.append(self._path, fresh, earlier=self._lines)
         self._lines += fresh
-        if not fresh or self._path is None:
-            return
-        if storage.is_local(self._path):
-            _, local = storage.filesystem(self._path)
-            Path(local).parent.mkdir(parents=True, exist_ok=True)
-            with Path(local).open("a", encoding="utf-8") as stream:
-                stream.write("".join(line + "\n" for line in fresh))
-        else:  # object stores cannot append
-            storage.write_text(self._path, "".join(line + "\n" for line in self._lines))
 
 
 def _told(name: str, counts: Mapping[str, int]) -> str:

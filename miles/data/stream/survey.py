@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from miles.data.config import DataConfig, PackConfig, SourceConfig
+from miles.data.files.group_sizes import require_small_groups
 from miles.data.files.manifest import Manifest, build_manifest
-from miles.data.files.read import read_rows, require_small_groups
+from miles.data.files.read import read_rows
 from miles.data.order.plan import Plan
 from miles.data.packing.pack import pack, pack_stats
 from miles.data.stream import stages

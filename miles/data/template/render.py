@@ -17,12 +17,12 @@ from __future__ import annotations
 import re
 import string
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jinja2
 
+from miles.data.template.anchors import Anchors
 from miles.data.template.symbols import Unbounded, Untraceable
 from miles.data.template.trace import Program, Tracer
 from miles.data.types import RowRejected
@@ -32,20 +32,6 @@ if TYPE_CHECKING:
 
 _WORD_CHARACTERS = string.ascii_letters + string.digits + "_ "
 """What keys of any row are made of; no anchor is made of these alone."""
-
-
-@dataclass(frozen=True)
-class Anchors:
-    """What begins and ends an assistant turn of one chat template; learned by `miles.data.template.certify.certify`."""
-
-    generation_prompt: str
-    """what serving appends to the conversation before the model answers"""
-    turn_header: str
-    """the part of the generation prompt that every assistant turn begins with, earlier ones too"""
-    terminator: str
-    """the special token that ends every assistant turn; or several, one behind the other"""
-    empty_thinks: tuple[str, ...]
-    """the empty think blocks that the template puts between header and answer, the longest first"""
 
 
 class Span(NamedTuple):

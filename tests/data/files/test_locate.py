@@ -11,7 +11,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from miles.data.config import RowFormat, SourceConfig
-from miles.data.files.locate import format_of, openhermes_sources
+from miles.data.files.locate import format_of
+from miles.data.files.openhermes import openhermes_sources
 from miles.errors import ConfigError, SourceError
 
 

@@ -8,8 +8,9 @@ import pytest
 
 from miles.data.config import EncodeConfig
 from miles.data.template import symbols, trace
+from miles.data.template.anchors import Anchors
 from miles.data.template.certify import certify
-from miles.data.template.render import Anchors, Renderer
+from miles.data.template.render import Renderer
 from miles.data.template.sandbox import literals
 from miles.data.template.symbols import Unbounded, Untraceable
 from miles.data.template.trace import Tracer

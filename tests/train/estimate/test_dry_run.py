@@ -19,7 +19,7 @@ from miles.data.stream.survey import SAMPLE_ROWS, sample_rows, take_sample
 from miles.errors import ConfigError, DataError
 from miles.train.estimate.dry_run import dry_run
 from miles.train.launch.arguments import parse
-from tests.support.clusters import demo_settings
+from tests.support.streams import demo_settings
 
 QWEN3_4B = {
     "model_type": "qwen3",

@@ -1,0 +1,47 @@
+"""The names of the files in a run's folder (`--output-dir`, or `--save`) and in one that `miles prepare` wrote.
+
+Each name stands here once: the writer and every reader import it. A folder is an fsspec URL, so that a
+path is `storage.join(folder, run_folder.METRICS)`.
+"""
+
+from __future__ import annotations
+
+# What a run is.
+CONFIG = "config.json"
+"""The resolved configuration."""
+CERTIFICATE = "certificate.json"
+"""What was proven of the tokenizer and its chat template."""
+
+# What happened in it.
+METRICS = "metrics.jsonl"
+"""One line a step."""
+RUN_LOG = "train.log"
+"""What the driver reported, with times."""
+ATTEMPTS = "starts.jsonl"
+"""Each start of the trainers, and how it ended."""
+SKIPPED_STEPS = "skipped_steps.jsonl"
+"""The steps that took no optimizer step because a number was not finite, with their rows."""
+
+# The data.
+FIRST_BATCH = "first_batch.json"
+"""The samples of the first step, with their masks."""
+LEDGER = "ledger.json"
+"""What became of the rows of each source."""
+REJECTS = "rejects.jsonl"
+"""Each row that could not be used, and the reason. Also in a prepared folder."""
+
+# What a person looks at.
+EVAL_SAMPLES = "eval_samples.jsonl"
+"""The answers of each evaluation."""
+REPORT = "report.html"
+LOSS_CHART = "loss.png"
+
+# Boards.
+TENSORBOARD = "tensorboard"
+"""A folder."""
+WANDB_ID = "wandb_id.txt"
+
+# Of a prepared folder, beside its `part-*.parquet` and `REJECTS`.
+MANIFEST = "manifest.json"
+SUMMARY = "summary.json"
+"""Counts of rows and tokens, the ledger, and the encoder's fingerprint."""
