@@ -11,19 +11,11 @@ from hypothesis import strategies as st
 from miles.data.config import EncodeConfig
 from miles.data.encoding.encoder import Encoder, encode
 from miles.data.rows.normalize import normalize
-from miles.data.types import Conversation, Encoded, RowRejected
+from miles.data.types import Conversation, RowRejected
+from tests.support.conversations import trained_text
 
 QUESTION = {"role": "user", "content": "What is 2+2?"}
 ANSWER = {"role": "assistant", "content": "It is 4."}
-
-
-def trained_text(tokenizer: Any, encoded: Encoded) -> list[str]:
-    """The runs of trained tokens, decoded."""
-    edges = np.flatnonzero(np.diff(np.concatenate([[0], encoded.loss_mask, [0]]).astype(int)))
-    return [
-        tokenizer.decode(encoded.input_ids[a:b])
-        for a, b in zip(edges[::2], edges[1::2], strict=True)
-    ]
 
 
 def encoder_of(folder: Path | str, **settings_: Any) -> Encoder:
@@ -78,7 +70,8 @@ def test_reasoning_is_trained(chatml_tokenizer) -> None:
 
 def test_which_turns(chatml_tokenizer, chatml_tokenizer_folder: Path) -> None:
     messages = [QUESTION, {**ANSWER, "content": "one"}, QUESTION, {**ANSWER, "content": "two"}]
-    one, two = "one<|im_end|>", "two<|im_end|>"
+    one = "one<|im_end|>"
+    two = "two<|im_end|>"
     assert trained_text(chatml_tokenizer, encode(messages, chatml_tokenizer)) == [one, two]
     assert trained_text(chatml_tokenizer, encode(messages, chatml_tokenizer, turns="last")) == [two]
 
@@ -110,6 +103,7 @@ def test_special_text(chatml_tokenizer) -> None:
     )
     with pytest.raises(RowRejected, match=r"special_text: <\|im_end\|>"):
         encode(messages, chatml_tokenizer, special_text="reject")
+
     messages[0]["content"] = "a <think> b"  # a token of its own, but not a special one
     encode(messages, chatml_tokenizer, special_text="reject")
     with pytest.raises(RowRejected, match="special_text"):
@@ -136,12 +130,13 @@ def test_text_that_is_not_unicode(chatml_tokenizer) -> None:
 
 
 MERGING = (
-    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
+    "{% for m in messages %}"
+    "{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 
 
-def test_a_token_that_straddles_the_start_is_counted_and_not_trained(chatml_tokenizer) -> None:
+def test_a_straddling_token_is_counted_not_trained(chatml_tokenizer) -> None:
     chatml_tokenizer.chat_template = MERGING
     assert (
         len(chatml_tokenizer.encode("\n\n")) == 1
@@ -165,7 +160,7 @@ def test_a_changed_template_takes_effect(chatml_tokenizer) -> None:
     )
 
 
-def test_rows_with_tools_are_rejected_where_tools_could_not_be_certified(chatml_tokenizer) -> None:
+def test_tools_that_are_not_certified_are_rejected(chatml_tokenizer) -> None:
     chatml_tokenizer.chat_template = MERGING.replace(
         "'<|im_end|>\n'", "'<|im_end|>\n' ~ (m.tool_calls or '')"
     )
@@ -220,7 +215,7 @@ messages_ = st.lists(
     max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(first=messages_, answer=content)
-def test_whatever_a_row_says(
+def test_any_row_has_transformers_ids(
     chatml_tokenizer_folder: Path, first: list[dict[str, Any]], answer: str
 ) -> None:
     encoder = encoder_of(chatml_tokenizer_folder)
@@ -237,18 +232,20 @@ def test_whatever_a_row_says(
 
 
 def qwen3_answers(messages: Any) -> str:
-    """What Qwen3's template renders of rows without reasoning: all answers, terminators included."""
+    """Return all answers, with terminators, as Qwen3's template renders them without reasoning."""
     answers = ""
     for position, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
+
         is_last = position == len(messages) - 1
         answer = message["content"].lstrip("\n") if is_last else message["content"]
         for call in message.get("tool_calls", ()):
             function = call["function"]
             arguments = json.dumps(function["arguments"], ensure_ascii=False)
             answer += "\n" * bool(answer)
-            answer += f'<tool_call>\n{{"name": "{function["name"]}", "arguments": {arguments}}}\n</tool_call>'
+            spelled = f'{{"name": "{function["name"]}", "arguments": {arguments}}}'
+            answer += f"<tool_call>\n{spelled}\n</tool_call>"
         answers += answer + "<|im_end|>"
     return answers
 
@@ -263,12 +260,14 @@ def test_real_rows(file: str, every: int, assets: Path) -> None:
     for row in rows:
         row_conversation = normalize(json.dumps(row).encode())
         encoded = encoder.encode(row_conversation)
+
         assert encoded.input_ids.tolist() == tokenizer.apply_chat_template(
             list(row_conversation.messages),
             tools=row_conversation.tools and list(row_conversation.tools),
             tokenize=True,
             return_dict=False,
         )
+
         decoded = tokenizer.decode(encoded.input_ids[encoded.loss_mask == 1])
         normal = tokenizer.backend_tokenizer.normalizer.normalize_str
         assert decoded == normal(qwen3_answers(row_conversation.messages))

@@ -1,4 +1,4 @@
-"""Escaped rows have transformers' ids, and the mask covers what the model would say."""
+"""Escaped rows have transformers' ids, and the mask covers the answers."""
 
 import json
 import random
@@ -29,6 +29,7 @@ from miles.data.rows.normalize import normalize
 from miles.data.tokens.bpe import text_encoder
 from miles.data.types import Conversation, Encoded, RowRejected
 from tests.support.chatml import CHATML
+from tests.support.conversations import trained_text
 
 HEADER = "{{ '<|im_start|>' + m.role + '\n' }}"
 PROMPT = "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
@@ -42,7 +43,8 @@ TEMPLATES = {
         "{% for m in messages %}"
         + HEADER
         + "{% if m.role == 'user' %}{{ m.content.split('<think>')[-1].replace('im_', '\n') }}"
-        + "{% else %}{{ m.content.split('</think>')[-1] }}{% endif %}{{ '<|im_end|>\n' }}{% endfor %}"
+        + "{% else %}{{ m.content.split('</think>')[-1] }}{% endif %}"
+        + "{{ '<|im_end|>\n' }}{% endfor %}"
         + PROMPT
     ),
 }
@@ -91,16 +93,8 @@ def escaped(tokenizer: Any, messages: list[dict[str, Any]], **options: Any) -> E
     return encoded
 
 
-def trained_text(tokenizer: Any, encoded: Encoded) -> list[str]:
-    edges = np.flatnonzero(np.diff(np.concatenate([[0], encoded.loss_mask, [0]]).astype(int)))
-    return [
-        tokenizer.decode(encoded.input_ids[a:b])
-        for a, b in zip(edges[::2], edges[1::2], strict=True)
-    ]
-
-
 def sentencepiece_like(split: bool = True) -> Any:
-    """Unigram with a blank before text, and no byte-level."""
+    """Return a Unigram tokenizer with a blank before text, without byte-level."""
     tokenizer = Tokenizer(models.Unigram())
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=split)
     tokenizer.decoder = decoders.Metaspace(prepend_scheme="first", split=split)
@@ -112,6 +106,7 @@ def sentencepiece_like(split: bool = True) -> Any:
         initial_alphabet=[*characters],
         show_progress=False,
     )
+
     tokenizer.train_from_iterator(
         ["the quick brown fox <|im_start|>user\nassistant\n<|im_end|>\n", characters] * 9, trainer
     )
@@ -128,7 +123,7 @@ def sentencepiece_like(split: bool = True) -> Any:
 # Ids and masks
 
 
-def test_a_control_token_becomes_text_and_the_templates_own_stay(chatml_tokenizer: Any) -> None:
+def test_only_typed_control_tokens_become_text(chatml_tokenizer: Any) -> None:
     encoded = escaped(chatml_tokenizer, rows_of("what is <|im_end|>?", "It ends. <|im_end|> does."))
     assert trained_text(chatml_tokenizer, encoded) == ["It ends. <|im_end|> does.<|im_end|>"]
     end = chatml_tokenizer.convert_tokens_to_ids("<|im_end|>")
@@ -146,14 +141,12 @@ def test_a_control_token_becomes_text_and_the_templates_own_stay(chatml_tokenize
         "<|im_end|><|im_end|> <|im_start|>",
     ],
 )
-def test_control_tokens_at_the_edges_of_an_answer_are_trained(
-    chatml_tokenizer: Any, answer: str
-) -> None:
+def test_control_tokens_at_an_answers_edges(chatml_tokenizer: Any, answer: str) -> None:
     encoded = escaped(chatml_tokenizer, rows_of("q", answer, "<|im_end|>", answer))
     assert trained_text(chatml_tokenizer, encoded) == [answer + "<|im_end|>"] * 2
 
 
-def test_what_was_not_to_be_trained_is_not(chatml_tokenizer: Any) -> None:
+def test_turns_that_are_not_selected_stay_masked(chatml_tokenizer: Any) -> None:
     messages = rows_of("<|im_start|>", "one <|im_end|>", "<|im_end|>", "two <|im_end|>")
     encoded = escaped(chatml_tokenizer, messages, turns="last")
     assert trained_text(chatml_tokenizer, encoded) == ["two <|im_end|><|im_end|>"]
@@ -201,6 +194,7 @@ def test_tools_and_calls(chatml_tokenizer: Any) -> None:
         {"role": "assistant", "content": "done"},
     ]
     tools = [{"type": "function", "function": {"name": "f", "description": "ends in <|im_end|>"}}]
+
     encoded = encode(messages, chatml_tokenizer, tools=tools, special_text="escape")
     assert encoded.input_ids.tolist() == served(chatml_tokenizer, messages, tools=tools)
     first, second = trained_text(chatml_tokenizer, encoded)
@@ -251,7 +245,7 @@ def test_a_control_token_that_the_normalizer_changes(chatml_tokenizer: Any) -> N
     assert trained_text(chatml_tokenizer, encoded) == ["<|stop|><|im_end|>"]
 
 
-def test_a_tokenizer_that_joins_newlines_with_what_follows() -> None:
+def test_a_tokenizer_that_merges_newlines() -> None:
     """The newline before a piece cannot be taken off again."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -262,6 +256,7 @@ def test_a_tokenizer_that_joins_newlines_with_what_follows() -> None:
     tokenizer.add_special_tokens(["<|im_end|>"])
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>")
     fast.chat_template = TEMPLATES["trims"]
+
     escaper = Escaper(fast, text_encoder(tokenizer))
     for text in (
         f"{_BEGIN}<|im_end|>{_END}a",
@@ -334,14 +329,14 @@ def test_a_row_without_control_tokens_is_not_escaped(
     assert encoded.input_ids.tolist() == served(chatml_tokenizer, messages)
 
 
-def test_concerns(chatml_tokenizer: Any) -> None:
+def test_control_tokens_and_marks_need_escaping(chatml_tokenizer: Any) -> None:
     escaper = Escaper(chatml_tokenizer, text_encoder(chatml_tokenizer.backend_tokenizer))
     assert not escaper.is_needed_for(["a", "", "<|im_en"])
     for text in ("a<|im_end|>", "</tool_call>", f"{_BEGIN}", f"x{_END}"):
         assert escaper.is_needed_for(["a", text])
 
 
-def test_mark_changes_strings_but_neither_keys_nor_the_row(chatml_tokenizer: Any) -> None:
+def test_marks_are_put_into_strings_only(chatml_tokenizer: Any) -> None:
     escaper = Escaper(chatml_tokenizer, text_encoder(chatml_tokenizer.backend_tokenizer))
     row = {"<|im_end|>": ["<|im_end|>", ("x<think>", 1, None, True)], "n": {"a": f"{_END}b"}}
     before = repr(row)
@@ -369,7 +364,7 @@ def test_reject_and_allow(chatml_tokenizer: Any) -> None:
 
 @pytest.mark.parametrize("kind", ["chatml", "sentencepiece"])
 def test_marked_text_as_in_transformers(kind: str, chatml_tokenizer: Any) -> None:
-    """Ids of any marked text, torn marks included, and the tokens at every point between two pieces."""
+    """Torn marks are among the texts; every point between two pieces is looked at."""
     tokenizer = chatml_tokenizer if kind == "chatml" else sentencepiece_like()
     escaper = Escaper(tokenizer, text_encoder(tokenizer.backend_tokenizer))
     rng = random.Random(3)
@@ -379,6 +374,7 @@ def test_marked_text_as_in_transformers(kind: str, chatml_tokenizer: Any) -> Non
             k=rng.randint(0, 9),
         )
         text = "".join(parts)
+
         ids, first, straddled = escaper.encode_at(text, range(len(text) + 1))
         assert ids.tolist() == encode_marked_chat(tokenizer, text)
         assert first == sorted(first)
@@ -403,6 +399,7 @@ def test_real_rows(assets: Path) -> None:
         )
     )
     tokenizer = encoder.tokenizer
+
     rng = random.Random(5)
     spelled = (
         "<|im_end|>",
@@ -420,6 +417,7 @@ def test_real_rows(assets: Path) -> None:
             message["content"] = (
                 message["content"][:at] + rng.choice(spelled) + message["content"][at:]
             )
+
         encoded = encoder.encode(Conversation(tuple(messages), None, (None,) * len(messages)))
         assert encoded.input_ids.tolist() == served(tokenizer, messages)
         trained = tokenizer.decode(encoded.input_ids[encoded.loss_mask == 1])

@@ -1,9 +1,10 @@
 """The two promises of the data side, for templates and rows of all kinds.
 
-(a) The ids are those of the served render. (b) What is trained decodes to the rendered answers and their terminators,
-less the tokens that straddle the begin of one, which are counted.
+(a) The ids are those of the served render. (b) The trained tokens decode to the rendered answers
+and their terminators, less the tokens that straddle the start of one, which are counted.
 
-Templates are composed of fragments, each Jinja with the same in Python, so that answers are computed apart.
+Templates are composed of fragments: Jinja, and the same in Python, so that the expected answers do
+not come from Jinja.
 """
 
 from __future__ import annotations
@@ -15,22 +16,22 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from miles.data.config import EncodeConfig
 from miles.data.encoding.encoder import Encoder
 from miles.data.template.certify import certify
-from miles.data.types import Conversation, Encoded
+from miles.data.types import Conversation
 from miles.errors import TemplateError
+from tests.support.conversations import trained_runs
 
 Message = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Fragment:
-    """What a template makes of an assistant's message `m` in a loop over all, and the same in Python."""
+    """Jinja that renders an assistant's message `m` in a loop over all, and the same in Python."""
 
     jinja: str
     python: Callable[[Message, int, int], str]
@@ -92,7 +93,8 @@ THOUGHTS = (
         lambda m, n, total: "<think>\n\n</think>\n\n" if n == total - 1 else "",
     ),
     Fragment(
-        "('<think>\\n' ~ m.reasoning_content | trim ~ '\\n</think>\\n\\n' if m.reasoning_content else '')",
+        "('<think>\\n' ~ m.reasoning_content | trim ~ '\\n</think>\\n\\n'"
+        " if m.reasoning_content else '')",
         lambda m, n, total: (
             f"<think>\n{m['reasoning_content'].strip()}\n</think>\n\n"
             if m.get("reasoning_content")
@@ -100,7 +102,8 @@ THOUGHTS = (
         ),
     ),
     Fragment(
-        "('[why] ' ~ m.reasoning_content ~ '\\n' if m.reasoning_content is string and loop.last else '')",
+        "('[why] ' ~ m.reasoning_content ~ '\\n'"
+        " if m.reasoning_content is string and loop.last else '')",
         lambda m, n, total: (
             f"[why] {m['reasoning_content']}\n"
             if m.get("reasoning_content") is not None and n == total - 1
@@ -110,40 +113,43 @@ THOUGHTS = (
 )
 HEADERS = ("<|im_start|>{}\n", "<|im_start|>{}", "### {}:\n", "<{}>", "\n\n{}: ")
 TERMINATORS = ("<|im_end|>", "<|endoftext|>", "<|im_end|><|endoftext|>")
-BEHIND = ("\n", "", "\n\n", " ")
+AFTER = ("\n", "", "\n\n", " ")
 
 
 @dataclass(frozen=True)
 class Template:
     header: str
     terminator: str
-    behind: str
+    after: str
     bos: str
     is_system_merged: bool
     thought: Fragment
     answer: Fragment
 
     def jinja(self) -> str:
-        before, behind = (part.replace("\n", "\\n") for part in self.header.split("{}"))
-        end = f"{self.terminator}{self.behind}".replace("\n", "\\n")
-        merged = "{% if m.role == 'user' and loop.index0 == 1 and messages[0].role == 'system' %}"
-        merged += "{{ messages[0].content ~ '\\n' }}{% endif %}"
-        skipped = " if not (loop.first and m.role == 'system')" if self.is_system_merged else ""
+        before, after = (part.replace("\n", "\\n") for part in self.header.split("{}"))
+        end = f"{self.terminator}{self.after}".replace("\n", "\\n")
+        says = f"{self.thought.jinja} ~ {self.answer.jinja}"
+
+        skip_system = merge_system = end_skip = ""
+        if self.is_system_merged:
+            skip_system = "{% if not (loop.first and m.role == 'system') %}"
+            merge_system = (
+                "{% if m.role == 'user' and loop.index0 == 1 and messages[0].role == 'system' %}"
+                "{{ messages[0].content ~ '\\n' }}{% endif %}"
+            )
+            end_skip = "{% endif %}"
+
         return (
-            f"{{{{ '{self.bos}' }}}}"
-            "{% for m in messages %}"
-            + ("{% if not (loop.first and m.role == 'system') %}" if skipped else "")
-            + f"{{{{ '{before}' ~ m.role ~ '{behind}' }}}}"
-            + (merged if skipped else "")
-            + f"{{% if m.role == 'assistant' %}}{{{{ {self.thought.jinja} ~ {self.answer.jinja} }}}}"
-            f"{{% else %}}{{{{ m.content }}}}{{% endif %}}{{{{ '{end}' }}}}"
-            + ("{% endif %}" if skipped else "")
-            + "{% endfor %}"
-            f"{{% if add_generation_prompt %}}{{{{ '{before}assistant{behind}' }}}}{{% endif %}}"
+            f"{{{{ '{self.bos}' }}}}{{% for m in messages %}}{skip_system}"
+            f"{{{{ '{before}' ~ m.role ~ '{after}' }}}}{merge_system}"
+            f"{{% if m.role == 'assistant' %}}{{{{ {says} }}}}"
+            f"{{% else %}}{{{{ m.content }}}}{{% endif %}}{{{{ '{end}' }}}}{end_skip}{{% endfor %}}"
+            f"{{% if add_generation_prompt %}}{{{{ '{before}assistant{after}' }}}}{{% endif %}}"
         )
 
     def answers(self, messages: list[Message]) -> list[str]:
-        """All that each assistant turn says, terminators included."""
+        """Return the text of each assistant turn, with its terminator."""
         total = len(messages)
         return [
             self.thought.python(m, n, total) + self.answer.python(m, n, total) + self.terminator
@@ -211,7 +217,7 @@ templates = st.builds(
     Template,
     header=st.sampled_from(HEADERS),
     terminator=st.sampled_from(TERMINATORS),
-    behind=st.sampled_from(BEHIND),
+    after=st.sampled_from(AFTER),
     bos=st.sampled_from(["", "<|endoftext|>", "# "]),
     is_system_merged=st.booleans(),
     thought=st.sampled_from(THOUGHTS),
@@ -220,7 +226,7 @@ templates = st.builds(
 
 
 def normal(tokenizer: Any, text: str) -> str:
-    """As the tokenizer reads it: composed, between the tokens that it finds first."""
+    """Return a text as the tokenizer reads it: composed, between the added tokens."""
     added = "|".join(map(re.escape, sorted(tokenizer.get_added_vocab(), key=len, reverse=True)))
     composed = tokenizer.backend_tokenizer.normalizer.normalize_str
     return "".join(
@@ -229,21 +235,13 @@ def normal(tokenizer: Any, text: str) -> str:
     )
 
 
-def trained_edges(encoded: Encoded) -> list[tuple[int, int]]:
-    """The runs of trained tokens."""
-    edges = np.flatnonzero(
-        np.diff(np.concatenate([[0], encoded.loss_mask, [0]]).astype(int))
-    ).tolist()
-    return list(zip(edges[::2], edges[1::2], strict=True))
-
-
 def check(encoder: Encoder, messages: list[Message], answers: list[str]) -> None:
     tokenizer = encoder.tokenizer
     encoded = encoder.encode(Conversation(tuple(messages), None, (None,) * len(messages)))
     ids = encoded.input_ids.tolist()
     assert ids == tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False)
 
-    runs = trained_edges(encoded)
+    runs = trained_runs(encoded)
     assert len(runs) == len(answers)
     num_straddling = 0
     for (begin, end), answer in zip(runs, answers, strict=True):
@@ -251,7 +249,9 @@ def check(encoder: Encoder, messages: list[Message], answers: list[str]) -> None
             if answer.startswith(think):
                 answer = answer.removeprefix(think)
                 break
-        expected, trained = normal(tokenizer, answer), tokenizer.decode(ids[begin:end])
+
+        expected = normal(tokenizer, answer)
+        trained = tokenizer.decode(ids[begin:end])
         if trained != expected:
             assert expected.endswith(trained)
             missing = expected.removesuffix(trained)
@@ -269,7 +269,7 @@ def decomposed(text: str) -> str:
 
 
 def encoder_of(tokenizer: Any, template: Template) -> Encoder | None:
-    """None where the template cannot be certified."""
+    """Return None where the template cannot be certified."""
     tokenizer.chat_template = template.jinja()
     config = EncodeConfig(tokenizer="generated")
     try:
@@ -282,22 +282,20 @@ def encoder_of(tokenizer: Any, template: Template) -> Encoder | None:
     max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(template=templates, conversations_=st.lists(conversations(), min_size=3, max_size=6))
-def test_ids_are_those_of_the_served_render_and_what_is_trained_are_the_answers(
+def test_ids_are_served_and_answers_trained(
     chatml_tokenizer, template: Template, conversations_: list[list[Message]]
 ) -> None:
     encoder = encoder_of(chatml_tokenizer, template)
     assume(encoder is not None)
     assert encoder is not None
-    for messages in [
-        *conversations_,
-        *conversations_[::-1],
-    ]:  # by programs that are made, and by those that are there
+    # By new programs, and then by programs that are kept.
+    for messages in [*conversations_, *conversations_[::-1]]:
         check(encoder, messages, template.answers(messages))
 
 
-def test_rows_of_one_shape_share_a_template_whatever_they_say(chatml_tokenizer) -> None:
-    """Each content with each other one, so that each guard is answered in each way by a program that is there."""
-    said = [
+def test_rows_of_one_shape_keep_their_answers(chatml_tokenizer) -> None:
+    """Each content with each other one, so that a kept program meets each answer of each guard."""
+    contents = [
         "",
         "a",
         "ab\n",
@@ -310,35 +308,38 @@ def test_rows_of_one_shape_share_a_template_whatever_they_say(chatml_tokenizer) 
         "long " * 20,
     ]
     plain = Template("### {}:\n", "<|im_end|>", "\n", "", False, THOUGHTS[1], ANSWERS[0])
+
     for answer in ANSWERS:
         template = replace(plain, answer=answer)
         encoder = encoder_of(chatml_tokenizer, template)
         assert encoder is not None
-        for one, two in itertools.product(said, repeat=2):
+        for first, second in itertools.product(contents, repeat=2):
             messages = [
-                {"role": "user", "content": one},
-                {"role": "assistant", "content": one, "reasoning_content": two},
-                {"role": "user", "content": two},
-                {"role": "assistant", "content": two, "reasoning_content": one},
+                {"role": "user", "content": first},
+                {"role": "assistant", "content": first, "reasoning_content": second},
+                {"role": "user", "content": second},
+                {"role": "assistant", "content": second, "reasoning_content": first},
             ]
             check(encoder, messages, template.answers(messages))
 
 
-def test_nearly_all_of_these_templates_are_certified(chatml_tokenizer) -> None:
-    plain = Template(HEADERS[0], TERMINATORS[0], BEHIND[0], "", False, THOUGHTS[0], ANSWERS[0])
+def test_nearly_all_templates_are_certified(chatml_tokenizer) -> None:
+    plain = Template(HEADERS[0], TERMINATORS[0], AFTER[0], "", False, THOUGHTS[0], ANSWERS[0])
     tried = [
-        replace(plain, thought=thought, answer=answer) for thought in THOUGHTS for answer in ANSWERS
+        replace(plain, thought=thought, answer=answer)
+        for thought, answer in itertools.product(THOUGHTS, ANSWERS)
     ]
     tried += [
         replace(
             plain,
             header=header,
             terminator=terminator,
-            behind=behind,
-            is_system_merged=behind == "",
+            after=after,
+            is_system_merged=after == "",
         )
-        for header, terminator, behind in itertools.product(HEADERS, TERMINATORS, BEHIND)
+        for header, terminator, after in itertools.product(HEADERS, TERMINATORS, AFTER)
     ]
+
     certified = [
         template for template in tried if encoder_of(chatml_tokenizer, template) is not None
     ]

@@ -8,7 +8,7 @@ from miles.data.template.render import Span
 from miles.data.tokens.bpe import Tokens
 from miles.data.types import Conversation, RowRejected
 
-HEADER, ANSWER, END, NEWLINE = 1, 2, 3, 4
+HEADER, ANSWER, END, NEWLINE = range(1, 5)
 TWO_TURNS = [HEADER, ANSWER, ANSWER, END, NEWLINE, HEADER, ANSWER, END, NEWLINE]
 
 

@@ -9,13 +9,14 @@ from miles.errors import TemplateError
 CONFIG = EncodeConfig(tokenizer="test-tokenizer")
 
 
-def test_what_is_learned_of_chatml(chatml_tokenizer) -> None:
+def test_the_certificate_of_chatml(chatml_tokenizer) -> None:
     certificate = certify(chatml_tokenizer, CONFIG)
     assert certificate.generation_prompt == certificate.turn_header == "<|im_start|>assistant\n"
     assert certificate.terminator == "<|im_end|>"
     assert certificate.terminator_ids == (chatml_tokenizer.convert_tokens_to_ids("<|im_end|>"),)
     assert certificate.empty_thinks == ("<think>\n\n</think>\n\n",)
     assert certificate.has_think
+
     assert certificate.follows_prompt
     assert certificate.accepts_system
     assert certificate.accepts_tools
@@ -27,7 +28,7 @@ def test_what_is_learned_of_chatml(chatml_tokenizer) -> None:
     assert certificate.date == "none"
 
 
-def test_a_generation_prompt_longer_than_the_header_of_earlier_turns(chatml_tokenizer) -> None:
+def test_a_prompt_longer_than_the_header(chatml_tokenizer) -> None:
     certificate = certify(
         chatml_tokenizer, replace(CONFIG, template_kwargs={"enable_thinking": False})
     )
@@ -36,7 +37,8 @@ def test_a_generation_prompt_longer_than_the_header_of_earlier_turns(chatml_toke
 
 
 PLAIN = (
-    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
+    "{% for m in messages %}"
+    "{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 
@@ -65,7 +67,7 @@ def test_a_terminator_of_several_tokens(chatml_tokenizer) -> None:
     )
 
 
-def test_a_special_token_behind_the_last_answer_alone_is_no_terminator(chatml_tokenizer) -> None:
+def test_a_token_after_the_last_answer_only(chatml_tokenizer) -> None:
     chatml_tokenizer.chat_template = PLAIN.replace("+ '<|im_end|>\n'", "+ '<|im_end|>'").replace(
         "{% endif %}", "{% else %}<|endoftext|>{% endif %}"
     )
@@ -74,14 +76,14 @@ def test_a_special_token_behind_the_last_answer_alone_is_no_terminator(chatml_to
     assert certificate.generation_prompt == "<|im_start|>assistant\n"
 
 
-def test_a_template_that_leaves_tool_calls_out_does_not_accept_them(chatml_tokenizer) -> None:
+def test_tools_left_out_are_not_accepted(chatml_tokenizer) -> None:
     chatml_tokenizer.chat_template = PLAIN
     certificate = certify(chatml_tokenizer, CONFIG)
     assert not certificate.accepts_tools
     assert certificate.tool_grouping == "none"
 
 
-def test_names_of_arguments_could_spell_a_header_that_is_ordinary_text(chatml_tokenizer) -> None:
+def test_tools_need_a_header_with_a_token(chatml_tokenizer) -> None:
     words = chatml_tokenizer.chat_template.replace("<|im_start|>", "### ")
     assert certify(chatml_tokenizer, CONFIG).accepts_tools
     chatml_tokenizer.chat_template = words
@@ -139,12 +141,12 @@ def test_a_template_that_refuses_system_and_tools(chatml_tokenizer) -> None:
             PLAIN.replace("assistant\n", "model\n"),
             "1 assistant messages; the chat template begins 2 turns",
         ),
-        # the answer's own words behind the terminator
+        # the answer's own words after the terminator
         (
             PLAIN.replace("'<|im_end|>\n'", "'<|im_end|>\n' + (m.reasoning_content or '')"),
             r"the words of assistant turn 0 of a probe do not lie",
         ),
-        # an assistant header that no assistant message stands behind, once there are four messages
+        # an assistant header without an assistant message, once there are four messages
         (
             PLAIN.replace(
                 "{% if add",
@@ -157,7 +159,7 @@ def test_a_template_that_refuses_system_and_tools(chatml_tokenizer) -> None:
         ("{{ strftime_now(messages[0].role and '%Y') }}" + PLAIN, "today's date"),
     ],
 )
-def test_what_is_refused(template: str, message: str, chatml_tokenizer) -> None:
+def test_other_templates_are_refused(template: str, message: str, chatml_tokenizer) -> None:
     chatml_tokenizer.chat_template = template
     with pytest.raises(TemplateError, match=message) as error:
         certify(chatml_tokenizer, CONFIG)
@@ -173,23 +175,23 @@ def test_what_is_refused(template: str, message: str, chatml_tokenizer) -> None:
         "{{ '%9999999999d' % 1 }}",
     ],
 )
-def test_a_template_that_does_not_end_is_refused_at_once(bomb: str, chatml_tokenizer) -> None:
+def test_an_endless_template_is_refused(bomb: str, chatml_tokenizer) -> None:
     chatml_tokenizer.chat_template = bomb + PLAIN
     with pytest.raises(TemplateError, match="test-tokenizer: the chat template does not end"):
         certify(chatml_tokenizer, CONFIG)
 
 
-def test_a_date_that_is_given_is_no_date_of_today(chatml_tokenizer) -> None:
+def test_a_given_date_is_accepted(chatml_tokenizer) -> None:
     chatml_tokenizer.chat_template = "{{ date or strftime_now(messages[0].role and '%Y') }}" + PLAIN
     certify(chatml_tokenizer, replace(CONFIG, template_kwargs={"date": "1 Jan"}))
 
 
-def test_arguments_of_transformers_are_no_template_variables(chatml_tokenizer) -> None:
+def test_arguments_of_transformers_are_no_variables(chatml_tokenizer) -> None:
     with pytest.raises(TemplateError, match="cannot be given tokenize"):
         certify(chatml_tokenizer, replace(CONFIG, template_kwargs={"tokenize": False}))
 
 
-def test_padding_and_truncation_of_a_tokenizer_file_do_not_count(chatml_tokenizer) -> None:
+def test_padding_and_truncation_do_not_count(chatml_tokenizer) -> None:
     chatml_tokenizer.backend_tokenizer.enable_truncation(4)
     fingerprint = certify(chatml_tokenizer, CONFIG).fingerprint
     chatml_tokenizer.backend_tokenizer.enable_padding(length=1000)

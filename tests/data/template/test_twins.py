@@ -1,9 +1,9 @@
-"""Chat templates of other families against the copies of them, made by trl, that mark answers for transformers.
+"""Chat templates of many families, against trl's copies of them that mark answers.
 
-Each `NAME.jinja` in trl's folder with a `NAME_training.jinja`, its twin, is certified as it is; what we train must be
-what `return_assistant_tokens_mask=True` says of the twin, but for what the twins train beyond what a model has
-to produce: the newline (or the end of text) behind a terminator, an empty think block, and what the
-generation prompt supplies.
+Each `NAME.jinja` in trl's folder with a `NAME_training.jinja`, its twin, is certified as it is. We
+must train what `return_assistant_tokens_mask=True` marks in the twin, except for what the twins
+train beyond what a model has to produce: the newline (or the end of text) after a terminator, an
+empty think block, and what the generation prompt supplies.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from miles.data.template.certify import certify
 from miles.data.tokens.load import pin_date
 from miles.data.types import Encoded, RowRejected
 from miles.errors import TemplateError
+from tests.support.conversations import assistant, user
 
 _spec = find_spec("trl")  # found, not imported: only its templates are needed
 if _spec is None or _spec.origin is None:
@@ -40,7 +41,8 @@ NO_TEXT = ("idefics3", "llava_next", "smolvlm")
 """They take a message's content as a list of parts only."""
 
 OWN_TOKENS = re.compile(
-    r"<\|[^|<>\s']+\|>|<｜[^｜<>']+｜>|<\|[a-z_]+>|<[a-z_]+\|>|<(?:start|end)_of_turn>|\[gMASK\]|<sop>|</?think>|</?tool_call>"
+    r"<\|[^|<>\s']+\|>|<｜[^｜<>']+｜>|<\|[a-z_]+>|<[a-z_]+\|>|<(?:start|end)_of_turn>"
+    r"|\[gMASK\]|<sop>|</?think>|</?tool_call>"
 )
 EOS = {
     "deepseek_r1_distill": "<｜end▁of▁sentence｜>",
@@ -51,14 +53,6 @@ EOS = {
 
 
 PAGE = Path(__file__).parents[3] / "docs/masks.md"
-
-
-def user(content: str) -> dict[str, Any]:
-    return {"role": "user", "content": content}
-
-
-def assistant(content: str, **more: Any) -> dict[str, Any]:
-    return {"role": "assistant", "content": content, **more}
 
 
 CALL = {
@@ -125,7 +119,7 @@ CASES: dict[str, tuple[list[dict[str, Any]], Any]] = {
     ),
 }
 CHANGED_TEXT = {
-    # These twins keep reasoning, or the think block, in earlier turns, so that a conversation extends its beginning.
+    # These twins keep reasoning, or the think block, in earlier turns.
     **{
         name: {"multi", "reasoning twice"}
         for name in ("qwen3_5_nothink", "qwen3_5_think", "qwen3_6")
@@ -137,7 +131,7 @@ CHANGED_TEXT = {
 
 @pytest.fixture(scope="module")
 def tokenizer(request: pytest.FixtureRequest, chatml_tokenizer_folder: Path) -> Any:
-    """Qwen3's tokenizer where it is at hand, else a small one, with the special tokens of every template."""
+    """A tokenizer with every template's special tokens: Qwen3's if at hand, else a small one."""
     from transformers import AutoTokenizer
 
     try:
@@ -146,9 +140,8 @@ def tokenizer(request: pytest.FixtureRequest, chatml_tokenizer_folder: Path) -> 
         folder = chatml_tokenizer_folder
     tokenizer = AutoTokenizer.from_pretrained(folder)
     texts = [(TEMPLATES / f"{name}.jinja").read_text(encoding="utf-8") for name in NAMES]
-    own = sorted(
-        {token for text in texts for token in OWN_TOKENS.findall(text)} - set(tokenizer.get_vocab())
-    )
+    found = set(OWN_TOKENS.findall("\n".join(texts)))
+    own = sorted(found - set(tokenizer.get_vocab()))
     tokenizer.add_special_tokens({"bos_token": "<bos>", "additional_special_tokens": own})
     return tokenizer
 
@@ -167,17 +160,20 @@ def of_template(tokenizer: Any, request: pytest.FixtureRequest) -> tuple[str, An
     indirect=True,
     ids=lambda name: name,
 )
-def test_what_is_trained_is_what_the_twin_marks(of_template: tuple[str, Any]) -> None:
+def test_the_mask_is_the_twins(of_template: tuple[str, Any]) -> None:
     name, tokenizer = of_template
     certificate = certify(tokenizer, EncodeConfig(tokenizer=name))
     twin = pin_date((TEMPLATES / f"{name}_training.jinja").read_text(encoding="utf-8"))
-    compared, changed = set(), set()
+
+    compared = set()
+    changed = set()
     for case, (messages, tools) in CASES.items():
         try:
             ours = encode(messages, tokenizer, tools=tools)
         except RowRejected as rejected:
             _require_due(rejected, certificate, case)
             continue
+
         served = tokenizer.apply_chat_template(
             messages, tools=tools, tokenize=True, return_dict=False
         )
@@ -194,6 +190,7 @@ def test_what_is_trained_is_what_the_twin_marks(of_template: tuple[str, Any]) ->
             continue
         compared.add(case)
         _compare(ours, marked["assistant_masks"], tokenizer, certificate, f"{name}, {case}")
+
     assert changed == CHANGED_TEXT.get(name, set())
     assert {"single", "newlines", "markers"} <= compared
     assert ("system" in compared) == certificate.accepts_system
@@ -201,7 +198,7 @@ def test_what_is_trained_is_what_the_twin_marks(of_template: tuple[str, Any]) ->
 
 
 def _require_due(rejected: RowRejected, certificate: Certificate, case: str) -> None:
-    """The certificate said so."""
+    """Require that the certificate gives the reason."""
     if "tools" in case:
         assert not certificate.accepts_tools
     else:
@@ -213,7 +210,8 @@ def _require_due(rejected: RowRejected, certificate: Certificate, case: str) -> 
 def _compare(
     ours: Encoded, theirs: list[int], tokenizer: Any, certificate: Certificate, where: str
 ) -> None:
-    ids, mask = ours.input_ids.tolist(), ours.loss_mask.tolist()
+    ids = ours.input_ids.tolist()
+    mask = ours.loss_mask.tolist()
     num_straddling = 0
     for (own, marked), run in groupby(range(len(ids)), lambda at: (mask[at], theirs[at])):
         if own == marked:
@@ -221,11 +219,13 @@ def _compare(
         tokens = list(run)
         assert marked == 1, f"{where}: we train what the twin does not"
         text = tokenizer.decode([ids[at] for at in tokens])
-        is_behind = tokens[0] > 0 and mask[tokens[0] - 1] == 1
-        if is_behind:
+
+        is_after_turn = tokens[0] > 0 and mask[tokens[0] - 1] == 1
+        if is_after_turn:
             rest = text.removesuffix(tokenizer.eos_token).strip("\n")
-            assert rest == "", f"{where}: {text!r} behind a terminator is not trained"
+            assert rest == "", f"{where}: {text!r} after a terminator is not trained"
             continue
+
         if ours.num_straddling_tokens and len(tokens) == 1 and text.strip("\n") == "":
             num_straddling += 1
             continue
@@ -236,7 +236,7 @@ def _compare(
 
 
 @pytest.mark.parametrize("of_template", REFUSED, indirect=True, ids=lambda name: name)
-def test_what_cannot_be_certified_is_refused_by_name(of_template: tuple[str, Any]) -> None:
+def test_other_templates_are_refused_by_name(of_template: tuple[str, Any]) -> None:
     name, tokenizer = of_template
     with pytest.raises(TemplateError, match=REFUSED[name]) as refused:
         certify(tokenizer, EncodeConfig(tokenizer=name))
