@@ -75,7 +75,7 @@ class Escaper:
         position = 0
         remaining = list(range(len(points)))
 
-        # `split` gives text and what a pair of marks holds (None: a mark stands alone) in turn.
+        # `split` gives, in turn, text and the inside of a pair of marks (None: a single mark).
         pieces = self._marks.split(text)
         marks = [match.group() for match in self._marks.finditer(text)]
         for number, piece in enumerate(pieces):

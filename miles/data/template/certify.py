@@ -63,6 +63,7 @@ def certify(tokenizer: PreTrainedTokenizerBase, config: EncodeConfig) -> Certifi
     anchors = _learn_anchors(tokenizer, texts, name)
     encoder = text_encoder(tokenizer.backend_tokenizer)
     bos_count = _bos_count(tokenizer, texts.one_turn, name)
+    fingerprint = encoder_fingerprint(tokenizer, config)
 
     # Prove.
     try:
@@ -93,7 +94,7 @@ def certify(tokenizer: PreTrainedTokenizerBase, config: EncodeConfig) -> Certifi
         tool_grouping=tool_grouping,
         date=f"pinned to {PINNED_DATE}" if has_pinned_date(tokenizer.chat_template) else "none",
         engine=encoder.engine,
-        fingerprint=encoder_fingerprint(tokenizer, config),
+        fingerprint=fingerprint,
     )
 
 
@@ -177,6 +178,7 @@ def _render_probe(
                 "day: give the date with --apply-chat-template-kwargs where the template takes "
                 "one, or write it out."
             )
+
         # The cause may quote the probe: unlike a row's text, that is no secret.
         cause = f"{type(error.__cause__).__name__}: {error.__cause__}"
         raise TemplateError(f"{name} fails on a plain conversation: {cause}.{hint}") from error

@@ -12,7 +12,7 @@ The anchors, which begin and end an assistant turn, are known from the certifica
 
 Invariants:
 
-- An anchor that a user types moves nothing: what a row says is in no literal part.
+- An anchor that a user types moves nothing: no text of a row is in a literal part.
 - There is exactly one turn for each assistant message, and it holds no other message's words.
   Otherwise the rows of that program are refused; no turn is guessed.
 - A new program is compared, character by character, with what transformers renders for its first
@@ -216,7 +216,7 @@ def _find_anchor(program: Program, anchor: str) -> list[_Place]:
 def _require_own_turns(
     program: Program, turns: Sequence[_Turn], messages: Sequence[Message]
 ) -> None:
-    """Require one turn for each assistant message, with nothing in it that another message says.
+    """Require one turn for each assistant message, with no text of another message in it.
 
     Raises:
         RowRejected: "unlocatable_turn"
@@ -234,7 +234,7 @@ def _require_own_turns(
         owners_of_parts = program.owners[turn.begin.part : turn.end.part]
         if not all(owners <= {message} for owners in owners_of_parts):
             raise RowRejected(
-                "unlocatable_turn", f"assistant turn {number} would hold what another message says"
+                "unlocatable_turn", f"assistant turn {number} would hold text of another message"
             )
 
 

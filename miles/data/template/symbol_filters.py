@@ -1,4 +1,4 @@
-"""Jinja's outputs, filters and tests, for values of which some are symbols.
+"""Jinja's outputs, filters and tests, for values that are symbols or hold some.
 
     {{ value }}          `to_text`         a string, or a symbol
     a ~ b, {{ a }}b      `concat`          a string, or a symbol with the parts of all
@@ -51,7 +51,7 @@ def to_text(value: Any) -> Any:
 
 
 def _require_data(value: Any) -> None:
-    """Require plain data, the text of which is always the same, and not too much of it.
+    """Require plain data, whose text is always the same, and not too much of it.
 
     A list that holds a list twice, which again holds one twice, and so on, is small until it is
     written out.
@@ -171,7 +171,7 @@ def join_strings(separator: str, strings: Iterable[Any]) -> Any:
     """Return `separator.join(strings)`, for strings and symbols."""
     pieces = list(strings)
     if not all(type(piece) in (str, Symbol) for piece in pieces):
-        raise Untraceable("what is no string, joined")
+        raise Untraceable("something that is not a string, joined")
     return join(pieces, separator)
 
 

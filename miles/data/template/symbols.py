@@ -11,8 +11,8 @@ A template gets a `Symbol` in place of each string of a conversation. It can do 
 Invariants:
 
 - Nothing else can look at a symbol. So a template does the same for all rows whose strings give the
-  same answers to its guards, and the same parts compute what it writes for them.
-- A literal part is text of the template's own. What a row says is in no literal.
+  same answers to its guards, and the same parts compute the text that it writes for them.
+- A literal part is text of the template's own. No text of a row is in a literal.
 
 Attributes begin with an underscore because Jinja's sandbox lets no template read such names.
 """
@@ -185,7 +185,7 @@ class Symbol:
         asked the same.
         """
         if type(separator) not in (str, type(None)) or type(maxsplit) is not int:
-            raise Untraceable("a split at what is not known")
+            raise Untraceable("a split at a string that is not known")
         string_of = compute_of(self._parts)
 
         def has_piece(number: int) -> bool:
@@ -282,7 +282,9 @@ class Length:
 
     def __gt__(self, other: Any) -> bool:
         if type(other) is not int:
-            raise Untraceable("the length of a string, compared with what is no number")
+            raise Untraceable(
+                "the length of a string, compared with something that is not a number"
+            )
         return self._of._is_longer_than(other)
 
     def __ge__(self, other: Any) -> bool:

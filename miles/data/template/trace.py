@@ -1,4 +1,4 @@
-"""Traces a chat template: runs it once on symbols, and keeps what it did as a program.
+"""Traces a chat template: runs it once on symbols, and keeps a program of it.
 
     Qwen3's template, a conversation of the shape (user, assistant)
 
@@ -23,7 +23,7 @@ template is traced on this row, and the tree grows by the guards that it asked.
 
 Invariants:
 
-- Rows that reach the same program get from the template what the program computes for them.
+- For every row that reaches a program, the template writes the text that the program computes.
 - The tree depends on no row before: a row gets the same text, or is refused, in any order of rows.
 """
 

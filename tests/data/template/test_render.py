@@ -161,7 +161,7 @@ def test_a_turn_without_an_end_is_refused(chatml_tokenizer) -> None:
         "{% if m.name is not defined %}{{ '<|im_end|>\n' }}{% endif %}{% endfor %}"
         "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
     )
-    with pytest.raises(RowRejected, match="assistant turn 0 would hold what another message says"):
+    with pytest.raises(RowRejected, match="assistant turn 0 would hold text of another message"):
         turns_of(chatml_tokenizer, [user("q"), assistant("a", name="n"), user("q"), assistant("b")])
     with pytest.raises(RowRejected, match="assistant turn 1 is not ended"):
         turns_of(chatml_tokenizer, [user("q"), assistant("a"), user("q"), assistant("b", name="n")])
