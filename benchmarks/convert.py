@@ -176,8 +176,7 @@ def _make(folder: Path, gigabytes: float) -> None:
     """Writes the model, random bits but for their exponents."""
     import torch
 
-    from miles.architecture.config import ModelShape
-    from miles.architecture.families import hf_shapes
+    from miles.architecture.families import hf_shapes, shape_of
     from miles.convert.safetensors_files import (
         INDEX,
         ShardedWriter,
@@ -187,7 +186,7 @@ def _make(folder: Path, gigabytes: float) -> None:
     )
 
     def planned(num_layers: int) -> dict[str, Spec]:
-        shape = ModelShape.from_hf_config({**CONFIG, "num_hidden_layers": num_layers}, "made up")
+        shape = shape_of({**CONFIG, "num_hidden_layers": num_layers}, "made up")
         return {name: Spec(torch.bfloat16, sizes) for name, sizes in hf_shapes(shape).items()}
 
     num_layers = 1

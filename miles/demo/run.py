@@ -17,6 +17,7 @@ import torch
 from rich.console import Console
 
 from miles.architecture.config import ModelShape
+from miles.architecture.families import read_shape
 from miles.common import checkpoint_folder, local_ray
 from miles.convert.hf_to_megatron import hf_to_megatron
 from miles.convert.megatron_to_hf import megatron_to_hf
@@ -98,7 +99,7 @@ def run_demo(output: str, console: Console) -> None:
     files = rows.copy_rows(folder / "rows")
     build_tokenizer(rows.texts(), folder / "tokenizer")
     build_model(folder / "tokenizer", folder / "hf")
-    shape = ModelShape.from_hf_folder(str(folder / "hf"))
+    shape = read_shape(str(folder / "hf"))
     console.print(
         f"  {' and '.join(str(file) for file in files.values())}\n  {folder / 'hf'}: {shape.num_layers} layers, "
         f"hidden {shape.hidden_size}, vocabulary {shape.vocab_size:,}, random weights"

@@ -160,7 +160,7 @@ def test_a_dtype_for_each_tensor(source: Path, tmp_path: Path) -> None:
 def padded_logits(
     layout: Layout, rank: int, meeting: Path, hf: str, megatron: list[str]
 ) -> list[Any]:
-    from miles.architecture.config import ModelShape
+    from miles.architecture.families import read_shape
     from miles.common import checkpoint_folder
     from miles.train.rank import checkpoint_load
     from miles.train.rank.trainer import Trainer
@@ -169,7 +169,7 @@ def padded_logits(
     start(layout, rank, meeting)
     found = []
     for url in megatron:
-        trainer = Trainer(ModelShape.from_hf_folder(hf), layout, rank, SETTINGS, 10, 1, bf16=False)
+        trainer = Trainer(read_shape(hf), layout, rank, SETTINGS, 10, 1, bf16=False)
         newest = checkpoint_folder.find(url)
         assert newest is not None
         checkpoint_load.load(trainer, newest, model_only=True)

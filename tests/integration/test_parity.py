@@ -23,6 +23,7 @@ import pytest
 import torch
 
 from miles.architecture.config import ModelShape
+from miles.architecture.families import read_shape
 from miles.common import checkpoint_folder
 from miles.convert.hf_to_megatron import hf_to_megatron
 from miles.data.config import DataConfig, PackConfig
@@ -144,7 +145,7 @@ class Bench:
             hf_to_megatron(str(hf), str(megatron))
         found = checkpoint_folder.find(str(megatron))
         assert found is not None
-        return hf, ModelShape.from_hf_folder(str(hf)), found
+        return hf, read_shape(str(hf)), found
 
     def run(self, name: str, case: Case) -> Numbers:
         """Ten steps of a model on a layout, fed by a feed of its own."""

@@ -14,6 +14,7 @@ import torch
 from rich.console import Console
 
 from miles.architecture.config import ModelShape
+from miles.architecture.families import read_shape
 from miles.common import checkpoint_folder, local_ray, run_folder, storage
 from miles.common.checkpoint_folder import find_start
 from miles.common.checkpoint_tracker import folder_name
@@ -60,7 +61,7 @@ def train(config: TrainConfig, console: Console | None = None) -> RunSummary:
         MilesError: a setting, file, checkpoint or cluster that cannot be used.
     """
     console = console or Console()
-    shape = ModelShape.from_hf_folder(config.hf_checkpoint)
+    shape = read_shape(config.hf_checkpoint)
     config.cluster.layout.require_fits(shape)
     if config.save_hf:
         require_replaceable(config.save_hf, config.hf_checkpoint)  # not after the last step only

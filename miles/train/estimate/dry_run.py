@@ -14,12 +14,14 @@ from rich.console import Console
 from rich.table import Table
 
 from miles.architecture.config import ModelShape
+from miles.architecture.families import read_shape
+from miles.architecture.sizes import active_parameters, total_parameters
 from miles.common import storage
 from miles.common.checkpoint_folder import find_start
 from miles.data.stream.survey import Survey, count_rows, packed_step, survey
 from miles.errors import CheckpointError
 from miles.train.config import TrainConfig, check_schedule
-from miles.train.estimate.memory import StageMemory, active_parameters, estimate, total_parameters
+from miles.train.estimate.memory import StageMemory, estimate
 from miles.train.parallel_layout import Layout
 
 CARDS_GIB = (24, 40, 48, 80, 141, 192)
@@ -38,7 +40,7 @@ def dry_run(config: TrainConfig, console: Console) -> None:
     Raises:
         MilesError: what would keep the run from starting, but a checkpoint to start from.
     """
-    shape = ModelShape.from_hf_folder(config.hf_checkpoint)
+    shape = read_shape(config.hf_checkpoint)
     layout = config.cluster.layout
     memory = estimate(
         shape,

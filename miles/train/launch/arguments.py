@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import yaml
 
-from miles.architecture.config import ModelShape
+from miles.architecture.families import read_shape
 from miles.common import storage
 from miles.data.config import (
     DataConfig,
@@ -205,7 +205,7 @@ def _require_mask_type(flags: argparse.Namespace) -> None:
 
 def _require_model(flags: argparse.Namespace, layout: Layout) -> None:
     """The layout, and the sizes on the launch line, against config.json."""
-    shape = ModelShape.from_hf_folder(flags.hf_checkpoint)
+    shape = read_shape(flags.hf_checkpoint)
     layout.require_fits(shape)
     given = {name: getattr(flags, name) for name in SIZES if getattr(flags, name) is not None}
     given.update({name: True for name in SWITCHES if getattr(flags, name)})

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from miles.architecture.config import ModelShape
+from miles.architecture.families import read_shape
 from miles.data.config import DataConfig, EncodeConfig, RowFormat
 from miles.errors import ConfigError
 from miles.train.launch.arguments import parse
@@ -368,7 +368,7 @@ def test_every_flag_arrives_from_the_line_and_from_yaml(
 
 
 def _size(name: str, checkpoint: str) -> Any:
-    args = ModelShape.from_hf_folder(checkpoint).megatron_args()
+    args = read_shape(checkpoint).megatron_args()
     return True if name == "disable_bias_linear" else args.get(name)
 
 
