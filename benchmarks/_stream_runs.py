@@ -44,7 +44,8 @@ from miles.data.files.read import read_rows
 from miles.data.packing import shards
 from miles.data.rows.normalize import normalize
 from miles.data.stream import stages
-from miles.data.stream.feed import Feed, StepIterator
+from miles.data.stream.feed import Feed
+from miles.data.stream.step_iterator import StepIterator
 from miles.data.types import STAGES, Conversation, Cursor
 
 GROUP_ROWS = 1_000

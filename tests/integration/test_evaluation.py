@@ -18,6 +18,7 @@ from miles.data.files.manifest import Manifest, build_manifest
 from miles.data.rows.normalize import normalize
 from miles.data.stream import pipeline, stages
 from miles.data.stream.eval_set import EvalPrompt, EvalSet, eval_config, micro_batches
+from miles.data.stream.row_outcomes import hash_share
 from miles.data.types import Cursor, Encoded, MicroBatch, RowRejected
 from miles.errors import ClusterError, DataError, TemplateError
 from tests.support.streams import config_of, delivered, demo_settings, follow, opened, with_layout
@@ -46,7 +47,7 @@ def plain(config: DataConfig) -> list[tuple[int, Encoded]]:
         for payload in Path(source.paths[0]).read_bytes().splitlines():
             try:
                 conversation = normalize(payload, RowFormat("messages"))
-                share = stages.hash_share(conversation)
+                share = hash_share(conversation)
                 if config.held_out == "leave_out" or share < config.held_out_fraction:
                     made.append((row_id, encoder.encode(conversation)))
             except RowRejected:
@@ -319,7 +320,7 @@ def test_of_held_out_rows_the_share_is_not_judged_but_a_fatal_reason_is(
     config: DataConfig, tmp_path: Path
 ) -> None:
     sources = lines_of(tmp_path, *[chat(f"b {number}") for number in range(40)], *[LONG] * 3)
-    held_out = stages.hash_share(normalize(json.dumps(LONG).encode()))
+    held_out = hash_share(normalize(json.dumps(LONG).encode()))
     training = replace(
         config, sources=sources, held_out_fraction=max(held_out * 1.01, 0.5), max_bad_fraction=0.0
     )

@@ -19,15 +19,15 @@ import ray
 from miles.data.config import DataConfig, StreamConfig
 from miles.data.files.manifest import build_manifest
 from miles.data.packing import shards
-from miles.data.stream import feed as feed_module
 from miles.data.stream import pipeline
-from miles.data.stream.feed import Feed, StepIterator
+from miles.data.stream.feed import Feed
 from miles.data.stream.ledger import Ledger
+from miles.data.stream.step_iterator import StepIterator
 from miles.data.types import Cursor
 from miles.errors import ClusterError, MilesError
 from tests.support.fault_table import SINCE, observed
 from tests.support.processes import LIMIT_SECONDS, processes
-from tests.support.stand_ins import MortalPack, PoisonedPack, StuckPack, feed_actor_with
+from tests.support.stand_ins import MortalPack, PoisonedPack, StuckPack
 from tests.support.streams import config_of, demo_settings, follow, local, opened, seen, with_layout
 
 
@@ -78,13 +78,17 @@ def outcome_of(thread: threading.Thread, outcome: list[Any]) -> Any:
 def test_dead_feed_ends_the_wait(
     config: DataConfig,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     kill: Callable[[Feed], None],
 ) -> None:
     unbroken = [seen(step) for step in local(config)]
-    with monkeypatch.context() as patch:
-        patch.setattr(feed_module, "FeedActor", feed_actor_with(_Pack=partial(StuckPack, 3)))
-        feed = Feed.open(config, cursor=None, cursor_path="", num_ranks=1, run_dir=str(tmp_path))
+    feed = Feed.open(
+        config,
+        cursor=None,
+        cursor_path="",
+        num_ranks=1,
+        run_dir=str(tmp_path),
+        loader=pipeline.LoaderStages(pack=partial(StuckPack, 3)),
+    )
     iterator = StepIterator(feed.handle, 0, 0, 0, feed.info.num_steps)
     for step in range(3):
         next(iterator)
@@ -133,19 +137,16 @@ def test_dead_feed_ends_the_commit(config: DataConfig, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_row_that_kills_its_loader_ends_the_run(
-    config: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_row_that_kills_its_loader_ends_the_run(config: DataConfig, tmp_path: Path) -> None:
     unbroken = local(config)
     row_id = int(unbroken[8].micro_batches[0][0].row_ids[0])
-    monkeypatch.setattr(
-        feed_module,
-        "FeedActor",
-        feed_actor_with(_Pack=partial(PoisonedPack, str(tmp_path), row_id)),
-    )
+    loader = pipeline.LoaderStages(pack=partial(PoisonedPack, str(tmp_path), row_id))
     config = replace(config, stream=StreamConfig(max_retries=2, target_block_bytes=1))
     taken: list[str] = []
-    with opened(config, str(tmp_path)) as feed, pytest.raises(MilesError) as raised:
+    with (
+        opened(config, str(tmp_path), loader=loader) as feed,
+        pytest.raises(MilesError) as raised,
+    ):
         taken.extend(
             report.content.fingerprint for report, _ in follow(feed, config)
         )  # what came before stays in the list
@@ -163,23 +164,19 @@ def test_row_that_kills_its_loader_ends_the_run(
     assert len(taken) <= 8, "no step came after the one that could not be had"
 
 
-def test_without_retries_the_first_death_counts(
-    config: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_retries_the_first_death_counts(config: DataConfig, tmp_path: Path) -> None:
     row_id = int(local(config)[0].micro_batches[0][0].row_ids[0])
-    monkeypatch.setattr(pipeline, "_Pack", partial(PoisonedPack, str(tmp_path), row_id))
+    loader = pipeline.LoaderStages(pack=partial(PoisonedPack, str(tmp_path), row_id))
     config = replace(config, stream=StreamConfig(max_retries=0))
     with pytest.raises(MilesError):
-        list(pipeline.iterate(pipeline.build(build_manifest(config.sources), config)))
+        list(pipeline.blocks(pipeline.build(build_manifest(config.sources), config, loader=loader)))
     assert len(list(tmp_path.glob("death-*"))) == 1
 
 
-def test_killed_loader_changes_neither_order_nor_counts(
-    config: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_killed_loader_changes_neither_order_nor_counts(config: DataConfig, tmp_path: Path) -> None:
     """In the midst of a window: the steps that it gave are neither lost nor counted twice."""
     unbroken = [step.report for step in local(config)]
-    monkeypatch.setattr(pipeline, "_Pack", partial(MortalPack, str(tmp_path), 8))
+    loader = pipeline.LoaderStages(pack=partial(MortalPack, str(tmp_path), 8))
     manifest = build_manifest(config.sources)
     expected, ledger = (
         Ledger(manifest, str(tmp_path / name), 1.0) for name in ("expected.jsonl", "rejects.jsonl")
@@ -188,7 +185,7 @@ def test_killed_loader_changes_neither_order_nor_counts(
         expected.commit(report.position.index, report.rows)
 
     reports = []
-    for block in pipeline.iterate(pipeline.build(manifest, config)):
+    for block in pipeline.iterate(pipeline.build(manifest, config, loader=loader)):
         for report in shards.reports(block):
             ledger.commit(report.position.index, report.rows)
             reports.append(report)

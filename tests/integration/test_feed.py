@@ -24,9 +24,10 @@ from miles.data.config import (
 from miles.data.files.manifest import Manifest, build_manifest
 from miles.data.notebook.dataset import prepare
 from miles.data.packing.shards import unpack
-from miles.data.stream import feed as feed_module
-from miles.data.stream import stages
-from miles.data.stream.feed import Feed, FeedActor, StepIterator
+from miles.data.stream import feed_actor, stages
+from miles.data.stream.feed import Feed
+from miles.data.stream.feed_actor import FeedActor
+from miles.data.stream.step_iterator import StepIterator
 from miles.data.types import Cursor
 from miles.demo import rows
 from miles.errors import CheckpointError, ClusterError, SourceError, TemplateError
@@ -51,15 +52,11 @@ def config() -> DataConfig:
 class ByHand(FeedActor):
     """The actor's class in this process, given its blocks one by one."""
 
-    def _produce(self, manifest: Any, start_row: int) -> None:
-        pass
+    def run_stream(self, manifest: Any, start_row: int) -> None:
+        """Nothing comes by itself."""
 
     def give(self, *rows: pa.Table) -> None:
-        self._add(pa.concat_tables(rows))
-
-    def end(self) -> None:
-        with self._came:
-            self._error = ClusterError("the stream is at its end")
+        self.put(pa.concat_tables(rows))
 
 
 @pytest.fixture(scope="module")
@@ -102,37 +99,37 @@ def test_depth_is_zero_where_any_rank_waited(actor: ByHand, packed: list[pa.Tabl
     actor.begin(0)  # rank 0 comes later, and finds it
     waiting.join(LIMIT_SECONDS)
     assert len(fetched) == 1
-    assert actor.report(0).timing.queue_depth == 0
-    assert actor.report(0).timing.wait_seconds > 0.05
+    assert actor.commit(0).timing.queue_depth == 0
+    assert actor.commit(0).timing.wait_seconds > 0.05
 
 
 def test_depth_counts_ready_steps(actor: ByHand, packed: list[pa.Table]) -> None:
     actor.give(*packed[:2])
     actor.give(packed[2])
     actor.begin(0)
-    assert (actor.report(0).timing.queue_depth, actor.report(0).timing.wait_seconds) == (3, 0.0)
+    assert (actor.commit(0).timing.queue_depth, actor.commit(0).timing.wait_seconds) == (3, 0.0)
     actor.begin(2)  # a rank that is ahead of the others
     actor.begin(1)
-    assert actor.report(1).timing.queue_depth == 2
-    assert actor.report(2).timing.queue_depth == 1
-    assert actor.report(2).content.fingerprint == unpack(packed[2])[0].fingerprint
+    assert actor.commit(1).timing.queue_depth == 2
+    assert actor.commit(2).timing.queue_depth == 1
+    assert actor.commit(2).content.fingerprint == unpack(packed[2])[0].fingerprint
 
 
 def test_last_steps_are_reported_once_measured(
     actor: ByHand, packed: list[pa.Table], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     actor.give(*packed[:2])
-    actor.end()
-    committing, reports = in_thread(actor.report, 0)
+    actor.end(ClusterError("the stream is at its end"))
+    committing, reports = in_thread(actor.commit, 0)
     assert not reports, "what begins the step may come after the question"
     actor.begin(0)
     committing.join(LIMIT_SECONDS)
     assert [report.timing.queue_depth for report in reports] == [2]
     with pytest.raises(ClusterError, match="at its end"):
-        actor.report(2)
-    monkeypatch.setattr(feed_module, "REPORT_SECONDS", 0.1)
+        actor.commit(2)
+    monkeypatch.setattr(feed_actor, "REPORT_SECONDS", 0.1)
     with pytest.raises(ClusterError, match="at its end"):
-        actor.report(1)
+        actor.commit(1)
 
 
 def test_reading_ahead_measures_nothing(actor: ByHand, packed: list[pa.Table]) -> None:
@@ -140,39 +137,40 @@ def test_reading_ahead_measures_nothing(actor: ByHand, packed: list[pa.Table]) -
     actor.give(*packed[:3])
     waiting.join(LIMIT_SECONDS)
     actor.begin(0)
-    assert (actor.report(0).timing.queue_depth, actor.report(0).timing.wait_seconds) == (3, 0.0)
+    assert (actor.commit(0).timing.queue_depth, actor.commit(0).timing.wait_seconds) == (3, 0.0)
 
 
 def test_window_is_bounded_and_lets_chunks_go(actor: ByHand, packed: list[pa.Table]) -> None:
     """Blocks of two steps, a bound of three: the second block is taken, and the third waits."""
     last = len(packed) - 1
+    ready = actor._ready
     pairs = [packed[i : i + 2] for i in range(0, len(packed), 2)]
     producing, _ = in_thread(lambda: [actor.give(*pair) for pair in pairs])
-    wait_until(lambda: actor._newest >= 3)
-    assert (actor._newest, len(actor._held)) == (3, 2)
+    wait_until(lambda: ready.newest >= 3)
+    assert (ready.newest, len(ready.held_steps)) == (3, 2)
     chunk = ray.get(actor.fetch(0, 0, 0)[0])
     assert [report.position.index for report in chunk.reports] == [0, 1]
     actor.fetch(1, 1, 1)
-    assert [held.first_step for held in actor._held] == [0, 2], "fetched, and still needed"
+    assert ready.held_steps == [(0, 1), (2, 3)], "fetched, and still needed"
     depths = []
     for step in range(len(packed)):
         actor.begin(step)
-        depths.append(actor.report(step).timing.queue_depth)
+        depths.append(actor.commit(step).timing.queue_depth)
         for rank in (0, 1):
             if step % 2 == 0 and step > 0:
                 actor.fetch(step, rank, rank)
-        wait_until(lambda step=step: actor._newest >= min(step + 3, last))
-        assert actor._newest - step <= 4
-        assert len(actor._held) <= 3
+        wait_until(lambda step=step: ready.newest >= min(step + 3, last))
+        assert ready.newest - step <= 4
+        assert len(ready.held_steps) <= 3
     producing.join(LIMIT_SECONDS)
     with pytest.raises(ClusterError, match="step 0 of the data stream is gone"):
         actor.fetch(0, 0, 0)
-    assert [held.last_step for held in actor._held] == [last]
+    assert [end for _, end in ready.held_steps] == [last]
     assert depths == [3] * (len(packed) - 2) + [2, 1]
 
 
 def test_wait_has_a_limit(actor: ByHand, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(feed_module, "WAIT_SECONDS", 0.2)
+    monkeypatch.setattr(feed_actor, "WAIT_SECONDS", 0.2)
     errors: list[str] = []
 
     def read_ahead() -> None:
@@ -258,7 +256,7 @@ def test_template_is_certified_before_any_actor(config: DataConfig, tmp_path: Pa
         return Feed.open(changed, cursor=None, cursor_path="", num_ranks=1, run_dir=str(tmp_path))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(feed_module.ray, "remote", lambda **_: pytest.fail("an actor was made"))
+        patch.setattr(ray, "remote", lambda **_: pytest.fail("an actor was made"))
         with pytest.raises(
             TemplateError, match="the chat template that was given cannot be certified"
         ):

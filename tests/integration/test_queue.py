@@ -15,13 +15,12 @@ import ray
 
 from miles.data.config import DataConfig, StreamConfig
 from miles.data.encoding.encoder import Encoder
-from miles.data.stream import feed as feed_module
-from miles.data.stream import pipeline, stages
+from miles.data.stream import pipeline, row_outcomes, stages
 from miles.data.stream.bottleneck import Stall, Timing
 from miles.data.types import STAGES
 from tests.support.processes import wait_until
 from tests.support.scenarios import run
-from tests.support.stand_ins import GatedRead, NotedRead, feed_actor_with
+from tests.support.stand_ins import GatedRead, NotedRead
 from tests.support.streams import config_of, demo_settings, follow, opened, with_layout
 
 BOUND = 4
@@ -37,17 +36,14 @@ def config(settings: dict[str, Any]) -> DataConfig:
     return with_layout(config_of(settings), 1)
 
 
-def test_slow_trainer_finds_a_full_queue(
-    config: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_slow_trainer_finds_a_full_queue(config: DataConfig, tmp_path: Path) -> None:
     """Of the first step nothing is ready; from then on the stream is ahead, and nobody waits."""
     config = replace(with_layout(config, 2), stream=StreamConfig(prefetch_steps=BOUND))
     gate = tmp_path / "gate"
-    gated = feed_actor_with(_Read=partial(GatedRead, str(gate)))
-    monkeypatch.setattr(feed_module, "FeedActor", gated)
+    loader = pipeline.LoaderStages(read=partial(GatedRead, str(gate)))
 
     measured, last = [], time.perf_counter()
-    with opened(config, str(tmp_path)) as feed:
+    with opened(config, str(tmp_path), loader=loader) as feed:
         ray.get(feed.handle.begin.options(num_returns=1).remote(0))  # as a rank that has to wait
         gate.touch()
         for report, _ in follow(feed, config, is_slow=True):
@@ -73,22 +69,19 @@ def test_slow_trainer_finds_a_full_queue(
     assert "The loader keeps up" in str(stall)
 
 
-def test_waiting_trainer_stops_the_loader(
-    config: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_waiting_trainer_stops_the_loader(config: DataConfig, tmp_path: Path) -> None:
     """Windows of two steps and one loader: it goes two windows beyond the step in use."""
     config = replace(
         config, order=replace(config.order, window_rows=64), stream=StreamConfig(prefetch_steps=1)
     )
     folder = tmp_path / "windows"
     folder.mkdir()
-    noted = feed_actor_with(_Read=partial(NotedRead, str(folder)))
-    monkeypatch.setattr(feed_module, "FeedActor", noted)
+    loader = pipeline.LoaderStages(read=partial(NotedRead, str(folder)))
 
     def windows_read() -> list[int]:
         return sorted(int(file.name) for file in folder.iterdir())
 
-    with opened(config, str(tmp_path)) as feed:
+    with opened(config, str(tmp_path), loader=loader) as feed:
         steps = follow(feed, config)
         for needed, loaded in ((0, 4), (1, 4), (2, 6), (3, 6), (4, 8)):
             next(steps)
@@ -104,7 +97,7 @@ SLOW_SECONDS = 0.5
 """What the slow stage of a window adds to each step, far above what the others take."""
 
 
-class SlowRead(pipeline._Read):
+class SlowRead(pipeline.Read):
     """Reads as ever, and makes another stage of the loader slow in each window that it reads."""
 
     def __init__(self, slow_stages: tuple[str, ...], *arguments: Any) -> None:
@@ -116,7 +109,7 @@ class SlowRead(pipeline._Read):
             stage = next(self.slow_stages)
             target, name, calls_a_step = {
                 "read": (stages, "read_rows", 1 / 4),
-                "normalize": (stages, "normalize", 96),
+                "normalize": (row_outcomes, "normalize", 96),
                 "encode": (Encoder, "encode_all", 1),
                 "pack": (stages, "pack", 1),
             }[stage]
@@ -135,20 +128,17 @@ class SlowRead(pipeline._Read):
                 yield from super().__call__(table.slice(number, 1))
 
 
-def test_slow_stage_empties_the_queue_and_is_named(
-    config: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_slow_stage_empties_the_queue_and_is_named(config: DataConfig, tmp_path: Path) -> None:
     """Four windows, of 4, 3, 4 and 3 steps; in each, another stage is slow."""
     order = replace(config.order, batch_size=96, window_rows=384)
     # Blocks of one step, so that a step is not ready long before it is needed.
     config = replace(config, order=order, stream=StreamConfig(target_block_bytes=1, loader_cpus=1))
     slow_stages = ("encode", "read", "normalize", "pack")
     assert sorted(slow_stages) == sorted(STAGES)
-    slow = feed_actor_with(_Read=partial(SlowRead, slow_stages))
-    monkeypatch.setattr(feed_module, "FeedActor", slow)
+    loader = pipeline.LoaderStages(read=partial(SlowRead, slow_stages))
 
     measured, last = [], time.perf_counter()
-    with opened(config, str(tmp_path)) as feed:
+    with opened(config, str(tmp_path), loader=loader) as feed:
         for report, _ in follow(feed, config):
             now = time.perf_counter()
             measured.append(

@@ -30,11 +30,10 @@ from rich.console import Console
 from miles.common import local_ray
 from miles.data.files.manifest import build_manifest
 from miles.data.packing.shards import unpack
-from miles.data.stream import feed as feed_module
 from miles.data.stream import pipeline
 from miles.train.driver.loop import train
 from tests.support.processes import PROJECT, environment, free_port, processes, wait_until
-from tests.support.stand_ins import SlowPack, feed_actor_with
+from tests.support.stand_ins import SlowPack
 from tests.support.streams import Seen, config_of, follow, opened, seen
 
 OBJECT_STORE_BYTES = 200 << 20
@@ -99,8 +98,8 @@ def attacked(settings: Any, run_dir: str, num_kills: int, seed: int) -> dict[str
     """Follow a feed to its end while loaders are killed."""
     config = config_of(settings)
     marks = tempfile.mkdtemp(dir=run_dir)
-    feed_module.FeedActor = feed_actor_with(_Pack=partial(SlowPack, marks, 0.3))  # type: ignore[misc]
-    with local_ray.running(2, OBJECT_STORE_BYTES), opened(config, run_dir) as feed:
+    loader = pipeline.LoaderStages(pack=partial(SlowPack, marks, 0.3))
+    with local_ray.running(2, OBJECT_STORE_BYTES), opened(config, run_dir, loader=loader) as feed:
         killer = Killer(marks, num_kills, seed)
         killer.start()
         taken = list(follow(feed, config))

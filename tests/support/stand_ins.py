@@ -1,36 +1,19 @@
-"""Stages of the stream that are slow, wait, die or take notes: they stand in for those of `pipeline`."""
+"""Stages of the stream that are slow, wait, die or take notes: given as `pipeline.LoaderStages`."""
 
 from __future__ import annotations
 
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
 
-from miles.data.stream import feed as feed_module
 from miles.data.stream import pipeline, stages
 from tests.support.processes import wait_until
-
-
-def feed_actor_with(**stand_ins: Callable[..., Any]) -> type:
-    """Return the feed's actor with stand-ins for classes of `pipeline` in its process.
-
-    Args:
-        stand_ins: by the name of the class, such as `_Pack`.
-    """
-
-    class FeedActor(feed_module.FeedActor):
-        def __init__(self, *arguments: Any) -> None:
-            for name, stand_in in stand_ins.items():
-                setattr(pipeline, name, stand_in)
-            super().__init__(*arguments)
-
-    return FeedActor
 
 
 def steps_of(table: pa.Table) -> Iterator[pa.Table]:
@@ -38,7 +21,7 @@ def steps_of(table: pa.Table) -> Iterator[pa.Table]:
     return (table.slice(number, 1) for number in range(table.num_rows))
 
 
-class GatedRead(pipeline._Read):
+class GatedRead(pipeline.Read):
     """Reads as ever, once a file is there."""
 
     def __init__(self, gate: str, *arguments: Any) -> None:
@@ -50,7 +33,7 @@ class GatedRead(pipeline._Read):
         yield from super().__call__(table)
 
 
-class NotedRead(pipeline._Read):
+class NotedRead(pipeline.Read):
     """Leaves a file for each window that is read."""
 
     def __init__(self, folder: str, *arguments: Any) -> None:

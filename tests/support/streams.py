@@ -29,8 +29,9 @@ from miles.data.config import (
     StreamConfig,
 )
 from miles.data.files.manifest import build_manifest
-from miles.data.stream import stages
-from miles.data.stream.feed import Feed, StepIterator
+from miles.data.stream import pipeline, stages
+from miles.data.stream.feed import Feed
+from miles.data.stream.step_iterator import StepIterator
 from miles.data.types import Cursor, MicroBatch, Step, StepReport
 from miles.demo import rows
 from miles.demo.tokenizer import build_tokenizer
@@ -147,10 +148,20 @@ def local(config: DataConfig, start_row: int = 0) -> list[Step]:
 
 
 @contextlib.contextmanager
-def opened(config: DataConfig, run_dir: str, cursor: Cursor | None = None) -> Iterator[Feed]:
+def opened(
+    config: DataConfig,
+    run_dir: str,
+    cursor: Cursor | None = None,
+    loader: pipeline.LoaderStages = pipeline.LOADER,
+) -> Iterator[Feed]:
     """Open a feed for as many ranks as the configuration has; close it at the end."""
     feed = Feed.open(
-        config, cursor=cursor, cursor_path="there", num_ranks=config.pack.dp_size, run_dir=run_dir
+        config,
+        cursor=cursor,
+        cursor_path="there",
+        num_ranks=config.pack.dp_size,
+        run_dir=run_dir,
+        loader=loader,
     )
     try:
         yield feed

@@ -37,7 +37,7 @@ from miles.data.notebook.parts import PartFiles
 from miles.data.notebook.preview import Preview
 from miles.data.packing.shards import unpack
 from miles.data.rows.messages_parquet import ToMessages
-from miles.data.stream import pipeline, stages
+from miles.data.stream import pipeline, row_outcomes, stages
 from miles.data.stream.ledger import Ledger, fatal_reasons
 from miles.data.types import Encoded, Int64, RowRejected, Step, StepRows
 from miles.errors import ConfigError
@@ -357,7 +357,7 @@ class Prepared:
         payloads = read_rows(self.manifest, row_ids)
         for row_id, source, payload in zip(row_ids.tolist(), sources, payloads, strict=True):
             row_format = self.manifest.sources[int(source)].format
-            yield row_id, stages.encode_row(payload, row_format, encoder)
+            yield row_id, row_outcomes.encode_row(payload, row_format, encoder)
 
     def _card(self) -> Card:
         return Card(self.manifest, self.summary(), self._is_sample)

@@ -15,6 +15,7 @@ from miles.data.files.read import read_rows
 from miles.data.order.plan import Plan
 from miles.data.packing.pack import pack, pack_stats
 from miles.data.stream import stages
+from miles.data.stream.row_outcomes import encode_row
 from miles.data.types import Int64, RowRejected
 from miles.errors import DataError
 
@@ -87,7 +88,7 @@ def take_sample(manifest: Manifest, config: DataConfig) -> Sample:
     sources = manifest.source_of(wanted).tolist()
     lengths, trained, reasons = [], 0, Counter[str]()
     for payload, source in zip(read_rows(manifest, wanted), sources, strict=True):
-        encoded = stages.encode_row(payload, formats[source], encoder)
+        encoded = encode_row(payload, formats[source], encoder)
         if isinstance(encoded, RowRejected):
             reasons[encoded.reason] += 1
         else:

@@ -14,18 +14,15 @@ from rich.console import Console
 
 from miles.architecture.config import ModelShape
 from miles.common import checkpoint_folder
+from miles.data.types import StepReport
 from miles.train.config import TrainConfig
 from miles.train.driver.attempts import AttemptLog, find_start, with_restarts
 from miles.train.driver.checkpoint_manager import CheckpointManager
 from miles.train.driver.cluster import ray_cluster
+from miles.train.driver.ending import conclude_finished_run, write_ledger
 from miles.train.driver.export import export_checkpoint, require_exportable
 from miles.train.driver.metrics import Metrics, RunTotals, step_metrics
-from miles.train.driver.opening import (
-    conclude_finished_run,
-    open_data,
-    start_trainers,
-    write_ledger,
-)
+from miles.train.driver.opening import open_data, start_trainers
 from miles.train.driver.preemption import Stopped, StopSignal
 from miles.train.driver.progress import ProgressLine
 from miles.train.driver.resume_state import ResumeState
@@ -158,7 +155,8 @@ class TrainingLoop:
     def _train_steps(self) -> None:
         for step in range(self._next_step, self._schedule.num_steps):
             result = self._group.train_step()
-            metrics = self._commit(step, result)
+            report = self._feed.commit(step)
+            metrics = self._measure(report, result)
             num_done = self._next_step = step + 1
             actions = self._schedule.after(num_done, stop_requested=self._stop_signal.is_requested)
 
@@ -174,17 +172,16 @@ class TrainingLoop:
                 self._run_log.report(f"SIGTERM: stopping after step {step}")
                 return
 
-    def _commit(self, step: int, result: StepResult) -> Metrics:
-        """Count the rows of a trained step as consumed; return the metrics of the step.
+    def _measure(self, report: StepReport, result: StepResult) -> Metrics:
+        """Return the metrics of a step; report it if it was skipped.
 
         Raises:
-            DataError: too many rows cannot be used.
             DivergedError: too many consecutive steps were skipped.
         """
-        report = self._feed.commit(step)
-        sentence = self._skipped_steps.record(step, result)
+        sentence = self._skipped_steps.record(report.position.index, result)
         if sentence is not None:
             self._run_log.report(sentence)
+
         totals = RunTotals(
             self._feed.source_epochs(),
             self._feed.cursor().tokens_seen,

@@ -1,8 +1,7 @@
-"""Opening an attempt, and ending a run.
+"""Opening an attempt: first its data, then, if a step is left, its trainers.
 
 open_data        the evaluation set, the feed at the checkpoint's cursor, the schedule
 start_trainers   the logs, the trainer actors with the checkpoint loaded, the entry in starts.jsonl
-write_ledger     after the last step
 """
 
 from __future__ import annotations
@@ -16,11 +15,10 @@ from miles.data.stream.feed import Feed
 from miles.train.config import TrainConfig, check_schedule
 from miles.train.driver.cluster import require_shared_folder
 from miles.train.driver.evaluator import Evaluator
-from miles.train.driver.export import export_if_missing
 from miles.train.driver.group import TrainerGroup
 from miles.train.driver.metrics import RunConstants
 from miles.train.driver.resume_state import ResumeState
-from miles.train.driver.run import Attempt, AttemptData, Run, RunSummary
+from miles.train.driver.run import Attempt, AttemptData, Run
 from miles.train.driver.schedule import Schedule
 from miles.train.driver.sinks import MetricsLog, open_sinks
 from miles.train.types import RankSetup, StartPoint
@@ -87,36 +85,6 @@ def start_trainers(run: Run, start: StartPoint, data: AttemptData, cleanup: Exit
         gpu_name if config.bf16 else None,
     )
     return Attempt(run, start, data, group, metrics_log, constants)
-
-
-def conclude_finished_run(run: Run, start: StartPoint, data: AttemptData) -> RunSummary:
-    """Do what follows the last step, in case an earlier attempt was interrupted there.
-
-    Returns:
-        the summary of an attempt without steps.
-    """
-    feed = data.feed
-    run.run_log.report(
-        f"this run is finished: {feed.first_step} of {data.schedule.num_steps} steps are in "
-        f"{start.url}"
-    )
-
-    write_ledger(run.config, feed)
-    export_if_missing(run.config, start.url, start.checkpoint.iteration, run.run_log)
-    return RunSummary.of(
-        [],
-        tokens_seen=feed.cursor().tokens_seen,
-        checkpoint=start.url,
-        next_step=feed.first_step,
-        is_finished=True,
-    )
-
-
-def write_ledger(config: TrainConfig, feed: Feed) -> None:
-    """Write the account of all rows into the run folder, and close that of the rejects."""
-    path = storage.join(config.run_dir, run_folder.LEDGER)
-    storage.write_text(path, json.dumps(feed.ledger_summary(), indent=1))
-    feed.finish()
 
 
 def describe(config: TrainConfig) -> str:

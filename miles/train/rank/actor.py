@@ -15,7 +15,7 @@ import ray
 
 from miles.common import storage
 from miles.data.stream import eval_set
-from miles.data.stream.feed import StepIterator
+from miles.data.stream.step_iterator import StepIterator
 from miles.train.types import EvalSums, RankSetup, SaveFailure, SaveStage, StepResult
 
 if TYPE_CHECKING:

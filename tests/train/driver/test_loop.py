@@ -119,7 +119,7 @@ class PretendedRun:
     # ---
 
     def train(self, schedule: Schedule, **settings: Any) -> RunSummary:
-        """Trains with these as the parts of an attempt."""
+        """Train with these as the parts of an attempt."""
         data = DataConfig(
             (SourceConfig("chat", ("chat.jsonl",)),),
             OrderConfig(batch_size=2),
@@ -131,6 +131,7 @@ class PretendedRun:
             TrainConfig("hf", "megatron", folder, data, evaluation=EvalConfig(interval=1)),
             **settings,
         )
+
         console = Console(file=io.StringIO(), width=200)
         pretended = cast(Any, self)
         with (

@@ -214,10 +214,9 @@ def test_wandb_offline_has_the_same_history(tmp_path: Path) -> None:
     assert {run.run_id for run in runs} == {(tmp_path / run_folder.WANDB_ID).read_text()}, (
         "it goes on in the same run"
     )
-    assert [[entry["step"] for entry in run.history] for run in runs] == [
-        [0, 1, 2, 3, 4],
-        [2, 3, 4, 5],
-    ]
+    first, second = runs
+    assert [entry["step"] for entry in first.history] == [0, 1, 2, 3, 4]
+    assert [entry["step"] for entry in second.history] == [2, 3, 4, 5]
     assert "sft/loss" not in runs[0].history[3]
 
     lines = lines_of(tmp_path)
