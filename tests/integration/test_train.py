@@ -19,7 +19,7 @@ from miles.common import run_folder
 from miles.convert.hf_to_megatron import hf_to_megatron
 from miles.data.config import DataConfig, PackConfig, StreamConfig
 from miles.data.stream.eval_set import eval_config
-from miles.demo.model import build_model
+from miles.demo.model import TinySizes, build_model
 from miles.errors import DivergedError, SourceError
 from miles.report.report import write_report
 from miles.train.config import ClusterConfig, EvalConfig, OptimizerSettings, TrainConfig
@@ -39,14 +39,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("train")
     settings = demo_settings(made, batch_size=32, window_rows=384, num_epoch=1)
     (made / "settings.json").write_text(json.dumps(settings))
-    build_model(
-        demo_tokenizer(),
-        made / "hf",
-        hidden_size=64,
-        ffn_hidden_size=128,
-        num_layers=2,
-        kv_channels=16,
-    )
+    sizes = TinySizes(hidden_size=64, ffn_hidden_size=128, num_layers=2, kv_channels=16)
+    build_model(demo_tokenizer(), made / "hf", sizes=sizes)
     hf_to_megatron(str(made / "hf"), str(made / "megatron"))
     return made
 

@@ -1,8 +1,7 @@
-"""Layouts that cannot be, and layouts that do not fit a model, are refused by name; where each rank stands."""
+"""Layouts: impossible ones and ones that do not fit a model are refused; the place of each rank."""
 
 from __future__ import annotations
 
-import socket
 from dataclasses import replace
 
 import pytest
@@ -41,7 +40,7 @@ EXPERTS = replace(
         ),
     ],
 )
-def test_a_layout_that_cannot_be_is_refused(arguments: dict[str, int], message: str) -> None:
+def test_an_impossible_layout_is_refused(arguments: dict[str, int], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Layout(**arguments)
 
@@ -74,14 +73,12 @@ def test_a_layout_that_cannot_be_is_refused(arguments: dict[str, int], message: 
         ),
     ],
 )
-def test_a_layout_that_does_not_fit_the_model_is_refused(
-    shape: ModelShape, layout: Layout, message: str
-) -> None:
+def test_an_unfit_layout_is_refused(shape: ModelShape, layout: Layout, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         layout.require_fits(shape)
 
 
-def test_every_fault_is_named_at_once() -> None:
+def test_every_problem_is_named_at_once() -> None:
     with pytest.raises(ConfigError, match=r"heads .*; key/value heads .*; layers"):
         Layout(64, tensor=8, pipeline=4).require_fits(DENSE)
 
@@ -94,44 +91,30 @@ def test_every_fault_is_named_at_once() -> None:
         (EXPERTS, Layout(2, tensor=2, sequence_parallel=True, expert_tensor=2)),
     ],
 )
-def test_a_layout_that_fits(shape: ModelShape, layout: Layout) -> None:
+def test_a_layout_that_fits_is_taken(shape: ModelShape, layout: Layout) -> None:
     layout.require_fits(shape)
 
 
 def test_ranks_of_a_replica_read_the_same_data() -> None:
     layout = Layout(8, tensor=2, pipeline=2)
     assert [layout.data_rank(rank) for rank in range(8)] == [0, 0, 1, 1, 0, 0, 1, 1]
+    assert [layout.stage(rank) for rank in range(8)] == [0] * 4 + [1] * 4
     assert [layout.is_last_stage(rank) for rank in range(8)] == [False] * 4 + [True] * 4
 
 
-def test_experts_are_split_as_the_rest_unless_said_otherwise() -> None:
-    assert (
-        ClusterConfig(gpus_per_node=4, tensor=2, sequence_parallel=True).layout.expert_tensor == 2
-    )
+def test_few_ranks_hold_the_same_experts() -> None:
+    spread = Layout(8, tensor=2, pipeline=2, sequence_parallel=True, expert=2)
+    assert spread.expert_data == 2
+    assert Layout(8, tensor=2, expert_tensor=2).expert_data == Layout(8, tensor=2).data == 4
+
+
+def test_experts_are_split_like_the_rest_by_default() -> None:
+    cluster = ClusterConfig(gpus_per_node=4, tensor=2, sequence_parallel=True)
+    assert cluster.layout.expert_tensor == 2
     assert ClusterConfig(gpus_per_node=4, tensor=2, expert_tensor=1).layout.expert_tensor == 1
+
+
+def test_a_node_has_only_so_many_gpus() -> None:
     with pytest.raises(ConfigError, match="--actor-num-gpus-per-node 9 is more than a machine has"):
         ClusterConfig(gpus_per_node=9)
     assert ClusterConfig(num_nodes=2, gpus_per_node=16, num_gpus_per_node=16).world_size == 32
-
-
-def test_the_meeting_point_is_on_one_address_only() -> None:
-    """torch's own server would listen on all of the machine's."""
-    import psutil
-
-    from miles.train.model import process_groups
-    from miles.train.rank.rank_process import start_rank
-
-    def listening() -> set[tuple[str, int]]:
-        connections = psutil.Process().net_connections("tcp")
-        return {tuple(one.laddr) for one in connections if one.status == psutil.CONN_LISTEN}
-
-    before = listening()
-    listener = socket.create_server(("127.0.0.1", 0))
-    port = listener.getsockname()[1]
-    start_rank(Layout(1), 0, f"tcp://127.0.0.1:{port}", 1, 1.0, listener)
-    try:
-        opened = listening() - before
-        assert port in [port for _, port in opened]
-        assert {address for address, _ in opened} == {"127.0.0.1"}
-    finally:
-        process_groups.shutdown()

@@ -84,7 +84,7 @@ def held(layout: Layout, rank: int, meeting: Path, jobs: list[Job]) -> list[dict
                 "weights": sum(parameter.nbytes for parameter in trainer.gpt.parameters()),
                 "gradients": sum(buffer.grad_data.nbytes for buffer in buffers),
                 "optimizer": sum(value.nbytes for value in states if torch.is_tensor(value)),
-                "stage": rank // (of_job.tensor * of_job.data),
+                "stage": of_job.stage(rank),
             }
         )
         process_groups.shutdown()
