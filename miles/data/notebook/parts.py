@@ -1,4 +1,4 @@
-"""The Parquet files that `Prepared.write` writes, in the order of the rows: part-00000.parquet, part-00001.parquet, …"""
+"""The Parquet files that `Prepared.write` writes, in the order of the rows: part-00000.parquet and so on."""
 
 from __future__ import annotations
 
