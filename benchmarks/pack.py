@@ -2,8 +2,8 @@
 
     python benchmarks/pack.py
 
-A step's samples are packed in the loader, so packing must cost next to nothing beside encoding them. The lengths are
-drawn as those of instruction data: most near 100 tokens, few of a thousand.
+A step's samples are packed in the loader, so packing must cost next to nothing beside encoding
+them. The lengths are drawn as those of instruction data: most near 100 tokens, few of a thousand.
 """
 
 from __future__ import annotations

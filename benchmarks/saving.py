@@ -2,9 +2,9 @@
 
     python benchmarks/saving.py
 
-`miles train` on the demo's rows and a small model, on one CPU rank. Every `fsync` of the run takes seconds, as on a
-slow disk; the steps go on meanwhile. The ratio is what is claimed: median seconds of a step during the save to those
-before it.
+`miles train` on the demo's rows and a small model, on one CPU rank. Every `fsync` of the run takes
+seconds, as on a slow disk; the steps go on meanwhile. The ratio is what is claimed: median seconds
+of a step during the save to those before it.
 """
 
 from __future__ import annotations

@@ -5,7 +5,6 @@ from __future__ import annotations
 import atexit
 import contextlib
 import importlib
-import multiprocessing
 import os
 import pickle
 import socket
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 
 from miles.architecture.config import ModelShape
 from miles.data.config import PackConfig
@@ -34,7 +34,7 @@ from miles.data.types import (
 from miles.train.config import KEEP_ALL, OptimizerSettings, RecomputeConfig
 from miles.train.parallel_layout import Layout
 from miles.train.types import TrainerSettings
-from tests.support.processes import PROJECT, wait_until
+from tests.support.processes import PROJECT, processes, wait_until
 
 SHAPE = ModelShape("qwen3", 2, 64, 128, 4, 2, 16, 512, 256, 1e6, 1e-6, True, True, False)
 SETTINGS = OptimizerSettings(lr=1e-2, lr_warmup_iters=2, weight_decay=0.1)
@@ -113,8 +113,8 @@ def make_trainer(layout: Layout, rank: int, meeting: Path) -> Any:
 def start(layout: Layout, rank: int, meeting: Path) -> None:
     """Join the group of the ranks that name the same file.
 
-    Rank 0 listens at a port that the system chooses, and writes its address to the file: a port chosen
-    beforehand may be taken by then.
+    Rank 0 listens at a port that the system chooses, and writes its address to the file: a port
+    chosen beforehand may be taken by then.
     """
     from miles.train.rank.rank_process import start_rank
 
@@ -134,11 +134,12 @@ def start(layout: Layout, rank: int, meeting: Path) -> None:
 def run_ranks(function: Callable[..., Any], layout: Layout, *arguments: Any) -> list[Any]:
     """Call a function in a process for each rank; return the results by rank.
 
-    The processes stay for the next call, so that they import torch and Megatron once; they leave the
-    groups of one call before the next.
+    The processes stay for the next call, so that they import torch and Megatron once; they leave
+    the groups of one call before the next.
 
     Args:
-        function: called as `function(layout, rank, meeting, *arguments)`, where `meeting` is a file in
+        function: called as `function(layout, rank, meeting, *arguments)`, where `meeting` is a file
+        in
             an empty folder of this call's own.
     """
     while len(_workers) < layout.world_size:
@@ -193,7 +194,10 @@ class _Worker:
         return self._process.stdout.readline() == "done\n"
 
     def end(self) -> None:
-        self._process.kill()
+        """Kill the process and its children, which save checkpoints."""
+        for process in [*processes("", self._process.pid), self._process]:
+            with contextlib.suppress(psutil.Error):
+                process.kill()
         self._process.wait()
 
 
@@ -226,6 +230,4 @@ def _run_job(folder: Path, rank: int) -> None:
     function = getattr(importlib.import_module(module), name)
     result = function(layout, number, folder / "meeting", *arguments)
     (folder / f"{rank}.result").write_bytes(pickle.dumps(result))
-    for child in multiprocessing.active_children():  # those that save checkpoints
-        child.kill()
     process_groups.shutdown()
