@@ -2,11 +2,12 @@
 
     python benchmarks/convert.py --gigabytes 2
 
-A made-up Qwen3 in bfloat16, in files of 500 MB, is copied, converted to `torch_dist` and converted back, in turn. A
-conversion waits until its files are on the disk: the copy does, too (`cp`, then `sync`); `cp` by itself, which only
-fills the system's memory, is shown beside. Each direction has a process of its own, which says what memory it held at
-most (VmHWM: code and libraries too); what is timed is the conversion, not the import of torch. The files that come back
-are compared with the first ones. The ratios are what is claimed; the absolute numbers are the machine's.
+A made-up Qwen3 in bfloat16, in files of 500 MB, is copied, converted to `torch_dist` and converted
+back, in turn. A conversion waits until its files are on the disk: the copy does, too (`cp`, then
+`sync`); `cp` by itself, which only fills the system's memory, is shown beside. Each direction has a
+process of its own, which says what memory it held at most (VmHWM: code and libraries too); what is
+timed is the conversion, not the import of torch. The files that come back are compared with the
+first ones. The ratios are what is claimed; the absolute numbers are the machine's.
 """
 
 from __future__ import annotations

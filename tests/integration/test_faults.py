@@ -1,4 +1,6 @@
-"""What dies is either made good, or ends the run soon, with one clear error that a restart can go on from."""
+"""What dies is either made good, or ends the run soon, with one clear error that a restart can go
+on from.
+"""
 
 from __future__ import annotations
 
@@ -67,7 +69,9 @@ def sigkill(feed: Feed) -> None:
 
 
 def outcome_of(thread: threading.Thread, outcome: list[Any]) -> Any:
-    """Wait for a call's result or error: far longer than it takes, far less than a rank waits for a step."""
+    """Wait for a call's result or error: far longer than it takes, far less than a rank waits for a
+    step.
+    """
     thread.join(LIMIT_SECONDS)
     assert outcome, "it still waits"
     return outcome[0]
@@ -137,7 +141,7 @@ def test_dead_feed_ends_the_commit(config: DataConfig, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_row_that_kills_its_loader_ends_the_run(config: DataConfig, tmp_path: Path) -> None:
+def test_poisonous_row_ends_the_run(config: DataConfig, tmp_path: Path) -> None:
     unbroken = local(config)
     row_id = int(unbroken[8].micro_batches[0][0].row_ids[0])
     loader = pipeline.LoaderStages(pack=partial(PoisonedPack, str(tmp_path), row_id))
