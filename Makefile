@@ -1,22 +1,25 @@
-# make demo | make test | make check | make setup
+# make demo | make quick | make test | make bench | make check | make setup
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: setup demo test check clean
+.PHONY: help setup demo check quick test bench clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo    the main job, end to end, on an embedded default (runs/demo/)"
+	@echo "make quick   make check, then every test that needs neither Ray nor Megatron: before each commit"
 	@echo "make test    make check, then every test"
+	@echo "make bench   every benchmark at full size; exit status 1 where a bar is missed"
 	@echo "make check   lint, types, import contracts"
 	@echo "make setup   the environment, $(VENV), with everything for development"
 
 setup: $(STAMP)
 
-# torch is installed first and by itself, so that a CPU build on the machine's own wheel path is taken. Of trl only the chat
-# templates are read, by tests and benchmarks: without what it depends on, which is large.
+# torch is installed first and by itself, so that a CPU build on the machine's own wheel path is taken.
+# Of trl only the chat templates are read, by tests and benchmarks: it comes without its dependencies,
+# which are large.
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "miles needs Python 3.11 or newer; name one with PYTHON=..."; exit 1; }
@@ -35,8 +38,14 @@ check: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+quick: check
+	$(BIN)/pytest --quick
+
 test: check
 	$(BIN)/pytest
+
+bench: $(STAMP)
+	$(BIN)/python benchmarks/run_all.py
 
 clean:
 	rm -rf $(VENV) runs build dist *.egg-info .mypy_cache .ruff_cache

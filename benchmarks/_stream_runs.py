@@ -2,10 +2,9 @@
 
     write_files      sample -> Parquet files
     bare_encoders    processes that only normalize and encode: what the cores can do at most
-    stream_pass      files -> steps in the hands of consumers: when each came, and the peak of memory
+    stream_pass      files -> steps in the hands of consumers: their times, and the peak of memory
     first_steps      several streams in turn, each only as far as its first step
     handing_out      what a block of the stream costs the feed
-    batch_by_batch   the peer: a batch at a time, in one process
 
 Moments are `time.monotonic()`, which on Linux and macOS all processes of a machine share.
 """
@@ -16,26 +15,19 @@ import contextlib
 import dataclasses
 import multiprocessing
 import multiprocessing.synchronize
-import os
-import sys
 import tempfile
-import threading
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from importlib.util import find_spec
-from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
-from transformers import AutoTokenizer
+from _watch import LOOK_SECONDS, RESTING_LOOK_SECONDS, Watch
 
 from miles.common import local_ray
 from miles.data.config import (
@@ -52,15 +44,13 @@ from miles.data.files.read import read_rows
 from miles.data.packing import shards
 from miles.data.rows.normalize import normalize
 from miles.data.stream import stages
-from miles.data.stream.feed import Feed, StepIterator
+from miles.data.stream.feed import Feed
+from miles.data.stream.step_iterator import StepIterator
 from miles.data.types import STAGES, Conversation, Cursor
 
 GROUP_ROWS = 1_000
 WARM_UP_ROWS = 2_000
-LOOK_SECONDS, RESTING_LOOK_SECONDS = 0.5, 0.1
-"""How often processes and the object store are looked at; the store more often where consumers rest between steps."""
 
-ROLES = {"human": "user", "gpt": "assistant", "system": "system"}
 
 _T = TypeVar("_T")
 
@@ -113,7 +103,8 @@ def write_files(folder: Path, source: str, num_files: int, rows_per_file: int) -
 
 
 def bare_encoders(setup: Setup, num_rows: int) -> float:
-    """Rows a second of as many plain processes as the loader has CPUs, all at work at the same time.
+    """Rows a second of as many plain processes as the loader has CPUs, all at work at the same
+    time.
 
     Args:
         num_rows: of all processes together, shared out evenly.
@@ -138,7 +129,9 @@ def _keep_barrier(barrier: multiprocessing.synchronize.Barrier) -> None:
 
 
 def _bare_encoder(setup: Setup, part: slice) -> float:
-    """Rows a second from JSON text in memory to ids and masks, a step's rows at a time; the first rows not counted."""
+    """Rows a second from JSON text in memory to ids and masks, a step's rows at a time; the first
+    rows not counted.
+    """
     manifest = build_manifest(setup.config.sources)
     encoder, row_format = stages.encoder_of(setup.config.encode), manifest.sources[0].format
     payloads = read_rows(manifest, np.arange(manifest.num_rows, dtype=np.int64)[part])
@@ -164,7 +157,9 @@ def _bare_encoder(setup: Setup, part: slice) -> float:
 
 @ray.remote(num_cpus=0)
 class Consumer:
-    """A trainer that only looks at its micro-batches, and says when they came, and how long it was without any."""
+    """A trainer that only looks at its micro-batches, and says when they came, and how long it was
+    without any.
+    """
 
     def ready(self) -> None:
         pass
@@ -192,6 +187,11 @@ class Consumer:
             if seconds:
                 time.sleep(seconds)
         return trail
+
+
+def _own_ray(setup: Setup) -> contextlib.AbstractContextManager[None]:
+    """Run a Ray of this process's own, of as many CPUs as the loader has."""
+    return local_ray.running(setup.loader_cpus, setup.object_store_bytes)
 
 
 def start_consumers(setup: Setup) -> list[Any]:
@@ -222,10 +222,7 @@ def stream_pass(
         Seconds of each phase, the trail of the steps, and the peaks of memory in bytes.
     """
     started = time.monotonic()
-    with (
-        local_ray.running(setup.loader_cpus, setup.object_store_bytes),
-        tempfile.TemporaryDirectory() as run_dir,
-    ):
+    with _own_ray(setup), tempfile.TemporaryDirectory() as run_dir:
         with Watch(RESTING_LOOK_SECONDS if hold_seconds else LOOK_SECONDS) as watch:
             consumers = start_consumers(setup)
             ray_up = time.monotonic()
@@ -275,15 +272,16 @@ def stream_pass(
 def first_steps(cases: Sequence[tuple[Setup, int]], rounds: int) -> list[list[float]]:
     """Seconds from before the rows are counted to the first step in every consumer's hand.
 
-    The cases take turns; a first round is not counted. Before each, Ray is idle and has processes that have the
-    tokenizer certified, so that what a process costs to start does not hide what is looked for.
+    The cases take turns; a first round is not counted. Before each, Ray is idle and has processes
+    that have the tokenizer certified, so that what a process costs to start does not hide what is
+    looked for.
 
     Args:
         cases: streams, and how many rows of each were consumed before.
     """
     seconds: list[list[float]] = [[] for _ in cases]
     first = cases[0][0]
-    with local_ray.running(first.loader_cpus, first.object_store_bytes):
+    with _own_ray(first):
         consumers = start_consumers(first)
         stages.encoder_of(first.config.encode)
         for number in range(rounds + 1):
@@ -315,7 +313,9 @@ def _first_step(setup: Setup, consumed_rows: int, consumers: Sequence[Any]) -> f
 
 
 def _warm_processes(setup: Setup) -> None:
-    """Waits until an ended stream is gone; then each CPU, and the feed to come, has a process with a tokenizer."""
+    """Waits until an ended stream is gone; then each CPU, and the feed to come, has a process with
+    a tokenizer.
+    """
     while ray.available_resources().get("CPU", 0) < setup.loader_cpus:
         time.sleep(0.1)
     num_processes = setup.loader_cpus + 1
@@ -328,88 +328,6 @@ def _certify(config: EncodeConfig) -> None:
     time.sleep(0.5)  # so that the next task gets another process
 
 
-class Watch:
-    """What this driver's Ray uses while it is open: memory and CPU time, looked at several times a second.
-
-    `peak_bytes` holds "object store", what its objects take, with "spilled" beside it; and of each role's processes the
-    largest one's own memory: without what it shares, libraries and the object store.
-    """
-
-    def __init__(self, store_seconds: float) -> None:
-        self._store_seconds = store_seconds
-        self.peak_bytes: dict[str, int] = {}
-        self._titles: dict[int, str] = {}
-        self._own_bytes: dict[int, int] = defaultdict(int)
-        self._cpu: list[
-            tuple[float, dict[int, float]]
-        ] = []  # moment, process -> CPU seconds up to then
-        self._end = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-
-    def __enter__(self) -> Watch:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self._end.set()
-        self._thread.join()
-        for pid, peak in self._own_bytes.items():
-            role = self._role(pid)
-            if role != "ray":
-                self.peak_bytes[role] = max(self.peak_bytes.get(role, 0), peak)
-
-    def cpu_seconds(self, since: float, until: float) -> dict[str, float]:
-        """CPU seconds of each role between two moments, as near to them as was looked."""
-        spent: dict[str, float] = defaultdict(float)
-        before = [cpu for at, cpu in self._cpu if at <= since][-1]
-        after = next((cpu for at, cpu in self._cpu if at >= until), self._cpu[-1][1])
-        for pid, seconds in after.items():
-            spent[self._role(pid)] += seconds - before.get(pid, 0.0)
-        return dict(spent)
-
-    def _role(self, pid: int) -> str:
-        title = self._titles[pid]
-        if not title.startswith("ray::") or title.endswith("Agent"):
-            return "driver" if pid == os.getpid() else "ray"
-        return "feed" if "FeedActor" in title else "consumer" if "Consumer" in title else "loader"
-
-    def _watch(self) -> None:
-        next_look = 0.0
-        while not self._end.wait(self._store_seconds):
-            if time.monotonic() >= next_look:
-                self._look_at_processes()
-                next_look = time.monotonic() + LOOK_SECONDS
-            store = _object_store()
-            for name, used in (
-                ("object store", store.object_store_bytes_used),
-                ("spilled", store.spilled_bytes_total),
-            ):
-                self.peak_bytes[name] = max(self.peak_bytes.get(name, 0), used)
-
-    def _look_at_processes(self) -> None:
-        driver = psutil.Process()
-        cpu = dict(self._cpu[-1][1]) if self._cpu else {}
-        for process in [driver, *driver.children(recursive=True)]:
-            with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess, IndexError):
-                title = process.cmdline()[0]
-                memory, times = process.memory_info(), process.cpu_times()
-                own = memory.rss - getattr(memory, "shared", 0)
-                self._own_bytes[process.pid] = max(self._own_bytes[process.pid], own)
-                cpu[process.pid] = times.user + times.system
-                if title != "ray::IDLE" or process.pid not in self._titles:
-                    self._titles[process.pid] = title
-        self._cpu.append((time.monotonic(), cpu))
-
-
-def _object_store() -> Any:
-    from ray._private.internal_api import node_stats
-
-    (node,) = ray.nodes()
-    return node_stats(
-        node["NodeManagerAddress"], node["NodeManagerPort"], include_memory_info=False
-    ).store_stats
-
-
 # --- the feed -------------------------------------------------------------------------------------------------------
 
 
@@ -419,8 +337,8 @@ def handing_out(
     """What the feed's actor does for one block of the stream, by the number of data ranks.
 
     Returns:
-        For each: the block's tokens and bytes, and median milliseconds to cut it and put its chunks into the object
-        store, and of one rank's request for its chunk, from another process.
+        For each: the block's tokens and bytes, and median milliseconds to cut it and put its chunks
+        into the object store, and of one rank's request for its chunk, from another process.
     """
     manifest = build_manifest(setup.config.sources)
     plan, formats = stages.make_plan(manifest, setup.config), stages.source_formats(manifest)
@@ -431,7 +349,7 @@ def handing_out(
         if sum(table.nbytes for table in encoded) >= setup.block_bytes:
             break
     found = {}
-    with local_ray.running(setup.loader_cpus, setup.object_store_bytes):
+    with _own_ray(setup):
         server = ray.remote(num_cpus=0)(_Server).remote()
         for dp_size in dp_sizes:
             config = PackConfig(dp_size=dp_size)
@@ -466,60 +384,3 @@ class _Server:
 
     def fetch(self) -> list[Any]:
         return self.references
-
-
-# --- the peer -------------------------------------------------------------------------------------------------------
-
-
-def batch_by_batch(setup: Setup, num_rows: int) -> dict[str, float]:
-    """Tokenises as Miles does it: a batch at a time, row by row in one process, with transformers' template and mask.
-
-    The template is trl's for Qwen3, which marks what is trained.
-
-    Returns:
-        Rows and tokens, the seconds up to the first batch, and the seconds of all batches.
-    """
-    started = time.monotonic()
-    tokenizer = AutoTokenizer.from_pretrained(setup.tokenizer)
-    tokenizer.chat_template = training_template()
-    begun = time.monotonic()
-    rows = (row for path in setup.paths for row in _parquet_rows(path, setup.batch_size))
-    done_rows = done_tokens = 0
-    while done_rows < num_rows and (
-        batch := list(islice(rows, min(setup.batch_size, num_rows - done_rows)))
-    ):
-        encoded = []
-        for row in batch:
-            messages = [
-                {"role": ROLES[turn["from"]], "content": turn["value"]}
-                for turn in row["conversations"]
-            ]
-            encoded.append(
-                tokenizer.apply_chat_template(
-                    messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
-                )
-            )
-        ids = np.concatenate([np.array(one["input_ids"], np.int32) for one in encoded])
-        mask = np.concatenate([np.array(one["assistant_masks"], np.uint8) for one in encoded])
-        assert len(ids) == len(mask)
-        done_rows, done_tokens = done_rows + len(batch), done_tokens + len(ids)
-    return {
-        "num_rows": done_rows,
-        "num_tokens": done_tokens,
-        "start_up_seconds": begun - started,
-        "batches_seconds": time.monotonic() - begun,
-    }
-
-
-def _parquet_rows(path: str, batch_rows: int) -> Iterator[dict[str, Any]]:
-    for batch in pq.ParquetFile(path).iter_batches(batch_rows, columns=["conversations"]):
-        yield from batch.to_pylist()
-
-
-def training_template() -> str:
-    spec = find_spec("trl")  # found, not imported: only its template is needed
-    if spec is None or spec.origin is None:
-        sys.exit("the peer takes a chat template from the package trl: pip install --no-deps trl")
-    return (Path(spec.origin).parent / "chat_templates" / "qwen3_training.jinja").read_text(
-        encoding="utf-8"
-    )

@@ -2,11 +2,12 @@
 
     python benchmarks/convert.py --gigabytes 2
 
-A made-up Qwen3 in bfloat16, in files of 500 MB, is copied, converted to `torch_dist` and converted back, in turn. A
-conversion waits until its files are on the disk: the copy does, too (`cp`, then `sync`); `cp` by itself, which only
-fills the system's memory, is shown beside. Each direction has a process of its own, which says what memory it held at
-most (VmHWM: code and libraries too); what is timed is the conversion, not the import of torch. The files that come back
-are compared with the first ones. The ratios are what is claimed; the absolute numbers are the machine's.
+A made-up Qwen3 in bfloat16, in files of 500 MB, is copied, converted to `torch_dist` and converted
+back, in turn. A conversion waits until its files are on the disk: the copy does, too (`cp`, then
+`sync`); `cp` by itself, which only fills the system's memory, is shown beside. Each direction has a
+process of its own, which says what memory it held at most (VmHWM: code and libraries too); what is
+timed is the conversion, not the import of torch. The files that come back are compared with the
+first ones. The ratios are what is claimed; the absolute numbers are the machine's.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ import json
 import multiprocessing
 import shutil
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
+from _common import Bar, add_check_flag, exit_where_missed, print_bars
 from rich.console import Console
 from rich.table import Table
 
@@ -57,19 +58,20 @@ def main() -> None:
         "--folder",
         help="where the checkpoints are made (default: the system's folder for such things)",
     )
+    parser.add_argument("--min-ratio", type=float, default=0.33, help="of the copy's speed")
     parser.add_argument(
-        "--min-ratio", type=float, help="fail below this many times the copy's speed"
+        "--max-resident-gigabytes", type=float, default=1.5, help="held by a conversion at most"
     )
-    parser.add_argument(
-        "--max-resident-gigabytes", type=float, help="fail where a conversion held more memory"
-    )
+    add_check_flag(parser)
     flags = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="miles-benchmark-", dir=flags.folder) as name:
-        if not _measure(Path(name), flags):
-            sys.exit(1)
+        bars = _measure(Path(name), flags)
+    print_bars(bars, Console(width=100))
+    if flags.check:
+        exit_where_missed(bars)
 
 
-def _measure(folder: Path, flags: argparse.Namespace) -> bool:
+def _measure(folder: Path, flags: argparse.Namespace) -> list[Bar]:
     source = folder / "source"
     _in_a_process(_make, source, flags.gigabytes)
     num_bytes = sum(file.stat().st_size for file in source.glob("*.safetensors"))
@@ -115,16 +117,11 @@ def _measure(folder: Path, flags: argparse.Namespace) -> bool:
         )
     Console(width=100).print(table)
     ratio = min(speeds[label] for label in CONVERSIONS) / speeds["cp, then sync"]
-    is_good = True
-    if flags.min_ratio and ratio < flags.min_ratio:
-        print(f"{ratio:.2f} of the copy's speed is less than {flags.min_ratio}")
-        is_good = False
-    if flags.max_resident_gigabytes and max(resident.values()) > flags.max_resident_gigabytes * 1e9:
-        print(
-            f"{max(resident.values()) / 1e9:.2f} GB of memory are more than {flags.max_resident_gigabytes}"
-        )
-        is_good = False
-    return is_good
+    gigabytes = max(resident.values()) / 1e9
+    return [
+        Bar("of the copy's speed", ratio, flags.min_ratio, is_lower=True),
+        Bar("peak memory of a conversion, GB", gigabytes, flags.max_resident_gigabytes),
+    ]
 
 
 def _copy(source: Path, target: Path) -> tuple[float, float]:

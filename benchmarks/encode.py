@@ -3,12 +3,13 @@
     python benchmarks/encode.py
 
 - ours: rows of a Parquet file -> JSON text -> conversation -> ids and mask, as the loader does it
-- transformers: messages that are there already -> `apply_chat_template(return_assistant_tokens_mask=True)` with trl's
-  training template for Qwen3, which marks what is trained; `trl` itself takes this path
+- transformers: messages that are there already ->
+  `apply_chat_template(return_assistant_tokens_mask=True)` with trl's training template for Qwen3,
+  which marks what is trained; `trl` itself takes this path
 - encode_batch: texts that are rendered already -> ids, with no mask: the bare tokenizer
 
-Every contender gets the same rows in turn, some thousands at a time, so that what else the machine does hits all
-alike. The ratios are what is claimed; the absolute numbers are the machine's.
+Every contender gets the same rows in turn, some thousands at a time, so that what else the machine
+does hits all alike. The ratios are what is claimed; the absolute numbers are the machine's.
 """
 
 from __future__ import annotations
@@ -16,17 +17,22 @@ from __future__ import annotations
 import argparse
 import gc
 import os
-import sys
 import time
 from collections.abc import Callable, Sequence
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["RAYON_NUM_THREADS"] = "1"
 
 import numpy as np
+from _common import (
+    Bar,
+    add_check_flag,
+    add_sample_flags,
+    exit_where_missed,
+    print_bars,
+    training_template,
+)
 from rich.console import Console
 from rich.table import Table
 from transformers import AutoTokenizer
@@ -40,23 +46,20 @@ from miles.data.types import Conversation, Encoded
 
 CHUNK_ROWS = 4_096
 STEP_ROWS = 128
-ASSETS = Path(
-    os.environ.get("MILES_ASSETS", Path(__file__).resolve().parents[2] / "shared" / "assets")
-)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--source", default=str(ASSETS / "data/openhermes_sample.parquet"))
-    parser.add_argument("--tokenizer", default=str(ASSETS / "qwen3-tokenizer"))
+    add_sample_flags(parser)
+    add_check_flag(parser)
     parser.add_argument(
         "--rounds", type=int, default=3, help="the fastest round of each contender counts"
     )
     parser.add_argument("--max-rows", type=int, help="only the first so many rows")
     parser.add_argument(
-        "--min-ratio", type=float, help="fail below this many times the transformers path"
+        "--min-ratio", type=float, default=4.0, help="of our speed to the transformers path's"
     )
     flags = parser.parse_args()
     if hasattr(os, "sched_setaffinity"):
@@ -69,7 +72,7 @@ def main() -> None:
         EncodeConfig(tokenizer=flags.tokenizer, max_sample_tokens=1 << 20)
     )
     peer = AutoTokenizer.from_pretrained(flags.tokenizer)
-    peer.chat_template = _training_template()
+    peer.chat_template = training_template()
     encode_batch = encoder.tokenizer.backend_tokenizer.encode_batch
     seconds: dict[str, float] = {}
 
@@ -115,10 +118,10 @@ def main() -> None:
         best = {name: min(value, best.get(name, value)) for name, value in seconds.items()}
     _print(best, num_rows, num_tokens, num_same, encoder.certificate.engine)
     ratio = best["transformers"] / best["ours"]
-    if flags.min_ratio is not None and ratio < flags.min_ratio:
-        sys.exit(
-            f"{ratio:.1f} times the transformers path; at least {flags.min_ratio:g} was asked for"
-        )
+    bars = [Bar("times the transformers path", ratio, flags.min_ratio, is_lower=True)]
+    print_bars(bars, Console(width=100))
+    if flags.check:
+        exit_where_missed(bars)
 
 
 def _in_steps(encoder: Encoder, rows: Sequence[Conversation]) -> list[Encoded]:
@@ -129,17 +132,6 @@ def _in_steps(encoder: Encoder, rows: Sequence[Conversation]) -> list[Encoded]:
     return outcomes
 
 
-def _training_template() -> str:
-    spec = find_spec("trl")  # found, not imported: only its template is needed
-    if spec is None or spec.origin is None:
-        sys.exit(
-            "the benchmark reads a chat template from the package trl: pip install --no-deps trl"
-        )
-    return (Path(spec.origin).parent / "chat_templates" / "qwen3_training.jinja").read_text(
-        encoding="utf-8"
-    )
-
-
 def _transformers(tokenizer: Any, messages: Sequence[Any]) -> tuple[list[int], list[int]]:
     row = tokenizer.apply_chat_template(
         messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
@@ -148,7 +140,9 @@ def _transformers(tokenizer: Any, messages: Sequence[Any]) -> tuple[list[int], l
 
 
 def _same_mask(ours: Encoded, theirs: tuple[list[int], list[int]]) -> bool:
-    """Equal ids; and our mask within theirs, which has the newline behind a terminator and empty think blocks, too."""
+    """Equal ids; and our mask within theirs, which has the newline behind a terminator and empty
+    think blocks, too.
+    """
     ids, mask = theirs
     return ours.input_ids.tolist() == ids and bool(np.all(ours.loss_mask <= np.array(mask)))
 

@@ -3,16 +3,18 @@
     python benchmarks/stream.py                      # all sections, about 200,000 rows
     python benchmarks/stream.py --section resume --check
 
-- steady: as many bare encoder processes as the loader has CPUs, the stream, the bare encoders again, and so on; and the
-  peer, which tokenises as Miles does it: a batch at a time, in one process, through transformers' template and mask
-  functions
-- slow: consumers that keep each step for 100 ms: how long they are without one, from asking to micro-batches in hand
+- steady: as many bare encoder processes as the loader has CPUs, the stream, the bare encoders
+  again, and so on; and the peer, which tokenises as Miles does it: a batch at a time, in one
+  process, through transformers' template and mask functions
+- slow: consumers that keep each step for 100 ms: how long they are without one, from asking to
+  micro-batches in hand
 - resume: the first step of an epoch against the first one behind 90 % of it
 - feed: what a block of the stream costs the actor that hands it out, by the number of ranks
 - growth: a set against one of 12 times the rows: the first step, and the peaks of memory
 
-All contenders of a ratio run in the same run, in turn. The ratios are what is claimed; the absolute numbers are the
-machine's. Each run has processes and a Ray of its own. With `--check`, a bar that is missed is exit status 1.
+All contenders of a ratio run in the same run, in turn. The ratios are what is claimed; the absolute
+numbers are the machine's. Each run has processes and a Ray of its own. With `--check`, a bar that
+is missed is exit status 1.
 """
 
 from __future__ import annotations
@@ -34,32 +36,16 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["RAYON_NUM_THREADS"] = "1"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 
+import _peer
 import _stream_runs as runs
+from _common import Bar, add_check_flag, add_sample_flags, exit_where_missed
 from rich.console import Console
 from rich.table import Table
 
 from miles.data.config import DEFAULT_WINDOW_ROWS, StreamConfig
 
-ASSETS = Path(
-    os.environ.get("MILES_ASSETS", Path(__file__).resolve().parents[2] / "shared" / "assets")
-)
-GROWTH = 12
 FEED_RANKS = (1, 8, 64, 1024)
 MIB = 1 << 20
-
-
-@dataclass(frozen=True)
-class Bar:
-    """What is promised of a number."""
-
-    name: str
-    measured: float
-    limit: float
-    at_least: bool = False
-
-    @property
-    def is_met(self) -> bool:
-        return self.measured >= self.limit if self.at_least else self.measured <= self.limit
 
 
 @dataclass(frozen=True)
@@ -96,9 +82,8 @@ def main() -> None:
         sys.stdout.write(content + "\n")
     elif flags.json:
         Path(flags.json).write_text(content + "\n", encoding="utf-8")
-    missed = [bar.name for section in found.values() for bar in section.bars if not bar.is_met]
-    if missed and flags.check:
-        sys.exit(f"missed: {'; '.join(missed)}")
+    if flags.check:
+        exit_where_missed([bar for section in found.values() for bar in section.bars])
 
 
 def steady(flags: argparse.Namespace, folder: Path) -> Section:
@@ -108,7 +93,13 @@ def steady(flags: argparse.Namespace, folder: Path) -> Section:
     for _ in range(flags.steady_rounds):
         streams.append(runs.in_own_process(runs.stream_pass, setup))
         encoders.append(runs.in_own_process(runs.bare_encoders, setup, bare_rows))
-    peer = runs.in_own_process(runs.batch_by_batch, setup, min(flags.peer_rows, flags.rows))
+    peer = runs.in_own_process(
+        _peer.batch_by_batch,
+        setup.paths,
+        setup.tokenizer,
+        setup.batch_size,
+        min(flags.peer_rows, flags.rows),
+    )
     around = [(before + after) / 2 for before, after in pairwise(encoders)]
     shares = [
         got["steady_rows_per_second"] / bare for got, bare in zip(streams, around, strict=True)
@@ -158,9 +149,9 @@ def steady(flags: argparse.Namespace, folder: Path) -> Section:
         ),
         ("peak memory", _peaks(ours["peak_bytes"])),
     ]
-    bars = [Bar("share of bare encoders", share, flags.min_share, at_least=True)]
+    bars = [Bar("share of bare encoders", share, flags.min_share, is_lower=True)]
     if flags.min_peer_ratio is not None:
-        bars.append(Bar("times the peer", ratio, flags.min_peer_ratio, at_least=True))
+        bars.append(Bar("times the peer", ratio, flags.min_peer_ratio, is_lower=True))
     title = f"steady: {ours['num_rows']:,} rows, {ours['num_tokens']:,} tokens, {ours['num_steps']:,} steps"
     raw = {
         "bare_rows_per_second": encoders,
@@ -213,7 +204,7 @@ def growth(flags: argparse.Namespace, folder: Path) -> Section:
     folder = folder / "growth"
     if not folder.exists():
         folder.mkdir()
-    paths = runs.write_files(folder, flags.source, GROWTH, flags.growth_rows)
+    paths = runs.write_files(folder, flags.source, flags.growth, flags.growth_rows)
     large = dataclasses.replace(_settings(flags, paths), window_rows=flags.growth_window)
     small = dataclasses.replace(large, paths=paths[:1])
     assert flags.growth_rows > flags.growth_window, "both sets must be larger than a window"
@@ -229,11 +220,13 @@ def growth(flags: argparse.Namespace, folder: Path) -> Section:
     for got, seconds, peak in zip(passes, times, peaks, strict=True):
         lines.append((f"{got['num_rows']:,} rows: first step", _seconds(seconds)))
         lines.append(("  peak memory", _peaks(peak)))
-    bars = [Bar("first step, 12 times the rows", ratio, flags.max_growth_time)]
+    bars = [Bar(f"first step, {flags.growth} times the rows", ratio, flags.max_growth_time)]
     for name in ("object store", "loader", "feed", "consumer"):
         grown = peaks[1][name] / max(peaks[0][name], 1)
-        bars.append(Bar(f"peak of {name}, 12 times the rows", grown, flags.max_growth_memory))
-    title = f"growth: {flags.growth_rows:,} rows and {GROWTH} times as many, windows of {flags.growth_window:,}"
+        bars.append(
+            Bar(f"peak of {name}, {flags.growth} times the rows", grown, flags.max_growth_memory)
+        )
+    title = f"growth: {flags.growth_rows:,} rows and {flags.growth} times as many, windows of {flags.growth_window:,}"
     return Section(title, lines, bars, {"first_step_seconds": times, "streams": passes})
 
 
@@ -302,9 +295,7 @@ def _print(console: Console, section: Section) -> None:
         table.add_row(*line)
     table.add_section()
     for bar in section.bars:
-        sign = "at least" if bar.at_least else "at most"
-        verdict = "met" if bar.is_met else "MISSED"
-        table.add_row(bar.name, f"{bar.measured:.3g}, bar: {sign} {bar.limit:g}, {verdict}")
+        table.add_row(bar.name, str(bar))
     console.print(table)
 
 
@@ -318,8 +309,7 @@ def _parse() -> argparse.Namespace:
         choices=list(SECTIONS),
         help="may be given again; default: all",
     )
-    parser.add_argument("--source", default=str(ASSETS / "data/openhermes_sample.parquet"))
-    parser.add_argument("--tokenizer", default=str(ASSETS / "qwen3-tokenizer"))
+    add_sample_flags(parser)
     parser.add_argument("--rows", type=int, default=197_016)
     parser.add_argument("--files", type=int, default=12)
     parser.add_argument("--batch-size", type=int, default=128)
@@ -348,6 +338,7 @@ def _parse() -> argparse.Namespace:
         default=32_768,
         help="of the small set; what the stream has under way at a time should be little of it",
     )
+    parser.add_argument("--growth", type=int, default=12, help="the large set in small ones")
     parser.add_argument(
         "--growth-hold-seconds", type=float, default=0.02, help="how long a consumer keeps a step"
     )
@@ -356,9 +347,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument(
         "--json", metavar="FILE", help="writes what was found; '-': to the standard output"
     )
-    parser.add_argument(
-        "--check", action="store_true", help="a bar that is missed is exit status 1"
-    )
+    add_check_flag(parser)
     parser.add_argument("--min-share", type=float, default=0.7, help="of the bare encoders' rows/s")
     parser.add_argument("--min-peer-ratio", type=float, help="end to end; no bar by default")
     parser.add_argument("--max-wait", type=float, default=0.01, help="of a slow consumer's time")

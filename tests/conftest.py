@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import random
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,9 +12,76 @@ from typing import Any
 import pytest
 
 from tests.support.chatml import save_chatml_tokenizer
+from tests.support.heavy import is_heavy
 from tests.support.object_storage import s3_bucket
 
 PROJECT = Path(__file__).parent.parent
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--quick", action="store_true", help="leave out files that start Ray or Megatron"
+    )
+    parser.addoption("--seed", type=int, help="of random choices; by default another each time")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.option.seed is None:
+        config.option.seed = random.SystemRandom().randrange(1_000_000)
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    return f"random choices: --seed {config.option.seed}"
+
+
+def pytest_terminal_summary(terminalreporter: Any, exitstatus: int, config: pytest.Config) -> None:
+    if exitstatus:
+        terminalreporter.write_line(f"to draw the same again: --seed {config.option.seed}")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """With `--quick`, leave out files that start Ray or Megatron before they are imported."""
+    if config.option.quick and collection_path.suffix == ".py" and is_heavy(collection_path):
+        return True
+    return None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if is_heavy(item.path):
+            item.add_marker("heavy")
+
+
+@pytest.fixture(autouse=True)
+def nothing_heavy_in_a_quick_test(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fail where a test starts Ray though its file is not known as heavy."""
+    if "ray" in sys.modules and request.node.get_closest_marker("heavy") is None:
+        refuse = "this file starts Ray: import ray in it, so that `make quick` leaves it out"
+        monkeypatch.setattr("ray.init", lambda *_, **__: pytest.fail(refuse))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def end_of_ranks() -> Iterator[None]:
+    """End the ranks that a file's tests have left alive."""
+    yield
+    ranks = sys.modules.get("tests.support.ranks")
+    if ranks is not None:
+        ranks.end_ranks()
+
+
+@pytest.fixture(scope="session")
+def seed(request: pytest.FixtureRequest) -> int:
+    """The seed of this session's random choices."""
+    chosen: int = request.config.option.seed
+    return chosen
+
+
+@pytest.fixture
+def draw(seed: int, request: pytest.FixtureRequest) -> random.Random:
+    """A test's random choices: the same for the same `--seed`, whatever other tests run."""
+    return random.Random(f"{seed} {request.node.nodeid}")
 
 
 @pytest.fixture(scope="session", autouse=True)

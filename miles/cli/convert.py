@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import re
 
 from miles.cli.console import Subparsers, open_console
 from miles.errors import CheckpointError
-from miles.train.launch.values import num_bytes, positive
 
 
 def add_parser(commands: Subparsers) -> None:
@@ -118,3 +118,35 @@ def run_verify(flags: argparse.Namespace) -> None:
         f"  {comparison.num_tensors:,} tensors, {comparison.num_bytes:,} bytes: the same in both, "
         "bit by bit"
     )
+
+
+def positive(text: str) -> int:
+    """Return a whole number from 1 on, for argparse's `type`.
+
+    Raises:
+        argparse.ArgumentTypeError: the text is something else.
+    """
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"a number from 1 on was expected; found {text}")
+    return int(text)
+
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i)?B?", re.IGNORECASE)
+
+
+def num_bytes(text: str) -> int:
+    """Return a size, such as 5GB (5,000,000,000 bytes), 512MiB or 1000, for argparse's `type`.
+
+    Raises:
+        argparse.ArgumentTypeError: the text is something else, or no bytes at all.
+    """
+    match = _SIZE.fullmatch(text.strip())
+    size = 0
+    if match:
+        number, unit, binary = match.groups()
+        size = int(float(number) * (1024 if binary else 1000) ** " KMGT".index(unit.upper() or " "))
+    if size < 1:
+        raise argparse.ArgumentTypeError(
+            f"a size was expected, such as 5GB or 512MiB; found {text}"
+        )
+    return size

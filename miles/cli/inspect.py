@@ -21,6 +21,6 @@ def add_parser(commands: Subparsers) -> None:
 
 def run(flags: argparse.Namespace) -> None:
     """Print the samples."""
-    from miles.report.report import inspect_run
+    from miles.report.first_batch import inspect_run
 
     inspect_run(flags.folder, open_console(), flags.samples)

@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from miles.cli.console import Subparsers, open_console
+from miles.train.launch.parser import add_launch_flags
 
 NAME = "train"
 
 
 def add_parser(commands: Subparsers) -> None:
-    """Add the command; its flags are the trainer's own."""
-    commands.add_parser(NAME, help="fine-tune; flags have Miles's names (miles train --help)")
+    """Add the command and its flags, for help and completion; `parse` reads them."""
+    parser = commands.add_parser(
+        NAME, help="fine-tune; flags have Miles's names (miles train --help)"
+    )
+    add_launch_flags(parser)
 
 
 def run(words: Sequence[str]) -> None:

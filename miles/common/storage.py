@@ -192,6 +192,22 @@ def size_of(url: str, found: dict[str, Any]) -> int:
     return int(found["size"])
 
 
+_STAMPS = ("ETag", "etag", "blob_id", "mtime", "LastModified", "last_modified", "created")
+"""Keys of `info`, in each filesystem's own words, whose value changes when a file is written."""
+
+
+def stamp_of(found: dict[str, Any]) -> str:
+    """Return a file's stamp, from what `info` or a listing found: its entity tag or last change.
+
+    Returns:
+        `key:value`, such as `mtime:1764128555.1`; "" where the filesystem tells nothing of the kind.
+    """
+    for key in _STAMPS:
+        if found.get(key):
+            return f"{key}:{found[key]}".replace('"', "")
+    return ""
+
+
 class Ranges(io.RawIOBase):
     """A file, for readers that want one, of which byte ranges can be had.
 

@@ -1,24 +1,32 @@
 """A tiny Qwen3 with seeded random weights: a tokenizer's folder -> a Hugging Face checkpoint.
 
-The vocabulary is the tokenizer's, so that the same function makes the demo's model (2,048 entries, about
-1 M parameters) and, from Qwen3's own tokenizer, a tiny model of the full vocabulary for real input.
+The vocabulary is that of the tokenizer. So the same function makes the demo's model (2,048 entries,
+about 1 M parameters) and, from Qwen3's own tokenizer, a tiny model with the full vocabulary, for
+real input.
 """
 
 from __future__ import annotations
 
 import shutil
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import AutoTokenizer, GenerationConfig, Qwen3Config, Qwen3ForCausalLM
+from transformers import (
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedTokenizerBase,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 from transformers.utils import logging as transformers_logging
 
 from miles.common import storage
 from miles.errors import ConfigError, TemplateError
 
 INIT_STD = 0.02
-"""Standard deviation of the weights; small enough that a fresh model's loss is ln(vocabulary) to 1 %."""
+"""Standard deviation of the weights. A fresh model's loss is then ln(vocabulary) to 1 %."""
 
 VOCAB_MULTIPLE = 64
 
@@ -33,77 +41,60 @@ _TOKENIZER_FILES = (
 )
 
 
+@dataclass(frozen=True)
+class TinySizes:
+    """The sizes of a tiny Qwen3."""
+
+    hidden_size: int = 128
+    ffn_hidden_size: int = 384
+    num_layers: int = 4
+    num_attention_heads: int = 4
+    num_query_groups: int = 2
+    """key/value heads"""
+    kv_channels: int = 32
+    """size of one head"""
+    vocab_size: int | None = None
+    """Rows of the embedding; None: the tokenizer's length rounded up to a multiple of 64, so that,
+    as in Qwen3's own checkpoints, some rows belong to no token."""
+
+
 def build_model(
-    tokenizer_folder: Path,
-    folder: Path,
-    *,
-    seed: int = 0,
-    vocab_size: int | None = None,
-    hidden_size: int = 128,
-    ffn_hidden_size: int = 384,
-    num_layers: int = 4,
-    num_attention_heads: int = 4,
-    num_query_groups: int = 2,
-    kv_channels: int = 32,
+    tokenizer_folder: Path, folder: Path, *, seed: int = 0, sizes: TinySizes | None = None
 ) -> None:
-    """Writes config.json, generation_config.json and model.safetensors (float32), and the tokenizer's files.
+    """Write config.json, generation_config.json, model.safetensors and the tokenizer's files.
 
     Args:
         tokenizer_folder: a tokenizer that `AutoTokenizer.from_pretrained` loads.
-        folder: made where it is missing; may be `tokenizer_folder`.
-        seed: the same seed gives the same weights. The caller's random state is left as it was.
-        vocab_size: rows of the embedding; None: the tokenizer's length rounded up to a multiple of 64. Like
-            Qwen3's own checkpoints the embedding then has rows that no token uses.
-        hidden_size, ffn_hidden_size, num_layers: the decoder's size.
-        num_attention_heads, num_query_groups: heads of queries, and of keys and values.
-        kv_channels: size of one head.
+        folder: created if need be; may be `tokenizer_folder`.
+        seed: the same seed gives the same weights, float32. The caller's random state is kept.
 
     Raises:
         TemplateError: no tokenizer can be loaded from `tokenizer_folder`.
-        ConfigError: `vocab_size` is smaller than the tokenizer.
+        ConfigError: the vocabulary is smaller than the tokenizer.
     """
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(str(tokenizer_folder), local_files_only=True)
-    except Exception as error:  # a broken tokenizer.json raises a bare Exception (tokenizers 0.23)
-        raise TemplateError(
-            f"{tokenizer_folder}: no tokenizer can be loaded from this folder; expected tokenizer.json and "
-            f"tokenizer_config.json ({type(error).__name__}: {str(error).partition(chr(10))[0]})"
-        ) from error
-    num_tokens = len(tokenizer)
+    sizes = sizes or TinySizes()
+    tokenizer = _load_tokenizer(tokenizer_folder)
+    vocab_size = sizes.vocab_size
     if vocab_size is None:
-        vocab_size = -(-num_tokens // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
-    if vocab_size < num_tokens:
+        vocab_size = -(-len(tokenizer) // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+    if vocab_size < len(tokenizer):
         raise ConfigError(
-            f"vocab_size {vocab_size} is smaller than the {num_tokens} tokens of {tokenizer_folder}"
+            f"vocab_size {vocab_size} is smaller than the {len(tokenizer)} tokens of "
+            f"{tokenizer_folder}"
         )
-    config = Qwen3Config(
-        vocab_size=vocab_size,
-        hidden_size=hidden_size,
-        intermediate_size=ffn_hidden_size,
-        num_hidden_layers=num_layers,
-        num_attention_heads=num_attention_heads,
-        num_key_value_heads=num_query_groups,
-        head_dim=kv_channels,
-        max_position_embeddings=2048,
-        rope_parameters={"rope_type": "default", "rope_theta": 1_000_000.0},
-        rms_norm_eps=1e-6,
-        tie_word_embeddings=True,
-        initializer_range=INIT_STD,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        dtype="float32",
-    )
+
     with torch.random.fork_rng(devices=[]):  # the constructor draws weights too
-        model = Qwen3ForCausalLM(config)
-    _initialize(model, seed, num_layers)
+        model = Qwen3ForCausalLM(_qwen3_config(sizes, vocab_size, tokenizer))
+    _initialize(model, seed, sizes.num_layers)
     model.generation_config = GenerationConfig(
         do_sample=False, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
     )
+
     folder.mkdir(parents=True, exist_ok=True)
     transformers_logging.disable_progress_bar()  # one file, written at once
     model.save_pretrained(folder, safe_serialization=True)
     transformers_logging.enable_progress_bar()
+
     if folder.resolve() != tokenizer_folder.resolve():
         for name in _TOKENIZER_FILES:
             if (tokenizer_folder / name).exists():
@@ -111,7 +102,7 @@ def build_model(
 
 
 def build_tiny_qwen3(tokenizer: str, save: str) -> None:
-    """`miles demo-model --tokenizer DIR --save DIR`: a tiny Qwen3 over any tokenizer's vocabulary.
+    """Build a tiny Qwen3 over any tokenizer's vocabulary (`miles demo-model`).
 
     Args:
         tokenizer: folder of a Hugging Face tokenizer (fsspec URL).
@@ -130,11 +121,49 @@ def build_tiny_qwen3(tokenizer: str, save: str) -> None:
             storage.upload_folder(Path(staged), save, last="config.json")
 
 
-def _initialize(model: torch.nn.Module, seed: int, num_layers: int) -> None:
-    """Norms at one; other weights normal, in the order of their names, so that no release reorders the draws.
+def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            str(folder), local_files_only=True
+        )
+    except Exception as error:  # a broken tokenizer.json raises a bare Exception (tokenizers 0.23)
+        first_line = str(error).partition("\n")[0]
+        raise TemplateError(
+            f"{folder}: no tokenizer can be loaded from this folder; expected tokenizer.json and "
+            f"tokenizer_config.json ({type(error).__name__}: {first_line})"
+        ) from error
+    return tokenizer
 
-    What writes into the residual stream is scaled down by sqrt(2 x layers), as in GPT-2
-    (Radford et al. 2019, section 2.3).
+
+def _qwen3_config(
+    sizes: TinySizes, vocab_size: int, tokenizer: PreTrainedTokenizerBase
+) -> Qwen3Config:
+    return Qwen3Config(
+        vocab_size=vocab_size,
+        hidden_size=sizes.hidden_size,
+        intermediate_size=sizes.ffn_hidden_size,
+        num_hidden_layers=sizes.num_layers,
+        num_attention_heads=sizes.num_attention_heads,
+        num_key_value_heads=sizes.num_query_groups,
+        head_dim=sizes.kv_channels,
+        max_position_embeddings=2048,
+        rope_parameters={"rope_type": "default", "rope_theta": 1_000_000.0},
+        rms_norm_eps=1e-6,
+        tie_word_embeddings=True,
+        initializer_range=INIT_STD,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        dtype="float32",
+    )
+
+
+def _initialize(model: torch.nn.Module, seed: int, num_layers: int) -> None:
+    """Set norms to one and draw the other weights from a normal distribution.
+
+    They are drawn in the order of their names, so that no release of transformers reorders the
+    draws. Weights that write into the residual stream are scaled down by sqrt(2 x layers), as in
+    GPT-2 (Radford et al. 2019, section 2.3).
     """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -142,6 +171,6 @@ def _initialize(model: torch.nn.Module, seed: int, num_layers: int) -> None:
             if weight.ndim == 1:
                 weight.fill_(1.0)
             else:
-                residual = name.endswith(("o_proj.weight", "down_proj.weight"))
-                std = INIT_STD / (2 * num_layers) ** 0.5 if residual else INIT_STD
+                is_residual = name.endswith(("o_proj.weight", "down_proj.weight"))
+                std = INIT_STD / (2 * num_layers) ** 0.5 if is_residual else INIT_STD
                 weight.normal_(0.0, std, generator=generator)

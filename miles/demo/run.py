@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -34,11 +33,13 @@ from miles.demo import rows
 from miles.demo.model import build_model
 from miles.demo.tokenizer import build_tokenizer
 from miles.errors import MilesError
-from miles.report.report import read_metrics, verdict, write_report
+from miles.report.report import verdict, write_report
+from miles.report.run_data import read_metrics
 from miles.train.config import ClusterConfig, OptimizerSettings, TrainConfig
 from miles.train.driver.loop import train
 from miles.train.parallel_layout import Layout
 from miles.train.rank.actor import TrainerActor
+from miles.train.types import RankSetup, StartPoint, TrainerSettings
 
 MAX_SAMPLE_TOKENS = 1024
 MAX_DIFFERENCE = 1e-4
@@ -173,10 +174,11 @@ def _compare(folder: Path, shape: ModelShape, console: Console) -> None:
     assert found is not None
     actor = ray.remote(num_cpus=0)(TrainerActor).remote(0)
     address = ray.get(actor.listen.remote())
-    config = replace(
-        demo_config(folder), optimizer=OptimizerSettings()
-    )  # its warm-up is longer than this run of 1
-    ray.get(actor.setup.remote(address, Layout(1), shape, config, 1, 1, found, True), timeout=120)
+    settings = TrainerSettings(shape, Layout(1), OptimizerSettings(), 1, 1, bf16=False)
+    start = StartPoint(found, is_resume=False)
+    config = demo_config(folder)
+    setup = RankSetup(settings, start, config.seed, config.cluster.timeout_minutes)
+    ray.get(actor.setup.remote(address, setup), timeout=120)
     got = ray.get(actor.logits.remote(ids))
     ray.kill(actor)
     difference = float(np.abs(got - expected).max())

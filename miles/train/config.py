@@ -1,51 +1,94 @@
-"""The settings of a training run: frozen, checked before anything starts."""
+"""The settings of a training run: frozen, checked before anything starts.
+
+A setting is declared here with its flag (`miles.common.flags`), and nowhere else.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Annotated
 
+from miles.common.flags import Flag, check_settings
 from miles.data.config import DataConfig, SourceConfig
 from miles.errors import ConfigError
 from miles.train.parallel_layout import Layout
 
 
-def _require_positive(flag: str, value: int | None) -> None:
-    if value is not None and value < 1:
-        raise ConfigError(f"{flag} must be positive, not {value}")
-
-
 @dataclass(frozen=True)
 class ClusterConfig:
-    """Where the ranks run."""
+    """Parallelism and the cluster: where the ranks run."""
 
-    num_nodes: int = 1
-    """`--actor-num-nodes`"""
-    gpus_per_node: int = 1
-    """`--actor-num-gpus-per-node`: ranks a node; on a machine without CUDA, CPU processes"""
-    num_gpus_per_node: int = 8
-    """`--num-gpus-per-node`: how many a machine has; more ranks a node than that are refused"""
-    tensor: int = 1
-    """`--tensor-model-parallel-size`"""
-    pipeline: int = 1
-    """`--pipeline-model-parallel-size`"""
-    expert: int = 1
-    """`--expert-model-parallel-size`: over how many ranks a layer's experts are spread"""
-    expert_tensor: int | None = None
-    """`--expert-tensor-parallel-size`; None: as `tensor`"""
-    sequence_parallel: bool = False
-    """`--sequence-parallel`: norms on a part of the tokens of each tensor rank"""
-    ray_address: str | None = None
-    """None: a small Ray of the run's own, on localhost"""
-    timeout_minutes: float = 10.0
-    """`--distributed-timeout-minutes`: how long a collective, a step or a start may take"""
+    num_nodes: Annotated[
+        int, Flag("--actor-num-nodes", "NODES", "machines that the ranks run on")
+    ] = 1
+    gpus_per_node: Annotated[
+        int,
+        Flag(
+            "--actor-num-gpus-per-node",
+            "GPUS",
+            "ranks on each node; on a machine without CUDA, CPU processes",
+        ),
+    ] = 1
+    num_gpus_per_node: Annotated[
+        int,
+        Flag(
+            "--num-gpus-per-node", "GPUS", "GPUs that a machine has; more ranks a node are refused"
+        ),
+    ] = 8
+    tensor: Annotated[
+        int,
+        Flag("--tensor-model-parallel-size", "RANKS", "ranks that share each layer's matrices"),
+    ] = 1
+    pipeline: Annotated[
+        int, Flag("--pipeline-model-parallel-size", "RANKS", "stages that the layers are cut into")
+    ] = 1
+    expert: Annotated[
+        int,
+        Flag(
+            "--expert-model-parallel-size",
+            "RANKS",
+            "ranks over which a layer's experts are spread",
+        ),
+    ] = 1
+    expert_tensor: Annotated[
+        int | None,
+        Flag(
+            "--expert-tensor-parallel-size",
+            "RANKS",
+            "ranks that share each expert's matrices",
+            default="--tensor-model-parallel-size",
+        ),
+    ] = None
+    sequence_parallel: Annotated[
+        bool,
+        Flag("--sequence-parallel", help="norms on a part of the tokens of each tensor rank"),
+    ] = False
+    ray_address: Annotated[
+        str | None,
+        Flag(
+            "--ray-address",
+            "ADDRESS",
+            "a Ray that is running",
+            default="$RAY_ADDRESS, or a small one on localhost",
+        ),
+    ] = None
+    timeout_minutes: Annotated[
+        float,
+        Flag(
+            "--distributed-timeout-minutes",
+            "MINUTES",
+            "how long a collective, a step, an evaluation, a start or the end of a save may take",
+        ),
+    ] = 10.0
     object_store_bytes: int = 512 << 20
     """of the run's own Ray"""
 
     def __post_init__(self) -> None:
+        check_settings(self)
         if self.gpus_per_node > self.num_gpus_per_node:
             raise ConfigError(
-                f"--actor-num-gpus-per-node {self.gpus_per_node} is more than a machine has: --num-gpus-per-node "
-                f"{self.num_gpus_per_node}"
+                f"--actor-num-gpus-per-node {self.gpus_per_node} is more than a machine has: "
+                f"--num-gpus-per-node {self.num_gpus_per_node}"
             )
 
     @property
@@ -54,10 +97,10 @@ class ClusterConfig:
 
     @property
     def layout(self) -> Layout:
-        """Where each rank stands.
+        """The place of each rank.
 
         Raises:
-            ConfigError: the ranks cannot be divided so.
+            ConfigError: the ranks cannot be divided in this way.
         """
         return Layout(
             self.world_size,
@@ -71,33 +114,50 @@ class ClusterConfig:
 
 @dataclass(frozen=True)
 class OptimizerSettings:
-    """Names and meanings as in Megatron's flags."""
+    """The optimizer, Adam. Names and meanings as in Megatron's flags."""
 
-    lr: float = 1e-5
-    min_lr: float = 0.0
-    lr_decay_style: str = "cosine"
-    """constant, linear, cosine or inverse-square-root"""
-    lr_warmup_iters: int = 0
-    """steps over which the rate rises from 0 to `lr`"""
-    lr_warmup_fraction: float | None = None
-    """`--lr-warmup-fraction`: the same as a share of the run's steps; in place of `lr_warmup_iters`"""
-    weight_decay: float = 0.1
-    adam_beta1: float = 0.9
-    adam_beta2: float = 0.95
-    adam_eps: float = 1e-8
-    clip_grad: float = 1.0
-    """global norm above which gradients are scaled down; 0: never"""
+    lr: Annotated[float, Flag("--lr", "RATE", "highest learning rate")] = 1e-5
+    min_lr: Annotated[float, Flag("--min-lr", "RATE", "learning rate at the end of the decay")] = (
+        0.0
+    )
+    lr_decay_style: Annotated[
+        str,
+        Flag(
+            "--lr-decay-style",
+            "STYLE",
+            "how the rate falls from --lr to --min-lr",
+            choices=("constant", "linear", "cosine", "inverse-square-root"),
+        ),
+    ] = "cosine"
+    lr_warmup_iters: Annotated[
+        int,
+        Flag("--lr-warmup-iters", "STEPS", "steps over which the rate rises from 0", minimum=0),
+    ] = 0
+    lr_warmup_fraction: Annotated[
+        float | None,
+        Flag("--lr-warmup-fraction", "SHARE", "the same, as a share of the run's steps"),
+    ] = None
+    weight_decay: Annotated[
+        float, Flag("--weight-decay", "X", "weight decay of matrices; norms and biases have none")
+    ] = 0.1
+    adam_beta1: Annotated[float, Flag("--adam-beta1", "X", "decay of the first moment")] = 0.9
+    adam_beta2: Annotated[float, Flag("--adam-beta2", "X", "decay of the second moment")] = 0.95
+    adam_eps: Annotated[
+        float, Flag("--adam-eps", "X", "added to the root of the second moment")
+    ] = 1e-8
+    clip_grad: Annotated[
+        float,
+        Flag(
+            "--clip-grad",
+            "X",
+            "global norm above which the gradient is scaled down; 0: it never is",
+        ),
+    ] = 1.0
 
     def __post_init__(self) -> None:
-        styles = ("constant", "linear", "cosine", "inverse-square-root")
-        if self.lr_decay_style not in styles:
-            raise ConfigError(
-                f"--lr-decay-style must be one of {', '.join(styles)}, not {self.lr_decay_style!r}"
-            )
+        check_settings(self)
         if not 0 <= self.min_lr <= self.lr:
             raise ConfigError(f"--min-lr {self.min_lr} must lie between 0 and --lr {self.lr}")
-        if self.lr_warmup_iters < 0:
-            raise ConfigError("--lr-warmup-iters must not be negative")
         if self.lr_warmup_fraction is not None:
             if self.lr_warmup_iters:
                 raise ConfigError(
@@ -109,47 +169,62 @@ class OptimizerSettings:
                 )
 
     def warmup_steps(self, num_steps: int) -> int:
-        """Steps of the warm-up in a run of so many."""
+        """Return the number of steps of the warm-up in a run of `num_steps`."""
         if self.lr_warmup_fraction is not None:
             return int(self.lr_warmup_fraction * num_steps)
         return self.lr_warmup_iters
 
 
 def check_schedule(settings: OptimizerSettings, num_steps: int) -> None:
-    """Raises:
-    ConfigError: the warm-up is not shorter than the run.
+    """Check the learning rate's schedule against the length of the run.
+
+    Raises:
+        ConfigError: the warm-up is not shorter than the run.
     """
     if settings.warmup_steps(num_steps) >= num_steps:
         raise ConfigError(
-            f"--lr-warmup-iters {settings.lr_warmup_iters} is not shorter than the run, which has {num_steps} steps"
+            f"--lr-warmup-iters {settings.lr_warmup_iters} is not shorter than the run, which has "
+            f"{num_steps} steps"
         )
 
 
 @dataclass(frozen=True)
 class RecomputeConfig:
-    """Which activations are computed again in the backward pass instead of kept; names as in Megatron's flags."""
+    """Recomputation: activations that the backward pass computes again instead of keeping them."""
 
-    granularity: str | None = None
-    """None: all are kept; "selective": attention's inner part again; "full": whole layers again"""
-    method: str | None = None
-    """of "full": "uniform", every `num_layers` layers make a piece of which the input is kept; "block", the first
-    `num_layers` layers of a pipeline stage are computed again, the others kept"""
-    num_layers: int | None = None
+    granularity: Annotated[
+        str | None,
+        Flag(
+            "--recompute-granularity",
+            "WHAT",
+            "full: whole layers again; selective: the inner part of attention again",
+            choices=("full", "selective"),
+            default="all are kept",
+        ),
+    ] = None
+    method: Annotated[
+        str | None,
+        Flag(
+            "--recompute-method",
+            "HOW",
+            "of full: uniform, every N layers are a piece whose input is kept; block, the first N "
+            "layers of a pipeline stage are computed again and the others kept",
+            choices=("uniform", "block"),
+        ),
+    ] = None
+    num_layers: Annotated[
+        int | None,
+        Flag("--recompute-num-layers", "N", "the N of --recompute-method"),
+    ] = None
 
     def __post_init__(self) -> None:
-        if self.granularity not in (None, "full", "selective"):
-            raise ConfigError(
-                f"--recompute-granularity must be full or selective, not {self.granularity!r}"
-            )
+        check_settings(self)
         if self.granularity == "full":
-            if (
-                self.method not in ("uniform", "block")
-                or self.num_layers is None
-                or self.num_layers < 1
-            ):
+            if self.method is None or self.num_layers is None or self.num_layers < 1:
                 raise ConfigError(
-                    "--recompute-granularity full needs --recompute-method uniform or block and --recompute-num-layers "
-                    f"of at least 1, not {self.method!r} and {self.num_layers}"
+                    "--recompute-granularity full needs --recompute-method uniform or block and "
+                    f"--recompute-num-layers of at least 1, not {self.method!r} and "
+                    f"{self.num_layers}"
                 )
         elif self.method is not None or self.num_layers is not None:
             raise ConfigError(
@@ -163,125 +238,236 @@ KEEP_ALL = RecomputeConfig()
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """What is evaluated, and how often. That rows are held out of training is `DataConfig.held_out_fraction`."""
+    """Evaluation. Holding rows out of training for it is `DataConfig.held_out_fraction`."""
 
-    sources: tuple[SourceConfig, ...] = ()
-    """`--eval-prompt-data`; empty: the held-out training rows (`--eval-fraction`), or nothing"""
-    interval: int | None = None
-    """`--eval-interval`: steps between evaluations; None: after the last step only"""
-    num_samples: int = 0
-    """`--eval-samples`: greedy answers that each evaluation writes into the run's folder"""
-    max_response_tokens: int = 256
-    """`--eval-max-response-len`: where an answer is cut"""
+    sources: Annotated[
+        tuple[SourceConfig, ...],
+        Flag(
+            "--eval-prompt-data",
+            "PATH",
+            "rows to evaluate on; written as --prompt-data",
+            default="the held-out rows of --eval-fraction, or none",
+            written_as=tuple[str, ...],
+        ),
+    ] = ()
+    interval: Annotated[
+        int | None,
+        Flag(
+            "--eval-interval",
+            "STEPS",
+            "steps between evaluations",
+            minimum=1,
+            default="after the last step only",
+        ),
+    ] = None
+    num_samples: Annotated[
+        int,
+        Flag(
+            "--eval-samples",
+            "N",
+            "greedy answers that each evaluation writes to eval_samples.jsonl",
+            minimum=0,
+        ),
+    ] = 0
+    max_response_tokens: Annotated[
+        int,
+        Flag("--eval-max-response-len", "TOKENS", "where such an answer is cut", minimum=1),
+    ] = 256
 
     def __post_init__(self) -> None:
-        _require_positive("--eval-interval", self.interval)
-        _require_positive("--eval-max-response-len", self.max_response_tokens)
-        if self.num_samples < 0:
-            raise ConfigError(f"--eval-samples must not be negative, not {self.num_samples}")
+        check_settings(self)
 
 
 @dataclass(frozen=True)
 class LoggingConfig:
-    """Where metrics go beside metrics.jsonl."""
+    """Logging, beside metrics.jsonl, which is always written."""
 
-    use_tensorboard: bool = False
-    use_wandb: bool = False
-    wandb_project: str = "miles"
-    wandb_group: str | None = None
-    wandb_mode: str | None = None
-    """`--wandb-mode`: online, offline or disabled; None: as the environment says"""
+    use_tensorboard: Annotated[
+        bool, Flag("--use-tensorboard", help="also to tensorboard/ in the run's folder")
+    ] = False
+    use_wandb: Annotated[bool, Flag("--use-wandb", help="also to Weights & Biases")] = False
+    wandb_project: Annotated[str, Flag("--wandb-project", "NAME", "project of the run there")] = (
+        "miles"
+    )
+    wandb_group: Annotated[
+        str | None, Flag("--wandb-group", "NAME", "group of the run there", default="none")
+    ] = None
+    wandb_mode: Annotated[
+        str | None,
+        Flag(
+            "--wandb-mode",
+            "MODE",
+            "whether the run is sent at once, kept in a folder, or neither",
+            choices=("online", "offline", "disabled"),
+            default="as the environment says",
+        ),
+    ] = None
 
     def __post_init__(self) -> None:
-        if self.wandb_mode not in (None, "online", "offline", "disabled"):
-            raise ConfigError(
-                f"--wandb-mode must be online, offline or disabled, not {self.wandb_mode!r}"
-            )
+        check_settings(self)
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """A run, complete."""
+    """The run: its model, its checkpoints and its folder."""
 
-    hf_checkpoint: str
-    """folder with config.json and the tokenizer (`--hf-checkpoint`)"""
-    ref_load: str
-    """`torch_dist` folder of the weights to start from (`--ref-load`)"""
-    save: str
-    """where checkpoints go (`--save`); a checkpoint found there is gone on from"""
+    hf_checkpoint: Annotated[
+        str,
+        Flag("--hf-checkpoint", "DIR", "folder (fsspec URL) with config.json and the tokenizer"),
+    ]
+    ref_load: Annotated[
+        str,
+        Flag(
+            "--ref-load",
+            "DIR",
+            "torch_dist checkpoint of the weights to start from",
+            default="--load, or else --save",
+        ),
+    ]
+    save: Annotated[
+        str,
+        Flag("--save", "DIR", "where checkpoints go; the run resumes from one that is there"),
+    ]
     data: DataConfig
-    load: str | None = None
-    """`--load`: a run's checkpoints to go on from; None: `save`"""
-    save_interval: int = 0
-    """steps between checkpoints; 0: only at the end"""
-    output_dir: str = ""
-    """the run's folder: metrics.jsonl, config, first batch, rejects; default `save`"""
-    save_hf: str | None = None
-    """`--save-hf`: folder for the trained weights in Hugging Face's format, written after the last step; with
-    `{rollout_id}` in it, after every checkpoint, with the step in its place"""
-    keep_last: int | None = None
-    """`--keep-last`: newest checkpoints that are kept; None: all, unless `keep_best` is set"""
-    keep_best: int | None = None
-    """`--keep-best`: checkpoints with the lowest evaluation loss that are kept beside them"""
-    max_skipped_steps: int = 10
-    """`--max-skipped-steps`: more steps in a row than this whose loss or gradient is not finite end the run"""
-    max_restarts: int = 3
-    """`--max-restarts`: a run that lost a part of itself starts again, so often from one checkpoint"""
-    on_save_error: str = "end"
-    """`--on-save-error`: a checkpoint that cannot be written ends the run ("end"), or is left out ("continue"); that of
-    the last step ends it always"""
-    num_rollout: int | None = None
-    """a limit in steps; None: as many as `num_epoch` has"""
+    load: Annotated[
+        str | None,
+        Flag("--load", "DIR", "checkpoints of a run to resume from", default="--save"),
+    ] = None
+    save_interval: Annotated[
+        int,
+        Flag(
+            "--save-interval",
+            "STEPS",
+            "steps between checkpoints; 0: only after the last step",
+            minimum=0,
+        ),
+    ] = 0
+    output_dir: Annotated[
+        str,
+        Flag(
+            "--output-dir",
+            "DIR",
+            "the run's folder: metrics, config, first batch, rejects",
+            default="--save",
+        ),
+    ] = ""
+    save_hf: Annotated[
+        str | None,
+        Flag(
+            "--save-hf",
+            "DIR",
+            "folder for the trained weights in Hugging Face's format, written after the last step; "
+            "with {rollout_id} in it, after each checkpoint, with the step in its place",
+        ),
+    ] = None
+    keep_last: Annotated[
+        int | None,
+        Flag(
+            "--keep-last",
+            "N",
+            "newest checkpoints that are kept",
+            minimum=1,
+            default="all, unless --keep-best is given",
+        ),
+    ] = None
+    keep_best: Annotated[
+        int | None,
+        Flag(
+            "--keep-best",
+            "N",
+            "checkpoints with the lowest evaluation loss that are kept beside them",
+            minimum=1,
+        ),
+    ] = None
+    max_skipped_steps: Annotated[
+        int,
+        Flag(
+            "--max-skipped-steps",
+            "STEPS",
+            "more steps in a row than this whose loss or gradient is not finite end the run",
+            minimum=0,
+        ),
+    ] = 10
+    max_restarts: Annotated[
+        int,
+        Flag(
+            "--max-restarts",
+            "N",
+            "times that a run which lost a process starts again from the same checkpoint",
+            minimum=0,
+        ),
+    ] = 3
+    on_save_error: Annotated[
+        str,
+        Flag(
+            "--on-save-error",
+            "POLICY",
+            "a checkpoint that cannot be written: end the run, or continue without it; that of the "
+            "last step always ends it",
+            choices=("end", "continue"),
+        ),
+    ] = "end"
+    num_rollout: Annotated[
+        int | None,
+        Flag(
+            "--num-rollout",
+            "STEPS",
+            "a limit on the steps",
+            minimum=1,
+            default="all steps of --num-epoch",
+        ),
+    ] = None
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
-    seed: int = 1234
-    bf16: bool = False
-    deterministic: bool = False
-    """`--deterministic-mode`: kernels that give the same bits each time, or an error where there are none"""
+    seed: Annotated[int, Flag("--seed", "SEED", "seed of the ranks' random states")] = 1234
+    bf16: Annotated[bool, Flag("--bf16", help="compute in bfloat16; without it: float32")] = False
+    deterministic: Annotated[
+        bool,
+        Flag(
+            "--deterministic-mode",
+            help="kernels that give the same bits each time, or an error where there are none; on "
+            "a CPU they always do",
+        ),
+    ] = False
     recompute: RecomputeConfig = KEEP_ALL
     evaluation: EvalConfig = field(default_factory=EvalConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
-    dry_run: bool = False
-    """`--dry-run`: resolve, certify, count and estimate; train nothing"""
+    dry_run: Annotated[
+        bool,
+        Flag(
+            "--dry-run",
+            help="resolve, certify, count rows and tokens, estimate memory; train nothing",
+        ),
+    ] = False
 
     def __post_init__(self) -> None:
-        if self.save_interval < 0:
-            raise ConfigError(f"--save-interval must not be negative, got {self.save_interval}")
-        for flag, value in (
-            ("--num-rollout", self.num_rollout),
-            ("--keep-last", self.keep_last),
-            ("--keep-best", self.keep_best),
-        ):
-            _require_positive(flag, value)
-        if self.max_skipped_steps < 0:
-            raise ConfigError(
-                f"--max-skipped-steps must not be negative, not {self.max_skipped_steps}"
-            )
-        if self.max_restarts < 0:
-            raise ConfigError(f"--max-restarts must not be negative, not {self.max_restarts}")
-        if self.on_save_error not in ("end", "continue"):
-            raise ConfigError(
-                f"--on-save-error must be end or continue, not {self.on_save_error!r}"
-            )
-        if self.evaluation.sources and self.data.held_out_fraction:
-            raise ConfigError(
-                "--eval-prompt-data and --eval-fraction: give one of them, rows of their own or held-out ones"
-            )
-        if not self.evaluation.sources and not self.data.held_out_fraction:
-            for flag, given in (
-                ("--eval-interval", self.evaluation.interval),
-                ("--eval-samples", self.evaluation.num_samples),
-                ("--keep-best", self.keep_best),
-            ):
-                if given:
-                    raise ConfigError(
-                        f"{flag} needs rows to evaluate on: --eval-prompt-data or --eval-fraction"
-                    )
+        check_settings(self)
+        self._check_evaluation()
         if self.data.pack.dp_size != self.cluster.layout.data:
             raise ConfigError(
-                f"the data is packed for {self.data.pack.dp_size} data-parallel ranks, but the layout has "
-                f"{self.cluster.layout.data}: PackConfig.dp_size must be ClusterConfig.layout.data"
+                f"the data is packed for {self.data.pack.dp_size} data-parallel ranks, but the "
+                f"layout has {self.cluster.layout.data}: PackConfig.dp_size must be "
+                "ClusterConfig.layout.data"
             )
+
+    def _check_evaluation(self) -> None:
+        """Check that what needs rows to evaluate on has them, from one place."""
+        if self.evaluation.sources and self.data.held_out_fraction:
+            raise ConfigError(
+                "--eval-prompt-data and --eval-fraction: give one of them, rows of their own or "
+                "held-out ones"
+            )
+        if self.evaluation.sources or self.data.held_out_fraction:
+            return
+        for flag, value in (
+            ("--eval-interval", self.evaluation.interval),
+            ("--eval-samples", self.evaluation.num_samples),
+            ("--keep-best", self.keep_best),
+        ):
+            if value:
+                raise ConfigError(
+                    f"{flag} needs rows to evaluate on: --eval-prompt-data or --eval-fraction"
+                )
 
     @property
     def run_dir(self) -> str:

@@ -1,99 +1,143 @@
-"""The layout of the ranks: which tensor, pipeline and data-parallel place each one has. Arithmetic without torch."""
+"""The layout of the ranks: the tensor, pipeline and data-parallel place of each. No torch.
+
+Tensor-parallel ranks are neighbours, then come data-parallel ranks, then pipeline stages. Eight
+ranks with 2 tensor ranks and 2 pipeline stages are 2 replicas:
+
+    rank              0  1  2  3  4  5  6  7
+    tensor rank       0  1  0  1  0  1  0  1
+    data rank         0  0  1  1  0  0  1  1
+    pipeline stage    0  0  0  0  1  1  1  1
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from miles.architecture.config import ModelShape
 from miles.errors import ConfigError
+
+if TYPE_CHECKING:
+    from miles.architecture.config import ModelShape  # it opens files: fsspec
+
+_TENSOR = "--tensor-model-parallel-size"
+_PIPELINE = "--pipeline-model-parallel-size"
+_EXPERT = "--expert-model-parallel-size"
+_EXPERT_TENSOR = "--expert-tensor-parallel-size"
+_WORLD = "--actor-num-nodes x --actor-num-gpus-per-node"
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How many ranks there are and what each is for. Tensor ranks are neighbours, then data, then pipeline."""
+    """How the ranks of a run are divided into kinds of parallelism."""
 
     world_size: int
+    """ranks in all"""
     tensor: int = 1
+    """tensor-parallel size"""
     pipeline: int = 1
+    """pipeline stages"""
     sequence_parallel: bool = False
+    """norms on a part of the tokens of each tensor-parallel rank"""
     expert: int = 1
-    """a layer's experts are spread over so many ranks, those of one pipeline stage"""
+    """ranks of one pipeline stage over which the experts of a layer are spread"""
     expert_tensor: int = 1
     """tensor-parallel size of each expert"""
 
     def __post_init__(self) -> None:
-        for flag, size in (
-            ("--tensor-model-parallel-size", self.tensor),
-            ("--pipeline-model-parallel-size", self.pipeline),
-            ("--expert-model-parallel-size", self.expert),
-            ("--expert-tensor-parallel-size", self.expert_tensor),
-            ("--actor-num-nodes x --actor-num-gpus-per-node", self.world_size),
-        ):
+        sizes = {
+            _TENSOR: self.tensor,
+            _PIPELINE: self.pipeline,
+            _EXPERT: self.expert,
+            _EXPERT_TENSOR: self.expert_tensor,
+            _WORLD: self.world_size,
+        }
+        for flag, size in sizes.items():
             if size < 1:
                 raise ConfigError(f"{flag} must be positive, not {size}")
+
         if self.world_size % (self.tensor * self.pipeline):
             raise ConfigError(
-                f"{self.world_size} ranks (--actor-num-nodes x --actor-num-gpus-per-node) cannot be divided into "
-                f"replicas of --tensor-model-parallel-size {self.tensor} x --pipeline-model-parallel-size "
-                f"{self.pipeline}"
+                f"{self.world_size} ranks ({_WORLD}) cannot be divided into replicas of "
+                f"{_TENSOR} {self.tensor} x {_PIPELINE} {self.pipeline}"
             )
         if self.world_size % (self.expert * self.expert_tensor * self.pipeline):
             raise ConfigError(
-                f"{self.world_size} ranks cannot be divided into --expert-model-parallel-size {self.expert} x "
-                f"--expert-tensor-parallel-size {self.expert_tensor} x --pipeline-model-parallel-size {self.pipeline}"
+                f"{self.world_size} ranks cannot be divided into {_EXPERT} {self.expert} x "
+                f"{_EXPERT_TENSOR} {self.expert_tensor} x {_PIPELINE} {self.pipeline}"
             )
         if self.sequence_parallel and self.tensor == 1:
             raise ConfigError(
-                "--sequence-parallel spreads tokens over tensor-parallel ranks: give --tensor-model-parallel-size "
+                f"--sequence-parallel spreads tokens over tensor-parallel ranks: give {_TENSOR} "
                 "above 1, or leave it out"
             )
 
     def require_fits(self, shape: ModelShape) -> None:
-        """Refuses a layout into which a model cannot be cut evenly.
+        """Refuse a layout that cannot divide a model evenly.
 
         Raises:
-            ConfigError: names each size that does not divide, and by what.
+            ConfigError: names each size that cannot be divided, and by which flag's value.
         """
-        tensor, expert_tensor = "--tensor-model-parallel-size", "--expert-tensor-parallel-size"
-        is_moe = shape.num_experts is not None
-        wrong = [
-            f"{what} ({size}) cannot be divided by {flag} {parts}"
-            for what, size, flag, parts in (
-                ("attention heads", shape.num_attention_heads, tensor, self.tensor),
-                ("key/value heads", shape.num_query_groups, tensor, self.tensor),
-                ("the vocabulary", shape.vocab_size, tensor, self.tensor),
-                ("the MLP's width", 0 if is_moe else shape.ffn_hidden_size, tensor, self.tensor),
-                ("an expert's width", shape.moe_ffn_hidden_size, expert_tensor, self.expert_tensor),
-                ("experts", shape.num_experts or 0, "--expert-model-parallel-size", self.expert),
-                ("layers", shape.num_layers, "--pipeline-model-parallel-size", self.pipeline),
-            )
+        problems = [*self._uneven_sizes(shape), *self._expert_problems(shape)]
+        if problems:
+            raise ConfigError("this layout does not fit the model: " + "; ".join(problems))
+
+    def _uneven_sizes(self, shape: ModelShape) -> list[str]:
+        """Return a sentence for each size of the model that its parallel size does not divide."""
+        is_dense = shape.num_experts is None
+        divided = (
+            ("attention heads", shape.num_attention_heads, _TENSOR, self.tensor),
+            ("key/value heads", shape.num_query_groups, _TENSOR, self.tensor),
+            ("the vocabulary", shape.vocab_size, _TENSOR, self.tensor),
+            ("the MLP's width", shape.ffn_hidden_size if is_dense else 0, _TENSOR, self.tensor),
+            ("an expert's width", shape.moe_ffn_hidden_size, _EXPERT_TENSOR, self.expert_tensor),
+            ("experts", shape.num_experts or 0, _EXPERT, self.expert),
+            ("layers", shape.num_layers, _PIPELINE, self.pipeline),
+        )
+        return [
+            f"{name} ({size}) cannot be divided by {flag} {parts}"
+            for name, size, flag, parts in divided
             if size % parts
         ]
-        if not is_moe and self.expert > 1:
-            wrong.append(
-                f"{shape.model_type} has no experts to spread: leave out --expert-model-parallel-size"
+
+    def _expert_problems(self, shape: ModelShape) -> list[str]:
+        """Return a sentence for each rule on experts that the layout breaks."""
+        problems = []
+        if shape.num_experts is None:
+            if self.expert > 1:
+                problems.append(f"{shape.model_type} has no experts to spread: leave out {_EXPERT}")
+            return problems
+
+        if self.tensor > 1 and not self.sequence_parallel:
+            problems.append(
+                "experts beside tensor parallelism are trained with --sequence-parallel only: "
+                "give it"
             )
-        if is_moe and self.tensor > 1 and not self.sequence_parallel:
-            wrong.append(
-                "experts beside tensor parallelism are trained with --sequence-parallel only: give it"
+        # megatron-core 0.16.1 would not add up the gradients of such experts over the tensor
+        # ranks, each of which saw other tokens.
+        if self.expert == 1 and self.expert_tensor != self.tensor:
+            problems.append(
+                f"experts that are not spread ({_EXPERT} 1) are split as the rest is: give "
+                f"{_EXPERT_TENSOR} {self.tensor}, not {self.expert_tensor}"
             )
-        if is_moe and self.expert == 1 and self.expert_tensor != self.tensor:
-            # megatron-core 0.16.1 then sums no gradient of theirs over the tensor ranks, each of which saw other tokens
-            wrong.append(
-                f"experts that are not spread (--expert-model-parallel-size 1) are split as the rest is: give "
-                f"--expert-tensor-parallel-size {self.tensor}, not {self.expert_tensor}"
-            )
-        if wrong:
-            raise ConfigError("this layout does not fit the model: " + "; ".join(wrong))
+        return problems
 
     @property
     def data(self) -> int:
-        """data-parallel size: the number of model replicas"""
+        """Return the data-parallel size: the number of model replicas."""
         return self.world_size // (self.tensor * self.pipeline)
 
+    @property
+    def expert_data(self) -> int:
+        """Return the number of ranks that hold the same experts."""
+        return self.world_size // (self.expert * self.expert_tensor * self.pipeline)
+
     def data_rank(self, rank: int) -> int:
-        """Which replica's data a rank reads."""
+        """Return the data-parallel rank: the replica whose data a rank reads."""
         return rank // self.tensor % self.data
 
+    def stage(self, rank: int) -> int:
+        """Return the pipeline stage of a rank."""
+        return rank // (self.tensor * self.data)
+
     def is_last_stage(self, rank: int) -> bool:
-        return rank // (self.tensor * self.data) == self.pipeline - 1
+        return self.stage(rank) == self.pipeline - 1

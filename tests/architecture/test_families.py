@@ -22,7 +22,7 @@ from miles.convert.verify import verify
 from miles.errors import CheckpointError
 from miles.train.parallel_layout import Layout
 from tests.support.models import make_hf, require_same_files
-from tests.support.ranks import SETTINGS, run_ranks, start
+from tests.support.ranks import run_ranks, start, trainer_settings
 
 PAGE = Path(__file__).parents[2] / "docs/convert.md"
 MAX_LOGIT_DIFFERENCE = 1e-4
@@ -100,7 +100,7 @@ def logits(
     """Of the converted checkpoints in real GPTModels: keys, logits of each text by itself, and of all in one row."""
     from miles.common import checkpoint_folder
     from miles.data.packing.pack import micro_batch
-    from miles.train.model.build import forward_packed
+    from miles.train.model.packed_forward import forward_packed
     from miles.train.rank import checkpoint_load
     from miles.train.rank.trainer import Trainer
 
@@ -115,7 +115,8 @@ def logits(
     )
     found = []
     for model in models:
-        trainer = Trainer(read_shape(model.hf), layout, rank, SETTINGS, 10, 1, bf16=False)
+        shape = read_shape(model.hf)
+        trainer = Trainer(trainer_settings(shape, layout, num_sources=1), rank)
         keys = set()
         for value in trainer.gpt.sharded_state_dict().values():
             keys |= {
@@ -127,7 +128,7 @@ def logits(
         checkpoint_load.load(trainer, newest, model_only=True)
         alone = [trainer.logits(text) for text in texts]
         with torch.no_grad():
-            packed = forward_packed(trainer.gpt, row, labels=False)[0].float().numpy()
+            packed = forward_packed(trainer.gpt, row, with_labels=False)[0].float().numpy()
         found.append((keys, alone, np.split(packed, np.cumsum(lengths)[:-1])))
     return found
 
@@ -166,7 +167,8 @@ def reload(
     start(layout, rank, meeting)
     for model, save in zip(models, saves, strict=True):
         bf16 = "bfloat16" in Path(model.hf, "config.json").read_text()
-        trainer = Trainer(read_shape(model.hf), layout, rank, SETTINGS, 10, 1, bf16=bf16)
+        shape = read_shape(model.hf)
+        trainer = Trainer(trainer_settings(shape, layout, num_sources=1, bf16=bf16), rank)
         found = checkpoint_folder.find(model.megatron)
         assert found is not None
         checkpoint_load.load(trainer, found, model_only=True)

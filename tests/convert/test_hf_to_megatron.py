@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +25,9 @@ from miles.convert.torch_dist import Checkpoint
 from miles.convert.verify import verify
 from miles.errors import CheckpointError
 from miles.train.parallel_layout import Layout
-from tests.support.commands import small_disk
+from tests.support.disks import small_disk
 from tests.support.models import edit_config, edit_tensors, make_hf
+from tests.support.processes import LIMIT_SECONDS, wait_until
 from tests.support.ranks import run_ranks
 
 TRACKER = "latest_checkpointed_iteration.txt"
@@ -164,12 +164,13 @@ def padded_logits(
     from miles.common import checkpoint_folder
     from miles.train.rank import checkpoint_load
     from miles.train.rank.trainer import Trainer
-    from tests.support.ranks import SETTINGS, start
+    from tests.support.ranks import start, trainer_settings
 
     start(layout, rank, meeting)
     found = []
     for url in megatron:
-        trainer = Trainer(read_shape(hf), layout, rank, SETTINGS, 10, 1, bf16=False)
+        shape = read_shape(hf)
+        trainer = Trainer(trainer_settings(shape, layout, num_sources=1), rank)
         newest = checkpoint_folder.find(url)
         assert newest is not None
         checkpoint_load.load(trainer, newest, model_only=True)
@@ -275,13 +276,14 @@ def test_interrupted_it_leaves_nothing_that_looks_complete(
         text=True,
         cwd=Path(__file__).parents[2],
     )
-    deadline = time.monotonic() + 60
-    while not any(path.stat().st_size > 8 for path in staged.rglob("*") if path.is_file()):
+
+    def is_being_written() -> bool:
         assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+        return any(path.stat().st_size > 8 for path in staged.rglob("*") if path.is_file())
+
+    wait_until(is_being_written)
     process.send_signal(number)
-    printed, _ = process.communicate(timeout=30)
+    printed, _ = process.communicate(timeout=LIMIT_SECONDS)
     assert process.returncode != 0
     assert "Traceback" not in printed
     if number == signal.SIGINT:

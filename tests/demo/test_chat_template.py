@@ -47,7 +47,8 @@ def call(name: str, arguments: Any) -> dict[str, Any]:
     return {"type": "function", "function": {"name": name, "arguments": arguments}}
 
 
-Q, A = user("What is 2 + 2?"), assistant("4.")
+Q = user("What is 2 + 2?")
+A = assistant("4.")
 CALL = assistant("", tool_calls=[call("get_weather", {"city": "Zürich"})])
 CALLS = assistant(
     "Let me look.",
@@ -208,7 +209,8 @@ def test_tools_and_grouped_results(tokenizer):
         "<|im_start|>assistant\nLet me look.\n"
         '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Rome"}}\n</tool_call>\n'
         '<tool_call>\n{"name": "get_time", "arguments": {}}\n</tool_call><|im_end|>\n'
-        "<|im_start|>user\n<tool_response>\n20\n</tool_response>\n<tool_response>\n12:00\n</tool_response><|im_end|>\n"
+        "<|im_start|>user\n<tool_response>\n20\n</tool_response>\n"
+        "<tool_response>\n12:00\n</tool_response><|im_end|>\n"
         "<|im_start|>assistant\n<think>\n\n</think>\n\nNoon, 20.<|im_end|>\n"
     ) in text
 

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3ForCausalLM
 
 from miles.architecture.families import read_shape
-from miles.demo.model import build_model, build_tiny_qwen3
+from miles.demo.model import TinySizes, build_model, build_tiny_qwen3
 from miles.errors import ConfigError, SourceError, TemplateError
 
 TALK = [
@@ -80,17 +80,19 @@ def test_vocabulary_is_padded_and_can_be_chosen(tokenizer_folder, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
     tokenizer.add_tokens(["<extra>"])
     tokenizer.save_pretrained(tmp_path / "tokenizer")
-    build_model(tmp_path / "tokenizer", tmp_path / "padded", num_layers=1)
+    build_model(tmp_path / "tokenizer", tmp_path / "padded", sizes=TinySizes(num_layers=1))
     assert read_shape(str(tmp_path / "padded")).vocab_size == 2112
-    build_model(tokenizer_folder, tmp_path / "chosen", vocab_size=3000, num_layers=1)
+    build_model(
+        tokenizer_folder, tmp_path / "chosen", sizes=TinySizes(vocab_size=3000, num_layers=1)
+    )
     assert read_shape(str(tmp_path / "chosen")).vocab_size == 3000
     with pytest.raises(ConfigError, match="2047 is smaller than the 2048 tokens"):
-        build_model(tokenizer_folder, tmp_path / "refused", vocab_size=2047)
+        build_model(tokenizer_folder, tmp_path / "refused", sizes=TinySizes(vocab_size=2047))
 
 
 def test_can_be_written_beside_its_tokenizer(tokenizer_folder, tmp_path):
-    build_model(tokenizer_folder, tmp_path, num_layers=1)
-    build_model(tmp_path, tmp_path, num_layers=1)
+    build_model(tokenizer_folder, tmp_path, sizes=TinySizes(num_layers=1))
+    build_model(tmp_path, tmp_path, sizes=TinySizes(num_layers=1))
     assert math.isfinite(loss_and_logits(tmp_path)[0])
 
 

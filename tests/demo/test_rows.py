@@ -13,15 +13,35 @@ from miles.demo import rows
 
 ROLES = {"system", "human", "gpt"}
 
+COLUMNS = (
+    "custom_instruction",
+    "topic",
+    "model_name",
+    "model",
+    "skip_prompt_formatting",
+    "category",
+    "conversations",
+    "views",
+    "language",
+    "id",
+    "title",
+    "idx",
+    "hash",
+    "avatarUrl",
+    "system_prompt",
+    "source",
+)
+"""OpenHermes-2.5's columns, in its order."""
+
 
 @pytest.fixture(scope="module")
 def usable() -> list[dict]:
-    return [
-        json.loads(line)
-        for name in rows.FILES
-        for number, line in enumerate(rows.lines(name))
-        if (name, number) not in rows.BROKEN
-    ]
+    usable = []
+    for name in rows.FILES:
+        for number, line in enumerate(rows.lines(name)):
+            if (name, number) not in rows.BROKEN:
+                usable.append(json.loads(line))
+    return usable
 
 
 def answers(row: dict) -> list[str]:
@@ -37,7 +57,7 @@ def test_files_are_as_large_as_a_first_run_needs(usable):
 
 def test_every_row_has_the_columns_of_openhermes(usable):
     for row in usable:
-        assert tuple(row) == rows.COLUMNS
+        assert tuple(row) == COLUMNS
         assert row["id"]
         assert row["category"]
         assert row["source"] in ("miles-demo-written", "miles-demo-templated")
@@ -73,27 +93,27 @@ def test_variety(usable):
 
 
 def test_answers_are_short_but_not_bare(usable):
-    lengths = sorted(
-        len(answer.split()) for row in usable if row["language"] == "en" for answer in answers(row)
-    )
+    lengths = []
+    for row in usable:
+        if row["language"] == "en":
+            lengths += [len(answer.split()) for answer in answers(row)]
+    lengths.sort()
     assert lengths[-1] <= 80
     assert lengths[len(lengths) // 2] >= 15
 
 
 def test_no_two_rows_are_the_same(usable):
-    told = Counter(
-        json.dumps([row["system_prompt"], [turn["value"].lower() for turn in row["conversations"]]])
-        for row in usable
-    )
-    asked = Counter(
-        json.dumps(
-            [row["system_prompt"]]
-            + [turn["value"].lower() for turn in row["conversations"][:3] if turn["from"] != "gpt"]
-        )
-        for row in usable
-    )
-    assert [text for text, count in told.items() if count > 1] == []
-    assert [text for text, count in asked.items() if count > 1] == []
+    conversations = Counter[str]()
+    questions = Counter[str]()
+    for row in usable:
+        turns = row["conversations"]
+        texts = [turn["value"].lower() for turn in turns]
+        conversations[json.dumps([row["system_prompt"], texts])] += 1
+        asked = [turn["value"].lower() for turn in turns[:3] if turn["from"] != "gpt"]
+        questions[json.dumps([row["system_prompt"], *asked])] += 1
+
+    assert [text for text, count in conversations.items() if count > 1] == []
+    assert [text for text, count in questions.items() if count > 1] == []
     assert len({row["id"] for row in usable}) == len(usable)
 
 
@@ -105,12 +125,11 @@ def test_text_is_in_normal_form_c(usable):
 
 
 def test_python_in_answers_parses(usable):
-    blocks = [
-        (row["id"], block)
-        for row in usable
-        for answer in answers(row)
-        for block in re.findall(r"```python\n(.*?)```", answer, re.DOTALL)
-    ]
+    blocks = []
+    for row in usable:
+        for answer in answers(row):
+            found = re.findall(r"```python\n(.*?)```", answer, re.DOTALL)
+            blocks += [(row["id"], block) for block in found]
     assert len(blocks) >= 50
     for row_id, block in blocks:
         try:
@@ -124,10 +143,11 @@ def test_python_outputs_are_true(usable):
     for row in usable:
         if row["category"] == "python-output":
             question, answer = (turn["value"] for turn in row["conversations"][-2:])
-            expression, told = re.search(r"`(.*)`", question)[1], re.match(r"`(.*?)`\. ", answer)[1]
+            expression = re.search(r"`(.*)`", question)[1]
+            claimed = re.match(r"`(.*?)`\. ", answer)[1]
             printed = re.fullmatch(r"print\((.*)\)", expression)
             value = eval(printed[1] if printed else expression)  # noqa: S307  (our own rows)
-            assert told == (str(value) if printed else repr(value)), row["id"]
+            assert claimed == (str(value) if printed else repr(value)), row["id"]
             checked += 1
     assert checked >= 25
 
@@ -160,6 +180,7 @@ def test_shop_queries_run(usable):
         "CREATE TABLE customers(id, name, city); CREATE TABLE products(id, name, price);"
         "CREATE TABLE orders(id, customer_id, product_id, amount)"
     )
+
     queries = [
         re.search(r"```sql\n(.*?)```", answers(row)[0], re.DOTALL)[1]
         for row in usable
@@ -198,7 +219,10 @@ class TestBroken:
         assert values[-1] is None
 
     def test_no_other_row_is_broken(self, usable):
-        assert {turn["from"] for row in usable for turn in row["conversations"]} == ROLES
+        roles = set()
+        for row in usable:
+            roles |= {turn["from"] for turn in row["conversations"]}
+        assert roles == ROLES
 
 
 def test_texts_are_those_of_the_usable_rows(usable):

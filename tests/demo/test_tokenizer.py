@@ -57,6 +57,7 @@ def test_size_and_special_tokens(tokenizer):
     assert tokenizer.eos_token == "<|im_end|>"
     assert tokenizer.pad_token == "<|endoftext|>"
     assert tokenizer.bos_token is None
+
     ids = tokenizer.encode("<|im_start|>assistant\n<think>\n\n</think>\n\nYes<|im_end|>\n")
     assert (
         tokenizer.decode(ids, skip_special_tokens=True) == "assistant\n<think>\n\n</think>\n\nYes\n"
@@ -71,29 +72,11 @@ def test_the_template_headers_are_one_token_each(tokenizer):
 
 
 def test_pieces_that_are_never_merged(tokenizer):
-    assert pieces(tokenizer, "Let's go in 2024, num_rows!\n\n  x") == [
-        *[
-            "Let",
-            "'s",
-            " go",
-            " in",
-            " ",
-            "2",
-            "0",
-            "2",
-            "4",
-            ",",
-            " num",
-            "_rows",
-            "!\n\n",
-            " ",
-            " x",
-        ]
-    ]
-    assert pieces(tokenizer, "नमस्ते दुनिया") == [
-        "नमस्ते",
-        " दुनिया",
-    ]  # vowel signs stay with their letters
+    assert "|".join(pieces(tokenizer, "Let's go in 2024, num_rows!\n\n  x")) == (
+        "Let|'s| go| in| |2|0|2|4|,| num|_rows|!\n\n| | x"
+    )
+    # vowel signs stay with their letters
+    assert pieces(tokenizer, "नमस्ते दुनिया") == ["नमस्ते", " दुनिया"]
 
 
 def test_same_texts_same_files(tokenizer_folder, tmp_path):
@@ -117,7 +100,8 @@ def test_too_small_a_vocabulary_is_refused(tmp_path):
 
 
 def test_a_model_beside_it_does_not_change_the_split(tokenizer, model_folder):
-    # transformers 5 picks a tokenizer's class from config.json too, and Qwen's own class has its own split
+    # transformers 5 picks a tokenizer's class from config.json too, and Qwen's own class has its
+    # own split.
     beside = AutoTokenizer.from_pretrained(model_folder, local_files_only=True)
     assert json.loads((model_folder / "config.json").read_text())["model_type"] == "qwen3"
     for text in rows.texts():

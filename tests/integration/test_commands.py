@@ -3,26 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-
-def miles(*words: str | Path, expect: int = 0, limit: float = 240) -> str:
-    """Runs a command line; its output, both streams."""
-    done = subprocess.run(
-        [sys.executable, "-m", "miles.cli", *map(str, words)],
-        capture_output=True,
-        text=True,
-        timeout=limit,
-        env={**os.environ, "COLUMNS": "200"},
-    )
-    assert done.returncode == expect, done.stdout + done.stderr
-    assert "Traceback" not in done.stderr
-    return done.stdout + done.stderr
+from tests.support.processes import miles
 
 
 @pytest.fixture(scope="module")
@@ -90,13 +75,13 @@ def test_the_demo_keeps_its_promises(demo: tuple[Path, str]) -> None:
 
 
 @pytest.mark.slow
-def test_what_the_model_was_fed_can_be_looked_at(demo: tuple[Path, str]) -> None:
+def test_inspect_shows_what_was_trained(demo: tuple[Path, str]) -> None:
     printed = miles("inspect", demo[0], "--samples", "2")
     assert "<|im_start|>assistant" in printed
     assert "trained" in printed
 
 
-def test_a_tokenizer_is_certified_or_refused_by_name(
+def test_certify_certifies_or_refuses_by_name(
     chatml_tokenizer_folder: Path, tmp_path: Path
 ) -> None:
     path = tmp_path / "certificate.json"

@@ -11,16 +11,10 @@ from pathlib import Path
 import pytest
 
 from miles.common import storage
-from tests.support.commands import (
-    NUM_STEPS,
-    Place,
-    lines,
-    require_same,
-    small_disk,
-    tracked,
-    weights,
-)
+from tests.support.commands import Workspace
+from tests.support.disks import small_disk
 from tests.support.fault_table import NOTHING, SINCE, observed
+from tests.support.runs import NUM_STEPS, lines, require_same, tracked, weights
 
 pytestmark = pytest.mark.slow
 
@@ -34,12 +28,12 @@ def fill(disk: Path, but_bytes: int) -> Path:
     return ballast
 
 
-def test_a_full_disk_ends_the_run_or_leaves_a_checkpoint_out_and_what_was_complete_stays(
-    place: Place, unbroken: Path, tmp_path: Path
+def test_full_disk_spares_complete_checkpoints(
+    workspace: Workspace, unbroken: Path, tmp_path: Path
 ) -> None:
     with small_disk(tmp_path / "disk", "size=256m") as disk:
         save = disk / "run"
-        with place.command(save) as command:
+        with workspace.command(save) as command:
             command.until(lambda: tracked(save) == 4)
             ballast = fill(disk, 1 << 20)
             printed = command.wait(1)
@@ -51,7 +45,7 @@ def test_a_full_disk_ends_the_run_or_leaves_a_checkpoint_out_and_what_was_comple
         assert sorted(path.name for path in save.glob("*iter_*")) == ["iter_0000004"]
         observed("disk full before a checkpoint", printed, "miles: error:", SINCE)
 
-        with place.command(
+        with workspace.command(
             save, on_save_error="continue", save_hf=tmp_path / "run/export"
         ) as command:
             command.until(lambda: "the run goes on (--on-save-error continue)" in command.printed)
@@ -67,11 +61,11 @@ def test_a_full_disk_ends_the_run_or_leaves_a_checkpoint_out_and_what_was_comple
         require_same(save, unbroken)
 
 
-def test_a_disk_that_fills_while_it_is_written(place: Place, tmp_path: Path) -> None:
+def test_disk_fills_while_a_checkpoint_is_written(workspace: Workspace, tmp_path: Path) -> None:
     """There are bytes left, but no inodes: nothing says so beforehand."""
     with small_disk(tmp_path / "disk", "size=256m,nr_inodes=40") as disk:
         save, run = disk / "run", tmp_path / "run"
-        with place.command(save, output_dir=run) as command:
+        with workspace.command(save, output_dir=run) as command:
             command.until(lambda: tracked(save) == 4)
             taken: list[Path] = []
             with contextlib.suppress(OSError):
@@ -88,18 +82,18 @@ def test_a_disk_that_fills_while_it_is_written(place: Place, tmp_path: Path) -> 
         observed("disk full while a checkpoint is written", printed, "miles: error:", SINCE)
 
 
-def test_on_object_storage_a_machine_with_an_empty_disk_goes_on(
-    place: Place, unbroken: Path, bucket: str, tmp_path: Path
+def test_another_machine_goes_on_from_object_storage(
+    workspace: Workspace, unbroken: Path, bucket: str, tmp_path: Path
 ) -> None:
     save = f"{bucket}/run"
-    with place.command(save, keep_last=2) as command:
+    with workspace.command(save, keep_last=2) as command:
         command.until(lambda: f"checkpoint  {save}/iter_0000008" in command.printed)
         command.process.send_signal(signal.SIGKILL)
         command.process.wait()
     kept = int(storage.read_text(f"{save}/latest_checkpointed_iteration.txt"))
     assert kept >= 8
     env = {"MILES_CACHE": str(tmp_path / "empty")}
-    with place.command(save, env=env, keep_last=2, save_hf=tmp_path / "export") as command:
+    with workspace.command(save, env=env, keep_last=2, save_hf=tmp_path / "export") as command:
         printed = command.wait(0)
     assert f"going on at step {kept} from {save}/iter_{kept:07d}" in printed
     fs, root = storage.filesystem(save)

@@ -1,46 +1,36 @@
-"""What dies is either made good, or ends the run soon, with one clear error that a restart can go on from."""
+"""What dies is either made good, or ends the run soon, with one clear error that a restart can go
+on from.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pytest
 import ray
 
 from miles.data.config import DataConfig, StreamConfig
 from miles.data.files.manifest import build_manifest
-from miles.data.stream import feed as feed_module
-from miles.data.stream import pipeline, stages
-from miles.data.stream.feed import Feed, StepIterator
+from miles.data.packing import shards
+from miles.data.stream import pipeline
+from miles.data.stream.feed import Feed
+from miles.data.stream.ledger import Ledger
+from miles.data.stream.step_iterator import StepIterator
 from miles.data.types import Cursor
 from miles.errors import ClusterError, MilesError
-from tests.support.clusters import (
-    config_of,
-    demo_settings,
-    feed_actor_with,
-    follow,
-    local,
-    one_by_one,
-    opened,
-    processes,
-    seen,
-    with_layout,
-)
 from tests.support.fault_table import SINCE, observed
-
-SOON_SECONDS = 60.0
-"""Far above what it takes to notice a death, far below what anybody waits for on purpose."""
+from tests.support.processes import LIMIT_SECONDS, processes
+from tests.support.stand_ins import MortalPack, PoisonedPack, StuckPack
+from tests.support.streams import config_of, demo_settings, follow, local, opened, seen, with_layout
 
 
 @pytest.fixture(scope="module")
@@ -52,22 +42,6 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def config(settings: dict[str, Any]) -> DataConfig:
     """One rank, and blocks of a step, so that a step does not wait for what follows it."""
     return with_layout(config_of(settings), 1, target_block_bytes=1)
-
-
-# --- the feed
-
-
-class StuckPack:
-    """Packs, and comes to a stand before a step."""
-
-    def __init__(self, step: int, config: Any) -> None:
-        self.step, self.config = step, config
-
-    def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
-        for packed in one_by_one(stages.pack_steps(table, self.config)):
-            if packed["step"][0].as_py() == self.step:
-                time.sleep(10 * SOON_SECONDS)
-            yield packed
 
 
 def in_thread(call: Callable[[], Any]) -> tuple[threading.Thread, list[Any]]:
@@ -94,24 +68,31 @@ def sigkill(feed: Feed) -> None:
     process.send_signal(signal.SIGKILL)
 
 
-def soon(thread: threading.Thread, outcome: list[Any]) -> Any:
-    thread.join(SOON_SECONDS)
+def outcome_of(thread: threading.Thread, outcome: list[Any]) -> Any:
+    """Wait for a call's result or error: far longer than it takes, far less than a rank waits for a
+    step.
+    """
+    thread.join(LIMIT_SECONDS)
     assert outcome, "it still waits"
     return outcome[0]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kill", [ray_kill, sigkill])
-def test_a_feed_that_dies_ends_the_wait_soon_and_the_run_goes_on_from_its_cursor(
+def test_dead_feed_ends_the_wait(
     config: DataConfig,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     kill: Callable[[Feed], None],
 ) -> None:
     unbroken = [seen(step) for step in local(config)]
-    with monkeypatch.context() as patch:
-        patch.setattr(feed_module, "FeedActor", feed_actor_with(_Pack=partial(StuckPack, 3)))
-        feed = Feed.open(config, cursor=None, cursor_path="", num_ranks=1, run_dir=str(tmp_path))
+    feed = Feed.open(
+        config,
+        cursor=None,
+        cursor_path="",
+        num_ranks=1,
+        run_dir=str(tmp_path),
+        loader=pipeline.LoaderStages(pack=partial(StuckPack, 3)),
+    )
     iterator = StepIterator(feed.handle, 0, 0, 0, feed.info.num_steps)
     for step in range(3):
         next(iterator)
@@ -121,7 +102,7 @@ def test_a_feed_that_dies_ends_the_wait_soon_and_the_run_goes_on_from_its_cursor
     time.sleep(0.5)
     assert not outcome, "there is no step 3 to be had"
     kill(feed)
-    error = soon(thread, outcome)
+    error = outcome_of(thread, outcome)
     assert isinstance(error, ClusterError), error
     assert "FeedActor" in str(error)
     with pytest.raises(ClusterError, match="FeedActor"):
@@ -137,9 +118,7 @@ def test_a_feed_that_dies_ends_the_wait_soon_and_the_run_goes_on_from_its_cursor
 
 
 @pytest.mark.slow
-def test_a_feed_that_dies_while_a_step_is_committed_is_an_error_soon(
-    config: DataConfig, tmp_path: Path
-) -> None:
+def test_dead_feed_ends_the_commit(config: DataConfig, tmp_path: Path) -> None:
     with contextlib.ExitStack() as stack:
         feed = stack.enter_context(opened(config, str(tmp_path)))
         iterator = StepIterator(feed.handle, 0, 0, 0, feed.info.num_steps)
@@ -152,43 +131,26 @@ def test_a_feed_that_dies_while_a_step_is_committed_is_an_error_soon(
         time.sleep(0.5)
         assert not outcome, "nobody answers it"
         process.send_signal(signal.SIGKILL)
-        error = soon(thread, outcome)
+        error = outcome_of(thread, outcome)
     assert isinstance(error, ClusterError), error
     assert "FeedActor" in str(error)
     assert feed.cursor().consumed_rows == config.order.batch_size, "the step was not entered"
 
 
-# --- a row that kills its worker
-
-
-class PoisonedPack:
-    """Packs, and dies of one row each time, as a tokenizer's native code might."""
-
-    def __init__(self, folder: str, row_id: int, config: Any) -> None:
-        self.folder, self.row_id, self.config = Path(folder), row_id, config
-
-    def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
-        for packed in one_by_one(stages.pack_steps(table, self.config)):
-            if self.row_id in packed["segment_row_ids"][0].as_py():
-                (self.folder / f"death-{os.getpid()}").touch()
-                os.kill(os.getpid(), signal.SIGKILL)
-            yield packed
+# --- loaders
 
 
 @pytest.mark.slow
-def test_a_row_that_kills_its_worker_each_time_ends_the_run_after_the_retries(
-    config: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_poisonous_row_ends_the_run(config: DataConfig, tmp_path: Path) -> None:
     unbroken = local(config)
     row_id = int(unbroken[8].micro_batches[0][0].row_ids[0])
-    monkeypatch.setattr(
-        feed_module,
-        "FeedActor",
-        feed_actor_with(_Pack=partial(PoisonedPack, str(tmp_path), row_id)),
-    )
+    loader = pipeline.LoaderStages(pack=partial(PoisonedPack, str(tmp_path), row_id))
     config = replace(config, stream=StreamConfig(max_retries=2, target_block_bytes=1))
     taken: list[str] = []
-    with opened(config, str(tmp_path)) as feed, pytest.raises(MilesError) as raised:
+    with (
+        opened(config, str(tmp_path), loader=loader) as feed,
+        pytest.raises(MilesError) as raised,
+    ):
         taken.extend(
             report.content.fingerprint for report, _ in follow(feed, config)
         )  # what came before stays in the list
@@ -206,12 +168,36 @@ def test_a_row_that_kills_its_worker_each_time_ends_the_run_after_the_retries(
     assert len(taken) <= 8, "no step came after the one that could not be had"
 
 
-def test_a_loader_without_retries_fails_at_the_first_death(
-    config: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_retries_the_first_death_counts(config: DataConfig, tmp_path: Path) -> None:
     row_id = int(local(config)[0].micro_batches[0][0].row_ids[0])
-    monkeypatch.setattr(pipeline, "_Pack", partial(PoisonedPack, str(tmp_path), row_id))
+    loader = pipeline.LoaderStages(pack=partial(PoisonedPack, str(tmp_path), row_id))
     config = replace(config, stream=StreamConfig(max_retries=0))
     with pytest.raises(MilesError):
-        list(pipeline.iterate(pipeline.build(build_manifest(config.sources), config)))
+        list(pipeline.blocks(pipeline.build(build_manifest(config.sources), config, loader=loader)))
     assert len(list(tmp_path.glob("death-*"))) == 1
+
+
+def test_killed_loader_changes_neither_order_nor_counts(config: DataConfig, tmp_path: Path) -> None:
+    """In the midst of a window: the steps that it gave are neither lost nor counted twice."""
+    unbroken = [step.report for step in local(config)]
+    loader = pipeline.LoaderStages(pack=partial(MortalPack, str(tmp_path), 8))
+    manifest = build_manifest(config.sources)
+    expected, ledger = (
+        Ledger(manifest, str(tmp_path / name), 1.0) for name in ("expected.jsonl", "rejects.jsonl")
+    )
+    for report in unbroken:
+        expected.commit(report.position.index, report.rows)
+
+    reports = []
+    for block in pipeline.iterate(pipeline.build(manifest, config, loader=loader)):
+        for report in shards.reports(block):
+            ledger.commit(report.position.index, report.rows)
+            reports.append(report)
+
+    assert (tmp_path / "killed-1").exists(), "no loader was killed"
+    assert [r.content.fingerprint for r in reports] == [r.content.fingerprint for r in unbroken]
+    assert [r.rows.rejects for r in reports] == [r.rows.rejects for r in unbroken]
+    assert ledger.totals() == expected.totals()
+    assert sum(counts["read"] for counts in ledger.totals().values()) == 2 * manifest.num_rows
+    assert (tmp_path / "rejects.jsonl").read_text() == (tmp_path / "expected.jsonl").read_text()
+    assert ledger.num_rejected == 2 * len(ledger.rejects) == 8

@@ -24,24 +24,26 @@ from miles.data.config import (
 from miles.data.files.manifest import Manifest, build_manifest
 from miles.data.notebook.dataset import prepare
 from miles.data.packing.shards import unpack
-from miles.data.stream import feed as feed_module
-from miles.data.stream import stages
-from miles.data.stream.feed import Feed, FeedActor, StepIterator
+from miles.data.stream import feed_actor, stages
+from miles.data.stream.feed import Feed
+from miles.data.stream.feed_actor import FeedActor
+from miles.data.stream.step_iterator import StepIterator
+from miles.data.types import Cursor
 from miles.demo import rows
-from miles.demo.tokenizer import build_tokenizer
 from miles.errors import CheckpointError, ClusterError, SourceError, TemplateError
-from tests.integration.test_order import as_parquet, made_up_rows
+from miles.train.config import TrainConfig
+from miles.train.driver.cluster import ray_cluster
+from tests.support.processes import LIMIT_SECONDS, wait_until
+from tests.support.row_files import random_conversations, write_conversations
+from tests.support.streams import config_of, demo_settings, demo_tokenizer, local, opened
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
-    folder = tmp_path_factory.mktemp("feed")
-    files = rows.copy_rows(folder / "rows")
-    build_tokenizer(rows.texts(), folder / "tokenizer")
+def config() -> DataConfig:
     return DataConfig(
-        sources=(SourceConfig("chat", (str(files["chat"]),)),),
+        sources=(SourceConfig("chat", (str(rows.paths()["chat"]),)),),
         order=OrderConfig(batch_size=64),
-        encode=EncodeConfig(str(folder / "tokenizer"), max_sample_tokens=256),
+        encode=EncodeConfig(str(demo_tokenizer()), max_sample_tokens=256),
         pack=PackConfig(dp_size=2, max_tokens_per_gpu=512),
         stream=StreamConfig(prefetch_steps=3),
     )
@@ -50,15 +52,11 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
 class ByHand(FeedActor):
     """The actor's class in this process, given its blocks one by one."""
 
-    def _produce(self, manifest: Any, start_row: int) -> None:
-        pass
+    def run_stream(self, manifest: Any, start_row: int) -> None:
+        """Nothing comes by itself."""
 
     def give(self, *rows: pa.Table) -> None:
-        self._add(pa.concat_tables(rows))
-
-    def end(self) -> None:
-        with self._came:
-            self._error = ClusterError("the stream is at its end")
+        self.put(pa.concat_tables(rows))
 
 
 @pytest.fixture(scope="module")
@@ -85,121 +83,115 @@ def actor(config: DataConfig, manifest: Manifest) -> ByHand:
 
 
 def in_thread(call: Any, *arguments: Any) -> tuple[threading.Thread, list[Any]]:
+    """Start a call in a thread; its result is in the list when the thread has ended."""
     results: list[Any] = []
     thread = threading.Thread(target=lambda: results.append(call(*arguments)), daemon=True)
     thread.start()
-    time.sleep(0.1)
     return thread, results
 
 
-def test_depth_is_zero_where_any_rank_waited_though_a_later_one_found_the_step(
-    actor: ByHand, packed: list[pa.Table]
-) -> None:
+def test_depth_is_zero_where_any_rank_waited(actor: ByHand, packed: list[pa.Table]) -> None:
+    """Also where a later rank finds the step."""
     waiting, fetched = in_thread(actor.fetch, 0, 1, 1)
-    actor.begin(0)  # rank 1 says that it waits
+    actor.begin(0)  # rank 1 has to wait
     time.sleep(0.1)
     actor.give(packed[0])
     actor.begin(0)  # rank 0 comes later, and finds it
-    waiting.join(10)
+    waiting.join(LIMIT_SECONDS)
     assert len(fetched) == 1
-    assert actor.report(0).timing.queue_depth == 0
-    assert actor.report(0).timing.wait_seconds > 0.05
+    assert actor.commit(0).timing.queue_depth == 0
+    assert actor.commit(0).timing.wait_seconds > 0.05
 
 
-def test_depth_counts_what_is_ready_and_nothing_was_waited_for(
-    actor: ByHand, packed: list[pa.Table]
-) -> None:
+def test_depth_counts_ready_steps(actor: ByHand, packed: list[pa.Table]) -> None:
     actor.give(*packed[:2])
     actor.give(packed[2])
     actor.begin(0)
-    assert (actor.report(0).timing.queue_depth, actor.report(0).timing.wait_seconds) == (3, 0.0)
+    assert (actor.commit(0).timing.queue_depth, actor.commit(0).timing.wait_seconds) == (3, 0.0)
     actor.begin(2)  # a rank that is ahead of the others
     actor.begin(1)
-    assert actor.report(1).timing.queue_depth == 2
-    assert actor.report(2).timing.queue_depth == 1
-    assert actor.report(2).content.fingerprint == unpack(packed[2])[0].fingerprint
+    assert actor.commit(1).timing.queue_depth == 2
+    assert actor.commit(2).timing.queue_depth == 1
+    assert actor.commit(2).content.fingerprint == unpack(packed[2])[0].fingerprint
 
 
-def test_of_a_stream_at_its_end_a_step_is_reported_when_it_was_measured(
+def test_last_steps_are_reported_once_measured(
     actor: ByHand, packed: list[pa.Table], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     actor.give(*packed[:2])
-    actor.end()
-    committing, reports = in_thread(actor.report, 0)
+    actor.end(ClusterError("the stream is at its end"))
+    committing, reports = in_thread(actor.commit, 0)
     assert not reports, "what begins the step may come after the question"
     actor.begin(0)
-    committing.join(10)
+    committing.join(LIMIT_SECONDS)
     assert [report.timing.queue_depth for report in reports] == [2]
     with pytest.raises(ClusterError, match="at its end"):
-        actor.report(2)
-    monkeypatch.setattr(feed_module, "REPORT_SECONDS", 0.1)
+        actor.commit(2)
+    monkeypatch.setattr(feed_actor, "REPORT_SECONDS", 0.1)
     with pytest.raises(ClusterError, match="at its end"):
-        actor.report(1)
+        actor.commit(1)
 
 
-def test_read_ahead_is_no_need_and_measures_nothing(actor: ByHand, packed: list[pa.Table]) -> None:
+def test_reading_ahead_measures_nothing(actor: ByHand, packed: list[pa.Table]) -> None:
     waiting, _ = in_thread(actor.fetch, 0, 0, 0)
     actor.give(*packed[:3])
-    waiting.join(10)
+    waiting.join(LIMIT_SECONDS)
     actor.begin(0)
-    assert (actor.report(0).timing.queue_depth, actor.report(0).timing.wait_seconds) == (3, 0.0)
+    assert (actor.commit(0).timing.queue_depth, actor.commit(0).timing.wait_seconds) == (3, 0.0)
 
 
-def test_it_takes_no_block_while_enough_is_ready_and_lets_chunks_go(
-    actor: ByHand, packed: list[pa.Table]
-) -> None:
+def test_window_is_bounded_and_lets_chunks_go(actor: ByHand, packed: list[pa.Table]) -> None:
     """Blocks of two steps, a bound of three: the second block is taken, and the third waits."""
+    last = len(packed) - 1
+    ready = actor._ready
     pairs = [packed[i : i + 2] for i in range(0, len(packed), 2)]
     producing, _ = in_thread(lambda: [actor.give(*pair) for pair in pairs])
-    assert (actor._newest, len(actor._held)) == (3, 2)
+    wait_until(lambda: ready.newest >= 3)
+    assert (ready.newest, len(ready.held_steps)) == (3, 2)
     chunk = ray.get(actor.fetch(0, 0, 0)[0])
     assert [report.position.index for report in chunk.reports] == [0, 1]
     actor.fetch(1, 1, 1)
-    assert [held.first_step for held in actor._held] == [0, 2], "fetched, and still needed"
+    assert ready.held_steps == [(0, 1), (2, 3)], "fetched, and still needed"
     depths = []
     for step in range(len(packed)):
         actor.begin(step)
-        depths.append(actor.report(step).timing.queue_depth)
+        depths.append(actor.commit(step).timing.queue_depth)
         for rank in (0, 1):
             if step % 2 == 0 and step > 0:
                 actor.fetch(step, rank, rank)
-        time.sleep(0.05)
-        assert actor._newest - step <= 4
-        assert len(actor._held) <= 3
-    producing.join(10)
+        wait_until(lambda step=step: ready.newest >= min(step + 3, last))
+        assert ready.newest - step <= 4
+        assert len(ready.held_steps) <= 3
+    producing.join(LIMIT_SECONDS)
     with pytest.raises(ClusterError, match="step 0 of the data stream is gone"):
         actor.fetch(0, 0, 0)
-    assert [held.last_step for held in actor._held] == [len(packed) - 1]
+    assert [end for _, end in ready.held_steps] == [last]
     assert depths == [3] * (len(packed) - 2) + [2, 1]
 
 
-def test_a_wait_has_a_limit_and_says_what_for(
-    actor: ByHand, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(feed_module, "WAIT_SECONDS", 0.2)
-    said: list[str] = []
+def test_wait_has_a_limit(actor: ByHand, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feed_actor, "WAIT_SECONDS", 0.2)
+    errors: list[str] = []
 
     def read_ahead() -> None:
         try:
             actor.fetch(3, 1, 0)
         except ClusterError as error:
-            said.append(str(error))
+            errors.append(str(error))
 
     reading, _ = in_thread(read_ahead)
     time.sleep(0.5)
-    assert not said, "nobody needs the step yet"
+    assert not errors, "nobody needs the step yet"
     actor.begin(0)
-    reading.join(10)
-    assert said == ["waited 0.2 seconds for step 0 of the data stream"]
+    reading.join(LIMIT_SECONDS)
+    assert errors == ["waited 0.2 seconds for step 0 of the data stream"]
 
 
 def open_feed(config: DataConfig, folder: Path, num_ranks: int = 1) -> Feed:
     return Feed.open(config, cursor=None, cursor_path="-", num_ranks=num_ranks, run_dir=str(folder))
 
 
-def test_beyond_its_end_the_stream_says_so_and_a_closed_feed_too(
-    config: DataConfig, tmp_path: Path
-) -> None:
+def test_end_of_stream_is_an_error(config: DataConfig, tmp_path: Path) -> None:
     feed = open_feed(config, tmp_path)
     count = feed.info.num_steps
     assert len(list(StepIterator(feed.handle, 0, 0, 0, count))) == count
@@ -218,9 +210,7 @@ def test_beyond_its_end_the_stream_says_so_and_a_closed_feed_too(
         feed.commit(count - 1)
 
 
-def test_a_file_that_changes_under_the_stream_reaches_the_rank_by_name(
-    config: DataConfig, tmp_path: Path
-) -> None:
+def test_rank_learns_which_file_changed(config: DataConfig, tmp_path: Path) -> None:
     copy = tmp_path / "rows.jsonl"
     copy.write_bytes(rows.paths()["chat"].read_bytes())
     manifest = build_manifest((SourceConfig("chat", (str(copy),)),))
@@ -231,11 +221,9 @@ def test_a_file_that_changes_under_the_stream_reaches_the_rank_by_name(
             actor.fetch(0, 0, 0)
 
 
-def test_a_huge_row_group_is_refused_and_what_prepare_makes_of_it_is_not(
-    config: DataConfig, tmp_path: Path
-) -> None:
+def test_huge_row_group_is_refused(config: DataConfig, tmp_path: Path) -> None:
     huge = str(tmp_path / "huge.parquet")
-    as_parquet(Path(huge), made_up_rows(2_100), 10_000)
+    write_conversations(Path(huge), random_conversations(2_100), 10_000)
 
     def on(path: str, window_rows: int) -> DataConfig:
         order = OrderConfig(batch_size=64, shuffle=True, window_rows=window_rows)
@@ -261,16 +249,14 @@ def test_a_huge_row_group_is_refused_and_what_prepare_makes_of_it_is_not(
     )
 
 
-def test_a_template_is_certified_before_any_actor_starts(
-    config: DataConfig, tmp_path: Path
-) -> None:
+def test_template_is_certified_before_any_actor(config: DataConfig, tmp_path: Path) -> None:
     def open_feed(template: str | None) -> Feed:
         encode = dataclasses.replace(config.encode, chat_template=template)
         changed = dataclasses.replace(config, encode=encode)
         return Feed.open(changed, cursor=None, cursor_path="", num_ranks=1, run_dir=str(tmp_path))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(feed_module.ray, "remote", lambda **_: pytest.fail("an actor was made"))
+        patch.setattr(ray, "remote", lambda **_: pytest.fail("an actor was made"))
         with pytest.raises(
             TemplateError, match="the chat template that was given cannot be certified"
         ):
@@ -287,7 +273,70 @@ def test_a_template_is_certified_before_any_actor_starts(
     assert certificate["engine"] == "tiktoken"
 
 
-def test_a_cluster_too_small_for_the_loader_is_refused(config: DataConfig, tmp_path: Path) -> None:
+def test_too_small_cluster_is_refused(config: DataConfig, tmp_path: Path) -> None:
     large = dataclasses.replace(config, stream=StreamConfig(loader_cpus=64))
     with pytest.raises(ClusterError, match="--loader-cpus 64"):
         open_feed(large, tmp_path)
+
+    greedy = dataclasses.replace(
+        config, stream=StreamConfig(loader_cpus=3), pack=PackConfig(1, 512)
+    )
+    run = TrainConfig(hf_checkpoint="hf", ref_load="megatron", save=str(tmp_path), data=greedy)
+    with (
+        pytest.raises(ClusterError, match="2 CPUs; the trainers and --loader-cpus 3 need 3"),
+        ray_cluster(run),
+    ):
+        pass
+
+
+# --- ranks in processes of their own
+
+
+@ray.remote(num_cpus=0)
+class Consumer:
+    """A trainer that only reads."""
+
+    def read(self, handle: Any, rank: int, first: int, last: int) -> list[tuple[int, str]]:
+        """Return number and fingerprint of the steps from `first` up to `last`."""
+        taken = []
+        for report, micro_batches in StepIterator(handle, rank, rank, first, last):
+            assert sum(len(batch.input_ids) for batch in micro_batches) > 0
+            taken.append((report.position.index, report.content.fingerprint))
+        return taken
+
+
+def test_two_ranks_read_the_same_steps(tmp_path: Path) -> None:
+    config = config_of(demo_settings(tmp_path))
+    unbroken = [step.report for step in local(config)]
+    expected = [(report.position.index, report.content.fingerprint) for report in unbroken]
+    consumers = [Consumer.remote() for _ in range(2)]
+
+    def read(feed: Feed, first: int, last: int) -> list[list[tuple[int, str]]]:
+        reads = [
+            consumer.read.remote(feed.handle, rank, first, last)
+            for rank, consumer in enumerate(consumers)
+        ]
+        taken: list[list[tuple[int, str]]] = ray.get(reads)
+        return taken
+
+    with opened(config, str(tmp_path)) as feed:
+        assert read(feed, 0, 4) == [expected[:4]] * 2
+        for step in range(4):
+            report = feed.commit(step)
+            assert (report.timing.queue_depth == 0) == (report.timing.wait_seconds > 0)
+        cursor = Cursor.from_json(feed.cursor().to_json(), "here")
+    assert cursor.consumed_rows == unbroken[3].position.next_row
+    assert cursor.tokens_seen == sum(report.content.num_trained_tokens for report in unbroken[:4])
+    first_batch = json.loads((tmp_path / "first_batch.json").read_text())
+    segments = [segment for batch in first_batch["micro_batches"] for segment in batch]
+    assert {segment["source"] for segment in segments} == {"chat", "code"}
+
+    changed = dataclasses.replace(config, order=dataclasses.replace(config.order, seed=5))
+    with (
+        pytest.raises(CheckpointError, match=r"seed: the checkpoint has 3, this run 5"),
+        opened(changed, str(tmp_path), cursor),
+    ):
+        pass
+    with opened(config, str(tmp_path), cursor) as feed:
+        assert feed.first_step == 4
+        assert read(feed, 4, len(unbroken)) == [expected[4:]] * 2

@@ -1,19 +1,18 @@
-"""The same order everywhere, and every row once an epoch: whatever the cluster, the layout, the files, the deaths."""
+"""The same order everywhere, and every row once an epoch: whatever the cluster, the layout, the
+files, the deaths.
+"""
 
 from __future__ import annotations
 
 import gzip
 import json
 import os
-import random
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import xxhash
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
@@ -23,14 +22,16 @@ from miles.data.files.manifest import build_manifest
 from miles.data.packing.shards import unpack
 from miles.data.stream import pipeline, stages
 from miles.data.types import Step
-from tests.support.clusters import (
+from tests.support.row_files import json_lines, random_conversations, write_conversations
+from tests.support.scenarios import run, stream_over_ray
+from tests.support.streams import (
     Seen,
     config_of,
     delivered,
     demo_settings,
     local,
-    run,
     seen,
+    trained_rows,
     with_layout,
 )
 
@@ -64,7 +65,7 @@ def expected(unbroken: list[Step]) -> list[Seen]:
 
 @pytest.mark.parametrize("max_tokens", [256, 300, 4096])
 @pytest.mark.parametrize("dp_size", [1, 2, 4, 8])
-def test_the_order_is_the_same_for_any_number_of_ranks_and_any_micro_batch(
+def test_order_is_the_same_for_any_layout(
     config: DataConfig, expected: list[Seen], dp_size: int, max_tokens: int
 ) -> None:
     steps = local(with_layout(config, dp_size, max_tokens))
@@ -72,30 +73,44 @@ def test_the_order_is_the_same_for_any_number_of_ranks_and_any_micro_batch(
     assert {len(step.micro_batches) for step in steps} == {dp_size}
 
 
-LAYOUTS = {
-    1: [(1, 4096, 1 << 20), (8, 256, 1 << 12)],
-    2: [(2, 512, 1), (4, 300, 64 << 20)],
-    4: [(2, 512, 1 << 20), (1, 256, 1 << 12), (8, 1000, 1)],
-}
-"""CPUs of the cluster -> (ranks, tokens of a micro-batch, bytes of a block)"""
+def layout(loader_cpus: int, dp_size: int, max_tokens: int, block_bytes: int) -> dict[str, Any]:
+    """Return settings of a layout that replace those of the demo."""
+    return {
+        "pack": {"dp_size": dp_size, "max_tokens_per_gpu": max_tokens},
+        "stream": {"loader_cpus": loader_cpus, "target_block_bytes": block_bytes},
+    }
+
+
+@pytest.mark.parametrize(
+    "settings_of_layout",
+    [layout(1, 2, 512, 1 << 20), layout(2, 2, 512, 1), layout(2, 4, 300, 64 << 20)],
+    ids=["one loader", "blocks of a step", "4 ranks"],
+)
+def test_order_is_the_same_over_ray(
+    settings: dict[str, Any], expected: list[Seen], settings_of_layout: dict[str, Any]
+) -> None:
+    """On the two CPUs of these tests' own Ray."""
+    assert stream_over_ray({**settings, **settings_of_layout}) == expected
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("num_cpus", LAYOUTS)
-def test_the_order_is_the_same_for_any_cluster(
-    settings: dict[str, Any], expected: list[Seen], num_cpus: int
-) -> None:
-    layouts = [
-        {
-            "pack": {"dp_size": dp_size, "max_tokens_per_gpu": max_tokens},
-            "stream": {"loader_cpus": num_cpus, "target_block_bytes": block_bytes},
-        }
-        for dp_size, max_tokens, block_bytes in LAYOUTS[num_cpus]
+def test_order_is_the_same_for_any_cluster(settings: dict[str, Any], expected: list[Seen]) -> None:
+    """On a Ray of one CPU, and on one of four."""
+    clusters = [
+        (1, [layout(1, 1, 4096, 1 << 20), layout(1, 8, 256, 1 << 12)]),
+        (4, [layout(4, 1, 256, 1 << 12), layout(4, 8, 1000, 1)]),
     ]
-    results, _ = run("stream", {"config": settings, "num_cpus": num_cpus, "layouts": layouts})
-    assert len(results) == len(layouts)
+    results = run("stream", {"settings": settings, "clusters": clusters})
+    assert len(results) == 4
     for result in results:
         assert result == expected
+
+
+def test_another_seed_is_another_order(config: DataConfig, unbroken: list[Step]) -> None:
+    changed = replace(config, order=replace(config.order, seed=4))
+    first = next(stages.local_steps(build_manifest(config.sources), changed))
+    assert first.fingerprint != unbroken[0].fingerprint
+    assert len({step.fingerprint for step in unbroken}) == len(unbroken)
 
 
 # --- deaths
@@ -103,20 +118,19 @@ def test_the_order_is_the_same_for_any_cluster(
 
 @pytest.fixture(scope="module")
 def attacked(
-    settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+    settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory, seed: int
 ) -> tuple[Any, DataConfig, Path]:
-    """A run over a feed whose loading processes are killed at random."""
+    """A run over a feed whose loaders are killed at random moments."""
     folder = tmp_path_factory.mktemp("attacked")
     stream = {"loader_cpus": 2, "max_retries": 20, "target_block_bytes": 1 << 14}
     changed = {**settings, "stream": stream}
-    result, _ = run(
-        "attacked", {"config": changed, "run_dir": str(folder), "num_kills": 4, "seed": 5}
-    )
+    arguments = {"settings": changed, "run_dir": str(folder), "num_kills": 4, "seed": seed}
+    result = run("attacked", arguments)
     return result, config_of(changed), folder
 
 
 @pytest.mark.slow
-def test_the_order_is_the_same_while_loading_processes_are_killed(
+def test_order_survives_killed_loaders(
     attacked: tuple[Any, DataConfig, Path],
 ) -> None:
     result, config, _ = attacked
@@ -126,13 +140,16 @@ def test_the_order_is_the_same_while_loading_processes_are_killed(
 
 
 @pytest.mark.slow
-def test_in_each_epoch_every_row_is_trained_once_or_in_the_ledger(
+def test_every_row_comes_once_an_epoch(
     attacked: tuple[Any, DataConfig, Path],
 ) -> None:
-    """Over the feed of which processes were killed: what the ranks got is, by its digest, that of `local`."""
+    """Over the feed whose loaders were killed: the digest shows that the ranks got what `local`
+    gives.
+    """
     result, config, folder = attacked
     manifest = build_manifest(config.sources)
     steps = local(config)
+    assert all(len({len(rank) for rank in step.micro_batches}) == 1 for step in steps)
     per_epoch = len(steps) // config.order.num_epoch
     for epoch in range(config.order.num_epoch):
         part = slice(epoch * per_epoch, (epoch + 1) * per_epoch)
@@ -156,49 +173,7 @@ def test_in_each_epoch_every_row_is_trained_once_or_in_the_ledger(
         )
 
 
-def trained_rows(step: Step) -> list[int]:
-    """Of a set of which no row becomes several samples."""
-    return [
-        int(row)
-        for rank in step.micro_batches
-        for batch in rank
-        for row in batch.row_ids
-        if row >= 0
-    ]
-
-
 # --- the files
-
-
-def made_up_rows(count: int, seed: int = 0) -> list[dict[str, Any]]:
-    """Conversations of one to three turns; every 29th has none, and is rejected."""
-    draw = random.Random(seed)
-
-    def text() -> str:
-        return " ".join(
-            "".join(draw.choices("abcdefgé", k=draw.randint(1, 9)))
-            for _ in range(draw.randint(1, 30))
-        )
-
-    conversations = []
-    for number in range(count):
-        turns = [
-            (role, text()) for _ in range(draw.randint(1, 3)) for role in ("user", "assistant")
-        ]
-        messages = [{"role": role, "content": content} for role, content in turns]
-        conversations.append({"messages": [] if number % 29 == 7 else messages})
-    return conversations
-
-
-def as_lines(rows: list[dict[str, Any]]) -> bytes:
-    return "".join(json.dumps(row) + "\n" for row in rows).encode()
-
-
-def as_parquet(path: Path, rows: list[dict[str, Any]], group_rows: int) -> None:
-    message = pa.struct([("role", pa.string()), ("content", pa.string())])
-    pq.write_table(
-        pa.Table.from_pylist(rows, pa.schema([("messages", pa.list_(message))])), path, group_rows
-    )
 
 
 def cut(rows: list[dict[str, Any]], bounds: list[int]) -> list[list[dict[str, Any]]]:
@@ -208,7 +183,7 @@ def cut(rows: list[dict[str, Any]], bounds: list[int]) -> list[list[dict[str, An
 @pytest.fixture(scope="module")
 def splits(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The same 401 rows, written in many ways."""
-    rows, root = made_up_rows(401), tmp_path_factory.mktemp("splits")
+    rows, root = random_conversations(401), tmp_path_factory.mktemp("splits")
     names = (
         "one file",
         "7 files",
@@ -222,20 +197,22 @@ def splits(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folders = {name: root / name for name in names}
     for folder in folders.values():
         folder.mkdir()
-    (folders["one file"] / "rows.jsonl").write_bytes(as_lines(rows))
+    (folders["one file"] / "rows.jsonl").write_bytes(json_lines(rows))
     for number, part in enumerate(cut(rows, [1, 60, 61, 200, 333, 400])):
-        (folders["7 files"] / f"part-{number}.jsonl").write_bytes(as_lines(part))
-    (folders["gzip"] / "rows.jsonl.gz").write_bytes(gzip.compress(as_lines(rows)))
+        (folders["7 files"] / f"part-{number}.jsonl").write_bytes(json_lines(part))
+    (folders["gzip"] / "rows.jsonl.gz").write_bytes(gzip.compress(json_lines(rows)))
     (folders["array"] / "rows.json").write_text(json.dumps(rows, indent=2))
     for name, group_rows in (("groups of 1", 1), ("groups of 50", 50), ("one group", 1000)):
-        as_parquet(folders[name] / "rows.parquet", rows, group_rows)
+        write_conversations(folders[name] / "rows.parquet", rows, group_rows)
     for number, part in enumerate(cut(rows, [7, 100, 390])):
-        as_parquet(folders["mixed"] / f"part-{number}.parquet", part, (3, 64, 1000, 2)[number])
+        write_conversations(
+            folders["mixed"] / f"part-{number}.parquet", part, (3, 64, 1000, 2)[number]
+        )
     return folders
 
 
 @pytest.mark.parametrize("shuffle", [True, False], ids=["shuffled", "in file order"])
-def test_the_order_of_a_set_within_a_window_is_the_same_however_it_is_split_into_files(
+def test_order_is_the_same_for_any_files(
     config: DataConfig, splits: dict[str, Path], shuffle: bool
 ) -> None:
     order = OrderConfig(batch_size=32, shuffle=shuffle, seed=11, window_rows=401, num_epoch=2)
@@ -259,7 +236,9 @@ def test_the_order_of_a_set_within_a_window_is_the_same_however_it_is_split_into
 
 
 def byte_tokenizer(folder: Path) -> str:
-    """Every byte is a token, its id the byte's place in the alphabet of byte-level BPE; then ChatML's two tokens."""
+    """Every byte is a token, its id the byte's place in the alphabet of byte-level BPE; then
+    ChatML's two tokens.
+    """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(
         models.BPE(vocab={sign: number for number, sign in enumerate(alphabet)}, merges=[])
@@ -300,7 +279,9 @@ def golden_row(number: int) -> dict[str, Any]:
 def golden_config(folder: Path, shuffle: bool) -> DataConfig:
     """41 rows in two files; windows of 16, of which the last is short, as is the last step."""
     for name, numbers in (("a", range(23)), ("b", range(23, 41))):
-        as_parquet(folder / f"{name}.parquet", [golden_row(number) for number in numbers], 5)
+        write_conversations(
+            folder / f"{name}.parquet", [golden_row(number) for number in numbers], 5
+        )
     return DataConfig(
         sources=tuple(
             SourceConfig(name, (str(folder / f"{name}.parquet"),)) for name in ("a", "b")
@@ -326,7 +307,9 @@ def rows_of_steps(config: DataConfig) -> list[list[int]]:
 
 
 def fingerprint_of(step: Step, row_ids: list[int]) -> str:
-    """A step's fingerprint, made here from what the ranks are given: lengths, ids and masks in sample order."""
+    """A step's fingerprint, made here from what the ranks are given: lengths, ids and masks in
+    sample order.
+    """
     samples = {}
     for batch in (batch for rank in step.micro_batches for batch in rank):
         for number, row_id in enumerate(batch.row_ids.tolist()):
@@ -343,7 +326,7 @@ def fingerprint_of(step: Step, row_ids: list[int]) -> str:
 
 
 @pytest.mark.parametrize("shuffle", [True, False], ids=["shuffled", "in file order"])
-def test_the_order_is_that_of_the_golden_file(tmp_path: Path, shuffle: bool) -> None:
+def test_order_is_that_of_the_golden_file(tmp_path: Path, shuffle: bool) -> None:
     config = golden_config(tmp_path, shuffle)
     steps, rows = local(config), rows_of_steps(config)
     got = [

@@ -1,10 +1,11 @@
-"""The same losses and gradient norms on any layout, and in plain PyTorch: real Megatron ranks on the real stream.
+"""The same losses and gradient norms on any layout, and in plain PyTorch: real Megatron ranks on
+the real stream.
 
 Ten steps of AdamW from the same converted weights, whose first is the table of docs/parity.md:
 
-    one rank                  the reference
-    each layout               against it: loss, loss of each source, gradient norm, at every step
-    transformers, unpacked    against it: one sample at a time, no Megatron, no packing, torch's AdamW
+    one rank                  the reference each layout               against it: loss, loss of each
+    source, gradient norm, at every step transformers, unpacked    against it: one sample at a time,
+    no Megatron, no packing, torch's AdamW
 
 `MILES_WRITE_DOCS=1 pytest tests/integration/test_parity.py` writes the table anew.
 """
@@ -14,6 +15,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -27,11 +29,13 @@ from miles.architecture.families import read_shape
 from miles.common import checkpoint_folder
 from miles.convert.hf_to_megatron import hf_to_megatron
 from miles.data.config import DataConfig, PackConfig
+from miles.data.stream.feed import Feed
 from miles.train.config import ClusterConfig, OptimizerSettings, RecomputeConfig, TrainConfig
 from miles.train.driver.group import TrainerGroup
 from miles.train.parallel_layout import Layout
-from tests.support.clusters import config_of, demo_settings, local, opened
+from miles.train.types import RankSetup, StartPoint
 from tests.support.models import make_hf
+from tests.support.streams import config_of, demo_settings, local
 
 pytestmark = pytest.mark.slow
 
@@ -121,15 +125,28 @@ class Numbers:
 
 
 class Bench:
-    """Trainers that stay alive, the data, and the models as they are asked for."""
+    """Trainers that stay alive, models as they are asked for, and one open feed.
+
+    The first block of a feed holds more than ten steps, and stays as long as none beyond it is
+    needed: every model that takes the same data reads them from the same feed.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.settings = demo_settings(folder, batch_size=16, num_epoch=1)
         self.groups: dict[int, TrainerGroup] = {}
         self.known: dict[tuple[str, Case], Numbers] = {}
+        self.open_feed: tuple[DataConfig, Feed] | None = None
+
+    def close(self) -> None:
+        """Close the feed and end the trainers."""
+        for group in self.groups.values():
+            group.shut_down()
+        if self.open_feed is not None:
+            self.open_feed[1].close()
 
     def data(self, case: Case) -> DataConfig:
+        """Return the data's configuration for a case."""
         config = config_of(self.settings)
         return replace(
             config,
@@ -138,6 +155,7 @@ class Bench:
         )
 
     def model(self, name: str) -> tuple[Path, ModelShape, checkpoint_folder.Found]:
+        """Return a model's folder, its shape and its converted checkpoint; make them if need be."""
         hf, megatron = self.folder / "hf" / name, self.folder / "megatron" / name
         if not hf.exists():
             model_type, tied = MODELS[name]
@@ -147,14 +165,35 @@ class Bench:
         assert found is not None
         return hf, read_shape(str(hf)), found
 
+    def feed(self, data: DataConfig) -> Feed:
+        """Return the feed of a configuration; close that of another one."""
+        if self.open_feed is None or self.open_feed[0] != data:
+            if self.open_feed is not None:
+                self.open_feed[1].close()
+            run_dir = tempfile.mkdtemp(dir=self.folder)
+            num_ranks = data.pack.dp_size
+            feed = Feed.open(
+                data, cursor=None, cursor_path="", num_ranks=num_ranks, run_dir=run_dir
+            )
+            self.open_feed = (data, feed)
+        return self.open_feed[1]
+
+    def group(self, cluster: ClusterConfig) -> TrainerGroup:
+        """Return as many trainers as a cluster has ranks."""
+        if cluster.world_size not in self.groups:
+            self.groups[cluster.world_size] = TrainerGroup(cluster, on_gpu=False)
+        return self.groups[cluster.world_size]
+
     def run(self, name: str, case: Case) -> Numbers:
-        """Ten steps of a model on a layout, fed by a feed of its own."""
-        if (name, case) in self.known:
-            return self.known[name, case]
+        """Return the numbers of ten steps of a model on a layout."""
+        if (name, case) not in self.known:
+            self.known[name, case] = self._run(name, case)
+        return self.known[name, case]
+
+    def _run(self, name: str, case: Case) -> Numbers:
         hf, shape, found = self.model(name)
-        world = case.layout.world_size
         cluster = ClusterConfig(
-            gpus_per_node=world,
+            gpus_per_node=case.layout.world_size,
             tensor=case.layout.tensor,
             pipeline=case.layout.pipeline,
             expert=case.layout.expert,
@@ -163,9 +202,6 @@ class Bench:
             timeout_minutes=3,
         )
         assert cluster.layout == case.layout
-        if world not in self.groups:
-            self.groups[world] = TrainerGroup(cluster, on_gpu=False)
-        group = self.groups[world]
         data = self.data(case)
         config = TrainConfig(
             hf_checkpoint=str(hf),
@@ -176,39 +212,42 @@ class Bench:
             recompute=case.recompute,
             cluster=cluster,
         )
-        results = []
-        with opened(data, str(self.folder / "run")) as feed:
-            group.setup(case.layout, shape, config, NUM_STEPS, len(data.sources), found, True)
-            group.call("attach", feed.handle, 0, NUM_STEPS)
-            for step in range(NUM_STEPS):
-                results.append(group.call("train_step")[-1])
-                feed.commit(step)
-        assert not any(result.skipped for result in results)
-        self.known[name, case] = numbers = Numbers(
-            [result.loss for result in results],
-            [
-                tuple(
-                    loss / max(n, 1)
-                    for loss, n in zip(r.source_losses, r.source_tokens, strict=True)
-                )
-                for r in results
-            ],
-            [result.grad_norm for result in results],
-            [result.lr for result in results],
+
+        group, feed = self.group(cluster), self.feed(data)
+        start = StartPoint(found, is_resume=False)
+        setup = RankSetup.of(
+            config, shape, start, num_steps=NUM_STEPS, num_sources=len(data.sources)
         )
+        group.setup(setup)
+        group.attach_feed(feed.handle, 0, NUM_STEPS)
+        results = [group.train_step() for _ in range(NUM_STEPS)]
+
+        assert not any(result.skip for result in results)
+        numbers = Numbers([], [], [], [])
+        for result in results:
+            sums = zip(result.source_losses, result.source_tokens, strict=True)
+            numbers.losses.append(result.loss)
+            numbers.source_losses.append(tuple(loss / max(count, 1) for loss, count in sums))
+            numbers.grad_norms.append(result.grad_norm)
+            numbers.rates.append(result.lr)
         return numbers
 
 
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
-    made = Bench(tmp_path_factory.mktemp("parity"))
-    yield made
-    for group in made.groups.values():
-        group.shut_down()
+    """The bench, with the reference of every model, each of which many cases are compared with."""
+    bench = Bench(tmp_path_factory.mktemp("parity"))
+    for reference in (REFERENCE, replace(REFERENCE, batch_size=FEW)):
+        for name in MODELS:
+            bench.run(name, reference)
+    yield bench
+    bench.close()
 
 
 SECOND = ("Qwen3, untied", "Qwen2.5, tied", "Llama 3, untied")
-"""Of each family the other way to end: what an embedding at both ends cannot change is not tried again."""
+"""Of each family the other way to end: what an embedding at both ends cannot change is not tried
+again.
+"""
 
 ONCE = (
     "DP 2",
@@ -228,11 +267,18 @@ table: dict[tuple[str, str], float] = {}
 
 
 def case_of(name: str, layout: str) -> Case:
+    """Return what a line of the table stands for in a model's column."""
     return (MOE_CASES if name == "Qwen3-MoE" else CASES)[layout]
 
 
-@pytest.mark.parametrize(("name", "layout"), ALL)
-def test_a_layout_changes_no_number(bench: Bench, name: str, layout: str) -> None:
+def data_of(model_and_layout: tuple[str, str]) -> tuple[int, int, int]:
+    """Return what the data depends on; cases that share it follow one another and share a feed."""
+    case = case_of(*model_and_layout)
+    return case.batch_size, case.layout.data, case.max_tokens_per_gpu
+
+
+@pytest.mark.parametrize(("name", "layout"), sorted(ALL, key=data_of))
+def test_layout_changes_no_number(bench: Bench, name: str, layout: str) -> None:
     case = case_of(name, layout)
     reference = bench.run(name, replace(REFERENCE, batch_size=case.batch_size))
     table[name, layout] = difference = bench.run(name, case).difference(reference)
@@ -303,7 +349,7 @@ TRANSFORMERS = "transformers, unpacked"
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_a_plain_loop_over_the_hugging_face_model_gives_the_same(bench: Bench, name: str) -> None:
+def test_plain_loop_gives_the_same_numbers(bench: Bench, name: str) -> None:
     torch.set_num_threads(1)
     ours = bench.run(name, REFERENCE)
     theirs = plain(bench.model(name)[0], bench.data(REFERENCE))
@@ -352,7 +398,7 @@ def written(differences: dict[tuple[str, str], float]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def test_the_table_in_the_docs_is_this_one() -> None:
+def test_docs_show_this_table() -> None:
     if len(table) < len(ALL) + len(MODELS):
         pytest.skip("the table is of all of this file's tests")
     if os.environ.get("MILES_WRITE_DOCS"):

@@ -1,49 +1,48 @@
-"""Whole runs of `train`: evaluation, answers, which checkpoints stay, the export, skipped steps, a slow trainer."""
+"""Whole runs of `train`: evaluation, answers, which checkpoints stay, the export, skipped steps, a
+slow trainer.
+"""
 
 from __future__ import annotations
 
 import io
 import json
+import pickle
 import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 import torch
 from rich.console import Console
 
 from miles.common import run_folder
 from miles.convert.hf_to_megatron import hf_to_megatron
-from miles.data.config import DataConfig, PackConfig
+from miles.data.config import DataConfig, PackConfig, StreamConfig
 from miles.data.stream.eval_set import eval_config
-from miles.demo.model import build_model
+from miles.demo.model import TinySizes, build_model
 from miles.errors import DivergedError, SourceError
 from miles.report.report import write_report
 from miles.train.config import ClusterConfig, EvalConfig, OptimizerSettings, TrainConfig
 from miles.train.driver import group
 from miles.train.driver.loop import train
 from miles.train.rank.actor import TrainerActor
-from miles.train.rank.trainer import StepResult
-from tests.support.clusters import config_of, demo_settings, local, run
+from miles.train.types import StepResult
+from tests.support.scenarios import run
+from tests.support.streams import config_of, demo_settings, demo_tokenizer, local
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo's rows, its tokenizer, a tiny Qwen3 (`hf`) and the same converted (`megatron`)."""
+    """A folder with the demo's rows, a tiny Qwen3 (`hf`) and the same converted (`megatron`)."""
     made = tmp_path_factory.mktemp("train")
     settings = demo_settings(made, batch_size=32, window_rows=384, num_epoch=1)
     (made / "settings.json").write_text(json.dumps(settings))
-    build_model(
-        made / "tokenizer",
-        made / "hf",
-        hidden_size=64,
-        ffn_hidden_size=128,
-        num_layers=2,
-        kv_channels=16,
-    )
+    sizes = TinySizes(hidden_size=64, ffn_hidden_size=128, num_layers=2, kv_channels=16)
+    build_model(demo_tokenizer(), made / "hf", sizes=sizes)
     hf_to_megatron(str(made / "hf"), str(made / "megatron"))
     return made
 
@@ -87,7 +86,7 @@ def loss_by_transformers(model: Any, config: DataConfig) -> float:
     return total / count
 
 
-def test_a_run_evaluates_answers_keeps_the_best_and_exports(folder: Path, tmp_path: Path) -> None:
+def test_run_evaluates_answers_keeps_and_exports(folder: Path, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     base = config_in(folder, tmp_path / "run")
@@ -159,9 +158,7 @@ def test_a_run_evaluates_answers_keeps_the_best_and_exports(folder: Path, tmp_pa
     assert f"{ledger['chat']['counts']['held_out']} held out" in page
 
 
-def test_steps_that_are_not_finite_are_skipped_named_and_end_the_run(
-    folder: Path, tmp_path: Path
-) -> None:
+def test_steps_that_are_not_finite_are_skipped(folder: Path, tmp_path: Path) -> None:
     config = config_in(
         folder,
         tmp_path / "run",
@@ -193,9 +190,7 @@ def test_steps_that_are_not_finite_are_skipped_named_and_end_the_run(
     assert lines[-1]["sft/skipped"] == skipped[1]["reason"]
 
 
-def test_a_place_for_the_export_that_is_refused_is_so_before_training(
-    folder: Path, tmp_path: Path
-) -> None:
+def test_refused_export_is_refused_before_training(folder: Path, tmp_path: Path) -> None:
     config = config_in(folder, tmp_path / "run", save_hf="s3://key:secret@bucket/export")
     with pytest.raises(SourceError, match="the URL holds a password"):
         train(config, console()[0])
@@ -203,15 +198,24 @@ def test_a_place_for_the_export_that_is_refused_is_so_before_training(
 
 
 class SlowActor(TrainerActor):
-    """Takes 200 ms more for every step."""
+    """Takes 200 ms more for every step, and as long as the queue is not full."""
+
+    def attach(self, feed_handle: Any, first_step: int, num_steps: int) -> None:
+        self.feed_handle = feed_handle
+        self.next_step = first_step
+        self.last_step = num_steps - 1
+        super().attach(feed_handle, first_step, num_steps)
 
     def train_step(self) -> StepResult:
         result = super().train_step()
         time.sleep(0.2)
+        ahead = min(self.next_step + StreamConfig.prefetch_steps, self.last_step)
+        ray.get(self.feed_handle.fetch.remote(ahead, self.rank, 0))
+        self.next_step += 1
         return result
 
 
-def test_behind_a_slow_trainer_the_queue_is_never_empty(
+def test_slow_trainer_never_waits(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(group, "TrainerActor", SlowActor)
@@ -224,10 +228,10 @@ def test_behind_a_slow_trainer_the_queue_is_never_empty(
     assert max(line["data/wait_seconds"] for line in later) == 0
 
 
-def test_all_ports_of_a_run_are_on_localhost(folder: Path, tmp_path: Path) -> None:
-    (addresses, trained), _ = run(
-        "listening", {"folder": str(folder), "save": str(tmp_path / "run")}
-    )
+def test_ports_are_on_localhost(folder: Path, tmp_path: Path) -> None:
+    config = tmp_path / "config.pickle"
+    config.write_bytes(pickle.dumps(config_in(folder, tmp_path / "run", num_rollout=3)))
+    addresses, trained = run("listening", {"config": str(config)})
     assert trained == 3
     assert len(addresses) > 5, "Ray's own, the trainers', and where they meet"
     assert {address.removeprefix("::ffff:") for address, _ in addresses} == {"127.0.0.1"}

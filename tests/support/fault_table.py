@@ -1,14 +1,14 @@
 """docs/faults.md: what the tests of this session saw when they injected a fault.
 
-Each test enters the line that the user reads and what was lost. `MILES_WRITE_DOCS=1 pytest tests/integration` writes
-the page; without it, the page must be what was seen.
+Each test enters the line that the user reads and what was lost. `MILES_WRITE_DOCS=1 pytest
+tests/integration` writes the page; without it, the page must be what was seen.
 """
 
 from __future__ import annotations
 
 import re
 
-from tests.support.clusters import PROJECT
+from tests.support.processes import PROJECT
 
 PAGE = PROJECT / "docs/faults.md"
 NOTHING = "nothing"

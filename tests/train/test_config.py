@@ -18,7 +18,7 @@ from miles.train.config import (
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("some",), "--recompute-granularity must be full or selective, not 'some'"),
+        (("some",), "--recompute-granularity must be one of full, selective, not 'some'"),
         (("full",), "--recompute-granularity full needs --recompute-method uniform or block"),
         (("full", "uniform"), "--recompute-num-layers of at least 1, not 'uniform' and None"),
         (("full", "uniform", 0), "of at least 1"),

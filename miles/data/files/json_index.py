@@ -1,11 +1,15 @@
-"""Where the rows of a JSON file lie, kept between runs, so that only a new or changed file is scanned.
+"""The row groups of scanned JSON files, kept between runs: only a new or changed file is scanned.
 
-    $MILES_CACHE/index/<hash of the URL>.json     MILES_CACHE: a folder (fsspec URL), ~/.cache/miles without it
-    {"version": 1, "url": …, "size_bytes": …, "stamp": …, "cut": …, "format": "jsonl", "extents": [[1000, 0, 81920], …]}
+    $MILES_CACHE/index/<hash of the URL>.json
 
-It holds while the file's size and stamp (entity tag, or time of the last change) are the same; a file that has no
-stamp is scanned each time. What is kept changes nothing but the time that it takes: an entry that is damaged, of
-another version or cannot be had is made anew, and a folder that cannot be written is done without.
+    {"version": 1, "url": …, "size_bytes": …, "stamp": …, "cut": …, "format": "jsonl",
+     "extents": [[1000, 0, 81920], …]}
+
+`MILES_CACHE` is a folder (an fsspec URL); without it, `~/.cache/miles`. An entry holds while the
+file's size and stamp are the same. A file without a stamp is scanned each time. The cache saves
+time
+and changes nothing else: an entry that is damaged, of another version or cannot be read is replaced
+by a new scan, and a folder that cannot be written is ignored.
 """
 
 from __future__ import annotations
@@ -23,61 +27,70 @@ from miles.data.files.json_scan import Extent
 
 INDEX_VERSION = 1
 CACHE_VARIABLE = "MILES_CACHE"
+_FORMATS = ("json", "jsonl")
 
 
 def extents(
     url: str, compression: str | None, size_bytes: int, stamp: str
 ) -> tuple[str, list[Extent]]:
-    """What `scan.scan` finds, of this file now or when it was scanned before.
+    """Return what `json_scan.scan` finds in a file, from the cache where the file is unchanged.
 
     Args:
-        compression: as for `scan.scan`.
-        size_bytes, stamp: the file's, now.
+        compression: as for `json_scan.scan`.
+        size_bytes, stamp: the file's, as they are now.
 
     Raises:
-        SourceError: as `scan.scan`.
+        SourceError: as `json_scan.scan`.
     """
     if not stamp:
         return json_scan.scan(url, compression)
-    of_file = {
+
+    identity = {
         "version": INDEX_VERSION,
         "url": url,
         "size_bytes": size_bytes,
         "stamp": stamp,
         "cut": [json_scan.GROUP_ROWS, json_scan.GROUP_BYTES],
     }
-    kept = _load(url, of_file)
-    if kept is None:
-        kept = json_scan.scan(url, compression)
-        _save(url, of_file | {"format": kept[0], "extents": kept[1]})
-    return kept
+    kept = _load(url, identity)
+    if kept is not None:
+        return kept
+
+    kind, scanned = json_scan.scan(url, compression)
+    _save(url, identity | {"format": kind, "extents": scanned})
+    return kind, scanned
 
 
-def _place(url: str) -> str:
+def _entry_url(url: str) -> str:
     folder = os.environ.get(CACHE_VARIABLE) or str(Path.home() / ".cache" / "miles")
     return storage.join(folder, "index", f"{hashlib.sha256(url.encode()).hexdigest()[:32]}.json")
 
 
-def _load(url: str, of_file: dict[str, Any]) -> tuple[str, list[Extent]] | None:
-    # A cache is not worth an error, whatever is wrong with it, nor a wait.
+def _load(url: str, identity: dict[str, Any]) -> tuple[str, list[Extent]] | None:
+    """Return the entry of a file; None if there is none, or it is stale or damaged in any way."""
+    # A cache is worth no error, whatever is wrong with it, and no wait for a second try.
     try:
-        entry = json.loads(storage.read_text(_place(url), max_tries=1))
-        if any(entry[key] != value for key, value in of_file.items()) or entry["format"] not in (
-            "json",
-            "jsonl",
-        ):
+        entry = json.loads(storage.read_text(_entry_url(url), max_tries=1))
+        is_current = all(entry[key] == value for key, value in identity.items())
+        if not is_current or entry["format"] not in _FORMATS:
             return None
-        found = [(int(rows), int(offset), int(length)) for rows, offset, length in entry["extents"]]
+        kept = [(int(rows), int(offset), int(length)) for rows, offset, length in entry["extents"]]
     except Exception:
         return None
+
+    return (entry["format"], kept) if _is_in_order(kept) else None
+
+
+def _is_in_order(extents: list[Extent]) -> bool:
+    """Return whether extents hold rows, in file order and without overlap."""
     end = 0
-    for rows, offset, length in found:
+    for rows, offset, length in extents:
         if rows < 1 or length < 1 or offset < end:
-            return None
+            return False
         end = offset + length
-    return (str(entry["format"]), found)
+    return True
 
 
 def _save(url: str, entry: dict[str, Any]) -> None:
     with contextlib.suppress(Exception):
-        storage.write_text(_place(url), json.dumps(entry), max_tries=1)
+        storage.write_text(_entry_url(url), json.dumps(entry), max_tries=1)

@@ -1,7 +1,7 @@
-"""Parquet files: their footers, kept while a process lives, and what is in them read by byte ranges.
+"""Parquet files: their footers, kept while a process lives, and row groups read by byte ranges.
 
-    footer(url, size, stamp)                  -> FileMetaData     of the last 64 files
-    group_batches(url, size, stamp, group, …) -> record batches   of one row group, in bounded memory
+    footer(url, size, stamp)                 -> FileMetaData     kept for the last 64 files
+    group_batches(url, size, stamp, group)   -> record batches   of one row group, bounded memory
 
 A column that has no place in a JSON object is refused when the footer is read.
 """
@@ -23,27 +23,50 @@ BATCH_ROWS = 1_000
 BATCH_BYTES = 32 << 20
 """Decoded, on average: a batch has fewer rows where they are long."""
 WHOLE_GROUP_BYTES = 32 << 20
-"""A row group up to this size is fetched in one request or few; a larger one is never held whole."""
+"""A row group up to this size is fetched in one request or few; a larger one is streamed."""
 STREAM_BUFFER_BYTES = 4 << 20
-"""What is fetched at once of each column of such a larger one."""
+"""Bytes that are fetched at once of each column of a row group that is streamed."""
 
 _FOOTERS = 64
 _locks = [threading.Lock() for _ in range(_FOOTERS)]
 
+_IS_PLAIN = (
+    pa.types.is_string,
+    pa.types.is_large_string,
+    pa.types.is_string_view,
+    pa.types.is_boolean,
+    pa.types.is_integer,
+    pa.types.is_floating,
+    pa.types.is_decimal,
+    pa.types.is_null,
+    pa.types.is_date,
+    pa.types.is_time,
+    pa.types.is_timestamp,
+    pa.types.is_duration,
+    pa.types.is_struct,
+    pa.types.is_list,
+    pa.types.is_large_list,
+    pa.types.is_fixed_size_list,
+    pa.types.is_list_view,
+    pa.types.is_large_list_view,
+)
+"""Tests for the types whose values have a place in a JSON object."""
+
 
 def footer(url: str, size_bytes: int, stamp: str) -> Any:
-    """A file's `pyarrow.parquet.FileMetaData`.
+    """Return a file's `pyarrow.parquet.FileMetaData`.
 
     Args:
-        size_bytes, stamp: the file's, as `file_stamp` gives them; without a stamp nothing is kept.
+        size_bytes, stamp: the file's, as its `File` has them. Without a stamp nothing is kept.
 
     Raises:
-        SourceError: missing, unreadable, no Parquet, or with a column that has no place in a JSON object: of another
-            type than text, numbers, booleans, dates, structs and lists of them, or two of one name.
+        SourceError: the file is missing, unreadable or no Parquet; or a column has no place in a
+            JSON object: it is not text, numbers, booleans, dates, structs or lists of them, or
+            shares its name with another.
     """
     if not stamp:
         return _read_footer(url, size_bytes, stamp)
-    with _locks[hash(url) % len(_locks)]:  # of the threads that read one file, the first fetches it
+    with _locks[hash(url) % len(_locks)]:  # several threads may want one file: the first fetches it
         return _kept_footer(url, size_bytes, stamp)
 
 
@@ -58,11 +81,12 @@ _kept_footer = lru_cache(maxsize=_FOOTERS)(_read_footer)
 
 
 def open_file(url: str, size_bytes: int, stamp: str, *, buffer_bytes: int = 0) -> pq.ParquetFile:
-    """The file, for reading.
+    """Open a file for reading.
 
     Args:
         size_bytes, stamp: as for `footer`.
-        buffer_bytes: what is fetched of a column at once; 0: all of a row group's columns together.
+        buffer_bytes: fetched of a column at once; 0: all columns of a row group are fetched
+            together.
     """
     return pq.ParquetFile(
         storage.RangeFile(url, size_bytes),
@@ -73,7 +97,9 @@ def open_file(url: str, size_bytes: int, stamp: str, *, buffer_bytes: int = 0) -
 
 
 def group_batches(url: str, size_bytes: int, stamp: str, group: int) -> Iterator[pa.RecordBatch]:
-    """The rows of one row group, in order and in bounded memory; it is read only as far as it is iterated.
+    """Yield the rows of one row group, in order and in bounded memory.
+
+    The row group is read only as far as it is iterated.
 
     Args:
         size_bytes, stamp: as for `footer`.
@@ -84,79 +110,77 @@ def group_batches(url: str, size_bytes: int, stamp: str, group: int) -> Iterator
         metadata.column(number).total_compressed_size for number in range(metadata.num_columns)
     )
     buffer_bytes = STREAM_BUFFER_BYTES if stored_bytes > WHOLE_GROUP_BYTES else 0
-    batch_rows = max(
-        1, min(BATCH_ROWS, BATCH_BYTES * metadata.num_rows // max(metadata.total_byte_size, 1))
-    )
+
+    rows_that_fit = BATCH_BYTES * metadata.num_rows // max(metadata.total_byte_size, 1)
+    batch_rows = max(1, min(BATCH_ROWS, rows_that_fit))
+
     file = open_file(url, size_bytes, stamp, buffer_bytes=buffer_bytes)
     # One thread: the loader's share of the machine is an explicit number of processes.
     yield from file.iter_batches(batch_rows, row_groups=[group], use_threads=False)
 
 
 def _require_readable(url: str, schema: pa.Schema) -> None:
-    if name := _twice(schema.names):
+    """Refuse columns that have no place in a JSON object.
+
+    Raises:
+        SourceError: there is one; the error names it and says how to write it instead.
+    """
+    repeated = _first_repeated(schema.names)
+    if repeated is not None:
         raise SourceError(
-            f"{url}: two columns are called {name!r}, and a row has one value of a name. Rename one of them"
+            f"{url}: two columns are called {repeated!r}, and a row has one value of a name. "
+            "Rename one of them"
         )
-    for field in schema:
-        for part in _parts(field):
-            column = f"column {field.name!r}"
-            if isinstance(part.type, pa.BaseExtensionType) or b"ARROW:extension:name" in (
-                part.metadata or {}
-            ):
-                raise SourceError(
-                    f"{url}: {column} is of an Arrow extension type ({part.type}), which is not read: such types can "
-                    "run code when they are loaded. Write the column as plain Arrow data"
-                )
-            if pa.types.is_map(part.type):
-                raise SourceError(
-                    f"{url}: {column} is of type {field.type}, and a map is no JSON object: its keys need not be text, "
-                    "nor differ. Write it as a struct, a list of pairs, or JSON text"
-                )
-            if not _is_plain(part.type):
-                raise SourceError(
-                    f"{url}: {column} is of type {field.type}; expected text, numbers, booleans, dates, structs or "
-                    "lists of them. What bytes hold (an image, a pickled object) is never loaded: leave the column out"
-                )
-            if pa.types.is_struct(part.type) and (
-                name := _twice([inner.name for inner in part.type])
-            ):
-                raise SourceError(
-                    f"{url}: two fields of {column} are called {name!r}, and a row has one value of a name. Rename one"
-                )
+    for column in schema:
+        for part in _parts(column):
+            _require_readable_part(url, column, part)
+
+
+def _require_readable_part(url: str, column: pa.Field, part: pa.Field) -> None:
+    """Refuse a field, nested in a column or the column itself, whose type is not read."""
+    name = f"column {column.name!r}"
+    is_extension = isinstance(part.type, pa.BaseExtensionType)
+    if is_extension or b"ARROW:extension:name" in (part.metadata or {}):
+        raise SourceError(
+            f"{url}: {name} is of an Arrow extension type ({part.type}), which is not read: such "
+            "types can run code when they are loaded. Write the column as plain Arrow data"
+        )
+
+    if pa.types.is_map(part.type):
+        raise SourceError(
+            f"{url}: {name} is of type {column.type}, and a map is no JSON object: its keys need "
+            "not be text, nor differ. Write it as a struct, a list of pairs, or JSON text"
+        )
+
+    if not _is_plain(part.type):
+        raise SourceError(
+            f"{url}: {name} is of type {column.type}; expected text, numbers, booleans, dates, "
+            "structs or lists of them. What bytes hold (an image, a pickled object) is never "
+            "loaded: leave the column out"
+        )
+
+    if pa.types.is_struct(part.type):
+        repeated = _first_repeated([inner.name for inner in part.type])
+        if repeated is not None:
+            raise SourceError(
+                f"{url}: two fields of {name} are called {repeated!r}, and a row has one value of "
+                "a name. Rename one"
+            )
 
 
 def _is_plain(kind: pa.DataType) -> bool:
     if pa.types.is_dictionary(kind):
         return _is_plain(kind.value_type)
-    return any(
-        is_kind(kind)
-        for is_kind in (
-            *(
-                pa.types.is_string,
-                pa.types.is_large_string,
-                pa.types.is_string_view,
-                pa.types.is_boolean,
-            ),
-            *(pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal, pa.types.is_null),
-            *(pa.types.is_date, pa.types.is_time, pa.types.is_timestamp, pa.types.is_duration),
-            *(
-                pa.types.is_struct,
-                pa.types.is_list,
-                pa.types.is_large_list,
-                pa.types.is_fixed_size_list,
-            ),
-            *(pa.types.is_list_view, pa.types.is_large_list_view),
-        )
-    )
+    return any(is_kind(kind) for is_kind in _IS_PLAIN)
 
 
 def _parts(field: pa.Field) -> Iterator[pa.Field]:
-    """A field and all that are nested in it."""
+    """Yield a field and all that are nested in it."""
     yield field
     for number in range(field.type.num_fields):
         yield from _parts(field.type.field(number))
 
 
-def _twice(names: Sequence[str]) -> str | None:
-    """The first name that occurs again."""
+def _first_repeated(names: Sequence[str]) -> str | None:
+    """Return the first name that occurs again."""
     return next((name for number, name in enumerate(names) if name in names[:number]), None)

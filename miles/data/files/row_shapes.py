@@ -1,14 +1,17 @@
-"""What the rows of a source look like: found once from the first of them, where the user did not say.
+"""Row shapes: how the rows of a source are laid out, detected once from the first of them.
 
     first rows   {"question": "2+2?", "answer": "4", "text": null}, …  up to 100
-    fit          messages 0, alpaca 0, prompt_completion 100, text 0
+    fitting      messages 0, alpaca 0, prompt_completion 100, text 0
     ->           RowFormat("prompt_completion"), in columns prompt: question, completion: answer
 
-A row fits a shape where each of the shape's main columns is filled: text or a list, and not empty. Null is
-not filled: Parquet gives every row every column. The shape that most rows fit is taken, of equals the first
-of `MAIN_FIELDS`. A column that the user named is the only one looked at for its field, and a shape that the
-user named is not doubted. What was not named is looked for row by row under the usual names below, the first
-that is not null: files of one source may call their columns differently.
+A row fits a shape where each of the shape's main columns is filled: text or a list, and not empty.
+Null is not filled: Parquet gives every row every column. The shape that most rows fit is taken; of
+equals, the first in `MAIN_FIELDS`.
+
+Where the user named a column, only that one is looked at for its field; a shape that the user named
+is not doubted. Every other field is looked for row by row under the usual names below, and the
+first
+that is not null is taken: files of one source may call their columns differently.
 """
 
 from __future__ import annotations
@@ -29,7 +32,7 @@ MAIN_FIELDS: Mapping[str, tuple[str, ...]] = {
     "prompt_completion": ("prompt", "completion"),
     "text": ("text",),
 }
-"""Shape -> the fields that no row of it can do without, in the order in which equals are preferred."""
+"""Shape -> the fields that every row of it has. The order of the shapes decides between equals."""
 
 USUAL_COLUMNS: Mapping[str, tuple[str, ...]] = {
     "messages": ("messages", "conversations", "conversation"),
@@ -41,7 +44,7 @@ USUAL_COLUMNS: Mapping[str, tuple[str, ...]] = {
     "history": ("history",),
     "text": ("text",),
 }
-"""Field -> where it is looked for. A prompt and its completion are found together: `USUAL_PAIRS`."""
+"""Field -> where it is looked for. A prompt and its completion are a pair: `USUAL_PAIRS`."""
 
 USUAL_PAIRS = (
     ("prompt", "completion"),
@@ -53,29 +56,39 @@ USUAL_PAIRS = (
     ("query", "response"),
     ("input", "output"),
 )
-"""Columns of a prompt and its completion; the first pair of which neither is null is taken."""
+"""Columns of a prompt and its completion; the first pair without a null is taken."""
 
 _SHARED_FIELDS = ("system", "tools")
-"""Fields that say nothing of the shape."""
+"""Fields that several shapes have, and that do not tell them apart."""
 
 
 def column_of(field: str, row: Mapping[str, Any], columns: Mapping[str, str]) -> str | None:
-    """The column of a row that holds a field of `USUAL_COLUMNS`; None: there is none, or it is null.
+    """Return the column of a row that holds a field of `USUAL_COLUMNS`.
 
     Args:
-        columns: those that were named: `RowFormat.columns`.
+        columns: the ones that the user named: `RowFormat.columns`.
+
+    Returns:
+        None: there is no such column, or it is null.
     """
-    named = columns.get(field)
-    if named is not None:
-        return named if row.get(named) is not None else None
-    for name in USUAL_COLUMNS[field]:
+    for name in possible_columns(field, columns):
         if row.get(name) is not None:
             return name
     return None
 
 
+def possible_columns(field: str, columns: Mapping[str, str]) -> tuple[str, ...]:
+    """Return the columns where a field of `USUAL_COLUMNS` is looked for, in order."""
+    named = columns.get(field)
+    return USUAL_COLUMNS[field] if named is None else (named,)
+
+
 def pair_of(row: Mapping[str, Any], columns: Mapping[str, str]) -> tuple[str, str] | None:
-    """The columns of a row that hold a prompt and its completion; None: not both are there, or one is null."""
+    """Return the columns of a row that hold a prompt and its completion.
+
+    Returns:
+        None: there is no pair without a null.
+    """
     for prompt, completion in USUAL_PAIRS:
         pair = columns.get("prompt", prompt), columns.get("completion", completion)
         if row.get(pair[0]) is not None and row.get(pair[1]) is not None:
@@ -83,16 +96,26 @@ def pair_of(row: Mapping[str, Any], columns: Mapping[str, str]) -> tuple[str, st
     return None
 
 
+def describe_pairs(columns: Mapping[str, str]) -> str:
+    """Return the pairs of columns that `pair_of` looks for, for an error: "a and b or a and c"."""
+    pairs = [
+        f"{columns.get('prompt', prompt)} and {columns.get('completion', completion)}"
+        for prompt, completion in USUAL_PAIRS
+    ]
+    return " or ".join(dict.fromkeys(pairs))
+
+
 def known_columns(format: RowFormat) -> frozenset[str]:
-    """Every column that a row of the format could be read from: no other one has to be looked at."""
-    usual = {name for names in (*USUAL_COLUMNS.values(), *USUAL_PAIRS) for name in names}
-    return frozenset(usual | set(format.columns.values()))
+    """Return every column from which a row of the format could be read."""
+    names = set(format.columns.values())
+    names.update(*USUAL_COLUMNS.values(), *USUAL_PAIRS)
+    return frozenset(names)
 
 
 def detect_format(
     source: SourceConfig, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]
 ) -> RowFormat:
-    """Decides the shape of a source's rows.
+    """Decide the shape of a source's rows.
 
     Args:
         source: `source.format` holds what the user named.
@@ -103,54 +126,67 @@ def detect_format(
         `source.format` with a shape, and with those named columns that are fields of the shape.
 
     Raises:
-        ConfigError: the named columns are fields of no one shape.
+        ConfigError: the named columns are not fields of one shape.
         SourceError: no row fits any shape.
     """
     format = source.format
     if format.shape != "auto":
         return format
-    telling = [field for field in format.columns if field not in _SHARED_FIELDS]
-    shapes = [
-        shape for shape in MAIN_FIELDS if all(field in ROW_FIELDS[shape] for field in telling)
-    ]
-    if not shapes:
-        raise ConfigError(
-            f"source {source.name!r}: --column-names (or --input-key) names {', '.join(telling)}, which are not fields "
-            "of one row shape; expected fields of one of "
-            + "; ".join(f"{shape} ({', '.join(fields)})" for shape, fields in ROW_FIELDS.items())
-        )
+
+    shapes = _possible_shapes(source)
     num_fitting = {
         shape: sum(_fits(row, shape, format.columns) for row in rows) for shape in shapes
     }
     shape = max(num_fitting, key=lambda name: num_fitting[name])  # the first of equals
     if num_fitting[shape] == 0:
+        expected = [_expected(shape, format.columns) for shape in shapes]
         raise SourceError(
-            f"source {source.name!r}: in which columns its rows are cannot be told. The first {len(rows)} rows have "
-            f"{', '.join(columns) or 'no columns'}; expected columns that hold text or lists, for "
-            + ", or ".join(_expected(shape, format.columns) for shape in shapes)
-            + '. Name them: --input-key COLUMN for messages, --column-names \'{"prompt": "COLUMN", "completion": '
-            '"COLUMN"}\' for others; or say with --row-shape what the rows are, to have those that are not dropped'
+            f"source {source.name!r}: which columns hold its rows is not clear. The first "
+            f"{len(rows)} rows have {', '.join(columns) or 'no columns'}; expected columns that "
+            f"hold text or lists, for {', or '.join(expected)}. Name them: --input-key COLUMN for "
+            'messages, --column-names \'{"prompt": "COLUMN", "completion": "COLUMN"}\' for others; '
+            "or give their shape with --row-shape, which drops the rows that do not have it"
         )
-    return replace(format, shape=shape, columns=_of_shape(format.columns, shape))
+
+    named = {field: name for field, name in format.columns.items() if field in ROW_FIELDS[shape]}
+    return replace(format, shape=shape, columns=named)
 
 
 def find_columns(format: RowFormat, rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """Field -> column, for each field of the format's shape that is not null in one of the rows: of the first
-    such row, in the order of `ROW_FIELDS`."""
+    """Return field -> column, from the first row where each field of the shape is not null.
+
+    The fields are in the order of `ROW_FIELDS`; one that is null in all rows is left out.
+    """
     found: dict[str, str] = {}
     for row in rows:
         found = _columns(row, format.shape, format.columns) | found
     return {field: found[field] for field in ROW_FIELDS[format.shape] if field in found}
 
 
-def _of_shape(columns: Mapping[str, str], shape: str) -> dict[str, str]:
-    return {field: name for field, name in columns.items() if field in ROW_FIELDS[shape]}
+def _possible_shapes(source: SourceConfig) -> list[str]:
+    """Return the shapes that have all fields whose columns the user named.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    named = [field for field in source.format.columns if field not in _SHARED_FIELDS]
+    shapes = [shape for shape in MAIN_FIELDS if set(named) <= set(ROW_FIELDS[shape])]
+    if not shapes:
+        known = [f"{shape} ({', '.join(fields)})" for shape, fields in ROW_FIELDS.items()]
+        raise ConfigError(
+            f"source {source.name!r}: --column-names (or --input-key) names {', '.join(named)}, "
+            f"which are not fields of one row shape; expected fields of one of {'; '.join(known)}"
+        )
+    return shapes
 
 
 def _columns(row: Mapping[str, Any], shape: str, columns: Mapping[str, str]) -> dict[str, str]:
-    """Field -> column of one row."""
+    """Return field -> column of one row."""
+    found = {}
     pair = pair_of(row, columns) if shape == "prompt_completion" else None
-    found = dict(zip(("prompt", "completion"), pair, strict=True)) if pair else {}
+    if pair is not None:
+        found["prompt"], found["completion"] = pair
+
     for field in ROW_FIELDS[shape]:
         column = column_of(field, row, columns) if field in USUAL_COLUMNS else None
         if column is not None:
@@ -161,6 +197,7 @@ def _columns(row: Mapping[str, Any], shape: str, columns: Mapping[str, str]) -> 
 def _fits(row: Mapping[str, Any], shape: str, columns: Mapping[str, str]) -> bool:
     found = _columns(row, shape, columns)
     values = [row[found[field]] if field in found else None for field in MAIN_FIELDS[shape]]
+
     if shape == "messages" and isinstance(values[0], str):
         return values[0].lstrip().startswith("[")  # a list as JSON text, not a conversation's name
     if shape in ("alpaca", "text"):
@@ -169,17 +206,9 @@ def _fits(row: Mapping[str, Any], shape: str, columns: Mapping[str, str]) -> boo
 
 
 def _expected(shape: str, columns: Mapping[str, str]) -> str:
-    """`prompt_completion: prompt and completion`, with the column names that were looked for."""
+    """Return the columns that a shape is looked for in: "alpaca: instruction and
+    output/response"."""
     if shape == "prompt_completion":
-        named = [columns.get(field) for field in MAIN_FIELDS[shape]]
-        pairs = dict.fromkeys(
-            (named[0] or prompt, named[1] or completion) for prompt, completion in USUAL_PAIRS
-        )
-        return (
-            f"{shape}: {' or '.join(f'{prompt} and {completion}' for prompt, completion in pairs)}"
-        )
-    names = [
-        (columns[field],) if field in columns else USUAL_COLUMNS[field]
-        for field in MAIN_FIELDS[shape]
-    ]
-    return f"{shape}: {' and '.join('/'.join(alternatives) for alternatives in names)}"
+        return f"{shape}: {describe_pairs(columns)}"
+    names = ["/".join(possible_columns(field, columns)) for field in MAIN_FIELDS[shape]]
+    return f"{shape}: {' and '.join(names)}"

@@ -1,23 +1,21 @@
 """Which rows are in step k: arithmetic on row counts, a seed and a batch size.
 
-With groups of 3, 2, 3 rows, windows of W = 4 rows, a batch of B = 2 and seed 42, the first epoch is made so:
+With groups of 3, 2 and 3 rows, windows of 4 rows, a batch of 2 and seed 42, the first epoch is
 
     rows in file order     0 1 2 | 3 4 | 5 6 7
-    groups permuted        3 4 | 0 1 2 | 5 6 7           by (seed, epoch)
-    laid out in windows    3 4 0 1 | 2 5 6 7
-    ids sorted             0 1 3 4 | 2 5 6 7             so that a set within one window is shuffled
-    permuted               4 0 1 3 | 7 2 6 5             by (seed, epoch, window)     the same however split
+    shuffled windows       4 0 1 3 | 7 2 6 5           see `shuffle`
     cut into steps         4 0, 1 3, 7 2, 6 5
 
-No step crosses a window, since W is a multiple of B, nor an epoch: the last step of an epoch is short,
-or left out with `drop_last`. `consumed_rows` counts rows over epochs. Finding a window permutes the row
-groups, never the rows of the whole set. Without shuffle the order is that of the files.
+No step crosses a window, since a window is a multiple of the batch, nor an epoch: the last step of
+an epoch is short, or left out with `drop_last`. `consumed_rows` counts rows over epochs. Without
+shuffle the order is that of the files.
 
-With weights, each source is gone through by itself, again and again, each pass made as an epoch is above; `mixture`
-says which source gives the next row. An epoch is then as many rows as all sources have together.
+With weights, each source is read by itself in passes that repeat without end, each shuffled as an
+epoch is above; `mixture` says which source gives the next row. An epoch then has as many rows as
+all sources together.
 
     weights 3 1                    source 0: rows 0 1 2 3 4, source 1: rows 5 6 7       (no shuffle)
-    sources by the schedule        0 0 1 0 | 0 0 1 0
+    sources of the mixture         0 0 1 0 | 0 0 1 0
     the next row of each           0 1 5 2 | 3 4 6 0     source 0 has begun its second pass
 """
 
@@ -29,25 +27,19 @@ from functools import cached_property
 
 import numpy as np
 
-from miles.common.offsets import offsets_of
 from miles.data.config import OrderConfig
-from miles.data.order.mixture import Schedule
+from miles.data.order.mixture import Mixture
+from miles.data.order.shuffle import ALL_SOURCES, ShuffleKey, shuffled_window
 from miles.data.types import Int64
 from miles.errors import ConfigError
 
-_GROUPS, _ROWS = 0, 1
-"""What a permutation is of; part of its key."""
-
 MAX_PASSES = 1 << 24
-"""Of a source through its rows; the key of a permutation has no room for more."""
-
-_WHOLE_SET = -1
-"""In place of a source's number: all sources as one set."""
+"""Passes through a source, at most: the key of a permutation has no room for more."""
 
 
 @dataclass(frozen=True)
 class WindowRef:
-    """A window's name: all that a loader's task needs to be told."""
+    """The name of a window: all that a loader's task needs to find its rows."""
 
     epoch_index: int
     window_index: int
@@ -69,7 +61,7 @@ class PlannedStep:
     next_row: int
     """`consumed_rows` after the step"""
     row_ids: Int64
-    """int64 [rows], in the order in which they are laid out"""
+    """int64 [rows], in the order in which they are taken"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,18 +82,19 @@ class Plan:
             "the last source ends with the last group"
         )
         assert len(self.order.weights) in (0, self.num_sources), "a weight for each source"
+
         if self.rows_per_epoch == 0:
             raise ConfigError(
-                f"{self.num_rows} rows do not fill one step of --rollout-batch-size {self.order.batch_size}, and "
-                "--drop-last leaves out the short one: lower the first or do without the second"
+                f"{self.num_rows} rows do not fill one step of --rollout-batch-size "
+                f"{self.order.batch_size}, and --drop-last leaves out the short one: lower the "
+                "first or do without the second"
             )
-        if (
-            self.order.weights
-            and max(self.source_passes(self.rows_per_epoch * self.order.num_epoch)) > MAX_PASSES
-        ):
+
+        num_rows = self.rows_per_epoch * self.order.num_epoch
+        if self.order.weights and max(self.source_passes(num_rows)) > MAX_PASSES:
             raise ConfigError(
-                f"--prompt-data-weights {self.order.weights} repeat a source over {MAX_PASSES:,} times in "
-                f"{self.order.num_epoch} epoch(s): it has too few rows for its weight"
+                f"--prompt-data-weights {self.order.weights} repeat a source over {MAX_PASSES:,} "
+                f"times in {self.order.num_epoch} epoch(s): it has too few rows for its weight"
             )
 
     @property
@@ -114,15 +107,16 @@ class Plan:
 
     @cached_property
     def source_rows(self) -> Int64:
-        """int64 [sources]: rows of each."""
+        """int64 [sources]: the number of rows of each source."""
         return np.diff(self.group_starts[self.source_groups])
 
     @property
     def rows_per_epoch(self) -> int:
-        """What `consumed_rows` grows by in an epoch: all rows, or with `drop_last` those of whole steps."""
-        return self.num_rows - (
-            self.num_rows % self.order.batch_size if self.order.drop_last else 0
-        )
+        """Rows by which `consumed_rows` grows in an epoch: all, or with `drop_last` those of full
+        steps."""
+        if self.order.drop_last:
+            return self.num_rows - self.num_rows % self.order.batch_size
+        return self.num_rows
 
     @property
     def steps_per_epoch(self) -> int:
@@ -133,7 +127,7 @@ class Plan:
         return self.steps_per_epoch * self.order.num_epoch
 
     def step_at(self, start_row: int) -> int:
-        """The step that comes after `start_row` consumed rows.
+        """Return the step that comes after `start_row` consumed rows.
 
         Raises:
             ConfigError: no step begins there.
@@ -141,18 +135,18 @@ class Plan:
         epoch_index, row = divmod(start_row, self.rows_per_epoch)
         if start_row < 0 or row % self.order.batch_size:
             raise ConfigError(
-                f"no step begins at row {start_row}: an epoch has {self.rows_per_epoch} rows in steps of "
-                f"{self.order.batch_size}"
+                f"no step begins at row {start_row}: an epoch has {self.rows_per_epoch} rows in "
+                f"steps of {self.order.batch_size}"
             )
         return epoch_index * self.steps_per_epoch + row // self.order.batch_size
 
     def windows(self, start_row: int) -> Iterator[WindowRef]:
-        """The windows from the one that holds the step after `start_row` on, over all epochs; none at the end.
+        """Return the windows of all epochs, from the one that holds the step at `start_row`.
 
         Raises:
             ConfigError: no step begins at `start_row`.
         """
-        first_step = self.step_at(start_row)
+        first_step = self.step_at(start_row)  # here, so that the error is raised by the call
         return self._windows_from(first_step)
 
     def _windows_from(self, first_step: int) -> Iterator[WindowRef]:
@@ -160,130 +154,109 @@ class Plan:
         windows_per_epoch = -(-self.steps_per_epoch // steps_per_window)
         first_epoch, step = divmod(first_step, self.steps_per_epoch)
         first_window = step // steps_per_window
+
         for epoch_index in range(first_epoch, self.order.num_epoch):
+            offset = epoch_index * self.steps_per_epoch
             for window_index in range(first_window, windows_per_epoch):
                 begin = window_index * steps_per_window
                 end = min(begin + steps_per_window, self.steps_per_epoch)
-                offset = epoch_index * self.steps_per_epoch
                 yield WindowRef(epoch_index, window_index, offset + begin, offset + end - 1)
             first_window = 0
 
     def window_steps(self, ref: WindowRef) -> list[PlannedStep]:
-        """All steps of a window, also those before a `start_row` within it."""
+        """Return all steps of a window, also the ones before a `start_row` within it."""
         row_ids = self._window_rows(ref.epoch_index, ref.window_index)
+        window_begin = ref.window_index * self.order.rounded_window_rows
+        epoch_begin = ref.epoch_index * self.rows_per_epoch
+
         steps = []
-        for number, step in enumerate(range(ref.first_step, ref.last_step + 1)):
-            rows = row_ids[number * self.order.batch_size : (number + 1) * self.order.batch_size]
-            end = (
-                ref.window_index * self.order.rounded_window_rows
-                + number * self.order.batch_size
-                + len(rows)
-            )
-            next_row = ref.epoch_index * self.rows_per_epoch + end
-            steps.append(PlannedStep(step, next_row / self.rows_per_epoch, next_row, rows))
+        for number in range(ref.last_step - ref.first_step + 1):
+            begin = number * self.order.batch_size
+            rows = row_ids[begin : begin + self.order.batch_size]
+            next_row = epoch_begin + window_begin + begin + len(rows)
+            epoch = next_row / self.rows_per_epoch
+            steps.append(PlannedStep(ref.first_step + number, epoch, next_row, rows))
         return steps
 
     def source_passes(self, consumed_rows: int) -> list[float]:
-        """[sources]: how many times a weighted mixture has gone through each source after so many rows."""
-        return (self._schedule.counts(consumed_rows) / self.source_rows).tolist()
+        """Return how many times a weighted mixture has read each source: [sources]."""
+        return (self._mixture.counts(consumed_rows) / self.source_rows).tolist()
 
     def source_window_rows(self, source: int) -> int:
-        """Rows of a source that are shuffled among each other: a window.
+        """Return how many rows of a source are shuffled among each other.
 
-        Of a weighted mixture its share of one, so that little is read that the window does not take; an eighth of one
-        where that is more, for the shuffle's sake.
-        """
-        window, weights = self.order.rounded_window_rows, self.order.integer_weights
+        Without weights that is a window. With weights it is the source's share of one, so that few
+        rows are read that the window does not take; but at least an eighth of a window, for the
+        sake of the shuffle."""
+        window = self.order.rounded_window_rows
+        weights = self.order.integer_weights
         if not weights:
             return window
         return max(-(-window * weights[source] // sum(weights)), -(-window // 8))
 
     @cached_property
-    def _schedule(self) -> Schedule:
-        return Schedule(self.order.integer_weights)
+    def _mixture(self) -> Mixture:
+        return Mixture(self.order.integer_weights)
 
     def _window_rows(self, epoch_index: int, window_index: int) -> Int64:
-        """int64 [rows]: the rows of a window in the order in which they are taken."""
+        """Return the rows of a window in the order in which they are taken: int64 [rows]."""
         begin = window_index * self.order.rounded_window_rows
         end = min(begin + self.order.rounded_window_rows, self.num_rows)
         if not self.order.weights:
-            return self._shuffled(_WHOLE_SET, epoch_index, window_index, begin, end)
-        first = epoch_index * self.rows_per_epoch + begin
-        end = first + min(end, self.rows_per_epoch) - begin
-        sources = self._schedule.sources(first, end)
-        drawn_before, drawn_after = self._schedule.counts(first), self._schedule.counts(end)
-        rows = np.empty(end - first, np.int64)
+            return self._ordered(ALL_SOURCES, epoch_index, window_index, begin, end)
+
+        end = min(end, self.rows_per_epoch)
+        epoch_begin = epoch_index * self.rows_per_epoch
+        return self._mixed(epoch_begin + begin, epoch_begin + end)
+
+    def _mixed(self, begin: int, end: int) -> Int64:
+        """Return the rows at places [begin, end) of a weighted mixture, counted over epochs."""
+        sources = self._mixture.sources(begin, end)
+        drawn_before = self._mixture.counts(begin)
+        drawn_after = self._mixture.counts(end)
+
+        rows = np.empty(end - begin, np.int64)
         for source in np.unique(sources).tolist():
-            rows[sources == source] = self._drawn(
-                source, int(drawn_before[source]), int(drawn_after[source])
-            )
+            drawn = self._drawn(source, int(drawn_before[source]), int(drawn_after[source]))
+            rows[sources == source] = drawn
         return rows
 
     def _drawn(self, source: int, begin: int, end: int) -> Int64:
-        """int64 [end - begin]: rows of a source by their place in the endless sequence of its passes."""
-        num_rows, window_rows = int(self.source_rows[source]), self.source_window_rows(source)
+        """Return rows of a source by their place in its endless passes: int64 [end - begin]."""
+        num_rows = int(self.source_rows[source])
+        window_rows = self.source_window_rows(source)
+
         pieces = []
         while begin < end:
             pass_index, row = divmod(begin, num_rows)
             window_index, skipped = divmod(row, window_rows)
             window_begin = row - skipped
             window_end = min(window_begin + window_rows, num_rows)
-            taken = min(window_end - row, end - begin)
-            rows = self._shuffled(source, pass_index, window_index, window_begin, window_end)
-            pieces.append(rows[skipped : skipped + taken])
-            begin += taken
+            num_taken = min(window_end - row, end - begin)
+
+            rows = self._ordered(source, pass_index, window_index, window_begin, window_end)
+            pieces.append(rows[skipped : skipped + num_taken])
+            begin += num_taken
         return np.concatenate(pieces)
 
-    def _shuffled(
+    def _ordered(
         self, source: int, epoch_index: int, window_index: int, begin: int, end: int
     ) -> Int64:
-        """int64 [end - begin]: the rows of one window of a source, or of the whole set, in the order of one epoch."""
-        groups = (
-            slice(0, None)
-            if source == _WHOLE_SET
-            else slice(*self.source_groups[source : source + 2].tolist())
-        )
-        starts, ends = self.group_starts[:-1][groups], self.group_starts[1:][groups]
+        """Return one window of a source, or of all sources, shuffled if that is asked for.
+
+        Args:
+            source: its number, or `ALL_SOURCES`.
+            begin, end: the window, as positions among the rows of the source.
+
+        Returns:
+            int64 [end - begin]: row ids.
+        """
+        group_starts = self.group_starts
+        if source != ALL_SOURCES:
+            first, last = self.source_groups[source : source + 2]
+            group_starts = group_starts[first : last + 1]
+
         if not self.order.shuffle:
-            return np.arange(starts[0] + begin, starts[0] + end, dtype=np.int64)
-        group_order = permutation(len(starts), self.order.seed, epoch_index, _GROUPS, 0, source)
-        lengths = (ends - starts)[group_order]
-        laid_offsets = offsets_of(lengths)
-        # The groups that overlap [begin, end); the first and the last may be cut, one alone at both ends.
-        first = int(np.searchsorted(laid_offsets[1:], begin, side="right"))
-        last = int(np.searchsorted(laid_offsets[1:], end, side="left"))
-        pieces = []
-        for position in range(first, last + 1):
-            laid_begin = int(laid_offsets[position])
-            row = int(starts[group_order[position]])
-            cut_begin, cut_end = (
-                max(begin - laid_begin, 0),
-                min(end - laid_begin, int(lengths[position])),
-            )
-            pieces.append(np.arange(row + cut_begin, row + cut_end, dtype=np.int64))
-        rows = np.sort(np.concatenate(pieces))
-        return rows[
-            permutation(len(rows), self.order.seed, epoch_index, _ROWS, window_index, source)
-        ]
-
-
-def permutation(
-    size: int, seed: int, epoch_index: int, what: int, window_index: int, source: int = _WHOLE_SET
-) -> Int64:
-    """A permutation of `size` things that depends on nothing but its arguments, on any machine and numpy.
-
-    The order of 64-bit numbers drawn from the counter-based generator Philox-4x64 (Salmon et al., "Parallel
-    random numbers: as easy as 1, 2, 3", SC 2011) under a key made of the arguments. numpy promises a stable
-    stream for its bit generators, not for `Generator.permutation`. The source's number is the counter's last word,
-    which no draw reaches.
-
-    Returns:
-        int64 [size]
-    """
-    assert 0 <= seed < 2**64, seed
-    assert 0 <= epoch_index < 2**24, epoch_index
-    assert 0 <= window_index < 2**32, window_index
-    key = np.array([seed, epoch_index << 40 | what << 32 | window_index], dtype=np.uint64)
-    counter = np.array([0, 0, 0, source + 1], dtype=np.uint64)
-    draws = np.random.Philox(counter=counter, key=key).random_raw(size)
-    return np.argsort(draws, kind="stable").astype(np.int64)
+            return np.arange(group_starts[0] + begin, group_starts[0] + end, dtype=np.int64)
+        key = ShuffleKey(self.order.seed, epoch_index, window_index, source)
+        return shuffled_window(group_starts, begin, end, key)

@@ -10,6 +10,7 @@ from the block as they are; only `micro_batches` shifts labels, where the rank n
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -22,6 +23,7 @@ from miles.data.types import (
     PACKED_STEP,
     STAGES,
     Chunk,
+    Int32,
     Int64,
     MicroBatch,
     Step,
@@ -31,6 +33,7 @@ from miles.data.types import (
     StepReport,
     StepRows,
     StepTiming,
+    UInt8,
 )
 
 _OF_SEGMENTS = ("segment_lengths", "segment_row_ids", "segment_source_ids", "micro_batch_segments")
@@ -121,6 +124,24 @@ def micro_batches(chunk: Chunk) -> Iterator[tuple[MicroBatch, ...]]:
                 )
             )
         yield tuple(batches)
+
+
+@dataclass(frozen=True, eq=False)
+class Segment:
+    """One sample of a chunk, not yet shifted."""
+
+    row_id: int
+    input_ids: Int32
+    """int32 [tokens]"""
+    loss_mask: UInt8
+    """uint8 [tokens]: whether the token is trained"""
+
+
+def segments(chunk: Chunk) -> Iterator[Segment]:
+    """Return the samples of a chunk, micro-batch after micro-batch."""
+    spans = pairwise(offsets_of(chunk.segment_lengths).tolist())
+    for row_id, (begin, end) in zip(chunk.segment_row_ids.tolist(), spans, strict=True):
+        yield Segment(row_id, chunk.input_ids[begin:end], chunk.loss_mask[begin:end])
 
 
 def unpack(table: pa.Table) -> list[Step]:

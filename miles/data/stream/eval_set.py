@@ -4,7 +4,7 @@
     (file order, one epoch)                     [references: chunks x data ranks]
 
 What is evaluated is either sources of its own, or the rows of the training sources that a hash of what they say holds
-out of training (`stages.hash_share`). Nothing here moves the training cursor.
+out of training (`row_outcomes.hash_share`). Nothing here moves the training cursor.
 """
 
 from __future__ import annotations
@@ -12,14 +12,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import ray
 
-from miles.common.offsets import offsets_of
 from miles.data.config import (
     DEFAULT_WINDOW_ROWS,
     DataConfig,
@@ -27,12 +25,12 @@ from miles.data.config import (
     OrderConfig,
     SourceConfig,
 )
+from miles.data.files.group_sizes import largest_read_rows
 from miles.data.files.manifest import Manifest, build_manifest
-from miles.data.files.read import largest_read_rows
 from miles.data.packing import shards
 from miles.data.stream import pipeline, stages
 from miles.data.stream.ledger import FATAL, fatal_reasons
-from miles.data.types import Chunk, Int32, MicroBatch, Reject, StepReport, UInt8
+from miles.data.types import Chunk, MicroBatch, Reject, StepReport, UInt8
 from miles.errors import ConfigError, DataError
 
 STEP_ROWS = 1_024
@@ -179,16 +177,15 @@ class EvalSet:
         for references in self.references:
             if len(prompts) >= count:
                 break
-            samples = [sample for chunk in map(_fetch, references) for sample in _samples(chunk)]
-            for row_id, ids, mask in sorted(samples, key=lambda sample: sample[0]):
-                trained = np.flatnonzero(mask)
-                end = int(trained[-1]) + 1 if len(trained) else 0
-                begin = int(np.flatnonzero(mask[:end] == 0).max(initial=-1)) + 1
+            samples: list[shards.Segment] = []
+            for reference in references:
+                samples += shards.segments(_fetch(reference))
+            for sample in sorted(samples, key=lambda sample: sample.row_id):
+                begin, end = _last_answer(sample.loss_mask)
                 if begin > 0:
-                    where = self.manifest.locate(row_id)
-                    prompts.append(
-                        EvalPrompt(*where, ids[:begin].tolist(), ids[begin:end].tolist())
-                    )
+                    source, file, row = self.manifest.locate(sample.row_id)
+                    ids = sample.input_ids.tolist()
+                    prompts.append(EvalPrompt(source, file, row, ids[:begin], ids[begin:end]))
         return prompts[:count]
 
     def decode(self, token_ids: Sequence[int]) -> str:
@@ -226,11 +223,14 @@ def _fetch(reference: Any) -> Chunk:
     return chunk
 
 
-def _samples(chunk: Chunk) -> Iterator[tuple[int, Int32, UInt8]]:
-    """(row id, ids, mask of tokens) of each sample."""
-    parts = pairwise(offsets_of(chunk.segment_lengths).tolist())
-    for row_id, (begin, end) in zip(chunk.segment_row_ids.tolist(), parts, strict=True):
-        yield row_id, chunk.input_ids[begin:end], chunk.loss_mask[begin:end]
+def _last_answer(loss_mask: UInt8) -> tuple[int, int]:
+    """Return where the last run of trained tokens begins and ends; (0, 0) if there is none."""
+    trained = np.flatnonzero(loss_mask)
+    if not len(trained):
+        return 0, 0
+    end = int(trained[-1]) + 1
+    begin = int(np.flatnonzero(loss_mask[:end] == 0).max(initial=-1)) + 1
+    return begin, end
 
 
 def _judge(

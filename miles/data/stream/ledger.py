@@ -15,7 +15,7 @@ cursor holds fixed, so a line written after the checkpoint is still true, and no
 
 Dropped rows end the run where they are too large a share of those read, too many one after the other, or of
 a reason that is fatal. Each of these errors says what was read and dropped of every source. Rows that are held out
-(`stages.hash_share`) are not dropped: to the limits it is as if they were not there.
+(`row_outcomes.hash_share`) are not dropped: to the limits it is as if they were not there.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""The stages composed, in order, as a Ray Data stream of which every row is one step.
+"""The stages as a Ray Data stream: one task a window, one row a step.
 
-    from_items(windows) -> [read_window -> encode -> pack]        (see README.md in this folder)
+    from_items(windows) -> [Read -> Encode -> Pack]        (see miles/data/README.md)
 
-Ray Data cuts blocks where it likes, so a step is one row, which cannot be cut. The stages run one behind the other in
-one task a window; blocks of some steps leave it while it runs. The order is that of the windows (`preserve_order`),
-whatever finishes first.
+Ray Data cuts blocks where it likes, so a step is one row, which cannot be cut. All stages of a
+window run in one task; blocks of some steps leave it while it runs. The steps come in the order of
+the windows (`preserve_order`), whichever task finishes first.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from __future__ import annotations
 import gc
 import logging
 import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
 from functools import cache, partial
 from typing import Any
 
@@ -31,14 +31,20 @@ from miles.errors import ClusterError, MilesError, NoRoomError
 Gate = Callable[[int], None]
 """Returns when the window that begins with a step may be loaded."""
 
+Stage = Callable[[pa.Table], Iterator[pa.Table]]
+"""A step table in, step tables out."""
 
-class _Read:
+
+class Read:
     """Windows -> RAW_STEP. The manifest is fetched from the object store once a process."""
 
     def __init__(self, plan: Any, start_row: int, gate: Gate | None) -> None:
-        self.plan, self.start_row, self.gate = plan, start_row, gate
+        self.plan = plan
+        self.start_row = start_row
+        self.gate = gate
 
     def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
+        """Read the windows of a table, each when the gate lets it."""
         manifest, plan = _fetch(self.plan)
         for row in table.to_pylist():
             ref = WindowRef(**row)
@@ -47,44 +53,58 @@ class _Read:
             yield from stages.read_window(manifest, plan, ref, self.start_row)
 
 
-class _Encode:
+class Encode:
     """RAW_STEP -> ENCODED_STEP. The encoder is certified once a process."""
 
     def __init__(self, config: DataConfig, formats: list[RowFormat]) -> None:
-        self.config, self.formats = config, formats
+        self.config = config
+        self.formats = formats
 
     def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
-        encoder, config = stages.encoder_of(self.config.encode), self.config
+        """Encode the rows of a table."""
+        config = self.config
+        encoder = stages.encoder_of(config.encode)
         yield stages.encode_steps(
             table, self.formats, encoder, config.held_out_fraction, config.held_out
         )
 
 
-class _Pack:
+class Pack:
     """ENCODED_STEP -> PACKED_STEP."""
 
     def __init__(self, config: PackConfig) -> None:
         self.config = config
 
     def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
+        """Pack the samples of a table."""
         yield stages.pack_steps(table, self.config)
 
 
-class _Prepare:
+class Prepare:
     """RAW_STEP -> PREPARED_STEP."""
 
     def __init__(self, config: EncodeConfig, formats: list[RowFormat]) -> None:
-        self.config, self.formats = config, formats
+        self.config = config
+        self.formats = formats
 
     def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
+        """Encode the rows of a table, and keep their conversations."""
         yield stages.prepare_steps(table, self.formats, stages.encoder_of(self.config))
 
 
-Stage = Callable[[pa.Table], Iterator[pa.Table]]
+@dataclass(frozen=True)
+class LoaderStages:
+    """The makers of a loader's stages: where a test puts in a stage that is slow, or fails."""
+
+    read: Callable[[Any, int, Gate | None], Stage] = Read
+    pack: Callable[[PackConfig], Stage] = Pack
+
+
+LOADER = LoaderStages()
 
 
 class _Chain:
-    """Stages one behind the other. As maps of their own Ray would fuse them, too, but build blocks between them."""
+    """Stages in a row. Ray would fuse maps of their own, too, but build blocks between them."""
 
     def __init__(self, *chained: Stage) -> None:
         self.chained = chained
@@ -95,17 +115,21 @@ class _Chain:
 
 
 def _run(table: pa.Table, chained: tuple[Stage, ...]) -> Iterator[pa.Table]:
+    """Pass a table through stages, each of which may give several for one."""
     if not chained:
         yield table
         return
-    for made in chained[0](table):
-        yield from _run(made, chained[1:])
+    for result in chained[0](table):
+        yield from _run(result, chained[1:])
 
 
 @cache
 def _collect_rarely() -> None:
-    """Once a process: rows become many small objects that refer to one another in no circle. Looking for circles among
-    them, and among what the tokenizer keeps, takes a tenth of a loader's time."""
+    """Let this process look for reference cycles less often.
+
+    Rows become many small objects that refer to one another in no circle. Looking for circles among
+    them, and among what the tokenizer keeps, takes a tenth of a loader's time.
+    """
     gc.freeze()
     gc.set_threshold(100_000, 20, 50)
 
@@ -114,6 +138,7 @@ _fetched: dict[Any, tuple[Manifest, Plan]] = {}
 
 
 def _fetch(reference: Any) -> tuple[Manifest, Plan]:
+    """Return the manifest and plan of a stream, read from the object store once a process."""
     if reference not in _fetched:
         _fetched.clear()
         _fetched[reference] = ray.get(reference)
@@ -121,57 +146,73 @@ def _fetch(reference: Any) -> tuple[Manifest, Plan]:
 
 
 def require_loader_cpus(config: DataConfig) -> None:
-    """Refuses a cluster too small for the loader: Ray Data would wait for its CPUs for ever, and say nothing.
+    """Refuse a cluster too small for the loader: Ray Data would wait for its CPUs for ever.
 
     Raises:
-        NoRoomError: what there is, and what is needed.
+        NoRoomError: Ray has fewer CPUs than `--loader-cpus`.
     """
     cpus = ray.cluster_resources().get("CPU", 0)
     if cpus < config.stream.loader_cpus:
         raise NoRoomError(
-            f"Ray has {cpus:g} CPUs; --loader-cpus {config.stream.loader_cpus} needs as many or more"
+            f"Ray has {cpus:g} CPUs; --loader-cpus {config.stream.loader_cpus} needs as many or "
+            "more"
         )
 
 
 def warm_up(config: DataConfig) -> None:
-    """Starts the loader's processes, each of which certifies the tokenizer, beside whatever else is starting. The
-    stream's tasks find them idle; without them, the first step would wait for all that one after the other."""
+    """Start the loader's processes, and let each certify the tokenizer, while other things start.
+
+    The stream's tasks find these processes idle. Without them, the first step would wait for their
+    start and for the certification.
+    """
     task = ray.remote(num_cpus=1, max_retries=0, scheduling_strategy="SPREAD")(_warm_up)
     for _ in range(config.stream.loader_cpus):
         task.remote(config.encode)
 
 
 def _warm_up(config: EncodeConfig) -> None:
+    """Certify the tokenizer in this process."""
     stages.encoder_of(config)
 
 
 def build(
-    manifest: Manifest, config: DataConfig, start_row: int = 0, gate: Gate | None = None
+    manifest: Manifest,
+    config: DataConfig,
+    start_row: int = 0,
+    gate: Gate | None = None,
+    loader: LoaderStages = LOADER,
 ) -> Dataset:
-    """The stream from `start_row` consumed rows to the last epoch's end: PACKED_STEP rows, in order.
+    """Return the stream from `start_row` consumed rows to the last epoch's end: PACKED_STEP rows.
 
     Nothing runs until it is iterated. Ray must be initialised.
 
     Args:
-        gate: called in a loader's process before a window is read; without it, windows are loaded ahead of their use
-            until the share of the object store is full that Ray Data allows itself.
+        manifest: of the config's sources.
+        config: of the stream.
+        start_row: rows consumed before.
+        gate: called in a loader's process before a window is read. Without it, windows are loaded
+            ahead of their use until the share of the object store is full that Ray Data allows
+            itself.
+        loader: the stages of the loader.
     """
-    encode = _Encode(config, stages.source_formats(manifest))
-    return _compose(manifest, config, start_row, gate, encode, _Pack(config.pack))
+    encode = Encode(config, stages.source_formats(manifest))
+    plan = stages.make_plan(manifest, config)
+    read = loader.read(ray.put((manifest, plan)), start_row, gate)
+    chain = _Chain(read, encode, loader.pack(config.pack))
+    return _over_windows(plan.windows(start_row), chain, config)
 
 
 def build_prepared(manifest: Manifest, config: DataConfig) -> Dataset:
-    """PREPARED_STEP rows, in file order: conversations with their token counts."""
-    return _compose(
-        manifest, config, 0, None, _Prepare(config.encode, stages.source_formats(manifest))
-    )
-
-
-def _compose(
-    manifest: Manifest, config: DataConfig, start_row: int, gate: Gate | None, *further: Stage
-) -> Dataset:
+    """Return PREPARED_STEP rows, in file order: conversations with their token counts."""
+    prepare = Prepare(config.encode, stages.source_formats(manifest))
     plan = stages.make_plan(manifest, config)
-    windows = [asdict(ref) for ref in plan.windows(start_row)]
+    chain = _Chain(Read(ray.put((manifest, plan)), 0, None), prepare)
+    return _over_windows(plan.windows(0), chain, config)
+
+
+def _over_windows(refs: Iterable[WindowRef], chain: _Chain, config: DataConfig) -> Dataset:
+    """Return the data set that runs a chain of stages over windows, a task a window, in order."""
+    windows = [asdict(ref) for ref in refs]
     before = DataContext.get_current()
     context = before.copy()
     context.target_max_block_size = config.stream.target_block_bytes
@@ -181,18 +222,15 @@ def _compose(
     )
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    logging.getLogger("ray.data").setLevel(
-        logging.ERROR
-    )  # it reports each start and end; failures are raised
+    # It reports each start and end; failures are raised.
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     DataContext._set_current(context)  # a data set keeps the context that it was made in
     try:
-        dataset = ray.data.from_items(
-            windows, override_num_blocks=max(len(windows), 1)
-        )  # none at the end
-        chain = _Chain(_Read(ray.put((manifest, plan)), start_row, gate), *further)
+        # At the end of the data there is no window, and there must be a block.
+        dataset = ray.data.from_items(windows, override_num_blocks=max(len(windows), 1))
         with warnings.catch_warnings():
-            # Ray 2.60 deprecates the only way to give a task `max_retries`, without which a row that kills its worker
-            # is tried for ever.
+            # Ray 2.60 deprecates the only way to give a task `max_retries`, without which a row
+            # that kills its worker is tried for ever.
             warnings.simplefilter("ignore")
             dataset = dataset.map_batches(
                 chain.__call__,
@@ -206,34 +244,39 @@ def _compose(
 
 
 def iterate(dataset: Dataset) -> Iterator[pa.Table]:
-    """The steps of a stream as they are ready, each a table of one row; raises as `blocks` does."""
+    """Yield the steps of a stream as they are ready, each a table of one row.
+
+    Raises:
+        MilesError: as `blocks` does.
+    """
     for table in blocks(dataset):
         for index in range(table.num_rows):
             yield table.slice(index, 1)
 
 
 def blocks(dataset: Dataset) -> Iterator[pa.Table]:
-    """The steps of a stream as they are ready: tables of as many rows, which are steps, as Ray Data put together.
+    """Yield the steps of a stream as they are ready, in the tables that Ray Data puts together.
+
+    Each row of a table is a step.
 
     Raises:
-        MilesError: what a stage raised in its task, or that the stream failed after its retries.
+        MilesError: a stage raised it in its task, or the stream failed after its retries.
     """
     try:
-        # Ray 2.60 hands a block out only when it has the next `prefetch_batches` ones. What is ready is given at once;
-        # that blocks are made ahead, Ray's executor sees to, and that steps are held ready, the feed.
+        # Ray 2.60 hands a block out only when it has the next `prefetch_batches` ones. None: what
+        # is ready comes at once. Ray's executor makes blocks ahead, and the feed holds steps ready.
         for table in dataset.iter_batches(
             batch_size=None, batch_format="pyarrow", prefetch_batches=0
         ):
             if table.num_rows:
                 yield table
-    except (
-        Exception
-    ) as error:  # a task's error arrives wrapped, differently from release to release
+    except Exception as error:
+        # A task's error arrives wrapped, differently from release to release.
         raise cause_of(error) from error
 
 
 def cause_of(error: BaseException) -> MilesError:
-    """The error of ours inside what Ray made of it; a `ClusterError` where there is none."""
+    """Return the error of ours inside what Ray made of it; a `ClusterError` if there is none."""
     seen: BaseException | None = error
     while seen is not None:
         cause = getattr(seen, "cause", None)

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from miles.data.config import DataConfig, PackConfig, SourceConfig
+from miles.data.files.group_sizes import require_small_groups
 from miles.data.files.manifest import Manifest, build_manifest
-from miles.data.files.read import read_rows, require_small_groups
+from miles.data.files.read import read_rows
 from miles.data.order.plan import Plan
 from miles.data.packing.pack import pack, pack_stats
 from miles.data.stream import stages
+from miles.data.stream.row_outcomes import encode_row
 from miles.data.types import Int64, RowRejected
 from miles.errors import DataError
 
@@ -86,7 +88,7 @@ def take_sample(manifest: Manifest, config: DataConfig) -> Sample:
     sources = manifest.source_of(wanted).tolist()
     lengths, trained, reasons = [], 0, Counter[str]()
     for payload, source in zip(read_rows(manifest, wanted), sources, strict=True):
-        encoded = stages.encode_row(payload, formats[source], encoder)
+        encoded = encode_row(payload, formats[source], encoder)
         if isinstance(encoded, RowRejected):
             reasons[encoded.reason] += 1
         else:

@@ -158,13 +158,8 @@ def _tokenizer_files(url: str) -> tuple[tuple[str, int, str], ...] | None:
             f"{url}: no tokenizer in this folder; expected {' or '.join(_VOCABULARY_FILES)}, "
             f"found {', '.join(names[:8]) or 'nothing'}{', …' if len(names) > 8 else ''}"
         )
-    stamps = ("ETag", "mtime", "LastModified", "created")
     return tuple(
-        (
-            entry["name"],
-            int(entry["size"] or 0),
-            next((str(entry[s]) for s in stamps if entry.get(s)), ""),
-        )
+        (entry["name"], int(entry["size"] or 0), storage.stamp_of(entry))
         for entry in sorted(entries, key=lambda entry: str(entry["name"]))
         if entry["type"] == "file" and entry["name"].endswith(_TOKENIZER_SUFFIXES)
     )

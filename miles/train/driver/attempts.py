@@ -1,6 +1,9 @@
-"""`starts.jsonl` in the run's folder: every start of a run with its reason, and every end that could be noted.
+"""The attempts of a run: where one begins, what follows its failure, and the log of them.
 
-{"start": 1, "time": "…", "reason": "new run", "first_step": 0, "checkpoint": "…/release", "world_size": 8, …}
+`starts.jsonl` in the run folder has every beginning of an attempt with its reason, and every end
+that could be noted:
+
+{"start": 1, "time": "…", "reason": "new run", "first_step": 0, "checkpoint": "…/release", …}
 {"end": 1, "time": "…", "how": "SIGTERM", "next_step": 137}
 {"start": 2, "time": "…", "reason": "the same command again, after SIGTERM", "first_step": 137, …}
 {"start": 3, "time": "…", "reason": "the same command again; start 2 has no end: it was killed", …}
@@ -9,54 +12,91 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from miles import __version__
-from miles.common import json_lines, run_folder, storage
+from miles.common import checkpoint_folder, json_lines, run_folder, storage
 from miles.common.redact import redact
-from miles.train.driver.run_log import time_now
+from miles.errors import ClusterError, NoRoomError
+from miles.train.config import TrainConfig
+from miles.train.driver.run_log import RunLog, time_now
 from miles.train.parallel_layout import Layout
+from miles.train.types import StartPoint
+
+T = TypeVar("T")
 
 
-class Starts:
-    """Writes them down.
+def find_start(config: TrainConfig) -> StartPoint:
+    """Return the checkpoint that the next attempt begins from.
+
+    It is the newest one of the run (`--save`), else of the run to continue (`--load`), else the
+    weights to begin with (`--ref-load`).
+
+    Raises:
+        CheckpointError: there are no weights at all.
+    """
+    checkpoint, is_resume = checkpoint_folder.find_start(
+        (config.save, config.load), config.ref_load, config.hf_checkpoint
+    )
+    return StartPoint(checkpoint, is_resume)
+
+
+class AttemptLog:
+    """Writes the log of the attempts.
 
     Args:
-        url: the run's folder (fsspec URL).
+        run_dir: the run folder (fsspec URL).
     """
 
-    def __init__(self, url: str) -> None:
-        self._path = storage.join(url, run_folder.ATTEMPTS)
-        self._entries: list[dict[str, Any]] = json_lines.read(self._path)
+    def __init__(self, run_dir: str) -> None:
+        self._path = storage.join(run_dir, run_folder.ATTEMPTS)
+        self._entries = json_lines.read(self._path)
 
     def begin(self, first_step: int, checkpoint: str, layout: Layout) -> str:
-        """Enters a start; returns its reason."""
+        """Enter the beginning of an attempt; return its reason."""
         reason = self._reason(first_step)
-        number = 1 + sum("start" in entry for entry in self._entries)
-        sizes = {
-            "tensor": layout.tensor,
-            "pipeline": layout.pipeline,
-            "data": layout.data,
-            "expert": layout.expert,
-        }
+
         self._add(
             {
-                "start": number,
+                "start": self._num_attempts + 1,
+                "time": time_now(),
                 "reason": reason,
                 "first_step": first_step,
                 "checkpoint": redact(checkpoint),
                 "world_size": layout.world_size,
-                **sizes,
+                "tensor": layout.tensor,
+                "pipeline": layout.pipeline,
+                "data": layout.data,
+                "expert": layout.expert,
                 "miles": __version__,
             }
         )
+
         return reason
 
     def end(self, how: str, next_step: int) -> None:
-        """Enters how the last start ended, and the first step that it did not train."""
-        number = sum("start" in entry for entry in self._entries)
-        if number:
-            self._add({"end": number, "how": redact(how), "next_step": next_step})
+        """Enter how the last attempt ended, and the first step that it did not train."""
+        if self._num_attempts:
+            self._add(
+                {
+                    "end": self._num_attempts,
+                    "time": time_now(),
+                    "how": redact(how),
+                    "next_step": next_step,
+                }
+            )
+
+    def mark_restart(self) -> None:
+        """Note at the last end that the driver itself starts another attempt."""
+        if not self._entries:  # the first attempt was lost before it had begun
+            return
+        self._entries[-1]["restarts"] = True
+        self._write()
+
+    @property
+    def _num_attempts(self) -> int:
+        return sum("start" in entry for entry in self._entries)
 
     def _reason(self, first_step: int) -> str:
         if not self._entries:
@@ -68,15 +108,50 @@ class Starts:
             return f"restarted after {last['how']}"
         return f"the same command again, after {last['how']}"
 
-    def restarts(self) -> None:
-        """Notes that the loop itself starts again."""
-        self._entries[-1]["restarts"] = True
-        self._write()
-
     def _add(self, entry: dict[str, Any]) -> None:
-        kind, *rest = entry.items()
-        self._entries.append(dict([kind, ("time", time_now()), *rest]))
+        self._entries.append(entry)
         self._write()
 
     def _write(self) -> None:
-        json_lines.write(self._path, map(json.dumps, self._entries))
+        json_lines.write(self._path, [json.dumps(entry) for entry in self._entries])
+
+
+def with_restarts(
+    config: TrainConfig,
+    start: StartPoint,
+    run_log: RunLog,
+    attempt_log: AttemptLog,
+    attempt: Callable[[StartPoint], T],
+) -> T:
+    """Make attempts until one does not lose a part of the run; return its result.
+
+    Each begins from the last complete checkpoint. `config.max_restarts` limits how often they begin
+    from the same one.
+
+    Args:
+        start: of the first attempt.
+        attempt: from a start point to the result.
+
+    Raises:
+        MilesError: an attempt failed in a way that another one would not mend, or too often.
+    """
+    failed_start = None
+    num_failures = 0
+    while True:
+        try:
+            return attempt(start)
+        except NoRoomError:
+            raise
+        except ClusterError as error:
+            num_failures = num_failures + 1 if start.url == failed_start else 1
+            failed_start = start.url
+            if num_failures > config.max_restarts:
+                raise
+
+            run_log.report(" ".join(str(error).split()))  # Ray's messages have many lines
+            run_log.report(
+                "starting again from the last complete checkpoint "
+                f"(restart {num_failures} from it; --max-restarts {config.max_restarts})"
+            )
+            attempt_log.mark_restart()
+            start = find_start(config)

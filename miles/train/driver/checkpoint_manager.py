@@ -1,6 +1,6 @@
-"""The driver's side of saving: one checkpoint at a time is on its way while the training goes on.
+"""The driver's side of saving: one checkpoint at a time is written while the training continues.
 
-begin at step 100 ── poll after 101 ── poll after 102: all have written ── named in the tracker ── begin at 200
+begin at step 100 -- poll after 101 -- poll after 102: all have written, it is named in the tracker
 """
 
 from __future__ import annotations
@@ -15,126 +15,153 @@ from miles.common.checkpoint_tracker import folder_name
 from miles.errors import CheckpointError, ClusterError
 from miles.train.config import TrainConfig
 from miles.train.driver.group import TrainerGroup
-from miles.train.driver.run_log import Journal
-from miles.train.rank.checkpoint_writer import UPLOADED, WRITTEN
+from miles.train.driver.run_log import RunLog
+from miles.train.types import SaveFailure, SaveStage
 
 _POLL_SECONDS = 0.05
 
 
 @dataclass
-class _Pending:
-    done: int
+class _PendingCheckpoint:
+    """A checkpoint that is being written."""
+
+    iteration: int
     """steps that it holds"""
-    must: bool
+    must_succeed: bool
     begun: float
+    """`time.perf_counter()` of its beginning"""
     stall_seconds: float
-    """for so long the training stood still"""
+    """how long the training stood still"""
     is_uploading: bool = False
 
 
-class Saves:
+class CheckpointManager:
     """Begins checkpoints, and names each one in the tracker when all its files are there.
 
     Args:
-        last: folder of the newest complete one so far.
-        after: called with the steps of each that is complete.
+        newest: folder of the newest complete checkpoint so far.
+        on_complete: called with the iteration of each checkpoint that becomes complete.
     """
 
     def __init__(
         self,
         config: TrainConfig,
         group: TrainerGroup,
-        journal: Journal,
-        last: str,
-        after: Callable[[int], None],
+        run_log: RunLog,
+        newest: str,
+        on_complete: Callable[[int], None],
     ) -> None:
-        self.last = last
-        self._config, self._group, self._journal, self._after = config, group, journal, after
-        self._pending: _Pending | None = None
+        self.newest = newest
+        self._config = config
+        self._group = group
+        self._run_log = run_log
+        self._on_complete = on_complete
+        self._pending: _PendingCheckpoint | None = None
 
-    def begin(self, done: int, extra: dict[str, Any], *, must: bool) -> None:
-        """Takes the state after `done` steps. Waits for the one before, where that is still on its way.
+    def begin(self, iteration: int, extra: dict[str, Any], *, must_succeed: bool) -> None:
+        """Begin a checkpoint of this moment; wait first for the one before it.
 
         Args:
+            iteration: steps that it holds.
             extra: JSON of the same moment, for `miles.json`.
-            must: an error ends the run, whatever `--on-save-error` says: nothing comes after it.
+            must_succeed: a failure ends the run, whatever `--on-save-error` says.
 
         Raises:
-            CheckpointError: this one or the one before failed, and that is to end the run.
+            CheckpointError: this one or the one before failed, and that ends the run.
+            ClusterError: a rank failed, or the one before took too long.
         """
         self.wait()
         begun = time.perf_counter()
-        problems = self._group.call("begin_save", self._config.save, done, extra)
-        pending = _Pending(done, must, begun, time.perf_counter() - begun)
-        if problems[0]:
-            self._failed(pending, problems[0])
+        failure = self._group.begin_save(self._config.save, iteration, extra)
+        stall_seconds = time.perf_counter() - begun
+        pending = _PendingCheckpoint(iteration, must_succeed, begun, stall_seconds)
+        if failure is not None:
+            self._fail(pending, failure)
         else:
             self._pending = pending
 
     def poll(self) -> None:
-        """To be called after every step.
+        """Take the pending checkpoint one stage further if it is ready. Call it after every step.
 
         Raises:
-            CheckpointError: as `begin`.
+            CheckpointError: it failed, and that ends the run.
+            ClusterError: a rank failed.
         """
         pending = self._pending
         if pending is None:
             return
-        stages = self._group.call("save_stage")
-        if not pending.is_uploading and all(stage == WRITTEN for stage in stages):
-            if problem := self._group.call("seal_save")[0]:
-                self._failed(pending, problem)
-            elif storage.is_local(self._config.save):
-                self._complete(pending)
-            else:
-                pending.is_uploading = True
-        elif pending.is_uploading and all(stage == UPLOADED for stage in stages):
-            if problem := next(filter(None, self._group.call("end_uploads")), ""):
-                self._failed(pending, problem)
+
+        stages = set(self._group.save_stages())
+        if not pending.is_uploading and stages == {SaveStage.WRITTEN}:
+            self._seal(pending)
+        elif pending.is_uploading and stages == {SaveStage.UPLOADED}:
+            failure = self._group.finish_uploads()
+            if failure is not None:
+                self._fail(pending, failure)
             else:
                 self._complete(pending)
 
     def wait(self) -> None:
-        """Until none is on its way.
+        """Wait until no checkpoint is pending.
 
         Raises:
-            CheckpointError: as `begin`.
-            ClusterError: it takes too long.
+            CheckpointError: it failed, and that ends the run.
+            ClusterError: a rank failed, or it takes too long.
         """
-        deadline = time.monotonic() + self._config.cluster.timeout_minutes * 60
+        timeout_minutes = self._config.cluster.timeout_minutes
+        deadline = time.monotonic() + timeout_minutes * 60
+
         while self._pending is not None:
             self.poll()
-            if self._pending is not None:
-                if time.monotonic() > deadline:
-                    raise ClusterError(
-                        f"the checkpoint of step {self._pending.done} was not written within "
-                        f"{self._config.cluster.timeout_minutes:g} minutes (--distributed-timeout-minutes); the last "
-                        f"complete one is {self.last}"
-                    )
-                time.sleep(_POLL_SECONDS)
+            if self._pending is None:
+                return
+            if time.monotonic() > deadline:
+                raise ClusterError(
+                    f"the checkpoint of step {self._pending.iteration} was not written within "
+                    f"{timeout_minutes:g} minutes (--distributed-timeout-minutes); the last "
+                    f"complete one is {self.newest}"
+                )
+            time.sleep(_POLL_SECONDS)
 
-    def _complete(self, pending: _Pending) -> None:
+    def _seal(self, pending: _PendingCheckpoint) -> None:
+        failure = self._group.seal_save()
+        if failure is not None:
+            self._fail(pending, failure)
+        elif storage.is_local(self._config.save):
+            self._complete(pending)
+        else:
+            pending.is_uploading = True
+
+    def _complete(self, pending: _PendingCheckpoint) -> None:
+        """Name the checkpoint in the tracker, and report it."""
         self._pending = None
         try:
-            checkpoint_folder.publish(self._config.save, pending.done)
+            checkpoint_folder.publish(self._config.save, pending.iteration)
         except OSError as error:
-            self._failed(pending, str(error))
+            self._fail(pending, SaveFailure(str(error)))
             return
-        self.last = storage.join(self._config.save, folder_name(pending.done))
-        seconds = time.perf_counter() - pending.begun
-        self._journal.say(
-            f"checkpoint  {self.last}  ({seconds:.1f} s, of which the training waited {pending.stall_seconds:.1f})"
-        )
-        self._after(pending.done)
 
-    def _failed(self, pending: _Pending, problem: str) -> None:
-        self._pending = None
-        said = (
-            f"the checkpoint of step {pending.done} could not be written to {self._config.save}: {problem}; the last "
-            f"complete one is {self.last}"
+        self.newest = storage.join(self._config.save, folder_name(pending.iteration))
+        seconds = time.perf_counter() - pending.begun
+        self._run_log.report(
+            f"checkpoint  {self.newest}  ({seconds:.1f} s, of which the training waited "
+            f"{pending.stall_seconds:.1f})"
         )
-        if pending.must or self._config.on_save_error == "end":
+        self._on_complete(pending.iteration)
+
+    def _fail(self, pending: _PendingCheckpoint, failure: SaveFailure) -> None:
+        """Report that a checkpoint failed.
+
+        Raises:
+            CheckpointError: the failure ends the run.
+        """
+        self._pending = None
+        text = (
+            f"the checkpoint of step {pending.iteration} could not be written to "
+            f"{self._config.save}: {failure.reason}; the last complete one is {self.newest}"
+        )
+        if pending.must_succeed or self._config.on_save_error == "end":
             raise CheckpointError(
-                f"{said}. Make room and give the same command again: it goes on from there"
+                f"{text}. Make room and give the same command again: it goes on from there"
             )
-        self._journal.say(f"{said}; the run goes on (--on-save-error continue)")
+        self._run_log.report(f"{text}; the run goes on (--on-save-error continue)")

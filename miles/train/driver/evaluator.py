@@ -1,10 +1,11 @@
 """Evaluation during a run: the loss on rows that are not trained on, and a few greedy answers.
 
-    eval/loss = sum over trained tokens of the evaluation rows / their number, overall and for each source
+    eval/loss = sum over trained tokens of the evaluation rows / their number, overall and by source
 
-Answers go to `eval_samples.jsonl` in the run's folder, one a line, beside what the row itself says there:
+Answers go to `eval_samples.jsonl` in the run folder, one a line, beside the answer in the row:
 
-    {"step": 100, "source": "chat", "file": "…", "row": 7, "prompt": "…", "answer": "…", "expected": "…", "ended": true}
+    {"step": 100, "source": "chat", "file": "…", "row": 7, "prompt": "…", "answer": "…",
+     "expected": "…", "ended": true}
 """
 
 from __future__ import annotations
@@ -12,23 +13,17 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from typing import Any, Protocol
 
 from miles.common import json_lines, run_folder, storage
 from miles.data.stream.eval_set import EvalPrompt, EvalSet, eval_config
 from miles.train.config import TrainConfig
+from miles.train.driver.group import TrainerGroup
 from miles.train.driver.metrics import Metrics, eval_metrics
-from miles.train.driver.run_log import Journal
-
-
-class Ranks(Protocol):
-    """What calls a method of every trainer."""
-
-    def call(self, method: str, *arguments: Any) -> list[Any]: ...
+from miles.train.driver.run_log import RunLog
 
 
 class Evaluator:
-    """An evaluation set and when it is gone through.
+    """Evaluates the model of a run on an evaluation set.
 
     Args:
         config: of the run.
@@ -36,57 +31,53 @@ class Evaluator:
     """
 
     def __init__(self, config: TrainConfig, rows: EvalSet) -> None:
-        self._config, self._rows = config, rows
+        self._config = config
+        self._rows = rows
         self._prompts: Sequence[EvalPrompt] = rows.prompts(config.evaluation.num_samples)
 
     @classmethod
-    def open(cls, config: TrainConfig, journal: Journal) -> Evaluator | None:
-        """Encodes the rows; None where nothing is to be evaluated.
+    def open(cls, config: TrainConfig, run_log: RunLog) -> Evaluator | None:
+        """Encode the rows to evaluate on; return None if the run has none.
 
         Raises:
-            MilesError: rows that cannot be used, or none.
+            MilesError: rows that cannot be used, or none that can.
         """
         if not config.evaluation.sources and not config.data.held_out_fraction:
             return None
         rows = EvalSet.open(eval_config(config.data, config.evaluation.sources))
-        journal.say(
-            f"evaluation: {rows.num_samples:,} samples, {rows.num_trained_tokens:,} trained tokens, of "
-            f"{', '.join(rows.source_names)}"
+        run_log.report(
+            f"evaluation: {rows.num_samples:,} samples, {rows.num_trained_tokens:,} trained "
+            f"tokens, of {', '.join(rows.source_names)}"
         )
         return cls(config, rows)
 
-    def is_due(self, done: int, *, is_last: bool, is_saved: bool) -> bool:
-        """Whether to evaluate after so many steps: at intervals, at the end, and where checkpoints are compared."""
-        interval = self._config.evaluation.interval
-        at_interval = interval is not None and done % interval == 0
-        return at_interval or is_last or (is_saved and self._config.keep_best is not None)
-
-    def run(self, ranks: Ranks, done: int) -> Metrics:
-        """Evaluates, and writes answers.
+    def run(self, group: TrainerGroup, num_done: int) -> Metrics:
+        """Evaluate, and write answers.
 
         Args:
-            done: steps that were trained.
+            num_done: steps that the model is trained.
 
         Returns:
-            `eval/…` of metrics.jsonl.
+            the keys `eval/…` of metrics.jsonl.
         """
         started = time.perf_counter()
-        num_sources = len(self._rows.source_names)
-        losses, tokens = ranks.call("evaluate", self._rows.references, num_sources)[-1]
+        sums = group.evaluate(self._rows.references, len(self._rows.source_names))
         if self._prompts:
-            self._write_answers(ranks, done)
-        return eval_metrics(self._rows.source_names, losses, tokens, time.perf_counter() - started)
+            self._write_answers(group, num_done)
+        return eval_metrics(self._rows.source_names, sums, time.perf_counter() - started)
 
-    def _write_answers(self, ranks: Ranks, done: int) -> None:
+    def _write_answers(self, group: TrainerGroup, num_done: int) -> None:
         stop_ids = self._rows.terminator_ids
         prompts = [prompt.prompt_ids for prompt in self._prompts]
         limit = self._config.evaluation.max_response_tokens
-        answers = ranks.call("generate", prompts, stop_ids, limit)[-1]
+        answers = group.generate(prompts, stop_ids, limit)
+
         path = storage.join(self._config.run_dir, run_folder.EVAL_SAMPLES)
-        lines = json_lines.keep_before(path, done)
+        # A resumed run comes by these steps again.
+        lines = json_lines.keep_before(path, num_done)
         for prompt, answer in zip(self._prompts, answers, strict=True):
-            said = {
-                "step": done,
+            line = {
+                "step": num_done,
                 "source": prompt.source,
                 "file": prompt.file,
                 "row": prompt.row,
@@ -95,5 +86,5 @@ class Evaluator:
                 "expected": self._rows.decode(prompt.answer_ids),
                 "ended": answer[-1] in stop_ids,
             }
-            lines.append(json.dumps(said, ensure_ascii=False))
+            lines.append(json.dumps(line, ensure_ascii=False))
         json_lines.write(path, lines)

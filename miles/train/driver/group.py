@@ -3,29 +3,38 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from miles.architecture.config import ModelShape
-from miles.common import checkpoint_folder
 from miles.common.redact import redact
 from miles.errors import ClusterError, MilesError, NoRoomError
-from miles.train.config import ClusterConfig, TrainConfig
-from miles.train.parallel_layout import Layout
+from miles.train.config import ClusterConfig
 from miles.train.rank.actor import TrainerActor
+from miles.train.types import EvalSums, RankSetup, SaveFailure, SaveStage, StepResult
 
 ROOT_CAUSE_SECONDS = 10.0
-"""After a rank has failed, for so long the others are heard: one that died is the cause, but not always seen first."""
+"""How long the other ranks are heard after one has failed.
+
+A rank that died is the cause of all failures, but it is not always seen first.
+"""
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class TrainerGroup:
-    """The trainer actors of a run, called together.
+    """The trainer actors of a run. Each method calls a method of `TrainerActor` on every rank.
+
+    All of them raise a `MilesError`: one that a rank raised, or a `ClusterError` for any other
+    error of a rank, for a rank that died, and for a rank that did not answer in time.
 
     Args:
-        on_gpu: each of them has one.
+        on_gpu: each actor has a GPU.
 
     Raises:
         NoRoomError: the cluster has no place for them.
@@ -34,70 +43,94 @@ class TrainerGroup:
     def __init__(self, cluster: ClusterConfig, *, on_gpu: bool) -> None:
         self._timeout_seconds = cluster.timeout_minutes * 60
         self._place = self._reserve(cluster) if on_gpu else None
-        # On a CPU the ranks reserve none: what Ray may use is the loader's budget, and nobody starves.
-        actor = ray.remote(
-            num_gpus=1 if on_gpu else 0, num_cpus=1 if on_gpu else 0, max_restarts=0
-        )(TrainerActor)
-        self._actors = [
-            actor.options(scheduling_strategy=self._on_node(rank // cluster.gpus_per_node)).remote(
-                rank
-            )
-            for rank in range(cluster.world_size)
-        ]
 
-    def setup(
-        self,
-        layout: Layout,
-        shape: ModelShape,
-        config: TrainConfig,
-        num_steps: int,
-        num_sources: int,
-        found: checkpoint_folder.Found,
-        model_only: bool,
-    ) -> str | None:
-        """Joins all ranks and loads the checkpoint into them; returns the GPU's name, None on a CPU."""
+        # On a CPU the ranks reserve none: all that Ray has is the loader's, and nobody starves.
+        num_each = 1 if on_gpu else 0
+        actor = ray.remote(num_gpus=num_each, num_cpus=num_each, max_restarts=0)(TrainerActor)
+        self._actors = []
+        for rank in range(cluster.world_size):
+            strategy = self._on_node(rank // cluster.gpus_per_node)
+            self._actors.append(actor.options(scheduling_strategy=strategy).remote(rank))
+
+    def setup(self, setup: RankSetup) -> str | None:
+        """Join the ranks and load the checkpoint. Return the GPU's name; None on a CPU."""
         address = self._wait("listen", [self._actors[0].listen.remote()])[0]
-        names: list[str | None] = self.call(
-            "setup", address, layout, shape, config, num_steps, num_sources, found, model_only
-        )
-        return names[0]
+        return self._call(TrainerActor.setup, address, setup)[0]
 
-    def call(self, method: str, *arguments: Any) -> list[Any]:
-        """Calls a method on every rank and waits for all; results by rank.
+    def attach_feed(self, feed_handle: Any, first_step: int, num_steps: int) -> None:
+        """Have the ranks read their data from this feed."""
+        self._call(TrainerActor.attach_feed, feed_handle, first_step, num_steps)
 
-        Raises:
-            MilesError: what a rank raised of ours; `ClusterError` for any other error of a rank's, for one that died,
-                and for one that did not answer in time.
-        """
-        return self._wait(
-            method, [getattr(actor, method).remote(*arguments) for actor in self._actors]
-        )
+    def train_step(self) -> StepResult:
+        """Train on the next step of the feed."""
+        # The last rank is on the last pipeline stage, which has the result.
+        return self._call(TrainerActor.train_step)[-1]
+
+    def evaluate(self, references: Sequence[Sequence[Any]], num_sources: int) -> EvalSums:
+        """Return the loss sums and token counts of an evaluation set."""
+        return self._call(TrainerActor.evaluate, references, num_sources)[-1]
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], stop_ids: Sequence[int], max_tokens: int
+    ) -> list[list[int]]:
+        """Return the most likely continuation of each prompt."""
+        return self._call(TrainerActor.generate, prompts, stop_ids, max_tokens)[-1]
+
+    def nodes_without(self, url: str) -> list[str]:
+        """Return the names of the machines on which a rank does not see a file."""
+        answers = self._call(TrainerActor.sees_file, url)
+        return sorted({node for node, is_seen in answers if not is_seen})
+
+    def begin_save(self, url: str, iteration: int, extra: dict[str, Any]) -> SaveFailure | None:
+        """Begin a checkpoint; return why none was begun."""
+        return self._call(TrainerActor.begin_save, url, iteration, extra)[0]
+
+    def save_stages(self) -> list[SaveStage]:
+        """Return how far each rank is with the checkpoint."""
+        return self._call(TrainerActor.save_stage)
+
+    def seal_save(self) -> SaveFailure | None:
+        """Make a checkpoint of what all ranks have written; return why that failed."""
+        return self._call(TrainerActor.seal_save)[0]
+
+    def finish_uploads(self) -> SaveFailure | None:
+        """End the uploads of all ranks; return why the first one failed that did."""
+        failures = self._call(TrainerActor.finish_upload)
+        return next((failure for failure in failures if failure is not None), None)
 
     def shut_down(self) -> None:
+        """End the actors, and free their place."""
         for actor in self._actors:
             ray.kill(actor)
         if self._place is not None:
             remove_placement_group(self._place)
 
+    def _call(
+        self, method: Callable[Concatenate[TrainerActor, P], R], *args: P.args, **kwargs: P.kwargs
+    ) -> list[R]:
+        """Call a method on every rank and wait for all; return the results by rank."""
+        name = method.__name__
+        references = [getattr(actor, name).remote(*args, **kwargs) for actor in self._actors]
+        return self._wait(name, references)
+
     def _reserve(self, cluster: ClusterConfig) -> PlacementGroup:
-        """GPUs on as many nodes as are asked for, so that neighbouring ranks are on the same one."""
+        """Reserve the GPUs node by node, so that neighbouring ranks share a node."""
         bundle = {"GPU": cluster.gpus_per_node, "CPU": cluster.gpus_per_node}
-        place = placement_group(
-            [bundle] * cluster.num_nodes, "STRICT_SPREAD" if cluster.num_nodes > 1 else "PACK"
+        strategy = "STRICT_SPREAD" if cluster.num_nodes > 1 else "PACK"
+        place = placement_group([bundle] * cluster.num_nodes, strategy)
+        if place.wait(self._timeout_seconds):
+            return place
+
+        remove_placement_group(place)
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        available = [f"{node.get('GPU', 0):g} GPU {node.get('CPU', 0):g} CPU" for node in nodes]
+        raise NoRoomError(
+            f"waited {self._timeout_seconds / 60:g} minutes (--distributed-timeout-minutes) for "
+            f"{cluster.num_nodes} node(s) with {cluster.gpus_per_node} free GPUs and CPUs each "
+            f"(--actor-num-nodes, --actor-num-gpus-per-node); Ray has {len(nodes)} node(s): "
+            f"{', '.join(available)}. Bring the missing one back, or start again with fewer: a run "
+            "can resume at any layout"
         )
-        if not place.wait(self._timeout_seconds):
-            remove_placement_group(place)
-            nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-            there = ", ".join(
-                f"{node.get('GPU', 0):g} GPU {node.get('CPU', 0):g} CPU" for node in nodes
-            )
-            raise NoRoomError(
-                f"waited {self._timeout_seconds / 60:g} minutes (--distributed-timeout-minutes) for "
-                f"{cluster.num_nodes} node(s) with {cluster.gpus_per_node} free GPUs and CPUs each (--actor-num-nodes, "
-                f"--actor-num-gpus-per-node); Ray has {len(nodes)} node(s): {there}. Bring the missing one back, or "
-                "start again with fewer: a checkpoint can be gone on from at any layout"
-            )
-        return place
 
     def _on_node(self, node: int) -> PlacementGroupSchedulingStrategy | None:
         if self._place is None:
@@ -105,58 +138,73 @@ class TrainerGroup:
         return PlacementGroupSchedulingStrategy(self._place, placement_group_bundle_index=node)
 
     def _wait(self, method: str, references: list[Any]) -> list[Any]:
+        """Return the results of calls, by rank; raise the cause of the first failure."""
         pending = list(references)
         deadline = time.monotonic() + self._timeout_seconds
+
         while pending:  # one by one, so that the first failure is seen at once
             ready, pending = ray.wait(pending, timeout=max(0.0, deadline - time.monotonic()))
             if not ready:
                 raise ClusterError(
-                    f"{len(pending)} of {len(references)} trainers did not finish {method!r} within "
-                    f"{self._timeout_seconds / 60:g} minutes (--distributed-timeout-minutes)"
+                    f"{len(pending)} of {len(references)} trainers did not finish {method!r} "
+                    f"within {self._timeout_seconds / 60:g} minutes "
+                    "(--distributed-timeout-minutes)"
                 )
-            problem, is_cause = self._problem(method, references, ready[0])
-            if problem and not is_cause:
-                # Such as gloo's and NCCL's of a peer that is gone. Who it was, Ray hears a little later.
-                others = [self._problem(method, references, one) for one in _soon(pending)]
-                problem = next((other for other, is_cause in others if is_cause), problem)
-            if problem:
-                raise problem
+
+            failure = _failure_of(method, references, ready[0])
+            if failure is not None:
+                raise _cause(failure, method, references, pending)
         return list(ray.get(references))
 
-    def _problem(
-        self, method: str, references: list[Any], reference: Any
-    ) -> tuple[MilesError | None, bool]:
-        """What a call that has ended raised, as an error of ours; and whether that is a cause, not one of another's."""
-        rank = references.index(reference)
-        try:
-            ray.get(reference)
-        except ray.exceptions.RayTaskError as error:
-            if isinstance(error.cause, MilesError):
-                return error.cause, True
-            said = f"{type(error.cause).__name__}: {_on_one_line(error.cause)}"
-            return _caused_by(
-                ClusterError(f"trainer {rank} failed during {method!r}: {said}"), error
-            ), False
-        except ray.exceptions.RayError as error:
-            return _caused_by(
-                ClusterError(f"trainer {rank} died during {method!r}: {_on_one_line(error)}"), error
-            ), True
-        return None, False
+
+@dataclass(frozen=True)
+class _RankFailure:
+    """How a call ended on one rank."""
+
+    error: MilesError
+    is_cause: bool
+    """False: it may follow from the failure of another rank"""
 
 
-def _soon(pending: list[Any]) -> list[Any]:
-    """Those that end within a few seconds."""
-    return (
-        list(ray.wait(pending, num_returns=len(pending), timeout=ROOT_CAUSE_SECONDS)[0])
-        if pending
-        else []
-    )
+def _failure_of(method: str, references: list[Any], reference: Any) -> _RankFailure | None:
+    """Return how a call failed that has ended; None if it did not."""
+    rank = references.index(reference)
+    try:
+        ray.get(reference)
+        return None
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, MilesError):
+            return _RankFailure(error.cause, is_cause=True)
+        reason = f"{type(error.cause).__name__}: {_on_one_line(error.cause)}"
+
+        failure = ClusterError(f"trainer {rank} failed during {method!r}: {reason}")
+        failure.__cause__ = error
+        return _RankFailure(failure, is_cause=False)
+    except ray.exceptions.RayError as error:
+        failure = ClusterError(f"trainer {rank} died during {method!r}: {_on_one_line(error)}")
+        failure.__cause__ = error
+        return _RankFailure(failure, is_cause=True)
+
+
+def _cause(
+    first: _RankFailure, method: str, references: list[Any], pending: list[Any]
+) -> MilesError:
+    """Return the error that caused a failure.
+
+    A rank whose peer is gone fails in gloo or NCCL. Ray hears a little later which peer that was.
+    """
+    if first.is_cause:
+        return first.error
+
+    ended: list[Any] = []
+    if pending:
+        ended, _ = ray.wait(pending, num_returns=len(pending), timeout=ROOT_CAUSE_SECONDS)
+    for reference in ended:
+        failure = _failure_of(method, references, reference)
+        if failure is not None and failure.is_cause:
+            return failure.error
+    return first.error
 
 
 def _on_one_line(error: object) -> str:
     return redact(" ".join(str(error).split()))[:500]
-
-
-def _caused_by(error: MilesError, cause: BaseException) -> MilesError:
-    error.__cause__ = cause
-    return error

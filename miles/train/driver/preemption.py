@@ -1,4 +1,4 @@
-"""SIGTERM, as a scheduler sends it some time before it kills: the step ends, a checkpoint is written, exit 0."""
+"""SIGTERM, which a scheduler sends before it kills: finish the step, save, exit with 0."""
 
 from __future__ import annotations
 
@@ -9,22 +9,24 @@ from typing import Any, Self
 
 
 class Stopped(Exception):
-    """SIGTERM came while no step was under way: there is nothing to be saved."""
+    """SIGTERM came while no step was under way, so that there is nothing to save."""
 
 
 class StopSignal:
-    """In a `with`, SIGTERM is heard. To be entered after `ray.init`, which sets a handler of its own."""
+    """Hears SIGTERM while its context is entered.
+
+    Enter it after `ray.init`, which sets a handler of its own.
+    """
 
     def __init__(self) -> None:
-        self.requested = False
+        self.is_requested = False
         self._in_steps = False
-        self._before: Any = None
+        self._previous_handler: Any = None
 
     def __enter__(self) -> Self:
-        if (
-            threading.current_thread() is threading.main_thread()
-        ):  # elsewhere Python does not allow it
-            self._before = signal.signal(signal.SIGTERM, self._handle)
+        # Python allows no handler to be set outside of the main thread.
+        if threading.current_thread() is threading.main_thread():
+            self._previous_handler = signal.signal(signal.SIGTERM, self._handle)
         return self
 
     def __exit__(
@@ -33,19 +35,27 @@ class StopSignal:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGTERM, self._before)
+        if self._previous_handler is not None:
+            signal.signal(signal.SIGTERM, self._previous_handler)
 
-    def steps_begin(self) -> None:
-        """From here on somebody looks at `requested` after every step; before, `Stopped` is raised at once."""
+    def begin_steps(self) -> None:
+        """Only note a signal from now on: the caller looks at `is_requested` after every step.
+
+        Before, and after `end_steps`, a signal raises `Stopped` at once.
+
+        Raises:
+            Stopped: a signal came already.
+        """
         self._in_steps = True
-        if self.requested:
+        if self.is_requested:
             raise Stopped
 
-    def steps_end(self) -> None:
+    def end_steps(self) -> None:
+        """Let a signal raise `Stopped` again."""
         self._in_steps = False
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        first, self.requested = not self.requested, True
-        if first and not self._in_steps:
+        is_first = not self.is_requested
+        self.is_requested = True
+        if is_first and not self._in_steps:
             raise Stopped

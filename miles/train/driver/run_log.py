@@ -1,4 +1,4 @@
-"""`train.log` in the run's folder: what the terminal was told, with the time, over all starts of a run.
+"""`train.log` in the run folder: what the driver reports, with times, over all attempts of a run.
 
 2026-11-25 08:00:12Z  started, going on at step 500
 2026-11-25 08:05:31Z  checkpoint  s3://bucket/run/iter_0000600
@@ -18,34 +18,39 @@ from miles.common.redact import redact
 
 
 def time_now() -> str:
-    """UTC, to the second: "2026-11-25 08:00:12Z"."""
+    """Return the time in UTC, to the second: "2026-11-25 08:00:12Z"."""
     return f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M:%S}Z"
 
 
-class Journal:
-    """Says a line on the terminal, and writes it down. In a `with`, it notes the error that ended the run.
+class RunLog:
+    """Reports lines on the terminal and keeps them in a file.
+
+    As a context manager, it also notes the error that ended the run.
 
     Args:
-        url: the run's folder (fsspec URL). Remote: the file is kept in memory and written whole by `flush`.
+        run_dir: the run folder (fsspec URL). If it is remote, the lines are kept in memory, and
+            `flush` writes the file.
     """
 
-    def __init__(self, url: str, console: Console) -> None:
-        self._path, self._console = storage.join(url, run_folder.RUN_LOG), console
+    def __init__(self, run_dir: str, console: Console) -> None:
+        self._path = storage.join(run_dir, run_folder.RUN_LOG)
+        self._console = console
         self._text = storage.read_text(self._path) if storage.exists(self._path) else ""
-        self._local = storage.is_local(url)
+        self._is_local = storage.is_local(run_dir)
 
-    def say(self, text: str) -> None:
-        """Both on the terminal (above a progress line, where there is one) and in the file."""
+    def report(self, text: str) -> None:
+        """Print a line on the terminal, above a progress line if there is one, and write it."""
         self._console.print(f"  {text}", soft_wrap=True, highlight=False, markup=False, emoji=False)
         self.write(text)
 
     def write(self, text: str) -> None:
-        """In the file only."""
+        """Add a line to the file, without printing it."""
         self._text += f"{time_now()}  {redact(text)}\n"
-        if self._local:
+        if self._is_local:
             self.flush()
 
     def flush(self) -> None:
+        """Write the file."""
         storage.write_text(self._path, self._text)
 
     def __enter__(self) -> Self:

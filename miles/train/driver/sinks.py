@@ -1,4 +1,4 @@
-"""Where metrics go: metrics.jsonl in the run's folder always; TensorBoard and Weights & Biases where asked."""
+"""Where metrics go: always to metrics.jsonl, on request to TensorBoard and Weights & Biases."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import os
 import secrets
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Protocol, Self
 
@@ -20,61 +20,71 @@ from miles.train.driver.metrics import Metrics
 _WITHOUT_LOGIN = "--wandb-mode offline needs neither login nor network; wandb sync sends it later"
 
 
-class Board(Protocol):
-    """Somewhere that draws curves."""
+class Sink(Protocol):
+    """A place that shows metrics as curves."""
 
     def write(self, numbers: Mapping[str, float]) -> None:
-        """A step's finite numbers, `step` among them."""
+        """Add the finite numbers of a step, `step` among them."""
 
     def close(self, *, failed: bool) -> None:
-        """The run's end, or what broke it off."""
+        """End the run there, and say whether it failed."""
 
 
 class MetricsLog:
-    """Appends to metrics.jsonl, and sends the same to the boards; in a `with`, these hear how it ended.
+    """Appends to metrics.jsonl, and sends the same to the sinks.
+
+    As a context manager, it tells the sinks whether an error ended the run.
 
     Args:
-        url: the run's folder. Remote: the file is kept in memory and written whole at each checkpoint.
-        num_lines: of an existing file that are kept; what a killed run wrote beyond its checkpoint comes again.
-        boards: of `open_boards`.
+        run_dir: the run folder (fsspec URL). If it is remote, the lines are kept in memory, and
+            `flush` writes the file.
+        num_lines: lines of an existing file to keep; a killed run wrote more than its checkpoint
+            has, and those steps come again.
+        sinks: of `open_sinks`.
     """
 
-    def __init__(self, url: str, num_lines: int, boards: list[Board]) -> None:
-        self._path, self._boards = storage.join(url, run_folder.METRICS), boards
+    def __init__(self, run_dir: str, num_lines: int, sinks: Sequence[Sink]) -> None:
+        self._path = storage.join(run_dir, run_folder.METRICS)
+        self._sinks = sinks
         self._lines = json_lines.read_lines(self._path)[:num_lines]
         json_lines.write(self._path, self._lines)
-        local = storage.is_local(url)
-        self._stream = open(storage.filesystem(self._path)[1], "a", buffering=1) if local else None  # noqa: SIM115
+        self._stream = None
+        if storage.is_local(run_dir):
+            local_path = storage.filesystem(self._path)[1]
+            self._stream = open(local_path, "a", buffering=1)  # noqa: SIM115
 
     @property
     def num_lines(self) -> int:
+        """Return the number of lines so far."""
         return len(self._lines)
 
     def write(self, metrics: Metrics) -> None:
-        """A step's line; a number that is not finite is null in it."""
-        finite = {
-            key: value
-            for key, value in metrics.items()
-            if not isinstance(value, float) or math.isfinite(value)
-        }
+        """Add the line of a step. A number that is not finite is null, and no sink gets it."""
+        finite: Metrics = {}
+        for key, value in metrics.items():
+            if not isinstance(value, float) or math.isfinite(value):
+                finite[key] = value
         line = json.dumps({key: finite.get(key) for key in metrics})
+
         self._lines.append(line)
         if self._stream:
             self._stream.write(line + "\n")
         numbers = {key: value for key, value in finite.items() if not isinstance(value, str)}
-        for board in self._boards:
-            board.write(numbers)
+        for sink in self._sinks:
+            sink.write(numbers)
 
     def flush(self) -> None:
+        """Write the file if it is remote; a local one has each line at once."""
         if not self._stream:
             json_lines.write(self._path, self._lines)
 
     def close(self, *, failed: bool = False) -> None:
+        """Close the file and the sinks."""
         self.flush()
         if self._stream:
             self._stream.close()
-        for board in self._boards:
-            board.close(failed=failed)
+        for sink in self._sinks:
+            sink.close(failed=failed)
 
     def __enter__(self) -> Self:
         return self
@@ -88,40 +98,42 @@ class MetricsLog:
         self.close(failed=error is not None)
 
 
-def open_boards(
-    config: LoggingConfig, url: str, first_step: int, settings: Mapping[str, Any]
-) -> list[Board]:
-    """The boards that are asked for.
+def open_sinks(
+    config: LoggingConfig, run_dir: str, first_step: int, settings: Mapping[str, Any]
+) -> list[Sink]:
+    """Open the sinks that are asked for.
 
     Args:
-        url: the run's folder.
-        first_step: where this start begins; what a board has of it and later steps is hidden.
-        settings: of the run, for those who look at it; passwords in URLs are cut out.
+        run_dir: the run folder.
+        first_step: of this attempt; what a sink has of it and of later steps is hidden.
+        settings: of the run, to be shown there; passwords in URLs are cut out.
 
     Raises:
-        ConfigError: a package, a login or a local folder that is missing, or a board that does not answer.
+        ConfigError: a package, a login or a local folder is missing, or a sink does not answer.
     """
-    boards: list[Board] = []
+    sinks: list[Sink] = []
     if config.use_tensorboard:
-        boards.append(_TensorBoard(url, first_step))
+        sinks.append(_TensorBoard(run_dir, first_step))
     if config.use_wandb:
-        boards.append(_Wandb(config, url, first_step, settings))
-    return boards
+        sinks.append(_Wandb(config, run_dir, first_step, settings))
+    return sinks
 
 
 class _TensorBoard:
-    def __init__(self, url: str, first_step: int) -> None:
+    def __init__(self, run_dir: str, first_step: int) -> None:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
             raise ConfigError(
                 "--use-tensorboard needs its package: pip install miles[tensorboard]"
             ) from error
-        if not storage.is_local(url):
+
+        if not storage.is_local(run_dir):
             raise ConfigError(
-                f"--use-tensorboard writes into the run's folder: give a local --output-dir, not {url}"
+                "--use-tensorboard writes into the run folder: give a local --output-dir, not "
+                f"{run_dir}"
             )
-        folder = storage.filesystem(storage.join(url, run_folder.TENSORBOARD))[1]
+        folder = storage.filesystem(storage.join(run_dir, run_folder.TENSORBOARD))[1]
         self._writer = SummaryWriter(folder, purge_step=first_step)
 
     def write(self, numbers: Mapping[str, float]) -> None:
@@ -134,41 +146,36 @@ class _TensorBoard:
 
 
 class _Wandb:
-    """A run of Weights & Biases; a training that goes on from a checkpoint goes on in the same one."""
+    """A run of Weights & Biases. A training that resumes continues the same one."""
 
     def __init__(
-        self, config: LoggingConfig, url: str, first_step: int, settings: Mapping[str, Any]
+        self, config: LoggingConfig, run_dir: str, first_step: int, settings: Mapping[str, Any]
     ) -> None:
         try:
             import wandb
         except ImportError as error:
             raise ConfigError("--use-wandb needs its package: pip install miles[wandb]") from error
+
         mode = config.wandb_mode or os.environ.get("WANDB_MODE") or "online"
-        local = storage.is_local(url)
-        if mode in ("offline", "dryrun") and not local:  # wandb knows two names for it
+        is_local = storage.is_local(run_dir)
+        if mode in ("offline", "dryrun") and not is_local:  # wandb has two names for it
             raise ConfigError(
-                f"--wandb-mode offline writes into the run's folder: give a local --output-dir, not {url}"
+                "--wandb-mode offline writes into the run folder: give a local --output-dir, not "
+                f"{run_dir}"
             )
-        path = storage.join(url, run_folder.WANDB_ID)
-        if first_step == 0 or not storage.exists(path):
-            storage.write_text(path, secrets.token_hex(4))
-        self._folder = None if local else tempfile.TemporaryDirectory(prefix="miles-wandb-")
+
+        run_id = _wandb_id(run_dir, is_new=first_step == 0)
+        self._folder = None if is_local else tempfile.TemporaryDirectory(prefix="miles-wandb-")
         try:
             if mode == "online":
-                wandb.setup(settings=wandb.Settings(silent=True))
-            # With `prompt` it would ask on the terminal. `verify` finds out in 10 seconds that a key is wrong or that
-            # no server answers, `init` in 90.
-            if mode == "online" and not wandb.login(prompt=False, verify=True):
-                raise ConfigError(
-                    f"--use-wandb needs a login: WANDB_API_KEY, or wandb login. {_WITHOUT_LOGIN}"
-                )
+                _log_in()
             self._run = wandb.init(
                 project=config.wandb_project,
                 group=config.wandb_group,
-                id=storage.read_text(path).strip(),
-                name=url.rstrip("/").rsplit("/", 1)[-1],
+                id=run_id,
+                name=run_dir.rstrip("/").rsplit("/", 1)[-1],
                 resume="allow",
-                dir=self._folder.name if self._folder else storage.filesystem(url)[1],
+                dir=self._folder.name if self._folder else storage.filesystem(run_dir)[1],
                 mode=mode,  # type: ignore[arg-type]
                 config=_redacted(settings),
                 settings=wandb.Settings(
@@ -177,18 +184,15 @@ class _Wandb:
                     disable_code=True,
                     disable_git=True,
                     save_code=False,
-                    # It holds the command line as it was typed, and a URL there may have a password; seen in 0.31.
+                    # wandb 0.31 keeps the command line in it, where a URL may have a password.
                     x_disable_meta=True,
                 ),
             )
-        except (
-            wandb.Error,
-            ValueError,
-        ) as error:  # ValueError: of a setting, such as a WANDB_MODE that is none
+        except (wandb.Error, ValueError) as error:  # ValueError: a setting such as WANDB_MODE
             raise ConfigError(
                 f"--use-wandb: {redact(str(error)).rstrip('.')}. {_WITHOUT_LOGIN}"
             ) from error
-        # Not wandb's own count: steps that come again after a restart would be behind it, and be dropped.
+        # Without this, wandb counts by itself, and drops the steps that come again after a restart.
         self._run.define_metric("*", step_metric="step")
 
     def write(self, numbers: Mapping[str, float]) -> None:
@@ -200,7 +204,33 @@ class _Wandb:
             self._folder.cleanup()
 
 
+def _wandb_id(run_dir: str, *, is_new: bool) -> str:
+    """Return the id of a run, which is kept in the run folder; a new run gets a new one."""
+    path = storage.join(run_dir, run_folder.WANDB_ID)
+    if is_new or not storage.exists(path):
+        storage.write_text(path, secrets.token_hex(4))
+    return storage.read_text(path).strip()
+
+
+def _log_in() -> None:
+    """Check that Weights & Biases accepts us.
+
+    Raises:
+        ConfigError: no key is given.
+    """
+    import wandb
+
+    wandb.setup(settings=wandb.Settings(silent=True))
+    # `prompt` would ask on the terminal. `verify` finds out in 10 seconds that a key is wrong or
+    # that no server answers; `init` takes 90.
+    if not wandb.login(prompt=False, verify=True):
+        raise ConfigError(
+            f"--use-wandb needs a login: WANDB_API_KEY, or wandb login. {_WITHOUT_LOGIN}"
+        )
+
+
 def _redacted(value: Any) -> Any:
+    """Return settings with the passwords in their URLs cut out."""
     if isinstance(value, str):
         return redact(value)
     if isinstance(value, Mapping):

@@ -1,76 +1,90 @@
-"""Steps that were not taken, since their loss or gradient was NaN or infinite: named, counted, and limited.
+"""Skipped steps: counted, limited, and named by their rows where a number was not finite.
 
-`skipped_steps.jsonl` in the run's folder has one line a step:
+`skipped_steps.jsonl` in the run folder has one line for each step whose loss or gradient was NaN or
+infinite:
 
-    {"step": 41, "reason": "the loss is not finite", "rows": [{"source": "chat", "file": "…", "row": 17}]}
+    {"step": 41, "reason": "the loss is not finite",
+     "rows": [{"source": "chat", "file": "…", "row": 17}]}
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from miles.common import json_lines, run_folder, storage
 from miles.errors import DivergedError
-from miles.train.rank.trainer import NOTHING_TO_TRAIN, StepResult
+from miles.train.types import SkipReason, StepResult
 
 _SHOWN_ROWS = 3
 
-Locate = Callable[[int], tuple[str, str, int]]
-"""Row id -> source, file (fsspec URL), number in the file."""
+Place = tuple[str, str, int]
+"""Source, file (fsspec URL) and number in the file of a row."""
+
+Locate = Callable[[int], Place]
+"""Row id -> place of the row."""
 
 
 class SkippedSteps:
-    """Counts the steps of a run that were skipped.
+    """Counts the skipped steps of a run.
 
     Args:
-        run_dir: the run's folder (fsspec URL).
-        max_in_a_row: more than so many, one after the other, end the run.
-        first_step: where this start begins; lines of later steps, of a run that was broken off, are dropped.
-        total: skipped before it.
-        locate: where a row is.
+        run_dir: the run folder (fsspec URL).
+        max_in_a_row: more consecutive steps than this whose numbers are not finite end the run.
+        first_step: of this attempt; lines of it and later steps, from an earlier attempt, are
+            dropped.
+        num_before: steps skipped before it.
+        locate: returns the place of a row.
     """
 
     def __init__(
-        self, run_dir: str, max_in_a_row: int, first_step: int, total: int, locate: Locate
+        self, run_dir: str, max_in_a_row: int, first_step: int, num_before: int, locate: Locate
     ) -> None:
-        self.total = total
+        self.num_skipped = num_before
         self._path = storage.join(run_dir, run_folder.SKIPPED_STEPS)
-        self._max, self._locate = max_in_a_row, locate
-        self._in_a_row = 0
+        self._max_in_a_row = max_in_a_row
+        self._locate = locate
+        self._num_in_a_row = 0
         self._lines = json_lines.keep_before(self._path, first_step)
 
-    def count(self, step: int, result: StepResult) -> str:
-        """Enters a step.
+    def record(self, step: int, result: StepResult) -> str | None:
+        """Count a step if it was skipped.
 
         Returns:
-            a sentence for the terminal, where the step was skipped; else nothing.
+            a sentence that says so; None if the step was trained.
 
         Raises:
-            DivergedError: too many in a row.
+            DivergedError: too many consecutive steps were skipped.
         """
-        if not result.skipped:
-            self._in_a_row = 0
-            return ""
-        self.total += 1
-        if result.skipped == NOTHING_TO_TRAIN:  # no sign of anything about the model
-            return f"step {step} skipped: {result.skipped}"
-        self._in_a_row += 1
-        places = [self._locate(row) for row in result.skipped_rows]
-        rows = [{"source": source, "file": file, "row": row} for source, file, row in places]
-        self._lines.append(json.dumps({"step": step, "reason": result.skipped, "rows": rows}))
-        json_lines.write(self._path, self._lines)
-        named = ", ".join(f"row {row} of {file}" for _, file, row in places[:_SHOWN_ROWS])
-        more = (
-            f" and {len(places) - _SHOWN_ROWS} more (see {self._path})"
-            if len(places) > _SHOWN_ROWS
-            else ""
-        )
-        said = f"step {step} skipped: {result.skipped}; {named}{more}"
-        if self._in_a_row > self._max:
+        if result.skip is None:
+            self._num_in_a_row = 0
+            return None
+
+        self.num_skipped += 1
+        reason = result.skip.reason
+        if reason is SkipReason.NOTHING_TO_TRAIN:  # it says nothing about the model
+            return f"step {step} skipped: {reason}"
+
+        self._num_in_a_row += 1
+        places = [self._locate(row) for row in result.skip.row_ids]
+        self._write_line(step, reason, places)
+        sentence = f"step {step} skipped: {reason}; {self._name_rows(places)}"
+        if self._num_in_a_row > self._max_in_a_row:
             raise DivergedError(
-                f"{self._in_a_row} steps in a row were skipped, more than --max-skipped-steps {self._max}; the last: "
-                f"{said}. Look at the rows (miles inspect shows how they are encoded), lower --lr, or go on from an "
-                "earlier checkpoint"
+                f"{self._num_in_a_row} steps in a row were skipped, more than --max-skipped-steps "
+                f"{self._max_in_a_row}; the last: {sentence}. Look at the rows (miles inspect "
+                "shows how they are encoded), lower --lr, or resume from an earlier checkpoint"
             )
-        return said
+        return sentence
+
+    def _write_line(self, step: int, reason: SkipReason, places: Sequence[Place]) -> None:
+        rows = [{"source": source, "file": file, "row": row} for source, file, row in places]
+        self._lines.append(json.dumps({"step": step, "reason": reason, "rows": rows}))
+        json_lines.write(self._path, self._lines)
+
+    def _name_rows(self, places: Sequence[Place]) -> str:
+        names = [f"row {row} of {file}" for _, file, row in places[:_SHOWN_ROWS]]
+        text = ", ".join(names)
+        if len(places) > _SHOWN_ROWS:
+            text += f" and {len(places) - _SHOWN_ROWS} more (see {self._path})"
+        return text

@@ -1,43 +1,73 @@
-"""What a launch line of Miles or Megatron carries that is no setting here: accepted with its one value, or refused.
+"""Flags of Miles's and Megatron's launch lines that are no settings here: accepted with their one value, or refused.
 
-Nothing is ignored in silence. A flag that could only say what is always so (`ONE_VALUE`, `ALWAYS`) is taken where it
-says that; one that means nothing in supervised fine-tuning, or is not supported, is refused by name with what to do.
+Nothing is ignored in silence. A flag that can only say what is always so (`ONE_VALUE`, `ALWAYS`) is accepted where it
+says that. The model's sizes (`SIZES`, `SWITCHES`) are compared with config.json. A flag that means nothing in
+supervised fine-tuning, or that is not supported, is refused by name, with what to do.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
+import fnmatch
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import Any
 
+from miles.common.flags import Flag, Setting, Values
 from miles.errors import ConfigError
 
-ONE_VALUE: Mapping[str, tuple[str, ...]] = {
-    "loss_type": ("sft_loss",),
-    "rollout_function_path": ("miles.rollout.sft_rollout.generate_rollout",),
-    "train_backend": ("megatron",),
-    "n_samples_per_prompt": ("1",),
-    "optimizer": ("adam",),
-    "context_parallel_size": ("1",),
-    "normalization": ("RMSNorm",),
-    "position_embedding_type": ("rope",),
-    "rotary_percent": ("1.0",),
-    "attention_dropout": ("0.0",),
-    "hidden_dropout": ("0.0",),
-    "attention_backend": ("flash", "auto"),
-    "qkv_format": ("thd",),
-    "ckpt_format": ("torch_dist",),
-    "moe_router_score_function": ("softmax",),
-    "moe_token_dispatcher_type": ("alltoall",),
-    "moe_router_dtype": ("fp32",),
-    "moe_router_load_balancing_type": (
-        "none",
-        "aux_loss",
-        "seq_aux_loss",
-    ),  # of no effect beside the next
-    "moe_aux_loss_coeff": ("0",),
-}
-"""Flag -> the values that it may have; the first is what is always so."""
+_SFT_ONLY = "this is SFT only; leave it out or give {values}"
+
+
+@dataclass(frozen=True)
+class OneValue:
+    """A flag that has one meaning here. Each of `values` stands for it; the first is how it is written."""
+
+    name: str
+    values: tuple[str, ...]
+    remedy: str = "is not supported; leave it out or give {values}"
+    """what the error says of any other value"""
+
+
+ONE_VALUE: tuple[OneValue, ...] = (
+    OneValue("loss_type", ("sft_loss",), f": {_SFT_ONLY}"),
+    OneValue(
+        "rollout_function_path",
+        ("miles.rollout.sft_rollout.generate_rollout",),
+        f": {_SFT_ONLY}",
+    ),
+    OneValue("n_samples_per_prompt", ("1",), f": {_SFT_ONLY}"),
+    OneValue(
+        "loss_mask_type",
+        ("auto", "qwen", "qwen3"),
+        ": the mask is learned from the chat template and certified, whatever the model; leave the "
+        "flag out, or give auto (qwen and qwen3 are taken to mean the same)",
+    ),
+    OneValue("train_backend", ("megatron",)),
+    OneValue("optimizer", ("adam",)),
+    OneValue(
+        "context_parallel_size",
+        ("1",),
+        ": context parallelism is not supported yet; leave it out. Room for long samples comes "
+        "from --tensor-model-parallel-size with --sequence-parallel, and from "
+        "--recompute-granularity",
+    ),
+    OneValue("normalization", ("RMSNorm",)),
+    OneValue("position_embedding_type", ("rope",)),
+    OneValue("rotary_percent", ("1.0",)),
+    OneValue("attention_dropout", ("0.0",)),
+    OneValue("hidden_dropout", ("0.0",)),
+    OneValue("attention_backend", ("flash", "auto")),
+    OneValue("qkv_format", ("thd",)),
+    OneValue("ckpt_format", ("torch_dist",)),
+    OneValue("moe_router_score_function", ("softmax",)),
+    OneValue("moe_token_dispatcher_type", ("alltoall",)),
+    OneValue("moe_router_dtype", ("fp32",)),
+    # of no effect beside --moe-aux-loss-coeff 0
+    OneValue("moe_router_load_balancing_type", ("none", "aux_loss", "seq_aux_loss")),
+    OneValue("moe_aux_loss_coeff", ("0",)),
+)
+"""Flags that may only say what is always so."""
 
 ALWAYS: Mapping[str, str] = {
     "calculate_per_token_loss": "the loss is a sum over trained tokens, divided once by their number",
@@ -52,7 +82,7 @@ ALWAYS: Mapping[str, str] = {
     "async_save": "checkpoints are written while the training goes on",
     "no_gradient_accumulation_fusion": "gradients are accumulated without a fused kernel",
 }
-"""Switch -> what is always so."""
+"""Switch -> what it says, which is always so."""
 
 SIZES: Mapping[str, type] = {
     "num_layers": int,
@@ -81,7 +111,7 @@ SWITCHES: tuple[str, ...] = (
     "disable_bias_linear",
     "untie_embeddings_and_output_weights",
 )
-"""Switches of Miles's model scripts, compared likewise."""
+"""Switches of Miles's model scripts; they must say what config.json says, too."""
 
 
 @dataclass(frozen=True)
@@ -91,13 +121,10 @@ class Refusal:
     reason: str
     remedy: str
     names: str
-    """divided by blanks; one that ends in `*` stands for all that begin so"""
+    """divided by blanks; one that ends in `*` stands for all names that begin like it"""
 
     def covers(self, name: str) -> bool:
-        return any(
-            name.startswith(one[:-1]) if one.endswith("*") else name == one
-            for one in self.names.split()
-        )
+        return any(fnmatch.fnmatchcase(name, pattern) for pattern in self.names.split())
 
 
 REFUSALS = (
@@ -183,7 +210,11 @@ REFUSALS = (
         """,
     ),
 )
-"""What is refused by name."""
+"""Flags that are refused by name."""
+
+
+FIXED_TITLE = "Flags of launch scripts that have one value here"
+SIZES_TITLE = "The model's sizes: config.json decides; where given they must say the same"
 
 
 def flag_of(name: str) -> str:
@@ -191,51 +222,87 @@ def flag_of(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def require_known(flags: Iterable[str], known: Sequence[str], where: str = "") -> None:
-    """Refuses flags that are no settings here.
+def fixed_settings() -> list[Setting]:
+    """Return the flags of `ONE_VALUE` and `ALWAYS`, to be added to a parser."""
+    settings = []
+    for one in ONE_VALUE:
+        flag = Flag(flag_of(one.name), "VALUE", f"always {' or '.join(one.values)}")
+        settings.append(Setting(flag, value_type=Any, default=one.values[0]))
+    for name, meaning in ALWAYS.items():
+        settings.append(Setting(Flag(flag_of(name), help=f"always so: {meaning}"), value_type=bool))
+    return settings
+
+
+def size_settings() -> list[Setting]:
+    """Return the flags of `SIZES` and `SWITCHES`, to be added to a parser."""
+    settings = []
+    for name, number in SIZES.items():
+        settings.append(Setting(Flag(flag_of(name), "N", "as config.json says"), value_type=number))
+    for name in SWITCHES:
+        settings.append(Setting(Flag(flag_of(name), help="as config.json says"), value_type=bool))
+    return settings
+
+
+def require_known(flag: str, known: Collection[str], where: str = "") -> None:
+    """Check that a flag is one of those that exist here.
 
     Args:
-        flags: as they are written, `--name`.
-        known: those that a parser knows.
+        flag: as it is written, `--name`.
+        known: the flags of a parser.
         where: stands before the message.
 
     Raises:
-        ConfigError: names the flag, why, and what to do.
+        ConfigError: names the flag, why it is refused, and what to do.
     """
-    for flag in flags:
-        if flag in known:
-            continue
-        name = flag.removeprefix("--").replace("-", "_")
-        for refusal in REFUSALS:
-            if refusal.covers(name):
-                raise ConfigError(f"{where}{flag} {refusal.reason}; {refusal.remedy}")
-        near = difflib.get_close_matches(flag, known, n=1, cutoff=0.7)
-        hint = (
-            f"did you mean {near[0]}?"
-            if near
-            else "miles train --help and docs/flags.md have all flags"
-        )
-        raise ConfigError(f"{where}there is no flag {flag}; {hint}")
-
-
-def require_one_value(name: str, value: str) -> None:
-    """Raises:
-    ConfigError: a flag of `ONE_VALUE` has another.
-    """
-    allowed = ONE_VALUE[name]
-    if value in allowed or (_number(value) is not None and _number(value) in map(_number, allowed)):
+    if flag in known:
         return
-    flag = flag_of(name)
-    if name in ("loss_type", "rollout_function_path", "n_samples_per_prompt"):
-        raise ConfigError(f"{flag} {value}: this is SFT only; leave it out or give {allowed[0]}")
-    if name == "context_parallel_size":
-        raise ConfigError(
-            f"{flag} {value}: context parallelism is not supported yet; leave it out. Room for long samples comes from "
-            "--tensor-model-parallel-size with --sequence-parallel, and from --recompute-granularity"
-        )
-    raise ConfigError(
-        f"{flag} {value} is not supported; leave it out or give {' or '.join(allowed)}"
-    )
+    name = flag.removeprefix("--").replace("-", "_")
+    for refusal in REFUSALS:
+        if refusal.covers(name):
+            raise ConfigError(f"{where}{flag} {refusal.reason}; {refusal.remedy}")
+
+    near = difflib.get_close_matches(flag, known, n=1, cutoff=0.7)
+    hint = f"did you mean {near[0]}?" if near else "see miles train --help or docs/flags.md"
+    raise ConfigError(f"{where}there is no flag {flag}; {hint}")
+
+
+def require_fixed(values: Values) -> None:
+    """Check the flags that may only say what is always so.
+
+    Raises:
+        ConfigError: one of them says something else.
+    """
+    for one in ONE_VALUE:
+        value = values.get(flag_of(one.name))
+        if value is not None and not _is_one_of(value, one.values):
+            separator = "" if one.remedy.startswith(":") else " "
+            remedy = one.remedy.format(values=" or ".join(one.values))
+            raise ConfigError(f"{flag_of(one.name)} {value}{separator}{remedy}")
+    for name, meaning in ALWAYS.items():
+        if values.get(flag_of(name)) is False:
+            raise ConfigError(
+                f"{flag_of(name)}: false is not supported, it is always so ({meaning}); leave it out"
+            )
+
+
+def differences_from(shape: Mapping[str, Any], values: Values) -> list[str]:
+    """Return a line for each size on a launch line that is not the model's.
+
+    Args:
+        shape: Megatron's arguments for the model, by name.
+    """
+    differences = []
+    for name in (*SIZES, *SWITCHES):
+        value = values.get(flag_of(name))
+        if value is not None and shape.get(name) != value:
+            differences.append(f"{flag_of(name)} {value}: config.json says {shape.get(name)}")
+    return differences
+
+
+def _is_one_of(value: str, allowed: tuple[str, ...]) -> bool:
+    """Compare as text, or as numbers: `0` is `0.0`."""
+    number = _number(value)
+    return value in allowed or (number is not None and number in map(_number, allowed))
 
 
 def _number(value: str) -> float | None:

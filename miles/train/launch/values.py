@@ -1,73 +1,87 @@
-"""Values of flags that more than one command takes."""
+"""What is written, a word of a command line or a value of YAML -> the type that its field wants.
+
+--num-epoch 3     "3"    -> 3
+num_epoch: off    False  -> an error: --num-epoch takes a whole number, not off
+"""
 
 from __future__ import annotations
 
-import argparse
 import json
-import re
 from typing import Any
 
-from miles.common import storage
-from miles.errors import ConfigError, SourceError
+import msgspec
+
+from miles.common.flags import Setting, require_allowed
+from miles.errors import ConfigError
+
+_KINDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
 
 
-def json_object(text: str) -> dict[str, Any]:
-    """A JSON object, for argparse's `type`.
+def from_word(setting: Setting, word: str) -> Any:
+    """Return one word of a command line as a value; of a list, as one of its items.
 
     Raises:
-        argparse.ArgumentTypeError: something else.
+        ConfigError: names the flag, what it takes, and the word.
     """
-    try:
-        value = json.loads(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"not JSON: {text}") from error
-    if not isinstance(value, dict):
-        raise argparse.ArgumentTypeError(f"a JSON object was expected, such as {{}}; found {text}")
+    if setting.is_mapping:
+        return _json_object(setting, word)
+    if setting.item_type in (str, Any):
+        value: Any = word
+    else:
+        value = _convert(setting, word, repr(word), strict=False)
+    require_allowed(setting.flag, value)
     return value
 
 
-def chat_template(path: str | None) -> str | None:
-    """The text of `--chat-template-path`.
+def from_yaml(setting: Setting, value: Any, written: str) -> Any:
+    """Return a value of YAML as it is, where its type is the flag's; of a list, one of its items.
+
+    Args:
+        value: never None.
+        written: how the file spells it, for the error.
 
     Raises:
-        ConfigError: no such file, or one that is no text.
+        ConfigError: names the flag, what it takes, and what was written.
     """
-    if path is None:
-        return None
+    if setting.is_mapping:
+        return _json_object(setting, value) if isinstance(value, str) else _mapping(setting, value)
+    if setting.item_type is Any:
+        return str(value)
+    converted = _convert(setting, value, written, strict=True)
+    require_allowed(setting.flag, converted)
+    return converted
+
+
+def kind_of(setting: Setting) -> str:
+    """Say what a flag takes, for an error."""
+    if setting.is_mapping:
+        return "a mapping (JSON)"
+    kind = _KINDS.get(setting.item_type, f"{setting.item_type}")
+    return f"a list, each item {kind}" if setting.is_list else kind
+
+
+def _convert(setting: Setting, value: Any, written: str, *, strict: bool) -> Any:
     try:
-        with storage.reading(path):
-            return storage.read_text(path)
-    except SourceError as error:
-        raise ConfigError(f"--chat-template-path {error}") from error
+        return msgspec.convert(value, setting.item_type, strict=strict)
+    except msgspec.ValidationError as error:
+        hint = "; put it in quotes" if strict and setting.item_type is str else ""
+        raise ConfigError(
+            f"{setting.flag.name} takes {kind_of(setting)}, not {written}{hint}"
+        ) from error
 
 
-def positive(text: str) -> int:
-    """A whole number from 1 on, for argparse's `type`.
-
-    Raises:
-        argparse.ArgumentTypeError: something else.
-    """
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"a number from 1 on was expected; found {text}")
-    return int(text)
+def _json_object(setting: Setting, text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise ConfigError(f"{setting.flag.name}: not JSON: {text}") from error
+    return _mapping(setting, value)
 
 
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?", re.IGNORECASE)
-
-
-def num_bytes(text: str) -> int:
-    """A size, such as 5GB (5,000,000,000 bytes), 512MiB or 1000, for argparse's `type`.
-
-    Raises:
-        argparse.ArgumentTypeError: something else, or nothing.
-    """
-    match = _SIZE.fullmatch(text.strip())
-    size = 0
-    if match:
-        number, unit, binary = match.groups()
-        size = int(float(number) * (1024 if binary else 1000) ** " KMGT".index(unit.upper() or " "))
-    if size < 1:
-        raise argparse.ArgumentTypeError(
-            f"a size was expected, such as 5GB or 512MiB; found {text}"
+def _mapping(setting: Setting, value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ConfigError(
+            f"{setting.flag.name}: a JSON object was expected, such as {{}}; found "
+            f"{json.dumps(value, default=str)}"
         )
-    return size
+    return value

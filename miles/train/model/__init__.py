@@ -1,0 +1,16 @@
+"""A Megatron GPT model on the ranks of a layout, and the mathematics of a step.
+
+In: a model's shape, a layout, packed micro-batches. Out: a model with its optimizer, the loss of
+every trained token, sums by source. It runs in each trainer process, on a GPU or a CPU. It may
+import `miles.train.config`, `types` and `parallel_layout`, `miles.data.types`, `miles.architecture`
+and torch; Megatron only inside functions, since importing it takes seconds.
+
+    build             a rank's part of the GPT model; transformer_config and norm are pieces of it
+    attention         attention over packed sequences, put into the model's layers
+    packed_forward    the forward pass over a packed micro-batch
+    loss              a sum over trained tokens, over their number
+    optimizer         Megatron's distributed Adam, and the learning-rate schedule
+    process_groups    joining the ranks of a layout, and leaving them
+    megatron_on_cpu   what lets Megatron run where there is no CUDA
+    device            the GPU or the CPU of this process
+"""

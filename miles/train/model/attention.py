@@ -1,10 +1,11 @@
 """Attention over packed sequences, for Megatron's layer spec.
 
-    query [tokens, heads, head]  key, value [tokens, groups, head]  ->  [tokens, heads x head]
+    query [tokens, heads, head size]   key, value [tokens, groups, head size]
+        ->  [tokens, heads x head size]
 
-Each segment of `cu_seqlens` is causal within itself and sees nothing of its neighbours. On CUDA this is
-the variable-length flash attention that torch ships; on a CPU, `scaled_dot_product_attention` segment by
-segment, which is the definition that the other is tested against.
+Each segment of `cu_seqlens` is causal within itself and sees nothing of its neighbours. On CUDA
+this is the variable-length flash attention that torch ships. On a CPU it is
+`scaled_dot_product_attention` segment by segment, which is the definition of what is computed.
 """
 
 from __future__ import annotations
@@ -21,7 +22,11 @@ from torch import Tensor
 
 
 class PackedAttention(torch.nn.Module):
-    """Megatron's core attention (same constructor, same call) for `PackedSeqParams` in THD layout."""
+    """Core attention for `PackedSeqParams` in THD layout.
+
+    The constructor and the call have the arguments that Megatron passes; some of them have no use
+    here.
+    """
 
     def __init__(
         self,
@@ -51,7 +56,7 @@ class PackedAttention(torch.nn.Module):
         attention_bias: Tensor | None = None,
         packed_seq_params: Any = None,
     ) -> Tensor:
-        """Returns [tokens, heads x head]; `attention_mask` plays no part, since segments say it all."""
+        """Return [tokens, heads x head size]. The segments alone decide who sees whom."""
         assert packed_seq_params is not None, "this attention takes packed sequences only"
         assert attention_bias is None
         attend = _attend_varlen if query.is_cuda else _attend_by_segment
@@ -69,30 +74,36 @@ class PackedAttention(torch.nn.Module):
 def _attend_by_segment(
     query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor, max_seqlen: int, scale: float
 ) -> Tensor:
+    """Return attention [tokens, heads, head size], one segment at a time."""
     lengths = cu_seqlens.diff().tolist()
-    outputs = [
-        F.scaled_dot_product_attention(
+    segments = zip(query.split(lengths), key.split(lengths), value.split(lengths), strict=True)
+
+    outputs = []
+    for q, k, v in segments:
+        # torch wants [batch, heads, tokens, head size]
+        out = F.scaled_dot_product_attention(
             q.transpose(0, 1)[None],
             k.transpose(0, 1)[None],
             v.transpose(0, 1)[None],
             is_causal=True,
             scale=scale,
             enable_gqa=True,
-        )[0].transpose(0, 1)
-        for q, k, v in zip(
-            query.split(lengths), key.split(lengths), value.split(lengths), strict=True
         )
-    ]
+        outputs.append(out[0].transpose(0, 1))
+
     return torch.cat(outputs)
 
 
 def _attend_varlen(
     query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor, max_seqlen: int, scale: float
 ) -> Tensor:
-    function, options, expand_groups = _varlen_function()
-    if expand_groups and key.shape[1] != query.shape[1]:
+    """Return attention [tokens, heads, head size] from torch's variable-length kernel."""
+    function, options, must_repeat_groups = _varlen_function()
+    if must_repeat_groups and key.shape[1] != query.shape[1]:
         repeats = query.shape[1] // key.shape[1]
-        key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
+        key = key.repeat_interleave(repeats, dim=1)
+        value = value.repeat_interleave(repeats, dim=1)
+
     return function(
         query.contiguous(),
         key.contiguous(),
@@ -108,17 +119,20 @@ def _attend_varlen(
 
 @functools.cache
 def _varlen_function() -> tuple[Callable[..., Tensor], dict[str, Any], bool]:
-    """torch's varlen attention, how to ask it for causality, and whether key/value heads must be repeated.
+    """Return torch's varlen attention, its options, and whether to repeat key and value heads.
 
-    torch 2.10 takes `is_causal`, later releases `window_size=(-1, 0)`; grouped queries need `enable_gqa`
-    where that parameter exists (2.13), and equal head counts where it does not.
+    torch 2.10 takes `is_causal`, later releases `window_size=(-1, 0)`. Grouped queries need
+    `enable_gqa` where that parameter exists (2.13), and equal numbers of heads where it does not.
     """
     from torch.nn.attention.varlen import varlen_attn
 
     parameters = inspect.signature(varlen_attn).parameters
-    options: dict[str, Any] = (
-        {"is_causal": True} if "is_causal" in parameters else {"window_size": (-1, 0)}
-    )
+    options: dict[str, Any] = {}
+    if "is_causal" in parameters:
+        options["is_causal"] = True
+    else:
+        options["window_size"] = (-1, 0)
+
     has_gqa = "enable_gqa" in parameters
     if has_gqa:
         options["enable_gqa"] = True

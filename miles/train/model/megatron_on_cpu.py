@@ -1,8 +1,8 @@
-"""Lets Megatron, which asks for CUDA by name, run on a CPU. The one place where that is arranged.
+"""Let Megatron, which asks for CUDA by name, run on a CPU. This is the only place that does so.
 
-Megatron-core 0.16.1 creates tensors on `device="cuda"`, asks `torch.cuda` for streams and random states,
-and compares `Tensor.type()` with "torch.cuda.FloatTensor". Where there is no CUDA, `activate` answers
-those questions with the CPU. It refuses to do so where there is.
+Megatron-core 0.16.1 creates tensors on `device="cuda"`, asks `torch.cuda` for streams and random
+states, and compares `Tensor.type()` with "torch.cuda.FloatTensor". Where there is no CUDA,
+`activate` answers all of that with the CPU. Where there is CUDA, it refuses.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ _active: _CudaMeansCpu | None = None
 
 
 class _CudaMeansCpu(TorchFunctionMode):
-    """Sees every torch call of this thread, and turns the word "cuda" in it into "cpu"."""
+    """A mode that sees every torch call of this thread and turns "cuda" in it into "cpu"."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.Tensor.cuda:
             return args[0]
         if func is torch.Tensor.type and len(args) == 1 and not kwargs:
-            return str(func(*args)).replace(
-                "torch.", "torch.cuda."
-            )  # the distributed optimizer compares it
+            # The distributed optimizer compares this name.
+            return str(func(*args)).replace("torch.", "torch.cuda.")
+
         kwargs = dict(kwargs or {})
         if _is_cuda(kwargs.get("device")):
             kwargs["device"] = "cpu"
@@ -35,13 +35,13 @@ class _CudaMeansCpu(TorchFunctionMode):
 
 
 def _is_cuda(device: Any) -> bool:
-    return (isinstance(device, str) and device.startswith("cuda")) or (
-        isinstance(device, torch.device) and device.type == "cuda"
-    )
+    if isinstance(device, torch.device):
+        return device.type == "cuda"
+    return isinstance(device, str) and device.startswith("cuda")
 
 
 class _Stream:
-    """A stream or event of a device that runs everything in order anyway."""
+    """A stream or event of a device on which everything runs in order anyway."""
 
     def __init__(self, device: Any = None, priority: int = 0, enable_timing: bool = False) -> None:
         pass
@@ -58,10 +58,10 @@ class _Stream:
 
 
 def activate() -> None:
-    """From here on, in this process and thread, Megatron's "cuda" is the CPU. Calling it again does nothing.
+    """Make Megatron's "cuda" the CPU, for this process and thread. A second call does nothing.
 
     Raises:
-        RuntimeError: CUDA is available, where this layer would only slow things down in silence.
+        RuntimeError: CUDA is available; with this layer everything would silently run on the CPU.
     """
     global _active
     if torch.cuda.is_available():
@@ -70,9 +70,18 @@ def activate() -> None:
         )
     if _active is not None:
         return
-    # Megatron decorates small functions with torch.compile: on a CPU each costs seconds of compiling.
-    torch._dynamo.config.disable = True
 
+    # Megatron decorates small functions with torch.compile. On a CPU each takes seconds to compile.
+    torch._dynamo.config.disable = True
+    _replace_torch_cuda()
+    _replace_random_states()
+    _replace_all_to_all()
+    _active = _CudaMeansCpu()
+    _active.__enter__()
+
+
+def _replace_torch_cuda() -> None:
+    """Answer what Megatron asks of `torch.cuda`, with the CPU."""
     stream = _Stream()
     replacements: dict[str, Any] = {
         "current_device": lambda: torch.device("cpu"),
@@ -93,9 +102,14 @@ def activate() -> None:
         setattr(torch.cuda, name, replacement)
     torch.Tensor.record_stream = lambda self, stream: None
 
+
+def _replace_random_states() -> None:
+    """Use the CPU's generator for Megatron's random states.
+
+    0.16.1 calls the C++ side of torch.cuda for them, which a CPU build does not have.
+    """
     from megatron.core.tensor_parallel import random as megatron_random
 
-    # 0.16.1 calls the C++ side of torch.cuda for these two, which a CPU build does not have.
     megatron_random._get_cuda_rng_state = lambda device="cuda", clone=False, graph_safe=False: (
         torch.get_rng_state()
     )
@@ -103,7 +117,12 @@ def activate() -> None:
         torch.set_rng_state(state)
     )
 
-    # 0.16.1 turns the token counts of experts into lists on their way from the GPU alone.
+
+def _replace_all_to_all() -> None:
+    """Accept tensors as split sizes.
+
+    0.16.1 turns the token counts of experts into lists only when it copies them from a GPU.
+    """
     exchange = torch.distributed.all_to_all_single
 
     def all_to_all_single(
@@ -119,13 +138,6 @@ def activate() -> None:
 
     torch.distributed.all_to_all_single = all_to_all_single
 
-    _active = _CudaMeansCpu()
-    _active.__enter__()
-
 
 def _as_list(sizes: Any) -> Any:
     return sizes.tolist() if isinstance(sizes, torch.Tensor) else sizes
-
-
-def is_active() -> bool:
-    return _active is not None

@@ -12,7 +12,10 @@ from miles.train.config import OptimizerSettings
 def build_optimizer(
     model: Any, settings: OptimizerSettings, num_steps: int, *, bf16: bool
 ) -> tuple[Any, Any]:
-    """The optimizer of a DDP-wrapped model, and its scheduler (`scheduler.step(1)` after each step)."""
+    """Return the optimizer of a DDP-wrapped model, and its learning-rate scheduler.
+
+    Call `scheduler.step(1)` after each step of the run, `num_steps` times in all.
+    """
     from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
     from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 

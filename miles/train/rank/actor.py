@@ -1,4 +1,8 @@
-"""A trainer rank as a Ray actor: `step.Trainer` fed by a `StepIterator`."""
+"""A trainer rank as a Ray actor: a `Trainer` fed by a `StepIterator`.
+
+The driver imports this module to start the actors, so torch and Megatron are imported in the
+methods, which run in the rank's process.
+"""
 
 from __future__ import annotations
 
@@ -9,122 +13,129 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 
-from miles.architecture.config import ModelShape
-from miles.common import checkpoint_folder, storage
+from miles.common import storage
 from miles.data.stream import eval_set
-from miles.data.stream.feed import StepIterator
-from miles.train.config import TrainConfig
-from miles.train.model import process_groups
-from miles.train.parallel_layout import Layout
-from miles.train.rank import checkpoint_load
+from miles.data.stream.step_iterator import StepIterator
+from miles.train.types import EvalSums, RankSetup, SaveFailure, SaveStage, StepResult
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from miles.train.rank.checkpoint_writer import Saver
-    from miles.train.rank.trainer import StepResult
+    from miles.train.parallel_layout import Layout
+    from miles.train.rank.checkpoint_writer import CheckpointWriter
+    from miles.train.rank.trainer import Trainer
 
 
 class TrainerActor:
-    """One rank. Methods are collective unless they say otherwise: call them on every rank."""
+    """One rank. Methods are collective unless they say otherwise: call them on every rank.
+
+    Args:
+        rank: number of this rank among all.
+    """
 
     def __init__(self, rank: int) -> None:
         os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
         self.rank = rank
-        self.trainer: Any = None
-        self.saver: Saver
+        self.trainer: Trainer | None = None
+        self.checkpoint_writer: CheckpointWriter
+        self.steps: StepIterator
+        self.layout: Layout
+        self._listener: socket.socket | None = None
 
     def listen(self) -> str:
-        """Rank 0: where the others meet it, on the address of this node that Ray uses, and on no other."""
+        """Open the port at which the ranks meet, and return its address. Rank 0 only.
+
+        It listens on the address of this node that Ray uses, and on no other.
+        """
         host = ray.util.get_node_ip_address()
         self._listener = socket.create_server((host, 0))
         return f"tcp://{host}:{self._listener.getsockname()[1]}"
 
-    def setup(
-        self,
-        address: str,
-        layout: Layout,
-        shape: ModelShape,
-        config: TrainConfig,
-        num_steps: int,
-        num_sources: int,
-        found: checkpoint_folder.Found,
-        model_only: bool,
-    ) -> str | None:
-        """Joins the group, builds the model and loads a checkpoint into it. Another call starts anew.
+    def setup(self, address: str, setup: RankSetup) -> str | None:
+        """Join the ranks, build the model and load the checkpoint. A second call begins anew.
+
+        Args:
+            address: returned by `listen` of rank 0.
 
         Returns:
             the GPU's name; None on a CPU.
         """
-        from miles.train.rank.checkpoint_writer import Saver
-        from miles.train.rank.trainer import Trainer, be_deterministic, device_name, start_rank
+        from miles.train.model import device, process_groups
+        from miles.train.rank import checkpoint_load, rank_process
+        from miles.train.rank.checkpoint_writer import CheckpointWriter
+        from miles.train.rank.trainer import Trainer
 
         if self.trainer is not None:
             self.trainer = None
             process_groups.shutdown()
-        listener = self._listener if self.rank == 0 else None
-        self.layout = layout
-        if config.deterministic:
-            be_deterministic()
-        start_rank(
-            layout, self.rank, address, config.seed, config.cluster.timeout_minutes, listener
-        )
-        self.trainer = Trainer(
-            shape,
-            layout,
-            self.rank,
-            config.optimizer,
-            num_steps,
-            num_sources,
-            bf16=config.bf16,
-            recompute=config.recompute,
-        )
-        checkpoint_load.load(self.trainer, found, model_only=model_only)
-        self.saver = Saver(self.trainer)
-        return device_name()
 
-    def attach(self, feed_handle: Any, first_step: int, num_steps: int) -> None:
-        """From here on `train_step` takes its data from this feed."""
+        if setup.is_deterministic:
+            rank_process.be_deterministic()
+        self.layout = setup.settings.layout
+        rank_process.start_rank(
+            self.layout, self.rank, address, setup.seed, setup.timeout_minutes, self._listener
+        )
+
+        self.trainer = Trainer(setup.settings, self.rank)
+        start = setup.start
+        checkpoint_load.load(self.trainer, start.checkpoint, model_only=not start.is_resume)
+        self.checkpoint_writer = CheckpointWriter(self.trainer)
+        return device.gpu_name()
+
+    def attach_feed(self, feed_handle: Any, first_step: int, num_steps: int) -> None:
+        """Take the data of `train_step` from this feed from now on. Not collective."""
         self.steps = StepIterator(
             feed_handle, self.rank, self.layout.data_rank(self.rank), first_step, num_steps
         )
 
     def train_step(self) -> StepResult:
+        """Train on the next step of the feed."""
         report, micro_batches = next(self.steps)
-        return self.trainer.train_step(report, micro_batches)
+        return self._ready_trainer().train_step(report, micro_batches)
 
-    def evaluate(
-        self, references: Sequence[Sequence[Any]], num_sources: int
-    ) -> tuple[list[float], list[int]]:
-        """Loss sums and token counts by source of an `EvalSet`, over all data ranks."""
-        mine = [of_ranks[self.layout.data_rank(self.rank)] for of_ranks in references]
-        sums = self.trainer.evaluate(eval_set.micro_batches(mine), num_sources)
-        return sums.losses, sums.tokens
+    def evaluate(self, references: Sequence[Sequence[Any]], num_sources: int) -> EvalSums:
+        """Return the loss sums and token counts of an evaluation set, over all data ranks.
+
+        Args:
+            references: `EvalSet.references`.
+            num_sources: sources of the evaluation set.
+        """
+        data_rank = self.layout.data_rank(self.rank)
+        own_references = [of_ranks[data_rank] for of_ranks in references]
+        micro_batches = eval_set.micro_batches(own_references)
+        sums = self._ready_trainer().evaluate(micro_batches, num_sources)
+        return EvalSums(sums.losses, sums.tokens)
 
     def generate(
         self, prompts: Sequence[Sequence[int]], stop_ids: Sequence[int], max_tokens: int
     ) -> list[list[int]]:
-        """The most likely continuations (`Trainer.generate`)."""
-        return self.trainer.generate(prompts, stop_ids, max_tokens)
+        """Return the most likely continuation of each prompt (`Trainer.generate`)."""
+        return self._ready_trainer().generate(prompts, stop_ids, max_tokens)
 
-    def sees(self, url: str) -> tuple[str, bool]:
-        """Not collective: this machine's name, and whether a file is there."""
+    def sees_file(self, url: str) -> tuple[str, bool]:
+        """Return this machine's name, and whether a file is there. Not collective."""
         return socket.gethostname(), storage.exists(url)
 
-    def begin_save(self, url: str, iteration: int, extra: dict[str, Any]) -> str:
-        return self.saver.begin(url, iteration, extra)
+    def begin_save(self, url: str, iteration: int, extra: dict[str, Any]) -> SaveFailure | None:
+        """Begin a checkpoint (`CheckpointWriter.begin`)."""
+        return self.checkpoint_writer.begin(url, iteration, extra)
 
-    def save_stage(self) -> str:
-        """Not collective."""
-        return self.saver.stage()
+    def save_stage(self) -> SaveStage:
+        """Return how far this rank is with the checkpoint. Not collective."""
+        return self.checkpoint_writer.stage()
 
-    def seal_save(self) -> str:
-        return self.saver.seal()
+    def seal_save(self) -> SaveFailure | None:
+        """Make a checkpoint of what all ranks have written (`CheckpointWriter.seal`)."""
+        return self.checkpoint_writer.seal()
 
-    def end_uploads(self) -> str:
-        """Not collective."""
-        return self.saver.end_uploads()
+    def finish_upload(self) -> SaveFailure | None:
+        """End this rank's upload (`CheckpointWriter.finish_upload`). Not collective."""
+        return self.checkpoint_writer.finish_upload()
 
     def logits(self, input_ids: list[int]) -> np.ndarray:
-        """Not collective: a single rank's model, without tensor or pipeline parallelism."""
-        return self.trainer.logits(input_ids)
+        """Return the logits of one sequence. Without tensor or pipeline parallelism only."""
+        return self._ready_trainer().logits(input_ids)
+
+    def _ready_trainer(self) -> Trainer:
+        assert self.trainer is not None, "setup comes first"
+        return self.trainer

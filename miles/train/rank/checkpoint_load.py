@@ -1,4 +1,8 @@
-"""Between a trainer and Megatron's sharded state: what is loaded, and what `checkpoint_writer.py` writes."""
+"""Between a trainer and Megatron's sharded state: load a checkpoint, and build the state to save.
+
+A checkpoint can be loaded at any layout, whatever layout it was saved from: each rank names the
+parts of the tensors that it holds, and Megatron reads those.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +21,10 @@ _OPTIMIZER_FORMAT = {"distrib_optim_sharding_type": "fully_reshardable"}
 
 
 def load(trainer: Trainer, found: Found, *, model_only: bool) -> None:
-    """Puts a checkpoint into a trainer, whatever layout it was saved from.
+    """Load a checkpoint into a trainer.
 
     Args:
-        model_only: leave the optimizer and the schedule as they are (a fresh start from these weights).
+        model_only: leave the optimizer and the schedule as they are, to begin from these weights.
 
     Raises:
         CheckpointError: a model of another shape, or tensors that are missing.
@@ -35,18 +39,21 @@ def load(trainer: Trainer, found: Found, *, model_only: bool) -> None:
             raise CheckpointError(
                 f"{found.url}: a checkpoint of another model: {'; '.join(differences)}"
             )
+
         if not model_only:
             _prepare_adam(trainer)
         state = _state(trainer, loading=True, model_only=model_only)
         try:
             loaded = dist_checkpointing.load(state, str(folder), strict="assume_ok_unexpected")
-        except Exception as error:  # its own error classes, torch's and pickle's, by what is wrong
+        except Exception as error:  # Megatron's error classes, torch's or pickle's
             raise CheckpointError(
-                f"{found.url}: cannot be loaded into this model ({type(error).__name__}: {str(error)[:500]})"
+                f"{found.url}: cannot be loaded into this model "
+                f"({type(error).__name__}: {str(error)[:500]})"
             ) from error
+
     trainer.gpt.load_state_dict(loaded["model"], strict=False)
     if model_only:
-        trainer.weights_loaded()
+        trainer.copy_weights_to_optimizer()
     else:
         trainer.optimizer.load_state_dict(loaded["optimizer"])
         trainer.scheduler.load_state_dict(loaded["opt_param_scheduler"])
@@ -55,7 +62,15 @@ def load(trainer: Trainer, found: Found, *, model_only: bool) -> None:
 def state_to_save(
     trainer: Trainer, iteration: int, extra: Mapping[str, Any], *, model_only: bool = False
 ) -> dict[str, Any]:
-    """What Megatron's `dist_checkpointing` is given: sharded tensors, and the common part as Megatron-LM has it."""
+    """Return the state for Megatron's `dist_checkpointing`.
+
+    It has sharded tensors, and a common part with the keys of Megatron-LM.
+
+    Args:
+        iteration: steps that the state holds.
+        extra: content of `miles.json`; its cursor has the number of consumed rows.
+        model_only: leave out the optimizer and the schedule.
+    """
     state = _state(trainer, loading=False, model_only=model_only)
     state["args"] = trainer.shape.checkpoint_args(
         tensor=trainer.layout.tensor,
@@ -71,38 +86,43 @@ def state_to_save(
 
 
 def num_local_bytes(state: Mapping[str, Any]) -> int:
-    """Bytes of tensors that this rank writes of a state: those of which it holds the main copy."""
+    """Return the bytes that this rank writes of a state: the tensors whose main copy it holds."""
     from megatron.core.dist_checkpointing.dict_utils import nested_values
     from megatron.core.dist_checkpointing.mapping import is_main_replica
 
-    return sum(
-        value.data.nbytes
-        for value in nested_values(state)
-        if torch.is_tensor(getattr(value, "data", None))
-        and is_main_replica(getattr(value, "replica_id", 0))
-    )
+    num_bytes = 0
+    for value in nested_values(state):
+        is_tensor = torch.is_tensor(getattr(value, "data", None))
+        if is_tensor and is_main_replica(getattr(value, "replica_id", 0)):
+            num_bytes += value.data.nbytes
+    return num_bytes
 
 
 def _prepare_adam(trainer: Trainer) -> None:
-    """Makes torch's Adam ready to be loaded into, for megatron-core 0.16.1 without Apex or Transformer Engine.
+    """Make torch's Adam ready to be loaded.
 
-    - `DistributedOptimizer.state_dict` asserts that Adam has taken a step, also while loading: it takes one that
-      changes nothing.
-    - loading "fully_reshardable" leaves out Adam's own count of steps and then asks for it (KeyError: 'step'): it
-      gets the count that is there, which `load_state_dict` has set just before.
+    megatron-core 0.16.1 needs it where neither Apex nor Transformer Engine is installed:
+
+    - `DistributedOptimizer.state_dict` asserts that Adam has taken a step, also while loading. So
+      it takes one that changes nothing.
+    - Loading "fully_reshardable" leaves out Adam's own count of steps and then asks for it
+      (KeyError: 'step'). So it gets the count that `load_state_dict` has set just before.
     """
     for optimizer in trainer.optimizer.chained_optimizers:
         adam = optimizer.optimizer
         rates = [group["lr"] for group in adam.param_groups]
+
         for group in adam.param_groups:
             group["lr"] = 0.0
             for parameter in group["params"]:
                 parameter.grad = torch.zeros_like(parameter)
         adam.step()
+
         for group, rate in zip(adam.param_groups, rates, strict=True):
             group["lr"] = rate
             for parameter in group["params"]:
                 parameter.grad = None
+
         optimizer._set_main_param_and_optimizer_states = partial(
             _set_with_step, optimizer, optimizer._set_main_param_and_optimizer_states
         )
@@ -111,23 +131,22 @@ def _prepare_adam(trainer: Trainer) -> None:
 def _set_with_step(
     optimizer: Any, set_states: Any, model_param: Any, tensors: dict[str, Any]
 ) -> None:
+    """Set a parameter's optimizer state as Megatron does, with Adam's count of steps in it."""
     group, order = optimizer.model_param_group_index_map[model_param]
     state = optimizer.optimizer.state[optimizer.optimizer.param_groups[group]["params"][order]]
-    state["step"] = state[
-        "step"
-    ].clone()  # load_state_dict gives all parameters one tensor, which each would count up
+    # load_state_dict gives all parameters the same tensor, which each of them would count up.
+    state["step"] = state["step"].clone()
     set_states(model_param, {"step": state["step"].clone(), **tensors})
 
 
 def _state(trainer: Trainer, *, loading: bool, model_only: bool) -> dict[str, Any]:
-    """The sharded state dict, keys as Megatron-LM has them."""
-    model = {
-        key: value
-        for key, value in trainer.gpt.sharded_state_dict().items()
-        if not key.endswith(
-            "_extra_state"
-        )  # of the FP8 recipe; empty here, absent from converted checkpoints
-    }
+    """Return the sharded state with the keys of Megatron-LM."""
+    model = {}
+    for key, value in trainer.gpt.sharded_state_dict().items():
+        # State of the FP8 recipe: empty here, and absent from converted checkpoints.
+        if not key.endswith("_extra_state"):
+            model[key] = value
+
     state: dict[str, Any] = {"model": model}
     if not model_only:
         state["optimizer"] = trainer.optimizer.sharded_state_dict(

@@ -1,13 +1,15 @@
-"""Writing a checkpoint beside the training: a rank's part of it.
+"""Writing a rank's part of a checkpoint while the training continues.
 
-    begin          the state at this moment goes to a process that is forked from this one       collective
-    stage          WRITING until that process has ended, UPLOADING while files are on their way  each rank by itself
-    seal           what every rank wrote becomes a checkpoint; of a remote one, uploads begin    collective
-    end_uploads    of a remote one: whether this rank's files have arrived                       each rank by itself
+    begin           fork a process that writes the state of this moment       collective
+    stage           WRITING until that process has ended, UPLOADING while     each rank alone
+                    files are on their way to remote storage
+    seal            make a checkpoint of what every rank wrote; start the     collective
+                    uploads of a remote one
+    finish_upload   tell whether this rank's files have arrived               each rank alone
 
-Then the driver names it in the tracker (`checkpoint.publish`), and only then it is one that a run goes on from. Until
-`seal` a local checkpoint is a folder `.saving-iter_0000100-1f3c…`. A remote one is staged on each rank's own disk, and
-each rank uploads what it wrote.
+Then the driver names the checkpoint in the tracker (`checkpoint_folder.publish`). Before that, no
+run resumes from it. Until `seal`, a local checkpoint is a folder `.saving-iter_0000100-1f3c…`. A
+remote one is staged on each rank's own disk, and each rank uploads what it wrote.
 """
 
 from __future__ import annotations
@@ -24,9 +26,11 @@ import socket
 import sys
 import tempfile
 import threading
-from dataclasses import dataclass, field
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -35,237 +39,281 @@ from miles.common.checkpoint_tracker import folder_name
 from miles.errors import CheckpointError, MilesError
 from miles.train.rank import checkpoint_load
 from miles.train.rank.trainer import Trainer
+from miles.train.types import SaveFailure, SaveStage
 
-WRITING, WRITTEN, UPLOADING, UPLOADED = "writing", "written", "uploading", "uploaded"
 _SMALL_FILES_BYTES = 4 << 20
-"""What a checkpoint may take beside its tensors: plans, names, the common part."""
-_SEE_RANK_0 = "see rank 0"
+"""Room for what a checkpoint has beside its tensors: plans, names, the common part."""
+_RANK_0_KNOWS = SaveFailure("rank 0 has the reason")
+"""The failure of a rank that does not know the reason."""
+
+T = TypeVar("T")
 
 
 @dataclass
-class _Save:
-    """A checkpoint on its way."""
+class _PendingSave:
+    """A checkpoint that is being written."""
 
     url: str
     """the folder of all checkpoints"""
     iteration: int
     extra: dict[str, Any]
     folder: Path
-    """into which this rank writes"""
+    """the folder that this rank writes into"""
     calls: Any
-    """Megatron's queue, with this one call in it"""
+    """Megatron's queue of asynchronous calls, with this save in it"""
     upload: threading.Thread | None = None
-    failed: list[str] = field(default_factory=list)
-    """why the upload failed"""
+    upload_failure: SaveFailure | None = None
 
     @property
     def name(self) -> str:
+        """Return the name of the checkpoint's folder."""
         return folder_name(self.iteration)
 
 
-class Saver:
-    """Of one rank; one checkpoint at a time."""
+class CheckpointWriter:
+    """Writes one rank's part of the checkpoints, one checkpoint at a time."""
 
     def __init__(self, trainer: Trainer) -> None:
         self._trainer = trainer
-        self._save: _Save | None = None
+        self._pending: _PendingSave | None = None
 
     def begin(
         self, url: str, iteration: int, extra: dict[str, Any], *, model_only: bool = False
-    ) -> str:
-        """Takes the state as it is now; the training may go on when this returns.
+    ) -> SaveFailure | None:
+        """Take the state of this moment. The training may continue when this returns.
 
         Args:
+            url: the folder of all checkpoints.
+            iteration: steps that the state holds.
             extra: JSON for `miles.json`, of the same moment.
             model_only: leave out the optimizer, which has no state before its first step.
 
         Returns:
-            why nothing was begun, the same on every rank; empty: it was.
+            why nothing was begun, equal on all ranks; None: it was.
         """
         from megatron.core import dist_checkpointing
         from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue
 
-        assert self._save is None, "one checkpoint at a time"
+        assert self._pending is None, "one checkpoint at a time"
         _share_results()
         state = checkpoint_load.state_to_save(
             self._trainer, iteration, extra, model_only=model_only
         )
-        folder, problem = self._make_folder(url, iteration)
-        if problem := self._agreed(problem) or self._room(
-            folder, checkpoint_load.num_local_bytes(state)
-        ):
-            if folder is not None:
+
+        folder = self._create_folder(url, iteration)
+        if isinstance(folder, SaveFailure):
+            failure = self._agree_on(folder)
+        else:
+            failure = self._agree_on(None) or self._lacking_room(
+                folder, checkpoint_load.num_local_bytes(state)
+            )
+        if failure is not None:
+            if isinstance(folder, Path):
                 shutil.rmtree(folder, ignore_errors=True)
-            return problem
-        assert folder is not None
+            return failure
+
+        assert isinstance(folder, Path), "one rank's failure is every rank's"
         calls = AsyncCallsQueue()
         calls.schedule_async_request(
             dist_checkpointing.save(state, str(folder), async_sharded_save=True)
         )
-        self._save = _Save(url, iteration, extra, folder, calls)
-        return ""
+        self._pending = _PendingSave(url, iteration, extra, folder, calls)
+        return None
 
-    def stage(self) -> str:
-        """Where this rank's part stands: `WRITING`, `WRITTEN`, `UPLOADING` or `UPLOADED`."""
-        save = self._save
-        assert save is not None
-        if save.upload is not None:
-            return UPLOADING if save.upload.is_alive() else UPLOADED
-        done = save.calls.async_calls[0].async_caller.is_current_async_call_done(
-            blocking=False, no_dist=True
-        )
-        return WRITTEN if done else WRITING
+    def stage(self) -> SaveStage:
+        """Return how far this rank is with its part."""
+        pending = self._require_pending()
+        if pending.upload is not None:
+            return SaveStage.UPLOADING if pending.upload.is_alive() else SaveStage.UPLOADED
 
-    def seal(self) -> str:
-        """Once every rank has written: makes a checkpoint of the files. On an error nothing is left of it.
+        writer = pending.calls.async_calls[0].async_caller
+        has_written = writer.is_current_async_call_done(blocking=False, no_dist=True)
+        return SaveStage.WRITTEN if has_written else SaveStage.WRITING
+
+    def seal(self) -> SaveFailure | None:
+        """Make a checkpoint of the files, once every rank has written.
+
+        A failure leaves nothing of it.
 
         Returns:
-            why it failed, the same on every rank; empty: it did not.
+            why it failed, equal on all ranks; None: it did not.
         """
         from torch.distributed.checkpoint.api import CheckpointException
 
-        save = self._save
-        assert save is not None
-        problem = ""
+        pending = self._require_pending()
+        failure = None
         try:
-            save.calls.maybe_finalize_async_calls(blocking=True)
-        except CheckpointException as error:  # on every rank; the reasons are on rank 0
-            problem = next((str(failure[0]) for failure in error.failures.values()), _SEE_RANK_0)
-        if not problem and self._trainer.rank == 0:
-            problem = _finish(save)
-        if problem := self._agreed(problem):
-            self.give_up()
-        elif storage.is_local(save.url):
-            self._save = None
-        else:
-            save.upload = threading.Thread(target=_upload, args=(save,), daemon=True)
-            save.upload.start()
-        return problem
+            pending.calls.maybe_finalize_async_calls(blocking=True)
+        except CheckpointException as error:  # raised on every rank, with the reasons on rank 0
+            reasons = [str(rank_failure[0]) for rank_failure in error.failures.values()]
+            failure = SaveFailure(reasons[0]) if reasons else _RANK_0_KNOWS
+        if failure is None and self._trainer.rank == 0:
+            failure = _complete_folder(pending)
 
-    def end_uploads(self) -> str:
-        """Once every rank has uploaded, or failed to.
+        failure = self._agree_on(failure)
+        if failure is not None:
+            self.abandon()
+        elif storage.is_local(pending.url):
+            self._pending = None
+        else:
+            pending.upload = threading.Thread(target=_upload, args=(pending,), daemon=True)
+            pending.upload.start()
+        return failure
+
+    def finish_upload(self) -> SaveFailure | None:
+        """End the upload, once the files of every rank have arrived or failed to.
 
         Returns:
-            why this rank did; empty: it did not.
+            why this rank's upload failed; None: it did not.
         """
-        save = self._save
-        assert save is not None
-        self.give_up()
-        return save.failed[0] if save.failed else ""
+        pending = self._require_pending()
+        self.abandon()
+        return pending.upload_failure
 
-    def give_up(self) -> None:
-        """Forgets the checkpoint on its way, and what was staged of it."""
-        save, self._save = self._save, None
-        if save is not None:
-            save.calls.close(abort=True)
-            if self._trainer.rank == 0 or not storage.is_local(save.url):
-                shutil.rmtree(save.folder, ignore_errors=True)
+    def abandon(self) -> None:
+        """Forget the pending checkpoint, and remove what is staged of it."""
+        pending = self._pending
+        self._pending = None
+        if pending is None:
+            return
+        pending.calls.close(abort=True)
+        if self._trainer.rank == 0 or not storage.is_local(pending.url):
+            shutil.rmtree(pending.folder, ignore_errors=True)
 
-    def _make_folder(self, url: str, iteration: int) -> tuple[Path | None, str]:
-        """A new folder to write into; where the checkpoints are local, the same one on every rank."""
-        made: list[Any] = [None, ""]
-        try:
-            if not storage.is_local(url):
-                return Path(tempfile.mkdtemp(prefix="miles-save-")), ""
-            if self._trainer.rank == 0:
-                root = Path(storage.filesystem(url)[1])
-                made[0] = str(
-                    root
-                    / f"{checkpoint_folder.SAVING}{folder_name(iteration)}-{secrets.token_hex(4)}"
-                )
-                Path(made[0]).mkdir(parents=True)
-        except OSError as error:
-            made = [None, str(error)]
-        if storage.is_local(url):
-            torch.distributed.broadcast_object_list(made, src=0)
-        return (Path(made[0]) if made[0] else None), made[1]
+    def _require_pending(self) -> _PendingSave:
+        assert self._pending is not None, "no checkpoint was begun"
+        return self._pending
 
-    def _agreed(self, problem: str) -> str:
-        """The first rank's that has one."""
-        return next((one for one in self._gathered(problem) if one and one != _SEE_RANK_0), "")
+    def _create_folder(self, url: str, iteration: int) -> Path | SaveFailure:
+        """Create the folder to write into: one for all ranks if it is local, else one for each."""
+        if not storage.is_local(url):
+            try:
+                return Path(tempfile.mkdtemp(prefix="miles-save-"))
+            except OSError as error:
+                return SaveFailure(str(error))
 
-    def _room(self, folder: Path | None, num_bytes: int) -> str:
-        """Why what all ranks are about to write does not fit; empty: it does."""
-        assert folder is not None
-        by_disk: dict[tuple[str, int], list[_Request]] = {}
-        for request in self._gathered(_Request.of(folder, num_bytes)):
-            by_disk.setdefault((request.host, request.device), []).append(request)
+        created: list[Path | SaveFailure | None] = [None]
+        if self._trainer.rank == 0:
+            root = Path(storage.filesystem(url)[1])
+            prefix = f"{checkpoint_folder.SAVING}{folder_name(iteration)}"
+            created[0] = _new_folder(root / f"{prefix}-{secrets.token_hex(4)}")
+        torch.distributed.broadcast_object_list(created, src=0)
+        assert created[0] is not None
+        return created[0]
+
+    def _agree_on(self, failure: SaveFailure | None) -> SaveFailure | None:
+        """Return the same failure on all ranks, with a reason if any has one; None without any."""
+        failures = [one for one in self._gather(failure) if one is not None]
+        with_reason = [one for one in failures if one != _RANK_0_KNOWS]
+        return next(iter(with_reason + failures), None)
+
+    def _lacking_room(self, folder: Path, num_bytes: int) -> SaveFailure | None:
+        """Return which disk has no room for what the ranks are about to write; None: all have."""
+        by_disk: defaultdict[tuple[str, int], list[_DiskRequest]] = defaultdict(list)
+        for request in self._gather(_DiskRequest.of(folder, num_bytes)):
+            by_disk[request.host, request.device].append(request)
+
         for requests in by_disk.values():
-            first, need = (
-                requests[0],
-                sum(request.num_bytes for request in requests) + _SMALL_FILES_BYTES,
-            )
-            if first.problem:
-                return first.problem
-            if need > first.free_bytes:
-                return (
-                    f"no space left on device: {need / 1e6:,.1f} MB are needed in {folder.parent} of {first.host}, "
-                    f"{first.free_bytes / 1e6:,.1f} MB are free"
-                )
-        return ""
+            failure = _refuse(requests, folder.parent)
+            if failure is not None:
+                return failure
+        return None
 
-    def _gathered(self, mine: Any) -> list[Any]:
+    def _gather(self, own: T) -> list[T]:
+        """Return the values of all ranks, by rank."""
         gathered: list[Any] = [None] * self._trainer.layout.world_size
-        torch.distributed.all_gather_object(gathered, mine)
+        torch.distributed.all_gather_object(gathered, own)
         return gathered
 
 
 @dataclass(frozen=True)
-class _Request:
-    """What a rank is about to write, and where."""
+class _DiskRequest:
+    """The bytes that a rank is about to write, and the disk that it writes to."""
 
     host: str
     device: int
     num_bytes: int
     free_bytes: int
-    problem: str = ""
+    failure: SaveFailure | None = None
 
     @classmethod
-    def of(cls, folder: Path, num_bytes: int) -> _Request:
+    def of(cls, folder: Path, num_bytes: int) -> _DiskRequest:
+        """Return the request of this rank; it has a failure if the rank does not see the folder."""
         host = socket.gethostname()
         try:
-            return cls(host, folder.stat().st_dev, num_bytes, shutil.disk_usage(folder).free)
+            free_bytes = shutil.disk_usage(folder).free
+            return cls(host, folder.stat().st_dev, num_bytes, free_bytes)
         except OSError as error:
-            return cls(
-                host, -1, num_bytes, 0, f"{host} does not see the folder that rank 0 made: {error}"
-            )
+            failure = SaveFailure(f"{host} does not see the folder that rank 0 made: {error}")
+            return cls(host, -1, num_bytes, 0, failure)
 
 
-def _finish(save: _Save) -> str:
-    """Rank 0's small file, and of a local checkpoint the name; why it failed, or nothing."""
+def _refuse(requests: Sequence[_DiskRequest], folder: Path) -> SaveFailure | None:
+    """Return why one disk cannot take what the ranks write to it; None: it can."""
+    first = requests[0]
+    if first.failure is not None:
+        return first.failure
+    num_bytes = sum(request.num_bytes for request in requests) + _SMALL_FILES_BYTES
+    if num_bytes <= first.free_bytes:
+        return None
+    return SaveFailure(
+        f"no space left on device: {num_bytes / 1e6:,.1f} MB are needed in {folder} of "
+        f"{first.host}, {first.free_bytes / 1e6:,.1f} MB are free"
+    )
+
+
+def _new_folder(folder: Path) -> Path | SaveFailure:
+    try:
+        folder.mkdir(parents=True)
+    except OSError as error:
+        return SaveFailure(str(error))
+    return folder
+
+
+def _complete_folder(pending: _PendingSave) -> SaveFailure | None:
+    """Add the small file of rank 0; give a local checkpoint its name."""
     try:
         storage.write_text(
-            str(save.folder / checkpoint_folder.EXTRA),
-            json.dumps(save.extra, indent=1, sort_keys=True),
+            str(pending.folder / checkpoint_folder.EXTRA),
+            json.dumps(pending.extra, indent=1, sort_keys=True),
         )
-        if storage.is_local(save.url):
-            final = save.folder.parent / save.name
-            old = save.folder.with_name(f"{save.folder.name}-old")
-            if final.exists():  # of a run that has gone back to an earlier checkpoint since
-                final.rename(old)
-            save.folder.rename(final)
-            shutil.rmtree(old, ignore_errors=True)
+        if storage.is_local(pending.url):
+            _rename(pending.folder, pending.name)
     except OSError as error:
-        return str(error)
-    return ""
+        return SaveFailure(str(error))
+    return None
 
 
-def _upload(save: _Save) -> None:
-    """This rank's files."""
+def _rename(folder: Path, name: str) -> None:
+    """Give a folder its final name, in place of a checkpoint that has it.
+
+    There is one if the run went back to an earlier checkpoint since.
+    """
+    final = folder.parent / name
+    old = folder.with_name(f"{folder.name}-old")
+    if final.exists():
+        final.rename(old)
+    folder.rename(final)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _upload(pending: _PendingSave) -> None:
+    """Upload this rank's files, in a thread; `finish_upload` returns what went wrong."""
     try:
-        storage.upload_folder(save.folder, storage.join(save.url, save.name))
-    except Exception as error:  # of a thread: said by `end_uploads`
-        save.failed.append(
-            str(error) if isinstance(error, MilesError) else f"{type(error).__name__}: {error}"
-        )
+        storage.upload_folder(pending.folder, storage.join(pending.url, pending.name))
+    except MilesError as error:
+        pending.upload_failure = SaveFailure(str(error))
+    except Exception as error:
+        pending.upload_failure = SaveFailure(f"{type(error).__name__}: {error}")
 
 
 @functools.cache
 def _share_results() -> None:
-    """Once a process: how the forked writer tells its results, and that it ends with this process.
+    """Set up, once a process, how a forked writer returns its results and ends with this process.
 
-    megatron-core 0.16.1 starts a manager by `spawn` for it, which outlives a rank that is killed. A forked one does
-    not: of what is forked from here, the kernel kills each process when its parent dies.
+    megatron-core 0.16.1 starts a manager by `spawn` for the results, and that manager outlives a
+    rank that is killed. A forked one does not: the kernel kills each process forked from here when
+    its parent dies.
     """
     from megatron.core.dist_checkpointing.strategies import filesystem_async
 
@@ -281,15 +329,16 @@ def _die_with_parent() -> None:
 def save(
     trainer: Trainer, url: str, iteration: int, extra: dict[str, Any], *, model_only: bool = False
 ) -> str:
-    """Writes a checkpoint into a local folder and waits for it; collective over all ranks. Returns its folder.
+    """Write a checkpoint into a local folder, wait for it, and return its folder. Collective.
 
     Raises:
         CheckpointError: it could not be written.
     """
-    saver = Saver(trainer)
-    if problem := saver.begin(url, iteration, extra, model_only=model_only) or saver.seal():
+    writer = CheckpointWriter(trainer)
+    failure = writer.begin(url, iteration, extra, model_only=model_only) or writer.seal()
+    if failure is not None:
         raise CheckpointError(
-            f"{url}: the checkpoint of step {iteration} was not written: {problem}"
+            f"{url}: the checkpoint of step {iteration} was not written: {failure.reason}"
         )
     if trainer.rank == 0:
         checkpoint_folder.publish(url, iteration)

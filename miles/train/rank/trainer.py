@@ -1,13 +1,16 @@
-"""One rank's trainer: model, optimizer, and the step over a rank's micro-batches. No Ray in here."""
+"""One rank's trainer: model, optimizer, and the step over a rank's micro-batches. No Ray in here.
+
+A training step, on every rank at once:
+
+    micro-batches -> forward and backward -> sums of loss and tokens -> over all ranks -> gradient's
+    norm -> clip -> optimizer step, or a skip that names the rows
+"""
 
 from __future__ import annotations
 
 import math
-import os
-import socket
 import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,82 +19,40 @@ from torch import Tensor
 
 from miles.architecture.config import ModelShape
 from miles.data.types import DUMMY_ROW_ID, MicroBatch, StepReport
-from miles.train.config import KEEP_ALL, OptimizerSettings, RecomputeConfig
-from miles.train.model import megatron_on_cpu, process_groups
-from miles.train.model.build import build_model, forward_packed, padded, single
+from miles.train.model.build import build_model
 from miles.train.model.loss import SourceSums, masked_sum, rows_not_finite, sum_by_source
 from miles.train.model.optimizer import build_optimizer
+from miles.train.model.packed_forward import forward_packed, pad_for_tensor_ranks, single_sequence
 from miles.train.parallel_layout import Layout
 from miles.train.rank.generate import greedy
-
-NOTHING_TO_TRAIN = "nothing to train"
-"""Why a step of dropped rows alone is skipped; no fault of the model's."""
-
-
-@dataclass(frozen=True)
-class StepResult:
-    """What a step did; the same on every rank of the last pipeline stage."""
-
-    source_losses: tuple[float, ...]
-    """loss summed over each source's trained tokens"""
-    source_tokens: tuple[int, ...]
-    grad_norm: float
-    lr: float
-    """the rate that this step used"""
-    skipped: str
-    """why no optimizer step was taken; empty: it was"""
-    skipped_rows: tuple[int, ...]
-    """row ids whose loss is not finite; of a step whose gradient alone is not, all"""
-    seconds: float
-
-    @property
-    def num_tokens(self) -> int:
-        return sum(self.source_tokens)
-
-    @property
-    def loss(self) -> float:
-        """mean over all trained tokens of the global batch; NaN where there are none"""
-        return sum(self.source_losses) / self.num_tokens if self.num_tokens else float("nan")
+from miles.train.types import Skip, SkipReason, StepResult, TrainerSettings
 
 
 class Trainer:
-    """Model, optimizer and schedule of one rank. `topology.initialize` must have been called.
+    """Model, optimizer and learning-rate schedule of one rank.
+
+    The process must be a rank already (`rank_process.start_rank`).
 
     Args:
-        shape: of the model.
-        layout: of all ranks.
-        rank: this one.
-        settings: of the optimizer.
-        num_steps: of the whole run, for the schedule.
-        num_sources: of the data mixture.
-        bf16: mixed precision; else float32 throughout.
-        recompute: which activations are computed again in the backward pass.
+        settings: equal on all ranks.
+        rank: number of this rank.
 
     Raises:
-        ConfigError: the model cannot be cut so.
+        ConfigError: the model cannot be divided among the ranks of the layout.
     """
 
-    def __init__(
-        self,
-        shape: ModelShape,
-        layout: Layout,
-        rank: int,
-        settings: OptimizerSettings,
-        num_steps: int,
-        num_sources: int,
-        *,
-        bf16: bool,
-        recompute: RecomputeConfig = KEEP_ALL,
-    ) -> None:
+    def __init__(self, settings: TrainerSettings, rank: int) -> None:
         from megatron.core.distributed import (
             DistributedDataParallel,
             DistributedDataParallelConfig,
             finalize_model_grads,
         )
 
-        self.shape, self.layout, self.rank = shape, layout, rank
-        self.num_sources = num_sources
-        model = build_model(shape, layout, bf16=bf16, recompute=recompute)
+        self.settings = settings
+        self.rank = rank
+        model = build_model(
+            settings.shape, settings.layout, bf16=settings.bf16, recompute=settings.recompute
+        )
         self.model = DistributedDataParallel(
             model.config,
             DistributedDataParallelConfig(
@@ -100,102 +61,118 @@ class Trainer:
             model,
         )
         self.model.config.finalize_model_grads_func = finalize_model_grads
-        self.optimizer, self.scheduler = build_optimizer(self.model, settings, num_steps, bf16=bf16)
+        self.optimizer, self.scheduler = build_optimizer(
+            self.model, settings.optimizer, settings.num_steps, bf16=settings.bf16
+        )
+
+    @property
+    def shape(self) -> ModelShape:
+        return self.settings.shape
+
+    @property
+    def layout(self) -> Layout:
+        return self.settings.layout
 
     @property
     def gpt(self) -> Any:
-        """The `GPTModel` inside the wrappers."""
+        """Return the `GPTModel` inside the wrappers."""
         return self.model.module
 
-    def weights_loaded(self) -> None:
-        """To be called after the model's weights were replaced: the optimizer keeps its own copy of them."""
+    def copy_weights_to_optimizer(self) -> None:
+        """Take over the model's weights into the optimizer, which keeps a copy of its own.
+
+        Call it after the weights were replaced.
+        """
         self.optimizer.reload_model_params()
 
     def train_step(self, report: StepReport, micro_batches: Sequence[MicroBatch]) -> StepResult:
-        """Forward and backward over this rank's micro-batches, one optimizer step.
+        """Train on this rank's micro-batches of one step. Collective.
 
-        A step in which nothing trains, or whose loss or gradient is not finite, takes no optimizer step (and decays
-        no weight); the schedule moves on, so that step k has the same rate in every run.
+        A step in which nothing is trained, or whose loss or gradient is not finite, takes no
+        optimizer step and decays no weight. The learning-rate schedule moves on all the same, so
+        that step k has the same rate in every run.
         """
         started = time.perf_counter()
         lr = float(self.optimizer.param_groups[0]["lr"])
+
         if report.content.num_trained_tokens == 0:
             self.scheduler.step(1)
-            zeros = (0,) * self.num_sources
-            return StepResult(
-                zeros, zeros, 0.0, lr, NOTHING_TO_TRAIN, (), time.perf_counter() - started
-            )
+            zeros = (0,) * self.settings.num_sources
+            seconds = time.perf_counter() - started
+            return StepResult(zeros, zeros, 0.0, lr, seconds, Skip(SkipReason.NOTHING_TO_TRAIN))
 
         self.model.train()
         self.model.zero_grad_buffer()
         self.optimizer.zero_grad()
-        batches = [padded(batch, self.layout) for batch in micro_batches]
-        by_segment = self._run(batches, forward_only=False)
-        sums = self._reduced(by_segment, batches, self.num_sources)
-        skipped, grad_norm = "", float("nan")
-        if not torch.isfinite(sums.vector).all():
-            skipped = "the loss is not finite"
-        else:
-            self.optimizer.prepare_grads()
-            grad_norm = float(
-                self.optimizer.get_grad_norm()
-            )  # over all ranks: they agree on what follows
-            if math.isfinite(grad_norm):
-                self.optimizer.step()
-            else:
-                skipped = "the gradient is not finite"
+        batches = self._padded(micro_batches)
+        segment_sums = self._run_micro_batches(batches, forward_only=False)
+        sums = self._reduce(segment_sums, batches, self.settings.num_sources)
+
+        grad_norm, reason = self._step_optimizer(sums)
         self.scheduler.step(1)
-        rows = self._rows_to_blame(by_segment, batches) if skipped else ()
+
+        skip = None
+        if reason is not None:
+            skip = Skip(reason, self._unusable_rows(segment_sums, batches))
         assert sum(sums.tokens) == report.content.num_trained_tokens, (
             "the ranks trained other tokens than the step holds"
         )
         seconds = time.perf_counter() - started
-        return StepResult(
-            tuple(sums.losses), tuple(sums.tokens), grad_norm, lr, skipped, rows, seconds
-        )
+        return StepResult(tuple(sums.losses), tuple(sums.tokens), grad_norm, lr, seconds, skip)
 
     def evaluate(self, steps: Iterable[Sequence[MicroBatch]], num_sources: int) -> SourceSums:
-        """Loss sums and token counts by source, over all data ranks, without a backward pass.
+        """Return loss sums and token counts by source, over all data ranks. Collective.
 
         Args:
-            steps: of each step this rank's micro-batches, as many on every rank.
-            num_sources: of the evaluation set.
+            steps: this rank's micro-batches of each step; every rank has equally many.
+            num_sources: sources of the evaluation set.
         """
         self.model.eval()
-        total = SourceSums(torch.zeros(2 * num_sources, dtype=torch.float64, device=_device()))
+        total = SourceSums.zeros(num_sources)
+
         with torch.no_grad():
             for micro_batches in steps:
-                batches = [padded(batch, self.layout) for batch in micro_batches]
-                total.vector.add_(
-                    self._reduced(
-                        self._run(batches, forward_only=True), batches, num_sources
-                    ).vector
-                )
+                batches = self._padded(micro_batches)
+                segment_sums = self._run_micro_batches(batches, forward_only=True)
+                total.vector.add_(self._reduce(segment_sums, batches, num_sources).vector)
+
         return total
 
     def generate(
         self, prompts: Sequence[Sequence[int]], stop_ids: Collection[int], max_tokens: int
     ) -> list[list[int]]:
-        """The most likely continuations, token by token (`generate.greedy`)."""
+        """Return the most likely continuations, as `generate.greedy` does. Collective."""
         self.model.eval()
         return greedy(self.model, self.layout, self.rank, prompts, stop_ids, max_tokens)
 
     def logits(self, input_ids: Sequence[int]) -> np.ndarray:
-        """Logits of one sequence, float32 [tokens, vocabulary]; without tensor or pipeline parallelism only."""
+        """Return the logits of one sequence, float32 [tokens, vocabulary].
+
+        Only without tensor and pipeline parallelism.
+        """
         assert self.layout.tensor == self.layout.pipeline == 1
         self.model.eval()
         with torch.no_grad():
-            out: np.ndarray = (
-                forward_packed(self.gpt, single(input_ids), labels=False)[0].float().cpu().numpy()
-            )
-        return out
+            out = forward_packed(self.gpt, single_sequence(input_ids), with_labels=False)
+        logits: np.ndarray = out[0].float().cpu().numpy()
+        return logits
 
-    def _run(self, batches: Sequence[MicroBatch], *, forward_only: bool) -> list[Tensor]:
-        """float64 [2, segments] of each micro-batch: loss sums and counts; none but on the last pipeline stage."""
+    def _padded(self, micro_batches: Sequence[MicroBatch]) -> list[MicroBatch]:
+        return [pad_for_tensor_ranks(batch, self.layout) for batch in micro_batches]
+
+    def _run_micro_batches(
+        self, batches: Sequence[MicroBatch], *, forward_only: bool
+    ) -> list[Tensor]:
+        """Run forward and, unless `forward_only`, backward over the micro-batches.
+
+        Returns:
+            float64 [2, segments] for each micro-batch: loss sums and counts of trained tokens.
+            Empty on every pipeline stage but the last.
+        """
         from megatron.core.pipeline_parallel import get_forward_backward_func
 
         outputs: list[Tensor] = get_forward_backward_func()(
-            forward_step_func=self._forward_step,
+            forward_step_func=_forward_step,
             data_iterator=iter(batches),
             model=[self.model],
             num_microbatches=len(batches),
@@ -205,26 +182,20 @@ class Trainer:
         )
         return outputs
 
-    def _forward_step(self, batches: Iterator[MicroBatch], model: Any) -> tuple[Tensor, Any]:
-        batch = next(batches)
-
-        def loss(token_losses: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            return masked_sum(token_losses, batch)
-
-        return forward_packed(model, batch, labels=True), loss
-
-    def _reduced(
-        self, by_segment: list[Tensor], batches: Sequence[MicroBatch], num_sources: int
+    def _reduce(
+        self, segment_sums: list[Tensor], batches: Sequence[MicroBatch], num_sources: int
     ) -> SourceSums:
-        """The sums of all data ranks, on every rank."""
+        """Add the sums by source over all data ranks. Returns the same on every rank."""
         from megatron.core import parallel_state
 
-        sums = SourceSums(torch.zeros(2 * num_sources, dtype=torch.float64, device=_device()))
+        sums = SourceSums.zeros(num_sources)
         if self.layout.is_last_stage(self.rank):
-            for one, batch in zip(by_segment, batches, strict=True):
-                sums.vector.add_(sum_by_source(one, batch, num_sources))
+            for by_segment, batch in zip(segment_sums, batches, strict=True):
+                sums.vector.add_(sum_by_source(by_segment, batch, num_sources))
             sums.all_reduce(parallel_state.get_data_parallel_group(with_context_parallel=True))
-        if self.layout.pipeline > 1:  # all stages must agree on whether to step
+
+        # All pipeline stages must agree on whether to step.
+        if self.layout.pipeline > 1:
             torch.distributed.broadcast(
                 sums.vector,
                 parallel_state.get_pipeline_model_parallel_last_rank(),
@@ -232,57 +203,60 @@ class Trainer:
             )
         return sums
 
-    def _rows_to_blame(
-        self, by_segment: list[Tensor], batches: Sequence[MicroBatch]
+    def _step_optimizer(self, sums: SourceSums) -> tuple[float, SkipReason | None]:
+        """Clip the gradient and take an optimizer step, unless something is not finite.
+
+        Returns:
+            the gradient's norm before clipping, and why no step was taken (None: it was).
+        """
+        if not torch.isfinite(sums.vector).all():
+            return float("nan"), SkipReason.LOSS_NOT_FINITE
+
+        self.optimizer.prepare_grads()
+        # The norm is taken over all ranks, so that they agree on what follows.
+        grad_norm = float(self.optimizer.get_grad_norm())
+        if not math.isfinite(grad_norm):
+            return grad_norm, SkipReason.GRADIENT_NOT_FINITE
+
+        self.optimizer.step()
+        return grad_norm, None
+
+    def _unusable_rows(
+        self, segment_sums: list[Tensor], batches: Sequence[MicroBatch]
     ) -> tuple[int, ...]:
-        """Of a skipped step, from all data ranks; nothing but on the last pipeline stage."""
+        """Return the ids of the rows that made a step unusable, gathered from all data ranks.
+
+        Those whose loss is not finite; all rows of the step where every loss is finite. Empty on
+        every pipeline stage but the last.
+        """
         from megatron.core import parallel_state
 
         if not self.layout.is_last_stage(self.rank):
             return ()
-        pairs = list(zip(by_segment, batches, strict=True))
-        mine = [
-            [row for one, batch in pairs for row in rows_not_finite(one, batch)],
-            [int(row) for batch in batches for row in batch.row_ids if row != DUMMY_ROW_ID],
-        ]
-        group = parallel_state.get_data_parallel_group(with_context_parallel=True)
+
+        not_finite: set[int] = set()
+        every_row: set[int] = set()
+        for by_segment, batch in zip(segment_sums, batches, strict=True):
+            not_finite.update(rows_not_finite(by_segment, batch))
+            every_row.update(batch.row_ids.tolist())
+        every_row.discard(DUMMY_ROW_ID)
+
         gathered: list[Any] = [None] * self.layout.data
-        torch.distributed.all_gather_object(gathered, mine, group=group)
-        wrong, every = ({row for of_rank in gathered for row in of_rank[which]} for which in (0, 1))
-        return tuple(sorted(wrong or every))
+        torch.distributed.all_gather_object(
+            gathered,
+            (not_finite, every_row),
+            group=parallel_state.get_data_parallel_group(with_context_parallel=True),
+        )
+        not_finite = set().union(*(of_rank for of_rank, _ in gathered))
+        every_row = set().union(*(of_rank for _, of_rank in gathered))
+        return tuple(sorted(not_finite or every_row))
 
 
-def _device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
+def _forward_step(batches: Iterator[MicroBatch], model: Any) -> tuple[Tensor, Any]:
+    """Run one micro-batch forward; the second result computes the loss from the first."""
+    batch = next(batches)
 
+    def loss(token_losses: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return masked_sum(token_losses, batch)
 
-def device_name() -> str | None:
-    """The GPU's name; None on a CPU."""
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else None
-
-
-def be_deterministic() -> None:
-    """For this process: only kernels that give the same bits each time. Before anything runs on a GPU."""
-    os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
-    torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = (
-        False  # else every new tensor is filled, for debugging
-    )
-
-
-def start_rank(
-    layout: Layout,
-    rank: int,
-    address: str,
-    seed: int,
-    timeout_minutes: float,
-    listener: socket.socket | None = None,
-) -> None:
-    """Makes this process rank `rank`: the CPU layer where there is no GPU, then the process groups.
-
-    Arguments as `topology.initialize` has them.
-    """
-    if not torch.cuda.is_available():
-        megatron_on_cpu.activate()
-        torch.set_num_threads(1)
-    process_groups.initialize(layout, rank, address, seed, timeout_minutes, listener)
+    return forward_packed(model, batch, with_labels=True), loss

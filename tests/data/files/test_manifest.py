@@ -16,7 +16,8 @@ import zstandard
 from fsspec.implementations.memory import MemoryFileSystem
 
 from miles.data.config import RowFormat, SourceConfig
-from miles.data.files.manifest import Manifest, build_manifest, describe_file
+from miles.data.files.file import describe_file
+from miles.data.files.manifest import Manifest, build_manifest
 from miles.data.files.read import read_rows
 from miles.data.files.row_shapes import FIRST_ROWS
 from miles.data.rows.normalize import normalize

@@ -20,6 +20,7 @@ from miles.data.config import RowFormat, SourceConfig
 from miles.data.files import json_scan, read
 from miles.data.files.manifest import Manifest, build_manifest
 from miles.data.files.read import read_rows, stream_rows
+from miles.data.files.row_json import UNREADABLE_ROW
 from miles.errors import SourceError
 from tests.support.row_files import KINDS, NUM_ROWS, content_of
 
@@ -155,7 +156,7 @@ def test_one_row_that_is_no_text_spoils_no_other(tmp_path: Path) -> None:
     first, second, third = read_rows(manifest_of(path), np.arange(3))
     assert (json.loads(first), second, json.loads(third)) == (
         {"a": "good"},
-        read.UNREADABLE_ROW,
+        UNREADABLE_ROW,
         {"a": "too"},
     )
 

@@ -1,7 +1,9 @@
-"""The order contract: which rows are in which step, and that a resume at any step changes nothing."""
+"""The order contract: which rows are in which step, and that a resume at any step changes
+nothing."""
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -9,20 +11,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from miles.common.offsets import offsets_of
 from miles.data.config import OrderConfig
-from miles.data.order.plan import Plan, PlannedStep, permutation
+from miles.data.order.plan import Plan, PlannedStep
 from miles.errors import ConfigError
 
 
 def plan_of(*sources: list[int], **order: Any) -> Plan:
-    """Of the rows of each row group of each source."""
-    starts = np.concatenate(
-        [[0], np.cumsum([rows for groups in sources for rows in groups])]
-    ).astype(np.int64)
-    source_groups = np.concatenate([[0], np.cumsum([len(groups) for groups in sources])]).astype(
-        np.int64
-    )
-    return Plan(starts, source_groups, OrderConfig(**order))
+    """Return the plan for sources, each given as the rows of its row groups."""
+    group_starts = offsets_of(list(chain.from_iterable(sources)))
+    source_groups = offsets_of([len(groups) for groups in sources])
+    return Plan(group_starts, source_groups, OrderConfig(**order))
 
 
 def steps_of(plan: Plan, start_row: int = 0) -> list[PlannedStep]:
@@ -45,10 +44,6 @@ def test_golden_order() -> None:
     assert rows_of(plan) == [[4, 0], [1, 3], [7, 2], [6, 5], [2, 1], [0, 3], [4, 5], [6, 7]]
 
 
-def test_golden_permutation() -> None:
-    assert permutation(5, 7, 1, 1, 2).tolist() == [0, 3, 4, 1, 2]
-
-
 def test_file_order_without_shuffle() -> None:
     plan = plan_of([3, 4], batch_size=2, window_rows=4, num_epoch=2)
     steps = steps_of(plan)
@@ -60,11 +55,10 @@ def test_file_order_without_shuffle() -> None:
     assert steps[4].epoch == 9 / 7
 
 
-def test_drop_last_leaves_out_the_short_step_of_each_epoch() -> None:
+def test_drop_last_leaves_out_short_steps() -> None:
     plan = plan_of([3, 4], batch_size=2, window_rows=6, num_epoch=2, drop_last=True)
-    assert (
-        rows_of(plan) == [[0, 1], [2, 3], [4, 5]] * 2
-    )  # the window of row 6 has no step: it is not made
+    # The window of row 6 has no step, and is not planned.
+    assert rows_of(plan) == [[0, 1], [2, 3], [4, 5]] * 2
     assert (plan.rows_per_epoch, plan.steps_per_epoch, plan.num_steps) == (6, 3, 6)
     assert [s.next_row for s in steps_of(plan)] == [2, 4, 6, 8, 10, 12]
     with pytest.raises(ConfigError, match="--drop-last"):
@@ -78,7 +72,7 @@ def test_drop_last_only_leaves_out() -> None:
     assert rows_of(dropped) == rows_of(kept)[:-1]
 
 
-def test_one_window_does_not_depend_on_the_split_into_groups() -> None:
+def test_one_window_ignores_the_row_groups() -> None:
     orders = [
         rows_of(plan_of(groups, batch_size=4, window_rows=32, shuffle=True, num_epoch=3))
         for groups in ([20], [7, 13], [1] * 20, [5, 0, 15])
@@ -104,7 +98,7 @@ def test_groups_larger_than_a_window_are_split() -> None:
     assert sorted(np.concatenate(windows).tolist()) == list(range(13))
 
 
-def test_a_window_is_found_without_the_ones_before_it() -> None:
+def test_a_window_is_found_directly() -> None:
     plan = plan_of([100] * 50, batch_size=8, window_rows=64, shuffle=True, num_epoch=2)
     refs = list(plan.windows(0))
     last = plan.window_steps(refs[-1])  # first of all
@@ -122,9 +116,8 @@ def test_a_million_row_groups_are_no_burden() -> None:
 
 @pytest.mark.parametrize("start_row", [1, 8, 13, -2])
 def test_a_start_between_steps_is_refused(start_row: int) -> None:
-    plan = plan_of(
-        [7], batch_size=2, window_rows=4, num_epoch=2
-    )  # steps begin at 0 2 4 6 | 7 9 11 13 | 14
+    # Steps begin at 0 2 4 6 | 7 9 11 13 | 14.
+    plan = plan_of([7], batch_size=2, window_rows=4, num_epoch=2)
     if start_row == 13:
         assert [s.row_ids.tolist() for s in steps_of(plan, start_row)] == [[6]]
         return
@@ -157,7 +150,7 @@ orders = st.fixed_dictionaries(
     weights=st.lists(st.integers(1, 9), min_size=3, max_size=3),
     order=orders,
 )
-def test_a_mixture_keeps_its_shares_and_resumes_the_same_at_every_step(
+def test_mixtures_keep_shares_and_resume_anywhere(
     sources: list[list[int]], weights: list[int], order: dict[str, int]
 ) -> None:
     if sum(map(sum, sources)) < (order["batch_size"] if order["drop_last"] else 1):
@@ -166,6 +159,7 @@ def test_a_mixture_keeps_its_shares_and_resumes_the_same_at_every_step(
     plan = plan_of(*sources, **order, weights=tuple(shares))
     steps = steps_of(plan)
     assert [step.step for step in steps] == list(range(plan.num_steps))
+
     ends = np.cumsum([sum(groups) for groups in sources])
     drawn = np.zeros(len(sources))
     for step in steps:
@@ -174,6 +168,7 @@ def test_a_mixture_keeps_its_shares_and_resumes_the_same_at_every_step(
         )
         assert np.abs(drawn - step.next_row * shares / shares.sum()).max() <= len(sources) / 2
         assert drawn.sum() == step.next_row
+
     for i in range(len(steps)):
         resumed = steps_of(plan, steps[i].next_row)
         assert [(s.step, s.row_ids.tolist()) for s in resumed] == [
@@ -183,14 +178,13 @@ def test_a_mixture_keeps_its_shares_and_resumes_the_same_at_every_step(
 
 @settings(max_examples=150, deadline=None)
 @given(groups=st.lists(st.integers(0, 25), min_size=1, max_size=8), order=orders)
-def test_every_row_once_an_epoch_and_every_resume_the_same(
-    groups: list[int], order: dict[str, int]
-) -> None:
+def test_rows_come_once_and_resume_anywhere(groups: list[int], order: dict[str, int]) -> None:
     if sum(groups) < (order["batch_size"] if order["drop_last"] else 1):
         return
     plan = plan_of(groups, **order)
     steps = steps_of(plan)
     assert [step.step for step in steps] == list(range(plan.num_steps))
+
     for epoch in range(plan.order.num_epoch):
         of_epoch = steps[epoch * plan.steps_per_epoch : (epoch + 1) * plan.steps_per_epoch]
         rows = np.concatenate([step.row_ids for step in of_epoch]).tolist()
@@ -198,7 +192,9 @@ def test_every_row_once_an_epoch_and_every_resume_the_same(
         assert set(rows) <= set(range(plan.num_rows))
         assert all(len(step.row_ids) == plan.order.batch_size for step in of_epoch[:-1])
         assert of_epoch[-1].next_row == (epoch + 1) * plan.rows_per_epoch
-    for i in range(len(steps)):  # the oracle: resume at every step
+
+    # The oracle: resume at every step.
+    for i in range(len(steps)):
         resumed = steps_of(plan, steps[i].next_row)
         assert [(s.step, s.epoch, s.next_row, s.row_ids.tolist()) for s in resumed] == [
             (s.step, s.epoch, s.next_row, s.row_ids.tolist()) for s in steps[i + 1 :]
@@ -213,7 +209,7 @@ def test_golden_mixture() -> None:
     assert rows_of(shuffled) == [[3, 1, 5, 2], [4, 0, 6, 3], [2, 0, 7, 4], [1, 1, 6, 0]]
 
 
-def test_a_source_of_a_mixture_is_gone_through_whole_before_it_comes_again() -> None:
+def test_a_mixed_source_ends_before_it_repeats() -> None:
     plan = plan_of(
         [40, 60],
         [7],
@@ -224,35 +220,42 @@ def test_a_source_of_a_mixture_is_gone_through_whole_before_it_comes_again() -> 
         shuffle=True,
         num_epoch=3,
     )
+
     rows = np.concatenate(rows_of(plan))
     assert len(rows) == 3 * plan.num_rows
+
     for begin, end in ((0, 100), (100, 107), (107, 140)):
         drawn = rows[(rows >= begin) & (rows < end)]
         passes = [drawn[i : i + end - begin].tolist() for i in range(0, len(drawn), end - begin)]
-        assert all(sorted(one) == list(range(begin, end)) for one in passes[:-1])
+        assert all(sorted(rows) == list(range(begin, end)) for rows in passes[:-1])
         assert len(set(passes[-1])) == len(passes[-1])
-        assert len({tuple(one) for one in passes}) == len(passes), (
+        assert len({tuple(rows) for rows in passes}) == len(passes), (
             "each pass has an order of its own"
         )
+
     assert plan.source_passes(3 * plan.num_rows) == pytest.approx(
         [2.1, 12, 3 * 140 * 0.3 / 33], rel=0.02
     )
 
 
-def test_a_mixture_of_rows_does_not_depend_on_their_split_into_groups() -> None:
+def test_a_mixture_ignores_the_row_groups() -> None:
     mixed = {"weights": (1, 1), "batch_size": 4, "window_rows": 64, "shuffle": True, "num_epoch": 2}
     assert rows_of(plan_of([20], [12], **mixed)) == rows_of(plan_of([5, 15], [3, 0, 9], **mixed))
 
 
-def test_a_source_that_would_come_round_for_ever_is_refused() -> None:
+def test_a_source_repeated_too_often_is_refused() -> None:
     with pytest.raises(ConfigError, match="repeat a source over 16,777,216 times"):
         plan_of([10**9], [1], weights=(1, 1), window_rows=64)
 
 
 @pytest.mark.parametrize("shuffle", [True, False])
 def test_how_far_a_row_travels(shuffle: bool) -> None:
-    """In a set within a window as far as in any permutation, a third of it on average. In a larger one the groups are
-    permuted over the whole set, so that a row goes as far; but rows of one group stay within about a window."""
+    """A row of a set within one window moves as in any permutation: by a third of the set, on
+    average.
+
+    In a larger set the row groups are permuted over all of it, so that a row moves as far; but the
+    rows of one group stay within about a window.
+    """
     for window_rows in (20_000, 2_000):
         plan = plan_of([100] * 200, batch_size=50, window_rows=window_rows, shuffle=shuffle, seed=5)
         rows = np.concatenate(rows_of(plan))
@@ -260,9 +263,11 @@ def test_how_far_a_row_travels(shuffle: bool) -> None:
         place[rows] = np.arange(len(rows))
         travelled = np.abs(place - np.arange(len(rows))) / len(rows)
         apart = np.ptp(place.reshape(200, 100), axis=1) / len(rows)  # of the rows of a group
+
         if not shuffle:
             assert travelled.max() == 0
             continue
+
         assert travelled.mean() == pytest.approx(1 / 3, abs=0.03)
         assert np.mean(np.abs(np.diff(rows)) == 1) < 0.005 * 20_000 / window_rows, (
             "neighbours stay neighbours"

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from miles.data.config import RowFormat, SourceConfig
 from miles.data.files.manifest import build_manifest
-from miles.data.files.read import _table_to_json, read_rows
+from miles.data.files.read import read_rows
+from miles.data.files.row_json import table_to_json
 from miles.data.rows.messages_parquet import WRITTEN, ToMessages
 from miles.data.rows.normalize import EXTRA, MAX_DEPTH, normalize
 from miles.data.types import PREPARED_STEP, Conversation
@@ -177,7 +178,7 @@ def test_what_is_nested_as_deeply_as_is_allowed() -> None:
     deep = json.loads("[" * (MAX_DEPTH - 1) + "1" + "]" * (MAX_DEPTH - 1))
     turn = ANSWER | {"a": deep, "tool_calls": [{"name": "f", "arguments": json.dumps({"a": deep})}]}
     conversation = normalize(json.dumps({"messages": [turn]}).encode())
-    (row,) = _table_to_json(write([conversation]))
+    (row,) = table_to_json(write([conversation]))
     assert normalize(row) == conversation
 
 
@@ -217,7 +218,7 @@ def test_any_conversation(messages: list[dict[str, Any]], tools: list[dict[str, 
     if "\\ud" in json.dumps(row):  # no text: rejected, and not written
         return
     conversation = normalize(json.dumps(row).encode())
-    (written,) = _table_to_json(write([conversation]))
+    (written,) = table_to_json(write([conversation]))
     again = normalize(written)
     assert json.dumps(asdict(again), sort_keys=True) == json.dumps(
         asdict(conversation), sort_keys=True

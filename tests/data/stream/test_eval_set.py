@@ -21,9 +21,10 @@ from miles.data.config import (
 )
 from miles.data.files.manifest import build_manifest
 from miles.data.rows.normalize import normalize
-from miles.data.stream import stages
+from miles.data.stream import row_outcomes, stages
 from miles.data.stream.eval_set import RANK_ROWS, STEP_ROWS, eval_config
 from miles.data.stream.ledger import Ledger
+from miles.data.stream.row_outcomes import hash_share
 from miles.data.types import Cursor, Step
 from miles.errors import CheckpointError, ConfigError, DataError
 
@@ -97,7 +98,7 @@ TOOLS = [{"type": "function", "function": {"name": "add", "parameters": {"b": 1,
 
 
 def share(payload: bytes, form: RowFormat | None = None) -> float:
-    return stages.hash_share(normalize(payload, form or RowFormat("messages")))
+    return hash_share(normalize(payload, form or RowFormat("messages")))
 
 
 def test_a_conversation_stands_at_the_same_place_in_every_format() -> None:
@@ -241,7 +242,7 @@ def test_with_nothing_held_out_nothing_is_hashed(
     config: DataConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        stages, "hash_share", lambda conversation: pytest.fail("hashed for nothing")
+        row_outcomes, "hash_share", lambda conversation: pytest.fail("hashed for nothing")
     )
     assert len(local(replace(config, held_out_fraction=0.0))) == 20
 

@@ -18,8 +18,9 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from miles.data.config import DataConfig, EncodeConfig, OrderConfig, RowFormat, SourceConfig
 from miles.data.files import json_scan, parquet, read
+from miles.data.files.group_sizes import largest_read_rows, require_small_groups
 from miles.data.files.manifest import Manifest, build_manifest
-from miles.data.files.read import largest_read_rows, read_rows, require_small_groups, stream_rows
+from miles.data.files.read import read_rows, stream_rows
 from miles.data.stream import stages
 from miles.errors import SourceError
 from tests.support.filesystems import Counting, memory

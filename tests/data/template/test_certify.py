@@ -142,7 +142,7 @@ def test_a_template_that_refuses_system_and_tools(chatml_tokenizer) -> None:
         # the answer's own words behind the terminator
         (
             PLAIN.replace("'<|im_end|>\n'", "'<|im_end|>\n' + (m.reasoning_content or '')"),
-            r"what assistant turn 0 of a probe says does not lie",
+            r"the words of assistant turn 0 of a probe do not lie",
         ),
         # an assistant header that no assistant message stands behind, once there are four messages
         (

@@ -8,8 +8,9 @@ import pytest
 
 from miles.data.config import EncodeConfig
 from miles.data.template import symbols, trace
+from miles.data.template.anchors import Anchors
 from miles.data.template.certify import certify
-from miles.data.template.render import Anchors, Renderer
+from miles.data.template.render import Renderer
 from miles.data.template.sandbox import literals
 from miles.data.template.symbols import Unbounded, Untraceable
 from miles.data.template.trace import Tracer
@@ -454,10 +455,10 @@ def test_what_does_not_end_ends_soon_and_never_reaches_transformers(
         "miles.data.template.render.render_text", lambda *_: pytest.fail("transformers ran it")
     )
     renderer = renderer_of(chatml_tokenizer, template)
-    begin = time.monotonic()
+    begin = time.process_time()
     with pytest.raises(RowRejected, match="template_error: the chat template does not end"):
         renderer.render(row("x", "y"), None)
-    assert time.monotonic() - begin < 20
+    assert time.process_time() - begin < 20
 
 
 def test_a_conversation_of_thousands_of_turns_is_no_endless_template(chatml_tokenizer) -> None:

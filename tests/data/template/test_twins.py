@@ -18,7 +18,8 @@ import pytest
 
 from miles.data.config import EncodeConfig
 from miles.data.encoding.encoder import encode
-from miles.data.template.certify import Certificate, certify
+from miles.data.template.certificate import Certificate
+from miles.data.template.certify import certify
 from miles.data.tokens.load import pin_date
 from miles.data.types import Encoded, RowRejected
 from miles.errors import TemplateError

@@ -9,8 +9,7 @@ import fsspec
 import pytest
 
 from miles.data.config import EncodeConfig
-from miles.data.template.certify import encoder_fingerprint, load_tokenizer
-from miles.data.tokens.load import pin_date
+from miles.data.tokens.load import encoder_fingerprint, load_tokenizer, pin_date
 from miles.errors import TemplateError
 
 

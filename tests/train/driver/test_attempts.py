@@ -1,48 +1,168 @@
-"""What is noted of a run's starts."""
+"""The log of a run's attempts, and what follows one that failed."""
 
 from __future__ import annotations
 
+import io
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
 
 from miles.common import run_folder
-from miles.train.driver.attempts import Starts
+from miles.common.checkpoint_folder import Found
+from miles.data.config import DataConfig, EncodeConfig, OrderConfig, SourceConfig
+from miles.errors import CheckpointError, ClusterError, NoRoomError
+from miles.train.config import TrainConfig
+from miles.train.driver import attempts
+from miles.train.driver.attempts import AttemptLog, with_restarts
+from miles.train.driver.run_log import RunLog
 from miles.train.parallel_layout import Layout
+from miles.train.types import StartPoint
+
+
+def entries(folder: Path) -> list[dict[str, Any]]:
+    lines = (folder / run_folder.ATTEMPTS).read_text().splitlines()
+    return [json.loads(line) for line in lines]
 
 
 def test_every_start_has_its_reason(tmp_path: Path) -> None:
     url = str(tmp_path)
-    first = Starts(url)
+    first = AttemptLog(url)
     assert first.begin(0, "s3://key:secret@bucket/release", Layout(2)) == "new run"
+
     first.end("ClusterError: a trainer died", 7)
-    first.restarts()
-    assert (
-        first.begin(4, "there/iter_0000004", Layout(2))
-        == "restarted after ClusterError: a trainer died"
-    )
-    assert Starts(url).begin(4, "there", Layout(4, tensor=2)) == (
-        "the same command again; start 2 has no end: it was killed"
-    )
-    third = Starts(url)
-    third.end("SIGTERM", 9)
-    assert Starts(url).begin(9, "there", Layout(1)) == "the same command again, after SIGTERM"
-    entries = [
-        json.loads(line) for line in (tmp_path / run_folder.ATTEMPTS).read_text().splitlines()
-    ]
-    assert [entry.get("start") for entry in entries] == [1, None, 2, 3, None, 4]
-    assert entries[1] == {
+    first.mark_restart()
+    reason = first.begin(4, "there/iter_0000004", Layout(2))
+    assert reason == "restarted after ClusterError: a trainer died"
+
+    reason = AttemptLog(url).begin(4, "there", Layout(4, tensor=2))
+    assert reason == "the same command again; start 2 has no end: it was killed"
+
+    AttemptLog(url).end("SIGTERM", 9)
+    reason = AttemptLog(url).begin(9, "there", Layout(1))
+    assert reason == "the same command again, after SIGTERM"
+
+    found = entries(tmp_path)
+    assert [entry.get("start") for entry in found] == [1, None, 2, 3, None, 4]
+    assert found[1] == {
         "end": 1,
-        "time": entries[1]["time"],
+        "time": found[1]["time"],
         "how": "ClusterError: a trainer died",
         "next_step": 7,
         "restarts": True,
     }
-    assert (entries[3]["tensor"], entries[3]["data"]) == (2, 2)
+    assert (found[3]["tensor"], found[3]["data"]) == (2, 2)
     assert "secret" not in (tmp_path / run_folder.ATTEMPTS).read_text()
 
 
+def test_the_entries_begin_with_number_and_time(tmp_path: Path) -> None:
+    log = AttemptLog(str(tmp_path))
+    log.begin(0, "there", Layout(2))
+    log.end("SIGTERM", 9)
+    begin, end = entries(tmp_path)
+    sizes = ["world_size", "tensor", "pipeline", "data", "expert"]
+    assert list(begin) == ["start", "time", "reason", "first_step", "checkpoint", *sizes, "miles"]
+    assert list(end) == ["end", "time", "how", "next_step"]
+
+
 def test_a_run_that_begins_in_another_folder(tmp_path: Path) -> None:
-    assert (
-        Starts(str(tmp_path)).begin(40, "there", Layout(1))
-        == "continues a checkpoint of another folder"
-    )
+    reason = AttemptLog(str(tmp_path)).begin(40, "there", Layout(1))
+    assert reason == "continues a checkpoint of another folder"
+
+
+class Bench:
+    """A run whose attempts are functions of the test; `newest` is its newest checkpoint."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, max_restarts: int) -> None:
+        data = DataConfig(
+            (SourceConfig("chat", ("chat.jsonl",)),), OrderConfig(), EncodeConfig("hf")
+        )
+        self.config = TrainConfig("hf", "megatron", str(folder), data, max_restarts=max_restarts)
+        self.newest = 0
+        self.began_at: list[int] = []
+        self.screen = io.StringIO()
+        self.run_log = RunLog(str(folder), Console(file=self.screen, width=200))
+        self.attempt_log = AttemptLog(str(folder))
+        monkeypatch.setattr(attempts, "find_start", lambda config: self.start())
+
+    def start(self) -> StartPoint:
+        found = Found(f"run/iter_{self.newest:07d}", self.newest, {})
+        return StartPoint(found, is_resume=self.newest > 0)
+
+    def run(self, attempt: Callable[[], str]) -> str:
+        def logged(start: StartPoint) -> str:
+            self.began_at.append(start.next_step)
+            self.attempt_log.begin(start.next_step, start.url, Layout(1))
+            try:
+                return attempt()
+            except Exception as error:
+                self.attempt_log.end(str(error), start.next_step)
+                raise
+
+        return with_restarts(self.config, self.start(), self.run_log, self.attempt_log, logged)
+
+
+def test_a_lost_part_is_restarted_from_the_newest_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = Bench(tmp_path, monkeypatch, max_restarts=1)
+
+    def attempt() -> str:
+        bench.newest += 4
+        if bench.newest < 12:
+            raise ClusterError("a trainer\n   died")
+        return "done"
+
+    assert bench.run(attempt) == "done"
+    assert bench.began_at == [0, 4, 8], "a new checkpoint begins the count of restarts anew"
+    assert "  a trainer died\n  starting again from the last" in bench.screen.getvalue()
+    assert "(restart 1 from it; --max-restarts 1)" in bench.screen.getvalue()
+    reasons = [entry["reason"] for entry in entries(tmp_path) if "start" in entry]
+    assert len(reasons) == 3
+    assert all(reason.startswith("restarted after a trainer") for reason in reasons[1:])
+
+
+def test_restarts_from_one_checkpoint_are_limited(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = Bench(tmp_path, monkeypatch, max_restarts=2)
+
+    def attempt() -> str:
+        raise ClusterError("a trainer died")
+
+    with pytest.raises(ClusterError, match="a trainer died"):
+        bench.run(attempt)
+    assert bench.began_at == [0, 0, 0]
+
+
+@pytest.mark.parametrize("error", [NoRoomError("no GPU"), CheckpointError("disk full")])
+def test_what_a_restart_would_not_mend_ends_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    bench = Bench(tmp_path, monkeypatch, max_restarts=3)
+
+    def attempt() -> str:
+        raise error
+
+    with pytest.raises(type(error)):
+        bench.run(attempt)
+    assert bench.began_at == [0]
+
+
+def test_an_attempt_lost_before_it_began_is_repeated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = Bench(tmp_path, monkeypatch, max_restarts=1)
+    outcomes = iter([ClusterError("the feed died"), "done"])
+
+    def attempt(start: StartPoint) -> Any:
+        outcome = next(outcomes)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    result = with_restarts(bench.config, bench.start(), bench.run_log, bench.attempt_log, attempt)
+    assert result == "done"

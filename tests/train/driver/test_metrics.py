@@ -1,4 +1,4 @@
-"""What a run says while it runs: the keys of a step, and a progress line that names what keeps the run back."""
+"""The metrics of a step and of an evaluation, and the progress line that names the bottleneck."""
 
 from __future__ import annotations
 
@@ -21,10 +21,16 @@ from miles.data.types import (
     StepRows,
     StepTiming,
 )
-from miles.train.driver.metrics import RunFacts, Standing, eval_metrics, step_metrics
+from miles.train.driver.metrics import (
+    Metrics,
+    RunConstants,
+    RunTotals,
+    eval_metrics,
+    step_metrics,
+)
 from miles.train.driver.progress import ProgressLine
 from miles.train.estimate.flops import training_flops
-from miles.train.rank.trainer import StepResult
+from miles.train.types import EvalSums, Skip, SkipReason, StepResult
 from tests.support.shapes import HAND_COUNTED
 
 REPORT = StepReport(
@@ -47,16 +53,18 @@ REPORT = StepReport(
     packing=StepPacking(fill=0.9, imbalance=1.1),
     timing=StepTiming(stage_seconds=dict.fromkeys(STAGES, 0.1), queue_depth=3),
 )
-RESULT = StepResult((400.0, 300.0), (200, 100), 1.5, 1e-5, "", (), 0.4)
-STANDING = Standing(source_epochs=(0.5, 0.5), tokens_seen=1500, num_skipped=0, seconds=0.5)
+RESULT = StepResult((400.0, 300.0), (200, 100), 1.5, 1e-5, 0.4)
+TOTALS = RunTotals(source_epochs=(0.5, 0.5), tokens_seen=1500, num_skipped_steps=0)
 
 
-def facts(device: str | None = None) -> RunFacts:
-    return RunFacts(("chat", "code"), HAND_COUNTED, world_size=2, device_name=device)
+def metrics_of(result: StepResult = RESULT, device: str | None = None) -> Metrics:
+    """The metrics of a step that took half a second."""
+    constants = RunConstants(("chat", "code"), HAND_COUNTED, world_size=2, device_name=device)
+    return step_metrics(constants, REPORT, result, TOTALS, step_seconds=0.5)
 
 
-def test_a_step_says_its_loss_by_source_and_its_speed() -> None:
-    metrics = step_metrics(facts(), REPORT, RESULT, STANDING)
+def test_loss_by_source_and_speed() -> None:
+    metrics = metrics_of()
     assert metrics["sft/loss"] == metrics["sft/per_token_loss"] == pytest.approx(700 / 300)
     assert (metrics["sft/loss/chat"], metrics["sft/loss/code"]) == (2.0, 3.0)
     assert metrics["perf/tokens_per_second"] == 1000
@@ -66,16 +74,16 @@ def test_a_step_says_its_loss_by_source_and_its_speed() -> None:
     assert "perf/mfu" not in metrics
 
 
-def test_mfu_is_said_where_the_device_is_known() -> None:
-    metrics = step_metrics(facts("NVIDIA H100 80GB HBM3"), REPORT, RESULT, STANDING)
+def test_mfu_needs_a_known_device() -> None:
+    metrics = metrics_of(device="NVIDIA H100 80GB HBM3")
     assert metrics["perf/mfu"] == pytest.approx(float(metrics["perf/tflops_per_gpu"]) / 989)
-    assert "perf/mfu" not in step_metrics(
-        facts("A card of another maker"), REPORT, RESULT, STANDING
-    )
+    assert "perf/mfu" not in metrics_of(device="A card of another maker")
 
 
 def test_the_evaluation_loss_is_weighted_by_tokens() -> None:
-    metrics = eval_metrics(("a", "b", "none"), (40.0, 60.0, 0.0), (10, 30, 0), 1.25)
+    metrics = eval_metrics(
+        ("a", "b", "none"), EvalSums([40.0, 60.0, 0.0], [10, 30, 0]), seconds=1.25
+    )
     assert metrics == {
         "eval/loss": 2.5,
         "eval/loss/a": 4.0,
@@ -85,21 +93,22 @@ def test_the_evaluation_loss_is_weighted_by_tokens() -> None:
     }
 
 
+def generalized(key: str) -> str:
+    """Return the key of the docs: `data/rows_dropped/no_messages` -> `…/<reason>`."""
+    for stage in STAGES:
+        if key == f"data/{stage}_seconds":
+            return "data/<stage>_seconds"
+    key = re.sub("/no_messages$", "/<reason>", key)
+    return re.sub("/(chat|code)$", "/<source>", key)
+
+
 def test_the_docs_name_every_key_and_no_other() -> None:
     text = (Path(__file__).parents[3] / "docs/metrics.md").read_text()
     documented = set(re.findall(r"^\| `([^`]+)` \|", text, re.MULTILINE))
-    skipped = replace(RESULT, skipped="the loss is not finite")
-    said = {
-        **step_metrics(facts("NVIDIA H200"), REPORT, skipped, STANDING),
-        **eval_metrics(("chat", "code"), (1.0, 1.0), (1, 1), 1.0),
-    }
-    general = {
-        re.sub(r"/(chat|code)$", "/<source>", re.sub(r"/no_messages$", "/<reason>", key)).replace(
-            next((f"data/{stage}_" for stage in STAGES if key == f"data/{stage}_seconds"), "\0"),
-            "data/<stage>_",
-        )
-        for key in said
-    }
+    skipped = replace(RESULT, skip=Skip(SkipReason.LOSS_NOT_FINITE))
+    metrics = metrics_of(skipped, "NVIDIA H200")
+    metrics |= eval_metrics(("chat", "code"), EvalSums([1.0, 1.0], [1, 1]), seconds=1.0)
+    general = {generalized(key) for key in metrics}
     assert general == documented
 
 
@@ -132,7 +141,7 @@ def shown(lines: list[dict[str, Any]], *, is_terminal: bool, width: int = 140) -
 
 
 @pytest.mark.parametrize("is_terminal", [True, False])
-def test_the_progress_line_has_the_depth_and_the_limiting_stage(is_terminal: bool) -> None:
+def test_the_line_names_the_bottleneck(is_terminal: bool) -> None:
     waiting = shown([line(step, 0, 0.9, 0.95) for step in range(6)], is_terminal=is_terminal)
     assert "queue 0 (waiting 90%: encode)" in waiting
     fed = shown([line(step, 8, 0.0, 0.2) for step in range(6)], is_terminal=is_terminal)
@@ -146,19 +155,18 @@ def test_a_narrow_terminal_shows_all_of_it() -> None:
     lines = [
         {**line(step, 0, 0.9, 0.95), "eval/loss": 1.25, "sft/skipped_steps": 2} for step in range(6)
     ]
-    said = " ".join(
-        re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown(lines, is_terminal=True, width=80)).split()
-    )
+    screen = shown(lines, is_terminal=True, width=80)
+    text = " ".join(re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", screen).split())
     for part in ("6/12", "eval 1.2500", "skipped 2"):
-        assert part in said
-    assert "…" not in said
+        assert part in text
+    assert "…" not in text
 
 
-def test_the_progress_line_keeps_the_last_evaluation_and_counts_skipped_steps() -> None:
+def test_the_line_keeps_the_last_evaluation() -> None:
     lines = [line(step, 8, 0.0, 0.2) for step in range(6)]
     lines[2]["eval/loss"] = 1.25
     for later in lines[4:]:
         later["sft/skipped_steps"] = 2
-    text = shown(lines, is_terminal=False).splitlines()
-    assert ["eval 1.2500" in said for said in text[:6]] == [False, False, True, True, True, True]
-    assert ["skipped 2" in said for said in text[:6]] == [False] * 4 + [True] * 2
+    printed = shown(lines, is_terminal=False).splitlines()
+    assert ["eval 1.2500" in text for text in printed[:6]] == [False] * 2 + [True] * 4
+    assert ["skipped 2" in text for text in printed[:6]] == [False] * 4 + [True] * 2

@@ -1,4 +1,4 @@
-"""metrics.jsonl and the boards say the same: read back from what TensorBoard and Weights & Biases wrote."""
+"""All sinks have the same metrics: read back from what TensorBoard and Weights & Biases wrote."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from miles.data.config import DataConfig, EncodeConfig, OrderConfig, SourceConfi
 from miles.errors import ConfigError
 from miles.train.config import LoggingConfig, TrainConfig
 from miles.train.driver.metrics import Metrics
-from miles.train.driver.sinks import MetricsLog, open_boards
+from miles.train.driver.sinks import MetricsLog, open_sinks
 
 
 def line(step: int) -> Metrics:
@@ -45,14 +45,14 @@ def log_steps(
 ) -> None:
     data = DataConfig((SourceConfig("chat", ("chat.jsonl",)),), OrderConfig(), EncodeConfig("hf"))
     settings = dataclasses.asdict(TrainConfig("hf", "megatron", "s3://key:secret@bucket/run", data))
-    with MetricsLog(str(folder), first, open_boards(config, str(folder), first, settings)) as log:
+    with MetricsLog(str(folder), first, open_sinks(config, str(folder), first, settings)) as log:
         for step in range(first, last):
             log.write(line(step))
         if breaks:
             raise RuntimeError("broken off")
 
 
-def test_a_run_that_goes_on_drops_what_comes_again(tmp_path: Path) -> None:
+def test_a_resumed_run_drops_what_comes_again(tmp_path: Path) -> None:
     log_steps(LoggingConfig(), tmp_path, 0, 5)
     log_steps(LoggingConfig(), tmp_path, 2, 6)
     assert [entry["step"] for entry in lines_of(tmp_path)] == list(range(6))
@@ -99,9 +99,13 @@ def test_tensorboard_shows_each_step_once(tmp_path: Path) -> None:
 
 
 def log_records(data: bytes) -> Iterator[bytes]:
-    """The records of a file in LevelDB's log format, behind wandb's seven bytes: blocks of 32 KiB; before each piece a
-    checksum (4 bytes), a length (2), and whether it is a whole record (1), or a first, middle or last part."""
-    place, parts = 7, b""
+    """Yield the records of a file in LevelDB's log format, which wandb begins with seven bytes.
+
+    It has blocks of 32 KiB. Before each piece are a checksum (4 bytes), a length (2), and whether
+    it is a complete record (1), or the first (2), a middle (3) or the last (4) part of one.
+    """
+    place = 7
+    parts = b""
     while place + 7 <= len(data):
         left = -place % 32768
         if left < 7 and left:
@@ -116,7 +120,7 @@ def log_records(data: bytes) -> Iterator[bytes]:
 
 @dataclasses.dataclass
 class OfflineRun:
-    """What one start left on disk."""
+    """The run that one start left on disk."""
 
     run_id: str = ""
     exit_code: int | None = None
@@ -170,12 +174,16 @@ def main() -> None:
 def log_in_a_process(
     folder: Path, mode: str, first: int, last: int, end: str, **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    """Without a login, a home, or a terminal to ask on; with `environment`, and a password on the command line."""
+    """Log steps in a process of its own, with a password on its command line.
+
+    It has no login, no home, and no terminal to ask on.
+    """
     inherited = {
         key: value
         for key, value in os.environ.items()
         if not key.startswith("WANDB") and key != "NETRC"
     }
+
     return subprocess.run(
         [
             sys.executable,
@@ -197,7 +205,7 @@ def log_in_a_process(
     )
 
 
-def test_weights_and_biases_offline_has_the_same_history(tmp_path: Path) -> None:
+def test_wandb_offline_has_the_same_history(tmp_path: Path) -> None:
     broken_off = log_in_a_process(tmp_path, "offline", 0, 5, "breaks")
     assert "RuntimeError: broken off" in broken_off.stderr
     went_on = log_in_a_process(tmp_path, "offline", 2, 6, "well")
@@ -206,19 +214,18 @@ def test_weights_and_biases_offline_has_the_same_history(tmp_path: Path) -> None
     assert {run.run_id for run in runs} == {(tmp_path / run_folder.WANDB_ID).read_text()}, (
         "it goes on in the same run"
     )
-    assert [[entry["step"] for entry in run.history] for run in runs] == [
-        [0, 1, 2, 3, 4],
-        [2, 3, 4, 5],
-    ]
+    first, second = runs
+    assert [entry["step"] for entry in first.history] == [0, 1, 2, 3, 4]
+    assert [entry["step"] for entry in second.history] == [2, 3, 4, 5]
     assert "sft/loss" not in runs[0].history[3]
+
+    lines = lines_of(tmp_path)
     for entry in runs[0].history + runs[1].history:
-        expected = {
-            key: value
-            for key, value in lines_of(tmp_path)[entry["step"]].items()
-            if value is not None
-        }
+        line = lines[entry["step"]]
+        expected = {key: value for key, value in line.items() if value is not None}
         del expected["data/step_fingerprint"]
         assert entry == expected
+
     assert runs[1].config["save"] == "s3://…@bucket/run"
     assert runs[1].config["data"]["sources"][0]["paths"] == ["chat.jsonl"]
     everything = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
@@ -237,9 +244,7 @@ def test_weights_and_biases_offline_has_the_same_history(tmp_path: Path) -> None
         ("hunter2" * 6, "--use-wandb: Failed to authenticate with http://127.0.0.1:9: "),
     ],
 )
-def test_weights_and_biases_without_a_login_or_an_answer_is_refused(
-    tmp_path: Path, key: str, message: str
-) -> None:
+def test_wandb_without_login_is_refused(tmp_path: Path, key: str, message: str) -> None:
     """It asks nothing, and says no key."""
     environment = {
         "WANDB_BASE_URL": "http://127.0.0.1:9",
@@ -247,6 +252,7 @@ def test_weights_and_biases_without_a_login_or_an_answer_is_refused(
         "WANDB_API_KEY": key,
     }
     done = log_in_a_process(tmp_path, "online", 0, 1, "well", **environment)
+
     last = done.stderr.splitlines()[-1]
     assert message in last
     assert last.startswith("miles.errors.ConfigError")
@@ -254,7 +260,7 @@ def test_weights_and_biases_without_a_login_or_an_answer_is_refused(
         ". --wandb-mode offline needs neither login nor network; wandb sync sends it later"
     )
     assert "hunter2" not in done.stderr
-    assert not re.search("^wandb: ", done.stderr, re.MULTILINE), "nothing but the error"
+    assert not re.search("^wandb: ", done.stderr, re.MULTILINE), "only the error"
     assert done.stdout == ""
 
 
@@ -263,33 +269,31 @@ def test_weights_and_biases_without_a_login_or_an_answer_is_refused(
     [
         (
             LoggingConfig(use_tensorboard=True),
-            "--use-tensorboard writes into the run's folder: give a local",
+            "--use-tensorboard writes into the run folder: give a local",
         ),
         (
             LoggingConfig(use_wandb=True, wandb_mode="offline"),
-            "--wandb-mode offline writes into the run's folder",
+            "--wandb-mode offline writes into the run folder",
         ),
     ],
 )
-def test_a_remote_folder_is_no_place_for_what_is_written_bit_by_bit(
-    config: LoggingConfig, message: str
-) -> None:
+def test_a_remote_folder_takes_no_appending_sink(config: LoggingConfig, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        open_boards(config, "memory://run", 0, {})
+        open_sinks(config, "memory://run", 0, {})
 
 
-def test_weights_and_biases_of_a_remote_folder_leaves_only_the_id_there(
+def test_wandb_leaves_only_its_id_in_a_remote_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     url = f"memory://{secrets.token_hex(4)}"
     config = LoggingConfig(use_wandb=True, wandb_mode="disabled")
-    with MetricsLog(url, 0, open_boards(config, url, 0, {})) as log:
+    with MetricsLog(url, 0, open_sinks(config, url, 0, {})) as log:
         log.write(line(0))
         assert len(list(tmp_path.glob("miles-wandb-*"))) == 1
         run_id = storage.read_text(storage.join(url, run_folder.WANDB_ID))
     assert not list(tmp_path.glob("miles-wandb-*"))
-    with MetricsLog(url, 1, open_boards(config, url, 1, {})):
+    with MetricsLog(url, 1, open_sinks(config, url, 1, {})):
         assert storage.read_text(storage.join(url, run_folder.WANDB_ID)) == run_id
 
 
@@ -302,4 +306,4 @@ def test_a_missing_package_is_named(
     monkeypatch.setitem(sys.modules, name, None)
     config = LoggingConfig(use_tensorboard=extra == "tensorboard", use_wandb=extra == "wandb")
     with pytest.raises(ConfigError, match=rf"pip install miles\[{extra}\]"):
-        open_boards(config, str(tmp_path), 0, {})
+        open_sinks(config, str(tmp_path), 0, {})

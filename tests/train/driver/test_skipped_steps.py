@@ -1,4 +1,4 @@
-"""Steps that were not taken: counted over restarts, named, and limited where they come one after the other."""
+"""Skipped steps: counted over restarts, named, and limited in a row."""
 
 from __future__ import annotations
 
@@ -10,59 +10,61 @@ import pytest
 from miles.common import run_folder
 from miles.errors import DivergedError
 from miles.train.driver.skipped_steps import SkippedSteps
-from miles.train.rank.trainer import NOTHING_TO_TRAIN, StepResult
+from miles.train.types import Skip, SkipReason, StepResult
 
 
-def result(skipped: str = "", rows: tuple[int, ...] = ()) -> StepResult:
-    return StepResult((1.0,), (1,), 1.0, 1e-3, skipped, rows, 0.1)
+def result(skip: Skip | None = None) -> StepResult:
+    return StepResult((1.0,), (1,), 1.0, 1e-3, 0.1, skip)
 
 
 def locate(row: int) -> tuple[str, str, int]:
     return "chat", "rows.jsonl", row + 100
 
 
-BAD = result("the loss is not finite", (1, 2, 3, 4, 5))
+BAD = result(Skip(SkipReason.LOSS_NOT_FINITE, (1, 2, 3, 4, 5)))
 
 
-def test_a_good_step_between_begins_the_count_anew(tmp_path: Path) -> None:
+def test_a_good_step_begins_the_count_anew(tmp_path: Path) -> None:
     skips = SkippedSteps(str(tmp_path), 2, 0, 0, locate)
     for step in range(20):
-        said = skips.count(step, result() if step % 3 == 2 else BAD)
-        assert bool(said) == (step % 3 != 2)
-    assert skips.total == 14
-    assert said.startswith(
+        sentence = skips.record(step, result() if step % 3 == 2 else BAD)
+        assert bool(sentence) == (step % 3 != 2)
+    assert skips.num_skipped == 14
+    assert sentence.startswith(
         "step 19 skipped: the loss is not finite; row 101 of rows.jsonl, row 102"
     )
-    assert said.endswith(f"and 2 more (see {tmp_path / run_folder.SKIPPED_STEPS})")
-    skips.count(20, result())
-    skips.count(21, BAD)
-    skips.count(22, BAD)
+    assert sentence.endswith(f"and 2 more (see {tmp_path / run_folder.SKIPPED_STEPS})")
+
+    skips.record(20, result())
+    skips.record(21, BAD)
+    skips.record(22, BAD)
     with pytest.raises(
         DivergedError, match="3 steps in a row were skipped, more than --max-skipped-steps 2"
     ):
-        skips.count(23, BAD)
+        skips.record(23, BAD)
 
 
 def test_dropped_rows_alone_are_no_sign_of_divergence(tmp_path: Path) -> None:
     skips = SkippedSteps(str(tmp_path), 0, 0, 0, locate)
     for step in range(5):
         assert (
-            skips.count(step, result(NOTHING_TO_TRAIN)) == f"step {step} skipped: nothing to train"
+            skips.record(step, result(Skip(SkipReason.NOTHING_TO_TRAIN)))
+            == f"step {step} skipped: nothing to train"
         )
-    assert skips.total == 5
+    assert skips.num_skipped == 5
     assert not (tmp_path / run_folder.SKIPPED_STEPS).exists()
 
 
-def test_a_run_that_goes_on_forgets_the_steps_that_it_trains_again(tmp_path: Path) -> None:
+def test_a_resumed_run_forgets_the_later_steps(tmp_path: Path) -> None:
     skips = SkippedSteps(str(tmp_path), 9, 0, 0, locate)
     for step in range(4):
-        skips.count(step, BAD)
+        skips.record(step, BAD)
     again = SkippedSteps(str(tmp_path), 9, 2, 2, locate)
-    again.count(2, result())
-    again.count(3, BAD)
+    again.record(2, result())
+    again.record(3, BAD)
     lines = [
         json.loads(line) for line in (tmp_path / run_folder.SKIPPED_STEPS).read_text().splitlines()
     ]
     assert [line["step"] for line in lines] == [0, 1, 3]
     assert lines[0]["rows"][0] == {"source": "chat", "file": "rows.jsonl", "row": 101}
-    assert again.total == 3
+    assert again.num_skipped == 3

@@ -18,7 +18,7 @@ from miles.train.config import KEEP_ALL, RecomputeConfig
 from miles.train.estimate.memory import estimate
 from miles.train.model import process_groups
 from miles.train.parallel_layout import Layout
-from tests.support.ranks import SETTINGS, batch, run_ranks, start
+from tests.support.ranks import batch, run_ranks, start, trainer_settings
 
 DENSE = ModelShape("qwen3", 4, 64, 160, 4, 2, 16, 512, 256, 1e6, 1e-6, True, True, False)
 UNTIED = replace(
@@ -65,7 +65,7 @@ def held(layout: Layout, rank: int, meeting: Path, jobs: list[Job]) -> list[dict
     counted = []
     for number, (shape, of_job, bf16) in enumerate(jobs):
         start(of_job, rank, meeting.with_name(f"meeting-{number}"))
-        trainer = Trainer(shape, of_job, rank, SETTINGS, 10, 2, bf16=bf16)
+        trainer = Trainer(trainer_settings(shape, of_job, bf16=bf16), rank)
         report, micro_batches = batch(0, of_job)
         trainer.train_step(report, micro_batches[of_job.data_rank(rank)])
         buffers = [*trainer.model.buffers, *trainer.model.expert_parallel_buffers]
@@ -86,7 +86,7 @@ def held(layout: Layout, rank: int, meeting: Path, jobs: list[Job]) -> list[dict
                 "weights": sum(parameter.nbytes for parameter in trainer.gpt.parameters()),
                 "gradients": sum(buffer.grad_data.nbytes for buffer in buffers),
                 "optimizer": sum(value.nbytes for value in states if torch.is_tensor(value)),
-                "stage": rank // (of_job.tensor * of_job.data),
+                "stage": of_job.stage(rank),
             }
         )
         process_groups.shutdown()
@@ -119,7 +119,8 @@ def saved(
     layout: Layout, rank: int, meeting: Path, shapes: list[ModelShape], tokens: int
 ) -> list[int]:
     """Bytes that autograd keeps of a forward pass beside the weights, without those of the output layer's end."""
-    from miles.train.model.build import build_model, forward_packed, single
+    from miles.train.model.build import build_model
+    from miles.train.model.packed_forward import forward_packed, single_sequence
 
     start(layout, rank, meeting)
     sizes = []
@@ -141,7 +142,7 @@ def saved(
             return value
 
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
-            forward_packed(model, single(list(range(tokens))), labels=True)
+            forward_packed(model, single_sequence(range(tokens)), with_labels=True)
         sizes.append(sum(size for place, size in storages.items() if place not in weights))
     return sizes
 

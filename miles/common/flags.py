@@ -1,0 +1,234 @@
+"""A setting is declared once, on the field that it fills; its flag follows from there.
+
+    @dataclass(frozen=True)
+    class OptimizerSettings:
+        lr: Annotated[float, Flag("--lr", "RATE", "highest learning rate")] = 1e-5
+
+The field gives the type and the default, `Flag` the rest. `settings_of` reads both, and command lines, YAML, the check
+of allowed values, help texts, the table in docs and shell completion are made from it. `build` makes the record from
+the values that were given.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, TypeVar
+
+from miles.errors import ConfigError, SourceError
+
+Record = TypeVar("Record")
+
+Values = Mapping[str, Any]
+"""Name of a flag (`--lr`) -> the value given for it, of the type that its field wants. Flags not given are absent."""
+
+
+@dataclass(frozen=True)
+class Flag:
+    """How one setting is written on a command line and in YAML."""
+
+    name: str
+    """with its dashes: `--lr`"""
+    metavar: str = ""
+    """the unit or kind of the value, in capitals; a switch has none"""
+    help: str = ""
+    choices: tuple[str, ...] = ()
+    """the allowed values; empty: any"""
+    minimum: int | None = None
+    """the smallest allowed number"""
+    default: str = ""
+    """what a missing value stands for, in words or as another flag, where the field's own default does not say it"""
+    written_as: Any = None
+    """the type of what is written, where the field's own is made from it"""
+    is_file: bool = False
+    """a path is written, and the field holds the file's text"""
+    also: tuple[Flag, ...] = ()
+    """further flags that fill the same field"""
+    key: str = ""
+    """of a flag in `also`: it gives the entry of this key in the field's mapping; empty: another name of the value"""
+
+    @property
+    def key_in_yaml(self) -> str:
+        """`--max-tokens-per-gpu` -> `max_tokens_per_gpu`"""
+        return self.name.removeprefix("--").replace("-", "_")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A flag together with what its field says."""
+
+    flag: Flag
+    field: str = ""
+    value_type: Any = str
+    """the type of what is written, without None"""
+    default: Any = None
+    is_required: bool = False
+
+    @property
+    def is_switch(self) -> bool:
+        return self.value_type is bool
+
+    @property
+    def is_list(self) -> bool:
+        return typing.get_origin(self.value_type) is tuple
+
+    @property
+    def is_mapping(self) -> bool:
+        return isinstance(typing.get_origin(self.value_type), type) and issubclass(
+            typing.get_origin(self.value_type), Mapping
+        )
+
+    @property
+    def item_type(self) -> Any:
+        """The type of one value; of a list, of each of its items."""
+        return typing.get_args(self.value_type)[0] if self.is_list else self.value_type
+
+
+def settings_of(record: type) -> tuple[Setting, ...]:
+    """Return the settings that a record's fields declare, in order, without those of records inside it."""
+    return _settings_of(record)
+
+
+@functools.cache
+def _settings_of(record: type) -> tuple[Setting, ...]:
+    settings = []
+    declared = _declaration_of(record)
+    for field in dataclasses.fields(record):
+        flag, field_type = declared[field.name]
+        if flag is None:
+            continue
+        has_default = (field.default, field.default_factory) != (dataclasses.MISSING,) * 2
+        default = field.default if field.default is not dataclasses.MISSING else None
+        value_type = flag.written_as or field_type
+        is_required = not has_default and not flag.default
+        settings.append(Setting(flag, field.name, value_type, default, is_required))
+        for other in flag.also:
+            other_type = str if other.key else value_type
+            settings.append(Setting(other, field.name, other_type))
+    return tuple(settings)
+
+
+def records_of(record: type) -> tuple[type, ...]:
+    """Return a record's type and those of all records inside it, each once, in the order of the fields."""
+    found = [record]
+    for _, field_type in _declaration_of(record).values():
+        inner_types = (field_type, *typing.get_args(field_type))
+        for inner in inner_types:
+            if dataclasses.is_dataclass(inner) and isinstance(inner, type):
+                found += records_of(inner)
+    return tuple(dict.fromkeys(found))
+
+
+def all_settings(record: type) -> tuple[Setting, ...]:
+    """Return the settings of a record and of all records inside it."""
+    return tuple(setting for inner in records_of(record) for setting in settings_of(inner))
+
+
+def build(record: type[Record], values: Values, fixed: Mapping[str, Any] | None = None) -> Record:
+    """Make a record, and the records inside it, from the values of flags.
+
+    Args:
+        values: the flags that were given; a field whose flag is absent keeps its default.
+        fixed: field -> its value, for fields that no flag fills alone.
+
+    Raises:
+        ConfigError: two flags of one field contradict one another, a file cannot be read, or the record refuses a
+            value.
+    """
+    arguments = dict(fixed or {})
+    for setting in settings_of(record):
+        if setting.field not in arguments:
+            value = _value_of_field(record, setting.field, values)
+            if value is not None:
+                arguments[setting.field] = value
+
+    for name, (_, field_type) in _declaration_of(record).items():
+        is_record = dataclasses.is_dataclass(field_type) and isinstance(field_type, type)
+        if is_record and name not in arguments:
+            arguments[name] = build(field_type, values)
+    return record(**arguments)
+
+
+def check_settings(record: Any) -> None:
+    """Check each field of a record against the allowed values of its flag.
+
+    Raises:
+        ConfigError: names the flag, the allowed values and what was found.
+    """
+    for setting in settings_of(type(record)):
+        value = getattr(record, setting.field)
+        if value is not None and not setting.flag.key:
+            require_allowed(setting.flag, value)
+
+
+def require_allowed(flag: Flag, value: Any) -> None:
+    """Check a value against its flag.
+
+    Raises:
+        ConfigError: it is none of the flag's choices, or below its minimum.
+    """
+    if flag.choices and value not in flag.choices:
+        raise ConfigError(f"{flag.name} must be one of {', '.join(flag.choices)}, not {value!r}")
+    if flag.minimum is not None and value < flag.minimum:
+        bound = {0: "not be negative", 1: "be positive"}.get(
+            flag.minimum, f"be at least {flag.minimum}"
+        )
+        raise ConfigError(f"{flag.name} must {bound}, not {value}")
+
+
+def _value_of_field(record: type, field: str, values: Values) -> Any:
+    """Return the value that the field's flags give together; None where none is given."""
+    flag = next(setting.flag for setting in settings_of(record) if setting.field == field)
+    value = values.get(flag.name)
+    for other in flag.also:
+        given = values.get(other.name)
+        if given is None:
+            continue
+        if other.key:
+            value = dict(value or {})
+            if value.setdefault(other.key, given) != given:
+                raise ConfigError(
+                    f"{other.name} {given}: {flag.name} says {other.key} is {value[other.key]!r}; "
+                    "give one of them"
+                )
+        elif value is not None and value != given:
+            raise ConfigError(
+                f"{flag.name} {value} and {other.name} {given} must be equal: they are two names "
+                "of one value"
+            )
+        else:
+            value = given
+    if flag.is_file and value is not None:
+        return _text_of(flag, value)
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _text_of(flag: Flag, path: str) -> str:
+    from miles.common import storage  # fsspec: a quarter of a second that most commands do not need
+
+    try:
+        with storage.reading(path):
+            return storage.read_text(path)
+    except SourceError as error:
+        raise ConfigError(f"{flag.name} {error}") from error
+
+
+def _declaration_of(record: type) -> Mapping[str, tuple[Flag | None, Any]]:
+    """Return each field's flag, if it has one, and its type without None."""
+    hints = typing.get_type_hints(record, include_extras=True)
+    return {field.name: _split(hints[field.name]) for field in dataclasses.fields(record)}
+
+
+def _split(hint: Any) -> tuple[Flag | None, Any]:
+    """`Annotated[int | None, Flag(...)]` -> the flag, `int`"""
+    flag = None
+    if typing.get_origin(hint) is Annotated:
+        hint, *extras = typing.get_args(hint)
+        flag = next((extra for extra in extras if isinstance(extra, Flag)), None)
+    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
+        (hint,) = (part for part in typing.get_args(hint) if part is not types.NoneType)
+    return flag, hint

@@ -1,0 +1,95 @@
+"""One file of a source: its format, size, stamp and row groups.
+
+    a.parquet      3 row groups of 1000, 1000, 418 rows     from its footer
+    b.jsonl.gz     1 row group of 3 rows, bytes 0 to 181    from one scan, which `json_index` keeps
+
+A `File` describes a file as it was when the manifest was built. A file that has changed since is
+refused by its size and stamp.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from miles.common import storage
+from miles.data.files import json_index, parquet
+from miles.data.files.locate import format_of
+from miles.errors import SourceError
+
+
+@dataclass(frozen=True)
+class RowGroup:
+    """Rows that are read together."""
+
+    num_rows: int
+    offset_bytes: int
+    """Where it begins in the decompressed file. 0 for Parquet, whose footer says where."""
+    length_bytes: int
+    """0 for Parquet."""
+
+
+@dataclass(frozen=True)
+class File:
+    """One file, as it was when the manifest was built."""
+
+    path: str
+    """fsspec URL"""
+    format: str
+    """"parquet", "jsonl" or "json" (one array)"""
+    compression: str | None
+    """None, "gzip" or "zstd\""""
+    size_bytes: int
+    stamp: str
+    """The filesystem's entity tag, or the time of the last change."""
+    row_groups: tuple[RowGroup, ...]
+
+    @property
+    def num_rows(self) -> int:
+        return sum(group.num_rows for group in self.row_groups)
+
+
+def describe_file(url: str) -> File:
+    """Return a file's entry in the manifest.
+
+    Raises:
+        SourceError: the file is missing, unreadable, corrupt or of an unknown format.
+    """
+    kind, compression = format_of(url)
+    size_bytes, stamp = _size_and_stamp(url)
+
+    if kind == "parquet":
+        footer = parquet.footer(url, size_bytes, stamp)
+        groups = tuple(
+            RowGroup(footer.row_group(number).num_rows, 0, 0)
+            for number in range(footer.num_row_groups)
+        )
+    else:
+        kind, extents = json_index.extents(url, compression, size_bytes, stamp)
+        groups = tuple(RowGroup(*extent) for extent in extents)
+
+    return File(url, kind, compression, size_bytes, stamp, groups)
+
+
+def require_unchanged(file: File) -> None:
+    """Refuse a file that has been written since its rows were counted.
+
+    Raises:
+        SourceError: the file has changed, is gone, or cannot be read.
+    """
+    if (file.size_bytes, file.stamp) != _size_and_stamp(file.path):
+        raise SourceError(
+            f"{file.path}: changed since its rows were counted "
+            f"(was {file.size_bytes} bytes, {file.stamp}). A run reads the files that it began "
+            "with: bring the old file back, or start anew with another --save"
+        )
+
+
+def _size_and_stamp(url: str) -> tuple[int, str]:
+    """Return a file's size in bytes and its stamp.
+
+    Raises:
+        SourceError: the file is missing or unreadable.
+    """
+    with storage.reading(url):
+        info = storage.info(url)
+        return storage.size_of(url, info), storage.stamp_of(info)

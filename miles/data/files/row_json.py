@@ -1,0 +1,74 @@
+"""Rows of an Arrow table -> JSON text, as a JSON file would hold them.
+
+    timestamp   "2024-05-01T12:30:00"      decimal   "1.50"      NaN   null
+
+A row that cannot be made text stands as `UNREADABLE_ROW`, which is no JSON: it is rejected when it
+is normalized.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import math
+from typing import Any
+
+import orjson
+import pyarrow as pa
+
+UNREADABLE_ROW = b"\xff"
+"""Stands for a row that cannot be made text, such as one with a string that is not UTF-8."""
+
+
+def table_to_json(table: pa.Table) -> list[bytes]:
+    """Return each row as a JSON object in UTF-8."""
+    table = _with_microseconds(table)
+    try:
+        rows = table.to_pylist()
+    except (ValueError, OverflowError):  # not UTF-8, or a date that Python does not have
+        if table.num_rows == 1:
+            return [UNREADABLE_ROW]
+        payloads = []
+        for number in range(table.num_rows):
+            payloads += table_to_json(table.slice(number, 1))
+        return payloads
+    return [_row_to_json(row) for row in rows]
+
+
+def _with_microseconds(table: pa.Table) -> pa.Table:
+    """Cut timestamps to microseconds, where Python's datetime ends; pyarrow would refuse them."""
+    for number, field in enumerate(table.schema):
+        if pa.types.is_timestamp(field.type) and field.type.unit == "ns":
+            cut = table.column(number).cast(pa.timestamp("us", field.type.tz), safe=False)
+            table = table.set_column(number, field.name, cut)
+    return table
+
+
+def _row_to_json(row: dict[str, Any]) -> bytes:
+    try:
+        # NaN becomes null.
+        return orjson.dumps(row, default=_to_text, option=orjson.OPT_PASSTHROUGH_DATETIME)
+    except TypeError:  # nested deeper than orjson goes
+        return _ENCODER.encode(_without_nan(row)).encode("ascii")
+
+
+def _to_text(value: Any) -> str:
+    if isinstance(value, (datetime.datetime, datetime.date, datetime.time)):
+        return value.isoformat()
+    return str(value)
+
+
+def _without_nan(value: Any) -> Any:
+    """Return the same value with null for NaN and infinities, at any depth."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(item) for item in value]
+    return value
+
+
+_ENCODER = json.JSONEncoder(
+    ensure_ascii=True, allow_nan=False, check_circular=False, default=_to_text
+)

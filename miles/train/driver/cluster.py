@@ -1,0 +1,81 @@
+"""The Ray cluster of a run; it needs room for the trainers, and one folder for checkpoints."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import ray
+
+from miles.common import local_ray, storage
+from miles.errors import CheckpointError, NoRoomError
+from miles.train.config import TrainConfig
+from miles.train.driver.group import TrainerGroup
+
+
+@contextlib.contextmanager
+def ray_cluster(config: TrainConfig) -> Iterator[bool]:
+    """Connect to the Ray that is running, or start a small one that ends with the run.
+
+    Yields:
+        True if the cluster has GPUs, so that each trainer gets one.
+
+    Raises:
+        NoRoomError: it cannot hold the trainers beside the loader.
+    """
+    # torch is imported here because importing this module should not take seconds.
+    from miles.train.model import device
+
+    num_cpus = None if device.has_gpu() else config.data.stream.loader_cpus
+    is_own = local_ray.connect(
+        num_cpus, config.cluster.object_store_bytes, config.cluster.ray_address
+    )
+    try:
+        resources = ray.cluster_resources()
+        has_gpus = resources.get("GPU", 0) > 0
+        _require_room(config, resources.get("CPU", 0), resources.get("GPU", 0))
+        yield has_gpus
+    finally:
+        if is_own:
+            ray.shutdown()
+
+
+def _require_room(config: TrainConfig, num_cpus: float, num_gpus: float) -> None:
+    """Refuse a cluster that cannot hold the trainers beside the loader.
+
+    On a cluster without GPUs, the trainers reserve no CPU.
+    """
+    num_trainers = config.cluster.world_size
+    loader_cpus = config.data.stream.loader_cpus
+    if num_gpus and num_gpus < num_trainers:
+        raise NoRoomError(f"{num_trainers} trainers need a GPU each; Ray has {num_gpus:g}")
+
+    num_needed = loader_cpus + num_trainers if num_gpus else loader_cpus
+    if num_cpus < num_needed:
+        raise NoRoomError(
+            f"Ray has {num_cpus:g} CPUs; the trainers and --loader-cpus {loader_cpus} need "
+            f"{num_needed}"
+        )
+
+
+def require_shared_folder(save: str, group: TrainerGroup) -> None:
+    """Refuse a local folder for checkpoints that a rank does not see: it would write into its own.
+
+    Raises:
+        CheckpointError: names the machines.
+    """
+    if not storage.is_local(save):
+        return
+    probe = storage.join(save, ".shared")
+    storage.write_text(probe, "")
+    try:
+        nodes = group.nodes_without(probe)
+    finally:
+        fs, path = storage.filesystem(probe)
+        fs.rm(path)
+
+    if nodes:
+        raise CheckpointError(
+            f"--save {save} is not the same folder on {', '.join(nodes)}: give one that all nodes "
+            "share, or a URL such as s3://bucket/run"
+        )

@@ -1,0 +1,108 @@
+"""Opening an attempt: first its data, then, if a step is left, its trainers.
+
+open_data        the evaluation set, the feed at the checkpoint's cursor, the schedule
+start_trainers   the logs, the trainer actors with the checkpoint loaded, the entry in starts.jsonl
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from contextlib import ExitStack
+
+from miles.common import checkpoint_folder, run_folder, storage
+from miles.data.stream.feed import Feed
+from miles.train.config import TrainConfig, check_schedule
+from miles.train.driver.cluster import require_shared_folder
+from miles.train.driver.evaluator import Evaluator
+from miles.train.driver.group import TrainerGroup
+from miles.train.driver.metrics import RunConstants
+from miles.train.driver.resume_state import ResumeState
+from miles.train.driver.run import Attempt, AttemptData, Run
+from miles.train.driver.schedule import Schedule
+from miles.train.driver.sinks import MetricsLog, open_sinks
+from miles.train.types import RankSetup, StartPoint
+
+
+def open_data(run: Run, start: StartPoint, cleanup: ExitStack) -> AttemptData:
+    """Open the data of an attempt; `cleanup` closes it.
+
+    Raises:
+        MilesError: rows, a tokenizer or a cursor that cannot be used.
+    """
+    config = run.config
+    state = ResumeState.of(start)
+    evaluator = Evaluator.open(config, run.run_log)
+
+    feed = Feed.open(
+        config.data,
+        cursor=state.cursor,
+        cursor_path=start.url,
+        num_ranks=config.cluster.world_size,
+        run_dir=config.run_dir,
+    )
+    cleanup.callback(feed.close)
+
+    schedule = Schedule.of(config, feed.info.num_steps, has_eval_set=evaluator is not None)
+    check_schedule(config.optimizer, schedule.num_steps)
+    return AttemptData(state, evaluator, feed, schedule)
+
+
+def start_trainers(run: Run, start: StartPoint, data: AttemptData, cleanup: ExitStack) -> Attempt:
+    """Open the logs and start the trainers of an attempt; `cleanup` closes and ends them.
+
+    Raises:
+        MilesError: a sink, a cluster or a checkpoint that cannot be used.
+    """
+    config = run.config
+    for name in checkpoint_folder.remove_unfinished(config.save):
+        run.run_log.write(f"removed  {name}, a checkpoint that was never complete")
+    storage.write_text(storage.join(config.run_dir, run_folder.CONFIG), describe(config))
+    settings = dataclasses.asdict(config)
+    sinks = open_sinks(config.logging, config.run_dir, data.feed.first_step, settings)
+    metrics_log = cleanup.enter_context(
+        MetricsLog(config.run_dir, data.state.num_metrics_lines, sinks)
+    )
+
+    group = TrainerGroup(config.cluster, on_gpu=run.on_gpu)
+    cleanup.callback(group.shut_down)
+    setup = RankSetup.of(
+        config,
+        run.shape,
+        start,
+        num_steps=data.schedule.num_steps,
+        num_sources=len(data.feed.info.source_names),
+    )
+    gpu_name = group.setup(setup)
+    require_shared_folder(config.save, group)
+    group.attach_feed(data.feed.handle, data.feed.first_step, data.schedule.num_steps)
+
+    _report_start(run, start, data)
+    constants = RunConstants(
+        data.feed.info.source_names,
+        run.shape,
+        config.cluster.world_size,
+        gpu_name if config.bf16 else None,
+    )
+    return Attempt(run, start, data, group, metrics_log, constants)
+
+
+def describe(config: TrainConfig) -> str:
+    """Return the resolved configuration as JSON."""
+    return json.dumps(dataclasses.asdict(config), indent=1, default=str)
+
+
+def _report_start(run: Run, start: StartPoint, data: AttemptData) -> None:
+    """Enter the attempt in starts.jsonl, and report it."""
+    config = run.config
+    info = data.feed.info
+    first_step = data.feed.first_step
+    reason = run.attempt_log.begin(first_step, start.url, config.cluster.layout)
+    origin = f"from {start.url}"
+    if start.is_resume:
+        origin = f"going on at step {first_step} from {start.url} ({reason})"
+    run.run_log.report(
+        f"{info.num_rows:,} rows in {len(info.source_names)} source(s), {data.schedule.num_steps} "
+        f"steps of {config.data.order.batch_size} rows; {config.cluster.world_size} trainers, "
+        f"{origin}"
+    )

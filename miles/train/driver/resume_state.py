@@ -1,0 +1,55 @@
+"""`miles.json` of a checkpoint: what a run needs to resume beside the weights and the optimizer.
+
+All of it is of the moment at which the checkpoint was begun.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from miles.data.types import Cursor
+from miles.train.types import StartPoint
+
+
+@dataclass(frozen=True)
+class ResumeState:
+    """The state of a run beside its weights and its optimizer."""
+
+    cursor: Cursor | None = None
+    """position in the data; None: its beginning"""
+    num_metrics_lines: int = 0
+    """lines of metrics.jsonl"""
+    num_skipped_steps: int = 0
+    eval_loss: float | None = None
+    """None: it was not evaluated, or the loss was not finite"""
+
+    @classmethod
+    def of(cls, start: StartPoint) -> ResumeState:
+        """Return the state that an attempt continues from; that of a new run if it does not resume.
+
+        Raises:
+            CheckpointError: a cursor that cannot be read.
+        """
+        if not start.is_resume or not start.checkpoint.extra:
+            return cls()
+        content = start.checkpoint.extra
+        return cls(
+            Cursor.from_json(json.dumps(content["cursor"]), start.url),
+            content.get("metrics_lines", 0),
+            content.get("skipped_steps", 0),
+            content.get("eval_loss"),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the content of `miles.json`."""
+        assert self.cursor is not None, "a checkpoint has a position in the data"
+        is_comparable = self.eval_loss is not None and math.isfinite(self.eval_loss)
+        return {
+            "cursor": json.loads(self.cursor.to_json()),
+            "metrics_lines": self.num_metrics_lines,
+            "skipped_steps": self.num_skipped_steps,
+            "eval_loss": self.eval_loss if is_comparable else None,
+        }

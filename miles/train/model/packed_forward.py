@@ -1,0 +1,100 @@
+"""The forward pass over a packed micro-batch.
+
+MicroBatch -> padded to what the tensor-parallel ranks divide -> PackedSeqParams -> GPTModel
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from miles.data.types import DUMMY_ROW_ID, MicroBatch
+from miles.train.model.device import torch_device
+from miles.train.parallel_layout import Layout
+
+
+def single_sequence(input_ids: Sequence[int]) -> MicroBatch:
+    """Return a micro-batch of one sequence in which nothing is trained."""
+    ids = np.asarray(input_ids, np.int64)
+    return MicroBatch(
+        input_ids=ids,
+        labels=np.zeros_like(ids),
+        position_ids=np.arange(len(ids), dtype=np.int64),
+        loss_mask=np.zeros(len(ids), np.float32),
+        cu_seqlens=np.array([0, len(ids)], np.int32),
+        source_ids=np.zeros(1, np.int32),
+        row_ids=np.full(1, DUMMY_ROW_ID, np.int64),
+    )
+
+
+def pad_for_tensor_ranks(micro_batch: MicroBatch, layout: Layout) -> MicroBatch:
+    """Pad a micro-batch to a multiple of the tensor-parallel size in tokens.
+
+    Only sequence parallelism, which divides the tokens over the tensor-parallel ranks, needs it;
+    without it the micro-batch is returned as it is. The padding is one more segment at the end, in
+    which nothing is trained.
+    """
+    if not layout.sequence_parallel:
+        return micro_batch
+    missing = -len(micro_batch.input_ids) % layout.tensor
+    if not missing:
+        return micro_batch
+
+    zeros = np.zeros(missing, np.int64)
+    end = micro_batch.cu_seqlens[-1] + missing
+    return replace(
+        micro_batch,
+        input_ids=np.concatenate([micro_batch.input_ids, zeros]),
+        labels=np.concatenate([micro_batch.labels, zeros]),
+        position_ids=np.concatenate([micro_batch.position_ids, np.arange(missing)]),
+        loss_mask=np.concatenate([micro_batch.loss_mask, zeros.astype(np.float32)]),
+        cu_seqlens=np.append(micro_batch.cu_seqlens, end).astype(np.int32),
+        # Source 0 is a valid index; the mask of zeros adds nothing to its sums.
+        source_ids=np.append(micro_batch.source_ids, 0).astype(np.int32),
+        row_ids=np.append(micro_batch.row_ids, DUMMY_ROW_ID),
+    )
+
+
+def forward_packed(model: Any, micro_batch: MicroBatch, *, with_labels: bool) -> Tensor:
+    """Run a model forward over a packed micro-batch.
+
+    Args:
+        model: a `GPTModel`, or the DDP wrapper around one.
+        with_labels: compute the loss.
+
+    Returns:
+        On the last pipeline stage with labels: the loss of every token, float32 [1, tokens].
+        On the last pipeline stage without labels: this rank's part of the logits,
+        [1, tokens, vocabulary / tensor-parallel size].
+        On other stages: the input of the next stage.
+    """
+    from megatron.core.packed_seq_params import PackedSeqParams
+
+    cu_seqlens = torch.from_numpy(np.array(micro_batch.cu_seqlens)).to(torch_device())
+    longest = int(np.diff(micro_batch.cu_seqlens).max())
+    packed = PackedSeqParams(
+        qkv_format="thd",
+        cu_seqlens_q=cu_seqlens,
+        cu_seqlens_kv=cu_seqlens,
+        max_seqlen_q=longest,
+        max_seqlen_kv=longest,
+    )
+
+    return model(
+        input_ids=_as_row(micro_batch.input_ids),
+        position_ids=_as_row(micro_batch.position_ids),
+        attention_mask=None,
+        labels=_as_row(micro_batch.labels) if with_labels else None,
+        packed_seq_params=packed,
+    )
+
+
+def _as_row(values: np.ndarray) -> Tensor:
+    """Return [tokens] as a tensor [1, tokens] on this process's device."""
+    # A copy, since arrays from Ray's object store are read-only.
+    return torch.from_numpy(np.array(values))[None].to(torch_device())

@@ -1,0 +1,40 @@
+"""Make a process one rank of a run: kernels, the CPU layer, process groups. No Ray in here."""
+
+from __future__ import annotations
+
+import os
+import socket
+
+import torch
+
+from miles.train.model import device, megatron_on_cpu, process_groups
+from miles.train.parallel_layout import Layout
+
+
+def be_deterministic() -> None:
+    """Use only kernels that give the same bits each time, in this whole process.
+
+    Call it before anything runs on a GPU.
+    """
+    os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+    torch.use_deterministic_algorithms(True)
+    # Otherwise torch would also fill every new tensor with NaN, which is a help for debugging.
+    torch.utils.deterministic.fill_uninitialized_memory = False
+
+
+def start_rank(
+    layout: Layout,
+    rank: int,
+    address: str,
+    seed: int,
+    timeout_minutes: float,
+    listener: socket.socket | None = None,
+) -> None:
+    """Make this process rank `rank`: the CPU layer where there is no GPU, then the process groups.
+
+    Arguments as for `process_groups.initialize`.
+    """
+    if not device.has_gpu():
+        megatron_on_cpu.activate()
+        torch.set_num_threads(1)
+    process_groups.initialize(layout, rank, address, seed, timeout_minutes, listener)

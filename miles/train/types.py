@@ -1,0 +1,169 @@
+"""The records that pass between the driver and the ranks. They need no torch.
+
+driver  -- RankSetup -->             rank    once an attempt: settings, and where to begin
+driver  <-- StepResult --            rank    after each step
+driver  <-- EvalSums --              rank    after each evaluation
+driver  <-- SaveStage, SaveFailure   rank    while a checkpoint is written
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum, StrEnum, auto
+
+from miles.architecture.config import ModelShape
+from miles.common.checkpoint_folder import Found
+from miles.train.config import KEEP_ALL, OptimizerSettings, RecomputeConfig, TrainConfig
+from miles.train.parallel_layout import Layout
+
+
+@dataclass(frozen=True)
+class TrainerSettings:
+    """The settings that a rank builds its trainer from; equal on all ranks."""
+
+    shape: ModelShape
+    layout: Layout
+    optimizer: OptimizerSettings
+    num_steps: int
+    """steps of the whole run, for the learning-rate schedule"""
+    num_sources: int
+    """sources of the training data"""
+    bf16: bool
+    """mixed precision; else float32 throughout"""
+    recompute: RecomputeConfig = KEEP_ALL
+    """activations that are computed again in the backward pass"""
+
+
+@dataclass(frozen=True)
+class StartPoint:
+    """The checkpoint that an attempt begins from."""
+
+    checkpoint: Found
+    is_resume: bool
+    """True: optimizer, schedule and data continue from it. False: only its weights count."""
+
+    @property
+    def url(self) -> str:
+        """Return the folder of the checkpoint."""
+        return self.checkpoint.url
+
+    @property
+    def next_step(self) -> int:
+        """Return the first step that is not in it."""
+        return self.checkpoint.iteration if self.is_resume else 0
+
+
+@dataclass(frozen=True)
+class RankSetup:
+    """The settings and the start of an attempt, for a rank; equal on all ranks."""
+
+    settings: TrainerSettings
+    start: StartPoint
+    seed: int
+    timeout_minutes: float
+    """limit of one collective operation"""
+    is_deterministic: bool = False
+
+    @classmethod
+    def of(
+        cls,
+        config: TrainConfig,
+        shape: ModelShape,
+        start: StartPoint,
+        *,
+        num_steps: int,
+        num_sources: int,
+    ) -> RankSetup:
+        """Return the setup of a run's ranks.
+
+        Args:
+            num_steps: of the whole run.
+            num_sources: of the training data.
+        """
+        settings = TrainerSettings(
+            shape,
+            config.cluster.layout,
+            config.optimizer,
+            num_steps,
+            num_sources,
+            bf16=config.bf16,
+            recompute=config.recompute,
+        )
+        return cls(
+            settings, start, config.seed, config.cluster.timeout_minutes, config.deterministic
+        )
+
+
+class SkipReason(StrEnum):
+    """The reasons for which a step takes no optimizer step."""
+
+    NOTHING_TO_TRAIN = "nothing to train"
+    """All rows of the step were dropped. It says nothing about the model."""
+    LOSS_NOT_FINITE = "the loss is not finite"
+    GRADIENT_NOT_FINITE = "the gradient is not finite"
+
+
+@dataclass(frozen=True)
+class Skip:
+    """The reason for which a step took no optimizer step, and the rows behind it."""
+
+    reason: SkipReason
+    row_ids: tuple[int, ...] = ()
+    """Rows whose loss is not finite. All rows of the step where only the gradient is not; none
+    where there was nothing to train."""
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """The outcome of one step; equal on every rank of the last pipeline stage."""
+
+    source_losses: tuple[float, ...]
+    """loss summed over each source's trained tokens"""
+    source_tokens: tuple[int, ...]
+    """trained tokens of each source"""
+    grad_norm: float
+    """global norm of the gradient before it is clipped; NaN where the loss was not finite"""
+    lr: float
+    """learning rate that this step used"""
+    seconds: float
+    skip: Skip | None = None
+    """None: the optimizer step was taken"""
+
+    @property
+    def num_tokens(self) -> int:
+        """Return the number of trained tokens of the global batch."""
+        return sum(self.source_tokens)
+
+    @property
+    def loss(self) -> float:
+        """Return the mean over all trained tokens of the global batch; NaN where there are none."""
+        if not self.num_tokens:
+            return float("nan")
+        return sum(self.source_losses) / self.num_tokens
+
+
+@dataclass(frozen=True)
+class EvalSums:
+    """The outcome of an evaluation, over all data-parallel ranks."""
+
+    source_losses: list[float]
+    """loss summed over each source's trained tokens"""
+    source_tokens: list[int]
+    """trained tokens of each source"""
+
+
+class SaveStage(Enum):
+    """How far a rank is with its part of a checkpoint. Only a remote one is uploaded."""
+
+    WRITING = auto()
+    WRITTEN = auto()
+    UPLOADING = auto()
+    UPLOADED = auto()
+    """All its files have arrived, or one could not be uploaded: `finish_upload` tells."""
+
+
+@dataclass(frozen=True)
+class SaveFailure:
+    """The failure of a checkpoint that could not be written."""
+
+    reason: str

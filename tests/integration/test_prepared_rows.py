@@ -1,0 +1,52 @@
+"""What `prepare()` writes and reads back, over the tests' Ray."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from miles.data.notebook.dataset import prepare
+from miles.demo import rows
+from miles.errors import ConfigError, MilesError, SourceError
+from tests.support.streams import demo_tokenizer
+
+
+def test_prepared_rows_keep_their_tokens(tmp_path: Path) -> None:
+    tokenizer = str(demo_tokenizer())
+    ds = prepare(
+        "chat", source=str(rows.paths()["chat"]), tokenizer=tokenizer, max_sample_tokens=256
+    )
+    ds.write(str(tmp_path / "out"))
+    assert [(entry["row"], entry["reason"]) for entry in ds.ledger()] == [
+        (151, "no_messages"),
+        (333, "unknown_role"),
+    ]
+    again = prepare(
+        "chat", source=str(tmp_path / "out"), tokenizer=tokenizer, max_sample_tokens=256
+    )
+    assert again.num_rows == ds.num_rows - 2
+    kept = [
+        [one.input_ids[one.loss_mask > 0] for one in rank]
+        for data in (ds, again)
+        for step in data.steps(batch_size=1000, max_tokens_per_gpu=100_000, shuffle=False)
+        for rank in step.micro_batches
+    ]
+    np.testing.assert_array_equal(np.concatenate(kept[0]), np.concatenate(kept[1]))
+    with pytest.raises(ConfigError, match="lies in the folder to write"):
+        again.write(str(tmp_path / "out"))
+    assert (tmp_path / "out/part-00000.parquet").exists()
+    summary = json.loads((tmp_path / "out/summary.json").read_text())
+    assert summary["rows"] == summary["written"] + 2
+    assert "412 in 1 file" in repr(ds)
+    assert "<table>" in ds._repr_html_()
+    assert ds.to_ray().count() == 410
+
+
+def test_missing_source_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="nowhere"):
+        prepare("x", source=str(tmp_path / "nowhere.parquet"), tokenizer=str(demo_tokenizer()))
+    with pytest.raises(MilesError, match="tokenizer"):
+        prepare("x", source=str(rows.paths()["chat"]), tokenizer=str(tmp_path))

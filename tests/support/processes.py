@@ -1,0 +1,77 @@
+"""Processes that tests start, look for and kill."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+
+PROJECT = Path(__file__).parents[2]
+
+LIMIT_SECONDS = 240.0
+"""How long a test waits for anything: far above what it takes, also on a busy machine."""
+
+
+def wait_until(condition: Callable[[], object], describe: Callable[[], object] = str) -> None:
+    """Wait for a condition.
+
+    Args:
+        describe: what to say when the condition does not come true in `LIMIT_SECONDS`.
+    """
+    deadline = time.monotonic() + LIMIT_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, describe()
+        time.sleep(0.01)
+
+
+def processes(name: str, pid: int | None = None) -> list[psutil.Process]:
+    """Return a process's descendants whose command line begins with a name.
+
+    Args:
+        name: such as "ray::MapBatches".
+        pid: None: this process.
+    """
+    matching = []
+    with contextlib.suppress(psutil.Error):
+        for process in psutil.Process(pid).children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                if " ".join(process.cmdline()).startswith(name):
+                    matching.append(process)
+    return matching
+
+
+def environment() -> dict[str, str]:
+    """Return this process's environment, without what would lead to a Ray that is running."""
+    return {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+
+
+def free_port() -> int:
+    """Return a port of localhost that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def miles(*words: str | Path, expect: int = 0) -> str:
+    """Run a command line of Miles; return what it printed, both streams.
+
+    Args:
+        expect: the exit status.
+    """
+    done = subprocess.run(
+        [sys.executable, "-m", "miles.cli", *map(str, words)],
+        capture_output=True,
+        text=True,
+        timeout=2 * LIMIT_SECONDS,
+        env={**os.environ, "COLUMNS": "200"},
+    )
+    assert done.returncode == expect, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stdout + done.stderr

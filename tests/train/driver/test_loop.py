@@ -1,0 +1,228 @@
+"""The order of events in a run's steps, over a feed and trainers that only pretend."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from rich.console import Console
+
+from miles.common import run_folder
+from miles.common.checkpoint_folder import EXTRA, Found
+from miles.common.checkpoint_tracker import TRACKER, folder_name
+from miles.data.config import DataConfig, EncodeConfig, OrderConfig, SourceConfig
+from miles.data.types import (
+    STAGES,
+    Cursor,
+    StepContent,
+    StepPacking,
+    StepPosition,
+    StepReport,
+    StepRows,
+    StepTiming,
+)
+from miles.errors import ClusterError
+from miles.train.config import EvalConfig, TrainConfig
+from miles.train.driver.attempts import AttemptLog
+from miles.train.driver.loop import TrainingLoop
+from miles.train.driver.metrics import RunConstants
+from miles.train.driver.preemption import Stopped, StopSignal
+from miles.train.driver.resume_state import ResumeState
+from miles.train.driver.run import Attempt, AttemptData, Run, RunSummary
+from miles.train.driver.run_log import RunLog
+from miles.train.driver.schedule import Schedule
+from miles.train.driver.sinks import MetricsLog
+from miles.train.parallel_layout import Layout
+from miles.train.types import SaveFailure, SaveStage, StartPoint, StepResult
+from tests.support.shapes import HAND_COUNTED
+
+NUM_STEPS = 6
+
+
+class PretendedRun:
+    """Feed, trainers and evaluator in one: each notes what it was asked for."""
+
+    def __init__(self, folder: Path, first_step: int = 0) -> None:
+        self.folder = folder
+        self.events: list[str] = []
+        self.first_step = self.next_step = first_step
+        self.stop_signal = StopSignal()
+        self.stop_after = self.fail_at = NUM_STEPS
+        self.begun: tuple[int, dict[str, Any]] | None = None
+
+    # --- the trainers
+
+    def train_step(self) -> StepResult:
+        self.events.append(f"train {self.next_step}")
+        if self.next_step == self.fail_at:
+            raise ClusterError("trainer 0 died")
+        return StepResult((8.0 - self.next_step,), (1,), 1.0, 1e-3, 0.1)
+
+    def begin_save(self, url: str, iteration: int, extra: dict[str, Any]) -> SaveFailure | None:
+        self.events.append(f"save {iteration}")
+        self.begun = iteration, extra
+        return None
+
+    def save_stages(self) -> list[SaveStage]:
+        return [SaveStage.WRITTEN]
+
+    def seal_save(self) -> SaveFailure | None:
+        assert self.begun is not None
+        iteration, extra = self.begun
+        self.events.append(f"seal {iteration}")
+        (self.folder / folder_name(iteration)).mkdir()
+        (self.folder / folder_name(iteration) / EXTRA).write_text(json.dumps(extra))
+        return None
+
+    # --- the feed
+
+    def commit(self, step: int) -> StepReport:
+        self.events.append(f"commit {step}")
+        assert step == self.next_step
+        self.next_step += 1
+        if self.next_step == self.stop_after:
+            self.stop_signal.is_requested = True
+        return StepReport(
+            StepPosition(step, 0.0, 2 * self.next_step),
+            StepRows((2,), (0,), (0,), ()),
+            StepContent(2, 20, 100, 10, (10,), 0, "00ff"),
+            StepPacking(1.0, 1.0),
+            StepTiming(dict.fromkeys(STAGES, 0.1), queue_depth=3),
+        )
+
+    def cursor(self) -> Cursor:
+        return Cursor(2 * self.next_step, 1, True, 4, 2, False, (), "aa", "bb", self.next_step)
+
+    def source_epochs(self) -> tuple[float, ...]:
+        return (0.5,)
+
+    def locate(self, row: int) -> tuple[str, str, int]:
+        return "chat", "rows.jsonl", row
+
+    def ledger_summary(self) -> dict[str, Any]:
+        return {"chat": {}}
+
+    def finish(self) -> None:
+        self.events.append("finish")
+
+    # --- the evaluator
+
+    def run(self, group: Any, num_done: int) -> dict[str, float]:
+        self.events.append(f"evaluate {num_done}")
+        return {"eval/loss": 10.0 - num_done}
+
+    # ---
+
+    def train(self, schedule: Schedule, **settings: Any) -> RunSummary:
+        """Train with these as the parts of an attempt."""
+        data = DataConfig(
+            (SourceConfig("chat", ("chat.jsonl",)),),
+            OrderConfig(batch_size=2),
+            EncodeConfig("hf"),
+            held_out_fraction=0.1,
+        )
+        folder = str(self.folder)
+        config = replace(
+            TrainConfig("hf", "megatron", folder, data, evaluation=EvalConfig(interval=1)),
+            **settings,
+        )
+
+        console = Console(file=io.StringIO(), width=200)
+        pretended = cast(Any, self)
+        with (
+            RunLog(folder, console) as run_log,
+            MetricsLog(folder, self.first_step, []) as metrics_log,
+        ):
+            log = AttemptLog(folder)
+            log.begin(self.first_step, "megatron/release", Layout(1))
+            run = Run(config, HAND_COUNTED, console, run_log, log, self.stop_signal, on_gpu=False)
+            attempt = Attempt(
+                run,
+                StartPoint(Found("megatron/release", 0, None), is_resume=False),
+                AttemptData(ResumeState(), pretended, pretended, schedule),
+                pretended,
+                metrics_log,
+                RunConstants(("chat",), HAND_COUNTED, 1, None),
+            )
+            return TrainingLoop(attempt).run()
+
+    def lines(self, name: str) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in (self.folder / name).read_text().splitlines()]
+
+
+def test_a_run_to_its_end(tmp_path: Path) -> None:
+    run = PretendedRun(tmp_path)
+    summary = run.train(Schedule(NUM_STEPS, save_interval=4, eval_interval=3))
+    assert run.events == [
+        *("train 0", "commit 0", "train 1", "commit 1", "train 2", "commit 2", "evaluate 3"),
+        *("train 3", "commit 3", "save 4", "train 4", "commit 4", "seal 4"),
+        *("train 5", "commit 5", "evaluate 6", "save 6", "seal 6", "finish"),
+    ]
+    checkpoint = f"{tmp_path}/iter_0000006"
+    assert summary == RunSummary(NUM_STEPS, 8.0, 3.0, NUM_STEPS, checkpoint, NUM_STEPS, True)
+    assert (tmp_path / TRACKER).read_text() == "6"
+    assert (tmp_path / run_folder.LEDGER).exists()
+    assert run.lines(run_folder.ATTEMPTS)[-1]["how"] == "the last step"
+
+    metrics = run.lines(run_folder.METRICS)
+    assert [line["step"] for line in metrics] == list(range(NUM_STEPS))
+    assert [line.get("eval/loss") for line in metrics] == [None, None, 7.0, None, None, 4.0]
+
+
+def test_a_checkpoint_keeps_the_state_of_its_moment(tmp_path: Path) -> None:
+    run = PretendedRun(tmp_path)
+    run.train(Schedule(NUM_STEPS, save_interval=4, eval_interval=3))
+    for num_done, eval_loss in ((4, None), (6, 4.0)):
+        extra = json.loads((tmp_path / folder_name(num_done) / EXTRA).read_text())
+        assert extra["metrics_lines"] == num_done
+        assert extra["cursor"]["consumed_rows"] == 2 * num_done
+        assert extra["eval_loss"] == eval_loss
+
+
+def test_a_stop_saves_after_the_step_under_way(tmp_path: Path) -> None:
+    run = PretendedRun(tmp_path)
+    run.stop_after = 3
+    summary = run.train(Schedule(NUM_STEPS, save_interval=4, eval_interval=3))
+    assert run.events[-4:] == ["train 2", "commit 2", "save 3", "seal 3"]
+    assert (summary.num_steps, summary.next_step, summary.is_finished) == (3, 3, False)
+    assert not (tmp_path / run_folder.LEDGER).exists()
+    end = run.lines(run_folder.ATTEMPTS)[-1]
+    assert (end["how"], end["next_step"]) == ("SIGTERM", 3)
+
+
+def test_a_stop_before_the_first_step_trains_none(tmp_path: Path) -> None:
+    run = PretendedRun(tmp_path)
+    run.stop_signal.is_requested = True
+    with pytest.raises(Stopped):
+        run.train(Schedule(NUM_STEPS))
+    assert run.events == []
+
+
+def test_a_failure_is_entered_with_the_step_that_it_hit(tmp_path: Path) -> None:
+    run = PretendedRun(tmp_path)
+    run.fail_at = 3
+    with pytest.raises(ClusterError):
+        run.train(Schedule(NUM_STEPS))
+    end = run.lines(run_folder.ATTEMPTS)[-1]
+    assert (end["how"], end["next_step"]) == ("ClusterError: trainer 0 died", 3)
+    assert [line["step"] for line in run.lines(run_folder.METRICS)] == [0, 1, 2]
+
+
+def test_old_checkpoints_are_removed(tmp_path: Path) -> None:
+    run = PretendedRun(tmp_path)
+    schedule = Schedule(NUM_STEPS, save_interval=1, eval_interval=1)
+    run.train(schedule, save_interval=1, keep_last=2)
+    kept = sorted(path.name for path in tmp_path.glob("iter_*"))
+    assert kept == ["iter_0000005", "iter_0000006"]
+
+
+def test_a_summary_without_steps_has_no_loss() -> None:
+    summary = RunSummary.of([], tokens_seen=0, checkpoint="run", next_step=0, is_finished=False)
+    assert math.isnan(summary.first_loss)
+    assert math.isnan(summary.last_loss)
+    assert summary.num_steps == 0

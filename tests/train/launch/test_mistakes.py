@@ -1,0 +1,144 @@
+"""Mistakes on a launch line, and the one line that names each."""
+
+from __future__ import annotations
+
+import pytest
+
+from miles.errors import ConfigError
+from miles.train.launch.arguments import parse
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--loss-type policy_loss", "--loss-type policy_loss: this is SFT only"),
+        ("--rollout-batch-size 8 --global-batch-size 16", "must be equal"),
+        (
+            "--rollout-function-path other.generate",
+            "--rollout-function-path other.generate: this is SFT only",
+        ),
+        (
+            "--n-samples-per-prompt 8",
+            "--n-samples-per-prompt 8: this is SFT only; leave it out or give 1",
+        ),
+        (
+            "--advantage-estimator grpo",
+            "--advantage-estimator belongs to the loss of reinforcement learning; leave it",
+        ),
+        ("--kl-loss-coef=0.1", "--kl-loss-coef belongs to the loss of reinforcement learning"),
+        (
+            "--rm-type deepscaler",
+            "--rm-type belongs to rewards; leave it out: rows carry their own answers",
+        ),
+        (
+            "--sglang-mem-fraction-static 0.7",
+            "--sglang-mem-fraction-static belongs to the engines that generate",
+        ),
+        ("--colocate", "--colocate belongs to the engines that generate rollouts"),
+        ("--n-samples-per-eval-prompt 4", "evaluation here is the loss on --eval-prompt-data"),
+        (
+            "--train-iters 100",
+            "--train-iters is the length of a run by other names; give --num-epoch, or --num-roll",
+        ),
+        ("--micro-batch-size 1", "packed into micro-batches of --max-tokens-per-gpu"),
+        ("--lora-rank 16", "--lora-rank is not supported yet; leave it out"),
+        (
+            "--max-token-per-gpu 100",
+            "there is no flag --max-token-per-gpu; did you mean --max-tokens-per-gpu?",
+        ),
+        ("--frobnicate", "there is no flag --frobnicate; see miles train --help"),
+        (
+            "--attention-dropout 0.1",
+            "--attention-dropout 0.1 is not supported; leave it out or give 0.0",
+        ),
+        ("--optimizer sgd", "--optimizer sgd is not supported; leave it out or give adam"),
+        ("--num-experts 8", "--num-experts 8: config.json says None"),
+        ("--add-qkv-bias", "--add-qkv-bias True: config.json says False"),
+        ("--eval-prompt-data a.jsonl --eval-fraction 0.1", "give one of them"),
+        ("--eval-prompt-data a b c", "--eval-prompt-data takes one path, or NAME PATH pairs"),
+        ("--eval-interval 5", "--eval-interval needs rows to evaluate on"),
+        ("--eval-samples 5", "--eval-samples needs rows to evaluate on"),
+        ("--keep-best 1", "--keep-best needs rows to evaluate on"),
+        ("--keep-last 0", "--keep-last must be positive, not 0"),
+        ("--eval-fraction 1.5", r"--eval-fraction must be in \[0, 1\), not 1.5"),
+        ("--eval-fraction 0.1 --eval-samples -1", "--eval-samples must not be negative"),
+        ("--wandb-mode sometimes", "--wandb-mode must be one of online, offline, disabled"),
+        ("--recompute-granularity full", "--recompute-granularity full needs --recompute-method"),
+        ("--lr-warmup-iters 5 --lr-warmup-fraction 0.1", "say the same; give one of them"),
+        (
+            "--actor-num-gpus-per-node 8 --num-gpus-per-node 4",
+            "is more than a machine has: --num-gpus-per-node 4",
+        ),
+        (
+            "--actor-num-gpus-per-node 5 --pipeline-model-parallel-size 5",
+            r"layers \(36\) cannot be divided by",
+        ),
+        (
+            "--expert-model-parallel-size 2 --actor-num-gpus-per-node 2",
+            "qwen3 has no experts to spread",
+        ),
+        ("--lr-decay-style wavy", "--lr-decay-style must be one of"),
+        ("--max-sample-tokens 9000 --max-tokens-per-gpu 8000", "--max-sample-tokens 9000 exceeds"),
+        ("--num-layers 28", "--num-layers 28: config.json says 36"),
+        (
+            "--context-parallel-size 2",
+            "--context-parallel-size 2: context parallelism is not supported yet; leave it out",
+        ),
+        (
+            "--sequence-parallel",
+            "--sequence-parallel spreads tokens over tensor-parallel ranks: give --tensor",
+        ),
+        (
+            "--actor-num-gpus-per-node 3 --tensor-model-parallel-size 2",
+            "3 ranks .* cannot be divided",
+        ),
+        ("--empty-think maybe", "--empty-think must be one of mask, train"),
+        ("--loss-mask-turns first", "--loss-mask-turns must be one of all, last, flags"),
+        ("--history forgotten", "--history must be one of as_served"),
+        ("--special-text keep", "--special-text must be one of allow, escape, reject"),
+        ("--too-long shorten", "--too-long must be one of drop, truncate_end, error"),
+        ("--max-bad-rows-in-a-row 0", "--max-bad-rows-in-a-row must be positive"),
+        (
+            "--row-shape xml",
+            "--row-shape must be one of auto, messages, alpaca, prompt_completion, text",
+        ),
+        (
+            "--row-shape text --input-key chat",
+            "--column-names: 'messages' is no field of --row-shape text: text",
+        ),
+        ("--column-names {", "--column-names: not JSON: {"),
+        ("--column-names [1]", "--column-names: a JSON object was expected"),
+        ('--column-names {"prompt":1}', "'prompt' must be the name of a column, not 1"),
+        (
+            '--column-names {"messages":"a"} --input-key b',
+            "--input-key b: --column-names says messages is 'a'",
+        ),
+        (
+            '--column-names {"tools":"a"} --tool-key b',
+            "--tool-key b: --column-names says tools is 'a'",
+        ),
+        (
+            '--role-names {"Bot":"robot"}',
+            "--role-names: 'Bot' must be one of system, user, assistant, tool",
+        ),
+        ("--apply-chat-template-kwargs [1]", "a JSON object was expected"),
+        ("--prompt-data a b c", "--prompt-data takes one path, or NAME PATH pairs"),
+        ("--chat-template-path nowhere.jinja", "nowhere.jinja: no such file"),
+        ("--config nowhere.yaml", "nowhere.yaml: no such file"),
+        ("--lr five", "--lr takes a number, not 'five'"),
+        ("--num-epoch 1.5", "--num-epoch takes a whole number, not '1.5'"),
+        ("--eval-interval null", "--eval-interval takes a whole number, not 'null'"),
+        ("--prompt-data-weights 1 half", "takes a list, each item a number, not 'half'"),
+        ("--loss-mask-type glm", "--loss-mask-type glm: the mask is learned from the chat templ"),
+        ("--num-epoch", "argument --num-epoch: expected one argument; see miles train --help"),
+        ("--num-epoch 0", "--num-epoch must be positive"),
+    ],
+)
+def test_a_mistake_is_named(base: list[str], words: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parse([*base, *words.split()])
+
+
+def test_missing_flags_are_named() -> None:
+    with pytest.raises(ConfigError, match="--hf-checkpoint is missing; --prompt-data is missing"):
+        parse(["--save", "run"])

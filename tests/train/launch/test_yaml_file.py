@@ -1,0 +1,116 @@
+"""Flags from a YAML file: types are kept, and a mistake names the file, the line and the flag."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from miles.errors import ConfigError
+from miles.train.launch.arguments import parse
+
+
+def written(folder: Path, text: str) -> str:
+    (folder / "run.yaml").write_text(text)
+    return str(folder / "run.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("num_epochs: 2", "line 1: there is no flag --num-epochs; did you mean --num-epoch?"),
+        ("\nkl-coef: 0.1", "line 2: --kl-coef belongs to the loss of reinforcement learning"),
+        ("config: other.yaml", "line 1: there is no flag --config"),
+        ("lr: 0.1\nlr: 0.2", "line 2: --lr is given twice"),
+        ("max_tokens_per_gpu: 9\nmax-tokens-per-gpu: 9", "line 2: --max-tokens-per-gpu is given"),
+        # no value
+        ("num_epoch:", "line 1: --num-epoch takes a whole number, not nothing"),
+        ("num_epoch: null", "line 1: --num-epoch takes a whole number, not null"),
+        ("eval_interval: ~", "line 1: --eval-interval takes a whole number, not ~"),
+        ("input_key: null", "line 1: --input-key takes text, not null"),
+        ("prompt_data: [a, null]", "--prompt-data takes a list, each item text, not null"),
+        ("role_names: null", "line 1: --role-names takes a mapping"),
+        ("rollout_shuffle:", "line 1: --rollout-shuffle takes true or false, not nothing"),
+        # truth values for flags that take another value
+        ("num_epoch: off", "line 1: --num-epoch takes a whole number, not off"),
+        ("num_epoch: true", "line 1: --num-epoch takes a whole number, not true"),
+        ("keep_last: false", "line 1: --keep-last takes a whole number, not false"),
+        ("lr: no", "line 1: --lr takes a number, not no"),
+        ("output_dir: false", "line 1: --output-dir takes text, not false; put it in quotes"),
+        ("too_long: off", "line 1: --too-long takes text, not off; put it in quotes"),
+        ("column_names: false", "line 1: --column-names: a JSON object was expected"),
+        ("loss_type: off", "--loss-type False: this is SFT only"),
+        # switches
+        ("rollout_shuffle: yes", "line 1: --rollout-shuffle takes true or false, not yes"),
+        ("rollout_shuffle: off", "line 1: --rollout-shuffle takes true or false, not off"),
+        ("rollout_shuffle: 1", "line 1: --rollout-shuffle takes true or false, not 1"),
+        ('rollout_shuffle: "true"', "--rollout-shuffle takes true or false, not 'true'"),
+        ("calculate_per_token_loss: false", "--calculate-per-token-loss: false is not supported"),
+        ("qk_layernorm: false", "--qk-layernorm False: config.json says True"),
+        # numbers and text
+        ('num_epoch: "2"', "line 1: --num-epoch takes a whole number, not '2'"),
+        ("num_epoch: 2.5", "line 1: --num-epoch takes a whole number, not 2.5"),
+        ('lr: "0.1"', "line 1: --lr takes a number, not '0.1'"),
+        ("wandb_group: 2024", "line 1: --wandb-group takes text, not 2024; put it in quotes"),
+        ("wandb_group: 2024-01-02", "--wandb-group takes text, not 2024-01-02; put it in quo"),
+        ("num_epoch: [2]", "line 1: --num-epoch takes a whole number, not a list"),
+        ("num_epoch: {a: 2}", "line 1: --num-epoch takes a whole number, not a mapping"),
+        ("prompt_data_weights: [1, b]", "takes a list, each item a number, not b"),
+        # allowed values
+        ("lr: 1\ntoo_long: cut", "line 2: --too-long must be one of drop, truncate_end, error"),
+        ("num_epoch: 0", "line 1: --num-epoch must be positive, not 0"),
+        # no mapping of flags
+        ("[1, 2]", "expected a mapping of flag names to values"),
+        ("", "expected a mapping of flag names to values"),
+        ("a: [", "not YAML"),
+        ("lr: !!python/object:os.system {}", "not YAML"),
+    ],
+)
+def test_a_mistake_names_its_line(base: list[str], tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        parse(["--config", written(tmp_path, text), *base])
+    assert message in str(error.value)
+    if "line" in message:
+        assert str(error.value).startswith(f"--config {tmp_path}/run.yaml, line ")
+
+
+def test_a_file_that_cannot_be_read(base: list[str], tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_bytes(b"lr: \xff\xfe")
+    for path in (tmp_path / "run.yaml", tmp_path, tmp_path / "nowhere.yaml"):
+        with pytest.raises(ConfigError, match=rf"--config .*{path.name}"):
+            parse(["--config", str(path), *base])
+
+
+def test_the_line_has_the_last_word(base: list[str], tmp_path: Path) -> None:
+    path = written(
+        tmp_path, "num_epoch: 2\nrollout-shuffle: true\nlr: 3.0e-5\nrole-names: {a: user}\n"
+    )
+    config = parse(["--config", path, *base, "--num-epoch", "5"])
+    order = config.data.order
+    assert (order.num_epoch, order.shuffle, config.optimizer.lr) == (5, True, 3e-5)
+    assert config.data.sources[0].format.roles == {"a": "user"}
+
+
+def test_types_are_kept(base: list[str], tmp_path: Path) -> None:
+    text = """
+        lr: 1e-5
+        min_lr: 0
+        rollout_shuffle: false
+        wandb_group: "2024"
+        attention_dropout: 0
+        apply_chat_template_kwargs: {enable_thinking: false, depth: 3}
+        role_names: '{"Bot": "assistant"}'
+        prompt_data: [a, a.parquet, "7", b.parquet]
+        prompt_data_weights: [1, 2.5]
+        eval_prompt_data: held.parquet
+    """
+    path = written(tmp_path, text)
+    config = parse(["--config", path, *base[:2], *base[4:]])
+    assert (config.optimizer.lr, config.optimizer.min_lr) == (1e-5, 0.0)
+    assert config.data.order.shuffle is False
+    assert config.logging.wandb_group == "2024"
+    assert config.data.encode.template_kwargs == {"enable_thinking": False, "depth": 3}
+    assert [source.name for source in config.data.sources] == ["a", "7"]
+    assert config.data.sources[0].format.roles == {"Bot": "assistant"}
+    assert config.data.order.weights == (1.0, 2.5)
+    assert config.evaluation.sources[0].paths == ("held.parquet",)

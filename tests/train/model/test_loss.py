@@ -1,0 +1,49 @@
+"""The loss of a micro-batch: sums over trained tokens, by segment and by source."""
+
+from __future__ import annotations
+
+import torch
+
+from miles.train.model.loss import SourceSums, masked_sum, rows_not_finite, sum_by_source
+from miles.train.parallel_layout import Layout
+from tests.support.ranks import NUM_SOURCES, batch
+
+
+def test_a_loss_that_is_not_trained_may_be_nan() -> None:
+    _, (micro_batches,) = batch(0, Layout(1), max_tokens=4096)
+    trained = torch.from_numpy(micro_batches[0].loss_mask)
+    losses = torch.where(trained > 0, 2.0, float("nan"))[None].requires_grad_()
+
+    total, count, by_segment = masked_sum(losses, micro_batches[0])
+    total.backward()
+
+    assert total.item() == 2 * count.item() == 2 * micro_batches[0].loss_mask.sum()
+    assert rows_not_finite(by_segment, micro_batches[0]) == []
+    assert losses.grad is not None
+    assert losses.grad[0].tolist() == micro_batches[0].loss_mask.tolist()
+
+
+def test_segments_add_up_to_their_sources() -> None:
+    _, (micro_batches,) = batch(0, Layout(1), max_tokens=4096)
+    micro_batch = micro_batches[0]
+    num_segments = len(micro_batch.source_ids)
+    by_segment = torch.stack(
+        [torch.arange(num_segments).double(), torch.ones(num_segments).double()]
+    )
+
+    sums = SourceSums(sum_by_source(by_segment, micro_batch, NUM_SOURCES))
+
+    for source in range(NUM_SOURCES):
+        segments = [index for index, of in enumerate(micro_batch.source_ids) if of == source]
+        assert sums.losses[source] == sum(segments)
+        assert sums.tokens[source] == len(segments)
+
+
+def test_a_row_with_an_infinite_loss_is_named() -> None:
+    _, (micro_batches,) = batch(0, Layout(1), max_tokens=4096)
+    micro_batch = micro_batches[0]
+    by_segment = torch.ones(2, len(micro_batch.row_ids), dtype=torch.float64)
+    by_segment[0, 1] = float("inf")
+    by_segment[0, 3] = float("nan")
+
+    assert rows_not_finite(by_segment, micro_batch) == micro_batch.row_ids[[1, 3]].tolist()

@@ -1,0 +1,14 @@
+"""The layer that lets Megatron run on a CPU."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from miles.train.model import megatron_on_cpu
+
+
+def test_the_cpu_layer_refuses_to_hide_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(RuntimeError, match="CUDA is available"):
+        megatron_on_cpu.activate()
