@@ -24,6 +24,7 @@ from miles.data.packing import shards
 from miles.data.stream import pipeline
 from miles.data.stream.feed import Feed
 from miles.data.stream.ledger import Ledger
+from miles.data.stream.reject_limits import RejectLimits
 from miles.data.stream.step_iterator import StepIterator
 from miles.data.types import Cursor
 from miles.errors import ClusterError, MilesError
@@ -183,7 +184,8 @@ def test_killed_loader_changes_neither_order_nor_counts(config: DataConfig, tmp_
     loader = pipeline.LoaderStages(pack=partial(MortalPack, str(tmp_path), 8))
     manifest = build_manifest(config.sources)
     expected, ledger = (
-        Ledger(manifest, str(tmp_path / name), 1.0) for name in ("expected.jsonl", "rejects.jsonl")
+        Ledger(manifest, str(tmp_path / name), RejectLimits(1.0))
+        for name in ("expected.jsonl", "rejects.jsonl")
     )
     for report in unbroken:
         expected.commit(report.position.index, report.rows)

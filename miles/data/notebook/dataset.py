@@ -38,7 +38,8 @@ from miles.data.notebook.preview import Preview
 from miles.data.packing.shards import unpack
 from miles.data.rows.messages_parquet import ToMessages
 from miles.data.stream import pipeline, row_outcomes, stages
-from miles.data.stream.ledger import Ledger, fatal_reasons
+from miles.data.stream.ledger import Ledger
+from miles.data.stream.reject_limits import RejectLimits
 from miles.data.types import Encoded, Int64, RowRejected, Step, StepRows
 from miles.errors import ConfigError
 
@@ -313,9 +314,7 @@ class Prepared:
         ledger = Ledger(
             self.manifest,
             storage.join(url, run_folder.REJECTS) if url else None,
-            self._max_bad_fraction,
-            max_bad_rows_in_a_row=config.max_bad_rows_in_a_row,
-            fatal_reasons=fatal_reasons(self._encode),
+            RejectLimits.of(config),
         )
         to_messages = ToMessages(self.manifest.source_names)
         lengths: list[int] = []
