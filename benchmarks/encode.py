@@ -3,12 +3,13 @@
     python benchmarks/encode.py
 
 - ours: rows of a Parquet file -> JSON text -> conversation -> ids and mask, as the loader does it
-- transformers: messages that are there already -> `apply_chat_template(return_assistant_tokens_mask=True)` with trl's
-  training template for Qwen3, which marks what is trained; `trl` itself takes this path
+- transformers: messages that are there already ->
+  `apply_chat_template(return_assistant_tokens_mask=True)` with trl's training template for Qwen3,
+  which marks what is trained; `trl` itself takes this path
 - encode_batch: texts that are rendered already -> ids, with no mask: the bare tokenizer
 
-Every contender gets the same rows in turn, some thousands at a time, so that what else the machine does hits all
-alike. The ratios are what is claimed; the absolute numbers are the machine's.
+Every contender gets the same rows in turn, some thousands at a time, so that what else the machine
+does hits all alike. The ratios are what is claimed; the absolute numbers are the machine's.
 """
 
 from __future__ import annotations
@@ -139,7 +140,9 @@ def _transformers(tokenizer: Any, messages: Sequence[Any]) -> tuple[list[int], l
 
 
 def _same_mask(ours: Encoded, theirs: tuple[list[int], list[int]]) -> bool:
-    """Equal ids; and our mask within theirs, which has the newline behind a terminator and empty think blocks, too."""
+    """Equal ids; and our mask within theirs, which has the newline behind a terminator and empty
+    think blocks, too.
+    """
     ids, mask = theirs
     return ours.input_ids.tolist() == ids and bool(np.all(ours.loss_mask <= np.array(mask)))
 

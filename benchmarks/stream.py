@@ -3,16 +3,18 @@
     python benchmarks/stream.py                      # all sections, about 200,000 rows
     python benchmarks/stream.py --section resume --check
 
-- steady: as many bare encoder processes as the loader has CPUs, the stream, the bare encoders again, and so on; and the
-  peer, which tokenises as Miles does it: a batch at a time, in one process, through transformers' template and mask
-  functions
-- slow: consumers that keep each step for 100 ms: how long they are without one, from asking to micro-batches in hand
+- steady: as many bare encoder processes as the loader has CPUs, the stream, the bare encoders
+  again, and so on; and the peer, which tokenises as Miles does it: a batch at a time, in one
+  process, through transformers' template and mask functions
+- slow: consumers that keep each step for 100 ms: how long they are without one, from asking to
+  micro-batches in hand
 - resume: the first step of an epoch against the first one behind 90 % of it
 - feed: what a block of the stream costs the actor that hands it out, by the number of ranks
 - growth: a set against one of 12 times the rows: the first step, and the peaks of memory
 
-All contenders of a ratio run in the same run, in turn. The ratios are what is claimed; the absolute numbers are the
-machine's. Each run has processes and a Ray of its own. With `--check`, a bar that is missed is exit status 1.
+All contenders of a ratio run in the same run, in turn. The ratios are what is claimed; the absolute
+numbers are the machine's. Each run has processes and a Ray of its own. With `--check`, a bar that
+is missed is exit status 1.
 """
 
 from __future__ import annotations

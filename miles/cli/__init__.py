@@ -12,7 +12,17 @@ import sys
 from collections.abc import Sequence
 
 from miles import __version__
-from miles.cli import certify, convert, demo, inspect, prepare, report, tiny_model, train
+from miles.cli import (
+    certify,
+    completion,
+    convert,
+    demo,
+    inspect,
+    prepare,
+    report,
+    tiny_model,
+    train,
+)
 from miles.errors import MilesError
 
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
@@ -56,7 +66,17 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in (demo, prepare, certify, convert, train, inspect, report, tiny_model):
+    for command in (
+        demo,
+        prepare,
+        certify,
+        convert,
+        train,
+        inspect,
+        report,
+        tiny_model,
+        completion,
+    ):
         command.add_parser(commands)
     return parser
 

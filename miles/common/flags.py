@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 import types
 import typing
 from collections.abc import Mapping
@@ -232,3 +233,26 @@ def _split(hint: Any) -> tuple[Flag | None, Any]:
     if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
         (hint,) = (part for part in typing.get_args(hint) if part is not types.NoneType)
     return flag, hint
+
+
+def words_of(record: type, fields: Mapping[str, Any]) -> list[str]:
+    """Return a record's fields as the words of a command line; fields that have their default are left out.
+
+    Args:
+        fields: by name, as `dataclasses.asdict` gives them. A file's text stands for the path that it came from.
+    """
+    words = []
+    for setting in settings_of(record):
+        value = fields.get(setting.field)
+        is_default = value == setting.default or value in (None, {}, [], ())
+        if is_default or setting.flag.key:
+            continue
+        words.append(setting.flag.name)
+        if setting.flag.is_file:
+            words.append("FILE")
+        elif not setting.is_switch:
+            items = value if isinstance(value, list | tuple) else [value]
+            words += [
+                json.dumps(item) if isinstance(item, Mapping) else str(item) for item in items
+            ]
+    return words

@@ -11,7 +11,7 @@ import ray
 import torch
 from rich.console import Console
 
-from miles.architecture.config import ModelShape
+from miles.architecture.families import read_shape
 from miles.common import checkpoint_folder
 from miles.demo import rows
 from miles.errors import MilesError
@@ -74,7 +74,7 @@ def _megatron_logits(folder: Path, ids: list[int]) -> np.ndarray:
     """Return the logits of a sequence, float32 [tokens, vocabulary], from the last checkpoint."""
     checkpoint = checkpoint_folder.find(str(folder / "checkpoints"))
     assert checkpoint is not None
-    shape = ModelShape.from_hf_folder(str(folder / "hf"))
+    shape = read_shape(str(folder / "hf"))
     settings = TrainerSettings(
         shape, Layout(1), OptimizerSettings(), num_steps=1, num_sources=1, bf16=False
     )

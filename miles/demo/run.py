@@ -12,7 +12,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from miles.architecture.config import ModelShape
+from miles.architecture.families import read_shape
 from miles.common import local_ray
 from miles.convert.hf_to_megatron import hf_to_megatron
 from miles.convert.megatron_to_hf import megatron_to_hf
@@ -138,7 +138,7 @@ def _build_inputs(folder: Path, console: Console) -> dict[str, Path]:
     files = rows.copy_rows(folder / "rows")
     build_tokenizer(rows.texts(), folder / "tokenizer")
     build_model(folder / "tokenizer", folder / "hf")
-    shape = ModelShape.from_hf_folder(str(folder / "hf"))
+    shape = read_shape(str(folder / "hf"))
 
     for file in files.values():
         console.print(f"  {file}", soft_wrap=True)

@@ -41,7 +41,9 @@ def own_sources(config: DataConfig) -> tuple[SourceConfig, ...]:
 
 
 def plain(config: DataConfig) -> list[tuple[int, Encoded]]:
-    """What a set must hold, row by row, in the order of the files, without the stream: row id, tokens and mask."""
+    """What a set must hold, row by row, in the order of the files, without the stream: row id,
+    tokens and mask.
+    """
     encoder, made, row_id = Encoder.from_config(config.encode), [], 0
     for source in config.sources:
         for payload in Path(source.paths[0]).read_bytes().splitlines():
@@ -82,7 +84,7 @@ def samples_of(evaluation: EvalSet) -> list[tuple[int, list[int], list[float]]]:
 
 
 @pytest.mark.parametrize("which", ["held out", "own"])
-def test_the_set_is_the_same_for_any_number_of_ranks_and_that_of_a_plain_loop(
+def test_set_is_that_of_a_plain_loop(
     config: DataConfig, own_sources: tuple[SourceConfig, ...], which: str
 ) -> None:
     evaluated = eval_config(config, own_sources if which == "own" else ())
@@ -120,15 +122,17 @@ def test_the_set_is_the_same_for_any_number_of_ranks_and_that_of_a_plain_loop(
             )
 
 
-def test_rejected_rows_of_sources_of_their_own_are_counted(
+def test_rejected_rows_are_counted(
     config: DataConfig, own_sources: tuple[SourceConfig, ...]
 ) -> None:
-    """The demo's broken rows, two of which are in the first file, are no conversations: never held out."""
+    """The demo's broken rows, two of which are in the first file, are no conversations: never held
+    out.
+    """
     assert EvalSet.open(eval_config(config, own_sources)).num_rejected == 2
     assert EvalSet.open(eval_config(config, ())).num_rejected == 0
 
 
-def test_its_chunks_lie_where_a_trainer_reads_them(config: DataConfig) -> None:
+def test_trainers_read_their_chunks(config: DataConfig) -> None:
     """References in a list stay references; the actor reads its own rank's."""
 
     @ray.remote(num_cpus=0)
@@ -151,7 +155,7 @@ def test_its_chunks_lie_where_a_trainer_reads_them(config: DataConfig) -> None:
         assert all(counted)
 
 
-def test_a_step_without_anything_to_evaluate_is_left_out(config: DataConfig) -> None:
+def test_empty_steps_are_left_out(config: DataConfig) -> None:
     """In steps of one row, most have none that is held out."""
     evaluated = eval_config(config, ())
     evaluated = replace(evaluated, order=replace(evaluated.order, batch_size=1, window_rows=2_000))
@@ -162,7 +166,7 @@ def test_a_step_without_anything_to_evaluate_is_left_out(config: DataConfig) -> 
     ), "dummies"
 
 
-def test_a_file_that_can_only_be_read_from_its_start_is_one_window(
+def test_packed_file_is_one_window(
     config: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of as many windows as it might have, each would read it again."""
@@ -195,7 +199,7 @@ def last_run(one: Encoded) -> tuple[list[int], list[int]]:
     return ids[:begin], ids[begin:end]
 
 
-def test_prompts_are_the_first_rows_without_their_last_answers(config: DataConfig) -> None:
+def test_prompts_are_rows_without_last_answers(config: DataConfig) -> None:
     evaluated = eval_config(config, ())
     manifest = build_manifest(evaluated.sources)
     expected = [EvalPrompt(*manifest.locate(row), *last_run(one)) for row, one in plain(evaluated)]
@@ -217,9 +221,7 @@ def test_prompts_are_the_first_rows_without_their_last_answers(config: DataConfi
     )
 
 
-def test_what_has_nothing_before_its_answer_is_no_prompt(
-    config: DataConfig, tmp_path: Path
-) -> None:
+def test_plain_text_is_no_prompt(config: DataConfig, tmp_path: Path) -> None:
     """Plain text is trained from its first token on."""
     (tmp_path / "text.jsonl").write_text('{"text": "Once upon a time."}\n' * 3)
     made = EvalSet.open(
@@ -235,9 +237,7 @@ def test_what_has_nothing_before_its_answer_is_no_prompt(
 # --- beside training
 
 
-def test_a_feed_trains_the_other_rows_and_goes_on_where_it_was(
-    config: DataConfig, tmp_path: Path
-) -> None:
+def test_feed_trains_the_other_rows(config: DataConfig, tmp_path: Path) -> None:
     made = EvalSet.open(eval_config(config, ()))
     evaluated = {row for row, _, _ in samples_of(made)}
     steps = list(stages.local_steps(build_manifest(config.sources), config))
@@ -301,9 +301,7 @@ def chat(answer: str) -> dict[str, Any]:
 LONG = chat("word " * 300)
 
 
-def test_too_many_rows_that_cannot_be_used_are_named_by_reason(
-    config: DataConfig, tmp_path: Path
-) -> None:
+def test_too_many_rejects_are_named_by_reason(config: DataConfig, tmp_path: Path) -> None:
     sources = lines_of(tmp_path, *[chat("b")] * 7, LONG, {"messages": []}, LONG)
     message = (
         r"3 of the 10 rows to evaluate were dropped, more than the share 0\.29 that --max-bad-fraction allows: "
@@ -316,9 +314,7 @@ def test_too_many_rows_that_cannot_be_used_are_named_by_reason(
     assert (made.num_rows, made.num_rejected, made.num_samples) == (10, 3, 7)
 
 
-def test_of_held_out_rows_the_share_is_not_judged_but_a_fatal_reason_is(
-    config: DataConfig, tmp_path: Path
-) -> None:
+def test_held_out_rejects_end_only_fatally(config: DataConfig, tmp_path: Path) -> None:
     sources = lines_of(tmp_path, *[chat(f"b {number}") for number in range(40)], *[LONG] * 3)
     held_out = hash_share(normalize(json.dumps(LONG).encode()))
     training = replace(
@@ -349,7 +345,7 @@ def test_nothing_to_evaluate_says_what_to_do(config: DataConfig, tmp_path: Path)
         EvalSet.open(eval_config(replace(config, max_bad_fraction=1.0), sources))
 
 
-def test_a_cluster_too_small_and_a_template_that_cannot_be_used_are_refused_at_once(
+def test_small_cluster_and_bad_template_are_refused(
     config: DataConfig,
 ) -> None:
     with pytest.raises(ClusterError, match="--loader-cpus 64"):

@@ -1,10 +1,11 @@
-"""The same losses and gradient norms on any layout, and in plain PyTorch: real Megatron ranks on the real stream.
+"""The same losses and gradient norms on any layout, and in plain PyTorch: real Megatron ranks on
+the real stream.
 
 Ten steps of AdamW from the same converted weights, whose first is the table of docs/parity.md:
 
-    one rank                  the reference
-    each layout               against it: loss, loss of each source, gradient norm, at every step
-    transformers, unpacked    against it: one sample at a time, no Megatron, no packing, torch's AdamW
+    one rank                  the reference each layout               against it: loss, loss of each
+    source, gradient norm, at every step transformers, unpacked    against it: one sample at a time,
+    no Megatron, no packing, torch's AdamW
 
 `MILES_WRITE_DOCS=1 pytest tests/integration/test_parity.py` writes the table anew.
 """
@@ -24,6 +25,7 @@ import pytest
 import torch
 
 from miles.architecture.config import ModelShape
+from miles.architecture.families import read_shape
 from miles.common import checkpoint_folder
 from miles.convert.hf_to_megatron import hf_to_megatron
 from miles.data.config import DataConfig, PackConfig
@@ -125,8 +127,8 @@ class Numbers:
 class Bench:
     """Trainers that stay alive, models as they are asked for, and one open feed.
 
-    The first block of a feed holds more than ten steps, and stays as long as none beyond it is needed:
-    every model that takes the same data reads them from the same feed.
+    The first block of a feed holds more than ten steps, and stays as long as none beyond it is
+    needed: every model that takes the same data reads them from the same feed.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -161,7 +163,7 @@ class Bench:
             hf_to_megatron(str(hf), str(megatron))
         found = checkpoint_folder.find(str(megatron))
         assert found is not None
-        return hf, ModelShape.from_hf_folder(str(hf)), found
+        return hf, read_shape(str(hf)), found
 
     def feed(self, data: DataConfig) -> Feed:
         """Return the feed of a configuration; close that of another one."""
@@ -243,7 +245,9 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
 
 
 SECOND = ("Qwen3, untied", "Qwen2.5, tied", "Llama 3, untied")
-"""Of each family the other way to end: what an embedding at both ends cannot change is not tried again."""
+"""Of each family the other way to end: what an embedding at both ends cannot change is not tried
+again.
+"""
 
 ONCE = (
     "DP 2",
@@ -274,7 +278,7 @@ def data_of(model_and_layout: tuple[str, str]) -> tuple[int, int, int]:
 
 
 @pytest.mark.parametrize(("name", "layout"), sorted(ALL, key=data_of))
-def test_a_layout_changes_no_number(bench: Bench, name: str, layout: str) -> None:
+def test_layout_changes_no_number(bench: Bench, name: str, layout: str) -> None:
     case = case_of(name, layout)
     reference = bench.run(name, replace(REFERENCE, batch_size=case.batch_size))
     table[name, layout] = difference = bench.run(name, case).difference(reference)
@@ -345,7 +349,7 @@ TRANSFORMERS = "transformers, unpacked"
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_a_plain_loop_over_the_hugging_face_model_gives_the_same(bench: Bench, name: str) -> None:
+def test_plain_loop_gives_the_same_numbers(bench: Bench, name: str) -> None:
     torch.set_num_threads(1)
     ours = bench.run(name, REFERENCE)
     theirs = plain(bench.model(name)[0], bench.data(REFERENCE))
@@ -397,7 +401,7 @@ def written(differences: dict[tuple[str, str], float]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def test_the_table_in_the_docs_is_this_one() -> None:
+def test_docs_show_this_table() -> None:
     if len(table) < len(ALL) + len(MODELS):
         pytest.skip("the table is of all of this file's tests")
     if os.environ.get("MILES_WRITE_DOCS"):

@@ -128,7 +128,7 @@ class SlowRead(pipeline.Read):
                 yield from super().__call__(table.slice(number, 1))
 
 
-def test_slow_stage_empties_the_queue_and_is_named(config: DataConfig, tmp_path: Path) -> None:
+def test_slow_stage_is_named(config: DataConfig, tmp_path: Path) -> None:
     """Four windows, of 4, 3, 4 and 3 steps; in each, another stage is slow."""
     order = replace(config.order, batch_size=96, window_rows=384)
     # Blocks of one step, so that a step is not ready long before it is needed.

@@ -45,7 +45,7 @@ def draw_moment(
     return draw.randint(first, last)
 
 
-def test_killed_run_goes_on_by_the_same_command(
+def test_killed_run_goes_on(
     workspace: Workspace, unbroken: Path, tmp_path: Path, draw: random.Random
 ) -> None:
     save, moment = tmp_path / "run", draw_moment(draw)
@@ -157,7 +157,7 @@ def test_sigterm_saves_for_any_layout(workspace: Workspace, unbroken: Path, tmp_
     ]
 
 
-def test_steps_go_on_while_a_checkpoint_is_written(workspace: Workspace, tmp_path: Path) -> None:
+def test_steps_go_on_beside_a_save(workspace: Workspace, tmp_path: Path) -> None:
     """On a disk that stands still: a half-written checkpoint neither stops the steps nor is loaded."""
     save = tmp_path / "run"
     disk = StandingDisk(tmp_path / "disk")
@@ -236,7 +236,7 @@ def test_checkpoint_of_another_run_is_refused(
     assert not (tmp_path / "run/metrics.jsonl").exists() or not lines(tmp_path / "run")
 
 
-def test_signal_before_the_first_step_ends_the_run(workspace: Workspace, tmp_path: Path) -> None:
+def test_signal_before_the_first_step(workspace: Workspace, tmp_path: Path) -> None:
     save, screen = tmp_path / "run", io.StringIO()
 
     def stop() -> None:
@@ -340,7 +340,7 @@ def test_unreadable_rows_end_the_run_by_name(
     observed(fault, str(raised.value), marker, SINCE)
 
 
-def test_the_page_of_faults_is_what_was_seen(request: pytest.FixtureRequest) -> None:
+def test_faults_page_is_what_was_seen(request: pytest.FixtureRequest) -> None:
     """Must be the last of the integration tests that enter what they saw."""
     if os.environ.get("MILES_WRITE_DOCS"):
         PAGE.write_text(page(), encoding="utf-8")

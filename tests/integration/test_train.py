@@ -1,4 +1,6 @@
-"""Whole runs of `train`: evaluation, answers, which checkpoints stay, the export, skipped steps, a slow trainer."""
+"""Whole runs of `train`: evaluation, answers, which checkpoints stay, the export, skipped steps, a
+slow trainer.
+"""
 
 from __future__ import annotations
 
@@ -226,7 +228,7 @@ def test_slow_trainer_never_waits(
     assert max(line["data/wait_seconds"] for line in later) == 0
 
 
-def test_all_ports_of_a_run_are_on_localhost(folder: Path, tmp_path: Path) -> None:
+def test_ports_are_on_localhost(folder: Path, tmp_path: Path) -> None:
     config = tmp_path / "config.pickle"
     config.write_bytes(pickle.dumps(config_in(folder, tmp_path / "run", num_rollout=3)))
     addresses, trained = run("listening", {"config": str(config)})

@@ -1,7 +1,7 @@
 """docs/faults.md: what the tests of this session saw when they injected a fault.
 
-Each test enters the line that the user reads and what was lost. `MILES_WRITE_DOCS=1 pytest tests/integration` writes
-the page; without it, the page must be what was seen.
+Each test enters the line that the user reads and what was lost. `MILES_WRITE_DOCS=1 pytest
+tests/integration` writes the page; without it, the page must be what was seen.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ from miles.data.encoding.escape import Escaper, any_of
 from miles.data.encoding.loss_mask import decide_loss_mask, mark_points, select_turns
 from miles.data.template.certificate import Certificate
 from miles.data.template.certify import certify
-from miles.data.template.render import Renderer, Span, strings
+from miles.data.template.render import Renderer, Span, strings_of
 from miles.data.tokens.bpe import TextEncoder, Tokens, text_encoder
 from miles.data.tokens.load import load_tokenizer
 from miles.data.types import Conversation, Encoded, Int32, RowRejected, UInt8
@@ -212,7 +212,7 @@ class Encoder:
         Raises:
             RowRejected: "special_text": it spells a special token, and such rows are rejected.
         """
-        row_strings = list(strings([conversation.messages, conversation.tools]))
+        row_strings = list(strings_of([conversation.messages, conversation.tools]))
         if self.config.special_text == "escape":
             return self._escaper.is_needed_for(row_strings)
         for text in row_strings:

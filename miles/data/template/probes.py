@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from miles.data.template.render import strings
+from miles.data.template.render import strings_of
 
 Message = dict[str, Any]
 
@@ -103,4 +103,4 @@ def forged_turns(header: str, terminator: str) -> list[Message]:
 
 def words_of(message: Mapping[str, Any]) -> list[str]:
     """Return the words of a probe's message by which it is found in the rendered text."""
-    return [text for text in strings(message) if text.isupper()]
+    return [text for text in strings_of(message) if text.isupper()]

@@ -1,15 +1,22 @@
-"""Renders a conversation once, whole, and finds its assistant turns in the text.
+"""Renders a conversation, once and as a whole, and finds the spans of its assistant turns.
 
-    messages  ->  "<|im_start|>user\\n2+2?<|im_end|>\\n<|im_start|>assistant\\n4<|im_end|>\\n"
-                                                                         ^^^^^^^^^^^ span of the turn
+    messages  ->  <|im_start|>user\\n2+2?<|im_end|>\\n<|im_start|>assistant\\n4<|im_end|>\\n
+                                                                         ^^^^^^^^^^^ a span
 
-What begins and ends an assistant turn (the *anchors*: `<|im_start|>assistant\\n` and `<|im_end|>`) is known from the
-template's certificate. They are looked for in the template's own text only, which `template.trace` tells from
-what the row says: a user who types `<|im_end|>` moves nothing. There must be one beginning and one end for each
-assistant message, or the row is refused. Nothing is ever rendered in part.
+The anchors, which begin and end an assistant turn, are known from the certificate. Three phases:
 
-A program that was just made is compared with transformers' own render of the same row, character by character; the
-rows that take it later have the same shape and gave the same answers.
+    program    the template's program for the row (`trace.py`); it computes the text, part by part
+    turns      once for each program: the anchors are looked for in its literal parts only, and
+               paired into one turn for each assistant message
+    spans      for each row: where those turns lie in this row's text
+
+Invariants:
+
+- An anchor that a user types moves nothing: what a row says is in no literal part.
+- There is exactly one turn for each assistant message, and it holds no other message's words.
+  Otherwise the rows of that program are refused; no turn is guessed.
+- A new program is compared, character by character, with what transformers renders for its first
+  row. Later rows of the program have the same shape and gave the same answers.
 """
 
 from __future__ import annotations
@@ -24,38 +31,48 @@ import jinja2
 
 from miles.data.template.anchors import Anchors
 from miles.data.template.symbols import Unbounded, Untraceable
-from miles.data.template.trace import Program, Tracer
+from miles.data.template.trace import Message, Program, Tool, Tracer
 from miles.data.types import RowRejected
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _WORD_CHARACTERS = string.ascii_letters + string.digits + "_ "
-"""What keys of any row are made of; no anchor is made of these alone."""
+"""Roles and keys may hold these; no anchor is made of these alone."""
+
+_MAX_DETAIL_CHARACTERS = 200
 
 
 class Span(NamedTuple):
-    """One assistant turn in the rendered text, as character positions."""
+    """One assistant turn in the rendered text, in characters."""
 
     start: int
-    """behind the generation prompt"""
+    """after the generation prompt"""
     answer: int
-    """behind an empty think block where there is one, else `start`"""
+    """after an empty think block if there is one, else `start`"""
     end: int
-    """behind the terminator"""
+    """after the terminator"""
+
+
+class _Place(NamedTuple):
+    """A character of a program's output."""
+
+    part: int
+    character: int
+    """in that part"""
 
 
 class _Turn(NamedTuple):
-    """Where in a program's parts a turn lies: part and character in it."""
+    """An assistant turn in a program's output."""
 
-    begin: tuple[int, int]
+    begin: _Place
     """of the header"""
-    end: tuple[int, int]
-    """behind the terminator"""
+    end: _Place
+    """after the terminator"""
 
 
 class Renderer:
-    """A chat template with what it is given, and where its assistant turns are.
+    """Renders conversations by one chat template, and finds their assistant turns.
 
     Raises:
         Untraceable: the template does not compile.
@@ -67,80 +84,83 @@ class Renderer:
         template_kwargs: Mapping[str, Any],
         anchors: Anchors,
     ) -> None:
-        self._tokenizer, self._kwargs, self._anchors = tokenizer, template_kwargs, anchors
-        reserved = "".join(set(anchors.turn_header + anchors.terminator) - set(_WORD_CHARACTERS))
+        self._tokenizer = tokenizer
+        self._kwargs = template_kwargs
+        self._anchors = anchors
+        reserved = set(anchors.turn_header + anchors.terminator) - set(_WORD_CHARACTERS)
         self._tracer = Tracer(
             str(tokenizer.chat_template),
             {**tokenizer.special_tokens_map, **template_kwargs},
-            reserved,
+            "".join(reserved),
         )
 
     def render(
-        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None
+        self, messages: Sequence[Message], tools: Sequence[Tool] | None
     ) -> tuple[str, list[Span]]:
-        """Renders a conversation and finds its assistant turns.
+        """Render a conversation and find its assistant turns.
 
         Args:
             messages, tools: plain JSON types.
 
         Returns:
-            the text, as `tokenizer.apply_chat_template(..., tokenize=False)` gives it, and one span for each
-            assistant message, in order.
+            The text, as `tokenizer.apply_chat_template(..., tokenize=False)` gives it, and one span
+            for each assistant message, in order.
 
         Raises:
-            RowRejected: "template_error" where the template raises, "unlocatable_turn" where the turns cannot be
-                told exactly.
+            RowRejected: "template_error" where the template raises or does not end;
+                "unlocatable_turn" where it cannot be followed, or a turn cannot be located.
         """
         try:
             program, strings = self._tracer.program(messages, tools)
             pieces = program.run(strings)
-        except Unbounded as error:  # transformers has no bounds: it does not get to run this
+        except Unbounded as error:  # transformers sets no bounds, so it must not run this
             detail = f"the chat template does not end, or would make anything large: {error}"
             raise RowRejected("template_error", detail) from error
         except Untraceable as error:
-            render_text(
-                self._tokenizer, messages, tools, self._kwargs
-            )  # raises where the template does
+            # Raises "template_error" if the template itself fails on this row.
+            render_text(self._tokenizer, messages, tools, self._kwargs)
             raise RowRejected(
                 "unlocatable_turn", f"the chat template cannot be followed: it takes {error}"
             ) from error
+
         text = "".join(pieces)
         if program.note is None:
-            program.note = self._check(program, messages, tools, text)
+            program.note = self._locate_turns(program, messages, tools, text)
         if isinstance(program.note, RowRejected):
             raise RowRejected(program.note.reason, program.note.detail)
-        return text, self._spans(program.note, pieces, text)
+        return text, self._find_spans(program.note, pieces, text)
 
-    def _check(
+    def _locate_turns(
         self,
         program: Program,
-        messages: Sequence[Mapping[str, Any]],
-        tools: Sequence[Mapping[str, Any]] | None,
+        messages: Sequence[Message],
+        tools: Sequence[Tool] | None,
         text: str,
     ) -> list[_Turn] | RowRejected:
-        """A new program's turns, or why rows that take it are rejected."""
+        """Return the turns of a new program, or the reason to reject all rows that take it."""
         try:
-            rendered = render_text(self._tokenizer, messages, tools, self._kwargs)
+            served = render_text(self._tokenizer, messages, tools, self._kwargs)
+            if text != served:
+                raise RowRejected(
+                    "unlocatable_turn",
+                    "the chat template could not be followed: transformers renders another text",
+                )
+            turns = _pair_anchors(program, self._anchors.turn_header, self._anchors.terminator)
+            _require_own_turns(program, turns, messages)
         except RowRejected as rejected:
-            return rejected
-        if text != rendered:
-            return RowRejected(
-                "unlocatable_turn",
-                "the chat template could not be followed: transformers renders another text",
-            )
-        answering = [
-            number for number, message in enumerate(messages) if message.get("role") == "assistant"
-        ]
-        turns = _locate(program, answering, self._anchors.turn_header, self._anchors.terminator)
-        return RowRejected("unlocatable_turn", turns) if isinstance(turns, str) else turns
+            return RowRejected(rejected.reason, rejected.detail)  # kept: without a traceback
+        return turns
 
-    def _spans(self, turns: Sequence[_Turn], pieces: Sequence[str], text: str) -> list[Span]:
+    def _find_spans(self, turns: Sequence[_Turn], pieces: Sequence[str], text: str) -> list[Span]:
+        """Return where a program's turns lie in the text of one row."""
         anchors = self._anchors
         starts = list(accumulate(map(len, pieces), initial=0))
         spans = []
         for turn in turns:
-            begin = starts[turn.begin[0]] + turn.begin[1]
+            begin = starts[turn.begin.part] + turn.begin.character
             header_end = begin + len(anchors.turn_header)
+            end = starts[turn.end.part] + turn.end.character
+
             start = header_end
             if text.startswith(anchors.generation_prompt, begin):
                 start = begin + len(anchors.generation_prompt)
@@ -149,64 +169,94 @@ class Renderer:
                 if text.startswith(think, header_end):
                     answer = max(start, header_end + len(think))
                     break
-            spans.append(Span(start, answer, starts[turn.end[0]] + turn.end[1]))
+            spans.append(Span(start, answer, end))
         return spans
 
 
-def _locate(
-    program: Program, answering: Sequence[int], header: str, terminator: str
-) -> list[_Turn] | str:
-    """One turn for each assistant message (`answering`, by number), or why there is not.
+# Turns of a program
 
-    A turn goes from a header to the next terminator, over further headers (reasoning in a block of its own), and
-    holds nothing that another message says.
+
+def _pair_anchors(program: Program, header: str, terminator: str) -> list[_Turn]:
+    """Return the turns that a program writes: from each header to the next terminator.
+
+    Headers before that terminator are of the same turn (reasoning in a block of its own).
+
+    Raises:
+        RowRejected: "unlocatable_turn": a turn has no terminator.
     """
-    begins, ends = _find(program, header), _find(program, terminator)
+    ends = _find_anchor(program, terminator)
     turns: list[_Turn] = []
-    for begin in begins:
+    for begin in _find_anchor(program, header):
         if turns and begin < turns[-1].end:
             continue
-        behind = (begin[0], begin[1] + len(header))
-        end = next((place for place in ends if place >= behind), None)
+
+        header_end = _Place(begin.part, begin.character + len(header))
+        end = next((place for place in ends if place >= header_end), None)
         if end is None:
-            return f"assistant turn {len(turns)} is not ended by {terminator}"
-        turns.append(_Turn(begin, (end[0], end[1] + len(terminator))))
-    if len(turns) != len(answering):
-        return f"{len(answering)} assistant messages; the chat template begins {len(turns)} turns"
-    for number, (message, turn) in enumerate(zip(answering, turns, strict=True)):
-        if not all(owners <= {message} for owners in program.owners[turn.begin[0] : turn.end[0]]):
-            return f"assistant turn {number} would hold what another message says"
+            raise RowRejected(
+                "unlocatable_turn", f"assistant turn {len(turns)} is not ended by {terminator}"
+            )
+        turns.append(_Turn(begin, _Place(end.part, end.character + len(terminator))))
     return turns
 
 
-def _find(program: Program, anchor: str) -> list[tuple[int, int]]:
-    """Where an anchor is in the template's own text: part and character in it."""
+def _find_anchor(program: Program, anchor: str) -> list[_Place]:
+    """Return where an anchor is in the template's own text: in a program's literal parts."""
     places = []
     for number, part in enumerate(program.parts):
-        position = part.find(anchor) if isinstance(part, str) else -1
+        if not isinstance(part, str):
+            continue
+        position = part.find(anchor)
         while position >= 0:
-            places.append((number, position))
-            position = part.find(anchor, position + len(anchor))  # type: ignore[union-attr]
+            places.append(_Place(number, position))
+            position = part.find(anchor, position + len(anchor))
     return places
+
+
+def _require_own_turns(
+    program: Program, turns: Sequence[_Turn], messages: Sequence[Message]
+) -> None:
+    """Require one turn for each assistant message, with nothing in it that another message says.
+
+    Raises:
+        RowRejected: "unlocatable_turn"
+    """
+    answering = [
+        number for number, message in enumerate(messages) if message.get("role") == "assistant"
+    ]
+    if len(turns) != len(answering):
+        raise RowRejected(
+            "unlocatable_turn",
+            f"{len(answering)} assistant messages; the chat template begins {len(turns)} turns",
+        )
+
+    for number, (message, turn) in enumerate(zip(answering, turns, strict=True)):
+        owners_of_parts = program.owners[turn.begin.part : turn.end.part]
+        if not all(owners <= {message} for owners in owners_of_parts):
+            raise RowRejected(
+                "unlocatable_turn", f"assistant turn {number} would hold what another message says"
+            )
+
+
+# What transformers renders
 
 
 def render_text(
     tokenizer: PreTrainedTokenizerBase,
-    messages: Sequence[Mapping[str, Any]],
-    tools: Sequence[Mapping[str, Any]] | None,
+    messages: Sequence[Message],
+    tools: Sequence[Tool] | None,
     template_kwargs: Mapping[str, Any],
     add_generation_prompt: bool = False,
 ) -> str:
-    """The conversation as transformers renders it, in its sandbox.
+    """Return the conversation as transformers renders it, in its sandbox.
 
     Raises:
         RowRejected: "template_error": the template raised.
     """
     kwargs = dict(template_kwargs)
     if "strftime_now" in str(tokenizer.chat_template):
-        kwargs["strftime_now"] = (
-            ""  # not callable: a render that would hold today's date fails instead
-        )
+        kwargs["strftime_now"] = ""  # cannot be called: a text with today's date fails instead
+
     try:
         text: str = tokenizer.apply_chat_template(
             list(messages),
@@ -218,30 +268,31 @@ def render_text(
     except Exception as error:  # a template can fail in any way that Jinja and Python know
         detail = type(error).__name__
         if _quotes_template(error, str(tokenizer.chat_template)):
-            detail = f"{detail}: {error}"[:200]
+            detail = f"{detail}: {error}"[:_MAX_DETAIL_CHARACTERS]
         raise RowRejected("template_error", detail) from error
     return text
 
 
 def _quotes_template(error: Exception, template: str) -> bool:
-    """Whether an error's words are the template's own: any others may be the row's, whose text goes into no ledger."""
-    quoted = (
-        re.findall("'(.*?)'", str(error))
-        if isinstance(error, jinja2.UndefinedError)
-        else [str(error)]
-    )
+    """Return whether an error's words are the template's own.
+
+    Other words may be the row's, whose text must not get into the ledger.
+    """
+    quoted = [str(error)]
+    if isinstance(error, jinja2.UndefinedError):
+        quoted = re.findall("'(.*?)'", str(error))
     return all(words.endswith(" object") or words in template for words in quoted)
 
 
-def strings(value: Any) -> Iterator[str]:
-    """Every string in plain JSON data, but for keys that are identifiers."""
+def strings_of(value: Any) -> Iterator[str]:
+    """Yield every string in plain JSON data. Keys count, unless they are identifiers."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
         for key, item in value.items():
             if isinstance(key, str) and not key.isidentifier():
                 yield key
-            yield from strings(item)
+            yield from strings_of(item)
     elif isinstance(value, (list, tuple)):
         for item in value:
-            yield from strings(item)
+            yield from strings_of(item)

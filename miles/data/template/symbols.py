@@ -1,11 +1,20 @@
-"""A string that is not known, for a chat template to run on: what makes a string of it, and what asks about it.
+"""Symbols: strings whose content is unknown, on which a chat template runs.
 
-    content.lstrip("\\n") + "<|im_end|>"   a Symbol of two parts: how to make the first of a row's strings, and a text
-    "</think>" in content                 the answer for the row at hand, and a guard: how to ask any row
-    content | list                        Untraceable
+A template gets a `Symbol` in place of each string of a conversation. It can do three things to it:
 
-A symbol has no other way to be looked at. So a template does the same for all rows that give the same answers
-to its guards, and what it makes of their strings is made by the same parts.
+    content.lstrip("\\n") + "<|im_end|>"   derive: a Symbol of two parts. The first knows how it is
+                                          computed from a row's strings, the second is a text.
+    "</think>" in content                 ask: the answer for the row at hand. It is noted with a
+                                          guard, a function that asks any row the same.
+    content | list                        anything else is refused: `Untraceable`.
+
+Invariants:
+
+- Nothing else can look at a symbol. So a template does the same for all rows whose strings give the
+  same answers to its guards, and the same parts compute what it writes for them.
+- A literal part is text of the template's own. What a row says is in no literal.
+
+Attributes begin with an underscore because Jinja's sandbox lets no template read such names.
 """
 
 from __future__ import annotations
@@ -14,59 +23,61 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, NoReturn
 
 Strings = Sequence[str]
-"""The unknown strings of a row, in the order in which `shape_of` meets them."""
+"""The unknown strings of a row, in the order of `trace.shape_of`."""
 
-Make = Callable[[Strings], str]
+Compute = Callable[[Strings], str]
 
 
-class Made(NamedTuple):
-    """A part of the output that is made of a row's strings."""
+class Derived(NamedTuple):
+    """A part of the output that is computed from a row's strings."""
 
-    make: Make
+    compute: Compute
     sources: frozenset[int]
     """which strings, by number"""
     depth: int = 0
-    """how many operations, one upon the other"""
+    """the operations that call one another in `compute`"""
 
 
-Part = str | Made
-"""A part of the output: text of the template's own, or made of a row's strings."""
+Part = str | Derived
+"""A part of the output: a literal text of the template's own, or derived from a row's strings."""
 
 Guard = Callable[[Strings], bool]
+"""A question about a row's strings."""
 
 MAX_LITERAL_CHARACTERS = 4 << 20
 MAX_PARTS = 1 << 18
-"""More than this of a template's own text, or more parts, and its output is taken for one without bounds."""
+"""An output with more literal text, or more parts, is taken for one without bounds."""
 MAX_CHARACTERS = 1 << 27
-"""More than this of a row's text, too."""
+"""So is one with more text of the row's."""
 
 _MAX_SPLIT_PARTS = 64
 _MAX_DEPTH = 64
 
 
 class Untraceable(Exception):
-    """A template does something with a string that a symbol cannot follow, or fails."""
+    """A template does something with a string that a symbol cannot follow, or it fails."""
 
 
 class Unbounded(Untraceable):
-    """A template goes on and on, or makes more and more: transformers had better not run it."""
+    """A template does not end, or makes more and more: transformers must not run it."""
 
 
-class Log:
-    """The strings of the row at hand, and what was asked about them."""
+class GuardLog:
+    """The strings of the row that is traced, and the guards that the template asked."""
 
     def __init__(self, strings: Strings) -> None:
         self.strings = strings
         self.answers: list[tuple[Guard, bool]] = []
 
     def ask(self, guard: Guard) -> bool:
+        """Return the answer for the row that is traced, and note both."""
         answer = guard(self.strings)
         self.answers.append((guard, answer))
         return answer
 
 
 def refuse(what: str, error: type[Untraceable] = Untraceable) -> Callable[..., NoReturn]:
-    """A function that does nothing but refuse."""
+    """Return a function (or method) that raises, whatever it is called with."""
 
     def refused(*_: Any, **__: Any) -> NoReturn:
         raise error(what)
@@ -75,36 +86,38 @@ def refuse(what: str, error: type[Untraceable] = Untraceable) -> Callable[..., N
 
 
 class Symbol:
-    """A string that is not known: parts that make it, joined."""
+    """An unknown string: its parts, joined."""
 
     __slots__ = ("_log", "_parts")
 
-    def __init__(self, log: Log, parts: tuple[Part, ...]) -> None:
-        self._log, self._parts = log, parts
+    def __init__(self, log: GuardLog, parts: tuple[Part, ...]) -> None:
+        self._log = log
+        self._parts = parts
 
-    # what makes a string
+    # Derive: operations that give strings
 
-    def _derive(self, make: Callable[..., str], *arguments: Any) -> Symbol:
+    def _derive(self, operation: Callable[..., str], *arguments: Any) -> Symbol:
+        """Return the symbol of `operation(string, *arguments)`."""
         if not all(argument is None or type(argument) in (str, int) for argument in arguments):
             raise Untraceable("an operation on two strings that are not known")
-        text = _maker(self._parts)
-        of = [part for part in self._parts if type(part) is Made]
-        depth = 1 + max((part.depth for part in of), default=0)
-        if depth > _MAX_DEPTH:  # each runs within the next
+
+        derived = [part for part in self._parts if type(part) is Derived]
+        depth = 1 + max((part.depth for part in derived), default=0)
+        if depth > _MAX_DEPTH:  # each calls the next
             raise Untraceable(f"more than {_MAX_DEPTH} operations on one string")
+        sources = frozenset[int]().union(*(part.sources for part in derived))
 
-        def made(strings: Strings) -> str:
-            whole = text(strings)
-            if len(whole) > MAX_CHARACTERS:
+        string_of = compute_of(self._parts)
+
+        def compute(strings: Strings) -> str:
+            string = string_of(strings)
+            if len(string) > MAX_CHARACTERS:
                 raise Unbounded(f"more than {MAX_CHARACTERS} characters")
-            return make(whole, *arguments)
+            return operation(string, *arguments)
 
-        made(
-            self._log.strings
-        )  # as the template does; arguments that do not fit fail here, for any row
-        return Symbol(
-            self._log, (Made(made, frozenset[int]().union(*(part.sources for part in of)), depth),)
-        )
+        # Arguments that do not fit fail now, as they do in the template, and for any row.
+        compute(self._log.strings)
+        return Symbol(self._log, (Derived(compute, sources, depth),))
 
     def strip(self, characters: Any = None) -> Symbol:
         return self.lstrip(characters).rstrip(characters)
@@ -116,22 +129,25 @@ class Symbol:
         return self._strip_end(str.rstrip, characters, -1)
 
     def _strip_end(self, strip: Callable[..., str], characters: Any, end: int) -> Symbol:
-        """Part by part from one end, as long as nothing is left of a part: what is literal stays so."""
+        """Strip part after part from one end (0 or -1), as long as nothing is left of a part.
+
+        So literal parts stay literal.
+        """
         parts = list(self._parts)
         while parts:
-            rest = Symbol(self._log, tuple(parts[end:] if end else parts[:1]))._stripped(
-                strip, characters
-            )
-            if rest:
-                parts[end] = rest if isinstance(rest, str) else rest._parts[0]
+            rest = self._strip_part(strip, parts[end], characters)
+            if rest is not None:
+                parts[end] = rest
                 break
             del parts[end]
         return Symbol(self._log, tuple(parts))
 
-    def _stripped(self, strip: Callable[..., str], characters: Any) -> str | Symbol:
-        """Of one part."""
-        (part,) = self._parts
-        return strip(part, characters) if isinstance(part, str) else self._derive(strip, characters)
+    def _strip_part(self, strip: Callable[..., str], part: Part, characters: Any) -> Part | None:
+        """Return a part, stripped; None if nothing is left of it, which a guard is asked."""
+        if isinstance(part, str):
+            return strip(part, characters) or None
+        stripped = Symbol(self._log, (part,))._derive(strip, characters)
+        return stripped._parts[0] if stripped else None
 
     def lower(self) -> Symbol:
         return self._derive(str.lower)
@@ -146,7 +162,7 @@ class Symbol:
         return self._derive(str.capitalize)
 
     def replace(self, old: Any, new: Any, count: Any = -1) -> Symbol:
-        return self._derive(replaced, old, new, count)
+        return self._derive(replace_within_bounds, old, new, count)
 
     def removeprefix(self, prefix: Any) -> Symbol:
         return self._derive(str.removeprefix, prefix)
@@ -163,55 +179,59 @@ class Symbol:
     def _split(
         self, split: Callable[..., list[str]], separator: Any, maxsplit: Any
     ) -> list[Symbol]:
-        """As many symbols as this row has parts: whether there is one more is asked part by part, so that rows of one
-        shape are asked the same."""
+        """Return as many symbols as the string of the row at hand has pieces.
+
+        A guard asks piece by piece whether there is a further one, so that rows of one shape are
+        asked the same.
+        """
         if type(separator) not in (str, type(None)) or type(maxsplit) is not int:
             raise Untraceable("a split at what is not known")
-        text = _maker(self._parts)
+        string_of = compute_of(self._parts)
 
-        def has(number: int) -> bool:
+        def has_piece(number: int) -> bool:
             return self._log.ask(
-                lambda strings: len(split(text(strings), separator, maxsplit)) > number
+                lambda strings: len(split(string_of(strings), separator, maxsplit)) > number
             )
 
-        def part(number: int) -> Symbol:
-            return self._derive(lambda whole: split(whole, separator, maxsplit)[number])
+        def piece(number: int) -> Symbol:
+            return self._derive(lambda string: split(string, separator, maxsplit)[number])
 
-        parts: list[Symbol] = []
-        while has(len(parts)):
-            parts.append(part(len(parts)))
-            if len(parts) > _MAX_SPLIT_PARTS:
+        pieces: list[Symbol] = []
+        while has_piece(len(pieces)):
+            pieces.append(piece(len(pieces)))
+            if len(pieces) > _MAX_SPLIT_PARTS:
                 raise Untraceable(f"more than {_MAX_SPLIT_PARTS} parts of a string")
-        return parts
+        return pieces
 
     def __getitem__(self, key: Any) -> Symbol:
-        if isinstance(key, slice) and all(
-            type(edge) in (int, type(None)) for edge in (key.start, key.stop, key.step)
-        ):
-            return self._derive(lambda whole: whole[key])
+        if isinstance(key, slice):
+            if not all(type(edge) in (int, type(None)) for edge in (key.start, key.stop, key.step)):
+                raise Untraceable("a string indexed with slice")
+            return self._derive(lambda string: string[key])
+
         if type(key) is int:
             if not self._is_longer_than(key if key >= 0 else -key - 1):
                 raise IndexError(key)
-            return self._derive(lambda whole: whole[key])
-        if type(key) is str:
-            raise TypeError(
-                "string indices must be integers"
-            )  # Jinja then looks for an attribute, as with any string
+            return self._derive(lambda string: string[key])
+
+        if type(key) is str:  # after a TypeError, Jinja looks for an attribute of that name
+            raise TypeError("string indices must be integers")
         raise Untraceable(f"a string indexed with {type(key).__name__}")
 
     def __add__(self, other: Any) -> Symbol:
-        return Symbol(self._log, bounded(self._parts + parts_of(other)))
+        return Symbol(self._log, require_bounded(self._parts + parts_of(other)))
 
     def __radd__(self, other: Any) -> Symbol:
-        return Symbol(self._log, bounded(parts_of(other) + self._parts))
+        return Symbol(self._log, require_bounded(parts_of(other) + self._parts))
 
-    # what asks about it
+    # Ask: operations that give answers
 
     def _ask(self, question: Callable[[str, str], bool], other: Any) -> bool:
-        text, other_text = _maker(self._parts), _maker(parts_of(other))
+        string_of = compute_of(self._parts)
+        other_of = compute_of(parts_of(other))
         if type(other) is str:
-            return self._log.ask(lambda strings: question(text(strings), other))
-        return self._log.ask(lambda strings: question(text(strings), other_text(strings)))
+            return self._log.ask(lambda strings: question(string_of(strings), other))
+        return self._log.ask(lambda strings: question(string_of(strings), other_of(strings)))
 
     def startswith(self, prefix: Any) -> bool:
         return self._ask(str.startswith, prefix)
@@ -229,17 +249,17 @@ class Symbol:
         return not self == other
 
     def __bool__(self) -> bool:
-        text = _maker(self._parts)
-        return self._log.ask(lambda strings: text(strings) != "")
+        string_of = compute_of(self._parts)
+        return self._log.ask(lambda strings: string_of(strings) != "")
 
     def _is_longer_than(self, length: int) -> bool:
-        text = _maker(self._parts)
-        return self._log.ask(lambda strings: len(text(strings)) > length)
+        string_of = compute_of(self._parts)
+        return self._log.ask(lambda strings: len(string_of(strings)) > length)
 
-    # everything else
+    # Refuse: everything else
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") or not hasattr(str, name):  # neither has a string it
+        if name.startswith("__") or not hasattr(str, name):  # a plain string has it neither
             raise AttributeError(name)
         raise Untraceable(f"str.{name}")
 
@@ -253,7 +273,7 @@ class Symbol:
 
 
 class Length:
-    """`string | length`: to be compared with a number."""
+    """`string | length`. It can be compared with a number, which asks a guard, and nothing else."""
 
     __slots__ = ("_of",)
 
@@ -289,22 +309,14 @@ class Length:
         raise Untraceable(f"int.{name} of a string's length")
 
     __hash__ = refuse("the length of a string")  # type: ignore[assignment]
-    __str__ = __repr__ = __format__ = __int__ = __float__ = __index__ = __hash__  # type: ignore[assignment]
-    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __mod__ = __floordiv__ = (
-        __truediv__
-    ) = __hash__
-
-
-def _maker(parts: tuple[Part, ...]) -> Make:
-    if len(parts) == 1 and type(parts[0]) is Made:
-        return parts[0].make
-    return lambda strings: "".join(
-        part if isinstance(part, str) else part[0](strings) for part in parts
-    )
+    __str__ = __repr__ = __format__ = __hash__  # type: ignore[assignment]
+    __int__ = __float__ = __index__ = __hash__
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __hash__
+    __mod__ = __floordiv__ = __truediv__ = __hash__
 
 
 class Safe:
-    """`string | safe`: Jinja's Markup, to be put out and no more (what is added to one is escaped)."""
+    """`string | safe`. It can be put out, and nothing else: Jinja escapes what is added to one."""
 
     __slots__ = ("of",)
 
@@ -312,15 +324,18 @@ class Safe:
         self.of = of
 
     __html__ = __hash__ = refuse("text that is marked as safe")  # type: ignore[assignment]
-    __str__ = __repr__ = __format__ = __iter__ = __len__ = __bool__ = __contains__ = __getitem__ = (
-        __html__
-    )
+    __str__ = __repr__ = __format__ = __iter__ = __len__ = __html__
+    __bool__ = __contains__ = __getitem__ = __getattr__ = __html__
     __int__ = __float__ = __index__ = __html__
     __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = __html__  # type: ignore[assignment]
-    __add__ = __radd__ = __mul__ = __rmul__ = __mod__ = __rmod__ = __getattr__ = __html__
+    __add__ = __radd__ = __mul__ = __rmul__ = __mod__ = __rmod__ = __html__
+
+
+# Parts
 
 
 def parts_of(value: Any) -> tuple[Part, ...]:
+    """Return the parts of a symbol, or a plain string as a literal."""
     if type(value) is Symbol:
         return value._parts
     if type(value) is str:
@@ -328,7 +343,17 @@ def parts_of(value: Any) -> tuple[Part, ...]:
     raise Untraceable(f"a string and {type(value).__name__}")
 
 
-def bounded(parts: tuple[Part, ...]) -> tuple[Part, ...]:
+def compute_of(parts: tuple[Part, ...]) -> Compute:
+    """Return the function that computes the text of some parts, joined."""
+    if len(parts) == 1 and type(parts[0]) is Derived:
+        return parts[0].compute
+    return lambda strings: "".join(
+        part if isinstance(part, str) else part.compute(strings) for part in parts
+    )
+
+
+def require_bounded(parts: tuple[Part, ...]) -> tuple[Part, ...]:
+    """Return the parts, or raise `Unbounded` where there is too much of them."""
     num_characters = sum(len(part) for part in parts if type(part) is str)
     if num_characters > MAX_LITERAL_CHARACTERS or len(parts) > MAX_PARTS:
         raise Unbounded(
@@ -337,23 +362,29 @@ def bounded(parts: tuple[Part, ...]) -> tuple[Part, ...]:
     return parts
 
 
-def replaced(text: str, old: str, new: str, count: int = -1) -> str:
-    if len(text) + (text.count(old) * len(new) if len(new) > len(old) else 0) > MAX_CHARACTERS:
+def replace_within_bounds(text: str, old: str, new: str, count: int = -1) -> str:
+    """Return `text.replace(old, new, count)`, or raise `Unbounded` before it grows too long."""
+    added = text.count(old) * len(new) if len(new) > len(old) else 0
+    if len(text) + added > MAX_CHARACTERS:
         raise Unbounded(f"more than {MAX_CHARACTERS} characters")
     return text.replace(old, new, count)
 
 
-def joined_parts(parts: tuple[Part, ...]) -> tuple[Part, ...]:
+def join_literals(parts: tuple[Part, ...]) -> tuple[Part, ...]:
+    """Return the parts with neighbouring literals joined, and without empty ones."""
     joined: list[Part] = []
-    literal: list[str] = []
+    literals: list[str] = []
+
+    def end_literal() -> None:
+        if text := "".join(literals):
+            joined.append(text)
+        literals.clear()
+
     for part in parts:
         if type(part) is str:
-            literal.append(part)
-            continue
-        if text := "".join(literal):
-            joined.append(text)
-        literal.clear()
-        joined.append(part)
-    if text := "".join(literal):
-        joined.append(text)
+            literals.append(part)
+        else:
+            end_literal()
+            joined.append(part)
+    end_literal()
     return tuple(joined)

@@ -1,15 +1,30 @@
-"""Runs a chat template once for a *shape* of conversation, with its strings unknown: what it does becomes a program.
+"""Traces a chat template: runs it once on symbols, and keeps what it did as a program.
 
-    Qwen3's template, shape (user, assistant)
-      guards   messages[0].content.startswith("<tool_response>")  no     what the template asked of the strings,
-               "</think>" in messages[1].content                  no     and the answers that lead to this program
-      parts    "<|im_start|>user\\n"  messages[0].content  "<|im_end|>\\n<|im_start|>assistant\\n<think>…</think>\\n\\n"
-               messages[1].content.lstrip("\\n")  "<|im_end|>\\n"
+    Qwen3's template, a conversation of the shape (user, assistant)
 
-Each string of the conversation reaches the template as a `Symbol` (`symbols.py`), in a sandbox (`sandbox.py`). A
-template can look at a symbol only by questions that are noted, so for every row of the same shape with the same
-answers it does the same and writes the same parts: a program is what the template gives, for all of them. And a
-literal part comes from the template alone: whatever a user typed is in no literal.
+    guards   messages[0].content.startswith("<tool_response>")   False
+             "</think>" in messages[1].content                   False
+    parts    "<|im_start|>user\\n"
+             messages[0].content
+             "<|im_end|>\\n<|im_start|>assistant\\n<think>\\n\\n</think>\\n\\n"
+             messages[1].content.lstrip("\\n")
+             "<|im_end|>\\n"
+
+The shape of a row is everything in it but its strings: roles, keys, numbers, how lists are nested.
+Each string reaches the template as a `Symbol` (`symbols.py`), in a sandbox (`sandbox.py`).
+
+The programs of a shape hang in a tree. Its inner nodes are guards, its leaves programs:
+
+    "</think>" in messages[1].content ── False ── program 1
+                                      └─ True  ── messages[1].content.startswith("\\n") ── …
+
+A row of a known shape walks from the root to a leaf by its own answers. Where the tree ends, the
+template is traced on this row, and the tree grows by the guards that it asked.
+
+Invariants:
+
+- Rows that reach the same program get from the template what the program computes for them.
+- The tree depends on no row before: a row gets the same text, or is refused, in any order of rows.
 """
 
 from __future__ import annotations
@@ -22,62 +37,69 @@ from typing import Any
 from miles.data.template.sandbox import Environment
 from miles.data.template.symbols import (
     MAX_CHARACTERS,
+    Derived,
     Guard,
-    Log,
-    Made,
+    GuardLog,
     Part,
     Strings,
     Symbol,
     Unbounded,
     Untraceable,
-    joined_parts,
+    join_literals,
     parts_of,
 )
 
+Message = Mapping[str, Any]
+Tool = Mapping[str, Any]
+
+TOOLS_OWNER = -1
+"""The owner of a part that is made of the tools' strings."""
+
 _MAX_KEPT = 1 << 18
-"""Questions, parts and strings of all the programs that are kept."""
+"""Guards, parts and strings of all the programs that are kept."""
 
 
 @dataclass
 class Program:
-    """What a template writes for every row of one shape whose strings gave the same answers."""
+    """The output of a template for all rows of one shape whose strings give the same answers."""
 
     parts: tuple[Part, ...]
-    """literals joined: no two are neighbours"""
+    """no two literals are neighbours"""
     owners: tuple[frozenset[int], ...]
-    """for each part the messages, by number, of whose strings it is made; none for a literal; -1: the tools"""
+    """for each part the messages (by number, or `TOOLS_OWNER`) whose strings it is made of"""
     note: Any = None
-    """what the owner of the tracer found out about it"""
+    """for the owner of the tracer: `render.py` keeps the turns here"""
 
     def run(self, strings: Strings) -> list[str]:
-        """The output for a row, part by part.
+        """Return the text of a row, part by part.
 
         Raises:
             Unbounded: it is longer than any text.
         """
-        pieces: list[str] = [part if type(part) is str else part[0](strings) for part in self.parts]  # type: ignore[operator]
+        pieces = [part if isinstance(part, str) else part.compute(strings) for part in self.parts]
         if sum(map(len, pieces)) > MAX_CHARACTERS:
             raise Unbounded(f"more than {MAX_CHARACTERS} characters")
         return pieces
 
 
 @dataclass
-class _Question:
-    """A guard, and what follows each answer as far as it is known."""
+class _Branch:
+    """An inner node of the tree: a guard, and the node for each answer, as far as there is one."""
 
-    ask: Guard
-    yes: _Question | Program | None = None
-    no: _Question | Program | None = None
+    guard: Guard
+    if_true: _Branch | Program | None = None
+    if_false: _Branch | Program | None = None
 
 
 class Tracer:
-    """The programs of one chat template, each made when a row first needs it.
+    """The programs of one chat template, each traced when a row first needs it.
 
     Args:
         template: Jinja, as transformers runs it.
         variables: what the template is given beside messages and tools.
-        reserved: characters that no key of a row may hold. Keys are known when a template is traced, so they end up
-            in literals; without these characters they cannot be taken for what the template writes itself.
+        reserved: characters that no role and no key of a row may hold. Both are known when a
+            template is traced, so they end up in literals. Without the characters of an anchor
+            they cannot be taken for one.
 
     Raises:
         Untraceable: the template does not compile.
@@ -93,13 +115,13 @@ class Tracer:
             raise Untraceable(f"{type(error).__name__}: {error}") from error
         self._variables = dict(variables)
         self._reserved = frozenset(reserved)
-        self._programs: dict[Any, _Question | Program] = {}
+        self._programs: dict[Any, _Branch | Program] = {}
         self._num_kept = 0
 
     def program(
-        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None
+        self, messages: Sequence[Message], tools: Sequence[Tool] | None
     ) -> tuple[Program, list[str]]:
-        """The program for a row, made if there is none yet, and the row's strings.
+        """Return the program for a row, traced if there is none yet, and the row's strings.
 
         Args:
             messages, tools: plain JSON types.
@@ -113,34 +135,40 @@ class Tracer:
             node = self._programs.get(shape)
         except (TypeError, RecursionError) as error:  # not hashable; nested too deeply
             raise Untraceable("data that is not JSON, or nested too deeply") from error
-        while type(node) is _Question:
-            node = node.yes if node.ask(strings) else node.no
+
+        while type(node) is _Branch:
+            node = node.if_true if node.guard(strings) else node.if_false
         if node is not None:
             return node, strings  # type: ignore[return-value]
+
         program, answers = self._trace(messages, tools, strings)
-        self._num_kept += len(answers) + len(program.parts) + len(strings)
-        if self._num_kept > _MAX_KEPT:
+        num_new = len(answers) + len(program.parts) + len(strings)
+        self._num_kept += num_new
+        if self._num_kept > _MAX_KEPT:  # start afresh
             self._programs.clear()
-            self._num_kept = len(answers) + len(program.parts) + len(strings)
+            self._num_kept = num_new
         self._keep(shape, program, answers)
         return program, strings
 
     def _trace(
-        self,
-        messages: Sequence[Mapping[str, Any]],
-        tools: Sequence[Mapping[str, Any]] | None,
-        strings: list[str],
+        self, messages: Sequence[Message], tools: Sequence[Tool] | None, strings: list[str]
     ) -> tuple[Program, list[tuple[Guard, bool]]]:
-        log = Log(strings)
-        unknowns = _Unknowns(log, self._reserved)
+        """Run the template on symbols. Return its program, and each guard with the row's answer."""
+        log = GuardLog(strings)
+        symbolic = _SymbolicRow(log, self._reserved)
         self._environment.num_steps = 0
+
         try:
+            symbolic_messages = [
+                _with_reasoning_names(symbolic.message(message, number))
+                for number, message in enumerate(messages)
+            ]
+            symbolic_tools = None
+            if tools is not None:
+                symbolic_tools = [symbolic.data(tool, TOOLS_OWNER) for tool in tools]
             output = self._template.render(
-                messages=[
-                    _with_reasoning_names(unknowns.unknown_message(message, n))
-                    for n, message in enumerate(messages)
-                ],
-                tools=None if tools is None else [unknowns.unknown(tool, -1) for tool in tools],
+                messages=symbolic_messages,
+                tools=symbolic_tools,
                 documents=None,
                 **{"add_generation_prompt": False, **self._variables},
             )
@@ -148,110 +176,131 @@ class Tracer:
             raise
         except Exception as error:  # a template can fail in any way that Jinja and Python know
             raise Untraceable(f"{type(error).__name__}: {error}") from error
-        parts = joined_parts(parts_of(output))
-        owners = [
-            frozenset(unknowns.owners[number] for number in part.sources)
-            if isinstance(part, Made)
-            else frozenset[int]()
-            for part in parts
-        ]
-        return Program(parts, tuple(owners)), log.answers
+
+        parts = join_literals(parts_of(output))
+        owners = tuple(symbolic.owners_of(part) for part in parts)
+        return Program(parts, owners), log.answers
 
     def _keep(self, shape: Any, program: Program, answers: Sequence[tuple[Guard, bool]]) -> None:
-        """Hangs the program into the tree of its shape. The same answers led to the same questions so far."""
-        followed: list[tuple[_Question, bool]] = []
+        """Hang a program into the tree of its shape, below the guards that led to it.
+
+        The guards that the tree already has were asked again in this trace, in the same order.
+        """
+        path: list[tuple[_Branch, bool]] = []
         node = self._programs.get(shape)
         for guard, answer in answers:
             if node is None:
-                node = _Question(guard)
-                self._hang(shape, followed, node)
-            if not isinstance(node, _Question):
+                node = _Branch(guard)
+                self._attach(shape, path, node)
+            if not isinstance(node, _Branch):
                 raise Untraceable("another way each time")
-            followed.append((node, answer))
-            node = node.yes if answer else node.no
+            path.append((node, answer))
+            node = node.if_true if answer else node.if_false
+
         if node is not None:
             raise Untraceable("another way each time")
-        self._hang(shape, followed, program)
+        self._attach(shape, path, program)
 
-    def _hang(
-        self, shape: Any, followed: Sequence[tuple[_Question, bool]], node: _Question | Program
+    def _attach(
+        self, shape: Any, path: Sequence[tuple[_Branch, bool]], node: _Branch | Program
     ) -> None:
-        if not followed:
+        if not path:
             self._programs[shape] = node
-        elif followed[-1][1]:
-            followed[-1][0].yes = node
+            return
+        branch, answer = path[-1]
+        if answer:
+            branch.if_true = node
         else:
-            followed[-1][0].no = node
+            branch.if_false = node
+
+
+# The shape of a row
 
 
 def shape_of(
-    messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None
+    messages: Sequence[Message], tools: Sequence[Tool] | None
 ) -> tuple[tuple[Any, ...], list[str]]:
-    """What of a row is known when its template is traced, and the strings that are not: all but roles and keys."""
+    """Return the shape of a row, hashable, and its strings in order: all but roles and keys.
+
+    [{"role": "user", "content": "2+2?"}]  ->  ("user",), ["2+2?"]
+    """
     strings: list[str] = []
     shape: list[Any] = []
     for message in messages:
         if tuple(message) == ("role", "content") and type(message["content"]) is str:
             shape.append(message["role"])
             strings.append(message["content"])
-        else:
-            shape.append(
-                tuple(
-                    (key, item if key == "role" else _shape(item, strings))
-                    for key, item in message.items()
-                )
-            )
+            continue
+
+        items = [
+            (key, item if key == "role" else _data_shape(item, strings))
+            for key, item in message.items()
+        ]
+        shape.append(tuple(items))
+
     if tools is not None:
-        shape.append(("tools", *[_shape(tool, strings) for tool in tools]))
+        shape.append(("tools", *[_data_shape(tool, strings) for tool in tools]))
     return tuple(shape), strings
 
 
-def _shape(value: Any, strings: list[str]) -> Any:
+def _data_shape(value: Any, strings: list[str]) -> Any:
+    """Return the shape of plain JSON data; append its strings to `strings`."""
     if type(value) is str:
         strings.append(value)
         return str
     if isinstance(value, Mapping):
-        return (dict, *[(key, _shape(item, strings)) for key, item in value.items()])
+        return (dict, *[(key, _data_shape(item, strings)) for key, item in value.items()])
     if type(value) in (list, tuple):
-        return (type(value), *[_shape(item, strings) for item in value])
-    # With the type: 1 == True == 1.0; and -0.0 == 0.0, NaN is not even itself.
+        return (type(value), *[_data_shape(item, strings) for item in value])
+    # With the type, because 1 == True == 1.0; by `repr`, because -0.0 == 0.0 and NaN != NaN.
     return (type(value), repr(value) if type(value) is float else value)
 
 
-class _Unknowns:
-    """Hands out symbols for a row's strings."""
+class _SymbolicRow:
+    """Builds the row that a template is given: the same data, with a symbol for each string.
 
-    def __init__(self, log: Log, reserved: frozenset[str]) -> None:
-        self._log, self._reserved = log, reserved
-        self.owners: list[int] = []
-        """of each string the message that it is of, by number; -1: the tools"""
+    Symbols are numbered in the order of `shape_of`.
+    """
 
-    def unknown_message(self, message: Mapping[str, Any], number: int) -> dict[str, Any]:
-        """Without keys that are null, as transformers gives messages to a template."""
+    def __init__(self, log: GuardLog, reserved: frozenset[str]) -> None:
+        self._log = log
+        self._reserved = reserved
+        self._owners: list[int] = []
+        """for each string the message that holds it, by number, or `TOOLS_OWNER`"""
+
+    def message(self, message: Message, number: int) -> dict[str, Any]:
+        """Return a message with symbols, and without keys that are null, as in transformers."""
         role = message.get("role")
         if type(role) is not str or not role.isidentifier() or not self._reserved.isdisjoint(role):
             raise Untraceable("a role that is not a plain word")
         self._require_plain(message)
-        known = {
-            key: item if key == "role" else self.unknown(item, number)
-            for key, item in message.items()
-        }
-        return {key: item for key, item in known.items() if item is not None}
 
-    def unknown(self, value: Any, owner: int) -> Any:
-        """The same data with symbols for strings, in the order of `shape_of`."""
+        symbolic = {}
+        for key, item in message.items():
+            value = item if key == "role" else self.data(item, number)
+            if value is not None:
+                symbolic[key] = value
+        return symbolic
+
+    def data(self, value: Any, owner: int) -> Any:
+        """Return plain JSON data with symbols for its strings."""
         if type(value) is str:
-            number = len(self.owners)
-            self.owners.append(owner)
-            return Symbol(self._log, (Made(itemgetter(number), frozenset([number])),))
+            number = len(self._owners)
+            self._owners.append(owner)
+            return Symbol(self._log, (Derived(itemgetter(number), frozenset([number])),))
         if isinstance(value, Mapping):
             self._require_plain(value)
-            return {key: self.unknown(item, owner) for key, item in value.items()}
+            return {key: self.data(item, owner) for key, item in value.items()}
         if type(value) in (list, tuple):
-            return type(value)([self.unknown(item, owner) for item in value])
+            return type(value)([self.data(item, owner) for item in value])
         if value is None or type(value) in (bool, int, float):
             return value
         raise Untraceable(f"{type(value).__name__}, which is not JSON")
+
+    def owners_of(self, part: Part) -> frozenset[int]:
+        """Return the messages of whose strings a part is made; none for a literal."""
+        sources = part.sources if isinstance(part, Derived) else ()
+        return frozenset(self._owners[number] for number in sources)
 
     def _require_plain(self, keys: Iterable[Any]) -> None:
         for key in keys:
@@ -260,7 +309,7 @@ class _Unknowns:
 
 
 def _with_reasoning_names(message: dict[str, Any]) -> dict[str, Any]:
-    """Reasoning under each name that templates read, as transformers gives it to them."""
+    """Return a message with its reasoning under each name that templates read, as transformers."""
     names = ("reasoning_content", "thinking", "reasoning")
     reasoning = next((message[name] for name in names if name in message), None)
     if reasoning is None:

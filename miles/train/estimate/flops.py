@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 
 from miles.architecture.config import ModelShape
+from miles.architecture.sizes import matrix_parameters, query_size
 
 PEAK_TFLOPS: tuple[tuple[str, float], ...] = (
     (r"GB200", 2500.0),
@@ -39,19 +40,6 @@ _PART = re.compile(r"\bMIG\b|-\d+[ABCQ]$")
 """Names of a part of a GPU: "NVIDIA H100 80GB HBM3 MIG 3g.40gb", "NVIDIA A10-8Q"."""
 
 
-def matrix_parameters(shape: ModelShape) -> int:
-    """Parameters of the matrices that one token goes through: of experts, those that it is sent to."""
-    queries = shape.num_attention_heads * shape.kv_channels
-    keys = shape.num_query_groups * shape.kv_channels
-    attention = shape.hidden_size * (2 * queries + 2 * keys)
-    if shape.num_experts is None:
-        mlp = 3 * shape.hidden_size * shape.ffn_hidden_size
-    else:
-        mlp = 3 * shape.hidden_size * shape.moe_ffn_hidden_size * shape.moe_router_topk
-        mlp += shape.hidden_size * shape.num_experts  # the router
-    return shape.num_layers * (attention + mlp) + shape.hidden_size * shape.vocab_size
-
-
 def training_flops(shape: ModelShape, num_tokens: int, num_causal_pairs: int) -> int:
     """Operations of a step, forward and backward.
 
@@ -59,9 +47,7 @@ def training_flops(shape: ModelShape, num_tokens: int, num_causal_pairs: int) ->
         num_tokens: of all samples.
         num_causal_pairs: sum over samples of L (L + 1) / 2.
     """
-    attention = (
-        4 * shape.num_layers * shape.num_attention_heads * shape.kv_channels * num_causal_pairs
-    )
+    attention = 4 * shape.num_layers * query_size(shape) * num_causal_pairs
     return 3 * (2 * matrix_parameters(shape) * num_tokens + attention)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from miles.architecture.config import ModelShape
+from miles.architecture.sizes import embedding_parameters, key_size, layer_parameters, query_size
 from miles.train.config import RecomputeConfig
 from miles.train.parallel_layout import Layout
 
@@ -47,19 +48,6 @@ class StageMemory:
     @property
     def total(self) -> int:
         return self.weights + self.gradients + self.optimizer + self.activations + self.logits
-
-
-def total_parameters(shape: ModelShape) -> int:
-    """Of the whole model; a tied embedding counts once."""
-    return _parameters(shape, Layout(1), 0).total
-
-
-def active_parameters(shape: ModelShape) -> int:
-    """That one token goes through: of the experts, those it is sent to."""
-    if shape.num_experts is None:
-        return total_parameters(shape)
-    idle = shape.num_experts - shape.moe_router_topk
-    return total_parameters(shape) - shape.num_layers * idle * _expert_parameters(shape)
 
 
 def estimate(
@@ -112,37 +100,25 @@ def estimate(
 
 
 def _parameters(shape: ModelShape, layout: Layout, stage: int) -> Parameters:
-    hidden, tensor = shape.hidden_size, layout.tensor
-    queries = shape.num_attention_heads * shape.kv_channels
-    keys = shape.num_query_groups * shape.kv_channels
-    layer = (hidden * (queries + 2 * keys) + queries * hidden) // tensor + 2 * hidden
-    layer += (queries + 2 * keys) // tensor if shape.add_qkv_bias else 0
-    layer += 2 * shape.kv_channels if shape.qk_layernorm else 0
-    expert_layer = 0
-    if shape.num_experts is None:
-        layer += 3 * hidden * shape.ffn_hidden_size // tensor
-    else:
-        layer += hidden * shape.num_experts  # the router
-        expert_layer = (
-            shape.num_experts // layout.expert * _expert_parameters(shape) // layout.expert_tensor
-        )
-        if layout.expert == 1:  # Megatron then has them in one buffer with the rest
-            layer, expert_layer = layer + expert_layer, 0
+    tensor = layout.tensor
+    part = layer_parameters(shape)
+    layer = part.attention // tensor + part.qkv_bias // tensor + part.norms
+    layer += part.mlp // tensor + part.router
+    experts = (shape.num_experts or 0) // layout.expert * part.expert // layout.expert_tensor
+    if layout.expert == 1:  # Megatron then has them in one buffer with the rest
+        layer, experts = layer + experts, 0
+
     layers = shape.num_layers // layout.pipeline
     dense = layers * layer
-    embedding = shape.vocab_size * hidden // tensor
+    embedding = embedding_parameters(shape) // tensor
     is_first, is_last = stage == 0, stage == layout.pipeline - 1
     if is_first:
         dense += embedding
     if is_last:
-        dense += hidden  # the last norm
+        dense += shape.hidden_size  # the last norm
         if not shape.tied_embeddings or not is_first:  # a tied one is at both ends
             dense += embedding
-    return Parameters(dense, layers * expert_layer)
-
-
-def _expert_parameters(shape: ModelShape) -> int:
-    return 3 * shape.hidden_size * shape.moe_ffn_hidden_size
+    return Parameters(dense, layers * experts)
 
 
 def _activation_values(
@@ -166,8 +142,8 @@ def _layer_values(shape: ModelShape, layout: Layout) -> float:
     stream = shape.hidden_size / (
         tensor if layout.sequence_parallel else 1
     )  # each of two norms: what goes in and out
-    queries = shape.num_attention_heads * shape.kv_channels / tensor
-    keys = shape.num_query_groups * shape.kv_channels / tensor
+    queries = query_size(shape) / tensor
+    keys = key_size(shape) / tensor
     attention = (
         2 * queries + 2 * keys
     )  # queries, keys, values, and what attention gives, which is projected

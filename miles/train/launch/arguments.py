@@ -86,9 +86,9 @@ def _read(words: Sequence[str], record: type, settings: dict[str, Setting]) -> d
 
 def _require_model(hf_checkpoint: str, layout: Layout, values: Values) -> None:
     """Check the layout, and the model's sizes on the launch line, against config.json."""
-    from miles.architecture.config import ModelShape
+    from miles.architecture.families import read_shape
 
-    shape = ModelShape.from_hf_folder(hf_checkpoint)
+    shape = read_shape(hf_checkpoint)
     layout.require_fits(shape)
     model = shape.megatron_args()
     model["disable_bias_linear"] = not model["add_bias_linear"]

@@ -28,7 +28,8 @@ from miles.data.config import (
 )
 from miles.data.files.manifest import build_manifest
 from miles.data.stream import stages
-from miles.data.stream.ledger import Ledger, fatal_reasons
+from miles.data.stream.ledger import Ledger
+from miles.data.stream.reject_limits import RejectLimits
 from miles.data.types import StepReport
 from miles.errors import DataError
 from tests.support.chatml import CHATML
@@ -98,7 +99,8 @@ def run(config: DataConfig, folder: Path) -> Outcome:
     """Every row once, as a run would take it; checks what must hold whatever the rows are."""
     manifest = build_manifest(config.sources)
     path = folder / "run" / "rejects.jsonl"
-    ledger = Ledger(manifest, str(path), 1.0, fatal_reasons=fatal_reasons(config.encode))
+    limits = RejectLimits(1.0, fatal_reasons=RejectLimits.of(config).fatal_reasons)
+    ledger = Ledger(manifest, str(path), limits)
     reports, trained = [], []
     for step in stages.local_steps(manifest, config):
         ledger.commit(step.index, step.report.rows)
@@ -447,7 +449,7 @@ def test_resumed_at_every_step_the_same_counts_and_the_same_list(
         path: Path, saved: int, killed: int, totals: Any, start_row: int
     ) -> list[tuple[Any, int]]:
         """Totals and next row as of each step, from `saved` on."""
-        ledger = Ledger(manifest, str(path), 1.0, totals, saved)
+        ledger = Ledger(manifest, str(path), RejectLimits(1.0), totals, saved)
         states = [(ledger.totals(), start_row)]
         for step in stages.local_steps(manifest, config, start_row):
             if step.index == killed:

@@ -1,4 +1,3 @@
-import time
 from itertools import pairwise
 from pathlib import Path
 
@@ -112,15 +111,12 @@ def test_ranks_are_level_and_micro_batches_as_few_as_can_be(
     assert num_over <= num_draws * 0.01
 
 
-def test_a_hundred_thousand_lengths_in_less_than_a_second() -> None:
+def test_packs_a_hundred_thousand_lengths() -> None:
+    """benchmarks/pack.py holds it to less than a second."""
     lengths = np.minimum(drawn_lengths(100_000), 8192)
     for dp_size in (8, 1024):
-        config, seconds = config_of(dp_size, 8192), []
-        for _ in range(3):
-            started = time.perf_counter()
-            ranks = pack(lengths, config)
-            seconds.append(time.perf_counter() - started)
-        assert min(seconds) < 1.0
+        config = config_of(dp_size, 8192)
+        ranks = pack(lengths, config)
         assert len(ranks[0]) == min_micro_batches(lengths, config)
         assert fullest_over_must(lengths, ranks) <= 1.02
 

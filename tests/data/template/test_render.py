@@ -4,7 +4,7 @@ import pytest
 
 from miles.data.config import EncodeConfig
 from miles.data.template.certify import certify
-from miles.data.template.render import Renderer, strings
+from miles.data.template.render import Renderer, strings_of
 from miles.data.types import RowRejected
 
 CONFIG = EncodeConfig(tokenizer="test-tokenizer")
@@ -212,4 +212,4 @@ def test_a_template_that_raises_does_not_put_the_row_into_the_ledger(chatml_toke
 
 def test_strings_are_all_that_a_row_can_put_into_the_text() -> None:
     data = {"a": "1", "not an identifier": ["2", {"b": ("3", 4, None)}]}
-    assert list(strings(data)) == ["1", "not an identifier", "2", "3"]
+    assert list(strings_of(data)) == ["1", "not an identifier", "2", "3"]

@@ -455,10 +455,10 @@ def test_what_does_not_end_ends_soon_and_never_reaches_transformers(
         "miles.data.template.render.render_text", lambda *_: pytest.fail("transformers ran it")
     )
     renderer = renderer_of(chatml_tokenizer, template)
-    begin = time.monotonic()
+    begin = time.process_time()
     with pytest.raises(RowRejected, match="template_error: the chat template does not end"):
         renderer.render(row("x", "y"), None)
-    assert time.monotonic() - begin < 20
+    assert time.process_time() - begin < 20
 
 
 def test_a_conversation_of_thousands_of_turns_is_no_endless_template(chatml_tokenizer) -> None:

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from miles.architecture.config import ModelShape
-from miles.train.estimate.flops import matrix_parameters, peak_flops, training_flops
+from miles.architecture.families import shape_of
+from miles.architecture.sizes import matrix_parameters
+from miles.train.estimate.flops import peak_flops, training_flops
 from tests.support.models import EXPERTS, SIZES
 from tests.support.shapes import HAND_COUNTED as DENSE
 
@@ -47,7 +48,7 @@ def test_torch_counts_the_same_matrices_and_the_full_square_of_attention(model_t
 
     config = AutoConfig.for_model(model_type, vocab_size=192, attn_implementation="eager", **SIZES)
     model = AutoModelForCausalLM.from_config(config)
-    shape = ModelShape.from_hf_config(config.to_dict(), "there")
+    shape = shape_of(config.to_dict(), "there")
     tokens = 20
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(torch.zeros(1, tokens, dtype=torch.long))
@@ -64,7 +65,7 @@ def test_torch_counts_the_same_experts() -> None:
     options: dict[str, Any] = {"attn_implementation": "eager", "experts_implementation": "eager"}
     config = AutoConfig.for_model("qwen3_moe", vocab_size=192, **SIZES, **EXPERTS, **options)
     model = AutoModelForCausalLM.from_config(config)
-    shape = ModelShape.from_hf_config(config.to_dict(), "there")
+    shape = shape_of(config.to_dict(), "there")
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(torch.arange(20)[None])
     assert 3 * counter.get_total_flops() == training_flops(shape, 20, 400)

@@ -12,8 +12,10 @@ import pytest
 import torch
 
 from miles.architecture.config import ModelShape
+from miles.architecture.families import shape_of
+from miles.architecture.sizes import active_parameters, total_parameters
 from miles.train.config import KEEP_ALL, RecomputeConfig
-from miles.train.estimate.memory import active_parameters, estimate, total_parameters
+from miles.train.estimate.memory import estimate
 from miles.train.model import process_groups
 from miles.train.parallel_layout import Layout
 from tests.support.ranks import batch, run_ranks, start, trainer_settings
@@ -234,7 +236,7 @@ def test_transformers_counts_the_same_parameters(model_type: str) -> None:
     )
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
-    shape = ModelShape.from_hf_config(json.loads(config.to_json_string()), "there")
+    shape = shape_of(json.loads(config.to_json_string()), "there")
     assert total_parameters(shape) == sum(parameter.numel() for parameter in model.parameters())
 
 
