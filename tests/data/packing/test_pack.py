@@ -10,13 +10,8 @@ import miles.data.packing.pack
 from miles.data.config import EncodeConfig, PackConfig, SourceConfig
 from miles.data.files.manifest import build_manifest
 from miles.data.files.read import read_rows
-from miles.data.packing.pack import (
-    DUMMY_TOKENS,
-    micro_batch,
-    min_micro_batches,
-    pack,
-    pack_stats,
-)
+from miles.data.packing.micro_batch import DUMMY_TOKENS, micro_batch
+from miles.data.packing.pack import min_micro_batches, pack, pack_stats
 from miles.data.rows.normalize import normalize
 from miles.data.stream.stages import encoder_of
 from miles.data.types import DUMMY_ROW_ID, Encoded
