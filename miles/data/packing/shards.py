@@ -90,23 +90,21 @@ def chunks(table: pa.Table, step_reports: list[StepReport]) -> list[Chunk]:
 
     shards = []
     for rank in range(num_ranks):
-        # The rank's part of each step, in micro-batches, in segments, in tokens.
+        # The rank's part of each step: in micro-batches, in segments, in tokens.
         begins = batch_starts[:-1] + rank * step_batches
-        batches = list(map(slice, begins, begins + step_batches))
-        segments = [
-            slice(segment_starts[part.start], segment_starts[part.stop]) for part in batches
-        ]
-        tokens = [slice(token_starts[part.start], token_starts[part.stop]) for part in segments]
+        in_batches = list(map(slice, begins, begins + step_batches))
+        in_segments = _at(segment_starts, in_batches)
+        in_tokens = _at(token_starts, in_segments)
         shards.append(
             Chunk(
                 reports=tuple(step_reports),
                 step_micro_batches=step_batches.astype(np.int32),
-                micro_batch_segments=_cut(counts, batches),
-                segment_lengths=_cut(arrays["segment_lengths"], segments),
-                segment_row_ids=_cut(arrays["segment_row_ids"], segments),
-                segment_source_ids=_cut(arrays["segment_source_ids"], segments),
-                input_ids=_cut(arrays["input_ids"], tokens),
-                loss_mask=_cut(arrays["loss_mask"], tokens),
+                micro_batch_segments=_cut(counts, in_batches),
+                segment_lengths=_cut(arrays["segment_lengths"], in_segments),
+                segment_row_ids=_cut(arrays["segment_row_ids"], in_segments),
+                segment_source_ids=_cut(arrays["segment_source_ids"], in_segments),
+                input_ids=_cut(arrays["input_ids"], in_tokens),
+                loss_mask=_cut(arrays["loss_mask"], in_tokens),
             )
         )
     return shards
@@ -160,12 +158,16 @@ def unpack(table: pa.Table) -> list[Step]:
 
 
 def _values(table: pa.Table, name: str) -> tuple[Any, Int64]:
-    """Return the values of a list column end to end, and where each row's begin: int64 [rows +
-    1]."""
+    """Return the values of a list column end to end, and int64 [rows + 1]: each row's offset."""
     column = table[name].combine_chunks()
     starts = column.offsets.to_numpy().astype(np.int64)
     values = column.values.to_numpy(zero_copy_only=False)[starts[0] : starts[-1]]
     return values, starts - starts[0]
+
+
+def _at(offsets: Int64, parts: list[slice]) -> list[slice]:
+    """Return where parts of a list lie in the values that its elements consist of."""
+    return [slice(offsets[part.start], offsets[part.stop]) for part in parts]
 
 
 def _cut(values: Any, parts: list[slice]) -> Any:
