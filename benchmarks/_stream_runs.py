@@ -213,7 +213,7 @@ def open_feed(setup: Setup, run_dir: str, cursor: Cursor | None = None) -> Feed:
 def stream_pass(
     setup: Setup, hold_seconds: float = 0.0, max_steps: int | None = None
 ) -> dict[str, Any]:
-    """One pass over the rows, or over the first steps.
+    """Stream all rows once, or the first steps.
 
     Args:
         hold_seconds: how long a consumer keeps a step.
@@ -232,24 +232,39 @@ def stream_pass(
                 one.read.remote(feed.handle, rank, 0, num_steps, hold_seconds)
                 for rank, one in enumerate(consumers)
             ]
-            # As a run does, whose steps are no shorter. Where they take no time at all, only the handing out counts.
-            depths = (
-                [feed.commit(step).timing.queue_depth for step in range(num_steps)]
-                if hold_seconds
-                else []
-            )
+
+            depths: list[int] = []
+            if hold_seconds:  # a run commits its steps; without a hold only handing out counts
+                depths = [feed.commit(step).timing.queue_depth for step in range(num_steps)]
             trails = ray.get(reads)
         feed.close()
     assert all(len(trail) == num_steps for trail in trails), "steps are missing"
-    # A step has come when the last rank has its share.
-    arrived = [max(one["at"] for one in step) for step in zip(*trails, strict=True)]
-    waited = [max(one["wait_seconds"] for one in step) for step in zip(*trails, strict=True)]
-    steps = [{**one, "at": at} for one, at in zip(trails[0], arrived, strict=True)]
-    after_first = steps[1:]
-    seconds = arrived[-1] - arrived[0]
-    rows, tokens = (sum(step[name] for step in after_first) for name in ("rows", "tokens"))
     return {
         "num_steps": num_steps,
+        "queue_depths": depths,
+        "peak_bytes": watch.peak_bytes,
+        **_phases(trails, watch, started, ray_up),
+    }
+
+
+def _phases(
+    trails: Sequence[Sequence[dict[str, Any]]], watch: Watch, started: float, ray_up: float
+) -> dict[str, Any]:
+    """Return rows, tokens and seconds of a pass: as a whole, up to the first step, after it.
+
+    Args:
+        trails: [consumers][steps], as `Consumer.read` returns them.
+        started: when the pass began; `ray_up`: when Ray and the consumers were there.
+    """
+    # A step has come when the last rank has its share.
+    arrived = [max(share["at"] for share in step) for step in zip(*trails, strict=True)]
+    waited = [max(share["wait_seconds"] for share in step) for step in zip(*trails, strict=True)]
+    steps = trails[0]
+    after_first = steps[1:]
+    seconds = arrived[-1] - arrived[0]
+    rows = sum(step["rows"] for step in after_first)
+    tokens = sum(step["tokens"] for step in after_first)
+    return {
         "num_rows": sum(step["rows"] for step in steps),
         "num_tokens": sum(step["tokens"] for step in steps),
         "whole_seconds": arrived[-1] - started,
@@ -260,12 +275,10 @@ def stream_pass(
         "steady_tokens_per_second": tokens / seconds,
         "steady_wait_seconds": sum(waited[1:]),
         "longest_wait_seconds": max(waited[1:]),
-        "queue_depths": depths,
         "stage_seconds": {
             name: sum(step["stage_seconds"][name] for step in steps) for name in STAGES
         },
         "cpu_seconds": watch.cpu_seconds(arrived[0], arrived[-1]),
-        "peak_bytes": watch.peak_bytes,
     }
 
 

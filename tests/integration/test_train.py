@@ -200,11 +200,11 @@ def test_refused_export_is_refused_before_training(folder: Path, tmp_path: Path)
 class SlowActor(TrainerActor):
     """Takes 200 ms more for every step, and as long as the queue is not full."""
 
-    def attach(self, feed_handle: Any, first_step: int, num_steps: int) -> None:
+    def attach_feed(self, feed_handle: Any, first_step: int, num_steps: int) -> None:
         self.feed_handle = feed_handle
         self.next_step = first_step
         self.last_step = num_steps - 1
-        super().attach(feed_handle, first_step, num_steps)
+        super().attach_feed(feed_handle, first_step, num_steps)
 
     def train_step(self) -> StepResult:
         result = super().train_step()
