@@ -2,7 +2,7 @@
 
     write_files      sample -> Parquet files
     bare_encoders    processes that only normalize and encode: what the cores can do at most
-    stream_pass      files -> steps in the hands of consumers: when each came, and the peak of memory
+    stream_pass      files -> steps in the hands of consumers: their times, and the peak of memory
     first_steps      several streams in turn, each only as far as its first step
     handing_out      what a block of the stream costs the feed
 
@@ -103,7 +103,8 @@ def write_files(folder: Path, source: str, num_files: int, rows_per_file: int) -
 
 
 def bare_encoders(setup: Setup, num_rows: int) -> float:
-    """Rows a second of as many plain processes as the loader has CPUs, all at work at the same time.
+    """Rows a second of as many plain processes as the loader has CPUs, all at work at the same
+    time.
 
     Args:
         num_rows: of all processes together, shared out evenly.
@@ -128,7 +129,9 @@ def _keep_barrier(barrier: multiprocessing.synchronize.Barrier) -> None:
 
 
 def _bare_encoder(setup: Setup, part: slice) -> float:
-    """Rows a second from JSON text in memory to ids and masks, a step's rows at a time; the first rows not counted."""
+    """Rows a second from JSON text in memory to ids and masks, a step's rows at a time; the first
+    rows not counted.
+    """
     manifest = build_manifest(setup.config.sources)
     encoder, row_format = stages.encoder_of(setup.config.encode), manifest.sources[0].format
     payloads = read_rows(manifest, np.arange(manifest.num_rows, dtype=np.int64)[part])
@@ -154,7 +157,9 @@ def _bare_encoder(setup: Setup, part: slice) -> float:
 
 @ray.remote(num_cpus=0)
 class Consumer:
-    """A trainer that only looks at its micro-batches, and says when they came, and how long it was without any."""
+    """A trainer that only looks at its micro-batches, and says when they came, and how long it was
+    without any.
+    """
 
     def ready(self) -> None:
         pass
@@ -208,7 +213,7 @@ def open_feed(setup: Setup, run_dir: str, cursor: Cursor | None = None) -> Feed:
 def stream_pass(
     setup: Setup, hold_seconds: float = 0.0, max_steps: int | None = None
 ) -> dict[str, Any]:
-    """One pass over the rows, or over the first steps.
+    """Stream all rows once, or the first steps.
 
     Args:
         hold_seconds: how long a consumer keeps a step.
@@ -227,24 +232,39 @@ def stream_pass(
                 one.read.remote(feed.handle, rank, 0, num_steps, hold_seconds)
                 for rank, one in enumerate(consumers)
             ]
-            # As a run does, whose steps are no shorter. Where they take no time at all, only the handing out counts.
-            depths = (
-                [feed.commit(step).timing.queue_depth for step in range(num_steps)]
-                if hold_seconds
-                else []
-            )
+
+            depths: list[int] = []
+            if hold_seconds:  # a run commits its steps; without a hold only handing out counts
+                depths = [feed.commit(step).timing.queue_depth for step in range(num_steps)]
             trails = ray.get(reads)
         feed.close()
     assert all(len(trail) == num_steps for trail in trails), "steps are missing"
-    # A step has come when the last rank has its share.
-    arrived = [max(one["at"] for one in step) for step in zip(*trails, strict=True)]
-    waited = [max(one["wait_seconds"] for one in step) for step in zip(*trails, strict=True)]
-    steps = [{**one, "at": at} for one, at in zip(trails[0], arrived, strict=True)]
-    after_first = steps[1:]
-    seconds = arrived[-1] - arrived[0]
-    rows, tokens = (sum(step[name] for step in after_first) for name in ("rows", "tokens"))
     return {
         "num_steps": num_steps,
+        "queue_depths": depths,
+        "peak_bytes": watch.peak_bytes,
+        **_phases(trails, watch, started, ray_up),
+    }
+
+
+def _phases(
+    trails: Sequence[Sequence[dict[str, Any]]], watch: Watch, started: float, ray_up: float
+) -> dict[str, Any]:
+    """Return rows, tokens and seconds of a pass: as a whole, up to the first step, after it.
+
+    Args:
+        trails: [consumers][steps], as `Consumer.read` returns them.
+        started: when the pass began; `ray_up`: when Ray and the consumers were there.
+    """
+    # A step has come when the last rank has its share.
+    arrived = [max(share["at"] for share in step) for step in zip(*trails, strict=True)]
+    waited = [max(share["wait_seconds"] for share in step) for step in zip(*trails, strict=True)]
+    steps = trails[0]
+    after_first = steps[1:]
+    seconds = arrived[-1] - arrived[0]
+    rows = sum(step["rows"] for step in after_first)
+    tokens = sum(step["tokens"] for step in after_first)
+    return {
         "num_rows": sum(step["rows"] for step in steps),
         "num_tokens": sum(step["tokens"] for step in steps),
         "whole_seconds": arrived[-1] - started,
@@ -255,20 +275,19 @@ def stream_pass(
         "steady_tokens_per_second": tokens / seconds,
         "steady_wait_seconds": sum(waited[1:]),
         "longest_wait_seconds": max(waited[1:]),
-        "queue_depths": depths,
         "stage_seconds": {
             name: sum(step["stage_seconds"][name] for step in steps) for name in STAGES
         },
         "cpu_seconds": watch.cpu_seconds(arrived[0], arrived[-1]),
-        "peak_bytes": watch.peak_bytes,
     }
 
 
 def first_steps(cases: Sequence[tuple[Setup, int]], rounds: int) -> list[list[float]]:
     """Seconds from before the rows are counted to the first step in every consumer's hand.
 
-    The cases take turns; a first round is not counted. Before each, Ray is idle and has processes that have the
-    tokenizer certified, so that what a process costs to start does not hide what is looked for.
+    The cases take turns; a first round is not counted. Before each, Ray is idle and has processes
+    that have the tokenizer certified, so that what a process costs to start does not hide what is
+    looked for.
 
     Args:
         cases: streams, and how many rows of each were consumed before.
@@ -307,7 +326,9 @@ def _first_step(setup: Setup, consumed_rows: int, consumers: Sequence[Any]) -> f
 
 
 def _warm_processes(setup: Setup) -> None:
-    """Waits until an ended stream is gone; then each CPU, and the feed to come, has a process with a tokenizer."""
+    """Waits until an ended stream is gone; then each CPU, and the feed to come, has a process with
+    a tokenizer.
+    """
     while ray.available_resources().get("CPU", 0) < setup.loader_cpus:
         time.sleep(0.1)
     num_processes = setup.loader_cpus + 1
@@ -329,8 +350,8 @@ def handing_out(
     """What the feed's actor does for one block of the stream, by the number of data ranks.
 
     Returns:
-        For each: the block's tokens and bytes, and median milliseconds to cut it and put its chunks into the object
-        store, and of one rank's request for its chunk, from another process.
+        For each: the block's tokens and bytes, and median milliseconds to cut it and put its chunks
+        into the object store, and of one rank's request for its chunk, from another process.
     """
     manifest = build_manifest(setup.config.sources)
     plan, formats = stages.make_plan(manifest, setup.config), stages.source_formats(manifest)

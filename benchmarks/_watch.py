@@ -19,10 +19,12 @@ RESTING_LOOK_SECONDS = 0.1
 
 
 class Watch:
-    """What this driver's Ray uses while it is open: memory and CPU time, looked at several times a second.
+    """What this driver's Ray uses while it is open: memory and CPU time, looked at several times a
+    second.
 
-    `peak_bytes` holds "object store", what its objects take, with "spilled" beside it; and of each role's processes the
-    largest one's own memory: without what it shares, libraries and the object store.
+    `peak_bytes` holds "object store", what its objects take, with "spilled" beside it; and of each
+    role's processes the largest one's own memory: without what it shares, libraries and the object
+    store.
     """
 
     def __init__(self, store_seconds: float) -> None:

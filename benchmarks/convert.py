@@ -2,11 +2,12 @@
 
     python benchmarks/convert.py --gigabytes 2
 
-A made-up Qwen3 in bfloat16, in files of 500 MB, is copied, converted to `torch_dist` and converted back, in turn. A
-conversion waits until its files are on the disk: the copy does, too (`cp`, then `sync`); `cp` by itself, which only
-fills the system's memory, is shown beside. Each direction has a process of its own, which says what memory it held at
-most (VmHWM: code and libraries too); what is timed is the conversion, not the import of torch. The files that come back
-are compared with the first ones. The ratios are what is claimed; the absolute numbers are the machine's.
+A made-up Qwen3 in bfloat16, in files of 500 MB, is copied, converted to `torch_dist` and converted
+back, in turn. A conversion waits until its files are on the disk: the copy does, too (`cp`, then
+`sync`); `cp` by itself, which only fills the system's memory, is shown beside. Each direction has a
+process of its own, which says what memory it held at most (VmHWM: code and libraries too); what is
+timed is the conversion, not the import of torch. The files that come back are compared with the
+first ones. The ratios are what is claimed; the absolute numbers are the machine's.
 """
 
 from __future__ import annotations
@@ -172,8 +173,7 @@ def _make(folder: Path, gigabytes: float) -> None:
     """Writes the model, random bits but for their exponents."""
     import torch
 
-    from miles.architecture.config import ModelShape
-    from miles.architecture.families import hf_shapes
+    from miles.architecture.families import hf_shapes, shape_of
     from miles.convert.safetensors_files import (
         INDEX,
         ShardedWriter,
@@ -183,7 +183,7 @@ def _make(folder: Path, gigabytes: float) -> None:
     )
 
     def planned(num_layers: int) -> dict[str, Spec]:
-        shape = ModelShape.from_hf_config({**CONFIG, "num_hidden_layers": num_layers}, "made up")
+        shape = shape_of({**CONFIG, "num_hidden_layers": num_layers}, "made up")
         return {name: Spec(torch.bfloat16, sizes) for name, sizes in hf_shapes(shape).items()}
 
     num_layers = 1

@@ -3,12 +3,13 @@
     python benchmarks/encode.py
 
 - ours: rows of a Parquet file -> JSON text -> conversation -> ids and mask, as the loader does it
-- transformers: messages that are there already -> `apply_chat_template(return_assistant_tokens_mask=True)` with trl's
-  training template for Qwen3, which marks what is trained; `trl` itself takes this path
+- transformers: messages that are there already ->
+  `apply_chat_template(return_assistant_tokens_mask=True)` with trl's training template for Qwen3,
+  which marks what is trained; `trl` itself takes this path
 - encode_batch: texts that are rendered already -> ids, with no mask: the bare tokenizer
 
-Every contender gets the same rows in turn, some thousands at a time, so that what else the machine does hits all
-alike. The ratios are what is claimed; the absolute numbers are the machine's.
+Every contender gets the same rows in turn, some thousands at a time, so that what else the machine
+does hits all alike. The ratios are what is claimed; the absolute numbers are the machine's.
 """
 
 from __future__ import annotations
@@ -64,58 +65,13 @@ def main() -> None:
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 
-    manifest = build_manifest([SourceConfig("rows", (flags.source,))])
-    last_row = min(manifest.num_rows, flags.max_rows or manifest.num_rows)
-    format_: RowFormat = manifest.sources[0].format
-    encoder = Encoder.from_config(
-        EncodeConfig(tokenizer=flags.tokenizer, max_sample_tokens=1 << 20)
-    )
-    peer = AutoTokenizer.from_pretrained(flags.tokenizer)
-    peer.chat_template = training_template()
-    encode_batch = encoder.tokenizer.backend_tokenizer.encode_batch
-    seconds: dict[str, float] = {}
+    contenders = Contenders(flags.source, flags.tokenizer)
+    num_rows = min(contenders.manifest.num_rows, flags.max_rows or contenders.manifest.num_rows)
+    rounds = [contenders.run_round(num_rows) for _ in range(flags.rounds)]
+    best = {path: min(seconds[path] for _, _, seconds in rounds) for path in rounds[0][2]}
 
-    def timed(name: str, work: Callable[[], Any]) -> Any:
-        gc.collect()
-        gc.disable()  # as timeit does
-        started = time.perf_counter()
-        result = work()
-        seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - started
-        gc.enable()
-        return result
-
-    def run_round() -> tuple[int, int, int]:
-        num_tokens = num_same = num_rows = 0
-        for start in range(0, last_row, CHUNK_ROWS):
-            ids = np.arange(start, min(start + CHUNK_ROWS, last_row), dtype=np.int64)
-            payloads = timed("  read", lambda ids=ids: read_rows(manifest, ids))
-            conversations = timed(
-                "  normalize", lambda rows=payloads: [normalize(row, format_) for row in rows]
-            )
-            ours = timed("  encode", lambda rows=conversations: _in_steps(encoder, rows))
-            messages = [list(conversation.messages) for conversation in conversations]
-            theirs = timed(
-                "transformers", lambda rows=messages: [_transformers(peer, row) for row in rows]
-            )
-            texts = [encoder.tokenizer.apply_chat_template(row, tokenize=False) for row in messages]
-            bare = timed(
-                "encode_batch", lambda rows=texts: encode_batch(rows, add_special_tokens=False)
-            )
-            assert [row.input_ids.tolist() for row in ours] == [row.ids for row in bare], (
-                "other ids"
-            )
-            num_tokens += sum(len(row.input_ids) for row in ours)
-            num_same += sum(_same_mask(row, other) for row, other in zip(ours, theirs, strict=True))
-            num_rows += len(ours)
-        return num_rows, num_tokens, num_same
-
-    best: dict[str, float] = {}
-    for _ in range(flags.rounds):
-        seconds.clear()
-        num_rows, num_tokens, num_same = run_round()
-        seconds["ours"] = sum(seconds[name] for name in seconds if name.startswith("  "))
-        best = {name: min(value, best.get(name, value)) for name, value in seconds.items()}
-    _print(best, num_rows, num_tokens, num_same, encoder.certificate.engine)
+    num_tokens, num_same, _ = rounds[0]
+    _print(best, num_rows, num_tokens, num_same, contenders.encoder.certificate.engine)
     ratio = best["transformers"] / best["ours"]
     bars = [Bar("times the transformers path", ratio, flags.min_ratio, is_lower=True)]
     print_bars(bars, Console(width=100))
@@ -123,8 +79,71 @@ def main() -> None:
         exit_where_missed(bars)
 
 
+class Contenders:
+    """Ours, the path of transformers, and the bare tokenizer, over the same rows."""
+
+    def __init__(self, source: str, tokenizer: str) -> None:
+        self.manifest = build_manifest([SourceConfig("rows", (source,))])
+        self.encoder = Encoder.from_config(
+            EncodeConfig(tokenizer=tokenizer, max_sample_tokens=1 << 20)
+        )
+        self._format: RowFormat = self.manifest.sources[0].format
+        self._peer = AutoTokenizer.from_pretrained(tokenizer)
+        self._peer.chat_template = training_template()
+        self._encode_batch = self.encoder.tokenizer.backend_tokenizer.encode_batch
+        self._seconds: dict[str, float] = {}
+
+    def run_round(self, num_rows: int) -> tuple[int, int, dict[str, float]]:
+        """Have each contender encode the first rows, in turn.
+
+        Returns:
+            Number of tokens, number of rows with our mask within theirs, seconds of each path.
+        """
+        self._seconds = {}
+        num_tokens = num_same = 0
+        for start in range(0, num_rows, CHUNK_ROWS):
+            row_ids = np.arange(start, min(start + CHUNK_ROWS, num_rows), dtype=np.int64)
+            ours, theirs = self._encode(row_ids)
+            num_tokens += sum(len(row.input_ids) for row in ours)
+            num_same += sum(_same_mask(row, peer) for row, peer in zip(ours, theirs, strict=True))
+
+        ours_seconds = sum(self._seconds[path] for path in ("  read", "  normalize", "  encode"))
+        return num_tokens, num_same, {**self._seconds, "ours": ours_seconds}
+
+    def _encode(self, row_ids: np.ndarray) -> tuple[list[Encoded], list[Any]]:
+        """Encode rows by every path; assert that all give the same ids."""
+        payloads = self._timed("  read", lambda: read_rows(self.manifest, row_ids))
+        conversations = self._timed(
+            "  normalize", lambda: [normalize(row, self._format) for row in payloads]
+        )
+        ours = self._timed("  encode", lambda: _in_steps(self.encoder, conversations))
+
+        messages = [list(conversation.messages) for conversation in conversations]
+        theirs = self._timed(
+            "transformers", lambda: [_transformers(self._peer, row) for row in messages]
+        )
+
+        render = self.encoder.tokenizer.apply_chat_template
+        texts = [render(row, tokenize=False) for row in messages]
+        bare = self._timed(
+            "encode_batch", lambda: self._encode_batch(texts, add_special_tokens=False)
+        )
+        assert [row.input_ids.tolist() for row in ours] == [row.ids for row in bare], "other ids"
+        return ours, theirs
+
+    def _timed(self, path: str, work: Callable[[], Any]) -> Any:
+        """Add the seconds of a call to those of a path; return the call's result."""
+        gc.collect()
+        gc.disable()  # as timeit does
+        started = time.perf_counter()
+        result = work()
+        self._seconds[path] = self._seconds.get(path, 0.0) + time.perf_counter() - started
+        gc.enable()
+        return result
+
+
 def _in_steps(encoder: Encoder, rows: Sequence[Conversation]) -> list[Encoded]:
-    """As the loader does it: the rows of a step together."""
+    """Encode the rows of a step together, as the loader does."""
     outcomes: list[Any] = []
     for start in range(0, len(rows), STEP_ROWS):
         outcomes += encoder.encode_all(rows[start : start + STEP_ROWS])
@@ -139,7 +158,9 @@ def _transformers(tokenizer: Any, messages: Sequence[Any]) -> tuple[list[int], l
 
 
 def _same_mask(ours: Encoded, theirs: tuple[list[int], list[int]]) -> bool:
-    """Equal ids; and our mask within theirs, which has the newline behind a terminator and empty think blocks, too."""
+    """Equal ids; and our mask within theirs, which has the newline behind a terminator and empty
+    think blocks, too.
+    """
     ids, mask = theirs
     return ours.input_ids.tolist() == ids and bool(np.all(ours.loss_mask <= np.array(mask)))
 
@@ -164,8 +185,9 @@ def _print(
     console = Console(width=100)
     console.print(table)
     console.print(
-        f"same ids as theirs, and our mask within theirs: {num_same:,} of {num_rows:,} rows. In the others, which have "
-        "several turns, their training template keeps an empty think block that Qwen3's own leaves out."
+        f"same ids as theirs, and our mask within theirs: {num_same:,} of {num_rows:,} rows. "
+        "In the others, which have several turns, their training template keeps an empty think "
+        "block that Qwen3's own leaves out."
     )
 
 

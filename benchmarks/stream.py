@@ -3,16 +3,18 @@
     python benchmarks/stream.py                      # all sections, about 200,000 rows
     python benchmarks/stream.py --section resume --check
 
-- steady: as many bare encoder processes as the loader has CPUs, the stream, the bare encoders again, and so on; and the
-  peer, which tokenises as Miles does it: a batch at a time, in one process, through transformers' template and mask
-  functions
-- slow: consumers that keep each step for 100 ms: how long they are without one, from asking to micro-batches in hand
+- steady: as many bare encoder processes as the loader has CPUs, the stream, the bare encoders
+  again, and so on; and the peer, which tokenises as Miles does it: a batch at a time, in one
+  process, through transformers' template and mask functions
+- slow: consumers that keep each step for 100 ms: how long they are without one, from asking to
+  micro-batches in hand
 - resume: the first step of an epoch against the first one behind 90 % of it
 - feed: what a block of the stream costs the actor that hands it out, by the number of ranks
 - growth: a set against one of 12 times the rows: the first step, and the peaks of memory
 
-All contenders of a ratio run in the same run, in turn. The ratios are what is claimed; the absolute numbers are the
-machine's. Each run has processes and a Ray of its own. With `--check`, a bar that is missed is exit status 1.
+All contenders of a ratio run in the same run, in turn. The ratios are what is claimed; the absolute
+numbers are the machine's. Each run has processes and a Ray of its own. With `--check`, a bar that
+is missed is exit status 1.
 """
 
 from __future__ import annotations
@@ -48,34 +50,31 @@ MIB = 1 << 20
 
 @dataclass(frozen=True)
 class Section:
-    """What a section found."""
+    """The findings of a section."""
 
     title: str
     lines: list[tuple[str, str]]
     bars: list[Bar]
     raw: dict[str, Any]
 
+    def as_json(self) -> dict[str, Any]:
+        """Return the bars and the raw numbers."""
+        return {"bars": [{**vars(bar), "is_met": bar.is_met} for bar in self.bars], **self.raw}
+
 
 def main() -> None:
     flags = _parse()
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, set(sorted(os.sched_getaffinity(0))[: flags.cores]))
+
     console = Console(width=110, stderr=flags.json == "-")
     found: dict[str, Section] = {}
     with tempfile.TemporaryDirectory(prefix="miles-stream-") as folder:
         for name in flags.section or SECTIONS:
             found[name] = SECTIONS[name](flags, Path(folder))
             _print(console, found[name])
-    content = json.dumps(
-        {
-            name: {
-                "bars": [{**vars(bar), "is_met": bar.is_met} for bar in section.bars],
-                **section.raw,
-            }
-            for name, section in found.items()
-        },
-        indent=1,
-    )
+
+    content = json.dumps({name: section.as_json() for name, section in found.items()}, indent=1)
     if flags.json == "-":
         sys.stdout.write(content + "\n")
     elif flags.json:
@@ -85,9 +84,11 @@ def main() -> None:
 
 
 def steady(flags: argparse.Namespace, folder: Path) -> Section:
+    """Compare the stream with bare encoders around it, and with the peer."""
     setup = _setup(flags, folder)
     bare_rows = min(flags.bare_rows, flags.rows)
-    encoders, streams = [runs.in_own_process(runs.bare_encoders, setup, bare_rows)], []
+    encoders = [runs.in_own_process(runs.bare_encoders, setup, bare_rows)]
+    streams = []
     for _ in range(flags.steady_rounds):
         streams.append(runs.in_own_process(runs.stream_pass, setup))
         encoders.append(runs.in_own_process(runs.bare_encoders, setup, bare_rows))
@@ -98,59 +99,33 @@ def steady(flags: argparse.Namespace, folder: Path) -> Section:
         setup.batch_size,
         min(flags.peer_rows, flags.rows),
     )
+
+    # Each stream against the bare encoders before and after it; the median round is shown.
     around = [(before + after) / 2 for before, after in pairwise(encoders)]
     shares = [
-        got["steady_rows_per_second"] / bare for got, bare in zip(streams, around, strict=True)
+        stream["steady_rows_per_second"] / bare
+        for stream, bare in zip(streams, around, strict=True)
     ]
-    share, bare = statistics.median(shares), statistics.median(around)
     ours = streams[shares.index(statistics.median_low(shares))]
     # The peer gets fewer rows; its start-up counts once, as ours does.
-    peer_seconds = (
-        peer["start_up_seconds"] + peer["batches_seconds"] * ours["num_rows"] / peer["num_rows"]
-    )
+    batches_seconds = peer["batches_seconds"] * ours["num_rows"] / peer["num_rows"]
+    peer_seconds = peer["start_up_seconds"] + batches_seconds
     ratio = peer_seconds / ours["whole_seconds"]
-    whole, cpus, rows = ours["whole_seconds"], setup.loader_cpus, ours["num_rows"]
-    steps_after_first = ours["num_steps"] - 1
-    stage_us = {name: seconds / rows * 1e6 for name, seconds in ours["stage_seconds"].items()}
-    cpu_ms = {
-        name: seconds / steps_after_first * 1e3 for name, seconds in ours["cpu_seconds"].items()
-    }
-    lines = [
-        (
-            f"{cpus} bare encoders",
-            f"{bare:,.0f} rows/s ({min(encoders):,.0f} to {max(encoders):,.0f})",
-        ),
-        (
-            "stream, after the first step",
-            f"{ours['steady_rows_per_second']:,.0f} rows/s, {ours['steady_tokens_per_second']:,.0f} tokens/s",
-        ),
-        (
-            "share of the bare encoders",
-            f"{share:.1%} (median of {len(shares)}: {min(shares):.1%} to {max(shares):.1%})",
-        ),
-        ("  stages, us a row", _numbers(stage_us) + f"; a bare encoder {cpus / bare * 1e6:.0f}"),
-        ("  CPU time, ms a step", _numbers(cpu_ms)),
-        (
-            "stream, end to end",
-            f"{ours['num_rows'] / whole:,.0f} rows/s, {ours['num_tokens'] / whole:,.0f} tokens/s "
-            f"({whole:.1f} s with Ray's start)",
-        ),
-        (
-            "peer, end to end",
-            f"{ours['num_rows'] / peer_seconds:,.0f} rows/s ({peer_seconds:.1f} s, from {peer['num_rows']:,} rows)",
-        ),
-        ("end to end against the peer", f"{ratio:.1f} times"),
-        (
-            "first step",
-            f"{ours['first_step_seconds']:.2f} s from Feed.open, {ours['first_step_with_ray_seconds']:.2f} s "
-            "with Ray's start",
-        ),
-        ("peak memory", _peaks(ours["peak_bytes"])),
+
+    bars = [
+        Bar("share of bare encoders", statistics.median(shares), flags.min_share, is_lower=True)
     ]
-    bars = [Bar("share of bare encoders", share, flags.min_share, is_lower=True)]
     if flags.min_peer_ratio is not None:
         bars.append(Bar("times the peer", ratio, flags.min_peer_ratio, is_lower=True))
-    title = f"steady: {ours['num_rows']:,} rows, {ours['num_tokens']:,} tokens, {ours['num_steps']:,} steps"
+    lines = [
+        *_encoder_lines(setup, ours, encoders, shares, statistics.median(around)),
+        *_end_to_end_lines(ours, peer, peer_seconds),
+        ("peak memory", _peaks(ours["peak_bytes"])),
+    ]
+    title = (
+        f"steady: {ours['num_rows']:,} rows, {ours['num_tokens']:,} tokens, "
+        f"{ours['num_steps']:,} steps"
+    )
     raw = {
         "bare_rows_per_second": encoders,
         "shares": shares,
@@ -161,11 +136,77 @@ def steady(flags: argparse.Namespace, folder: Path) -> Section:
     return Section(title, lines, bars, raw)
 
 
+def _encoder_lines(
+    setup: runs.Setup,
+    ours: dict[str, Any],
+    encoders: list[float],
+    shares: list[float],
+    bare_rows_per_second: float,
+) -> list[tuple[str, str]]:
+    """Return the lines that compare the stream with bare encoders."""
+    cpus = setup.loader_cpus
+    stage_us = {
+        stage: seconds / ours["num_rows"] * 1e6 for stage, seconds in ours["stage_seconds"].items()
+    }
+    steps_after_first = ours["num_steps"] - 1
+    cpu_ms = {
+        role: seconds / steps_after_first * 1e3 for role, seconds in ours["cpu_seconds"].items()
+    }
+    return [
+        (
+            f"{cpus} bare encoders",
+            f"{bare_rows_per_second:,.0f} rows/s ({min(encoders):,.0f} to {max(encoders):,.0f})",
+        ),
+        (
+            "stream, after the first step",
+            f"{ours['steady_rows_per_second']:,.0f} rows/s, "
+            f"{ours['steady_tokens_per_second']:,.0f} tokens/s",
+        ),
+        (
+            "share of the bare encoders",
+            f"{statistics.median(shares):.1%} (median of {len(shares)}: "
+            f"{min(shares):.1%} to {max(shares):.1%})",
+        ),
+        (
+            "  stages, us a row",
+            f"{_numbers(stage_us)}; a bare encoder {cpus / bare_rows_per_second * 1e6:.0f}",
+        ),
+        ("  CPU time, ms a step", _numbers(cpu_ms)),
+    ]
+
+
+def _end_to_end_lines(
+    ours: dict[str, Any], peer: dict[str, float], peer_seconds: float
+) -> list[tuple[str, str]]:
+    """Return the lines that compare the stream with the peer, and its first step."""
+    seconds, num_rows = ours["whole_seconds"], ours["num_rows"]
+    return [
+        (
+            "stream, end to end",
+            f"{num_rows / seconds:,.0f} rows/s, {ours['num_tokens'] / seconds:,.0f} tokens/s "
+            f"({seconds:.1f} s with Ray's start)",
+        ),
+        (
+            "peer, end to end",
+            f"{num_rows / peer_seconds:,.0f} rows/s "
+            f"({peer_seconds:.1f} s, from {peer['num_rows']:,} rows)",
+        ),
+        ("end to end against the peer", f"{peer_seconds / seconds:.1f} times"),
+        (
+            "first step",
+            f"{ours['first_step_seconds']:.2f} s from Feed.open, "
+            f"{ours['first_step_with_ray_seconds']:.2f} s with Ray's start",
+        ),
+    ]
+
+
 def slow(flags: argparse.Namespace, folder: Path) -> Section:
+    """Measure how long consumers that rest between steps are without one."""
     setup = _setup(flags, folder, window_rows=flags.slow_window)
     got = runs.in_own_process(runs.stream_pass, setup, flags.hold_seconds, flags.slow_steps)
     share = got["steady_wait_seconds"] / got["steady_seconds"]
     depths = got["queue_depths"][1:]
+
     lines = [
         (
             "waited after the first step",
@@ -177,21 +218,23 @@ def slow(flags: argparse.Namespace, folder: Path) -> Section:
     ]
     borders = (got["num_steps"] * setup.batch_size - 1) // setup.window_rows
     title = (
-        f"slow: {got['num_steps']:,} steps of {setup.batch_size} rows, each kept {flags.hold_seconds * 1e3:.0f} ms, "
+        f"slow: {got['num_steps']:,} steps of {setup.batch_size} rows, "
+        f"each kept {flags.hold_seconds * 1e3:.0f} ms, "
         f"over {borders} borders of windows of {setup.window_rows:,} rows"
     )
-    return Section(
-        title, lines, [Bar("share of the time waited", share, flags.max_wait)], {"stream": got}
-    )
+    bars = [Bar("share of the time waited", share, flags.max_wait)]
+    return Section(title, lines, bars, {"stream": got})
 
 
 def resume(flags: argparse.Namespace, folder: Path) -> Section:
+    """Compare the first step of an epoch with the first one after 90 % of it."""
     setup = _setup(flags, folder)
     consumed_rows = int(0.9 * flags.rows) // setup.batch_size * setup.batch_size
     zero, late = runs.in_own_process(
         runs.first_steps, [(setup, 0), (setup, consumed_rows)], flags.rounds
     )
     ratio = statistics.median(late) / statistics.median(zero)
+
     lines = [("from row 0", _seconds(zero)), (f"from row {consumed_rows:,}", _seconds(late))]
     title = f"resume: time to the first step, {flags.rows:,} rows, windows of {setup.window_rows:,}"
     raw = {"seconds_from_0": zero, "seconds_from_90_percent": late}
@@ -199,6 +242,7 @@ def resume(flags: argparse.Namespace, folder: Path) -> Section:
 
 
 def growth(flags: argparse.Namespace, folder: Path) -> Section:
+    """Compare a set of rows with one of many times as many: the first step, and the memory."""
     folder = folder / "growth"
     if not folder.exists():
         folder.mkdir()
@@ -206,6 +250,7 @@ def growth(flags: argparse.Namespace, folder: Path) -> Section:
     large = dataclasses.replace(_settings(flags, paths), window_rows=flags.growth_window)
     small = dataclasses.replace(large, paths=paths[:1])
     assert flags.growth_rows > flags.growth_window, "both sets must be larger than a window"
+
     times = runs.in_own_process(runs.first_steps, [(small, 0), (large, 0)], flags.rounds)
     # Consumers that the loader outruns: what waits for them is at its most.
     passes = [
@@ -213,32 +258,42 @@ def growth(flags: argparse.Namespace, folder: Path) -> Section:
         for setup in (small, large)
     ]
     ratio = statistics.median(times[1]) / statistics.median(times[0])
-    peaks = [one["peak_bytes"] for one in passes]
+    peaks = [stream["peak_bytes"] for stream in passes]
+
     lines = []
     for got, seconds, peak in zip(passes, times, peaks, strict=True):
         lines.append((f"{got['num_rows']:,} rows: first step", _seconds(seconds)))
         lines.append(("  peak memory", _peaks(peak)))
+
     bars = [Bar(f"first step, {flags.growth} times the rows", ratio, flags.max_growth_time)]
     for name in ("object store", "loader", "feed", "consumer"):
         grown = peaks[1][name] / max(peaks[0][name], 1)
         bars.append(
             Bar(f"peak of {name}, {flags.growth} times the rows", grown, flags.max_growth_memory)
         )
-    title = f"growth: {flags.growth_rows:,} rows and {flags.growth} times as many, windows of {flags.growth_window:,}"
+    title = (
+        f"growth: {flags.growth_rows:,} rows and {flags.growth} times as many, "
+        f"windows of {flags.growth_window:,}"
+    )
     return Section(title, lines, bars, {"first_step_seconds": times, "streams": passes})
 
 
 def feed(flags: argparse.Namespace, folder: Path) -> Section:
+    """Measure what a block of the stream costs the actor that hands it out."""
     found = runs.in_own_process(runs.handing_out, _setup(flags, folder), FEED_RANKS, 20)
     lines = [
         (
             f"{dp_size:,} data ranks",
-            f"{got['cut_milliseconds']:.1f} ms to cut and store a block, {got['fetch_milliseconds']:.2f} ms a request",
+            f"{got['cut_milliseconds']:.1f} ms to cut and store a block, "
+            f"{got['fetch_milliseconds']:.2f} ms a request",
         )
         for dp_size, got in found.items()
     ]
     block = found[FEED_RANKS[0]]
-    title = f"feed: what a block costs it, of {block['num_tokens']:,} tokens, {block['num_bytes'] / MIB:.1f} MiB"
+    title = (
+        f"feed: what a block costs it, of {block['num_tokens']:,} tokens, "
+        f"{block['num_bytes'] / MIB:.1f} MiB"
+    )
     return Section(title, lines, [], {"by_ranks": found})
 
 
@@ -275,7 +330,8 @@ def _settings(flags: argparse.Namespace, paths: tuple[str, ...]) -> runs.Setup:
 
 
 def _seconds(values: list[float]) -> str:
-    return f"{statistics.median(values):.2f} s (median of {len(values)}: {min(values):.2f} to {max(values):.2f})"
+    low, high = min(values), max(values)
+    return f"{statistics.median(values):.2f} s (median of {len(values)}: {low:.2f} to {high:.2f})"
 
 
 def _numbers(values: dict[str, float]) -> str:

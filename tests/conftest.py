@@ -62,6 +62,15 @@ def nothing_heavy_in_a_quick_test(
         monkeypatch.setattr("ray.init", lambda *_, **__: pytest.fail(refuse))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def end_of_ranks() -> Iterator[None]:
+    """End the ranks that a file's tests have left alive."""
+    yield
+    ranks = sys.modules.get("tests.support.ranks")
+    if ranks is not None:
+        ranks.end_ranks()
+
+
 @pytest.fixture(scope="session")
 def seed(request: pytest.FixtureRequest) -> int:
     """The seed of this session's random choices."""

@@ -1,7 +1,8 @@
 """The `miles` command: one file a subcommand, with its flags and what it runs.
 
-In: a command line. Out: the exit status, 0, or 1 with one line on the error stream. It runs in the process that the
-user starts. It may import every room, but only when a command runs: `miles --help` loads none of them.
+In: a command line. Out: the exit status: 0, or 1 with one line on the error stream.
+It runs in the process that the user starts. It may import every room, but only when a command
+runs: `miles --help` loads none of them.
 """
 
 from __future__ import annotations
@@ -12,12 +13,21 @@ import sys
 from collections.abc import Sequence
 
 from miles import __version__
-from miles.cli import certify, convert, demo, inspect, prepare, report, tiny_model, train
+from miles.cli import (
+    certify,
+    completion,
+    convert,
+    demo,
+    inspect,
+    prepare,
+    report,
+    tiny_model,
+    train,
+)
 from miles.errors import MilesError
 
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
-"""Errors of the disk, which the user can mend: it is full, the quota is used up, it is read-only, or the file is not
-permitted. The error names the file."""
+"""Errors of the disk, which the user can mend: full, quota used up, read-only, not permitted."""
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -56,7 +66,17 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in (demo, prepare, certify, convert, train, inspect, report, tiny_model):
+    for command in (
+        demo,
+        prepare,
+        certify,
+        convert,
+        train,
+        inspect,
+        report,
+        tiny_model,
+        completion,
+    ):
         command.add_parser(commands)
     return parser
 

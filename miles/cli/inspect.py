@@ -1,10 +1,17 @@
-"""`miles inspect`: the first batch of a run, coloured by its mask."""
+"""`miles inspect`: the first batch of a run, coloured by its mask.
+
+Ids and masks are those that the run kept, so its own settings are in them; they are printed as the
+flags that show the same in `miles prepare` and `miles certify`.
+"""
 
 from __future__ import annotations
 
 import argparse
+import json
 
 from miles.cli.console import Subparsers, open_console
+from miles.common.flags import words_of
+from miles.data.config import EncodeConfig
 
 
 def add_parser(commands: Subparsers) -> None:
@@ -20,7 +27,24 @@ def add_parser(commands: Subparsers) -> None:
 
 
 def run(flags: argparse.Namespace) -> None:
-    """Print the samples."""
+    """Print the samples, and the settings that they were encoded with."""
+    from rich.markup import escape
+
     from miles.report.first_batch import inspect_run
 
-    inspect_run(flags.folder, open_console(), flags.samples)
+    console = open_console()
+    inspect_run(flags.folder, console, flags.samples)
+    if (words := encoding_of(flags.folder)) is not None:
+        settings = " ".join(words) or "the defaults"
+        console.print(f"[dim]encoded with {escape(settings)}[/dim]", soft_wrap=True)
+
+
+def encoding_of(folder: str) -> list[str] | None:
+    """Return the encoding settings of a run as flags; None where it kept no configuration."""
+    from miles.common import run_folder, storage
+
+    path = storage.join(folder, run_folder.CONFIG)
+    if not storage.exists(path):
+        return None
+    config = json.loads(storage.read_text(path))
+    return words_of(EncodeConfig, config["data"]["encode"])

@@ -18,10 +18,13 @@ from rich.console import Console
 from torch import Tensor
 
 from miles.architecture.config import ModelShape
-from miles.architecture.families import TIED_COPY, TIED_TO, Parameter, pieces_of, unasked
+from miles.architecture.families import TIED_COPY, TIED_TO, pieces_of, read_shape
+from miles.architecture.parameters import Parameter
+from miles.architecture.sizes import padded_vocab_size
 from miles.common import atomic_folders, storage
 from miles.common.checkpoint_tracker import RELEASE, TRACKER, tracked
 from miles.convert import parallel, tensor_io, torch_dist
+from miles.convert.mismatch import missing_tensor, unexpected_tensors, wrong_shape
 from miles.convert.path_safety import require_inside
 from miles.convert.safetensors_files import Weights, is_weights
 from miles.convert.torch_dist import Box
@@ -53,8 +56,8 @@ def hf_to_megatron(
         CheckpointError: names the file and tensor that is missing, unexpected, or of another shape.
     """
     require_inside(hf_checkpoint, "config.json", hf_checkpoint)
-    shape = ModelShape.from_hf_folder(hf_checkpoint)
-    padded = -(-shape.vocab_size // make_vocab_size_divisible_by) * make_vocab_size_divisible_by
+    shape = read_shape(hf_checkpoint)
+    padded = padded_vocab_size(shape, make_vocab_size_divisible_by)
     named, _ = tracked(save) or (RELEASE, 0)
     if named != RELEASE:
         raise CheckpointError(
@@ -100,14 +103,9 @@ def _plan(weights: Weights, shape: ModelShape, padded_vocab_size: int) -> list[B
         for name, wanted in zip(names, parameter.shapes, strict=True):
             stored = weights.tensors.get(name)
             if stored is None:
-                raise CheckpointError(
-                    f"{weights.where}: tensor {name} is missing; config.json asks for it"
-                )
+                raise missing_tensor(weights.where, name)
             if stored.shape != wanted:
-                raise CheckpointError(
-                    f"{weights.where}/{stored.file}: tensor {name} has shape {stored.shape}; config.json asks for "
-                    f"{wanted}"
-                )
+                raise wrong_shape(f"{weights.where}/{stored.file}", name, stored.shape, wanted)
             first, dtype = of_key.setdefault(parameter.megatron, (name, stored.dtype))
             if stored.dtype != dtype:
                 raise CheckpointError(
@@ -132,7 +130,7 @@ def _plan(weights: Weights, shape: ModelShape, padded_vocab_size: int) -> list[B
         _require_copy(weights)
         extra.remove(TIED_COPY)
     if extra:
-        raise CheckpointError(f"{weights.where}/{weights.tensors[extra[0]].file}: {unasked(extra)}")
+        raise unexpected_tensors(f"{weights.where}/{weights.tensors[extra[0]].file}", extra)
     return boxes
 
 

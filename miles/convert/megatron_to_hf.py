@@ -20,10 +20,12 @@ from rich.console import Console
 from torch import Tensor
 
 from miles.architecture.config import ModelShape
-from miles.architecture.families import Parameter, pieces_of, stored_as, unasked
+from miles.architecture.families import pieces_of, read_shape, stored_names
+from miles.architecture.parameters import Parameter
 from miles.common import atomic_folders, storage
 from miles.common.checkpoint_tracker import RELEASE
 from miles.convert import parallel, tensor_io, torch_dist
+from miles.convert.mismatch import missing_tensor, unexpected_tensors, wrong_shape
 from miles.convert.path_safety import require_inside
 from miles.convert.safetensors_files import (
     INDEX,
@@ -74,7 +76,7 @@ def megatron_to_hf(
             things.
     """
     require_inside(hf_checkpoint, "config.json", hf_checkpoint)
-    shape = ModelShape.from_hf_folder(hf_checkpoint)
+    shape = read_shape(hf_checkpoint)
     require_replaceable(save, hf_checkpoint)
     try:
         url = torch_dist.newest(load, iteration)
@@ -188,7 +190,7 @@ class _Export:
                     piece: tuple[Parameter, tuple[int, ...]], report: storage.Report
                 ) -> None:
                     for name, tensor in tensors_of(self._checkpoint, *piece).items():
-                        for target in stored_as(name, self._shape, self._tensors):
+                        for target in stored_names(name, self._shape, self._tensors):
                             writer.write(target, tensor.to(self._tensors[target].dtype))
                             report(self._tensors[target].num_bytes)
 
@@ -213,7 +215,7 @@ class _Export:
             own = self._checkpoint.tensors[parameter.megatron].properties.dtype
             for name, sizes in zip(parameter.hf_names(place), parameter.shapes, strict=True):
                 spec = Spec(stored[name].dtype if name in stored else default or own, sizes)
-                planned.update(dict.fromkeys(stored_as(name, self._shape, stored), spec))
+                planned.update(dict.fromkeys(stored_names(name, self._shape, stored), spec))
         return planned
 
 
@@ -235,9 +237,7 @@ def require_complete(checkpoint: Checkpoint, shape: ModelShape) -> None:
     wanted = {parameter.megatron: parameter for parameter, _ in pieces_of(shape)}
     for key, parameter in wanted.items():
         if key not in checkpoint.tensors:
-            raise CheckpointError(
-                f"{checkpoint.where}: tensor {key} is missing; config.json asks for it"
-            )
+            raise missing_tensor(checkpoint.where, key)
         found = tuple(checkpoint.tensors[key].size)
         stack = parameter.stack(shape)
         rows = found[len(stack)] if len(found) > len(stack) else 0
@@ -245,12 +245,10 @@ def require_complete(checkpoint: Checkpoint, shape: ModelShape) -> None:
         if parameter.is_vocabulary and rows > sizes[0]:  # of padding
             sizes = (rows, *sizes[1:])
         if found != (*stack, *sizes):
-            raise CheckpointError(
-                f"{checkpoint.where}: tensor {key} has shape {found}; config.json asks for {(*stack, *parameter.shape)}"
-            )
+            raise wrong_shape(checkpoint.where, key, found, (*stack, *parameter.shape))
     extra = sorted(set(checkpoint.tensors) - set(wanted))
     if extra:
-        raise CheckpointError(f"{checkpoint.where}: {unasked(extra)}")
+        raise unexpected_tensors(checkpoint.where, extra)
 
 
 def tensors_of(

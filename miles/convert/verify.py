@@ -16,7 +16,8 @@ from rich.console import Console
 from torch import Tensor
 
 from miles.architecture.config import ModelShape
-from miles.architecture.families import Parameter, hf_shapes, pieces_of, stored_as
+from miles.architecture.families import hf_shapes, pieces_of, read_shape, stored_names
+from miles.architecture.parameters import Parameter
 from miles.common import storage
 from miles.common.checkpoint_tracker import TRACKER
 from miles.convert import parallel, tensor_io, torch_dist
@@ -62,14 +63,10 @@ def verify(one: str, other: str, *, console: Console | None = None) -> Compariso
             if isinstance(a, Checkpoint) and isinstance(b, Checkpoint):
                 return _compare_checkpoints(a, b, console)
             if isinstance(a, Weights) and isinstance(b, Checkpoint):
-                return _compare_formats(
-                    a, b, ModelShape.from_hf_folder(one), console, weights_first=True
-                )
+                return _compare_formats(a, b, read_shape(one), console, weights_first=True)
             assert isinstance(a, Checkpoint)
             assert isinstance(b, Weights)
-            return _compare_formats(
-                b, a, ModelShape.from_hf_folder(other), console, weights_first=False
-            )
+            return _compare_formats(b, a, read_shape(other), console, weights_first=False)
     except SourceError as error:
         raise CheckpointError(str(error)) from error
 
@@ -163,7 +160,7 @@ def _compare_formats(
         )
     require_complete(checkpoint, shape)
     names = {
-        target for name in hf_shapes(shape) for target in stored_as(name, shape, weights.tensors)
+        target for name in hf_shapes(shape) for target in stored_names(name, shape, weights.tensors)
     }
     extra = sorted(set(weights.tensors) - names)
     with parallel.bar(console, "comparing", weights.num_bytes) as report:
@@ -173,7 +170,7 @@ def _compare_formats(
         ) -> list[Difference | None]:
             found: list[Difference | None] = []
             for name, theirs in tensors_of(checkpoint, *piece).items():
-                for target in stored_as(name, shape, weights.tensors):
+                for target in stored_names(name, shape, weights.tensors):
                     if target not in weights.tensors:
                         found.append(_only_in(target, checkpoint.where))
                         continue

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from enum import Enum, StrEnum, auto
 
 from miles.architecture.config import ModelShape
+from miles.common import checkpoint_folder
 from miles.common.checkpoint_folder import Found
 from miles.train.config import KEEP_ALL, OptimizerSettings, RecomputeConfig, TrainConfig
 from miles.train.parallel_layout import Layout
@@ -41,6 +42,21 @@ class StartPoint:
     checkpoint: Found
     is_resume: bool
     """True: optimizer, schedule and data continue from it. False: only its weights count."""
+
+    @classmethod
+    def find(cls, config: TrainConfig) -> StartPoint:
+        """Return the checkpoint that the next attempt of a run begins from.
+
+        It is the newest one of the run (`--save`), else of the run to continue (`--load`), else the
+        weights to begin with (`--ref-load`).
+
+        Raises:
+            CheckpointError: there are no weights at all.
+        """
+        checkpoint, is_resume = checkpoint_folder.find_start(
+            (config.save, config.load), config.ref_load, config.hf_checkpoint
+        )
+        return cls(checkpoint, is_resume)
 
     @property
     def url(self) -> str:

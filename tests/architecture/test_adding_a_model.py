@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import miles.architecture.families
-from miles.architecture.config import families
+from miles.architecture.families import model_types
 from miles.convert.hf_to_megatron import hf_to_megatron
 from miles.convert.megatron_to_hf import megatron_to_hf
 from miles.convert.verify import verify
@@ -35,7 +35,7 @@ def test_mistral_is_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     )
     monkeypatch.delitem(sys.modules, "miles.architecture.families.mistral", raising=False)
 
-    assert "mistral" in families()
+    assert "mistral" in model_types()
     hf_to_megatron(str(source), str(tmp_path / "megatron"))
     assert not verify(str(source), str(tmp_path / "megatron")).differences
     megatron_to_hf(str(tmp_path / "megatron"), str(source), str(tmp_path / "back"))

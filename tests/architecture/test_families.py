@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 
-from miles.architecture.config import HfConfig, ModelShape, families
-from miles.architecture.families import hf_shapes, parameters_of
+from miles.architecture.config import HfConfig
+from miles.architecture.families import hf_shapes, model_types, parameters_of, read_shape, shape_of
 from miles.convert.hf_to_megatron import hf_to_megatron
 from miles.convert.megatron_to_hf import megatron_to_hf
 from miles.convert.verify import verify
@@ -99,7 +99,7 @@ def logits(
 ) -> list[tuple[set[str], list[np.ndarray], list[np.ndarray]]]:
     """Of the converted checkpoints in real GPTModels: keys, logits of each text by itself, and of all in one row."""
     from miles.common import checkpoint_folder
-    from miles.data.packing.pack import micro_batch
+    from miles.data.packing.micro_batch import micro_batch
     from miles.train.model.packed_forward import forward_packed
     from miles.train.rank import checkpoint_load
     from miles.train.rank.trainer import Trainer
@@ -115,7 +115,7 @@ def logits(
     )
     found = []
     for model in models:
-        shape = ModelShape.from_hf_folder(model.hf)
+        shape = read_shape(model.hf)
         trainer = Trainer(trainer_settings(shape, layout, num_sources=1), rank)
         keys = set()
         for value in trainer.gpt.sharded_state_dict().values():
@@ -167,7 +167,7 @@ def reload(
     start(layout, rank, meeting)
     for model, save in zip(models, saves, strict=True):
         bf16 = "bfloat16" in Path(model.hf, "config.json").read_text()
-        shape = ModelShape.from_hf_folder(model.hf)
+        shape = read_shape(model.hf)
         trainer = Trainer(trainer_settings(shape, layout, num_sources=1, bf16=bf16), rank)
         found = checkpoint_folder.find(model.megatron)
         assert found is not None
@@ -278,7 +278,7 @@ def test_the_map_of_a_published_model(name: str) -> None:
 
     values, num_parameters = PUBLISHED[name]
     config = AutoConfig.for_model(**values)
-    shape = ModelShape.from_hf_config(config.to_dict(), name)
+    shape = shape_of(config.to_dict(), name)
     mapped = hf_shapes(shape)
     assert sum(int(np.prod(size)) for size in mapped.values()) == num_parameters
     if shape.num_experts is None:
@@ -292,7 +292,7 @@ def test_the_map_of_a_published_model(name: str) -> None:
 def test_a_configuration_that_is_not_understood() -> None:
     def refused(message: str, **changes: Any) -> None:
         with pytest.raises(CheckpointError, match=f"there: {message}"):
-            ModelShape.from_hf_config({**config, **changes}, "there")
+            shape_of({**config, **changes}, "there")
 
     config = {
         **PUBLISHED["Llama-3.2-1B"][0],
@@ -300,7 +300,7 @@ def test_a_configuration_that_is_not_understood() -> None:
         "max_position_embeddings": 4096,
         "architectures": ["LlamaForCausalLM"],
     }
-    assert ModelShape.from_hf_config(config, "there").rope_scaling_factor == 32
+    assert shape_of(config, "there").rope_scaling_factor == 32
     refused("model_type 'mamba' is not one of llama, qwen2, qwen3, qwen3_moe", model_type="mamba")
     refused(
         r"architectures = \['LlamaForSequenceClassification'\]",
@@ -324,7 +324,7 @@ def test_a_configuration_that_is_not_understood() -> None:
     refused(r"a setting is not what it should be \(invalid literal for int\(\)", hidden_size="wide")
     refused("a setting is not what it should be", num_attention_heads=0)
     with pytest.raises(CheckpointError, match="there: a JSON object was expected"):
-        ModelShape.from_hf_config([config], "there")  # type: ignore[arg-type]
+        shape_of([config], "there")  # type: ignore[arg-type]
     assert HfConfig({"rope_scaling": {"type": "linear"}}, "there").rope_type == "linear"
 
 
@@ -348,10 +348,8 @@ def test_a_configuration_of_an_older_transformers_says_the_same() -> None:
         "use_sliding_window": False,
     }
     new = {"rope_parameters": {"rope_type": "default", "rope_theta": 1_000_000}}
-    shape = ModelShape.from_hf_config(
-        qwen | old | {"attention_bias": False, "max_window_layers": 36}, ""
-    )
-    assert shape == ModelShape.from_hf_config(qwen | new, "")
+    shape = shape_of(qwen | old | {"attention_bias": False, "max_window_layers": 36}, "")
+    assert shape == shape_of(qwen | new, "")
     assert shape.rotary_base == 1_000_000
     llama = PUBLISHED["Llama-3.2-1B"][0] | common | {"max_position_embeddings": 131_072}
     scaling = {
@@ -364,12 +362,12 @@ def test_a_configuration_of_an_older_transformers_says_the_same() -> None:
         "mlp_bias": False,
         "pretraining_tp": 1,
     }
-    assert ModelShape.from_hf_config(older, "") == ModelShape.from_hf_config(llama, "")
+    assert shape_of(older, "") == shape_of(llama, "")
 
 
 def test_a_family_is_one_file() -> None:
-    assert families() == sorted({model.model_type for model in MODELS.values()})
-    shape = ModelShape.from_hf_config(
+    assert model_types() == sorted({model.model_type for model in MODELS.values()})
+    shape = shape_of(
         PUBLISHED["Qwen3-30B-A3B"][0] | {"rms_norm_eps": 1, "max_position_embeddings": 1}, ""
     )
     assert {parameter.stacked_by for parameter in parameters_of(shape)} == {

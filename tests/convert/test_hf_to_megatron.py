@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from miles.errors import CheckpointError
 from miles.train.parallel_layout import Layout
 from tests.support.disks import small_disk
 from tests.support.models import edit_config, edit_tensors, make_hf
+from tests.support.processes import LIMIT_SECONDS, wait_until
 from tests.support.ranks import run_ranks
 
 TRACKER = "latest_checkpointed_iteration.txt"
@@ -160,7 +160,7 @@ def test_a_dtype_for_each_tensor(source: Path, tmp_path: Path) -> None:
 def padded_logits(
     layout: Layout, rank: int, meeting: Path, hf: str, megatron: list[str]
 ) -> list[Any]:
-    from miles.architecture.config import ModelShape
+    from miles.architecture.families import read_shape
     from miles.common import checkpoint_folder
     from miles.train.rank import checkpoint_load
     from miles.train.rank.trainer import Trainer
@@ -169,7 +169,7 @@ def padded_logits(
     start(layout, rank, meeting)
     found = []
     for url in megatron:
-        shape = ModelShape.from_hf_folder(hf)
+        shape = read_shape(hf)
         trainer = Trainer(trainer_settings(shape, layout, num_sources=1), rank)
         newest = checkpoint_folder.find(url)
         assert newest is not None
@@ -276,13 +276,14 @@ def test_interrupted_it_leaves_nothing_that_looks_complete(
         text=True,
         cwd=Path(__file__).parents[2],
     )
-    deadline = time.monotonic() + 60
-    while not any(path.stat().st_size > 8 for path in staged.rglob("*") if path.is_file()):
+
+    def is_being_written() -> bool:
         assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+        return any(path.stat().st_size > 8 for path in staged.rglob("*") if path.is_file())
+
+    wait_until(is_being_written)
     process.send_signal(number)
-    printed, _ = process.communicate(timeout=30)
+    printed, _ = process.communicate(timeout=LIMIT_SECONDS)
     assert process.returncode != 0
     assert "Traceback" not in printed
     if number == signal.SIGINT:

@@ -15,8 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from miles.architecture.config import ModelShape
-from miles.architecture.families import pieces_of
+from miles.architecture.families import pieces_of, read_shape
 from miles.convert import tensor_io, torch_dist
 from miles.convert.hf_to_megatron import hf_to_megatron
 from miles.convert.megatron_to_hf import megatron_to_hf
@@ -53,7 +52,7 @@ def save_with_megatron(
     from megatron.core.dist_checkpointing import ShardedTensor
 
     start(layout, rank, meeting)
-    shape = ModelShape.from_hf_folder(hf)
+    shape = read_shape(hf)
     checkpoint = Checkpoint(Path(boxes), boxes)
     model = {}
     for parameter, place in pieces_of(shape):

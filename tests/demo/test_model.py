@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3ForCausalLM
 
-from miles.architecture.config import ModelShape
+from miles.architecture.families import read_shape
 from miles.demo.model import TinySizes, build_model, build_tiny_qwen3
 from miles.errors import ConfigError, SourceError, TemplateError
 
@@ -36,7 +36,7 @@ def test_fresh_model_knows_nothing(model_folder):
 
 
 def test_shape_is_understood_by_the_project(model_folder):
-    shape = ModelShape.from_hf_folder(str(model_folder))
+    shape = read_shape(str(model_folder))
     assert (shape.num_layers, shape.hidden_size, shape.ffn_hidden_size) == (4, 128, 384)
     assert (shape.num_attention_heads, shape.num_query_groups, shape.kv_channels) == (4, 2, 32)
     assert shape.vocab_size == 2048
@@ -81,11 +81,11 @@ def test_vocabulary_is_padded_and_can_be_chosen(tokenizer_folder, tmp_path):
     tokenizer.add_tokens(["<extra>"])
     tokenizer.save_pretrained(tmp_path / "tokenizer")
     build_model(tmp_path / "tokenizer", tmp_path / "padded", sizes=TinySizes(num_layers=1))
-    assert ModelShape.from_hf_folder(str(tmp_path / "padded")).vocab_size == 2112
+    assert read_shape(str(tmp_path / "padded")).vocab_size == 2112
     build_model(
         tokenizer_folder, tmp_path / "chosen", sizes=TinySizes(vocab_size=3000, num_layers=1)
     )
-    assert ModelShape.from_hf_folder(str(tmp_path / "chosen")).vocab_size == 3000
+    assert read_shape(str(tmp_path / "chosen")).vocab_size == 3000
     with pytest.raises(ConfigError, match="2047 is smaller than the 2048 tokens"):
         build_model(tokenizer_folder, tmp_path / "refused", sizes=TinySizes(vocab_size=2047))
 
@@ -125,7 +125,7 @@ def test_remote_folders(tokenizer_folder):
 
 def test_full_vocabulary_of_qwen3(assets, tmp_path):
     build_tiny_qwen3(str(assets / "qwen3-tokenizer"), str(tmp_path))
-    shape = ModelShape.from_hf_folder(str(tmp_path))
+    shape = read_shape(str(tmp_path))
     assert shape.vocab_size == 151_680  # 151,669 tokens, rounded up to a multiple of 64
     loss, logits = loss_and_logits(tmp_path)
     assert torch.isfinite(logits).all()

@@ -75,13 +75,13 @@ def test_the_demo_keeps_its_promises(demo: tuple[Path, str]) -> None:
 
 
 @pytest.mark.slow
-def test_what_the_model_was_fed_can_be_looked_at(demo: tuple[Path, str]) -> None:
+def test_inspect_shows_what_was_trained(demo: tuple[Path, str]) -> None:
     printed = miles("inspect", demo[0], "--samples", "2")
     assert "<|im_start|>assistant" in printed
     assert "trained" in printed
 
 
-def test_a_tokenizer_is_certified_or_refused_by_name(
+def test_certify_certifies_or_refuses_by_name(
     chatml_tokenizer_folder: Path, tmp_path: Path
 ) -> None:
     path = tmp_path / "certificate.json"

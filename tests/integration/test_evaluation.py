@@ -1,10 +1,13 @@
-"""The evaluation set in the object store; and the training feed from which its rows are held out."""
+"""The evaluation set in the object store, and the training feed that leaves its rows out."""
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
+from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -40,33 +43,51 @@ def own_sources(config: DataConfig) -> tuple[SourceConfig, ...]:
     return (SourceConfig("own", config.sources[0].paths),)
 
 
-def plain(config: DataConfig) -> list[tuple[int, Encoded]]:
-    """What a set must hold, row by row, in the order of the files, without the stream: row id, tokens and mask."""
-    encoder, made, row_id = Encoder.from_config(config.encode), [], 0
+OpenSet = Callable[[str, int], EvalSet]
+
+
+@pytest.fixture(scope="module")
+def open_set(config: DataConfig, own_sources: tuple[SourceConfig, ...]) -> OpenSet:
+    """A function that opens a set for a number of ranks, once: "held out", or of "own" sources."""
+
+    @cache
+    def open_once(kind: str, dp_size: int) -> EvalSet:
+        evaluated = eval_config(config, own_sources if kind == "own" else ())
+        if dp_size > 1:  # few rows a step, so that there are several
+            order = replace(evaluated.order, batch_size=100, window_rows=100)
+            evaluated = replace(evaluated, order=order)
+        return EvalSet.open(with_layout(evaluated, dp_size, loader_cpus=2))
+
+    return open_once
+
+
+def encoded_rows(config: DataConfig) -> list[tuple[int, Encoded]]:
+    """Return row id and sample of each row of a set, in the order of the files, without the stream."""
+    encoder = Encoder.from_config(config.encode)
+    samples = []
+    row_id = 0
     for source in config.sources:
         for payload in Path(source.paths[0]).read_bytes().splitlines():
-            try:
+            with contextlib.suppress(RowRejected):
                 conversation = normalize(payload, RowFormat("messages"))
                 share = hash_share(conversation)
                 if config.held_out == "leave_out" or share < config.held_out_fraction:
-                    made.append((row_id, encoder.encode(conversation)))
-            except RowRejected:
-                pass
+                    samples.append((row_id, encoder.encode(conversation)))
             row_id += 1
-    return made
+    return samples
 
 
 def by_rank(evaluation: EvalSet) -> list[list[tuple[MicroBatch, ...]]]:
-    """[data ranks][steps][micro-batches]"""
+    """Return what each rank evaluates: [data ranks][steps][micro-batches]."""
     num_ranks = len(evaluation.references[0])
     return [
-        list(micro_batches([one[rank] for one in evaluation.references]))
+        list(micro_batches([chunk[rank] for chunk in evaluation.references]))
         for rank in range(num_ranks)
     ]
 
 
 def samples_of(evaluation: EvalSet) -> list[tuple[int, list[int], list[float]]]:
-    """Of all ranks, by row: ids, and the mask of labels."""
+    """Return the samples of all ranks, by row: row id, token ids, mask of the labels."""
     samples = []
     for batch in (batch for rank in by_rank(evaluation) for step in rank for batch in step):
         for number, row_id in enumerate(batch.row_ids.tolist()):
@@ -81,54 +102,51 @@ def samples_of(evaluation: EvalSet) -> list[tuple[int, list[int], list[float]]]:
 # --- the set
 
 
-@pytest.mark.parametrize("which", ["held out", "own"])
-def test_the_set_is_the_same_for_any_number_of_ranks_and_that_of_a_plain_loop(
-    config: DataConfig, own_sources: tuple[SourceConfig, ...], which: str
+@pytest.mark.parametrize("kind", ["held out", "own"])
+@pytest.mark.parametrize("dp_size", DP_SIZES)
+def test_set_is_that_of_a_plain_loop(
+    config: DataConfig,
+    own_sources: tuple[SourceConfig, ...],
+    open_set: OpenSet,
+    kind: str,
+    dp_size: int,
 ) -> None:
-    evaluated = eval_config(config, own_sources if which == "own" else ())
-    expected = plain(evaluated)
+    evaluated = eval_config(config, own_sources if kind == "own" else ())
+    expected = encoded_rows(evaluated)
     assert len(expected) > 100
     source_of = build_manifest(evaluated.sources).source_of
-    trained = [
-        sum(
-            int(one.loss_mask[1:].sum())
-            for row, one in expected
-            if source_of(np.array([row]))[0] == source
-        )
-        for source in range(len(evaluated.sources))
-    ]
-    for dp_size in DP_SIZES:
-        # Few rows a step, so that there are several.
-        small = replace(evaluated, order=replace(evaluated.order, batch_size=100, window_rows=100))
-        for order in (small, evaluated):
-            made = EvalSet.open(with_layout(order, dp_size, loader_cpus=2))
-            assert made.source_names == tuple(source.name for source in evaluated.sources)
-            assert made.num_samples == len(expected) == made.num_rows - made.num_rejected
-            assert made.num_tokens == sum(len(one.input_ids) for _, one in expected)
-            assert made.source_trained_tokens == tuple(trained)
-            assert made.num_trained_tokens == sum(trained)
-            assert {len(of_chunk) for of_chunk in made.references} == {dp_size}
-            assert [(row, ids) for row, ids, _ in samples_of(made)] == [
-                (row, one.input_ids.tolist()) for row, one in expected
-            ]
-            for (_, _, mask), (_, one) in zip(samples_of(made), expected, strict=True):
-                assert mask == [*one.loss_mask[1:].tolist(), 0]
-            ranks = by_rank(made)
-            assert all(len({len(rank) for rank in step}) == 1 for step in zip(*ranks, strict=True))
-            assert all(step for rank in ranks for step in rank), (
-                "a rank without micro-batches would hold up the others"
-            )
+    trained = [0] * len(evaluated.sources)
+    for row, sample in expected:
+        trained[source_of(np.array([row]))[0]] += int(sample.loss_mask[1:].sum())
+
+    eval_set = open_set(kind, dp_size)
+    assert eval_set.source_names == tuple(source.name for source in evaluated.sources)
+    assert eval_set.num_samples == len(expected) == eval_set.num_rows - eval_set.num_rejected
+    assert eval_set.num_tokens == sum(len(sample.input_ids) for _, sample in expected)
+    assert eval_set.source_trained_tokens == tuple(trained)
+    assert eval_set.num_trained_tokens == sum(trained)
+
+    assert {len(chunk) for chunk in eval_set.references} == {dp_size}
+    samples = samples_of(eval_set)
+    assert len(samples) == len(expected)
+    for (row, ids, mask), (expected_row, sample) in zip(samples, expected, strict=True):
+        assert (row, ids) == (expected_row, sample.input_ids.tolist())
+        assert mask == [*sample.loss_mask[1:].tolist(), 0]
+
+    ranks = by_rank(eval_set)
+    assert all(len({len(rank) for rank in step}) == 1 for step in zip(*ranks, strict=True))
+    assert all(step for rank in ranks for step in rank), (
+        "a rank without micro-batches would hold up the others"
+    )
 
 
-def test_rejected_rows_of_sources_of_their_own_are_counted(
-    config: DataConfig, own_sources: tuple[SourceConfig, ...]
-) -> None:
-    """The demo's broken rows, two of which are in the first file, are no conversations: never held out."""
-    assert EvalSet.open(eval_config(config, own_sources)).num_rejected == 2
-    assert EvalSet.open(eval_config(config, ())).num_rejected == 0
+def test_rejected_rows_are_counted(open_set: OpenSet) -> None:
+    """Two of the demo's broken rows are in the first file; they are no conversations, so never held out."""
+    assert open_set("own", 2).num_rejected == 2
+    assert open_set("held out", 2).num_rejected == 0
 
 
-def test_its_chunks_lie_where_a_trainer_reads_them(config: DataConfig) -> None:
+def test_trainers_read_their_chunks(open_set: OpenSet) -> None:
     """References in a list stay references; the actor reads its own rank's."""
 
     @ray.remote(num_cpus=0)
@@ -138,7 +156,7 @@ def test_its_chunks_lie_where_a_trainer_reads_them(config: DataConfig) -> None:
                 int(batch.loss_mask.sum()) for step in micro_batches(references) for batch in step
             )
 
-    made = EvalSet.open(eval_config(config, ()))
+    made = open_set("held out", 2)
     trainers = [Trainer.remote() for _ in range(2)]
     for _ in range(2):  # an evaluation, and a later one
         counted = ray.get(
@@ -151,7 +169,7 @@ def test_its_chunks_lie_where_a_trainer_reads_them(config: DataConfig) -> None:
         assert all(counted)
 
 
-def test_a_step_without_anything_to_evaluate_is_left_out(config: DataConfig) -> None:
+def test_empty_steps_are_left_out(config: DataConfig) -> None:
     """In steps of one row, most have none that is held out."""
     evaluated = eval_config(config, ())
     evaluated = replace(evaluated, order=replace(evaluated.order, batch_size=1, window_rows=2_000))
@@ -162,7 +180,7 @@ def test_a_step_without_anything_to_evaluate_is_left_out(config: DataConfig) -> 
     ), "dummies"
 
 
-def test_a_file_that_can_only_be_read_from_its_start_is_one_window(
+def test_packed_file_is_one_window(
     config: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of as many windows as it might have, each would read it again."""
@@ -195,13 +213,14 @@ def last_run(one: Encoded) -> tuple[list[int], list[int]]:
     return ids[:begin], ids[begin:end]
 
 
-def test_prompts_are_the_first_rows_without_their_last_answers(config: DataConfig) -> None:
+def test_prompts_are_rows_without_last_answers(config: DataConfig, open_set: OpenSet) -> None:
     evaluated = eval_config(config, ())
     manifest = build_manifest(evaluated.sources)
-    expected = [EvalPrompt(*manifest.locate(row), *last_run(one)) for row, one in plain(evaluated)]
-    small = replace(evaluated, order=replace(evaluated.order, batch_size=30, window_rows=30))
+    expected = [
+        EvalPrompt(*manifest.locate(row), *last_run(one)) for row, one in encoded_rows(evaluated)
+    ]
     for dp_size in DP_SIZES:
-        made = EvalSet.open(with_layout(small, dp_size))
+        made = open_set("held out", dp_size)
         for count in (0, 1, 7, len(expected), len(expected) + 5):
             assert made.prompts(count) == expected[:count]
     tokenizer = Encoder.from_config(config.encode).tokenizer
@@ -217,9 +236,7 @@ def test_prompts_are_the_first_rows_without_their_last_answers(config: DataConfi
     )
 
 
-def test_what_has_nothing_before_its_answer_is_no_prompt(
-    config: DataConfig, tmp_path: Path
-) -> None:
+def test_plain_text_is_no_prompt(config: DataConfig, tmp_path: Path) -> None:
     """Plain text is trained from its first token on."""
     (tmp_path / "text.jsonl").write_text('{"text": "Once upon a time."}\n' * 3)
     made = EvalSet.open(
@@ -235,10 +252,8 @@ def test_what_has_nothing_before_its_answer_is_no_prompt(
 # --- beside training
 
 
-def test_a_feed_trains_the_other_rows_and_goes_on_where_it_was(
-    config: DataConfig, tmp_path: Path
-) -> None:
-    made = EvalSet.open(eval_config(config, ()))
+def test_feed_trains_the_other_rows(config: DataConfig, open_set: OpenSet, tmp_path: Path) -> None:
+    made = open_set("held out", 2)
     evaluated = {row for row, _, _ in samples_of(made)}
     steps = list(stages.local_steps(build_manifest(config.sources), config))
     cursor, taken = None, []
@@ -301,9 +316,7 @@ def chat(answer: str) -> dict[str, Any]:
 LONG = chat("word " * 300)
 
 
-def test_too_many_rows_that_cannot_be_used_are_named_by_reason(
-    config: DataConfig, tmp_path: Path
-) -> None:
+def test_too_many_rejects_are_named_by_reason(config: DataConfig, tmp_path: Path) -> None:
     sources = lines_of(tmp_path, *[chat("b")] * 7, LONG, {"messages": []}, LONG)
     message = (
         r"3 of the 10 rows to evaluate were dropped, more than the share 0\.29 that --max-bad-fraction allows: "
@@ -316,9 +329,7 @@ def test_too_many_rows_that_cannot_be_used_are_named_by_reason(
     assert (made.num_rows, made.num_rejected, made.num_samples) == (10, 3, 7)
 
 
-def test_of_held_out_rows_the_share_is_not_judged_but_a_fatal_reason_is(
-    config: DataConfig, tmp_path: Path
-) -> None:
+def test_held_out_rejects_end_only_fatally(config: DataConfig, tmp_path: Path) -> None:
     sources = lines_of(tmp_path, *[chat(f"b {number}") for number in range(40)], *[LONG] * 3)
     held_out = hash_share(normalize(json.dumps(LONG).encode()))
     training = replace(
@@ -349,7 +360,7 @@ def test_nothing_to_evaluate_says_what_to_do(config: DataConfig, tmp_path: Path)
         EvalSet.open(eval_config(replace(config, max_bad_fraction=1.0), sources))
 
 
-def test_a_cluster_too_small_and_a_template_that_cannot_be_used_are_refused_at_once(
+def test_small_cluster_and_bad_template_are_refused(
     config: DataConfig,
 ) -> None:
     with pytest.raises(ClusterError, match="--loader-cpus 64"):

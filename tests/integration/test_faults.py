@@ -1,4 +1,6 @@
-"""What dies is either made good, or ends the run soon, with one clear error that a restart can go on from."""
+"""What dies is either made good, or ends the run soon, with one clear error that a restart can go
+on from.
+"""
 
 from __future__ import annotations
 
@@ -22,6 +24,7 @@ from miles.data.packing import shards
 from miles.data.stream import pipeline
 from miles.data.stream.feed import Feed
 from miles.data.stream.ledger import Ledger
+from miles.data.stream.reject_limits import RejectLimits
 from miles.data.stream.step_iterator import StepIterator
 from miles.data.types import Cursor
 from miles.errors import ClusterError, MilesError
@@ -67,7 +70,9 @@ def sigkill(feed: Feed) -> None:
 
 
 def outcome_of(thread: threading.Thread, outcome: list[Any]) -> Any:
-    """Wait for a call's result or error: far longer than it takes, far less than a rank waits for a step."""
+    """Wait for a call's result or error: far longer than it takes, far less than a rank waits for a
+    step.
+    """
     thread.join(LIMIT_SECONDS)
     assert outcome, "it still waits"
     return outcome[0]
@@ -137,7 +142,7 @@ def test_dead_feed_ends_the_commit(config: DataConfig, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_row_that_kills_its_loader_ends_the_run(config: DataConfig, tmp_path: Path) -> None:
+def test_poisonous_row_ends_the_run(config: DataConfig, tmp_path: Path) -> None:
     unbroken = local(config)
     row_id = int(unbroken[8].micro_batches[0][0].row_ids[0])
     loader = pipeline.LoaderStages(pack=partial(PoisonedPack, str(tmp_path), row_id))
@@ -179,7 +184,8 @@ def test_killed_loader_changes_neither_order_nor_counts(config: DataConfig, tmp_
     loader = pipeline.LoaderStages(pack=partial(MortalPack, str(tmp_path), 8))
     manifest = build_manifest(config.sources)
     expected, ledger = (
-        Ledger(manifest, str(tmp_path / name), 1.0) for name in ("expected.jsonl", "rejects.jsonl")
+        Ledger(manifest, str(tmp_path / name), RejectLimits(1.0))
+        for name in ("expected.jsonl", "rejects.jsonl")
     )
     for report in unbroken:
         expected.commit(report.position.index, report.rows)

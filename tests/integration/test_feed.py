@@ -273,7 +273,7 @@ def test_template_is_certified_before_any_actor(config: DataConfig, tmp_path: Pa
     assert certificate["engine"] == "tiktoken"
 
 
-def test_cluster_too_small_for_the_loader_is_refused(config: DataConfig, tmp_path: Path) -> None:
+def test_too_small_cluster_is_refused(config: DataConfig, tmp_path: Path) -> None:
     large = dataclasses.replace(config, stream=StreamConfig(loader_cpus=64))
     with pytest.raises(ClusterError, match="--loader-cpus 64"):
         open_feed(large, tmp_path)
@@ -305,7 +305,7 @@ class Consumer:
         return taken
 
 
-def test_two_ranks_read_the_same_steps_across_a_resume(tmp_path: Path) -> None:
+def test_two_ranks_read_the_same_steps(tmp_path: Path) -> None:
     config = config_of(demo_settings(tmp_path))
     unbroken = [step.report for step in local(config)]
     expected = [(report.position.index, report.content.fingerprint) for report in unbroken]

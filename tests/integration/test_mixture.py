@@ -1,4 +1,6 @@
-"""A weighted mixture over the feed: shares at every step, passes of each source, counts in the metrics, resume."""
+"""A weighted mixture over the feed: shares at every step, passes of each source, counts in the
+metrics, resume.
+"""
 
 from __future__ import annotations
 
@@ -48,9 +50,7 @@ def metrics_of(report: Any, epochs: tuple[float, ...]) -> dict[str, Any]:
     return step_metrics(constants, report, result, totals, step_seconds=1.0)
 
 
-def test_at_every_step_each_source_has_had_its_share_to_within_a_batch(
-    config: DataConfig, tmp_path: Path
-) -> None:
+def test_sources_have_their_shares_at_every_step(config: DataConfig, tmp_path: Path) -> None:
     manifest = build_manifest(config.sources)
     sizes = np.array([source.num_rows for source in manifest.sources])
     shares = np.array(WEIGHTS) / sum(WEIGHTS)
@@ -83,7 +83,7 @@ def test_at_every_step_each_source_has_had_its_share_to_within_a_batch(
     assert [entry["counts"]["read"] for entry in summary.values()] == list(rows)
 
 
-def test_no_row_of_a_source_comes_again_before_all_others_have_come(config: DataConfig) -> None:
+def test_rows_come_again_after_all_others(config: DataConfig) -> None:
     manifest = build_manifest(config.sources)
     in_order = [row for step in local(config) for row in trained_rows(step)]
     for source, first in zip(manifest.sources, (0, manifest.sources[0].num_rows), strict=True):
@@ -92,9 +92,7 @@ def test_no_row_of_a_source_comes_again_before_all_others_have_come(config: Data
         assert counts.max() - counts[counts > 0].min() <= 1
 
 
-def test_a_mixture_goes_on_after_any_step_at_another_number_of_ranks(
-    config: DataConfig, tmp_path: Path
-) -> None:
+def test_mixture_resumes_at_another_layout(config: DataConfig, tmp_path: Path) -> None:
     unbroken = [seen(step) for step in local(config)]
     with opened(config, str(tmp_path)) as feed:
         for _ in follow(feed, config, num_steps=7):
@@ -112,9 +110,7 @@ def test_a_mixture_goes_on_after_any_step_at_another_number_of_ranks(
         assert [seen(one) for one in following] == unbroken[number + 1 :]
 
 
-def test_other_weights_are_another_order_that_a_cursor_refuses(
-    config: DataConfig, tmp_path: Path
-) -> None:
+def test_cursor_refuses_other_weights(config: DataConfig, tmp_path: Path) -> None:
     with opened(config, str(tmp_path)) as feed:
         cursor = feed.cursor()
     other = replace(config, order=replace(config.order, weights=(1.0, 2.0)))

@@ -105,7 +105,9 @@ class Nodes:
         self.others: list[Node] = []
 
     def add(self) -> None:
-        """Adds a node and waits until the cluster has it. Of nodes that start at once, one may miss its ports."""
+        """Adds a node and waits until the cluster has it. Of nodes that start at once, one may miss
+        its ports.
+        """
         wanted = f"/{len(self.others) + 1}.0 GPU"
         wait_until(lambda: listens(self.address), lambda: "the head does not start")
         for _ in range(3):

@@ -1,4 +1,6 @@
-"""The whole path from object storage and back, as a user types it, against a real S3 API server on loopback."""
+"""The whole path from object storage and back, as a user types it, against a real S3 API server on
+loopback.
+"""
 
 from __future__ import annotations
 
@@ -46,9 +48,7 @@ def read_metrics(url: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.slow
-def test_from_rows_on_object_storage_to_a_model_on_object_storage(
-    bucket: str, tmp_path: Path, ray_logs: Path
-) -> None:
+def test_rows_and_model_on_object_storage(bucket: str, tmp_path: Path, ray_logs: Path) -> None:
     build_model(demo_tokenizer(), tmp_path / "hf")
     here = rows.copy_rows(tmp_path / "rows")
     storage.upload_folder(tmp_path / "hf", f"{bucket}/hf", last="config.json")
@@ -158,7 +158,7 @@ def test_from_rows_on_object_storage_to_a_model_on_object_storage(
         no_secret_in(path.read_bytes(), path)
 
 
-def test_what_goes_wrong_on_object_storage_is_named_without_a_secret(
+def test_errors_hold_no_secret(
     bucket: str, chatml_tokenizer_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     key, secret = SECRETS["AWS_ACCESS_KEY_ID"], SECRETS["AWS_SECRET_ACCESS_KEY"]

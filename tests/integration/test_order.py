@@ -1,4 +1,6 @@
-"""The same order everywhere, and every row once an epoch: whatever the cluster, the layout, the files, the deaths."""
+"""The same order everywhere, and every row once an epoch: whatever the cluster, the layout, the
+files, the deaths.
+"""
 
 from __future__ import annotations
 
@@ -128,7 +130,7 @@ def attacked(
 
 
 @pytest.mark.slow
-def test_order_is_the_same_while_loaders_are_killed(
+def test_order_survives_killed_loaders(
     attacked: tuple[Any, DataConfig, Path],
 ) -> None:
     result, config, _ = attacked
@@ -138,10 +140,12 @@ def test_order_is_the_same_while_loaders_are_killed(
 
 
 @pytest.mark.slow
-def test_every_row_is_trained_or_named_once_an_epoch(
+def test_every_row_comes_once_an_epoch(
     attacked: tuple[Any, DataConfig, Path],
 ) -> None:
-    """Over the feed whose loaders were killed: the digest shows that the ranks got what `local` gives."""
+    """Over the feed whose loaders were killed: the digest shows that the ranks got what `local`
+    gives.
+    """
     result, config, folder = attacked
     manifest = build_manifest(config.sources)
     steps = local(config)
@@ -208,7 +212,7 @@ def splits(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.mark.parametrize("shuffle", [True, False], ids=["shuffled", "in file order"])
-def test_order_does_not_depend_on_the_split_into_files(
+def test_order_is_the_same_for_any_files(
     config: DataConfig, splits: dict[str, Path], shuffle: bool
 ) -> None:
     order = OrderConfig(batch_size=32, shuffle=shuffle, seed=11, window_rows=401, num_epoch=2)
@@ -232,7 +236,9 @@ def test_order_does_not_depend_on_the_split_into_files(
 
 
 def byte_tokenizer(folder: Path) -> str:
-    """Every byte is a token, its id the byte's place in the alphabet of byte-level BPE; then ChatML's two tokens."""
+    """Every byte is a token, its id the byte's place in the alphabet of byte-level BPE; then
+    ChatML's two tokens.
+    """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(
         models.BPE(vocab={sign: number for number, sign in enumerate(alphabet)}, merges=[])
@@ -301,7 +307,9 @@ def rows_of_steps(config: DataConfig) -> list[list[int]]:
 
 
 def fingerprint_of(step: Step, row_ids: list[int]) -> str:
-    """A step's fingerprint, made here from what the ranks are given: lengths, ids and masks in sample order."""
+    """A step's fingerprint, made here from what the ranks are given: lengths, ids and masks in
+    sample order.
+    """
     samples = {}
     for batch in (batch for rank in step.micro_batches for batch in rank):
         for number, row_id in enumerate(batch.row_ids.tolist()):

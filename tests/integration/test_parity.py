@@ -1,10 +1,11 @@
-"""The same losses and gradient norms on any layout, and in plain PyTorch: real Megatron ranks on the real stream.
+"""The same losses and gradient norms on any layout, and in plain PyTorch: real Megatron ranks on
+the real stream.
 
 Ten steps of AdamW from the same converted weights, whose first is the table of docs/parity.md:
 
-    one rank                  the reference
-    each layout               against it: loss, loss of each source, gradient norm, at every step
-    transformers, unpacked    against it: one sample at a time, no Megatron, no packing, torch's AdamW
+    one rank                  the reference each layout               against it: loss, loss of each
+    source, gradient norm, at every step transformers, unpacked    against it: one sample at a time,
+    no Megatron, no packing, torch's AdamW
 
 `MILES_WRITE_DOCS=1 pytest tests/integration/test_parity.py` writes the table anew.
 """
@@ -24,6 +25,7 @@ import pytest
 import torch
 
 from miles.architecture.config import ModelShape
+from miles.architecture.families import read_shape
 from miles.common import checkpoint_folder
 from miles.convert.hf_to_megatron import hf_to_megatron
 from miles.data.config import DataConfig, PackConfig
@@ -125,8 +127,8 @@ class Numbers:
 class Bench:
     """Trainers that stay alive, models as they are asked for, and one open feed.
 
-    The first block of a feed holds more than ten steps, and stays as long as none beyond it is needed:
-    every model that takes the same data reads them from the same feed.
+    The first block of a feed holds more than ten steps, and stays as long as none beyond it is
+    needed: every model that takes the same data reads them from the same feed.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -161,7 +163,7 @@ class Bench:
             hf_to_megatron(str(hf), str(megatron))
         found = checkpoint_folder.find(str(megatron))
         assert found is not None
-        return hf, ModelShape.from_hf_folder(str(hf)), found
+        return hf, read_shape(str(hf)), found
 
     def feed(self, data: DataConfig) -> Feed:
         """Return the feed of a configuration; close that of another one."""
@@ -243,7 +245,9 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
 
 
 SECOND = ("Qwen3, untied", "Qwen2.5, tied", "Llama 3, untied")
-"""Of each family the other way to end: what an embedding at both ends cannot change is not tried again."""
+"""Of each family the other way to end: what an embedding at both ends cannot change is not tried
+again.
+"""
 
 ONCE = (
     "DP 2",
@@ -274,7 +278,7 @@ def data_of(model_and_layout: tuple[str, str]) -> tuple[int, int, int]:
 
 
 @pytest.mark.parametrize(("name", "layout"), sorted(ALL, key=data_of))
-def test_a_layout_changes_no_number(bench: Bench, name: str, layout: str) -> None:
+def test_layout_changes_no_number(bench: Bench, name: str, layout: str) -> None:
     case = case_of(name, layout)
     reference = bench.run(name, replace(REFERENCE, batch_size=case.batch_size))
     table[name, layout] = difference = bench.run(name, case).difference(reference)
@@ -345,7 +349,7 @@ TRANSFORMERS = "transformers, unpacked"
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_a_plain_loop_over_the_hugging_face_model_gives_the_same(bench: Bench, name: str) -> None:
+def test_plain_loop_gives_the_same_numbers(bench: Bench, name: str) -> None:
     torch.set_num_threads(1)
     ours = bench.run(name, REFERENCE)
     theirs = plain(bench.model(name)[0], bench.data(REFERENCE))
@@ -366,14 +370,17 @@ def written(differences: dict[tuple[str, str], float]) -> str:
         "",
         "Written by `tests/integration/test_parity.py`, which runs in CI; do not edit by hand.",
         "",
-        f"Tiny models of each family, converted from Hugging Face checkpoints, are trained for {NUM_STEPS} steps of",
-        "AdamW in float32 by real Megatron ranks (gloo, on CPUs), fed by the real stream with two sources. A cell is",
-        "the largest relative difference over all steps from one rank with a single micro-batch a step: of the loss,",
-        "of each source's loss, and of the gradient's norm. The last line compares with a plain PyTorch loop over the",
-        "model of transformers: one sample at a time, unpacked, torch's own AdamW.",
+        "Tiny models of each family, converted from Hugging Face checkpoints, are trained for "
+        f"{NUM_STEPS} steps of",
+        "AdamW in float32 by real Megatron ranks (gloo, on CPUs), fed by the real stream with two",
+        "sources. A cell is the largest relative difference over all steps from one rank with a single",
+        "micro-batch a step: of the loss, of each source's loss, and of the gradient's norm. The last",
+        "line compares with a plain PyTorch loop over the model of transformers: one sample at a time,",
+        "unpacked, torch's own AdamW.",
         "",
-        f"The tests fail above {ROUNDING:.0e} for a layout, and above {AGAINST_TRANSFORMERS:.0e} (absolute, of the",
-        "loss) against transformers. Other machines round otherwise: the digits differ, the bounds hold.",
+        f"The tests fail above {ROUNDING:.0e} for a layout, and above {AGAINST_TRANSFORMERS:.0e} "
+        "(absolute, of the loss) against",
+        "transformers. Other machines round otherwise: the digits differ, the bounds hold.",
         "",
         "| layout | " + " | ".join(MODELS) + " |",
         "|---" * (len(MODELS) + 1) + "|",
@@ -386,15 +393,15 @@ def written(differences: dict[tuple[str, str], float]) -> str:
         lines.append(f"| {layout} | " + " | ".join(cells) + " |")
     lines += [
         "",
-        "An empty cell was not tried: what it would show, the cell beside it does.",
+        "An empty cell was not tried, because the cell beside it shows the same.",
         "",
-        "DP, TP, PP, EP: data, tensor, pipeline and expert parallel size; of experts Qwen3-MoE alone has any. With 3",
-        "rows a step on four ranks, a rank has a dummy micro-batch, in which nothing is trained.",
+        "DP, TP, PP, EP: data, tensor, pipeline and expert parallel size. Only Qwen3-MoE has experts.",
+        "With 3 rows a step on four ranks, a rank has a dummy micro-batch, in which nothing is trained.",
     ]
     return "\n".join(lines) + "\n"
 
 
-def test_the_table_in_the_docs_is_this_one() -> None:
+def test_docs_show_this_table() -> None:
     if len(table) < len(ALL) + len(MODELS):
         pytest.skip("the table is of all of this file's tests")
     if os.environ.get("MILES_WRITE_DOCS"):

@@ -14,6 +14,7 @@ from miles.cli import main
 from miles.data.config import RowFormat
 from miles.data.files.manifest import Manifest
 from miles.data.notebook import dataset as dataset_module
+from miles.data.notebook import parts
 from miles.data.notebook.dataset import Prepared, prepare
 from miles.errors import ConfigError, SourceError
 
@@ -208,8 +209,8 @@ def test_the_command_takes_the_same_names(
 def test_a_shorter_set_written_over_a_longer_one_leaves_none_of_it(
     chatml_tokenizer_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dataset_module, "FILE_ROWS", 1)  # a file for each step
-    monkeypatch.setattr(dataset_module, "GROUP_ROWS", 10)
+    monkeypatch.setattr(parts, "FILE_ROWS", 1)  # a file for each step
+    monkeypatch.setattr(parts, "GROUP_ROWS", 10)
     out = str(tmp_path / "out")
     dataset(tmp_path, chatml_tokenizer_folder, [conversation(n) for n in range(25)], "long").write(
         out

@@ -14,7 +14,7 @@ from miles.errors import ConfigError, MilesError, SourceError
 from tests.support.streams import demo_tokenizer
 
 
-def test_prepared_rows_read_back_to_the_same_tokens(tmp_path: Path) -> None:
+def test_prepared_rows_keep_their_tokens(tmp_path: Path) -> None:
     tokenizer = str(demo_tokenizer())
     ds = prepare(
         "chat", source=str(rows.paths()["chat"]), tokenizer=tokenizer, max_sample_tokens=256
@@ -45,7 +45,7 @@ def test_prepared_rows_read_back_to_the_same_tokens(tmp_path: Path) -> None:
     assert ds.to_ray().count() == 410
 
 
-def test_missing_source_and_wrong_tokenizer_are_named(tmp_path: Path) -> None:
+def test_missing_source_is_named(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="nowhere"):
         prepare("x", source=str(tmp_path / "nowhere.parquet"), tokenizer=str(demo_tokenizer()))
     with pytest.raises(MilesError, match="tokenizer"):

@@ -1,4 +1,6 @@
-"""Resume anywhere: after every step, with other ranks, twice. It reads what is needed, and refuses other settings."""
+"""Resume anywhere: after every step, with other ranks, twice. It reads what is needed, and refuses
+other settings.
+"""
 
 from __future__ import annotations
 
@@ -49,9 +51,7 @@ ORDERS = {
 
 
 @pytest.mark.parametrize("order", ORDERS)
-def test_after_every_step_and_twice_in_a_row_all_that_follows_is_the_same(
-    config: DataConfig, order: str
-) -> None:
+def test_resume_after_every_step_and_twice(config: DataConfig, order: str) -> None:
     config = replace(config, order=replace(config.order, **ORDERS[order]))
     manifest = build_manifest(config.sources)
     unbroken = [seen(step) for step in local(config)]
@@ -72,9 +72,7 @@ def test_after_every_step_and_twice_in_a_row_all_that_follows_is_the_same(
             assert [seen(step) for step in twice] == unbroken[number + 1 + len(before_the_second) :]
 
 
-def test_over_the_feed_a_run_goes_on_at_other_numbers_of_ranks(
-    config: DataConfig, tmp_path: Path
-) -> None:
+def test_feed_resumes_at_other_layouts(config: DataConfig, tmp_path: Path) -> None:
     """Stopped after 3, 8 and 14 steps of 22: in the first window, the second, and the second epoch."""
     unbroken = local(config)
     taken: list[Seen] = []
@@ -103,7 +101,7 @@ def test_over_the_feed_a_run_goes_on_at_other_numbers_of_ranks(
     assert len((tmp_path / "rejects.jsonl").read_text().splitlines()) == 4
 
 
-def test_a_run_that_is_resumed_at_its_end_has_nothing_more(config: DataConfig) -> None:
+def test_nothing_follows_the_end(config: DataConfig) -> None:
     assert local(config, local(config)[-1].next_row) == []
 
 
@@ -111,7 +109,9 @@ def test_a_run_that_is_resumed_at_its_end_has_nothing_more(config: DataConfig) -
 
 
 FOOTER_BYTES = 64 << 10
-"""pyarrow reads so much of a file's end for its footer, and with it some row groups' bytes where they are small."""
+"""pyarrow reads so much of a file's end for its footer, and with it some row groups' bytes where
+they are small.
+"""
 
 
 class Counted(fsspec.AbstractFileSystem):
@@ -141,7 +141,9 @@ class CountedFile(fsspec.spec.AbstractBufferedFile):
 
 @pytest.fixture
 def counted(tmp_path: Path) -> tuple[str, list[tuple[int, int]]]:
-    """4,000 rows in groups of 50, on a filesystem that counts; the URL, and where each group's bytes lie."""
+    """4,000 rows in groups of 50, on a filesystem that counts; the URL, and where each group's
+    bytes lie.
+    """
     local_file = tmp_path / "rows.parquet"
     write_conversations(local_file, random_conversations(4_000), 50)
     metadata = pq.read_metadata(local_file)
@@ -162,7 +164,7 @@ def counted(tmp_path: Path) -> tuple[str, list[tuple[int, int]]]:
 
 @pytest.mark.parametrize("share", [0.9, 0.99])
 @pytest.mark.parametrize("shuffle", [True, False], ids=["shuffled", "in file order"])
-def test_late_in_an_epoch_no_row_group_is_read_that_is_not_needed(
+def test_resume_reads_only_needed_row_groups(
     config: DataConfig, counted: tuple[str, list[tuple[int, int]]], shuffle: bool, share: float
 ) -> None:
     url, groups = counted
@@ -223,7 +225,7 @@ def cursor(config: DataConfig, tmp_path_factory: pytest.TempPathFactory) -> Curs
 
 
 @pytest.mark.parametrize("name", FIXED)
-def test_a_cursor_of_another_setting_is_refused_by_name_with_both_values(
+def test_cursor_of_another_setting_is_refused(
     config: DataConfig, cursor: Cursor, tmp_path: Path, name: str
 ) -> None:
     """Every field that is no count, so that a new one cannot be forgotten."""
@@ -238,7 +240,7 @@ def test_a_cursor_of_another_setting_is_refused_by_name_with_both_values(
     )
 
 
-def test_a_cursor_of_another_version_is_refused(cursor: Cursor) -> None:
+def test_cursor_of_another_version_is_refused(cursor: Cursor) -> None:
     with pytest.raises(
         CheckpointError, match=rf"there: data cursor of version {cursor.version + 1}"
     ):
@@ -260,7 +262,7 @@ CHANGES: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("name", FIXED)
-def test_a_changed_setting_of_the_run_is_refused_by_name(
+def test_changed_setting_is_refused(
     config: DataConfig, cursor: Cursor, tmp_path: Path, name: str
 ) -> None:
     part, change = CHANGES[name]
@@ -284,7 +286,7 @@ def test_a_changed_setting_of_the_run_is_refused_by_name(
     ],
     ids=lambda change: next(iter(change)),
 )
-def test_a_changed_policy_of_encoding_is_refused(
+def test_changed_encoding_is_refused(
     config: DataConfig, cursor: Cursor, tmp_path: Path, change: dict[str, Any]
 ) -> None:
     changed = replace(config, encode=replace(config.encode, **change))
@@ -292,9 +294,7 @@ def test_a_changed_policy_of_encoding_is_refused(
         open_at(changed, cursor, tmp_path)
 
 
-def test_what_changes_no_order_is_no_reason_to_refuse(
-    config: DataConfig, cursor: Cursor, tmp_path: Path
-) -> None:
+def test_other_layout_is_not_refused(config: DataConfig, cursor: Cursor, tmp_path: Path) -> None:
     changed = replace(
         config,
         order=replace(config.order, num_epoch=5, window_rows=config.order.window_rows - 1),

@@ -45,7 +45,7 @@ def draw_moment(
     return draw.randint(first, last)
 
 
-def test_killed_run_goes_on_by_the_same_command(
+def test_killed_run_goes_on(
     workspace: Workspace, unbroken: Path, tmp_path: Path, draw: random.Random
 ) -> None:
     save, moment = tmp_path / "run", draw_moment(draw)
@@ -60,19 +60,22 @@ def test_killed_run_goes_on_by_the_same_command(
     )
     with workspace.command(save, save_hf=save / "export") as command:
         printed = command.wait(0)
-    start = f"going on at step {kept} from {save}/iter_{kept:07d} (the same command again; start 1 has no end"
+    start = (
+        f"going on at step {kept} from {save}/iter_{kept:07d} "
+        "(the same command again; start 1 has no end"
+    )
     assert start in printed
     observed("driver killed (SIGKILL, out of memory, power)", printed, start, SINCE)
     require_same(save, unbroken)
     assert not list(save.glob(".saving-*"))
-    with workspace.command(save, save_hf=save / "export") as command:
-        printed = command.wait(0)
-    assert (
-        f"this run is finished: {NUM_STEPS} of {NUM_STEPS} steps are in {save}/iter_{NUM_STEPS:07d}"
-        in printed
-    )
+    assert [entry.get("start") for entry in lines(save, "starts.jsonl")] == [1, 2, None]
+
+    screen = io.StringIO()
+    train(settings(workspace, save, save_hf=save / "export"), Console(file=screen, width=400))
+    finished = f"this run is finished: {NUM_STEPS} of {NUM_STEPS} steps are in "
+    assert f"{finished}{save}/iter_{NUM_STEPS:07d}" in screen.getvalue()
     require_same(save, unbroken)
-    observed("same command after the last step", printed, "this run is finished", NOTHING)
+    observed("same command after the last step", screen.getvalue(), "this run is finished", NOTHING)
     assert [entry.get("start") for entry in lines(save, "starts.jsonl")] == [1, 2, None], (
         "a finished run does not start"
     )
@@ -91,7 +94,7 @@ def test_run_starts_again_what_it_lost(
         observed("loader process killed", command.printed, "", NOTHING)
         for number, name in enumerate(CAUSES, 1):
             done = len(lines(save))
-            moment = draw_moment(draw, done, min(done + 5, NUM_STEPS - 2))
+            moment = draw_moment(draw, done, max(done, min(done + 5, NUM_STEPS - 6)))
             command.until(lambda moment=moment: len(lines(save)) >= moment)
             command.kill_one(f"ray::{name}")
             command.until(lambda number=number: len(lines(save, "starts.jsonl")) == 1 + 2 * number)
@@ -157,12 +160,12 @@ def test_sigterm_saves_for_any_layout(workspace: Workspace, unbroken: Path, tmp_
     ]
 
 
-def test_steps_go_on_while_a_checkpoint_is_written(workspace: Workspace, tmp_path: Path) -> None:
+def test_steps_go_on_beside_a_save(workspace: Workspace, tmp_path: Path) -> None:
     """On a disk that stands still: a half-written checkpoint neither stops the steps nor is loaded."""
     save = tmp_path / "run"
     disk = StandingDisk(tmp_path / "disk")
-    flags = {"save_interval": 20, "num_rollout": None, "num_epoch": 20}
-    with workspace.command(save, env=disk.environment, **flags) as command:
+    flags = {"save_interval": 20, "num_epoch": 20, "actor_num_gpus_per_node": 1}
+    with workspace.command(save, env=disk.environment, **flags, num_rollout=None) as command:
         command.until(lambda: len(lines(save)) >= 20 + 8)
         assert tracked(save) == 0, "many steps fit into a save"
         disk.go()
@@ -182,7 +185,7 @@ def test_steps_go_on_while_a_checkpoint_is_written(workspace: Workspace, tmp_pat
     ledger_totals = extra["cursor"]["ledger_totals"].values()
     assert sum(counts["read"] for counts in ledger_totals) == 20 * 32
     assert half.exists()
-    with workspace.command(save, save_interval=20, num_rollout=23, num_epoch=20) as command:
+    with workspace.command(save, **flags, num_rollout=23) as command:
         printed = command.wait(0)
     assert f"going on at step 20 from {save}/iter_0000020" in printed
     assert not half.exists()
@@ -236,7 +239,7 @@ def test_checkpoint_of_another_run_is_refused(
     assert not (tmp_path / "run/metrics.jsonl").exists() or not lines(tmp_path / "run")
 
 
-def test_signal_before_the_first_step_ends_the_run(workspace: Workspace, tmp_path: Path) -> None:
+def test_signal_before_the_first_step(workspace: Workspace, tmp_path: Path) -> None:
     save, screen = tmp_path / "run", io.StringIO()
 
     def stop() -> None:
@@ -340,7 +343,7 @@ def test_unreadable_rows_end_the_run_by_name(
     observed(fault, str(raised.value), marker, SINCE)
 
 
-def test_the_page_of_faults_is_what_was_seen(request: pytest.FixtureRequest) -> None:
+def test_faults_page_is_what_was_seen(request: pytest.FixtureRequest) -> None:
     """Must be the last of the integration tests that enter what they saw."""
     if os.environ.get("MILES_WRITE_DOCS"):
         PAGE.write_text(page(), encoding="utf-8")

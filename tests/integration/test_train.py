@@ -1,4 +1,6 @@
-"""Whole runs of `train`: evaluation, answers, which checkpoints stay, the export, skipped steps, a slow trainer."""
+"""Whole runs of `train`: evaluation, answers, which checkpoints stay, the export, skipped steps, a
+slow trainer.
+"""
 
 from __future__ import annotations
 
@@ -198,11 +200,11 @@ def test_refused_export_is_refused_before_training(folder: Path, tmp_path: Path)
 class SlowActor(TrainerActor):
     """Takes 200 ms more for every step, and as long as the queue is not full."""
 
-    def attach(self, feed_handle: Any, first_step: int, num_steps: int) -> None:
+    def attach_feed(self, feed_handle: Any, first_step: int, num_steps: int) -> None:
         self.feed_handle = feed_handle
         self.next_step = first_step
         self.last_step = num_steps - 1
-        super().attach(feed_handle, first_step, num_steps)
+        super().attach_feed(feed_handle, first_step, num_steps)
 
     def train_step(self) -> StepResult:
         result = super().train_step()
@@ -226,7 +228,7 @@ def test_slow_trainer_never_waits(
     assert max(line["data/wait_seconds"] for line in later) == 0
 
 
-def test_all_ports_of_a_run_are_on_localhost(folder: Path, tmp_path: Path) -> None:
+def test_ports_are_on_localhost(folder: Path, tmp_path: Path) -> None:
     config = tmp_path / "config.pickle"
     config.write_bytes(pickle.dumps(config_in(folder, tmp_path / "run", num_rollout=3)))
     addresses, trained = run("listening", {"config": str(config)})

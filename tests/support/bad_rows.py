@@ -19,7 +19,8 @@ from miles.data.config import (
 )
 from miles.data.files.manifest import build_manifest
 from miles.data.stream import stages
-from miles.data.stream.ledger import Ledger, fatal_reasons
+from miles.data.stream.ledger import Ledger
+from miles.data.stream.reject_limits import RejectLimits
 from miles.data.types import StepReport
 
 SECRET = "zebra"
@@ -87,7 +88,8 @@ def run(config: DataConfig, folder: Path) -> Outcome:
     """Take every row once, as a run does, and check what must hold for any rows."""
     manifest = build_manifest(config.sources)
     path = folder / "run" / "rejects.jsonl"
-    ledger = Ledger(manifest, str(path), 1.0, fatal_reasons=fatal_reasons(config.encode))
+    limits = RejectLimits(1.0, fatal_reasons=RejectLimits.of(config).fatal_reasons)
+    ledger = Ledger(manifest, str(path), limits)
     reports: list[StepReport] = []
     trained: list[int] = []
     for step in stages.local_steps(manifest, config):

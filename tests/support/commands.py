@@ -34,7 +34,8 @@ class Workspace:
         """Return a command line.
 
         Args:
-            more: flags that are added or replaced; True for one without a value, None to leave it out.
+            more: flags that are added or replaced; True for one without a value, None to leave it
+            out.
         """
         flags: dict[str, Any] = {
             "hf_checkpoint": self.folder / "hf",

@@ -1,4 +1,6 @@
-"""Filesystems over fsspec's memory one, whose files they share: one that fails, one that counts, one that is slow."""
+"""Filesystems over fsspec's memory one, whose files they share: one that fails, one that counts,
+one that is slow.
+"""
 
 from __future__ import annotations
 

@@ -23,8 +23,8 @@ _USES = re.compile(
 def is_heavy(path: Path) -> bool:
     """Return whether a file's tests start Ray or Megatron.
 
-    A file is heavy where it lies in one of `FOLDERS`, imports what starts Ray or ranks, or marks itself
-    (`pytestmark = pytest.mark.heavy`).
+    A file is heavy where it lies in one of `FOLDERS`, imports what starts Ray or ranks, or marks
+    itself (`pytestmark = pytest.mark.heavy`).
     """
     if path.name == "conftest.py":
         return False

@@ -1,10 +1,13 @@
-"""Launch lines for tests: the configurations of two models, and flags with values as words."""
+"""Launch lines for tests: configurations of two models, a run with made-up fields, words."""
 
 from __future__ import annotations
 
 import json
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any
 
+from miles.common.flags import Flag
+from miles.train.config import TrainConfig
 from miles.train.launch.launch_line import flag_of
 
 QWEN3 = {
@@ -38,6 +41,21 @@ QWEN3_MOE = {
     "moe_intermediate_size": 32,
     "norm_topk_prob": True,
 }
+
+
+@dataclass(frozen=True)
+class Weather:
+    """The weather. It has no say in a run."""
+
+    sky: Annotated[str, Flag("--sky", "COLOUR", "what is above", choices=("blue", "grey"))] = "blue"
+
+
+@dataclass(frozen=True)
+class OneMore(TrainConfig):
+    """A run with one field more, and one record more."""
+
+    cups: Annotated[int, Flag("--num-cups", "CUPS", "of tea, 100 % green", minimum=1)] = 3
+    weather: Weather = Weather()
 
 
 def words_of(content: dict[str, Any]) -> list[str]:

@@ -18,7 +18,9 @@ SECRETS = {
 
 @contextmanager
 def s3_bucket(patch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Serve one empty bucket and give its URL; credentials come from the environment, as in a shell."""
+    """Serve one empty bucket and give its URL; credentials come from the environment, as in a
+    shell.
+    """
     import s3fs
     from moto.server import ThreadedMotoServer
 

@@ -1,24 +1,28 @@
-"""Trainers for tests: a tiny model, made-up batches, and gloo ranks in processes of their own."""
+"""Trainers for tests: a tiny model, random batches, and gloo ranks in processes of their own."""
 
 from __future__ import annotations
 
-import multiprocessing
+import atexit
+import contextlib
+import importlib
 import os
 import pickle
 import socket
 import subprocess
 import sys
 import tempfile
-import time
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 
 from miles.architecture.config import ModelShape
 from miles.data.config import PackConfig
-from miles.data.packing.pack import micro_batch, pack
+from miles.data.packing.micro_batch import micro_batch
+from miles.data.packing.pack import pack
 from miles.data.types import (
     MicroBatch,
     StepContent,
@@ -31,6 +35,7 @@ from miles.data.types import (
 from miles.train.config import KEEP_ALL, OptimizerSettings, RecomputeConfig
 from miles.train.parallel_layout import Layout
 from miles.train.types import TrainerSettings
+from tests.support.processes import PROJECT, processes, wait_until
 
 SHAPE = ModelShape("qwen3", 2, 64, 128, 4, 2, 16, 512, 256, 1e6, 1e-6, True, True, False)
 SETTINGS = OptimizerSettings(lr=1e-2, lr_warmup_iters=2, weight_decay=0.1)
@@ -44,7 +49,10 @@ def batch(
     lengths: Sequence[int] = (40, 3, 25, 9, 31, 17, 2),
     max_tokens: int = 64,
 ) -> tuple[StepReport, list[tuple[MicroBatch, ...]]]:
-    """The same samples for every layout, very unequal in what is trained; micro-batches for each data rank."""
+    """Return a step's report and, for each data rank, its micro-batches.
+
+    The samples are the same for every layout, and very unequal in what is trained.
+    """
     rng = np.random.default_rng(step)
     samples = [rng.integers(0, SHAPE.vocab_size, n).astype(np.int32) for n in lengths]
     masks = [(np.arange(n) >= n - 1 - (i % 3) * 7).astype(np.uint8) for i, n in enumerate(lengths)]
@@ -104,8 +112,11 @@ def make_trainer(layout: Layout, rank: int, meeting: Path) -> Any:
 
 
 def start(layout: Layout, rank: int, meeting: Path) -> None:
-    """Joins the group of the ranks that name the same file. Rank 0 listens at a port that the system chooses and
-    writes its address there: a port chosen beforehand may be taken by then."""
+    """Join the group of the ranks that name the same file.
+
+    Rank 0 listens at a port that the system chooses, and writes its address to the file: a port
+    chosen beforehand may be taken by then.
+    """
     from miles.train.rank.rank_process import start_rank
 
     listener = None
@@ -114,66 +125,110 @@ def start(layout: Layout, rank: int, meeting: Path) -> None:
         draft = meeting.with_suffix(".draft")
         draft.write_text(f"tcp://127.0.0.1:{listener.getsockname()[1]}")
         draft.rename(meeting)
-    deadline = time.monotonic() + 120
-    while not meeting.exists():
-        assert time.monotonic() < deadline, f"rank 0 wrote no {meeting}"
-        time.sleep(0.02)
-    start_rank(layout, rank, meeting.read_text(), seed=7, timeout_minutes=2, listener=listener)
+    wait_until(meeting.exists, lambda: f"rank 0 wrote no {meeting}")
+    start_rank(layout, rank, meeting.read_text(), seed=7, timeout_minutes=4, listener=listener)
+
+
+# --- processes that stay alive between calls
 
 
 def run_ranks(function: Callable[..., Any], layout: Layout, *arguments: Any) -> list[Any]:
-    """`function(layout, rank, meeting, *arguments)` in a process a rank; the results, by rank.
+    """Call a function in a process for each rank; return the results by rank.
 
-    `meeting` is a file in an empty folder of this call's own.
+    The processes stay for the next call, so that they import torch and Megatron once; they leave
+    the groups of one call before the next.
+
+    Args:
+        function: called as `function(layout, rank, meeting, *arguments)`, where `meeting` is a file
+        in
+            an empty folder of this call's own.
     """
+    while len(_workers) < layout.world_size:
+        _workers.append(_Worker())
+    workers = _workers[: layout.world_size]
     with tempfile.TemporaryDirectory() as folder:
-        processes = []
-        for rank in range(layout.world_size):
+        for rank, worker in enumerate(workers):
             job = (function.__module__, function.__qualname__, layout, rank, arguments)
             Path(folder, f"{rank}.job").write_bytes(pickle.dumps(job))
-            processes.append(
-                subprocess.Popen(
-                    [
-                        sys.executable,
-                        "-W",
-                        "ignore",
-                        "-m",
-                        "tests.support.ranks",
-                        folder,
-                        str(rank),
-                    ],
-                    env={**os.environ, "TORCHDYNAMO_DISABLE": "1"},
-                    cwd=Path(__file__).parents[2],
-                )
-            )
+            worker.begin(folder, rank)
         try:
-            codes = [process.wait(timeout=240) for process in processes]
-        finally:
-            for process in processes:
+            outcomes = [worker.wait() for worker in workers]
+        except BaseException:
+            end_ranks()
+            raise
+        if not all(outcomes):
+            end_ranks()  # a rank may still be in a group with one that failed
+        assert all(outcomes), f"ranks that ended well: {outcomes}"
+        results = [Path(folder, f"{rank}.result") for rank in range(layout.world_size)]
+        return [pickle.loads(result.read_bytes()) for result in results]
+
+
+def end_ranks() -> None:
+    """End the processes of all ranks."""
+    while _workers:
+        _workers.pop().end()
+
+
+class _Worker:
+    """A process that runs one job after another."""
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-c", "from tests.support.ranks import work; work()"],
+            env={**os.environ, "TORCHDYNAMO_DISABLE": "1"},
+            cwd=PROJECT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def begin(self, folder: str, rank: int) -> None:
+        """Have the process run the job of a rank that lies in a folder."""
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.write(f"{folder} {rank}\n")
+            self._process.stdin.flush()
+
+    def wait(self) -> bool:
+        """Wait for the job's end; return whether it went well."""
+        assert self._process.stdout is not None
+        return self._process.stdout.readline() == "done\n"
+
+    def end(self) -> None:
+        """Kill the process and its children, which save checkpoints."""
+        for process in [*processes("", self._process.pid), self._process]:
+            with contextlib.suppress(psutil.Error):
                 process.kill()
-        assert codes == [0] * layout.world_size, f"exit codes of the ranks: {codes}"
-        return [
-            pickle.loads(Path(folder, f"{rank}.result").read_bytes())
-            for rank in range(layout.world_size)
-        ]
+        self._process.wait()
 
 
-def _main(folder: str, rank: str) -> None:
-    import importlib
+_workers: list[_Worker] = []
+atexit.register(end_ranks)
 
-    module, name, layout, number, arguments = pickle.loads(Path(folder, f"{rank}.job").read_bytes())
-    result = getattr(importlib.import_module(module), name)(
-        layout, number, Path(folder, "meeting"), *arguments
-    )
-    Path(folder, f"{rank}.result").write_bytes(pickle.dumps(result))
-    # torch 2.13: gloo's threads, still running where Python ends, now and then abort the process (`terminate called
-    # without an active exception`). The result is there; the rank leaves without that.
-    sys.stdout.flush()
-    sys.stderr.flush()
-    for child in multiprocessing.active_children():  # of saving a checkpoint
-        child.kill()
+
+def work() -> None:
+    """Run the jobs that the standard input names, in a rank's process."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what a job prints is no answer
+    for line in sys.stdin:
+        folder, rank = line.rsplit(" ", 1)
+        try:
+            _run_job(Path(folder), int(rank))
+        except BaseException:
+            traceback.print_exc()
+            # torch 2.13: gloo's threads, still running where Python ends, now and then abort the process
+            # (`terminate called without an active exception`). It leaves without that.
+            os._exit(1)
+        print("done", file=answers, flush=True)
     os._exit(0)
 
 
-if __name__ == "__main__":
-    _main(*sys.argv[1:])
+def _run_job(folder: Path, rank: int) -> None:
+    """Run a job, write its result, and leave the groups."""
+    from miles.train.model import process_groups
+
+    module, name, layout, number, arguments = pickle.loads((folder / f"{rank}.job").read_bytes())
+    function = getattr(importlib.import_module(module), name)
+    result = function(layout, number, folder / "meeting", *arguments)
+    (folder / f"{rank}.result").write_bytes(pickle.dumps(result))
+    process_groups.shutdown()

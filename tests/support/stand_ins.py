@@ -26,10 +26,10 @@ class GatedRead(pipeline.Read):
 
     def __init__(self, gate: str, *arguments: Any) -> None:
         super().__init__(*arguments)
-        self.gate = Path(gate)
+        self.opened_by = Path(gate)
 
     def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
-        wait_until(self.gate.exists)
+        wait_until(self.opened_by.exists)
         yield from super().__call__(table)
 
 

@@ -1,106 +1,117 @@
-"""One file a model family: what its `config.json` means, and which Hugging Face tensors make which Megatron tensor.
+"""One file a model family: what its `config.json` means, and its parameter map. Here they are looked up.
+
+    config.json   ->   model_type "qwen3"   ->   families/qwen3.py   ->   ModelShape, parameter map
 
 A family's file is named like its `model_type` and declares `ARCHITECTURE`, `shape` and `parameters`
-(docs/adding-a-model.md); nothing else need be told of it. A Megatron tensor is named as
-`GPTModel.sharded_state_dict()` names it; those of a layer are stacked on a leading axis of layers, those of an expert
-on a second one behind it. Where several Hugging Face tensors make one, a layout says how.
+(docs/adding-a-model.md). Nothing else has to be told that it exists: the file is found by its name.
 """
 
 from __future__ import annotations
 
+import importlib
 import itertools
-from collections.abc import Callable, Container, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+import json
+import pkgutil
+from collections.abc import Container, Mapping
+from typing import Any, Protocol, cast
 
-from miles.architecture.config import ModelShape, family_module
+from miles.architecture.config import HfConfig, ModelShape
+from miles.architecture.parameters import Parameter
+from miles.common import storage
+from miles.errors import CheckpointError
 
-if TYPE_CHECKING:  # a configuration is read where torch is not wanted
-    from torch import Tensor
-
-LAYER = ("layer",)
-EXPERT = ("layer", "expert")
-
-TIED_COPY, TIED_TO = "lm_head.weight", "model.embed_tokens.weight"
-"""Some checkpoints store the output layer though it is the embedding; Megatron's never do."""
+TIED_COPY = "lm_head.weight"
+"""Some checkpoints store the output layer although it is the embedding; Megatron's never do."""
+TIED_TO = "model.embed_tokens.weight"
 
 
-@dataclass(frozen=True)
-class Parameter:
-    """One tensor of a Megatron model, or one of each layer or expert."""
+class Family(Protocol):
+    """What the file of a family declares."""
 
-    megatron: str
-    """its key; without layer and expert"""
-    hf: tuple[str, ...]
-    """the Hugging Face tensors it is made of; `{layer}` and `{expert}` stand for numbers"""
-    shapes: tuple[tuple[int, ...], ...]
-    """their shapes"""
-    layout: Layout
-    stacked_by: tuple[str, ...] = ()
-    """the leading axes: none, `LAYER` or `EXPERT`"""
-    is_vocabulary: bool = False
-    """each row is a token's; rows of padding may follow in a Megatron checkpoint"""
+    ARCHITECTURE: str
+    """the one entry of `architectures` in config.json"""
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """of the Megatron tensor, without the leading axes"""
-        return (sum(shape[0] for shape in self.shapes), *self.shapes[0][1:])
+    def shape(self, config: HfConfig) -> ModelShape: ...
 
-    def stack(self, shape: ModelShape) -> tuple[int, ...]:
-        """Sizes of the leading axes."""
-        return tuple(
-            {"layer": shape.num_layers, "expert": shape.num_experts or 0}[axis]
-            for axis in self.stacked_by
+    def parameters(self, shape: ModelShape) -> tuple[Parameter, ...]: ...
+
+
+def model_types() -> list[str]:
+    """Return the `model_type`s that are understood."""
+    names = [module.name for module in pkgutil.iter_modules(__path__)]
+    return sorted(name for name in names if not name.startswith("_"))
+
+
+def family_of(model_type: str) -> Family:
+    """Return the module of a family, which is one of `model_types()`."""
+    return cast(Family, importlib.import_module(f"{__name__}.{model_type}"))
+
+
+def read_shape(url: str) -> ModelShape:
+    """Read `config.json` in the folder of a Hugging Face checkpoint (fsspec URL).
+
+    Raises:
+        CheckpointError: it is missing, is not JSON, or is of an unknown architecture.
+    """
+    where = storage.join(url, "config.json")
+    try:
+        config = json.loads(storage.read_text(where))
+    except FileNotFoundError as error:
+        raise CheckpointError(
+            f"{where}: no such file; expected a Hugging Face checkpoint's folder"
+        ) from error
+    except ValueError as error:
+        raise CheckpointError(f"{where}: not JSON ({error})") from error
+    return shape_of(config, where)
+
+
+def shape_of(config: Mapping[str, Any], where: str) -> ModelShape:
+    """Return the shape that the content of a `config.json` describes.
+
+    Args:
+        config: the parsed JSON.
+        where: names the file in errors.
+
+    Raises:
+        CheckpointError: an architecture or a setting that is not understood.
+    """
+    if not isinstance(config, Mapping):
+        raise CheckpointError(f"{where}: a JSON object was expected")
+    model_type = config.get("model_type")
+    known = model_types()
+    if model_type not in known:
+        raise CheckpointError(
+            f"{where}: model_type {model_type!r} is not one of {', '.join(known)}, the families "
+            "known so far"
         )
 
-    def hf_names(self, place: tuple[int, ...]) -> list[str]:
-        """The Hugging Face tensors of one place in the leading axes."""
-        numbers = dict(zip(self.stacked_by, place, strict=True))
-        return [name.format_map(numbers) for name in self.hf]
-
-
-Layout: TypeAlias = "Callable[[Tensor], Sequence[Tensor]]"
-"""The parts of a Megatron tensor that are its Hugging Face tensors: views of it, with as many values in the same order,
-not always of the same shape. Copying out of them or into them converts."""
-
-
-def plain(whole: Tensor) -> Sequence[Tensor]:
-    """One tensor, as it is."""
-    return (whole,)
-
-
-def gate_up(whole: Tensor) -> Sequence[Tensor]:
-    """The gate's rows, then the up projection's."""
-    return whole.chunk(2)
-
-
-def qkv(shape: ModelShape) -> Layout:
-    """Rows by key/value group: its queries, its key, its value. 2 groups of 2 heads: q0 q1 k0 v0 q2 q3 k1 v1."""
-    heads = shape.num_attention_heads // shape.num_query_groups
-    rows = [heads * shape.kv_channels, shape.kv_channels, shape.kv_channels]
-
-    def layout(whole: Tensor) -> Sequence[Tensor]:
-        return whole.view(shape.num_query_groups, sum(rows), *whole.shape[1:]).split(rows, dim=1)
-
-    return layout
+    family = family_of(str(model_type))
+    architectures = config.get("architectures") or [family.ARCHITECTURE]
+    settings = HfConfig(config, where)
+    settings.require(
+        ("architectures", architectures, [family.ARCHITECTURE]),
+        ("quantization_config", config.get("quantization_config"), None),
+    )
+    try:
+        return family.shape(settings)
+    except (TypeError, ValueError, ArithmeticError) as error:
+        raise CheckpointError(f"{where}: a setting is not what it should be ({error})") from error
 
 
 def parameters_of(shape: ModelShape) -> tuple[Parameter, ...]:
-    """The parameter map of a shape's family."""
-    parameters: tuple[Parameter, ...] = family_module(shape.model_type).parameters(shape)
-    return parameters
+    """Return the parameter map of a shape's family."""
+    return family_of(shape.model_type).parameters(shape)
 
 
 def pieces_of(shape: ModelShape) -> list[tuple[Parameter, tuple[int, ...]]]:
-    """Every tensor of a model that is converted by itself: a parameter, and its place in the leading axes.
+    """Return every tensor that is converted by itself: a parameter, and its place in the leading axes.
 
-    In the order of the model: what is before the layers, layer after layer, what is behind them.
+    They are in the order of the model: the embedding, layer after layer, what follows the layers.
     """
-    pieces = [
-        (parameter, place)
-        for parameter in parameters_of(shape)
-        for place in itertools.product(*map(range, parameter.stack(shape)))
-    ]
+    pieces = []
+    for parameter in parameters_of(shape):
+        axes = [range(size) for size in parameter.stack(shape)]
+        pieces += [(parameter, place) for place in itertools.product(*axes)]
 
     def position(piece: tuple[Parameter, tuple[int, ...]]) -> int:
         parameter, place = piece
@@ -112,21 +123,19 @@ def pieces_of(shape: ModelShape) -> list[tuple[Parameter, tuple[int, ...]]]:
 
 
 def hf_shapes(shape: ModelShape) -> dict[str, tuple[int, ...]]:
-    """Every Hugging Face tensor of a model, in its order, and its shape."""
-    return {
-        name: sizes
-        for parameter, place in pieces_of(shape)
-        for name, sizes in zip(parameter.hf_names(place), parameter.shapes, strict=True)
-    }
+    """Return the name and the shape of every Hugging Face tensor of a model, in its order."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for parameter, place in pieces_of(shape):
+        shapes.update(zip(parameter.hf_names(place), parameter.shapes, strict=True))
+    return shapes
 
 
-def stored_as(name: str, shape: ModelShape, stored: Container[str]) -> tuple[str, ...]:
-    """The names that a tensor of the map has among those of a checkpoint: a tied embedding may have two."""
+def stored_names(name: str, shape: ModelShape, stored: Container[str]) -> tuple[str, ...]:
+    """Return the names that a tensor of the map has in a checkpoint: a tied embedding may have two.
+
+    Args:
+        name: of the tensor in the map.
+        stored: the names in the checkpoint.
+    """
     is_stored_twice = name == TIED_TO and shape.tied_embeddings and TIED_COPY in stored
     return (name, TIED_COPY) if is_stored_twice else (name,)
-
-
-def unasked(names: Sequence[str]) -> str:
-    """What is said of tensors that are not of the model."""
-    others = f", nor for {len(names) - 1} others" if names[1:] else ""
-    return f"config.json does not ask for tensor {names[0]}{others}"

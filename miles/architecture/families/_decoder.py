@@ -1,9 +1,10 @@
-"""What the families have in common: the shape of a decoder, and its parameters part by part."""
+"""The common part of the families: the shape of a decoder, and its parameter map part by part."""
 
 from __future__ import annotations
 
 from miles.architecture.config import HfConfig, ModelShape
-from miles.architecture.families import EXPERT, LAYER, Parameter, gate_up, plain, qkv
+from miles.architecture.parameters import EXPERT, LAYER, Parameter, gate_up, plain, qkv
+from miles.architecture.sizes import key_size, query_size
 
 _LAYERS = "decoder.layers"
 _ATTENTION = "model.layers.{layer}.self_attn"
@@ -17,26 +18,28 @@ def shape(
     add_qkv_bias: bool = False,
     rope_scaling_factor: float | None = None,
 ) -> ModelShape:
-    """The shape of a dense decoder: RMS norms, rotary positions, SiLU gates, no bias but perhaps on q, k and v.
+    """Return the shape of a dense decoder.
+
+    It has RMS norms, rotary positions, SiLU gates, and no biases, except where `add_qkv_bias` asks for them.
 
     Args:
-        rope_scaling_factor: that of a family which scales its rotary frequencies; None: one that does not may not ask
-            for it.
+        rope_scaling_factor: of a family that scales its rotary frequencies; None: the configuration
+            may not ask for scaling.
 
     Raises:
-        CheckpointError: what this decoder does not have.
+        CheckpointError: a setting that this decoder does not have.
     """
-    config.require(
+    settings = [
         ("hidden_act", config.get("hidden_act", "silu"), "silu"),
-        (
-            "attention_bias",
-            config.get("attention_bias", False),
-            False,
-        ),  # Qwen2's own bias is not called so
+        # Qwen2's own bias has another name.
+        ("attention_bias", config.get("attention_bias", False), False),
         ("mlp_bias", config.get("mlp_bias", False), False),
         ("use_sliding_window", config.get("use_sliding_window", False), False),
-        *(() if rope_scaling_factor else (("rope type", config.rope_type, "default"),)),
-    )
+    ]
+    if not rope_scaling_factor:
+        settings.append(("rope type", config.rope_type, "default"))
+    config.require(*settings)
+
     heads = int(config["num_attention_heads"])
     return ModelShape(
         model_type=config["model_type"],
@@ -58,33 +61,38 @@ def shape(
 
 
 def ends(shape: ModelShape) -> tuple[Parameter, ...]:
-    """Embedding, last norm, and the output layer where it is not the embedding."""
-    embedding = ((shape.vocab_size, shape.hidden_size),)
-    both = (
-        Parameter(
-            "embedding.word_embeddings.weight",
-            ("model.embed_tokens.weight",),
-            embedding,
-            plain,
-            is_vocabulary=True,
-        ),
-        Parameter(
-            "decoder.final_layernorm.weight", ("model.norm.weight",), ((shape.hidden_size,),), plain
-        ),
+    """Return the embedding, the last norm, and the output layer where it is not the embedding."""
+    hf_shape = ((shape.vocab_size, shape.hidden_size),)
+    embedding = Parameter(
+        "embedding.word_embeddings.weight",
+        ("model.embed_tokens.weight",),
+        hf_shape,
+        plain,
+        is_vocabulary=True,
+    )
+    norm = Parameter(
+        "decoder.final_layernorm.weight", ("model.norm.weight",), ((shape.hidden_size,),), plain
     )
     if shape.tied_embeddings:
-        return both
-    return (
-        *both,
-        Parameter("output_layer.weight", ("lm_head.weight",), embedding, plain, is_vocabulary=True),
+        return (embedding, norm)
+
+    output = Parameter(
+        "output_layer.weight", ("lm_head.weight",), hf_shape, plain, is_vocabulary=True
     )
+    return (embedding, norm, output)
 
 
 def attention(shape: ModelShape) -> tuple[Parameter, ...]:
-    """Of each layer: norm, queries, keys and values (with a bias in some families), norms of these, projection."""
-    hidden, head = shape.hidden_size, shape.kv_channels
-    queries, keys = shape.num_attention_heads * head, shape.num_query_groups * head
-    parts = tuple(f"{_ATTENTION}.{name}_proj" for name in "qkv")
+    """Return the attention of each layer.
+
+    It is a norm, the projections to queries, keys and values (with a bias in some families), norms of
+    queries and keys in others, and the projection behind.
+    """
+    hidden = shape.hidden_size
+    queries = query_size(shape)
+    keys = key_size(shape)
+    projections = [f"{_ATTENTION}.{name}_proj" for name in "qkv"]
+
     parameters = [
         # Norms carry the names that Transformer Engine gives them, fused with the linear layer behind.
         Parameter(
@@ -96,7 +104,7 @@ def attention(shape: ModelShape) -> tuple[Parameter, ...]:
         ),
         Parameter(
             f"{_LAYERS}.self_attention.linear_qkv.weight",
-            tuple(f"{part}.weight" for part in parts),
+            tuple(f"{projection}.weight" for projection in projections),
             ((queries, hidden), (keys, hidden), (keys, hidden)),
             qkv(shape),
             LAYER,
@@ -113,7 +121,7 @@ def attention(shape: ModelShape) -> tuple[Parameter, ...]:
         parameters.append(
             Parameter(
                 f"{_LAYERS}.self_attention.linear_qkv.bias",
-                tuple(f"{part}.bias" for part in parts),
+                tuple(f"{projection}.bias" for projection in projections),
                 ((queries,), (keys,), (keys,)),
                 qkv(shape),
                 LAYER,
@@ -124,7 +132,7 @@ def attention(shape: ModelShape) -> tuple[Parameter, ...]:
             Parameter(
                 f"{_LAYERS}.self_attention.{name}_layernorm.weight",
                 (f"{_ATTENTION}.{name}_norm.weight",),
-                ((head,),),
+                ((shape.kv_channels,),),
                 plain,
                 LAYER,
             )
@@ -134,7 +142,7 @@ def attention(shape: ModelShape) -> tuple[Parameter, ...]:
 
 
 def mlp_norm(shape: ModelShape) -> Parameter:
-    """The norm before a layer's MLP or experts."""
+    """Return the norm before each layer's MLP or experts."""
     return Parameter(
         f"{_LAYERS}.mlp.linear_fc1.layer_norm_weight",
         ("model.layers.{layer}.post_attention_layernorm.weight",),
@@ -145,15 +153,13 @@ def mlp_norm(shape: ModelShape) -> Parameter:
 
 
 def mlp(shape: ModelShape) -> tuple[Parameter, ...]:
-    """Of each layer: norm, gate and up projection, down projection."""
-    return (
-        mlp_norm(shape),
-        *_gated(f"{_LAYERS}.mlp", _MLP, shape.hidden_size, shape.ffn_hidden_size, LAYER),
-    )
+    """Return the MLP of each layer: a norm, the gate and up projections, the down projection."""
+    matrices = _gated(f"{_LAYERS}.mlp", _MLP, shape.hidden_size, shape.ffn_hidden_size, LAYER)
+    return (mlp_norm(shape), *matrices)
 
 
 def experts(shape: ModelShape) -> tuple[Parameter, ...]:
-    """Of each layer: norm, router, and of each expert gate and up projection, down projection."""
+    """Return the experts of each layer: a norm, a router, and the three projections of each expert."""
     assert shape.num_experts is not None
     router = Parameter(
         f"{_LAYERS}.mlp.router.weight",
@@ -162,33 +168,32 @@ def experts(shape: ModelShape) -> tuple[Parameter, ...]:
         plain,
         LAYER,
     )
-    expert = f"{_MLP}.experts.{{expert}}"
-    of_experts = _gated(
+    matrices = _gated(
         f"{_LAYERS}.mlp.experts.experts",
-        expert,
+        f"{_MLP}.experts.{{expert}}",
         shape.hidden_size,
         shape.moe_ffn_hidden_size,
         EXPERT,
     )
-    return (mlp_norm(shape), router, *of_experts)
+    return (mlp_norm(shape), router, *matrices)
 
 
 def _gated(
     megatron: str, hf: str, hidden: int, ffn: int, stacked_by: tuple[str, ...]
 ) -> tuple[Parameter, Parameter]:
-    return (
-        Parameter(
-            f"{megatron}.linear_fc1.weight",
-            (f"{hf}.gate_proj.weight", f"{hf}.up_proj.weight"),
-            ((ffn, hidden), (ffn, hidden)),
-            gate_up,
-            stacked_by,
-        ),
-        Parameter(
-            f"{megatron}.linear_fc2.weight",
-            (f"{hf}.down_proj.weight",),
-            ((hidden, ffn),),
-            plain,
-            stacked_by,
-        ),
+    """Return the gate and up projections, which Megatron keeps in one tensor, and the down projection."""
+    gate_and_up = Parameter(
+        f"{megatron}.linear_fc1.weight",
+        (f"{hf}.gate_proj.weight", f"{hf}.up_proj.weight"),
+        ((ffn, hidden), (ffn, hidden)),
+        gate_up,
+        stacked_by,
     )
+    down = Parameter(
+        f"{megatron}.linear_fc2.weight",
+        (f"{hf}.down_proj.weight",),
+        ((hidden, ffn),),
+        plain,
+        stacked_by,
+    )
+    return (gate_and_up, down)

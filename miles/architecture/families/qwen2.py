@@ -1,18 +1,19 @@
-"""Qwen2 and Qwen2.5: grouped queries, a bias on queries, keys and values, gated MLP, in small ones tied embeddings."""
+"""Qwen2 and Qwen2.5: grouped queries with a bias, gated MLP, tied embeddings in the small ones."""
 
 from __future__ import annotations
 
 from miles.architecture.config import HfConfig, ModelShape
-from miles.architecture.families import Parameter, _decoder
+from miles.architecture.families import _decoder
+from miles.architecture.parameters import Parameter
 
 ARCHITECTURE = "Qwen2ForCausalLM"
 
 
 def shape(config: HfConfig) -> ModelShape:
-    """The shape that a Qwen2 configuration describes; it does not name the bias, which every one has."""
+    """Return the shape that a Qwen2 configuration describes. Every one has the bias; none names it."""
     return _decoder.shape(config, add_qkv_bias=True)
 
 
 def parameters(shape: ModelShape) -> tuple[Parameter, ...]:
-    """The parameter map of a Qwen2 model."""
+    """Return the parameter map of a Qwen2 model."""
     return (*_decoder.ends(shape), *_decoder.attention(shape), *_decoder.mlp(shape))

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from miles.architecture.config import HfConfig, ModelShape
-from miles.architecture.families import Parameter, _decoder
+from miles.architecture.families import _decoder
+from miles.architecture.parameters import Parameter
 
 ARCHITECTURE = "Qwen3ForCausalLM"
 
 
 def shape(config: HfConfig) -> ModelShape:
-    """The shape that a Qwen3 configuration describes."""
+    """Return the shape that a Qwen3 configuration describes."""
     return _decoder.shape(config, qk_layernorm=True)
 
 
 def parameters(shape: ModelShape) -> tuple[Parameter, ...]:
-    """The parameter map of a Qwen3 model."""
+    """Return the parameter map of a Qwen3 model."""
     return (*_decoder.ends(shape), *_decoder.attention(shape), *_decoder.mlp(shape))

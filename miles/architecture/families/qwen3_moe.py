@@ -5,13 +5,17 @@ from __future__ import annotations
 from dataclasses import replace
 
 from miles.architecture.config import HfConfig, ModelShape
-from miles.architecture.families import Parameter, _decoder
+from miles.architecture.families import _decoder
+from miles.architecture.parameters import Parameter
 
 ARCHITECTURE = "Qwen3MoeForCausalLM"
 
 
 def shape(config: HfConfig) -> ModelShape:
-    """The shape that a Qwen3-MoE configuration describes: experts in all layers, their weights adding up to one."""
+    """Return the shape that a Qwen3-MoE configuration describes.
+
+    All layers have experts, and the weights of a token's experts add up to one.
+    """
     config.require(
         ("norm_topk_prob", config.get("norm_topk_prob", False), True),
         ("decoder_sparse_step", config.get("decoder_sparse_step", 1), 1),
@@ -26,5 +30,5 @@ def shape(config: HfConfig) -> ModelShape:
 
 
 def parameters(shape: ModelShape) -> tuple[Parameter, ...]:
-    """The parameter map of a Qwen3-MoE model."""
+    """Return the parameter map of a Qwen3-MoE model."""
     return (*_decoder.ends(shape), *_decoder.attention(shape), *_decoder.experts(shape))

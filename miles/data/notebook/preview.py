@@ -1,9 +1,9 @@
-"""One conversation as the model sees it, coloured by its mask: HTML for notebooks and reports, text for terminals.
+"""A conversation as the model sees it, coloured by its mask, as HTML and as text for terminals.
 
-    input_ids, loss_mask  ->  <|im_start|>user↵ 2+2?<|im_end|>↵ <|im_start|>assistant↵ [4<|im_end|>]↵
+    ids and mask  ->  <|im_start|>user↵ 2+2?<|im_end|>↵ <|im_start|>assistant↵ [4<|im_end|>]↵
 
-Trained tokens have a green background, the others are grey; newlines are drawn as ↵ and kept. A character
-whose bytes are spread over several tokens is shown once, as one piece.
+Trained tokens have a green background, the others are grey; newlines are drawn as ↵ and kept. A
+character whose bytes are spread over several tokens is shown once, as one piece.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, NamedTuple
 
+from rich.console import Console
 from rich.style import Style
 from rich.text import Text
 
@@ -26,7 +27,7 @@ _MAX_TOKENS_A_CHARACTER = 8
 _CONTROL_PICTURES = {code: chr(0x2400 + code) for code in range(32) if chr(code) not in "\n\t"} | {
     0x7F: "\u2421"
 }
-"""Control characters are drawn, not sent: a row must not steer the terminal."""
+"""Control characters are shown as pictures, not sent: a row must not control the terminal."""
 
 _TRAINED = Style(color="black", bgcolor="green3")
 _CONTEXT = Style(color="grey58")
@@ -42,6 +43,7 @@ _LEGEND_CSS = (
 )
 _TRAINED_CSS = "background:rgba(46,160,67,.32);padding:2px 0;border-radius:2px"
 _CONTEXT_CSS = "background:rgba(128,128,128,.14);opacity:.75;padding:2px 0;border-radius:2px"
+_TITLE_CSS = "font:14px system-ui,sans-serif;margin-top:.8em"
 _EDGE_CSS = "box-shadow:inset -1px 0 rgba(128,128,128,.45)"
 
 
@@ -56,23 +58,26 @@ class Piece(NamedTuple):
 def pieces(
     input_ids: Sequence[int], loss_mask: Sequence[int], tokenizer: PreTrainedTokenizerBase
 ) -> Iterator[Piece]:
-    """Decodes token by token, joining tokens whose bytes only make characters together.
+    """Decode token by token, joining tokens whose bytes only make characters together.
 
     Args:
-        input_ids, loss_mask: of tokens; arrays or lists [tokens]
+        input_ids: arrays or lists [tokens].
+        loss_mask: [tokens].
     """
     ids = [int(token) for token in input_ids]
     begin = 0
     while begin < len(ids):
         end = begin + 1
-        text = first = _decode(tokenizer, ids[begin:end])
+        first = _decode(tokenizer, ids[begin:end])
+        text = first
         while text.endswith(_REPLACEMENT) and end < min(len(ids), begin + _MAX_TOKENS_A_CHARACTER):
             end += 1
             text = _decode(tokenizer, ids[begin:end])
-        if text.endswith(
-            _REPLACEMENT
-        ):  # bytes that never become a character, or a U+FFFD in the text itself
-            end, text = begin + 1, first
+
+        # Bytes that never become a character, or a U+FFFD in the text itself.
+        if text.endswith(_REPLACEMENT):
+            end = begin + 1
+            text = first
         yield Piece(text, tuple(ids[begin:end]), all(loss_mask[begin:end]))
         begin = end
 
@@ -80,10 +85,10 @@ def pieces(
 def to_html(
     encoded: Encoded | tuple[Sequence[int], Sequence[int]], tokenizer: PreTrainedTokenizerBase
 ) -> str:
-    """A self-contained HTML fragment: inline styles, no scripts, all text escaped.
+    """Return a self-contained HTML fragment: inline styles, no scripts, all text escaped.
 
     Args:
-        encoded: what `encode` returned, or the pair (token ids, mask of tokens) of a batch that was kept.
+        encoded: a sample, or the pair (token ids, mask of tokens) that a run's folder keeps.
     """
     input_ids, loss_mask = _ids_and_mask(encoded)
     num_trained = sum(int(flag) for flag in loss_mask)
@@ -107,12 +112,48 @@ def to_html(
 def to_text(
     encoded: Encoded | tuple[Sequence[int], Sequence[int]], tokenizer: PreTrainedTokenizerBase
 ) -> Text:
-    """The same for a terminal, as rich text; arguments as in `to_html`."""
+    """Return the same for a terminal, as rich text; arguments as in `to_html`."""
     input_ids, loss_mask = _ids_and_mask(encoded)
     text = Text()
     for piece in pieces(input_ids, loss_mask, tokenizer):
         text.append(_visible(piece.text), _TRAINED if piece.is_trained else _CONTEXT)
     return text
+
+
+class Preview:
+    """Conversations coloured by their mask, for a terminal and for a notebook.
+
+    Args:
+        samples: row id and sample of each.
+    """
+
+    def __init__(
+        self, samples: Sequence[tuple[int, Encoded]], tokenizer: PreTrainedTokenizerBase
+    ) -> None:
+        self._samples = samples
+        self._tokenizer = tokenizer
+
+    def __rich__(self) -> Text:
+        text = Text()
+        for row_id, sample in self._samples:
+            num_trained = int(sample.loss_mask.sum())
+            title = f"row {row_id} · {len(sample.input_ids)} tokens, {num_trained} trained\n"
+            text.append(title, "bold")
+            text.append_text(to_text(sample, self._tokenizer)).append("\n")
+        return text
+
+    def __repr__(self) -> str:
+        console = Console(width=100)
+        with console.capture() as capture:
+            console.print(self.__rich__())
+        return capture.get()
+
+    def _repr_html_(self) -> str:
+        fragments = ""
+        for row_id, sample in self._samples:
+            fragments += f'<div style="{_TITLE_CSS}"><b>row {row_id}</b>'
+            fragments += f"{to_html(sample, self._tokenizer)}</div>"
+        return fragments
 
 
 def _ids_and_mask(

@@ -22,13 +22,14 @@ from miles.data.files.group_sizes import require_small_groups
 from miles.data.files.manifest import Manifest, build_manifest
 from miles.data.stream import pipeline, stages
 from miles.data.stream.feed_actor import FeedActor
-from miles.data.stream.ledger import Ledger, fatal_reasons
+from miles.data.stream.ledger import Ledger
+from miles.data.stream.reject_limits import RejectLimits
 from miles.data.types import Cursor, StepReport
 
 
 @dataclass(frozen=True)
 class StreamInfo:
-    """What is known of a stream before it runs."""
+    """The facts of a stream that are known before it runs."""
 
     num_rows: int
     steps_per_epoch: int
@@ -57,14 +58,13 @@ class Feed:
         self._config = config
         self._cursor = cursor
         self._run_dir = run_dir
+
         self._ledger = Ledger(
             manifest,
             storage.join(run_dir, run_folder.REJECTS),
-            max_bad_fraction=config.max_bad_fraction,
+            RejectLimits.of(config),
             totals=cursor.ledger_totals or None,
             next_step=self.first_step,
-            max_bad_rows_in_a_row=config.max_bad_rows_in_a_row,
-            fatal_reasons=fatal_reasons(config.encode),
         )
 
     @classmethod

@@ -1,4 +1,4 @@
-"""The attempts of a run: where one begins, what follows its failure, and the log of them.
+"""The attempts of a run: what follows the failure of one, and the log of them.
 
 `starts.jsonl` in the run folder has every beginning of an attempt with its reason, and every end
 that could be noted:
@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from miles import __version__
-from miles.common import checkpoint_folder, json_lines, run_folder, storage
+from miles.common import json_lines, run_folder, storage
 from miles.common.redact import redact
 from miles.errors import ClusterError, NoRoomError
 from miles.train.config import TrainConfig
@@ -25,21 +25,6 @@ from miles.train.parallel_layout import Layout
 from miles.train.types import StartPoint
 
 T = TypeVar("T")
-
-
-def find_start(config: TrainConfig) -> StartPoint:
-    """Return the checkpoint that the next attempt begins from.
-
-    It is the newest one of the run (`--save`), else of the run to continue (`--load`), else the
-    weights to begin with (`--ref-load`).
-
-    Raises:
-        CheckpointError: there are no weights at all.
-    """
-    checkpoint, is_resume = checkpoint_folder.find_start(
-        (config.save, config.load), config.ref_load, config.hf_checkpoint
-    )
-    return StartPoint(checkpoint, is_resume)
 
 
 class AttemptLog:
@@ -154,4 +139,4 @@ def with_restarts(
                 f"(restart {num_failures} from it; --max-restarts {config.max_restarts})"
             )
             attempt_log.mark_restart()
-            start = find_start(config)
+            start = StartPoint.find(config)

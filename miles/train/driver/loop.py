@@ -12,11 +12,11 @@ from functools import partial
 
 from rich.console import Console
 
-from miles.architecture.config import ModelShape
+from miles.architecture.families import read_shape
 from miles.common import checkpoint_folder
 from miles.data.types import StepReport
 from miles.train.config import TrainConfig
-from miles.train.driver.attempts import AttemptLog, find_start, with_restarts
+from miles.train.driver.attempts import AttemptLog, with_restarts
 from miles.train.driver.checkpoint_manager import CheckpointManager
 from miles.train.driver.cluster import ray_cluster
 from miles.train.driver.ending import conclude_finished_run, write_ledger
@@ -44,10 +44,10 @@ def train(config: TrainConfig, console: Console | None = None) -> RunSummary:
         MilesError: a setting, file, checkpoint or cluster that cannot be used.
     """
     console = console or Console()
-    shape = ModelShape.from_hf_folder(config.hf_checkpoint)
+    shape = read_shape(config.hf_checkpoint)
     config.cluster.layout.require_fits(shape)
     require_exportable(config)
-    start = find_start(config)  # before Ray is started: there may be none
+    start = StartPoint.find(config)  # before Ray is started: there may be none
 
     with (
         ray_cluster(config) as on_gpu,

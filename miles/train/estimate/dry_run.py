@@ -1,8 +1,11 @@
-"""`miles train … --dry-run`: all that can be known of a run without starting it. Needs no GPU, no Ray, no weights.
+"""`miles train … --dry-run`: all that can be known of a run without starting it. Needs no GPU, no
+Ray, no weights.
 
-    flags -> model · data · tokenizer · tokens of a sample · steps · ranks on nodes · memory on each GPU · checkpoints
+    flags -> model · data · tokenizer · tokens of a sample · steps · ranks on nodes · memory on each
+    GPU · checkpoints
 
-Rows and steps are counted; tokens are those of a sample, and said to be; of memory, docs/memory.md says what is what.
+Rows and steps are counted; tokens are those of a sample, and said to be; of memory, docs/memory.md
+says what is what.
 """
 
 from __future__ import annotations
@@ -14,13 +17,15 @@ from rich.console import Console
 from rich.table import Table
 
 from miles.architecture.config import ModelShape
+from miles.architecture.families import read_shape
+from miles.architecture.sizes import active_parameters, total_parameters
 from miles.common import storage
-from miles.common.checkpoint_folder import find_start
 from miles.data.stream.survey import Survey, count_rows, packed_step, survey
 from miles.errors import CheckpointError
 from miles.train.config import TrainConfig, check_schedule
-from miles.train.estimate.memory import StageMemory, active_parameters, estimate, total_parameters
+from miles.train.estimate.memory import StageMemory, estimate
 from miles.train.parallel_layout import Layout
+from miles.train.types import StartPoint
 
 CARDS_GIB = (24, 40, 48, 80, 141, 192)
 """Memory of common GPUs."""
@@ -38,7 +43,7 @@ def dry_run(config: TrainConfig, console: Console) -> None:
     Raises:
         MilesError: what would keep the run from starting, but a checkpoint to start from.
     """
-    shape = ModelShape.from_hf_folder(config.hf_checkpoint)
+    shape = read_shape(config.hf_checkpoint)
     layout = config.cluster.layout
     memory = estimate(
         shape,
@@ -248,12 +253,12 @@ def _verdict(config: TrainConfig, memory: Sequence[StageMemory]) -> Iterator[str
 
 def _checkpoints(config: TrainConfig) -> Iterator[Fact]:
     try:
-        start, resuming = find_start(
-            (config.save, config.load), config.ref_load, config.hf_checkpoint
-        )
-        extra = start.extra or {}
-        rows = extra["cursor"]["consumed_rows"] if resuming else 0
-        yield "start", f"{start.url}" + (f", going on after {rows:,} rows" if resuming else "")
+        start = StartPoint.find(config)
+        text = start.url
+        if start.is_resume:
+            extra = start.checkpoint.extra or {}
+            text += f", going on after {extra['cursor']['consumed_rows']:,} rows"
+        yield "start", text
     except CheckpointError as error:
         yield "start", f"[red]missing[/red]: {error}"
     every = (

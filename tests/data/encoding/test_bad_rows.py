@@ -15,6 +15,7 @@ from miles.data.config import OrderConfig, RowFormat
 from miles.data.files.manifest import build_manifest
 from miles.data.stream import stages
 from miles.data.stream.ledger import Ledger
+from miles.data.stream.reject_limits import RejectLimits
 from miles.errors import DataError
 from tests.support.bad_rows import (
     GOOD,
@@ -376,7 +377,7 @@ def test_a_resume_keeps_counts_and_rejects(tmp_path: Path, chatml_tokenizer_fold
         path: Path, saved: int, killed: int, totals: Any, start_row: int
     ) -> list[tuple[Any, int]]:
         """Return the totals and the next row after each step, from `saved` on."""
-        ledger = Ledger(manifest, str(path), 1.0, totals, saved)
+        ledger = Ledger(manifest, str(path), RejectLimits(1.0), totals, saved)
         states = [(ledger.totals(), start_row)]
         for step in stages.local_steps(manifest, config, start_row):
             if step.index == killed:

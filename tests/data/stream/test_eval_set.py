@@ -24,6 +24,7 @@ from miles.data.rows.normalize import normalize
 from miles.data.stream import row_outcomes, stages
 from miles.data.stream.eval_set import RANK_ROWS, STEP_ROWS, eval_config
 from miles.data.stream.ledger import Ledger
+from miles.data.stream.reject_limits import RejectLimits
 from miles.data.stream.row_outcomes import hash_share
 from miles.data.types import Cursor, Step
 from miles.errors import CheckpointError, ConfigError, DataError
@@ -252,7 +253,7 @@ def test_with_nothing_held_out_nothing_is_hashed(
 
 def test_the_ledger_counts_held_out_rows_by_themselves(config: DataConfig, tmp_path: Path) -> None:
     manifest, expected = build_manifest(config.sources), held_out_rows(config)
-    ledger = Ledger(manifest, str(tmp_path / "rejects.jsonl"), 1.0)
+    ledger = Ledger(manifest, str(tmp_path / "rejects.jsonl"), RejectLimits(1.0))
     for step in local(config):
         ledger.commit(step.index, step.report.rows)
     in_a = sum(row < NUM_ROWS["a"] for row in expected)
@@ -267,7 +268,7 @@ def test_the_ledger_counts_held_out_rows_by_themselves(config: DataConfig, tmp_p
     assert {
         entry["row"] + (NUM_ROWS["a"] if entry["source"] == "b" else 0) for entry in listed
     } == rejected
-    assert Ledger(manifest, None, 1.0, totals, next_step=20).totals() == totals
+    assert Ledger(manifest, None, RejectLimits(1.0), totals, next_step=20).totals() == totals
 
 
 def test_rows_dropped_in_a_row_are_counted_over_held_out_ones(
@@ -291,7 +292,11 @@ def test_rows_dropped_in_a_row_are_counted_over_held_out_ones(
     assert any(step.report.rows.num_held_out == 2 for step in steps), "one step is left empty"
 
     def commit_all(limit: int) -> None:
-        ledger = Ledger(build_manifest(long_config.sources), None, 1.0, max_bad_rows_in_a_row=limit)
+        ledger = Ledger(
+            build_manifest(long_config.sources),
+            None,
+            RejectLimits(1.0, max_bad_rows_in_a_row=limit),
+        )
         for step in steps:
             ledger.commit(step.index, step.report.rows)
 

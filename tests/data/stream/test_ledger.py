@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import fsspec
 import pytest
 
-from miles.data.config import EncodeConfig, RowFormat, SourceConfig
+from miles.data.config import (
+    DataConfig,
+    EncodeConfig,
+    OrderConfig,
+    PackConfig,
+    RowFormat,
+    SourceConfig,
+    StreamConfig,
+)
 from miles.data.files.manifest import Manifest, build_manifest
-from miles.data.stream.ledger import Ledger, fatal_reasons
+from miles.data.stream.ledger import Ledger
+from miles.data.stream.reject_limits import RejectLimits
 from miles.data.types import Reject, StepRows
 from miles.errors import CheckpointError, DataError
 
@@ -58,7 +68,7 @@ def lines(path: Path) -> list[dict[str, object]]:
 
 
 def test_counts_reconcile_at_every_commit(manifest: Manifest, tmp_path: Path) -> None:
-    ledger = Ledger(manifest, str(tmp_path / "run/rejects.jsonl"), max_bad_fraction=1.0)
+    ledger = Ledger(manifest, str(tmp_path / "run/rejects.jsonl"), RejectLimits(1.0))
     read = 0
     for step in STEPS:
         ledger.commit(*step)
@@ -101,7 +111,7 @@ def test_counts_reconcile_at_every_commit(manifest: Manifest, tmp_path: Path) ->
 
 
 def test_a_step_counts_once(manifest: Manifest, tmp_path: Path) -> None:
-    ledger = Ledger(manifest, str(tmp_path / "rejects.jsonl"), max_bad_fraction=1.0)
+    ledger = Ledger(manifest, str(tmp_path / "rejects.jsonl"), RejectLimits(1.0))
     for step in STEPS[:3]:
         ledger.commit(*step)
         before = ledger.totals()
@@ -120,20 +130,22 @@ def test_resume_at_every_step(manifest: Manifest, tmp_path: Path, remote: bool) 
         with fsspec.open(f"{folder}/{name}", "r") as stream:
             return stream.read()
 
-    whole = Ledger(manifest, f"{folder}/whole.jsonl", 1.0)
+    whole = Ledger(manifest, f"{folder}/whole.jsonl", RejectLimits(1.0))
     for step in STEPS:
         whole.commit(*step)
     for saved in range(len(STEPS) + 1):
         for killed in range(saved, len(STEPS) + 1):
             name = f"{saved}-{killed}.jsonl"
-            first, totals = Ledger(manifest, f"{folder}/{name}", 1.0), "{}"
+            first, totals = Ledger(manifest, f"{folder}/{name}", RejectLimits(1.0)), "{}"
             for step in STEPS[:killed]:
                 if step.index == saved:
                     totals = json.dumps(first.totals())
                 first.commit(*step)
             if saved == killed:
                 totals = json.dumps(first.totals())
-            second = Ledger(manifest, f"{folder}/{name}", 1.0, json.loads(totals), next_step=saved)
+            second = Ledger(
+                manifest, f"{folder}/{name}", RejectLimits(1.0), json.loads(totals), next_step=saved
+            )
             for step in STEPS[saved:]:
                 second.commit(*step)
             assert second.totals() == whole.totals()
@@ -146,18 +158,18 @@ def test_half_a_line_is_dropped_and_a_new_run_begins_empty(
     manifest: Manifest, tmp_path: Path
 ) -> None:
     path = tmp_path / "rejects.jsonl"
-    ledger = Ledger(manifest, str(path), 1.0)
+    ledger = Ledger(manifest, str(path), RejectLimits(1.0))
     ledger.commit(*STEPS[0])
     whole = path.read_text()
     path.write_text(whole + '{"source": "a", "fi')
-    Ledger(manifest, str(path), 1.0, ledger.totals(), next_step=1)
+    Ledger(manifest, str(path), RejectLimits(1.0), ledger.totals(), next_step=1)
     assert path.read_text() == whole
-    Ledger(manifest, str(path), 1.0)
+    Ledger(manifest, str(path), RejectLimits(1.0))
     assert path.read_text() == ""
 
 
 def test_without_a_file(manifest: Manifest) -> None:
-    ledger = Ledger(manifest, None, 1.0)
+    ledger = Ledger(manifest, None, RejectLimits(1.0))
     ledger.commit(*STEPS[0])
     assert [reject["row"] for reject in ledger.rejects] == [3, 2]
 
@@ -165,7 +177,11 @@ def test_without_a_file(manifest: Manifest) -> None:
 def test_a_file_of_two_sources_is_named_for_each(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text('{"x": 1}\n' * 5)
     path, text = str(tmp_path / "rows.jsonl"), RowFormat("text")
-    ledger = Ledger(build_manifest([SourceConfig(name, (path,), text) for name in "ab"]), None, 1.0)
+    ledger = Ledger(
+        build_manifest([SourceConfig(name, (path,), text) for name in "ab"]),
+        None,
+        RejectLimits(1.0),
+    )
     ledger.commit(
         *entry(0, (5, 5), Reject(2, 0, "no_messages", ""), Reject(7, 1, "no_messages", ""))
     )
@@ -175,7 +191,7 @@ def test_a_file_of_two_sources_is_named_for_each(tmp_path: Path) -> None:
 def test_too_many_rejects_end_the_run(manifest: Manifest, tmp_path: Path) -> None:
     path = str(tmp_path / "rejects.jsonl")
     rejects = tuple(Reject(row, 0, "too_long", "") for row in range(11))
-    ledger = Ledger(manifest, path, max_bad_fraction=0.01)
+    ledger = Ledger(manifest, path, RejectLimits(0.01))
     ledger.commit(*entry(0, (500, 0), *rejects))  # 2.2 %, but too early to say
     with pytest.raises(
         DataError, match=r"11 of the 500 rows read were dropped.*--max-bad-fraction"
@@ -190,7 +206,7 @@ def test_too_many_rejects_end_the_run(manifest: Manifest, tmp_path: Path) -> Non
   each dropped row is named in """
     assert str(caught.value).endswith(account + path)
     assert ledger.num_read == 1000
-    exactly = Ledger(manifest, path, max_bad_fraction=0.01)
+    exactly = Ledger(manifest, path, RejectLimits(0.01))
     exactly.commit(*entry(0, (500, 500), *rejects[:10]))
     exactly.judge()
 
@@ -198,7 +214,7 @@ def test_too_many_rejects_end_the_run(manifest: Manifest, tmp_path: Path) -> Non
 def test_held_out_rows_are_no_part_of_the_share(manifest: Manifest) -> None:
     """10 of 600 are bad, and 500 more are held out: as if there were 600."""
     rejects = tuple(Reject(row, 0, "too_long", "", row) for row in range(10))
-    ledger = Ledger(manifest, None, max_bad_fraction=0.01)
+    ledger = Ledger(manifest, None, RejectLimits(0.01))
     ledger.commit(
         *entry(0, (600, 500), *rejects, held_out=(0, 500))
     )  # fewer are left than are judged at once
@@ -212,11 +228,17 @@ def test_held_out_rows_are_no_part_of_the_share(manifest: Manifest) -> None:
         ledger.judge()
     assert "in all: 1100 rows read, 590 trained, 500 held out, 10 too_long" in str(caught.value)
     assert "b: 500 rows read, 0 trained, 500 held out" in str(caught.value)
-    resumed = Ledger(manifest, None, 0.02, ledger.totals(), next_step=1)
+    resumed = Ledger(manifest, None, RejectLimits(0.02), ledger.totals(), next_step=1)
     resumed.commit(*entry(1, (0, 400), held_out=(0, 100)))
     assert resumed.totals()["b"] == {"read": 900, "trained": 300, "held_out": 600}
     with pytest.raises(CheckpointError, match="do not reconcile"):
-        Ledger(manifest, None, 1.0, {"a": {"read": 5, "trained": 3, "held_out": 1}}, next_step=1)
+        Ledger(
+            manifest,
+            None,
+            RejectLimits(1.0),
+            {"a": {"read": 5, "trained": 3, "held_out": 1}},
+            next_step=1,
+        )
 
 
 def bad(position: int, row_id: int, reason: str = "too_long") -> Reject:
@@ -249,7 +271,9 @@ def test_rows_dropped_in_a_row_end_the_run(
         entry(4, (1, 1), bad(0, 33)),
         entry(5, (2, 0), bad(0, 34)),
     ]
-    ledger = Ledger(manifest, str(tmp_path / "rejects.jsonl"), 1.0, max_bad_rows_in_a_row=limit)
+    ledger = Ledger(
+        manifest, str(tmp_path / "rejects.jsonl"), RejectLimits(1.0, max_bad_rows_in_a_row=limit)
+    )
     failed = None
     for one in steps:
         try:
@@ -276,20 +300,27 @@ def test_rows_dropped_in_a_row_end_the_run(
 
 def test_a_resumed_run_counts_rows_in_a_row_anew(manifest: Manifest) -> None:
     steps = [entry(0, (2, 0), bad(0, 0), bad(1, 1)), entry(1, (2, 0), bad(0, 2))]
-    whole = Ledger(manifest, None, 1.0, max_bad_rows_in_a_row=3)
+    whole = Ledger(manifest, None, RejectLimits(1.0, max_bad_rows_in_a_row=3))
     whole.commit(*steps[0])
-    resumed = Ledger(manifest, None, 1.0, whole.totals(), next_step=1, max_bad_rows_in_a_row=3)
+    limits = RejectLimits(1.0, max_bad_rows_in_a_row=3)
+    resumed = Ledger(manifest, None, limits, whole.totals(), next_step=1)
     resumed.commit(*steps[1])
     with pytest.raises(DataError, match="3 rows in a row"):
         whole.commit(*steps[1])
 
 
 def test_a_fatal_reason_ends_the_run_by_row(manifest: Manifest, tmp_path: Path) -> None:
-    encode = EncodeConfig("tokenizer", too_long="error")
-    assert fatal_reasons(EncodeConfig("tokenizer")) == frozenset()
-    ledger = Ledger(
-        manifest, str(tmp_path / "rejects.jsonl"), 1.0, fatal_reasons=fatal_reasons(encode)
+    config = DataConfig(
+        sources=(SourceConfig("a", ("a.jsonl",)),),
+        order=OrderConfig(batch_size=1),
+        encode=EncodeConfig("tokenizer"),
+        pack=PackConfig(),
+        stream=StreamConfig(),
     )
+    assert RejectLimits.of(config).fatal_reasons == frozenset()
+    strict = replace(config, encode=EncodeConfig("tokenizer", too_long="error"))
+    limits = replace(RejectLimits.of(strict), max_bad_fraction=1.0)
+    ledger = Ledger(manifest, str(tmp_path / "rejects.jsonl"), limits)
     ledger.commit(*entry(0, (5, 5), Reject(3, 0, "no_messages", "")))
     long = Reject(602, 1, "too_long", "9000 tokens, at most 8192", position=1)
     with pytest.raises(DataError) as caught:
@@ -308,7 +339,7 @@ def test_the_summary_says_what_the_rows_look_like(tmp_path: Path) -> None:
     columns = {"prompt": "q", "completion": "a"}
     form = RowFormat(columns=columns)
     manifest = build_manifest([SourceConfig("sums", (str(tmp_path / "a.jsonl"),), form)])
-    ledger = Ledger(manifest, None, 1.0)
+    ledger = Ledger(manifest, None, RejectLimits(1.0))
     ledger.commit(*entry(0, (10,), truncated=(4,), held_out=(0,)))
     summary = json.loads(json.dumps(ledger.summary()))
     assert list(summary) == ["sums"]
@@ -333,4 +364,4 @@ def test_the_summary_says_what_the_rows_look_like(tmp_path: Path) -> None:
 )
 def test_totals_that_cannot_be(manifest: Manifest, totals: dict[str, dict[str, int]]) -> None:
     with pytest.raises(CheckpointError, match="ledger totals"):
-        Ledger(manifest, None, 1.0, totals, next_step=1)
+        Ledger(manifest, None, RejectLimits(1.0), totals, next_step=1)

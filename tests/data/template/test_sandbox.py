@@ -75,10 +75,10 @@ def test_an_endless_template_never_reaches_transformers(
         "miles.data.template.render.render_text", lambda *_: pytest.fail("transformers ran it")
     )
     renderer = renderer_of(chatml_tokenizer, of_contents(template))
-    begin = time.monotonic()
+    begin = time.process_time()
     with pytest.raises(RowRejected, match="template_error: the chat template does not end"):
         renderer.render(row("x", "y"), None)
-    assert time.monotonic() - begin < 20
+    assert time.process_time() - begin < 20
 
 
 def test_thousands_of_turns_are_not_endless(chatml_tokenizer) -> None:

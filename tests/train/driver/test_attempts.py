@@ -16,7 +16,6 @@ from miles.common.checkpoint_folder import Found
 from miles.data.config import DataConfig, EncodeConfig, OrderConfig, SourceConfig
 from miles.errors import CheckpointError, ClusterError, NoRoomError
 from miles.train.config import TrainConfig
-from miles.train.driver import attempts
 from miles.train.driver.attempts import AttemptLog, with_restarts
 from miles.train.driver.run_log import RunLog
 from miles.train.parallel_layout import Layout
@@ -86,7 +85,7 @@ class Bench:
         self.screen = io.StringIO()
         self.run_log = RunLog(str(folder), Console(file=self.screen, width=200))
         self.attempt_log = AttemptLog(str(folder))
-        monkeypatch.setattr(attempts, "find_start", lambda config: self.start())
+        monkeypatch.setattr(StartPoint, "find", lambda config: self.start())
 
     def start(self) -> StartPoint:
         found = Found(f"run/iter_{self.newest:07d}", self.newest, {})

@@ -1,4 +1,4 @@
-"""`--dry-run`, from the command line's own parser: the mission's two models, and that nothing is started or written."""
+"""`--dry-run` from a launch line, for two real models: nothing is started or written."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from miles.data.stream.survey import SAMPLE_ROWS, sample_rows, take_sample
 from miles.errors import ConfigError, DataError
 from miles.train.estimate.dry_run import dry_run
 from miles.train.launch.arguments import parse
-from tests.support.streams import demo_settings
+from tests.support.streams import demo_settings, demo_tokenizer
 
 QWEN3_4B = {
     "model_type": "qwen3",
@@ -57,7 +57,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("dry")
     demo_settings(made)
     for name, config in (("4b", QWEN3_4B), ("235b", QWEN3_235B)):
-        shutil.copytree(made / "tokenizer", made / name)
+        shutil.copytree(demo_tokenizer(), made / name)
         (made / name / "config.json").write_text(json.dumps(config))
     return made
 

@@ -1,4 +1,4 @@
-"""Operations of a step: counted by hand, by torch over the model of transformers, and added up over samples."""
+"""Operations of a step: counted by hand, by torch on transformers' models, and over samples."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from miles.architecture.config import ModelShape
-from miles.train.estimate.flops import matrix_parameters, peak_flops, training_flops
+from miles.architecture.families import shape_of
+from miles.architecture.sizes import matrix_parameters
+from miles.train.estimate.flops import peak_flops, training_flops
 from tests.support.models import EXPERTS, SIZES
 from tests.support.shapes import HAND_COUNTED as DENSE
 
@@ -19,9 +20,12 @@ MOE = replace(
 
 
 def test_a_hand_count() -> None:
-    # A layer: queries 8 x 8, keys and values 8 x 4 each, projection 8 x 8, MLP 3 x 8 x 16. The output layer: 8 x 10.
+    # A layer: queries 8 x 8, keys and values 8 x 4 each, projection 8 x 8, MLP 3 x 8 x 16.
+    # The output layer: 8 x 10.
     assert matrix_parameters(DENSE) == 2 * (64 + 32 + 32 + 64 + 384) + 80 == 1232
-    # Two samples, of 3 and 2 tokens: 6 + 3 pairs. A pair costs 2 x 2 x 4 for each of 2 heads in each of 2 layers.
+
+    # Two samples, of 3 and 2 tokens: 6 + 3 pairs. A pair costs 2 x 2 x 4 for each of 2 heads in
+    # each of 2 layers.
     assert training_flops(DENSE, 5, 9) == 3 * (2 * 1232 * 5 + 64 * 9) == 38_688
 
 
@@ -47,7 +51,7 @@ def test_torch_counts_the_same_matrices_and_the_full_square_of_attention(model_t
 
     config = AutoConfig.for_model(model_type, vocab_size=192, attn_implementation="eager", **SIZES)
     model = AutoModelForCausalLM.from_config(config)
-    shape = ModelShape.from_hf_config(config.to_dict(), "there")
+    shape = shape_of(config.to_dict(), "there")
     tokens = 20
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(torch.zeros(1, tokens, dtype=torch.long))
@@ -57,14 +61,14 @@ def test_torch_counts_the_same_matrices_and_the_full_square_of_attention(model_t
 
 
 def test_torch_counts_the_same_experts() -> None:
-    """Of all experts together a token uses as many as it is sent to."""
+    """A token goes through the experts that it is sent to, and no others."""
     from torch.utils.flop_counter import FlopCounterMode
     from transformers import AutoConfig, AutoModelForCausalLM
 
     options: dict[str, Any] = {"attn_implementation": "eager", "experts_implementation": "eager"}
     config = AutoConfig.for_model("qwen3_moe", vocab_size=192, **SIZES, **EXPERTS, **options)
     model = AutoModelForCausalLM.from_config(config)
-    shape = ModelShape.from_hf_config(config.to_dict(), "there")
+    shape = shape_of(config.to_dict(), "there")
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(torch.arange(20)[None])
     assert 3 * counter.get_total_flops() == training_flops(shape, 20, 400)
@@ -102,5 +106,5 @@ def test_torch_counts_the_same_experts() -> None:
         ("Some other card", None),
     ],
 )
-def test_what_a_device_can_do(name: str, tflops: float | None) -> None:
+def test_peak_of_a_gpu(name: str, tflops: float | None) -> None:
     assert peak_flops(name) == (None if tflops is None else pytest.approx(tflops * 1e12))

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from miles.architecture.config import ModelShape
+from miles.architecture.families import read_shape
 from miles.common.flags import Setting
 from miles.data.config import DataConfig, EncodeConfig, RowFormat
 from miles.errors import ConfigError
@@ -199,7 +199,7 @@ def test_every_flag_arrives_from_line_and_yaml(base: list[str], tmp_path: Path, 
 
 
 def size_of(name: str, checkpoint: str) -> Any:
-    args = ModelShape.from_hf_folder(checkpoint).megatron_args()
+    args = read_shape(checkpoint).megatron_args()
     return True if name == "disable_bias_linear" else args.get(name)
 
 

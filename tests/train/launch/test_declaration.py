@@ -2,34 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 import pytest
 
-from miles.common.flags import Flag
 from miles.errors import ConfigError
-from miles.train.config import TrainConfig
 from miles.train.launch.arguments import parse
 from miles.train.launch.flags_table import table
 from miles.train.launch.launch_line import REFUSALS, flag_of
 from miles.train.launch.parser import build_parser, launch_settings
-
-
-@dataclass(frozen=True)
-class Weather:
-    """The weather. It has no say in a run."""
-
-    sky: Annotated[str, Flag("--sky", "COLOUR", "what is above", choices=("blue", "grey"))] = "blue"
-
-
-@dataclass(frozen=True)
-class OneMore(TrainConfig):
-    """A run with one field more, and one record more."""
-
-    cups: Annotated[int, Flag("--num-cups", "CUPS", "of tea, 100 % green", minimum=1)] = 3
-    weather: Weather = Weather()
+from tests.support.launch import OneMore, Weather
 
 
 def test_a_declared_field_has_its_flag(base: list[str]) -> None:

@@ -1,0 +1,185 @@
+"""The card of a data set, as text and as HTML: rows, tokens, share trained, lengths, rejects.
+
+numbers of the rows that were encoded  ->  lines (label, value)  ->  a table, or a box of HTML
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from miles.data.files.manifest import Manifest, ManifestSource
+from miles.data.files.row_shapes import MAIN_FIELDS
+from miles.data.types import Int64
+
+NUM_BARS = 40
+"""Bars of the chart of lengths."""
+
+# Translucent greys and one green over the page's own colours, so that light and dark themes both work.
+_BOX_CSS = (
+    "font:14px/1.5 system-ui,sans-serif;display:inline-block;min-width:34em;max-width:100%;"
+    "border:1px solid rgba(128,128,128,.35);border-radius:8px;padding:12px 18px 14px"
+)
+_TITLE_CSS = "font-weight:600;font-size:16px"
+_BASIS_CSS = "float:right;opacity:.6;font-size:12px;line-height:24px"
+_TABLE_CSS = "border-collapse:collapse;width:100%;margin:6px 0 0"
+_LABEL_CSS = (
+    "text-align:left;vertical-align:top;white-space:nowrap;opacity:.6;padding:2px 18px 2px 0"
+)
+_VALUE_CSS = "text-align:left;width:100%;padding:2px 0"
+_TRACK_CSS = (
+    "height:6px;border-radius:3px;background:rgba(128,128,128,.25);margin:4px 0 3px;overflow:hidden"
+)
+_TRAINED_COLOUR = "rgba(46,160,67,.85)"
+_CHART_CSS = "display:block;width:100%;height:44px;margin-top:5px"
+_BAR_COLOUR = "rgba(128,128,128,.55)"
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Numbers of a data set, of all its rows or of a sample."""
+
+    num_rows: int
+    """rows that were encoded or rejected"""
+    lengths: Int64
+    """int64 [usable rows]: tokens of each"""
+    num_trained_tokens: int
+    reasons: Mapping[str, int]
+    """reason -> rows that were rejected for it"""
+
+    @property
+    def num_tokens(self) -> int:
+        return int(self.lengths.sum())
+
+    @property
+    def trained_share(self) -> float:
+        return self.num_trained_tokens / max(self.num_tokens, 1)
+
+
+@dataclass(frozen=True)
+class Card:
+    """A data set at a glance."""
+
+    manifest: Manifest
+    summary: Summary
+    is_sample: bool
+    """the summary is of some rows only; token numbers are scaled up to all of them"""
+
+    def lines(self) -> list[tuple[str, str]]:
+        """Return the label and the value of each line."""
+        return [
+            ("rows", self._rows()),
+            ("sources", ", ".join(_with_shape(source) for source in self.manifest.sources)),
+            ("tokens", self._tokens()),
+            ("trained", f"{self.summary.trained_share:.1%} of the tokens"),
+            ("row length", self._lengths()),
+            ("dropped", self._dropped()),
+            ("numbers", self._basis()),
+        ]
+
+    def to_text(self) -> str:
+        """Return the card as a table of 100 columns."""
+        table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+        for label, value in self.lines():
+            table.add_row(label, value)
+
+        console = Console(width=100)
+        with console.capture() as capture:
+            console.print(table)
+        return capture.get().rstrip("\n")
+
+    def to_html(self) -> str:
+        """Return a self-contained HTML fragment: inline styles, no scripts, all text escaped."""
+        charts = {
+            "trained": _share_bar(self.summary.trained_share),
+            "row length": _histogram(self.summary.lengths),
+        }
+
+        rows = ""
+        for label, value in self.lines():
+            if label != "numbers":  # stands in the corner
+                cell = html.escape(value) + charts.get(label, "")
+                rows += f'<tr><td style="{_LABEL_CSS}">{label}</td>'
+                rows += f'<td style="{_VALUE_CSS}">{cell}</td></tr>'
+
+        title = html.escape(", ".join(self.manifest.source_names))
+        return (
+            f'<div style="{_BOX_CSS}"><span style="{_BASIS_CSS}">{html.escape(self._basis())}</span>'
+            f'<span style="{_TITLE_CSS}">{title}</span>'
+            f'<table style="{_TABLE_CSS}">{rows}</table></div>'
+        )
+
+    def _rows(self) -> str:
+        num_files = sum(len(source.files) for source in self.manifest.sources)
+        files = "1 file" if num_files == 1 else f"{num_files:,} files"
+        return f"{self.manifest.num_rows:,} in {files}"
+
+    def _tokens(self) -> str:
+        tokens = self.summary.num_tokens
+        num_rows = self.manifest.num_rows
+        total = f"{tokens:,}"
+        if num_rows != self.summary.num_rows:
+            total = f"about {round(tokens * num_rows / self.summary.num_rows, -3):,.0f}"
+        return f"{total} ({tokens / max(len(self.summary.lengths), 1):.0f} a row)"
+
+    def _lengths(self) -> str:
+        lengths = self.summary.lengths if len(self.summary.lengths) else [0]
+        quantiles = [f"{length:,}" for length in np.percentile(lengths, [50, 90, 99]).astype(int)]
+        return f"median {quantiles[0]} · 90 % {quantiles[1]} · 99 % {quantiles[2]} tokens"
+
+    def _dropped(self) -> str:
+        reasons = sorted(self.summary.reasons.items())
+        counts = ", ".join(f"{count} {reason}" for reason, count in reasons) or "none"
+        return f"{counts} of {self.summary.num_rows:,} rows"
+
+    def _basis(self) -> str:
+        if self.is_sample:
+            return f"from a sample of {self.summary.num_rows:,} rows"
+        return "every row read"
+
+
+def _share_bar(share: float) -> str:
+    return (
+        f'<div style="{_TRACK_CSS}"><div style="height:100%;width:{share:.1%};'
+        f'background:{_TRAINED_COLOUR}"></div></div>'
+    )
+
+
+def _histogram(lengths: Int64) -> str:
+    """Return a bar chart of the rows' lengths, from 0 to the longest."""
+    if not len(lengths):
+        return ""
+    longest = int(np.max(lengths))
+    counts = np.histogram(lengths, bins=NUM_BARS, range=(0, longest))[0]
+    bars = _bars([float(count) for count in counts / counts.max()])
+    return (
+        f'<svg style="{_CHART_CSS}" viewBox="0 0 {NUM_BARS} 40" preserveAspectRatio="none" '
+        f'role="img" aria-label="rows by length, 0 to {longest:,} tokens">'
+        f"<title>rows by length, 0 to {longest:,} tokens</title>{bars}</svg>"
+    )
+
+
+def _bars(heights: Sequence[float]) -> str:
+    """Draw a bar for each height above 0, at most 1; the smallest ones stay visible."""
+    bars = ""
+    for number, height in enumerate(heights):
+        if height:
+            pixels = max(height * 40, 1.0)
+            bars += (
+                f'<rect x="{number + 0.1:.1f}" y="{40 - pixels:.1f}" width="0.8" '
+                f'height="{pixels:.1f}" fill="{_BAR_COLOUR}"/>'
+            )
+    return bars
+
+
+def _with_shape(source: ManifestSource) -> str:
+    """`openhermes (messages in conversations)`"""
+    shape = source.format.shape.replace("_", " and ")
+    fields = MAIN_FIELDS[source.format.shape]
+    columns = ", ".join(source.columns[field] for field in fields if field in source.columns)
+    return f"{source.name} ({shape} in {columns})" if columns else f"{source.name} ({shape})"

@@ -1,0 +1,62 @@
+"""The Parquet files of a prepared folder, in the order of the rows: part-00000.parquet, …"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from miles.common import run_folder, storage
+from miles.data.rows.messages_parquet import WRITTEN
+
+GROUP_ROWS = 1_000
+"""Rows of a row group."""
+FILE_ROWS = 100_000
+"""Rows after which the next file is begun."""
+
+
+class PartFiles:
+    """The parts of one folder, written one after another. The last is complete at the context's end.
+
+    Args:
+        url: the folder (fsspec URL). Parts and manifest of an earlier write are removed.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._fs, self._folder = storage.filesystem(url)
+        self._num_files = 0
+        self._rows_in_file = 0
+        self._stream: Any = None
+        self._writer: pq.ParquetWriter | None = None
+
+    def __enter__(self) -> PartFiles:
+        self._fs.makedirs(self._folder, exist_ok=True)
+        # An earlier write's parts would be read back as rows of this one, and its manifest says that all is there.
+        earlier = self._fs.glob(f"{self._folder}/part-*.parquet")
+        for path in (*earlier, f"{self._folder}/{run_folder.MANIFEST}"):
+            if self._fs.exists(path):
+                self._fs.rm_file(path)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._finish_file()
+
+    def add(self, table: pa.Table) -> None:
+        """Append rows with the columns of `WRITTEN`."""
+        if self._writer is None:
+            self._stream = self._fs.open(f"{self._folder}/part-{self._num_files:05d}.parquet", "wb")
+            self._writer = pq.ParquetWriter(self._stream, WRITTEN)
+        self._writer.write_table(table, row_group_size=GROUP_ROWS)
+        self._rows_in_file += table.num_rows
+        if self._rows_in_file >= FILE_ROWS:
+            self._finish_file()
+
+    def _finish_file(self) -> None:
+        if self._writer is None:
+            return
+        self._writer.close()
+        self._stream.close()
+        self._writer = None
+        self._num_files += 1
+        self._rows_in_file = 0

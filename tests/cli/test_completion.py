@@ -1,0 +1,81 @@
+"""Completion scripts: those of zsh and fish parse there, that of bash completes in a real bash."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from miles.cli import build_parser, main
+from miles.cli.completion import SHELLS, completion_script
+from miles.train.launch.parser import build_parser as build_launch_parser
+from tests.support.launch import OneMore
+
+
+def completions(script: str, line: str, program: str = "miles") -> list[str]:
+    """Return what bash offers for the last word of a line."""
+    if not (bash := shutil.which("bash")):
+        pytest.skip("needs bash")
+    words = " ".join(f"'{word}'" for word in line.split(" "))
+    code = f"""{script}
+        COMP_WORDS=({words})
+        COMP_CWORD=$(( ${{#COMP_WORDS[@]}} - 1 ))
+        COMP_LINE='{line}'
+        COMP_POINT=${{#COMP_LINE}}
+        complete_with=$(complete -p {program} | sed -E 's/.*-F ([^ ]+).*/\\1/')
+        $complete_with {program} "${{COMP_WORDS[COMP_CWORD]}}" "${{COMP_WORDS[COMP_CWORD-1]}}"
+        printf '%s\\n' "${{COMPREPLY[@]}}"
+    """
+    done = subprocess.run([bash, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("miles tr", ["train"]),
+        ("miles com", ["completion"]),
+        ("miles convert meg", ["megatron-to-hf"]),
+        ("miles completion ", ["bash", "zsh", "fish"]),
+        ("miles train --max-tok", ["--max-tokens-per-gpu"]),
+        ("miles train --lr-d", ["--lr-decay-style"]),
+        ("miles train --too-long ", ["drop", "truncate_end", "error"]),
+        ("miles train --lr 1e-5 --row-shape al", ["alpaca"]),
+        ("miles prepare --special-text re", ["reject"]),
+    ],
+)
+def test_bash_completes(line: str, expected: list[str]) -> None:
+    assert completions(completion_script(build_parser(), "bash"), line) == expected
+
+
+def test_bash_completes_folders(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    script = completion_script(build_parser(), "bash")
+    found = completions(script, f"miles train --hf-checkpoint {tmp_path}/mo")
+    assert [word.rstrip("/") for word in found] == [f"{tmp_path}/model"]
+
+
+def test_a_declared_field_is_completed() -> None:
+    script = completion_script(build_launch_parser(OneMore), "bash").replace("miles train", "miles")
+    for shell in SHELLS:
+        text = completion_script(build_launch_parser(OneMore), shell)
+        assert "num-cups" in text
+        assert "blue grey" in text
+    assert completions(script, "miles --num-c") == ["--num-cups"]
+    assert completions(script, "miles --sky g") == ["grey"]
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_the_script_is_one_of_its_shell(
+    shell: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["completion", shell]) == 0
+    script = capsys.readouterr().out
+    assert "max-tokens-per-gpu" in script
+    if program := shutil.which(shell):
+        (tmp_path / "script").write_text(script)
+        done = subprocess.run([program, "-n", str(tmp_path / "script")], capture_output=True)
+        assert done.returncode == 0, done.stderr
