@@ -142,6 +142,7 @@ def _bare_encoder(setup: Setup, part: slice) -> float:
     num_warm_up = -(-WARM_UP_ROWS // setup.batch_size)
     assert _barrier is not None
     assert len(steps) > num_warm_up, "too few rows"
+
     started = 0.0
     for number, step in enumerate(steps):
         if number == num_warm_up:
@@ -149,6 +150,7 @@ def _bare_encoder(setup: Setup, part: slice) -> float:
             started = time.monotonic()
         outcomes = [or_rejected(normalize, payload, row_format) for payload in step]
         encoder.encode_all([outcome for outcome in outcomes if isinstance(outcome, Conversation)])
+
     return sum(len(step) for step in steps[num_warm_up:]) / (time.monotonic() - started)
 
 
@@ -170,6 +172,7 @@ class Consumer:
         """Steps from `first` to `last` (exclusive), each held for so many seconds."""
         trail = []
         iterator = StepIterator(handle, rank, rank, first, last)
+
         for _ in range(first, last):
             asked = time.monotonic()
             report, micro_batches = next(iterator)
@@ -186,6 +189,7 @@ class Consumer:
             )
             if seconds:
                 time.sleep(seconds)
+
         return trail
 
 
@@ -322,6 +326,7 @@ def _first_step(setup: Setup, consumed_rows: int, consumers: Sequence[Any]) -> f
         ]
         took = max(trail[0]["at"] for trail in ray.get(reads)) - started
         feed.close()
+
     return took
 
 
@@ -357,10 +362,12 @@ def handing_out(
     plan, formats = stages.make_plan(manifest, setup.config), stages.source_formats(manifest)
     encoder = stages.encoder_of(setup.config.encode)
     encoded: list[pa.Table] = []
+
     for raw in stages.read_window(manifest, plan, next(plan.windows(0)), 0):
         encoded.append(stages.encode_steps(raw, formats, encoder))
         if sum(table.nbytes for table in encoded) >= setup.block_bytes:
             break
+
     found = {}
     with _own_ray(setup):
         server = ray.remote(num_cpus=0)(_Server).remote()
@@ -386,6 +393,7 @@ def handing_out(
                 "cut_milliseconds": 1e3 * float(np.median(cutting)),
                 "fetch_milliseconds": 1e3 * float(np.median(asking)),
             }
+
     return found
 
 

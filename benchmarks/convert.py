@@ -64,6 +64,7 @@ def main() -> None:
     )
     add_check_flag(parser)
     flags = parser.parse_args()
+
     with tempfile.TemporaryDirectory(prefix="miles-benchmark-", dir=flags.folder) as name:
         bars = _measure(Path(name), flags)
     print_bars(bars, Console(width=100))

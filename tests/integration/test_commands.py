@@ -22,6 +22,7 @@ def test_the_demo_keeps_its_promises(demo: tuple[Path, str]) -> None:
     metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in metrics] == list(range(len(metrics)))
     assert metrics[-1]["sft/loss"] < 0.6 * metrics[0]["sft/loss"]
+
     wanted = {
         "sft/loss",
         "sft/per_token_loss",
@@ -41,10 +42,12 @@ def test_the_demo_keeps_its_promises(demo: tuple[Path, str]) -> None:
     }
     assert wanted <= metrics[0].keys()
     assert metrics[-1]["sft/epoch"] == 8
+
     for line in metrics:
         assert (line["data/prefetch_queue_depth"] == 0) == (line["data/wait_seconds"] > 0), (
             "the one says why the other"
         )
+
     assert "After the first step" in printed
     assert (folder / "checkpoints/latest_checkpointed_iteration.txt").read_text() == str(
         len(metrics)
@@ -52,6 +55,7 @@ def test_the_demo_keeps_its_promises(demo: tuple[Path, str]) -> None:
     assert len(list((folder / "checkpoints").glob("iter_*"))) == 2, "one midway, one at the end"
     assert "largest difference" in printed
     assert "answered:" in printed
+
     for reason in ("no_messages", "unknown_role", "malformed_json", "bad_message"):
         assert reason in printed
     ledger = json.loads((folder / "ledger.json").read_text())
@@ -60,6 +64,7 @@ def test_the_demo_keeps_its_promises(demo: tuple[Path, str]) -> None:
         "code": {"read": 1904, "trained": 1904},
     }
     assert {entry["row_shape"] for entry in ledger.values()} == {"messages"}
+
     page = (folder / "report.html").read_text()
     assert "data:image/png;base64," in page
     assert "unknown_role" in page

@@ -219,10 +219,12 @@ def test_prompts_are_rows_without_last_answers(config: DataConfig, open_set: Ope
     expected = [
         EvalPrompt(*manifest.locate(row), *last_run(one)) for row, one in encoded_rows(evaluated)
     ]
+
     for dp_size in DP_SIZES:
         made = open_set("held out", dp_size)
         for count in (0, 1, 7, len(expected), len(expected) + 5):
             assert made.prompts(count) == expected[:count]
+
     tokenizer = Encoder.from_config(config.encode).tokenizer
     first = expected[0]
     row = json.loads(Path(first.file).read_text().splitlines()[first.row])
@@ -257,6 +259,7 @@ def test_feed_trains_the_other_rows(config: DataConfig, open_set: OpenSet, tmp_p
     evaluated = {row for row, _, _ in samples_of(made)}
     steps = list(stages.local_steps(build_manifest(config.sources), config))
     cursor, taken = None, []
+
     for dp_size, num_steps in ((2, 5), (1, 8), (3, None)):
         layout = with_layout(config, dp_size)
         with opened(layout, str(tmp_path), cursor) as feed:
@@ -274,10 +277,12 @@ def test_feed_trains_the_other_rows(config: DataConfig, open_set: OpenSet, tmp_p
                 assert feed.locate(412 + 7) == ("code", config.sources[1].paths[0], 7)
             cursor = Cursor.from_json(feed.cursor().to_json(), "there")
             summary = feed.ledger_summary()
+
     assert taken == [
         [step.index, step.fingerprint, delivered(step.micro_batches), step.report.rows.held_out]
         for step in steps
     ]
+
     trained = {
         int(row)
         for step in steps
@@ -288,6 +293,7 @@ def test_feed_trains_the_other_rows(config: DataConfig, open_set: OpenSet, tmp_p
     assert not trained & evaluated
     assert len((trained - {-1}) | evaluated) == 652 - 4, "all but the broken ones"
     assert cursor.held_out_fraction == FRACTION
+
     held_out = {name: counts["held_out"] for name, counts in cursor.ledger_totals.items()}
     assert sum(held_out.values()) == 2 * len(evaluated)
     assert {name: entry["counts"]["held_out"] for name, entry in summary.items()} == held_out
@@ -338,6 +344,7 @@ def test_held_out_rejects_end_only_fatally(config: DataConfig, tmp_path: Path) -
     made = EvalSet.open(eval_config(training, ()))
     assert made.num_rejected == 3
     assert 0 < made.num_samples < 40
+
     fatal = replace(training, encode=replace(config.encode, too_long="error"))
     with pytest.raises(
         DataError, match=r"evaluate 3 too_long \(first: row 40 .*\)\. --too-long error ends the run"

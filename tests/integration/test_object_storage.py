@@ -178,6 +178,7 @@ def test_errors_hold_no_secret(
         )
         printed = miles(*words, expect=1)
         assert printed.count("miles: error:") == 1
+
         no_secret_in(printed.encode(), printed)
         return printed
 

@@ -384,12 +384,14 @@ def written(differences: dict[tuple[str, str], float]) -> str:
         "| layout | " + " | ".join(MODELS) + " |",
         "|---" * (len(MODELS) + 1) + "|",
     ]
+
     for layout in layouts:
         cells = [
             f"{differences[name, layout]:.0e}" if (name, layout) in differences else ""
             for name in MODELS
         ]
         lines.append(f"| {layout} | " + " | ".join(cells) + " |")
+
     lines += [
         "",
         "An empty cell was not tried: what it would show, the cell beside it does.",

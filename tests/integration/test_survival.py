@@ -101,6 +101,7 @@ def test_run_starts_again_what_it_lost(
             fault = "trainer killed" if number == 1 else "feed killed"
             observed(fault, command.printed.rpartition("starting again")[0], CAUSES[name], SINCE)
         printed = command.wait(0)
+
     require_same(save, unbroken)
     entries = lines(save, "starts.jsonl")
     assert [entry.get("start") for entry in entries] == [1, None, 2, None, 3, None]
@@ -133,6 +134,7 @@ def test_sigterm_saves_for_any_layout(workspace: Workspace, unbroken: Path, tmp_
         {"tensor_model_parallel_size": 2},
         {"pipeline_model_parallel_size": 2},
     ]
+
     for layout, at in zip(layouts, (5, 10, NUM_STEPS), strict=True):
         with workspace.command(save, **layout) as command:
             command.until(lambda at=at: len(lines(save)) >= at)
@@ -144,8 +146,10 @@ def test_sigterm_saves_for_any_layout(workspace: Workspace, unbroken: Path, tmp_
         if kept < NUM_STEPS:
             assert f"stopped by SIGTERM; the same command goes on at step {kept}" in printed
             observed("SIGTERM to the driver", printed, "the same command goes on", NOTHING)
+
     assert tracked(save) == NUM_STEPS
     assert fingerprints(save) == fingerprints(unbroken)
+
     for mine, theirs in zip(lines(save), lines(unbroken), strict=True):
         assert mine["sft/loss"] == pytest.approx(theirs["sft/loss"], rel=1e-4)
     starts = [entry for entry in lines(save, "starts.jsonl") if "start" in entry]
@@ -232,9 +236,11 @@ def test_checkpoint_of_another_run_is_refused(
     config = settings(
         workspace, tmp_path / "run", load=unbroken, num_rollout=None, num_epoch=2, **more
     )
+
     with pytest.raises(CheckpointError) as raised:
         train(config, quiet())
     assert marker in str(raised.value)
+
     observed(fault, str(raised.value), marker, NOTHING)
     assert not (tmp_path / "run/metrics.jsonl").exists() or not lines(tmp_path / "run")
 
@@ -340,6 +346,7 @@ def test_unreadable_rows_end_the_run_by_name(
     assert max(at_step, 5) <= len(lines(save)) < NUM_STEPS, "the steps before are trained"
     assert tracked(save) >= 2
     assert len(lines(save, "starts.jsonl")) == 2, "starting again would not mend it"
+
     observed(fault, str(raised.value), marker, SINCE)
 
 

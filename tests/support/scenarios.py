@@ -99,12 +99,14 @@ def attacked(settings: Any, run_dir: str, num_kills: int, seed: int) -> dict[str
     config = config_of(settings)
     marks = tempfile.mkdtemp(dir=run_dir)
     loader = pipeline.LoaderStages(pack=partial(SlowPack, marks, 0.3))
+
     with local_ray.running(2, OBJECT_STORE_BYTES), opened(config, run_dir, loader=loader) as feed:
         killer = Killer(marks, num_kills, seed)
         killer.start()
         taken = list(follow(feed, config))
         killer.has_to_end.set()
         feed.finish()
+
     return {
         "seen": [
             [report.position.index, report.content.fingerprint, digest] for report, digest in taken
