@@ -1,4 +1,4 @@
-"""One small Ray for all integration tests, and one unbroken run for all that are compared with it."""
+"""One small Ray for all integration tests, and one unbroken run that others are compared with."""
 
 from __future__ import annotations
 

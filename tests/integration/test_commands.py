@@ -106,7 +106,7 @@ def test_certify_certifies_or_refuses_by_name(
 
 
 def test_mistakes_get_one_clear_line(tmp_path: Path) -> None:
-    """The first of them in a process of its own: no traceback is printed, and the exit status is 1."""
+    """The first runs in a process of its own: exit status 1, and no traceback."""
     save = tmp_path / "out"
     words: tuple[str | Path, ...]
 

@@ -62,7 +62,7 @@ def open_set(config: DataConfig, own_sources: tuple[SourceConfig, ...]) -> OpenS
 
 
 def encoded_rows(config: DataConfig) -> list[tuple[int, Encoded]]:
-    """Return row id and sample of each row of a set, in the order of the files, without the stream."""
+    """Return row id and sample of each row of a set, in file order, without the stream."""
     encoder = Encoder.from_config(config.encode)
     samples = []
     row_id = 0
@@ -141,13 +141,13 @@ def test_set_is_that_of_a_plain_loop(
 
 
 def test_rejected_rows_are_counted(open_set: OpenSet) -> None:
-    """Two of the demo's broken rows are in the first file; they are no conversations, so never held out."""
+    """Two broken rows are in the first file; a row that is no conversation is never held out."""
     assert open_set("own", 2).num_rejected == 2
     assert open_set("held out", 2).num_rejected == 0
 
 
 def test_trainers_read_their_chunks(open_set: OpenSet) -> None:
-    """References in a list stay references; the actor reads its own rank's."""
+    """Each reads its own rank's: references in a list stay references."""
 
     @ray.remote(num_cpus=0)
     class Trainer:
@@ -183,7 +183,7 @@ def test_empty_steps_are_left_out(config: DataConfig) -> None:
 def test_packed_file_is_one_window(
     config: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of as many windows as it might have, each would read it again."""
+    """With more windows, each would read the file again from its start."""
     lines = Path(config.sources[0].paths[0]).read_bytes().splitlines()
     with gzip.open(tmp_path / "rows.jsonl.gz", "wb") as stream:
         stream.write(b"\n".join(lines * 30))
@@ -204,7 +204,7 @@ def test_packed_file_is_one_window(
 
 
 def last_run(one: Encoded) -> tuple[list[int], list[int]]:
-    """Ids before the last run of trained tokens, and the run."""
+    """Return the ids before the last run of trained tokens, and those of the run."""
     ids, mask = one.input_ids.tolist(), one.loss_mask.tolist()
     end = len(mask) - mask[::-1].index(1)
     begin = end
@@ -325,9 +325,11 @@ LONG = chat("word " * 300)
 def test_too_many_rejects_are_named_by_reason(config: DataConfig, tmp_path: Path) -> None:
     sources = lines_of(tmp_path, *[chat("b")] * 7, LONG, {"messages": []}, LONG)
     message = (
-        r"3 of the 10 rows to evaluate were dropped, more than the share 0\.29 that --max-bad-fraction allows: "
+        r"3 of the 10 rows to evaluate were dropped, "
+        r"more than the share 0\.29 that --max-bad-fraction allows: "
         r"2 too_long \(first: row 7 \(from 0\) of .*own\.jsonl, .* at most 256.*\), "
-        r"1 no_messages \(first: row 8 \(from 0\) of .*own\.jsonl, .*\)\. Mend or remove them, or raise the share"
+        r"1 no_messages \(first: row 8 \(from 0\) of .*own\.jsonl, .*\)\. "
+        r"Mend or remove them, or raise the share"
     )
     with pytest.raises(DataError, match=message):
         EvalSet.open(eval_config(replace(config, max_bad_fraction=0.29), sources))

@@ -141,7 +141,7 @@ def test_reading_ahead_measures_nothing(actor: ByHand, packed: list[pa.Table]) -
 
 
 def test_window_is_bounded_and_lets_chunks_go(actor: ByHand, packed: list[pa.Table]) -> None:
-    """Blocks of two steps, a bound of three: the second block is taken, and the third waits."""
+    """With blocks of two steps and a bound of three, the second block is taken, the third waits."""
     last = len(packed) - 1
     ready = actor._ready
     pairs = [packed[i : i + 2] for i in range(0, len(packed), 2)]

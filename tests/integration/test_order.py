@@ -261,7 +261,8 @@ def byte_tokenizer(folder: Path) -> str:
     folder.mkdir()
     tokenizer.save(str(folder / "tokenizer.json"))
     template = (
-        "{% for message in messages %}{{ '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>\n' }}"
+        "{% for message in messages %}"
+        "{{ '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>\n' }}"
         "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
     )
     config = {
@@ -300,7 +301,7 @@ def golden_config(folder: Path, shuffle: bool) -> DataConfig:
 
 
 def rows_of_steps(config: DataConfig) -> list[list[int]]:
-    """Of each step the rows in the order of its samples; the rejected ones left out."""
+    """Return the rows of each step in the order of its samples, without the rejected ones."""
     manifest = build_manifest(config.sources)
     plan, formats = stages.make_plan(manifest, config), stages.source_formats(manifest)
     return [

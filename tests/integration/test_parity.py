@@ -107,7 +107,7 @@ MOE_CASES = {
 
 @dataclass(frozen=True)
 class Numbers:
-    """Of ten steps."""
+    """The numbers of ten steps."""
 
     losses: list[float]
     source_losses: list[tuple[float, ...]]

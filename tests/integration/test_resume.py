@@ -73,7 +73,7 @@ def test_resume_after_every_step_and_twice(config: DataConfig, order: str) -> No
 
 
 def test_feed_resumes_at_other_layouts(config: DataConfig, tmp_path: Path) -> None:
-    """Stopped after 3, 8 and 14 steps of 22: in the first window, the second, and the second epoch."""
+    """Stop after 3, 8 and 14 steps of 22: in the first window, the second, the second epoch."""
     unbroken = local(config)
     taken: list[Seen] = []
     cursor: Cursor | None = None

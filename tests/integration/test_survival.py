@@ -1,4 +1,4 @@
-"""What a run survives: each fault is injected, and what follows must be what would have followed."""
+"""Faults that a run survives: what follows an injected fault is what would have followed."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_killed_run_goes_on(
 def test_run_starts_again_what_it_lost(
     workspace: Workspace, unbroken: Path, tmp_path: Path, draw: random.Random
 ) -> None:
-    """A loader, then a trainer, then the feed: of these the first is made good without a restart."""
+    """A loader is replaced without a restart; then a trainer dies, then the feed."""
     save = tmp_path / "run"
     with workspace.command(save, save_hf=save / "export") as command:
         command.kill_one("ray::MapBatches")
@@ -165,7 +165,7 @@ def test_sigterm_saves_for_any_layout(workspace: Workspace, unbroken: Path, tmp_
 
 
 def test_steps_go_on_beside_a_save(workspace: Workspace, tmp_path: Path) -> None:
-    """On a disk that stands still: a half-written checkpoint neither stops the steps nor is loaded."""
+    """On a disk that stands still, a half-written checkpoint stops no step and is never loaded."""
     save = tmp_path / "run"
     disk = StandingDisk(tmp_path / "disk")
     flags = {"save_interval": 20, "num_epoch": 20, "actor_num_gpus_per_node": 1}
@@ -276,7 +276,7 @@ def test_load_of_a_finished_run_says_so(
 
 
 class SlowActor(TrainerActor):
-    """So slow that the loader stands, its few windows ahead."""
+    """Takes so long that the loader stands, its few windows ahead."""
 
     def train_step(self) -> StepResult:
         time.sleep(0.2)
@@ -284,7 +284,7 @@ class SlowActor(TrainerActor):
 
 
 def corrupt(file: Path) -> None:
-    """Overwrites the middle of the ninth of ten row groups, where its pages are."""
+    """Overwrite the middle of the ninth of ten row groups, where its pages are."""
     chunk = pq.ParquetFile(file).metadata.row_group(8).column(0)
     with file.open("r+b") as stream:
         stream.seek(chunk.data_page_offset + chunk.total_compressed_size // 2)

@@ -71,7 +71,7 @@ def console() -> tuple[Console, io.StringIO]:
 
 
 def loss_by_transformers(model: Any, config: DataConfig) -> float:
-    """Of every sample by itself."""
+    """Return the mean loss of trained tokens, each sample by itself."""
     total, count = 0.0, 0
     with torch.no_grad():
         for batch in (batch for step in local(config) for batch in step.micro_batches[0]):

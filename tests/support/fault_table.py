@@ -74,7 +74,7 @@ def observed(fault: str, printed: str, marker: str, lost: str) -> None:
 
 
 def without_details(line: str) -> str:
-    """Return a line without what differs from run to run: folders, numbers, names of this machine."""
+    """Return a line without what differs from run to run: folders, numbers, the machine's name."""
     line = re.sub(r"\S*/\S*/(?=\S)", "…/", line.strip())
     line = re.sub(r"(died during )'\w+': .*", r"\1…", line)
     line = re.sub(r"(the data stream failed: \w+): .*(; step)", r"\1 …\2", line)
@@ -87,7 +87,7 @@ def without_details(line: str) -> str:
 
 
 def page() -> str:
-    """Return the page with all that was seen; a fault that this session did not inject keeps its row."""
+    """Return the page: the rows of this session, and those that it has for other faults."""
     shown = PAGE.read_text(encoding="utf-8").splitlines()
     rows = []
     for fault in FAULTS:

@@ -217,8 +217,8 @@ def work() -> None:
             _run_job(Path(folder), int(rank))
         except BaseException:
             traceback.print_exc()
-            # torch 2.13: gloo's threads, still running where Python ends, now and then abort the process
-            # (`terminate called without an active exception`). It leaves without that.
+            # torch 2.13: gloo's threads, still running where Python ends, now and then abort the
+            # process (`terminate called without an active exception`). It leaves without that.
             os._exit(1)
         print("done", file=answers, flush=True)
 

@@ -1,6 +1,6 @@
 """Scenarios that need a process and a Ray of their own.
 
-    run("stream", {"settings": …, "clusters": …})   ->   a process   ->   `stream(…)`   ->   JSON
+    run("stream", {"settings": …, "clusters": …})  ->  a process  ->  `stream(…)`  ->  JSON
 
 A scenario takes and returns plain JSON. Its Ray ends with its process.
 """
@@ -40,7 +40,7 @@ OBJECT_STORE_BYTES = 200 << 20
 
 
 def stream_over_ray(settings: Mapping[str, Any]) -> list[Seen]:
-    """Return what must be the same of every step of the whole stream, over the Ray that is running."""
+    """Return what must be the same of every step, streamed over the Ray that is running."""
     config = config_of(settings)
     dataset = pipeline.build(build_manifest(config.sources), config)
     return [seen(step) for block in pipeline.blocks(dataset) for step in unpack(block)]
