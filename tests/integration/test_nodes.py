@@ -152,7 +152,7 @@ def test_lost_node_is_replaced_or_named(
         "ray_address": nodes.address,
         "actor_num_nodes": 2,
         "actor_num_gpus_per_node": 1,
-        "distributed_timeout_minutes": 0.5,
+        "distributed_timeout_minutes": 0.75,
         "save_hf": save / "export",
     }
 
@@ -171,7 +171,7 @@ def test_lost_node_is_replaced_or_named(
             nodes.lose(nodes.with_trainers()[-1])
             printed = command.wait(1)
         assert (
-            "waited 0.5 minutes (--distributed-timeout-minutes) "
+            "waited 0.75 minutes (--distributed-timeout-minutes) "
             "for 2 node(s) with 1 free GPUs and CPUs" in printed
         )
         assert "Ray has 2 node(s): " in printed
