@@ -102,7 +102,7 @@ def build_model(
 
 
 def build_tiny_qwen3(tokenizer: str, save: str) -> None:
-    """Build a tiny Qwen3 over any tokenizer's vocabulary (`miles demo-model`).
+    """Build a tiny Qwen3 over any tokenizer's vocabulary (`miles tiny-model`).
 
     Args:
         tokenizer: folder of a Hugging Face tokenizer (fsspec URL).

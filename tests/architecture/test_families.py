@@ -99,7 +99,7 @@ def logits(
 ) -> list[tuple[set[str], list[np.ndarray], list[np.ndarray]]]:
     """Of the converted checkpoints in real GPTModels: keys, logits of each text by itself, and of all in one row."""
     from miles.common import checkpoint_folder
-    from miles.data.packing.pack import micro_batch
+    from miles.data.packing.micro_batch import micro_batch
     from miles.train.model.packed_forward import forward_packed
     from miles.train.rank import checkpoint_load
     from miles.train.rank.trainer import Trainer

@@ -370,16 +370,17 @@ def written(differences: dict[tuple[str, str], float]) -> str:
         "",
         "Written by `tests/integration/test_parity.py`, which runs in CI; do not edit by hand.",
         "",
-        f"Tiny models of each family, converted from Hugging Face checkpoints, are trained for {NUM_STEPS}",
-        "steps of AdamW in float32 by real Megatron ranks (gloo, on CPUs), fed by the real stream with",
-        "two sources. A cell is the largest relative difference over all steps from one rank with a",
-        "single micro-batch a step: of the loss, of each source's loss, and of the gradient's norm. The",
-        "last line compares with a plain PyTorch loop over the model of transformers: one sample at a",
-        "time, unpacked, torch's own AdamW.",
+        "Tiny models of each family, converted from Hugging Face checkpoints, are trained for "
+        f"{NUM_STEPS} steps of",
+        "AdamW in float32 by real Megatron ranks (gloo, on CPUs), fed by the real stream with two",
+        "sources. A cell is the largest relative difference over all steps from one rank with a single",
+        "micro-batch a step: of the loss, of each source's loss, and of the gradient's norm. The last",
+        "line compares with a plain PyTorch loop over the model of transformers: one sample at a time,",
+        "unpacked, torch's own AdamW.",
         "",
-        f"The tests fail above {ROUNDING:.0e} for a layout, and above {AGAINST_TRANSFORMERS:.0e} (absolute,",
-        "of the loss) against transformers. Other machines round otherwise: the digits differ, the bounds",
-        "hold.",
+        f"The tests fail above {ROUNDING:.0e} for a layout, and above {AGAINST_TRANSFORMERS:.0e} "
+        "(absolute, of the loss) against",
+        "transformers. Other machines round otherwise: the digits differ, the bounds hold.",
         "",
         "| layout | " + " | ".join(MODELS) + " |",
         "|---" * (len(MODELS) + 1) + "|",
@@ -394,9 +395,9 @@ def written(differences: dict[tuple[str, str], float]) -> str:
 
     lines += [
         "",
-        "An empty cell was not tried: what it would show, the cell beside it does.",
+        "An empty cell was not tried, because the cell beside it shows the same.",
         "",
-        "DP, TP, PP, EP: data, tensor, pipeline and expert parallel size; only Qwen3-MoE has experts.",
+        "DP, TP, PP, EP: data, tensor, pipeline and expert parallel size. Only Qwen3-MoE has experts.",
         "With 3 rows a step on four ranks, a rank has a dummy micro-batch, in which nothing is trained.",
     ]
     return "\n".join(lines) + "\n"

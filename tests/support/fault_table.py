@@ -44,13 +44,14 @@ FAULTS = (
 
 HEAD = """# Faults
 
-What a user sees when something breaks, and what it costs. Every row comes from a test that injects
-the fault into a real run and compares what follows with an unbroken run: the same weights, losses
-and step fingerprints, bit by bit, where it goes on. The texts are what those runs printed, with `N`
-for numbers and `…` for folders. What to type then is in [resume.md](resume.md).
+This page lists what you see when something breaks, and what it costs. Each row comes from a test
+that injects the fault into a real run and compares the rest of the run with one without a fault: if
+it continues, its weights, losses and step fingerprints are the same, bit by bit. The texts are
+those that the runs printed, with `N` for numbers and `…` for folders. [resume.md](resume.md) says
+what to type then.
 
-The rule: what was trained is never lost beyond the last complete checkpoint, and what follows is
-what would have followed.
+The rule: nothing that was trained is lost beyond the last complete checkpoint, and the steps that
+follow are those that would have followed.
 
 | fault | what is seen | what is lost |
 |---|---|---|

@@ -21,7 +21,8 @@ import psutil
 
 from miles.architecture.config import ModelShape
 from miles.data.config import PackConfig
-from miles.data.packing.pack import micro_batch, pack
+from miles.data.packing.micro_batch import micro_batch
+from miles.data.packing.pack import pack
 from miles.data.types import (
     MicroBatch,
     StepContent,

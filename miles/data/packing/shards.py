@@ -1,10 +1,10 @@
-"""PACKED_STEP -> what the ranks take: a report of each step, and for each data rank its share of some steps.
+"""PACKED_STEP -> what the ranks get: a report of each step, and each rank's shard of some steps.
 
-    a block of 3 steps, 2 ranks      [r0 r0 r1 r1] [r0 r1] [r0 r0 r1 r1]     micro-batches, rank by rank within a step
-    -> a chunk for each rank         r0 r0 | r0 | r0 r0        r1 r1 | r1 | r1 r1
+    a block of 3 steps, 2 ranks    [r0 r0 r1 r1] [r0 r1] [r0 r0 r1 r1]    micro-batches by rank
+    -> a chunk for each rank       r0 r0 | r0 | r0 r0      r1 r1 | r1 | r1 r1
 
-Steps that Ray Data put into one block travel together, so that handing them out costs little a step. Arrays are cut
-from the block as they are; only `micro_batches` shifts labels, where the rank needs them.
+Steps that Ray Data put into one block travel together, which makes handing them out cheap. Arrays
+are cut from the block as they are; only `micro_batches` shifts labels, where the rank needs them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from miles.common.offsets import offsets_of
-from miles.data.packing.pack import micro_batch
+from miles.data.packing.micro_batch import micro_batch
 from miles.data.types import (
     PACKED_STEP,
     STAGES,
@@ -36,19 +36,23 @@ from miles.data.types import (
     UInt8,
 )
 
-_OF_SEGMENTS = ("segment_lengths", "segment_row_ids", "segment_source_ids", "micro_batch_segments")
-_IN_REPORTS = [
-    field.name
-    for field in PACKED_STEP
-    if not pa.types.is_large_list(field.type) and field.name not in _OF_SEGMENTS
-]
+_OF_SHARDS = (
+    "segment_lengths",
+    "segment_row_ids",
+    "segment_source_ids",
+    "input_ids",
+    "loss_mask",
+)
+_NOT_IN_REPORTS = (*_OF_SHARDS, "micro_batch_segments")
+_IN_REPORTS = [field.name for field in PACKED_STEP if field.name not in _NOT_IN_REPORTS]
 
 
 def reports(table: pa.Table) -> list[StepReport]:
-    """The reports of PACKED_STEP rows."""
+    """Return the reports of PACKED_STEP rows."""
     lengths, starts = _values(table, "segment_lengths")
     token_starts = offsets_of(lengths)
     pair_starts = offsets_of(lengths.astype(np.int64) * (lengths + 1) // 2)
+
     rows = table.select(_IN_REPORTS).to_pylist()
     return [
         StepReport(
@@ -71,45 +75,46 @@ def reports(table: pa.Table) -> list[StepReport]:
 
 
 def chunks(table: pa.Table, step_reports: list[StepReport]) -> list[Chunk]:
-    """[dp_size]: each data rank's share of PACKED_STEP rows.
+    """Return each data-parallel rank's shard of PACKED_STEP rows: [dp_size].
 
     Args:
-        step_reports: of the same rows.
+        step_reports: the reports of the same rows.
     """
     counts, batch_starts = _values(table, "micro_batch_segments")
-    arrays = {name: _values(table, name)[0] for name in (*_OF_SEGMENTS, "input_ids", "loss_mask")}
-    num_ranks = table["dp_size"][0].as_py()
-    batches = np.diff(batch_starts) // num_ranks  # of one rank, in each step
+    arrays = {name: _values(table, name)[0] for name in _OF_SHARDS}
     segment_starts = offsets_of(counts)
     token_starts = offsets_of(arrays["segment_lengths"])
-    made = []
+
+    num_ranks = table["dp_size"][0].as_py()
+    step_batches = np.diff(batch_starts) // num_ranks  # of one rank
+
+    shards = []
     for rank in range(num_ranks):
-        of_batches = _slices(batch_starts[:-1] + rank * batches, batches)
-        of_segments = [
-            slice(segment_starts[part.start], segment_starts[part.stop]) for part in of_batches
-        ]
-        of_tokens = [
-            slice(token_starts[part.start], token_starts[part.stop]) for part in of_segments
-        ]
-        made.append(
+        # The rank's part of each step: in micro-batches, in segments, in tokens.
+        begins = batch_starts[:-1] + rank * step_batches
+        in_batches = list(map(slice, begins, begins + step_batches))
+        in_segments = _at(segment_starts, in_batches)
+        in_tokens = _at(token_starts, in_segments)
+        shards.append(
             Chunk(
                 reports=tuple(step_reports),
-                step_micro_batches=batches.astype(np.int32),
-                micro_batch_segments=_cut(counts, of_batches),
-                segment_lengths=_cut(arrays["segment_lengths"], of_segments),
-                segment_row_ids=_cut(arrays["segment_row_ids"], of_segments),
-                segment_source_ids=_cut(arrays["segment_source_ids"], of_segments),
-                input_ids=_cut(arrays["input_ids"], of_tokens),
-                loss_mask=_cut(arrays["loss_mask"], of_tokens),
+                step_micro_batches=step_batches.astype(np.int32),
+                micro_batch_segments=_cut(counts, in_batches),
+                segment_lengths=_cut(arrays["segment_lengths"], in_segments),
+                segment_row_ids=_cut(arrays["segment_row_ids"], in_segments),
+                segment_source_ids=_cut(arrays["segment_source_ids"], in_segments),
+                input_ids=_cut(arrays["input_ids"], in_tokens),
+                loss_mask=_cut(arrays["loss_mask"], in_tokens),
             )
         )
-    return made
+    return shards
 
 
 def micro_batches(chunk: Chunk) -> Iterator[tuple[MicroBatch, ...]]:
-    """A rank's micro-batches of one step after the other, shifted."""
+    """Yield a rank's micro-batches of one step after another, labels shifted."""
     segment_starts = offsets_of(chunk.micro_batch_segments)
     token_starts = offsets_of(chunk.segment_lengths)
+
     for begin, end in pairwise(offsets_of(chunk.step_micro_batches)):
         batches = []
         for first, last in pairwise(segment_starts[begin : end + 1]):
@@ -145,23 +150,26 @@ def segments(chunk: Chunk) -> Iterator[Segment]:
 
 
 def unpack(table: pa.Table) -> list[Step]:
-    """PACKED_STEP rows -> the steps as users hold them."""
+    """Return PACKED_STEP rows as the steps that users hold."""
     step_reports = reports(table)
     by_rank = [micro_batches(chunk) for chunk in chunks(table, step_reports)]
-    return [Step(*parts) for parts in zip(step_reports, zip(*by_rank, strict=True), strict=True)]
+    by_step = zip(*by_rank, strict=True)
+    return [Step(report, ranks) for report, ranks in zip(step_reports, by_step, strict=True)]
 
 
 def _values(table: pa.Table, name: str) -> tuple[Any, Int64]:
-    """A list column's values end to end, and int64 [rows + 1] where each row's begin."""
+    """Return the values of a list column end to end, and int64 [rows + 1]: each row's offset."""
     column = table[name].combine_chunks()
     starts = column.offsets.to_numpy().astype(np.int64)
     values = column.values.to_numpy(zero_copy_only=False)[starts[0] : starts[-1]]
     return values, starts - starts[0]
 
 
-def _slices(begins: Int64, lengths: Int64) -> list[slice]:
-    return [slice(begin, begin + length) for begin, length in zip(begins, lengths, strict=True)]
+def _at(offsets: Int64, parts: list[slice]) -> list[slice]:
+    """Return where parts of a list lie in the values that its elements consist of."""
+    return [slice(offsets[part.start], offsets[part.stop]) for part in parts]
 
 
 def _cut(values: Any, parts: list[slice]) -> Any:
+    """Return parts of an array, end to end; without a copy if there is one."""
     return values[parts[0]] if len(parts) == 1 else np.concatenate([values[part] for part in parts])

@@ -1,4 +1,9 @@
-from itertools import pairwise
+"""Packing: every sample once, within the capacity, even over ranks, as few micro-batches as can
+be."""
+
+from __future__ import annotations
+
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -10,16 +15,10 @@ import miles.data.packing.pack
 from miles.data.config import EncodeConfig, PackConfig, SourceConfig
 from miles.data.files.manifest import build_manifest
 from miles.data.files.read import read_rows
-from miles.data.packing.pack import (
-    DUMMY_TOKENS,
-    micro_batch,
-    min_micro_batches,
-    pack,
-    pack_stats,
-)
+from miles.data.packing.pack import min_micro_batches, pack, pack_stats
 from miles.data.rows.normalize import normalize
 from miles.data.stream.stages import encoder_of
-from miles.data.types import DUMMY_ROW_ID, Encoded
+from miles.data.types import Encoded
 
 
 def int32(values: list[int]) -> np.ndarray:
@@ -31,16 +30,18 @@ def config_of(dp_size: int, capacity: int) -> PackConfig:
 
 
 def drawn_lengths(num_rows: int) -> np.ndarray:
-    """Lengths as in instruction data: most near 100 tokens, few of a thousand, one in 5,000 far beyond."""
+    """Return lengths as in instruction data: most near 100 tokens, few of a thousand or far
+    more."""
     generator = np.random.default_rng(5)
-    short, long = generator.lognormal(4.68, 0.38, num_rows), generator.lognormal(6.0, 0.6, num_rows)
+    short = generator.lognormal(4.68, 0.38, num_rows)
+    long = generator.lognormal(6.0, 0.6, num_rows)
     lengths = np.where(generator.random(num_rows) < 0.03, long, short)
     return np.where(generator.random(num_rows) < 0.0002, lengths * 20, lengths).astype(np.int32) + 8
 
 
 @pytest.fixture(scope="module", params=["drawn", "real"])
 def row_lengths(request: pytest.FixtureRequest) -> np.ndarray:
-    """int32 [rows]: what steps are drawn from."""
+    """int32 [rows]: lengths that steps are drawn from."""
     if request.param == "drawn":
         return drawn_lengths(16_384)
     assets: Path = request.getfixturevalue("assets")
@@ -57,9 +58,17 @@ def row_lengths(request: pytest.FixtureRequest) -> np.ndarray:
     return int32([len(row.input_ids) for row in rows if isinstance(row, Encoded)])
 
 
+def rank_tokens(lengths: np.ndarray, rank: list[list[int]]) -> int:
+    return sum(int(lengths[sample]) for sample in chain.from_iterable(rank))
+
+
+def all_samples(ranks: list[list[list[int]]]) -> list[int]:
+    return sorted(chain.from_iterable(chain.from_iterable(ranks)))
+
+
 def fullest_over_must(lengths: np.ndarray, ranks: list[list[list[int]]]) -> float:
-    """Tokens of the fullest rank / what it must hold: the mean over ranks, or the longest sample."""
-    fullest = max(sum(int(lengths[sample]) for batch in rank for sample in batch) for rank in ranks)
+    """Return tokens of the fullest rank / what it must hold: the mean, or the longest sample."""
+    fullest = max(rank_tokens(lengths, rank) for rank in ranks)
     return fullest / max(lengths.sum() / len(ranks), lengths.max())
 
 
@@ -74,37 +83,31 @@ def test_the_examples_of_the_docstring() -> None:
     dp_size=st.integers(1, 9),
     capacity=st.integers(64, 200),
 )
-def test_every_sample_once_within_capacity_and_as_many_micro_batches_on_each_rank(
-    lengths: list[int], dp_size: int, capacity: int
-) -> None:
+def test_every_sample_is_packed_once(lengths: list[int], dp_size: int, capacity: int) -> None:
     config = config_of(dp_size, capacity)
     ranks = pack(int32(lengths), config)
     assert len(ranks) == dp_size
     assert len({len(rank) for rank in ranks}) == 1
     assert len(ranks[0]) >= min_micro_batches(int32(lengths), config)
-    batches = [batch for rank in ranks for batch in rank]
-    assert sorted(sample for batch in batches for sample in batch) == list(range(len(lengths)))
-    assert all(sum(lengths[sample] for sample in batch) <= capacity for batch in batches)
+    assert all_samples(ranks) == list(range(len(lengths)))
+    for batch in chain.from_iterable(ranks):
+        assert sum(lengths[sample] for sample in batch) <= capacity
     assert ranks == pack(int32(lengths), config)
 
 
 @pytest.mark.parametrize("capacity", [1024, 2048, 4096, 8192, 9216])
-def test_ranks_are_level_and_micro_batches_as_few_as_can_be(
-    row_lengths: np.ndarray, capacity: int
-) -> None:
+def test_ranks_are_level_with_few_micro_batches(row_lengths: np.ndarray, capacity: int) -> None:
     rows = row_lengths[row_lengths <= capacity]
-    generator, config, num_draws, num_over = (
-        np.random.default_rng(0),
-        config_of(8, capacity),
-        1_000,
-        0,
-    )
+    generator = np.random.default_rng(0)
+    config = config_of(8, capacity)
+    num_draws = 1_000
+    num_over = 0
     for _ in range(num_draws):
         lengths = generator.choice(rows, 128, replace=False)
         ranks = pack(lengths, config)
         assert fullest_over_must(lengths, ranks) <= 1.02
-        batches = [batch for rank in ranks for batch in rank]
-        assert sorted(sample for batch in batches for sample in batch) == list(range(128))
+        batches = list(chain.from_iterable(ranks))
+        assert all_samples(ranks) == list(range(128))
         assert max(int(lengths[batch].sum()) for batch in batches) <= capacity
         assert {len(rank) for rank in ranks} == {len(ranks[0])}
         num_over += len(ranks[0]) > min_micro_batches(lengths, config)
@@ -125,25 +128,31 @@ def test_packs_a_hundred_thousand_lengths() -> None:
 def test_limits_of_the_exchange_lose_no_sample(
     monkeypatch: pytest.MonkeyPatch, name: str, value: int
 ) -> None:
-    generator, config = np.random.default_rng(0), config_of(8, 1024)
+    generator = np.random.default_rng(0)
+    config = config_of(8, 1024)
     steps = [
         np.minimum(drawn_lengths(16_384), 1024)[generator.integers(0, 16_384, 128)]
         for _ in range(200)
     ]
     unlimited = [pack(lengths, config) for lengths in steps]
+
     monkeypatch.setattr(miles.data.packing.pack, name, value)
     limited = [pack(lengths, config) for lengths in steps]
     assert limited != unlimited
+
     for lengths, ranks in zip(steps, limited, strict=True):
-        batches = [batch for rank in ranks for batch in rank]
-        assert sorted(sample for batch in batches for sample in batch) == list(range(128))
+        batches = list(chain.from_iterable(ranks))
+        assert all_samples(ranks) == list(range(128))
         assert max(int(lengths[batch].sum()) for batch in batches) <= 1024
 
 
-def test_fewest_micro_batches_where_even_loads_leave_gaps() -> None:
-    # The emptiest bin first gives {3,2} {3,2} and no room for the last 2. With it, {3,2,2} {3,2}: exchange 3 for 2.
+def test_gaps_are_filled_before_adding_micro_batches() -> None:
+    # The emptiest bin first gives {3,2} {3,2} and no room for the last 2. With it, {3,2,2} {3,2}:
+    # exchange 3 for 2.
     assert pack(int32([3, 3, 2, 2, 2]), config_of(1, 6)) == [[[0, 1], [2, 3, 4]]]
-    # The same gives {7,3,3} {5,5,1}, and no exchange of one sample helps. The fullest bin first does.
+
+    # The same gives {7,3,3} {5,5,1}, and no exchange of one sample helps. The fullest bin first
+    # does.
     assert pack(int32([7, 5, 5, 3, 3, 1]), config_of(2, 12)) == [[[0, 1]], [[2, 3, 4, 5]]]
 
 
@@ -153,22 +162,24 @@ def test_ranks_are_balanced_by_tokens_then_by_attention() -> None:
     for _ in range(20):
         lengths = generator.integers(20, 400, 128).astype(np.int32)
         assert pack_stats(lengths, pack(lengths, config), config).dp_imbalance < 1.01
-    # Five samples, two ranks, equal tokens whoever gets the last one: it goes where attention costs less.
+
+    # Five samples, two ranks, equal tokens whoever gets the last one: it goes where attention
+    # costs less.
     assert pack(int32([4, 2, 2, 1, 1]), config_of(2, 10)) == [[[0, 4]], [[1, 2, 3]]]
-    # {6,3} {5,4,3}: 5 for 3 or 4 for 3 leave 11 and 10 tokens; attention costs 61 in {6,5}, at most 52 in {6,4}.
+
+    # {6,3} {5,4,3}: 5 for 3 or 4 for 3 leave 11 and 10 tokens; attention costs 61 in {6,5}, at
+    # most 52 in {6,4}.
     assert pack(int32([6, 5, 4, 3, 3]), config_of(2, 20)) == [[[0, 2]], [[1, 3, 4]]]
 
 
 def test_ranks_are_balanced_not_micro_batches() -> None:
-    # Five large samples ask for two micro-batches on each of four ranks. Spreading the rest evenly over all
-    # micro-batches that are still empty would give the rank with the 90 as much as any other: 130.
+    # Five large samples ask for two micro-batches on each of four ranks. Spreading the rest evenly
+    # over all micro-batches that are still empty would give the rank with the 90 as much as any
+    # other: 130.
     lengths = int32([90, 60, 60, 60, 60, 20, 20, 20, 20, 20, 20])
     ranks = pack(lengths, config_of(4, 100))
     assert len(ranks[0]) == 2
-    assert (
-        max(sum(int(lengths[sample]) for batch in rank for sample in batch) for rank in ranks)
-        == 120
-    )
+    assert max(rank_tokens(lengths, rank) for rank in ranks) == 120
 
 
 @pytest.mark.parametrize("lengths", [[], [5], [5, 4]])
@@ -183,7 +194,7 @@ def test_context_parallelism_widens_a_micro_batch() -> None:
     assert pack(int32([12, 8]), config) == [[[0, 1]]]
 
 
-def test_a_sample_that_fits_nowhere_is_our_own_mistake() -> None:
+def test_too_long_samples_are_our_own_mistake() -> None:
     with pytest.raises(AssertionError, match="longer than a micro-batch"):
         pack(int32([9]), config_of(1, 8))
 
@@ -196,71 +207,3 @@ def test_stats() -> None:
     assert stats.dp_imbalance == 10 / 7.5
     empty = pack_stats(int32([]), [[[]], [[]]], config)
     assert (empty.pack_fill, empty.dp_imbalance) == (0.0, 1.0)
-
-
-def test_labels_are_shifted_within_each_segment() -> None:
-    batch = micro_batch(
-        int32([7, 8, 9, 5, 6, 3]),
-        np.array([0, 1, 1, 1, 1, 1], np.uint8),
-        int32([3, 2, 1]),
-        np.array([40, 41, 42]),
-        int32([0, 1, 0]),
-    )
-    assert batch.input_ids.tolist() == [7, 8, 9, 5, 6, 3]
-    assert batch.labels.tolist() == [8, 9, 0, 6, 0, 0]
-    assert batch.loss_mask.tolist() == [1, 1, 0, 1, 0, 0]
-    assert batch.position_ids.tolist() == [0, 1, 2, 0, 1, 0]
-    assert batch.cu_seqlens.tolist() == [0, 3, 5, 6]
-    assert batch.row_ids.tolist() == [40, 41, 42]
-    assert batch.source_ids.tolist() == [0, 1, 0]
-    dtypes = {name: str(getattr(batch, name).dtype) for name in batch.__dataclass_fields__}
-    assert dtypes == {
-        "input_ids": "int64",
-        "labels": "int64",
-        "position_ids": "int64",
-        "loss_mask": "float32",
-        "cu_seqlens": "int32",
-        "source_ids": "int32",
-        "row_ids": "int64",
-    }
-
-
-def test_a_sample_is_the_same_packed_or_alone() -> None:
-    generator = np.random.default_rng(0)
-    lengths = int32([4, 1, 7])
-    ids = generator.integers(0, 100, 12).astype(np.int32)
-    mask = generator.integers(0, 2, 12).astype(np.uint8)
-    rows, sources = np.arange(3), int32([0, 0, 0])
-    packed = micro_batch(ids, mask, lengths, rows, sources)
-    for segment, (begin, end) in enumerate(pairwise(packed.cu_seqlens.tolist())):
-        one = slice(segment, segment + 1)
-        alone = micro_batch(ids[begin:end], mask[begin:end], lengths[one], rows[one], sources[one])
-        for name in ("input_ids", "labels", "position_ids", "loss_mask"):
-            assert getattr(packed, name)[begin:end].tolist() == getattr(alone, name).tolist()
-
-
-def test_a_dummy_keeps_the_rank_busy_and_trains_nothing() -> None:
-    batch = micro_batch(
-        int32([]), np.zeros(0, np.uint8), int32([]), np.zeros(0, np.int64), int32([])
-    )
-    assert batch.input_ids.tolist() == [0] * DUMMY_TOKENS
-    assert batch.loss_mask.sum() == 0
-    assert batch.cu_seqlens.tolist() == [0, DUMMY_TOKENS]
-    assert batch.position_ids.tolist() == list(range(DUMMY_TOKENS))
-    assert batch.row_ids.tolist() == [DUMMY_ROW_ID]
-    assert batch.source_ids.tolist() == [0]
-
-
-@given(
-    segments=st.lists(st.lists(st.booleans(), min_size=1, max_size=5), max_size=6),
-)
-def test_all_trained_tokens_but_first_ones_are_labels(segments: list[list[bool]]) -> None:
-    lengths = int32([len(segment) for segment in segments])
-    mask = np.array([flag for segment in segments for flag in segment], np.uint8)
-    rows = np.arange(len(segments))
-
-    batch = micro_batch(
-        np.ones(len(mask), np.int32), mask, lengths, rows, int32([0] * len(segments))
-    )
-
-    assert batch.loss_mask.sum() == sum(sum(segment[1:]) for segment in segments)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from miles.data.packing.pack import micro_batch
+from miles.data.packing.micro_batch import micro_batch
 from miles.data.types import DUMMY_ROW_ID, MicroBatch
 from miles.train.config import KEEP_ALL, RecomputeConfig
 from miles.train.parallel_layout import Layout
