@@ -1,7 +1,8 @@
 """The `miles` command: one file a subcommand, with its flags and what it runs.
 
-In: a command line. Out: the exit status, 0, or 1 with one line on the error stream. It runs in the process that the
-user starts. It may import every room, but only when a command runs: `miles --help` loads none of them.
+In: a command line. Out: the exit status: 0, or 1 with one line on the error stream.
+It runs in the process that the user starts. It may import every room, but only when a command
+runs: `miles --help` loads none of them.
 """
 
 from __future__ import annotations
@@ -26,8 +27,7 @@ from miles.cli import (
 from miles.errors import MilesError
 
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
-"""Errors of the disk, which the user can mend: it is full, the quota is used up, it is read-only, or the file is not
-permitted. The error names the file."""
+"""Errors of the disk, which the user can mend: full, quota used up, read-only, not permitted."""
 
 
 def main(words: Sequence[str] | None = None) -> int:

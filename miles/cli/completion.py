@@ -1,4 +1,4 @@
-"""`miles completion`: a script that teaches a shell the commands, flags and allowed values of miles.
+"""`miles completion`: a script that teaches a shell the commands, flags and allowed values.
 
 bash:  source <(miles completion bash)
 zsh:   miles completion zsh > "${fpath[1]}/_miles"

@@ -1,4 +1,4 @@
-"""`miles convert`: checkpoints between Hugging Face's format and Megatron's, and the comparison of two."""
+"""`miles convert`: checkpoints between Hugging Face's and Megatron's format, and their comparison."""
 
 from __future__ import annotations
 

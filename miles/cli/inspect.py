@@ -1,7 +1,7 @@
 """`miles inspect`: the first batch of a run, coloured by its mask.
 
-Ids and masks are those that the run kept, so its own settings are in them; they are printed as the flags that show the
-same in `miles prepare` and `miles certify`.
+Ids and masks are those that the run kept, so its own settings are in them; they are printed as the
+flags that show the same in `miles prepare` and `miles certify`.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def run(flags: argparse.Namespace) -> None:
 
 
 def encoding_of(folder: str) -> list[str] | None:
-    """Return the encoding settings of a run as flags, or None where the run kept no configuration."""
+    """Return the encoding settings of a run as flags; None where it kept no configuration."""
     from miles.common import run_folder, storage
 
     path = storage.join(folder, run_folder.CONFIG)

@@ -4,9 +4,9 @@
     class OptimizerSettings:
         lr: Annotated[float, Flag("--lr", "RATE", "highest learning rate")] = 1e-5
 
-The field gives the type and the default, `Flag` the rest. `settings_of` reads both, and command lines, YAML, the check
-of allowed values, help texts, the table in docs and shell completion are made from it. `build` makes the record from
-the values that were given.
+The field gives the type and the default, `Flag` the rest. `settings_of` reads both, and command
+lines, YAML, the check of allowed values, help texts, the table in docs and shell completion are
+made from it. `build` makes the record from the values that were given.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from miles.errors import ConfigError, SourceError
 Record = TypeVar("Record")
 
 Values = Mapping[str, Any]
-"""Name of a flag (`--lr`) -> the value given for it, of the type that its field wants. Flags not given are absent."""
+"""Name of a flag (`--lr`) -> the value given for it, of its field's type; absent if not given."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,8 @@ class Flag:
     minimum: int | None = None
     """the smallest allowed number"""
     default: str = ""
-    """what a missing value stands for, in words or as another flag, where the field's own default does not say it"""
+    """meaning of a missing value, in words or as another flag, where the field's own default does
+    not say it"""
     written_as: Any = None
     """the type of what is written, where the field's own is made from it"""
     is_file: bool = False
@@ -50,7 +51,8 @@ class Flag:
     also: tuple[Flag, ...] = ()
     """further flags that fill the same field"""
     key: str = ""
-    """of a flag in `also`: it gives the entry of this key in the field's mapping; empty: another name of the value"""
+    """for a flag in `also`: the entry of the field's mapping that it gives; empty: it is another
+    name of the whole value"""
 
     @property
     def key_in_yaml(self) -> str:
@@ -90,7 +92,7 @@ class Setting:
 
 
 def settings_of(record: type) -> tuple[Setting, ...]:
-    """Return the settings that a record's fields declare, in order, without those of records inside it."""
+    """Return the settings that a record's own fields declare, in order."""
     return _settings_of(record)
 
 
@@ -102,11 +104,14 @@ def _settings_of(record: type) -> tuple[Setting, ...]:
         flag, field_type = declared[field.name]
         if flag is None:
             continue
+
         has_default = (field.default, field.default_factory) != (dataclasses.MISSING,) * 2
         default = field.default if field.default is not dataclasses.MISSING else None
+
         value_type = flag.written_as or field_type
         is_required = not has_default and not flag.default
         settings.append(Setting(flag, field.name, value_type, default, is_required))
+
         for other in flag.also:
             other_type = str if other.key else value_type
             settings.append(Setting(other, field.name, other_type))
@@ -114,7 +119,7 @@ def _settings_of(record: type) -> tuple[Setting, ...]:
 
 
 def records_of(record: type) -> tuple[type, ...]:
-    """Return a record's type and those of all records inside it, each once, in the order of the fields."""
+    """Return the types of a record and of all records inside it, each once, in field order."""
     found = [record]
     for _, field_type in _declaration_of(record).values():
         inner_types = (field_type, *typing.get_args(field_type))
@@ -137,8 +142,8 @@ def build(record: type[Record], values: Values, fixed: Mapping[str, Any] | None 
         fixed: field -> its value, for fields that no flag fills alone.
 
     Raises:
-        ConfigError: two flags of one field contradict one another, a file cannot be read, or the record refuses a
-            value.
+        ConfigError: two flags of one field contradict one another, a file cannot be read, or the
+            record refuses a value.
     """
     arguments = dict(fixed or {})
     for setting in settings_of(record):
@@ -152,6 +157,28 @@ def build(record: type[Record], values: Values, fixed: Mapping[str, Any] | None 
         if is_record and name not in arguments:
             arguments[name] = build(field_type, values)
     return record(**arguments)
+
+
+def words_of(record: type, fields: Mapping[str, Any]) -> list[str]:
+    """Return a record's fields as the words of a command line, without those at their default.
+
+    Args:
+        fields: by name, as `dataclasses.asdict` gives them. A file's text stands for the path that
+            it came from.
+    """
+    words = []
+    for setting in settings_of(record):
+        value = fields.get(setting.field)
+        is_default = value == setting.default or value in (None, {}, [], ())
+        if is_default or setting.flag.key:
+            continue
+
+        words.append(setting.flag.name)
+        if setting.flag.is_file:
+            words.append("FILE")
+        elif not setting.is_switch:
+            words += _written(value)
+    return words
 
 
 def check_settings(record: Any) -> None:
@@ -187,25 +214,42 @@ def _value_of_field(record: type, field: str, values: Values) -> Any:
     value = values.get(flag.name)
     for other in flag.also:
         given = values.get(other.name)
-        if given is None:
-            continue
-        if other.key:
-            value = dict(value or {})
-            if value.setdefault(other.key, given) != given:
-                raise ConfigError(
-                    f"{other.name} {given}: {flag.name} says {other.key} is {value[other.key]!r}; "
-                    "give one of them"
-                )
-        elif value is not None and value != given:
-            raise ConfigError(
-                f"{flag.name} {value} and {other.name} {given} must be equal: they are two names "
-                "of one value"
-            )
-        else:
-            value = given
+        if given is not None:
+            combine = _with_entry if other.key else _with_same
+            value = combine(flag, value, other, given)
+
     if flag.is_file and value is not None:
         return _text_of(flag, value)
     return tuple(value) if isinstance(value, list) else value
+
+
+def _with_entry(flag: Flag, value: Any, other: Flag, entry: Any) -> dict[str, Any]:
+    """Return a mapping together with the entry that another flag gives."""
+    mapping = dict(value or {})
+    if mapping.setdefault(other.key, entry) != entry:
+        raise ConfigError(
+            f"{other.name} {entry}: {flag.name} says {other.key} is {mapping[other.key]!r}; "
+            "give one of them"
+        )
+    return mapping
+
+
+def _with_same(flag: Flag, value: Any, other: Flag, given: Any) -> Any:
+    """Return a value that another flag gives as well."""
+    if value is not None and value != given:
+        raise ConfigError(
+            f"{flag.name} {value} and {other.name} {given} must be equal: they are two names of "
+            "one value"
+        )
+    return given
+
+
+def _written(value: Any) -> list[str]:
+    """Return a flag's value as words."""
+    if isinstance(value, Mapping):
+        return [json.dumps(value)]
+    items = value if isinstance(value, list | tuple) else [value]
+    return [str(item) for item in items]
 
 
 def _text_of(flag: Flag, path: str) -> str:
@@ -233,26 +277,3 @@ def _split(hint: Any) -> tuple[Flag | None, Any]:
     if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
         (hint,) = (part for part in typing.get_args(hint) if part is not types.NoneType)
     return flag, hint
-
-
-def words_of(record: type, fields: Mapping[str, Any]) -> list[str]:
-    """Return a record's fields as the words of a command line; fields that have their default are left out.
-
-    Args:
-        fields: by name, as `dataclasses.asdict` gives them. A file's text stands for the path that it came from.
-    """
-    words = []
-    for setting in settings_of(record):
-        value = fields.get(setting.field)
-        is_default = value == setting.default or value in (None, {}, [], ())
-        if is_default or setting.flag.key:
-            continue
-        words.append(setting.flag.name)
-        if setting.flag.is_file:
-            words.append("FILE")
-        elif not setting.is_switch:
-            items = value if isinstance(value, list | tuple) else [value]
-            words += [
-                json.dumps(item) if isinstance(item, Mapping) else str(item) for item in items
-            ]
-    return words

@@ -1,6 +1,11 @@
-"""The data path: rows -> conversations -> tokens and masks -> packed steps. See README.md in this folder.
+"""The data path: rows -> conversations -> tokens and masks -> packed steps.
 
-`miles.data.prepare` and `miles.data.encode` are functions, imported with what they need when they are first used.
+In: a `DataConfig`, which names files and settings. Out: micro-batches for every rank, step by step.
+README.md in this folder follows one row through the rooms; `types.py` declares what passes between
+them. May import `miles.common`, `miles.architecture` and `miles.errors`.
+
+`miles.data.prepare` and `miles.data.encode` are functions. They are imported, with what they need,
+when they are first used.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The settings of the data path: frozen, checked before anything starts, passed whole to their owner.
+"""The settings of the data path: frozen, and checked before anything starts.
 
 A setting is declared here with its flag (`miles.common.flags`), and nowhere else.
 """
@@ -17,7 +17,7 @@ from miles.errors import ConfigError
 
 DEFAULT_WINDOW_ROWS = 32_768
 MAX_WEIGHT_PERIOD = 1 << 22
-"""The largest sum of weights as whole numbers: after so many rows, a mixture's sequence of sources repeats."""
+"""The largest sum of weights as whole numbers: the rows after which a mixture's sequence repeats."""
 
 
 def _require(condition: bool, message: str) -> None:
@@ -188,8 +188,7 @@ class EncodeConfig:
     """The tokens of a conversation, and which of them are trained. Part of the cursor."""
 
     tokenizer: str
-    """Folder (fsspec URL) or hub name of a Hugging Face tokenizer: `--hf-checkpoint` of a run, `--tokenizer` of
-    `miles prepare`."""
+    """Folder (fsspec URL) or hub name: `--hf-checkpoint` of a run, `--tokenizer` elsewhere."""
     chat_template: Annotated[
         str | None,
         Flag(

@@ -1,12 +1,12 @@
-"""The records that pass between stages: frozen dataclasses, and Arrow schemas where Ray carries them.
+"""The records that pass between the rooms: frozen dataclasses, and Arrow schemas in the stream.
 
-    RAW_STEP      read    -> encode    a step's rows as JSON text
-    ENCODED_STEP  encode  -> pack      a step's samples as token ids and masks, in row order
-    PACKED_STEP   pack    -> feed      the same samples, laid out rank by rank, micro-batch by micro-batch
-    PREPARED_STEP read    -> prepare   a step's conversations as OpenAI messages, with their token counts
+    RAW_STEP       read -> encode    a step's rows as JSON text
+    ENCODED_STEP   encode -> pack    a step's samples as token ids and masks, in row order
+    PACKED_STEP    pack -> feed      the same samples, rank by rank, micro-batch by micro-batch
+    PREPARED_STEP  read -> prepare   a step's conversations as OpenAI messages, with token counts
 
 One Arrow row is one step, in every stage. `Encoded.loss_mask` marks *tokens* that are trained;
-`MicroBatch.loss_mask` marks *positions* whose label (the next token of the same segment) is trained.
+`MicroBatch.loss_mask` marks *positions* whose label (the next token of the segment) is trained.
 Only packing shifts from one to the other.
 """
 
@@ -48,30 +48,30 @@ REJECT_REASONS = (
 
 @dataclass(frozen=True)
 class Conversation:
-    """One row, normalized: OpenAI messages, tools, and what the row says of each turn; or plain text."""
+    """A row after normalizing: OpenAI messages and tools with a flag a turn, or plain text."""
 
     messages: tuple[Mapping[str, Any], ...]
     """`{"role", "content", ...}`; roles are system, user, assistant, tool. Empty for plain text."""
     tools: tuple[Mapping[str, Any], ...] | None
     flags: tuple[bool | None, ...]
-    """One for each message: whether the row says that it is trained; None where it says nothing."""
+    """[messages]: whether the row says that the message is trained; None: it says nothing"""
     text: str | None = None
-    """A row that is no conversation: trained on in whole, without a chat template."""
+    """a row that is no conversation: all of it is trained, without a chat template"""
 
 
 @dataclass(frozen=True)
 class Reject:
-    """Why a row was dropped. It never holds the row's text."""
+    """A row that cannot be used, and the reason. It never holds the row's text."""
 
     row_id: int
-    """Position of the row in the manifest's order."""
+    """position of the row in the manifest's order"""
     source_id: int
     reason: str
-    """One of `REJECT_REASONS`."""
+    """one of `REJECT_REASONS`"""
     detail: str
     position: int = 0
-    """Which of its step's rows it is, those left out (`source_held_out`) not counted: rows of a step are consumed in
-    this order."""
+    """which of its step's rows it is, in the order of consumption; those that the stream leaves out
+    (`StepRows.held_out`) are not counted"""
 
 
 class RowRejected(Exception):
@@ -86,16 +86,16 @@ class RowRejected(Exception):
 
 @dataclass(frozen=True)
 class Encoded:
-    """What the model sees of one conversation, and which tokens are trained."""
+    """A sample: the token ids of one conversation, and which of them are trained."""
 
     input_ids: Int32
     """int32 [tokens]"""
     loss_mask: UInt8
     """uint8 [tokens]: 1 where the token is trained"""
     num_straddling_tokens: int = 0
-    """Tokens that begin before a trained span and end inside it; they are not trained."""
+    """tokens that begin before a trained span and end inside it; they are not trained"""
     is_truncated: bool = False
-    """Whether tokens at its end were cut off (`too_long="truncate_end"`)."""
+    """whether tokens at its end were cut off (`too_long="truncate_end"`)"""
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ class MicroBatch:
 
 @dataclass(frozen=True)
 class StepPosition:
-    """Where a step stands in the run."""
+    """The position of a step in the run."""
 
     index: int
     """0 for the first step of the run, counting over epochs"""
@@ -132,7 +132,7 @@ class StepPosition:
 
 @dataclass(frozen=True)
 class StepRows:
-    """What became of the rows of a step: the entry that it makes in the ledger."""
+    """The rows of a step by what became of them: its entry in the ledger."""
 
     read: tuple[int, ...]
     """[sources]: rows of the input, whether used, rejected or held out"""
@@ -194,7 +194,7 @@ class StepPacking:
 
 @dataclass(frozen=True)
 class StepTiming:
-    """What a step cost to make, and whether anyone waited for it."""
+    """The cost of making a step, and how long it was waited for."""
 
     stage_seconds: Mapping[str, float]
     """seconds of one loader process in each of `STAGES`"""
@@ -207,7 +207,7 @@ class StepTiming:
 
 @dataclass(frozen=True)
 class StepReport:
-    """What a step holds and what it cost to make, beside the micro-batches themselves."""
+    """The facts of a step, beside its micro-batches."""
 
     position: StepPosition
     rows: StepRows
@@ -282,7 +282,10 @@ CURSOR_VERSION = 2
 
 @dataclass(frozen=True)
 class Cursor:
-    """Where a run stands in its data. JSON in each checkpoint; every field but the counts must match to resume."""
+    """The position of a run in its data: JSON in each checkpoint.
+
+    Every field but the counts must match to resume.
+    """
 
     consumed_rows: int
     seed: int
@@ -300,19 +303,24 @@ class Cursor:
     """source name -> {"read": n, "trained": n, "held_out": n, <reason>: n}"""
     version: int = CURSOR_VERSION
     held_out_fraction: float = 0.0
-    """Also of cursors from before there was any."""
+    """0 also in cursors from before rows were held out"""
 
     COUNTS = ("consumed_rows", "tokens_seen", "ledger_totals")
 
     def to_json(self) -> str:
+        """Return the cursor as JSON."""
         return json.dumps(asdict(self), indent=1, sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str, where: str) -> Cursor:
-        """Reads what `to_json` wrote; `where` names the file in errors.
+        """Return the cursor that `to_json` wrote.
+
+        Args:
+            text: JSON.
+            where: names the file in errors.
 
         Raises:
-            CheckpointError: not a cursor, or one of another version.
+            CheckpointError: it is not a cursor, or one of another version.
         """
         try:
             fields = json.loads(text)
@@ -321,30 +329,37 @@ class Cursor:
             raise CheckpointError(f"{where}: not a data cursor ({error})") from error
         if version != CURSOR_VERSION:
             raise CheckpointError(
-                f"{where}: data cursor of version {version}; this miles reads version {CURSOR_VERSION}"
+                f"{where}: data cursor of version {version}; this miles reads version "
+                f"{CURSOR_VERSION}"
             )
         try:
             return cls(**{**fields, "mixture": tuple(fields["mixture"])})
         except (KeyError, TypeError) as error:
             raise CheckpointError(f"{where}: not a data cursor ({error})") from error
 
-    def require_same_data(self, other: Cursor, where: str) -> None:
-        """Refuses to go on from `self` where `other` (made from today's flags) differs in what fixes the order.
+    def require_same_data(self, current: Cursor, where: str) -> None:
+        """Refuse to resume from this cursor with settings under which other rows would follow.
+
+        Args:
+            current: made from the settings of this run.
+            where: names the checkpoint in errors.
 
         Raises:
             CheckpointError: names each setting that differs, with both values.
         """
-        mine, theirs = asdict(self), asdict(other)
-        differing = [
-            f"{name}: the checkpoint has {mine[name]!r}, this run {theirs[name]!r}"
-            for name in mine
-            if name not in self.COUNTS and mine[name] != theirs[name]
-        ]
+        saved_fields = asdict(self)
+        current_fields = asdict(current)
+        differing = []
+        for name, saved in saved_fields.items():
+            if name not in self.COUNTS and saved != current_fields[name]:
+                differing.append(
+                    f"{name}: the checkpoint has {saved!r}, this run {current_fields[name]!r}"
+                )
         if differing:
             raise CheckpointError(
-                f"{where} cannot be resumed with these settings, since the rows that follow would not be the "
-                "ones that would have followed. Give the old values, or start anew with another --save.\n  "
-                + "\n  ".join(differing)
+                f"{where} cannot be resumed with these settings, since the rows that follow would "
+                "not be the ones that would have followed. Give the old values, or start anew with "
+                "another --save.\n  " + "\n  ".join(differing)
             )
 
 

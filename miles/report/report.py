@@ -9,7 +9,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader
 
 from miles.common import run_folder, storage
-from miles.data.stream.bottleneck import Stall
+from miles.data.stream.bottleneck import Bottleneck
 from miles.report import run_data
 from miles.report.charts import loss_chart, run_chart, to_png
 from miles.report.first_batch import longest_sample
@@ -48,7 +48,7 @@ def verdict(metrics: Sequence[Metrics]) -> str:
     """Return a sentence on how long the trainers waited for data, and what to look at."""
     # The first step waits for the stream to start.
     later = metrics[1:] or metrics
-    return f"After the first step {Stall.over(map(timing_of, later))}"
+    return f"After the first step {Bottleneck.over(map(timing_of, later))}"
 
 
 def _page(folder: str, metrics: Sequence[Metrics], prepared: Sequence[str]) -> str:

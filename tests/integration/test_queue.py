@@ -16,7 +16,7 @@ import ray
 from miles.data.config import DataConfig, StreamConfig
 from miles.data.encoding.encoder import Encoder
 from miles.data.stream import pipeline, row_outcomes, stages
-from miles.data.stream.bottleneck import Stall, Timing
+from miles.data.stream.bottleneck import Bottleneck, Timing
 from miles.data.types import STAGES
 from tests.support.processes import wait_until
 from tests.support.scenarios import run
@@ -64,7 +64,7 @@ def test_slow_trainer_finds_a_full_queue(config: DataConfig, tmp_path: Path) -> 
     assert [timing.wait_seconds for timing in later] == [0.0] * len(later)
     depths = [timing.queue_depth for timing in later]
     assert depths == [BOUND] * (len(later) - BOUND + 1) + list(range(BOUND - 1, 0, -1))
-    stall = Stall.over(later)
+    stall = Bottleneck.over(later)
     assert stall.limiting == "trainer"
     assert "The loader keeps up" in str(stall)
 
@@ -156,7 +156,7 @@ def test_slow_stage_is_named(config: DataConfig, tmp_path: Path) -> None:
     for stage, timings in zip(slow_stages, windows, strict=True):
         for timing in timings:
             assert (timing.queue_depth == 0) == (timing.wait_seconds > 0)
-        stall = Stall.over(timings)
+        stall = Bottleneck.over(timings)
         assert stall.num_waited >= 1
         assert stall.waited_share > 0.8
         assert stall.limiting == stage

@@ -1,4 +1,4 @@
-"""Launch lines for tests: the configurations of two models, a run with made-up fields, flags as words."""
+"""Launch lines for tests: configurations of two models, a run with made-up fields, words."""
 
 from __future__ import annotations
 

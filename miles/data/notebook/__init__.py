@@ -1,6 +1,7 @@
-"""What `miles.data.prepare` returns: a data set to look at, to write as messages, or to feed to a trainer.
+"""The data set that `miles.data.prepare` returns: to look at, to write as messages, to train on.
 
-In: the settings of rows and of encoding, as `miles train` takes them. Out: a card of numbers, previews coloured by the
-mask, Parquet files, steps. It runs in a notebook or in `miles prepare`, and joins or starts Ray there. It may import
-every room of the data path; nothing of the data path imports it.
+In: the settings of rows and of encoding, as `miles train` takes them.
+Out: a card of numbers, previews coloured by the mask, Parquet files, steps.
+It runs in a notebook or in `miles prepare`, and joins or starts Ray there. It may import every
+room of the data path; no room of the data path imports it.
 """

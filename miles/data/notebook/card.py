@@ -1,6 +1,6 @@
-"""The card of a data set: rows, sources, tokens, share trained, lengths, rejects; as text and as HTML.
+"""The card of a data set, as text and as HTML: rows, tokens, share trained, lengths, rejects.
 
-summary of the rows that were encoded  ->  lines (label, value)  ->  a table in a terminal, a box in a notebook
+numbers of the rows that were encoded  ->  lines (label, value)  ->  a table, or a box of HTML
 """
 
 from __future__ import annotations
@@ -94,17 +94,19 @@ class Card:
         return capture.get().rstrip("\n")
 
     def to_html(self) -> str:
-        """Return the card as a self-contained HTML fragment: inline styles, no scripts, all text escaped."""
+        """Return a self-contained HTML fragment: inline styles, no scripts, all text escaped."""
         charts = {
             "trained": _share_bar(self.summary.trained_share),
             "row length": _histogram(self.summary.lengths),
         }
+
         rows = ""
         for label, value in self.lines():
             if label != "numbers":  # stands in the corner
                 cell = html.escape(value) + charts.get(label, "")
                 rows += f'<tr><td style="{_LABEL_CSS}">{label}</td>'
                 rows += f'<td style="{_VALUE_CSS}">{cell}</td></tr>'
+
         title = html.escape(", ".join(self.manifest.source_names))
         return (
             f'<div style="{_BOX_CSS}"><span style="{_BASIS_CSS}">{html.escape(self._basis())}</span>'
@@ -118,7 +120,8 @@ class Card:
         return f"{self.manifest.num_rows:,} in {files}"
 
     def _tokens(self) -> str:
-        tokens, num_rows = self.summary.num_tokens, self.manifest.num_rows
+        tokens = self.summary.num_tokens
+        num_rows = self.manifest.num_rows
         total = f"{tokens:,}"
         if num_rows != self.summary.num_rows:
             total = f"about {round(tokens * num_rows / self.summary.num_rows, -3):,.0f}"
@@ -126,8 +129,8 @@ class Card:
 
     def _lengths(self) -> str:
         lengths = self.summary.lengths if len(self.summary.lengths) else [0]
-        median, most, nearly_all = np.percentile(lengths, [50, 90, 99]).astype(int)
-        return f"median {median:,} · 90 % {most:,} · 99 % {nearly_all:,} tokens"
+        quantiles = [f"{length:,}" for length in np.percentile(lengths, [50, 90, 99]).astype(int)]
+        return f"median {quantiles[0]} · 90 % {quantiles[1]} · 99 % {quantiles[2]} tokens"
 
     def _dropped(self) -> str:
         reasons = sorted(self.summary.reasons.items())

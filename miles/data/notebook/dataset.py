@@ -1,8 +1,9 @@
-"""The notebook's front door: a data set named, counted, looked at, written as messages, or fed to a trainer.
+"""The notebook's front door: a data set to count, to look at, to write, or to train on.
 
 ds = prepare("openhermes", source="rows.jsonl", tokenizer="Qwen/Qwen3-4B-Base")
-ds                          # a card; token numbers from a stated sample until `write` has seen every row
-ds.write("messages/")       # part-00000.parquet …, manifest.json, rejects.jsonl, summary.json
+ds                       # a card; its numbers are those of a sample until `write` read every row
+ds.preview(3)            # conversations coloured by their mask
+ds.write("messages/")    # part-00000.parquet …, manifest.json, rejects.jsonl, summary.json
 """
 
 from __future__ import annotations
@@ -74,8 +75,8 @@ def prepare(
 ) -> Prepared:
     """Count a data set's rows, tell their shape from the first ones, and certify the tokenizer.
 
-    The settings of rows and of encoding are those of `miles train` (docs/flags.md), so that what is shown is what a run
-    with the same settings trains.
+    The settings of rows and of encoding are those of `miles train` (docs/flags.md), so that what is
+    shown is what a run with the same settings trains.
 
     Args:
         dataset: "openhermes", or the name that the source gets.
@@ -85,9 +86,12 @@ def prepare(
         revision: of the hub's data set.
         messages_key: column of the conversation; short for `column_names={"messages": …}`.
         tools_key: column of the tools; short for `column_names={"tools": …}`.
-        row_shape: "messages", "alpaca", "prompt_completion" or "text"; "auto": found from the first rows.
-        column_names: field of the shape (`config.ROW_FIELDS`) -> column; others are looked for under usual names.
-        role_names: name of a role in the rows -> system, user, assistant or tool; beside the known ones.
+        row_shape: "messages", "alpaca", "prompt_completion" or "text"; "auto": found from the first
+            rows.
+        column_names: field of the shape (`config.ROW_FIELDS`) -> column; others are looked for
+            under usual names.
+        role_names: name of a role in the rows -> system, user, assistant or tool; beside the known
+            ones.
         max_bad_fraction: a larger share of rejected rows is an error.
         chat_template_path: a Jinja file in place of the tokenizer's own template.
         template_kwargs: what the template gets beside the messages.
@@ -99,7 +103,8 @@ def prepare(
         trust_remote_code: run code that the tokenizer's folder brings.
 
     Raises:
-        MilesError: files that cannot be read, rows of no known shape, or a tokenizer that cannot be certified.
+        MilesError: files that cannot be read, rows of no known shape, or a tokenizer that cannot be
+            certified.
     """
     rows = {
         "--row-shape": row_shape,
@@ -191,7 +196,9 @@ class Prepared:
         return Preview(samples, stages.encoder_of(self._encode).tokenizer)
 
     def write(self, url: str) -> None:
-        """Write every usable row as OpenAI messages, or plain text as text: parts, manifest, rejects, summary.
+        """Write every usable row as OpenAI messages, or plain text as text.
+
+        The folder gets part-00000.parquet and so on, rejects.jsonl, summary.json, manifest.json.
 
         Args:
             url: a folder (fsspec URL).
@@ -219,7 +226,7 @@ class Prepared:
         storage.write_text(storage.join(url, run_folder.MANIFEST), self.manifest.to_json())
 
     def ledger(self) -> list[dict[str, Any]]:
-        """Return every rejected row: `{source, file, row, reason, detail}`. Reads the whole set once."""
+        """Return every rejected row, `{source, file, row, reason, detail}`; read all rows once."""
         if self._rejects is None:
             ledger, self._summary = self._read_all(None, None)
             self._is_sample = False
@@ -248,7 +255,8 @@ class Prepared:
 
         Raises:
             ConfigError: `max_sample_tokens` of `prepare` exceeds `max_tokens_per_gpu`.
-            SourceError: a row group, or a compressed file, has so many rows that it would be read again and again.
+            SourceError: a row group, or a compressed file, has so many rows that it would be read
+                again and again.
         """
         order = OrderConfig(
             batch_size=batch_size,
@@ -288,7 +296,10 @@ class Prepared:
         )
 
     def _file_order_rows(self) -> int:
-        """Return the rows of a window in file order: no fewer than a row group, which would be read more than once."""
+        """Return the rows of a window in file order.
+
+        They are no fewer than those of a row group, which would otherwise be read more than once.
+        """
         return max(DEFAULT_WINDOW_ROWS, largest_read_rows(self.manifest))
 
     def _require_no_source_in(self, url: str) -> None:

@@ -1,4 +1,4 @@
-"""The Parquet files that `Prepared.write` writes, in the order of the rows: part-00000.parquet and so on."""
+"""The Parquet files of a prepared folder, in the order of the rows: part-00000.parquet, …"""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ FILE_ROWS = 100_000
 
 
 class PartFiles:
-    """The parts of one folder, written one after another. A context manager: at its end the last part is complete.
+    """The parts of one folder, written one after another. The last is complete at the context's end.
 
     Args:
-        url: the folder (fsspec URL); parts and the manifest of an earlier write are removed from it.
+        url: the folder (fsspec URL). Parts and manifest of an earlier write are removed.
     """
 
     def __init__(self, url: str) -> None:

@@ -1,9 +1,9 @@
-"""One conversation as the model sees it, coloured by its mask: HTML for notebooks and reports, text for terminals.
+"""A conversation as the model sees it, coloured by its mask, as HTML and as text for terminals.
 
-    input_ids, loss_mask  ->  <|im_start|>user↵ 2+2?<|im_end|>↵ <|im_start|>assistant↵ [4<|im_end|>]↵
+    ids and mask  ->  <|im_start|>user↵ 2+2?<|im_end|>↵ <|im_start|>assistant↵ [4<|im_end|>]↵
 
-Trained tokens have a green background, the others are grey; newlines are drawn as ↵ and kept. A character
-whose bytes are spread over several tokens is shown once, as one piece.
+Trained tokens have a green background, the others are grey; newlines are drawn as ↵ and kept. A
+character whose bytes are spread over several tokens is shown once, as one piece.
 """
 
 from __future__ import annotations
@@ -68,14 +68,16 @@ def pieces(
     begin = 0
     while begin < len(ids):
         end = begin + 1
-        text = first = _decode(tokenizer, ids[begin:end])
+        first = _decode(tokenizer, ids[begin:end])
+        text = first
         while text.endswith(_REPLACEMENT) and end < min(len(ids), begin + _MAX_TOKENS_A_CHARACTER):
             end += 1
             text = _decode(tokenizer, ids[begin:end])
-        if text.endswith(
-            _REPLACEMENT
-        ):  # bytes that never become a character, or a U+FFFD in the text itself
-            end, text = begin + 1, first
+
+        # Bytes that never become a character, or a U+FFFD in the text itself.
+        if text.endswith(_REPLACEMENT):
+            end = begin + 1
+            text = first
         yield Piece(text, tuple(ids[begin:end]), all(loss_mask[begin:end]))
         begin = end
 

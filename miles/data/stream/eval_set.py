@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import compress
+from itertools import chain, compress
 from typing import Any
 
 import numpy as np
@@ -37,9 +37,9 @@ from miles.errors import ConfigError, DataError
 STEP_ROWS = 1_024
 """Rows that are packed together, at least.
 
-A step has as many micro-batches on every rank, and what its samples do not fill stays empty. Samples
-of 550 tokens over 8 ranks of 8,192 tokens fill 97 % where 1,024 are packed together, 60 % where 128
-are.
+A step has as many micro-batches on every rank, and what its samples do not fill stays empty.
+Samples of 550 tokens over 8 ranks of 8,192 tokens fill 97 % where 1,024 rows are packed together,
+and 60 % where 128 are.
 """
 RANK_ROWS = 128
 """Rows that are packed together for each data rank, at least."""
@@ -68,6 +68,7 @@ def eval_config(data: DataConfig, sources: tuple[SourceConfig, ...]) -> DataConf
         return replace(
             data, sources=sources, order=order, held_out_fraction=0.0, held_out="leave_out"
         )
+
     if data.held_out_fraction <= 0:
         raise ConfigError(
             "nothing to evaluate on: give --eval-prompt-data PATH, or an --eval-fraction above 0"
@@ -111,8 +112,8 @@ class EvalSet:
     """positions whose label is trained"""
     source_trained_tokens: tuple[int, ...]
     references: list[list[ray.ObjectRef]]
-    """[chunks][data ranks], each to a `Chunk`: the steps of a block in which something is evaluated.
-    Each step has as many micro-batches on every rank."""
+    """[chunks][data ranks], each to a `Chunk`: the steps of a block in which something is
+    evaluated. Each step has as many micro-batches on every rank."""
     manifest: Manifest
     encode: EncodeConfig
 
@@ -140,7 +141,7 @@ class EvalSet:
         config = replace(config, order=replace(config.order, window_rows=window_rows))
 
         reports, references = _pack_all(manifest, config)
-        rejects = [reject for report in reports for reject in report.rows.rejects]
+        rejects = list(chain.from_iterable(report.rows.rejects for report in reports))
         num_rows = sum(report.rows.num_read - report.rows.num_held_out for report in reports)
         num_trained_tokens = sum(report.content.num_trained_tokens for report in reports)
         _require_usable(rejects, num_rows, config, manifest)
@@ -170,9 +171,11 @@ class EvalSet:
         for references in self.references:
             if len(prompts) >= count:
                 break
+
             samples: list[shards.Segment] = []
             for reference in references:
                 samples += shards.segments(_fetch(reference))
+
             for sample in sorted(samples, key=lambda sample: sample.row_id):
                 begin, end = _last_answer(sample.loss_mask)
                 if begin > 0:
@@ -295,7 +298,8 @@ def _reasons(rejects: Sequence[Reject], manifest: Manifest) -> str:
     2 too_long (first: row 7 (from 0) of x.jsonl, 9000 tokens, at most 8192), 1 no_messages (…)
     """
     parts = []
-    for reason, number in Counter(reject.reason for reject in rejects).most_common():
+    counts = Counter(reject.reason for reject in rejects)
+    for reason, number in counts.most_common():
         first = next(reject for reject in rejects if reject.reason == reason)
         _, file, row = manifest.locate(first.row_id)
         parts.append(f"{number} {reason} (first: row {row} (from 0) of {file}, {first.detail})")

@@ -29,7 +29,7 @@ from miles.data.types import Cursor, StepReport
 
 @dataclass(frozen=True)
 class StreamInfo:
-    """What is known of a stream before it runs."""
+    """The facts of a stream that are known before it runs."""
 
     num_rows: int
     steps_per_epoch: int
@@ -58,6 +58,7 @@ class Feed:
         self._config = config
         self._cursor = cursor
         self._run_dir = run_dir
+
         self._ledger = Ledger(
             manifest,
             storage.join(run_dir, run_folder.REJECTS),

@@ -1,9 +1,10 @@
-"""The actor between the stream and the ranks: a thread fills `ReadySteps`, the ranks' calls empty it.
+"""The actor between the stream and the ranks: a thread fills `ReadySteps`, the ranks empty it.
 
     loaders -> blocks -> [thread: put] -> ReadySteps -> fetch, begin   (the ranks)
                                                      -> commit         (the driver)
 
-All state is in `ReadySteps`. What is added here is waiting: for room, for a step, for a measurement.
+All state is in `ReadySteps`. What is added here is waiting: for room, for a step, for a
+measurement.
 """
 
 from __future__ import annotations
@@ -54,10 +55,12 @@ class FeedActor:
             max_ready_steps=config.stream.prefetch_steps,
             max_ahead_steps=_ahead_steps(config),
         )
+
         lock = threading.Lock()
         self._has_come = threading.Condition(lock)  # a block, or the stream's end
         self._is_needed = threading.Condition(lock)  # a step, which leaves room for others
         self._is_measured = threading.Condition(lock)  # a step, or the stream ended
+
         self._gauge = Gauge(
             "miles_data_prefetch_queue_depth",
             description="Steps ready when the trainer asked for the next one",
@@ -123,7 +126,9 @@ class FeedActor:
         Each segment has its ids, its token mask and its row.
         """
         with self._has_come:
-            block, self._first_block = self._first_block, None
+            block = self._first_block
+            self._first_block = None
+
         batches = []
         for chunk in shards.chunks(block, shards.reports(block)):
             segments = shards.segments(chunk)
@@ -144,6 +149,7 @@ class FeedActor:
         """Put every block of the stream, and note how it ended. The body of the actor's thread."""
         context = ray.get_runtime_context()
         gate = Gate(context.current_actor) if context.get_actor_id() else None
+
         try:
             dataset = pipeline.build(manifest, self._config, start_row, gate, self._loader)
             for block in pipeline.blocks(dataset):
@@ -198,7 +204,8 @@ class Gate:
     """Asks the actor, in a loader's process, whether a window may be loaded yet.
 
     By a future: from a task that waits in `ray.get`, Ray takes the CPU and starts one more process
-    for it. Again and again, so that no request of a process that was killed keeps out its successor.
+    for it. Again and again, so that no request of a process that was killed keeps out its
+    successor.
     """
 
     def __init__(self, handle: Any) -> None:

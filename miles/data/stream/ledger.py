@@ -4,18 +4,18 @@
 
     read == trained + held_out + reasons; the truncated rows are among the trained
 
-The counts reconcile at every step. A step is entered when it was consumed, in step order, and once
-only. `rejects.jsonl` names each dropped row, one JSON object a line, and never what it holds:
+The counts reconcile at every step. A step is entered when it was consumed, in step order, and
+once only. `rejects.jsonl` names each dropped row, one JSON object a line, and never what it holds:
 
-    {"source": "chat", "file": "s3://…/rows.jsonl", "row": 17, "reason": "no_messages", "detail": "…"}
+    {"source": "chat", "file": "s3://…/a.jsonl", "row": 17, "reason": "no_messages", "detail": "…"}
 
 The file is a *set* of rows: a row that is in it is not written again, neither by a second epoch nor
 by the steps that a resumed run repeats. Why a row is dropped depends only on the row and on settings
 that the cursor holds fixed. So a line that was written after the checkpoint is still true when the
 run resumes, and nothing has to be taken back.
 
-Dropped rows end the run at the limits of `RejectLimits`. Each of these errors says what was read and
-dropped of every source. Held-out rows (`row_outcomes.hash_share`) are not dropped: for the limits,
+Dropped rows end the run at the limits of `RejectLimits`. Each of these errors says what was read
+and dropped of every source. Held-out rows (`row_outcomes.hash_share`) are not dropped: for the limits,
 it is as if they were not there.
 """
 
@@ -68,6 +68,7 @@ class Ledger:
         self._limits = limits
         self._streak = Streak()
         self._next_step = next_step
+
         self._counts: dict[str, dict[str, int]] = {
             name: {"read": 0, "trained": 0} for name in manifest.source_names
         }
@@ -182,22 +183,22 @@ class Ledger:
     def _count(self, rows: StepRows) -> None:
         """Add a step to the counts of its sources."""
         names = self._manifest.source_names
-        for name, num_rows, num_truncated, num_held_out in zip(
-            names, rows.read, rows.truncated, rows.held_out, strict=True
-        ):
+        by_source = zip(names, rows.read, rows.truncated, rows.held_out, strict=True)
+        for name, num_read, num_truncated, num_held_out in by_source:
             counts = self._counts[name]
-            counts["read"] += num_rows
-            counts["trained"] += num_rows - num_held_out
+            counts["read"] += num_read
+            counts["trained"] += num_read - num_held_out
             for key, count in (("truncated", num_truncated), ("held_out", num_held_out)):
                 if count:
                     counts[key] = counts.get(key, 0) + count
+
         for reject in rows.rejects:
             counts = self._counts[names[reject.source_id]]
             counts["trained"] -= 1
             counts[reject.reason] = counts.get(reject.reason, 0) + 1
-        assert all(
-            counts["trained"] >= counts.get("truncated", 0) for counts in self._counts.values()
-        ), "too many"
+
+        for counts in self._counts.values():
+            assert counts["trained"] >= counts.get("truncated", 0), "more truncated than trained"
 
     def _where(self, row_id: int) -> str:
         """Name a row in an error."""

@@ -213,6 +213,8 @@ def build_prepared(manifest: Manifest, config: DataConfig) -> Dataset:
 def _over_windows(refs: Iterable[WindowRef], chain: _Chain, config: DataConfig) -> Dataset:
     """Return the data set that runs a chain of stages over windows, a task a window, in order."""
     windows = [asdict(ref) for ref in refs]
+
+    # A copy of the context, so that no other data set of this process is changed.
     before = DataContext.get_current()
     context = before.copy()
     context.target_max_block_size = config.stream.target_block_bytes
@@ -224,6 +226,7 @@ def _over_windows(refs: Iterable[WindowRef], chain: _Chain, config: DataConfig) 
     context.print_on_execution_start = False
     # It reports each start and end; failures are raised.
     logging.getLogger("ray.data").setLevel(logging.ERROR)
+
     DataContext._set_current(context)  # a data set keeps the context that it was made in
     try:
         # At the end of the data there is no window, and there must be a block.

@@ -70,7 +70,7 @@ class ReadySteps:
 
     @property
     def has_room(self) -> bool:
-        """Whether the next block may be taken."""
+        """True if the next block may be taken."""
         return self._newest - self._needed < self._max_ready_steps
 
     def may_load(self, first_step: int) -> bool:
@@ -85,7 +85,8 @@ class ReadySteps:
             shares: [data ranks], handed out by `fetch`.
             now: seconds of a steady clock.
         """
-        first, last = reports[0].position.index, reports[-1].position.index
+        first = reports[0].position.index
+        last = reports[-1].position.index
         assert first == self._newest + 1, f"step {first} came after step {self._newest}"
         self._chunks.append(_HeldChunk(first, last, shares, set()))
         self._newest = last
@@ -110,6 +111,7 @@ class ReadySteps:
                 chunk.fetched_by.add(rank)
                 self._release()
                 return chunk.shares[dp_rank]
+
         if step <= self._newest:
             raise ClusterError(
                 f"step {step} of the data stream is gone: every rank has gone beyond it, or it "

@@ -29,7 +29,7 @@ from miles.data.types import Conversation, Encoded, Reject, RowRejected
 
 @dataclass(frozen=True)
 class StepOutcome:
-    """What became of the rows of one step. The samples are in row order."""
+    """The rows of one step by what became of them. The samples are in row order."""
 
     kept_rows: list[int]
     """[samples]: which of the table's rows each comes from"""
@@ -116,7 +116,10 @@ def hash_share(conversation: Conversation) -> float:
 
 
 def is_in_stream(row: Conversation | RowRejected, held_out_fraction: float, held_out: str) -> bool:
-    """Return whether a row belongs to a stream. A row without conversation is the training stream's."""
+    """Return whether a row belongs to a stream.
+
+    A row that has no conversation is the training stream's: it reports the reject.
+    """
     is_held_out = isinstance(row, Conversation) and hash_share(row) < held_out_fraction
     return is_held_out == (held_out == "only")
 

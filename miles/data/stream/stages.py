@@ -58,7 +58,7 @@ TABLE_ROWS = 1_024
 """Rows of the steps in one table, unless one step has more by itself."""
 
 
-# --- read -------------------------------------------------------------------------------------------------------------
+# --- read -----------------------------------------------------------------------------------------
 
 
 def read_window(
@@ -97,7 +97,7 @@ def read_window(
 
 
 def _read_payloads(manifest: Manifest, row_ids: Int64) -> Iterator[bytes]:
-    """Return the JSON text of rows, in this order; read as it is consumed where it is file order."""
+    """Return the JSON text of rows, in this order. In file order, it is read as it is consumed."""
     is_file_order = (np.diff(row_ids) > 0).all()
     if is_file_order:
         return chain.from_iterable(stream_rows(manifest, row_ids))
@@ -110,7 +110,7 @@ def _groups(steps: Sequence[PlannedStep]) -> Iterator[Sequence[PlannedStep]]:
     return (steps[begin : begin + size] for begin in range(0, len(steps), size))
 
 
-# --- encode -----------------------------------------------------------------------------------------------------------
+# --- encode ---------------------------------------------------------------------------------------
 
 
 def encode_steps(
@@ -165,6 +165,7 @@ def prepare_steps(table: pa.Table, formats: Sequence[RowFormat], encoder: Encode
     texts = [json.dumps(vars(conversation)).encode() for conversation in conversations]
     trained = np.array([sample.loss_mask.sum() for sample in encoded], np.int32)
     counts = [len(outcome.encoded) for outcome in outcomes]
+
     columns = {
         **carried(table, PREPARED_STEP),
         **_outcome_columns(table, outcomes, encoded, len(formats)),
@@ -226,7 +227,7 @@ def _fingerprint(lengths: Int32, ids: Int32, mask: UInt8) -> str:
     return digest.hexdigest()
 
 
-# --- pack -------------------------------------------------------------------------------------------------------------
+# --- pack -----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -244,6 +245,7 @@ def pack_steps(table: pa.Table, config: PackConfig) -> pa.Table:
     lengths = list_values(table, "sample_lengths")
     counts = list_counts(table, "sample_lengths")
     packed = _pack_each(lengths, counts, config)
+
     columns = {
         **carried(table, PACKED_STEP),
         **_segment_columns(table, packed, lengths, counts),
@@ -329,13 +331,15 @@ def _trained_labels(loss_mask: UInt8, lengths: Int32) -> Int64:
     return counts - loss_mask[starts]
 
 
-# --- the whole stream -------------------------------------------------------------------------------------------------
+# --- the whole stream -----------------------------------------------------------------------------
 
 
 def make_plan(manifest: Manifest, config: DataConfig) -> Plan:
     """Return the plan of a stream over a manifest."""
-    groups = [sum(len(file.row_groups) for file in source.files) for source in manifest.sources]
-    return Plan(manifest.group_starts, offsets_of(groups), config.order)
+    source_groups = []
+    for source in manifest.sources:
+        source_groups.append(sum(len(file.row_groups) for file in source.files))
+    return Plan(manifest.group_starts, offsets_of(source_groups), config.order)
 
 
 def source_formats(manifest: Manifest) -> list[RowFormat]:

@@ -34,7 +34,7 @@ StepData = tuple[StepReport, tuple[MicroBatch, ...]]
 
 
 class StepIterator:
-    """Iterates over a trainer's micro-batches, step by step; a thread reads ahead of the computation.
+    """Iterates over a trainer's micro-batches, step by step; a thread reads ahead.
 
     The reports are as the stream made them. `Feed.commit` has them with what is measured when a
     step is handed out.

@@ -1,4 +1,4 @@
-"""What can be known of the data before a run: files, windows, steps, the tokens of a sample. It needs no Ray."""
+"""A look at the data before a run, without Ray: files, windows, steps, tokens of a sample."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from miles.errors import DataError
 
 SAMPLE_PLACES = 16
 SAMPLE_ROWS = 1_024
-"""Rows of the sample, at most: from so many places of the set, evenly spaced, as many rows one after the other."""
+"""Rows of the sample, at most: a stretch from each of `SAMPLE_PLACES` places, evenly spaced."""
 
 
 @dataclass(frozen=True)
@@ -48,10 +48,10 @@ class Survey:
 
 
 def survey(config: DataConfig) -> Survey:
-    """Counts the rows, plans the steps and encodes a sample.
+    """Count the rows, plan the steps and encode a sample.
 
     Raises:
-        MilesError: what would keep the stream from opening.
+        MilesError: the stream could not be opened either.
     """
     encoder = stages.encoder_of(config.encode)
     manifest = build_manifest(config.sources)
@@ -62,15 +62,15 @@ def survey(config: DataConfig) -> Survey:
 
 
 def count_rows(sources: Sequence[SourceConfig]) -> int:
-    """Rows of some sources."""
+    """Return how many rows some sources have."""
     return build_manifest(sources).num_rows
 
 
 def packed_step(lengths: Int64, num_rows: int, config: PackConfig) -> tuple[int, int, float]:
-    """A step of `num_rows` samples with these lengths, taken again and again where they are too few.
+    """Pack a step of `num_rows` samples with these lengths, repeated where they are too few.
 
     Returns:
-        its tokens, the micro-batches on each data rank, and the share of them that is filled.
+        Its tokens, the micro-batches on each data rank, and the share of them that is filled.
     """
     of_step = np.resize(lengths, num_rows).astype(np.int32)
     packed = pack(of_step, config)
@@ -78,32 +78,41 @@ def packed_step(lengths: Int64, num_rows: int, config: PackConfig) -> tuple[int,
 
 
 def take_sample(manifest: Manifest, config: DataConfig) -> Sample:
-    """Encodes rows from places that are evenly spaced over the set; the same ones every time.
+    """Encode rows from places that are evenly spaced over the set; the same rows every time.
 
     Raises:
         DataError: none of them can be used.
     """
-    wanted = sample_rows(manifest.num_rows)
-    formats, encoder = stages.source_formats(manifest), stages.encoder_of(config.encode)
-    sources = manifest.source_of(wanted).tolist()
-    lengths, trained, reasons = [], 0, Counter[str]()
-    for payload, source in zip(read_rows(manifest, wanted), sources, strict=True):
-        encoded = encode_row(payload, formats[source], encoder)
-        if isinstance(encoded, RowRejected):
-            reasons[encoded.reason] += 1
+    row_ids = sample_rows(manifest.num_rows)
+    sources = manifest.source_of(row_ids).tolist()
+    formats = stages.source_formats(manifest)
+    encoder = stages.encoder_of(config.encode)
+    lengths: list[int] = []
+    num_trained_tokens = 0
+    reasons = Counter[str]()
+
+    for payload, source in zip(read_rows(manifest, row_ids), sources, strict=True):
+        result = encode_row(payload, formats[source], encoder)
+        if isinstance(result, RowRejected):
+            reasons[result.reason] += 1
         else:
-            lengths.append(len(encoded.input_ids))
-            trained += int(encoded.loss_mask.sum())
+            lengths.append(len(result.input_ids))
+            num_trained_tokens += int(result.loss_mask.sum())
+
     if not lengths:
         dropped = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
         raise DataError(
-            f"none of {len(wanted)} sampled rows can be used: {dropped}; see --row-shape, --max-sample-tokens"
+            f"none of {len(row_ids)} sampled rows can be used: {dropped}; see --row-shape, "
+            "--max-sample-tokens"
         )
-    return Sample(len(wanted), np.array(lengths, np.int64), trained, reasons)
+    return Sample(len(row_ids), np.array(lengths, np.int64), num_trained_tokens, reasons)
 
 
 def sample_rows(num_rows: int) -> Int64:
-    """int64 [rows], ascending: of 10 rows all; of 10,000 rows, 64 one after the other at each of 16 places."""
+    """Return the rows of the sample: int64 [rows], ascending.
+
+    All of 10 rows; of 10,000 rows, stretches of 64 at each of 16 places.
+    """
     if num_rows <= SAMPLE_ROWS:
         return np.arange(num_rows, dtype=np.int64)
     run = SAMPLE_ROWS // SAMPLE_PLACES

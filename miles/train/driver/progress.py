@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
-from miles.data.stream.bottleneck import TRAINER, Stall, Timing
+from miles.data.stream.bottleneck import TRAINER, Bottleneck, Timing
 from miles.train.driver.metrics import Metrics, timing_of
 
 PROGRESS_STEPS = 20
@@ -64,7 +64,7 @@ class ProgressLine:
         self._progress.stop()
 
     def _text(self, metrics: Metrics) -> str:
-        stall = Stall.over(self._timings)
+        stall = Bottleneck.over(self._timings)
         waiting = ""
         if stall.limiting != TRAINER:
             waiting = f" (waiting {stall.waited_share:.0%}: {stall.limiting})"

@@ -1,8 +1,11 @@
-"""`miles train … --dry-run`: all that can be known of a run without starting it. Needs no GPU, no Ray, no weights.
+"""`miles train … --dry-run`: all that can be known of a run without starting it. Needs no GPU, no
+Ray, no weights.
 
-    flags -> model · data · tokenizer · tokens of a sample · steps · ranks on nodes · memory on each GPU · checkpoints
+    flags -> model · data · tokenizer · tokens of a sample · steps · ranks on nodes · memory on each
+    GPU · checkpoints
 
-Rows and steps are counted; tokens are those of a sample, and said to be; of memory, docs/memory.md says what is what.
+Rows and steps are counted; tokens are those of a sample, and said to be; of memory, docs/memory.md
+says what is what.
 """
 
 from __future__ import annotations

@@ -1,11 +1,14 @@
-"""Floating-point operations of a step, exactly, and what share of the device's that is.
+"""Floating-point operations of a step, exactly, and the peak of a GPU, for the MFU.
 
-    matrices    2 for each parameter of a matrix that a token goes through, and each token
-    attention   2 x 2 for each head's channel, and each pair of a token and one that it sees: scores, then values
+    matrices    2 for each token and each parameter of a matrix that it goes through
+    attention   2 x 2 for each channel of a head and each pair of a token and one that it sees:
+                scores, then values
 
-A sample of L tokens has L (L + 1) / 2 such pairs: the causal half is counted once, and nothing across samples. The
-backward pass takes twice the forward. Looking up an embedding is no multiplication; norms, rotations and the softmax
-are left out, as is usual, and so is what recomputation does again: MFU is about the model's operations.
+A sample of L tokens has L (L + 1) / 2 such pairs: the causal half counts once, and nothing counts
+across samples. The backward pass takes twice the forward pass. Looking up an embedding is no
+multiplication. Norms, rotations and the softmax are left out, as is usual. Recomputation is left
+out too, because MFU is about the model's operations.
+
 Sources: Kaplan et al. 2020, section 2.1; Chowdhery et al. 2022 (PaLM), appendix B, for MFU.
 """
 
@@ -33,18 +36,20 @@ PEAK_TFLOPS: tuple[tuple[str, float], ...] = (
     (r"RTX 4090$", 165.2),
     (r"RTX 3090$", 71.0),
 )
-"""Pattern of the device's name -> bfloat16 without sparsity, accumulated in float32; from NVIDIA's data sheets, whose
-numbers with sparsity are twice as high. The first that fits counts. (A V100 has no bfloat16.)"""
+"""Pattern of the GPU's name -> peak in bfloat16 without sparsity, accumulated in float32.
+
+From NVIDIA's data sheets, whose numbers with sparsity are twice as high. The first pattern that
+fits counts. (A V100 has no bfloat16.)"""
 
 _PART = re.compile(r"\bMIG\b|-\d+[ABCQ]$")
-"""Names of a part of a GPU: "NVIDIA H100 80GB HBM3 MIG 3g.40gb", "NVIDIA A10-8Q"."""
+"""Pattern in the name of a part of a GPU: "NVIDIA H100 80GB HBM3 MIG 3g.40gb", "NVIDIA A10-8Q"."""
 
 
 def training_flops(shape: ModelShape, num_tokens: int, num_causal_pairs: int) -> int:
-    """Operations of a step, forward and backward.
+    """Return the operations of a step, forward and backward.
 
     Args:
-        num_tokens: of all samples.
+        num_tokens: tokens of all samples.
         num_causal_pairs: sum over samples of L (L + 1) / 2.
     """
     attention = 4 * shape.num_layers * query_size(shape) * num_causal_pairs
@@ -52,14 +57,14 @@ def training_flops(shape: ModelShape, num_tokens: int, num_causal_pairs: int) ->
 
 
 def peak_flops(device_name: str) -> float | None:
-    """Operations a second that a GPU can do in bfloat16; None where that is not known.
+    """Return the operations a second that a GPU can do in bfloat16; None where it is not known.
 
     Args:
         device_name: as `torch.cuda.get_device_name` gives it, such as "NVIDIA H100 80GB HBM3".
     """
     if _PART.search(device_name):
         return None
-    return next(
-        (peak * 1e12 for name, peak in PEAK_TFLOPS if re.search(rf"\b(?:{name})", device_name)),
-        None,
-    )
+    for pattern, tflops in PEAK_TFLOPS:
+        if re.search(rf"\b(?:{pattern})", device_name):
+            return tflops * 1e12
+    return None

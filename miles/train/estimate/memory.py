@@ -1,7 +1,8 @@
-"""What a rank holds in memory: arithmetic on a model's shape, a layout and a micro-batch. docs/memory.md explains it.
+"""The memory of a rank: arithmetic on a model's shape, a layout and a micro-batch.
 
-Weights, gradients and optimizer state are counted, as this trainer allocates them; activations and logits estimated.
-Nothing here is what the CUDA context, NCCL or fragmentation take: leave a tenth of the card to them.
+Weights, gradients and optimizer state are counted, as this trainer allocates them. Activations and
+logits are estimated. The CUDA context, NCCL and fragmentation are not counted: leave a tenth of the
+card to them. docs/memory.md explains the formulas.
 """
 
 from __future__ import annotations
@@ -14,17 +15,17 @@ from miles.train.config import RecomputeConfig
 from miles.train.parallel_layout import Layout
 
 GRADIENT_BYTES = 4
-"""A value: gradients are summed in float32 (`grad_reduce_in_fp32`)."""
+"""Bytes of a gradient: gradients are summed in float32 (`grad_reduce_in_fp32`)."""
 
 
 @dataclass(frozen=True)
-class Parameters:
-    """Numbers of parameters on one rank."""
+class RankParameters:
+    """The numbers of parameters on one rank."""
 
     dense: int
-    """spread over data-parallel ranks by the optimizer"""
+    """their optimizer state is divided over the data-parallel ranks"""
     experts: int
-    """spread over those ranks alone that hold the same experts"""
+    """their optimizer state is divided over the ranks that hold the same experts"""
 
     @property
     def total(self) -> int:
@@ -33,7 +34,7 @@ class Parameters:
 
 @dataclass(frozen=True)
 class StageMemory:
-    """Bytes on each rank of a pipeline stage."""
+    """The memory of each rank of a pipeline stage, in bytes."""
 
     stage: int
     num_layers: int
@@ -42,12 +43,22 @@ class StageMemory:
     gradients: int
     optimizer: int
     activations: int
-    """of all micro-batches that the stage has under way"""
+    """those of all micro-batches that the stage has under way"""
     logits: int
 
     @property
     def total(self) -> int:
         return self.weights + self.gradients + self.optimizer + self.activations + self.logits
+
+
+@dataclass(frozen=True)
+class ActivationValues:
+    """The values that a stage keeps for the backward pass, for each token of a micro-batch."""
+
+    per_micro_batch: float
+    """kept for each micro-batch under way"""
+    once: float
+    """kept beside them, once"""
 
 
 def estimate(
@@ -58,105 +69,127 @@ def estimate(
     max_tokens_per_gpu: int,
     recompute: RecomputeConfig,
 ) -> tuple[StageMemory, ...]:
-    """The memory of a rank of each pipeline stage.
+    """Return the memory of a rank of each pipeline stage.
 
     Args:
-        bf16: weights and activations of 2 bytes, and float32 masters in the optimizer; else all of 4.
+        bf16: weights and activations take 2 bytes, and the optimizer keeps float32 master weights;
+            otherwise all take 4 bytes.
         max_tokens_per_gpu: tokens of a full micro-batch.
 
     Raises:
-        ConfigError: the model cannot be cut so.
+        ConfigError: the model cannot be divided among the ranks of the layout.
     """
     layout.require_fits(shape)
     value_bytes = 2 if bf16 else 4
-    state_bytes = 12 if bf16 else 8  # two moments, and in bfloat16 the master weights
-    expert_data = layout.world_size // (layout.expert * layout.expert_tensor * layout.pipeline)
+    # Two moments, and with bfloat16 the master weights.
+    state_bytes = 12 if bf16 else 8
+    num_layers = shape.num_layers // layout.pipeline
+    values = _activation_values(shape, layout, num_layers, recompute)
+
     stages = []
     for stage in range(layout.pipeline):
-        local = _parameters(shape, layout, stage)
-        layers = shape.num_layers // layout.pipeline
-        is_last = stage == layout.pipeline - 1
-        logits = (
-            max_tokens_per_gpu * (shape.vocab_size // layout.tensor) * (value_bytes + 8)
-            if is_last
-            else 0
-        )
-        in_flight = layout.pipeline - stage  # of the schedule 1F1B
-        kept, once = _activation_values(shape, layout, layers, recompute)
+        parameters = _rank_parameters(shape, layout, stage)
+        dense_state = parameters.dense * state_bytes // layout.data
+        expert_state = parameters.experts * state_bytes // layout.expert_data
+
+        # The pipeline schedule is 1F1B: earlier stages have more micro-batches under way.
+        num_under_way = layout.pipeline - stage
+        values_per_token = values.per_micro_batch * num_under_way + values.once
+
+        logits = 0
+        if stage == layout.pipeline - 1:
+            logits = _logits_bytes(shape, layout, max_tokens_per_gpu, value_bytes)
+
         stages.append(
             StageMemory(
                 stage=stage,
-                num_layers=layers,
-                num_parameters=local.total,
-                weights=local.total * value_bytes,
-                gradients=local.total * GRADIENT_BYTES,
-                optimizer=local.dense * state_bytes // layout.data
-                + local.experts * state_bytes // expert_data,
-                activations=int((kept * in_flight + once) * max_tokens_per_gpu * value_bytes),
+                num_layers=num_layers,
+                num_parameters=parameters.total,
+                weights=parameters.total * value_bytes,
+                gradients=parameters.total * GRADIENT_BYTES,
+                optimizer=dense_state + expert_state,
+                activations=int(values_per_token * max_tokens_per_gpu * value_bytes),
                 logits=logits,
             )
         )
     return tuple(stages)
 
 
-def _parameters(shape: ModelShape, layout: Layout, stage: int) -> Parameters:
+def _logits_bytes(shape: ModelShape, layout: Layout, num_tokens: int, value_bytes: int) -> int:
+    """Return the bytes of the logits: once in the model's precision and twice in float32."""
+    return num_tokens * (shape.vocab_size // layout.tensor) * (value_bytes + 8)
+
+
+def _rank_parameters(shape: ModelShape, layout: Layout, stage: int) -> RankParameters:
+    """Return the parameters of each rank of a pipeline stage."""
     tensor = layout.tensor
     part = layer_parameters(shape)
     layer = part.attention // tensor + part.qkv_bias // tensor + part.norms
     layer += part.mlp // tensor + part.router
     experts = (shape.num_experts or 0) // layout.expert * part.expert // layout.expert_tensor
-    if layout.expert == 1:  # Megatron then has them in one buffer with the rest
-        layer, experts = layer + experts, 0
+    # Megatron keeps experts that are not spread in one buffer with the rest.
+    if layout.expert == 1:
+        layer += experts
+        experts = 0
 
-    layers = shape.num_layers // layout.pipeline
-    dense = layers * layer
+    num_layers = shape.num_layers // layout.pipeline
+    dense = num_layers * layer
     embedding = embedding_parameters(shape) // tensor
-    is_first, is_last = stage == 0, stage == layout.pipeline - 1
+    is_first = stage == 0
+    is_last = stage == layout.pipeline - 1
     if is_first:
         dense += embedding
     if is_last:
-        dense += shape.hidden_size  # the last norm
-        if not shape.tied_embeddings or not is_first:  # a tied one is at both ends
+        last_norm = shape.hidden_size
+        dense += last_norm
+        # A tied embedding is on both ends, once where they are the same stage.
+        if not shape.tied_embeddings or not is_first:
             dense += embedding
-    return Parameters(dense, layers * experts)
+    return RankParameters(dense, num_layers * experts)
 
 
 def _activation_values(
     shape: ModelShape, layout: Layout, num_layers: int, recompute: RecomputeConfig
-) -> tuple[float, float]:
-    """Values a token that a stage keeps for the backward pass: of each micro-batch under way, and once beside them."""
-    whole = _layer_values(shape, layout)
-    entry = shape.hidden_size / (layout.tensor if layout.sequence_parallel else 1)
+) -> ActivationValues:
+    """Return the values that a stage of `num_layers` layers keeps."""
+    full_layer = _layer_values(shape, layout)
+    layer_input = _residual_values(shape, layout)
     if recompute.granularity != "full":
-        return num_layers * whole, 0.0
-    again = recompute.num_layers or 1
+        return ActivationValues(num_layers * full_layer, 0.0)
+
+    num_recomputed = recompute.num_layers or 1
     if recompute.method == "uniform":
-        return -(-num_layers // again) * entry, again * whole
-    return again * entry + (num_layers - again) * whole, whole
+        num_pieces = -(-num_layers // num_recomputed)
+        return ActivationValues(num_pieces * layer_input, num_recomputed * full_layer)
+    kept = num_recomputed * layer_input + (num_layers - num_recomputed) * full_layer
+    return ActivationValues(kept, full_layer)
+
+
+def _residual_values(shape: ModelShape, layout: Layout) -> float:
+    """Return the values of the residual stream on a rank, for one token."""
+    return shape.hidden_size / (layout.tensor if layout.sequence_parallel else 1)
 
 
 def _layer_values(shape: ModelShape, layout: Layout) -> float:
-    """Values a token that one layer keeps: Korthikanti et al. 2022, section 4, for this layer, whose attention keeps no
-    scores, and whose norms and gated activation are fused, as they are on a GPU."""
-    tensor = layout.tensor
-    stream = shape.hidden_size / (
-        tensor if layout.sequence_parallel else 1
-    )  # each of two norms: what goes in and out
-    queries = query_size(shape) / tensor
-    keys = key_size(shape) / tensor
-    attention = (
-        2 * queries + 2 * keys
-    )  # queries, keys, values, and what attention gives, which is projected
-    attention += (queries + keys) if shape.qk_layernorm else 0  # before their norms
+    """Return the values that one layer keeps for one token.
+
+    The formula is that of Korthikanti et al. 2022, section 4, for this layer: its attention keeps
+    no scores, and its norms and gated activation are fused, as they are on a GPU.
+    """
+    # The input and the output of each of two norms.
+    norms = 4 * _residual_values(shape, layout)
+
+    # Queries, keys and values, and the output of attention, which is projected.
+    queries = query_size(shape) / layout.tensor
+    keys = key_size(shape) / layout.tensor
+    attention = 2 * queries + 2 * keys
+    if shape.qk_layernorm:
+        attention += queries + keys  # before their norms
+
+    # The gate, the up projection, and their product.
     if shape.num_experts is None:
-        inner, copies = shape.ffn_hidden_size / tensor, 1.0
-        entering = 0.0
-    else:
-        # A token is copied for each of its experts.
-        inner, copies = (
-            shape.moe_ffn_hidden_size / layout.expert_tensor,
-            float(shape.moe_router_topk),
-        )
-        entering = 2 * copies * shape.hidden_size  # into the experts, and out of them
-    gated = 3 * inner  # gate, up projection, and their product
-    return 4 * stream + attention + entering + copies * gated
+        return norms + attention + 3 * shape.ffn_hidden_size / layout.tensor
+
+    # A token is copied for each of its experts, on its way in and on its way out.
+    gated = 3 * shape.moe_ffn_hidden_size / layout.expert_tensor
+    return norms + attention + shape.moe_router_topk * (2 * shape.hidden_size + gated)

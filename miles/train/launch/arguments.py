@@ -1,8 +1,8 @@
 """A launch line, with or without a YAML file -> a `TrainConfig`.
 
-Each flag fills the field that declares it (`miles.common.flags`). Only what is not one flag for one field stands here:
+Each flag fills the field that declares it (`miles.common.flags`). Only the exceptions stand here:
 
-    --prompt-data, --eval-prompt-data   one path or NAME PATH pairs -> sources, all with one row format
+    --prompt-data, --eval-prompt-data   one path or NAME PATH pairs -> sources of one row format
     --hf-checkpoint                     also the tokenizer
     --max-sample-tokens                 --max-tokens-per-gpu where it is not given
     --ref-load                          --load, or else --save, where it is not given
@@ -44,7 +44,7 @@ def parse(words: Sequence[str], record: type[TrainConfig] = TrainConfig) -> Trai
         raise ConfigError("; ".join(f"{name} is missing" for name in missing))
     require_fixed(values)
 
-    hf_checkpoint, save = values["--hf-checkpoint"], values["--save"]
+    hf_checkpoint = values["--hf-checkpoint"]
     cluster = build(ClusterConfig, values)
     layout = cluster.layout
     _require_model(hf_checkpoint, layout, values)
@@ -61,7 +61,7 @@ def parse(words: Sequence[str], record: type[TrainConfig] = TrainConfig) -> Trai
         "pack": pack,
     }
     run = {
-        "ref_load": values.get("--ref-load") or values.get("--load") or save,
+        "ref_load": values.get("--ref-load") or values.get("--load") or values["--save"],
         "data": build(DataConfig, values, data),
         "cluster": cluster,
         "evaluation": build(

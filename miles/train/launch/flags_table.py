@@ -1,4 +1,7 @@
-"""docs/flags.md, made from the declared flags: `python -m miles.train.launch.flags_table > docs/flags.md`."""
+"""docs/flags.md, made from the declared flags.
+
+python -m miles.train.launch.flags_table > docs/flags.md
+"""
 
 from __future__ import annotations
 

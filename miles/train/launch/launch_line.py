@@ -1,8 +1,9 @@
-"""Flags of Miles's and Megatron's launch lines that are no settings here: accepted with their one value, or refused.
+"""Flags of Miles's launch lines that are no settings here: accepted with one value, or refused.
 
-Nothing is ignored in silence. A flag that can only say what is always so (`ONE_VALUE`, `ALWAYS`) is accepted where it
-says that. The model's sizes (`SIZES`, `SWITCHES`) are compared with config.json. A flag that means nothing in
-supervised fine-tuning, or that is not supported, is refused by name, with what to do.
+Nothing is ignored in silence. A flag that can only say what is always so (`ONE_VALUE`, `ALWAYS`) is
+accepted where it says that. The model's sizes (`SIZES`, `SWITCHES`) are compared with config.json.
+A flag that means nothing in supervised fine-tuning, or that is not supported, is refused by name,
+with what to do.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ _SFT_ONLY = "this is SFT only; leave it out or give {values}"
 
 @dataclass(frozen=True)
 class OneValue:
-    """A flag that has one meaning here. Each of `values` stands for it; the first is how it is written."""
+    """A flag that has one meaning here; each of `values` stands for it."""
 
     name: str
     values: tuple[str, ...]

@@ -54,7 +54,7 @@ def add_launch_flags(parser: argparse.ArgumentParser, record: type = TrainConfig
 
 
 def launch_groups(record: type = TrainConfig) -> list[tuple[str, list[Setting]]]:
-    """Return the flags of a launch line by title: a group for each record, then those that are no settings."""
+    """Return the flags of a launch line by title: those of each record, then the others."""
     groups = []
     for inner in records_of(record):
         if settings := settings_of(inner):
@@ -78,7 +78,8 @@ def add_setting(
     parser: argparse._ActionsContainer, setting: Setting, *, is_train: bool = True
 ) -> None:
     """Add one flag. Its value stays away from the namespace where it is not given."""
-    flag, options = setting.flag, dict[str, Any]()
+    flag = setting.flag
+    options: dict[str, Any] = {}
     if setting.is_switch:
         options["action"] = "store_true"
     else:
@@ -86,6 +87,7 @@ def add_setting(
         options["type"] = functools.partial(from_word, setting)
         options["nargs"] = "+" if setting.is_list else None
         options["choices"] = flag.choices or None
+
     parser.add_argument(
         flag.name,
         dest=flag.name,
@@ -108,10 +110,10 @@ def title_of(record: type) -> str:
 
 
 def default_of(setting: Setting, *, is_train: bool = True) -> str:
-    """Return what a value that is not given stands for, in words; empty where there is nothing to say.
+    """Return what a missing value stands for, in words; empty where there is nothing to say.
 
     Args:
-        is_train: of a run, where the default may be another flag; other commands have the field's own.
+        is_train: for `miles train`, whose default may be another flag; elsewhere the field's own.
     """
     if setting.is_required:
         return "required"

@@ -79,7 +79,7 @@ def _value_of(loader: _Loader, node: yaml.Node, setting: Setting) -> Any:
 
 
 def _item_of(loader: _Loader, node: yaml.Node, setting: Setting) -> Any:
-    """Return the value of one node; YAML's further names of true and false (yes, off) are not taken for a switch."""
+    """Return the value of one node. A switch takes true and false, and not YAML's yes, on, off."""
     written = _written(node)
     value = loader.construct_object(node, deep=True)
     is_other_name = setting.is_switch and written.lower() not in ("true", "false")

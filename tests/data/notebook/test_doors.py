@@ -59,7 +59,7 @@ def rows(tmp_path: Path) -> str:
 
 @pytest.fixture
 def flags(template: str) -> list[str]:
-    """Settings of encoding and of rows, none of them a default."""
+    """Give settings of encoding and of rows, none of them a default."""
     line = f"""--loss-mask-turns last --empty-think train --history as_served --special-text escape
         --too-long truncate_end --max-sample-tokens 120 --chat-template-path {template}
         --row-shape messages --input-key chat"""
@@ -76,7 +76,7 @@ def trained(chatml_tokenizer_folder: Path, rows: str, flags: list[str]) -> DataC
 
 
 def mask_of_stream(config: DataConfig) -> Mask:
-    """Return ids and masks of tokens as the trainers get them: labels are those of the next token."""
+    """Return ids and masks of tokens; those of a micro-batch are shifted, as its labels are."""
     samples = []
     for step in stages.local_steps(build_manifest(config.sources), config):
         for batch in step.micro_batches[0]:

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from miles.data.stream.bottleneck import Stall, Timing
+from miles.data.stream.bottleneck import Bottleneck, Timing
 
 BUSY = {"read": 0.1, "normalize": 0.2, "encode": 0.6, "pack": 0.05}
 IDLE = {stage: seconds / 10 for stage, seconds in BUSY.items()}
@@ -35,17 +35,17 @@ IDLE = {stage: seconds / 10 for stage, seconds in BUSY.items()}
     ],
 )
 def test_what_limits(timing: Timing, limiting: str, said: str) -> None:
-    stall = Stall.over([timing] * 10)
+    stall = Bottleneck.over([timing] * 10)
     assert stall.limiting == limiting
     assert re.search(said, str(stall))
 
 
 def test_one_step_that_waited_is_weighed_by_its_seconds() -> None:
     kept_up, waited = Timing(4, 0.0, 1.0, IDLE), Timing(0, 0.5, 1.0, BUSY)
-    assert Stall.over([kept_up] * 99 + [waited]).limiting == "trainer"
-    assert Stall.over([waited] * 9 + [kept_up]).limiting == "encode"
+    assert Bottleneck.over([kept_up] * 99 + [waited]).limiting == "trainer"
+    assert Bottleneck.over([waited] * 9 + [kept_up]).limiting == "encode"
 
 
 def test_of_nothing_nothing_is_said() -> None:
-    assert Stall.over([]).limiting == "trainer"
-    assert "0 of 0 steps" in str(Stall.over([]))
+    assert Bottleneck.over([]).limiting == "trainer"
+    assert "0 of 0 steps" in str(Bottleneck.over([]))

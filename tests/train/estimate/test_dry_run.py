@@ -1,4 +1,4 @@
-"""`--dry-run`, from the command line's own parser: the mission's two models, and that nothing is started or written."""
+"""`--dry-run` from a launch line, for two real models: nothing is started or written."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Operations of a step: counted by hand, by torch over the model of transformers, and added up over samples."""
+"""Operations of a step: counted by hand, by torch on transformers' models, and over samples."""
 
 from __future__ import annotations
 
@@ -20,9 +20,12 @@ MOE = replace(
 
 
 def test_a_hand_count() -> None:
-    # A layer: queries 8 x 8, keys and values 8 x 4 each, projection 8 x 8, MLP 3 x 8 x 16. The output layer: 8 x 10.
+    # A layer: queries 8 x 8, keys and values 8 x 4 each, projection 8 x 8, MLP 3 x 8 x 16.
+    # The output layer: 8 x 10.
     assert matrix_parameters(DENSE) == 2 * (64 + 32 + 32 + 64 + 384) + 80 == 1232
-    # Two samples, of 3 and 2 tokens: 6 + 3 pairs. A pair costs 2 x 2 x 4 for each of 2 heads in each of 2 layers.
+
+    # Two samples, of 3 and 2 tokens: 6 + 3 pairs. A pair costs 2 x 2 x 4 for each of 2 heads in
+    # each of 2 layers.
     assert training_flops(DENSE, 5, 9) == 3 * (2 * 1232 * 5 + 64 * 9) == 38_688
 
 
@@ -58,7 +61,7 @@ def test_torch_counts_the_same_matrices_and_the_full_square_of_attention(model_t
 
 
 def test_torch_counts_the_same_experts() -> None:
-    """Of all experts together a token uses as many as it is sent to."""
+    """A token goes through the experts that it is sent to, and no others."""
     from torch.utils.flop_counter import FlopCounterMode
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -103,5 +106,5 @@ def test_torch_counts_the_same_experts() -> None:
         ("Some other card", None),
     ],
 )
-def test_what_a_device_can_do(name: str, tflops: float | None) -> None:
+def test_peak_of_a_gpu(name: str, tflops: float | None) -> None:
     assert peak_flops(name) == (None if tflops is None else pytest.approx(tflops * 1e12))

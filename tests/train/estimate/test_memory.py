@@ -1,4 +1,4 @@
-"""The estimate of memory against what real ranks hold, on every layout; activations against what autograd saves."""
+"""The estimate of memory, against real ranks on every layout and against what autograd keeps."""
 
 from __future__ import annotations
 
@@ -55,11 +55,11 @@ EXPERT_LAYOUTS = {
 }
 
 Job = tuple[ModelShape, Layout, bool]
-"""Model, layout, bfloat16 or not."""
+"""Model, layout, bf16."""
 
 
 def held(layout: Layout, rank: int, meeting: Path, jobs: list[Job]) -> list[dict[str, int]]:
-    """Bytes of weights, gradients and optimizer state after a step, of one layout after the other."""
+    """Return the bytes of weights, gradients and optimizer state after a step, for each job."""
     from miles.train.rank.trainer import Trainer
 
     counted = []
@@ -70,10 +70,12 @@ def held(layout: Layout, rank: int, meeting: Path, jobs: list[Job]) -> list[dict
         trainer.train_step(report, micro_batches[of_job.data_rank(rank)])
         buffers = [*trainer.model.buffers, *trainer.model.expert_parallel_buffers]
         states = []
-        for one in trainer.optimizer.chained_optimizers:
-            states += [value for state in one.optimizer.state.values() for value in state.values()]
+        for optimizer in trainer.optimizer.chained_optimizers:
+            for state in optimizer.optimizer.state.values():
+                states += state.values()
             if bf16:  # the masters
-                states += [value for group in one.shard_fp32_from_float16_groups for value in group]
+                for group in optimizer.shard_fp32_from_float16_groups:
+                    states += group
         weights = {parameter.untyped_storage().data_ptr() for parameter in trainer.gpt.parameters()}
         own = {
             value.untyped_storage().data_ptr(): value.nbytes
@@ -97,10 +99,15 @@ def held(layout: Layout, rank: int, meeting: Path, jobs: list[Job]) -> list[dict
 @pytest.mark.parametrize("world", [1, 2, 4])
 def test_the_estimate_is_what_ranks_hold(world: int) -> None:
     jobs: list[Job] = []
-    for shapes, layouts in (((DENSE, UNTIED), LAYOUTS[world]), ((EXPERTS,), EXPERT_LAYOUTS[world])):
-        jobs += [(shape, layout, False) for shape in shapes for layout in layouts]
+    for shape, layouts in (
+        (DENSE, LAYOUTS[world]),
+        (UNTIED, LAYOUTS[world]),
+        (EXPERTS, EXPERT_LAYOUTS[world]),
+    ):
+        jobs += [(shape, layout, False) for layout in layouts]
     jobs += [(UNTIED, layout, True) for layout in LAYOUTS[world][:2]]
     jobs.append((EXPERTS, EXPERT_LAYOUTS[world][0], True))
+
     by_rank = run_ranks(held, Layout(world), jobs)
     for number, (shape, layout, bf16) in enumerate(jobs):
         stages = estimate(shape, layout, bf16=bf16, max_tokens_per_gpu=64, recompute=KEEP_ALL)
@@ -109,7 +116,7 @@ def test_the_estimate_is_what_ranks_hold(world: int) -> None:
             where = f"{shape.model_type} {layout} bf16={bf16}: {counted} against {stage}"
             assert stage.weights == counted["weights"], where
             assert stage.gradients == pytest.approx(counted["gradients"], rel=0.1), where
-            # Ranks cut the buffer, not the parameters: what is on one may be more than its share by a few.
+            # Ranks divide the buffer, not the parameters: one may have a few more than its share.
             assert stage.optimizer == pytest.approx(counted["optimizer"], rel=0.1), where
             together = counted["weights"] + counted["optimizer"]
             assert stage.weights + stage.optimizer == pytest.approx(together, rel=0.1), where
@@ -118,7 +125,7 @@ def test_the_estimate_is_what_ranks_hold(world: int) -> None:
 def saved(
     layout: Layout, rank: int, meeting: Path, shapes: list[ModelShape], tokens: int
 ) -> list[int]:
-    """Bytes that autograd keeps of a forward pass beside the weights, without those of the output layer's end."""
+    """Return the bytes that autograd keeps of a forward pass, without weights and logits."""
     from miles.train.model.build import build_model
     from miles.train.model.packed_forward import forward_packed, single_sequence
 
@@ -155,12 +162,15 @@ def test_activations_are_about_what_autograd_keeps() -> None:
         )
         for shape, width in ((DENSE, 0), (UNTIED, 0), (EXPERTS, 128))
     ]
+
     (counted,) = run_ranks(saved, Layout(1), larger, 200)
     for shape, size in zip(larger, counted, strict=True):
         (stage,) = estimate(
             shape, Layout(1), bf16=False, max_tokens_per_gpu=200, recompute=KEEP_ALL
         )
-        # Without a GPU nothing is fused: a norm keeps what it has normalized as well, and the activation its parts.
+
+        # Without a GPU nothing is fused: a norm also keeps its normalized values, and the
+        # activation its parts.
         heads = (shape.num_attention_heads + shape.num_query_groups) * shape.kv_channels
         width = shape.moe_router_topk * shape.moe_ffn_hidden_size or shape.ffn_hidden_size
         more = 2 * shape.hidden_size + (heads if shape.qk_layernorm else 0) + 2 * width
@@ -181,6 +191,7 @@ def test_activations_by_layout_and_recomputation() -> None:
     (tensor,) = activations(Layout(2, tensor=2))
     (sequence,) = activations(Layout(2, tensor=2, sequence_parallel=True))
     assert one / 2 == sequence < tensor < one
+
     (uniform,) = activations(Layout(1), RecomputeConfig("full", "uniform", 1))
     (block,) = activations(Layout(1), RecomputeConfig("full", "block", 2))
     layer = one // 4
