@@ -99,12 +99,11 @@ def write_files(folder: Path, source: str, num_files: int, rows_per_file: int) -
     return tuple(paths)
 
 
-# --- what the cores can do at most ----------------------------------------------------------------------------------
+# --- what the cores can do at most
 
 
 def bare_encoders(setup: Setup, num_rows: int) -> float:
-    """Rows a second of as many plain processes as the loader has CPUs, all at work at the same
-    time.
+    """Return the rows a second of as many plain processes as the loader has CPUs.
 
     Args:
         num_rows: of all processes together, shared out evenly.
@@ -129,8 +128,9 @@ def _keep_barrier(barrier: multiprocessing.synchronize.Barrier) -> None:
 
 
 def _bare_encoder(setup: Setup, part: slice) -> float:
-    """Rows a second from JSON text in memory to ids and masks, a step's rows at a time; the first
-    rows not counted.
+    """Return the rows a second from JSON text to ids and masks, a step at a time.
+
+    The first rows are not counted.
     """
     manifest = build_manifest(setup.config.sources)
     encoder, row_format = stages.encoder_of(setup.config.encode), manifest.sources[0].format
@@ -142,6 +142,7 @@ def _bare_encoder(setup: Setup, part: slice) -> float:
     num_warm_up = -(-WARM_UP_ROWS // setup.batch_size)
     assert _barrier is not None
     assert len(steps) > num_warm_up, "too few rows"
+
     started = 0.0
     for number, step in enumerate(steps):
         if number == num_warm_up:
@@ -149,17 +150,16 @@ def _bare_encoder(setup: Setup, part: slice) -> float:
             started = time.monotonic()
         outcomes = [or_rejected(normalize, payload, row_format) for payload in step]
         encoder.encode_all([outcome for outcome in outcomes if isinstance(outcome, Conversation)])
+
     return sum(len(step) for step in steps[num_warm_up:]) / (time.monotonic() - started)
 
 
-# --- the stream -----------------------------------------------------------------------------------------------------
+# --- the stream
 
 
 @ray.remote(num_cpus=0)
 class Consumer:
-    """A trainer that only looks at its micro-batches, and says when they came, and how long it was
-    without any.
-    """
+    """A trainer that only looks at its micro-batches, and notes when they came."""
 
     def ready(self) -> None:
         pass
@@ -170,6 +170,7 @@ class Consumer:
         """Steps from `first` to `last` (exclusive), each held for so many seconds."""
         trail = []
         iterator = StepIterator(handle, rank, rank, first, last)
+
         for _ in range(first, last):
             asked = time.monotonic()
             report, micro_batches = next(iterator)
@@ -186,6 +187,7 @@ class Consumer:
             )
             if seconds:
                 time.sleep(seconds)
+
         return trail
 
 
@@ -283,7 +285,7 @@ def _phases(
 
 
 def first_steps(cases: Sequence[tuple[Setup, int]], rounds: int) -> list[list[float]]:
-    """Seconds from before the rows are counted to the first step in every consumer's hand.
+    """Measure the seconds from opening a stream to the first step in every consumer's hand.
 
     The cases take turns; a first round is not counted. Before each, Ray is idle and has processes
     that have the tokenizer certified, so that what a process costs to start does not hide what is
@@ -322,13 +324,12 @@ def _first_step(setup: Setup, consumed_rows: int, consumers: Sequence[Any]) -> f
         ]
         took = max(trail[0]["at"] for trail in ray.get(reads)) - started
         feed.close()
+
     return took
 
 
 def _warm_processes(setup: Setup) -> None:
-    """Waits until an ended stream is gone; then each CPU, and the feed to come, has a process with
-    a tokenizer.
-    """
+    """Wait until an ended stream is gone; give each CPU and the feed a process with a tokenizer."""
     while ray.available_resources().get("CPU", 0) < setup.loader_cpus:
         time.sleep(0.1)
     num_processes = setup.loader_cpus + 1
@@ -341,13 +342,13 @@ def _certify(config: EncodeConfig) -> None:
     time.sleep(0.5)  # so that the next task gets another process
 
 
-# --- the feed -------------------------------------------------------------------------------------------------------
+# --- the feed
 
 
 def handing_out(
     setup: Setup, dp_sizes: Sequence[int], num_rounds: int
 ) -> dict[int, dict[str, float]]:
-    """What the feed's actor does for one block of the stream, by the number of data ranks.
+    """Measure what one block of the stream costs the feed's actor, by the number of data ranks.
 
     Returns:
         For each: the block's tokens and bytes, and median milliseconds to cut it and put its chunks
@@ -357,10 +358,12 @@ def handing_out(
     plan, formats = stages.make_plan(manifest, setup.config), stages.source_formats(manifest)
     encoder = stages.encoder_of(setup.config.encode)
     encoded: list[pa.Table] = []
+
     for raw in stages.read_window(manifest, plan, next(plan.windows(0)), 0):
         encoded.append(stages.encode_steps(raw, formats, encoder))
         if sum(table.nbytes for table in encoded) >= setup.block_bytes:
             break
+
     found = {}
     with _own_ray(setup):
         server = ray.remote(num_cpus=0)(_Server).remote()
@@ -386,6 +389,7 @@ def handing_out(
                 "cut_milliseconds": 1e3 * float(np.median(cutting)),
                 "fetch_milliseconds": 1e3 * float(np.median(asking)),
             }
+
     return found
 
 

@@ -19,8 +19,7 @@ RESTING_LOOK_SECONDS = 0.1
 
 
 class Watch:
-    """What this driver's Ray uses while it is open: memory and CPU time, looked at several times a
-    second.
+    """Looks several times a second at the memory and CPU time of this driver's Ray.
 
     `peak_bytes` holds "object store", what its objects take, with "spilled" beside it; and of each
     role's processes the largest one's own memory: without what it shares, libraries and the object

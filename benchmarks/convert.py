@@ -64,6 +64,7 @@ def main() -> None:
     )
     add_check_flag(parser)
     flags = parser.parse_args()
+
     with tempfile.TemporaryDirectory(prefix="miles-benchmark-", dir=flags.folder) as name:
         bars = _measure(Path(name), flags)
     print_bars(bars, Console(width=100))
@@ -125,7 +126,7 @@ def _measure(folder: Path, flags: argparse.Namespace) -> list[Bar]:
 
 
 def _copy(source: Path, target: Path) -> tuple[float, float]:
-    """Seconds until `cp` returned, and until the copy was on the disk."""
+    """Copy; return the seconds until `cp` returned, and until the copy was on the disk."""
     begin = time.perf_counter()
     subprocess.run(["cp", "-r", source, target], check=True)
     copied = time.perf_counter()
@@ -170,7 +171,7 @@ def _peak_bytes() -> float:
 
 
 def _make(folder: Path, gigabytes: float) -> None:
-    """Writes the model, random bits but for their exponents."""
+    """Write a model of random weights."""
     import torch
 
     from miles.architecture.families import hf_shapes, shape_of

@@ -172,6 +172,7 @@ def _print(
         title=f"{num_rows:,} rows, {num_tokens:,} tokens, one core ({engine})", title_justify="left"
     )
     table.add_column("path")
+
     for column in ("us a row", "rows/s", "tokens/s", "times transformers"):
         table.add_column(column, justify="right")
     for name in ("ours", "  read", "  normalize", "  encode", "encode_batch", "transformers"):
@@ -182,6 +183,7 @@ def _print(
             f"{num_tokens / best[name]:,.0f}",
             f"{best['transformers'] / best[name]:.1f}",
         )
+
     console = Console(width=100)
     console.print(table)
     console.print(

@@ -147,6 +147,7 @@ def test_converting_holds_little_memory(tmp_path: Path) -> None:
         "1.1",
     )
     assert re.search(r"1\.\d\d GB, the fastest of 1 rounds", printed)
+
     for contender in ("cp", "cp, then sync", "hf-to-megatron", "megatron-to-hf"):
         assert re.search(rf"{contender} +│(?: +{NUMBER} │){{3}}", printed), contender
     assert len(BAR.findall(printed)) == 2

@@ -1,3 +1,5 @@
+"""The demo's tokenizer and model, built once for these tests."""
+
 from pathlib import Path
 
 import pytest

@@ -178,7 +178,7 @@ def test_is_the_demo_template(tokenizer):
     assert tokenizer.chat_template == CHAT_TEMPLATE.read_text(encoding="utf-8")
 
 
-def test_last_answer_has_an_empty_think_block_and_earlier_ones_none(tokenizer):
+def test_only_the_last_answer_has_think_block(tokenizer):
     assert render(tokenizer, [system("Be brief."), Q, A, user("Sure?"), assistant("Yes.")]) == (
         "<|im_start|>system\nBe brief.<|im_end|>\n"
         "<|im_start|>user\nWhat is 2 + 2?<|im_end|>\n"
@@ -215,7 +215,7 @@ def test_tools_and_grouped_results(tokenizer):
     ) in text
 
 
-def test_a_result_in_a_user_turn_is_no_query(tokenizer):
+def test_a_tool_result_is_no_query(tokenizer):
     text = render(tokenizer, CONVERSATIONS["reasoning before a result as a user turn"])
     assert "<|im_start|>assistant\n<think>\nI need it.\n</think>\n\n<tool_call>" in text
 

@@ -1,3 +1,7 @@
+"""The tiny Qwen3: its shape, its weights, the tokenizer beside it."""
+
+from __future__ import annotations
+
 import json
 import math
 from pathlib import Path
@@ -61,7 +65,7 @@ def test_stops_at_the_end_of_a_turn(model_folder):
     assert generation["pad_token_id"] == tokenizer.convert_tokens_to_ids("<|endoftext|>")
 
 
-def test_seed_fixes_the_weights_and_touches_nothing_else(tokenizer_folder, model_folder, tmp_path):
+def test_the_seed_fixes_the_weights(tokenizer_folder, model_folder, tmp_path):
     torch.manual_seed(7)
     before = torch.get_rng_state()
     build_model(tokenizer_folder, tmp_path / "same")

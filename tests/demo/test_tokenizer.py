@@ -1,3 +1,7 @@
+"""The demo's tokenizer: special tokens, pieces, round trips."""
+
+from __future__ import annotations
+
 import json
 import unicodedata
 from pathlib import Path
@@ -42,7 +46,7 @@ def test_every_row_comes_back(tokenizer):
         "foo_bar(x)[0] != 1",
     ],
 )
-def test_any_text_comes_back_in_normal_form_c(tokenizer, text):
+def test_decoding_gives_normal_form_c(tokenizer, text):
     ids = tokenizer.encode(text, add_special_tokens=False)
     assert tokenizer.decode(ids, clean_up_tokenization_spaces=False) == unicodedata.normalize(
         "NFC", text
@@ -99,7 +103,7 @@ def test_too_small_a_vocabulary_is_refused(tmp_path):
         build_tokenizer(["text"], tmp_path, vocab_size=264)
 
 
-def test_a_model_beside_it_does_not_change_the_split(tokenizer, model_folder):
+def test_a_model_beside_keeps_the_split(tokenizer, model_folder):
     # transformers 5 picks a tokenizer's class from config.json too, and Qwen's own class has its
     # own split.
     beside = AutoTokenizer.from_pretrained(model_folder, local_files_only=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.processes import miles
+from tests.support.processes import miles, miles_here
 
 
 @pytest.fixture(scope="module")
@@ -22,35 +22,32 @@ def test_the_demo_keeps_its_promises(demo: tuple[Path, str]) -> None:
     metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in metrics] == list(range(len(metrics)))
     assert metrics[-1]["sft/loss"] < 0.6 * metrics[0]["sft/loss"]
+
     wanted = {
-        *(
-            "sft/loss",
-            "sft/per_token_loss",
-            "sft/tokens_seen",
-            "sft/epoch",
-            "sft/loss/chat",
-            "sft/loss/code",
-        ),
-        *(
-            "sft/grad_norm",
-            "sft/lr",
-            "data/prefetch_queue_depth",
-            "data/wait_seconds",
-            "data/pack_fill",
-        ),
-        *(
-            "data/dp_imbalance",
-            "perf/step_seconds",
-            "perf/tokens_per_second",
-            "perf/tflops_per_gpu",
-        ),
+        "sft/loss",
+        "sft/per_token_loss",
+        "sft/tokens_seen",
+        "sft/epoch",
+        "sft/loss/chat",
+        "sft/loss/code",
+        "sft/grad_norm",
+        "sft/lr",
+        "data/prefetch_queue_depth",
+        "data/wait_seconds",
+        "data/pack_fill",
+        "data/dp_imbalance",
+        "perf/step_seconds",
+        "perf/tokens_per_second",
+        "perf/tflops_per_gpu",
     }
     assert wanted <= metrics[0].keys()
     assert metrics[-1]["sft/epoch"] == 8
+
     for line in metrics:
         assert (line["data/prefetch_queue_depth"] == 0) == (line["data/wait_seconds"] > 0), (
             "the one says why the other"
         )
+
     assert "After the first step" in printed
     assert (folder / "checkpoints/latest_checkpointed_iteration.txt").read_text() == str(
         len(metrics)
@@ -58,6 +55,7 @@ def test_the_demo_keeps_its_promises(demo: tuple[Path, str]) -> None:
     assert len(list((folder / "checkpoints").glob("iter_*"))) == 2, "one midway, one at the end"
     assert "largest difference" in printed
     assert "answered:" in printed
+
     for reason in ("no_messages", "unknown_role", "malformed_json", "bad_message"):
         assert reason in printed
     ledger = json.loads((folder / "ledger.json").read_text())
@@ -66,6 +64,7 @@ def test_the_demo_keeps_its_promises(demo: tuple[Path, str]) -> None:
         "code": {"read": 1904, "trained": 1904},
     }
     assert {entry["row_shape"] for entry in ledger.values()} == {"messages"}
+
     page = (folder / "report.html").read_text()
     assert "data:image/png;base64," in page
     assert "unknown_role" in page
@@ -76,7 +75,7 @@ def test_the_demo_keeps_its_promises(demo: tuple[Path, str]) -> None:
 
 @pytest.mark.slow
 def test_inspect_shows_what_was_trained(demo: tuple[Path, str]) -> None:
-    printed = miles("inspect", demo[0], "--samples", "2")
+    printed = miles_here("inspect", demo[0], "--samples", "2")
     assert "<|im_start|>assistant" in printed
     assert "trained" in printed
 
@@ -90,62 +89,37 @@ def test_certify_certifies_or_refuses_by_name(
     assert "trained exactly once a turn" in printed
     assert "by tiktoken" in printed
     certificate = json.loads(path.read_text())
-    assert json.loads(miles("certify", chatml_tokenizer_folder, "--json", "-")) == certificate
+    assert json.loads(miles_here("certify", chatml_tokenizer_folder, "--json", "-")) == certificate
     assert certificate["terminator"] == "<|im_end|>"
     assert certificate["tool_grouping"] == "grouped"
+
+    def refused(template: Path) -> str:
+        words = ("certify", chatml_tokenizer_folder, "--chat-template-path", template)
+        return miles_here(*words, expect=1)
 
     (tmp_path / "own.jinja").write_text(
         "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}{% endfor %}"
     )
-    refused = miles(
-        "certify", chatml_tokenizer_folder, "--chat-template-path", tmp_path / "own.jinja", expect=1
-    )
-    assert f"{chatml_tokenizer_folder}: the chat template that was given" in refused
-    assert "Traceback" not in refused
-    missing = miles(
-        "certify", chatml_tokenizer_folder, "--chat-template-path", tmp_path / "none", expect=1
-    )
-    assert "none: no such file" in missing
+    message = f"{chatml_tokenizer_folder}: the chat template that was given"
+    assert message in refused(tmp_path / "own.jinja")
+    assert "none: no such file" in refused(tmp_path / "none")
 
 
 def test_mistakes_get_one_clear_line(tmp_path: Path) -> None:
-    printed = miles(
-        "convert",
-        "hf-to-megatron",
-        "--hf-checkpoint",
-        tmp_path,
-        "--save",
-        tmp_path / "out",
-        expect=1,
-    )
-    assert "config.json: no such file" in printed
-    printed = miles("inspect", tmp_path, expect=1)
-    assert "first_batch.json: no such file" in printed
-    printed = miles(
-        "train",
-        "--loss-type",
-        "dpo",
-        "--prompt-data",
-        "x",
-        "--save",
-        "y",
-        "--hf-checkpoint",
-        "z",
-        expect=1,
-    )
-    assert "this is SFT only" in printed
-    (tmp_path / "rows.jsonl").write_text("{}\n")
-    printed = miles(
-        *(
-            "prepare",
-            "rows",
-            "--source",
-            tmp_path / "rows.jsonl",
-            "--tokenizer",
-            tmp_path,
-            "--output",
-            tmp_path / "o",
-        ),
-        expect=1,
-    )
-    assert "tokenizer" in printed
+    """The first runs in a process of its own: exit status 1, and no traceback."""
+    save = tmp_path / "out"
+    words: tuple[str | Path, ...]
+
+    words = ("convert", "hf-to-megatron", "--hf-checkpoint", tmp_path, "--save", save)
+    assert "config.json: no such file" in miles(*words, expect=1)
+
+    assert "first_batch.json: no such file" in miles_here("inspect", tmp_path, expect=1)
+
+    words = ("train", "--loss-type", "dpo", "--prompt-data", "x")
+    words = (*words, "--save", "y", "--hf-checkpoint", "z")
+    assert "this is SFT only" in miles_here(*words, expect=1)
+
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("{}\n")
+    words = ("prepare", "rows", "--source", rows, "--tokenizer", tmp_path, "--output", save)
+    assert "tokenizer" in miles_here(*words, expect=1)

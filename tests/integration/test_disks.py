@@ -90,12 +90,15 @@ def test_another_machine_goes_on_from_object_storage(
         command.until(lambda: f"checkpoint  {save}/iter_0000008" in command.printed)
         command.process.send_signal(signal.SIGKILL)
         command.process.wait()
+
     kept = int(storage.read_text(f"{save}/latest_checkpointed_iteration.txt"))
     assert kept >= 8
+
     env = {"MILES_CACHE": str(tmp_path / "empty")}
     with workspace.command(save, env=env, keep_last=2, save_hf=tmp_path / "export") as command:
         printed = command.wait(0)
     assert f"going on at step {kept} from {save}/iter_{kept:07d}" in printed
+
     fs, root = storage.filesystem(save)
     fs.invalidate_cache()
     names = {path.rsplit("/", 1)[-1] for path in fs.ls(root, detail=False)}
@@ -103,17 +106,20 @@ def test_another_machine_goes_on_from_object_storage(
         "iter_0000016",
         f"iter_{NUM_STEPS:07d}",
     }
+
     last = {path: entry["LastModified"] for path, entry in fs.find(root, detail=True).items()}
     tracker = last.pop(f"{root}/latest_checkpointed_iteration.txt")
     assert all(time <= tracker for path, time in last.items() if "/iter_" in path), (
         "the tracker is written last"
     )
+
     mine = [json.loads(line) for line in storage.read_text(f"{save}/metrics.jsonl").splitlines()]
     assert [line["data/step_fingerprint"] for line in mine] == [
         one["data/step_fingerprint"] for one in lines(unbroken)
     ]
     assert [line["sft/loss"] for line in mine] == [one["sft/loss"] for one in lines(unbroken)]
     assert weights(tmp_path / "export") == weights(unbroken / "export")
+
     observed(
         "driver killed, checkpoints on S3, another machine", printed, "going on at step", SINCE
     )

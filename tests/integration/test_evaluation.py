@@ -62,7 +62,7 @@ def open_set(config: DataConfig, own_sources: tuple[SourceConfig, ...]) -> OpenS
 
 
 def encoded_rows(config: DataConfig) -> list[tuple[int, Encoded]]:
-    """Return row id and sample of each row of a set, in the order of the files, without the stream."""
+    """Return row id and sample of each row of a set, in file order, without the stream."""
     encoder = Encoder.from_config(config.encode)
     samples = []
     row_id = 0
@@ -141,13 +141,13 @@ def test_set_is_that_of_a_plain_loop(
 
 
 def test_rejected_rows_are_counted(open_set: OpenSet) -> None:
-    """Two of the demo's broken rows are in the first file; they are no conversations, so never held out."""
+    """Two broken rows are in the first file; a row that is no conversation is never held out."""
     assert open_set("own", 2).num_rejected == 2
     assert open_set("held out", 2).num_rejected == 0
 
 
 def test_trainers_read_their_chunks(open_set: OpenSet) -> None:
-    """References in a list stay references; the actor reads its own rank's."""
+    """Each reads its own rank's: references in a list stay references."""
 
     @ray.remote(num_cpus=0)
     class Trainer:
@@ -183,7 +183,7 @@ def test_empty_steps_are_left_out(config: DataConfig) -> None:
 def test_packed_file_is_one_window(
     config: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of as many windows as it might have, each would read it again."""
+    """With more windows, each would read the file again from its start."""
     lines = Path(config.sources[0].paths[0]).read_bytes().splitlines()
     with gzip.open(tmp_path / "rows.jsonl.gz", "wb") as stream:
         stream.write(b"\n".join(lines * 30))
@@ -204,7 +204,7 @@ def test_packed_file_is_one_window(
 
 
 def last_run(one: Encoded) -> tuple[list[int], list[int]]:
-    """Ids before the last run of trained tokens, and the run."""
+    """Return the ids before the last run of trained tokens, and those of the run."""
     ids, mask = one.input_ids.tolist(), one.loss_mask.tolist()
     end = len(mask) - mask[::-1].index(1)
     begin = end
@@ -219,10 +219,12 @@ def test_prompts_are_rows_without_last_answers(config: DataConfig, open_set: Ope
     expected = [
         EvalPrompt(*manifest.locate(row), *last_run(one)) for row, one in encoded_rows(evaluated)
     ]
+
     for dp_size in DP_SIZES:
         made = open_set("held out", dp_size)
         for count in (0, 1, 7, len(expected), len(expected) + 5):
             assert made.prompts(count) == expected[:count]
+
     tokenizer = Encoder.from_config(config.encode).tokenizer
     first = expected[0]
     row = json.loads(Path(first.file).read_text().splitlines()[first.row])
@@ -257,6 +259,7 @@ def test_feed_trains_the_other_rows(config: DataConfig, open_set: OpenSet, tmp_p
     evaluated = {row for row, _, _ in samples_of(made)}
     steps = list(stages.local_steps(build_manifest(config.sources), config))
     cursor, taken = None, []
+
     for dp_size, num_steps in ((2, 5), (1, 8), (3, None)):
         layout = with_layout(config, dp_size)
         with opened(layout, str(tmp_path), cursor) as feed:
@@ -274,10 +277,12 @@ def test_feed_trains_the_other_rows(config: DataConfig, open_set: OpenSet, tmp_p
                 assert feed.locate(412 + 7) == ("code", config.sources[1].paths[0], 7)
             cursor = Cursor.from_json(feed.cursor().to_json(), "there")
             summary = feed.ledger_summary()
+
     assert taken == [
         [step.index, step.fingerprint, delivered(step.micro_batches), step.report.rows.held_out]
         for step in steps
     ]
+
     trained = {
         int(row)
         for step in steps
@@ -288,6 +293,7 @@ def test_feed_trains_the_other_rows(config: DataConfig, open_set: OpenSet, tmp_p
     assert not trained & evaluated
     assert len((trained - {-1}) | evaluated) == 652 - 4, "all but the broken ones"
     assert cursor.held_out_fraction == FRACTION
+
     held_out = {name: counts["held_out"] for name, counts in cursor.ledger_totals.items()}
     assert sum(held_out.values()) == 2 * len(evaluated)
     assert {name: entry["counts"]["held_out"] for name, entry in summary.items()} == held_out
@@ -319,9 +325,11 @@ LONG = chat("word " * 300)
 def test_too_many_rejects_are_named_by_reason(config: DataConfig, tmp_path: Path) -> None:
     sources = lines_of(tmp_path, *[chat("b")] * 7, LONG, {"messages": []}, LONG)
     message = (
-        r"3 of the 10 rows to evaluate were dropped, more than the share 0\.29 that --max-bad-fraction allows: "
+        r"3 of the 10 rows to evaluate were dropped, "
+        r"more than the share 0\.29 that --max-bad-fraction allows: "
         r"2 too_long \(first: row 7 \(from 0\) of .*own\.jsonl, .* at most 256.*\), "
-        r"1 no_messages \(first: row 8 \(from 0\) of .*own\.jsonl, .*\)\. Mend or remove them, or raise the share"
+        r"1 no_messages \(first: row 8 \(from 0\) of .*own\.jsonl, .*\)\. "
+        r"Mend or remove them, or raise the share"
     )
     with pytest.raises(DataError, match=message):
         EvalSet.open(eval_config(replace(config, max_bad_fraction=0.29), sources))
@@ -338,6 +346,7 @@ def test_held_out_rejects_end_only_fatally(config: DataConfig, tmp_path: Path) -
     made = EvalSet.open(eval_config(training, ()))
     assert made.num_rejected == 3
     assert 0 < made.num_samples < 40
+
     fatal = replace(training, encode=replace(config.encode, too_long="error"))
     with pytest.raises(
         DataError, match=r"evaluate 3 too_long \(first: row 40 .*\)\. --too-long error ends the run"

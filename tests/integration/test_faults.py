@@ -95,21 +95,26 @@ def test_dead_feed_ends_the_wait(
         loader=pipeline.LoaderStages(pack=partial(StuckPack, 3)),
     )
     iterator = StepIterator(feed.handle, 0, 0, 0, feed.info.num_steps)
+
     for step in range(3):
         next(iterator)
         if step < 2:
             feed.commit(step)
+
     thread, outcome = in_thread(lambda: next(iterator))
     time.sleep(0.5)
     assert not outcome, "there is no step 3 to be had"
+
     kill(feed)
     error = outcome_of(thread, outcome)
     assert isinstance(error, ClusterError), error
     assert "FeedActor" in str(error)
+
     with pytest.raises(ClusterError, match="FeedActor"):
         feed.commit(2)
     cursor = Cursor.from_json(feed.cursor().to_json(), "there")
     feed.close()
+
     with opened(config, str(tmp_path), cursor) as again:
         assert again.first_step == 2
         assert [
@@ -133,6 +138,7 @@ def test_dead_feed_ends_the_commit(config: DataConfig, tmp_path: Path) -> None:
         assert not outcome, "nobody answers it"
         process.send_signal(signal.SIGKILL)
         error = outcome_of(thread, outcome)
+
     assert isinstance(error, ClusterError), error
     assert "FeedActor" in str(error)
     assert feed.cursor().consumed_rows == config.order.batch_size, "the step was not entered"
@@ -148,6 +154,7 @@ def test_poisonous_row_ends_the_run(config: DataConfig, tmp_path: Path) -> None:
     loader = pipeline.LoaderStages(pack=partial(PoisonedPack, str(tmp_path), row_id))
     config = replace(config, stream=StreamConfig(max_retries=2, target_block_bytes=1))
     taken: list[str] = []
+
     with (
         opened(config, str(tmp_path), loader=loader) as feed,
         pytest.raises(MilesError) as raised,
@@ -155,12 +162,15 @@ def test_poisonous_row_ends_the_run(config: DataConfig, tmp_path: Path) -> None:
         taken.extend(
             report.content.fingerprint for report, _ in follow(feed, config)
         )  # what came before stays in the list
+
     assert "died" in str(raised.value) or "crash" in str(raised.value)
+
     named = re.search(
         r"step (\d+) was to come next, of 64 rows between row \d+ of \S+ ", str(raised.value)
     )
     assert named, raised.value
     assert int(named[1]) == len(taken), "with the first step that did not come"
+
     observed(
         "row that kills its loader each time", " ".join(str(raised.value).split()), named[0], SINCE
     )

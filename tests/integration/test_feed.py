@@ -141,17 +141,20 @@ def test_reading_ahead_measures_nothing(actor: ByHand, packed: list[pa.Table]) -
 
 
 def test_window_is_bounded_and_lets_chunks_go(actor: ByHand, packed: list[pa.Table]) -> None:
-    """Blocks of two steps, a bound of three: the second block is taken, and the third waits."""
+    """With blocks of two steps and a bound of three, the second block is taken, the third waits."""
     last = len(packed) - 1
     ready = actor._ready
     pairs = [packed[i : i + 2] for i in range(0, len(packed), 2)]
     producing, _ = in_thread(lambda: [actor.give(*pair) for pair in pairs])
     wait_until(lambda: ready.newest >= 3)
     assert (ready.newest, len(ready.held_steps)) == (3, 2)
+
     chunk = ray.get(actor.fetch(0, 0, 0)[0])
     assert [report.position.index for report in chunk.reports] == [0, 1]
+
     actor.fetch(1, 1, 1)
     assert ready.held_steps == [(0, 1), (2, 3)], "fetched, and still needed"
+
     depths = []
     for step in range(len(packed)):
         actor.begin(step)
@@ -162,6 +165,7 @@ def test_window_is_bounded_and_lets_chunks_go(actor: ByHand, packed: list[pa.Tab
         wait_until(lambda step=step: ready.newest >= min(step + 3, last))
         assert ready.newest - step <= 4
         assert len(ready.held_steps) <= 3
+
     producing.join(LIMIT_SECONDS)
     with pytest.raises(ClusterError, match="step 0 of the data stream is gone"):
         actor.fetch(0, 0, 0)
@@ -195,17 +199,21 @@ def test_end_of_stream_is_an_error(config: DataConfig, tmp_path: Path) -> None:
     feed = open_feed(config, tmp_path)
     count = feed.info.num_steps
     assert len(list(StepIterator(feed.handle, 0, 0, 0, count))) == count
+
     with pytest.raises(ClusterError, match=f"ended with step {count - 1}"):
         next(StepIterator(feed.handle, 0, 0, count, count + 1))
     for step in range(count):
         feed.commit(step)
     feed.finish()
     assert feed.cursor().consumed_rows == feed.info.num_rows
+
     first = (tmp_path / "first_batch.json").read_text()
     assert '"micro_batches"' in first, "kept, though the step itself was let go long ago"
+
     feed.close()
     with pytest.raises(ClusterError):
         next(StepIterator(feed.handle, 0, 0, 0, count))
+
     with pytest.raises(ClusterError):
         feed.commit(count - 1)
 

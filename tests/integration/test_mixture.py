@@ -54,6 +54,7 @@ def test_sources_have_their_shares_at_every_step(config: DataConfig, tmp_path: P
     manifest = build_manifest(config.sources)
     sizes = np.array([source.num_rows for source in manifest.sources])
     shares = np.array(WEIGHTS) / sum(WEIGHTS)
+
     with opened(config, str(tmp_path)) as feed:
         rows, cursors = np.zeros(2, int), []
         for report, _ in follow(feed, config):
@@ -75,6 +76,7 @@ def test_sources_have_their_shares_at_every_step(config: DataConfig, tmp_path: P
                 )
             cursors.append(feed.cursor())
         summary = feed.ledger_summary()
+
     assert cursors[-1].consumed_rows == consumed == config.order.num_epoch * manifest.num_rows
     assert rows[1] / sizes[1] > 3 > 1 > rows[0] / sizes[0] / 2, "one is repeated, the other cut"
     assert [entry["epochs"] for entry in summary.values()] == pytest.approx(
@@ -98,13 +100,16 @@ def test_mixture_resumes_at_another_layout(config: DataConfig, tmp_path: Path) -
         for _ in follow(feed, config, num_steps=7):
             pass
         cursor = Cursor.from_json(feed.cursor().to_json(), "there")
+
     assert cursor.mixture == (1, 3)
+
     layout = with_layout(config, 4)
     with opened(layout, str(tmp_path), cursor) as feed:
         assert [
             [report.position.index, report.content.fingerprint, digest]
             for report, digest in follow(feed, layout)
         ] == unbroken[7:]
+
     for number, step in enumerate(local(config)):
         following = local(with_layout(config, 1 + number % 4), step.next_row)
         assert [seen(one) for one in following] == unbroken[number + 1 :]

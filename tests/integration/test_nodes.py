@@ -1,4 +1,4 @@
-"""A Ray cluster of several nodes on this machine, one of which is lost; and a job that Ray stops."""
+"""A Ray cluster of several nodes on this machine that loses one, and a job that Ray stops."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ class Nodes:
         self.others: list[Node] = []
 
     def add(self) -> None:
-        """Adds a node and waits until the cluster has it. Of nodes that start at once, one may miss
+        """Add a node and wait until the cluster has it. Of nodes that start at once, one may miss
         its ports.
         """
         wanted = f"/{len(self.others) + 1}.0 GPU"
@@ -152,7 +152,7 @@ def test_lost_node_is_replaced_or_named(
         "ray_address": nodes.address,
         "actor_num_nodes": 2,
         "actor_num_gpus_per_node": 1,
-        "distributed_timeout_minutes": 0.5,
+        "distributed_timeout_minutes": 0.75,
         "save_hf": save / "export",
     }
 
@@ -171,8 +171,8 @@ def test_lost_node_is_replaced_or_named(
             nodes.lose(nodes.with_trainers()[-1])
             printed = command.wait(1)
         assert (
-            "waited 0.5 minutes (--distributed-timeout-minutes) for 2 node(s) with 1 free GPUs and CPUs"
-            in printed
+            "waited 0.75 minutes (--distributed-timeout-minutes) "
+            "for 2 node(s) with 1 free GPUs and CPUs" in printed
         )
         assert "Ray has 2 node(s): " in printed
         observed("node lost, none is free", printed, "miles: error: waited", SINCE)

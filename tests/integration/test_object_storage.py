@@ -29,7 +29,7 @@ from tests.support.streams import demo_tokenizer, local
 
 @pytest.fixture
 def ray_logs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Where the commands' own Rays keep their logs."""
+    """The folder in which the commands' own Rays keep their logs."""
     folder = tempfile.mkdtemp(
         prefix="logs-", dir="/tmp"
     )  # a path of Ray's sockets has few characters to spend
@@ -178,6 +178,7 @@ def test_errors_hold_no_secret(
         )
         printed = miles(*words, expect=1)
         assert printed.count("miles: error:") == 1
+
         no_secret_in(printed.encode(), printed)
         return printed
 

@@ -150,6 +150,7 @@ def test_every_row_comes_once_an_epoch(
     manifest = build_manifest(config.sources)
     steps = local(config)
     assert all(len({len(rank) for rank in step.micro_batches}) == 1 for step in steps)
+
     per_epoch = len(steps) // config.order.num_epoch
     for epoch in range(config.order.num_epoch):
         part = slice(epoch * per_epoch, (epoch + 1) * per_epoch)
@@ -157,6 +158,7 @@ def test_every_row_comes_once_an_epoch(
         rows += [row for rejected in result["rejected"][part] for row in rejected]
         assert np.array_equal(np.bincount(rows), np.ones(manifest.num_rows, int))
         assert sum(result["rows"][part]) == manifest.num_rows
+
     listed = [json.loads(line) for line in (folder / "rejects.jsonl").read_text().splitlines()]
     rejected = [
         manifest.locate(row) for row in sorted({row for step in result["rejected"] for row in step})
@@ -165,6 +167,7 @@ def test_every_row_comes_once_an_epoch(
         rejected
     )
     assert len(rejected) == 4
+
     for source in manifest.sources:
         counts = result["totals"][source.name]
         assert counts["read"] == config.order.num_epoch * source.num_rows
@@ -195,19 +198,23 @@ def splits(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "mixed",
     )
     folders = {name: root / name for name in names}
+
     for folder in folders.values():
         folder.mkdir()
     (folders["one file"] / "rows.jsonl").write_bytes(json_lines(rows))
+
     for number, part in enumerate(cut(rows, [1, 60, 61, 200, 333, 400])):
         (folders["7 files"] / f"part-{number}.jsonl").write_bytes(json_lines(part))
     (folders["gzip"] / "rows.jsonl.gz").write_bytes(gzip.compress(json_lines(rows)))
     (folders["array"] / "rows.json").write_text(json.dumps(rows, indent=2))
+
     for name, group_rows in (("groups of 1", 1), ("groups of 50", 50), ("one group", 1000)):
         write_conversations(folders[name] / "rows.parquet", rows, group_rows)
     for number, part in enumerate(cut(rows, [7, 100, 390])):
         write_conversations(
             folders["mixed"] / f"part-{number}.parquet", part, (3, 64, 1000, 2)[number]
         )
+
     return folders
 
 
@@ -254,7 +261,8 @@ def byte_tokenizer(folder: Path) -> str:
     folder.mkdir()
     tokenizer.save(str(folder / "tokenizer.json"))
     template = (
-        "{% for message in messages %}{{ '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>\n' }}"
+        "{% for message in messages %}"
+        "{{ '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>\n' }}"
         "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
     )
     config = {
@@ -293,7 +301,7 @@ def golden_config(folder: Path, shuffle: bool) -> DataConfig:
 
 
 def rows_of_steps(config: DataConfig) -> list[list[int]]:
-    """Of each step the rows in the order of its samples; the rejected ones left out."""
+    """Return the rows of each step in the order of its samples, without the rejected ones."""
     manifest = build_manifest(config.sources)
     plan, formats = stages.make_plan(manifest, config), stages.source_formats(manifest)
     return [
@@ -318,10 +326,12 @@ def fingerprint_of(step: Step, row_ids: list[int]) -> str:
                 [[0], batch.loss_mask[part][:-1]]
             )  # a label's mask is that of the next token
             samples[row_id] = batch.input_ids[part].astype(np.int32), mask.astype(np.uint8)
+
     digest = xxhash.xxh64(np.array([len(samples[row][0]) for row in row_ids], np.int32).tobytes())
     for index in range(2):
         for row in row_ids:
             digest.update(samples[row][index].tobytes())
+
     return digest.hexdigest()
 
 
@@ -349,10 +359,12 @@ def test_order_is_that_of_the_golden_file(tmp_path: Path, shuffle: bool) -> None
     assert [fingerprint_of(step, row_ids) for step, row_ids in zip(steps, rows, strict=True)] == [
         step.fingerprint for step in steps
     ]
+
     over_ray = pipeline.blocks(pipeline.build(build_manifest(config.sources), config))
     assert [seen(step) for block in over_ray for step in unpack(block)] == [
         seen(step) for step in steps
     ]
+
     if not shuffle:
         assert rows[0] == list(range(8))
         assert rows[2] == [16, 18, 19, 20, 21, 22, 23], (

@@ -107,7 +107,7 @@ MOE_CASES = {
 
 @dataclass(frozen=True)
 class Numbers:
-    """Of ten steps."""
+    """The numbers of ten steps."""
 
     losses: list[float]
     source_losses: list[tuple[float, ...]]
@@ -385,12 +385,14 @@ def written(differences: dict[tuple[str, str], float]) -> str:
         "| layout | " + " | ".join(MODELS) + " |",
         "|---" * (len(MODELS) + 1) + "|",
     ]
+
     for layout in layouts:
         cells = [
             f"{differences[name, layout]:.0e}" if (name, layout) in differences else ""
             for name in MODELS
         ]
         lines.append(f"| {layout} | " + " | ".join(cells) + " |")
+
     lines += [
         "",
         "An empty cell was not tried, because the cell beside it shows the same.",

@@ -24,10 +24,12 @@ def test_prepared_rows_keep_their_tokens(tmp_path: Path) -> None:
         (151, "no_messages"),
         (333, "unknown_role"),
     ]
+
     again = prepare(
         "chat", source=str(tmp_path / "out"), tokenizer=tokenizer, max_sample_tokens=256
     )
     assert again.num_rows == ds.num_rows - 2
+
     kept = [
         [one.input_ids[one.loss_mask > 0] for one in rank]
         for data in (ds, again)
@@ -35,9 +37,11 @@ def test_prepared_rows_keep_their_tokens(tmp_path: Path) -> None:
         for rank in step.micro_batches
     ]
     np.testing.assert_array_equal(np.concatenate(kept[0]), np.concatenate(kept[1]))
+
     with pytest.raises(ConfigError, match="lies in the folder to write"):
         again.write(str(tmp_path / "out"))
     assert (tmp_path / "out/part-00000.parquet").exists()
+
     summary = json.loads((tmp_path / "out/summary.json").read_text())
     assert summary["rows"] == summary["written"] + 2
     assert "412 in 1 file" in repr(ds)

@@ -37,7 +37,7 @@ def config(settings: dict[str, Any]) -> DataConfig:
 
 
 def test_slow_trainer_finds_a_full_queue(config: DataConfig, tmp_path: Path) -> None:
-    """Of the first step nothing is ready; from then on the stream is ahead, and nobody waits."""
+    """Nothing is ready for the first step; from then on the stream is ahead, and nobody waits."""
     config = replace(with_layout(config, 2), stream=StreamConfig(prefetch_steps=BOUND))
     gate = tmp_path / "gate"
     loader = pipeline.LoaderStages(read=partial(GatedRead, str(gate)))
@@ -70,7 +70,7 @@ def test_slow_trainer_finds_a_full_queue(config: DataConfig, tmp_path: Path) -> 
 
 
 def test_waiting_trainer_stops_the_loader(config: DataConfig, tmp_path: Path) -> None:
-    """Windows of two steps and one loader: it goes two windows beyond the step in use."""
+    """With windows of two steps, one loader goes two windows beyond the step in use."""
     config = replace(
         config, order=replace(config.order, window_rows=64), stream=StreamConfig(prefetch_steps=1)
     )
@@ -86,7 +86,7 @@ def test_waiting_trainer_stops_the_loader(config: DataConfig, tmp_path: Path) ->
         for needed, loaded in ((0, 4), (1, 4), (2, 6), (3, 6), (4, 8)):
             next(steps)
             wait_until(lambda loaded=loaded: loaded in windows_read(), windows_read)
-            # A loader that did not stop would read on in this time, though no test can prove that it stops for good.
+            # A loader that does not stop would read on meanwhile.
             time.sleep(0.5 if needed else 3)
             assert windows_read() == list(range(0, loaded + 1, 2))
         assert sum(1 for _ in steps) == feed.info.num_steps - 5
@@ -164,7 +164,7 @@ def test_slow_stage_is_named(config: DataConfig, tmp_path: Path) -> None:
 
 
 def test_queue_depth_is_a_gauge(settings: dict[str, Any], tmp_path: Path) -> None:
-    """Prometheus can scrape it: the page has shown each depth that the queue had."""
+    """A page for Prometheus shows each depth that the queue had."""
     changed = {**settings, "pack": {"max_tokens_per_gpu": 512}, "stream": {"prefetch_steps": BOUND}}
     answer = run("scraped", {"settings": changed, "run_dir": str(tmp_path)})
     assert max(answer["depths"]) == BOUND

@@ -73,10 +73,11 @@ def test_resume_after_every_step_and_twice(config: DataConfig, order: str) -> No
 
 
 def test_feed_resumes_at_other_layouts(config: DataConfig, tmp_path: Path) -> None:
-    """Stopped after 3, 8 and 14 steps of 22: in the first window, the second, and the second epoch."""
+    """Stop after 3, 8 and 14 steps of 22: in the first window, the second, the second epoch."""
     unbroken = local(config)
     taken: list[Seen] = []
     cursor: Cursor | None = None
+
     for dp_size, num_steps in ((2, 3), (1, 5), (4, 6), (2, None)):
         layout = with_layout(config, dp_size, max_tokens_per_gpu=256 * dp_size)
         with opened(layout, str(tmp_path), cursor) as feed:
@@ -88,12 +89,15 @@ def test_feed_resumes_at_other_layouts(config: DataConfig, tmp_path: Path) -> No
         assert cursor.to_json() == text
         assert cursor.consumed_rows == unbroken[len(taken) - 1].next_row
         assert cursor.tokens_seen == sum(step.num_trained_tokens for step in unbroken[: len(taken)])
+
     assert taken == [seen(step) for step in unbroken]
     assert cursor is not None
+
     read_rows = {name: counts["read"] for name, counts in cursor.ledger_totals.items()}
     assert read_rows == {
         source.name: 2 * source.num_rows for source in build_manifest(config.sources).sources
     }
+
     num_rejected = sum(
         counts["read"] - counts["trained"] for counts in cursor.ledger_totals.values()
     )
@@ -148,6 +152,7 @@ def counted(tmp_path: Path) -> tuple[str, list[tuple[int, int]]]:
     write_conversations(local_file, random_conversations(4_000), 50)
     metadata = pq.read_metadata(local_file)
     spans = []
+
     for group in range(metadata.num_row_groups):
         columns = [
             metadata.row_group(group).column(number) for number in range(metadata.num_columns)
@@ -157,6 +162,7 @@ def counted(tmp_path: Path) -> tuple[str, list[tuple[int, int]]]:
         ]
         ends = [begin + c.total_compressed_size for begin, c in zip(begins, columns, strict=True)]
         spans.append((min(begins), max(ends)))
+
     fsspec.register_implementation("counted", Counted, clobber=True)
     Counted.files["rows.parquet"] = local_file.read_bytes()
     return "counted://rows.parquet", spans
@@ -176,6 +182,7 @@ def test_resume_reads_only_needed_row_groups(
     )
     manifest = build_manifest(config.sources)
     assert len(groups) == 80
+
     Counted.spans.clear()
     steps = list(stages.local_steps(manifest, config, int(4_000 * share)))
     size = len(Counted.files["rows.parquet"])

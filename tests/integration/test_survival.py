@@ -1,4 +1,4 @@
-"""What a run survives: each fault is injected, and what follows must be what would have followed."""
+"""Faults that a run survives: what follows an injected fault is what would have followed."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_killed_run_goes_on(
 def test_run_starts_again_what_it_lost(
     workspace: Workspace, unbroken: Path, tmp_path: Path, draw: random.Random
 ) -> None:
-    """A loader, then a trainer, then the feed: of these the first is made good without a restart."""
+    """A loader is replaced without a restart; then a trainer dies, then the feed."""
     save = tmp_path / "run"
     with workspace.command(save, save_hf=save / "export") as command:
         command.kill_one("ray::MapBatches")
@@ -101,6 +101,7 @@ def test_run_starts_again_what_it_lost(
             fault = "trainer killed" if number == 1 else "feed killed"
             observed(fault, command.printed.rpartition("starting again")[0], CAUSES[name], SINCE)
         printed = command.wait(0)
+
     require_same(save, unbroken)
     entries = lines(save, "starts.jsonl")
     assert [entry.get("start") for entry in entries] == [1, None, 2, None, 3, None]
@@ -133,6 +134,7 @@ def test_sigterm_saves_for_any_layout(workspace: Workspace, unbroken: Path, tmp_
         {"tensor_model_parallel_size": 2},
         {"pipeline_model_parallel_size": 2},
     ]
+
     for layout, at in zip(layouts, (5, 10, NUM_STEPS), strict=True):
         with workspace.command(save, **layout) as command:
             command.until(lambda at=at: len(lines(save)) >= at)
@@ -144,8 +146,10 @@ def test_sigterm_saves_for_any_layout(workspace: Workspace, unbroken: Path, tmp_
         if kept < NUM_STEPS:
             assert f"stopped by SIGTERM; the same command goes on at step {kept}" in printed
             observed("SIGTERM to the driver", printed, "the same command goes on", NOTHING)
+
     assert tracked(save) == NUM_STEPS
     assert fingerprints(save) == fingerprints(unbroken)
+
     for mine, theirs in zip(lines(save), lines(unbroken), strict=True):
         assert mine["sft/loss"] == pytest.approx(theirs["sft/loss"], rel=1e-4)
     starts = [entry for entry in lines(save, "starts.jsonl") if "start" in entry]
@@ -161,7 +165,7 @@ def test_sigterm_saves_for_any_layout(workspace: Workspace, unbroken: Path, tmp_
 
 
 def test_steps_go_on_beside_a_save(workspace: Workspace, tmp_path: Path) -> None:
-    """On a disk that stands still: a half-written checkpoint neither stops the steps nor is loaded."""
+    """On a disk that stands still, a half-written checkpoint stops no step and is never loaded."""
     save = tmp_path / "run"
     disk = StandingDisk(tmp_path / "disk")
     flags = {"save_interval": 20, "num_epoch": 20, "actor_num_gpus_per_node": 1}
@@ -232,9 +236,11 @@ def test_checkpoint_of_another_run_is_refused(
     config = settings(
         workspace, tmp_path / "run", load=unbroken, num_rollout=None, num_epoch=2, **more
     )
+
     with pytest.raises(CheckpointError) as raised:
         train(config, quiet())
     assert marker in str(raised.value)
+
     observed(fault, str(raised.value), marker, NOTHING)
     assert not (tmp_path / "run/metrics.jsonl").exists() or not lines(tmp_path / "run")
 
@@ -270,7 +276,7 @@ def test_load_of_a_finished_run_says_so(
 
 
 class SlowActor(TrainerActor):
-    """So slow that the loader stands, its few windows ahead."""
+    """Takes so long that the loader stands, its few windows ahead."""
 
     def train_step(self) -> StepResult:
         time.sleep(0.2)
@@ -278,7 +284,7 @@ class SlowActor(TrainerActor):
 
 
 def corrupt(file: Path) -> None:
-    """Overwrites the middle of the ninth of ten row groups, where its pages are."""
+    """Overwrite the middle of the ninth of ten row groups, where its pages are."""
     chunk = pq.ParquetFile(file).metadata.row_group(8).column(0)
     with file.open("r+b") as stream:
         stream.seek(chunk.data_page_offset + chunk.total_compressed_size // 2)
@@ -340,17 +346,15 @@ def test_unreadable_rows_end_the_run_by_name(
     assert max(at_step, 5) <= len(lines(save)) < NUM_STEPS, "the steps before are trained"
     assert tracked(save) >= 2
     assert len(lines(save, "starts.jsonl")) == 2, "starting again would not mend it"
+
     observed(fault, str(raised.value), marker, SINCE)
 
 
 def test_faults_page_is_what_was_seen(request: pytest.FixtureRequest) -> None:
-    """Must be the last of the integration tests that enter what they saw."""
-    if os.environ.get("MILES_WRITE_DOCS"):
-        PAGE.write_text(page(), encoding="utf-8")
-    collected = {item.path.name for item in request.session.items}
-    if not {"test_disks.py", "test_faults.py", "test_nodes.py", "test_survival.py"} <= collected:
-        pytest.skip(
-            "it compares what all of test_disks, test_faults, test_nodes and test_survival saw"
-        )
-    assert SEEN.keys() == set(FAULTS)
-    assert PAGE.read_text(encoding="utf-8") == page()
+    """Must be the last of the tests that enter what they saw."""
+    files = {"test_disks.py", "test_faults.py", "test_nodes.py", "test_survival.py"}
+    if not files <= {item.path.name for item in request.session.items}:
+        pytest.skip(f"it compares what all of {', '.join(sorted(files))} saw")
+    if not os.environ.get("MILES_WRITE_DOCS"):  # else it is written at the end
+        assert SEEN.keys() == set(FAULTS)
+        assert PAGE.read_text(encoding="utf-8") == page()

@@ -71,7 +71,7 @@ def console() -> tuple[Console, io.StringIO]:
 
 
 def loss_by_transformers(model: Any, config: DataConfig) -> float:
-    """Of every sample by itself."""
+    """Return the mean loss of trained tokens, each sample by itself."""
     total, count = 0.0, 0
     with torch.no_grad():
         for batch in (batch for step in local(config) for batch in step.micro_batches[0]):
@@ -167,10 +167,12 @@ def test_steps_that_are_not_finite_are_skipped(folder: Path, tmp_path: Path) -> 
         cluster=ClusterConfig(gpus_per_node=1),
     )
     out, screen = console()
+
     with pytest.raises(
         DivergedError, match="3 steps in a row were skipped, more than --max-skipped-steps 2"
     ):
         train(config, out)
+
     skipped = [
         json.loads(line)
         for line in (tmp_path / "run" / run_folder.SKIPPED_STEPS).read_text().splitlines()
@@ -185,6 +187,7 @@ def test_steps_that_are_not_finite_are_skipped(folder: Path, tmp_path: Path) -> 
     assert all(0 < len(entry["rows"]) <= 32 for entry in skipped)
     assert f"step {first} skipped: " in screen.getvalue()
     assert "  ended: DivergedError: 3 steps in a row" in (tmp_path / "run/train.log").read_text()
+
     lines = metrics_of(tmp_path / "run")
     assert [line["sft/skipped_steps"] for line in lines] == [*[0] * first, 1, 2]
     assert lines[-1]["sft/skipped"] == skipped[1]["reason"]

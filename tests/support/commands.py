@@ -55,6 +55,7 @@ class Workspace:
             **more,
         }
         words = [sys.executable, "-m", "miles.cli", "train"]
+
         for name, value in flags.items():
             if value is None:
                 continue
@@ -63,6 +64,7 @@ class Workspace:
                 words += map(str, value)
             elif value is not True:
                 words.append(str(value))
+
         return words
 
     @contextlib.contextmanager

@@ -1,7 +1,7 @@
-"""docs/faults.md: what the tests of this session saw when they injected a fault.
+"""docs/faults.md: what users see when a fault is injected, and what is lost.
 
-Each test enters the line that the user reads and what was lost. `MILES_WRITE_DOCS=1 pytest
-tests/integration` writes the page; without it, the page must be what was seen.
+Each test enters the line that the user reads and what was lost. With `MILES_WRITE_DOCS=1`, pytest
+writes the rows of the tests that ran; without it, the whole page must be what was seen.
 """
 
 from __future__ import annotations
@@ -59,33 +59,42 @@ follow are those that would have followed.
 
 
 def observed(fault: str, printed: str, marker: str, lost: str) -> None:
-    """Enters a row.
+    """Enter a row of the page.
 
     Args:
-        printed: what the run printed, or its error.
-        marker: of the line that the user is to read; empty: nothing is said.
+        fault: of `FAULTS`.
+        printed: the output of the run, or its error.
+        marker: a part of the line that the user is to read; empty where nothing is printed.
         lost: what the test has measured.
     """
     assert fault in FAULTS, fault
-    line = next(line for line in printed.splitlines() if marker in line) if marker else "nothing"
-    SEEN[fault] = (plain(line), lost)
+    line = "nothing"
+    if marker:
+        line = next(line for line in printed.splitlines() if marker in line)
+    SEEN[fault] = (without_details(line), lost)
 
 
-def plain(line: str) -> str:
-    """A line without what differs from run to run."""
+def without_details(line: str) -> str:
+    """Return a line without what differs from run to run: folders, numbers, the machine's name."""
     line = re.sub(r"\S*/\S*/(?=\S)", "…/", line.strip())
     line = re.sub(r"(died during )'\w+': .*", r"\1…", line)
     line = re.sub(r"(the data stream failed: \w+): .*(; step)", r"\1 …\2", line)
-    line = re.sub(
-        r"between row .* and row .*", "between row N of … and row N of …", line
-    )  # of which step, varies
+    # Which step it is varies.
+    line = re.sub(r"between row .* and row .*", "between row N of … and row N of …", line)
     line = re.sub(r"(the data stream failed: )(?!.*; step).*", r"\1…", line)
-    line = re.sub(r" of [^ ,]+, (?=\S+ MB are free)", " of …, ", line)  # the machine
+    line = re.sub(r" of [^ ,]+, (?=\S+ MB are free)", " of …, ", line)
     line = re.sub(r"\d+(,\d{3})*(\.\d+)?", "N", line)
     return line.replace("|", "\\|")[:420]
 
 
 def page() -> str:
-    return HEAD + "".join(
-        f"| {fault} | {SEEN[fault][0]} | {SEEN[fault][1]} |\n" for fault in FAULTS
-    )
+    """Return the page: the rows of this session, and those that it has for other faults."""
+    shown = PAGE.read_text(encoding="utf-8").splitlines()
+    rows = []
+    for fault in FAULTS:
+        kept = [line for line in shown if line.startswith(f"| {fault} | ")]
+        if fault in SEEN:
+            rows.append(f"| {fault} | {SEEN[fault][0]} | {SEEN[fault][1]} |")
+        else:
+            rows += kept
+    return HEAD + "\n".join(rows) + "\n"

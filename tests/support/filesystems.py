@@ -65,7 +65,7 @@ class Faulty(_Shared):
 
     @classmethod
     def call(cls, kind: str) -> bool:
-        """Raises at every n-th call, or returns that the read is to come short."""
+        """Raise at every n-th call, or return that the read is to come short."""
         cls.calls[kind] += 1
         key = f"{kind} {threading.get_ident()}"
         cls.calls_of_thread[key] += 1

@@ -48,7 +48,7 @@ def make_hf(
     std: float = 0.1,
     seed: int = 5,
 ) -> Path:
-    """Writes a model of a family; the same arguments give the same weights.
+    """Write a model of a family; the same arguments give the same weights.
 
     Args:
         model_type: of `miles.architecture.config.FAMILIES`.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import socket
 import subprocess
@@ -10,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import patch
 
 import psutil
 
@@ -75,3 +77,25 @@ def miles(*words: str | Path, expect: int = 0) -> str:
     assert done.returncode == expect, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     return done.stdout + done.stderr
+
+
+def miles_here(*words: str | Path, expect: int = 0) -> str:
+    """Run a command line of Miles in this process, which has imported what it needs.
+
+    Args:
+        expect: the exit status.
+
+    Returns:
+        what it printed, both streams.
+    """
+    from miles.cli import main
+
+    printed = io.StringIO()
+    with (
+        contextlib.redirect_stdout(printed),
+        contextlib.redirect_stderr(printed),
+        patch.dict(os.environ, {"COLUMNS": "200"}),
+    ):
+        status = main([str(word) for word in words])
+    assert status == expect, printed.getvalue()
+    return printed.getvalue()

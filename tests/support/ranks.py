@@ -146,6 +146,7 @@ def run_ranks(function: Callable[..., Any], layout: Layout, *arguments: Any) -> 
     while len(_workers) < layout.world_size:
         _workers.append(_Worker())
     workers = _workers[: layout.world_size]
+
     with tempfile.TemporaryDirectory() as folder:
         for rank, worker in enumerate(workers):
             job = (function.__module__, function.__qualname__, layout, rank, arguments)
@@ -210,16 +211,18 @@ def work() -> None:
     """Run the jobs that the standard input names, in a rank's process."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what a job prints is no answer
+
     for line in sys.stdin:
         folder, rank = line.rsplit(" ", 1)
         try:
             _run_job(Path(folder), int(rank))
         except BaseException:
             traceback.print_exc()
-            # torch 2.13: gloo's threads, still running where Python ends, now and then abort the process
-            # (`terminate called without an active exception`). It leaves without that.
+            # torch 2.13: gloo's threads, still running where Python ends, now and then abort the
+            # process (`terminate called without an active exception`). It leaves without that.
             os._exit(1)
         print("done", file=answers, flush=True)
+
     os._exit(0)
 
 

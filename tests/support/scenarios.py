@@ -1,6 +1,6 @@
 """Scenarios that need a process and a Ray of their own.
 
-    run("stream", {"settings": …, "clusters": …})   ->   a process   ->   `stream(…)`   ->   JSON
+    run("stream", {"settings": …, "clusters": …})  ->  a process  ->  `stream(…)`  ->  JSON
 
 A scenario takes and returns plain JSON. Its Ray ends with its process.
 """
@@ -40,7 +40,7 @@ OBJECT_STORE_BYTES = 200 << 20
 
 
 def stream_over_ray(settings: Mapping[str, Any]) -> list[Seen]:
-    """Return what must be the same of every step of the whole stream, over the Ray that is running."""
+    """Return what must be the same of every step, streamed over the Ray that is running."""
     config = config_of(settings)
     dataset = pipeline.build(build_manifest(config.sources), config)
     return [seen(step) for block in pipeline.blocks(dataset) for step in unpack(block)]
@@ -99,12 +99,14 @@ def attacked(settings: Any, run_dir: str, num_kills: int, seed: int) -> dict[str
     config = config_of(settings)
     marks = tempfile.mkdtemp(dir=run_dir)
     loader = pipeline.LoaderStages(pack=partial(SlowPack, marks, 0.3))
+
     with local_ray.running(2, OBJECT_STORE_BYTES), opened(config, run_dir, loader=loader) as feed:
         killer = Killer(marks, num_kills, seed)
         killer.start()
         taken = list(follow(feed, config))
         killer.has_to_end.set()
         feed.finish()
+
     return {
         "seen": [
             [report.position.index, report.content.fingerprint, digest] for report, digest in taken

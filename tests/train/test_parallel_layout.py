@@ -95,7 +95,7 @@ def test_a_layout_that_fits_is_taken(shape: ModelShape, layout: Layout) -> None:
     layout.require_fits(shape)
 
 
-def test_ranks_of_a_replica_read_the_same_data() -> None:
+def test_a_replica_reads_the_same_data() -> None:
     layout = Layout(8, tensor=2, pipeline=2)
     assert [layout.data_rank(rank) for rank in range(8)] == [0, 0, 1, 1, 0, 0, 1, 1]
     assert [layout.stage(rank) for rank in range(8)] == [0] * 4 + [1] * 4
@@ -108,7 +108,7 @@ def test_few_ranks_hold_the_same_experts() -> None:
     assert Layout(8, tensor=2, expert_tensor=2).expert_data == Layout(8, tensor=2).data == 4
 
 
-def test_experts_are_split_like_the_rest_by_default() -> None:
+def test_experts_follow_tensor_size_by_default() -> None:
     cluster = ClusterConfig(gpus_per_node=4, tensor=2, sequence_parallel=True)
     assert cluster.layout.expert_tensor == 2
     assert ClusterConfig(gpus_per_node=4, tensor=2, expert_tensor=1).layout.expert_tensor == 1

@@ -71,7 +71,8 @@ def column_of(field: str, row: Mapping[str, Any], columns: Mapping[str, str]) ->
     Returns:
         None: there is no such column, or it is null.
     """
-    for name in possible_columns(field, columns):
+    named = columns.get(field)
+    for name in USUAL_COLUMNS[field] if named is None else (named,):
         if row.get(name) is not None:
             return name
     return None

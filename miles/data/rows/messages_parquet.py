@@ -1,10 +1,14 @@
-"""Conversations -> the rows of Parquet that `Prepared.write` makes, and that `normalize` reads back as they were.
+"""Conversations -> rows of Parquet, as `Prepared.write` makes them and `normalize` reads them back.
 
-    messages  [{role: user, content: 2+2?, …}, {role: assistant, content: "4", weight: 0, …}]   tools  JSON   text  null
-    messages  null                                                           of a plain text:   tools  null   text  …
+    column     of a conversation                                    of a plain text
+    messages   [{role: user, content: 2+2?, …},                     null
+                {role: assistant, content: "4", weight: 0, …}]
+    tools      JSON                                                 null
+    text       null                                                 …
 
-Arguments of tool calls are JSON text, as OpenAI has them, and read back to the object that they were. A message's
-key that has no column, or a value that its column cannot hold exactly, goes into the JSON object `extra`.
+Arguments of tool calls are JSON text, as OpenAI has them, and read back to the object that they
+were. A key of a message that has no column, or a value that its column cannot hold exactly, goes
+into the JSON object `extra`.
 """
 
 from __future__ import annotations
@@ -15,7 +19,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from miles.data.rows.normalize import EXTRA, tool_arguments
+from miles.data.rows.tool_calls import tool_arguments
+from miles.data.rows.turns import EXTRA
 
 _FUNCTION = pa.struct([("name", pa.string()), ("arguments", pa.string())])
 _CALL = pa.struct([("id", pa.string()), ("type", pa.string()), ("function", _FUNCTION)])
@@ -27,11 +32,10 @@ _MESSAGE = pa.struct(
         ("name", pa.string()),
         ("tool_call_id", pa.string()),
         ("tool_calls", pa.list_(_CALL)),
-        (EXTRA, pa.string()),  # JSON: an object of what has no field of its own above
-        (
-            "weight",
-            pa.int8(),
-        ),  # 1, 0: the row says that this turn is trained, is not; null: it says nothing
+        # JSON: an object of the keys that have no field of their own above.
+        (EXTRA, pa.string()),
+        # Whether the row says that this turn is trained: 1 or 0; null if it says nothing.
+        ("weight", pa.int8()),
     ]
 )
 _TEXT_FIELDS = ("reasoning_content", "name", "tool_call_id")
@@ -44,11 +48,11 @@ WRITTEN = pa.schema(
         ("text", pa.string()),
     ]
 )
-"""Columns; a row has messages or a text."""
+"""The columns. A row has messages or a text."""
 
 
 class ToMessages:
-    """PREPARED_STEP -> a table of `WRITTEN`."""
+    """Turns PREPARED_STEP rows into a table of `WRITTEN`."""
 
     def __init__(self, source_names: tuple[str, ...]) -> None:
         self.source_names = source_names
@@ -56,24 +60,27 @@ class ToMessages:
     def __call__(self, table: pa.Table) -> pa.Table:
         rows = []
         for step in table.to_pylist():
-            for row_id, source_id, text in zip(
+            samples = zip(
                 step["sample_row_ids"],
                 step["sample_source_ids"],
                 step["conversations"],
                 strict=True,
-            ):
-                row = _written_row(json.loads(text))
-                rows.append({"row_id": row_id, "source": self.source_names[source_id], **row})
+            )
+            for row_id, source_id, text in samples:
+                written = _written_row(json.loads(text))
+                rows.append({"row_id": row_id, "source": self.source_names[source_id], **written})
         return pa.Table.from_pylist(rows, schema=WRITTEN)
 
 
 def _written_row(conversation: dict[str, Any]) -> dict[str, Any]:
     if conversation["text"] is not None:
         return {"messages": None, "tools": None, "text": conversation["text"]}
-    messages = [
-        _written_message(message) | {"weight": None if flag is None else int(flag)}
-        for message, flag in zip(conversation["messages"], conversation["flags"], strict=True)
-    ]
+
+    messages = []
+    for message, flag in zip(conversation["messages"], conversation["flags"], strict=True):
+        weight = None if flag is None else int(flag)
+        messages.append(_written_message(message) | {"weight": weight})
+
     tools = conversation["tools"]
     return {
         "messages": messages,
@@ -83,7 +90,7 @@ def _written_row(conversation: dict[str, Any]) -> dict[str, Any]:
 
 
 def _written_message(message: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of `_MESSAGE`; what they cannot hold exactly is in `EXTRA`."""
+    """Return the fields of `_MESSAGE`; whatever they cannot hold exactly is in `EXTRA`."""
     written: dict[str, Any] = {"role": message["role"], "content": message["content"]}
     extra = {}
     for key, value in message.items():
@@ -95,13 +102,17 @@ def _written_message(message: Mapping[str, Any]) -> dict[str, Any]:
             written[key] = [_written_call(call) for call in value]
         else:
             extra[key] = value
+
     if extra:
         written[EXTRA] = json.dumps(extra, ensure_ascii=False)
     return written
 
 
 def _is_plain_call(call: Mapping[str, Any]) -> bool:
-    """Whether a call reads back from `_CALL` as it is: no keys but those, texts, and arguments that JSON can hold."""
+    """Return whether a call reads back from `_CALL` as it is.
+
+    It may have no other keys, ids and types must be text, and JSON must hold the arguments exactly.
+    """
     function = call.get("function")
     return (
         set(call) <= {"id", "type", "function"}

@@ -18,8 +18,10 @@ from miles.data.config import RowFormat, SourceConfig
 from miles.data.files.manifest import build_manifest
 from miles.data.files.read import read_rows
 from miles.data.files.row_json import table_to_json
+from miles.data.rows.json_text import MAX_DEPTH
 from miles.data.rows.messages_parquet import WRITTEN, ToMessages
-from miles.data.rows.normalize import EXTRA, MAX_DEPTH, normalize
+from miles.data.rows.normalize import normalize
+from miles.data.rows.turns import EXTRA
 from miles.data.types import PREPARED_STEP, Conversation
 
 

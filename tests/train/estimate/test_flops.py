@@ -45,7 +45,7 @@ def test_packed_samples_cost_what_each_costs_alone() -> None:
 
 
 @pytest.mark.parametrize("model_type", ["qwen3", "llama"])
-def test_torch_counts_the_same_matrices_and_the_full_square_of_attention(model_type: str) -> None:
+def test_torch_counts_the_same_operations(model_type: str) -> None:
     from torch.utils.flop_counter import FlopCounterMode
     from transformers import AutoConfig, AutoModelForCausalLM
 

@@ -228,7 +228,7 @@ QWEN3_235B = ModelShape(
 )
 
 
-def test_known_models_have_the_parameters_that_they_are_named_for() -> None:
+def test_known_models_have_their_parameters() -> None:
     assert total_parameters(QWEN3_4B) == active_parameters(QWEN3_4B) == 4_022_468_096
     assert total_parameters(QWEN3_235B) == 235_093_634_560
     assert round(active_parameters(QWEN3_235B) / 1e9) == 22
@@ -251,7 +251,7 @@ def test_transformers_counts_the_same_parameters(model_type: str) -> None:
     assert total_parameters(shape) == sum(parameter.numel() for parameter in model.parameters())
 
 
-def test_the_example_in_the_docs_is_what_the_code_says() -> None:
+def test_the_docs_example_is_computed() -> None:
     text = (Path(__file__).parents[3] / "docs/memory.md").read_text()
     (stage,) = estimate(
         QWEN3_4B,

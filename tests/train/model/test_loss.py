@@ -9,7 +9,7 @@ from miles.train.parallel_layout import Layout
 from tests.support.ranks import NUM_SOURCES, batch
 
 
-def test_a_loss_that_is_not_trained_may_be_nan() -> None:
+def test_an_untrained_loss_may_be_nan() -> None:
     _, (micro_batches,) = batch(0, Layout(1), max_tokens=4096)
     trained = torch.from_numpy(micro_batches[0].loss_mask)
     losses = torch.where(trained > 0, 2.0, float("nan"))[None].requires_grad_()
@@ -39,7 +39,7 @@ def test_segments_add_up_to_their_sources() -> None:
         assert sums.tokens[source] == len(segments)
 
 
-def test_a_row_with_an_infinite_loss_is_named() -> None:
+def test_rows_with_infinite_loss_are_named() -> None:
     _, (micro_batches,) = batch(0, Layout(1), max_tokens=4096)
     micro_batch = micro_batches[0]
     by_segment = torch.ones(2, len(micro_batch.row_ids), dtype=torch.float64)

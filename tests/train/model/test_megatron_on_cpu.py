@@ -8,7 +8,7 @@ import torch
 from miles.train.model import megatron_on_cpu
 
 
-def test_the_cpu_layer_refuses_to_hide_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_is_never_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     with pytest.raises(RuntimeError, match="CUDA is available"):
         megatron_on_cpu.activate()

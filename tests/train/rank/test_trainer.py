@@ -71,7 +71,7 @@ def has_weights(trainer: Any, weights: list[torch.Tensor]) -> bool:
     return all(torch.equal(old, new) for old, new in pairs)
 
 
-def test_a_sample_has_the_same_loss_packed_and_alone(trainer: Any) -> None:
+def test_packing_keeps_the_loss_of_a_sample(trainer: Any) -> None:
     together = token_losses(trainer, samples())
     for sample, packed in zip(samples(), together, strict=True):
         (alone,) = token_losses(trainer, [sample])
@@ -107,7 +107,7 @@ def test_the_loss_is_the_hand_computed_mean(trainer: Any) -> None:
     assert sum(sums.tokens) == report.content.num_trained_tokens
 
 
-def test_a_step_without_trained_tokens_changes_no_weight(trainer: Any) -> None:
+def test_an_untrained_step_changes_no_weight(trainer: Any) -> None:
     report, (micro_batches,) = batch(0, Layout(1))
     untrained = [replace(packed, loss_mask=packed.loss_mask * 0) for packed in micro_batches]
     before = copy_weights(trainer)
