@@ -40,6 +40,7 @@ def main(words: Sequence[str] | None = None) -> int:
         the exit status: 0; 1 with one message on the error stream; 130 after Ctrl-C.
     """
     words = sys.argv[1:] if words is None else list(words)
+
     try:
         if words[:1] == [train.NAME]:  # launch lines have rules of their own
             train.run(words[1:])
@@ -65,6 +66,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="miles", description="Supervised fine-tuning: data -> loss -> optimizer."
     )
     parser.add_argument("--version", action="version", version=__version__)
+
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for command in (
         demo,

@@ -1,4 +1,4 @@
-"""`miles convert`: checkpoints between Hugging Face's and Megatron's format, and their comparison."""
+"""`miles convert`: checkpoints from Hugging Face to Megatron and back, and their comparison."""
 
 from __future__ import annotations
 

@@ -131,7 +131,10 @@ def records_of(record: type) -> tuple[type, ...]:
 
 def all_settings(record: type) -> tuple[Setting, ...]:
     """Return the settings of a record and of all records inside it."""
-    return tuple(setting for inner in records_of(record) for setting in settings_of(inner))
+    settings: list[Setting] = []
+    for inner in records_of(record):
+        settings += settings_of(inner)
+    return tuple(settings)
 
 
 def build(record: type[Record], values: Values, fixed: Mapping[str, Any] | None = None) -> Record:

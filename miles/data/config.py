@@ -17,7 +17,7 @@ from miles.errors import ConfigError
 
 DEFAULT_WINDOW_ROWS = 32_768
 MAX_WEIGHT_PERIOD = 1 << 22
-"""The largest sum of weights as whole numbers: the rows after which a mixture's sequence repeats."""
+"""The largest sum of weights as whole numbers: a mixture's sequence repeats after so many rows."""
 
 
 def _require(condition: bool, message: str) -> None:
@@ -81,6 +81,7 @@ class RowFormat:
     def __post_init__(self) -> None:
         check_settings(self)
         fields = ROW_FIELDS[self.shape] if self.shape != "auto" else sum(ROW_FIELDS.values(), ())
+
         for name, column in self.columns.items():
             known = ", ".join(dict.fromkeys(fields))
             _require(
@@ -91,6 +92,7 @@ class RowFormat:
                 isinstance(column, str),
                 f"--column-names: {name!r} must be the name of a column, not {column!r}",
             )
+
         for name, role in self.roles.items():
             _require(
                 role in ROLE_NAMES,
@@ -378,11 +380,13 @@ class DataConfig:
         _require(bool(self.sources), "no data: give --prompt-data PATH, or NAME PATH pairs")
         names = [source.name for source in self.sources]
         _require(len(set(names)) == len(names), f"--prompt-data names a source twice: {names}")
+
         _require(
             len(self.order.weights) in (0, len(names)),
             f"--prompt-data-weights gives {len(self.order.weights)} number(s) for {len(names)} "
             f"source(s): {', '.join(names)}; give one for each",
         )
+
         _require(
             self.encode.max_sample_tokens <= self.pack.capacity_tokens,
             f"--max-sample-tokens {self.encode.max_sample_tokens} exceeds what a micro-batch can "
@@ -390,6 +394,7 @@ class DataConfig:
             f"{self.pack.capacity_tokens}; sequences are never cut, so lower the first or raise "
             "the second",
         )
+
         _require(0 <= self.max_bad_fraction <= 1, "--max-bad-fraction must be between 0 and 1")
         _require(
             0 <= self.held_out_fraction < 1,

@@ -459,6 +459,7 @@ class TrainConfig:
             )
         if self.evaluation.sources or self.data.held_out_fraction:
             return
+
         for flag, value in (
             ("--eval-interval", self.evaluation.interval),
             ("--eval-samples", self.evaluation.num_samples),

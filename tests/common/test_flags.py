@@ -1,4 +1,4 @@
-"""Declared settings: reading them from fields, making records from values, and words from records."""
+"""Declared settings: read from fields; records made from values, words from records."""
 
 from __future__ import annotations
 

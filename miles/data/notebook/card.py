@@ -20,7 +20,7 @@ from miles.data.types import Int64
 NUM_BARS = 40
 """Bars of the chart of lengths."""
 
-# Translucent greys and one green over the page's own colours, so that light and dark themes both work.
+# Translucent greys and one green over the page's own colours: for light and dark themes.
 _BOX_CSS = (
     "font:14px/1.5 system-ui,sans-serif;display:inline-block;min-width:34em;max-width:100%;"
     "border:1px solid rgba(128,128,128,.35);border-radius:8px;padding:12px 18px 14px"
@@ -109,7 +109,8 @@ class Card:
 
         title = html.escape(", ".join(self.manifest.source_names))
         return (
-            f'<div style="{_BOX_CSS}"><span style="{_BASIS_CSS}">{html.escape(self._basis())}</span>'
+            f'<div style="{_BOX_CSS}">'
+            f'<span style="{_BASIS_CSS}">{html.escape(self._basis())}</span>'
             f'<span style="{_TITLE_CSS}">{title}</span>'
             f'<table style="{_TABLE_CSS}">{rows}</table></div>'
         )

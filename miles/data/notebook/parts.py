@@ -17,7 +17,7 @@ FILE_ROWS = 100_000
 
 
 class PartFiles:
-    """The parts of one folder, written one after another. The last is complete at the context's end.
+    """The parts of one folder, in order. The last is complete when the context ends.
 
     Args:
         url: the folder (fsspec URL). Parts and manifest of an earlier write are removed.
@@ -32,7 +32,8 @@ class PartFiles:
 
     def __enter__(self) -> PartFiles:
         self._fs.makedirs(self._folder, exist_ok=True)
-        # An earlier write's parts would be read back as rows of this one, and its manifest says that all is there.
+        # An earlier write's parts would be read back as rows of this one, and its manifest would
+        # call the folder complete.
         earlier = self._fs.glob(f"{self._folder}/part-*.parquet")
         for path in (*earlier, f"{self._folder}/{run_folder.MANIFEST}"):
             if self._fs.exists(path):

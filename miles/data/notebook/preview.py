@@ -34,7 +34,8 @@ _CONTEXT = Style(color="grey58")
 
 # Translucent backgrounds over the page's own colours, so that light and dark themes both work.
 _BOX_CSS = (
-    "white-space:pre-wrap;overflow-wrap:anywhere;font:13px/1.75 ui-monospace,Menlo,Consolas,monospace;"
+    "white-space:pre-wrap;overflow-wrap:anywhere;"
+    "font:13px/1.75 ui-monospace,Menlo,Consolas,monospace;"
     "border:1px solid rgba(128,128,128,.35);border-radius:6px;padding:10px 12px;margin:8px 0"
 )
 _LEGEND_CSS = (
@@ -91,22 +92,24 @@ def to_html(
         encoded: a sample, or the pair (token ids, mask of tokens) that a run's folder keeps.
     """
     input_ids, loss_mask = _ids_and_mask(encoded)
+    runs = ""
+    all_pieces = pieces(input_ids, loss_mask, tokenizer)
+    for is_trained, run in groupby(all_pieces, lambda piece: piece.is_trained):
+        tokens = "".join(_token_html(piece) for piece in run)
+        runs += f'<span style="{_TRAINED_CSS if is_trained else _CONTEXT_CSS}">{tokens}</span>'
+
     num_trained = sum(int(flag) for flag in loss_mask)
-    runs = []
-    for is_trained, run in groupby(
-        pieces(input_ids, loss_mask, tokenizer), lambda piece: piece.is_trained
-    ):
-        tokens = "".join(
-            f'<span style="{_EDGE_CSS}" title="{" ".join(map(str, piece.token_ids))}">'
-            f"{html.escape(_visible(piece.text))}</span>"
-            for piece in run
-        )
-        runs.append(f'<span style="{_TRAINED_CSS if is_trained else _CONTEXT_CSS}">{tokens}</span>')
     return (
         f'<div style="{_BOX_CSS}"><div style="{_LEGEND_CSS}">'
-        f'<span style="{_TRAINED_CSS};padding:2px 6px">trained</span> {num_trained:,} of {len(input_ids):,} tokens'
-        f"</div>{''.join(runs)}</div>"
+        f'<span style="{_TRAINED_CSS};padding:2px 6px">trained</span> '
+        f"{num_trained:,} of {len(input_ids):,} tokens</div>{runs}</div>"
     )
+
+
+def _token_html(piece: Piece) -> str:
+    ids = " ".join(map(str, piece.token_ids))
+    text = html.escape(_visible(piece.text))
+    return f'<span style="{_EDGE_CSS}" title="{ids}">{text}</span>'
 
 
 def to_text(

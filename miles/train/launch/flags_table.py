@@ -13,9 +13,9 @@ from miles.train.launch.parser import default_of, launch_groups
 _HEAD = """\
 # Flags of `miles train`
 
-Made from the code (`python -m miles.train.launch.flags_table`); a test compares. Names are Miles's, so that a launch
-script for reinforcement learning needs only its SFT lines changed. Each flag is declared once, on the field that it
-fills (`miles/train/config.py`, `miles/data/config.py`).
+Made from the code (`python -m miles.train.launch.flags_table`); a test compares. Names are Miles's,
+so that a launch script for reinforcement learning needs only its SFT lines changed. Each flag is
+declared once, on the field that it fills (`miles/train/config.py`, `miles/data/config.py`).
 
 ## Settings from a file
 
@@ -30,8 +30,8 @@ wandb_group: "2024"                    # text that looks like a number stands in
 apply_chat_template_kwargs: {enable_thinking: false}
 ```
 
-A value of another type than the flag takes (`num_epoch: off`, `lr:` with nothing behind it), an unknown name and a name
-that stands twice are errors that give the file, the line and the flag.
+A value of another type than the flag takes (`num_epoch: off`, `lr:` with nothing behind it), an
+unknown name and a name that stands twice are errors that give the file, the line and the flag.
 """
 
 _COLUMNS = """\
@@ -47,8 +47,8 @@ _SHORT_COLUMNS = """\
 _REFUSED = """\
 ## Refused by name
 
-These are never ignored: the error says why, and what to do. `*` stands for any ending. Any other name that is not above
-is refused as well, with the flag that is spelt most like it.
+These are never ignored: the error says why, and what to do. `*` stands for any ending. Any other
+name that is not above is refused as well, with the flag that is spelt most like it.
 
 | flags | why | what to do |
 |---|---|---|

@@ -71,7 +71,7 @@ ONE_VALUE: tuple[OneValue, ...] = (
 """Flags that may only say what is always so."""
 
 ALWAYS: Mapping[str, str] = {
-    "calculate_per_token_loss": "the loss is a sum over trained tokens, divided once by their number",
+    "calculate_per_token_loss": "the loss is a sum over trained tokens, divided by their number",
     "disable_compute_advantages_and_returns": "there are none",
     "debug_train_only": "nothing is generated but --eval-samples",
     "use_dynamic_batch_size": "micro-batches are packed up to --max-tokens-per-gpu",
@@ -133,11 +133,10 @@ REFUSALS = (
         "belongs to the loss of reinforcement learning",
         "leave it out: the loss here is cross-entropy",
         """
-        advantage_estimator kl_coef kl_loss_coef kl_loss_type use_kl_loss entropy_coef
-        eps_clip eps_clip_high eps_clip_c value_clip gamma lambd normalize_advantages use_tis tis_*
-        use_rollout_logprobs disable_grpo_std_normalization
-        ref_update_interval critic_* num_critic_only_steps reset_optimizer_states get_mismatch_metrics use_opd
-        opd_*
+        advantage_estimator kl_coef kl_loss_coef kl_loss_type use_kl_loss entropy_coef eps_clip
+        eps_clip_high eps_clip_c value_clip gamma lambd normalize_advantages use_tis tis_*
+        use_rollout_logprobs disable_grpo_std_normalization ref_update_interval critic_*
+        num_critic_only_steps reset_optimizer_states get_mismatch_metrics use_opd opd_*
         """,
     ),
     Refusal(
@@ -153,30 +152,33 @@ REFUSALS = (
         "leave it out: the rows of --prompt-data are the samples",
         """
         rollout_num_gpus rollout_num_gpus_per_engine rollout_max_* rollout_temperature rollout_top_p
-        rollout_top_k rollout_stop rollout_stop_token_ids rollout_skip_special_tokens rollout_health_check_*
-        rollout_external rollout_external_engine_addrs rollout_global_dataset rollout_data_postprocess_path
-        rollout_sample_filter_path rollout_all_samples_process_path over_sampling_batch_size
-        over_sampling_filter_path dynamic_sampling_filter_path partial_rollout mask_offpolicy_in_partial_rollout
-        buffer_filter_path custom_generate_* num_steps_per_rollout balance_data use_fault_tolerance colocate
-        offload* sglang_* update_weight* update_weights_interval keep_old_actor
-        use_miles_router miles_router_* prefill_num_servers debug_rollout_only load_debug_*
-        save_debug_* start_rollout_id
+        rollout_top_k rollout_stop rollout_stop_token_ids rollout_skip_special_tokens
+        rollout_health_check_* rollout_external rollout_external_engine_addrs rollout_global_dataset
+        rollout_data_postprocess_path rollout_sample_filter_path rollout_all_samples_process_path
+        over_sampling_batch_size over_sampling_filter_path dynamic_sampling_filter_path
+        partial_rollout mask_offpolicy_in_partial_rollout buffer_filter_path custom_generate_*
+        num_steps_per_rollout balance_data use_fault_tolerance colocate offload* sglang_*
+        update_weight* update_weights_interval keep_old_actor use_miles_router miles_router_*
+        prefill_num_servers debug_rollout_only load_debug_* save_debug_* start_rollout_id
         """,
     ),
     Refusal(
         "belongs to evaluation by generating and scoring",
-        "evaluation here is the loss on --eval-prompt-data or --eval-fraction, and --eval-samples answers",
+        "evaluation here is the loss on --eval-prompt-data or --eval-fraction, and --eval-samples "
+        "answers",
         """
-        n_samples_per_eval_prompt eval_temperature eval_top_p eval_top_k eval_input_key eval_label_key
-        eval_tool_key eval_function_path eval_config eval_max_context_len eval_max_prompt_len
-        skip_eval_before_train log_passrate
+        n_samples_per_eval_prompt eval_temperature eval_top_p eval_top_k eval_input_key
+        eval_label_key eval_tool_key eval_function_path eval_config eval_max_context_len
+        eval_max_prompt_len skip_eval_before_train log_passrate
         """,
     ),
     Refusal(
         "is the size of a batch by other names",
-        "a step is --rollout-batch-size rows, packed into micro-batches of --max-tokens-per-gpu tokens",
+        "a step is --rollout-batch-size rows, packed into micro-batches of --max-tokens-per-gpu "
+        "tokens",
         """
-        micro_batch_size seq_length ref_micro_batch_size log_probs_max_tokens_per_gpu log_probs_chunk_size
+        micro_batch_size seq_length ref_micro_batch_size log_probs_max_tokens_per_gpu
+        log_probs_chunk_size
         """,
     ),
     Refusal(
@@ -190,24 +192,25 @@ REFUSALS = (
         "belongs to the evaluation or the data of pre-training in Megatron-LM",
         "leave it out: rows come from --prompt-data",
         """
-        data_path split train_data_path valid_data_path test_data_path data_cache_path tokenizer_type
-        tokenizer_model vocab_file merge_file eval_iters dataloader_type
+        data_path split train_data_path valid_data_path test_data_path data_cache_path
+        tokenizer_type tokenizer_model vocab_file merge_file eval_iters dataloader_type
         """,
     ),
     Refusal(
         "is not supported yet",
         "leave it out",
         """
-        lora_rank lora_alpha lora_dropout target_modules optimizer_cpu_offload overlap_cpu_optimizer_d2h_h2d
-        use_precision_aware_optimizer main_grads_dtype main_params_dtype exp_avg_dtype exp_avg_sq_dtype fp8*
-        fp16 overlap_grad_reduce overlap_param_gather virtual_pipeline_model_parallel_size
+        lora_rank lora_alpha lora_dropout target_modules optimizer_cpu_offload
+        overlap_cpu_optimizer_d2h_h2d use_precision_aware_optimizer main_grads_dtype
+        main_params_dtype exp_avg_dtype exp_avg_sq_dtype fp8* fp16 overlap_grad_reduce
+        overlap_param_gather virtual_pipeline_model_parallel_size
         num_layers_per_virtual_pipeline_stage num_virtual_stages_* decoder_first_pipeline_num_layers
-        decoder_last_pipeline_num_layers pipeline_model_parallel_layout moe_grouped_gemm moe_permute_fusion
-        moe_enable_deepep moe_token_drop_policy moe_layer_freq moe_shared_* moe_router_pre_softmax
-        multi_latent_attention mtp_* transformer_impl use_torch_fsdp2 use_megatron_fsdp cp_comm_type
-        allgather_cp tp_comm_overlap clip_grad_by_value weight_decay_incr_style start_weight_decay
-        end_weight_decay no_load_optim no_load_rng no_save_optim finetune use_mlflow profile*
-        use_pytorch_profiler
+        decoder_last_pipeline_num_layers pipeline_model_parallel_layout moe_grouped_gemm
+        moe_permute_fusion moe_enable_deepep moe_token_drop_policy moe_layer_freq moe_shared_*
+        moe_router_pre_softmax multi_latent_attention mtp_* transformer_impl use_torch_fsdp2
+        use_megatron_fsdp cp_comm_type allgather_cp tp_comm_overlap clip_grad_by_value
+        weight_decay_incr_style start_weight_decay end_weight_decay no_load_optim no_load_rng
+        no_save_optim finetune use_mlflow profile* use_pytorch_profiler
         """,
     ),
 )

@@ -1,4 +1,7 @@
+"""A conversation coloured by its mask, as HTML and as text."""
+
 import html
+import itertools
 import re
 
 import numpy as np
@@ -13,13 +16,13 @@ MESSAGES = [
 
 
 def trained_text_of(fragment: str) -> str:
-    """What stands on the trained colour, the legend's own swatch left out."""
+    """Return the text on the trained colour, without the legend's own swatch."""
     body = fragment.split("</div>", 1)[1]
     runs = re.findall(r'<span style="background:rgba\(46.*?">(.*?)</span></span>', body, re.DOTALL)
     return html.unescape(re.sub(r"<[^>]+>", "", "".join(runs)))
 
 
-def test_pieces_join_tokens_that_only_make_a_character_together(chatml_tokenizer) -> None:
+def test_tokens_of_one_character_are_joined(chatml_tokenizer) -> None:
     ids = chatml_tokenizer.encode("a𠮷b", add_special_tokens=False)
     assert len(ids) == 6  # four bytes are four tokens
     found = list(pieces(ids, [0, 1, 1, 1, 1, 0], chatml_tokenizer))
@@ -30,12 +33,13 @@ def test_pieces_join_tokens_that_only_make_a_character_together(chatml_tokenizer
     ]
 
 
-def test_bytes_that_are_no_character_and_a_real_replacement_character(chatml_tokenizer) -> None:
+def test_broken_bytes_are_kept(chatml_tokenizer) -> None:
     broken = chatml_tokenizer.encode("𠮷", add_special_tokens=False)[:2]
     real = chatml_tokenizer.encode("\ufffd", add_special_tokens=False)
     ids = [*broken, *chatml_tokenizer.encode("ab", add_special_tokens=False), *real]
     found = list(pieces(ids, [1] * len(ids), chatml_tokenizer))
-    assert [token for piece in found for token in piece.token_ids] == ids
+    token_ids = [piece.token_ids for piece in found]
+    assert list(itertools.chain(*token_ids)) == ids
     text = "".join(piece.text for piece in found)
     assert text.startswith("\ufffd")
     assert "ab" in text
@@ -54,7 +58,7 @@ def test_html(chatml_tokenizer) -> None:
     assert not re.search(r"https?:|<script|<link|<style", fragment)
 
 
-def test_a_kept_batch_is_shown_like_a_fresh_one(chatml_tokenizer) -> None:
+def test_a_kept_batch_looks_the_same(chatml_tokenizer) -> None:
     encoded = encode(MESSAGES, chatml_tokenizer)
     kept = (encoded.input_ids.tolist(), encoded.loss_mask.tolist())
     assert to_html(kept, chatml_tokenizer) == to_html(encoded, chatml_tokenizer)
