@@ -299,6 +299,7 @@ def _reasons(rejects: Sequence[Reject], manifest: Manifest) -> str:
     """
     parts = []
     counts = Counter(reject.reason for reject in rejects)
+
     for reason, number in counts.most_common():
         first = next(reject for reject in rejects if reject.reason == reason)
         _, file, row = manifest.locate(first.row_id)

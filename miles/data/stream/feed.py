@@ -195,6 +195,7 @@ class Feed:
 def _cursor_at_beginning(config: DataConfig, info: StreamInfo) -> Cursor:
     """Return the cursor of a run with these settings before its first step."""
     order = config.order
+
     return Cursor(
         consumed_rows=0,
         seed=order.seed,

@@ -7,16 +7,16 @@
 The counts reconcile at every step. A step is entered when it was consumed, in step order, and
 once only. `rejects.jsonl` names each dropped row, one JSON object a line, and never what it holds:
 
-    {"source": "chat", "file": "s3://…/a.jsonl", "row": 17, "reason": "no_messages", "detail": "…"}
+    {"source": "chat", "file": "s3://…/a.jsonl", "row": 17, "reason": "no_messages", "detail": ""}
 
 The file is a *set* of rows: a row that is in it is not written again, neither by a second epoch nor
-by the steps that a resumed run repeats. Why a row is dropped depends only on the row and on settings
-that the cursor holds fixed. So a line that was written after the checkpoint is still true when the
-run resumes, and nothing has to be taken back.
+by the steps that a resumed run repeats. Why a row is dropped depends only on the row and on
+settings that the cursor holds fixed. So a line that was written after the checkpoint is still true
+when the run resumes, and nothing has to be taken back.
 
 Dropped rows end the run at the limits of `RejectLimits`. Each of these errors says what was read
-and dropped of every source. Held-out rows (`row_outcomes.hash_share`) are not dropped: for the limits,
-it is as if they were not there.
+and dropped of every source. Held-out rows (`row_outcomes.hash_share`) are not dropped: for the
+limits, it is as if they were not there.
 """
 
 from __future__ import annotations

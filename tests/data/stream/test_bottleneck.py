@@ -40,7 +40,7 @@ def test_what_limits(timing: Timing, limiting: str, said: str) -> None:
     assert re.search(said, str(stall))
 
 
-def test_one_step_that_waited_is_weighed_by_its_seconds() -> None:
+def test_waiting_is_weighed_by_seconds() -> None:
     kept_up, waited = Timing(4, 0.0, 1.0, IDLE), Timing(0, 0.5, 1.0, BUSY)
     assert Bottleneck.over([kept_up] * 99 + [waited]).limiting == "trainer"
     assert Bottleneck.over([waited] * 9 + [kept_up]).limiting == "encode"

@@ -102,7 +102,7 @@ def share(payload: bytes, form: RowFormat | None = None) -> float:
     return hash_share(normalize(payload, form or RowFormat("messages")))
 
 
-def test_a_conversation_stands_at_the_same_place_in_every_format() -> None:
+def test_share_is_equal_in_every_row_shape() -> None:
     names = {"system": "system", "user": "human", "assistant": "gpt"}
     turns = [{"from": names[role], "value": text, "weight": None} for role, text in SAID]
     place = share(openai(SAID))
@@ -121,14 +121,14 @@ def test_a_conversation_stands_at_the_same_place_in_every_format() -> None:
     assert share(json.dumps(pair).encode(), RowFormat("prompt_completion")) == place
 
 
-def test_tools_count_and_the_order_of_their_keys_does_not() -> None:
+def test_share_counts_tools_not_key_order() -> None:
     place = share(openai(SAID, tools=TOOLS))
     turned = [{"function": {"parameters": {"a": 2, "b": 1}, "name": "add"}, "type": "function"}]
     assert share(openai(SAID, tools=json.dumps(turned))) == place
     assert place != share(openai(SAID))
 
 
-def test_other_words_roles_or_borders_are_another_conversation() -> None:
+def test_other_content_has_another_share() -> None:
     places = [
         share(openai(SAID)),
         share(openai([*SAID[:2], ("assistant", "5")])),
@@ -165,18 +165,18 @@ def test_the_share_held_out_is_the_fraction() -> None:
 @pytest.mark.parametrize(
     "order", [{}, {"seed": 6, "batch_size": 50}, {"shuffle": False}, {"weights": (1.0, 1.0)}]
 )
-def test_every_row_is_trained_or_evaluated_or_reported_once(
-    config: DataConfig, order: dict[str, Any]
-) -> None:
-    """Whatever the order; the last one repeats the smaller source, and not all of the larger one is reached."""
+def test_every_row_is_used_or_reported_once(config: DataConfig, order: dict[str, Any]) -> None:
+    """In any order. The last one repeats the smaller source and does not reach all of the larger."""
     expected = held_out_rows(config)
     assert 50 < len(expected) < 110
     config = replace(config, order=replace(config.order, **order))
-    training, evaluation = local(config), local(eval_config(config, ()))
+    training = local(config)
+    evaluation = local(eval_config(config, ()))
     trained = {row for step in training for row in rows_of(step)}
     dropped = {row for step in training for row in rejects_of(step)}
     evaluated = [row for step in evaluation for row in rows_of(step)]
     dropped_there = [row for step in evaluation for row in rejects_of(step)]
+
     assert len(evaluated + dropped_there) == len({*evaluated, *dropped_there}) == len(expected)
     assert {*evaluated, *dropped_there} == expected
     assert set(dropped_there) == LONG & expected, (
@@ -189,9 +189,7 @@ def test_every_row_is_trained_or_evaluated_or_reported_once(
         assert dropped == BROKEN | (LONG - expected), "rows that are held out are not encoded"
 
 
-def test_copies_stand_on_the_same_side_whatever_their_file_and_format(
-    config: DataConfig, tmp_path: Path
-) -> None:
+def test_copies_are_held_out_together(config: DataConfig, tmp_path: Path) -> None:
     readable = sorted(ALL_ROWS - BROKEN)
     rows = [json.loads(row_text(number)) for number in readable]
     order = random.Random(0).sample(range(len(rows)), len(rows))
@@ -204,10 +202,12 @@ def test_copies_stand_on_the_same_side_whatever_their_file_and_format(
         ]
         copies.append({"conversations": turns, "id": place})
     (tmp_path / "copies.json").write_text(json.dumps(copies))
+
     both = replace(
         config, sources=(SourceConfig("copies", (str(tmp_path / "copies.json"),)), *config.sources)
     )
     evaluation = local(eval_config(both, ()))
+
     found = {row for step in evaluation for row in [*rows_of(step), *rejects_of(step)]}
     expected = held_out_rows(config)
     assert found == {row + len(copies) for row in expected} | {
@@ -215,9 +215,11 @@ def test_copies_stand_on_the_same_side_whatever_their_file_and_format(
     }
 
 
-def test_a_held_out_row_leaves_its_step_shorter_and_moves_no_other(config: DataConfig) -> None:
+def test_held_out_rows_move_no_other(config: DataConfig) -> None:
     expected = held_out_rows(config)
-    whole, shorter = local(replace(config, held_out_fraction=0.0)), local(config)
+    whole = local(replace(config, held_out_fraction=0.0))
+    shorter = local(config)
+
     assert len(whole) == len(shorter) == 20
     for before, after in zip(whole, shorter, strict=True):
         assert rows_of(after) == [row for row in rows_of(before) if row not in expected]
@@ -231,7 +233,7 @@ def test_a_held_out_row_leaves_its_step_shorter_and_moves_no_other(config: DataC
             assert len(rank) == len(after.micro_batches[0])
 
 
-def test_after_every_step_all_that_follows_is_the_same(config: DataConfig) -> None:
+def test_resume_after_every_step(config: DataConfig) -> None:
     unbroken = local(config)
     for number, step in enumerate(unbroken):
         assert [one.fingerprint for one in local(config, step.next_row)] == [
@@ -251,7 +253,7 @@ def test_with_nothing_held_out_nothing_is_hashed(
 # --- the ledger and the cursor
 
 
-def test_the_ledger_counts_held_out_rows_by_themselves(config: DataConfig, tmp_path: Path) -> None:
+def test_ledger_counts_held_out_rows(config: DataConfig, tmp_path: Path) -> None:
     manifest, expected = build_manifest(config.sources), held_out_rows(config)
     ledger = Ledger(manifest, str(tmp_path / "rejects.jsonl"), RejectLimits(1.0))
     for step in local(config):
@@ -271,9 +273,7 @@ def test_the_ledger_counts_held_out_rows_by_themselves(config: DataConfig, tmp_p
     assert Ledger(manifest, None, RejectLimits(1.0), totals, next_step=20).totals() == totals
 
 
-def test_rows_dropped_in_a_row_are_counted_over_held_out_ones(
-    config: DataConfig, tmp_path: Path
-) -> None:
+def test_streak_passes_over_held_out_rows(config: DataConfig, tmp_path: Path) -> None:
     """60 rows that are all too long: with some of them held out, all that are not come one after the other."""
     long_rows = [
         openai([("user", f"question {number}"), ("assistant", "word " * 200)])
@@ -308,7 +308,7 @@ def test_rows_dropped_in_a_row_are_counted_over_held_out_ones(
 CURSOR = Cursor(0, 42, True, 96, 32, False, (), "m", "e", held_out_fraction=0.05)
 
 
-def test_a_cursor_of_another_fraction_is_refused_and_an_old_one_has_none() -> None:
+def test_cursor_of_another_fraction_is_refused() -> None:
     again = Cursor.from_json(CURSOR.to_json(), "there")
     assert again == CURSOR
     again.require_same_data(replace(CURSOR, consumed_rows=7), "there")
@@ -329,7 +329,7 @@ def test_a_cursor_of_another_fraction_is_refused_and_an_old_one_has_none() -> No
 # --- the evaluation stream's settings
 
 
-def test_sources_of_their_own_are_evaluated_whole_and_training_sources_where_held_out(
+def test_own_sources_are_evaluated_in_full(
     config: DataConfig,
 ) -> None:
     weighted = replace(
@@ -338,22 +338,27 @@ def test_sources_of_their_own_are_evaluated_whole_and_training_sources_where_hel
     own = eval_config(weighted, (SourceConfig("own", ("x.jsonl",)),))
     assert [source.name for source in own.sources] == ["own"]
     assert (own.held_out_fraction, own.held_out) == (0.0, "leave_out")
+
     held_out = eval_config(weighted, ())
     assert held_out.sources == config.sources
     assert (held_out.held_out_fraction, held_out.held_out) == (FRACTION, "only")
-    for made in (own, held_out):
-        order = made.order
+
+    for settings in (own, held_out):
+        order = settings.order
         assert (order.shuffle, order.num_epoch, order.weights, order.drop_last) == (
             False,
             1,
             (),
             False,
         )
-        assert (made.encode, made.pack, made.stream) == (config.encode, config.pack, config.stream)
+        same = (settings.encode, settings.pack, settings.stream)
+        assert same == (config.encode, config.pack, config.stream)
+
     assert own.order.batch_size == STEP_ROWS
     assert held_out.order.batch_size * FRACTION == pytest.approx(STEP_ROWS, rel=0.01), (
         "as many are left to pack"
     )
+
     many_ranks = eval_config(replace(config, pack=PackConfig(64, 512)), own.sources)
     assert many_ranks.order.batch_size == 64 * RANK_ROWS
     few = eval_config(replace(config, held_out_fraction=1e-6), ())

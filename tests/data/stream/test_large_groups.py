@@ -1,4 +1,4 @@
-"""Row groups larger than windows: refused where rows are shuffled, streamed once where they come in file order."""
+"""Row groups larger than windows: refused where rows are shuffled, streamed once in file order."""
 
 from __future__ import annotations
 
@@ -56,9 +56,7 @@ def manifest_of(*urls: str | Path) -> Manifest:
 
 
 @pytest.mark.parametrize("name", ["x.parquet", "x.jsonl.gz", "x.jsonl.zst"])
-def test_what_would_be_read_again_and_again_is_refused_with_a_remedy(
-    tmp_path: Path, name: str
-) -> None:
+def test_groups_larger_than_windows_are_refused(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     path.write_bytes(content_of(name, 5_000, 5_000))
     manifest = manifest_of(path)
@@ -95,7 +93,7 @@ def test_the_largest_group_of_all_files_counts(tmp_path: Path) -> None:
         require_small_groups(manifest, 499)
 
 
-def test_of_a_weighted_source_the_share_of_a_window_counts(tmp_path: Path) -> None:
+def test_weighted_sources_count_by_their_share(tmp_path: Path) -> None:
     (tmp_path / "a.parquet").write_bytes(content_of("x.parquet", 3_000, 3_000))
     (tmp_path / "b.parquet").write_bytes(content_of("x.parquet", 3_000, 1_000))
     manifest = manifest_of(tmp_path / "a.parquet", tmp_path / "b.parquet")
@@ -111,7 +109,7 @@ def test_of_a_weighted_source_the_share_of_a_window_counts(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("name", KINDS)
 @pytest.mark.parametrize("begin", [0, 1, 999, 1_000, 4_321])
-def test_a_stream_gives_what_is_asked_and_in_order(tmp_path: Path, name: str, begin: int) -> None:
+def test_stream_rows_keeps_the_order(tmp_path: Path, name: str, begin: int) -> None:
     paths = [tmp_path / part / name for part in "ab"]
     for path in paths:
         path.parent.mkdir()
@@ -135,16 +133,17 @@ def reads_of(manifest: Manifest, order: OrderConfig) -> list[pa.Table]:
 
 @pytest.mark.parametrize("name", KINDS)
 @pytest.mark.parametrize("large_bytes", [1, 32 << 20])
-def test_in_file_order_a_file_is_read_about_once(
+def test_file_order_reads_once(
     memory: MemoryFileSystem, monkeypatch: pytest.MonkeyPatch, name: str, large_bytes: int
 ) -> None:
-    """Also where windows cut the groups; in windows smaller than the groups it is read many times."""
+    """Also where windows cut the groups. Windows smaller than the groups read it many times."""
     monkeypatch.setattr(parquet, "WHOLE_GROUP_BYTES", large_bytes)
     monkeypatch.setattr(parquet, "STREAM_BUFFER_BYTES", 16 << 10)
     monkeypatch.setattr(json_scan, "BUFFER_BYTES", 32 << 10)
     content = content_of(name, 20_000, 5_000)
     memory.pipe_file(f"/large/{name}", content)
     manifest = manifest_of(f"counting:///large/{name}")
+
     for window_rows, most in (
         (largest_read_rows(manifest), 1.2),
         (largest_read_rows(manifest) * 3 // 2, 2.2),
@@ -154,13 +153,14 @@ def test_in_file_order_a_file_is_read_about_once(
         tables = reads_of(manifest, order)
         assert sum(sum(table["num_rows"].to_pylist()) for table in tables) == 20_000
         assert Counting.num_bytes() <= most * len(content)
+
     if name == "x.parquet":
         Counting.ranges.clear()
         reads_of(manifest, OrderConfig(batch_size=100, window_rows=500))
         assert Counting.num_bytes() > 4 * len(content)
 
 
-def test_a_step_is_there_before_its_group_is_read_to_the_end(
+def test_first_step_comes_before_the_group_ends(
     memory: MemoryFileSystem, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(parquet, "WHOLE_GROUP_BYTES", 1)
@@ -192,7 +192,8 @@ if sys.argv[2] == "stream":
     assert sum(len(rows) for rows in stream_rows(manifest, ids)) == len(ids)
 else:
     assert len(read_rows(manifest, ids[:: len(ids) // 1_000])) >= 1_000
-peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM:"))  # ru_maxrss begins at the parent's
+# ru_maxrss would begin at the parent process's.
+peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM:"))
 print(int(peak.split()[1]) * 1024, pa.default_memory_pool().max_memory())
 """
 
@@ -217,7 +218,7 @@ def test_memory_does_not_grow_with_the_group(tmp_path: Path, name: str, how: str
     assert large_arrow < 32 << 20
 
 
-def test_the_rows_of_one_piece_are_not_fetched_ahead_of_a_large_one() -> None:
+def test_pieces_are_not_fetched_ahead_of_large_ones() -> None:
     assert read.AHEAD_ROWS >= parquet.BATCH_ROWS == json_scan.GROUP_ROWS, (
         "ordinary groups are fetched ahead"
     )

@@ -39,7 +39,7 @@ def manifest(tmp_path: Path) -> Manifest:
 
 
 class Entry(NamedTuple):
-    """What the ledger is given of a step."""
+    """The entry of a step."""
 
     index: int
     rows: StepRows
@@ -70,6 +70,7 @@ def lines(path: Path) -> list[dict[str, object]]:
 def test_counts_reconcile_at_every_commit(manifest: Manifest, tmp_path: Path) -> None:
     ledger = Ledger(manifest, str(tmp_path / "run/rejects.jsonl"), RejectLimits(1.0))
     read = 0
+
     for step in STEPS:
         ledger.commit(*step)
         read += step.rows.num_read
@@ -79,6 +80,7 @@ def test_counts_reconcile_at_every_commit(manifest: Manifest, tmp_path: Path) ->
                 n for key, n in counts.items() if key not in ("read", "truncated")
             )
         assert sum(counts["read"] for counts in totals.values()) == read == ledger.num_read
+
     assert totals == {
         "a": {"read": 25, "trained": 23, "no_messages": 2},
         "b": {"read": 35, "trained": 33, "truncated": 2, "too_long": 2},
@@ -123,7 +125,7 @@ def test_a_step_counts_once(manifest: Manifest, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("remote", [False, True])
 def test_resume_at_every_step(manifest: Manifest, tmp_path: Path, remote: bool) -> None:
-    """Killed at any step, resumed from any checkpoint before it: the same totals and the same file at the end."""
+    """Killed at any step, resumed from any checkpoint before it: the same totals and file."""
     folder = "memory://ledger" if remote else str(tmp_path)
 
     def content(name: str) -> str:
@@ -154,9 +156,7 @@ def test_resume_at_every_step(manifest: Manifest, tmp_path: Path, remote: bool) 
         fsspec.filesystem("memory").rm("/ledger", recursive=True)
 
 
-def test_half_a_line_is_dropped_and_a_new_run_begins_empty(
-    manifest: Manifest, tmp_path: Path
-) -> None:
+def test_half_a_line_is_dropped(manifest: Manifest, tmp_path: Path) -> None:
     path = tmp_path / "rejects.jsonl"
     ledger = Ledger(manifest, str(path), RejectLimits(1.0))
     ledger.commit(*STEPS[0])
@@ -174,7 +174,7 @@ def test_without_a_file(manifest: Manifest) -> None:
     assert [reject["row"] for reject in ledger.rejects] == [3, 2]
 
 
-def test_a_file_of_two_sources_is_named_for_each(tmp_path: Path) -> None:
+def test_file_of_two_sources_is_named_twice(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text('{"x": 1}\n' * 5)
     path, text = str(tmp_path / "rows.jsonl"), RowFormat("text")
     ledger = Ledger(
@@ -211,7 +211,7 @@ def test_too_many_rejects_end_the_run(manifest: Manifest, tmp_path: Path) -> Non
     exactly.judge()
 
 
-def test_held_out_rows_are_no_part_of_the_share(manifest: Manifest) -> None:
+def test_held_out_rows_are_not_judged(manifest: Manifest) -> None:
     """10 of 600 are bad, and 500 more are held out: as if there were 600."""
     rejects = tuple(Reject(row, 0, "too_long", "", row) for row in range(10))
     ledger = Ledger(manifest, None, RejectLimits(0.01))
@@ -255,7 +255,7 @@ def bad(position: int, row_id: int, reason: str = "too_long") -> Reject:
         (5, None, None),
     ],
 )
-def test_rows_dropped_in_a_row_end_the_run(
+def test_long_streak_ends_the_run(
     manifest: Manifest,
     tmp_path: Path,
     limit: int,
@@ -298,7 +298,7 @@ def test_rows_dropped_in_a_row_end_the_run(
     )
 
 
-def test_a_resumed_run_counts_rows_in_a_row_anew(manifest: Manifest) -> None:
+def test_resumed_run_begins_a_new_streak(manifest: Manifest) -> None:
     steps = [entry(0, (2, 0), bad(0, 0), bad(1, 1)), entry(1, (2, 0), bad(0, 2))]
     whole = Ledger(manifest, None, RejectLimits(1.0, max_bad_rows_in_a_row=3))
     whole.commit(*steps[0])
@@ -309,7 +309,7 @@ def test_a_resumed_run_counts_rows_in_a_row_anew(manifest: Manifest) -> None:
         whole.commit(*steps[1])
 
 
-def test_a_fatal_reason_ends_the_run_by_row(manifest: Manifest, tmp_path: Path) -> None:
+def test_fatal_reason_ends_the_run(manifest: Manifest, tmp_path: Path) -> None:
     config = DataConfig(
         sources=(SourceConfig("a", ("a.jsonl",)),),
         order=OrderConfig(batch_size=1),
@@ -334,7 +334,7 @@ def test_a_fatal_reason_ends_the_run_by_row(manifest: Manifest, tmp_path: Path) 
     assert [reject["row"] for reject in lines(tmp_path / "rejects.jsonl")] == [3, 2]
 
 
-def test_the_summary_says_what_the_rows_look_like(tmp_path: Path) -> None:
+def test_summary_has_the_row_shape(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"q": "2+2?", "a": "4"}\n' * 10)
     columns = {"prompt": "q", "completion": "a"}
     form = RowFormat(columns=columns)

@@ -44,14 +44,14 @@ def timing(ready: ReadySteps, step: int) -> tuple[int, float]:
     return measured.queue_depth, measured.wait_seconds
 
 
-def test_the_depth_counts_ready_steps_up_to_the_bound() -> None:
+def test_depth_counts_up_to_the_bound() -> None:
     ready = two_ranks()
     put(ready, 0, 5)
     assert [ready.begin(step, 0.0) for step in range(5)] == [3, 3, 3, 2, 1]
     assert [timing(ready, step) for step in range(5)] == [(3, 0), (3, 0), (3, 0), (2, 0), (1, 0)]
 
 
-def test_a_step_that_was_waited_for_has_depth_zero() -> None:
+def test_waited_step_has_depth_zero() -> None:
     ready = two_ranks()
     assert ready.begin(0, now=1.0) == 0
     assert not ready.is_measured(0)
@@ -70,7 +70,7 @@ def test_fetching_ahead_measures_nothing() -> None:
         ready.commit(0)
 
 
-def test_a_chunk_is_released_when_all_have_fetched_it_and_gone_on() -> None:
+def test_chunk_is_released_after_all_ranks() -> None:
     ready = two_ranks()
     put(ready, 0, 2)
     put(ready, 2, 2)
@@ -83,7 +83,7 @@ def test_a_chunk_is_released_when_all_have_fetched_it_and_gone_on() -> None:
         ready.fetch(0, 0, 0)
 
 
-def test_room_and_windows_follow_the_needed_step() -> None:
+def test_room_follows_the_needed_step() -> None:
     ready = two_ranks(first_step=10)
     assert ready.has_room
     assert (ready.may_load(14), ready.may_load(15)) == (True, False)
@@ -94,7 +94,7 @@ def test_room_and_windows_follow_the_needed_step() -> None:
     assert (ready.may_load(15), ready.may_load(16)) == (True, False)
 
 
-def test_the_end_is_raised_only_beyond_the_newest_step() -> None:
+def test_end_is_raised_beyond_the_newest_step() -> None:
     ready = two_ranks()
     put(ready, 0, 2)
     ready.end(DataError("no more"))
@@ -108,7 +108,7 @@ def test_the_end_is_raised_only_beyond_the_newest_step() -> None:
         ready.commit(2)
 
 
-def test_only_a_needed_step_becomes_overdue() -> None:
+def test_only_needed_steps_become_overdue() -> None:
     ready = two_ranks()
     ready.fetch(3, 0, 0)
     assert ready.overdue_step(1_000.0, 5.0) is None
@@ -125,7 +125,7 @@ def test_blocks_come_in_order() -> None:
 
 
 class Rank:
-    """What a trainer does: it fetches one chunk ahead, and takes its steps one by one."""
+    """A trainer: it fetches one chunk ahead, and takes its steps one by one."""
 
     def __init__(self, ready: ReadySteps, number: int, num_steps: int) -> None:
         self.ready = ready
@@ -157,7 +157,7 @@ class Rank:
 
 @settings(max_examples=300, deadline=None)
 @given(data=st.data())
-def test_any_interleaving_gives_each_rank_each_step_once(data: st.DataObject) -> None:
+def test_any_interleaving_gives_each_step_once(data: st.DataObject) -> None:
     num_ranks = data.draw(st.integers(1, 3), label="ranks")
     block_sizes = data.draw(st.lists(st.integers(1, 4), min_size=1, max_size=8), label="blocks")
     bound = data.draw(st.integers(1, 5), label="bound")
