@@ -1,4 +1,4 @@
-"""What a user's mistake looks like.
+"""The errors that a user can cause, and catch.
 
 Each message says where (file, row, flag), what was found, what was expected and what to do. The
 command line prints the message alone; a traceback is for our own mistakes.
@@ -20,7 +20,7 @@ class SourceError(MilesError):
 
 
 class TemplateError(MilesError):
-    """A tokenizer or chat template that cannot be loaded, or whose turns cannot be located exactly."""
+    """A tokenizer or chat template that cannot be loaded, or whose turns cannot be located."""
 
 
 class DataError(MilesError):

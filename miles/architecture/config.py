@@ -1,7 +1,7 @@
 """The shape of a model, as a record: what its `config.json` and a Megatron checkpoint's `args` say.
 
-`HfConfig` is the content of a `config.json`, as a family's file reads it; `ModelShape` is what that file
-makes of it (`families.read_shape`). No weights, no torch, no Megatron.
+`HfConfig` is the content of a `config.json`, as a family's file reads it; `ModelShape` is what that
+file makes of it (`families.read_shape`). No weights, no torch, no Megatron.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The records that a parameter map is made of: one `Parameter` for each Megatron tensor.
 
-A Megatron tensor is named as `GPTModel.sharded_state_dict()` names it. The tensors of all layers are
-stacked on a leading axis, those of all experts on a second axis behind it. Where several Hugging Face
-tensors make up one, a layout says how they lie in it:
+A Megatron tensor is named as `GPTModel.sharded_state_dict()` names it. The tensors of all layers
+are stacked on a leading axis, those of all experts on a second axis behind it. Where several
+Hugging Face tensors make up one, a layout says how they lie in it:
 
     plain      one tensor, as it is
     gate_up    the gate's rows, then the up projection's
@@ -25,9 +25,9 @@ LAYER = ("layer",)
 EXPERT = ("layer", "expert")
 
 Layout: TypeAlias = "Callable[[Tensor], Sequence[Tensor]]"
-"""Returns the parts of a Megatron tensor that are its Hugging Face tensors. The parts are views, with
-as many values in the same order, though not always of the same shape. Copying out of them converts
-one way, copying into them the other."""
+"""Returns the parts of a Megatron tensor that are its Hugging Face tensors. The parts are views,
+with as many values in the same order, though not always of the same shape. Copying out of them
+converts one way, copying into them the other."""
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,16 @@
 """A Hugging Face checkpoint -> Megatron `torch_dist`, readable at any layout, tensor by tensor.
 
-DIR/config.json, *.safetensors   ->   SAVE/release/…, SAVE/latest_checkpointed_iteration.txt ("release", last)
+    DIR/config.json, *.safetensors   ->   SAVE/release/…
+                                          SAVE/latest_checkpointed_iteration.txt ("release", last)
 
-Everything is planned from the headers of the files, and refused there; only then is the first byte written.
+Everything is planned from the headers of the files. What does not fit is refused there, before
+the first byte is written.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import tempfile
 from collections.abc import Sequence
 from functools import partial
@@ -40,14 +43,15 @@ def hf_to_megatron(
     make_vocab_size_divisible_by: int = 1,
     console: Console | None = None,
 ) -> str:
-    """Converts. Tensors keep their dtype.
+    """Convert a checkpoint. Tensors keep their dtype.
 
     Args:
         hf_checkpoint: folder (fsspec URL) with config.json and safetensors.
-        save: folder (fsspec URL) to make, or one that an earlier conversion made.
-        make_vocab_size_divisible_by: rows of zeros are added to the embedding and the output layer, up to the next
-            multiple; 1: none. What loads the checkpoint must have the same number of rows, or ignore those behind.
-        console: shows a bar; None: nothing.
+        save: folder (fsspec URL) to create, or one that an earlier conversion created.
+        make_vocab_size_divisible_by: rows of zeros are added to the embedding and the output layer,
+            up to the next multiple; 1: none. A model that loads the checkpoint must have the same
+            number of rows, or ignore the added ones.
+        console: shows a bar; None: nothing is shown.
 
     Returns:
         the checkpoint's folder, `SAVE/release`.
@@ -57,75 +61,87 @@ def hf_to_megatron(
     """
     require_inside(hf_checkpoint, "config.json", hf_checkpoint)
     shape = read_shape(hf_checkpoint)
-    padded = padded_vocab_size(shape, make_vocab_size_divisible_by)
-    named, _ = tracked(save) or (RELEASE, 0)
-    if named != RELEASE:
-        raise CheckpointError(
-            f"{save}: holds the checkpoints of a run ({TRACKER} names {named}): give another folder"
-        )
+    _require_no_run(save)
+
+    num_rows = padded_vocab_size(shape, make_vocab_size_divisible_by)
+    watch = partial(parallel.bar, console, "downloading")
     try:
-        watch = partial(parallel.bar, console, "downloading")
         with storage.local_folder(
             hf_checkpoint, "Hugging Face checkpoint", is_weights, watch
         ) as source:
-            weights = Weights(str(source), hf_checkpoint)
-            boxes = _plan(weights, shape, padded)
-            args = shape.checkpoint_args(padded_vocab_size=padded)
+            boxes = _plan(Weights(str(source), hf_checkpoint), shape, num_rows)
+            args = shape.checkpoint_args(padded_vocab_size=num_rows)
             if storage.is_local(save):
-                root = Path(storage.filesystem(save)[1])
-                with atomic_folders.appearing(root / RELEASE) as folder:
-                    _write(folder, boxes, args, console)
-                    (root / TRACKER).unlink(missing_ok=True)  # of the one that is replaced
-                storage.write_text(str(root / TRACKER), RELEASE)
+                _save_locally(save, boxes, args, console)
             else:
-                with tempfile.TemporaryDirectory(prefix="miles-convert-") as name:
-                    root = Path(name)
-                    (root / RELEASE).mkdir()
-                    _write(root / RELEASE, boxes, args, console)
-                    storage.write_text(str(root / TRACKER), RELEASE)
-                    storage.remove(storage.join(save, TRACKER))
-                    storage.remove(storage.join(save, RELEASE))
-                    storage.upload_folder(
-                        root, save, TRACKER, partial(parallel.bar, console, "uploading")
-                    )
+                _save_remotely(save, boxes, args, console)
     except SourceError as error:
         raise CheckpointError(str(error)) from error
     return storage.join(save, RELEASE)
 
 
+def _require_no_run(save: str) -> None:
+    """Refuse a folder with the checkpoints of a run: its tracker would be replaced."""
+    name, _ = tracked(save) or (RELEASE, 0)
+    if name != RELEASE:
+        raise CheckpointError(
+            f"{save}: holds the checkpoints of a run ({TRACKER} names {name}): give another folder"
+        )
+
+
+def _save_locally(
+    save: str, boxes: Sequence[Box], args: argparse.Namespace, console: Console | None
+) -> None:
+    """Write the checkpoint beside its place, move it there, and name it in the tracker."""
+    root = Path(storage.filesystem(save)[1])
+    with atomic_folders.appearing(root / RELEASE) as folder:
+        _write(folder, boxes, args, console)
+        (root / TRACKER).unlink(missing_ok=True)  # it names the one that is replaced
+    storage.write_text(str(root / TRACKER), RELEASE)
+
+
+def _save_remotely(
+    save: str, boxes: Sequence[Box], args: argparse.Namespace, console: Console | None
+) -> None:
+    """Write the checkpoint on this machine and upload it, the tracker last."""
+    with tempfile.TemporaryDirectory(prefix="miles-convert-") as name:
+        root = Path(name)
+        (root / RELEASE).mkdir()
+        _write(root / RELEASE, boxes, args, console)
+        storage.write_text(str(root / TRACKER), RELEASE)
+
+        storage.remove(storage.join(save, TRACKER))
+        storage.remove(storage.join(save, RELEASE))
+        storage.upload_folder(root, save, TRACKER, partial(parallel.bar, console, "uploading"))
+
+
 def _plan(weights: Weights, shape: ModelShape, padded_vocab_size: int) -> list[Box]:
-    """What will be written, in the order of the model."""
-    taken: set[str] = set()
-    of_key: dict[str, tuple[str, torch.dtype]] = {}
+    """Compare the files with the model's map; return the boxes to write, in the model's order."""
+    first_of_key: dict[str, tuple[str, torch.dtype]] = {}
+    expected: set[str] = set()
     boxes = []
     for parameter, place in pieces_of(shape):
         names = parameter.hf_names(place)
-        for name, wanted in zip(names, parameter.shapes, strict=True):
-            stored = weights.tensors.get(name)
-            if stored is None:
-                raise missing_tensor(weights.where, name)
-            if stored.shape != wanted:
-                raise wrong_shape(f"{weights.where}/{stored.file}", name, stored.shape, wanted)
-            first, dtype = of_key.setdefault(parameter.megatron, (name, stored.dtype))
-            if stored.dtype != dtype:
-                raise CheckpointError(
-                    f"{weights.where}/{stored.file}: tensor {name} is {stored.dtype}, {first} {dtype}: Megatron keeps "
-                    f"them in one tensor, {parameter.megatron}, of one dtype"
-                )
-        taken.update(names)
+        expected.update(names)
+        for name, tensor_shape in zip(names, parameter.shapes, strict=True):
+            _require_tensor(weights, name, tensor_shape)
+            _require_one_dtype(weights, name, parameter.megatron, first_of_key)
+
         num_rows = padded_vocab_size if parameter.is_vocabulary else parameter.shape[0]
-        sizes, stack = (num_rows, *parameter.shape[1:]), parameter.stack(shape)
+        sizes = (num_rows, *parameter.shape[1:])
+        stack = parameter.stack(shape)
         boxes.append(
             Box(
                 key=parameter.megatron,
                 offsets=(*place, *(0 for _ in sizes)),
                 sizes=(*(1 for _ in stack), *sizes),
                 size=(*stack, *sizes),
-                dtype=of_key[parameter.megatron][1],
+                dtype=first_of_key[parameter.megatron][1],
                 make=partial(_make, weights, parameter, names, num_rows),
             )
         )
-    extra = sorted(set(weights.tensors) - taken)
+
+    extra = sorted(set(weights.tensors) - expected)
     if shape.tied_embeddings and TIED_COPY in extra:
         _require_copy(weights)
         extra.remove(TIED_COPY)
@@ -134,8 +150,36 @@ def _plan(weights: Weights, shape: ModelShape, padded_vocab_size: int) -> list[B
     return boxes
 
 
+def _require_tensor(weights: Weights, name: str, shape: tuple[int, ...]) -> None:
+    """Refuse a checkpoint without a tensor, or with one of another shape."""
+    stored = weights.tensors.get(name)
+    if stored is None:
+        raise missing_tensor(weights.where, name)
+    if stored.shape != shape:
+        raise wrong_shape(f"{weights.where}/{stored.file}", name, stored.shape, shape)
+
+
+def _require_one_dtype(
+    weights: Weights, name: str, key: str, first_of_key: dict[str, tuple[str, torch.dtype]]
+) -> None:
+    """Refuse tensors of several dtypes that Megatron keeps in one.
+
+    Args:
+        name: of the Hugging Face tensor.
+        key: of the Megatron tensor that it is a part of.
+        first_of_key: key -> the first tensor of it and its dtype; a new key is added.
+    """
+    stored = weights.tensors[name]
+    first, dtype = first_of_key.setdefault(key, (name, stored.dtype))
+    if stored.dtype != dtype:
+        raise CheckpointError(
+            f"{weights.where}/{stored.file}: tensor {name} is {stored.dtype}, {first} {dtype}: "
+            f"Megatron keeps them in one tensor, {key}, of one dtype"
+        )
+
+
 def _require_copy(weights: Weights) -> None:
-    """A model whose output layer is its embedding may store it twice; not as two tensors."""
+    """Refuse an output layer that differs from the embedding in a model that ties them."""
     copy, original = (
         weights.read(
             name, torch.empty(weights.tensors[name].shape, dtype=weights.tensors[name].dtype)
@@ -144,37 +188,44 @@ def _require_copy(weights: Weights) -> None:
     )
     if not torch.equal(copy, original):
         raise CheckpointError(
-            f"{weights.where}/{weights.tensors[TIED_COPY].file}: tensor {TIED_COPY} differs from {TIED_TO}, which "
-            "config.json says it is (tie_word_embeddings)"
+            f"{weights.where}/{weights.tensors[TIED_COPY].file}: tensor {TIED_COPY} differs from "
+            f"{TIED_TO}, which config.json says it is (tie_word_embeddings)"
         )
 
 
 def _make(weights: Weights, parameter: Parameter, names: Sequence[str], num_rows: int) -> Tensor:
+    """Return a Megatron tensor, read into its place from its Hugging Face tensors.
+
+    Args:
+        names: of these.
+        num_rows: with the rows of padding, which are zeros.
+    """
     dtype = weights.tensors[names[0]].dtype
-    whole = tensor_io.buffer("whole", (num_rows, *parameter.shape[1:]), dtype)
-    for name, part in zip(names, parameter.layout(whole[: parameter.shape[0]]), strict=True):
+    tensor = tensor_io.buffer("whole", (num_rows, *parameter.shape[1:]), dtype)
+    parts = parameter.layout(tensor[: parameter.shape[0]])
+    for name, part in zip(names, parts, strict=True):
         if part.is_contiguous():
             weights.read(name, part)
         else:
             part.copy_(weights.read(name, tensor_io.buffer("part", part.shape, dtype)))
-    whole[parameter.shape[0] :].zero_()
-    return whole
+    tensor[parameter.shape[0] :].zero_()
+    return tensor
 
 
 def _write(
     folder: Path, boxes: Sequence[Box], args: argparse.Namespace, console: Console | None
 ) -> None:
+    """Write the files of a checkpoint into an empty folder, several at a time."""
     num_bytes = sum(box.num_bytes for box in boxes)
     atomic_folders.require_room(folder, num_bytes)
+
     max_bytes = min(MAX_FILE_BYTES, -(-num_bytes // parallel.NUM_THREADS))
     files = parallel.grouped(boxes, lambda box: box.num_bytes, max_bytes)
+
+    def write(number: int, report: storage.Report) -> list[tuple[Box, torch_dist.Place]]:
+        places = torch_dist.write_boxes(folder, f"__0_{number}.distcp", files[number], report)
+        return list(zip(files[number], places, strict=True))
+
     with parallel.bar(console, "converting", num_bytes) as report, torch_dist.without_checksums():
-
-        def write(number: int, report: storage.Report) -> list[tuple[Box, torch_dist.Place]]:
-            places = torch_dist.write_boxes(folder, f"__0_{number}.distcp", files[number], report)
-            return list(zip(files[number], places, strict=True))
-
-        places = [
-            place for part in parallel.each(range(len(files)), write, report) for place in part
-        ]
-    torch_dist.write_metadata(folder, places, args)
+        written = parallel.each(range(len(files)), write, report)
+    torch_dist.write_metadata(folder, list(itertools.chain.from_iterable(written)), args)

@@ -1,8 +1,10 @@
-"""Megatron `torch_dist` -> a Hugging Face checkpoint, with the names and files that it came with, tensor by tensor.
+"""Megatron `torch_dist` -> a Hugging Face checkpoint, with the names and files that it came with.
 
-LOAD/iter_0000100/… and DIR/config.json, tokenizer.json, …   ->   SAVE/*.safetensors and the rest of DIR
+    LOAD/iter_0000100/…                            ->   SAVE/*.safetensors
+    DIR/config.json, tokenizer.json, …             ->   SAVE/config.json, tokenizer.json, …
 
-Files are made at their full size; each tensor goes to its place in them, in whatever order it comes.
+Files are created at their full size. Each tensor goes to its place in them, in whatever order it
+comes.
 """
 
 from __future__ import annotations
@@ -55,29 +57,32 @@ def megatron_to_hf(
     max_shard_bytes: int | None = None,
     console: Console | None = None,
 ) -> str:
-    """Converts. Rows of padding behind the vocabulary are left out.
+    """Convert a checkpoint. Rows of padding behind the vocabulary are left out.
 
     Args:
         load: folder (fsspec URL) with the tracker file, or a checkpoint in it.
-        hf_checkpoint: folder whose configuration, tokenizer and template files are copied. Where it holds weights, the
-            tensors are written in the dtypes that they have there; otherwise in that of config.json, those of a
-            checkpoint which was only converted in their own.
-        save: folder (fsspec URL) to make, or one that an earlier conversion made; it appears when it is complete.
+        hf_checkpoint: folder whose configuration, tokenizer and template files are copied. Where it
+            holds weights, the tensors are written in the dtypes that they have there; otherwise in
+            the dtype of config.json. Without weights, a checkpoint that was only converted keeps
+            its own dtypes.
+        save: folder (fsspec URL) to create, or one that an earlier conversion created. It appears
+            when it is complete.
         iteration: of the checkpoint; None: the newest.
-        max_shard_bytes: of a safetensors file, unless one tensor is larger; None: the files of `hf_checkpoint`, or
-            where it holds no weights, 5 GB.
-        console: shows a bar; None: nothing.
+        max_shard_bytes: of a safetensors file, unless one tensor is larger; None: the files of
+            `hf_checkpoint`, or where it holds no weights, 5 GB.
+        console: shows a bar; None: nothing is shown.
 
     Returns:
         `save`.
 
     Raises:
-        CheckpointError: a checkpoint that is missing, incomplete, or of another model; a `save` that holds other
-            things.
+        CheckpointError: a checkpoint that is missing, incomplete, or of another model; a `save`
+            that holds other things.
     """
     require_inside(hf_checkpoint, "config.json", hf_checkpoint)
     shape = read_shape(hf_checkpoint)
     require_replaceable(save, hf_checkpoint)
+
     try:
         url = torch_dist.newest(load, iteration)
         watch = partial(parallel.bar, console, "downloading")
@@ -89,18 +94,21 @@ def megatron_to_hf(
             else:
                 with tempfile.TemporaryDirectory(prefix="miles-convert-") as name:
                     export.write(Path(name), console)
-                    storage.remove(save)
-                    last = INDEX if (Path(name) / INDEX).exists() else SINGLE
-                    storage.upload_folder(
-                        Path(name), save, last, partial(parallel.bar, console, "uploading")
-                    )
+                    _replace_remote(Path(name), save, console)
     except SourceError as error:
         raise CheckpointError(str(error)) from error
     return save
 
 
+def _replace_remote(folder: Path, save: str, console: Console | None) -> None:
+    """Upload a folder to the place of an earlier one; what makes it complete goes last."""
+    storage.remove(save)
+    last = INDEX if (folder / INDEX).exists() else SINGLE
+    storage.upload_folder(folder, save, last, partial(parallel.bar, console, "uploading"))
+
+
 def require_replaceable(save: str, hf_checkpoint: str) -> None:
-    """Refuses a folder that holds anything but what a conversion with these files writes: it would be lost.
+    """Refuse a folder with files that no conversion of `hf_checkpoint` writes: they would be lost.
 
     Raises:
         CheckpointError: names what is there.
@@ -108,27 +116,26 @@ def require_replaceable(save: str, hf_checkpoint: str) -> None:
     known = {name.split("/")[0] for name in _companions(hf_checkpoint)}
     if not storage.exists(save):
         return
-    if _same(save, hf_checkpoint):
+    if _is_same_folder(save, hf_checkpoint):
         raise CheckpointError(f"{save}: is --hf-checkpoint itself: give another folder")
     stray = [name for name in storage.names(save) if name not in known and not is_weights(name)]
     if stray:
         raise CheckpointError(
-            f"{save}: holds {', '.join(stray[:3])}, which no conversion of {hf_checkpoint} writes, and which would be "
-            "removed: give another folder"
+            f"{save}: holds {', '.join(stray[:3])}, which no conversion of {hf_checkpoint} writes, "
+            "and which would be removed: give another folder"
         )
 
 
-def _same(one: str, other: str) -> bool:
-    if storage.is_local(one) and storage.is_local(other):
-        return (
-            Path(storage.filesystem(one)[1]).resolve()
-            == Path(storage.filesystem(other)[1]).resolve()
-        )
-    return one.rstrip("/") == other.rstrip("/")
+def _is_same_folder(a: str, b: str) -> bool:
+    if storage.is_local(a) and storage.is_local(b):
+        path_a = Path(storage.filesystem(a)[1])
+        path_b = Path(storage.filesystem(b)[1])
+        return path_a.resolve() == path_b.resolve()
+    return a.rstrip("/") == b.rstrip("/")
 
 
 def _companions(hf_checkpoint: str) -> list[str]:
-    """The files beside the weights, as paths in the folder.
+    """Return the files beside the weights, as paths in the folder.
 
     Raises:
         CheckpointError: a link that leads out of it.
@@ -139,15 +146,14 @@ def _companions(hf_checkpoint: str) -> list[str]:
         name = posixpath.relpath(storage.filesystem(url)[1], root)
         folder, base = posixpath.split(name)
         if not _WEIGHTS.fullmatch(base):
-            require_inside(
-                storage.join(hf_checkpoint, folder), base, storage.join(hf_checkpoint, folder)
-            )
+            folder_url = storage.join(hf_checkpoint, folder)
+            require_inside(folder_url, base, folder_url)
             names.append(name)
     return names
 
 
 class _Export:
-    """What will be written of a checkpoint, planned before the first byte is."""
+    """The files to write from a checkpoint, planned before the first byte is written."""
 
     def __init__(
         self,
@@ -159,67 +165,82 @@ class _Export:
         differences = shape.differences(checkpoint.args)
         if differences:
             raise CheckpointError(
-                f"{checkpoint.where}: a checkpoint of another model than {hf_checkpoint}: {'; '.join(differences)}"
+                f"{checkpoint.where}: a checkpoint of another model than {hf_checkpoint}: "
+                f"{'; '.join(differences)}"
             )
-        self._checkpoint, self._hf_checkpoint, self._shape = checkpoint, hf_checkpoint, shape
-        self._pieces = pieces_of(shape)
         require_complete(checkpoint, shape)
-        has_weights = any(
-            storage.exists(storage.join(hf_checkpoint, name)) for name in (INDEX, SINGLE)
-        )
-        like = Weights(hf_checkpoint) if has_weights else None
-        self._tensors = self._planned(like)
+        self._checkpoint = checkpoint
+        self._hf_checkpoint = hf_checkpoint
+        self._shape = shape
+        self._pieces = pieces_of(shape)
+
+        original = _weights_of(hf_checkpoint)
+        self._tensors = self._planned(original)
         if (
-            like is not None
+            original is not None
             and max_shard_bytes is None
-            and like.tensors.keys() == self._tensors.keys()
+            and original.tensors.keys() == self._tensors.keys()
         ):
-            self._files = {name: stored.file for name, stored in like.tensors.items()}
+            self._files = {name: stored.file for name, stored in original.tensors.items()}
         else:
             self._files = split_into_files(self._tensors, max_shard_bytes or MAX_SHARD_BYTES)
 
     def write(self, folder: Path, console: Console | None) -> None:
-        """Fills an empty local folder."""
-        num_bytes = sum(tensor.num_bytes for tensor in self._tensors.values())
-        atomic_folders.require_room(folder, num_bytes)
-        with parallel.bar(console, "converting", num_bytes) as report:
-            writer = ShardedWriter(folder, self._tensors, self._files)
-            try:
-
-                def convert(
-                    piece: tuple[Parameter, tuple[int, ...]], report: storage.Report
-                ) -> None:
-                    for name, tensor in tensors_of(self._checkpoint, *piece).items():
-                        for target in stored_names(name, self._shape, self._tensors):
-                            writer.write(target, tensor.to(self._tensors[target].dtype))
-                            report(self._tensors[target].num_bytes)
-
-                parallel.each(self._pieces, convert, report)
-                writer.sync()
-            finally:
-                writer.close()
+        """Write all files into an empty local folder."""
+        self._write_weights(folder, console)
         if len(set(self._files.values())) > 1:
             (folder / INDEX).write_text(index_text(self._tensors, self._files), encoding="utf-8")
         for name in _companions(self._hf_checkpoint):
             storage.copy_file(storage.join(self._hf_checkpoint, name), folder / name)
 
-    def _planned(self, like: Weights | None) -> dict[str, Spec]:
-        stored = {} if like is None else like.tensors
-        default = (
-            None
-            if posixpath.basename(self._checkpoint.where) == RELEASE
-            else _config_dtype(self._hf_checkpoint)
-        )
-        planned = {}
+    def _write_weights(self, folder: Path, console: Console | None) -> None:
+        num_bytes = sum(tensor.num_bytes for tensor in self._tensors.values())
+        atomic_folders.require_room(folder, num_bytes)
+
+        with parallel.bar(console, "converting", num_bytes) as report:
+            writer = ShardedWriter(folder, self._tensors, self._files)
+
+            def convert(piece: tuple[Parameter, tuple[int, ...]], report: storage.Report) -> None:
+                for name, tensor in tensors_of(self._checkpoint, *piece).items():
+                    for target in stored_names(name, self._shape, self._tensors):
+                        writer.write(target, tensor.to(self._tensors[target].dtype))
+                        report(self._tensors[target].num_bytes)
+
+            try:
+                parallel.each(self._pieces, convert, report)
+                writer.sync()
+            finally:
+                writer.close()
+
+    def _planned(self, original: Weights | None) -> dict[str, Spec]:
+        """Return dtype and shape of each tensor to write.
+
+        Args:
+            original: the weights in `hf_checkpoint`, whose dtypes are taken; None: there are none.
+        """
+        stored = {} if original is None else original.tensors
+        is_converted = posixpath.basename(self._checkpoint.where) == RELEASE
+        default = None if is_converted else _config_dtype(self._hf_checkpoint)
+
+        planned: dict[str, Spec] = {}
         for parameter, place in self._pieces:
             own = self._checkpoint.tensors[parameter.megatron].properties.dtype
             for name, sizes in zip(parameter.hf_names(place), parameter.shapes, strict=True):
-                spec = Spec(stored[name].dtype if name in stored else default or own, sizes)
-                planned.update(dict.fromkeys(stored_names(name, self._shape, stored), spec))
+                dtype = stored[name].dtype if name in stored else default or own
+                names = stored_names(name, self._shape, stored)
+                planned.update(dict.fromkeys(names, Spec(dtype, sizes)))
         return planned
 
 
+def _weights_of(hf_checkpoint: str) -> Weights | None:
+    for name in (INDEX, SINGLE):
+        if storage.exists(storage.join(hf_checkpoint, name)):
+            return Weights(hf_checkpoint)
+    return None
+
+
 def _config_dtype(hf_checkpoint: str) -> torch.dtype | None:
+    """Return the dtype that config.json names; None where it names none."""
     config: Mapping[str, str] = json.loads(
         storage.read_text(storage.join(hf_checkpoint, "config.json"))
     )
@@ -229,24 +250,26 @@ def _config_dtype(hf_checkpoint: str) -> torch.dtype | None:
 
 
 def require_complete(checkpoint: Checkpoint, shape: ModelShape) -> None:
-    """Refuses a Megatron checkpoint whose tensors are not those of a shape.
+    """Refuse a Megatron checkpoint whose tensors are not those of a shape.
 
     Raises:
         CheckpointError: names the tensor that is missing, unexpected, or of another shape.
     """
-    wanted = {parameter.megatron: parameter for parameter, _ in pieces_of(shape)}
-    for key, parameter in wanted.items():
+    expected = {parameter.megatron: parameter for parameter, _ in pieces_of(shape)}
+    for key, parameter in expected.items():
         if key not in checkpoint.tensors:
             raise missing_tensor(checkpoint.where, key)
-        found = tuple(checkpoint.tensors[key].size)
+
         stack = parameter.stack(shape)
-        rows = found[len(stack)] if len(found) > len(stack) else 0
+        stored = tuple(checkpoint.tensors[key].size)
+        num_rows = stored[len(stack)] if len(stored) > len(stack) else 0
         sizes = parameter.shape
-        if parameter.is_vocabulary and rows > sizes[0]:  # of padding
-            sizes = (rows, *sizes[1:])
-        if found != (*stack, *sizes):
-            raise wrong_shape(checkpoint.where, key, found, (*stack, *parameter.shape))
-    extra = sorted(set(checkpoint.tensors) - set(wanted))
+        if parameter.is_vocabulary and num_rows > sizes[0]:  # rows of padding
+            sizes = (num_rows, *sizes[1:])
+        if stored != (*stack, *sizes):
+            raise wrong_shape(checkpoint.where, key, stored, (*stack, *parameter.shape))
+
+    extra = sorted(set(checkpoint.tensors) - set(expected))
     if extra:
         raise unexpected_tensors(checkpoint.where, extra)
 
@@ -254,19 +277,20 @@ def require_complete(checkpoint: Checkpoint, shape: ModelShape) -> None:
 def tensors_of(
     checkpoint: Checkpoint, parameter: Parameter, place: tuple[int, ...]
 ) -> dict[str, Tensor]:
-    """The Hugging Face tensors of one parameter at one place, by name, until the thread asks for others."""
+    """Read the Hugging Face tensors of one parameter at one place.
+
+    Returns:
+        name -> tensor. They are valid until this thread reads others.
+    """
     dtype = checkpoint.tensors[parameter.megatron].properties.dtype
-    whole = tensor_io.buffer("whole", (*(1 for _ in place), *parameter.shape), dtype)
-    checkpoint.read(parameter.megatron, (*place, *(0 for _ in parameter.shape)), whole)
-    parts = parameter.layout(whole.view(parameter.shape))
+    box = tensor_io.buffer("whole", (*(1 for _ in place), *parameter.shape), dtype)
+    checkpoint.read(parameter.megatron, (*place, *(0 for _ in parameter.shape)), box)
+
+    names = parameter.hf_names(place)
+    parts = parameter.layout(box.view(parameter.shape))
     tensors = {}
-    for number, (name, part, sizes) in enumerate(
-        zip(parameter.hf_names(place), parts, parameter.shapes, strict=True)
-    ):
-        flat = (
-            part
-            if part.is_contiguous()
-            else tensor_io.buffer(f"part {number}", part.shape, dtype).copy_(part)
-        )
-        tensors[name] = flat.view(sizes)
+    for number, (name, part, sizes) in enumerate(zip(names, parts, parameter.shapes, strict=True)):
+        if not part.is_contiguous():
+            part = tensor_io.buffer(f"part {number}", part.shape, dtype).copy_(part)
+        tensors[name] = part.view(sizes)
     return tensors

@@ -1,4 +1,6 @@
-"""One file a model family: what its `config.json` means, and its parameter map. Here they are looked up.
+"""One file a model family: what its `config.json` means, and its parameter map.
+
+The files are looked up here, by the name of the family:
 
     config.json   ->   model_type "qwen3"   ->   families/qwen3.py   ->   ModelShape, parameter map
 
@@ -26,7 +28,7 @@ TIED_TO = "model.embed_tokens.weight"
 
 
 class Family(Protocol):
-    """What the file of a family declares."""
+    """The names that the file of a family declares."""
 
     ARCHITECTURE: str
     """the one entry of `architectures` in config.json"""
@@ -104,9 +106,10 @@ def parameters_of(shape: ModelShape) -> tuple[Parameter, ...]:
 
 
 def pieces_of(shape: ModelShape) -> list[tuple[Parameter, tuple[int, ...]]]:
-    """Return every tensor that is converted by itself: a parameter, and its place in the leading axes.
+    """Return every tensor that is converted by itself.
 
-    They are in the order of the model: the embedding, layer after layer, what follows the layers.
+    Each is a parameter, and its place in the leading axes. Their order is the model's: the
+    embedding, layer after layer, what follows the layers.
     """
     pieces = []
     for parameter in parameters_of(shape):

@@ -20,7 +20,7 @@ def shape(
 ) -> ModelShape:
     """Return the shape of a dense decoder.
 
-    It has RMS norms, rotary positions, SiLU gates, and no biases, except where `add_qkv_bias` asks for them.
+    It has RMS norms, rotary positions, SiLU gates, and no biases but those of `add_qkv_bias`.
 
     Args:
         rope_scaling_factor: of a family that scales its rotary frequencies; None: the configuration
@@ -85,8 +85,8 @@ def ends(shape: ModelShape) -> tuple[Parameter, ...]:
 def attention(shape: ModelShape) -> tuple[Parameter, ...]:
     """Return the attention of each layer.
 
-    It is a norm, the projections to queries, keys and values (with a bias in some families), norms of
-    queries and keys in others, and the projection behind.
+    It is a norm, the projections to queries, keys and values (with a bias in some families), norms
+    of queries and keys in others, and the projection behind.
     """
     hidden = shape.hidden_size
     queries = query_size(shape)
@@ -94,7 +94,7 @@ def attention(shape: ModelShape) -> tuple[Parameter, ...]:
     projections = [f"{_ATTENTION}.{name}_proj" for name in "qkv"]
 
     parameters = [
-        # Norms carry the names that Transformer Engine gives them, fused with the linear layer behind.
+        # Transformer Engine fuses a norm with the linear layer behind it: hence its name.
         Parameter(
             f"{_LAYERS}.self_attention.linear_qkv.layer_norm_weight",
             ("model.layers.{layer}.input_layernorm.weight",),
@@ -159,7 +159,7 @@ def mlp(shape: ModelShape) -> tuple[Parameter, ...]:
 
 
 def experts(shape: ModelShape) -> tuple[Parameter, ...]:
-    """Return the experts of each layer: a norm, a router, and the three projections of each expert."""
+    """Return the experts of each layer: a norm, a router, three projections of each expert."""
     assert shape.num_experts is not None
     router = Parameter(
         f"{_LAYERS}.mlp.router.weight",
@@ -181,7 +181,7 @@ def experts(shape: ModelShape) -> tuple[Parameter, ...]:
 def _gated(
     megatron: str, hf: str, hidden: int, ffn: int, stacked_by: tuple[str, ...]
 ) -> tuple[Parameter, Parameter]:
-    """Return the gate and up projections, which Megatron keeps in one tensor, and the down projection."""
+    """Return the gate and up projections, one tensor in Megatron, and the down projection."""
     gate_and_up = Parameter(
         f"{megatron}.linear_fc1.weight",
         (f"{hf}.gate_proj.weight", f"{hf}.up_proj.weight"),

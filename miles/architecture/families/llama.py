@@ -1,6 +1,6 @@
 """Llama 3, 3.1 and 3.2: grouped queries, gated MLP, tied embeddings in the small ones.
 
-3.1 and 3.2 scale their rotary frequencies. No parameter holds that: it is a setting of the shape alone.
+3.1 and 3.2 scale their rotary frequencies. No parameter holds that: it is a setting of the shape.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from miles.architecture.parameters import Parameter
 ARCHITECTURE = "LlamaForCausalLM"
 
 ROPE = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
-"""The settings of 3.1 and 3.2 beside their scaling factor; megatron-core 0.16.1 knows no other values."""
+"""The settings of 3.1 and 3.2 beside their scaling factor; megatron-core 0.16.1 knows no others."""
 
 
 def shape(config: HfConfig) -> ModelShape:

@@ -10,7 +10,7 @@ ARCHITECTURE = "Qwen2ForCausalLM"
 
 
 def shape(config: HfConfig) -> ModelShape:
-    """Return the shape that a Qwen2 configuration describes. Every one has the bias; none names it."""
+    """Return the shape that a Qwen2 configuration describes. All have the bias; none names it."""
     return _decoder.shape(config, add_qkv_bias=True)
 
 

@@ -1,4 +1,4 @@
-"""Qwen3, dense: grouped queries, norms on queries and keys, gated MLP, tied embeddings in the small ones."""
+"""Qwen3, dense: grouped queries with norms, gated MLP, tied embeddings in the small ones."""
 
 from __future__ import annotations
 
