@@ -1,4 +1,4 @@
-"""Converting in threads, with a bar that says how many bytes are done and how long the rest will take."""
+"""Converting in threads, with a bar of the bytes that are done and of the time that is left."""
 
 from __future__ import annotations
 
@@ -35,10 +35,14 @@ class _StoppedError(Exception):
 def each(
     jobs: Sequence[T], do: Callable[[T, Report], R], report: Report = lambda num_bytes: None
 ) -> list[R]:
-    """The result of each job, in their order. After the first error no other is begun, and it is raised.
+    """Run jobs in threads; return their results in the order of the jobs.
+
+    After the first error no other job is begun, and the error is raised.
 
     Args:
-        do: runs a job in a thread. Where it reports, it is broken off if the others were.
+        do: runs one job, in a thread. It is given a function to report bytes to, which breaks it
+            off after another job's error.
+        report: is given the bytes of all jobs.
     """
     stopped = threading.Event()
 
@@ -60,7 +64,12 @@ def each(
 
 
 def grouped(items: Sequence[T], num_bytes: Callable[[T], int], max_bytes: int) -> list[list[T]]:
-    """Items in their order, in groups: a new one where the next item would make it larger than that."""
+    """Divide items into groups, in their order.
+
+    Args:
+        num_bytes: of an item.
+        max_bytes: a group is closed before an item that would make it larger.
+    """
     groups: list[list[T]] = [[]]
     held_bytes = 0
     for item in items:
@@ -74,10 +83,13 @@ def grouped(items: Sequence[T], num_bytes: Callable[[T], int], max_bytes: int) -
 
 @contextlib.contextmanager
 def bar(console: Console | None, label: str, num_bytes: int) -> Iterator[Report]:
-    """A bar while the context lasts; what it gives is told the bytes that were done, from any thread.
+    """Show a bar while the context lasts.
 
     Args:
         console: None: nothing is shown.
+
+    Yields:
+        a function to report finished bytes to, from any thread.
     """
     progress = Progress(
         TextColumn("  {task.description}"),

@@ -1,4 +1,4 @@
-"""A checkpoint's files are in its folder: neither a name in an index nor a link leads out of it."""
+"""A guard: the files of a checkpoint lie in its folder. No name and no link leads out of it."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from miles.errors import CheckpointError
 
 
 def require_inside(url: str, name: str, where: str) -> None:
-    """Refuses a name that leads out of a folder, by itself or as a link.
+    """Refuse a name that leads out of a folder, by itself or as a link.
 
     Args:
         url: the folder.
-        where: what names it, for the error.
+        name: of a file in it.
+        where: the file that holds the name, for the error.
 
     Raises:
         CheckpointError: names it.
@@ -27,6 +28,6 @@ def require_inside(url: str, name: str, where: str) -> None:
         is_plain = (folder / name).resolve().parent == folder
     if not is_plain:
         raise CheckpointError(
-            f"{where}: {name} leads out of the folder: refused. If it is a link, as in a hub's cache, make a copy: "
-            "hf download MODEL --local-dir DIR"
+            f"{where}: {name} leads out of the folder: refused. If it is a link, as in a hub's "
+            "cache, make a copy: hf download MODEL --local-dir DIR"
         )

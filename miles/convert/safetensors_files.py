@@ -1,9 +1,12 @@
 """The safetensors files of a Hugging Face checkpoint, read and written tensor by tensor.
 
-    8 bytes: length of the header | header: {"name": {"dtype", "shape", "data_offsets"}, …}, JSON | the tensors' bytes
+    8 bytes     the length of the header
+    the header  JSON: {"name": {"dtype": …, "shape": …, "data_offsets": [begin, end]}, …}
+    the rest    the tensors' bytes
 
-`safetensors` itself maps a file into memory, or wants a whole one to write; both would hold a shard of many gigabytes.
-The bytes written here are those that it would write. Format: https://huggingface.co/docs/safetensors
+`safetensors` itself maps a file into memory, or takes a whole one to write. Both would hold a
+shard of many gigabytes. The bytes written here are those that it would write. Format:
+https://huggingface.co/docs/safetensors
 """
 
 from __future__ import annotations
@@ -50,7 +53,7 @@ _MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
 
 @dataclass(frozen=True)
 class Spec:
-    """What a tensor is, without its values."""
+    """A tensor without its values."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
@@ -65,13 +68,13 @@ class Stored(Spec):
     """A tensor of a checkpoint."""
 
     file: str
-    """that it is in, without the folder"""
+    """the file that holds it, without the folder"""
     begin: int
     """its first byte in the file"""
 
 
 def is_weights(name: str) -> bool:
-    """Whether a file is one of those that `Weights` reads."""
+    """Return whether a file is one of those that `Weights` reads."""
     return name == INDEX or (name.endswith(".safetensors") and "/" not in name)
 
 
@@ -83,38 +86,45 @@ class Weights:
         where: names it in errors; None: `url`.
 
     Raises:
-        CheckpointError: no safetensors, a file that is missing or cut short, an index that does not fit them or leads
-            out of the folder.
+        CheckpointError: no safetensors, a file that is missing or cut short, an index that does not
+            fit the files or leads out of the folder.
     """
 
     def __init__(self, url: str, where: str | None = None) -> None:
         self.where = where or url
         self._url = url
         self.index = self._read_index()
+        """tensor -> file; empty without an index"""
         files = sorted(set(self.index.values())) if self.index else [self._single()]
         headers = {file: self._read_header(file) for file in files}
-        for name, file in self.index.items():
-            if name not in headers[file]:
-                raise CheckpointError(
-                    f"{self.where}/{file}: tensor {name} is missing, which {INDEX} puts there"
-                )
-        self.tensors = {
-            name: stored for header in headers.values() for name, stored in header.items()
-        }
-        unlisted = sorted(set(self.tensors) - set(self.index)) if self.index else []
-        if unlisted:
-            file = self.tensors[unlisted[0]].file
-            raise CheckpointError(f"{self.where}/{file}: tensor {unlisted[0]} is not in {INDEX}")
+        self.tensors: dict[str, Stored] = {}
+        """by name"""
+        for header in headers.values():
+            self.tensors.update(header)
+        if self.index:
+            self._require_index_fits(headers)
 
     @property
     def num_bytes(self) -> int:
         return sum(stored.num_bytes for stored in self.tensors.values())
 
     def read(self, name: str, target: Tensor) -> Tensor:
-        """Fills a tensor of as many values, contiguous, and returns it. Local folders only."""
+        """Read a tensor of a local folder.
+
+        Args:
+            name: of the tensor.
+            target: where to read it; contiguous, with its dtype and number of values.
+
+        Returns:
+            `target`.
+
+        Raises:
+            CheckpointError: the file is cut short or cannot be read.
+        """
         stored = self.tensors[name]
         assert target.dtype == stored.dtype
         assert target.nbytes == stored.num_bytes
+
         with open(Path(storage.filesystem(self._url)[1], stored.file), "rb") as file:
             try:
                 tensor_io.fill(target, file.fileno(), stored.begin)
@@ -129,7 +139,7 @@ class Weights:
         return target
 
     def _read_index(self) -> dict[str, str]:
-        """Tensor -> file; empty without an index."""
+        """Return the file of each tensor, as the index has it; none without an index."""
         url = storage.join(self._url, INDEX)
         require_inside(self._url, INDEX, self.where)
         if not storage.exists(url):
@@ -141,6 +151,7 @@ class Weights:
             raise CheckpointError(
                 f"{self.where}/{INDEX}: not an index of safetensors files ({error!r})"
             ) from error
+
         for file in sorted(files, key=str):
             tensor = next(tensor for tensor, of in index.items() if of == file)
             require_inside(self._url, file, f"{self.where}/{INDEX}: tensor {tensor}")
@@ -150,21 +161,33 @@ class Weights:
                 )
         return index
 
+    def _require_index_fits(self, headers: Mapping[str, Mapping[str, Stored]]) -> None:
+        """Refuse an index that names a tensor which its file does not hold, or leaves one out."""
+        for name, file in self.index.items():
+            if name not in headers[file]:
+                raise CheckpointError(
+                    f"{self.where}/{file}: tensor {name} is missing, which {INDEX} puts there"
+                )
+        unlisted = sorted(set(self.tensors) - set(self.index))
+        if unlisted:
+            file = self.tensors[unlisted[0]].file
+            raise CheckpointError(f"{self.where}/{file}: tensor {unlisted[0]} is not in {INDEX}")
+
     def _single(self) -> str:
+        """Return the name of the one file of a checkpoint without an index."""
         require_inside(self._url, SINGLE, self.where)
         if storage.exists(storage.join(self._url, SINGLE)):
             return SINGLE
         old = next((name for name in _OLD if storage.exists(storage.join(self._url, name))), None)
-        raise CheckpointError(
-            f"{self.where}/{SINGLE}: no such file, nor {INDEX}"
-            + (
-                f"; {old}, which is there, is a pickle, and is not read: save the model as safetensors"
-                if old
-                else ""
-            )
+        remedy = (
+            f"; {old}, which is there, is a pickle, and is not read: save the model as safetensors"
+            if old
+            else ""
         )
+        raise CheckpointError(f"{self.where}/{SINGLE}: no such file, nor {INDEX}{remedy}")
 
     def _read_header(self, file: str) -> dict[str, Stored]:
+        """Return the tensors of a file, after comparing its header with its length."""
         where = f"{self.where}/{file}"
         content = storage.RangeFile(storage.join(self._url, file))
         num_bytes = content.seek(0, os.SEEK_END)
@@ -172,46 +195,88 @@ class Weights:
             raise CheckpointError(
                 f"{where}: not a safetensors file, or truncated: {num_bytes} bytes"
             )
+
         (length,) = struct.unpack("<Q", content.read_range(0, 8))
         if length > _MAX_HEADER_BYTES:
             raise CheckpointError(
                 f"{where}: not a safetensors file: its header would have {length:,} bytes"
             )
-        if 8 + length > num_bytes:
+        first_byte = 8 + length
+        if first_byte > num_bytes:
             raise CheckpointError(
                 f"{where}: truncated: {num_bytes:,} bytes, of which the header alone has {length:,}"
             )
+
         try:
-            header: dict[str, Any] = json.loads(content.read_range(8, 8 + length))
-            header.pop("__metadata__", None)
-            tensors, ends = {}, {}
-            for name, entry in header.items():
-                begin, ends[name] = (
-                    8 + length + _count(offset) for offset in entry["data_offsets"]
-                )
-                shape = tuple(_count(size) for size in entry["shape"])
-                tensors[name] = Stored(DTYPES[entry["dtype"]], shape, file, begin)
+            header: dict[str, Any] = json.loads(content.read_range(8, first_byte))
+            tensors, ends = _parse_header(header, file, first_byte)
         except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
             raise CheckpointError(f"{where}: not a safetensors header ({error!r})") from error
-        for name, stored in sorted(tensors.items(), key=lambda item: item[1].begin):
-            if stored.begin + stored.num_bytes != ends[name]:
-                raise CheckpointError(
-                    f"{where}: tensor {name} does not have the bytes that its shape asks for"
-                )
-            if ends[name] > num_bytes:
-                raise CheckpointError(
-                    f"{where}: truncated: tensor {name} ends at byte {ends[name]:,}, the file at {num_bytes:,}"
-                )
-        if 8 + length + sum(stored.num_bytes for stored in tensors.values()) != num_bytes:
-            raise CheckpointError(f"{where}: bytes that belong to no tensor, or to several")
+        _require_no_gaps(where, tensors, ends, first_byte, num_bytes)
         return tensors
 
 
-def _count(value: Any) -> int:
-    """A size or an offset, as JSON may have it.
+def _parse_header(
+    header: dict[str, Any], file: str, first_byte: int
+) -> tuple[dict[str, Stored], dict[str, int]]:
+    """Return the tensors of a header, and where each one ends, in bytes of the file.
+
+    Args:
+        header: the parsed JSON.
+        file: its name.
+        first_byte: behind the header.
 
     Raises:
-        TypeError: it is none.
+        ValueError, KeyError, TypeError, AttributeError: it is not the header of a safetensors file.
+    """
+    header.pop("__metadata__", None)
+    tensors: dict[str, Stored] = {}
+    ends: dict[str, int] = {}
+    for name, entry in header.items():
+        begin, end = (first_byte + _count(offset) for offset in entry["data_offsets"])
+        shape = tuple(_count(size) for size in entry["shape"])
+        tensors[name] = Stored(DTYPES[entry["dtype"]], shape, file, begin)
+        ends[name] = end
+    return tensors, ends
+
+
+def _require_no_gaps(
+    where: str,
+    tensors: Mapping[str, Stored],
+    ends: Mapping[str, int],
+    first_byte: int,
+    num_bytes: int,
+) -> None:
+    """Refuse a file whose bytes behind the header do not belong to one tensor each.
+
+    Args:
+        where: names the file.
+        tensors, ends: of `_parse_header`.
+        first_byte: behind the header.
+        num_bytes: of the file.
+
+    Raises:
+        CheckpointError: names the first tensor that does not fit.
+    """
+    for name, stored in sorted(tensors.items(), key=lambda item: item[1].begin):
+        if stored.begin + stored.num_bytes != ends[name]:
+            raise CheckpointError(
+                f"{where}: tensor {name} does not have the bytes that its shape asks for"
+            )
+        if ends[name] > num_bytes:
+            raise CheckpointError(
+                f"{where}: truncated: tensor {name} ends at byte {ends[name]:,}, the file at "
+                f"{num_bytes:,}"
+            )
+    if first_byte + sum(stored.num_bytes for stored in tensors.values()) != num_bytes:
+        raise CheckpointError(f"{where}: bytes that belong to no tensor, or to several")
+
+
+def _count(value: Any) -> int:
+    """Return a size or an offset of a header.
+
+    Raises:
+        TypeError: it is not a count.
     """
     if type(value) is not int or value < 0:
         raise TypeError(f"a count was expected, not {value!r}")
@@ -222,10 +287,10 @@ _OLD = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
 class ShardedWriter:
-    """Files for tensors that are known beforehand and come in any order, from any thread.
+    """Writes files of tensors, which come in any order and from any thread.
 
     Args:
-        folder: local; the files are made at once, at their full size.
+        folder: local. The files are created at once, at their full size.
         tensors: of all files, by name.
         files: tensor -> file.
     """
@@ -236,19 +301,25 @@ class ShardedWriter:
         of_file: dict[str, dict[str, Spec]] = {}
         for name, tensor in tensors.items():
             of_file.setdefault(files[name], {})[name] = tensor
+
         for file, members in of_file.items():
-            descriptor = os.open(folder / file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+            path = folder / file
+            descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
             self._descriptors.append(descriptor)
+
             header, begins = _header_of(members)
-            os.truncate(
-                descriptor, len(header) + sum(member.num_bytes for member in members.values())
-            )
+            num_bytes = len(header) + sum(member.num_bytes for member in members.values())
+            os.truncate(descriptor, num_bytes)
             os.pwrite(descriptor, header, 0)
-            self._at.update(
-                {name: (folder / file, descriptor, begin) for name, begin in begins.items()}
-            )
+            for name, begin in begins.items():
+                self._at[name] = (path, descriptor, begin)
 
     def write(self, name: str, tensor: Tensor) -> None:
+        """Write a tensor to its place.
+
+        Raises:
+            OSError: names the file.
+        """
         file, descriptor, begin = self._at[name]
         try:
             tensor_io.write(tensor, descriptor, begin)
@@ -256,29 +327,32 @@ class ShardedWriter:
             raise OSError(error.errno, error.strerror, str(file)) from error
 
     def sync(self) -> None:
-        """Returns when all is on the disk."""
+        """Wait until everything is on the disk."""
         parallel.each(self._descriptors, lambda descriptor, _: os.fsync(descriptor))
 
     def close(self) -> None:
+        """Close the files."""
         for descriptor in self._descriptors:
             os.close(descriptor)
         self._descriptors = []
 
 
 def split_into_files(tensors: Mapping[str, Spec], max_file_bytes: int) -> dict[str, str]:
-    """Tensor -> file: in their order, a new file where the next one would make it larger than asked."""
+    """Return the file of each tensor.
+
+    The tensors keep their order. A file is closed before a tensor that would make it too large.
+    """
     groups = parallel.grouped(list(tensors), lambda name: tensors[name].num_bytes, max_file_bytes)
     if len(groups) == 1:
         return dict.fromkeys(groups[0], SINGLE)
-    return {
-        name: f"model-{number:05d}-of-{len(groups):05d}.safetensors"
-        for number, group in enumerate(groups, 1)
-        for name in group
-    }
+    files: dict[str, str] = {}
+    for number, group in enumerate(groups, 1):
+        files.update(dict.fromkeys(group, f"model-{number:05d}-of-{len(groups):05d}.safetensors"))
+    return files
 
 
 def index_text(tensors: Mapping[str, Spec], files: Mapping[str, str]) -> str:
-    """The content of the index, as transformers writes it."""
+    """Return the content of the index, as transformers writes it."""
     metadata = {
         "total_parameters": sum(math.prod(tensor.shape) for tensor in tensors.values()),
         "total_size": sum(tensor.num_bytes for tensor in tensors.values()),
@@ -291,7 +365,7 @@ def index_text(tensors: Mapping[str, Spec], files: Mapping[str, str]) -> str:
 
 
 def _header_of(tensors: Mapping[str, Spec]) -> tuple[bytes, dict[str, int]]:
-    """The first bytes of a file, and where each of its tensors begins."""
+    """Return the first bytes of a file, and where each of its tensors begins."""
     order: Sequence[str] = sorted(tensors, key=lambda name: (-_RANKS[tensors[name].dtype], name))
     entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     begins: dict[str, int] = {}
@@ -305,8 +379,10 @@ def _header_of(tensors: Mapping[str, Spec]) -> tuple[bytes, dict[str, int]]:
         }
         begins[name] = at
         at += tensor.num_bytes
+
     text = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
+    first_byte = 8 + len(text)
     return struct.pack("<Q", len(text)) + text, {
-        name: 8 + len(text) + begin for name, begin in begins.items()
+        name: first_byte + begin for name, begin in begins.items()
     }

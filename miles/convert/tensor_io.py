@@ -1,4 +1,4 @@
-"""A tensor's bytes, straight between a file and memory that is used again and again."""
+"""A tensor's bytes, moved straight between a file and memory that is used again and again."""
 
 from __future__ import annotations
 
@@ -10,15 +10,20 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-_READ_BYTES = 1 << 30  # Linux moves less than 2 GiB in one call
-_WRITE_BYTES = 1 << 20  # where memory is slow to come, larger calls took up to half as long again
+_READ_BYTES = 1 << 30
+"""Bytes of one call. Linux moves less than 2 GiB."""
+_WRITE_BYTES = 1 << 20
+"""Likewise. On a machine short of memory, larger calls took up to half as long again."""
 _kept = threading.local()
 
 
 def buffer(use: str, sizes: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """Memory for a tensor, in a storage of just its size, until this thread asks for the same use again.
+    """Return memory for a tensor. It is valid until this thread asks for the same use again.
 
-    Memory that the system has just given takes longer to fill than a file to read: it is kept.
+    Fresh memory from the system takes longer to fill than a file to read. So it is kept.
+
+    Args:
+        use: a name. Tensors that are needed at the same time have different ones.
     """
     held: dict[str, bytearray] = _kept.__dict__
     count = math.prod(sizes)
@@ -30,10 +35,10 @@ def buffer(use: str, sizes: Sequence[int], dtype: torch.dtype) -> Tensor:
 
 
 def fill(tensor: Tensor, descriptor: int, begin: int) -> None:
-    """Reads a contiguous tensor's bytes, from a byte of a file on.
+    """Read a contiguous tensor's bytes from a file, which begin at a byte of it.
 
     Raises:
-        EOFError: the file ends before.
+        EOFError: the file ends before them.
     """
     assert tensor.is_contiguous()
     content = _bytes_of(tensor)
@@ -46,7 +51,7 @@ def fill(tensor: Tensor, descriptor: int, begin: int) -> None:
 
 
 def write(tensor: Tensor, descriptor: int, begin: int) -> None:
-    """Writes a tensor's bytes, from a byte of a file on."""
+    """Write a tensor's bytes into a file, from one of its bytes on."""
     content = _bytes_of(tensor.contiguous())
     done = 0
     while done < len(content):

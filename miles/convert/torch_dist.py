@@ -1,13 +1,16 @@
-"""Megatron's `torch_dist` folders, read and written tensor by tensor, without Megatron and without a process group.
+"""Megatron's `torch_dist` folders, read and written tensor by tensor.
 
-FOLDER/latest_checkpointed_iteration.txt     "release" or an iteration: which of the checkpoints is the newest
-FOLDER/release/ or FOLDER/iter_0000100/
-    metadata.json                            that this is a `torch_dist` checkpoint
-    common.pt                                args, checkpoint_version, iteration
-    .metadata                                which box of which tensor lies where
-    __0_0.distcp, …                          the boxes, each as `torch.save` writes it
+No Megatron and no process group is needed.
 
-A tensor of a layer is a box of one row in a tensor that is stacked by layers: [1, rows, columns] at [layer, 0, 0].
+    FOLDER/latest_checkpointed_iteration.txt   "release" or an iteration: the newest checkpoint
+    FOLDER/release/ or FOLDER/iter_0000100/
+        metadata.json                          marks a `torch_dist` checkpoint
+        common.pt                              args, checkpoint_version, iteration
+        .metadata                              which box of which tensor lies where
+        __0_0.distcp, …                        the boxes, each as `torch.save` writes it
+
+A tensor of a layer is a box of one row in a tensor that is stacked by layers: [1, rows, columns] at
+[layer, 0, 0].
 """
 
 from __future__ import annotations
@@ -53,16 +56,17 @@ BACKEND = {
 }
 """Content of metadata.json."""
 _MODEL = ("embedding.", "decoder.", "output_layer.")
-"""What the names of a `GPTModel`'s tensors begin with; others are the optimizer's, say."""
+"""The names of a `GPTModel`'s tensors begin with these; others are those of an optimizer."""
 _MALFORMED = (AttributeError, TypeError, KeyError, IndexError, ValueError)
-"""What records raise that are torch's own, but not put together as it does."""
+"""The errors of torch's own records that are not put together as torch does it."""
 
 
 def newest(url: str, iteration: int | None = None) -> str:
-    """The URL of a complete checkpoint of a folder: of an iteration, or the one that the tracker names.
+    """Return the URL of a complete checkpoint.
 
     Args:
         url: the folder with the tracker, or a checkpoint itself.
+        iteration: of the checkpoint; None: the one that the tracker names.
 
     Raises:
         CheckpointError: there is none.
@@ -73,11 +77,11 @@ def newest(url: str, iteration: int | None = None) -> str:
             return url
         raise CheckpointError(f"{url}: no Megatron checkpoint there: {TRACKER} is missing")
     require_inside(url, named[0], url)
-    found = storage.join(url, named[0])
-    if not storage.exists(storage.join(found, "metadata.json")):
-        by = "" if iteration is not None else f", which {TRACKER} names"
-        raise CheckpointError(f"{found}{by}: not there, or not complete")
-    return found
+    checkpoint = storage.join(url, named[0])
+    if not storage.exists(storage.join(checkpoint, "metadata.json")):
+        reason = "" if iteration is not None else f", which {TRACKER} names"
+        raise CheckpointError(f"{checkpoint}{reason}: not there, or not complete")
+    return checkpoint
 
 
 class Checkpoint:
@@ -88,15 +92,17 @@ class Checkpoint:
         where: names it in errors.
 
     Raises:
-        CheckpointError: what is no complete checkpoint, or one whose files lie elsewhere.
+        CheckpointError: it is not complete, or its files lie elsewhere.
     """
 
     def __init__(self, folder: Path, where: str) -> None:
         self.where = where
         self._folder = folder
+
         for path in folder.iterdir():
             require_inside(str(folder), path.name, where)
         safe_pickle.require_plain(folder, where)
+
         self._reader = FileSystemReader(folder)
         try:
             self._metadata: Metadata = self._reader.read_metadata()
@@ -107,22 +113,32 @@ class Checkpoint:
                 for key, stored in self._metadata.state_dict_metadata.items()
                 if key.startswith(_MODEL) and isinstance(stored, TensorStorageMetadata)
             }
-            """the model's, by key"""
+            """the model's tensors, by key"""
             self._chunks = {key: _by_first(stored) for key, stored in self.tensors.items()}
         except _MALFORMED as error:
             raise CheckpointError(
                 f"{where}/.metadata: not that of a torch_dist checkpoint ({error!r})"
             ) from error
+
         self.args = _read_args(folder, where)
         """`args` of the common part; empty where it has none"""
 
     def read(self, key: str, offsets: Sequence[int], target: Tensor) -> Tensor:
-        """Fills a tensor with the box at some offsets, put together from those that are stored, and returns it.
+        """Fill a tensor with a box of a stored one, from all stored boxes that hold parts of it.
+
+        Args:
+            key: of the stored tensor.
+            offsets: where the box begins.
+            target: the tensor to fill; its shape is that of the box.
+
+        Returns:
+            `target`.
 
         Raises:
-            CheckpointError: a part of it that is not stored.
+            CheckpointError: a part of the box is not stored.
         """
-        stored, by_first = self.tensors[key], self._chunks[key]
+        stored = self.tensors[key]
+        by_first = self._chunks[key]
         sizes = tuple(target.shape)
         if by_first is not None and sizes[0] == 1:
             stored = TensorStorageMetadata(
@@ -131,47 +147,50 @@ class Checkpoint:
         box = ChunkStorageMetadata(torch.Size(offsets), torch.Size(sizes))
         if box in stored.chunks and self._fill(target, MetadataIndex(key, box.offsets)):
             return target
+
         items = create_read_items_for_chunk_list(key, stored, [box])
         if sum(math.prod(item.lengths) for item in items) != math.prod(sizes):
             raise CheckpointError(
                 f"{self.where}: tensor {key} is incomplete: parts of {list(sizes)} are not stored"
             )
+
         try:
             self._reader.read_data(LoadPlan(items), _Into(target)).wait()
-        except (
-            Exception
-        ) as error:  # of the zip file or the pickle that each box is, by what is wrong
+        except Exception as error:  # a box is a zip file with a pickle: each has errors of its own
             stored_at = (self._metadata.storage_data.get(item.storage_index) for item in items)
             files = sorted({info.relative_path for info in stored_at if info is not None})
             raise CheckpointError(
-                f"{self.where}/{', '.join(files)}: tensor {key} cannot be read ({type(error).__name__}: {error})"
+                f"{self.where}/{', '.join(files)}: tensor {key} cannot be read "
+                f"({type(error).__name__}: {error})"
             ) from error
         return target
 
     def _fill(self, target: Tensor, index: MetadataIndex) -> bool:
-        """Fills a tensor with the bytes of a box that is stored as such; False where it is not its values in order."""
+        """Fill a tensor with the bytes of a stored box.
+
+        Returns:
+            whether that was possible: not where the box holds its values in another order.
+        """
         try:
             info = self._metadata.storage_data[index]
             with open(self._folder / info.relative_path, "rb") as file:
                 # No bytes of the tensor are read here, only what they mean and where they begin.
-                box = torch.load(
-                    _Part(file, info.offset, info.length), map_location="meta", weights_only=True
-                )
+                part = _Part(file, info.offset, info.length)
+                box = torch.load(part, map_location="meta", weights_only=True)
                 begin = box.untyped_storage()._checkpoint_offset
-                if (
-                    begin is None
-                    or (box.dtype, box.shape) != (target.dtype, target.shape)
-                    or not box.is_contiguous()
-                ):
+
+                is_alike = (box.dtype, box.shape) == (target.dtype, target.shape)
+                if begin is None or not is_alike or not box.is_contiguous():
                     return False
-                tensor_io.fill(
-                    target, file.fileno(), info.offset + begin + box.storage_offset() * box.itemsize
-                )
+
+                first_byte = info.offset + begin + box.storage_offset() * box.itemsize
+                tensor_io.fill(target, file.fileno(), first_byte)
                 return True
         except Exception:  # whatever is wrong, reading it as usual will say
             return False
 
     def _require_files(self) -> None:
+        """Refuse a `.metadata` that names files which are missing, elsewhere, or too short."""
         sizes: dict[str, int] = {}
         for index, info in self._metadata.storage_data.items():
             name = info.relative_path
@@ -183,10 +202,11 @@ class Checkpoint:
                         f"{self.where}/{name}: no such file; tensor {index.fqn} is in it"
                     )
                 sizes[name] = path.stat().st_size
+
             if info.offset + info.length > sizes[name]:
                 raise CheckpointError(
-                    f"{self.where}/{name}: truncated: tensor {index.fqn} ends at byte {info.offset + info.length:,}, "
-                    f"the file at {sizes[name]:,}"
+                    f"{self.where}/{name}: truncated: tensor {index.fqn} ends at byte "
+                    f"{info.offset + info.length:,}, the file at {sizes[name]:,}"
                 )
 
 
@@ -195,7 +215,8 @@ class _Part(storage.Ranges):
 
     def __init__(self, file: BinaryIO, first_byte: int, num_bytes: int) -> None:
         super().__init__(num_bytes)
-        self._file, self._first_byte = file, first_byte
+        self._file = file
+        self._first_byte = first_byte
 
     def read_range(self, begin: int, end: int) -> bytes:
         self._file.seek(self._first_byte + begin)
@@ -214,7 +235,10 @@ class _Into(DefaultLoadPlanner):
 
 
 def _by_first(stored: TensorStorageMetadata) -> dict[int, list[ChunkStorageMetadata]] | None:
-    """The boxes of a stacked tensor by layer, so that a layer's are found without looking at all."""
+    """Return the boxes of a stacked tensor by layer; None where a box spans several layers.
+
+    So a layer's boxes are found without looking at all.
+    """
     if any(chunk.sizes[0] != 1 for chunk in stored.chunks):
         return None
     by_first: dict[int, list[ChunkStorageMetadata]] = {}
@@ -224,20 +248,23 @@ def _by_first(stored: TensorStorageMetadata) -> dict[int, list[ChunkStorageMetad
 
 
 def _read_args(folder: Path, where: str) -> dict[str, Any]:
-    """`args` of a checkpoint's common.pt: plain values and Megatron's own enumerations, nothing else is unpickled."""
-    # Not the context manager, which on leaving would take the class away from Megatron's loader, too.
+    """Return `args` of a checkpoint's common.pt.
+
+    Only plain values and Megatron's own enumerations are unpickled.
+    """
+    # Not the context manager: on leaving, it would take the class away from Megatron's loader, too.
     torch.serialization.add_safe_globals([argparse.Namespace])
     try:
         try:
             common = torch.load(folder / "common.pt", weights_only=True)
         except pickle.UnpicklingError:
             with warnings.catch_warnings():
-                warnings.simplefilter(
-                    "ignore"
-                )  # of Apex and Transformer Engine, which play no part here
-                import megatron.core  # noqa: F401  names what Megatron-LM keeps in its arguments as safe
+                # Of Apex and Transformer Engine, which play no part here.
+                warnings.simplefilter("ignore")
+                # Its import marks what Megatron-LM keeps in its arguments as safe.
+                import megatron.core  # noqa: F401
             common = torch.load(folder / "common.pt", weights_only=True)
-    except Exception as error:  # of pickle or of the zip file, by what is wrong
+    except Exception as error:  # a zip file with a pickle: each has errors of its own
         raise CheckpointError(f"{where}/common.pt: cannot be read ({error})") from error
     return dict(vars(common["args"])) if "args" in common else {}
 
@@ -248,16 +275,19 @@ Place: TypeAlias = _StorageInfo
 
 @dataclass(frozen=True)
 class Box:
-    """A part of a tensor that will be written."""
+    """A part of a tensor, to be written."""
 
     key: str
+    """of the tensor"""
     offsets: tuple[int, ...]
+    """where the part begins"""
     sizes: tuple[int, ...]
+    """of the part"""
     size: tuple[int, ...]
     """of the whole tensor"""
     dtype: torch.dtype
     make: Callable[[], Tensor]
-    """gives its content, in any shape"""
+    """returns the part's content, in any shape"""
 
     @property
     def num_bytes(self) -> int:
@@ -266,27 +296,33 @@ class Box:
 
 @contextlib.contextmanager
 def without_checksums() -> Iterator[None]:
-    """`torch.save` computes no CRC32 while the context lasts: it takes most of the time, and
-    `torch.load` looks at none."""
-    computed = torch.serialization.get_crc32_options()
+    """Have `torch.save` compute no CRC32 in the context.
+
+    That takes most of the time, and `torch.load` looks at none.
+    """
+    is_computed = torch.serialization.get_crc32_options()
     torch.serialization.set_crc32_options(False)
     try:
         yield
     finally:
-        torch.serialization.set_crc32_options(computed)
+        torch.serialization.set_crc32_options(is_computed)
 
 
 def write_boxes(
     folder: Path, name: str, boxes: Sequence[Box], report: storage.Report
 ) -> list[Place]:
-    """Writes one file.
+    """Write one file of boxes.
 
     Args:
-        name: of the file; `__0_0.distcp`, say.
-        report: is told the bytes of each box.
+        name: of the file, such as `__0_0.distcp`.
+        report: is given the bytes of each box.
 
     Returns:
         where each box lies, for `write_metadata`.
+
+    Raises:
+        CheckpointError: the disk is full.
+        OSError: likewise, where the system says it itself; it names the file.
     """
     places: list[Place] = []
     path = folder / name
@@ -296,12 +332,13 @@ def write_boxes(
                 begin = file.tell()
                 torch.save(box.make().view(box.sizes), file)
                 file.flush()
-                # Linux begins to write what it is told that nobody needs: at the end, less is left to wait for.
+                # Linux then begins to write these bytes: less is left to wait for at the end.
                 os.posix_fadvise(file.fileno(), begin, file.tell() - begin, os.POSIX_FADV_DONTNEED)
                 places.append(Place(name, begin, file.tell() - begin))
                 report(box.num_bytes)
+
             _sync(file)
-    except RuntimeError as error:  # what torch makes of an error of the disk
+    except RuntimeError as error:  # torch's name for an error of the disk
         raise CheckpointError(f"{path}: cannot be written; is the disk full? ({error})") from error
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error
@@ -311,10 +348,11 @@ def write_boxes(
 def write_metadata(
     folder: Path, places: Sequence[tuple[Box, Place]], args: argparse.Namespace
 ) -> None:
-    """Writes what makes a folder of files a checkpoint.
+    """Write the three files that make a folder of boxes a checkpoint.
 
     Args:
-        places: each box, and what `write_boxes` returned of it.
+        places: each box, and where it lies (`write_boxes`).
+        args: of the common part.
     """
     tensors: dict[str, TensorStorageMetadata] = {}
     for box, _ in places:
@@ -325,6 +363,7 @@ def write_metadata(
         tensors[box.key].chunks.append(
             ChunkStorageMetadata(torch.Size(box.offsets), torch.Size(box.sizes))
         )
+
     stored = {MetadataIndex(box.key, torch.Size(box.offsets)): info for box, info in places}
     with open(folder / ".metadata", "xb") as file:
         pickle.dump(Metadata(tensors, planner_data=None, storage_data=stored), file)

@@ -1,12 +1,16 @@
-"""Two checkpoints, of either format, compared tensor by tensor, a tensor of each in memory at a time.
+"""Two checkpoints, of either format, compared tensor by tensor.
 
-Two of Hugging Face are compared by their names, two of Megatron by theirs (the model's; an optimizer's are left out);
-one of each by the names of Hugging Face, through the family's parameter map.
+One tensor of each is in memory at a time. They are compared:
+
+Hugging Face   Hugging Face   by the names of their tensors
+Megatron       Megatron       by the keys of the model's tensors; the optimizer's are left out
+Hugging Face   Megatron       by the names of Hugging Face, through the family's parameter map
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -14,6 +18,7 @@ from functools import partial
 import torch
 from rich.console import Console
 from torch import Tensor
+from torch.distributed.checkpoint.metadata import ChunkStorageMetadata
 
 from miles.architecture.config import ModelShape
 from miles.architecture.families import hf_shapes, pieces_of, read_shape, stored_names
@@ -29,7 +34,7 @@ from miles.errors import CheckpointError, SourceError
 
 @dataclass(frozen=True)
 class Difference:
-    """A tensor that is not the same in both."""
+    """A tensor that is not the same in both checkpoints."""
 
     tensor: str
     text: str
@@ -38,7 +43,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What was compared."""
+    """The result of comparing two checkpoints."""
 
     num_tensors: int
     num_bytes: int
@@ -46,15 +51,15 @@ class Comparison:
 
 
 def verify(one: str, other: str, *, console: Console | None = None) -> Comparison:
-    """Compares names, shapes, dtypes and every bit.
+    """Compare names, shapes, dtypes and every bit.
 
     Args:
-        one, other: folders (fsspec URLs): a Hugging Face checkpoint, a folder of Megatron checkpoints (its newest is
-            taken), or one of these.
-        console: shows a bar; None: nothing.
+        one, other: folders (fsspec URLs): a Hugging Face checkpoint, a folder of Megatron
+            checkpoints, of which the newest is taken, or one of these.
+        console: shows a bar; None: nothing is shown.
 
     Raises:
-        CheckpointError: one that cannot be read, or two of different models.
+        CheckpointError: a checkpoint that cannot be read, or two of different models.
     """
     try:
         with _opened(one, console) as a, _opened(other, console) as b:
@@ -63,86 +68,88 @@ def verify(one: str, other: str, *, console: Console | None = None) -> Compariso
             if isinstance(a, Checkpoint) and isinstance(b, Checkpoint):
                 return _compare_checkpoints(a, b, console)
             if isinstance(a, Weights) and isinstance(b, Checkpoint):
-                return _compare_formats(a, b, read_shape(one), console, weights_first=True)
+                return _compare_formats(a, b, read_shape(one), console, is_weights_first=True)
+
             assert isinstance(a, Checkpoint)
             assert isinstance(b, Weights)
-            return _compare_formats(b, a, read_shape(other), console, weights_first=False)
+            return _compare_formats(b, a, read_shape(other), console, is_weights_first=False)
     except SourceError as error:
         raise CheckpointError(str(error)) from error
 
 
 @contextlib.contextmanager
 def _opened(url: str, console: Console | None) -> Iterator[Weights | Checkpoint]:
+    """Open a checkpoint of either format. A remote one is downloaded while the context lasts."""
     watch = partial(parallel.bar, console, "downloading")
-    if any(storage.exists(storage.join(url, name)) for name in (TRACKER, "metadata.json")):
-        found = torch_dist.newest(url)
-        with storage.local_folder(found, "Megatron checkpoint", watch=watch) as folder:
-            yield Checkpoint(folder, found)
-    elif any(storage.exists(storage.join(url, name)) for name in (INDEX, SINGLE)):
+    if _has_one_of(url, TRACKER, "metadata.json"):
+        checkpoint_url = torch_dist.newest(url)
+        with storage.local_folder(checkpoint_url, "Megatron checkpoint", watch=watch) as folder:
+            yield Checkpoint(folder, checkpoint_url)
+    elif _has_one_of(url, INDEX, SINGLE):
         with storage.local_folder(url, "checkpoint", is_weights, watch) as folder:
             yield Weights(str(folder), url)
     else:
         raise CheckpointError(
-            f"{url}: neither a Megatron checkpoint ({TRACKER}, metadata.json) nor one of Hugging Face "
-            f"({SINGLE}, {INDEX})"
+            f"{url}: neither a Megatron checkpoint ({TRACKER}, metadata.json) nor one of Hugging "
+            f"Face ({SINGLE}, {INDEX})"
         )
 
 
+def _has_one_of(url: str, *names: str) -> bool:
+    return any(storage.exists(storage.join(url, name)) for name in names)
+
+
 def _compare_weights(a: Weights, b: Weights, console: Console | None) -> Comparison:
+    """Compare two Hugging Face checkpoints by the names of their tensors."""
     names = sorted(set(a.tensors) | set(b.tensors))
+
+    def compare(name: str, report: storage.Report) -> Difference | None:
+        if name not in a.tensors or name not in b.tensors:
+            return _only_in(name, a.where if name in a.tensors else b.where)
+        difference = _difference(name, _read(a, name, "one"), _read(b, name, "other"))
+        report(a.tensors[name].num_bytes)
+        return difference
+
     with parallel.bar(console, "comparing", a.num_bytes) as report:
-
-        def compare(name: str, report: storage.Report) -> Difference | None:
-            if name not in a.tensors or name not in b.tensors:
-                return _only_in(name, a.where if name in a.tensors else b.where)
-            difference = _difference(name, _read(a, name, "one"), _read(b, name, "other"))
-            report(a.tensors[name].num_bytes)
-            return difference
-
-        found = parallel.each(names, compare, report)
-    return Comparison(len(names), a.num_bytes, tuple(one for one in found if one))
+        results = parallel.each(names, compare, report)
+    return Comparison(len(names), a.num_bytes, tuple(filter(None, results)))
 
 
 def _compare_checkpoints(a: Checkpoint, b: Checkpoint, console: Console | None) -> Comparison:
+    """Compare two Megatron checkpoints, box by box as the first one stores them."""
     keys = sorted(set(a.tensors) | set(b.tensors))
+    lone = [key for key in keys if key not in a.tensors or key not in b.tensors]
+    differences = [_only_in(key, a.where if key in a.tensors else b.where) for key in lone]
+
+    boxes: list[tuple[str, ChunkStorageMetadata]] = []
+    for key in sorted(set(keys) - set(lone)):
+        mine = a.tensors[key]
+        yours = b.tensors[key]
+        text = _kind_difference(
+            tuple(mine.size), mine.properties.dtype, tuple(yours.size), yours.properties.dtype
+        )
+        if text:
+            differences.append(Difference(key, text))
+        else:
+            boxes += [(key, chunk) for chunk in mine.chunks]
+
+    def read(checkpoint: Checkpoint, key: str, chunk: ChunkStorageMetadata, use: str) -> Tensor:
+        dtype = checkpoint.tensors[key].properties.dtype
+        return checkpoint.read(key, chunk.offsets, tensor_io.buffer(use, chunk.sizes, dtype))
+
+    def compare(box: tuple[str, ChunkStorageMetadata], report: storage.Report) -> Difference | None:
+        key, chunk = box
+        mine = read(a, key, chunk, "one")
+        yours = read(b, key, chunk, "other")
+        report(mine.nbytes)
+        return _difference(f"{key} at {list(chunk.offsets)}", mine, yours)
+
     num_bytes = sum(
         stored.size.numel() * stored.properties.dtype.itemsize for stored in a.tensors.values()
     )
-    differences = [
-        _only_in(key, a.where if key in a.tensors else b.where)
-        for key in sorted(set(a.tensors) ^ set(b.tensors))
-    ]
-    unlike = {key: text for key in set(a.tensors) & set(b.tensors) if (text := _unlike(a, b, key))}
-    differences += [Difference(key, text) for key, text in sorted(unlike.items())]
-    alike = sorted(set(a.tensors) & set(b.tensors) - set(unlike))
-    boxes = [(key, chunk) for key in alike for chunk in a.tensors[key].chunks]
     with parallel.bar(console, "comparing", num_bytes) as report:
-
-        def compare(
-            box: tuple[str, torch.distributed.checkpoint.metadata.ChunkStorageMetadata],
-            report: storage.Report,
-        ) -> Difference | None:
-            key, chunk = box
-            mine, yours = (
-                one.read(
-                    key,
-                    chunk.offsets,
-                    tensor_io.buffer(use, chunk.sizes, one.tensors[key].properties.dtype),
-                )
-                for one, use in ((a, "one"), (b, "other"))
-            )
-            report(mine.nbytes)
-            return _difference(f"{key} at {list(chunk.offsets)}", mine, yours)
-
-        differences += [one for one in parallel.each(boxes, compare, report) if one]
+        differences += filter(None, parallel.each(boxes, compare, report))
     return Comparison(len(keys), num_bytes, tuple(differences))
-
-
-def _unlike(a: Checkpoint, b: Checkpoint, key: str) -> str | None:
-    mine, yours = a.tensors[key], b.tensors[key]
-    return _unlike_kind(
-        tuple(mine.size), mine.properties.dtype, tuple(yours.size), yours.properties.dtype
-    )
 
 
 def _compare_formats(
@@ -151,39 +158,45 @@ def _compare_formats(
     shape: ModelShape,
     console: Console | None,
     *,
-    weights_first: bool,
+    is_weights_first: bool,
 ) -> Comparison:
+    """Compare a Hugging Face checkpoint with a Megatron one, by the names of Hugging Face."""
     differences = shape.differences(checkpoint.args)
     if differences:
         raise CheckpointError(
-            f"{weights.where} and {checkpoint.where} are of different models: {'; '.join(differences)}"
+            f"{weights.where} and {checkpoint.where} are of different models: "
+            f"{'; '.join(differences)}"
         )
     require_complete(checkpoint, shape)
-    names = {
-        target for name in hf_shapes(shape) for target in stored_names(name, shape, weights.tensors)
-    }
-    extra = sorted(set(weights.tensors) - names)
+
+    def compare(
+        piece: tuple[Parameter, tuple[int, ...]], report: storage.Report
+    ) -> list[Difference]:
+        different: list[Difference] = []
+        for name, converted in tensors_of(checkpoint, *piece).items():
+            for target in stored_names(name, shape, weights.tensors):
+                if target not in weights.tensors:
+                    different.append(_only_in(target, checkpoint.where))
+                    continue
+                stored = _read(weights, target, "one")
+                pair = (stored, converted) if is_weights_first else (converted, stored)
+                if difference := _difference(target, *pair):
+                    different.append(difference)
+                report(stored.nbytes)
+        return different
+
     with parallel.bar(console, "comparing", weights.num_bytes) as report:
+        results = parallel.each(pieces_of(shape), compare, report)
 
-        def compare(
-            piece: tuple[Parameter, tuple[int, ...]], report: storage.Report
-        ) -> list[Difference | None]:
-            found: list[Difference | None] = []
-            for name, theirs in tensors_of(checkpoint, *piece).items():
-                for target in stored_names(name, shape, weights.tensors):
-                    if target not in weights.tensors:
-                        found.append(_only_in(target, checkpoint.where))
-                        continue
-                    pair = (_read(weights, target, "one"), theirs)
-                    found.append(_difference(target, *(pair if weights_first else pair[::-1])))
-                    report(pair[0].nbytes)
-            return found
-
-        found = [
-            one for part in parallel.each(pieces_of(shape), compare, report) for one in part if one
-        ]
-    found += [_only_in(name, weights.where) for name in extra]
-    return Comparison(len(names) + len(extra), weights.num_bytes, tuple(found))
+    names: set[str] = set()
+    for name in hf_shapes(shape):
+        names.update(stored_names(name, shape, weights.tensors))
+    extra = [_only_in(name, weights.where) for name in sorted(set(weights.tensors) - names)]
+    return Comparison(
+        num_tensors=len(names) + len(extra),
+        num_bytes=weights.num_bytes,
+        differences=(*itertools.chain.from_iterable(results), *extra),
+    )
 
 
 def _read(weights: Weights, name: str, use: str) -> Tensor:
@@ -195,37 +208,35 @@ def _only_in(name: str, where: str) -> Difference:
     return Difference(name, f"only in {where}")
 
 
-def _difference(name: str, one: Tensor, other: Tensor) -> Difference | None:
-    unlike = _unlike_kind(tuple(one.shape), one.dtype, tuple(other.shape), other.dtype)
-    if (
-        unlike is not None
-        and one.shape == other.shape
-        and torch.equal(one.double(), other.double())
-    ):
-        unlike += ", with equal values"
-    if unlike is not None:
-        return Difference(name, unlike)
-    if torch.equal(_bits(one), _bits(other)):
+def _difference(name: str, a: Tensor, b: Tensor) -> Difference | None:
+    """Compare two tensors; return None where every bit is the same."""
+    text = _kind_difference(tuple(a.shape), a.dtype, tuple(b.shape), b.dtype)
+    if text is not None:
+        if a.shape == b.shape and torch.equal(a.double(), b.double()):
+            text += ", with equal values"
+        return Difference(name, text)
+    if torch.equal(_bits(a), _bits(b)):
         return None
-    return Difference(name, _how_far(one, other))
+    return Difference(name, _distance(a, b))
 
 
-def _unlike_kind(
-    shape: tuple[int, ...], dtype: torch.dtype, shape2: tuple[int, ...], dtype2: torch.dtype
+def _kind_difference(
+    shape_a: tuple[int, ...], dtype_a: torch.dtype, shape_b: tuple[int, ...], dtype_b: torch.dtype
 ) -> str | None:
-    if shape != shape2:
-        return f"shape {shape} and {shape2}"
-    return f"dtype {dtype} and {dtype2}" if dtype != dtype2 else None
+    """Return how two tensors differ in shape or dtype; None where they do not."""
+    if shape_a != shape_b:
+        return f"shape {shape_a} and {shape_b}"
+    return f"dtype {dtype_a} and {dtype_b}" if dtype_a != dtype_b else None
 
 
 def _bits(tensor: Tensor) -> Tensor:
-    """Its bytes: a NaN equals itself, and 0.0 is not -0.0."""
+    """Return a tensor's bytes: in them a NaN equals itself, and 0.0 is not -0.0."""
     return tensor.contiguous().reshape(-1).view(torch.uint8)
 
 
-def _how_far(one: Tensor, other: Tensor) -> str:
-    differing = (
-        _bits(one).view(-1, one.element_size()) != _bits(other).view(-1, one.element_size())
-    ).any(dim=1)
-    largest = (one.double() - other.double()).abs().max().item()
-    return f"{int(differing.sum()):,} of {one.numel():,} values differ, by {largest:.3g} at most"
+def _distance(a: Tensor, b: Tensor) -> str:
+    """Return how many values of two tensors differ, and by how much."""
+    size = a.element_size()
+    is_different = (_bits(a).view(-1, size) != _bits(b).view(-1, size)).any(dim=1)
+    largest = (a.double() - b.double()).abs().max().item()
+    return f"{int(is_different.sum()):,} of {a.numel():,} values differ, by {largest:.3g} at most"
