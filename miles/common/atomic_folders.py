@@ -2,7 +2,8 @@
 
     DIR/.name.converting   while it is written   ->   DIR/name
 
-What a conversion that was killed left behind is removed by the next one to the same place.
+A conversion that is killed leaves its hidden folder behind. The next one to the same place removes
+it.
 """
 
 from __future__ import annotations
@@ -19,32 +20,28 @@ from miles.errors import CheckpointError
 
 @contextlib.contextmanager
 def appearing(target: Path) -> Iterator[Path]:
-    """An empty folder, which takes the place of `target` where the context ends well, and is removed where it does not.
+    """Have an empty folder take the place of `target` when the context ends.
+
+    After an error in the context, the folder is removed and `target` stays as it was.
+
+    Yields:
+        the folder to fill.
 
     Raises:
         CheckpointError: another process is writing the same target.
     """
-    target = target.resolve()  # a link leads to another disk, perhaps
+    target = target.resolve()  # a link may lead to another disk
     staged = target.with_name(f".{target.name}.converting")
     old = target.with_name(f".{target.name}.replaced")
+
     staged.mkdir(parents=True, exist_ok=True)
     lock = os.open(staged, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise CheckpointError(f"{target}: another conversion is writing it") from error
-        except OSError:
-            pass  # a filesystem that knows no locks
+        _lock(lock, target)
         try:
             _empty(staged)
             yield staged
-            shutil.rmtree(old, ignore_errors=True)
-            if target.exists():
-                target.rename(old)
-            staged.rename(target)
-            _sync_folder(target.parent)
-            shutil.rmtree(old, ignore_errors=True)
+            _replace(target, staged, old)
         except BaseException:
             shutil.rmtree(staged, ignore_errors=True)
             raise
@@ -53,7 +50,11 @@ def appearing(target: Path) -> Iterator[Path]:
 
 
 def require_room(folder: Path, num_bytes: int) -> None:
-    """Refuses what a disk cannot hold, before the first byte.
+    """Refuse to write more than a disk can hold, before the first byte.
+
+    Args:
+        folder: on the disk.
+        num_bytes: that will be written.
 
     Raises:
         CheckpointError: says how much is free.
@@ -61,8 +62,28 @@ def require_room(folder: Path, num_bytes: int) -> None:
     free_bytes = shutil.disk_usage(folder).free
     if free_bytes < num_bytes:
         raise CheckpointError(
-            f"{folder}: {num_bytes / 1e9:.3g} GB are to be written, {free_bytes / 1e9:.3g} GB are free"
+            f"{folder}: {num_bytes / 1e9:.3g} GB are to be written, {free_bytes / 1e9:.3g} GB are "
+            "free"
         )
+
+
+def _lock(descriptor: int, target: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise CheckpointError(f"{target}: another conversion is writing it") from error
+    except OSError:
+        pass  # a filesystem without locks
+
+
+def _replace(target: Path, staged: Path, old: Path) -> None:
+    """Move `staged` to `target`, which is at `old` meanwhile and is then removed."""
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        target.rename(old)
+    staged.rename(target)
+    _sync_folder(target.parent)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _empty(folder: Path) -> None:

@@ -1,8 +1,11 @@
-"""A folder of checkpoints in Megatron's `torch_dist` layout: finding, naming and removing them, without torch.
+"""A folder of checkpoints in Megatron's `torch_dist` layout: finding, naming and removing them.
 
-SAVE/iter_0000100/                        the distributed checkpoint (model, optimizer, schedule, args)
-SAVE/iter_0000100/miles.json              the data cursor and the position in metrics.jsonl
-SAVE/latest_checkpointed_iteration.txt    "100": written last; what it does not name is not complete
+    SAVE/iter_0000100/                      the checkpoint: model, optimizer, schedule, args
+    SAVE/iter_0000100/miles.json            the data cursor and the position in metrics.jsonl
+    SAVE/latest_checkpointed_iteration.txt  "100": written last; a checkpoint is complete when it
+                                            is named here
+
+No torch is needed.
 """
 
 from __future__ import annotations
@@ -15,13 +18,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import fsspec
+
 from miles.common import storage
 from miles.common.checkpoint_tracker import TRACKER, tracked
 from miles.errors import CheckpointError
 
 EXTRA = "miles.json"
 SAVING = ".saving-"
-"""What the name of a folder begins with that is no checkpoint yet, or never became one."""
+"""Begins the name of a folder that is not a checkpoint yet, or never became one."""
 _ITERATION = re.compile(r"iter_\d{7,}")
 
 
@@ -38,36 +43,38 @@ class Found:
 
 
 def find(url: str) -> Found | None:
-    """The newest complete checkpoint under a folder (fsspec URL); None where there is none.
+    """Return the newest complete checkpoint of a folder (fsspec URL); None where there is none.
 
     Raises:
-        CheckpointError: the tracker names what is not there, or is not a tracker.
+        CheckpointError: the tracker names a checkpoint that is not there, or is not a tracker.
     """
     named = tracked(url)
     if named is None:
         return None
     name, iteration = named
-    folder, tracker = storage.join(url, name), storage.join(url, TRACKER)
+    folder = storage.join(url, name)
     if not storage.exists(storage.join(folder, "metadata.json")):
         raise CheckpointError(
-            f"{tracker} names {folder}, which is not there or not a torch_dist checkpoint"
+            f"{storage.join(url, TRACKER)} names {folder}, which is not there or not a torch_dist "
+            "checkpoint"
         )
+
     extra = storage.join(folder, EXTRA)
     content = json.loads(storage.read_text(extra)) if storage.exists(extra) else None
     return Found(folder, iteration, content)
 
 
 def find_start(own: Sequence[str | None], ref_load: str, hf_checkpoint: str) -> tuple[Found, bool]:
-    """The checkpoint to begin from, and whether it is of a run to go on from, not only weights.
+    """Return the checkpoint to begin from, and whether to resume it or to take only its weights.
 
     Args:
-        own: folders of a run to go on from, the first one with a checkpoint counts (`--save`, then `--load`: the same
-            command, given again, goes on, wherever it began).
+        own: folders of a run to resume; the first one with a checkpoint counts. They are `--save`,
+            then `--load`: so the same command, given again, resumes wherever it began.
         ref_load: folder of the weights to begin from otherwise.
         hf_checkpoint: named in the remedy.
 
     Raises:
-        CheckpointError: no weights at all.
+        CheckpointError: there are no weights at all.
     """
     for url in own:
         found = find(url) if url else None
@@ -83,51 +90,65 @@ def find_start(own: Sequence[str | None], ref_load: str, hf_checkpoint: str) -> 
 
 
 def publish(url: str, iteration: int) -> None:
-    """Names a checkpoint, all files of which are there, in the tracker."""
+    """Name a checkpoint in the tracker. All of its files must be there."""
     storage.write_text(storage.join(url, TRACKER), str(iteration))
 
 
 def remove_old(url: str, keep_last: int | None, keep_best: int | None) -> list[str]:
-    """Removes the checkpoints of a folder that are neither among the newest nor among the best.
+    """Remove the checkpoints of a folder that are neither among the newest nor among the best.
+
+    The checkpoint that the tracker names is always kept.
 
     Args:
+        url: the folder.
         keep_last: newest ones to keep; None: all, or with `keep_best` the newest alone.
         keep_best: ones with the lowest evaluation loss to keep beside them; None: none.
 
     Returns:
-        the folders that were removed. What the tracker names is kept always.
+        the folders that were removed.
     """
     if keep_last is None and keep_best is None:
         return []
+
     fs, root = storage.filesystem(url)
     fs.invalidate_cache(root)  # the newest was written by another process
     newest, _ = tracked(url) or ("", 0)
-    names = [path.rsplit("/", 1)[-1] for path in fs.ls(root, detail=False)]
-    # Beyond the newest: of a run from which somebody went back to an earlier one. Not ours to remove.
-    folders = [
-        f"{root}/{name}" for name in sorted(names) if _ITERATION.fullmatch(name) and name <= newest
-    ]
-    losses: dict[str, float] = {}
-    for path in folders if keep_best else []:
-        if fs.exists(f"{path}/{EXTRA}"):
-            loss = json.loads(fs.cat_file(f"{path}/{EXTRA}")).get("eval_loss")
-            losses |= {} if loss is None else {path: loss}
-    kept = {
-        *folders[-(keep_last or 1) :],
-        *sorted(losses, key=lambda path: losses[path])[: keep_best or 0],
-    }
+    names = sorted(path.rsplit("/", 1)[-1] for path in fs.ls(root, detail=False))
+    # Those after the newest are of a run from which somebody went back: not ours to remove.
+    folders = [f"{root}/{name}" for name in names if _ITERATION.fullmatch(name) and name <= newest]
+
+    kept = set(folders[-(keep_last or 1) :])
+    if keep_best:
+        losses = _eval_losses(fs, folders)
+        kept.update(sorted(losses, key=lambda path: losses[path])[:keep_best])
+
     removed = [path for path in folders if path not in kept]
     for path in removed:
         fs.rm(path, recursive=True)
     return removed
 
 
+def _eval_losses(fs: fsspec.AbstractFileSystem, folders: Sequence[str]) -> dict[str, float]:
+    """Return the evaluation loss of each checkpoint that has one, by its folder."""
+    losses: dict[str, float] = {}
+    for path in folders:
+        if fs.exists(f"{path}/{EXTRA}"):
+            loss = json.loads(fs.cat_file(f"{path}/{EXTRA}")).get("eval_loss")
+            if loss is not None:
+                losses[path] = loss
+    return losses
+
+
 def remove_unfinished(url: str) -> list[str]:
-    """Removes what saves that were broken off left in a local folder; returns the names. Of no run under way."""
+    """Remove the folders of saves that never finished. No run may be saving there.
+
+    Returns:
+        the names of the folders; none of a remote URL.
+    """
     if not storage.is_local(url):
         return []
     root = Path(storage.filesystem(url)[1])
-    left = sorted(root.glob(f"{SAVING}*"))
-    for folder in left:
+    unfinished = sorted(root.glob(f"{SAVING}*"))
+    for folder in unfinished:
         shutil.rmtree(folder, ignore_errors=True)
-    return [folder.name for folder in left]
+    return [folder.name for folder in unfinished]

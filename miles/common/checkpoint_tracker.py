@@ -1,7 +1,7 @@
-"""Which checkpoint of a folder is the newest, as Megatron-LM says it.
+"""The tracker: the file that names the newest checkpoint of a folder, as Megatron-LM writes it.
 
 FOLDER/latest_checkpointed_iteration.txt   "500"      ->  FOLDER/iter_0000500/
-                                           "release"  ->  FOLDER/release/, weights that were converted
+                                           "release"  ->  FOLDER/release/, converted weights
 """
 
 from __future__ import annotations
@@ -14,11 +14,15 @@ RELEASE = "release"
 
 
 def folder_name(iteration: int) -> str:
+    """Return the name of the folder of a checkpoint, in the folder of its run."""
     return f"iter_{iteration:07d}"
 
 
 def tracked(url: str) -> tuple[str, int] | None:
-    """The folder that the tracker of a folder (fsspec URL) names, and its iteration (0 of `release`); None without one.
+    """Return the name of the newest checkpoint's folder, and its iteration: 0 of `release`.
+
+    Args:
+        url: the folder with the tracker (fsspec URL); None is returned where there is no tracker.
 
     Raises:
         CheckpointError: the tracker holds something else.

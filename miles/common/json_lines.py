@@ -1,8 +1,8 @@
 r"""Files of JSON lines (fsspec URLs): one JSON object a line, each line ended by "\n".
 
-A process that is killed may leave half a line at the end of a file. It was never complete, so readers
-pass over it, and `repair` cuts it off before more lines are appended. A run that resumes at step k
-writes the lines of steps k, k + 1, … again, so `keep_before` drops them first:
+A process that is killed may leave half a line at the end of a file. It was never complete, so
+readers pass over it, and `repair` cuts it off before more lines are appended. A run that resumes
+at step k writes the lines of steps k, k + 1, … again, so `keep_before` drops them first:
 
     {"step": 40, …}
     {"step": 41, …}      keep_before(url, 41) drops this line
@@ -40,7 +40,8 @@ def append(url: str, lines: Sequence[str], earlier: Sequence[str]) -> None:
     Args:
         url: of the file; its folder is created if need be.
         lines: to add.
-        earlier: the lines that the file has. An object store cannot append, so there all are written.
+        earlier: the lines that the file has. An object store cannot append, so there all are
+            written.
     """
     if not storage.is_local(url):
         write(url, [*earlier, *lines])
@@ -60,7 +61,7 @@ def repair(url: str) -> list[str]:
 
 
 def keep_before(url: str, step: int) -> list[str]:
-    """Drop the lines whose `step` is this one or a later one from a file; return those that stay."""
+    """Drop the lines of this step and of later ones from a file; return those that stay."""
     lines = repair(url)
     kept = [line for line in lines if json.loads(line)["step"] < step]
     if kept != lines:

@@ -1,9 +1,9 @@
 """Starting Ray on this machine, or joining a cluster that is running.
 
-A Ray that is started here belongs to this process alone and listens on 127.0.0.1 alone. Ray 2.60 binds a
-node's ports to every address of the machine, unless it takes the node to be no part of a cluster, as
-it does on Windows and macOS. RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER overrides that, but Ray reads it once,
-when it is imported. So its answer is set here, for as long as Ray starts.
+A Ray that is started here belongs to this process alone and listens on 127.0.0.1 alone. Ray 2.60
+binds a node's ports to every address of the machine, unless it takes the node to be no part of a
+cluster, as it does on Windows and macOS. RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER overrides that, but Ray
+reads it once, when it is imported. So its answer is set here, for as long as Ray starts.
 """
 
 from __future__ import annotations
@@ -52,10 +52,12 @@ def connect(num_cpus: int | None, object_store_bytes: int, address: str | None =
     Args:
         num_cpus: of one that is started, as in `start`.
         object_store_bytes: likewise.
-        address: of the Ray to join; None: that in RAY_ADDRESS, where a submitted job finds its cluster.
+        address: of the Ray to join; None: that in RAY_ADDRESS, where a submitted job finds its
+            cluster.
 
     Returns:
-        whether this call connected the process, so that the caller has to end it by `ray.shutdown()`.
+        whether this call connected the process, so that the caller has to end it by
+        `ray.shutdown()`.
     """
     if ray.is_initialized():
         return False

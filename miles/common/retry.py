@@ -1,9 +1,9 @@
-"""Calls that fail for a moment are made again, after growing pauses; what does not pass by itself fails at once.
+"""Calls that fail for a moment are made again, after growing pauses. Lasting errors fail at once.
 
     read ── connection reset ── 0.5 s ── 503 Slow Down ── 1.2 s ── bytes
     read ── no such file
 
-Whether an error may pass is told from its HTTP status where it has one, then from its kind. Only calls to a
+An error is judged by its HTTP status where it has one, then by its kind. Only calls to a
 filesystem are tried again, one by one and below every decoder: a corrupt file is read once.
 """
 
@@ -21,10 +21,10 @@ from miles.errors import MilesError, SourceError
 
 MAX_TRIES = 7
 FIRST_PAUSE_SECONDS = 0.5
-"""Doubled after each try; up to as much is added at random, so that many readers do not come back together."""
+"""Doubled after each try. Up to as much is added at random: many readers do not return together."""
 MAX_PAUSE_SECONDS = 15.0
 MAX_SECONDS = 180.0
-"""No try begins later than this after the first."""
+"""No try begins later than this, counted from the first."""
 
 _LASTING = (
     FileNotFoundError,
@@ -43,11 +43,11 @@ _LASTING_NUMBERS = frozenset(
         errno.ELOOP,
         errno.EMSGSIZE,
         errno.ENOTEMPTY,
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.EROFS,
+        *((errno.EREMCHG,) if hasattr(errno, "EREMCHG") else ()),  # s3fs: bucket of another region
     )
-    + (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-    + (
-        (errno.EREMCHG,) if hasattr(errno, "EREMCHG") else ()
-    )  # s3fs: the bucket is in another region
 )
 _STATUS = frozenset((408, 425, 429))
 """HTTP statuses below 500 that ask for another try."""
@@ -55,30 +55,30 @@ _NAMES = re.compile(
     "Timeout|Connect|Disconnect|PayloadError|IncompleteRead|ProtocolError|ReadError|WriteError|ResponseParser"
     "|Throttl|SlowDown|RequestLimit|TooManyRequests|ServerError|InternalError|ServiceUnavailable"
 )
-"""Of exceptions that are no OSError (botocore, aiohttp, httpx, google), and of S3's error codes."""
+"""Names of errors that may pass and are no OSError (botocore, aiohttp, httpx, google, S3)."""
 
 T = TypeVar("T")
 
 
 class ShortRead(OSError):
-    """Fewer bytes came than were asked for."""
+    """A read that returned fewer bytes than it was asked for."""
 
 
 def call(
     function: Callable[[], T], url: str, doing: str = "read", max_tries: int | None = None
 ) -> T:
-    """Calls a function, and again while its error may pass.
+    """Call a function, and again while its error may pass.
 
     Args:
         function: may be called several times.
-        url: what it reads or writes, for the error.
-        doing: "read" or "written".
+        url: of the file that it reads or writes, for the error.
+        doing: "read", "written" or "removed".
         max_tries: None: `MAX_TRIES`.
 
     Raises:
-        SourceError: the last try failed too (reading); it names the URL and the number of tries.
-        MilesError: likewise (writing).
-        Exception: of any other kind, as it was raised, after one call.
+        SourceError: the last try of a read failed too; it names the URL and the number of tries.
+        MilesError: likewise, of another call.
+        Exception: a lasting error, as it was raised by the first call.
     """
     retrying = tenacity.Retrying(
         retry=tenacity.retry_if_exception(is_transient),
@@ -94,17 +94,16 @@ def call(
         error = attempt.exception()
         kind = SourceError if doing == "read" else MilesError
         raise kind(
-            f"{redact(url)}: cannot be {doing}, tried {attempt.attempt_number} times: {type(error).__name__}: "
-            f"{redact(str(error))}"
+            f"{redact(url)}: cannot be {doing}, tried {attempt.attempt_number} times: "
+            f"{type(error).__name__}: {redact(str(error))}"
         ) from error
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether the same call may succeed a little later."""
+    """Return whether the same call may succeed a little later."""
     if isinstance(error, FileNotFoundError) and error.__cause__ is not None:
-        return is_transient(
-            error.__cause__
-        )  # fsspec's HTTP filesystem says so of whatever a HEAD request answered
+        # fsspec's HTTP filesystem raises it for any answer to a HEAD request.
+        return is_transient(error.__cause__)
     if isinstance(error, (*_LASTING, ValueError)) or not isinstance(error, Exception):
         return False
     status = next(_statuses(error), None)
@@ -116,7 +115,7 @@ def is_transient(error: BaseException) -> bool:
 
 
 def _statuses(error: BaseException) -> Iterator[int]:
-    """HTTP statuses that an error holds: aiohttp's, requests' and httpx's, google's, botocore's."""
+    """Yield the HTTP statuses in an error of aiohttp, requests, httpx, google or botocore."""
     response = getattr(error, "response", None)
     values: list[Any] = [getattr(error, name, None) for name in ("status", "status_code", "code")]
     values += [
@@ -129,11 +128,12 @@ def _statuses(error: BaseException) -> Iterator[int]:
 
 
 def _code(error: BaseException) -> str:
-    """S3's own name for an error: "SlowDown"."""
+    """Return S3's own name for an error, such as "SlowDown"."""
     return str(_part(getattr(error, "response", None), "Error", "Code"))
 
 
 def _part(value: Any, *keys: str) -> Any:
+    """Return a value inside nested mappings; None where there is none."""
     for key in keys:
         value = value.get(key) if isinstance(value, Mapping) else None
     return value

@@ -1,7 +1,8 @@
-"""The names of the files in a run's folder (`--output-dir`, or `--save`) and in one that `miles prepare` wrote.
+"""The names of the files in a run's folder, and in a folder that `miles prepare` wrote.
 
-Each name stands here once: the writer and every reader import it. A folder is an fsspec URL, so that a
-path is `storage.join(folder, run_folder.METRICS)`.
+The folder of a run is `--output-dir`, or `--save`. Each name stands here once: the writer and
+every reader import it. A folder is an fsspec URL, so that a path is `storage.join(folder,
+run_folder.METRICS)`.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""The one pickle that a `torch_dist` checkpoint cannot be read without, looked at before torch reads it.
+"""A guard for the one pickle that a `torch_dist` checkpoint needs: `.metadata`.
 
-`torch.distributed.checkpoint` unpickles `.metadata` with all that pickle allows: a checkpoint from a stranger could run
-any command. Here it is unpickled first with nothing allowed but the records that torch itself writes. (`common.pt` is
-read by Megatron with `weights_only`, which is torch's own guard.)
+`torch.distributed.checkpoint` unpickles it without limits, so a checkpoint from a stranger could
+run any command. Here it is unpickled first, and only the records that torch itself writes are
+allowed. (Megatron reads `common.pt` with `weights_only`, which is torch's own guard.)
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _NAMES = {
 
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        # A name with a dot would lead on, from a module that is allowed to what it imports.
+        # A name with a dot would lead from a module that is allowed into one that it imports.
         is_kind = module == "torch" and isinstance(
             getattr(torch, name, None), (torch.dtype, torch.memory_format)
         )
@@ -45,14 +45,14 @@ def _is_defined_in(module: str, name: str) -> bool:
 
 
 def require_plain(folder: Path, url: str) -> None:
-    """Refuses a checkpoint whose `.metadata` holds anything but the records of one.
+    """Refuse a checkpoint whose `.metadata` holds anything but the records of one.
 
     Args:
         folder: local, of one iteration.
         url: names it in errors.
 
     Raises:
-        CheckpointError: what it holds, or that it is no such file.
+        CheckpointError: names what it holds; or the file is missing or broken.
     """
     try:
         content = (folder / ".metadata").read_bytes()

@@ -1,7 +1,8 @@
-"""Paths are fsspec URLs everywhere: a local path, `file://`, `s3://`, `hf://`, `memory://`.
+"""Files and folders by URL (fsspec): a local path, `file://`, `s3://`, `hf://`, `memory://`, …
 
-Credentials come from the environment alone, as each filesystem's own library reads them. What a filesystem may
-refuse for a moment is tried again (`retry`); listings that it remembers are not believed.
+Credentials come from the environment alone, as each filesystem's own library reads them. Calls
+that may fail for a moment are made again (`retry`). Listings that a filesystem remembers are not
+trusted.
 """
 
 from __future__ import annotations
@@ -32,10 +33,11 @@ _COPY_BYTES = 16 << 20
 
 
 def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The filesystem of a URL and the path on it.
+    """Return the filesystem of a URL, and the path on it.
 
     Raises:
-        SourceError: an unknown protocol, one whose package is not installed, or a URL with a password in it.
+        SourceError: an unknown protocol, one whose package is not installed, or a URL with a
+            password in it.
     """
     require_no_secret(url)
     try:
@@ -49,7 +51,7 @@ def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
 
 @contextlib.contextmanager
 def reading(url: str) -> Iterator[None]:
-    """Turns whatever goes wrong with a file into a SourceError that names it."""
+    """Turn any error of a file into a SourceError that names it."""
     try:
         yield
     except MilesError:
@@ -66,20 +68,22 @@ def reading(url: str) -> Iterator[None]:
 
 
 def is_local(url: str) -> bool:
+    """Return whether a URL is of this machine's own files."""
     fs, _ = filesystem(url)
     return "file" in ((fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol)
 
 
 def join(url: str, *names: str) -> str:
-    """`url/name/…`, whatever the protocol."""
+    """Return `url/name/…`, for any protocol."""
     return posixpath.join(url.rstrip("/") or "/", *names)
 
 
 def info(url: str, max_tries: int | None = None) -> dict[str, Any]:
-    """What the filesystem says of a file or folder now: `type`, `size`, …
+    """Ask the filesystem about a file or folder, without a cache: `type`, `size`, …
 
     Args:
-        max_tries: here and below: of a read or write that may pass; None: as many as are usual.
+        url: of the file or folder.
+        max_tries: here and below, of calls that fail for a moment; None: `retry.MAX_TRIES`.
 
     Raises:
         FileNotFoundError: nothing is there.
@@ -96,15 +100,17 @@ def info(url: str, max_tries: int | None = None) -> dict[str, Any]:
 
 
 def exists(url: str) -> bool:
+    """Return whether a file or a folder is there."""
     return _type(url) is not None
 
 
 def is_folder(url: str) -> bool:
+    """Return whether a folder is there."""
     return _type(url) == "directory"
 
 
 def _type(url: str) -> str | None:
-    """fsspec's own `exists` and `isdir` take an error for a no."""
+    """Return "file", "directory" or None. fsspec's own `exists` and `isdir` take errors for a no."""
     try:
         return str(info(url)["type"])
     except (FileNotFoundError, NotADirectoryError):
@@ -114,15 +120,16 @@ def _type(url: str) -> str | None:
 def expand(
     url: str, suffixes: Sequence[str], default_error: type[MilesError] = SourceError
 ) -> list[str]:
-    """The files that a path, a glob or a folder names, sorted, as URLs.
+    """Return the files that a path, a glob or a folder names, sorted, as URLs.
 
     Args:
-        url: a file, a glob (`*`, `?`, `[`), or a folder, whose files with one of `suffixes` are taken
-            (its sub-folders too; names that begin with a dot or an underscore are passed over).
+        url: a file, a glob (`*`, `?`, `[`), or a folder. Of a folder and its sub-folders, the files
+            with one of `suffixes` are taken, except names that begin with a dot or an underscore.
         suffixes: such as (".parquet", ".jsonl.gz").
+        default_error: the error to raise.
 
     Raises:
-        SourceError: nothing is there.
+        SourceError: nothing is there, or it may not be listed.
     """
     fs, path = filesystem(url)
     fs.invalidate_cache()  # a notebook's process lives long
@@ -160,11 +167,11 @@ def _glob(fs: fsspec.AbstractFileSystem, pattern: str) -> list[str]:
 def _files(
     fs: fsspec.AbstractFileSystem, folder: str, depth: int | None = None, visible: bool = False
 ) -> Iterator[str]:
-    """The files below a folder. fsspec's own `walk` passes over, without a word, what it cannot list.
+    """Yield the files below a folder. fsspec's own `walk` skips silently what it cannot list.
 
     Args:
         depth: levels to go down; None: all.
-        visible: pass over names that begin with a dot or an underscore.
+        visible: skip names that begin with a dot or an underscore.
     """
     for entry in retry.call(lambda: fs.ls(folder, detail=True), str(fs.unstrip_protocol(folder))):
         name = str(entry["name"]).rstrip("/")
@@ -180,14 +187,18 @@ def _files(
 
 
 def size_of(url: str, found: dict[str, Any]) -> int:
-    """A file's size in bytes, from what `info` found.
+    """Return a file's size in bytes.
+
+    Args:
+        found: the answer of `info`.
 
     Raises:
-        SourceError: a web server that does not tell it.
+        SourceError: a web server did not tell it.
     """
     if found.get("size") is None:
         raise SourceError(
-            f"{url}: its size is not known, so that no part of it can be asked for. Copy it to a store"
+            f"{url}: its size is not known, so that no part of it can be asked for. Copy it to a "
+            "store"
         )
     return int(found["size"])
 
@@ -200,7 +211,8 @@ def stamp_of(found: dict[str, Any]) -> str:
     """Return a file's stamp, from what `info` or a listing found: its entity tag or last change.
 
     Returns:
-        `key:value`, such as `mtime:1764128555.1`; "" where the filesystem tells nothing of the kind.
+        `key:value`, such as `mtime:1764128555.1`; "" where the filesystem tells nothing of the
+        kind.
     """
     for key in _STAMPS:
         if found.get(key):
@@ -209,17 +221,18 @@ def stamp_of(found: dict[str, Any]) -> str:
 
 
 class Ranges(io.RawIOBase):
-    """A file, for readers that want one, of which byte ranges can be had.
+    """A file object over something whose byte ranges can be read.
 
     Args:
         num_bytes: its size.
     """
 
     def __init__(self, num_bytes: int) -> None:
-        self._num_bytes, self._at = num_bytes, 0
+        self._num_bytes = num_bytes
+        self._at = 0
 
     def read_range(self, begin: int, end: int) -> bytes:
-        """Bytes [begin, end)."""
+        """Return bytes [begin, end)."""
         raise NotImplementedError
 
     def read(self, size: int | None = -1, /) -> bytes:
@@ -234,9 +247,8 @@ class Ranges(io.RawIOBase):
         return len(content)
 
     def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
-        self._at = (
-            offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._num_bytes}[whence]
-        )
+        origins = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._num_bytes}
+        self._at = origins[whence] + offset
         return self._at
 
     def tell(self) -> int:
@@ -252,7 +264,7 @@ class Ranges(io.RawIOBase):
 class RangeFile(Ranges):
     """A file read by byte ranges, each of them asked for again where it fails or comes short.
 
-    Nothing is kept open or read ahead: a stream over it goes on, after an error, at the byte where it was.
+    Nothing is kept open or read ahead. So a stream over it continues, after an error, at its byte.
 
     Args:
         num_bytes: the file's size; None: the filesystem is asked.
@@ -264,11 +276,11 @@ class RangeFile(Ranges):
         super().__init__(size_of(url, info(url)) if num_bytes is None else num_bytes)
 
     def read_range(self, begin: int, end: int) -> bytes:
-        """Bytes [begin, end).
+        """Return bytes [begin, end).
 
         Raises:
-            SourceError: the range cannot be had; it names the file.
-            OSError: what will not pass by itself, such as FileNotFoundError.
+            SourceError: the range cannot be read; it names the file.
+            OSError: a lasting error, such as FileNotFoundError.
         """
         if begin >= end:
             return b""
@@ -282,15 +294,16 @@ class RangeFile(Ranges):
         content = retry.call(read, self._url)
         if len(content) > end - begin:
             raise SourceError(
-                f"{self._url}: asked for {end - begin} bytes, got {len(content)}: the server does not serve byte "
-                "ranges. Copy the file to a store that does"
+                f"{self._url}: asked for {end - begin} bytes, got {len(content)}: the server does not "
+                "serve byte ranges. Copy the file to a store that does"
             )
         return content
 
 
 def read_bytes(url: str, max_tries: int | None = None) -> bytes:
+    """Return the content of a file."""
     fs, path = filesystem(url)
-    num_bytes = info(url, max_tries).get("size") or 0  # none of a pipe
+    num_bytes = info(url, max_tries).get("size") or 0  # a pipe has none
 
     def read() -> bytes:
         content: bytes = fs.cat_file(path)
@@ -302,32 +315,33 @@ def read_bytes(url: str, max_tries: int | None = None) -> bytes:
 
 
 def read_text(url: str, max_tries: int | None = None) -> str:
+    """Return the content of a UTF-8 file."""
     return read_bytes(url, max_tries).decode("utf-8")
 
 
 def write_text(url: str, text: str, max_tries: int | None = None) -> None:
-    """Writes a small file; where the filesystem is local, in one move, so that no reader sees half of it."""
+    """Write a small file. A local one is replaced in one move: no reader sees half of it."""
     fs, path = filesystem(url)
-    if is_local(url):
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(
-            f".{target.name}.{uuid.uuid4().hex}.tmp"
-        )  # two may write at once
-        try:
-            temporary.write_text(text, encoding="utf-8")
-            temporary.replace(target)
-        finally:
-            temporary.unlink(missing_ok=True)
-    else:
+    if not is_local(url):
         content = text.encode("utf-8")
         retry.call(lambda: fs.pipe_file(path, content), url, "written", max_tries)
+        return
+
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # Two processes may write at once: each has a name of its own.
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 Report = Callable[[int], None]
-"""Is told a number of bytes that were moved."""
+"""Is given a number of bytes that were moved."""
 Watch = Callable[[int], contextlib.AbstractContextManager[Report]]
-"""Is told how many bytes will be moved, and gives what to report them to."""
+"""Is given the number of bytes that will be moved; its context yields the `Report`."""
 
 
 def _unwatched(num_bytes: int) -> contextlib.AbstractContextManager[Report]:
@@ -341,11 +355,13 @@ def local_folder(
     is_wanted: Callable[[str], bool] = lambda name: True,
     watch: Watch = _unwatched,
 ) -> Iterator[Path]:
-    """A folder as a local path: itself, or, where it is remote, a copy that lasts as long as the context.
+    """Have a folder as a local path: itself, or a copy of a remote one for the time of the context.
 
     Args:
-        is_wanted: of a file's path in the folder: whether it is to be in the copy.
-        watch: of the copying, where there is any.
+        url: of the folder.
+        what: it is, for the error.
+        is_wanted: whether a file is copied, by its path in the folder.
+        watch: follows the copying.
 
     Raises:
         SourceError: no such folder.
@@ -356,27 +372,27 @@ def local_folder(
     if is_local(url):
         yield Path(path)
         return
+
     with tempfile.TemporaryDirectory(prefix="miles-") as staged:
-        names = [
-            name
-            for name in (posixpath.relpath(name, path) for name in _files(fs, path))
-            if is_wanted(name)
-        ]
-        with ThreadPoolExecutor(_COPY_THREADS, thread_name_prefix="miles-copy") as pool:
-            num_bytes = sum(
-                pool.map(lambda name: size_of(join(url, name), info(join(url, name))), names)
-            )
-            with watch(num_bytes) as report:
-                list(
-                    pool.map(
-                        lambda name: copy_file(join(url, name), Path(staged, name), report), names
-                    )
-                )
+        paths = [posixpath.relpath(name, path) for name in _files(fs, path)]
+        _download(url, list(filter(is_wanted, paths)), Path(staged), watch)
         yield Path(staged)
 
 
+def _download(url: str, names: Sequence[str], target: Path, watch: Watch) -> None:
+    """Copy files of a folder to this machine, several at a time."""
+
+    def num_bytes_of(name: str) -> int:
+        return size_of(join(url, name), info(join(url, name)))
+
+    with ThreadPoolExecutor(_COPY_THREADS, thread_name_prefix="miles-copy") as pool:
+        num_bytes = sum(pool.map(num_bytes_of, names))
+        with watch(num_bytes) as report:
+            list(pool.map(lambda name: copy_file(join(url, name), target / name, report), names))
+
+
 def copy_file(url: str, target: Path, report: Report = lambda done: None) -> None:
-    """Copies a file to this machine, into folders that are made for it."""
+    """Copy a file to this machine; its folders are created."""
     target.parent.mkdir(parents=True, exist_ok=True)
     source = RangeFile(url)
     with target.open("wb") as copy:
@@ -386,11 +402,13 @@ def copy_file(url: str, target: Path, report: Report = lambda done: None) -> Non
 
 
 def upload_folder(folder: Path, url: str, last: str = "", watch: Watch = _unwatched) -> None:
-    """Copies a local folder to a remote URL.
+    """Copy a local folder to a remote URL.
 
     Args:
-        last: the file that says that it is complete; it goes last.
-        watch: of the copying.
+        folder: to copy.
+        url: where to.
+        last: the file that makes it complete; it is copied last.
+        watch: follows the copying.
     """
     fs, path = filesystem(url)
     files: list[Any] = sorted(file for file in folder.rglob("*") if file.is_file())
@@ -402,7 +420,7 @@ def upload_folder(folder: Path, url: str, last: str = "", watch: Watch = _unwatc
 
 
 class _Reporting(fsspec.callbacks.Callback):
-    """What fsspec tells of its progress, told on."""
+    """Passes on what fsspec reports of its progress."""
 
     def __init__(self, report: Report) -> None:
         super().__init__()
@@ -413,7 +431,7 @@ class _Reporting(fsspec.callbacks.Callback):
 
 
 def names(url: str) -> list[str]:
-    """The names in a folder, sorted; of one that is not there, or is a file, none."""
+    """Return the names in a folder, sorted; none where there is no folder."""
     fs, path = filesystem(url)
     if not is_folder(url):
         return []
@@ -425,7 +443,7 @@ def names(url: str) -> list[str]:
 
 
 def remove(url: str) -> None:
-    """Removes a file or a folder, if it is there."""
+    """Remove a file or a folder, if it is there."""
     fs, path = filesystem(url)
     with contextlib.suppress(FileNotFoundError):
         retry.call(lambda: fs.rm(path, recursive=True), url, "removed")
