@@ -83,8 +83,8 @@ def find_start(own: Sequence[str | None], ref_load: str, hf_checkpoint: str) -> 
     found = find(ref_load)
     if found is None:
         raise CheckpointError(
-            f"{ref_load}: no Megatron checkpoint there (no {TRACKER}). Make one with: miles convert "
-            f"hf-to-megatron --hf-checkpoint {hf_checkpoint} --save {ref_load}"
+            f"{ref_load}: no Megatron checkpoint there (no {TRACKER}). Make one with: miles "
+            f"convert hf-to-megatron --hf-checkpoint {hf_checkpoint} --save {ref_load}"
         )
     return found, False
 

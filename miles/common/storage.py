@@ -110,7 +110,7 @@ def is_folder(url: str) -> bool:
 
 
 def _type(url: str) -> str | None:
-    """Return "file", "directory" or None. fsspec's own `exists` and `isdir` take errors for a no."""
+    """Return "file", "directory" or None. fsspec's `exists` and `isdir` take an error for a no."""
     try:
         return str(info(url)["type"])
     except (FileNotFoundError, NotADirectoryError):
@@ -294,8 +294,8 @@ class RangeFile(Ranges):
         content = retry.call(read, self._url)
         if len(content) > end - begin:
             raise SourceError(
-                f"{self._url}: asked for {end - begin} bytes, got {len(content)}: the server does not "
-                "serve byte ranges. Copy the file to a store that does"
+                f"{self._url}: asked for {end - begin} bytes, got {len(content)}: the server does "
+                "not serve byte ranges. Copy the file to a store that does"
             )
         return content
 

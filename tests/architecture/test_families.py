@@ -1,6 +1,6 @@
 """Every family, both ways: nothing lost, the same logits, any layout. What is found goes into docs/convert.md.
 
-`MILES_WRITE_DOCS=1 pytest tests/convert/test_families.py` writes its table anew.
+`MILES_WRITE_DOCS=1 pytest tests/architecture/test_families.py` writes its table anew.
 """
 
 from __future__ import annotations
