@@ -53,7 +53,8 @@ _STATUS = frozenset((408, 425, 429))
 """HTTP statuses below 500 that ask for another try."""
 _NAMES = re.compile(
     "Timeout|Connect|Disconnect|PayloadError|IncompleteRead|ProtocolError|ReadError|WriteError"
-    "|ResponseParser|Throttl|SlowDown|RequestLimit|TooManyRequests|ServerError|InternalError|ServiceUnavailable"
+    "|ResponseParser|Throttl|SlowDown|RequestLimit|TooManyRequests|ServerError|InternalError"
+    "|ServiceUnavailable"
 )
 """Names of errors that may pass and are no OSError (botocore, aiohttp, httpx, google, S3)."""
 
