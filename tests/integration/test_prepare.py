@@ -1,4 +1,4 @@
-"""What `prepare` writes is what is there afterwards, and reads back to the same tokens."""
+"""`prepare` on Ray: what it writes reads back to the same tokens, and nothing else is left."""
 
 from __future__ import annotations
 
@@ -46,16 +46,14 @@ def dataset(
 
 
 def tokens(data: Prepared) -> list[tuple[list[int], list[float]]]:
-    return [
-        (one.input_ids.tolist(), one.loss_mask.tolist())
-        for step in data.steps(batch_size=64, max_tokens_per_gpu=8192, shuffle=False)
-        for one in step.micro_batches[0]
-    ]
+    found = []
+    for step in data.steps(batch_size=64, max_tokens_per_gpu=8192, shuffle=False):
+        for batch in step.micro_batches[0]:
+            found.append((batch.input_ids.tolist(), batch.loss_mask.tolist()))
+    return found
 
 
-def test_written_rows_read_back_to_the_same_tokens_and_masks(
-    chatml_tokenizer_folder: Path, tmp_path: Path
-) -> None:
+def test_written_rows_read_back_the_same(chatml_tokenizer_folder: Path, tmp_path: Path) -> None:
     call = {"id": "c1", "type": "function", "function": CALL}
     lines = [
         conversation(1),
@@ -76,15 +74,16 @@ def test_written_rows_read_back_to_the_same_tokens_and_masks(
     ]
     data = dataset(tmp_path, chatml_tokenizer_folder, lines)
     data.write(str(tmp_path / "out"))
+
     again = prepare("again", source=str(tmp_path / "out"), tokenizer=str(chatml_tokenizer_folder))
     assert again.num_rows == len(lines) - 1
     assert tokens(again) == tokens(data)
+
     summary = json.loads((tmp_path / "out/summary.json").read_text())
     assert (summary["rows"], summary["written"]) == (7, 6)
     assert summary["ledger"]["rows"]["counts"] == {"read": 7, "trained": 6, "no_messages": 1}
-    (reject,) = [
-        json.loads(line) for line in (tmp_path / "out/rejects.jsonl").read_text().splitlines()
-    ]
+    (line,) = (tmp_path / "out/rejects.jsonl").read_text().splitlines()
+    reject = json.loads(line)
     assert (reject["row"], reject["reason"]) == (6, "no_messages")
 
 
@@ -108,15 +107,16 @@ NAMED = {
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_every_shape_is_said_on_the_card_and_reads_back(
+def test_the_card_names_each_shape(
     chatml_tokenizer_folder: Path, tmp_path: Path, shape: str
 ) -> None:
-    row, said = SHAPES[shape]
+    row, description = SHAPES[shape]
     source = write_lines(tmp_path / "rows.jsonl", [row, row])
     tokenizer = str(chatml_tokenizer_folder)
     data = prepare("rows", source=source, tokenizer=tokenizer, column_names=NAMED.get(shape))
-    assert f"rows ({said})" in repr(data)
-    assert f"rows ({said})" in data._repr_html_()
+    assert f"rows ({description})" in repr(data)
+    assert f"rows ({description})" in data._repr_html_()
+
     data.write(str(tmp_path / "out"))
     again = prepare("again", source=str(tmp_path / "out"), tokenizer=tokenizer)
     assert tokens(again) == tokens(data)
@@ -126,7 +126,7 @@ def test_every_shape_is_said_on_the_card_and_reads_back(
 
 
 @pytest.mark.slow
-def test_every_real_row_is_encoded_or_in_the_ledger(assets: Path, tmp_path: Path) -> None:
+def test_every_real_row_is_accounted_for(assets: Path, tmp_path: Path) -> None:
     data = prepare(
         "openhermes",
         source=str(assets / "data/openhermes_sample.parquet"),
@@ -134,38 +134,39 @@ def test_every_real_row_is_encoded_or_in_the_ledger(assets: Path, tmp_path: Path
         max_sample_tokens=4096,
     )
     data.write(str(tmp_path / "out"))
+
     summary = json.loads((tmp_path / "out/summary.json").read_text())
     entry = summary["ledger"]["openhermes"]
     counts = entry["counts"]
     assert (entry["row_shape"], entry["columns"]) == ("messages", {"messages": "conversations"})
     assert counts["read"] == data.num_rows == 16_418
-    assert counts["read"] == counts["trained"] + sum(
-        counts[key] for key in counts if key not in ("read", "trained")
-    )
+    dropped = [count for key, count in counts.items() if key not in ("read", "trained")]
+    assert counts["read"] == counts["trained"] + sum(dropped)
+
     rejects = (tmp_path / "out/rejects.jsonl").read_text().splitlines()
     assert len(rejects) == counts["read"] - counts["trained"] == counts["too_long"] == 1
     assert summary["written"] == counts["trained"]
     assert 2_000_000 < summary["tokens"] < 2_200_000
 
 
-def test_what_the_rows_look_like_can_be_said(chatml_tokenizer_folder: Path, tmp_path: Path) -> None:
+def test_the_format_of_rows_can_be_given(chatml_tokenizer_folder: Path, tmp_path: Path) -> None:
     turns = [{"role": "Ann", "content": "2+2?"}, {"role": "Bot", "content": "4"}]
     source = write_lines(
         tmp_path / "rows.jsonl", [{"chat": turns, "text": "a", "fs": [{"name": "f"}]}]
     )
-    tokenizer, roles = str(chatml_tokenizer_folder), {"Ann": "user", "Bot": "assistant"}
+    tokenizer = str(chatml_tokenizer_folder)
+    roles = {"Ann": "user", "Bot": "assistant"}
     named = {"messages": "chat", "tools": "fs"}
     for dataset_name in ("rows", "openhermes"):
         ask = functools.partial(
             prepare, dataset_name, source=source, tokenizer=tokenizer, role_names=roles
         )
-        short, long = (
-            ask(messages_key="chat", tools_key="fs"),
-            ask(row_shape="messages", column_names=named),
-        )
+        short = ask(messages_key="chat", tools_key="fs")
+        long = ask(row_shape="messages", column_names=named)
         assert short.manifest == long.manifest
         assert short.manifest.sources[0].format == RowFormat("messages", named, roles)
         assert short.manifest.sources[0].columns == named
+
     with pytest.raises(ConfigError, match="--input-key chat: --column-names says messages is 'x'"):
         prepare(
             "rows",
@@ -186,27 +187,26 @@ def test_the_command_takes_the_same_names(
         tmp_path / "rows.jsonl", [{"chat": turns, "text": "a", "fs": [{"name": "f"}]}]
     )
     line = ["prepare", "rows", "--source", source, "--tokenizer", str(chatml_tokenizer_folder)]
-    line += [
-        "--output",
-        str(tmp_path / "out"),
-        "--role-names",
-        '{"Ann": "user", "Bot": "assistant"}',
-    ]
+    line += ["--output", str(tmp_path / "out")]
+    line += ["--role-names", '{"Ann": "user", "Bot": "assistant"}']
+
     assert main([*line, "--row-shape", "messages", "--input-key", "chat", "--tool-key", "fs"]) == 0
     (source_entry,) = Manifest.from_json((tmp_path / "out/manifest.json").read_text()).sources
     assert source_entry.columns == {"messages": "chat", "tools": "fs"}
+
     assert main([*line, "--column-names", '{"text": "text"}']) == 0
     (source_entry,) = Manifest.from_json((tmp_path / "out/manifest.json").read_text()).sources
     assert source_entry.format.shape == "text"
-    for value, said in (
+
+    for value, message in (
         ("{", "--column-names: not JSON"),
         ("[]", "--column-names: a JSON object was expected"),
     ):
         assert main([*line, "--column-names", value]) == 1
-        assert said in capsys.readouterr().err
+        assert message in capsys.readouterr().err
 
 
-def test_a_shorter_set_written_over_a_longer_one_leaves_none_of_it(
+def test_an_earlier_write_leaves_nothing(
     chatml_tokenizer_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(parts, "FILE_ROWS", 1)  # a file for each step
@@ -223,7 +223,7 @@ def test_a_shorter_set_written_over_a_longer_one_leaves_none_of_it(
     assert prepare("again", source=out, tokenizer=str(chatml_tokenizer_folder)).num_rows == 15
 
 
-def test_a_limit_that_no_micro_batch_can_hold_is_refused(
+def test_a_sample_no_batch_can_hold_is_refused(
     chatml_tokenizer_folder: Path, tmp_path: Path
 ) -> None:
     data = dataset(tmp_path, chatml_tokenizer_folder, [conversation(1)])
@@ -231,15 +231,13 @@ def test_a_limit_that_no_micro_batch_can_hold_is_refused(
         next(data.steps(batch_size=1, max_tokens_per_gpu=100))
 
 
-def test_nothing_is_left_to_go_on_with_at_the_end(
-    chatml_tokenizer_folder: Path, tmp_path: Path
-) -> None:
+def test_no_step_is_left_at_the_end(chatml_tokenizer_folder: Path, tmp_path: Path) -> None:
     data = dataset(tmp_path, chatml_tokenizer_folder, [conversation(n) for n in range(4)])
     assert len(list(data.steps(batch_size=2, max_tokens_per_gpu=8192, start_row=2))) == 1
     assert list(data.steps(batch_size=2, max_tokens_per_gpu=8192, start_row=4)) == []
 
 
-def test_the_sample_of_a_card_says_that_it_is_one(
+def test_a_card_says_it_is_a_sample(
     chatml_tokenizer_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(dataset_module, "SAMPLE_ROWS", 3)

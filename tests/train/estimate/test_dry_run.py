@@ -19,24 +19,11 @@ from miles.data.stream.survey import SAMPLE_ROWS, sample_rows, take_sample
 from miles.errors import ConfigError, DataError
 from miles.train.estimate.dry_run import dry_run
 from miles.train.launch.arguments import parse
+from tests.support.launch import QWEN3
 from tests.support.streams import demo_settings, demo_tokenizer
 
-QWEN3_4B = {
-    "model_type": "qwen3",
-    "hidden_size": 2560,
-    "num_hidden_layers": 36,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "head_dim": 128,
-    "intermediate_size": 9728,
-    "vocab_size": 151936,
-    "max_position_embeddings": 32768,
-    "rope_theta": 1000000,
-    "rms_norm_eps": 1e-6,
-    "tie_word_embeddings": True,
-}
 QWEN3_235B = {
-    **QWEN3_4B,
+    **QWEN3,
     "model_type": "qwen3_moe",
     "hidden_size": 4096,
     "num_hidden_layers": 94,
@@ -56,7 +43,7 @@ FOUR_B = ["--bf16", "--max-tokens-per-gpu", "9216", "--max-sample-tokens", "512"
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("dry")
     demo_settings(made)
-    for name, config in (("4b", QWEN3_4B), ("235b", QWEN3_235B)):
+    for name, config in (("4b", QWEN3), ("235b", QWEN3_235B)):
         shutil.copytree(demo_tokenizer(), made / name)
         (made / name / "config.json").write_text(json.dumps(config))
     return made
@@ -74,7 +61,9 @@ def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def words(folder: Path, save: Path, model: str, *more: str) -> list[str]:
-    rows = [word for file in sorted((folder / "rows").iterdir()) for word in (file.stem, str(file))]
+    rows: list[str] = []
+    for file in sorted((folder / "rows").iterdir()):
+        rows += [file.stem, str(file)]
     return [
         "--hf-checkpoint",
         str(folder / model),
@@ -120,31 +109,11 @@ def test_qwen3_4b(folder: Path, tmp_path: Path, gpus: int) -> None:
 
 
 def test_qwen3_235b_on_four_nodes_of_eight(folder: Path, tmp_path: Path) -> None:
-    layout = [
-        "--actor-num-nodes",
-        "4",
-        "--actor-num-gpus-per-node",
-        "8",
-        "--tensor-model-parallel-size",
-        "4",
-    ]
-    layout += [
-        "--sequence-parallel",
-        "--pipeline-model-parallel-size",
-        "2",
-        "--expert-model-parallel-size",
-        "16",
-    ]
-    layout += [
-        "--expert-tensor-parallel-size",
-        "1",
-        "--recompute-granularity",
-        "full",
-        "--recompute-method",
-        "uniform",
-    ]
-    layout += ["--recompute-num-layers", "1", "--eval-fraction", "0.05", "--eval-interval", "10"]
-    text = printed(words(folder, tmp_path, "235b", *FOUR_B, *layout))
+    line = """--actor-num-nodes 4 --actor-num-gpus-per-node 8 --tensor-model-parallel-size 4
+        --sequence-parallel --pipeline-model-parallel-size 2 --expert-model-parallel-size 16
+        --expert-tensor-parallel-size 1 --recompute-granularity full --recompute-method uniform
+        --recompute-num-layers 1 --eval-fraction 0.05 --eval-interval 10"""
+    text = printed(words(folder, tmp_path, "235b", *FOUR_B, *line.split()))
     assert "235,093,634,560 (235.09 billion, 22.19 billion of them for a token)" in text
     assert (
         "32 rank(s): tensor 4 x pipeline 2 x data 4 with sequence parallelism; experts over 16"
@@ -153,11 +122,11 @@ def test_qwen3_235b_on_four_nodes_of_eight(folder: Path, tmp_path: Path) -> None
     assert "ranks 8-15: pipeline stage 0, data rank 2-3" in text
     assert "ranks 24-31: pipeline stage 1, data rank 2-3" in text
     assert "5.0% of the rows, not trained on, every 10 steps and at the end" in text
+
     experts = 47 * 128 // 16 * 3 * 4096 * 1536
-    dense = (
-        47 * ((4096 * (64 + 8) * 128 + 64 * 128 * 4096) // 4 + 2 * 4096 + 2 * 128 + 4096 * 128)
-        + 151936 * 4096 // 4
-    )
+    attention = (4096 * (64 + 8) * 128 + 64 * 128 * 4096) // 4
+    norms_and_router = 2 * 4096 + 2 * 128 + 4096 * 128
+    dense = 47 * (attention + norms_and_router) + 151936 * 4096 // 4
     assert memory_row(text, 0)[2] == experts + dense
     assert memory_row(text, 1)[2] == experts + dense + 4096
     # 16 ranks hold one stage's experts, each others: none of their state can be divided.
@@ -167,40 +136,25 @@ def test_qwen3_235b_on_four_nodes_of_eight(folder: Path, tmp_path: Path) -> None
     assert "most of it are weights and their state" in text
 
 
-def test_what_would_keep_the_run_from_starting_does_so_here(folder: Path, tmp_path: Path) -> None:
+def test_what_stops_a_run_stops_the_dry_run(folder: Path, tmp_path: Path) -> None:
+    line = "--actor-num-gpus-per-node 4 --pipeline-model-parallel-size 4"
     with pytest.raises(ConfigError, match=r"layers \(94\) cannot be divided"):
-        printed(
-            words(
-                folder,
-                tmp_path,
-                "235b",
-                "--actor-num-gpus-per-node",
-                "4",
-                "--pipeline-model-parallel-size",
-                "4",
-            )
-        )
+        printed(words(folder, tmp_path, "235b", *line.split()))
     with pytest.raises(ConfigError, match="is not shorter than the run, which has 6 steps"):
         printed(words(folder, tmp_path, "4b", "--lr-warmup-iters", "100"))
     with pytest.raises(DataError, match=r"none of 652 sampled rows can be used: 6\d\d too_long"):
         printed(words(folder, tmp_path, "4b", "--max-sample-tokens", "8"))
 
 
-def test_tensor_ranks_on_several_nodes_are_warned_of(folder: Path, tmp_path: Path) -> None:
-    layout = [
-        "--actor-num-nodes",
-        "2",
-        "--actor-num-gpus-per-node",
-        "2",
-        "--tensor-model-parallel-size",
-        "4",
-    ]
+def test_tensor_ranks_across_nodes_are_warned_of(folder: Path, tmp_path: Path) -> None:
+    line = "--actor-num-nodes 2 --actor-num-gpus-per-node 2 --tensor-model-parallel-size 4"
+    layout = line.split()
     text = printed(words(folder, tmp_path, "4b", *FOUR_B, *layout))
     assert "the 4 tensor-parallel ranks of a replica do not lie on one node of 2" in text
     assert "warning" not in printed(words(folder, tmp_path, "4b", *FOUR_B, *layout[:4]))
 
 
-def test_the_sample_is_of_the_whole_set_and_always_the_same() -> None:
+def test_the_sample_covers_the_set() -> None:
     assert sample_rows(10).tolist() == list(range(10))
     rows = sample_rows(1_000_000)
     assert len(rows) == len(np.unique(rows)) == SAMPLE_ROWS
@@ -210,8 +164,8 @@ def test_the_sample_is_of_the_whole_set_and_always_the_same() -> None:
     assert (sample_rows(1_000_000) == rows).all()
 
 
-def test_what_the_sample_says_is_what_the_stream_holds(folder: Path, tmp_path: Path) -> None:
-    """Of a set that is no larger than the sample, exactly."""
+def test_the_sample_counts_as_the_stream_does(folder: Path, tmp_path: Path) -> None:
+    """The two are equal where the set is no larger than the sample."""
     config = parse(words(folder, tmp_path, "4b", *FOUR_B))
     manifest = build_manifest(config.data.sources)
     sample = take_sample(manifest, config.data)
