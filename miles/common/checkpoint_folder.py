@@ -31,7 +31,7 @@ _ITERATION = re.compile(r"iter_\d{7,}")
 
 
 @dataclass(frozen=True)
-class Found:
+class SavedCheckpoint:
     """A complete checkpoint."""
 
     url: str
@@ -42,7 +42,7 @@ class Found:
     """content of `miles.json`; None for a checkpoint that this trainer did not write"""
 
 
-def find(url: str) -> Found | None:
+def find(url: str) -> SavedCheckpoint | None:
     """Return the newest complete checkpoint of a folder (fsspec URL); None where there is none.
 
     Raises:
@@ -61,10 +61,12 @@ def find(url: str) -> Found | None:
 
     extra = storage.join(folder, EXTRA)
     content = json.loads(storage.read_text(extra)) if storage.exists(extra) else None
-    return Found(folder, iteration, content)
+    return SavedCheckpoint(folder, iteration, content)
 
 
-def find_start(own: Sequence[str | None], ref_load: str, hf_checkpoint: str) -> tuple[Found, bool]:
+def find_start(
+    own: Sequence[str | None], ref_load: str, hf_checkpoint: str
+) -> tuple[SavedCheckpoint, bool]:
     """Return the checkpoint to begin from, and whether to resume it or to take only its weights.
 
     Args:

@@ -13,7 +13,7 @@ from enum import Enum, StrEnum, auto
 
 from miles.architecture.config import ModelShape
 from miles.common import checkpoint_folder
-from miles.common.checkpoint_folder import Found
+from miles.common.checkpoint_folder import SavedCheckpoint
 from miles.train.config import KEEP_ALL, OptimizerSettings, RecomputeConfig, TrainConfig
 from miles.train.parallel_layout import Layout
 
@@ -39,7 +39,7 @@ class TrainerSettings:
 class StartPoint:
     """The checkpoint that an attempt begins from."""
 
-    checkpoint: Found
+    checkpoint: SavedCheckpoint
     is_resume: bool
     """True: optimizer, schedule and data continue from it. False: only its weights count."""
 

@@ -154,7 +154,7 @@ class Bench:
             pack=PackConfig(case.layout.data, case.max_tokens_per_gpu),
         )
 
-    def model(self, name: str) -> tuple[Path, ModelShape, checkpoint_folder.Found]:
+    def model(self, name: str) -> tuple[Path, ModelShape, checkpoint_folder.SavedCheckpoint]:
         """Return a model's folder, its shape and its converted checkpoint; make them if need be."""
         hf, megatron = self.folder / "hf" / name, self.folder / "megatron" / name
         if not hf.exists():

@@ -13,14 +13,14 @@ from typing import Any
 import torch
 
 from miles.common import safe_pickle, storage
-from miles.common.checkpoint_folder import Found
+from miles.common.checkpoint_folder import SavedCheckpoint
 from miles.errors import CheckpointError
 from miles.train.rank.trainer import Trainer
 
 _OPTIMIZER_FORMAT = {"distrib_optim_sharding_type": "fully_reshardable"}
 
 
-def load(trainer: Trainer, found: Found, *, model_only: bool) -> None:
+def load(trainer: Trainer, found: SavedCheckpoint, *, model_only: bool) -> None:
     """Load a checkpoint into a trainer.
 
     Args:

@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from miles.common import run_folder
-from miles.common.checkpoint_folder import Found
+from miles.common.checkpoint_folder import SavedCheckpoint
 from miles.data.config import DataConfig, EncodeConfig, OrderConfig, SourceConfig
 from miles.errors import CheckpointError, ClusterError, NoRoomError
 from miles.train.config import TrainConfig
@@ -88,7 +88,7 @@ class Bench:
         monkeypatch.setattr(StartPoint, "find", lambda config: self.start())
 
     def start(self) -> StartPoint:
-        found = Found(f"run/iter_{self.newest:07d}", self.newest, {})
+        found = SavedCheckpoint(f"run/iter_{self.newest:07d}", self.newest, {})
         return StartPoint(found, is_resume=self.newest > 0)
 
     def run(self, attempt: Callable[[], str]) -> str:

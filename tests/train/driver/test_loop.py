@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from miles.common import run_folder
-from miles.common.checkpoint_folder import EXTRA, Found
+from miles.common.checkpoint_folder import EXTRA, SavedCheckpoint
 from miles.common.checkpoint_tracker import TRACKER, folder_name
 from miles.data.config import DataConfig, EncodeConfig, OrderConfig, SourceConfig
 from miles.data.types import (
@@ -143,7 +143,7 @@ class PretendedRun:
             run = Run(config, HAND_COUNTED, console, run_log, log, self.stop_signal, on_gpu=False)
             attempt = Attempt(
                 run,
-                StartPoint(Found("megatron/release", 0, None), is_resume=False),
+                StartPoint(SavedCheckpoint("megatron/release", 0, None), is_resume=False),
                 AttemptData(ResumeState(), pretended, pretended, schedule),
                 pretended,
                 metrics_log,

@@ -7,7 +7,7 @@ import math
 
 import pytest
 
-from miles.common.checkpoint_folder import Found
+from miles.common.checkpoint_folder import SavedCheckpoint
 from miles.data.types import Cursor
 from miles.train.driver.resume_state import ResumeState
 from miles.train.types import StartPoint
@@ -30,7 +30,7 @@ CURSOR = Cursor(
 def test_a_resumed_run_continues_from_what_was_kept() -> None:
     state = ResumeState(CURSOR, num_metrics_lines=4, num_skipped_steps=1, eval_loss=2.5)
     kept = json.loads(json.dumps(state.to_json()))
-    start = StartPoint(Found("run/iter_0000004", 4, kept), is_resume=True)
+    start = StartPoint(SavedCheckpoint("run/iter_0000004", 4, kept), is_resume=True)
     assert ResumeState.of(start) == state
     assert start.next_step == 4
 
@@ -51,12 +51,12 @@ def test_a_loss_that_cannot_be_compared_is_null(loss: float | None) -> None:
 
 def test_older_checkpoints_have_a_cursor_alone() -> None:
     kept = {"cursor": json.loads(CURSOR.to_json())}
-    start = StartPoint(Found("run/iter_0000004", 4, kept), is_resume=True)
+    start = StartPoint(SavedCheckpoint("run/iter_0000004", 4, kept), is_resume=True)
     assert ResumeState.of(start) == ResumeState(CURSOR)
 
 
 def test_a_run_that_takes_only_the_weights_begins_anew() -> None:
     kept = ResumeState(CURSOR, num_metrics_lines=4).to_json()
-    start = StartPoint(Found("run/iter_0000004", 4, kept), is_resume=False)
+    start = StartPoint(SavedCheckpoint("run/iter_0000004", 4, kept), is_resume=False)
     assert ResumeState.of(start) == ResumeState()
     assert start.next_step == 0
