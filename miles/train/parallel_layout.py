@@ -93,6 +93,7 @@ class Layout:
             ("experts", shape.num_experts or 0, _EXPERT, self.expert),
             ("layers", shape.num_layers, _PIPELINE, self.pipeline),
         )
+
         return [
             f"{name} ({size}) cannot be divided by {flag} {parts}"
             for name, size, flag, parts in divided

@@ -98,6 +98,7 @@ def _replace_torch_cuda() -> None:
         "default_stream": lambda device=None: stream,
         "stream": lambda stream: contextlib.nullcontext(),
     }
+
     for name, replacement in replacements.items():
         setattr(torch.cuda, name, replacement)
     torch.Tensor.record_stream = lambda self, stream: None

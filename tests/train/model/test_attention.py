@@ -13,7 +13,9 @@ from miles.train.model.attention import PackedAttention
 def test_packed_attention_is_masked_attention() -> None:
     torch.manual_seed(0)
     config: Any = SimpleNamespace(context_parallel_size=1, attention_dropout=0.0, kv_channels=8)
-    query, key, value = torch.randn(9, 4, 8), torch.randn(9, 2, 8), torch.randn(9, 2, 8)
+    query = torch.randn(9, 4, 8)
+    key = torch.randn(9, 2, 8)
+    value = torch.randn(9, 2, 8)
 
     packed = SimpleNamespace(cu_seqlens_q=torch.tensor([0, 4, 9]), max_seqlen_q=5)
     out = PackedAttention(config, 1, None, "self")(query, key, value, packed_seq_params=packed)
