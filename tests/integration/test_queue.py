@@ -100,13 +100,14 @@ SLOW_SECONDS = 0.5
 class SlowRead(pipeline.Read):
     """Reads as ever, and makes another stage of the loader slow in each window that it reads."""
 
-    def __init__(self, slow_stages: tuple[str, ...], *arguments: Any) -> None:
+    def __init__(self, slow_stages: dict[int, str], *arguments: Any) -> None:
         super().__init__(*arguments)
-        self.slow_stages = iter(slow_stages)
+        self.slow_stages = slow_stages
+        """by the first step of the window"""
 
     def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
         for number in range(table.num_rows):
-            stage = next(self.slow_stages)
+            stage = self.slow_stages[table["first_step"][number].as_py()]
             target, name, calls_a_step = {
                 "read": (stages, "read_rows", 1 / 4),
                 "normalize": (row_outcomes, "normalize", 96),
@@ -133,8 +134,8 @@ def test_slow_stage_is_named(config: DataConfig, tmp_path: Path) -> None:
     order = replace(config.order, batch_size=96, window_rows=384)
     # Blocks of one step, so that a step is not ready long before it is needed.
     config = replace(config, order=order, stream=StreamConfig(target_block_bytes=1, loader_cpus=1))
-    slow_stages = ("encode", "read", "normalize", "pack")
-    assert sorted(slow_stages) == sorted(STAGES)
+    slow_stages = {0: "encode", 4: "read", 7: "normalize", 11: "pack"}
+    assert sorted(slow_stages.values()) == sorted(STAGES)
     loader = pipeline.LoaderStages(read=partial(SlowRead, slow_stages))
 
     measured, last = [], time.perf_counter()
@@ -153,7 +154,7 @@ def test_slow_stage_is_named(config: DataConfig, tmp_path: Path) -> None:
 
     windows = (measured[1:4], measured[4:7], measured[7:11], measured[11:14])  # not the start
     assert len(measured) == 14
-    for stage, timings in zip(slow_stages, windows, strict=True):
+    for stage, timings in zip(slow_stages.values(), windows, strict=True):
         for timing in timings:
             assert (timing.queue_depth == 0) == (timing.wait_seconds > 0)
         stall = Bottleneck.over(timings)
