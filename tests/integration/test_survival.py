@@ -172,9 +172,8 @@ def test_steps_go_on_beside_a_save(workspace: Workspace, tmp_path: Path) -> None
     with workspace.command(save, env=disk.environment, **flags, num_rollout=None) as command:
         command.until(lambda: len(lines(save)) >= 20 + 8)
         assert tracked(save) == 0, "many steps fit into a save"
-        disk.go()
+        disk.let_go(20)
         command.until(lambda: tracked(save) == 20)
-        disk.stand()
         command.until(lambda: len(lines(save)) >= 40 + 4 and list(save.glob(".saving-*")))
         (half,) = save.glob(".saving-iter_0000040-*")
         assert tracked(save) == 20

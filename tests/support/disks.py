@@ -31,29 +31,32 @@ def small_disk(folder: Path, options: str) -> Iterator[Path]:
 
 
 class StandingDisk:
-    """A disk that takes bytes, and has them safe (`fsync`) only while it goes.
+    """A disk that takes the bytes of a checkpoint, but has them safe (`fsync`) only when it may.
 
     Args:
-        folder: where its switch lies; it stands at first.
+        folder: where notes lie of the checkpoints that it may have safe; none at first.
     """
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self._switch = folder / "goes"
-        (folder / "sitecustomize.py").write_text(
-            "import os, time\n"
-            "fsync = os.fsync\n"
-            "def waiting(file):\n"
-            f"    while not os.path.exists({str(self._switch)!r}):\n"
-            "        time.sleep(0.02)\n"
-            "    return fsync(file)\n"
-            "os.fsync = waiting\n"
-        )
+        self._folder = folder
+        (folder / "sitecustomize.py").write_text(_WAITING_FSYNC.format(notes=str(folder)))
         self.environment = {"PYTHONPATH": os.pathsep.join([str(folder), str(PROJECT)])}
         """For the processes that are to have this disk."""
 
-    def go(self) -> None:
-        self._switch.touch()
+    def let_go(self, iteration: int) -> None:
+        """Have the checkpoint of an iteration safe."""
+        (self._folder / f"iter_{iteration:07d}").touch()
 
-    def stand(self) -> None:
-        self._switch.unlink()
+
+_WAITING_FSYNC = """\
+import os, re, time
+fsync = os.fsync
+def waiting(file):
+    number = file if isinstance(file, int) else file.fileno()
+    saving = re.search(r"/[.]saving-(iter_\\d+)", os.readlink(f"/proc/self/fd/{{number}}"))
+    while saving and not os.path.exists(os.path.join({notes!r}, saving[1])):
+        time.sleep(0.02)
+    return fsync(file)
+os.fsync = waiting
+"""
