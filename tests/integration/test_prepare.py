@@ -175,7 +175,9 @@ def test_the_format_of_rows_can_be_given(chatml_tokenizer_folder: Path, tmp_path
             messages_key="chat",
             column_names={"messages": "x"},
         )
-    with pytest.raises(SourceError, match="source 'rows': in which columns"):
+    with pytest.raises(
+        SourceError, match="source 'rows': which columns hold its rows is not clear"
+    ):
         prepare("rows", source=source, tokenizer=tokenizer, messages_key="nowhere")
 
 

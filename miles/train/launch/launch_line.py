@@ -17,7 +17,7 @@ from typing import Any
 from miles.common.flags import Flag, Setting, Values
 from miles.errors import ConfigError
 
-_SFT_ONLY = "this is SFT only; leave it out or give {values}"
+_SFT_ONLY = ": this is SFT only; leave it out or give {values}"
 
 
 @dataclass(frozen=True)
@@ -26,18 +26,18 @@ class OneValue:
 
     name: str
     values: tuple[str, ...]
-    remedy: str = "is not supported; leave it out or give {values}"
-    """what the error says of any other value"""
+    refusal: str = " is not supported; leave it out or give {values}"
+    """the error for any other value, from that value on"""
 
 
 ONE_VALUE: tuple[OneValue, ...] = (
-    OneValue("loss_type", ("sft_loss",), f": {_SFT_ONLY}"),
+    OneValue("loss_type", ("sft_loss",), _SFT_ONLY),
     OneValue(
         "rollout_function_path",
         ("miles.rollout.sft_rollout.generate_rollout",),
-        f": {_SFT_ONLY}",
+        _SFT_ONLY,
     ),
-    OneValue("n_samples_per_prompt", ("1",), f": {_SFT_ONLY}"),
+    OneValue("n_samples_per_prompt", ("1",), _SFT_ONLY),
     OneValue(
         "loss_mask_type",
         ("auto", "qwen", "qwen3"),
@@ -80,7 +80,7 @@ ALWAYS: Mapping[str, str] = {
     "attention_softmax_in_fp32": "attention's softmax is computed in float32",
     "apply_chat_template": "the tokenizer's template, or --chat-template-path",
     "no_rope_fusion": "rotary embeddings have no fused kernel",
-    "async_save": "checkpoints are written while the training goes on",
+    "async_save": "checkpoints are written while the training continues",
     "no_gradient_accumulation_fusion": "gradients are accumulated without a fused kernel",
 }
 """Switch -> what it says, which is always so."""
@@ -229,9 +229,9 @@ def flag_of(name: str) -> str:
 def fixed_settings() -> list[Setting]:
     """Return the flags of `ONE_VALUE` and `ALWAYS`, to be added to a parser."""
     settings = []
-    for one in ONE_VALUE:
-        flag = Flag(flag_of(one.name), "VALUE", f"always {' or '.join(one.values)}")
-        settings.append(Setting(flag, value_type=Any, default=one.values[0]))
+    for fixed in ONE_VALUE:
+        flag = Flag(flag_of(fixed.name), "VALUE", f"always {' or '.join(fixed.values)}")
+        settings.append(Setting(flag, value_type=Any, default=fixed.values[0]))
     for name, meaning in ALWAYS.items():
         settings.append(Setting(Flag(flag_of(name), help=f"always so: {meaning}"), value_type=bool))
     return settings
@@ -276,12 +276,12 @@ def require_fixed(values: Values) -> None:
     Raises:
         ConfigError: one of them says something else.
     """
-    for one in ONE_VALUE:
-        value = values.get(flag_of(one.name))
-        if value is not None and not _is_one_of(value, one.values):
-            separator = "" if one.remedy.startswith(":") else " "
-            remedy = one.remedy.format(values=" or ".join(one.values))
-            raise ConfigError(f"{flag_of(one.name)} {value}{separator}{remedy}")
+    for fixed in ONE_VALUE:
+        value = values.get(flag_of(fixed.name))
+        if value is not None and not _is_one_of(value, fixed.values):
+            refusal = fixed.refusal.format(values=" or ".join(fixed.values))
+            raise ConfigError(f"{flag_of(fixed.name)} {value}{refusal}")
+
     for name, meaning in ALWAYS.items():
         if values.get(flag_of(name)) is False:
             raise ConfigError(
