@@ -1,4 +1,4 @@
-"""Every family, both ways: nothing lost, the same logits, any layout. What is found goes into docs/convert.md.
+"""Every family, both ways: nothing lost, the same logits, any layout. docs/convert.md has the results.
 
 `MILES_WRITE_DOCS=1 pytest tests/architecture/test_families.py` writes its table anew.
 """
@@ -83,10 +83,10 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Converted]:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_there_and_back_every_file_is_the_same(
+def test_there_and_back_every_byte(
     converted: dict[str, Converted], name: str, tmp_path: Path
 ) -> None:
-    """Every byte of the safetensors, too: names, order, dtypes, values; and of configuration and template files."""
+    """Compare all files byte by byte: safetensors, configuration and template."""
     model = converted[name]
     assert (Path(model.megatron) / "latest_checkpointed_iteration.txt").read_text() == "release"
     megatron_to_hf(model.megatron, model.hf, str(tmp_path / "back"))
@@ -97,7 +97,7 @@ def test_there_and_back_every_file_is_the_same(
 def logits(
     layout: Layout, rank: int, meeting: Path, models: list[Converted], texts: list[list[int]]
 ) -> list[tuple[set[str], list[np.ndarray], list[np.ndarray]]]:
-    """Of the converted checkpoints in real GPTModels: keys, logits of each text by itself, and of all in one row."""
+    """Return the keys of real GPTModels, and the logits of each text alone and of all in one row."""
     from miles.common import checkpoint_folder
     from miles.data.packing.micro_batch import micro_batch
     from miles.train.model.packed_forward import forward_packed
@@ -159,7 +159,7 @@ def test_megatron_and_transformers_give_the_same_logits(converted: dict[str, Con
 def reload(
     layout: Layout, rank: int, meeting: Path, models: list[Converted], saves: list[str]
 ) -> None:
-    """Loads the converted checkpoints into ranks of a layout, and saves them from these, as training does."""
+    """Load the converted checkpoints into ranks of a layout, and save them, as training does."""
     from miles.common import checkpoint_folder
     from miles.train.rank import checkpoint_load, checkpoint_writer
     from miles.train.rank.trainer import Trainer
@@ -177,7 +177,7 @@ def reload(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", [*LAYOUTS, "TP 2 with experts"])
-def test_loaded_at_any_layout_and_saved_from_it(
+def test_loaded_and_saved_at_any_layout(
     converted: dict[str, Converted], layout: str, tmp_path: Path
 ) -> None:
     if layout == "EP 2" or layout == "TP 2 with experts":
@@ -273,7 +273,7 @@ PUBLISHED: dict[str, tuple[dict[str, Any], int]] = {
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_the_map_of_a_published_model(name: str) -> None:
-    """As many parameters as it has; in a dense one, the tensors that transformers makes of its configuration."""
+    """It has the published number of parameters, and of dense models the tensors of transformers."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     values, num_parameters = PUBLISHED[name]
@@ -328,8 +328,8 @@ def test_a_configuration_that_is_not_understood() -> None:
     assert HfConfig({"rope_scaling": {"type": "linear"}}, "there").rope_type == "linear"
 
 
-def test_a_configuration_of_an_older_transformers_says_the_same() -> None:
-    """`rope_theta` and `rope_scaling` at the top, `torch_dtype`, settings that are not used: as published."""
+def test_configurations_of_older_transformers() -> None:
+    """They have `rope_theta` and `rope_scaling` at the top, `torch_dtype`, and unused settings."""
     common = {
         "hidden_act": "silu",
         "torch_dtype": "bfloat16",

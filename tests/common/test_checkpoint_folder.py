@@ -69,7 +69,7 @@ def test_on_object_storage_as_well(bucket: str) -> None:
     assert left == [200, 500]
 
 
-def test_what_lies_beyond_the_tracker_is_not_touched_and_takes_no_place(folder: Path) -> None:
+def test_later_checkpoints_stay_and_do_not_count(folder: Path) -> None:
     """Somebody went back from 500 to 200, and the run has saved 300 again."""
     (folder / TRACKER).write_text("300")
     assert [Path(path).name for path in remove_old(str(folder), 1, None)] == [
@@ -83,7 +83,7 @@ def test_what_lies_beyond_the_tracker_is_not_touched_and_takes_no_place(folder: 
     }
 
 
-def test_only_what_the_tracker_names_is_a_checkpoint(tmp_path: Path) -> None:
+def test_only_a_tracked_checkpoint_is_found(tmp_path: Path) -> None:
     """Whole or half, under its name or before it has one."""
     assert find(str(tmp_path)) is None
     for name in (f"{SAVING}iter_0000002-1f3c", "iter_0000002", "iter_0000001"):

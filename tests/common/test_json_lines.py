@@ -1,4 +1,4 @@
-"""Files of JSON lines: read, appended to, and cut back to a step, on a disk and on an object store."""
+"""Files of JSON lines, on a disk and on an object store: read, appended to, cut back to a step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Hugging Face -> Megatron: what is wrong is named before anything is written; what is interrupted leaves nothing."""
+"""Hugging Face -> Megatron: errors before anything is written, nothing left after an interruption."""
 
 from __future__ import annotations
 
@@ -61,22 +61,23 @@ QUERIES = "model.layers.1.self_attn.q_proj.weight"
         ),
         (
             lambda t: t.update({"model.norm.weight": torch.ones(7)}),
-            r"model\.safetensors: tensor model\.norm\.weight has shape \(7,\); config\.json asks for \(64,\)",
+            r"model\.safetensors: tensor model\.norm\.weight has shape \(7,\); "
+            r"config\.json asks for \(64,\)",
         ),
         (
             lambda t: t.update({QUERIES: t[QUERIES].bfloat16()}),
-            rf"tensor {QUERIES} is torch\.bfloat16, .*layers\.0.*q_proj\.weight torch\.float32: Megatron keeps them",
+            rf"tensor {QUERIES} is torch\.bfloat16, .*layers\.0.*q_proj\.weight torch\.float32: "
+            r"Megatron keeps them",
         ),
         (
             lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"] + 1}),
-            r"tensor lm_head\.weight differs from model\.embed_tokens\.weight, which config\.json says it is",
+            r"tensor lm_head\.weight differs from model\.embed_tokens\.weight, "
+            r"which config\.json says it is",
         ),
     ],
     ids=["missing", "extra", "several", "shape", "dtypes", "tied"],
 )
-def test_a_wrong_tensor_is_named_and_nothing_is_written(
-    source: Path, change: Any, message: str
-) -> None:
+def test_a_wrong_tensor_is_refused_by_name(source: Path, change: Any, message: str) -> None:
     edit_tensors(source, change)
     with pytest.raises(CheckpointError, match=message):
         hf_to_megatron(str(source), str(source.parent / "megatron"))
@@ -117,9 +118,7 @@ def test_a_missing_expert_is_named(tmp_path: Path) -> None:
         hf_to_megatron(str(source), str(tmp_path / "megatron"))
 
 
-def test_an_output_layer_that_is_stored_though_it_is_the_embedding(
-    source: Path, tmp_path: Path
-) -> None:
+def test_a_stored_copy_of_the_embedding(source: Path, tmp_path: Path) -> None:
     """Both ways: it is not in Megatron's checkpoint, and is there again afterwards."""
     edit_tensors(
         source, lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"].clone()})
@@ -180,7 +179,7 @@ def padded_logits(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("tied", [True, False])
-def test_padding_is_asked_for_and_taken_away_again(tmp_path: Path, tied: bool) -> None:
+def test_padding_is_added_and_removed(tmp_path: Path, tied: bool) -> None:
     source = make_hf(tmp_path / "hf", "qwen3", tied=tied, vocab_size=151)
     hf_to_megatron(str(source), str(tmp_path / "plain"))
     hf_to_megatron(str(source), str(tmp_path / "padded"), make_vocab_size_divisible_by=128)
@@ -203,7 +202,7 @@ def test_padding_is_asked_for_and_taken_away_again(tmp_path: Path, tied: bool) -
     assert (logits[0] == logits[1]).all()  # the trainer takes the rows that it has
 
 
-def test_a_folder_of_a_run_is_not_written_into(source: Path, tmp_path: Path) -> None:
+def test_the_folder_of_a_run_is_refused(source: Path, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / TRACKER).write_text("500")
     with pytest.raises(
@@ -258,7 +257,7 @@ def test_the_bar_counts_bytes(source: Path, tmp_path: Path) -> None:
 def test_interrupted_it_leaves_nothing_that_looks_complete(
     source: Path, tmp_path: Path, direction: str, number: signal.Signals
 ) -> None:
-    """On a model that takes long enough to be stopped in the middle, over one that was complete before."""
+    """The model takes long enough to be stopped in the middle, and replaces one that was complete."""
     hf_to_megatron(str(source), str(tmp_path / "megatron"))
     target = tmp_path / ("megatron/release" if direction == "hf-to-megatron" else "export")
     if direction == "hf-to-megatron":
@@ -332,7 +331,8 @@ def test_a_full_disk(
         monkeypatch.setattr(atomic_folders, "require_room", lambda folder, num_bytes: None)
         said = convert(disk / "made")
         assert re.search(
-            r"distcp: cannot be written; is the disk full|No space left on device: '\S*(tensors|distcp)'",
+            r"distcp: cannot be written; is the disk full"
+            r"|No space left on device: '\S*(tensors|distcp)'",
             said,
         )
         assert not any(path.is_file() for path in disk.rglob("*"))

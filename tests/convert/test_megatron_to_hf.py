@@ -1,4 +1,4 @@
-"""Megatron -> Hugging Face: files as asked, everything beside the weights, nothing of the user's lost."""
+"""Megatron -> Hugging Face: the requested files, all beside the weights, nothing of a user lost."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def export(folder: Path, **options: Any) -> Path:
     return folder / "back"
 
 
-def test_files_of_the_size_that_is_asked_for(folder: Path) -> None:
+def test_files_of_the_requested_size(folder: Path) -> None:
     from transformers import AutoModelForCausalLM
 
     whole = load_file(folder / "hf/model.safetensors")
@@ -108,7 +108,7 @@ def test_everything_beside_the_weights_comes_along(folder: Path) -> None:
         assert (back / name).read_bytes() == (folder / "hf" / name).read_bytes()
 
 
-def test_a_link_beside_the_weights_that_leads_out(folder: Path, tmp_path: Path) -> None:
+def test_companion_links_that_lead_out(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("secret")
     (folder / "hf/tokenizer.json").symlink_to(tmp_path / "secret")
     with pytest.raises(CheckpointError, match=r"tokenizer\.json leads out of the folder: refused"):

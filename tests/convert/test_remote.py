@@ -1,4 +1,4 @@
-"""Checkpoints on object storage: staged on this machine, uploaded, with what makes them complete last."""
+"""Checkpoints on object storage: staged on this machine, and uploaded, the completing file last."""
 
 from __future__ import annotations
 
@@ -52,9 +52,7 @@ def written(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     logging.getLogger("werkzeug").removeHandler(handler)
 
 
-def test_there_and_back_with_what_makes_it_complete_last(
-    bucket: str, tmp_path: Path, written: list[str]
-) -> None:
+def test_remote_there_and_back_in_order(bucket: str, tmp_path: Path, written: list[str]) -> None:
     source = make_hf(tmp_path / "hf", "qwen3", tied=False)
     (source / "original").mkdir()
     (source / "original/consolidated.00.pth").write_bytes(b"weights in another format")
@@ -148,9 +146,7 @@ def test_only_what_is_needed_is_fetched(
     ).read_bytes()
 
 
-def test_what_is_wrong_is_said_before_anything_is_uploaded(
-    bucket: str, tmp_path: Path, written: list[str]
-) -> None:
+def test_errors_come_before_any_upload(bucket: str, tmp_path: Path, written: list[str]) -> None:
     source = make_hf(tmp_path / "hf", "qwen3", tied=True)
     storage.upload_folder(source, f"{bucket}/hf")
     hf_to_megatron(f"{bucket}/hf", f"{bucket}/megatron")

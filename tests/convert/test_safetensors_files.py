@@ -176,7 +176,7 @@ def test_headers_that_are_none(tmp_path: Path, content: bytes, message: str) -> 
     refused(tmp_path, rf"model\.safetensors: {message}")
 
 
-def test_an_index_that_does_not_fit_its_files(tmp_path: Path) -> None:
+def test_an_index_that_misfits_its_files(tmp_path: Path) -> None:
     refused(tmp_path, r"model\.safetensors: no such file, nor model\.safetensors\.index\.json$")
     (tmp_path / "pytorch_model.bin").write_bytes(b"")
     refused(
@@ -256,7 +256,7 @@ ANY = st.recursive(
     st.integers(0, 40),
 )
 @settings(deadline=None, max_examples=300)
-def test_whatever_a_header_says_it_is_read_or_refused(
+def test_any_header_is_read_or_refused(
     name: str, field: str | None, value: Any, num_bytes: int
 ) -> None:
     changed = {**HEADER, name: {**HEADER[name], field: value} if field else value}

@@ -77,7 +77,8 @@ def save_with_megatron(
 
 
 def test_the_files_are_those_that_megatron_writes(hf: Path, megatron: Path, tmp_path: Path) -> None:
-    ours, theirs = megatron / "release", tmp_path / "theirs"
+    ours = megatron / "release"
+    theirs = tmp_path / "theirs"
     run_ranks(save_with_megatron, Layout(1), str(hf), str(theirs), str(ours))
     assert json.loads((ours / "metadata.json").read_text()) == json.loads(
         (theirs / "metadata.json").read_text()
@@ -111,7 +112,7 @@ def test_the_files_are_those_that_megatron_writes(hf: Path, megatron: Path, tmp_
         assert torch.equal(one, other)
 
 
-def test_keys_and_types_are_those_that_megatron_lm_reads(hf: Path, megatron: Path) -> None:
+def test_keys_and_types_of_megatron_lm(hf: Path, megatron: Path) -> None:
     assert (megatron / "latest_checkpointed_iteration.txt").read_text() == "release"
     common = torch.load(megatron / "release/common.pt", weights_only=False)
     assert {name: type(value) for name, value in common.items()} == {
@@ -122,14 +123,17 @@ def test_keys_and_types_are_those_that_megatron_lm_reads(hf: Path, megatron: Pat
     assert common["checkpoint_version"] == 3.0
     assert common["iteration"] == 0
     kinds: dict[type, str] = {
-        int: "num_layers hidden_size ffn_hidden_size seq_length num_attention_heads num_query_groups kv_channels "
-        "max_position_embeddings rotary_base padded_vocab_size num_experts moe_router_topk moe_ffn_hidden_size "
-        "tensor_model_parallel_size pipeline_model_parallel_size context_parallel_size expert_model_parallel_size "
+        int: "num_layers hidden_size ffn_hidden_size seq_length num_attention_heads "
+        "num_query_groups kv_channels max_position_embeddings rotary_base padded_vocab_size "
+        "num_experts moe_router_topk moe_ffn_hidden_size tensor_model_parallel_size "
+        "pipeline_model_parallel_size context_parallel_size expert_model_parallel_size "
         "consumed_train_samples skipped_train_samples consumed_valid_samples",
         float: "rotary_percent norm_epsilon attention_dropout hidden_dropout rope_scaling_factor",
-        bool: "group_query_attention use_rotary_position_embeddings rotary_interleaved add_bias_linear add_qkv_bias "
-        "swiglu qk_layernorm untie_embeddings_and_output_weights use_rope_scaling moe_router_pre_softmax",
-        str: "position_embedding_type normalization tokenizer_type ckpt_format moe_router_score_function",
+        bool: "group_query_attention use_rotary_position_embeddings rotary_interleaved "
+        "add_bias_linear add_qkv_bias swiglu qk_layernorm untie_embeddings_and_output_weights "
+        "use_rope_scaling moe_router_pre_softmax",
+        str: "position_embedding_type normalization tokenizer_type ckpt_format "
+        "moe_router_score_function",
     }
     found = vars(common["args"])
     for kind, names in kinds.items():
@@ -155,10 +159,8 @@ def test_keys_and_types_are_those_that_megatron_lm_reads(hf: Path, megatron: Pat
     }
 
 
-def test_a_box_is_put_together_from_those_that_hold_parts_of_it(
-    tmp_path: Path, megatron: Path
-) -> None:
-    """Rows and columns across the boxes of a checkpoint, as a layout that is not ours might have saved them."""
+def test_a_box_is_assembled_from_parts(tmp_path: Path, megatron: Path) -> None:
+    """It has rows and columns of several stored boxes, as another layout might have saved them."""
     whole = torch.arange(24.0).view(4, 6)
     parts = [((0, 0), (3, 4)), ((0, 4), (3, 2)), ((3, 0), (1, 6))]
     key = "embedding.word_embeddings.weight"
@@ -187,8 +189,8 @@ def _cut(whole: torch.Tensor, at: tuple[int, int], size: tuple[int, int]) -> tor
     return whole[at[0] : at[0] + size[0], at[1] : at[1] + size[1]]
 
 
-def test_values_that_are_stored_in_another_order_are_read_as_usual(tmp_path: Path) -> None:
-    """A transposed tensor in the file, and one of another dtype: their bytes are not those that are asked for."""
+def test_values_stored_in_another_order(tmp_path: Path) -> None:
+    """A stored tensor is transposed, and one has another dtype: their bytes cannot be copied."""
     key = "decoder.final_layernorm.weight"
     for number, stored in enumerate(
         (torch.arange(6.0).view(3, 2).t(), torch.arange(6.0).view(2, 3).bfloat16())
@@ -258,7 +260,7 @@ NORM = "decoder.final_layernorm.weight"
     ],
     ids=["missing", "extra", "shape", "vocabulary", "outside", "file"],
 )
-def test_a_wrong_tensor_is_named_and_nothing_is_written(
+def test_a_wrong_tensor_is_refused_by_name(
     hf: Path, copy: Path, tmp_path: Path, damage: Any, message: str
 ) -> None:
     edit_metadata(copy / "release", damage)
@@ -267,7 +269,7 @@ def test_a_wrong_tensor_is_named_and_nothing_is_written(
     assert [path.name for path in tmp_path.iterdir()] == ["megatron"]
 
 
-def test_a_file_that_is_cut_short_or_broken_is_named(hf: Path, copy: Path, tmp_path: Path) -> None:
+def test_a_broken_file_is_named(hf: Path, copy: Path, tmp_path: Path) -> None:
     file = sorted((copy / "release").glob("*.distcp"))[-1]
     content = file.read_bytes()
     file.write_bytes(content[:-100])
@@ -313,9 +315,7 @@ def test_links_that_lead_out_are_refused(hf: Path, copy: Path, tmp_path: Path) -
         megatron_to_hf(str(copy), str(hf), str(tmp_path / "back"))
 
 
-def test_what_megatron_lm_keeps_in_its_arguments_is_read_and_nothing_else(
-    hf: Path, copy: Path, tmp_path: Path
-) -> None:
+def test_only_megatron_arguments_are_unpickled(hf: Path, copy: Path, tmp_path: Path) -> None:
     """Its enumerations, signals and dtypes; in a process that has not imported Megatron yet."""
     common = copy / "release/common.pt"
     code = (

@@ -23,7 +23,7 @@ UP = "model.layers.3.mlp.up_proj.weight"
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two models, each in both formats: in `other` a single key and a single up projection differ."""
+    """Make two models in both formats: in `other` one key and one up projection differ."""
     folder = tmp_path_factory.mktemp("verify")
     make_hf(folder / "one-hf", "qwen3", tied=True)
     shutil.copytree(folder / "one-hf", folder / "other-hf")
@@ -122,7 +122,7 @@ def test_what_cannot_be_compared(made: Path, tmp_path: Path) -> None:
         verify(str(tmp_path / "untied"), str(made / "one-megatron"))
 
 
-def test_the_command_says_it_and_exits_with_one(made: Path) -> None:
+def test_the_command_exits_with_one(made: Path) -> None:
     def run(*words: str) -> subprocess.CompletedProcess[str]:
         line = [
             sys.executable,
