@@ -65,15 +65,16 @@ class TextEncoder:
         return tuple(self._added)
 
     def encode(self, text: str) -> Int32:
-        """int32 [tokens]: what `tokenizer(text, add_special_tokens=False)` gives.
+        """Return what `tokenizer(text, add_special_tokens=False)` gives: int32 [tokens].
 
         Raises:
-            RowRejected: "bad_message": half of a surrogate pair, which is no text; or text that the tokenizer fails on.
+            RowRejected: "bad_message": half of a surrogate pair, which is no text; or text that the
+                tokenizer fails on.
         """
         return self.encode_at(text, ()).ids
 
     def encode_at(self, text: str, points: Sequence[int]) -> Tokens:
-        """Encodes, and finds tokens by character.
+        """Encode a text, and find tokens by character.
 
         Args:
             text: any.
@@ -90,86 +91,73 @@ class TextEncoder:
     def encode_all(
         self, texts: Sequence[str], points: Sequence[Sequence[int]]
     ) -> list[Tokens | RowRejected]:
-        """As `encode_at`, for many texts; what it would raise is in its text's place.
+        """Encode many texts as `encode_at` does; what it would raise is in its text's place.
 
-        Texts that begin with an added token go through tiktoken end to end, in one call: nothing is merged over it.
+        Texts that begin with an added token go through tiktoken end to end, in one call: no merge
+        crosses an added token.
         """
-        outcomes: list[Tokens | RowRejected | None] = [None] * len(texts)
+        encoded: dict[int, Tokens] = {}
         if self._bpe is not None:
-            together: list[int] = []
-            groups = [together]
-            for number, text in enumerate(texts):
-                if text.startswith(self._openings):
-                    together.append(number)
-                else:
-                    groups.append([number])
-            for group in groups:
-                for number, tokens in zip(
-                    group, self._end_to_end(texts, points, group), strict=False
-                ):
-                    outcomes[number] = tokens
+            for numbers in self._groups(texts):
+                encoded |= self._encode_together(texts, points, numbers)
+
         return [
-            self._one_by_one(text, places) if tokens is None else tokens
-            for tokens, text, places in zip(outcomes, texts, points, strict=True)
+            encoded[number] if number in encoded else self._encode_by_backend(text, points[number])
+            for number, text in enumerate(texts)
         ]
 
     def is_surely_longer(self, text: str, num_tokens: int) -> bool:
-        """Whether a text has more tokens than that, if its length alone says so; False where it does not."""
+        """Return whether the length of a text alone says that it has more tokens than that."""
         if self._bpe is None:
             return False
         shrinks = 1 if text.isascii() or not self._has_normalizer else _NFC_SHRINKS
         return len(text) > num_tokens * self._max_token_bytes * shrinks
 
-    def _end_to_end(
-        self, texts: Sequence[str], points: Sequence[Sequence[int]], numbers: Sequence[int]
-    ) -> list[Tokens | None]:
-        """By tiktoken, of the texts of these numbers; None for one that it must not encode, none at all if it fails."""
-        normal = [number for number in numbers if self._is_normal(texts[number])]
-        try:
-            buffer = self._bpe.encode_to_tiktoken_buffer(
-                "".join([texts[number] for number in normal]), self._added
-            )
-        except (
-            ValueError
-        ):  # no Unicode; or (tiktoken 0.14) the stack of fancy-regex is full, at a million blanks
-            return []
-        assert self._token_bytes is not None
-        ids = np.frombuffer(buffer, np.uint32).astype(np.int32)
-        ends = self._token_bytes[ids].cumsum()
-        edges: list[int] = []  # in bytes: of each text its points, and its end
-        begin = 0
-        for number in normal:
-            text = texts[number]
-            if text.isascii():
-                edges += [begin + point for point in points[number]]
-                begin += len(text)
+    def _groups(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the numbers of the texts that can be encoded end to end, and each other by itself."""
+        together: list[int] = []
+        groups = [together]
+        for number, text in enumerate(texts):
+            if text.startswith(self._openings):
+                together.append(number)
             else:
-                edges += [begin + offset for offset in _byte_offsets(text, points[number])]
-                begin += len(text.encode())
-            edges.append(begin)
-        if begin != (ends[-1] if len(ends) else 0):  # it dropped what is in no word
-            return []
-        # The token that ends at an edge, or goes over it.
-        at = ends.searchsorted(edges)
-        is_over = (ends[at] != edges).tolist() if len(ends) else [False] * len(edges)
-        first = [token + 1 if edge else 0 for token, edge in zip(at.tolist(), edges, strict=True)]
-        made: dict[int, Tokens] = {}
-        place = token = 0
-        for number in normal:
-            end = place + len(points[number])
-            here = [edge - token for edge in first[place:end]]
-            made[number] = Tokens(
-                ids[token : first[end]],
-                here,
-                [
-                    over and edge > 0
-                    for over, edge in zip(is_over[place:end], edges[place:end], strict=True)
-                ],
-            )
-            place, token = end + 1, first[end]
-        return [made.get(number) for number in numbers]
+                groups.append([number])
+        return groups
+
+    def _encode_together(
+        self, texts: Sequence[str], points: Sequence[Sequence[int]], numbers: Sequence[int]
+    ) -> dict[int, Tokens]:
+        """Encode the texts of these numbers by tiktoken, end to end in one call.
+
+        Returns:
+            Number -> tokens. A text that tiktoken must not encode is missing; all are, if it fails.
+        """
+        normal = [number for number in numbers if self._is_normal(texts[number])]
+        ids = self._tiktoken_ids("".join([texts[number] for number in normal]))
+        if ids is None:
+            return {}
+
+        assert self._token_bytes is not None
+        ends = self._token_bytes[ids].cumsum()
+        edges = _byte_edges([(texts[number], points[number]) for number in normal])
+        num_bytes = edges[-1] if edges else 0
+        if num_bytes != (ends[-1] if len(ends) else 0):  # it dropped what is in no word
+            return {}
+
+        first, straddled = _tokens_at(ends, edges)
+        return _by_text(ids, first, straddled, {number: len(points[number]) for number in normal})
+
+    def _tiktoken_ids(self, text: str) -> Int32 | None:
+        """Return the ids that tiktoken gives; None if it gives up."""
+        try:
+            buffer = self._bpe.encode_to_tiktoken_buffer(text, self._added)
+        except ValueError:
+            # Not Unicode; or (tiktoken 0.14) the stack of fancy-regex is full, at a million blanks.
+            return None
+        return np.frombuffer(buffer, np.uint32).astype(np.int32)
 
     def _is_normal(self, text: str) -> bool:
+        """Return whether the normalizer leaves the text as it is."""
         if text.isascii() or not self._has_normalizer:
             return True
         try:
@@ -177,7 +165,7 @@ class TextEncoder:
         except ValueError:  # half of a surrogate pair
             return False
 
-    def _one_by_one(self, text: str, points: Sequence[int]) -> Tokens | RowRejected:
+    def _encode_by_backend(self, text: str, points: Sequence[int]) -> Tokens | RowRejected:
         try:
             encoding = encode_by(self.backend, text)
         except RowRejected as rejected:
@@ -216,13 +204,68 @@ def by_offsets(
     ]
 
 
+def _byte_edges(texts: Sequence[tuple[str, Sequence[int]]]) -> list[int]:
+    """Return where the points and the end of each text lie, in bytes of all texts end to end.
+
+    Args:
+        texts: a text, and positions of characters in it, ascending.
+    """
+    edges: list[int] = []
+    begin = 0
+    for text, points in texts:
+        if text.isascii():
+            edges += [begin + point for point in points]
+            begin += len(text)
+        else:
+            edges += [begin + offset for offset in _byte_offsets(text, points)]
+            begin += len(text.encode())
+        edges.append(begin)
+    return edges
+
+
 def _byte_offsets(text: str, points: Sequence[int]) -> list[int]:
-    offsets, at, num_bytes = [], 0, 0
+    offsets = []
+    at = num_bytes = 0
     for point in points:
         num_bytes += len(text[at:point].encode())
         offsets.append(num_bytes)
         at = point
     return offsets
+
+
+def _tokens_at(ends: Int64, edges: list[int]) -> tuple[list[int], list[bool]]:
+    """Return the first token that begins at each edge or after it, and whether one straddles it.
+
+    Args:
+        ends: int64 [tokens]: where each token ends, in bytes.
+        edges: ascending, none after the last end.
+    """
+    at = ends.searchsorted(edges)  # the token that ends at an edge, or goes over it
+    is_over = (ends[at] != edges).tolist() if len(ends) else [False] * len(edges)
+    first = [token + 1 if edge else 0 for token, edge in zip(at.tolist(), edges, strict=True)]
+    straddled = [over and edge > 0 for over, edge in zip(is_over, edges, strict=True)]
+    return first, straddled
+
+
+def _by_text(
+    ids: Int32, first: list[int], straddled: list[bool], num_points: Mapping[int, int]
+) -> dict[int, Tokens]:
+    """Cut the tokens of texts that lie end to end into those of each.
+
+    Args:
+        first, straddled: for the points and the end of each text, as `_tokens_at` returns them.
+        num_points: number of each text, in order -> how many points it has.
+    """
+    tokens: dict[int, Tokens] = {}
+    edge = begin = 0
+    for number, count in num_points.items():
+        last_edge = edge + count  # the text's end
+        end = first[last_edge]
+        of_points = [token - begin for token in first[edge:last_edge]]
+        tokens[number] = Tokens(ids[begin:end], of_points, straddled[edge:last_edge])
+        edge = last_edge + 1
+        begin = end
+    return tokens
 
 
 _made: dict[str, TextEncoder] = {}
