@@ -1,12 +1,12 @@
-"""Text -> token ids, and which token lies at a character: through tiktoken where that is proven exact.
+"""Text -> token ids, and the token at each character: by tiktoken where that is proven exact.
 
     "…assistant\\n4<|im_end|>\\n", [11, 12]  ->  ids, first tokens [4, 5], straddled [False, False]
 
-A tokenizer that `bpe_proof` proves to be tiktoken's goes through that, which is several times as fast; a text that
-NFC would change, that tiktoken gives up on (a million blanks), or some of which is in no word, goes through
-`tokenizers` all the same. What was proven is then tried on every added token, random Unicode, code, runs of blanks
-and digits. A tokenizer that fails any of it is used as it is.
-"""
+A tokenizer that `bpe_proof` proves to be tiktoken's goes through tiktoken, which is several times
+as fast. Still, `tokenizers` encodes a text that NFC would change, one that tiktoken gives up on (a
+million blanks), and one of which a part is in no word. The proof is then tried on every added
+token, random Unicode, code, runs of blanks and digits. A tokenizer that fails any of it is used as
+it is."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from miles.data.types import Int32, Int64, RowRejected
 from miles.errors import TemplateError
 
 _NFC_SHRINKS = 3
-"""A text of n bytes in NFC had at most 3 n bytes before (three Hangul letters that become one syllable)."""
+"""A text of n bytes in NFC had at most 3 n bytes before: three Hangul letters become a syllable."""
 
 _MAX_MADE = 8
 
@@ -34,14 +34,14 @@ _SELF_TEST_SEED = 20_260_101
 
 
 class Tokens(NamedTuple):
-    """What a text was encoded to."""
+    """The tokens of a text."""
 
     ids: Int32
     """int32 [tokens]"""
     first: list[int]
-    """for each point the first token that begins there or behind it"""
+    """for each point the first token that begins there or after it"""
     straddled: list[bool]
-    """for each point whether a token that begins before it ends behind it"""
+    """for each point whether a token that begins before it ends after it"""
 
 
 @dataclass(frozen=True)
@@ -49,9 +49,9 @@ class TextEncoder:
     """A tokenizer without its chat template."""
 
     backend: tokenizers.Tokenizer
-    """a copy of its own, whose offsets are those of the tokens, blanks included"""
+    """a copy, whose offsets include the blanks of a token"""
     engine: str
-    """"tiktoken", or "tokenizers: " and why"""
+    """"tiktoken", or "tokenizers: " and the reason"""
     _bpe: Any = None
     """tiktoken's core, which takes (text, allowed special tokens)"""
     _added: frozenset[str] = frozenset()
@@ -114,7 +114,8 @@ class TextEncoder:
         return len(text) > num_tokens * self._max_token_bytes * shrinks
 
     def _groups(self, texts: Sequence[str]) -> list[list[int]]:
-        """Return the numbers of the texts that can be encoded end to end, and each other by itself."""
+        """Return the numbers of the texts to encode together: all that begin with an added
+        token."""
         together: list[int] = []
         groups = [together]
         for number, text in enumerate(texts):
@@ -174,7 +175,7 @@ class TextEncoder:
 
 
 def encode_by(backend: tokenizers.Tokenizer, text: str) -> tokenizers.Encoding:
-    """A text as `tokenizers` encodes it, without what the tokenizer puts around text.
+    """Encode a text by `tokenizers`, without the special tokens that are put around a text.
 
     Raises:
         RowRejected: "bad_message": half of a surrogate pair, or text that the tokenizer fails on.
@@ -184,7 +185,8 @@ def encode_by(backend: tokenizers.Tokenizer, text: str) -> tokenizers.Encoding:
     except TypeError as error:
         raise RowRejected("bad_message", "text that is not Unicode (a lone surrogate)") from error
     except BaseException as error:
-        # tokenizers 0.23: Oniguruma gives up after 10 million steps back, as in a run of that many blanks; Rust panics
+        # tokenizers 0.23: Oniguruma gives up after 10 million steps back, as in a run of that many
+        # blanks, and Rust panics.
         if type(error).__name__ != "PanicException":
             raise
         raise RowRejected(
@@ -195,7 +197,11 @@ def encode_by(backend: tokenizers.Tokenizer, text: str) -> tokenizers.Encoding:
 def by_offsets(
     offsets: Sequence[tuple[int, int]], points: Sequence[int]
 ) -> tuple[list[int], list[bool]]:
-    """As `encode_at` returns them, from (begin, end) characters of each token."""
+    """Return the first tokens and straddled points as `encode_at` does.
+
+    Args:
+        offsets: (begin, end) of each token, in characters.
+    """
     begins = np.array([begin for begin, _ in offsets], np.int64)
     first: list[int] = begins.searchsorted(points).tolist()
     return first, [
@@ -273,38 +279,49 @@ _made: dict[str, TextEncoder] = {}
 
 
 def text_encoder(backend: tokenizers.Tokenizer) -> TextEncoder:
-    """The encoder for a tokenizer: made and tried once a process for each content, not each object.
+    """Return the encoder for a tokenizer.
+
+    It is made and tried once in a process for each content, whatever the object.
 
     Raises:
         TemplateError: ids that int32 cannot hold.
     """
-    definition = backend.to_str()
-    if (
-        backend.truncation is not None or backend.padding is not None
-    ):  # state of the last call, not of the tokenizer
-        bare = _read(definition)
-        if bare is not None:
-            bare.no_truncation()
-            bare.no_padding()
-            definition = bare.to_str()
+    definition = _definition_of(backend)
     key = xxhash.xxh3_128_hexdigest(definition.encode())
-    encoder = _made.get(key)
-    if encoder is None:
-        fields = json.loads(definition)
-        _require_int32(fields)
-        if _stop_trimming(fields["post_processor"]):
-            definition = json.dumps(fields)
-        own = _read(definition)  # nobody else's changes reach a copy
-        if own is None or not _is_copy(own, backend, fields):
-            return TextEncoder(
-                backend,
-                "tokenizers: it is another one when saved and loaded (its ids have gaps or twins)",
-            )
-        encoder = _make(own, fields)
-        while len(_made) >= _MAX_MADE:
-            _made.pop(next(iter(_made)), None)
-        _made[key] = encoder
+    if key in _made:
+        return _made[key]
+
+    fields = json.loads(definition)
+    _require_int32(fields)
+    if _stop_trimming(fields["post_processor"]):
+        definition = json.dumps(fields)
+
+    # A copy, which changes by others do not reach.
+    own = _read(definition)
+    if own is None or not _is_copy(own, backend, fields):
+        return TextEncoder(
+            backend,
+            "tokenizers: it is another one when saved and loaded (its ids have gaps or twins)",
+        )
+
+    encoder = _make(own, fields)
+    while len(_made) >= _MAX_MADE:
+        _made.pop(next(iter(_made)), None)
+    _made[key] = encoder
     return encoder
+
+
+def _definition_of(backend: tokenizers.Tokenizer) -> str:
+    """Return a tokenizer as JSON, without truncation and padding, which are of its last call."""
+    definition = backend.to_str()
+    if backend.truncation is None and backend.padding is None:
+        return definition
+    bare = _read(definition)
+    if bare is None:
+        return definition
+    bare.no_truncation()
+    bare.no_padding()
+    return bare.to_str()
 
 
 def _make(own: tokenizers.Tokenizer, fields: Mapping[str, Any]) -> TextEncoder:
@@ -336,14 +353,18 @@ def _require_int32(fields: Mapping[str, Any]) -> None:
 def _is_copy(
     own: tokenizers.Tokenizer, backend: tokenizers.Tokenizer, fields: Mapping[str, Any]
 ) -> bool:
-    """`tokenizers` 0.23 writes one of two tokens with the same id, and reads added tokens with ids of its choice."""
+    """Return whether a tokenizer was written and read without a change.
+
+    `tokenizers` 0.23 writes one of two tokens with the same id, and reads added tokens with ids of
+    its choice.
+    """
     return own.get_vocab_size() == backend.get_vocab_size() and all(
         own.token_to_id(token["content"]) == token["id"] for token in fields["added_tokens"]
     )
 
 
 def _stop_trimming(post_processor: Any) -> bool:
-    """Sets `trim_offsets` off: a token's blanks are part of it. Whether there was any to set."""
+    """Set `trim_offsets` off: a token's blanks are part of it. Return whether any was on."""
     if not isinstance(post_processor, dict):
         return False
     trims = bool(post_processor.get("trim_offsets"))
@@ -364,11 +385,13 @@ def _convert(backend: tokenizers.Tokenizer, definition: Mapping[str, Any]) -> Te
         )
     except Exception as error:  # whatever its Rust side makes of a pattern that it does not take
         raise Inexact(f"tiktoken does not take it ({type(error).__name__})") from error
+
     token_bytes = np.zeros(max([*ranks.values(), *added.values()]) + 1, np.int64)
     for token, rank in ranks.items():
         token_bytes[rank] = len(token)
     for text, rank in added.items():
         token_bytes[rank] = len(text.encode())
+
     return TextEncoder(
         backend,
         "tiktoken",
@@ -394,9 +417,11 @@ def _try_out(encoder: TextEncoder) -> None:
 def _self_test_texts(added: Sequence[str]) -> Iterator[str]:
     yield from (
         "",
-        "def f(x):\n\treturn {'a': x[0] ** 2, \"b\": not x}  # don't\r\n\r\n\n  if __name__ == '__main__':\n    f(1)\n",
+        "def f(x):\n\treturn {'a': x[0] ** 2, \"b\": not x}  # don't\r\n\r\n\n  if __name__ == "
+        "'__main__':\n    f(1)\n",
         "It's we'll I'M YOU'RE he'd 'S 'ſ 'K's ''s 've\u00a0'T",
-        "e\u0301 \u1100\u1161\u11a8 \u212b \u0958 ﬁ İ ß ǅ ½ ² Ⅷ ٣ 三 \u200b\u200d \ufeff \ufffd \ufdd0 \U0010ffff",
+        "e\u0301 \u1100\u1161\u11a8 \u212b \u0958 ﬁ İ ß ǅ ½ ² Ⅷ ٣ 三 \u200b\u200d \ufeff \ufffd "
+        "\ufdd0 \U0010ffff",
         "法国的首都是哪里？ 日本語のテキスト 한국어 हिन्दी العربية ไทย 👩‍👩‍👧 🇩🇪 ☕️",
         "x\u0085y\u2028z\u2029\u000b\u000c\u001c\u3000\u1680\u180e.",
         *(

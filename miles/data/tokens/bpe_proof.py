@@ -1,20 +1,22 @@
-"""Whether tiktoken gives the ids of a Hugging Face tokenizer for every text: proven from its definition, or refused.
+"""A proof that tiktoken gives the ids of a Hugging Face tokenizer for every text, or a refusal.
 
-A byte-level BPE tokenizer of Hugging Face and tiktoken's differ in what decides a merge: there a list of pairs, here
-the id of the result. They give the same ids for every text if (`prove`)
+A byte-level BPE tokenizer of Hugging Face and tiktoken's differ in what decides a merge: there a
+list of pairs, here the id of the result. They give the same ids for every text if (`prove`)
 
-- the merges are in the order of the ids that they make, and merging the bytes of each token gives that token. Proof:
-  look at the first step at which the two differ in a word. tiktoken could join A and B to a token V there, by a pair
-  that is not listed. Until then both did the same, and what they did between V's ends is what merging V's bytes
-  alone does: that comes to A B, and stays there. So it does not give V;
-- or whole words are looked up first by both (`ignore_merges`). Then V's bytes may also end as three parts or more:
-  they do not come to two;
-- the text is cut into words by one regular expression of a few constructs that both regex engines read alike
-  (`_PORTABLE`), and never matches nothing. Which characters its classes hold, a test asks for every code point,
-  and `_require_same_characters` at load for those that a newer Unicode may have given a meaning;
+- the merges are in the order of the ids that they make, and merging the bytes of each token gives
+  that token. Proof: look at the first step at which the two differ in a word. tiktoken could join A
+  and B to a token V there, by a pair that is not listed. Until then both did the same, and between
+  V's ends they did what merging V's bytes alone does: that comes to A B, and stays there. So
+  merging V's bytes does not give V;
+- or whole words are looked up first by both (`ignore_merges`). Then V's bytes may also end as three
+  parts or more: they do not come to two;
+- the text is cut into words by one regular expression of a few constructs that both regex engines
+  read alike (`_PORTABLE`), and it never matches the empty string. A test compares the characters of
+  its classes for every code point; `_require_same_characters` does so at load for the characters
+  that a newer Unicode may have given a meaning;
 - the normalizer is NFC or none. A text that NFC changes goes through `tokenizers`, row by row;
-- added tokens are matched alike: no two can overlap in a text, none takes the blanks around it. One that is in the
-  vocabulary too is left out of it: its bytes are in no word.
+- added tokens are matched alike: no two can overlap in a text, and none takes the blanks around it.
+  One that is in the vocabulary too is left out of it: its bytes are in no word.
 """
 
 from __future__ import annotations
@@ -29,23 +31,24 @@ import tiktoken
 import tokenizers
 
 _GPT2_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-"""What `tokenizers`' ByteLevel pre-tokenizer cuts by where it is asked to."""
+"""The expression by which the ByteLevel pre-tokenizer of `tokenizers` cuts, if it is asked to."""
 
 _CHARACTERS = r"\\[pP]\{(?:L|Lu|Ll|Lt|Lm|Lo|M|N|P|S)\}|\\[sS]"
 _ESCAPED = rf"{_CHARACTERS}|\\[rnt]|\\[-./|()\[\]{{}}*+?^$\\]"
 _IN_CLASS = r"[^\\\[\]^&~|-]"
 _CLASS = rf"\[\^?(?:{_ESCAPED}|{_IN_CLASS}(?:-{_IN_CLASS})?)+\]"
 _ONCE = r"(?![*+?{])"
-"""No quantifier follows, which the engines read in different ways behind another (`a{2}?`, `a{2}+`)."""
+"""No quantifier follows, which the engines read in different ways behind another (`a{2}?`,
+`a{2}+`)."""
 _ENDING = "'(?:s|t|re|ve|m|ll|d)"
 _PORTABLE = re.compile(
     rf"(?:(?:{_ESCAPED}|{_CLASS}|[^\\^$.|?*+()\[\]{{}}])(?:(?:[?*+]|\{{\d+(?:,\d*)?\}}){_ONCE})?"
     rf"|\(\?i:{_ENDING}(?:\|{_ENDING})*\)(?:\?{_ONCE}|{_ONCE})|'\(\?i:\[sdmt\]\|ll\|ve\|re\){_ONCE}"
     rf"|\(\?:|\)(?:\?{_ONCE}|{_ONCE})|\||\(\?!\\S\){_ONCE})*"
 )
-"""Regular expressions that Oniguruma and Rust's fancy-regex read alike: both take the first alternative that matches,
-and greedily. Not among them: `\\w` (² is one of Oniguruma's), `$` (any line's end there), `&&`, `[:alpha:]`, loops
-over groups, case of anything but English endings."""
+"""Regular expressions that Oniguruma and Rust's fancy-regex read alike: both take the first
+alternative that matches, and greedily. Not among them: `\\w` (² is one of Oniguruma's), `$` (any
+line's end there), `&&`, `[:alpha:]`, loops over groups, case of anything but English endings."""
 
 _MAX_ADDED_TOKENS = 2_000
 _MAX_ADDED_CHARACTERS = 200
@@ -54,11 +57,11 @@ _MAX_ID = 1 << 22
 
 
 class Inexact(Exception):
-    """Why a tokenizer is not used through tiktoken."""
+    """The reason why a tokenizer is not used through tiktoken."""
 
 
 class Proven(NamedTuple):
-    """What tiktoken is given."""
+    """A tokenizer as tiktoken takes it."""
 
     pattern: str
     """cuts text into words"""
@@ -69,14 +72,14 @@ class Proven(NamedTuple):
 
 
 def prove(backend: tokenizers.Tokenizer, definition: Mapping[str, Any]) -> Proven:
-    """Proves what this module's docstring says.
+    """Prove that tiktoken gives the same ids, by the conditions in this module's docstring.
 
     Args:
         backend: the tokenizer.
         definition: the same as JSON, as `backend.to_str` gives it.
 
     Raises:
-        Inexact: it does not hold.
+        Inexact: a condition does not hold.
     """
     model = definition["model"]
     if model.get("type") != "BPE":
@@ -90,6 +93,7 @@ def prove(backend: tokenizers.Tokenizer, definition: Mapping[str, Any]) -> Prove
     ):
         if model.get(option):
             raise Inexact(f"its model has {option}")
+
     normalizer = definition["normalizer"]
     if normalizer is not None and normalizer["type"] != "NFC":
         raise Inexact(f"its normalizer is {normalizer['type']}")
@@ -99,6 +103,7 @@ def prove(backend: tokenizers.Tokenizer, definition: Mapping[str, Any]) -> Prove
         backend.normalizer.normalize_str(token) != token for token in added
     ):
         raise Inexact("an added token is not in NFC")
+
     vocabulary = _without_added(model["vocab"], added)
     ranks = _byte_ranks(vocabulary)
     _require_same_merges(backend.model, vocabulary, model["merges"])
@@ -107,7 +112,7 @@ def prove(backend: tokenizers.Tokenizer, definition: Mapping[str, Any]) -> Prove
 
 
 def _word_pattern(pre_tokenizer: Mapping[str, Any] | None) -> str:
-    """The one regular expression that cuts text into words."""
+    """Return the one regular expression that cuts text into words."""
     steps = [pre_tokenizer] if pre_tokenizer else []
     if pre_tokenizer and pre_tokenizer["type"] == "Sequence":
         steps = list(pre_tokenizer["pretokenizers"])
@@ -127,17 +132,21 @@ def _require_portable(pattern: str) -> str:
         raise Inexact(
             "its regular expression has constructs that regex engines read in different ways"
         )
-    if re.match(
-        re.sub(r"\\[pP]\{\w+\}", "a", pattern), ""
-    ):  # where it ever matches nothing it does so here
+    # A pattern that ever matches the empty string does so here.
+    if re.match(re.sub(r"\\[pP]\{\w+\}", "a", pattern), ""):
         raise Inexact("its regular expression matches nothing, too")
     return pattern
 
 
 def _grouped(pattern: str) -> str:
-    """`a|b|c(?!d)|e` -> `(?:a|b)|c(?!d)|e`, which matches alike: what does not look ahead goes to the fast one of
-    fancy-regex's engines as a whole."""
-    alternatives, depth, is_class = [""], 0, False
+    """Group the alternatives in front of the first that looks ahead: `a|b|c(?!d)` ->
+    `(?:a|b)|c(?!d)`.
+
+    It matches alike, and the group as a whole goes to the fast one of fancy-regex's engines.
+    """
+    alternatives = [""]
+    depth = 0
+    is_class = False
     for piece in re.findall(r"\\.|.", pattern, re.DOTALL):
         is_class = (is_class or piece == "[") and piece != "]"
         depth += 0 if is_class else (piece == "(") - (piece == ")")
@@ -145,14 +154,16 @@ def _grouped(pattern: str) -> str:
             alternatives.append("")
         else:
             alternatives[-1] += piece
-    num_plain = next((n for n, one in enumerate(alternatives) if "(?!" in one), len(alternatives))
+
+    looks_ahead = ["(?!" in alternative for alternative in alternatives]
+    num_plain = looks_ahead.index(True) if True in looks_ahead else len(alternatives)
     if num_plain < 2:
         return pattern
     return "|".join([f"(?:{'|'.join(alternatives[:num_plain])})", *alternatives[num_plain:]])
 
 
 def _require_same_characters(pattern: str) -> None:
-    """Both engines know the same characters, of those that are newer than Python's Unicode."""
+    """Require that both engines class the characters alike that are newer than Python's Unicode."""
     unknown = "".join(c for c in map(chr, range(0x80, 0x40000)) if unicodedata.category(c) == "Cn")
     single_bytes = {bytes([byte]): byte for byte in range(256)}
     for characters in sorted(set(re.findall(_CHARACTERS, pattern))):
@@ -169,15 +180,13 @@ def _require_same_characters(pattern: str) -> None:
 
 
 def _without_added(vocabulary: Mapping[str, int], added: Mapping[str, int]) -> dict[str, int]:
-    """The model's tokens that can be in a word."""
+    """Return the model's tokens that can be in a word."""
     words = {token: rank for token, rank in vocabulary.items() if token not in added}
-    if any(
-        token in vocabulary and not all("!" <= character <= "~" for character in token)
-        for token in added
-    ):
-        raise Inexact(
-            "an added token shares its id with bytes of other text"
-        )  # é: there the byte E9
+    for token in added:
+        is_ascii = all("!" <= character <= "~" for character in token)
+        if token in vocabulary and not is_ascii:  # é: in the vocabulary, the byte E9
+            raise Inexact("an added token shares its id with bytes of other text")
+
     ids = {*words.values(), *added.values()}
     if len(ids) != len(words) + len(added):
         raise Inexact("two of its tokens have the same id")
@@ -187,7 +196,7 @@ def _without_added(vocabulary: Mapping[str, int], added: Mapping[str, int]) -> d
 
 
 def _byte_ranks(vocabulary: Mapping[str, int]) -> dict[bytes, int]:
-    """Tokens as bytes -> ids. ByteLevel writes each byte as a printable character."""
+    """Return tokens as bytes -> ids. ByteLevel writes each byte as a printable character."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
     byte_of = {byte: byte for byte in printable} | {256 + n: byte for n, byte in enumerate(others)}
@@ -200,10 +209,12 @@ def _byte_ranks(vocabulary: Mapping[str, int]) -> dict[bytes, int]:
 
 
 def _require_same_merges(model: Any, vocabulary: Mapping[str, int], merges: Sequence[Any]) -> None:
-    """What the listed merges make of a word is what merging by rank makes of it (proof: the module's docstring).
+    """Require that the listed merges and merging by rank give the same tokens for every word.
+
+    The module's docstring has the proof.
 
     Args:
-        model: `tokenizers.models.BPE`; as it was, when this returns.
+        model: `tokenizers.models.BPE`; unchanged when this returns.
         vocabulary: its tokens that can be in a word, as ByteLevel writes them -> ids.
         merges: its pairs, the first to be merged first.
     """
@@ -213,6 +224,7 @@ def _require_same_merges(model: Any, vocabulary: Mapping[str, int], merges: Sequ
     ids = [vocabulary[result] for result in results if result in vocabulary]
     if any(earlier > later for earlier, later in pairwise(ids)):
         raise Inexact("its merges are not in the order of their results' ids")
+
     looks_up_words = model.ignore_merges
     model.ignore_merges = False
     try:
@@ -239,9 +251,15 @@ def _added_tokens(added: Sequence[Mapping[str, Any]]) -> dict[str, int]:
 
 
 def _can_overlap(tokens: Collection[str]) -> bool:
-    """Whether a text can hold two of them, or one twice, so that they share characters."""
-    begins = {token[:length] for token in tokens for length in range(1, len(token))}
-    if any(token[-length:] in begins for token in tokens for length in range(1, len(token))):
+    """Return whether a text can hold two of them, or one twice, so that they share characters."""
+    beginnings = set()
+    endings = set()
+    for token in tokens:
+        for length in range(1, len(token)):
+            beginnings.add(token[:length])
+            endings.add(token[-length:])
+    if beginnings & endings:
         return True
+
     joined = "\0".join(tokens)
     return any(joined.count(token) > 1 for token in tokens)

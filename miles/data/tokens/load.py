@@ -1,10 +1,11 @@
-"""Loads a Hugging Face tokenizer, and says in one hash what it and the settings would make of any text.
+"""The name of a Hugging Face tokenizer -> the tokenizer with its chat template, and its
+fingerprint.
 
-    "/models/Qwen3-4B", "s3://bucket/Qwen3-4B", "Qwen/Qwen3-4B"  ->  a fast tokenizer with a chat template
+    "/models/Qwen3-4B", "s3://bucket/Qwen3-4B", "Qwen/Qwen3-4B"  ->  a fast tokenizer
 
-Loading is cached per process by what the files are (names, sizes, stamps), never by an object's identity:
-a worker that encodes in many small tasks loads once. transformers, which brings torch, is imported where a tokenizer
-is loaded: a process that only plans or hands out steps starts without it.
+Loading is cached in a process by the files' names, sizes and stamps, never by an object's identity:
+a worker that encodes in many small tasks loads once. transformers, which brings torch, is imported
+where a tokenizer is loaded: a process that only plans or hands out steps starts without it.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 PINNED_DATE = datetime.date(2025, 1, 1)
-"""What a template that writes today's date is given instead, so that the tokens of a row never change."""
+"""The date for a template that writes today's, so that the tokens of a row never change."""
 
 _VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
 _TOKENIZER_SUFFIXES = (".json", ".jinja", ".txt", ".model", ".tiktoken")
@@ -43,13 +44,13 @@ _loaded: dict[tuple[Any, ...], tuple[PreTrainedTokenizerBase, str]] = {}
 
 
 def load_tokenizer(config: EncodeConfig) -> PreTrainedTokenizerBase:
-    """The tokenizer that `config` names, with the chat template that `config` asks for.
+    """Return the tokenizer that `config` names, with the chat template that it asks for.
 
     A date that the template would write (`strftime_now("...")`) is replaced by `PINNED_DATE`.
 
     Raises:
-        TemplateError: no such folder or hub name, no tokenizer in it, one without character offsets (not
-            "fast"), or one without exactly one chat template.
+        TemplateError: there is no such folder or hub name, or no tokenizer in it; or it is not
+            "fast" (without character offsets), or has not exactly one chat template.
     """
     url = config.tokenizer
     files = _tokenizer_files(url)
@@ -58,26 +59,20 @@ def load_tokenizer(config: EncodeConfig) -> PreTrainedTokenizerBase:
         tokenizer, template = _loaded[key]
         if tokenizer.chat_template == template:  # nobody has changed it in the meantime
             return tokenizer
+
     if files is None:
         tokenizer = _from_hub(url, config.trust_remote_code)
     elif storage.is_local(url):
         tokenizer = _from_folder(storage.filesystem(url)[1], url, config.trust_remote_code)
     else:
-        with tempfile.TemporaryDirectory(prefix="miles-tokenizer-") as staged:
-            fs, _ = storage.filesystem(url)
-            for (
-                path,
-                *_,
-            ) in files:  # not the whole folder: a checkpoint's weights may lie beside them
-                storage.copy_file(
-                    str(fs.unstrip_protocol(path)), Path(staged) / path.rsplit("/", 1)[-1]
-                )
-            tokenizer = _from_folder(staged, url, config.trust_remote_code)
+        tokenizer = _from_store(url, [path for path, *_ in files], config.trust_remote_code)
+
     if not tokenizer.is_fast:
         raise TemplateError(
-            f"{url}: {type(tokenizer).__name__} is not a fast tokenizer; the mask needs the character offsets "
-            "that only those give. Save it with a tokenizer.json."
+            f"{url}: {type(tokenizer).__name__} is not a fast tokenizer; the mask needs the "
+            "character offsets that only those give. Save it with a tokenizer.json."
         )
+
     template = pin_date(_single_template(tokenizer, config))
     tokenizer.chat_template = template
     _loaded[key] = (tokenizer, template)
@@ -85,7 +80,8 @@ def load_tokenizer(config: EncodeConfig) -> PreTrainedTokenizerBase:
 
 
 def pin_date(template: str) -> str:
-    """Replaces each `strftime_now("%d %b %Y")` by what it gives for `PINNED_DATE`, as a string literal."""
+    """Replace each `strftime_now("%d %b %Y")` by its text for `PINNED_DATE`, as a string
+    literal."""
     pinned, num_dates = _STRFTIME_NOW.subn(
         lambda call: json.dumps(PINNED_DATE.strftime(call["format"]), ensure_ascii=False), template
     )
@@ -95,12 +91,15 @@ def pin_date(template: str) -> str:
 
 
 def has_pinned_date(template: str) -> bool:
-    """Whether `pin_date` put its date into a template."""
+    """Return whether `pin_date` put its date into a template."""
     return template in _pinned
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """xxh3 (hex) of everything in a tokenizer that decides about ids: vocabulary, merges, added tokens, template."""
+    """Return the hash of all that decides a tokenizer's ids, as 32 hex digits.
+
+    It covers the vocabulary, the merges, the added tokens and the chat template.
+    """
     backend = tokenizer.backend_tokenizer
     backend.no_truncation()  # state of the last call, not of the tokenizer
     backend.no_padding()
@@ -116,7 +115,10 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def encoder_fingerprint(tokenizer: PreTrainedTokenizerBase, config: EncodeConfig) -> str:
-    """xxh3 (hex) of all that makes tokens and masks of a conversation; where the tokenizer lies does not count."""
+    """Return the hash of all that decides the tokens and mask of a conversation, as 32 hex digits.
+
+    Where the tokenizer lies does not count.
+    """
     settings = {
         "tokenizer": tokenizer_fingerprint(tokenizer),
         "template_kwargs": dict(config.template_kwargs),
@@ -131,10 +133,10 @@ def encoder_fingerprint(tokenizer: PreTrainedTokenizerBase, config: EncodeConfig
 
 
 def _tokenizer_files(url: str) -> tuple[tuple[str, int, str], ...] | None:
-    """(path, size, stamp) of the files in a tokenizer's folder; None where the name is the hub's.
+    """Return (path, size, stamp) of the files in a tokenizer's folder; None for a name of the hub.
 
     Raises:
-        TemplateError: neither a folder with a tokenizer in it nor a possible hub name.
+        TemplateError: it is neither a folder with a tokenizer in it nor a possible hub name.
     """
     try:
         fs, path = storage.filesystem(url)
@@ -147,11 +149,13 @@ def _tokenizer_files(url: str) -> tuple[tuple[str, int, str], ...] | None:
         raise TemplateError(
             f"{url}: the tokenizer cannot be read ({redact(str(error))})"
         ) from error
+
     if not is_folder:
         found = "a file, not a folder" if is_there else "no such folder"
         raise TemplateError(
             f"{url}: {found}; expected the folder of a Hugging Face tokenizer, or its hub name"
         )
+
     names = sorted(entry["name"].rstrip("/").rsplit("/", 1)[-1] for entry in entries)
     if not set(names) & set(_VOCABULARY_FILES):
         raise TemplateError(
@@ -163,6 +167,20 @@ def _tokenizer_files(url: str) -> tuple[tuple[str, int, str], ...] | None:
         for entry in sorted(entries, key=lambda entry: str(entry["name"]))
         if entry["type"] == "file" and entry["name"].endswith(_TOKENIZER_SUFFIXES)
     )
+
+
+def _from_store(url: str, paths: list[str], trust_remote_code: bool) -> PreTrainedTokenizerBase:
+    """Load a tokenizer of a remote folder from a copy of its files.
+
+    Args:
+        paths: the tokenizer's files. Weights of a checkpoint may lie beside them.
+    """
+    fs, _ = storage.filesystem(url)
+    with tempfile.TemporaryDirectory(prefix="miles-tokenizer-") as staged:
+        for path in paths:
+            name = path.rsplit("/", 1)[-1]
+            storage.copy_file(str(fs.unstrip_protocol(path)), Path(staged) / name)
+        return _from_folder(staged, url, trust_remote_code)
 
 
 def _from_folder(folder: str, url: str, trust_remote_code: bool) -> PreTrainedTokenizerBase:
@@ -189,14 +207,15 @@ def _from_hub(name: str, trust_remote_code: bool) -> PreTrainedTokenizerBase:
     except Exception as error:  # not in the local cache
         cached_error = error
     try:
-        # One request with a time limit: from_pretrained alone tries for most of a minute without a network.
+        # One request with a time limit: without a network, from_pretrained alone tries for most of
+        # a minute.
         huggingface_hub.HfApi().model_info(name, timeout=_HUB_TIMEOUT_SECONDS)
         return AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
     except Exception as error:
         raise TemplateError(
-            f"{name}: no such folder, and the Hugging Face hub did not give a tokenizer of that name "
-            f"({type(error).__name__}: {_first_line(error)}). Expected a folder or URL with a tokenizer.json, "
-            "or the name of a hub repository that can be reached from here."
+            f"{name}: no such folder, and the Hugging Face hub did not give a tokenizer of that "
+            f"name ({type(error).__name__}: {_first_line(error)}). Expected a folder or URL with a "
+            "tokenizer.json, or the name of a hub repository that can be reached from here."
         ) from cached_error
 
 
@@ -206,12 +225,13 @@ def _single_template(tokenizer: PreTrainedTokenizerBase, config: EncodeConfig) -
     template = tokenizer.chat_template
     if not template:
         raise TemplateError(
-            f"{config.tokenizer}: the tokenizer has no chat template; give one with --chat-template-path"
+            f"{config.tokenizer}: the tokenizer has no chat template; give one with "
+            "--chat-template-path"
         )
     if not isinstance(template, str):
         raise TemplateError(
-            f"{config.tokenizer}: the tokenizer has several chat templates ({', '.join(sorted(template))}); "
-            "choose one with --chat-template-path"
+            f"{config.tokenizer}: the tokenizer has several chat templates "
+            f"({', '.join(sorted(template))}); choose one with --chat-template-path"
         )
     return template
 
