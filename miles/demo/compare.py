@@ -67,7 +67,8 @@ def compare_export(folder: Path, console: Console) -> None:
 
     question = json.loads(rows.lines("chat")[0])["conversations"][0]["value"]
     console.print(f"  [dim]asked:[/dim]    {question}")
-    console.print(f"  [dim]answered:[/dim] {_answer(model, tokenizer, question)}")
+    answer = _answer(model, tokenizer, question)
+    console.print(f"  [dim]answered:[/dim] {answer}", soft_wrap=True)
 
 
 def _megatron_logits(folder: Path, ids: list[int]) -> np.ndarray:

@@ -101,7 +101,7 @@ def run_demo(output: str, console: Console) -> None:
     _title(console, 6, "Report")
     for path in write_report(str(folder), [str(folder / "data" / name) for name in rows.FILES]):
         console.print(f"  {path}")
-    console.print(f"  {verdict(read_metrics(str(folder)))}")
+    console.print(f"  {verdict(read_metrics(str(folder)))}", soft_wrap=True)
 
     share = summary.last_loss / summary.first_loss
     console.print(
