@@ -38,11 +38,20 @@ check: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# Two processes, which share out the files; what the first prints is shown when both have ended.
+define LIGHT_TESTS
+	@$(BIN)/pytest --quick --part 1/2 > $(VENV)/part-1.log 2>&1 & first=$$!; \
+	$(BIN)/pytest --quick --part 2/2; second=$$?; \
+	wait $$first; first=$$?; cat $(VENV)/part-1.log; \
+	exit $$((first || second))
+endef
+
 quick: check
-	$(BIN)/pytest --quick
+	$(LIGHT_TESTS)
 
 test: check
-	$(BIN)/pytest
+	$(LIGHT_TESTS)
+	$(BIN)/pytest --heavy
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/run_all.py

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.support.chatml import save_chatml_tokenizer
-from tests.support.heavy import is_heavy
+from tests.support.heavy import is_heavy, part_of_light_files
 from tests.support.object_storage import s3_bucket
 
 PROJECT = Path(__file__).parent.parent
@@ -22,6 +22,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--quick", action="store_true", help="leave out files that start Ray or Megatron"
     )
+    parser.addoption("--heavy", action="store_true", help="only files that start Ray or Megatron")
+    parser.addoption("--part", metavar="K/N", help="with --quick: one of N shares of the files")
     parser.addoption("--seed", type=int, help="of random choices; by default another each time")
 
 
@@ -40,9 +42,14 @@ def pytest_terminal_summary(terminalreporter: Any, exitstatus: int, config: pyte
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """With `--quick`, leave out files that start Ray or Megatron before they are imported."""
-    if config.option.quick and collection_path.suffix == ".py" and is_heavy(collection_path):
+    """Leave out the files that were not asked for, before they are imported."""
+    if not collection_path.match("test_*.py") or not (config.option.quick or config.option.heavy):
+        return None
+    if config.option.quick == is_heavy(collection_path):
         return True
+    if config.option.part:
+        part, num_parts = map(int, config.option.part.split("/"))
+        return collection_path not in part_of_light_files(part, num_parts) or None
     return None
 
 

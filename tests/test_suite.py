@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.heavy import is_heavy
+from tests.support.heavy import is_heavy, part_of_light_files
 
 TESTS = Path(__file__).parent
 
@@ -39,7 +39,14 @@ def test_no_test_imports_another(folder: str) -> None:
         assert not borrowed, f"{file.relative_to(TESTS.parent)} imports {borrowed[0]}"
 
 
-def test_heavy_files_are_known(tmp_path: Path) -> None:
+def test_parts_hold_every_light_file_once() -> None:
+    files = {file for file in TESTS.rglob("test_*.py") if not is_heavy(file)}
+    parts = [part_of_light_files(part, 3) for part in (1, 2, 3)]
+    assert sum(map(len, parts)) == len(files)
+    assert frozenset.union(*parts) == files
+
+
+def test_heavy_files_are_known() -> None:
     assert is_heavy(TESTS / "integration/test_new.py")
     assert is_heavy(TESTS / "train/rank/test_trainer.py")
     assert not is_heavy(TESTS / "data/order/test_plan.py")

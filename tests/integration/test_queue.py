@@ -93,54 +93,73 @@ def test_waiting_trainer_stops_the_loader(config: DataConfig, tmp_path: Path) ->
     assert len(windows_read()) == 2 * 11, "all windows of both epochs"
 
 
-SLOW_SECONDS = 0.5
-"""What the slow stage of a window adds to each step, far above what the others take."""
+SLOW_SECONDS = 1.0
+"""What the slow stage of a window adds to each step, far above what all else takes."""
+
+STEP_ROWS = 96
 
 
 class SlowRead(pipeline.Read):
-    """Reads as ever, and makes another stage of the loader slow in each window that it reads."""
+    """Reads as ever; makes one stage of the loader slow in some windows.
 
-    def __init__(self, slow_stages: dict[int, str], *arguments: Any) -> None:
+    Such a window is not begun before the trainer has the step before it, so that the trainer waits for
+    all of the window.
+
+    Args:
+        slow_stages: by the first step of the window.
+        folder: where the trainer leaves a file for each step that it has.
+    """
+
+    def __init__(self, slow_stages: dict[int, str], folder: str, *arguments: Any) -> None:
         super().__init__(*arguments)
         self.slow_stages = slow_stages
-        """by the first step of the window"""
+        self.folder = Path(folder)
 
     def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
         for number in range(table.num_rows):
-            stage = self.slow_stages[table["first_step"][number].as_py()]
-            target, name, calls_a_step = {
-                "read": (stages, "read_rows", 1 / 4),
-                "normalize": (row_outcomes, "normalize", 96),
-                "encode": (Encoder, "encode_all", 1),
-                "pack": (stages, "pack", 1),
-            }[stage]
-            original = getattr(target, name)
-
-            def slowed(
-                *arguments: Any,
-                original: Any = original,
-                seconds: float = SLOW_SECONDS / calls_a_step,
-            ) -> Any:
-                time.sleep(seconds)
-                return original(*arguments)
-
+            window = table.slice(number, 1)
+            first_step = window["first_step"][0].as_py()
+            stage = self.slow_stages.get(first_step)
+            if stage is None:
+                yield from super().__call__(window)
+                continue
+            wait_until((self.folder / str(first_step - 1)).exists)
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(target, name, slowed)
-                yield from super().__call__(table.slice(number, 1))
+                slow_down(patch, stage)
+                yield from super().__call__(window)
+
+
+def slow_down(patch: pytest.MonkeyPatch, stage: str) -> None:
+    """Have a stage take `SLOW_SECONDS` more for each step."""
+    target, name, calls_a_step = {
+        "read": (stages, "read_rows", 1 / 4),  # all steps of a window at once
+        "normalize": (row_outcomes, "normalize", STEP_ROWS),
+        "encode": (Encoder, "encode_all", 1),
+        "pack": (stages, "pack", 1),
+    }[stage]
+    original = getattr(target, name)
+
+    def slowed(*arguments: Any) -> Any:
+        time.sleep(SLOW_SECONDS / calls_a_step)
+        return original(*arguments)
+
+    patch.setattr(target, name, slowed)
 
 
 def test_slow_stage_is_named(config: DataConfig, tmp_path: Path) -> None:
-    """Four windows, of 4, 3, 4 and 3 steps; in each, another stage is slow."""
-    order = replace(config.order, batch_size=96, window_rows=384)
+    """After a first window, four of 3 or 4 steps; in each of them, another stage is slow."""
+    order = replace(config.order, batch_size=STEP_ROWS, window_rows=384, num_epoch=3)
     # Blocks of one step, so that a step is not ready long before it is needed.
     config = replace(config, order=order, stream=StreamConfig(target_block_bytes=1, loader_cpus=1))
-    slow_stages = {0: "encode", 4: "read", 7: "normalize", 11: "pack"}
+    slow_stages = {4: "encode", 7: "read", 11: "normalize", 14: "pack"}
     assert sorted(slow_stages.values()) == sorted(STAGES)
-    loader = pipeline.LoaderStages(read=partial(SlowRead, slow_stages))
+    taken = tmp_path / "taken"
+    taken.mkdir()
+    loader = pipeline.LoaderStages(read=partial(SlowRead, slow_stages, str(taken)))
 
     measured, last = [], time.perf_counter()
     with opened(config, str(tmp_path), loader=loader) as feed:
-        for report, _ in follow(feed, config):
+        for report, _ in follow(feed, config, num_steps=18):
             now = time.perf_counter()
             measured.append(
                 Timing(
@@ -151,17 +170,17 @@ def test_slow_stage_is_named(config: DataConfig, tmp_path: Path) -> None:
                 )
             )
             last = now
+            (taken / str(report.position.index)).touch()
 
-    windows = (measured[1:4], measured[4:7], measured[7:11], measured[11:14])  # not the start
-    assert len(measured) == 14
+    windows = (measured[4:7], measured[7:11], measured[11:14], measured[14:18])
     for stage, timings in zip(slow_stages.values(), windows, strict=True):
         for timing in timings:
             assert (timing.queue_depth == 0) == (timing.wait_seconds > 0)
-        stall = Bottleneck.over(timings)
-        assert stall.num_waited >= 1
-        assert stall.waited_share > 0.8
-        assert stall.limiting == stage
-        assert f"most of all its stage {stage} " in str(stall)
+        bottleneck = Bottleneck.over(timings)
+        assert bottleneck.num_waited >= 1
+        assert bottleneck.waited_share > 0.8
+        assert bottleneck.limiting == stage
+        assert f"most of all its stage {stage} " in str(bottleneck)
 
 
 def test_queue_depth_is_a_gauge(settings: dict[str, Any], tmp_path: Path) -> None:
