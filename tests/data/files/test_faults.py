@@ -52,7 +52,7 @@ def rows_of(manifest: Manifest) -> tuple[list[bytes], list[bytes]]:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("fault", ERRORS)
-def test_the_rows_are_those_of_a_healthy_filesystem(
+def test_passing_faults_change_no_rows(
     memory: MemoryFileSystem, tmp_path: Path, kind: str, fault: str
 ) -> None:
     name, content = content_of(kind, tmp_path)
@@ -71,7 +71,7 @@ def test_the_rows_are_those_of_a_healthy_filesystem(
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("fault", ["connection", "short", "busy"])
-def test_a_fault_that_does_not_pass_names_the_file_and_the_tries(
+def test_lasting_faults_name_file_and_tries(
     memory: MemoryFileSystem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, fault: str
 ) -> None:
     monkeypatch.setattr(retry, "MAX_TRIES", 4)
@@ -104,7 +104,7 @@ def test_what_does_not_pass_is_asked_once(memory: MemoryFileSystem, error: Any) 
     assert sum(Faulty.calls.values()) == 1
 
 
-def test_a_file_that_is_missing_is_asked_for_once(memory: MemoryFileSystem) -> None:
+def test_a_missing_file_is_asked_once(memory: MemoryFileSystem) -> None:
     Faulty.every = 10**9
     with pytest.raises(SourceError, match=r"gone\.jsonl: no such file"):
         manifest_of("faulty:///faults/gone.jsonl")
@@ -127,7 +127,7 @@ def test_a_corrupt_file_is_read_once(memory: MemoryFileSystem) -> None:
 
 
 @pytest.mark.parametrize("fault", ERRORS)
-def test_small_files_are_read_and_written_in_spite_of_faults(
+def test_small_files_survive_passing_faults(
     memory: MemoryFileSystem, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
     Faulty.every, Faulty.fault = 2, fault

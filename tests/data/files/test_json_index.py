@@ -1,4 +1,5 @@
-"""The index of a JSON file: kept between runs, believed only while the file is the same, and never worth an error."""
+"""The index of a JSON file: kept between runs, believed only while the file is the same, and never
+worth an error."""
 
 from __future__ import annotations
 
@@ -53,7 +54,7 @@ def read(manifest: Manifest, row_ids: Any) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_file_is_scanned_once_while_it_is_the_same(memory: MemoryFileSystem, name: str) -> None:
+def test_an_unchanged_file_is_scanned_once(memory: MemoryFileSystem, name: str) -> None:
     rows = made_rows()
     content = content_of(name, rows)
     memory.pipe_file(f"/i/{name}", content)
@@ -66,9 +67,7 @@ def test_a_file_is_scanned_once_while_it_is_the_same(memory: MemoryFileSystem, n
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_file_of_the_same_size_written_anew_is_scanned_anew(
-    memory: MemoryFileSystem, name: str
-) -> None:
+def test_a_rewritten_file_is_scanned_anew(memory: MemoryFileSystem, name: str) -> None:
     memory.pipe_file(f"/i/{name}", content_of(name, made_rows()))
     old, _ = counted(f"counting:///i/{name}")
     # As many bytes, other places of the rows: the first row takes what the last one had.
@@ -83,9 +82,7 @@ def test_a_file_of_the_same_size_written_anew_is_scanned_anew(
     assert read(new, range(NUM_ROWS)) == rows
 
 
-def test_a_local_file_is_known_by_size_and_time_of_change(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_local_stamps_are_size_and_mtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_bytes(content_of(path.name, made_rows()))
     scans: list[str] = []
@@ -110,7 +107,7 @@ def test_a_local_file_is_known_by_size_and_time_of_change(
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_rows_are_read_by_the_ranges_that_hold_them(memory: MemoryFileSystem, name: str) -> None:
+def test_only_the_needed_ranges_are_read(memory: MemoryFileSystem, name: str) -> None:
     rows = made_rows()
     memory.pipe_file(f"/i/{name}", content_of(name, rows))
     manifest, _ = counted(f"counting:///i/{name}")
@@ -155,7 +152,7 @@ def test_a_damaged_entry_is_made_anew(memory: MemoryFileSystem, cache: Path, dam
     assert json.loads(entry.read_text()) == json.loads(whole), "and kept again"
 
 
-def test_a_cache_that_cannot_be_had_is_done_without(
+def test_an_unusable_cache_is_ignored(
     memory: MemoryFileSystem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = made_rows()
@@ -167,7 +164,7 @@ def test_a_cache_that_cannot_be_had_is_done_without(
         assert read(manifest, [3, 399]) == [rows[3], rows[399]]
 
 
-def test_a_file_without_a_stamp_is_scanned_each_time(
+def test_files_without_stamps_are_always_scanned(
     memory: MemoryFileSystem, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     content = content_of("rows.jsonl", made_rows())

@@ -77,7 +77,7 @@ def test_the_first_byte_says_what_it_is(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize(
     "text", ['[1, 2]\n{"a": 1}\n', '\n[{"a": 1}]\n\n[2]', '[]\r\n{"a": "]"}\r\n']
 )
-def test_lines_of_which_the_first_is_a_list(tmp_path: Path, text: str) -> None:
+def test_lines_may_begin_with_a_list(tmp_path: Path, text: str) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_bytes(text.encode())
     kind, rows = rows_in(path)
@@ -100,7 +100,7 @@ def test_malformed_lines_are_rows(tmp_path: Path) -> None:
     assert rows_in(path)[1] == [b'{"a": ', b"not json", b"\xff\xfe", b'{"a": 1}']
 
 
-def test_groups_are_cut_by_rows_and_by_bytes(tmp_path: Path) -> None:
+def test_groups_end_by_rows_or_bytes(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text('{"a": 1}\n' * 2_500)
     assert [extent[0] for extent in json_scan.scan(str(path), None)[1]] == [1_000, 1_000, 500]
@@ -124,7 +124,7 @@ def test_groups_are_cut_by_rows_and_by_bytes(tmp_path: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("buffer_bytes", [3, 4 << 20])
-def test_a_broken_array_is_named_with_its_byte(
+def test_a_broken_array_names_its_byte(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     text: str,
@@ -156,7 +156,7 @@ def bytes_read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return sizes
 
 
-def test_a_break_far_into_an_array_is_found_at_once(tmp_path: Path, bytes_read: list[int]) -> None:
+def test_a_late_break_is_found_at_once(tmp_path: Path, bytes_read: list[int]) -> None:
     """The rest of the file is not read in the hope that it mends the element."""
     path = tmp_path / "rows.json"
     element = json.dumps({"a": "x" * 90})
@@ -166,7 +166,7 @@ def test_a_break_far_into_an_array_is_found_at_once(tmp_path: Path, bytes_read: 
     assert sum(bytes_read) < 20_000
 
 
-def test_an_element_that_is_not_closed_is_given_up(
+def test_an_unclosed_element_is_given_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bytes_read: list[int]
 ) -> None:
     monkeypatch.setattr(json_scan, "MAX_ELEMENT_BYTES", 10_000)

@@ -1,4 +1,5 @@
-"""File names -> formats; OpenHermes from files and from the hub, and the errors where the hub cannot help."""
+"""File names -> formats; OpenHermes from files and from the hub, and the errors where the hub
+cannot help."""
 
 from __future__ import annotations
 
@@ -120,7 +121,7 @@ def test_a_hub_that_asks_for_a_login(hub: type[Hub]) -> None:
     assert "source='PATH'" in str(caught.value)
 
 
-def test_a_hub_out_of_reach_says_how_to_do_without(
+def test_an_unreachable_hub_names_the_way_out(
     hub: type[Hub], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(

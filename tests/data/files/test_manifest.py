@@ -91,7 +91,7 @@ def test_json_round_trip(mixture: list[SourceConfig]) -> None:
             Manifest.from_json(text, "m.json")
 
 
-def test_fingerprint_is_of_the_content_not_of_the_folder(tmp_path: Path) -> None:
+def test_fingerprint_ignores_the_folder(tmp_path: Path) -> None:
     first = write_lines(tmp_path / "x/rows.jsonl", 3)
     moved = write_lines(tmp_path / "y/rows.jsonl", 3)
     renamed = write_lines(tmp_path / "y/other.jsonl", 3)
@@ -112,7 +112,7 @@ def test_fingerprint_is_of_the_content_not_of_the_folder(tmp_path: Path) -> None
     assert fingerprint(first) != before
 
 
-def test_fingerprint_is_of_how_rows_are_read_too(tmp_path: Path) -> None:
+def test_fingerprint_covers_how_rows_are_read(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "rows.jsonl", 3)
     formats = (
         NUMBERS,
@@ -134,7 +134,7 @@ CHAT = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4
 @pytest.mark.parametrize(
     "name", ["rows.jsonl", "rows.json", "rows.jsonl.gz", "rows.jsonl.zst", "rows.parquet"]
 )
-def test_the_shape_of_a_source_is_told_from_its_first_rows(tmp_path: Path, name: str) -> None:
+def test_first_rows_decide_the_shape(tmp_path: Path, name: str) -> None:
     rows = [
         {"messages": None, "prompt": "a", "completion": "b", "extra": i} for i in range(FIRST_ROWS)
     ]
@@ -161,7 +161,7 @@ def test_the_shape_of_a_source_is_told_from_its_first_rows(tmp_path: Path, name:
     assert normalize(payload, source.format).messages[0] == {"role": "user", "content": "a"}
 
 
-def test_first_rows_that_cannot_be_read_do_not_count(tmp_path: Path) -> None:
+def test_unreadable_first_rows_do_not_count(tmp_path: Path) -> None:
     lines = [b"{", b'{"text": "\xff"}', b"[1]", b'{"text": "a"}', b"[" * 100_000]
     (tmp_path / "rows.jsonl").write_bytes(b"\n".join(lines))
     broken = pa.array([b"\xff", b"a"], pa.binary()).cast(pa.string(), safe=False)
@@ -173,16 +173,14 @@ def test_first_rows_that_cannot_be_read_do_not_count(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.parquet"])
-def test_rows_of_no_known_shape_are_an_error(tmp_path: Path, name: str) -> None:
+def test_unknown_shapes_are_an_error(tmp_path: Path, name: str) -> None:
     (write_lines if name == "rows.jsonl" else write_parquet)(tmp_path / name, 3)
     with pytest.raises(SourceError, match=r"source 'quiet': .* rows have i; expected") as caught:
         build_manifest([SourceConfig("quiet", (str(tmp_path / name),))])
     assert "--row-shape" in str(caught.value)
 
 
-def test_of_a_large_row_group_little_is_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_large_row_groups_are_read_little(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     texts = [os.urandom(8_000).hex() for _ in range(1_000)]
     pq.write_table(
         pa.table({"text": texts, "image": texts}),

@@ -79,9 +79,7 @@ def test_rows_of_several_files(tmp_path: Path) -> None:
     assert all(row["text"] == "é中😀" * (row["i"] % 5) for row in rows)
 
 
-def test_only_the_groups_that_are_needed_and_each_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_needed_groups_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     name, content = content_of("parquet", tmp_path)
     (tmp_path / name).write_bytes(content)
     manifest = manifest_of(tmp_path / name)
@@ -149,7 +147,7 @@ def test_what_json_cannot_say(tmp_path: Path) -> None:
     assert second["nested"] is None
 
 
-def test_one_row_that_is_no_text_spoils_no_other(tmp_path: Path) -> None:
+def test_an_unreadable_row_spoils_no_other(tmp_path: Path) -> None:
     broken = pa.array([b"good", b"\xff\xfe", b"too"]).view(pa.string())
     path = tmp_path / "x.parquet"
     pq.write_table(pa.table({"a": broken}), path)
@@ -218,9 +216,7 @@ FAULTS = {
 
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("remote", [False, True])
-def test_what_is_wrong_with_a_file_is_an_error_that_names_it(
-    tmp_path: Path, fault: str, remote: bool
-) -> None:
+def test_errors_name_the_broken_file(tmp_path: Path, fault: str, remote: bool) -> None:
     name, broken, message = FAULTS[fault]
     kind = {
         "x.parquet": "parquet",
@@ -242,7 +238,7 @@ def test_what_is_wrong_with_a_file_is_an_error_that_names_it(
 
 
 @pytest.mark.parametrize("name", ["x.parquet", "x.jsonl", "x.jsonl.zst"])
-def test_damage_behind_a_good_footer_or_beginning_names_the_file(tmp_path: Path, name: str) -> None:
+def test_late_damage_names_the_file(tmp_path: Path, name: str) -> None:
     """A file that goes bad when its rows were counted, and looks as it did."""
     kind = {"x.parquet": "parquet", "x.jsonl": "lines", "x.jsonl.zst": "lines.zst"}[name]
     path = tmp_path / name
@@ -320,7 +316,7 @@ def column(kind: str) -> pa.Table:
         ("two of one name in a struct", "two fields of column 'a' are called 'x'"),
     ],
 )
-def test_a_column_that_cannot_be_read_is_named(tmp_path: Path, kind: str, said: str) -> None:
+def test_unreadable_columns_are_named(tmp_path: Path, kind: str, said: str) -> None:
     path = tmp_path / "x.parquet"
     pq.write_table(column(kind), path)
     with pytest.raises(SourceError, match=said) as caught:
@@ -364,7 +360,7 @@ def test_the_real_sample(assets: Path) -> None:
     assert rows == [pq.read_table(path).slice(int(i), 1).to_pylist()[0] for i in wanted]
 
 
-def test_a_file_that_changes_while_it_is_read_is_refused_too(tmp_path: Path) -> None:
+def test_a_change_while_reading_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text(
         "".join(json.dumps({"text": f"old {number:05d}"}) + "\n" for number in range(5_000))

@@ -1,4 +1,5 @@
-"""The shape of a source's rows, told from the first of them, and what is said where it cannot be."""
+"""The shape of a source's rows, told from the first of them, and what is said where it cannot
+be."""
 
 from __future__ import annotations
 
@@ -88,7 +89,7 @@ def test_every_usual_pair(pair: tuple[str, str]) -> None:
     }
 
 
-def test_most_rows_decide_and_of_equals_the_first_shape() -> None:
+def test_most_rows_decide_the_shape() -> None:
     chat, text = {"messages": CHAT}, {"text": "a"}
     assert detect([text, chat]).shape == "messages"
     assert detect([chat, text, text]).shape == "text"

@@ -1,4 +1,4 @@
-"""Every shape of row that is understood, and every reason for which one is not."""
+"""Every shape of row that is understood, and what the row says of each turn."""
 
 from __future__ import annotations
 
@@ -18,26 +18,7 @@ from miles.data.files.row_shapes import USUAL_PAIRS
 from miles.data.rows.normalize import normalize
 from miles.data.rows.turns import TRAIN_FLAGS
 from miles.data.types import Conversation, RowRejected
-
-ASK = {"from": "human", "value": "2+2?"}
-ANSWER = {"from": "gpt", "value": "4"}
-
-
-def of(
-    row: Any, shape: str = "messages", /, roles: dict[str, str] | None = None, **columns: str
-) -> Conversation:
-    return normalize(json.dumps(row).encode(), RowFormat(shape, columns, roles or {}))
-
-
-def rejected(row: Any, shape: str = "messages", /, **columns: str) -> tuple[str, str]:
-    payload = row if isinstance(row, bytes) else json.dumps(row).encode()
-    with pytest.raises(RowRejected) as caught:
-        normalize(payload, RowFormat(shape, columns))
-    return caught.value.reason, caught.value.detail
-
-
-def texts(conversation: Conversation) -> list[tuple[str, str]]:
-    return [(message["role"], message["content"]) for message in conversation.messages]
+from tests.support.raw_rows import ANSWER, ASK, normalized, rejected, texts
 
 
 def test_openhermes_own_columns() -> None:
@@ -49,7 +30,7 @@ def test_openhermes_own_columns() -> None:
         "id": None,
         "skip_prompt_formatting": False,
     }
-    conversation = of(row)
+    conversation = normalized(row)
     assert conversation.messages == (
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": "2+2?"},
@@ -59,10 +40,10 @@ def test_openhermes_own_columns() -> None:
     assert conversation.text is None
     assert conversation.tools is None
     for empty in (None, ""):
-        assert len(of(row | {"system_prompt": empty}).messages) == 2
+        assert len(normalized(row | {"system_prompt": empty}).messages) == 2
     own = [{"from": "system", "value": "Rhyme."}, *row["conversations"]]
-    assert of(row | {"conversations": own}).messages[0]["content"] == "Rhyme."
-    assert len(of(row | {"conversations": own}).messages) == 3
+    assert normalized(row | {"conversations": own}).messages[0]["content"] == "Rhyme."
+    assert len(normalized(row | {"conversations": own}).messages) == 3
 
 
 @pytest.mark.parametrize(
@@ -75,66 +56,9 @@ def test_openhermes_own_columns() -> None:
     ],
 )
 def test_roles(name: str, role: str) -> None:
-    conversation = of({"conversations": [ASK, {"from": name, "value": "x"}, ANSWER]})
+    conversation = normalized({"conversations": [ASK, {"from": name, "value": "x"}, ANSWER]})
     assert conversation.messages[1] == {"role": role, "content": "x"}
     assert conversation.flags == (None, None, None)
-
-
-def test_openai_messages_keep_what_templates_read() -> None:
-    call = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
-    row = {
-        "messages": [
-            {
-                "role": "user",
-                "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}],
-                "name": "Ann",
-            },
-            {
-                "role": "assistant",
-                "content": None,
-                "tool_calls": [call | {"index": None}],
-                "reasoning_content": "hm",
-            },
-            {"role": "tool", "content": "4", "tool_call_id": "c1", "tool_calls": None},
-            {"role": "assistant", "content": "4", "tool_calls": [], "reasoning_content": None},
-        ]
-    }
-    conversation = of(row)
-    assert conversation.messages == (
-        {"role": "user", "content": "ab", "name": "Ann"},
-        {"role": "assistant", "content": "", "tool_calls": [call], "reasoning_content": "hm"},
-        {"role": "tool", "content": "4", "tool_call_id": "c1"},
-        {"role": "assistant", "content": "4"},
-    )
-    assert conversation.flags == (None, None, None, None)
-
-
-def test_sharegpt_function_calls() -> None:
-    one = {"name": "f", "arguments": {"x": 1}}
-    for value, calls in (
-        (json.dumps(one), [one]),
-        (json.dumps([one, {"name": "g"}]), [one, {"name": "g", "arguments": {}}]),
-        (json.dumps({"name": "f", "arguments": '{"x": 1}'}), [one]),
-        (one | {"id": None}, [one]),
-    ):
-        turns = [
-            ASK,
-            {"from": "function_call", "value": value},
-            {"from": "observation", "value": "1"},
-            ANSWER,
-        ]
-        conversation = of({"conversations": turns})
-        assert conversation.messages[1] == {
-            "role": "assistant",
-            "content": "",
-            "tool_calls": [{"type": "function", "function": call} for call in calls],
-        }
-        assert conversation.flags == (None, None, None, None)
-    for value in ("not json", "[]", "3", '{"arguments": {}}', '["f"]'):
-        reason, detail = rejected(
-            {"conversations": [ASK, {"from": "function_call", "value": value}, ANSWER]}
-        )
-        assert (reason, detail[:6]) == ("bad_message", "turn 1")
 
 
 @pytest.mark.parametrize("key", TRAIN_FLAGS)
@@ -147,13 +71,13 @@ def test_a_row_says_which_turns_are_trained(key: str) -> None:
             {**ANSWER, key: 1},
             {**ANSWER, key: None},
         ]
-        conversation = of({"conversations": turns})
+        conversation = normalized({"conversations": turns})
         assert conversation.flags == (None, False, None, True, None)  # a user's says nothing
         assert key not in conversation.messages[1]
         assert rejected({"conversations": [ASK, {**ANSWER, key: off}]})[0] == "nothing_to_train"
     assert rejected({"conversations": [ASK, {**ANSWER, key: "0"}]})[0] == "bad_message"
     call = {"from": "function_call", "value": '{"name": "f"}', key: False}
-    assert of({"conversations": [ASK, call, ANSWER]}).flags == (None, False, None)
+    assert normalized({"conversations": [ASK, call, ANSWER]}).flags == (None, False, None)
 
 
 @given(
@@ -163,12 +87,13 @@ def test_a_row_says_which_turns_are_trained(key: str) -> None:
 )
 def test_of_several_flags_a_false_one_wins(flags: dict[str, Any]) -> None:
     said = [bool(value) for value in flags.values() if value is not None]
-    conversation = of({"conversations": [ASK, {**ANSWER, **flags}, ASK, ANSWER]})
+    conversation = normalized({"conversations": [ASK, {**ANSWER, **flags}, ASK, ANSWER]})
     assert conversation.flags[1] is (all(said) if said else None)
 
 
 def test_nan_is_as_null() -> None:
-    row = b'{"messages": [{"role": "assistant", "content": "4", "weight": NaN, "x": -Infinity}], "score": NaN}'
+    turn = b'{"role": "assistant", "content": "4", "weight": NaN, "x": -Infinity}'
+    row = b'{"messages": [' + turn + b'], "score": NaN}'
     conversation = normalize(row)
     assert (conversation.messages, conversation.flags) == (
         ({"role": "assistant", "content": "4"},),
@@ -176,79 +101,25 @@ def test_nan_is_as_null() -> None:
     )
 
 
-def test_tools_as_text_or_list() -> None:
-    tool = {"type": "function", "function": {"name": "f", "parameters": {"default": None}}}
-    row = {"conversations": [ASK, ANSWER]}
-    without_nulls = {"type": "function", "function": {"name": "f", "parameters": {}}}
-    assert of(row | {"tools": json.dumps([tool])}).tools == (tool,)  # its author's text
-    assert of(row | {"tools": [json.dumps(tool)]}).tools == (tool,)
-    assert of(row | {"tools": [tool]}).tools == (without_nulls,)  # Parquet's nulls
-    assert of(row | {"functions": [without_nulls]}, tools="functions").tools == (without_nulls,)
-    for nothing in (None, "", " ", [], "[]"):
-        assert of(row | {"tools": nothing}).tools is None
-    assert rejected(row | {"tools": "[{"})[0] == "malformed_json"
-    for no_list in ({"a": 1}, '{"a": 1}', "0", 0, "false"):
-        assert rejected(row | {"tools": no_list})[0] == "bad_message"
-    assert rejected(row | {"tools": [3]})[0] == "bad_message"
-    for other in ({"instruction": "a", "output": "b"}, {"prompt": "a", "completion": "b"}):
-        shape = "alpaca" if "output" in other else "prompt_completion"
-        assert of(other | {"tools": json.dumps([tool])}, shape).tools == (tool,)
-
-
 def test_the_column_of_the_conversation() -> None:
     turns = [ASK, ANSWER]
-    assert len(of({"messages": None, "conversations": turns}).messages) == 2
-    assert len(of({"chat": turns, "messages": []}, messages="chat").messages) == 2
-    assert len(of({"messages": json.dumps(turns)}).messages) == 2
+    assert len(normalized({"messages": None, "conversations": turns}).messages) == 2
+    assert len(normalized({"chat": turns, "messages": []}, messages="chat").messages) == 2
+    assert len(normalized({"messages": json.dumps(turns)}).messages) == 2
     assert (
-        len(of({"messages": [ASK], "conversations": turns}, messages="conversations").messages) == 2
+        len(
+            normalized(
+                {"messages": [ASK], "conversations": turns}, messages="conversations"
+            ).messages
+        )
+        == 2
     )
     assert rejected({"messages": turns}, messages="chat")[0] == "no_messages"
 
 
-@pytest.mark.parametrize(
-    ("text", "arguments"),
-    [
-        ('{"a":  1, "b": null}', {"a": 1, "b": None}),
-        (' {"é": "\\u00e9"}', {"é": "é"}),
-        ("{}", {}),
-        ("", ""),
-        ("[1]", "[1]"),
-        ("null", "null"),
-        ('"a"', '"a"'),
-        ("{not json}", "{not json}"),
-        ('{"a": 1', '{"a": 1'),
-        ('{"a": NaN}', '{"a": NaN}'),
-        ('{"a": 1e999}', '{"a": 1e999}'),
-        ('{"a": "\\ud800"}', '{"a": "\\ud800"}'),
-        ('{"a":' + 200 * "[" + 200 * "]" + "}", '{"a":' + 200 * "[" + 200 * "]" + "}"),
-        (None, {}),
-        ({"a": 1, "b": None}, {"a": 1}),
-        ([1], [1]),
-    ],
-)
-def test_arguments_are_the_object_that_their_text_spells(text: Any, arguments: Any) -> None:
-    for call in (
-        {"name": "f", "arguments": text},
-        {"function": {"arguments": text, "name": "f"}, "type": "function"},
-    ):
-        row = {
-            "messages": [
-                {"role": "user", "content": "?"},
-                {"role": "assistant", "tool_calls": [call]},
-            ]
-        }
-        (read,) = of(row).messages[1]["tool_calls"]
-        assert read.get("function", read) == {"name": "f", "arguments": arguments}
-        assert list(read) in (
-            ["type", "function"],
-            ["name", "arguments"],
-        )  # a template may write it as JSON
-
-
 def test_further_keys_as_json_text() -> None:
     def message(**keys: Any) -> Any:
-        return of({"messages": [{"role": "assistant", "content": "4", **keys}]}).messages[0]
+        return normalized({"messages": [{"role": "assistant", "content": "4", **keys}]}).messages[0]
 
     plain = {"role": "assistant", "content": "4"}
     assert message(extra='{"thinking": {"a": null}, "role": "user"}') == plain | {
@@ -264,7 +135,7 @@ def test_further_keys_as_json_text() -> None:
 def test_role_names() -> None:
     row = {"messages": [{"role": "Bot", "content": "a"}, {"role": "model", "content": "b"}, ANSWER]}
     assert rejected(row)[0] == "unknown_role"
-    conversation = of(row, roles={"Bot": "assistant", "model": "user"})
+    conversation = normalized(row, roles={"Bot": "assistant", "model": "user"})
     assert [message["role"] for message in conversation.messages] == [
         "assistant",
         "user",
@@ -272,7 +143,7 @@ def test_role_names() -> None:
     ]
     for role in ROLE_NAMES:
         row = {"messages": [{"role": "x", "content": "a"}, ANSWER]}
-        assert of(row, roles={"x": role}).messages[0] == {"role": role, "content": "a"}
+        assert normalized(row, roles={"x": role}).messages[0] == {"role": role, "content": "a"}
 
 
 @pytest.mark.parametrize(
@@ -286,15 +157,18 @@ def test_role_names() -> None:
 )
 def test_alpaca(instruction: str | None, given: str | None, question: str) -> None:
     row = {"instruction": instruction, "input": given, "output": "4", "text": "### Instruction …"}
-    assert texts(of(row, "alpaca")) == [("user", question), ("assistant", "4")]
+    assert texts(normalized(row, "alpaca")) == [("user", question), ("assistant", "4")]
 
 
 def test_alpaca_history_and_system() -> None:
     row = {"instruction": "And 3+3?", "response": "6", "context": None, "system": "Be brief."}
     asked = [("user", "And 3+3?"), ("assistant", "6")]
     for nothing in (None, [], "", "[]"):
-        assert texts(of(row | {"history": nothing}, "alpaca")) == [("system", "Be brief."), *asked]
-    conversation = of(row | {"history": [["2+2?", "4"]]}, "alpaca")
+        assert texts(normalized(row | {"history": nothing}, "alpaca")) == [
+            ("system", "Be brief."),
+            *asked,
+        ]
+    conversation = normalized(row | {"history": [["2+2?", "4"]]}, "alpaca")
     assert texts(conversation) == [
         ("system", "Be brief."),
         ("user", "2+2?"),
@@ -302,21 +176,23 @@ def test_alpaca_history_and_system() -> None:
         *asked,
     ]
     assert conversation.flags == (None,) * 5
-    named = of({"q": "2+2?", "a": "4"}, "alpaca", instruction="q", output="a")
+    named = normalized({"q": "2+2?", "a": "4"}, "alpaca", instruction="q", output="a")
     assert texts(named) == [("user", "2+2?"), ("assistant", "4")]
 
 
 @pytest.mark.parametrize("pair", USUAL_PAIRS)
 def test_prompt_and_completion(pair: tuple[str, str]) -> None:
-    conversation = of({pair[0]: "2+2?", pair[1]: "4", "system": "Be brief."}, "prompt_completion")
+    conversation = normalized(
+        {pair[0]: "2+2?", pair[1]: "4", "system": "Be brief."}, "prompt_completion"
+    )
     assert texts(conversation) == [("system", "Be brief."), ("user", "2+2?"), ("assistant", "4")]
     assert conversation.flags == (None, None, None)
 
 
-def test_of_two_lists_only_the_completion_is_trained() -> None:
+def test_only_the_completion_is_trained() -> None:
     prompt = [{"role": "system", "content": "s"}, ASK, ANSWER, {**ANSWER, "weight": 1}, ASK]
     completion = [ANSWER, ASK, {**ANSWER, "weight": 0}, {**ANSWER, "weight": 1}]
-    conversation = of({"prompt": prompt, "completion": completion}, "prompt_completion")
+    conversation = normalized({"prompt": prompt, "completion": completion}, "prompt_completion")
     assert [message["role"] for message in conversation.messages] == [
         *(
             "system",
@@ -331,7 +207,7 @@ def test_of_two_lists_only_the_completion_is_trained() -> None:
         )
     ]
     assert conversation.flags == (None, None, False, False, None, None, None, False, True)
-    assert texts(of({"prompt": [ASK], "completion": "4"}, "prompt_completion")) == [
+    assert texts(normalized({"prompt": [ASK], "completion": "4"}, "prompt_completion")) == [
         ("user", "2+2?"),
         ("assistant", "4"),
     ]
@@ -345,7 +221,7 @@ def test_of_two_lists_only_the_completion_is_trained() -> None:
     assert detail.startswith("column completion, turn 1: ")
 
 
-def test_a_named_column_is_the_only_one_for_its_field() -> None:
+def test_a_named_column_excludes_the_usual() -> None:
     row = {
         "question": "2+2?",
         "answer": "4",
@@ -354,13 +230,13 @@ def test_a_named_column_is_the_only_one_for_its_field() -> None:
         "body": "b",
         "text": "no",
     }
-    named = of(row, "prompt_completion", prompt="question", completion="answer")
+    named = normalized(row, "prompt_completion", prompt="question", completion="answer")
     assert texts(named) == [("user", "2+2?"), ("assistant", "4")]
-    assert texts(of(row, "prompt_completion", prompt="question"))[1] == (
+    assert texts(normalized(row, "prompt_completion", prompt="question"))[1] == (
         "assistant",
         "no",
     )  # the usual one
-    assert of(row, "text", text="body").text == "b"
+    assert normalized(row, "text", text="body").text == "b"
     for shape, columns in (
         ("text", {"text": "gone"}),
         ("messages", {"messages": "gone"}),
@@ -375,10 +251,12 @@ def test_a_named_column_is_the_only_one_for_its_field() -> None:
 
 
 def test_plain_text() -> None:
-    assert of({"text": " a\n", "messages": None}, "text") == Conversation((), None, (), " a\n")
+    assert normalized({"text": " a\n", "messages": None}, "text") == Conversation(
+        (), None, (), " a\n"
+    )
 
 
-def test_a_byte_order_mark_is_no_part_of_a_row() -> None:
+def test_a_byte_order_mark_is_skipped() -> None:
     assert (
         len(
             normalize(
@@ -389,123 +267,16 @@ def test_a_byte_order_mark_is_no_part_of_a_row() -> None:
     )
 
 
-def test_a_shape_is_found_before_rows_are_read() -> None:
+def test_the_shape_must_be_detected() -> None:
     with pytest.raises(AssertionError):
         normalize(b"{}", RowFormat())
 
 
-SECRET = "hunter2"
-
-
-@pytest.mark.parametrize(
-    ("row", "reason"),
-    [
-        (b"", "malformed_json"),
-        (b'{"messages": "' + SECRET.encode(), "malformed_json"),
-        (b'{"a": "' + SECRET.encode() + b'\xff"}', "malformed_json"),
-        (b"[" * 100_000, "malformed_json"),
-        (b'{"a": ' + b"1" * 5_000 + b"}", "malformed_json"),
-        ([SECRET], "not_an_object"),
-        (SECRET, "not_an_object"),
-        ({SECRET: 1}, "no_messages"),
-        ({"conversations": None}, "no_messages"),
-        ({"conversations": []}, "no_messages"),
-        ({"conversations": {SECRET: 1}}, "no_messages"),
-        ({"messages": "{" + SECRET}, "malformed_json"),
-        ({"conversations": [SECRET]}, "bad_message"),
-        ({"conversations": [ASK, {"from": "gpt", "value": None}]}, "bad_message"),
-        ({"conversations": [ASK, {"from": "gpt", "value": 4}]}, "bad_message"),
-        ({"conversations": [ASK, {"from": "gpt", "value": {SECRET: 4}}]}, "bad_message"),
-        (
-            {"messages": [{"role": "user", "content": [{"type": "image", "text": SECRET}]}]},
-            "bad_message",
-        ),
-        (
-            {
-                "messages": [
-                    {"role": "assistant", "content": "", "tool_calls": [{"function": SECRET}]}
-                ]
-            },
-            "bad_message",
-        ),
-        ({"messages": [{"role": "assistant", "content": "", "tool_calls": SECRET}]}, "bad_message"),
-        ({"conversations": [ASK, {"from": "gpt", "value": SECRET + "\ud800"}]}, "bad_message"),
-        ({"conversations": [{"from": SECRET, "value": ""}]}, "unknown_role"),
-        ({"conversations": [{"value": SECRET}, ANSWER]}, "unknown_role"),
-        ({"conversations": [{"from": ["gpt"], "value": SECRET}]}, "unknown_role"),
-        ({"conversations": [{"from": "human", "value": SECRET}]}, "nothing_to_train"),
-        (
-            b'{"messages": [{"role": "assistant", "content": NaN, "a": "'
-            + SECRET.encode()
-            + b'"}]}',
-            "bad_message",
-        ),
-        ({"conversations": [ASK, ANSWER], "system": {"a": SECRET}}, "bad_message"),
-        (
-            {"messages": [{**ANSWER, "a": json.loads("[" * 150 + f'"{SECRET}"' + "]" * 150)}]},
-            "bad_message",
-        ),
-        ({"messages": json.dumps([{**ANSWER, "value": SECRET + "\ud800"}])}, "malformed_json"),
-        ({"messages": [ANSWER], "tools": json.dumps([{SECRET: "\udfff"}])}, "malformed_json"),
-        ({"messages": [ANSWER], "tools": "[" * 150 + f'"{SECRET}"' + "]" * 150}, "malformed_json"),
-    ],
-)
-def test_rejects(row: Any, reason: str) -> None:
-    found, detail = rejected(row)
-    assert found == reason
-    assert detail
-    assert SECRET not in detail
-
-
-@pytest.mark.parametrize(
-    ("shape", "row", "reason"),
-    [
-        ("alpaca", {"instruction": SECRET}, "no_messages"),
-        ("alpaca", {"instruction": SECRET, "output": None}, "no_messages"),
-        ("alpaca", {"instruction": "", "input": None, "output": SECRET}, "no_messages"),
-        ("alpaca", {"instruction": SECRET, "output": 4}, "bad_message"),
-        ("alpaca", {"instruction": [SECRET], "output": "4"}, "bad_message"),
-        ("alpaca", {"instruction": SECRET, "input": 4, "output": "4"}, "bad_message"),
-        ("alpaca", {"instruction": SECRET, "output": "4\ud800"}, "bad_message"),
-        ("alpaca", {"instruction": SECRET, "output": "4", "history": 3}, "bad_message"),
-        ("alpaca", {"instruction": SECRET, "output": "4", "history": "[["}, "malformed_json"),
-        ("alpaca", {"instruction": "a", "output": "4", "history": [[SECRET]]}, "bad_message"),
-        ("alpaca", {"instruction": "a", "output": "4", "history": [[SECRET, None]]}, "bad_message"),
-        (
-            "alpaca",
-            {"instruction": "a", "output": "4", "system": 3, "source": SECRET},
-            "bad_message",
-        ),
-        ("prompt_completion", {"prompt": SECRET, "completion": None}, "no_messages"),
-        ("prompt_completion", {"prompt": SECRET, "completion": []}, "no_messages"),
-        ("prompt_completion", {"prompt": SECRET, "completion": 4}, "bad_message"),
-        ("prompt_completion", {"prompt": {"a": SECRET}, "completion": "4"}, "bad_message"),
-        ("prompt_completion", {"prompt": [SECRET], "completion": "4"}, "bad_message"),
-        (
-            "prompt_completion",
-            {"prompt": [{"role": SECRET, "content": ""}], "completion": "4"},
-            "unknown_role",
-        ),
-        ("text", {"text": None, "a": SECRET}, "no_messages"),
-        ("text", {SECRET: 1}, "no_messages"),
-        ("text", {"text": [SECRET]}, "bad_message"),
-        ("text", {"text": 4, "a": SECRET}, "bad_message"),
-        ("text", {"text": SECRET + "\ud800"}, "bad_message"),
-        ("text", {"text": "", "a": SECRET}, "nothing_to_train"),
-        ("text", {"text": " \n\u3000", "a": SECRET}, "nothing_to_train"),
-        ("text", [SECRET], "not_an_object"),
-    ],
-)
-def test_rejects_of_other_shapes(shape: str, row: Any, reason: str) -> None:
-    found, detail = rejected(row, shape)
-    assert found == reason
-    assert detail
-    assert SECRET not in detail
-
-
 def test_characters_beyond_the_basic_plane_are_text() -> None:
     assert (
-        of({"conversations": [ASK, {"from": "gpt", "value": "😀 \\ud800"}]}).messages[1]["content"]
+        normalized({"conversations": [ASK, {"from": "gpt", "value": "😀 \\ud800"}]}).messages[1][
+            "content"
+        ]
         == "😀 \\ud800"
     )
 
@@ -554,7 +325,7 @@ json_values = st.recursive(
 @given(json_values, st.sampled_from(list(ROW_FIELDS)))
 def test_any_json_is_a_conversation_or_rejected(row: Any, shape: str) -> None:
     try:
-        conversation = of(row, shape)
+        conversation = normalized(row, shape)
     except RowRejected:  # with a known reason, which its constructor asserts
         return
     assert len(conversation.messages) == len(conversation.flags)

@@ -144,7 +144,7 @@ def test_text_in_no_word_is_kept() -> None:
         require_same(tokenizer, encoder, text)
 
 
-def test_blanks_belong_to_their_token_though_offsets_are_trimmed() -> None:
+def test_trimmed_offsets_include_their_blanks() -> None:
     tokenizer = small(None)
     tokenizer.post_processor = processors.Sequence([processors.ByteLevel(trim_offsets=True)])
     assert tokenizer.encode("the the").offsets[1] == (4, 7)
@@ -202,7 +202,7 @@ def test_one_encoder_for_each_content(chatml_tokenizer: Any) -> None:
     )
 
 
-def test_changes_of_the_original_do_not_reach_the_copy() -> None:
+def test_the_copy_keeps_its_state() -> None:
     tokenizer = small()
     encoder = text_encoder(tokenizer)
     before = encoder.encode("cafe\u0301 <think> the").tolist()

@@ -149,7 +149,7 @@ REFUSED: list[tuple[Callable[[Tokenizer], Tokenizer], str]] = [
     (set_part("pre_tokenizer", lambda: split_by(r"\s+", "merged_with_previous")), STEPS),
     (set_part("pre_tokenizer", lambda: split_by(QWEN, invert=True)), STEPS),
     *[
-        (set_part("pre_tokenizer", lambda pattern=pattern: split_by(pattern)), CONSTRUCTS)  # type: ignore[misc]
+        (set_part("pre_tokenizer", lambda pattern=pattern: split_by(pattern)), CONSTRUCTS)
         for pattern in (
             *(
                 r"\w+|\W",
@@ -308,8 +308,9 @@ def test_words_that_are_looked_up_first() -> None:
         require_same(tokenizer, encoder, text)
 
 
-def test_a_looked_up_word_that_two_tokens_would_come_to_by_rank() -> None:
-    """`bca` of rank 300 is no merge, but tiktoken would join `bc` and `a`, which the merge of rank 301 brings about."""
+def test_a_looked_up_word_differs_by_rank() -> None:
+    """`bca` of rank 300 is no merge, but tiktoken would join `bc` and `a`, which the merge of rank
+    301 brings about."""
 
     def change(fields: dict[str, Any]) -> None:
         letters = {
@@ -417,10 +418,11 @@ def test_classes_hold_the_same_of_all_code_points() -> None:
 
 @pytest.mark.parametrize("pattern", [QWEN, LLAMA3, GPT_OSS, bpe_proof._GPT2_WORDS])
 def test_cuts_at_every_edge_between_categories(pattern: str) -> None:
-    """Cuts of both where Unicode's category changes from one code point to the next, in several surroundings.
+    """Cuts of both where Unicode's category changes from one code point to the next, in several
+    surroundings.
 
-    tiktoken looks a word up before it merges: with ranks for all that a text holds, each word is one token.
-    """
+    tiktoken looks a word up before it merges: with ranks for all that a text holds, each word is
+    one token."""
     every = list(map(chr, [*range(0xD800), *range(0xE000, 0x30000)]))
     edges = {
         c for pair in pairwise(every) if len({*map(unicodedata.category, pair)}) == 2 for c in pair

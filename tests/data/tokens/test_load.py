@@ -50,7 +50,7 @@ def test_is_cached_by_content(chatml_tokenizer_folder: Path, tmp_path: Path) -> 
     assert load_tokenizer(config_of(folder)).chat_template != first.chat_template
 
 
-def test_a_cached_tokenizer_that_somebody_changed_is_loaded_again(
+def test_a_changed_tokenizer_is_loaded_again(
     chatml_tokenizer_folder: Path,
 ) -> None:
     config = config_of(chatml_tokenizer_folder)
@@ -109,7 +109,7 @@ def test_dates_are_pinned() -> None:
     )
 
 
-def test_the_fingerprint_covers_what_changes_tokens_or_masks(chatml_tokenizer) -> None:
+def test_fingerprint_covers_tokens_and_masks(chatml_tokenizer) -> None:
     config = config_of("anywhere")
     fingerprint = encoder_fingerprint(chatml_tokenizer, config)
     assert fingerprint == encoder_fingerprint(chatml_tokenizer, config_of("elsewhere"))
@@ -130,7 +130,7 @@ def test_the_fingerprint_covers_what_changes_tokens_or_masks(chatml_tokenizer) -
     assert len(variants | {fingerprint}) == 8
 
 
-def test_the_fingerprint_is_the_same_in_another_process(chatml_tokenizer_folder: Path) -> None:
+def test_fingerprint_is_equal_across_processes(chatml_tokenizer_folder: Path) -> None:
     config = config_of(chatml_tokenizer_folder)
     program = (
         "from miles.data.config import EncodeConfig\n"
@@ -148,7 +148,7 @@ def test_the_fingerprint_is_the_same_in_another_process(chatml_tokenizer_folder:
     assert other.stdout.split()[-1] == encoder_fingerprint(load_tokenizer(config), config)
 
 
-def test_code_that_a_tokenizer_brings_runs_only_where_it_is_trusted(
+def test_remote_code_runs_only_if_trusted(
     chatml_tokenizer_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
