@@ -134,6 +134,7 @@ class ModelShape:
         }
         if self.num_experts is None:
             return dense
+
         return dense | {
             "moe_router_topk": self.moe_router_topk,
             "moe_ffn_hidden_size": self.moe_ffn_hidden_size,

@@ -81,13 +81,16 @@ def call(
         MilesError: likewise, of another call.
         Exception: a lasting error, as it was raised by the first call.
     """
+    pause = tenacity.wait_exponential(FIRST_PAUSE_SECONDS, MAX_PAUSE_SECONDS)
+    jitter = tenacity.wait_random(0, FIRST_PAUSE_SECONDS)
+    is_last_try = tenacity.stop_after_attempt(max_tries or MAX_TRIES)
+    is_too_late = tenacity.stop_after_delay(MAX_SECONDS)
     retrying = tenacity.Retrying(
         retry=tenacity.retry_if_exception(is_transient),
-        wait=tenacity.wait_exponential(FIRST_PAUSE_SECONDS, MAX_PAUSE_SECONDS)
-        + tenacity.wait_random(0, FIRST_PAUSE_SECONDS),
-        stop=tenacity.stop_after_attempt(max_tries or MAX_TRIES)
-        | tenacity.stop_after_delay(MAX_SECONDS),
+        wait=pause + jitter,
+        stop=is_last_try | is_too_late,
     )
+
     try:
         return retrying(function)
     except tenacity.RetryError as failed:

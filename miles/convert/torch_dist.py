@@ -254,6 +254,7 @@ def _read_args(folder: Path, where: str) -> dict[str, Any]:
     """
     # Not the context manager: on leaving, it would take the class away from Megatron's loader, too.
     torch.serialization.add_safe_globals([argparse.Namespace])
+
     try:
         try:
             common = torch.load(folder / "common.pt", weights_only=True)
