@@ -55,7 +55,10 @@ fsync = os.fsync
 def waiting(file):
     number = file if isinstance(file, int) else file.fileno()
     saving = re.search(r"/[.]saving-(iter_\\d+)", os.readlink(f"/proc/self/fd/{{number}}"))
+    parent = os.getppid()
     while saving and not os.path.exists(os.path.join({notes!r}, saving[1])):
+        if os.getppid() != parent:  # the run was killed
+            os._exit(1)
         time.sleep(0.02)
     return fsync(file)
 os.fsync = waiting
