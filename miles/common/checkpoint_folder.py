@@ -91,11 +91,6 @@ def find_start(
     return found, False
 
 
-def publish(url: str, iteration: int) -> None:
-    """Name a checkpoint in the tracker. All of its files must be there."""
-    storage.write_text(storage.join(url, TRACKER), str(iteration))
-
-
 def remove_old(url: str, keep_last: int | None, keep_best: int | None) -> list[str]:
     """Remove the checkpoints of a folder that are neither among the newest nor among the best.
 

@@ -34,3 +34,13 @@ def tracked(url: str) -> tuple[str, int] | None:
     if word != RELEASE and not word.isdigit():
         raise CheckpointError(f"{tracker}: expected an iteration or 'release', found {word[:40]!r}")
     return (RELEASE, 0) if word == RELEASE else (folder_name(int(word)), int(word))
+
+
+def write_tracker(url: str, newest: int | str) -> None:
+    """Name the newest checkpoint of a folder. All of its files must be there.
+
+    Args:
+        url: the folder (fsspec URL).
+        newest: the iteration, or `RELEASE`.
+    """
+    storage.write_text(storage.join(url, TRACKER), str(newest))

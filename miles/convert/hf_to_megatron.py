@@ -25,7 +25,7 @@ from miles.architecture.families import TIED_COPY, TIED_TO, pieces_of, read_shap
 from miles.architecture.parameters import Parameter
 from miles.architecture.sizes import padded_vocab_size
 from miles.common import atomic_folders, storage
-from miles.common.checkpoint_tracker import RELEASE, TRACKER, tracked
+from miles.common.checkpoint_tracker import RELEASE, TRACKER, tracked, write_tracker
 from miles.convert import parallel, tensor_io, torch_dist
 from miles.convert.mismatch import missing_tensor, unexpected_tensors, wrong_shape
 from miles.convert.path_safety import require_inside
@@ -97,7 +97,7 @@ def _save_locally(
     with atomic_folders.appearing(root / RELEASE) as folder:
         _write(folder, boxes, args, console)
         (root / TRACKER).unlink(missing_ok=True)  # it names the one that is replaced
-    storage.write_text(str(root / TRACKER), RELEASE)
+    write_tracker(str(root), RELEASE)
 
 
 def _save_remotely(
@@ -108,7 +108,7 @@ def _save_remotely(
         root = Path(name)
         (root / RELEASE).mkdir()
         _write(root / RELEASE, boxes, args, console)
-        storage.write_text(str(root / TRACKER), RELEASE)
+        write_tracker(str(root), RELEASE)
 
         storage.remove(storage.join(save, TRACKER))
         storage.remove(storage.join(save, RELEASE))

@@ -12,11 +12,10 @@ from miles.common.checkpoint_folder import (
     EXTRA,
     SAVING,
     find,
-    publish,
     remove_old,
     remove_unfinished,
 )
-from miles.common.checkpoint_tracker import TRACKER
+from miles.common.checkpoint_tracker import TRACKER, write_tracker
 from miles.errors import CheckpointError
 
 LOSSES = {100: 3.0, 200: 1.0, 300: None, 400: 1.5, 500: 2.0}
@@ -90,7 +89,7 @@ def test_only_a_tracked_checkpoint_is_found(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         (tmp_path / name / "metadata.json").write_text("{}")
     assert find(str(tmp_path)) is None
-    publish(str(tmp_path), 1)
+    write_tracker(str(tmp_path), 1)
     found = find(str(tmp_path))
     assert found is not None
     assert (found.url, found.iteration) == (str(tmp_path / "iter_0000001"), 1)
@@ -99,6 +98,6 @@ def test_only_a_tracked_checkpoint_is_found(tmp_path: Path) -> None:
         "iter_0000001",
         "iter_0000002",
     ]
-    publish(str(tmp_path), 3)
+    write_tracker(str(tmp_path), 3)
     with pytest.raises(CheckpointError, match=r"names \S+/iter_0000003, which is not there"):
         find(str(tmp_path))

@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,108 +50,90 @@ def read_metrics(url: str) -> list[dict[str, Any]]:
 @pytest.mark.slow
 def test_rows_and_model_on_object_storage(bucket: str, tmp_path: Path, ray_logs: Path) -> None:
     build_model(demo_tokenizer(), tmp_path / "hf")
-    here = rows.copy_rows(tmp_path / "rows")
+    files = rows.copy_rows(tmp_path / "rows")
     storage.upload_folder(tmp_path / "hf", f"{bucket}/hf", last="config.json")
     storage.upload_folder(tmp_path / "rows", f"{bucket}/rows", last="code.jsonl")
 
-    printed = miles(
-        *(
-            "prepare",
-            "chat",
-            "--source",
-            f"{bucket}/rows/chat.jsonl",
-            "--tokenizer",
-            f"{bucket}/hf",
-        ),
-        *("--output", f"{bucket}/data/chat"),
-    )
-    printed += miles(
-        "convert",
-        "hf-to-megatron",
-        "--hf-checkpoint",
-        f"{bucket}/hf",
-        "--save",
-        f"{bucket}/megatron",
-    )
-    run = f"{bucket}/run"
-    line = [
-        *(
-            "train",
-            "--hf-checkpoint",
-            f"{bucket}/hf",
-            "--ref-load",
-            f"{bucket}/megatron",
-            "--save",
-            run,
-        ),
-        *("--prompt-data", "chat", f"{bucket}/data/chat", "code", f"{bucket}/rows/code.jsonl"),
-        *(
-            "--rollout-batch-size",
-            "32",
-            "--max-tokens-per-gpu",
-            "2048",
-            "--lr",
-            "1e-3",
-            "--max-bad-fraction",
-            "0.02",
-        ),
-        *("--rollout-shuffle", "--num-rollout", "6", "--save-interval", "3"),
-    ]
-    printed += miles(*line, "--actor-num-gpus-per-node", "2")
-    whole = read_metrics(run)
-    storage.write_text(
-        f"{run}/latest_checkpointed_iteration.txt", "3"
-    )  # as if it had been killed after step 5
-    printed += (again := miles(*line))
-    assert "going on at step 3" in again
-    printed += miles(
-        "convert",
-        "megatron-to-hf",
-        "--load",
-        run,
-        "--hf-checkpoint",
-        f"{bucket}/hf",
-        "--save",
-        f"{run}/hf",
-    )
-    printed += miles("inspect", run) + miles("report", run)
+    printed = prepare_and_convert(bucket)
+    printed += train_on(bucket, num_ranks=2)
+    unbroken = read_metrics(f"{bucket}/run")
+    # As if the run had been killed after step 5.
+    storage.write_text(f"{bucket}/run/latest_checkpointed_iteration.txt", "3")
+    resumed = train_on(bucket, num_ranks=1)
+    assert "going on at step 3" in resumed
+    printed += resumed + export_and_report(bucket)
 
-    # The same rows as on this machine, in the same steps; on two ranks, then on one.
-    prepared = str(tmp_path / "prepared")
-    prepare("chat", source=str(here["chat"]), tokenizer=str(tmp_path / "hf")).write(prepared)
+    expected = local_fingerprints(files, tmp_path)
+    for metrics in (unbroken, read_metrics(f"{bucket}/run")):
+        assert [metric["data/step_fingerprint"] for metric in metrics] == expected
+    assert [metric["sft/loss"] for metric in read_metrics(f"{bucket}/run")] == pytest.approx(
+        [metric["sft/loss"] for metric in unbroken], rel=1e-4
+    )
+    require_trained_export(bucket)
+    require_run_folder(bucket)
+    require_no_secret_anywhere(printed, ray_logs)
+
+
+def prepare_and_convert(bucket: str) -> str:
+    """Prepare the chat rows and convert the model, from the bucket to the bucket."""
+    source = f"--source {bucket}/rows/chat.jsonl --tokenizer {bucket}/hf"
+    printed = miles(*f"prepare chat {source} --output {bucket}/data/chat".split())
+    convert = f"convert hf-to-megatron --hf-checkpoint {bucket}/hf --save {bucket}/megatron"
+    return printed + miles(*convert.split())
+
+
+def train_on(bucket: str, *, num_ranks: int) -> str:
+    """Train six steps on the prepared chat rows and the code rows as they are."""
+    model = f"--hf-checkpoint {bucket}/hf --ref-load {bucket}/megatron --save {bucket}/run"
+    data = f"--prompt-data chat {bucket}/data/chat code {bucket}/rows/code.jsonl"
+    steps = "--rollout-batch-size 32 --rollout-shuffle --num-rollout 6 --save-interval 3"
+    limits = "--max-tokens-per-gpu 2048 --lr 1e-3 --max-bad-fraction 0.02"
+    ranks = f"--actor-num-gpus-per-node {num_ranks}"
+    return miles(*f"train {model} {data} {steps} {limits} {ranks}".split())
+
+
+def export_and_report(bucket: str) -> str:
+    """Convert the trained checkpoint back, and look at the run."""
+    run = f"{bucket}/run"
+    export = f"convert megatron-to-hf --load {run} --hf-checkpoint {bucket}/hf --save {run}/hf"
+    return miles(*export.split()) + miles("inspect", run) + miles("report", run)
+
+
+def local_fingerprints(files: Mapping[str, Path], folder: Path) -> list[str]:
+    """Return the fingerprints of the same six steps from this machine's files, without Ray."""
+    prepared = str(folder / "prepared")
+    prepare("chat", source=str(files["chat"]), tokenizer=str(folder / "hf")).write(prepared)
     config = DataConfig(
-        (SourceConfig("chat", (prepared,)), SourceConfig("code", (str(here["code"]),))),
+        (SourceConfig("chat", (prepared,)), SourceConfig("code", (str(files["code"]),))),
         OrderConfig(batch_size=32, shuffle=True),
-        EncodeConfig(str(tmp_path / "hf"), max_sample_tokens=2048),
+        EncodeConfig(str(folder / "hf"), max_sample_tokens=2048),
         PackConfig(1, 2048),
     )
-    expected = [step.fingerprint for step in local(config)[:6]]
-    for metrics in (whole, read_metrics(run)):
-        assert [metric["data/step_fingerprint"] for metric in metrics] == expected
-    assert [metric["sft/loss"] for metric in read_metrics(run)] == pytest.approx(
-        [metric["sft/loss"] for metric in whole], rel=1e-4
-    )
-    exported, fresh = (
-        load(storage.read_bytes(f"{url}/model.safetensors"))
-        for url in (f"{run}/hf", f"{bucket}/hf")
-    )
+    return [step.fingerprint for step in local(config)[:6]]
+
+
+def require_trained_export(bucket: str) -> None:
+    exported = load(storage.read_bytes(f"{bucket}/run/hf/model.safetensors"))
+    fresh = load(storage.read_bytes(f"{bucket}/hf/model.safetensors"))
     assert exported.keys() == fresh.keys()
     assert any((exported[name] != fresh[name]).any() for name in fresh), "it has learned"
 
+
+def require_run_folder(bucket: str) -> None:
     manifest = Manifest.from_json(storage.read_text(f"{bucket}/data/chat/manifest.json"))
     assert manifest.sources[0].files[0].path == f"{bucket}/rows/chat.jsonl"
-    assert json.loads(storage.read_text(f"{run}/ledger.json"))["chat"]["counts"]["read"] > 0
-    assert storage.exists(f"{run}/rejects.jsonl")
+    assert json.loads(storage.read_text(f"{bucket}/run/ledger.json"))["chat"]["counts"]["read"] > 0
+    for name in ("rejects.jsonl", "report.html", "config.json", "first_batch.json"):
+        assert storage.exists(f"{bucket}/run/{name}"), name
+
+
+def require_no_secret_anywhere(printed: str, ray_logs: Path) -> None:
+    """Look into everything that was printed, stored, logged by Ray or cached."""
     no_secret_in(printed.encode(), "what was printed")
     store = s3fs.S3FileSystem()
-    objects = store.find("bucket")
-    assert {
-        "bucket/run/report.html",
-        "bucket/run/config.json",
-        "bucket/run/first_batch.json",
-    } <= set(objects)
-    for path in objects:
+    for path in store.find("bucket"):
         no_secret_in(store.cat_file(path), path)
+
     logs = [path for path in ray_logs.rglob("*") if path.is_file()]
     assert any(path.suffix == ".log" for path in logs)
     for path in [*logs, *Path(os.environ["MILES_CACHE"]).rglob("*.json")]:

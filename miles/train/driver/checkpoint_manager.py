@@ -10,8 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from miles.common import checkpoint_folder, storage
-from miles.common.checkpoint_tracker import folder_name
+from miles.common import storage
+from miles.common.checkpoint_tracker import folder_name, write_tracker
 from miles.errors import CheckpointError, ClusterError
 from miles.train.config import TrainConfig
 from miles.train.driver.group import TrainerGroup
@@ -136,7 +136,7 @@ class CheckpointManager:
         """Name the checkpoint in the tracker, and report it."""
         self._pending = None
         try:
-            checkpoint_folder.publish(self._config.save, pending.iteration)
+            write_tracker(self._config.save, pending.iteration)
         except OSError as error:
             self._fail(pending, SaveFailure(str(error)))
             return

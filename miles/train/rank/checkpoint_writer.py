@@ -7,7 +7,7 @@
                     uploads of a remote one
     finish_upload   tell whether this rank's files have arrived               each rank alone
 
-Then the driver names the checkpoint in the tracker (`checkpoint_folder.publish`). Before that, no
+Then the driver names the checkpoint in the tracker (`write_tracker`). Before that, no
 run resumes from it. Until `seal`, a local checkpoint is a folder `.saving-iter_0000100-1f3c…`. A
 remote one is staged on each rank's own disk, and each rank uploads what it wrote.
 """
@@ -35,7 +35,7 @@ from typing import Any, TypeVar
 import torch
 
 from miles.common import checkpoint_folder, storage
-from miles.common.checkpoint_tracker import folder_name
+from miles.common.checkpoint_tracker import folder_name, write_tracker
 from miles.errors import CheckpointError, MilesError
 from miles.train.rank import checkpoint_load
 from miles.train.rank.trainer import Trainer
@@ -341,6 +341,6 @@ def save(
             f"{url}: the checkpoint of step {iteration} was not written: {failure.reason}"
         )
     if trainer.rank == 0:
-        checkpoint_folder.publish(url, iteration)
+        write_tracker(url, iteration)
     torch.distributed.barrier()
     return storage.join(url, folder_name(iteration))
