@@ -17,7 +17,7 @@ from miles.errors import ConfigError
 
 DEFAULT_WINDOW_ROWS = 32_768
 MAX_WEIGHT_PERIOD = 1 << 22
-"""The largest sum of weights as whole numbers: a mixture's sequence repeats after so many rows."""
+"""The largest sum of weights as whole numbers. A mixture's sequence repeats after this sum."""
 
 
 def _require(condition: bool, message: str) -> None:
@@ -373,7 +373,7 @@ class DataConfig:
         ),
     ] = 0.0
     held_out: str = "leave_out"
-    """What a stream does with the held-out rows: "leave_out" (training), or "only" (evaluation)."""
+    """The use of held-out rows in a stream: "leave_out" (training), or "only" (evaluation)."""
 
     def __post_init__(self) -> None:
         check_settings(self)

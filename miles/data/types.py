@@ -218,7 +218,7 @@ class StepReport:
 
 @dataclass(frozen=True, eq=False)
 class Chunk:
-    """One data rank's share of steps that travel together, end to end and not yet shifted."""
+    """One data rank's shards of steps that travel together, end to end and not yet shifted."""
 
     reports: tuple[StepReport, ...]
     """one a step, without what is measured when it is handed out"""
@@ -397,7 +397,7 @@ _COLUMNS: Mapping[str, pa.DataType] = {
     "sample_source_ids": pa.list_(pa.int32()),
     "sample_lengths": pa.list_(pa.int32()),
     "sample_trained_tokens": pa.list_(pa.int32()),
-    "conversations": pa.large_list(pa.large_binary()),  # JSON: messages, tools, trained
+    "conversations": pa.large_list(pa.large_binary()),  # each `Conversation` as JSON
     # its tokens, sample after sample
     "input_ids": pa.large_list(pa.int32()),
     "loss_mask": pa.large_list(pa.uint8()),  # of tokens, not yet shifted

@@ -1,7 +1,8 @@
 """The first rows of a file, read once to detect their shape.
 
 Only the beginning of the file is read: of Parquet a buffer of those columns that matter, of JSON
-the first row group."""
+the first row group.
+"""
 
 from __future__ import annotations
 

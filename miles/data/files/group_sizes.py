@@ -1,4 +1,4 @@
-"""How many rows can only be read together, and which files are therefore too coarse to train on.
+"""The sizes of row groups, and the files that are too coarse to train on because of them.
 
 A row group is read as a whole, and a compressed JSON file from its start. A window of the shuffled
 order takes rows from many places, so a large unit is read again for many windows:
@@ -67,7 +67,7 @@ def require_small_groups(
 
 
 def _units(file: File) -> Iterator[tuple[str, int]]:
-    """Yield the parts of a file that are read as a whole: what each is called, and its rows."""
+    """Yield the parts of a file that are read as a whole: the name of each, and its rows."""
     if file.compression is not None:
         yield f"the {file.compression} file", file.num_rows
         return

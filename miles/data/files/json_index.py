@@ -6,10 +6,10 @@
      "extents": [[1000, 0, 81920], …]}
 
 `MILES_CACHE` is a folder (an fsspec URL); without it, `~/.cache/miles`. An entry holds while the
-file's size and stamp are the same. A file without a stamp is scanned each time. The cache saves
-time
-and changes nothing else: an entry that is damaged, of another version or cannot be read is replaced
-by a new scan, and a folder that cannot be written is ignored.
+file's size and stamp are the same. A file without a stamp is scanned each time.
+
+The cache saves time and changes nothing else. An entry that is damaged, of another version or not
+readable is replaced by a new scan, and a folder that cannot be written is ignored.
 """
 
 from __future__ import annotations

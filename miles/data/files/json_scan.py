@@ -47,7 +47,7 @@ _CUT_TOKEN = 16
 
 
 def scan(url: str, compression: str | None) -> tuple[str, list[Extent]]:
-    """Find the rows of a JSON file.
+    """Find the rows of a JSON file, and join them to row groups.
 
     Returns:
         "jsonl" or "json" (one array), and the extents of its row groups in file order.
@@ -214,7 +214,7 @@ class _ArrayScanner:
         """Yield (begin, end) in bytes of every element.
 
         Raises:
-            SourceError: the array is broken, or the file goes on after its end.
+            SourceError: the array is broken, or text follows its end.
         """
         if self._next_character() != "[":
             raise self._broken(self._at, "expected [")

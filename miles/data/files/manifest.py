@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -108,7 +108,10 @@ class Manifest:
     @cached_property
     def _files(self) -> tuple[tuple[int, File], ...]:
         """Every file with its source id."""
-        return tuple((i, file) for i, source in enumerate(self.sources) for file in source.files)
+        files: list[tuple[int, File]] = []
+        for source_id, source in enumerate(self.sources):
+            files += [(source_id, file) for file in source.files]
+        return tuple(files)
 
     @cached_property
     def _file_groups(self) -> Int64:
@@ -171,7 +174,7 @@ def build_manifest(sources: Sequence[SourceConfig]) -> Manifest:
     # Footers and first rows wait on the network. A pool's map keeps their order.
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="miles-manifest") as pool:
         described = iter(list(pool.map(describe_file, chain.from_iterable(paths))))
-        files = [tuple(next(described) for _ in source_paths) for source_paths in paths]
+        files = [tuple(islice(described, len(source_paths))) for source_paths in paths]
         return Manifest(tuple(pool.map(_describe_source, sources, files)))
 
 

@@ -119,7 +119,8 @@ def _read(pieces: list[_Piece], ahead_rows: int) -> Iterator[list[bytes]]:
     Args:
         ahead_rows: remote pieces of up to this many rows are fetched ahead, by threads.
     """
-    if all(storage.is_local(url) for url in {piece.file.path for piece in pieces}):
+    urls = {piece.file.path for piece in pieces}
+    if all(map(storage.is_local, urls)):
         for piece in pieces:
             yield from _read_piece(piece)
     else:

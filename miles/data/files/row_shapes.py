@@ -10,8 +10,7 @@ equals, the first in `MAIN_FIELDS`.
 
 Where the user named a column, only that one is looked at for its field; a shape that the user named
 is not doubted. Every other field is looked for row by row under the usual names below, and the
-first
-that is not null is taken: files of one source may call their columns differently.
+first that is not null is taken: files of one source may call their columns differently.
 """
 
 from __future__ import annotations
@@ -135,9 +134,9 @@ def detect_format(
         return format
 
     shapes = _possible_shapes(source)
-    num_fitting = {
-        shape: sum(_fits(row, shape, format.columns) for row in rows) for shape in shapes
-    }
+    num_fitting: dict[str, int] = {}
+    for shape in shapes:
+        num_fitting[shape] = sum(_fits(row, shape, format.columns) for row in rows)
     shape = max(num_fitting, key=lambda name: num_fitting[name])  # the first of equals
     if num_fitting[shape] == 0:
         expected = [_expected(shape, format.columns) for shape in shapes]
@@ -207,8 +206,7 @@ def _fits(row: Mapping[str, Any], shape: str, columns: Mapping[str, str]) -> boo
 
 
 def _expected(shape: str, columns: Mapping[str, str]) -> str:
-    """Return the columns that a shape is looked for in: "alpaca: instruction and
-    output/response"."""
+    """Return a shape and its columns, for an error: "alpaca: instruction and output/response"."""
     if shape == "prompt_completion":
         return f"{shape}: {describe_pairs(columns)}"
     names = ["/".join(possible_columns(field, columns)) for field in MAIN_FIELDS[shape]]

@@ -332,6 +332,7 @@ class Prepared:
         num_trained_tokens = 0
         num_rows = 0
         reasons: Counter[str] = Counter()
+
         for row in pipeline.iterate(pipeline.build_prepared(self.manifest, config)):
             values = row.drop_columns(["conversations"]).to_pylist()[0]
             step_rows = StepRows.from_columns(values)
@@ -343,6 +344,7 @@ class Prepared:
             reasons.update(reject.reason for reject in step_rows.rejects)
             if parts:
                 parts.add(to_messages(row))
+
         ledger.judge()
         return ledger, Summary(num_rows, np.array(lengths, np.int64), num_trained_tokens, reasons)
 
@@ -352,12 +354,14 @@ class Prepared:
         lengths: list[int] = []
         num_trained_tokens = 0
         reasons: Counter[str] = Counter()
+
         for _, outcome in self._outcomes(row_ids):
             if isinstance(outcome, RowRejected):
                 reasons[outcome.reason] += 1
             else:
                 lengths.append(len(outcome.input_ids))
                 num_trained_tokens += int(outcome.loss_mask.sum())
+
         return Summary(len(row_ids), np.array(lengths, np.int64), num_trained_tokens, reasons)
 
     def _outcomes(self, row_ids: Int64) -> Iterator[tuple[int, Encoded | RowRejected]]:

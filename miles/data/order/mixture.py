@@ -9,7 +9,8 @@ Weights 3 and 1, in periods of four places: source 0 is due at 1/6, 3/6 and 5/6 
 After any number of places a source has had its share of them, to within half a row for each source
 of the mixture; after each period it has had exactly its share. (Tijdeman, "The chairman assignment
 problem", 1980, bounds what any sequence can do.) The source of a place is arithmetic on integers,
-so that a run may begin anywhere."""
+so that a run may begin anywhere.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +39,8 @@ class Mixture:
 
         The times at which sources are due are exact enough to sort: two that differ do so by more
         than a float64 rounds, as the period is bounded; two that are equal stay equal, and the
-        stable sort leaves them in the order of the sources."""
+        stable sort leaves them in the order of the sources.
+        """
         due = np.concatenate([(2 * np.arange(weight) + 1) / weight for weight in self.weights])
         sources = np.repeat(np.arange(len(self.weights), dtype=np.int32), self.weights)
         return sources[np.argsort(due, kind="stable")]

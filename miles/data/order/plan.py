@@ -1,4 +1,4 @@
-"""Which rows are in step k: arithmetic on row counts, a seed and a batch size.
+"""The plan: which rows step k has, by arithmetic on row counts, a seed and a batch size.
 
 With groups of 3, 2 and 3 rows, windows of 4 rows, a batch of 2 and seed 42, the first epoch is
 
@@ -112,8 +112,7 @@ class Plan:
 
     @property
     def rows_per_epoch(self) -> int:
-        """Rows by which `consumed_rows` grows in an epoch: all, or with `drop_last` those of full
-        steps."""
+        """The rows that an epoch consumes: all, or with `drop_last` those of full steps."""
         if self.order.drop_last:
             return self.num_rows - self.num_rows % self.order.batch_size
         return self.num_rows
@@ -187,7 +186,8 @@ class Plan:
 
         Without weights that is a window. With weights it is the source's share of one, so that few
         rows are read that the window does not take; but at least an eighth of a window, for the
-        sake of the shuffle."""
+        sake of the shuffle.
+        """
         window = self.order.rounded_window_rows
         weights = self.order.integer_weights
         if not weights:

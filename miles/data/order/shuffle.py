@@ -1,4 +1,4 @@
-"""Where rows are shuffled: the rows of one window, permuted by a seed.
+"""The shuffle: the rows of one window, permuted by a seed.
 
 Groups of 3, 2 and 3 rows, windows of 4 rows, seed 42, first epoch:
 
@@ -10,7 +10,8 @@ Groups of 3, 2 and 3 rows, windows of 4 rows, seed 42, first epoch:
 
 The ids are sorted so that a set within one window is shuffled the same way however it is split into
 row groups. One window costs one permutation of the row groups and one of the window's rows. The
-rows of the other windows are not looked at."""
+rows of the other windows are not looked at.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +27,7 @@ ALL_SOURCES = -1
 
 GROUPS = 0
 ROWS = 1
-"""The things that are permuted; part of a permutation's key."""
+"""The kinds of items that are permuted; part of a permutation's key."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ def permutation(size: int, what: int, key: ShuffleKey) -> Int64:
     source's number is the counter's last word, which no draw reaches.
 
     Args:
-        size: number of things.
+        size: number of items.
         what: `GROUPS`, whose permutation is the same in all windows of an epoch, or `ROWS`.
 
     Returns:

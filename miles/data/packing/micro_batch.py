@@ -1,5 +1,4 @@
-"""The samples of a micro-batch, end to end -> arrays for the model, labels shifted within each
-segment.
+"""A micro-batch of samples, end to end -> arrays for the model, labels shifted in each segment.
 
     ids          7 8 9 | 5 6     mask of tokens       0 1 1 | 0 1
     labels       8 9 0 | 6 0     mask of positions    1 1 0 | 1 0

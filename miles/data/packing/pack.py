@@ -143,7 +143,7 @@ def _fill_evenly(
 ) -> list[_Rank] | None:
     """Put each sample on the rank with the fewest tokens, there into the emptiest bin.
 
-    Of ranks with as many tokens, the one with the least attention comes first.
+    Between ranks with equally many tokens, the one with the least attention comes first.
 
     Returns:
         None if a sample fits nowhere.
@@ -286,7 +286,7 @@ def _exchange(
     if uneven.min() >= more_tokens:
         return None
 
-    # Of the most even pairs, the one that makes attention most even.
+    # Among the most even pairs, take the one that makes attention most even.
     rows, columns = np.nonzero(uneven == uneven.min())
     moved_cost = longer[rows, 0] ** 2 - shorter[columns] ** 2
     best = int(np.abs(2 * moved_cost - more_cost).argmin())
@@ -318,7 +318,7 @@ def pack_stats(
 
     Args:
         lengths: int32 [samples].
-        micro_batches: what `pack` returned for them.
+        micro_batches: the result of `pack` for them.
     """
     rank_tokens = [
         sum(int(lengths[sample]) for sample in chain.from_iterable(rank)) for rank in micro_batches

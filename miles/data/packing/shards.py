@@ -1,4 +1,4 @@
-"""PACKED_STEP -> what the ranks get: a report of each step, and each rank's shard of some steps.
+"""PACKED_STEP -> a report of each step, and each rank's shard of some steps.
 
     a block of 3 steps, 2 ranks    [r0 r0 r1 r1] [r0 r1] [r0 r0 r1 r1]    micro-batches by rank
     -> a chunk for each rank       r0 r0 | r0 | r0 r0      r1 r1 | r1 | r1 r1

@@ -3,4 +3,5 @@
 In comes a row as JSON text and the format of its source; out comes a `Conversation`, or a
 `RowRejected` (`normalize.py`). `messages_parquet.py` writes conversations as rows again. Both run
 in the loaders' tasks. May import `miles.data.files.row_shapes`, `miles.data.config`,
-`miles.data.types`, `miles.common` and `miles.errors`."""
+`miles.data.types`, `miles.common` and `miles.errors`.
+"""

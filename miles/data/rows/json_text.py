@@ -1,9 +1,8 @@
-"""JSON text within a row: decoded with limits on depth, and checked for text that cannot be
-encoded.
+"""JSON text within a row: decoded with a limit on depth, and checked for text without an encoding.
 
-    '{"x": null}'                 ->  {"x": None}
-    "[[[…"  over 100 deep         ->  ValueError
-    '"\\ud83d"'  half a pair      ->  ValueError: a lone surrogate is valid JSON, but no text
+'{"x": null}'                 ->  {"x": None}
+"[[[…"  over 100 deep         ->  ValueError
+'"\\ud83d"'  half a pair      ->  ValueError: a lone surrogate is valid JSON, but no text
 """
 
 from __future__ import annotations
@@ -56,8 +55,9 @@ def require_json(text: str, what: str, decoder: json.JSONDecoder = _DECODER) -> 
 
 
 def without_nulls(value: Any, where: str, depth: int = 0) -> Any:
-    """Return a value without the keys whose value is null, at any depth; reject one that is too
-    deep.
+    """Return a value without the keys whose value is null, at any depth.
+
+    A value that is nested too deeply is rejected.
 
     Args:
         where: the value's place in the row, for the detail.

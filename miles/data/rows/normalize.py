@@ -1,5 +1,4 @@
-"""A raw row -> a conversation: OpenAI messages, tools, and what the row says of each turn; or a
-text.
+"""A raw row -> a conversation: OpenAI messages, tools, and a flag for each turn; or a text.
 
     {"conversations": [{"from": "human", "value": "2+2?"},
                        {"from": "gpt", "value": "4", "weight": 1}], "system_prompt": "Be brief."}
@@ -17,7 +16,8 @@ A `RowFormat` says which of four shapes the row has:
 A key whose value is null is as good as absent, at any depth, and NaN is as null: Parquet gives
 every struct every field of its column. What was written as JSON text is left as its author wrote
 it: tools, and the arguments of a call (`tool_calls`). The detail of a rejected row gives positions
-and types, never its text."""
+and types, never its text.
+"""
 
 from __future__ import annotations
 
@@ -146,8 +146,7 @@ def _alpaca(row: Mapping[str, Any], format: RowFormat) -> tuple[Messages, Flags]
 
 
 def _history(row: Mapping[str, Any], format: RowFormat) -> list[Any]:
-    """Return Alpaca's earlier exchanges, [user, assistant] each; they are trained as the last
-    is."""
+    """Return Alpaca's earlier exchanges, [user, assistant] each; they are trained like the last."""
     column = column_of("history", row, format.columns)
     if column is None:
         return []

@@ -73,7 +73,8 @@ def tool_arguments(value: Any) -> Any:
 
     OpenAI's rows hold JSON text, which servers parse before they render: `'{"x": null}'` becomes
     the object, null included. Text that is not the JSON of an object (or needs NaN, Infinity) stays
-    text. No arguments are an empty object."""
+    text. No arguments are an empty object.
+    """
     if value is None:
         return {}
     if type(value) is not str or not value.lstrip().startswith("{"):
@@ -114,6 +115,5 @@ def tools_of(row: Mapping[str, Any], format: RowFormat) -> tuple[Mapping[str, An
 
 
 def _in_order(call: dict[str, Any]) -> dict[str, Any]:
-    """Return a call with its keys in one order, whatever the file's: some templates write it
-    out."""
+    """Return a call with its keys in one order, whatever the file's: some templates print it."""
     return {key: call[key] for key in _CALL_KEYS if key in call} | call

@@ -113,8 +113,7 @@ def _message(turn: Mapping[str, Any], role: str, content: Any, where: str) -> di
 
 
 def _with_extra(message: dict[str, Any]) -> dict[str, Any]:
-    """Return a message with the keys that `EXTRA` holds; the same one if it is the row's own
-    text."""
+    """Return a message with the keys that `EXTRA` holds; as it is where that is the row's text."""
     try:
         # A message's value was within it by some levels.
         extra = read_json(message[EXTRA], max_depth=MAX_DEPTH + 10)

@@ -1,4 +1,4 @@
-"""The rooms before it, on Ray Data: files -> packed steps in the hands of the trainers.
+"""The data path as a Ray Data stream: files -> packed steps in the hands of the trainers.
 
 In: a `DataConfig`, and a cursor to resume from. Out: each rank's `MicroBatch`es step by step, a
 `StepReport` of each step, the ledger and the next cursor; an `EvalSet`; a `Survey` for the dry run.

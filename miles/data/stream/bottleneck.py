@@ -1,4 +1,4 @@
-"""What holds a run back: the trainers, a stage of the loader, or Ray.
+"""The bottleneck of a run: the trainers, a stage of the loader, or Ray.
 
     the time of 12 steps                                  seconds by stage           bottleneck
     6.0 s, 2.5 s of them waited; the loader was busy      encode 5.1, others 0.5     encode

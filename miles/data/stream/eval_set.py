@@ -56,8 +56,8 @@ def eval_config(data: DataConfig, sources: tuple[SourceConfig, ...]) -> DataConf
 
     Args:
         data: of the training stream.
-        sources: of their own (`--eval-prompt-data`), of which all rows are used; without any, the
-            held-out rows of the training sources are.
+        sources: of the evaluation alone (`--eval-prompt-data`), with all their rows. Without any,
+            the held-out rows of the training sources are used.
 
     Raises:
         ConfigError: there are neither sources nor held-out rows.
@@ -121,8 +121,8 @@ class EvalSet:
     def open(cls, config: DataConfig) -> EvalSet:
         """Read, encode and pack the whole set, with all loader CPUs.
 
-        To be called before the training feed is opened: the feed's loaders keep their CPUs while
-        they wait at its gate, so that an evaluation stream beside them would starve.
+        Call it before the training feed is opened: the feed's loaders keep their CPUs while they
+        wait at its gate, so that an evaluation stream beside them would starve.
 
         Args:
             config: of `eval_config`. Ray must be initialised.
@@ -165,7 +165,8 @@ class EvalSet:
     def prompts(self, count: int) -> list[EvalPrompt]:
         """Return prompts of the first `count` samples that have something before their last answer.
 
-        In the order of the files, whatever the number of ranks; fewer where there are no more.
+        They are in the order of the files, whatever the number of ranks; fewer where there are no
+        more.
         """
         prompts: list[EvalPrompt] = []
         for references in self.references:
@@ -282,10 +283,10 @@ def _nothing_to_evaluate(
     if config.held_out == "only":
         return DataError(
             f"nothing to evaluate: --eval-fraction {config.held_out_fraction} holds out {num_rows} "
-            f"of {manifest.num_rows} rows, of which none can be used{dropped}. Raise it, or give "
+            f"of {manifest.num_rows} rows, and none of these can be used{dropped}. Raise it, or give "
             "--eval-prompt-data"
         )
-    paths = ", ".join(path for source in config.sources for path in source.paths)
+    paths = ", ".join(chain.from_iterable(source.paths for source in config.sources))
     return DataError(
         f"nothing to evaluate: none of the {num_rows} rows of --eval-prompt-data {paths} can be "
         f"used{dropped}"

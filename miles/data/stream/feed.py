@@ -151,7 +151,7 @@ class Feed:
         return report
 
     def finish(self) -> None:
-        """Judge the rows that were dropped. To be called when the last step was committed.
+        """Judge the rows that were dropped, once the last step is committed.
 
         Raises:
             DataError: too many rows were dropped, however few were read.
@@ -179,7 +179,7 @@ class Feed:
         ray.kill(self.handle)
 
     def _keep_first_batch(self) -> None:
-        """Write what the model was fed first, for `miles inspect`. A resumed run's stays."""
+        """Write the first batch, for `miles inspect`. That of a resumed run stays as it is."""
         batches = ray.get(self.handle.first_segments.remote())
         path = storage.join(self._run_dir, run_folder.FIRST_BATCH)
         if self.first_step > 0 and storage.exists(path):

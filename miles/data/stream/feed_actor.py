@@ -203,9 +203,9 @@ class FeedActor:
 class Gate:
     """Asks the actor, in a loader's process, whether a window may be loaded yet.
 
-    By a future: from a task that waits in `ray.get`, Ray takes the CPU and starts one more process
-    for it. Again and again, so that no request of a process that was killed keeps out its
-    successor.
+    It waits on a future, because Ray takes the CPU from a task that waits in `ray.get`, and starts
+    one more process for it. It asks again and again, so that no request of a process that was
+    killed keeps out its successor.
     """
 
     def __init__(self, handle: Any) -> None:

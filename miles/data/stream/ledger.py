@@ -1,4 +1,4 @@
-"""What became of every row: trained, held out, or dropped for a reason.
+"""The ledger: what became of every row, trained, held out, or dropped for a reason.
 
     {"chat": {"read": 300, "trained": 268, "truncated": 5, "held_out": 30, "no_messages": 2}}
 
@@ -170,7 +170,7 @@ class Ledger:
     def judge(self) -> None:
         """Compare the share of dropped rows with the limit, however few rows there were.
 
-        To be called at the end of a run.
+        Call it at the end of a run.
 
         Raises:
             DataError: more than the allowed share was dropped.

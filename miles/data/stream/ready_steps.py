@@ -35,7 +35,7 @@ class _HeldChunk:
 
 
 class ReadySteps:
-    """Which steps are ready, which are needed, and who waits. Every request is idempotent.
+    """The account of the steps that are ready, needed and waited for. Requests are idempotent.
 
     Args:
         first_step: the step that comes first.
@@ -114,8 +114,8 @@ class ReadySteps:
 
         if step <= self._newest:
             raise ClusterError(
-                f"step {step} of the data stream is gone: every rank has gone beyond it, or it "
-                "began later"
+                f"step {step} of the data stream is gone: every rank has passed it, or the "
+                "stream began after it"
             )
         if self._end is not None:
             raise self._end

@@ -1,4 +1,4 @@
-"""When rejected rows end a run: too large a share, too many in a row, or a reason that is fatal.
+"""The limits on rejected rows, which end a run: a share, a number in a row, or a fatal reason.
 
 limits = RejectLimits(max_bad_fraction=0.01, max_bad_rows_in_a_row=1_000)
 rows of a step   . . x x | x . . .     two rejects in a row, then three across the steps
@@ -22,7 +22,7 @@ FATAL_ADVICE = {
 
 @dataclass(frozen=True)
 class RejectLimits:
-    """How many rejected rows a run bears."""
+    """The rejected rows that a run bears."""
 
     max_bad_fraction: float
     """a larger share of the rows ends the run"""
@@ -79,7 +79,7 @@ class Streak:
         """Follow the streak through the next step.
 
         Returns:
-            The longest streak that ends in the step, and the one that goes on after it.
+            The longest streak that ends in the step, and the one that is open after it.
         """
         longest = Streak()
         current = self

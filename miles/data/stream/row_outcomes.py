@@ -1,4 +1,4 @@
-"""What becomes of each row of a step: left out, rejected, or a sample.
+"""The outcome of each row of a step: left out, rejected, or a sample.
 
     payload (JSON text) -> normalize -> [hold out] -> encode -> sample
                               reject      left out      reject
@@ -103,8 +103,9 @@ def encode_row(payload: bytes, row_format: RowFormat, encoder: Encoder) -> Encod
 def hash_share(conversation: Conversation) -> float:
     """Return where in [0, 1) a row stands by what it says.
 
-    The roles and contents of its messages and its tools count, or its text. Nothing else does, nor
-    where the row lies: copies of a conversation stand at the same place in any file, set and order.
+    The roles and contents of its messages and its tools count, or its text. Nothing else does, not
+    even where the row lies: copies of a conversation stand at the same place in any file, set and
+    order.
     """
     if conversation.text is not None:
         content: Any = conversation.text

@@ -3,10 +3,10 @@
     FeedActor --fetch--> [thread: the next chunk] --> __next__: the micro-batches of step 4, 5, 6, …
               <--begin-- steps that are needed now
 
-A rank fetches its next chunk while it computes on the one that it has. A step that it needs is told
-to the actor by `begin`: at once by any rank that has to wait for it, and by rank 0 for every step,
-those of some milliseconds in one call. (A chunk that is ready but on its way from another node is
-not counted as waiting.)
+A rank fetches its next chunk while it computes on the one that it has. By `begin`, a rank tells the
+actor that it needs a step. A rank that has to wait does so at once. Rank 0 does so for every step,
+several in one call if they follow within milliseconds. (A chunk that is ready but on its way from
+another node is not counted as waiting.)
 """
 
 from __future__ import annotations

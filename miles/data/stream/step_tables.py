@@ -2,7 +2,7 @@
 
     ListColumn([7, 8, 9], counts=[2, 1])    ->    [[7, 8], [9]]      the lists of two steps
 
-Nothing in here knows what a column means.
+No function here knows the meaning of a column.
 """
 
 from __future__ import annotations

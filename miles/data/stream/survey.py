@@ -26,7 +26,7 @@ SAMPLE_ROWS = 1_024
 
 @dataclass(frozen=True)
 class Sample:
-    """Rows of all places of the set, encoded."""
+    """The encoded rows of a sample, spread over the whole set."""
 
     num_rows: int
     lengths: Int64

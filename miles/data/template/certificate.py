@@ -10,7 +10,7 @@ from rich.text import Text
 
 from miles.data.template.anchors import Anchors
 
-# What `miles certify` prints.
+# The texts that `miles certify` prints.
 _REASONING_TEXTS = {
     (False, False): "left out by the template",
     (True, False): "rendered in every turn",

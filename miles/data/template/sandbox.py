@@ -1,6 +1,6 @@
 """The sandbox in which a chat template runs on symbols: transformers' environment, with limits.
 
-A template is somebody else's program. What it sees and may do:
+A template is somebody else's program. It sees and may do this:
 
     sees              plain data and `Symbol`s, in Jinja's immutable sandbox
     counted           turns of loops, calls, and the sizes of what it makes: more than `MAX_STEPS`

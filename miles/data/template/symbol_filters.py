@@ -207,7 +207,7 @@ def refusing_test(refused: tuple[type, ...], test: Callable[..., bool]) -> Calla
 
     def ask(*values: Any) -> bool:
         if any(type(value) in refused for value in values):
-            raise Untraceable("what kind of value it is that a string became")
+            raise Untraceable("the kind of a value that stands for a string")
         return test(*values)
 
     return ask

@@ -4,9 +4,10 @@
 
 A tokenizer that `bpe_proof` proves to be tiktoken's goes through tiktoken, which is several times
 as fast. Still, `tokenizers` encodes a text that NFC would change, one that tiktoken gives up on (a
-million blanks), and one of which a part is in no word. The proof is then tried on every added
-token, random Unicode, code, runs of blanks and digits. A tokenizer that fails any of it is used as
-it is."""
+million blanks), and one with a part that lies in no word. The proof is then tried on every added
+token, random Unicode, code, runs of blanks and digits. A tokenizer that fails any of these is used
+as it is.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +29,7 @@ from miles.errors import TemplateError
 _NFC_SHRINKS = 3
 """A text of n bytes in NFC had at most 3 n bytes before: three Hangul letters become a syllable."""
 
-_MAX_MADE = 8
+_MAX_ENCODERS = 8
 
 _SELF_TEST_SEED = 20_260_101
 
@@ -114,8 +115,7 @@ class TextEncoder:
         return len(text) > num_tokens * self._max_token_bytes * shrinks
 
     def _groups(self, texts: Sequence[str]) -> list[list[int]]:
-        """Return the numbers of the texts to encode together: all that begin with an added
-        token."""
+        """Return the numbers of texts to encode together: all that begin with an added token."""
         together: list[int] = []
         groups = [together]
         for number, text in enumerate(texts):
@@ -246,7 +246,7 @@ def _tokens_at(ends: Int64, edges: list[int]) -> tuple[list[int], list[bool]]:
         ends: int64 [tokens]: where each token ends, in bytes.
         edges: ascending, none after the last end.
     """
-    at = ends.searchsorted(edges)  # the token that ends at an edge, or goes over it
+    at = ends.searchsorted(edges)  # the token that ends at an edge, or straddles it
     is_over = (ends[at] != edges).tolist() if len(ends) else [False] * len(edges)
     first = [token + 1 if edge else 0 for token, edge in zip(at.tolist(), edges, strict=True)]
     straddled = [over and edge > 0 for over, edge in zip(is_over, edges, strict=True)]
@@ -274,7 +274,7 @@ def _by_text(
     return tokens
 
 
-_made: dict[str, TextEncoder] = {}
+_encoders: dict[str, TextEncoder] = {}
 """hash of a tokenizer's content -> its encoder; the oldest make room"""
 
 
@@ -288,8 +288,8 @@ def text_encoder(backend: tokenizers.Tokenizer) -> TextEncoder:
     """
     definition = _definition_of(backend)
     key = xxhash.xxh3_128_hexdigest(definition.encode())
-    if key in _made:
-        return _made[key]
+    if key in _encoders:
+        return _encoders[key]
 
     fields = json.loads(definition)
     _require_int32(fields)
@@ -305,9 +305,9 @@ def text_encoder(backend: tokenizers.Tokenizer) -> TextEncoder:
         )
 
     encoder = _make(own, fields)
-    while len(_made) >= _MAX_MADE:
-        _made.pop(next(iter(_made)), None)
-    _made[key] = encoder
+    while len(_encoders) >= _MAX_ENCODERS:
+        _encoders.pop(next(iter(_encoders)), None)
+    _encoders[key] = encoder
     return encoder
 
 

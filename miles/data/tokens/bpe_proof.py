@@ -139,8 +139,7 @@ def _require_portable(pattern: str) -> str:
 
 
 def _grouped(pattern: str) -> str:
-    """Group the alternatives in front of the first that looks ahead: `a|b|c(?!d)` ->
-    `(?:a|b)|c(?!d)`.
+    """Group the alternatives before the first that looks ahead: `a|b|c(?!d)` -> `(?:a|b)|c(?!d)`.
 
     It matches alike, and the group as a whole goes to the fast one of fancy-regex's engines.
     """

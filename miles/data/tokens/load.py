@@ -1,5 +1,4 @@
-"""The name of a Hugging Face tokenizer -> the tokenizer with its chat template, and its
-fingerprint.
+"""The name of a Hugging Face tokenizer -> the tokenizer with its template, and its fingerprint.
 
     "/models/Qwen3-4B", "s3://bucket/Qwen3-4B", "Qwen/Qwen3-4B"  ->  a fast tokenizer
 
@@ -80,8 +79,7 @@ def load_tokenizer(config: EncodeConfig) -> PreTrainedTokenizerBase:
 
 
 def pin_date(template: str) -> str:
-    """Replace each `strftime_now("%d %b %Y")` by its text for `PINNED_DATE`, as a string
-    literal."""
+    """Replace each `strftime_now("%d %b %Y")` by a literal with its text for `PINNED_DATE`."""
     pinned, num_dates = _STRFTIME_NOW.subn(
         lambda call: json.dumps(PINNED_DATE.strftime(call["format"]), ensure_ascii=False), template
     )

@@ -213,11 +213,11 @@ def test_the_copy_keeps_its_state() -> None:
 
 
 def test_old_encoders_make_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bpe, "_made", {})
+    monkeypatch.setattr(bpe, "_encoders", {})
     monkeypatch.setattr(bpe, "_make", lambda own, fields: TextEncoder(own, "not tried"))
-    for number in range(bpe._MAX_MADE + 3):
+    for number in range(bpe._MAX_ENCODERS + 3):
         text_encoder(small(added=[f"<{number}>"]))
-    assert len(bpe._made) == bpe._MAX_MADE
+    assert len(bpe._encoders) == bpe._MAX_ENCODERS
 
 
 # What is refused

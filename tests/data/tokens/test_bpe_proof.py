@@ -253,7 +253,7 @@ def test_ids_beyond_int32() -> None:
 
 
 def test_engines_of_other_unicode_versions(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bpe, "_made", {})
+    monkeypatch.setattr(bpe, "_encoders", {})
     monkeypatch.setattr(
         bpe_proof.unicodedata,
         "category",
@@ -269,7 +269,7 @@ def test_engines_of_other_unicode_versions(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_what_is_tried_out_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bpe, "_made", {})
+    monkeypatch.setattr(bpe, "_encoders", {})
     monkeypatch.setattr(bpe_proof, "_require_same_merges", lambda *_: None)
     encoder = text_encoder(changed(small(), lambda fields: fields["model"]["merges"].clear()))
     assert encoder.engine == "tokenizers: tiktoken gave other ids in a self-test"
@@ -365,7 +365,7 @@ def perturbed(rng: random.Random) -> Tokenizer:
 
 
 def test_random_merges(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bpe, "_made", {})
+    monkeypatch.setattr(bpe, "_encoders", {})
     monkeypatch.setattr(bpe_proof, "_require_same_characters", lambda pattern: None)  # 0.1 s each
     rng = random.Random(7)
     engines = []
