@@ -1,4 +1,4 @@
-"""The shape of a model, as a record: what its `config.json` and a Megatron checkpoint's `args` say.
+"""The shape of a model as a record, between its `config.json` and a Megatron checkpoint's `args`.
 
 `HfConfig` is the content of a `config.json`, as a family's file reads it; `ModelShape` is what that
 file makes of it (`families.read_shape`). No weights, no torch, no Megatron.
@@ -97,7 +97,7 @@ class ModelShape:
     moe_router_topk: int = 0
     """experts that a token goes through"""
     moe_ffn_hidden_size: int = 0
-    """of one expert"""
+    """width of one expert's MLP"""
 
     def megatron_args(self) -> dict[str, Any]:
         """Return what Megatron-LM reads of a model from a checkpoint (`--use-checkpoint-args`)."""

@@ -1,4 +1,4 @@
-"""`python -m miles.cli`"""
+"""Run the `miles` command as a module: `python -m miles.cli`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""`miles certify`: what is proven of a tokenizer and its chat template."""
+"""`miles certify`: a tokenizer with its chat template -> its certificate."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _SETTINGS = settings_of(EncodeConfig)
 def add_parser(commands: Subparsers) -> None:
     """Add the command and its flags."""
     parser = commands.add_parser(
-        "certify", help="what is proven of a tokenizer and its chat template"
+        "certify", help="prove a tokenizer with its chat template, and print the certificate"
     )
     parser.add_argument("tokenizer", metavar="TOKENIZER", help="folder (fsspec URL) or hub name")
     add_settings(parser, _SETTINGS)

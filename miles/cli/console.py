@@ -1,4 +1,4 @@
-"""What the commands share: the screen that they print on, and the type of argparse's subparsers."""
+"""The common parts of the commands: the screen that they print on, and a name for a type."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
-"""What `add_subparsers` returns."""
+"""The type that `add_subparsers` returns."""
 
 
 def open_console() -> Console:
-    """Return the screen, which colours what a command marks and nothing else."""
+    """Return the screen. It colours only text that a command marks."""
     from rich.console import Console
 
     return Console(highlight=False)

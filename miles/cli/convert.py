@@ -43,13 +43,16 @@ def _add_megatron_to_hf(directions: Subparsers) -> None:
     )
     parser.add_argument("--save", required=True, metavar="DIR")
     parser.add_argument(
-        "--ckpt-step", type=int, metavar="N", help="of the checkpoint (default: the newest)"
+        "--ckpt-step",
+        type=int,
+        metavar="N",
+        help="iteration of the checkpoint (default: the newest)",
     )
     parser.add_argument(
         "--max-shard-size",
         type=num_bytes,
         metavar="SIZE",
-        help="of a safetensors file, such as 5GB (default: files as in --hf-checkpoint, or else "
+        help="largest safetensors file, such as 5GB (default: files as in --hf-checkpoint, or else "
         "5GB)",
     )
     parser.set_defaults(run=run_megatron_to_hf)
@@ -59,7 +62,7 @@ def _add_verify(directions: Subparsers) -> None:
     parser = directions.add_parser(
         "verify", help="compare two checkpoints tensor by tensor; exit 1 where they differ"
     )
-    parser.add_argument("first", metavar="A", help="of Hugging Face or of Megatron")
+    parser.add_argument("first", metavar="A", help="a checkpoint of Hugging Face or of Megatron")
     parser.add_argument("second", metavar="B")
     parser.set_defaults(run=run_verify)
 

@@ -21,7 +21,7 @@ def add_parser(commands: Subparsers) -> None:
     )
     parser.add_argument("folder", metavar="RUN", help="the run's folder")
     parser.add_argument(
-        "--samples", type=int, default=3, metavar="N", help="how many (default: %(default)s)"
+        "--samples", type=int, default=3, metavar="N", help="samples to show (default: %(default)s)"
     )
     parser.set_defaults(run=run)
 

@@ -29,7 +29,7 @@ def add_parser(commands: Subparsers) -> None:
         "--tokenizer", required=True, metavar="DIR", help="folder (fsspec URL) or hub name"
     )
     parser.add_argument("--output", required=True, metavar="DIR", help="the folder to write")
-    parser.add_argument("--revision", help="of the hub's data set")
+    parser.add_argument("--revision", help="branch, tag or commit of the hub's data set")
     add_settings(parser, _SETTINGS)
     parser.set_defaults(run=run)
 

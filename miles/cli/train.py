@@ -19,7 +19,7 @@ def add_parser(commands: Subparsers) -> None:
 
 
 def run(words: Sequence[str]) -> None:
-    """Train, or print what the run would be."""
+    """Train, or print the estimate of the run."""
     from miles.train.launch.arguments import parse
 
     config = parse(words)

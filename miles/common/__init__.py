@@ -1,6 +1,6 @@
 """Tools that every room uses: files and object storage, retries, secrets, Ray, checkpoint folders.
 
 Comes in: URLs, texts, calls that may fail for a moment. Goes out: bytes, files, errors that name
-the file. Runs in every process. May import `errors` and nothing else of miles; knows no Megatron,
-and torch in `safe_pickle` alone.
+the file. Runs in every process. May import only `errors` from miles. It knows no Megatron, and
+torch in `safe_pickle` alone.
 """

@@ -79,16 +79,17 @@ def find_start(
         CheckpointError: there are no weights at all.
     """
     for url in own:
-        found = find(url) if url else None
-        if found is not None and found.extra is not None:
-            return found, True
-    found = find(ref_load)
-    if found is None:
+        checkpoint = find(url) if url else None
+        if checkpoint is not None and checkpoint.extra is not None:
+            return checkpoint, True
+
+    checkpoint = find(ref_load)
+    if checkpoint is None:
         raise CheckpointError(
             f"{ref_load}: no Megatron checkpoint there (no {TRACKER}). Make one with: miles "
             f"convert hf-to-megatron --hf-checkpoint {hf_checkpoint} --save {ref_load}"
         )
-    return found, False
+    return checkpoint, False
 
 
 def remove_old(url: str, keep_last: int | None, keep_best: int | None) -> list[str]:

@@ -19,7 +19,7 @@ def folder_name(iteration: int) -> str:
 
 
 def tracked(url: str) -> tuple[str, int] | None:
-    """Return the name of the newest checkpoint's folder, and its iteration: 0 of `release`.
+    """Return the name of the newest checkpoint's folder, and its iteration; 0 for `release`.
 
     Args:
         url: the folder with the tracker (fsspec URL); None is returned where there is no tracker.

@@ -78,7 +78,7 @@ def call(
 
     Raises:
         SourceError: the last try of a read failed too; it names the URL and the number of tries.
-        MilesError: likewise, of another call.
+        MilesError: the same for a call that does not read.
         Exception: a lasting error, as it was raised by the first call.
     """
     pause = tenacity.wait_exponential(FIRST_PAUSE_SECONDS, MAX_PAUSE_SECONDS)

@@ -7,17 +7,17 @@ run_folder.METRICS)`.
 
 from __future__ import annotations
 
-# What a run is.
+# The run itself.
 CONFIG = "config.json"
 """The resolved configuration."""
 CERTIFICATE = "certificate.json"
-"""What was proven of the tokenizer and its chat template."""
+"""The proven properties of the tokenizer and its chat template."""
 
-# What happened in it.
+# The course of the run.
 METRICS = "metrics.jsonl"
 """One line a step."""
 RUN_LOG = "train.log"
-"""What the driver reported, with times."""
+"""The reports of the driver, with times."""
 ATTEMPTS = "starts.jsonl"
 """Each start of the trainers, and how it ended."""
 SKIPPED_STEPS = "skipped_steps.jsonl"
@@ -27,11 +27,11 @@ SKIPPED_STEPS = "skipped_steps.jsonl"
 FIRST_BATCH = "first_batch.json"
 """The samples of the first step, with their masks."""
 LEDGER = "ledger.json"
-"""What became of the rows of each source."""
+"""The account of each source's rows: trained, held out, or dropped and why."""
 REJECTS = "rejects.jsonl"
 """Each row that could not be used, and the reason. Also in a prepared folder."""
 
-# What a person looks at.
+# For a person to look at.
 EVAL_SAMPLES = "eval_samples.jsonl"
 """The answers of each evaluation."""
 REPORT = "report.html"
@@ -42,7 +42,7 @@ TENSORBOARD = "tensorboard"
 """A folder."""
 WANDB_ID = "wandb_id.txt"
 
-# Of a prepared folder, beside its `part-*.parquet` and `REJECTS`.
+# A prepared folder, beside its `part-*.parquet` and `REJECTS`.
 MANIFEST = "manifest.json"
 SUMMARY = "summary.json"
 """Counts of rows and tokens, the ledger, and the encoder's fingerprint."""

@@ -135,21 +135,22 @@ def expand(
     fs.invalidate_cache()  # a notebook's process lives long
     try:
         if _MAGIC.search(path):
-            found = _glob(fs, path)
+            names = _glob(fs, path)
         elif (kind := _type(url)) == "directory":
-            found = [
-                name for name in _files(fs, path, visible=True) if name.endswith(tuple(suffixes))
-            ]
+            files = _files(fs, path, visible=True)
+            names = [name for name in files if name.endswith(tuple(suffixes))]
         else:
-            found = [path] if kind is not None else []
+            names = [path] if kind is not None else []
     except (FileNotFoundError, NotADirectoryError):
-        found = []
+        names = []
     except PermissionError as error:
         raise default_error(f"{url}: permission denied ({redact(str(error))})") from error
-    if not found:
+
+    if not names:
         raise default_error(f"{url}: no such file; nothing with {', '.join(suffixes)} is there")
-    local = is_local(url)
-    return sorted(str(name) if local else str(fs.unstrip_protocol(name)) for name in found)
+    if is_local(url):
+        return sorted(map(str, names))
+    return sorted(str(fs.unstrip_protocol(name)) for name in names)
 
 
 def _glob(fs: fsspec.AbstractFileSystem, pattern: str) -> list[str]:
@@ -186,37 +187,37 @@ def _files(
             yield name
 
 
-def size_of(url: str, found: dict[str, Any]) -> int:
+def size_of(url: str, answer: dict[str, Any]) -> int:
     """Return a file's size in bytes.
 
     Args:
-        found: the answer of `info`.
+        answer: of `info`.
 
     Raises:
         SourceError: a web server did not tell it.
     """
-    if found.get("size") is None:
+    if answer.get("size") is None:
         raise SourceError(
             f"{url}: its size is not known, so that no part of it can be asked for. Copy it to a "
             "store"
         )
-    return int(found["size"])
+    return int(answer["size"])
 
 
 _STAMPS = ("ETag", "etag", "blob_id", "mtime", "LastModified", "last_modified", "created")
 """Keys of `info`, in each filesystem's own words, whose value changes when a file is written."""
 
 
-def stamp_of(found: dict[str, Any]) -> str:
-    """Return a file's stamp, from what `info` or a listing found: its entity tag or last change.
+def stamp_of(answer: dict[str, Any]) -> str:
+    """Return a file's stamp, its entity tag or last change, from an answer of `info` or a listing.
 
     Returns:
         `key:value`, such as `mtime:1764128555.1`; "" where the filesystem tells nothing of the
         kind.
     """
     for key in _STAMPS:
-        if found.get(key):
-            return f"{key}:{found[key]}".replace('"', "")
+        if answer.get(key):
+            return f"{key}:{answer[key]}".replace('"', "")
     return ""
 
 
@@ -355,7 +356,7 @@ def local_folder(
     is_wanted: Callable[[str], bool] = lambda name: True,
     watch: Watch = _unwatched,
 ) -> Iterator[Path]:
-    """Have a folder as a local path: itself, or a copy of a remote one for the time of the context.
+    """Yield a folder as a local path: itself, or a copy of a remote one that ends with the context.
 
     Args:
         url: of the folder.

@@ -106,7 +106,7 @@ def _compare_weights(a: Weights, b: Weights, console: Console | None) -> Compari
     def compare(name: str, report: storage.Report) -> Difference | None:
         if name not in a.tensors or name not in b.tensors:
             return _only_in(name, a.where if name in a.tensors else b.where)
-        difference = _difference(name, _read(a, name, "one"), _read(b, name, "other"))
+        difference = _difference(name, _read(a, name, "first"), _read(b, name, "second"))
         report(a.tensors[name].num_bytes)
         return difference
 
@@ -139,8 +139,8 @@ def _compare_checkpoints(a: Checkpoint, b: Checkpoint, console: Console | None) 
 
     def compare(box: tuple[str, ChunkStorageMetadata], report: storage.Report) -> Difference | None:
         key, chunk = box
-        mine = read(a, key, chunk, "one")
-        yours = read(b, key, chunk, "other")
+        mine = read(a, key, chunk, "first")
+        yours = read(b, key, chunk, "second")
         report(mine.nbytes)
         return _difference(f"{key} at {list(chunk.offsets)}", mine, yours)
 
@@ -178,7 +178,7 @@ def _compare_formats(
                 if target not in weights.tensors:
                     different.append(_only_in(target, checkpoint.where))
                     continue
-                stored = _read(weights, target, "one")
+                stored = _read(weights, target, "first")
                 pair = (stored, converted) if is_weights_first else (converted, stored)
                 if difference := _difference(target, *pair):
                     different.append(difference)

@@ -1,4 +1,4 @@
-"""`miles demo`: the main job from end to end. About a minute and a half on 2 cores.
+"""`miles demo`: the main job from end to end.
 
 rows -> tokenizer and tiny Qwen3 -> convert -> prepare -> train on two ranks -> convert back
     -> compare -> report
@@ -108,7 +108,7 @@ def run_demo(output: str, console: Console) -> None:
         f"\n[bold]loss {summary.first_loss:.3f} -> {summary.last_loss:.3f}[/bold] "
         f"({share:.0%} of the start) in {time.monotonic() - started:.0f} s"
     )
-    console.print(f"What the model was fed: miles inspect {folder}", soft_wrap=True)
+    console.print(f"To see the first batch: miles inspect {folder}", soft_wrap=True)
     if share > MAX_LAST_LOSS:
         raise MilesError(f"the demo's loss did not fall below {MAX_LAST_LOSS:.0%} of its start")
 

@@ -51,6 +51,7 @@ def run_chart(metrics: Sequence[Metrics]) -> Figure:
 
 
 def to_png(figure: Figure) -> bytes:
+    """Return a figure as PNG."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=160)
     return buffer.getvalue()

@@ -1,4 +1,4 @@
-"""Show what the model was fed first, with the trained tokens marked."""
+"""Show the samples of the first step, with the trained tokens marked."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ def write_report(folder: str, prepared: Sequence[str] = ()) -> tuple[str, str]:
 
 
 def verdict(metrics: Sequence[Metrics]) -> str:
-    """Return a sentence on how long the trainers waited for data, and what to look at."""
+    """Return a sentence on how long the trainers waited for data, and the remedy."""
     # The first step waits for the stream to start.
     later = metrics[1:] or metrics
     return f"After the first step {Bottleneck.over(map(timing_of, later))}"

@@ -1,4 +1,4 @@
-"""One file a model family: what its `config.json` means, and its parameter map.
+"""One file a model family: the meaning of its `config.json`, and its parameter map.
 
 The files are looked up here, by the name of the family:
 

@@ -1,4 +1,4 @@
-"""The attempts of a run: what follows the failure of one, and the log of them.
+"""The attempts of a run: restarts after a failure, and the log of all attempts.
 
 `starts.jsonl` in the run folder has every beginning of an attempt with its reason, and every end
 that could be noted:

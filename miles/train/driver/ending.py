@@ -1,4 +1,4 @@
-"""Ending a run: what follows its last step beside the checkpoint."""
+"""The end of a run: the ledger and the export that follow its last step."""
 
 from __future__ import annotations
 

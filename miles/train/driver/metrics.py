@@ -33,7 +33,7 @@ class RunTotals:
     """The sums of a run up to a step, this step included."""
 
     source_epochs: Sequence[float]
-    """how many times each source was gone through"""
+    """how many times each source was read"""
     tokens_seen: int
     """trained tokens"""
     num_skipped_steps: int
@@ -49,8 +49,8 @@ def step_metrics(
     """Return the metrics of a step: a line of metrics.jsonl.
 
     Args:
-        report: what the step held.
-        result: what training on it gave.
+        report: of the stream, on the step's data.
+        result: of the ranks, on the training.
         step_seconds: since the step before, waiting and logging included, evaluations and
             checkpoints not.
     """
@@ -141,7 +141,7 @@ def _source_losses(
 
 
 def _source_shares(names: Sequence[str], report: StepReport, totals: RunTotals) -> Metrics:
-    """Return the part of each source in a step, and how often the source was gone through."""
+    """Return the part of each source in a step, and how often the source was read."""
     metrics: Metrics = {}
     for index, name in enumerate(names):
         metrics[f"data/num_rows/{name}"] = report.rows.read[index]

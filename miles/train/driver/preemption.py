@@ -39,7 +39,7 @@ class StopSignal:
             signal.signal(signal.SIGTERM, self._previous_handler)
 
     def begin_steps(self) -> None:
-        """Only note a signal from now on: the caller looks at `is_requested` after every step.
+        """Note a signal from now on, without raising: the caller checks `is_requested` each step.
 
         Before, and after `end_steps`, a signal raises `Stopped` at once.
 

@@ -1,4 +1,4 @@
-"""`miles.json` of a checkpoint: what a run needs to resume beside the weights and the optimizer.
+"""`miles.json` of a checkpoint: the state to resume from beside the weights and the optimizer.
 
 All of it is of the moment at which the checkpoint was begun.
 """

@@ -1,4 +1,4 @@
-"""The records of a run: what its attempts share, what an attempt has open, how the run ended."""
+"""The records of a run: the parts that attempts share, an open attempt, the end of the run."""
 
 from __future__ import annotations
 

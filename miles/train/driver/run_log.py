@@ -1,6 +1,6 @@
-"""`train.log` in the run folder: what the driver reports, with times, over all attempts of a run.
+"""`train.log` in the run folder: the driver's reports, with times, over all attempts of a run.
 
-2026-11-25 08:00:12Z  started, going on at step 500
+2026-11-25 08:00:12Z  … 8 trainers, going on at step 500 from s3://bucket/run/iter_0000500 (…)
 2026-11-25 08:05:31Z  checkpoint  s3://bucket/run/iter_0000600
 2026-11-25 08:06:02Z  ended: ClusterError: trainer 1 died during 'train_step': …
 """

@@ -1,4 +1,4 @@
-"""When a run evaluates, saves and ends: arithmetic on step numbers.
+"""The steps after which a run evaluates, saves and ends: arithmetic on their numbers.
 
 `Schedule(num_steps=10, save_interval=4, eval_interval=3)` after each number of completed steps:
 

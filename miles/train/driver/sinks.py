@@ -1,4 +1,4 @@
-"""Where metrics go: always to metrics.jsonl, on request to TensorBoard and Weights & Biases."""
+"""The sinks of metrics: always metrics.jsonl, on request TensorBoard and Weights & Biases."""
 
 from __future__ import annotations
 
@@ -105,7 +105,8 @@ def open_sinks(
 
     Args:
         run_dir: the run folder.
-        first_step: of this attempt; what a sink has of it and of later steps is hidden.
+        first_step: of this attempt. Points of this step and later ones, of an earlier attempt, are
+            hidden.
         settings: of the run, to be shown there; passwords in URLs are cut out.
 
     Raises:

@@ -38,7 +38,7 @@ Fact = tuple[str, str]
 
 
 def dry_run(config: TrainConfig, console: Console) -> None:
-    """Print what the run would be.
+    """Print the facts and the estimates of a run.
 
     Raises:
         MilesError: the run could not start, for another reason than a missing checkpoint.
@@ -52,16 +52,16 @@ def dry_run(config: TrainConfig, console: Console) -> None:
         max_tokens_per_gpu=config.data.pack.max_tokens_per_gpu,
         recompute=config.recompute,
     )
-    found = survey(config.data)
-    num_steps = min(found.plan.num_steps, config.num_rollout or found.plan.num_steps)
+    surveyed = survey(config.data)
+    num_steps = min(surveyed.plan.num_steps, config.num_rollout or surveyed.plan.num_steps)
     check_schedule(config.optimizer, num_steps)
 
     console.print("[bold]Dry run[/bold]: nothing is trained or written\n")
     _section(console, "Model", _model(config, shape))
-    data = [*_data(found), *_steps(config, found, num_steps), *_evaluation(config)]
+    data = [*_data(surveyed), *_steps(config, surveyed, num_steps), *_evaluation(config)]
     _section(console, "Data", data)
-    _section(console, "Tokenizer", _tokenizer(found))
-    _section(console, "Tokens", _tokens(config, found, layout))
+    _section(console, "Tokenizer", _tokenizer(surveyed))
+    _section(console, "Tokens", _tokens(config, surveyed, layout))
     _section(console, "Ranks", _ranks(config, layout))
     console.print("[bold]Memory of a GPU[/bold], in GiB: an estimate (docs/memory.md)")
     console.print(_memory_table(memory))
@@ -102,16 +102,16 @@ def _model(config: TrainConfig, shape: ModelShape) -> Iterator[Fact]:
     yield "precision", precision
 
 
-def _data(found: Survey) -> Iterator[Fact]:
-    for source in found.manifest.sources:
+def _data(surveyed: Survey) -> Iterator[Fact]:
+    for source in surveyed.manifest.sources:
         files = f"{len(source.files)} file{'s' if len(source.files) > 1 else ''}"
         rows = f"{source.num_rows:,} rows in {files}"
         yield source.name, f"{rows}, {source.format.shape} ({source.files[0].path})"
 
 
-def _steps(config: TrainConfig, found: Survey, num_steps: int) -> Iterator[Fact]:
+def _steps(config: TrainConfig, surveyed: Survey, num_steps: int) -> Iterator[Fact]:
     order = config.data.order
-    plan = found.plan
+    plan = surveyed.plan
     shuffle = "in file order (--rollout-shuffle shuffles)"
     if order.shuffle:
         shuffle = f"shuffled by seed {order.seed}"
@@ -139,15 +139,15 @@ def _evaluation(config: TrainConfig) -> Iterator[Fact]:
         yield "evaluation", f"{share}, not trained on, {when}"
 
 
-def _tokenizer(found: Survey) -> Iterator[Fact]:
+def _tokenizer(surveyed: Survey) -> Iterator[Fact]:
     for name in ("ids", "terminator", "fingerprint"):
-        yield name, found.certificate[name]
+        yield name, surveyed.certificate[name]
 
 
-def _tokens(config: TrainConfig, found: Survey, layout: Layout) -> Iterator[Fact]:
-    sample = found.sample
+def _tokens(config: TrainConfig, surveyed: Survey, layout: Layout) -> Iterator[Fact]:
+    sample = surveyed.sample
     lengths = sample.lengths
-    rows = f"{sample.num_rows:,} of {found.plan.num_rows:,} rows"
+    rows = f"{sample.num_rows:,} of {surveyed.plan.num_rows:,} rows"
     yield "sample", f"{rows}; the numbers below are estimated from them"
 
     reasons = [f"{count} {reason}" for reason, count in sample.reasons.most_common()]
@@ -160,7 +160,7 @@ def _tokens(config: TrainConfig, found: Survey, layout: Layout) -> Iterator[Fact
 
     # A row gives a sample if it is usable and not held out.
     trained_share = len(lengths) / sample.num_rows * (1 - config.data.held_out_fraction)
-    epoch_tokens = lengths.mean() * trained_share * found.plan.rows_per_epoch
+    epoch_tokens = lengths.mean() * trained_share * surveyed.plan.rows_per_epoch
     yield "an epoch", f"about {epoch_tokens:,.0f} tokens"
 
     step_samples = max(round(config.data.order.batch_size * trained_share), 1)

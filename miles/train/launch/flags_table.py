@@ -77,7 +77,7 @@ def _row(setting: Setting, *, with_default: bool) -> str:
 
 
 def _value(setting: Setting) -> str:
-    """Return the allowed values, or the unit; of a switch nothing."""
+    """Return the allowed values, or the unit; nothing for a switch."""
     if setting.flag.choices:
         return ", ".join(f"`{choice}`" for choice in setting.flag.choices)
     return setting.flag.metavar + (" …" if setting.is_list else "")

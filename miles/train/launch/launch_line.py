@@ -285,7 +285,8 @@ def require_fixed(values: Values) -> None:
     for name, meaning in ALWAYS.items():
         if values.get(flag_of(name)) is False:
             raise ConfigError(
-                f"{flag_of(name)}: false is not supported, it is always so ({meaning}); leave it out"
+                f"{flag_of(name)}: false is not supported, it is always so ({meaning}); "
+                "leave it out"
             )
 
 

@@ -37,7 +37,8 @@ def build_parser(record: type = TrainConfig) -> LineParser:
     parser = LineParser(
         prog="miles train",
         allow_abbrev=False,
-        usage="%(prog)s [--config YAML] --hf-checkpoint DIR --prompt-data PATH --save DIR [flag ...]",
+        usage="%(prog)s [--config YAML] --hf-checkpoint DIR --prompt-data PATH --save DIR "
+        "[flag ...]",
         description="Fine-tune. Flags have Miles's names; docs/flags.md lists them all.",
     )
     add_launch_flags(parser, record)

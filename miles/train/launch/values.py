@@ -1,4 +1,4 @@
-"""What is written, a word of a command line or a value of YAML -> the type that its field wants.
+"""A word of a command line, or a value of YAML -> a value of the type that its field wants.
 
 --num-epoch 3     "3"    -> 3
 num_epoch: off    False  -> an error: --num-epoch takes a whole number, not off

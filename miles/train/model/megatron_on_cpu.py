@@ -81,7 +81,7 @@ def activate() -> None:
 
 
 def _replace_torch_cuda() -> None:
-    """Answer what Megatron asks of `torch.cuda`, with the CPU."""
+    """Answer Megatron's calls of `torch.cuda` with the CPU."""
     stream = _Stream()
     replacements: dict[str, Any] = {
         "current_device": lambda: torch.device("cpu"),

@@ -101,7 +101,7 @@ class TrainerActor:
             num_sources: sources of the evaluation set.
         """
         data_rank = self.layout.data_rank(self.rank)
-        own_references = [of_ranks[data_rank] for of_ranks in references]
+        own_references = [chunk_references[data_rank] for chunk_references in references]
         micro_batches = eval_set.micro_batches(own_references)
         sums = self._ready_trainer().evaluate(micro_batches, num_sources)
         return EvalSums(sums.losses, sums.tokens)

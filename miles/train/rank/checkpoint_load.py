@@ -20,7 +20,7 @@ from miles.train.rank.trainer import Trainer
 _OPTIMIZER_FORMAT = {"distrib_optim_sharding_type": "fully_reshardable"}
 
 
-def load(trainer: Trainer, found: SavedCheckpoint, *, model_only: bool) -> None:
+def load(trainer: Trainer, checkpoint: SavedCheckpoint, *, model_only: bool) -> None:
     """Load a checkpoint into a trainer.
 
     Args:
@@ -31,13 +31,13 @@ def load(trainer: Trainer, found: SavedCheckpoint, *, model_only: bool) -> None:
     """
     from megatron.core import dist_checkpointing
 
-    with storage.local_folder(found.url, "checkpoint") as folder:
-        safe_pickle.require_plain(folder, found.url)
+    with storage.local_folder(checkpoint.url, "checkpoint") as folder:
+        safe_pickle.require_plain(folder, checkpoint.url)
         common = dist_checkpointing.load_common_state_dict(str(folder))
         differences = trainer.shape.differences(vars(common["args"])) if "args" in common else []
         if differences:
             raise CheckpointError(
-                f"{found.url}: a checkpoint of another model: {'; '.join(differences)}"
+                f"{checkpoint.url}: a checkpoint of another model: {'; '.join(differences)}"
             )
 
         if not model_only:
@@ -47,7 +47,7 @@ def load(trainer: Trainer, found: SavedCheckpoint, *, model_only: bool) -> None:
             loaded = dist_checkpointing.load(state, str(folder), strict="assume_ok_unexpected")
         except Exception as error:  # Megatron's error classes, torch's or pickle's
             raise CheckpointError(
-                f"{found.url}: cannot be loaded into this model "
+                f"{checkpoint.url}: cannot be loaded into this model "
                 f"({type(error).__name__}: {str(error)[:500]})"
             ) from error
 

@@ -133,7 +133,7 @@ class CheckpointWriter:
     def seal(self) -> SaveFailure | None:
         """Make a checkpoint of the files, once every rank has written.
 
-        A failure leaves nothing of it.
+        After a failure, its files are removed.
 
         Returns:
             why it failed, equal on all ranks; None: it did not.
@@ -203,8 +203,8 @@ class CheckpointWriter:
 
     def _agree_on(self, failure: SaveFailure | None) -> SaveFailure | None:
         """Return the same failure on all ranks, with a reason if any has one; None without any."""
-        failures = [one for one in self._gather(failure) if one is not None]
-        with_reason = [one for one in failures if one != _RANK_0_KNOWS]
+        failures = [of_rank for of_rank in self._gather(failure) if of_rank is not None]
+        with_reason = [of_rank for of_rank in failures if of_rank != _RANK_0_KNOWS]
         return next(iter(with_reason + failures), None)
 
     def _lacking_room(self, folder: Path, num_bytes: int) -> SaveFailure | None:
