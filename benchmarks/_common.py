@@ -1,4 +1,4 @@
-"""What the benchmarks share: where the real rows are, the peer's chat template, and bars.
+"""The common parts of the benchmarks: real rows, the peer's chat template, and bars.
 
 share of bare encoders   0.83, bar: at least 0.7, met
 first step at 90 %       1.62, bar: at most 1.5, MISSED

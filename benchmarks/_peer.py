@@ -1,4 +1,4 @@
-"""The peer of the stream: tokenising as Miles does it, a batch at a time, in one process."""
+"""The peer of the stream: it tokenises as Miles does, a batch at a time, in one process."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""What `stream.py` measures, one function each; every one of them runs in a process of its own.
+"""The measurements of `stream.py`, one function each, which runs in a process of its own.
 
     write_files      sample -> Parquet files
-    bare_encoders    processes that only normalize and encode: what the cores can do at most
+    bare_encoders    processes that only normalize and encode: the most that the cores can do
     stream_pass      files -> steps in the hands of consumers: their times, and the peak of memory
     first_steps      several streams in turn, each only as far as its first step
-    handing_out      what a block of the stream costs the feed
+    handing_out      the cost of a block of the stream in the feed
 
 Moments are `time.monotonic()`, which on Linux and macOS all processes of a machine share.
 """
@@ -83,12 +83,13 @@ class Setup:
 
 
 def in_own_process(work: Callable[..., _T], *arguments: Any) -> _T:
+    """Call a function in a new process, and return its result."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         return pool.submit(work, *arguments).result()
 
 
 def write_files(folder: Path, source: str, num_files: int, rows_per_file: int) -> tuple[str, ...]:
-    """The rows of `source` again and again, in files of equal size."""
+    """Write the rows of `source` again and again, into files of equal size."""
     sample = pq.read_table(source)
     rows = np.arange(num_files * rows_per_file) % sample.num_rows
     paths = []
@@ -99,7 +100,7 @@ def write_files(folder: Path, source: str, num_files: int, rows_per_file: int) -
     return tuple(paths)
 
 
-# --- what the cores can do at most
+# --- the most that the cores can do
 
 
 def bare_encoders(setup: Setup, num_rows: int) -> float:
@@ -133,7 +134,8 @@ def _bare_encoder(setup: Setup, part: slice) -> float:
     The first rows are not counted.
     """
     manifest = build_manifest(setup.config.sources)
-    encoder, row_format = stages.encoder_of(setup.config.encode), manifest.sources[0].format
+    encoder = stages.encoder_of(setup.config.encode)
+    row_format = manifest.sources[0].format
     payloads = read_rows(manifest, np.arange(manifest.num_rows, dtype=np.int64)[part])
     steps = [
         payloads[start : start + setup.batch_size]
@@ -167,7 +169,7 @@ class Consumer:
     def read(
         self, handle: Any, rank: int, first: int, last: int, seconds: float
     ) -> list[dict[str, Any]]:
-        """Steps from `first` to `last` (exclusive), each held for so many seconds."""
+        """Read the steps from `first` to `last` (exclusive); hold each for some seconds."""
         trail = []
         iterator = StepIterator(handle, rank, rank, first, last)
 
@@ -175,7 +177,9 @@ class Consumer:
             asked = time.monotonic()
             report, micro_batches = next(iterator)
             came = time.monotonic()
-            assert all(one.input_ids.any() and one.loss_mask.max() >= 0 for one in micro_batches)
+            for batch in micro_batches:
+                assert batch.input_ids.any()
+                assert batch.loss_mask.max() >= 0
             trail.append(
                 {
                     "at": came,
@@ -197,12 +201,14 @@ def _own_ray(setup: Setup) -> contextlib.AbstractContextManager[None]:
 
 
 def start_consumers(setup: Setup) -> list[Any]:
+    """Start a consumer for each data rank, and wait until all are there."""
     consumers = [Consumer.remote() for _ in range(setup.dp_size)]
-    ray.get([one.ready.remote() for one in consumers])
+    ray.get([consumer.ready.remote() for consumer in consumers])
     return consumers
 
 
 def open_feed(setup: Setup, run_dir: str, cursor: Cursor | None = None) -> Feed:
+    """Open the stream of a setup, at its beginning or at a cursor."""
     return Feed.open(
         setup.config,
         cursor=cursor,
@@ -231,8 +237,8 @@ def stream_pass(
             feed = open_feed(setup, run_dir)
             num_steps = min(feed.info.num_steps, max_steps or feed.info.num_steps)
             reads = [
-                one.read.remote(feed.handle, rank, 0, num_steps, hold_seconds)
-                for rank, one in enumerate(consumers)
+                consumer.read.remote(feed.handle, rank, 0, num_steps, hold_seconds)
+                for rank, consumer in enumerate(consumers)
             ]
 
             depths: list[int] = []
@@ -259,13 +265,21 @@ def _phases(
         started: when the pass began; `ray_up`: when Ray and the consumers were there.
     """
     # A step has come when the last rank has its share.
-    arrived = [max(share["at"] for share in step) for step in zip(*trails, strict=True)]
-    waited = [max(share["wait_seconds"] for share in step) for step in zip(*trails, strict=True)]
+    arrived: list[float] = []
+    waited: list[float] = []
+    for shares in zip(*trails, strict=True):
+        arrived.append(max(share["at"] for share in shares))
+        waited.append(max(share["wait_seconds"] for share in shares))
+
     steps = trails[0]
     after_first = steps[1:]
     seconds = arrived[-1] - arrived[0]
     rows = sum(step["rows"] for step in after_first)
     tokens = sum(step["tokens"] for step in after_first)
+    stage_seconds: dict[str, float] = {}
+    for name in STAGES:
+        stage_seconds[name] = sum(step["stage_seconds"][name] for step in steps)
+
     return {
         "num_rows": sum(step["rows"] for step in steps),
         "num_tokens": sum(step["tokens"] for step in steps),
@@ -277,9 +291,7 @@ def _phases(
         "steady_tokens_per_second": tokens / seconds,
         "steady_wait_seconds": sum(waited[1:]),
         "longest_wait_seconds": max(waited[1:]),
-        "stage_seconds": {
-            name: sum(step["stage_seconds"][name] for step in steps) for name in STAGES
-        },
+        "stage_seconds": stage_seconds,
         "cpu_seconds": watch.cpu_seconds(arrived[0], arrived[-1]),
     }
 
@@ -288,8 +300,7 @@ def first_steps(cases: Sequence[tuple[Setup, int]], rounds: int) -> list[list[fl
     """Measure the seconds from opening a stream to the first step in every consumer's hand.
 
     The cases take turns; a first round is not counted. Before each, Ray is idle and has processes
-    that have the tokenizer certified, so that what a process costs to start does not hide what is
-    looked for.
+    that have the tokenizer certified, so that the start of processes does not hide the difference.
 
     Args:
         cases: streams, and how many rows of each were consumed before.
@@ -315,12 +326,13 @@ def _first_step(setup: Setup, consumed_rows: int, consumers: Sequence[Any]) -> f
             cursor = dataclasses.replace(before.cursor(), consumed_rows=consumed_rows)
             before.close()
         _warm_processes(setup)
+
         started = time.monotonic()
         feed = open_feed(setup, run_dir, cursor)
         step = feed.first_step
         reads = [
-            one.read.remote(feed.handle, rank, step, step + 1, 0.0)
-            for rank, one in enumerate(consumers)
+            consumer.read.remote(feed.handle, rank, step, step + 1, 0.0)
+            for rank, consumer in enumerate(consumers)
         ]
         took = max(trail[0]["at"] for trail in ray.get(reads)) - started
         feed.close()
@@ -348,14 +360,15 @@ def _certify(config: EncodeConfig) -> None:
 def handing_out(
     setup: Setup, dp_sizes: Sequence[int], num_rounds: int
 ) -> dict[int, dict[str, float]]:
-    """Measure what one block of the stream costs the feed's actor, by the number of data ranks.
+    """Measure the cost of one block of the stream in the feed's actor, by number of data ranks.
 
     Returns:
         For each: the block's tokens and bytes, and median milliseconds to cut it and put its chunks
         into the object store, and of one rank's request for its chunk, from another process.
     """
     manifest = build_manifest(setup.config.sources)
-    plan, formats = stages.make_plan(manifest, setup.config), stages.source_formats(manifest)
+    plan = stages.make_plan(manifest, setup.config)
+    formats = stages.source_formats(manifest)
     encoder = stages.encoder_of(setup.config.encode)
     encoded: list[pa.Table] = []
 
@@ -364,7 +377,7 @@ def handing_out(
         if sum(table.nbytes for table in encoded) >= setup.block_bytes:
             break
 
-    found = {}
+    costs = {}
     with _own_ray(setup):
         server = ray.remote(num_cpus=0)(_Server).remote()
         for dp_size in dp_sizes:
@@ -372,7 +385,9 @@ def handing_out(
             block = pa.concat_tables(
                 [stages.pack_steps(table, config) for table in encoded]
             ).combine_chunks()
-            cutting, asking = [], []
+
+            cutting = []
+            asking = []
             for _ in range(num_rounds):
                 started = time.monotonic()
                 references = [
@@ -383,14 +398,15 @@ def handing_out(
                 started = time.monotonic()
                 ray.get([server.fetch.remote() for _ in range(100)])
                 asking.append((time.monotonic() - started) / 100)
-            found[dp_size] = {
+
+            costs[dp_size] = {
                 "num_tokens": sum(len(ids) for ids in block["input_ids"]),
                 "num_bytes": block.nbytes,
                 "cut_milliseconds": 1e3 * float(np.median(cutting)),
                 "fetch_milliseconds": 1e3 * float(np.median(asking)),
             }
 
-    return found
+    return costs
 
 
 class _Server:

@@ -1,4 +1,4 @@
-"""What a Ray uses while it runs: memory and CPU time of its processes, by role."""
+"""The memory and CPU time of a Ray's processes while it runs, by role."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ RESTING_LOOK_SECONDS = 0.1
 class Watch:
     """Looks several times a second at the memory and CPU time of this driver's Ray.
 
-    `peak_bytes` holds "object store", what its objects take, with "spilled" beside it; and of each
-    role's processes the largest one's own memory: without what it shares, libraries and the object
-    store.
+    `peak_bytes` has the bytes of all objects under "object store" and "spilled", and under each
+    role the own memory of its largest process, without libraries and the object store, which it
+    shares.
     """
 
     def __init__(self, store_seconds: float) -> None:
@@ -31,9 +31,8 @@ class Watch:
         self.peak_bytes: dict[str, int] = {}
         self._titles: dict[int, str] = {}
         self._own_bytes: dict[int, int] = defaultdict(int)
-        self._cpu: list[
-            tuple[float, dict[int, float]]
-        ] = []  # moment, process -> CPU seconds up to then
+        # At each moment: process -> its CPU seconds up to then.
+        self._cpu: list[tuple[float, dict[int, float]]] = []
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
@@ -50,7 +49,7 @@ class Watch:
                 self.peak_bytes[role] = max(self.peak_bytes.get(role, 0), peak)
 
     def cpu_seconds(self, since: float, until: float) -> dict[str, float]:
-        """CPU seconds of each role between two moments, as near to them as was looked."""
+        """Return the CPU seconds of each role between two moments, or between the nearest looks."""
         spent: dict[str, float] = defaultdict(float)
         before = [cpu for at, cpu in self._cpu if at <= since][-1]
         after = next((cpu for at, cpu in self._cpu if at >= until), self._cpu[-1][1])
@@ -83,7 +82,8 @@ class Watch:
         for process in [driver, *driver.children(recursive=True)]:
             with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess, IndexError):
                 title = process.cmdline()[0]
-                memory, times = process.memory_info(), process.cpu_times()
+                memory = process.memory_info()
+                times = process.cpu_times()
                 own = memory.rss - getattr(memory, "shared", 0)
                 self._own_bytes[process.pid] = max(self._own_bytes[process.pid], own)
                 cpu[process.pid] = times.user + times.system

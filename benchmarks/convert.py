@@ -5,8 +5,8 @@
 A made-up Qwen3 in bfloat16, in files of 500 MB, is copied, converted to `torch_dist` and converted
 back, in turn. A conversion waits until its files are on the disk: the copy does, too (`cp`, then
 `sync`); `cp` by itself, which only fills the system's memory, is shown beside. Each direction has a
-process of its own, which says what memory it held at most (VmHWM: code and libraries too); what is
-timed is the conversion, not the import of torch. The files that come back are compared with the
+process of its own, which reports the most memory that it held (VmHWM: code and libraries too). The
+time is that of the conversion, without the import of torch. The files that come back are compared with the
 first ones. The ratios are what is claimed; the absolute numbers are the machine's.
 """
 
@@ -73,6 +73,7 @@ def main() -> None:
 
 
 def _measure(folder: Path, flags: argparse.Namespace) -> list[Bar]:
+    """Copy and convert a made-up model in rounds; print the speeds, and return the bars."""
     source = folder / "source"
     _in_a_process(_make, source, flags.gigabytes)
     num_bytes = sum(file.stat().st_size for file in source.glob("*.safetensors"))
@@ -83,11 +84,11 @@ def _measure(folder: Path, flags: argparse.Namespace) -> list[Bar]:
     }
     seconds: dict[str, list[float]] = {label: [] for label in ("cp", "cp, then sync", *CONVERSIONS)}
     resident: dict[str, float] = {}
+
     with contextlib.ExitStack() as stack:
         pools = {label: stack.enter_context(_process()) for label in CONVERSIONS}
-        for number in range(
-            flags.rounds + 1
-        ):  # the first, in which memory and files are new, does not count
+        # Memory and files are new in the first round, which does not count.
+        for number in range(flags.rounds + 1):
             taken: dict[str, float] = {}
             for label, target in targets.items():
                 if target.exists():
@@ -99,13 +100,27 @@ def _measure(folder: Path, flags: argparse.Namespace) -> list[Bar]:
                     taken[label], resident[label] = pools[label].apply(_convert, arguments)
             for label in seconds if number else ():
                 seconds[label].append(taken[label])
+
     same = subprocess.run(
         ["diff", "-r", source, targets["megatron-to-hf"]], capture_output=True, text=True
     )
     assert not same.returncode, same.stdout
 
-    speeds = {label: num_bytes / min(of) for label, of in seconds.items()}
-    table = Table(title=f"{num_bytes / 1e9:.2f} GB, the fastest of {flags.rounds} rounds")
+    speeds = {label: num_bytes / min(rounds) for label, rounds in seconds.items()}
+    _print_speeds(speeds, resident, num_bytes, flags.rounds)
+    ratio = min(speeds[label] for label in CONVERSIONS) / speeds["cp, then sync"]
+    gigabytes = max(resident.values()) / 1e9
+    return [
+        Bar("of the copy's speed", ratio, flags.min_ratio, is_lower=True),
+        Bar("peak memory of a conversion, GB", gigabytes, flags.max_resident_gigabytes),
+    ]
+
+
+def _print_speeds(
+    speeds: dict[str, float], resident: dict[str, float], num_bytes: int, num_rounds: int
+) -> None:
+    """Print bytes a second of each contender, and the most memory of those that convert."""
+    table = Table(title=f"{num_bytes / 1e9:.2f} GB, the fastest of {num_rounds} rounds")
     for heading in ("", "GB/s", "/ (cp, then sync)", "/ cp", "peak memory, GB"):
         table.add_column(heading, justify="right" if heading else "left")
     for label, speed in speeds.items():
@@ -117,12 +132,6 @@ def _measure(folder: Path, flags: argparse.Namespace) -> list[Bar]:
             f"{resident[label] / 1e9:.2f}" if label in resident else "",
         )
     Console(width=100).print(table)
-    ratio = min(speeds[label] for label in CONVERSIONS) / speeds["cp, then sync"]
-    gigabytes = max(resident.values()) / 1e9
-    return [
-        Bar("of the copy's speed", ratio, flags.min_ratio, is_lower=True),
-        Bar("peak memory of a conversion, GB", gigabytes, flags.max_resident_gigabytes),
-    ]
 
 
 def _copy(source: Path, target: Path) -> tuple[float, float]:
@@ -135,7 +144,7 @@ def _copy(source: Path, target: Path) -> tuple[float, float]:
 
 
 def _process() -> Any:
-    """A new process that runs what it is given; it has imported what converting needs."""
+    """Start a process that can be given calls, with all that converting needs imported."""
     return multiprocessing.get_context("spawn").Pool(1, initializer=_import)
 
 
@@ -150,7 +159,7 @@ def _in_a_process(function: Any, *arguments: Any) -> Any:
 
 
 def _convert(label: str, source: Path, megatron: Path, back: Path) -> tuple[float, float]:
-    """Seconds, and the most memory that was held."""
+    """Convert one way; return the seconds, and the most memory that was held."""
     from miles.convert.hf_to_megatron import hf_to_megatron
     from miles.convert.megatron_to_hf import megatron_to_hf
 
@@ -163,7 +172,7 @@ def _convert(label: str, source: Path, megatron: Path, back: Path) -> tuple[floa
 
 
 def _peak_bytes() -> float:
-    """The most memory that this process held, pages of mapped files too."""
+    """Return the most memory that this process held, pages of mapped files too."""
     status = Path("/proc/self/status").read_text()
     return next(
         int(line.split()[1]) * 1024.0 for line in status.splitlines() if line.startswith("VmHWM")

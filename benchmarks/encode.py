@@ -57,7 +57,7 @@ def main() -> None:
     parser.add_argument(
         "--rounds", type=int, default=3, help="the fastest round of each contender counts"
     )
-    parser.add_argument("--max-rows", type=int, help="only the first so many rows")
+    parser.add_argument("--max-rows", type=int, help="only this many rows, the first ones")
     parser.add_argument(
         "--min-ratio", type=float, default=4.0, help="of our speed to the transformers path's"
     )
@@ -151,6 +151,7 @@ def _in_steps(encoder: Encoder, rows: Sequence[Conversation]) -> list[Encoded]:
 
 
 def _transformers(tokenizer: Any, messages: Sequence[Any]) -> tuple[list[int], list[int]]:
+    """Return ids and mask by transformers' own path."""
     row = tokenizer.apply_chat_template(
         messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
     )
@@ -158,8 +159,9 @@ def _transformers(tokenizer: Any, messages: Sequence[Any]) -> tuple[list[int], l
 
 
 def _same_mask(ours: Encoded, theirs: tuple[list[int], list[int]]) -> bool:
-    """Equal ids; and our mask within theirs, which has the newline behind a terminator and empty
-    think blocks, too.
+    """Return whether the ids are equal and our mask lies within theirs.
+
+    Theirs has the newline behind a terminator and empty think blocks, too.
     """
     ids, mask = theirs
     return ours.input_ids.tolist() == ids and bool(np.all(ours.loss_mask <= np.array(mask)))

@@ -1,4 +1,4 @@
-"""Every benchmark at full size, one after another; a missed bar is exit status 1.
+"""Run every benchmark at full size; a missed bar is exit status 1.
 
 make bench
 """

@@ -47,7 +47,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="miles-saving-") as folder:
         seconds = _train(Path(folder), flags)
     first = flags.save_interval
-    before, during = seconds[5:first], seconds[first + 1 : 2 * first]
+    before = seconds[5:first]
+    during = seconds[first + 1 : 2 * first]
     ratio = statistics.median(during) / statistics.median(before)
     print(
         f"{len(before)} steps before the save: {statistics.median(before) * 1e3:.1f} ms; "

@@ -9,7 +9,7 @@
 - slow: consumers that keep each step for 100 ms: how long they are without one, from asking to
   micro-batches in hand
 - resume: the first step of an epoch against the first one behind 90 % of it
-- feed: what a block of the stream costs the actor that hands it out, by the number of ranks
+- feed: the cost of a block of the stream in the actor that hands it out, by the number of ranks
 - growth: a set against one of 12 times the rows: the first step, and the peaks of memory
 
 All contenders of a ratio run in the same run, in turn. The ratios are what is claimed; the absolute
@@ -28,7 +28,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -68,19 +68,19 @@ def main() -> None:
         os.sched_setaffinity(0, set(sorted(os.sched_getaffinity(0))[: flags.cores]))
 
     console = Console(width=110, stderr=flags.json == "-")
-    found: dict[str, Section] = {}
+    sections: dict[str, Section] = {}
     with tempfile.TemporaryDirectory(prefix="miles-stream-") as folder:
         for name in flags.section or SECTIONS:
-            found[name] = SECTIONS[name](flags, Path(folder))
-            _print(console, found[name])
+            sections[name] = SECTIONS[name](flags, Path(folder))
+            _print(console, sections[name])
 
-    content = json.dumps({name: section.as_json() for name, section in found.items()}, indent=1)
+    content = json.dumps({name: section.as_json() for name, section in sections.items()}, indent=1)
     if flags.json == "-":
         sys.stdout.write(content + "\n")
     elif flags.json:
         Path(flags.json).write_text(content + "\n", encoding="utf-8")
     if flags.check:
-        exit_where_missed([bar for section in found.values() for bar in section.bars])
+        exit_where_missed(list(chain.from_iterable(section.bars for section in sections.values())))
 
 
 def steady(flags: argparse.Namespace, folder: Path) -> Section:
@@ -179,7 +179,8 @@ def _end_to_end_lines(
     ours: dict[str, Any], peer: dict[str, float], peer_seconds: float
 ) -> list[tuple[str, str]]:
     """Return the lines that compare the stream with the peer, and its first step."""
-    seconds, num_rows = ours["whole_seconds"], ours["num_rows"]
+    seconds = ours["whole_seconds"]
+    num_rows = ours["num_rows"]
     return [
         (
             "stream, end to end",
@@ -252,7 +253,7 @@ def growth(flags: argparse.Namespace, folder: Path) -> Section:
     assert flags.growth_rows > flags.growth_window, "both sets must be larger than a window"
 
     times = runs.in_own_process(runs.first_steps, [(small, 0), (large, 0)], flags.rounds)
-    # Consumers that the loader outruns: what waits for them is at its most.
+    # Consumers that the loader outruns, so that the most steps wait for them.
     passes = [
         runs.in_own_process(runs.stream_pass, setup, flags.growth_hold_seconds)
         for setup in (small, large)
@@ -279,22 +280,22 @@ def growth(flags: argparse.Namespace, folder: Path) -> Section:
 
 
 def feed(flags: argparse.Namespace, folder: Path) -> Section:
-    """Measure what a block of the stream costs the actor that hands it out."""
-    found = runs.in_own_process(runs.handing_out, _setup(flags, folder), FEED_RANKS, 20)
+    """Measure the cost of a block of the stream in the actor that hands it out."""
+    costs = runs.in_own_process(runs.handing_out, _setup(flags, folder), FEED_RANKS, 20)
     lines = [
         (
             f"{dp_size:,} data ranks",
             f"{got['cut_milliseconds']:.1f} ms to cut and store a block, "
             f"{got['fetch_milliseconds']:.2f} ms a request",
         )
-        for dp_size, got in found.items()
+        for dp_size, got in costs.items()
     ]
-    block = found[FEED_RANKS[0]]
+    block = costs[FEED_RANKS[0]]
     title = (
-        f"feed: what a block costs it, of {block['num_tokens']:,} tokens, "
+        f"feed: the cost of a block of {block['num_tokens']:,} tokens, "
         f"{block['num_bytes'] / MIB:.1f} MiB"
     )
-    return Section(title, lines, [], {"by_ranks": found})
+    return Section(title, lines, [], {"by_ranks": costs})
 
 
 SECTIONS: dict[str, Callable[[argparse.Namespace, Path], Section]] = {
@@ -307,7 +308,7 @@ SECTIONS: dict[str, Callable[[argparse.Namespace, Path], Section]] = {
 
 
 def _setup(flags: argparse.Namespace, folder: Path, window_rows: int | None = None) -> runs.Setup:
-    """Over all rows, whose files are written by the first section that needs them."""
+    """Return a stream over all rows. The first section that needs their files writes them."""
     rows = folder / "rows"
     if not rows.exists():
         rows.mkdir()
@@ -390,7 +391,7 @@ def _parse() -> argparse.Namespace:
         "--growth-rows",
         type=int,
         default=32_768,
-        help="of the small set; what the stream has under way at a time should be little of it",
+        help="of the small set; many against the rows that the stream has under way at a time",
     )
     parser.add_argument("--growth", type=int, default=12, help="the large set in small ones")
     parser.add_argument(
@@ -399,7 +400,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--growth-window", type=int, default=4_096)
     parser.add_argument("--rounds", type=int, default=5, help="of first steps, whose median counts")
     parser.add_argument(
-        "--json", metavar="FILE", help="writes what was found; '-': to the standard output"
+        "--json", metavar="FILE", help="write the numbers here; '-': to the standard output"
     )
     add_check_flag(parser)
     parser.add_argument("--min-share", type=float, default=0.7, help="of the bare encoders' rows/s")
