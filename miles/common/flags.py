@@ -272,7 +272,7 @@ def _declaration_of(record: type) -> Mapping[str, tuple[Flag | None, Any]]:
 
 
 def _split(hint: Any) -> tuple[Flag | None, Any]:
-    """`Annotated[int | None, Flag(...)]` -> the flag, `int`"""
+    """Split a type hint: `Annotated[int | None, Flag(...)]` -> the flag, `int`."""
     flag = None
     if typing.get_origin(hint) is Annotated:
         hint, *extras = typing.get_args(hint)

@@ -123,8 +123,9 @@ def expand(
     """Return the files that a path, a glob or a folder names, sorted, as URLs.
 
     Args:
-        url: a file, a glob (`*`, `?`, `[`), or a folder. Of a folder and its sub-folders, the files
-            with one of `suffixes` are taken, except names that begin with a dot or an underscore.
+        url: a file, a glob (`*`, `?`, `[`), or a folder. From a folder and its sub-folders, the
+            files with one of `suffixes` are taken, except names that begin with a dot or an
+            underscore.
         suffixes: such as (".parquet", ".jsonl.gz").
         default_error: the error to raise.
 

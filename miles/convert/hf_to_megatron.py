@@ -3,8 +3,8 @@
     DIR/config.json, *.safetensors   ->   SAVE/release/…
                                           SAVE/latest_checkpointed_iteration.txt ("release", last)
 
-Everything is planned from the headers of the files. What does not fit is refused there, before
-the first byte is written.
+Everything is planned from the headers of the files. A mismatch is refused there, before the
+first byte is written.
 """
 
 from __future__ import annotations

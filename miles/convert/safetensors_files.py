@@ -204,7 +204,7 @@ class Weights:
         first_byte = 8 + length
         if first_byte > num_bytes:
             raise CheckpointError(
-                f"{where}: truncated: {num_bytes:,} bytes, of which the header alone has {length:,}"
+                f"{where}: truncated: {num_bytes:,} bytes; its header alone has {length:,}"
             )
 
         try:

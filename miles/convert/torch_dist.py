@@ -6,7 +6,7 @@ No Megatron and no process group is needed.
     FOLDER/release/ or FOLDER/iter_0000100/
         metadata.json                          marks a `torch_dist` checkpoint
         common.pt                              args, checkpoint_version, iteration
-        .metadata                              which box of which tensor lies where
+        .metadata                              the place of each box of each tensor
         __0_0.distcp, …                        the boxes, each as `torch.save` writes it
 
 A tensor of a layer is a box of one row in a tensor that is stacked by layers: [1, rows, columns] at
@@ -260,7 +260,7 @@ def _read_args(folder: Path, where: str) -> dict[str, Any]:
             common = torch.load(folder / "common.pt", weights_only=True)
         except pickle.UnpicklingError:
             with warnings.catch_warnings():
-                # Of Apex and Transformer Engine, which play no part here.
+                # The warnings are about Apex and Transformer Engine, which play no part here.
                 warnings.simplefilter("ignore")
                 # Its import marks what Megatron-LM keeps in its arguments as safe.
                 import megatron.core  # noqa: F401

@@ -55,7 +55,7 @@ def verify(one: str, other: str, *, console: Console | None = None) -> Compariso
 
     Args:
         one, other: folders (fsspec URLs): a Hugging Face checkpoint, a folder of Megatron
-            checkpoints, of which the newest is taken, or one of these.
+            checkpoints, whose newest is taken, or one of these.
         console: shows a bar; None: nothing is shown.
 
     Raises:

@@ -70,7 +70,7 @@ def demo_config(folder: Path) -> TrainConfig:
 
 
 def run_demo(output: str, console: Console) -> None:
-    """Run the demo into a folder. What an earlier demo left there is deleted.
+    """Run the demo into a folder. The files of an earlier demo there are deleted.
 
     Raises:
         MilesError: the folder holds something else, or a promise of the demo does not hold.

@@ -119,7 +119,7 @@ def test_files_that_are_cut_short(tmp_path: Path) -> None:
         (len(whole) - 41, r"model\.safetensors: truncated: tensor a ends at byte"),
         (
             8 + length - 1,
-            r"model\.safetensors: truncated: \d+ bytes, of which the header alone has",
+            r"model\.safetensors: truncated: \d+ bytes; its header alone has",
         ),
         (4, r"model\.safetensors: not a safetensors file, or truncated: 4 bytes"),
         (0, r"model\.safetensors: not a safetensors file, or truncated: 0 bytes"),

@@ -5,7 +5,7 @@ The files are looked up here, by the name of the family:
     config.json   ->   model_type "qwen3"   ->   families/qwen3.py   ->   ModelShape, parameter map
 
 A family's file is named like its `model_type` and declares `ARCHITECTURE`, `shape` and `parameters`
-(docs/adding-a-model.md). Nothing else has to be told that it exists: the file is found by its name.
+(docs/adding-a-model.md). No other file names it: it is found by its name.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@
     ids                       …         27 91 318 …   151645
 
 Control tokens in a row's strings are marked before the template runs. The rendered text is cut at
-the marks. What lies between a pair of marks is encoded without added tokens, the rest as usual.
+the marks. The text between a pair of marks is encoded without added tokens, the rest as usual.
 
 Invariant: the ids are those of `apply_chat_template(..., sanitize_control_tokens=True)`. Such rows
 are few, and `encoder.py` compares each one with transformers.

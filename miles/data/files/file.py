@@ -23,7 +23,7 @@ class RowGroup:
 
     num_rows: int
     offset_bytes: int
-    """Where it begins in the decompressed file. 0 for Parquet, whose footer says where."""
+    """Its first byte in the decompressed file. 0 for Parquet, whose footer has the places."""
     length_bytes: int
     """0 for Parquet."""
 

@@ -155,7 +155,7 @@ def _require_readable_part(url: str, column: pa.Field, part: pa.Field) -> None:
     if not _is_plain(part.type):
         raise SourceError(
             f"{url}: {name} is of type {column.type}; expected text, numbers, booleans, dates, "
-            "structs or lists of them. What bytes hold (an image, a pickled object) is never "
+            "structs or lists of them. The content of bytes (an image, a pickled object) is never "
             "loaded: leave the column out"
         )
 

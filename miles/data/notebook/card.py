@@ -179,7 +179,7 @@ def _bars(heights: Sequence[float]) -> str:
 
 
 def _with_shape(source: ManifestSource) -> str:
-    """`openhermes (messages in conversations)`"""
+    """Return a source with its row shape: `openhermes (messages in conversations)`."""
     shape = source.format.shape.replace("_", " and ")
     fields = MAIN_FIELDS[source.format.shape]
     columns = ", ".join(source.columns[field] for field in fields if field in source.columns)

@@ -255,7 +255,7 @@ class Prepared:
 
         Raises:
             ConfigError: `max_sample_tokens` of `prepare` exceeds `max_tokens_per_gpu`.
-            SourceError: a row group, or a compressed file, has so many rows that it would be read
+            SourceError: a row group, or a compressed file, has too many rows: it would be read
                 again and again.
         """
         order = OrderConfig(

@@ -1,7 +1,7 @@
 """Weights of sources -> the source of each place in the order, with every share kept.
 
 Weights 3 and 1, in periods of four places: source 0 is due at 1/6, 3/6 and 5/6 of a period, source
-1 at 1/2. What is due first comes first; where two are due together, the lower source does:
+1 at 1/2. The source that is due first comes first; if two are due together, the lower one does:
 
     place     0 1 2 3 | 4 5 6 7 | 8 …
     source    0 0 1 0 | 0 0 1 0 | 0 …

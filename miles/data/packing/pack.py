@@ -220,8 +220,8 @@ def _level(ranks: list[_Rank], tokens: list[int], capacity: int, limit: int) -> 
         capacity: tokens of a micro-batch.
 
     Returns:
-        Ranks of which the fullest holds no more than before; more than `limit` where no exchange
-        helps it.
+        The ranks. The fullest holds no more than before; more than `limit` if no exchange helps
+        it.
     """
     # Ascending (tokens, attention, rank).
     loads = sorted(

@@ -34,7 +34,7 @@ _MESSAGE = pa.struct(
         ("tool_calls", pa.list_(_CALL)),
         # JSON: an object of the keys that have no field of their own above.
         (EXTRA, pa.string()),
-        # Whether the row says that this turn is trained: 1 or 0; null if it says nothing.
+        # 1 or 0: the row flags this turn as trained or not; null: it has no flag.
         ("weight", pa.int8()),
     ]
 )

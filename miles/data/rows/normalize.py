@@ -14,8 +14,8 @@ A `RowFormat` says which of four shapes the row has:
     text               one text, all of it trained
 
 A key whose value is null is as good as absent, at any depth, and NaN is as null: Parquet gives
-every struct every field of its column. What was written as JSON text is left as its author wrote
-it: tools, and the arguments of a call (`tool_calls`). The detail of a rejected row gives positions
+every struct every field of its column. JSON text within a row is left as its author wrote it:
+tools, and the arguments of a call (`tool_calls`). The detail of a rejected row gives positions
 and types, never its text.
 """
 

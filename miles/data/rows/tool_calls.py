@@ -4,8 +4,7 @@
     a `function_call` turn with the call as text    ->  [{"type": "function", "function": {…}}]
     tools as JSON text, or a list of texts          ->  a list of objects
 
-What was written as JSON text stays as its author wrote it, nulls included. In what was written as
-objects a null is as good as absent.
+JSON text stays as its author wrote it, nulls included. In objects a null is as good as absent.
 """
 
 from __future__ import annotations

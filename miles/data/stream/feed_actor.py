@@ -3,8 +3,7 @@
     loaders -> blocks -> [thread: put] -> ReadySteps -> fetch, begin   (the ranks)
                                                      -> commit         (the driver)
 
-All state is in `ReadySteps`. What is added here is waiting: for room, for a step, for a
-measurement.
+All state is in `ReadySteps`. This file adds the waiting: for room, for a step, for a measurement.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ once only. `rejects.jsonl` names each dropped row, one JSON object a line, and n
     {"source": "chat", "file": "s3://…/a.jsonl", "row": 17, "reason": "no_messages", "detail": ""}
 
 The file is a *set* of rows: a row that is in it is not written again, neither by a second epoch nor
-by the steps that a resumed run repeats. Why a row is dropped depends only on the row and on
+by the steps that a resumed run repeats. The reason of a drop depends only on the row and on
 settings that the cursor holds fixed. So a line that was written after the checkpoint is still true
 when the run resumes, and nothing has to be taken back.
 

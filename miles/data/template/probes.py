@@ -44,7 +44,7 @@ QUESTION = [_user("QUESTION1")]
 """Rendered with and without `add_generation_prompt`: what does that add?"""
 
 ONE_TURN = [*QUESTION, _assistant("ANSWER1")]
-"""What stands before an answer, and after it?"""
+"""Which texts stand before an answer and after it?"""
 
 TWO_TURNS = [*ONE_TURN, _user("QUESTION2"), _assistant("ANSWER2")]
 """Is it the same for an earlier turn?"""

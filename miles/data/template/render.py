@@ -238,7 +238,7 @@ def _require_own_turns(
             )
 
 
-# What transformers renders
+# The text that transformers renders
 
 
 def render_text(

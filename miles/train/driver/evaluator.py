@@ -52,7 +52,7 @@ class Evaluator:
         return cls(config, rows)
 
     def run(self, group: TrainerGroup, num_done: int) -> Metrics:
-        """Evaluate, and write answers.
+        """Evaluate the model, and write answers.
 
         Args:
             num_done: steps that the model is trained.

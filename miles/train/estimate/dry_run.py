@@ -30,7 +30,7 @@ CARDS_GIB = (24, 40, 48, 80, 141, 192)
 SPARE = 0.1
 """Share of a card that is left to CUDA, NCCL and fragmentation."""
 LARGE_CARD_GIB = 80
-"""A run that needs more than this is told what would lower it."""
+"""If a run needs more than this, the text says what would lower its need."""
 SHOWN_NODES = 8
 
 Fact = tuple[str, str]

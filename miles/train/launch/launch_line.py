@@ -222,7 +222,7 @@ SIZES_TITLE = "The model's sizes: config.json decides; where given they must say
 
 
 def flag_of(name: str) -> str:
-    """`max_tokens_per_gpu` -> `--max-tokens-per-gpu`"""
+    """Return the flag of a name: `max_tokens_per_gpu` -> `--max-tokens-per-gpu`."""
     return "--" + name.replace("_", "-")
 
 
