@@ -56,7 +56,7 @@ def find(url: str) -> SavedCheckpoint | None:
     if not storage.exists(storage.join(folder, "metadata.json")):
         raise CheckpointError(
             f"{storage.join(url, TRACKER)} names {folder}, which is not there or not a torch_dist "
-            "checkpoint"
+            "checkpoint: put the iteration of a complete one into the tracker"
         )
 
     extra = storage.join(folder, EXTRA)

@@ -1,8 +1,9 @@
 """The data path: rows -> conversations -> tokens and masks -> packed steps.
 
 In: a `DataConfig`, which names files and settings. Out: micro-batches for every rank, step by step.
-README.md in this folder follows one row through the rooms; `types.py` declares what passes between
-them. May import `miles.common`, `miles.architecture` and `miles.errors`.
+It runs in the driver, the loaders, the feed and the trainers; README.md follows one row through the
+rooms and processes. `types.py` declares the records between the rooms. May import `miles.common`
+and `miles.errors`.
 
 `miles.data.prepare` and `miles.data.encode` are functions. They are imported, with what they need,
 when they are first used.

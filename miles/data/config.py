@@ -111,7 +111,10 @@ class SourceConfig:
     format: RowFormat = RowFormat()
 
     def __post_init__(self) -> None:
-        _require(bool(self.paths), f"source {self.name!r} has no path")
+        _require(
+            bool(self.paths),
+            f"source {self.name!r} has no path; give at least one file, glob or folder",
+        )
 
 
 @dataclass(frozen=True)
@@ -379,7 +382,10 @@ class DataConfig:
         check_settings(self)
         _require(bool(self.sources), "no data: give --prompt-data PATH, or NAME PATH pairs")
         names = [source.name for source in self.sources]
-        _require(len(set(names)) == len(names), f"--prompt-data names a source twice: {names}")
+        _require(
+            len(set(names)) == len(names),
+            f"--prompt-data names a source twice: {', '.join(names)}; give each its own name",
+        )
 
         _require(
             len(self.order.weights) in (0, len(names)),
@@ -395,7 +401,10 @@ class DataConfig:
             "the second",
         )
 
-        _require(0 <= self.max_bad_fraction <= 1, "--max-bad-fraction must be between 0 and 1")
+        _require(
+            0 <= self.max_bad_fraction <= 1,
+            f"--max-bad-fraction must be between 0 and 1, not {self.max_bad_fraction}",
+        )
         _require(
             0 <= self.held_out_fraction < 1,
             f"--eval-fraction must be in [0, 1), not {self.held_out_fraction}",

@@ -184,7 +184,7 @@ def check_schedule(settings: OptimizerSettings, num_steps: int) -> None:
     if settings.warmup_steps(num_steps) >= num_steps:
         raise ConfigError(
             f"--lr-warmup-iters {settings.lr_warmup_iters} is not shorter than the run, which has "
-            f"{num_steps} steps"
+            f"{num_steps} steps; lower it, or train for more steps"
         )
 
 

@@ -78,13 +78,13 @@ def shape_of(config: Mapping[str, Any], where: str) -> ModelShape:
         CheckpointError: an architecture or a setting that is not understood.
     """
     if not isinstance(config, Mapping):
-        raise CheckpointError(f"{where}: a JSON object was expected")
+        raise CheckpointError(f"{where}: a JSON object was expected; found {type(config).__name__}")
     model_type = config.get("model_type")
     known = model_types()
     if model_type not in known:
         raise CheckpointError(
             f"{where}: model_type {model_type!r} is not one of {', '.join(known)}, the families "
-            "known so far"
+            "known so far; docs/adding-a-model.md says how to add one"
         )
 
     family = family_of(str(model_type))

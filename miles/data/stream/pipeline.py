@@ -155,7 +155,7 @@ def require_loader_cpus(config: DataConfig) -> None:
     if cpus < config.stream.loader_cpus:
         raise NoRoomError(
             f"Ray has {cpus:g} CPUs; --loader-cpus {config.stream.loader_cpus} needs as many or "
-            "more"
+            "more: lower it, or give Ray more CPUs"
         )
 
 

@@ -45,7 +45,9 @@ def read_yaml(path: str, settings: Mapping[str, Setting]) -> dict[str, Any]:
     try:
         root = loader.get_single_node()
         if not isinstance(root, yaml.MappingNode):
-            raise ConfigError(f"--config {path}: expected a mapping of flag names to values")
+            raise ConfigError(
+                f"--config {path}: expected a mapping of flag names to values, such as lr: 1e-5"
+            )
         loader.flatten_mapping(root)
         return _values_of(loader, root, path, settings)
     except yaml.YAMLError as error:
