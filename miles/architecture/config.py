@@ -189,6 +189,7 @@ class ModelShape:
             for name, value in expected.items()
             if name not in _NOT_A_SIZE and name in args and args[name] != value
         ]
+
         rows = args.get("padded_vocab_size")
         if rows is not None and rows < self.vocab_size:
             differing.append(

@@ -112,21 +112,21 @@ def _settings_of(record: type) -> tuple[Setting, ...]:
         is_required = not has_default and not flag.default
         settings.append(Setting(flag, field.name, value_type, default, is_required))
 
-        for other in flag.also:
-            other_type = str if other.key else value_type
-            settings.append(Setting(other, field.name, other_type))
+        for further in flag.also:
+            further_type = str if further.key else value_type
+            settings.append(Setting(further, field.name, further_type))
     return tuple(settings)
 
 
 def records_of(record: type) -> tuple[type, ...]:
     """Return the types of a record and of all records inside it, each once, in field order."""
-    found = [record]
+    records = [record]
     for _, field_type in _declaration_of(record).values():
         inner_types = (field_type, *typing.get_args(field_type))
         for inner in inner_types:
             if dataclasses.is_dataclass(inner) and isinstance(inner, type):
-                found += records_of(inner)
-    return tuple(dict.fromkeys(found))
+                records += records_of(inner)
+    return tuple(dict.fromkeys(records))
 
 
 def all_settings(record: type) -> tuple[Setting, ...]:
@@ -215,33 +215,33 @@ def _value_of_field(record: type, field: str, values: Values) -> Any:
     """Return the value that the field's flags give together; None where none is given."""
     flag = next(setting.flag for setting in settings_of(record) if setting.field == field)
     value = values.get(flag.name)
-    for other in flag.also:
-        given = values.get(other.name)
+    for further in flag.also:
+        given = values.get(further.name)
         if given is not None:
-            combine = _with_entry if other.key else _with_same
-            value = combine(flag, value, other, given)
+            combine = _with_entry if further.key else _with_same
+            value = combine(flag, value, further, given)
 
     if flag.is_file and value is not None:
         return _text_of(flag, value)
     return tuple(value) if isinstance(value, list) else value
 
 
-def _with_entry(flag: Flag, value: Any, other: Flag, entry: Any) -> dict[str, Any]:
+def _with_entry(flag: Flag, value: Any, further: Flag, entry: Any) -> dict[str, Any]:
     """Return a mapping together with the entry that another flag gives."""
     mapping = dict(value or {})
-    if mapping.setdefault(other.key, entry) != entry:
+    if mapping.setdefault(further.key, entry) != entry:
         raise ConfigError(
-            f"{other.name} {entry}: {flag.name} says {other.key} is {mapping[other.key]!r}; "
+            f"{further.name} {entry}: {flag.name} says {further.key} is {mapping[further.key]!r}; "
             "give one of them"
         )
     return mapping
 
 
-def _with_same(flag: Flag, value: Any, other: Flag, given: Any) -> Any:
+def _with_same(flag: Flag, value: Any, further: Flag, given: Any) -> Any:
     """Return a value that another flag gives as well."""
     if value is not None and value != given:
         raise ConfigError(
-            f"{flag.name} {value} and {other.name} {given} must be equal: they are two names of "
+            f"{flag.name} {value} and {further.name} {given} must be equal: they are two names of "
             "one value"
         )
     return given

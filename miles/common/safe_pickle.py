@@ -40,8 +40,8 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _is_defined_in(module: str, name: str) -> bool:
-    found = getattr(importlib.import_module(module), name, None)
-    return isinstance(found, type) and found.__module__ == module
+    attribute = getattr(importlib.import_module(module), name, None)
+    return isinstance(attribute, type) and attribute.__module__ == module
 
 
 def require_plain(folder: Path, url: str) -> None:

@@ -327,11 +327,13 @@ class Cursor:
             version = fields["version"]
         except (ValueError, KeyError, TypeError) as error:
             raise CheckpointError(f"{where}: not a data cursor ({error})") from error
+
         if version != CURSOR_VERSION:
             raise CheckpointError(
                 f"{where}: data cursor of version {version}; this miles reads version "
                 f"{CURSOR_VERSION}"
             )
+
         try:
             return cls(**{**fields, "mixture": tuple(fields["mixture"])})
         except (KeyError, TypeError) as error:
@@ -355,6 +357,7 @@ class Cursor:
                 differing.append(
                     f"{name}: the checkpoint has {saved!r}, this run {current_fields[name]!r}"
                 )
+
         if differing:
             raise CheckpointError(
                 f"{where} cannot be resumed with these settings, since the rows that follow would "

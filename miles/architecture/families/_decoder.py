@@ -168,6 +168,7 @@ def experts(shape: ModelShape) -> tuple[Parameter, ...]:
         plain,
         LAYER,
     )
+
     matrices = _gated(
         f"{_LAYERS}.mlp.experts.experts",
         f"{_MLP}.experts.{{expert}}",
@@ -189,6 +190,7 @@ def _gated(
         gate_up,
         stacked_by,
     )
+
     down = Parameter(
         f"{megatron}.linear_fc2.weight",
         (f"{hf}.down_proj.weight",),

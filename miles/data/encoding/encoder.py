@@ -216,8 +216,8 @@ class Encoder:
         if self.config.special_text == "escape":
             return self._escaper.is_needed_for(row_strings)
         for text in row_strings:
-            if found := self._special_text.search(text):
-                raise RowRejected("special_text", found.group())
+            if match := self._special_text.search(text):
+                raise RowRejected("special_text", match.group())
         return False
 
     def _encode_escaped(self, conversation: Conversation, selected: Sequence[bool]) -> Encoded:
@@ -253,6 +253,7 @@ class Encoder:
             raise RowRejected(
                 "special_text", "a control token that cannot be written as ordinary text"
             ) from error
+
         if ids.tolist() != list(served):
             raise RowRejected(
                 "special_text", "control tokens that transformers escapes in another way"

@@ -149,6 +149,7 @@ class Manifest:
         try:
             content = json.loads(text)
             version = content["version"]
+
             if version != MANIFEST_VERSION:
                 raise SourceError(
                     f"{where}: manifest of version {version}; this miles reads version "

@@ -157,10 +157,10 @@ def find_columns(format: RowFormat, rows: Sequence[Mapping[str, Any]]) -> dict[s
 
     The fields are in the order of `ROW_FIELDS`; one that is null in all rows is left out.
     """
-    found: dict[str, str] = {}
+    by_field: dict[str, str] = {}
     for row in rows:
-        found = _columns(row, format.shape, format.columns) | found
-    return {field: found[field] for field in ROW_FIELDS[format.shape] if field in found}
+        by_field = _columns(row, format.shape, format.columns) | by_field
+    return {field: by_field[field] for field in ROW_FIELDS[format.shape] if field in by_field}
 
 
 def _possible_shapes(source: SourceConfig) -> list[str]:
@@ -182,21 +182,21 @@ def _possible_shapes(source: SourceConfig) -> list[str]:
 
 def _columns(row: Mapping[str, Any], shape: str, columns: Mapping[str, str]) -> dict[str, str]:
     """Return field -> column of one row."""
-    found = {}
+    by_field = {}
     pair = pair_of(row, columns) if shape == "prompt_completion" else None
     if pair is not None:
-        found["prompt"], found["completion"] = pair
+        by_field["prompt"], by_field["completion"] = pair
 
     for field in ROW_FIELDS[shape]:
         column = column_of(field, row, columns) if field in USUAL_COLUMNS else None
         if column is not None:
-            found[field] = column
-    return found
+            by_field[field] = column
+    return by_field
 
 
 def _fits(row: Mapping[str, Any], shape: str, columns: Mapping[str, str]) -> bool:
-    found = _columns(row, shape, columns)
-    values = [row[found[field]] if field in found else None for field in MAIN_FIELDS[shape]]
+    by_field = _columns(row, shape, columns)
+    values = [row[by_field[field]] if field in by_field else None for field in MAIN_FIELDS[shape]]
 
     if shape == "messages" and isinstance(values[0], str):
         return values[0].lstrip().startswith("[")  # a list as JSON text, not a conversation's name

@@ -273,6 +273,7 @@ class Prepared:
             PackConfig(dp_size, max_tokens_per_gpu),
             StreamConfig(loader_cpus),
         )
+
         local_ray.connect(loader_cpus, OBJECT_STORE_BYTES)
         for block in pipeline.blocks(pipeline.build(self.manifest, config, start_row)):
             yield from unpack(block)

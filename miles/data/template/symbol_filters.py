@@ -147,6 +147,7 @@ def _with_stand_ins(value: Any, symbols: list[Symbol]) -> Any:
         return f"{_STAND_IN_BEGIN}{len(symbols) - 1}{_STAND_IN_END}"
     if isinstance(value, str) and _STAND_IN_BEGIN in value:
         raise Untraceable("a character that is none")
+
     if isinstance(value, Mapping):
         return {
             _with_stand_ins(key, symbols): _with_stand_ins(item, symbols)

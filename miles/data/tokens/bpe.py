@@ -404,6 +404,7 @@ def _convert(backend: tokenizers.Tokenizer, definition: Mapping[str, Any]) -> Te
 
 
 def _try_out(encoder: TextEncoder) -> None:
+    """Compare tiktoken with `tokenizers` on texts; raise `Inexact` where they differ."""
     for text in _self_test_texts(sorted(encoder._added)):
         points = list(range(0, len(text) + 1, 3))
         encoding = encoder.backend.encode(text, add_special_tokens=False)
@@ -415,6 +416,7 @@ def _try_out(encoder: TextEncoder) -> None:
 
 
 def _self_test_texts(added: Sequence[str]) -> Iterator[str]:
+    """Yield texts on which tiktoken and `tokenizers` are compared: the same ones every time."""
     yield from (
         "",
         "def f(x):\n\treturn {'a': x[0] ** 2, \"b\": not x}  # don't\r\n\r\n\n  if __name__ == "
@@ -432,6 +434,7 @@ def _self_test_texts(added: Sequence[str]) -> Iterator[str]:
         " ".join("1234567890" * count for count in (1, 2, 7)) + " -3.14e+10 1,000,000 ١٢٣",
     )
     yield from (f"a{token}b {token}{token}\n{token[:-1]}{token[1:]} {token}." for token in added)
+
     random = np.random.Philox(key=_SELF_TEST_SEED)
     kinds = (0x80, 0x250, 0x3000, 0xD800, 0x20000)  # so that each script is met at some size
     for number in range(200):

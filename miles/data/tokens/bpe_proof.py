@@ -173,6 +173,7 @@ def _require_same_characters(pattern: str) -> None:
         split = tokenizers.pre_tokenizers.Split(
             tokenizers.Regex(f"{characters}+"), "removed", invert=True
         )
+
         theirs = "".join(part for part, _ in split.pre_tokenize_str(unknown))
         if bytes(core.encode_ordinary(unknown)) != theirs.encode():
             raise Inexact("tokenizers and tiktoken know different versions of Unicode")

@@ -149,9 +149,9 @@ def _tokenizer_files(url: str) -> tuple[tuple[str, int, str], ...] | None:
         ) from error
 
     if not is_folder:
-        found = "a file, not a folder" if is_there else "no such folder"
+        there = "a file, not a folder" if is_there else "no such folder"
         raise TemplateError(
-            f"{url}: {found}; expected the folder of a Hugging Face tokenizer, or its hub name"
+            f"{url}: {there}; expected the folder of a Hugging Face tokenizer, or its hub name"
         )
 
     names = sorted(entry["name"].rstrip("/").rsplit("/", 1)[-1] for entry in entries)
@@ -220,6 +220,7 @@ def _from_hub(name: str, trust_remote_code: bool) -> PreTrainedTokenizerBase:
 def _single_template(tokenizer: PreTrainedTokenizerBase, config: EncodeConfig) -> str:
     if config.chat_template is not None:
         return config.chat_template
+
     template = tokenizer.chat_template
     if not template:
         raise TemplateError(
