@@ -51,7 +51,7 @@ def connect(num_cpus: int | None, object_store_bytes: int, address: str | None =
 
     Args:
         num_cpus: of one that is started, as in `start`.
-        object_store_bytes: likewise.
+        object_store_bytes: of one that is started, as in `start`.
         address: of the Ray to join; None: that in RAY_ADDRESS, where a submitted job finds its
             cluster.
 

@@ -341,9 +341,9 @@ def write_text(url: str, text: str, max_tries: int | None = None) -> None:
 
 
 Report = Callable[[int], None]
-"""Is given a number of bytes that were moved."""
+"""A function that is given a number of bytes when they were moved."""
 Watch = Callable[[int], contextlib.AbstractContextManager[Report]]
-"""Is given the number of bytes that will be moved; its context yields the `Report`."""
+"""A function that is given the bytes to be moved. Its context yields the `Report`."""
 
 
 def _unwatched(num_bytes: int) -> contextlib.AbstractContextManager[Report]:

@@ -323,7 +323,7 @@ def write_boxes(
 
     Raises:
         CheckpointError: the disk is full.
-        OSError: likewise, where the system says it itself; it names the file.
+        OSError: the same, reported by the system; it names the file.
     """
     places: list[Place] = []
     path = folder / name

@@ -23,7 +23,7 @@ from miles.common.offsets import offsets_of
 from miles.data.types import Int64
 
 ALL_SOURCES = -1
-"""In place of a source's number: all sources, as one set."""
+"""Stands in place of a source's number for all sources, as one set."""
 
 GROUPS = 0
 ROWS = 1
