@@ -6,8 +6,8 @@ A made-up Qwen3 in bfloat16, in files of 500 MB, is copied, converted to `torch_
 back, in turn. A conversion waits until its files are on the disk: the copy does, too (`cp`, then
 `sync`); `cp` by itself, which only fills the system's memory, is shown beside. Each direction has a
 process of its own, which reports the most memory that it held (VmHWM: code and libraries too). The
-time is that of the conversion, without the import of torch. The files that come back are compared with the
-first ones. The ratios are what is claimed; the absolute numbers are the machine's.
+time is that of the conversion, without the import of torch. The files that come back are compared
+with the first ones. The ratios are what is claimed; the absolute numbers are the machine's.
 """
 
 from __future__ import annotations

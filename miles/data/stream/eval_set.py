@@ -283,8 +283,8 @@ def _nothing_to_evaluate(
     if config.held_out == "only":
         return DataError(
             f"nothing to evaluate: --eval-fraction {config.held_out_fraction} holds out {num_rows} "
-            f"of {manifest.num_rows} rows, and none of these can be used{dropped}. Raise it, or give "
-            "--eval-prompt-data"
+            f"of {manifest.num_rows} rows, and none of these can be used{dropped}. Raise it, or "
+            "give --eval-prompt-data"
         )
     paths = ", ".join(chain.from_iterable(source.paths for source in config.sources))
     return DataError(
