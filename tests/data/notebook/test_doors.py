@@ -6,6 +6,7 @@ import dataclasses
 import inspect
 import itertools
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -68,10 +69,14 @@ def flags(template: str) -> list[str]:
 
 
 @pytest.fixture
-def trained(chatml_tokenizer_folder: Path, rows: str, flags: list[str]) -> DataConfig:
+def trained(
+    chatml_tokenizer_folder: Path, tmp_path: Path, rows: str, flags: list[str]
+) -> DataConfig:
     """The data of a run with these settings."""
-    (chatml_tokenizer_folder / "config.json").write_text(json.dumps(QWEN3))
-    line = ["--hf-checkpoint", str(chatml_tokenizer_folder), "--prompt-data", rows, "--save", "x"]
+    model = tmp_path / "model"
+    shutil.copytree(chatml_tokenizer_folder, model)  # the folder itself is shared by all tests
+    (model / "config.json").write_text(json.dumps(QWEN3))
+    line = ["--hf-checkpoint", str(model), "--prompt-data", rows, "--save", "x"]
     return parse([*line, *flags]).data
 
 
