@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from miles.data.files.manifest import Manifest, ManifestSource
 from miles.data.files.row_shapes import MAIN_FIELDS
@@ -86,7 +87,7 @@ class Card:
         """Return the card as a table of 100 columns."""
         table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
         for label, value in self.lines():
-            table.add_row(label, value)
+            table.add_row(label, Text(value))
 
         console = Console(width=100)
         with console.capture() as capture:
@@ -131,7 +132,8 @@ class Card:
     def _lengths(self) -> str:
         lengths = self.summary.lengths if len(self.summary.lengths) else [0]
         quantiles = [f"{length:,}" for length in np.percentile(lengths, [50, 90, 99]).astype(int)]
-        return f"median {quantiles[0]} · 90 % {quantiles[1]} · 99 % {quantiles[2]} tokens"
+        median, percentile_90, percentile_99 = quantiles
+        return f"median {median}, 90th percentile {percentile_90}, 99th {percentile_99} tokens"
 
     def _dropped(self) -> str:
         reasons = sorted(self.summary.reasons.items())

@@ -32,7 +32,7 @@ def test_the_lines_of_all_rows(manifest: Manifest) -> None:
         "sources": "a <b> (messages in messages)",
         "tokens": "60 (20 a row)",
         "trained": "25.0% of the tokens",
-        "row length": "median 20 · 90 % 28 · 99 % 29 tokens",
+        "row length": "median 20, 90th percentile 28, 99th 29 tokens",
         "dropped": "1 no_messages, 3 too_long of 4,000 rows",
         "numbers": "every row read",
     }
