@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
+from collections.abc import Mapping
 
 from miles.cli.console import Subparsers, open_console
 from miles.common.flags import words_of
 from miles.data.config import EncodeConfig
+from miles.errors import SourceError
 
 
 def add_parser(commands: Subparsers) -> None:
@@ -28,23 +31,29 @@ def add_parser(commands: Subparsers) -> None:
 
 def run(flags: argparse.Namespace) -> None:
     """Print the samples, and the settings that they were encoded with."""
-    from rich.markup import escape
+    from rich.text import Text
 
     from miles.report.first_batch import inspect_run
 
     console = open_console()
     inspect_run(flags.folder, console, flags.samples)
     if (words := encoding_of(flags.folder)) is not None:
-        settings = " ".join(words) or "the defaults"
-        console.print(f"[dim]encoded with {escape(settings)}[/dim]", soft_wrap=True)
+        settings = shlex.join(words) or "the defaults"
+        console.print(Text(f"encoded with {settings}", style="dim"), soft_wrap=True)
 
 
 def encoding_of(folder: str) -> list[str] | None:
-    """Return the encoding settings of a run as flags; None where it kept no configuration."""
+    """Return the encoding settings of a run as flags.
+
+    None where its config.json is missing, broken, or of an older run, without them.
+    """
     from miles.common import run_folder, storage
 
     path = storage.join(folder, run_folder.CONFIG)
     if not storage.exists(path):
         return None
-    config = json.loads(storage.read_text(path))
-    return words_of(EncodeConfig, config["data"]["encode"])
+    try:
+        encode = json.loads(storage.read_text(path))["data"]["encode"]
+    except (ValueError, LookupError, TypeError, SourceError):
+        return None
+    return words_of(EncodeConfig, encode) if isinstance(encode, Mapping) else None

@@ -48,4 +48,4 @@ def run(flags: argparse.Namespace) -> None:
         max_bad_fraction=values.get("--max-bad-fraction", DataConfig.max_bad_fraction),
     )
     prepared.write(flags.output)
-    open_console().print(str(prepared))
+    open_console().print(str(prepared), markup=False, emoji=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rich.console import Console
+from rich.text import Text
 
 from miles.common import run_folder, storage
 from miles.data.config import EncodeConfig
@@ -29,11 +30,11 @@ def inspect_run(folder: str, console: Console, num_samples: int) -> None:
     tokenizer = load_tokenizer(EncodeConfig(batch.tokenizer, chat_template=""))
     shown = batch.samples[:num_samples]
     for sample in shown:
-        console.rule(
+        title = (
             f"{sample['source']} · {sample['file']} row {sample['row']} · "
-            f"{len(sample['input_ids'])} tokens, {sum(sample['loss_mask'])} trained",
-            align="left",
+            f"{len(sample['input_ids'])} tokens, {sum(sample['loss_mask'])} trained"
         )
+        console.rule(Text(title), align="left")
         console.print(preview.to_text((sample["input_ids"], sample["loss_mask"]), tokenizer))
     console.print(f"[dim]{len(shown)} of the first step's {len(batch.samples)} samples[/dim]")
 

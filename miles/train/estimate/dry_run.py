@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from miles.architecture.config import ModelShape
 from miles.architecture.families import read_shape
@@ -33,8 +34,8 @@ LARGE_CARD_GIB = 80
 """If a run needs more than this, the text says what would lower its need."""
 SHOWN_NODES = 8
 
-Fact = tuple[str, str]
-"""A label and its text."""
+Fact = tuple[str, str | Text]
+"""A label and its text. Plain text is printed as it is: `[red]` may be the name of a source."""
 
 
 def dry_run(config: TrainConfig, console: Console) -> None:
@@ -83,7 +84,7 @@ def _section(console: Console, title: str, facts: Iterable[Fact]) -> None:
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
     for label, text in facts:
-        table.add_row(label, text)
+        table.add_row(Text(label), text if isinstance(text, Text) else Text(text))
 
     console.print(table)
     console.print()
@@ -257,7 +258,7 @@ def _checkpoints(config: TrainConfig) -> Iterator[Fact]:
     try:
         yield "start", _start(StartPoint.find(config))
     except CheckpointError as error:
-        yield "start", f"[red]missing[/red]: {error}"
+        yield "start", Text.assemble(("missing", "red"), f": {error}")
 
     every = "at the end"
     if config.save_interval:

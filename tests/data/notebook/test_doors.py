@@ -166,7 +166,7 @@ def test_miles_inspect_shows_it(
     printed = capsys.readouterr().out
     assert f"120 tokens, {sum(mask)} trained" in " ".join(printed.split())
     assert (
-        'encoded with --chat-template-path FILE --apply-chat-template-kwargs {"mark": "!"} '
+        'encoded with --chat-template-path FILE --apply-chat-template-kwargs \'{"mark": "!"}\' '
         "--loss-mask-turns last --empty-think train --special-text escape --too-long truncate_end "
         "--max-sample-tokens 120" in printed
     )

@@ -154,6 +154,15 @@ def test_tensor_ranks_across_nodes_are_warned_of(folder: Path, tmp_path: Path) -
     assert "warning" not in printed(words(folder, tmp_path, "4b", *FOUR_B, *layout[:4]))
 
 
+def test_names_are_printed_as_they_are(folder: Path, tmp_path: Path) -> None:
+    line = words(folder, tmp_path / "[/red]", "4b", *FOUR_B)
+    name = line.index("--prompt-data") + 1
+    line[name] = "[red]x[/red]"
+    text = printed(line)
+    assert "[red]x[/red]" in text
+    assert "/[/red], at the end" in text
+
+
 def test_the_sample_covers_the_set() -> None:
     assert sample_rows(10).tolist() == list(range(10))
     rows = sample_rows(1_000_000)

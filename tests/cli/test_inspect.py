@@ -1,0 +1,72 @@
+"""What `miles inspect` prints: names as they are, and settings that can be pasted."""
+
+from __future__ import annotations
+
+import io
+import json
+import shlex
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from miles.cli import build_parser, main
+from miles.cli.inspect import encoding_of
+from miles.common.flags import settings_of
+from miles.data.config import EncodeConfig
+from miles.report.first_batch import inspect_run
+from miles.train.launch.parser import given_values
+from tests.support.streams import demo_tokenizer
+
+BRACKETS = "[red]x[/red]"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Return the folder of a run that kept its first batch."""
+    segment = {"source": BRACKETS, "file": "[/bold].jsonl", "row": 3}
+    tokens = {"input_ids": [5, 6], "loss_mask": [0, 1]}
+    content = {"tokenizer": str(demo_tokenizer()), "micro_batches": [[{**segment, **tokens}]]}
+    (tmp_path / "first_batch.json").write_text(json.dumps(content))
+    return tmp_path
+
+
+def test_names_are_printed_as_they_are(folder: Path) -> None:
+    screen = io.StringIO()
+    inspect_run(str(folder), Console(file=screen, width=100), 1)
+    assert f"{BRACKETS} · [/bold].jsonl row 3 · 2 tokens, 1 trained" in screen.getvalue()
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        *("", '{"data": {"enc', "{}", "[]", "null", '{"data": {}}', '{"data": []}'),
+        *('{"data": {"encode": null}}', '{"data": {"encode": []}}'),
+    ],
+)
+def test_a_broken_config_is_left_away(
+    folder: Path, config: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "config.json").write_text(config)
+    assert encoding_of(str(folder)) is None
+    assert main(["inspect", str(folder)]) == 0
+    assert "encoded with" not in capsys.readouterr().out
+
+
+def test_an_unreadable_config_is_left_away(folder: Path) -> None:
+    assert encoding_of(str(folder)) is None
+    (folder / "config.json").write_bytes(b"\xff\xfe")
+    assert encoding_of(str(folder)) is None
+
+
+def test_the_settings_can_be_pasted(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    encode: dict[str, object] = {"tokenizer": "t", "template_kwargs": {"mark": "[b] :smile: it's"}}
+    encode["too_long"] = "error"
+    (folder / "config.json").write_text(json.dumps({"data": {"encode": encode}}))
+    assert main(["inspect", str(folder)]) == 0
+    line = capsys.readouterr().out.split("encoded with ")[1]
+    flags = build_parser().parse_args(["certify", "t", *shlex.split(line)])
+    assert given_values(flags, settings_of(EncodeConfig)) == {
+        "--apply-chat-template-kwargs": {"mark": "[b] :smile: it's"},
+        "--too-long": "error",
+    }
