@@ -14,8 +14,13 @@ from miles.cli.console import Subparsers
 
 SHELLS = ("bash", "zsh", "fish")
 
-_FOLDERS = ("DIR", "RUN")
+_FOLDERS = ("DIR", "RUN", "TOKENIZER", "A", "B")
 _FILES = ("FILE", "FILES", "PATH", "YAML")
+
+# shtab 1.13 offers files for a word such as --ev behind a flag whose values are files, and so no
+# flag behind --prompt-data a b.
+_FLAGS_ONLY_BEHIND_WORDS = """ &&
+        ( -z "$current_action_compgen" || "$current_action_is_positional" = true ) ]]; then"""
 
 
 def add_parser(commands: Subparsers) -> None:
@@ -42,17 +47,19 @@ def completion_script(parser: argparse.ArgumentParser, shell: str) -> str:
     """
     import shtab
 
-    _mark_paths(parser, shtab.FILE, shtab.DIRECTORY)
+    _mark_values(parser, shtab.FILE, shtab.DIRECTORY)
     script: str = shtab.complete(parser, shell)
-    return script
+    return script.replace(_FLAGS_ONLY_BEHIND_WORDS, " ]]; then")
 
 
-def _mark_paths(parser: argparse.ArgumentParser, file: Any, folder: Any) -> None:
-    """Have values that are files or folders completed as such; their metavar says which are."""
+def _mark_values(parser: argparse.ArgumentParser, file: Any, folder: Any) -> None:
+    """Have allowed values, files and folders completed as such; a metavar says which are paths."""
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
             for command in action.choices.values():
-                _mark_paths(command, file, folder)
+                _mark_values(command, file, folder)
+        elif allowed := getattr(action, "allowed", ()):
+            action.choices = allowed
         elif action.metavar in _FILES:
             action.complete = file  # type: ignore[attr-defined]
         elif action.metavar in _FOLDERS:

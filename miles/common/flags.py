@@ -211,6 +211,16 @@ def require_allowed(flag: Flag, value: Any) -> None:
         raise ConfigError(f"{flag.name} must {bound}, not {value}")
 
 
+def require_setting_allowed(setting: Setting, value: Any) -> None:
+    """Check a value, or each item of a list, against its flag.
+
+    Raises:
+        ConfigError: as `require_allowed` does.
+    """
+    for item in value if setting.is_list else [value]:
+        require_allowed(setting.flag, item)
+
+
 def _value_of_field(record: type, field: str, values: Values) -> Any:
     """Return the value that the field's flags give together; None where none is given."""
     flag = next(setting.flag for setting in settings_of(record) if setting.field == field)

@@ -45,6 +45,9 @@ def completions(script: str, line: str, program: str = "miles") -> list[str]:
         ("miles train --too-long ", ["drop", "truncate_end", "error"]),
         ("miles train --lr 1e-5 --row-shape al", ["alpaca"]),
         ("miles prepare --special-text re", ["reject"]),
+        ("miles train --prompt-data a b --eval-in", ["--eval-interval"]),
+        ("miles train --hf-checkpoint --eval-in", ["--eval-interval"]),
+        ("miles prepare x --source a --outp", ["--output"]),
     ],
 )
 def test_bash_completes(line: str, expected: list[str]) -> None:
@@ -54,8 +57,10 @@ def test_bash_completes(line: str, expected: list[str]) -> None:
 def test_bash_completes_folders(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     script = completion_script(build_parser(), "bash")
-    found = completions(script, f"miles train --hf-checkpoint {tmp_path}/mo")
-    assert [word.rstrip("/") for word in found] == [f"{tmp_path}/model"]
+    (tmp_path / "model.json").touch()
+    for line in ("train --hf-checkpoint", "certify", "convert verify", "convert verify a"):
+        found = completions(script, f"miles {line} {tmp_path}/mo")
+        assert [word.rstrip("/") for word in found] == [f"{tmp_path}/model"], line
 
 
 def test_a_declared_field_is_completed() -> None:

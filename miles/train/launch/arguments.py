@@ -80,7 +80,7 @@ def _read(words: Sequence[str], record: type, settings: dict[str, Setting]) -> d
     on_line = given_values(namespace, settings.values())
 
     path = given_values(namespace, [CONFIG]).get(CONFIG.flag.name)
-    in_file = read_yaml(path, settings) if path else {}
+    in_file = read_yaml(path, settings, replaced=on_line) if path else {}
     return {**in_file, **on_line}
 
 

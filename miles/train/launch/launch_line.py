@@ -237,6 +237,11 @@ def fixed_settings() -> list[Setting]:
     return settings
 
 
+def values_of_fixed(flag: str) -> tuple[str, ...]:
+    """Return the values that one of the flags of `ONE_VALUE` takes."""
+    return next(fixed.values for fixed in ONE_VALUE if flag_of(fixed.name) == flag)
+
+
 def size_settings() -> list[Setting]:
     """Return the flags of `SIZES` and `SWITCHES`, to be added to a parser."""
     settings = []

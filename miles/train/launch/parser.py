@@ -7,7 +7,14 @@ import functools
 from collections.abc import Iterable
 from typing import Any, NoReturn
 
-from miles.common.flags import Flag, Setting, all_settings, records_of, settings_of
+from miles.common.flags import (
+    Flag,
+    Setting,
+    all_settings,
+    records_of,
+    require_setting_allowed,
+    settings_of,
+)
 from miles.errors import ConfigError
 from miles.train.config import TrainConfig
 from miles.train.launch.launch_line import (
@@ -87,22 +94,37 @@ def add_setting(
         options["metavar"] = flag.metavar
         options["type"] = functools.partial(from_word, setting)
         options["nargs"] = "+" if setting.is_list else None
-        options["choices"] = flag.choices or None
 
-    parser.add_argument(
+    action = parser.add_argument(
         flag.name,
         dest=flag.name,
         default=argparse.SUPPRESS,
         help=_help_of(setting, is_train).replace("%", "%%"),
         **options,
     )
+    # Not argparse's `choices`: those would be checked for values that a later one replaces, too.
+    action.allowed = flag.choices  # type: ignore[attr-defined]
 
 
 def given_values(namespace: argparse.Namespace, settings: Iterable[Setting]) -> dict[str, Any]:
-    """Return the values of a parsed line's settings, by flag; those not given are absent."""
+    """Return the values of a parsed line's settings, by flag; those not given are absent.
+
+    Raises:
+        ConfigError: a flag's last value is not allowed.
+    """
     parsed = vars(namespace)
-    names = (setting.flag.name for setting in settings)
-    return {name: parsed[name] for name in names if name in parsed}
+    values = {}
+    for setting in settings:
+        name = setting.flag.name
+        if name not in parsed:
+            continue
+
+        value = parsed[name]
+        if value == []:  # argparse drops the `--` of `--lr=--`
+            raise ConfigError(f"{name}: a value was expected; found --")
+        require_setting_allowed(setting, value)
+        values[name] = value
+    return values
 
 
 def title_of(record: type) -> str:

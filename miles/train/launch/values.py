@@ -11,26 +11,33 @@ from typing import Any
 
 import msgspec
 
-from miles.common.flags import Setting, require_allowed
+from miles.common.flags import Setting
 from miles.errors import ConfigError
+from miles.train.launch.launch_line import values_of_fixed
 
 _KINDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+_JSON_EXPECTED = 'a JSON object was expected, such as {"prompt": "question"}'
 
 
 def from_word(setting: Setting, word: str) -> Any:
     """Return one word of a command line as a value; of a list, as one of its items.
 
+    Numbers are what Python's `int` and `float` take, so `.1` and `1_000`, too. An empty word is the
+    empty mapping.
+
     Raises:
         ConfigError: names the flag, what it takes, and the word.
     """
     if setting.is_mapping:
-        return _json_object(setting, word)
+        return _json_object(setting, word) if word else {}
     if setting.item_type in (str, Any):
-        value: Any = word
-    else:
-        value = _convert(setting, word, repr(word), strict=False)
-    require_allowed(setting.flag, value)
-    return value
+        return word
+    if setting.item_type in (int, float):
+        try:
+            return setting.item_type(word)
+        except ValueError as error:
+            raise takes_another(setting, repr(word)) from error
+    return _convert(setting, word, repr(word), strict=False)
 
 
 def from_yaml(setting: Setting, value: Any, written: str) -> Any:
@@ -46,16 +53,29 @@ def from_yaml(setting: Setting, value: Any, written: str) -> Any:
     if setting.is_mapping:
         return _json_object(setting, value) if isinstance(value, str) else _mapping(setting, value)
     if setting.item_type is Any:
+        if isinstance(value, bool) or not isinstance(value, str | int | float):
+            raise takes_another(setting, written)
         return str(value)
-    converted = _convert(setting, value, written, strict=True)
-    require_allowed(setting.flag, converted)
-    return converted
+    return _convert(setting, value, written, strict=True)
 
 
-def kind_of(setting: Setting) -> str:
-    """Say what a flag takes, for an error."""
+def takes_another(setting: Setting, written: str, hint: str = "") -> ConfigError:
+    """Return the error for a value that is none of those that a flag takes.
+
+    Args:
+        written: the value as the user spelled it.
+        hint: what to do, behind the message.
+    """
+    return ConfigError(f"{setting.flag.name} takes {_kind_of(setting)}, not {written}{hint}")
+
+
+def _kind_of(setting: Setting) -> str:
     if setting.is_mapping:
         return "a mapping (JSON)"
+    if setting.item_type is Any:
+        return " or ".join(values_of_fixed(setting.flag.name))
+    if setting.flag.choices:
+        return f"one of {', '.join(setting.flag.choices)}"
     kind = _KINDS.get(setting.item_type, f"{setting.item_type}")
     return f"a list, each item {kind}" if setting.is_list else kind
 
@@ -64,24 +84,23 @@ def _convert(setting: Setting, value: Any, written: str, *, strict: bool) -> Any
     try:
         return msgspec.convert(value, setting.item_type, strict=strict)
     except msgspec.ValidationError as error:
-        hint = "; put it in quotes" if strict and setting.item_type is str else ""
-        raise ConfigError(
-            f"{setting.flag.name} takes {kind_of(setting)}, not {written}{hint}"
+        is_any_text = setting.item_type is str and not setting.flag.choices
+        would_be_text = is_any_text and not isinstance(value, list | dict)
+        raise takes_another(
+            setting, written, "; put it in quotes" if would_be_text else ""
         ) from error
 
 
 def _json_object(setting: Setting, text: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
-    except ValueError as error:
-        raise ConfigError(f"{setting.flag.name}: not JSON: {text}") from error
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{setting.flag.name}: not JSON: {text}; {_JSON_EXPECTED}") from error
     return _mapping(setting, value)
 
 
 def _mapping(setting: Setting, value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise ConfigError(
-            f"{setting.flag.name}: a JSON object was expected, such as {{}}; found "
-            f"{json.dumps(value, default=str)}"
-        )
+        found = json.dumps(value, default=str)
+        raise ConfigError(f"{setting.flag.name}: {_JSON_EXPECTED}; found {found}")
     return value

@@ -9,15 +9,15 @@ num_epoch: off        an error: line 4: --num-epoch takes a whole number, not of
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import yaml
 
-from miles.common.flags import Setting
+from miles.common.flags import Setting, require_setting_allowed
 from miles.errors import ConfigError, SourceError
-from miles.train.launch.launch_line import require_known
-from miles.train.launch.values import from_yaml, kind_of
+from miles.train.launch.launch_line import require_fixed, require_known
+from miles.train.launch.values import from_yaml, takes_another
 
 
 class _Loader(yaml.SafeLoader):
@@ -31,46 +31,76 @@ _Loader.add_implicit_resolver(
 )
 
 
-def read_yaml(path: str, settings: Mapping[str, Setting]) -> dict[str, Any]:
+_CONSTRUCTOR_ERRORS = (ValueError, LookupError, AttributeError, TypeError, ArithmeticError)
+"""What PyYAML raises for a value that is not of its tag, such as `2024-13-45` or `!!bool a`."""
+
+
+def read_yaml(
+    path: str, settings: Mapping[str, Setting], replaced: Collection[str] = ()
+) -> dict[str, Any]:
     """Return the value of each flag that a file gives.
 
     Args:
         path: fsspec URL of the file: one mapping, names with `_` or `-`.
         settings: the flags that exist, by name.
+        replaced: flags that the line gives, too; any value of their type does for these.
 
     Raises:
         ConfigError: names the file, the line and the flag.
     """
-    loader = _Loader(_text_of(path))
+    text = _text_of(path)
     try:
-        root = loader.get_single_node()
-        if not isinstance(root, yaml.MappingNode):
-            raise ConfigError(
-                f"--config {path}: expected a mapping of flag names to values, such as lr: 1e-5"
-            )
-        loader.flatten_mapping(root)
-        return _values_of(loader, root, path, settings)
+        return _values_of(_Loader(text), path, settings, replaced)
     except yaml.YAMLError as error:
-        raise ConfigError(f"--config {path}: not YAML ({error})") from error
-    finally:
-        loader.dispose()
+        mark = getattr(error, "problem_mark", None)  # none: a character that YAML does not allow
+        line = f", line {mark.line + 1}" if mark else ""
+        raise ConfigError(f"--config {path}{line}: {_problem_of(error)}") from error
+    except RecursionError as error:
+        raise ConfigError(f"--config {path}: not YAML (nested too deeply)") from error
 
 
 def _values_of(
-    loader: _Loader, root: yaml.MappingNode, path: str, settings: Mapping[str, Setting]
+    loader: _Loader, path: str, settings: Mapping[str, Setting], replaced: Collection[str]
 ) -> dict[str, Any]:
     values: dict[str, Any] = {}
-    for key, node in root.value:
-        where = f"--config {path}, line {key.start_mark.line + 1}: "
-        name = "--" + str(key.value).replace("_", "-")
-        require_known(name, settings, where)
-        if name in values:
-            raise ConfigError(f"{where}{name} is given twice; leave out one of them")
+    for name, (where, node) in _nodes_of(loader, path, settings).items():
         try:
             values[name] = _value_of(loader, node, settings[name])
+            if name not in replaced:
+                require_fixed({name: values[name]})
+                require_setting_allowed(settings[name], values[name])
         except ConfigError as error:
             raise ConfigError(f"{where}{error}") from error
     return values
+
+
+def _nodes_of(
+    loader: _Loader, path: str, settings: Mapping[str, Setting]
+) -> dict[str, tuple[str, yaml.Node]]:
+    """Return flag -> where it stands, and its node. A name replaces one that `<<` merges."""
+    root = loader.get_single_node()
+    if not isinstance(root, yaml.MappingNode):
+        raise ConfigError(
+            f"--config {path}: expected a mapping of flag names to values, such as lr: 1e-5"
+        )
+    own_keys = {id(key) for key, _ in root.value}
+    loader.flatten_mapping(root)  # merged entries stand before the mapping's own
+
+    nodes: dict[str, tuple[str, yaml.Node]] = {}
+    own_names = set()
+    for key, node in root.value:
+        where = f"--config {path}, line {key.start_mark.line + 1}: "
+        if not isinstance(key, yaml.ScalarNode):
+            raise ConfigError(f"{where}the name of a flag was expected, not {_written(key)}")
+        name = "--" + key.value.replace("_", "-")
+        require_known(name, settings, where)
+
+        if name in own_names:
+            raise ConfigError(f"{where}{name} is given twice; leave out one of them")
+        if id(key) in own_keys:
+            own_names.add(name)
+        nodes[name] = (where, node)
+    return nodes
 
 
 def _value_of(loader: _Loader, node: yaml.Node, setting: Setting) -> Any:
@@ -83,10 +113,15 @@ def _value_of(loader: _Loader, node: yaml.Node, setting: Setting) -> Any:
 def _item_of(loader: _Loader, node: yaml.Node, setting: Setting) -> Any:
     """Return the value of one node. A switch takes true and false, and not YAML's yes, on, off."""
     written = _written(node)
-    value = loader.construct_object(node, deep=True)
+    try:
+        value = loader.construct_object(node, deep=True)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{setting.flag.name}: {_problem_of(error)}") from error
+    except _CONSTRUCTOR_ERRORS as error:
+        raise takes_another(setting, written) from error
     is_other_name = setting.is_switch and written.lower() not in ("true", "false")
     if value is None or is_other_name:
-        raise ConfigError(f"{setting.flag.name} takes {kind_of(setting)}, not {written}")
+        raise takes_another(setting, written)
     return from_yaml(setting, value, written)
 
 
@@ -97,6 +132,14 @@ def _written(node: yaml.Node) -> str:
         return "a mapping"
     text = str(node.value)
     return repr(text) if getattr(node, "style", None) else text or "nothing"
+
+
+def _problem_of(error: yaml.YAMLError) -> str:
+    """Return what is wrong, on one line."""
+    text = str(error)
+    if isinstance(error, yaml.MarkedYAMLError):
+        text = ", ".join(part for part in (error.context, error.problem) if part)
+    return f"not YAML ({' '.join(text.split())})"
 
 
 def _text_of(path: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -97,6 +98,37 @@ def test_reading_a_line_loads_no_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("word", "value"),
+    [
+        (".1", 0.1),
+        ("1.", 1.0),
+        ("+4", 4.0),
+        ("007", 7.0),
+        ("1_000", 1000.0),
+        ("1e400", math.inf),
+        (" 2 ", 2.0),
+        ("1e-5\r", 1e-5),
+    ],
+)
+def test_a_word_is_what_python_takes_for_a_number(base: list[str], word: str, value: float) -> None:
+    assert parse([*base, "--weight-decay", word]).optimizer.weight_decay == value
+    if value.is_integer() and "." not in word:
+        assert parse([*base, "--seed", word]).seed == value
+
+
+def test_only_the_last_value_is_judged(base: list[str]) -> None:
+    line = "--num-epoch 0 --too-long cut --loss-type policy_loss"
+    change = "--num-epoch 2 --too-long error --loss-type sft_loss"
+    config = parse([*base, *line.split(), *change.split()])
+    assert (config.data.order.num_epoch, config.data.encode.too_long) == (2, "error")
+
+
+def test_an_empty_word_is_an_empty_mapping(base: list[str]) -> None:
+    names = ["--column-names", "", "--role-names", "", "--apply-chat-template-kwargs", ""]
+    assert parse([*base, *names]) == parse(base)
 
 
 VALUES: dict[str, Any] = {

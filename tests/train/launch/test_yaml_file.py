@@ -37,9 +37,20 @@ def written(folder: Path, text: str) -> str:
         ("keep_last: false", "line 1: --keep-last takes a whole number, not false"),
         ("lr: no", "line 1: --lr takes a number, not no"),
         ("output_dir: false", "line 1: --output-dir takes text, not false; put it in quotes"),
-        ("too_long: off", "line 1: --too-long takes text, not off; put it in quotes"),
+        ("too_long: off", "--too-long takes one of drop, truncate_end, error, not off"),
         ("column_names: false", "line 1: --column-names: a JSON object was expected"),
-        ("loss_type: off", "--loss-type False: this is SFT only"),
+        ("loss_type: off", "line 1: --loss-type takes sft_loss, not off"),
+        ("n_samples_per_prompt: null", "line 1: --n-samples-per-prompt takes 1, not null"),
+        ("moe_aux_loss_coeff: [0]", "line 1: --moe-aux-loss-coeff takes 0, not a list"),
+        ("loss_mask_type:", "line 1: --loss-mask-type takes auto or qwen or qwen3, not nothing"),
+        ("lr: 1\noptimizer: sgd", "line 2: --optimizer sgd is not supported; leave it out or"),
+        # values that PyYAML cannot make
+        ("lr: 2024-13-45", "line 1: --lr takes a number, not 2024-13-45"),
+        ("lr: !!int abc", "line 1: --lr takes a number, not abc"),
+        ('lr: !!int ""', "line 1: --lr takes a number, not ''"),
+        ("lr: !!bool abc", "line 1: --lr takes a number, not abc"),
+        ("lr: !!timestamp abc", "line 1: --lr takes a number, not abc"),
+        ("wandb_group: 2024-13-45", "line 1: --wandb-group takes text, not 2024-13-45"),
         # switches
         ("rollout_shuffle: yes", "line 1: --rollout-shuffle takes true or false, not yes"),
         ("rollout_shuffle: off", "line 1: --rollout-shuffle takes true or false, not off"),
@@ -56,6 +67,9 @@ def written(folder: Path, text: str) -> str:
         ("num_epoch: [2]", "line 1: --num-epoch takes a whole number, not a list"),
         ("num_epoch: {a: 2}", "line 1: --num-epoch takes a whole number, not a mapping"),
         ("prompt_data_weights: [1, b]", "takes a list, each item a number, not b"),
+        ("wandb_group: [a]", "line 1: --wandb-group takes text, not a list"),
+        ("too_long: {a: b}", "takes one of drop, truncate_end, error, not a mapping"),
+        ("role_names: abc", '--role-names: not JSON: abc; a JSON object was expected, such as {"'),
         # allowed values
         ("lr: 1\ntoo_long: cut", "line 2: --too-long must be one of drop, truncate_end, error"),
         ("num_epoch: 0", "line 1: --num-epoch must be positive, not 0"),
@@ -63,15 +77,31 @@ def written(folder: Path, text: str) -> str:
         ("[1, 2]", "expected a mapping of flag names to values"),
         ("", "expected a mapping of flag names to values"),
         ("a: [", "not YAML"),
-        ("lr: !!python/object:os.system {}", "not YAML"),
+        ("lr: 1\n[a]: 2", "line 2: the name of a flag was expected, not a list"),
+        ("? {a: 1}\n: 2", "line 1: the name of a flag was expected, not a mapping"),
+        ("<<: 3", "line 1: not YAML"),
+        ("lr: 1\na: \0", "not YAML (unacceptable character #x0000"),
+        ("\0", "not YAML (unacceptable character #x0000"),
+        ("lr: " + "[" * 2000, "not YAML (nested too deeply)"),
+        ("lr: &a {<<: *a}", "line 1: --lr takes a number, not a mapping"),
+        ("<<: {lr: 1}\nlr: 2\nlr: 3", "line 3: --lr is given twice"),
+        ("lr: !!python/object:os.system {}", "line 1: --lr: not YAML (could not determine"),
     ],
 )
 def test_a_mistake_names_its_line(base: list[str], tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(ConfigError) as error:
         parse(["--config", written(tmp_path, text), *base])
     assert message in str(error.value)
+    assert "\n" not in str(error.value) or "config.json" in message
     if "line" in message:
         assert str(error.value).startswith(f"--config {tmp_path}/run.yaml, line ")
+
+
+@pytest.mark.parametrize("text", ["wandb_group: [a]", "wandb_group: {a: b}", "too_long: off"])
+def test_quotes_are_no_help(base: list[str], tmp_path: Path, text: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        parse(["--config", written(tmp_path, text), *base])
+    assert "put it in quotes" not in str(error.value)
 
 
 def test_a_file_that_cannot_be_read(base: list[str], tmp_path: Path) -> None:
@@ -114,3 +144,15 @@ def test_types_are_kept(base: list[str], tmp_path: Path) -> None:
     assert config.data.sources[0].format.roles == {"Bot": "assistant"}
     assert config.data.order.weights == (1.0, 2.5)
     assert config.evaluation.sources[0].paths == ("held.parquet",)
+
+
+def test_a_merged_value_is_replaced(base: list[str], tmp_path: Path) -> None:
+    path = written(tmp_path, "<<: {lr: 1e-4, num-epoch: 0, seed: 7}\nlr: 1e-5\nnum_epoch: 2\n")
+    config = parse(["--config", path, *base])
+    assert (config.optimizer.lr, config.data.order.num_epoch, config.seed) == (1e-5, 2, 7)
+
+
+def test_a_replaced_value_is_not_judged(base: list[str], tmp_path: Path) -> None:
+    path = written(tmp_path, "num_epoch: 0\nloss_type: policy_loss\n")
+    words = ["--num-epoch", "2", "--loss-type", "sft_loss"]
+    assert parse(["--config", path, *base, *words]).data.order.num_epoch == 2
