@@ -45,7 +45,7 @@ def test_prepared_rows_keep_their_tokens(tmp_path: Path) -> None:
     summary = json.loads((tmp_path / "out/summary.json").read_text())
     assert summary["rows"] == summary["written"] + 2
     assert "412 in 1 file" in repr(ds)
-    assert "<table>" in ds._repr_html_()
+    assert "412 in 1 file</td>" in ds._repr_html_()
     assert ds.to_ray().count() == 410
 
 
