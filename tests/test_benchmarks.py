@@ -55,7 +55,7 @@ def test_encode_prints_every_path(assets: Path) -> None:
 
 SMALL_STREAM = {
     "steady": [
-        *("--rows", 8192, "--bare-rows", 5120, "--peer-rows", 256),
+        *("--rows", 8196, "--bare-rows", 5120, "--peer-rows", 256),
         *("--steady-rounds", 1, "--window-rows", 2048),
     ],
     "slow": ["--rows", 8192, "--slow-steps", 16, "--slow-window", 1024],
@@ -95,8 +95,8 @@ def test_stream_prints_its_sections(assets: Path, tmp_path: Path, section: str) 
 
 def check_steady(found: dict[str, Any]) -> None:
     (stream,) = found["streams"]
-    assert stream["num_rows"] == 8192
-    assert stream["num_steps"] == 64
+    assert stream["num_rows"] == 8196, "as many in each of 12 files"
+    assert stream["num_steps"] == 65
     assert found["peer"]["num_rows"] == 256
 
 
