@@ -152,6 +152,7 @@ def _encoder_lines(
     cpu_ms = {
         role: seconds / steps_after_first * 1e3 for role, seconds in ours["cpu_seconds"].items()
     }
+
     return [
         (
             f"{cpus} bare encoders",

@@ -37,11 +37,13 @@ def _add_megatron_to_hf(directions: Subparsers) -> None:
     parser = directions.add_parser(
         "megatron-to-hf", help="LOAD/iter_… or LOAD/release -> SAVE/*.safetensors"
     )
+
     parser.add_argument("--load", required=True, metavar="DIR")
     parser.add_argument(
         "--hf-checkpoint", required=True, metavar="DIR", help="config and tokenizer come from here"
     )
     parser.add_argument("--save", required=True, metavar="DIR")
+
     parser.add_argument(
         "--ckpt-step",
         type=int,

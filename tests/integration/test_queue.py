@@ -17,7 +17,7 @@ from miles.data.config import DataConfig, StreamConfig
 from miles.data.encoding.encoder import Encoder
 from miles.data.stream import pipeline, row_outcomes, stages
 from miles.data.stream.bottleneck import Bottleneck, Timing
-from miles.data.types import STAGES
+from miles.data.types import STAGES, StepReport
 from tests.support.processes import wait_until
 from tests.support.scenarios import run
 from tests.support.stand_ins import GatedRead, NotedRead
@@ -36,27 +36,34 @@ def config(settings: dict[str, Any]) -> DataConfig:
     return with_layout(config_of(settings), 1)
 
 
+class Stopwatch:
+    """Measures steps as the progress line does: from one to the next."""
+
+    def __init__(self) -> None:
+        self._last = time.perf_counter()
+
+    def timing_of(self, report: StepReport) -> Timing:
+        """Return the timing of the step that has just been taken."""
+        now = time.perf_counter()
+        step_seconds = now - self._last
+        self._last = now
+        timing = report.timing
+        return Timing(timing.queue_depth, timing.wait_seconds, step_seconds, timing.stage_seconds)
+
+
 def test_slow_trainer_finds_a_full_queue(config: DataConfig, tmp_path: Path) -> None:
     """Nothing is ready for the first step; from then on the stream is ahead, and nobody waits."""
     config = replace(with_layout(config, 2), stream=StreamConfig(prefetch_steps=BOUND))
     gate = tmp_path / "gate"
     loader = pipeline.LoaderStages(read=partial(GatedRead, str(gate)))
 
-    measured, last = [], time.perf_counter()
+    measured = []
+    stopwatch = Stopwatch()
     with opened(config, str(tmp_path), loader=loader) as feed:
         ray.get(feed.handle.begin.options(num_returns=1).remote(0))  # as a rank that has to wait
         gate.touch()
         for report, _ in follow(feed, config, is_slow=True):
-            now = time.perf_counter()
-            measured.append(
-                Timing(
-                    report.timing.queue_depth,
-                    report.timing.wait_seconds,
-                    now - last,
-                    report.timing.stage_seconds,
-                )
-            )
-            last = now
+            measured.append(stopwatch.timing_of(report))
 
     first, *later = measured
     assert first.queue_depth == 0, "nothing can be ready before the stream has begun"
@@ -157,19 +164,11 @@ def test_slow_stage_is_named(config: DataConfig, tmp_path: Path) -> None:
     taken.mkdir()
     loader = pipeline.LoaderStages(read=partial(SlowRead, slow_stages, str(taken)))
 
-    measured, last = [], time.perf_counter()
+    measured = []
+    stopwatch = Stopwatch()
     with opened(config, str(tmp_path), loader=loader) as feed:
         for report, _ in follow(feed, config, num_steps=18):
-            now = time.perf_counter()
-            measured.append(
-                Timing(
-                    report.timing.queue_depth,
-                    report.timing.wait_seconds,
-                    now - last,
-                    report.timing.stage_seconds,
-                )
-            )
-            last = now
+            measured.append(stopwatch.timing_of(report))
             (taken / str(report.position.index)).touch()
 
     windows = (measured[4:7], measured[7:11], measured[11:14], measured[14:18])

@@ -124,6 +124,7 @@ def prepare(
         "--max-sample-tokens": max_sample_tokens,
         "--trust-remote-code": trust_remote_code,
     }
+
     return prepare_rows(
         dataset,
         source,
