@@ -11,6 +11,7 @@ Hugging Face tensors make up one, a layout says how they lie in it:
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
@@ -23,6 +24,11 @@ if TYPE_CHECKING:  # a configuration is read where torch is not wanted
 
 LAYER = ("layer",)
 EXPERT = ("layer", "expert")
+
+FUSED_NORM = "decoder.layers.mlp.linear_fc1.layer_norm_weight"
+"""The key of the norm before each MLP, and with Megatron's local layers of the one before experts."""
+EXPERTS_NORM = "decoder.layers.pre_mlp_layernorm.weight"
+"""The key that Transformer Engine's layers give to the norm before experts, which nothing fuses."""
 
 Layout: TypeAlias = "Callable[[Tensor], Sequence[Tensor]]"
 """Returns the parts of a Megatron tensor that are its Hugging Face tensors. The parts are views,
@@ -45,6 +51,9 @@ class Parameter:
     """the leading axes: none, `LAYER` or `EXPERT`"""
     is_vocabulary: bool = False
     """each row is a token's; a Megatron checkpoint may hold rows of padding behind them"""
+    second_key: str | None = None
+    """a key under which other layers of Megatron ask for the same tensor: written twice, read from
+    either"""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -53,13 +62,47 @@ class Parameter:
 
     def stack(self, shape: ModelShape) -> tuple[int, ...]:
         """Return the sizes of the leading axes."""
-        sizes = {"layer": shape.num_layers, "expert": shape.num_experts or 0}
-        return tuple(sizes[axis] for axis in self.stacked_by)
+        return _stack(self.stacked_by, shape)
 
     def hf_names(self, place: tuple[int, ...]) -> list[str]:
         """Return the names of the Hugging Face tensors at one place in the leading axes."""
         numbers = dict(zip(self.stacked_by, place, strict=True))
         return [name.format_map(numbers) for name in self.hf]
+
+
+@dataclass(frozen=True)
+class ExtraState:
+    """An object that Megatron saves for a module beside its tensors, or for one of each layer.
+
+    It holds the scaling of FP8 and is empty without. Megatron's loader wants one for each module
+    that may have it: the linear layers of its local specification, and of Transformer Engine's also
+    norms and attention.
+    """
+
+    module: str
+    """without the numbers of layer and expert"""
+    stacked_by: tuple[str, ...] = ()
+    """the leading axes: none, `LAYER` or `EXPERT`"""
+
+    @property
+    def key(self) -> str:
+        """The key that the objects of all layers share."""
+        return f"{self.module}._extra_state"
+
+    def object_keys(self, shape: ModelShape) -> list[str]:
+        """Return the key of each object in a checkpoint, such as `…/shard_2_4` of layer 2 of 4."""
+        stack = _stack(self.stacked_by, shape) or (1,)
+        places = itertools.product(*(range(size) for size in stack))
+        return [f"{self.key}/shard_{_dotted(place)}_{_dotted(stack)}" for place in places]
+
+
+def _stack(stacked_by: Sequence[str], shape: ModelShape) -> tuple[int, ...]:
+    sizes = {"layer": shape.num_layers, "expert": shape.num_experts or 0}
+    return tuple(sizes[axis] for axis in stacked_by)
+
+
+def _dotted(numbers: Sequence[int]) -> str:
+    return ".".join(map(str, numbers))
 
 
 def plain(tensor: Tensor) -> Sequence[Tensor]:

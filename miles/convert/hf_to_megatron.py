@@ -13,6 +13,7 @@ import argparse
 import itertools
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from rich.console import Console
 from torch import Tensor
 
 from miles.architecture.config import ModelShape
-from miles.architecture.families import TIED_COPY, TIED_TO, pieces_of, read_shape
+from miles.architecture.families import TIED_COPY, TIED_TO, extra_states_of, pieces_of, read_shape
 from miles.architecture.parameters import Parameter
 from miles.architecture.sizes import padded_vocab_size
 from miles.common import atomic_folders, storage
@@ -34,6 +35,16 @@ from miles.convert.torch_dist import Box
 from miles.errors import CheckpointError, SourceError
 
 MAX_FILE_BYTES = 4 << 30
+
+
+@dataclass(frozen=True)
+class _Content:
+    """A checkpoint that is to be written."""
+
+    boxes: Sequence[Box]
+    object_keys: Sequence[str]
+    """of its empty objects"""
+    args: argparse.Namespace
 
 
 def hf_to_megatron(
@@ -69,12 +80,15 @@ def hf_to_megatron(
         with storage.local_folder(
             hf_checkpoint, "Hugging Face checkpoint", is_weights, watch
         ) as source:
-            boxes = _plan(Weights(str(source), hf_checkpoint), shape, num_rows)
-            args = shape.checkpoint_args(padded_vocab_size=num_rows)
+            content = _Content(
+                boxes=_plan(Weights(str(source), hf_checkpoint), shape, num_rows),
+                object_keys=_object_keys(shape),
+                args=shape.checkpoint_args(padded_vocab_size=num_rows),
+            )
             if storage.is_local(save):
-                _save_locally(save, boxes, args, console)
+                _save_locally(save, content, console)
             else:
-                _save_remotely(save, boxes, args, console)
+                _save_remotely(save, content, console)
     except SourceError as error:
         raise CheckpointError(str(error)) from error
     return storage.join(save, RELEASE)
@@ -89,25 +103,21 @@ def _require_no_run(save: str) -> None:
         )
 
 
-def _save_locally(
-    save: str, boxes: Sequence[Box], args: argparse.Namespace, console: Console | None
-) -> None:
+def _save_locally(save: str, content: _Content, console: Console | None) -> None:
     """Write the checkpoint beside its place, move it there, and name it in the tracker."""
     root = Path(storage.filesystem(save)[1])
     with atomic_folders.appearing(root / RELEASE) as folder:
-        _write(folder, boxes, args, console)
+        _write(folder, content, console)
         (root / TRACKER).unlink(missing_ok=True)  # it names the one that is replaced
     write_tracker(str(root), RELEASE)
 
 
-def _save_remotely(
-    save: str, boxes: Sequence[Box], args: argparse.Namespace, console: Console | None
-) -> None:
+def _save_remotely(save: str, content: _Content, console: Console | None) -> None:
     """Write the checkpoint on this machine and upload it, the tracker last."""
     with tempfile.TemporaryDirectory(prefix="miles-convert-") as name:
         root = Path(name)
         (root / RELEASE).mkdir()
-        _write(root / RELEASE, boxes, args, console)
+        _write(root / RELEASE, content, console)
         write_tracker(str(root), RELEASE)
 
         storage.remove(storage.join(save, TRACKER))
@@ -130,16 +140,17 @@ def _plan(weights: Weights, shape: ModelShape, padded_vocab_size: int) -> list[B
         num_rows = padded_vocab_size if parameter.is_vocabulary else parameter.shape[0]
         sizes = (num_rows, *parameter.shape[1:])
         stack = parameter.stack(shape)
-        boxes.append(
-            Box(
-                key=parameter.megatron,
-                offsets=(*place, *(0 for _ in sizes)),
-                sizes=(*(1 for _ in stack), *sizes),
-                size=(*stack, *sizes),
-                dtype=first_of_key[parameter.megatron][1],
-                make=partial(_make, weights, parameter, names, num_rows),
-            )
+        box = Box(
+            key=parameter.megatron,
+            offsets=(*place, *(0 for _ in sizes)),
+            sizes=(*(1 for _ in stack), *sizes),
+            size=(*stack, *sizes),
+            dtype=first_of_key[parameter.megatron][1],
+            make=partial(_make, weights, parameter, names, num_rows),
         )
+        boxes.append(box)
+        if parameter.second_key is not None:
+            boxes.append(replace(box, key=parameter.second_key))
 
     extra = sorted(set(weights.tensors) - expected)
     if shape.tied_embeddings and TIED_COPY in extra:
@@ -148,6 +159,14 @@ def _plan(weights: Weights, shape: ModelShape, padded_vocab_size: int) -> list[B
     if extra:
         raise unexpected_tensors(f"{weights.where}/{weights.tensors[extra[0]].file}", extra)
     return boxes
+
+
+def _object_keys(shape: ModelShape) -> list[str]:
+    """Return the keys of the empty objects that Megatron's loader asks for."""
+    keys: list[str] = []
+    for state in extra_states_of(shape):
+        keys += state.object_keys(shape)
+    return keys
 
 
 def _require_tensor(weights: Weights, name: str, shape: tuple[int, ...]) -> None:
@@ -212,15 +231,13 @@ def _make(weights: Weights, parameter: Parameter, names: Sequence[str], num_rows
     return tensor
 
 
-def _write(
-    folder: Path, boxes: Sequence[Box], args: argparse.Namespace, console: Console | None
-) -> None:
+def _write(folder: Path, content: _Content, console: Console | None) -> None:
     """Write the files of a checkpoint into an empty folder, several at a time."""
-    num_bytes = sum(box.num_bytes for box in boxes)
+    num_bytes = sum(box.num_bytes for box in content.boxes)
     atomic_folders.require_room(folder, num_bytes)
 
     max_bytes = min(MAX_FILE_BYTES, -(-num_bytes // parallel.NUM_THREADS))
-    files = parallel.grouped(boxes, lambda box: box.num_bytes, max_bytes)
+    files = parallel.grouped(content.boxes, lambda box: box.num_bytes, max_bytes)
 
     def write(number: int, report: storage.Report) -> list[tuple[Box, torch_dist.Place]]:
         places = torch_dist.write_boxes(folder, f"__0_{number}.distcp", files[number], report)
@@ -228,4 +245,8 @@ def _write(
 
     with parallel.bar(console, "converting", num_bytes) as report, torch_dist.without_checksums():
         written = parallel.each(range(len(files)), write, report)
-    torch_dist.write_metadata(folder, list(itertools.chain.from_iterable(written)), args)
+
+    empty = torch_dist.write_empty_object(folder, f"__0_{len(files)}.distcp")
+    objects = dict.fromkeys(content.object_keys, empty)
+    places = list(itertools.chain.from_iterable(written))
+    torch_dist.write_metadata(folder, places, content.args, objects)

@@ -10,7 +10,8 @@ No Megatron and no process group is needed.
         __0_0.distcp, …                        the boxes, each as `torch.save` writes it
 
 A tensor of a layer is a box of one row in a tensor that is stacked by layers: [1, rows, columns] at
-[layer, 0, 0].
+[layer, 0, 0]. Beside the boxes lie objects, one for each module that may keep the scaling of FP8
+(`…._extra_state`). They are written empty, and never read.
 """
 
 from __future__ import annotations
@@ -22,9 +23,10 @@ import math
 import os
 import pickle
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, BinaryIO, TypeAlias
 
 import torch
@@ -33,6 +35,7 @@ from torch.distributed.checkpoint import FileSystemReader, LoadPlan
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import (
+    BytesStorageMetadata,
     ChunkStorageMetadata,
     Metadata,
     MetadataIndex,
@@ -41,6 +44,7 @@ from torch.distributed.checkpoint.metadata import (
 )
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
+from miles.architecture.parameters import EXPERTS_NORM, FUSED_NORM
 from miles.common import safe_pickle, storage
 from miles.common.checkpoint_tracker import TRACKER, folder_name, tracked
 from miles.convert import tensor_io
@@ -114,6 +118,7 @@ class Checkpoint:
                 if key.startswith(_MODEL) and isinstance(stored, TensorStorageMetadata)
             }
             """the model's tensors, by key"""
+            self._stored_keys = _take_second_keys(self.tensors)
             self._chunks = {key: _by_first(stored) for key, stored in self.tensors.items()}
         except _MALFORMED as error:
             raise CheckpointError(
@@ -139,6 +144,7 @@ class Checkpoint:
         """
         stored = self.tensors[key]
         by_first = self._chunks[key]
+        key = self._stored_keys.get(key, key)
         sizes = tuple(target.shape)
         if by_first is not None and sizes[0] == 1:
             stored = TensorStorageMetadata(
@@ -232,6 +238,22 @@ class _Into(DefaultLoadPlanner):
 
     def lookup_tensor(self, index: MetadataIndex) -> Tensor:
         return self._target
+
+
+def _take_second_keys(tensors: dict[str, TensorStorageMetadata]) -> dict[str, str]:
+    """Give each tensor the key that the parameter maps have for it.
+
+    Args:
+        tensors: of a checkpoint, by key; altered. A tensor that is stored twice is left once.
+
+    Returns:
+        key of the maps -> the key in the checkpoint, where it is another.
+    """
+    stored = tensors.pop(EXPERTS_NORM, None)
+    if stored is None or FUSED_NORM in tensors:
+        return {}
+    tensors[FUSED_NORM] = stored
+    return {FUSED_NORM: EXPERTS_NORM}
 
 
 def _by_first(stored: TensorStorageMetadata) -> dict[int, list[ChunkStorageMetadata]] | None:
@@ -346,14 +368,29 @@ def write_boxes(
     return places
 
 
+def write_empty_object(folder: Path, name: str) -> Place:
+    """Write a file with the one content of all extra states, and return where it lies.
+
+    It is Megatron's own for a module without any. Transformer Engine reads it as no scaling.
+    """
+    with open(folder / name, "xb") as file:
+        torch.save([None], file)
+        _sync(file)
+        return Place(name, 0, file.tell())
+
+
 def write_metadata(
-    folder: Path, places: Sequence[tuple[Box, Place]], args: argparse.Namespace
+    folder: Path,
+    places: Sequence[tuple[Box, Place]],
+    args: argparse.Namespace,
+    objects: Mapping[str, Place] = MappingProxyType({}),
 ) -> None:
     """Write the three files that make a folder of boxes a checkpoint.
 
     Args:
         places: each box, and where it lies (`write_boxes`).
         args: of the common part.
+        objects: key of each object, and where it lies (`write_empty_object`).
     """
     tensors: dict[str, TensorStorageMetadata] = {}
     for box, _ in places:
@@ -366,8 +403,10 @@ def write_metadata(
         )
 
     stored = {MetadataIndex(box.key, torch.Size(box.offsets)): info for box, info in places}
+    stored |= {MetadataIndex(key): place for key, place in objects.items()}
+    kinds = {**tensors, **dict.fromkeys(objects, BytesStorageMetadata())}
     with open(folder / ".metadata", "xb") as file:
-        pickle.dump(Metadata(tensors, planner_data=None, storage_data=stored), file)
+        pickle.dump(Metadata(kinds, planner_data=None, storage_data=stored), file)
         _sync(file)
     with open(folder / "common.pt", "xb") as file:
         torch.save({"args": args, "checkpoint_version": CHECKPOINT_VERSION, "iteration": 0}, file)

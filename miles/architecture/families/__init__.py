@@ -4,8 +4,8 @@ The files are looked up here, by the name of the family:
 
     config.json   ->   model_type "qwen3"   ->   families/qwen3.py   ->   ModelShape, parameter map
 
-A family's file is named like its `model_type` and declares `ARCHITECTURE`, `shape` and `parameters`
-(docs/adding-a-model.md). No other file names it: it is found by its name.
+A family's file is named like its `model_type` and declares `ARCHITECTURE`, `shape`, `parameters`
+and `extra_states` (docs/adding-a-model.md). No other file names it: it is found by its name.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from collections.abc import Container, Mapping
 from typing import Any, Protocol, cast
 
 from miles.architecture.config import HfConfig, ModelShape
-from miles.architecture.parameters import Parameter
+from miles.architecture.parameters import ExtraState, Parameter
 from miles.common import storage
 from miles.errors import CheckpointError
 
@@ -36,6 +36,8 @@ class Family(Protocol):
     def shape(self, config: HfConfig) -> ModelShape: ...
 
     def parameters(self, shape: ModelShape) -> tuple[Parameter, ...]: ...
+
+    def extra_states(self, shape: ModelShape) -> tuple[ExtraState, ...]: ...
 
 
 def model_types() -> list[str]:
@@ -103,6 +105,11 @@ def shape_of(config: Mapping[str, Any], where: str) -> ModelShape:
 def parameters_of(shape: ModelShape) -> tuple[Parameter, ...]:
     """Return the parameter map of a shape's family."""
     return family_of(shape.model_type).parameters(shape)
+
+
+def extra_states_of(shape: ModelShape) -> tuple[ExtraState, ...]:
+    """Return the extra states that a Megatron model of a shape may ask a checkpoint for."""
+    return family_of(shape.model_type).extra_states(shape)
 
 
 def pieces_of(shape: ModelShape) -> list[tuple[Parameter, tuple[int, ...]]]:

@@ -3,7 +3,17 @@
 from __future__ import annotations
 
 from miles.architecture.config import HfConfig, ModelShape
-from miles.architecture.parameters import EXPERT, LAYER, Parameter, gate_up, plain, qkv
+from miles.architecture.parameters import (
+    EXPERT,
+    EXPERTS_NORM,
+    FUSED_NORM,
+    LAYER,
+    ExtraState,
+    Parameter,
+    gate_up,
+    plain,
+    qkv,
+)
 from miles.architecture.sizes import key_size, query_size
 
 _LAYERS = "decoder.layers"
@@ -144,11 +154,12 @@ def attention(shape: ModelShape) -> tuple[Parameter, ...]:
 def mlp_norm(shape: ModelShape) -> Parameter:
     """Return the norm before each layer's MLP or experts."""
     return Parameter(
-        f"{_LAYERS}.mlp.linear_fc1.layer_norm_weight",
+        FUSED_NORM,
         ("model.layers.{layer}.post_attention_layernorm.weight",),
         ((shape.hidden_size,),),
         plain,
         LAYER,
+        second_key=EXPERTS_NORM if shape.num_experts is not None else None,
     )
 
 
@@ -199,3 +210,25 @@ def _gated(
         stacked_by,
     )
     return (gate_and_up, down)
+
+
+def extra_states(shape: ModelShape) -> tuple[ExtraState, ...]:
+    """Return the extra states that a model's layers have, in either of Megatron's specifications.
+
+    Both have those of the linear layers. Only Transformer Engine's has those of norms and attention.
+    """
+    modules = ["linear_qkv", "linear_proj", "core_attention"]
+    if shape.qk_layernorm:
+        modules += ["q_layernorm", "k_layernorm"]
+    states = [ExtraState(f"{_LAYERS}.self_attention.{module}", LAYER) for module in modules]
+
+    projections = ("linear_fc1", "linear_fc2")
+    if shape.num_experts is None:
+        states += [ExtraState(f"{_LAYERS}.mlp.{module}", LAYER) for module in projections]
+    else:
+        # Grouped and sequential experts have the same keys.
+        experts = f"{_LAYERS}.mlp.experts.experts"
+        states.append(ExtraState(f"{_LAYERS}.pre_mlp_layernorm", LAYER))
+        states += [ExtraState(f"{experts}.{module}", EXPERT) for module in projections]
+
+    return (*states, ExtraState("decoder.final_layernorm"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from miles.architecture.config import HfConfig, ModelShape
 from miles.architecture.families import _decoder
-from miles.architecture.parameters import Parameter
+from miles.architecture.parameters import ExtraState, Parameter
 
 ARCHITECTURE = "Qwen3ForCausalLM"
 
@@ -17,3 +17,8 @@ def shape(config: HfConfig) -> ModelShape:
 def parameters(shape: ModelShape) -> tuple[Parameter, ...]:
     """Return the parameter map of a Qwen3 model."""
     return (*_decoder.ends(shape), *_decoder.attention(shape), *_decoder.mlp(shape))
+
+
+def extra_states(shape: ModelShape) -> tuple[ExtraState, ...]:
+    """Return the extra states of a Qwen3 model."""
+    return _decoder.extra_states(shape)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from miles.architecture.config import HfConfig, ModelShape
 from miles.architecture.families import _decoder
-from miles.architecture.parameters import Parameter
+from miles.architecture.parameters import ExtraState, Parameter
 
 ARCHITECTURE = "Qwen3MoeForCausalLM"
 
@@ -32,3 +32,8 @@ def shape(config: HfConfig) -> ModelShape:
 def parameters(shape: ModelShape) -> tuple[Parameter, ...]:
     """Return the parameter map of a Qwen3-MoE model."""
     return (*_decoder.ends(shape), *_decoder.attention(shape), *_decoder.experts(shape))
+
+
+def extra_states(shape: ModelShape) -> tuple[ExtraState, ...]:
+    """Return the extra states of a Qwen3-MoE model."""
+    return _decoder.extra_states(shape)

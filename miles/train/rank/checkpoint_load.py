@@ -15,6 +15,7 @@ import torch
 from miles.common import safe_pickle, storage
 from miles.common.checkpoint_folder import SavedCheckpoint
 from miles.errors import CheckpointError
+from miles.train.rank import compatible_keys
 from miles.train.rank.trainer import Trainer
 
 _OPTIMIZER_FORMAT = {"distrib_optim_sharding_type": "fully_reshardable"}
@@ -42,8 +43,10 @@ def load(trainer: Trainer, checkpoint: SavedCheckpoint, *, model_only: bool) -> 
 
         if not model_only:
             _prepare_adam(trainer)
-        state = _state(trainer, loading=True, model_only=model_only)
         try:
+            stored = dist_checkpointing.load_tensors_metadata(str(folder))
+            model = compatible_keys.adapt(_model_state(trainer), trainer.shape, stored)
+            state = _state(trainer, model, loading=True, model_only=model_only)
             loaded = dist_checkpointing.load(state, str(folder), strict="assume_ok_unexpected")
         except Exception as error:  # Megatron's error classes, torch's or pickle's
             raise CheckpointError(
@@ -71,7 +74,9 @@ def state_to_save(
         extra: content of `miles.json`; its cursor has the number of consumed rows.
         model_only: leave out the optimizer and the schedule.
     """
-    state = _state(trainer, loading=False, model_only=model_only)
+    model = _model_state(trainer)
+    state = _state(trainer, model, loading=False, model_only=model_only)
+    state["model"] = compatible_keys.complete(model, trainer.shape)
     state["args"] = trainer.shape.checkpoint_args(
         tensor=trainer.layout.tensor,
         pipeline=trainer.layout.pipeline,
@@ -139,14 +144,19 @@ def _set_with_step(
     set_states(model_param, {"step": state["step"].clone(), **tensors})
 
 
-def _state(trainer: Trainer, *, loading: bool, model_only: bool) -> dict[str, Any]:
-    """Return the sharded state with the keys of Megatron-LM."""
-    model = {}
-    for key, value in trainer.gpt.sharded_state_dict().items():
-        # State of the FP8 recipe: empty here, and absent from converted checkpoints.
-        if not key.endswith("_extra_state"):
-            model[key] = value
+def _model_state(trainer: Trainer) -> dict[str, Any]:
+    state: dict[str, Any] = trainer.gpt.sharded_state_dict()
+    return state
 
+
+def _state(
+    trainer: Trainer, model: dict[str, Any], *, loading: bool, model_only: bool
+) -> dict[str, Any]:
+    """Return the sharded state with the keys of Megatron-LM.
+
+    Args:
+        model: this rank's state of the model.
+    """
     state: dict[str, Any] = {"model": model}
     if not model_only:
         state["optimizer"] = trainer.optimizer.sharded_state_dict(
