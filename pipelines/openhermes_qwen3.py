@@ -16,8 +16,9 @@ from miles.data.config import (
     SourceConfig,
     StreamConfig,
 )
-from miles.train.config import ClusterConfig, OptimizerSettings, RecomputeConfig, TrainConfig
+from miles.train.config import ClusterConfig, RecomputeConfig, TrainConfig
 from miles.train.driver.loop import train
+from miles.train.optimizer_settings import OptimizerSettings
 
 
 def config(

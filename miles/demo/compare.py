@@ -15,7 +15,7 @@ from miles.architecture.families import read_shape
 from miles.common import checkpoint_folder
 from miles.demo import rows
 from miles.errors import MilesError
-from miles.train.config import OptimizerSettings
+from miles.train.optimizer_settings import OptimizerSettings
 from miles.train.parallel_layout import Layout
 from miles.train.rank.actor import TrainerActor
 from miles.train.types import RankSetup, StartPoint, TrainerSettings

@@ -11,6 +11,8 @@ from typing import Annotated
 from miles.common.flags import Flag, check_settings
 from miles.data.config import DataConfig, SourceConfig
 from miles.errors import ConfigError
+from miles.train.logging_config import LoggingConfig
+from miles.train.optimizer_settings import OptimizerSettings
 from miles.train.parallel_layout import Layout
 
 
@@ -113,82 +115,6 @@ class ClusterConfig:
 
 
 @dataclass(frozen=True)
-class OptimizerSettings:
-    """The optimizer, Adam. Names and meanings as in Megatron's flags."""
-
-    lr: Annotated[float, Flag("--lr", "RATE", "highest learning rate")] = 1e-5
-    min_lr: Annotated[float, Flag("--min-lr", "RATE", "learning rate at the end of the decay")] = (
-        0.0
-    )
-    lr_decay_style: Annotated[
-        str,
-        Flag(
-            "--lr-decay-style",
-            "STYLE",
-            "how the rate falls from --lr to --min-lr",
-            choices=("constant", "linear", "cosine", "inverse-square-root"),
-        ),
-    ] = "cosine"
-    lr_warmup_iters: Annotated[
-        int,
-        Flag("--lr-warmup-iters", "STEPS", "steps over which the rate rises from 0", minimum=0),
-    ] = 0
-    lr_warmup_fraction: Annotated[
-        float | None,
-        Flag("--lr-warmup-fraction", "SHARE", "the same, as a share of the run's steps"),
-    ] = None
-    weight_decay: Annotated[
-        float, Flag("--weight-decay", "X", "weight decay of matrices; norms and biases have none")
-    ] = 0.1
-    adam_beta1: Annotated[float, Flag("--adam-beta1", "X", "decay of the first moment")] = 0.9
-    adam_beta2: Annotated[float, Flag("--adam-beta2", "X", "decay of the second moment")] = 0.95
-    adam_eps: Annotated[
-        float, Flag("--adam-eps", "X", "added to the root of the second moment")
-    ] = 1e-8
-    clip_grad: Annotated[
-        float,
-        Flag(
-            "--clip-grad",
-            "X",
-            "global norm above which the gradient is scaled down; 0: it never is",
-        ),
-    ] = 1.0
-
-    def __post_init__(self) -> None:
-        check_settings(self)
-        if not 0 <= self.min_lr <= self.lr:
-            raise ConfigError(f"--min-lr {self.min_lr} must lie between 0 and --lr {self.lr}")
-        if self.lr_warmup_fraction is not None:
-            if self.lr_warmup_iters:
-                raise ConfigError(
-                    "--lr-warmup-iters and --lr-warmup-fraction say the same; give one of them"
-                )
-            if not 0 <= self.lr_warmup_fraction < 1:
-                raise ConfigError(
-                    f"--lr-warmup-fraction must be in [0, 1), not {self.lr_warmup_fraction}"
-                )
-
-    def warmup_steps(self, num_steps: int) -> int:
-        """Return the number of steps of the warm-up in a run of `num_steps`."""
-        if self.lr_warmup_fraction is not None:
-            return int(self.lr_warmup_fraction * num_steps)
-        return self.lr_warmup_iters
-
-
-def check_schedule(settings: OptimizerSettings, num_steps: int) -> None:
-    """Check the learning rate's schedule against the length of the run.
-
-    Raises:
-        ConfigError: the warm-up is not shorter than the run.
-    """
-    if settings.warmup_steps(num_steps) >= num_steps:
-        raise ConfigError(
-            f"--lr-warmup-iters {settings.lr_warmup_iters} is not shorter than the run, which has "
-            f"{num_steps} steps; lower it, or train for more steps"
-        )
-
-
-@dataclass(frozen=True)
 class RecomputeConfig:
     """Recomputation: activations that the backward pass computes again instead of keeping them."""
 
@@ -273,35 +199,6 @@ class EvalConfig:
         int,
         Flag("--eval-max-response-len", "TOKENS", "where such an answer is cut", minimum=1),
     ] = 256
-
-    def __post_init__(self) -> None:
-        check_settings(self)
-
-
-@dataclass(frozen=True)
-class LoggingConfig:
-    """Logging, beside metrics.jsonl, which is always written."""
-
-    use_tensorboard: Annotated[
-        bool, Flag("--use-tensorboard", help="also to tensorboard/ in the run's folder")
-    ] = False
-    use_wandb: Annotated[bool, Flag("--use-wandb", help="also to Weights & Biases")] = False
-    wandb_project: Annotated[str, Flag("--wandb-project", "NAME", "project of the run there")] = (
-        "miles"
-    )
-    wandb_group: Annotated[
-        str | None, Flag("--wandb-group", "NAME", "group of the run there", default="none")
-    ] = None
-    wandb_mode: Annotated[
-        str | None,
-        Flag(
-            "--wandb-mode",
-            "MODE",
-            "whether the run is sent at once, kept in a folder, or neither",
-            choices=("online", "offline", "disabled"),
-            default="as the environment says",
-        ),
-    ] = None
 
     def __post_init__(self) -> None:
         check_settings(self)

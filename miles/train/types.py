@@ -14,7 +14,8 @@ from enum import Enum, StrEnum, auto
 from miles.architecture.config import ModelShape
 from miles.common import checkpoint_folder
 from miles.common.checkpoint_folder import SavedCheckpoint
-from miles.train.config import KEEP_ALL, OptimizerSettings, RecomputeConfig, TrainConfig
+from miles.train.config import KEEP_ALL, RecomputeConfig, TrainConfig
+from miles.train.optimizer_settings import OptimizerSettings
 from miles.train.parallel_layout import Layout
 
 

@@ -24,9 +24,10 @@ from miles.data.stream.eval_set import eval_config
 from miles.demo.model import TinySizes, build_model
 from miles.errors import DivergedError, SourceError
 from miles.report.report import write_report
-from miles.train.config import ClusterConfig, EvalConfig, OptimizerSettings, TrainConfig
+from miles.train.config import ClusterConfig, EvalConfig, TrainConfig
 from miles.train.driver import group
 from miles.train.driver.loop import train
+from miles.train.optimizer_settings import OptimizerSettings
 from miles.train.rank.actor import TrainerActor
 from miles.train.types import StepResult
 from tests.support.scenarios import run

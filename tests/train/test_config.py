@@ -6,13 +6,8 @@ import pytest
 
 from miles.data.config import DataConfig, EncodeConfig, OrderConfig, PackConfig, SourceConfig
 from miles.errors import ConfigError
-from miles.train.config import (
-    ClusterConfig,
-    OptimizerSettings,
-    RecomputeConfig,
-    TrainConfig,
-    check_schedule,
-)
+from miles.train.config import ClusterConfig, RecomputeConfig, TrainConfig
+from miles.train.optimizer_settings import OptimizerSettings, check_schedule
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from contextlib import ExitStack
 
 from miles.common import checkpoint_folder, run_folder, storage
 from miles.data.stream.feed import Feed
-from miles.train.config import TrainConfig, check_schedule
+from miles.train.config import TrainConfig
 from miles.train.driver.cluster import require_shared_folder
 from miles.train.driver.evaluator import Evaluator
 from miles.train.driver.group import TrainerGroup
@@ -21,6 +21,7 @@ from miles.train.driver.resume_state import ResumeState
 from miles.train.driver.run import Attempt, AttemptData, Run
 from miles.train.driver.schedule import Schedule
 from miles.train.driver.sinks import MetricsLog, open_sinks
+from miles.train.optimizer_settings import check_schedule
 from miles.train.types import RankSetup, StartPoint
 
 

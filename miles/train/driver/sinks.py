@@ -14,8 +14,8 @@ from typing import Any, Protocol, Self
 from miles.common import json_lines, run_folder, storage
 from miles.common.redact import redact
 from miles.errors import ConfigError
-from miles.train.config import LoggingConfig
 from miles.train.driver.metrics import Metrics
+from miles.train.logging_config import LoggingConfig
 
 _WITHOUT_LOGIN = "--wandb-mode offline needs neither login nor network; wandb sync sends it later"
 

@@ -21,8 +21,9 @@ from miles.architecture.sizes import active_parameters, total_parameters
 from miles.common import storage
 from miles.data.stream.survey import Survey, count_rows, packed_step, survey
 from miles.errors import CheckpointError
-from miles.train.config import TrainConfig, check_schedule
+from miles.train.config import TrainConfig
 from miles.train.estimate.memory import StageMemory, estimate
+from miles.train.optimizer_settings import check_schedule
 from miles.train.parallel_layout import Layout
 from miles.train.types import StartPoint
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from miles.train.config import OptimizerSettings
+from miles.train.optimizer_settings import OptimizerSettings
 
 
 def build_optimizer(
