@@ -53,6 +53,8 @@ class Flag:
     key: str = ""
     """for a flag in `also`: the entry of the field's mapping that it gives; empty: it is another
     name of the whole value"""
+    negates: bool = False
+    """for a switch in `also`: it says the opposite"""
 
     @property
     def key_in_yaml(self) -> str:
@@ -173,7 +175,7 @@ def words_of(record: type, fields: Mapping[str, Any]) -> list[str]:
     for setting in settings_of(record):
         value = fields.get(setting.field)
         is_default = value == setting.default or value in (None, {}, [], ())
-        if is_default or setting.flag.key:
+        if is_default or setting.flag.key or (setting.is_switch and value is setting.flag.negates):
             continue
 
         words.append(setting.flag.name)
@@ -228,12 +230,20 @@ def _value_of_field(record: type, field: str, values: Values) -> Any:
     for further in flag.also:
         given = values.get(further.name)
         if given is not None:
-            combine = _with_entry if further.key else _with_same
-            value = combine(flag, value, further, given)
+            value = _combined(flag, value, further, given)
 
     if flag.is_file and value is not None:
         return _text_of(flag, value)
     return tuple(value) if isinstance(value, list) else value
+
+
+def _combined(flag: Flag, value: Any, further: Flag, given: Any) -> Any:
+    """Return a field's value together with what another of its flags gives."""
+    if further.key:
+        return _with_entry(flag, value, further, given)
+    if further.negates:
+        return _with_opposite(flag, value, further, given)
+    return _with_same(flag, value, further, given)
 
 
 def _with_entry(flag: Flag, value: Any, further: Flag, entry: Any) -> dict[str, Any]:
@@ -255,6 +265,13 @@ def _with_same(flag: Flag, value: Any, further: Flag, given: Any) -> Any:
             "one value"
         )
     return given
+
+
+def _with_opposite(flag: Flag, value: bool | None, further: Flag, given: bool) -> bool:
+    """Return the value of a switch that a switch of the opposite meaning gives as well."""
+    if value is not None and value == given:
+        raise ConfigError(f"{flag.name} and {further.name} contradict one another; give one")
+    return not given
 
 
 def _written(value: Any) -> list[str]:

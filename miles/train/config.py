@@ -5,8 +5,8 @@ A setting is declared here with its flag (`miles.common.flags`), and nowhere els
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Annotated
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Self
 
 from miles.common.flags import Flag, check_settings
 from miles.data.config import DataConfig, SourceConfig
@@ -14,6 +14,7 @@ from miles.errors import ConfigError
 from miles.train.logging_config import LoggingConfig
 from miles.train.optimizer_settings import OptimizerSettings
 from miles.train.parallel_layout import Layout
+from miles.train.precision import Precision
 
 
 @dataclass(frozen=True)
@@ -317,7 +318,15 @@ class TrainConfig:
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     seed: Annotated[int, Flag("--seed", "SEED", "seed of the ranks' random states")] = 1234
-    bf16: Annotated[bool, Flag("--bf16", help="compute in bfloat16; without it: float32")] = False
+    bf16: Annotated[
+        bool | None,
+        Flag(
+            "--bf16",
+            help="compute in bfloat16",
+            default="on GPUs; a CPU computes in float32",
+            also=(Flag("--no-bf16", help="compute in float32, on GPUs too", negates=True),),
+        ),
+    ] = None
     deterministic: Annotated[
         bool,
         Flag(
@@ -366,6 +375,17 @@ class TrainConfig:
                 raise ConfigError(
                     f"{flag} needs rows to evaluate on: --eval-prompt-data or --eval-fraction"
                 )
+
+    @property
+    def precision(self) -> Precision | None:
+        """Return the format to compute in; None: `for_device` has yet to choose it."""
+        if self.bf16 is None:
+            return None
+        return Precision.BF16 if self.bf16 else Precision.FP32
+
+    def for_device(self, *, has_gpus: bool) -> Self:
+        """Return the settings with those filled in that depend on the ranks' device."""
+        return self if self.precision else replace(self, bf16=has_gpus)
 
     @property
     def run_dir(self) -> str:

@@ -17,6 +17,7 @@ from miles.common.checkpoint_folder import SavedCheckpoint
 from miles.train.config import KEEP_ALL, RecomputeConfig, TrainConfig
 from miles.train.optimizer_settings import OptimizerSettings
 from miles.train.parallel_layout import Layout
+from miles.train.precision import Precision
 
 
 @dataclass(frozen=True)
@@ -30,8 +31,7 @@ class TrainerSettings:
     """steps of the whole run, for the learning-rate schedule"""
     num_sources: int
     """sources of the training data"""
-    bf16: bool
-    """mixed precision; else float32 throughout"""
+    precision: Precision
     recompute: RecomputeConfig = KEEP_ALL
     """activations that are computed again in the backward pass"""
 
@@ -94,16 +94,18 @@ class RankSetup:
         """Return the setup of a run's ranks.
 
         Args:
+            config: of which the device is known (`for_device`).
             num_steps: of the whole run.
             num_sources: of the training data.
         """
+        assert config.precision is not None, "the ranks' device is known"
         settings = TrainerSettings(
             shape,
             config.cluster.layout,
             config.optimizer,
             num_steps,
             num_sources,
-            bf16=config.bf16,
+            config.precision,
             recompute=config.recompute,
         )
         return cls(

@@ -21,6 +21,7 @@ from miles.convert.megatron_to_hf import megatron_to_hf
 from miles.convert.verify import verify
 from miles.errors import CheckpointError
 from miles.train.parallel_layout import Layout
+from miles.train.precision import Precision
 from tests.support.models import make_hf, require_same_files
 from tests.support.ranks import run_ranks, start, trainer_settings
 
@@ -166,9 +167,10 @@ def reload(
 
     start(layout, rank, meeting)
     for model, save in zip(models, saves, strict=True):
-        bf16 = "bfloat16" in Path(model.hf, "config.json").read_text()
+        is_bf16 = "bfloat16" in Path(model.hf, "config.json").read_text()
+        precision = Precision.BF16 if is_bf16 else Precision.FP32
         shape = read_shape(model.hf)
-        trainer = Trainer(trainer_settings(shape, layout, num_sources=1, bf16=bf16), rank)
+        trainer = Trainer(trainer_settings(shape, layout, num_sources=1, precision=precision), rank)
         found = checkpoint_folder.find(model.megatron)
         assert found is not None
         checkpoint_load.load(trainer, found, model_only=True)

@@ -212,6 +212,7 @@ class Bench:
             optimizer=OPTIMIZER,
             recompute=case.recompute,
             cluster=cluster,
+            bf16=False,
         )
 
         group, feed = self.group(cluster), self.feed(data)

@@ -104,7 +104,7 @@ def test_run_evaluates_answers_keeps_and_exports(folder: Path, tmp_path: Path) -
         optimizer=OptimizerSettings(lr=3e-1, lr_decay_style="constant", lr_warmup_iters=6),
     )
     out, screen = console()
-    summary = train(config, out)
+    summary = train(config, out, ["--said-before is left out"])
     lines = metrics_of(tmp_path / "run")
     evaluated = {line["step"] + 1: line["eval/loss"] for line in lines if "eval/loss" in line}
     assert sorted(evaluated) == [2, 3, 4, 6, 7], "at checkpoints, at the interval, and at the end"
@@ -147,8 +147,11 @@ def test_run_evaluates_answers_keeps_and_exports(folder: Path, tmp_path: Path) -
 
     log = (tmp_path / "run/train.log").read_text().splitlines()
     said = [line[22:].split("  ")[0] for line in log]
-    assert said[0].startswith("evaluation: ")
-    assert said[1].endswith("megatron/release")
+    assert said[0] == "--said-before is left out"
+    assert said[1] == "no GPU: computing in float32 on the CPU (--bf16: in bfloat16)"
+    assert json.loads((tmp_path / "run/config.json").read_text())["bf16"] is False
+    assert said[2].startswith("evaluation: ")
+    assert said[3].endswith("megatron/release")
     assert said.count("checkpoint") == 4
     assert said.count("removed") == 4 - len(kept)
     assert said[-1] == "finished"

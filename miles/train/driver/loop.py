@@ -8,6 +8,7 @@ TrainingLoop   the steps
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from functools import partial
 
 from rich.console import Console
@@ -18,7 +19,7 @@ from miles.data.types import StepReport
 from miles.train.config import TrainConfig
 from miles.train.driver.attempts import AttemptLog, with_restarts
 from miles.train.driver.checkpoint_manager import CheckpointManager
-from miles.train.driver.cluster import ray_cluster
+from miles.train.driver.cluster import ray_cluster, settle_device
 from miles.train.driver.ending import conclude_finished_run, write_ledger
 from miles.train.driver.export import export_checkpoint, require_exportable
 from miles.train.driver.metrics import Metrics, RunTotals, step_metrics
@@ -33,12 +34,17 @@ from miles.train.driver.step_clock import StepClock
 from miles.train.types import StartPoint, StepResult
 
 
-def train(config: TrainConfig, console: Console | None = None) -> RunSummary:
+def train(
+    config: TrainConfig, console: Console | None = None, notices: Sequence[str] = ()
+) -> RunSummary:
     """Train to the end of the data, or to `num_rollout` steps; resume from a checkpoint in `save`.
 
     If a rank, the feed or a stage of the stream is lost, all of them are started again from the
     last complete checkpoint, up to `max_restarts` times from the same one. On SIGTERM the step that
     is under way is finished and saved, and the call returns.
+
+    Args:
+        notices: sentences on the launch line, reported first.
 
     Raises:
         MilesError: a setting, file, checkpoint or cluster that cannot be used.
@@ -54,6 +60,10 @@ def train(config: TrainConfig, console: Console | None = None) -> RunSummary:
         StopSignal() as stop_signal,
         RunLog(config.run_dir, console) as run_log,
     ):
+        for notice in notices:
+            run_log.report(notice)
+        config = settle_device(config, run_log, has_gpus=on_gpu)
+
         attempt_log = AttemptLog(config.run_dir)
         run = Run(config, shape, console, run_log, attempt_log, stop_signal, on_gpu)
         return with_restarts(config, start, run_log, attempt_log, partial(run_attempt, run))

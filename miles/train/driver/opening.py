@@ -22,6 +22,7 @@ from miles.train.driver.run import Attempt, AttemptData, Run
 from miles.train.driver.schedule import Schedule
 from miles.train.driver.sinks import MetricsLog, open_sinks
 from miles.train.optimizer_settings import check_schedule
+from miles.train.precision import Precision
 from miles.train.types import RankSetup, StartPoint
 
 
@@ -83,7 +84,7 @@ def start_trainers(run: Run, start: StartPoint, data: AttemptData, cleanup: Exit
         data.feed.info.source_names,
         run.shape,
         config.cluster.world_size,
-        gpu_name if config.bf16 else None,
+        gpu_name if config.precision is Precision.BF16 else None,
     )
     return Attempt(run, start, data, group, metrics_log, constants)
 

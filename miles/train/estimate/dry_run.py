@@ -25,6 +25,7 @@ from miles.train.config import TrainConfig
 from miles.train.estimate.memory import StageMemory, estimate
 from miles.train.optimizer_settings import check_schedule
 from miles.train.parallel_layout import Layout
+from miles.train.precision import Precision
 from miles.train.types import StartPoint
 
 CARDS_GIB = (24, 40, 48, 80, 141, 192)
@@ -35,12 +36,22 @@ LARGE_CARD_GIB = 80
 """If a run needs more than this, the text says what would lower its need."""
 SHOWN_NODES = 8
 
+_PRECISIONS = {
+    None: "bfloat16 on GPUs, optimized in float32; on a CPU float32",
+    Precision.BF16: "bfloat16, optimized in float32",
+    Precision.FP16: "float16, optimized in float32",
+    Precision.FP32: "float32 (without --no-bf16, GPUs take bfloat16: half as much)",
+}
+
 Fact = tuple[str, str | Text]
 """A label and its text. Plain text is printed as it is: `[red]` may be the name of a source."""
 
 
-def dry_run(config: TrainConfig, console: Console) -> None:
+def dry_run(config: TrainConfig, console: Console, notices: Sequence[str] = ()) -> None:
     """Print the facts and the estimates of a run.
+
+    Args:
+        notices: sentences on the launch line, printed first.
 
     Raises:
         MilesError: the run could not start, for another reason than a missing checkpoint.
@@ -50,7 +61,7 @@ def dry_run(config: TrainConfig, console: Console) -> None:
     memory = estimate(
         shape,
         layout,
-        bf16=config.bf16,
+        precision=config.precision or Precision.BF16,
         max_tokens_per_gpu=config.data.pack.max_tokens_per_gpu,
         recompute=config.recompute,
     )
@@ -59,6 +70,10 @@ def dry_run(config: TrainConfig, console: Console) -> None:
     check_schedule(config.optimizer, num_steps)
 
     console.print("[bold]Dry run[/bold]: nothing is trained or written\n")
+    for notice in notices:
+        console.print(f"  {notice}", soft_wrap=True, highlight=False, markup=False, emoji=False)
+    if notices:
+        console.print()
     _section(console, "Model", _model(config, shape))
     data = [*_data(surveyed), *_steps(config, surveyed, num_steps), *_evaluation(config)]
     _section(console, "Data", data)
@@ -100,8 +115,7 @@ def _model(config: TrainConfig, shape: ModelShape) -> Iterator[Fact]:
     of_token = f", {active / 1e9:.2f} billion of them for a token" if active != total else ""
     yield "parameters", f"{total:,} ({total / 1e9:.2f} billion{of_token})"
 
-    precision = "bfloat16, optimized in float32" if config.bf16 else "float32 (--bf16 halves it)"
-    yield "precision", precision
+    yield "precision", _PRECISIONS[config.precision]
 
 
 def _data(surveyed: Survey) -> Iterator[Fact]:

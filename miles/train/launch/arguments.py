@@ -6,6 +6,7 @@ Each flag fills the field that declares it (`miles.common.flags`). Only the exce
     --hf-checkpoint                     also the tokenizer
     --max-sample-tokens                 --max-tokens-per-gpu where it is not given
     --ref-load                          --load, or else --save, where it is not given
+    --sequence-parallel                 left out beside a tensor size of 1
     the data-parallel size              follows from the layout
 
 Flags of launch lines that are no settings here are accepted or refused by `launch_line`.
@@ -14,6 +15,7 @@ Flags of launch lines that are no settings here are accepted or refused by `laun
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from miles.common.flags import Setting, Values, build
@@ -21,13 +23,28 @@ from miles.data.config import DataConfig, EncodeConfig, PackConfig, RowFormat, S
 from miles.errors import ConfigError
 from miles.train.config import ClusterConfig, EvalConfig, TrainConfig
 from miles.train.launch.launch_line import differences_from, require_fixed, require_known
+from miles.train.launch.notices import is_sequence_parallel_alone, notices_of
 from miles.train.launch.parser import CONFIG, build_parser, given_values, launch_settings
 from miles.train.launch.yaml_file import read_yaml
 from miles.train.parallel_layout import Layout
 
 
+@dataclass(frozen=True)
+class LaunchLine:
+    """A launch line that was read."""
+
+    config: TrainConfig
+    notices: tuple[str, ...]
+    """sentences on flags that are taken, but have another effect than they say"""
+
+
 def parse(words: Sequence[str], record: type[TrainConfig] = TrainConfig) -> TrainConfig:
-    """Return the run that a launch line asks for.
+    """Return the run that a launch line asks for: `read_line` without its notices."""
+    return read_line(words, record).config
+
+
+def read_line(words: Sequence[str], record: type[TrainConfig] = TrainConfig) -> LaunchLine:
+    """Return the run that a launch line asks for, and what is to be said about the line.
 
     Args:
         words: the line without `miles train`.
@@ -46,6 +63,8 @@ def parse(words: Sequence[str], record: type[TrainConfig] = TrainConfig) -> Trai
 
     hf_checkpoint = values["--hf-checkpoint"]
     cluster = build(ClusterConfig, values)
+    if is_sequence_parallel_alone(values):
+        cluster = replace(cluster, sequence_parallel=False)
     layout = cluster.layout
     _require_model(hf_checkpoint, layout, values)
 
@@ -68,7 +87,7 @@ def parse(words: Sequence[str], record: type[TrainConfig] = TrainConfig) -> Trai
             EvalConfig, values, {"sources": _sources("--eval-prompt-data", values, row_format)}
         ),
     }
-    return build(record, values, run)
+    return LaunchLine(build(record, values, run), notices_of(values))
 
 
 def _read(words: Sequence[str], record: type, settings: dict[str, Setting]) -> dict[str, Any]:

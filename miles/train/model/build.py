@@ -15,10 +15,11 @@ from miles.train.model.attention import PackedAttention
 from miles.train.model.norm import RMSNorm
 from miles.train.model.transformer_config import transformer_config
 from miles.train.parallel_layout import Layout
+from miles.train.precision import Precision
 
 
 def build_model(
-    shape: ModelShape, layout: Layout, *, bf16: bool, recompute: RecomputeConfig
+    shape: ModelShape, layout: Layout, *, precision: Precision, recompute: RecomputeConfig
 ) -> Any:
     """Return this rank's part of a `GPTModel`, on the GPU where there is one.
 
@@ -34,7 +35,7 @@ def build_model(
     layout.require_fits(shape)
     if shape.num_experts is not None:
         _define_te_general_gemm()
-    config = transformer_config(shape, layout, bf16=bf16, recompute=recompute)
+    config = transformer_config(shape, layout, precision=precision, recompute=recompute)
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -84,10 +84,7 @@ from miles.train.launch.arguments import parse
             "--context-parallel-size 2",
             "--context-parallel-size 2: context parallelism is not supported yet; leave it out",
         ),
-        (
-            "--sequence-parallel",
-            "--sequence-parallel spreads tokens over tensor-parallel ranks: give --tensor",
-        ),
+        ("--bf16 --no-bf16", "--bf16 and --no-bf16 contradict one another; give one"),
         (
             "--actor-num-gpus-per-node 3 --tensor-model-parallel-size 2",
             "3 ranks .* cannot be divided",
