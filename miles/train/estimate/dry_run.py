@@ -17,7 +17,7 @@ from rich.text import Text
 
 from miles.architecture.config import ModelShape
 from miles.architecture.families import read_shape
-from miles.architecture.sizes import active_parameters, total_parameters
+from miles.architecture.sizes import active_parameters, padded_vocab_size, total_parameters
 from miles.common import storage
 from miles.data.stream.survey import Survey, count_rows, packed_step, survey
 from miles.errors import CheckpointError
@@ -64,7 +64,7 @@ def dry_run(config: TrainConfig, console: Console) -> None:
     _section(console, "Data", data)
     _section(console, "Tokenizer", _tokenizer(surveyed))
     _section(console, "Tokens", _tokens(config, surveyed, layout))
-    _section(console, "Ranks", _ranks(config, layout))
+    _section(console, "Ranks", _ranks(config, shape, layout))
     console.print("[bold]Memory of a GPU[/bold], in GiB: an estimate (docs/memory.md)")
     console.print(_memory_table(memory))
     for line in _verdict(config, memory):
@@ -173,13 +173,18 @@ def _tokens(config: TrainConfig, surveyed: Survey, layout: Layout) -> Iterator[F
     yield "a step", f"about {tokens:,} tokens: {batches} {ranks}, {fill:.0%} full"
 
 
-def _ranks(config: TrainConfig, layout: Layout) -> Iterator[Fact]:
+def _ranks(config: TrainConfig, shape: ModelShape, layout: Layout) -> Iterator[Fact]:
     sizes = f"tensor {layout.tensor} x pipeline {layout.pipeline} x data {layout.data}"
     if layout.sequence_parallel:
         sizes += " with sequence parallelism"
     if layout.expert > 1:
         sizes += f"; experts over {layout.expert}, each split in {layout.expert_tensor}"
     yield "layout", f"{layout.world_size} rank(s): {sizes}"
+
+    num_rows = padded_vocab_size(shape, layout.tensor)
+    if num_rows != shape.vocab_size:
+        padded = f"padded to {num_rows:,} rows, which {layout.tensor} tensor-parallel ranks divide"
+        yield "vocabulary", f"{shape.vocab_size:,} tokens, {padded}"
 
     num_nodes = config.cluster.num_nodes
     per_node = config.cluster.gpus_per_node

@@ -20,6 +20,7 @@ from miles.errors import ConfigError, DataError
 from miles.train.estimate.dry_run import dry_run
 from miles.train.launch.arguments import parse
 from tests.support.launch import QWEN3
+from tests.support.models import edit_config
 from tests.support.streams import demo_settings, demo_tokenizer
 
 QWEN3_235B = {
@@ -152,6 +153,19 @@ def test_tensor_ranks_across_nodes_are_warned_of(folder: Path, tmp_path: Path) -
     text = printed(words(folder, tmp_path, "4b", *FOUR_B, *layout))
     assert "the 4 tensor-parallel ranks of a replica do not lie on one node of 2" in text
     assert "warning" not in printed(words(folder, tmp_path, "4b", *FOUR_B, *layout[:4]))
+
+
+def test_rows_of_padding_are_counted(folder: Path, tmp_path: Path) -> None:
+    uneven = shutil.copytree(folder / "4b", tmp_path / "uneven")
+    edit_config(uneven, vocab_size=151_935)
+    line = words(folder, tmp_path, str(uneven), *FOUR_B, "--actor-num-gpus-per-node", "2")
+    even = words(folder, tmp_path, "4b", *FOUR_B, "--actor-num-gpus-per-node", "2")
+    tensor = ["--tensor-model-parallel-size", "2"]
+
+    text = printed([*line, *tensor])
+    assert "151,935 tokens, padded to 151,936 rows, which 2 tensor-parallel ranks divide" in text
+    assert memory_row(text, 0) == memory_row(printed([*even, *tensor]), 0)
+    assert "padded" not in printed(line)
 
 
 def test_names_are_printed_as_they_are(folder: Path, tmp_path: Path) -> None:
