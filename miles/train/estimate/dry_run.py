@@ -20,6 +20,7 @@ from miles.architecture.families import read_shape
 from miles.architecture.sizes import active_parameters, padded_vocab_size, total_parameters
 from miles.common import storage
 from miles.data.stream.survey import Survey, count_rows, packed_step, survey
+from miles.data.stream.token_ids import require_ids_fit
 from miles.errors import CheckpointError
 from miles.train.config import TrainConfig
 from miles.train.estimate.memory import StageMemory, estimate
@@ -54,6 +55,7 @@ def dry_run(config: TrainConfig, console: Console) -> None:
         max_tokens_per_gpu=config.data.pack.max_tokens_per_gpu,
         recompute=config.recompute,
     )
+    require_ids_fit(config.data.encode, shape.vocab_size, config.hf_checkpoint)
     surveyed = survey(config.data)
     num_steps = min(surveyed.plan.num_steps, config.num_rollout or surveyed.plan.num_steps)
     check_schedule(config.optimizer, num_steps)

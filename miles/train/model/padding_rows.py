@@ -2,7 +2,7 @@
 
     a vocabulary of 151,669, tensor-parallel size 2   ->   151,670 rows, 75,835 on each rank
     tensor rank 0                                          the tokens 0 to 75,834
-    tensor rank 1                                          the tokens 75,835 to 151,668, 1 of padding
+    tensor rank 1                                          the tokens 75,835 to 151,668, 1 padding
 
 A row of padding belongs to no token, whatever a checkpoint holds in its place: it is zero after a
 load. Its logit is the lowest there is, so that it adds nothing to a softmax, gets no gradient, and

@@ -44,7 +44,7 @@ def test_each_rank_knows_its_tokens(tensor: int, rows: list[int]) -> None:
 
 @dataclass(frozen=True)
 class Trained:
-    """What a rank has seen of a run."""
+    """The observations of a rank in a run."""
 
     numbers: list[tuple[float, float]]
     """loss and norm of the gradient of each step"""
@@ -111,7 +111,8 @@ def test_an_uneven_vocabulary_trains_alike(tmp_path: Path) -> None:
     for name, layout in (("one", ONE), ("two", TWO)):
         arguments = (str(hf), str(tmp_path / "megatron"), str(tmp_path / name))
         runs[name] = run_ranks(train, layout, *arguments)
-    (one,), two = runs["one"], runs["two"]
+    (one,) = runs["one"]
+    two = runs["two"]
     np.testing.assert_allclose(two[0].numbers, one.numbers, rtol=2e-5)
     assert two[1].padding == [0.0] * (NUM_STEPS + 2)
 
