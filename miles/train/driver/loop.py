@@ -209,6 +209,7 @@ class TrainingLoop:
                 self._metrics_log.num_lines,
                 self._skipped_steps.num_skipped,
                 eval_loss,
+                self._config.data.encode.chat_template,
             )
             self._checkpoints.begin(num_done, state.to_json(), must_succeed=must_succeed)
 
