@@ -20,8 +20,12 @@ def add_parser(commands: Subparsers) -> None:
 
 def run(words: Sequence[str]) -> None:
     """Train, or print the estimate of the run."""
+    from miles.common.secret import hide_in_command_line
     from miles.train.launch.arguments import read_line
+    from miles.train.launch.parser import launch_settings
 
+    settings = launch_settings().values()
+    hide_in_command_line([setting.flag.name for setting in settings if setting.is_secret])
     line = read_line(words)
     config = line.config
     console = open_console()

@@ -25,6 +25,9 @@ from miles.common.checkpoint_tracker import TRACKER, tracked
 from miles.errors import CheckpointError
 
 EXTRA = "miles.json"
+CHAT_TEMPLATE = "chat_template"
+"""Key in it: the text of the template that `--chat-template-path` gave, for an export. Missing
+where the run took the tokenizer's own."""
 SAVING = ".saving-"
 """Begins the name of a folder that is not a checkpoint yet, or never became one."""
 _ITERATION = re.compile(r"iter_\d{7,}")

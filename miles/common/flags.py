@@ -20,6 +20,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
+from miles.common.secret import Secret
 from miles.errors import ConfigError, SourceError
 
 Record = TypeVar("Record")
@@ -86,6 +87,11 @@ class Setting:
         return isinstance(typing.get_origin(self.value_type), type) and issubclass(
             typing.get_origin(self.value_type), Mapping
         )
+
+    @property
+    def is_secret(self) -> bool:
+        """Return whether no message may quote the value."""
+        return Secret in (self.value_type, *typing.get_args(self.value_type))
 
     @property
     def item_type(self) -> Any:
@@ -165,7 +171,7 @@ def build(record: type[Record], values: Values, fixed: Mapping[str, Any] | None 
 
 
 def words_of(record: type, fields: Mapping[str, Any]) -> list[str]:
-    """Return a record's fields as the words of a command line, without those at their default.
+    """Return a record's fields as the words of a command line, without secrets and defaults.
 
     Args:
         fields: by name, as `dataclasses.asdict` gives them. A file's text stands for the path that
@@ -175,7 +181,8 @@ def words_of(record: type, fields: Mapping[str, Any]) -> list[str]:
     for setting in settings_of(record):
         value = fields.get(setting.field)
         is_default = value == setting.default or value in (None, {}, [], ())
-        if is_default or setting.flag.key or (setting.is_switch and value is setting.flag.negates):
+        is_other_switch = setting.is_switch and value is setting.flag.negates
+        if is_default or is_other_switch or setting.flag.key or setting.is_secret:
             continue
 
         words.append(setting.flag.name)

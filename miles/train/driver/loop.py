@@ -15,6 +15,7 @@ from rich.console import Console
 
 from miles.architecture.families import read_shape
 from miles.common import checkpoint_folder
+from miles.data.stream.token_ids import require_ids_fit
 from miles.data.types import StepReport
 from miles.train.config import TrainConfig
 from miles.train.driver.attempts import AttemptLog, with_restarts
@@ -53,7 +54,9 @@ def train(
     shape = read_shape(config.hf_checkpoint)
     config.cluster.layout.require_fits(shape)
     require_exportable(config)
-    start = StartPoint.find(config)  # before Ray is started: there may be none
+    # What is missing, or does not fit, is found before Ray is started.
+    start = StartPoint.find(config)
+    require_ids_fit(config.data.encode, shape.vocab_size, config.hf_checkpoint)
 
     with (
         ray_cluster(config) as on_gpu,
@@ -216,6 +219,7 @@ class TrainingLoop:
                 self._metrics_log.num_lines,
                 self._skipped_steps.num_skipped,
                 eval_loss,
+                self._config.data.encode.chat_template,
             )
             self._checkpoints.begin(num_done, state.to_json(), must_succeed=must_succeed)
 

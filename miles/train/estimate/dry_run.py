@@ -17,9 +17,10 @@ from rich.text import Text
 
 from miles.architecture.config import ModelShape
 from miles.architecture.families import read_shape
-from miles.architecture.sizes import active_parameters, total_parameters
+from miles.architecture.sizes import active_parameters, padded_vocab_size, total_parameters
 from miles.common import storage
 from miles.data.stream.survey import Survey, count_rows, packed_step, survey
+from miles.data.stream.token_ids import require_ids_fit
 from miles.errors import CheckpointError
 from miles.train.config import TrainConfig
 from miles.train.estimate.memory import StageMemory, estimate
@@ -65,6 +66,7 @@ def dry_run(config: TrainConfig, console: Console, notices: Sequence[str] = ()) 
         max_tokens_per_gpu=config.data.pack.max_tokens_per_gpu,
         recompute=config.recompute,
     )
+    require_ids_fit(config.data.encode, shape.vocab_size, config.hf_checkpoint)
     surveyed = survey(config.data)
     num_steps = min(surveyed.plan.num_steps, config.num_rollout or surveyed.plan.num_steps)
     check_schedule(config.optimizer, num_steps)
@@ -79,7 +81,7 @@ def dry_run(config: TrainConfig, console: Console, notices: Sequence[str] = ()) 
     _section(console, "Data", data)
     _section(console, "Tokenizer", _tokenizer(surveyed))
     _section(console, "Tokens", _tokens(config, surveyed, layout))
-    _section(console, "Ranks", _ranks(config, layout))
+    _section(console, "Ranks", _ranks(config, shape, layout))
     console.print("[bold]Memory of a GPU[/bold], in GiB: an estimate (docs/memory.md)")
     console.print(_memory_table(memory))
     for line in _verdict(config, memory):
@@ -187,13 +189,18 @@ def _tokens(config: TrainConfig, surveyed: Survey, layout: Layout) -> Iterator[F
     yield "a step", f"about {tokens:,} tokens: {batches} {ranks}, {fill:.0%} full"
 
 
-def _ranks(config: TrainConfig, layout: Layout) -> Iterator[Fact]:
+def _ranks(config: TrainConfig, shape: ModelShape, layout: Layout) -> Iterator[Fact]:
     sizes = f"tensor {layout.tensor} x pipeline {layout.pipeline} x data {layout.data}"
     if layout.sequence_parallel:
         sizes += " with sequence parallelism"
     if layout.expert > 1:
         sizes += f"; experts over {layout.expert}, each split in {layout.expert_tensor}"
     yield "layout", f"{layout.world_size} rank(s): {sizes}"
+
+    num_rows = padded_vocab_size(shape, layout.tensor)
+    if num_rows != shape.vocab_size:
+        padded = f"padded to {num_rows:,} rows, which {layout.tensor} tensor-parallel ranks divide"
+        yield "vocabulary", f"{shape.vocab_size:,} tokens, {padded}"
 
     num_nodes = config.cluster.num_nodes
     per_node = config.cluster.gpus_per_node

@@ -95,7 +95,7 @@ def _read(words: Sequence[str], record: type, settings: dict[str, Setting]) -> d
     written = [word.split("=")[0] for word in words if word.startswith("--")]
     for flag in written:
         require_known(flag, [*settings, CONFIG.flag.name, "--help"])
-    namespace = build_parser(record).parse_args(list(words))
+    namespace = build_parser(record).parse_line(words)
     on_line = given_values(namespace, settings.values())
 
     path = given_values(namespace, [CONFIG]).get(CONFIG.flag.name)

@@ -82,6 +82,8 @@ ALWAYS: Mapping[str, str] = {
     "no_rope_fusion": "rotary embeddings have no fused kernel",
     "async_save": "checkpoints are written while the training continues",
     "no_gradient_accumulation_fusion": "gradients are accumulated without a fused kernel",
+    "disable_wandb_random_suffix": "group and name of a run get no suffix there",
+    "wandb_always_use_train_step": "curves are drawn over the training's steps",
 }
 """Switch -> what it says, which is always so."""
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import functools
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
 from miles.common.flags import (
@@ -29,10 +30,27 @@ CONFIG = Setting(Flag("--config", "YAML", "a file with flags: a mapping, names w
 
 
 class LineParser(argparse.ArgumentParser):
-    """A parser whose errors are ours."""
+    """A parser whose errors are ours. They quote no value, which may be a misplaced secret."""
 
     def error(self, message: str) -> NoReturn:
+        message = re.sub("ignored explicit argument .*", "it takes no value", message)
         raise ConfigError(f"{message}; see {self.prog} --help")
+
+    def parse_line(self, words: Sequence[str]) -> argparse.Namespace:
+        """Parse a whole line.
+
+        Raises:
+            ConfigError: a flag lacks its value, or a word belongs to no flag.
+        """
+        namespace, unknown = self.parse_known_args(list(words))
+        if unknown:
+            # The same word may stand elsewhere as a value, so the object counts.
+            places = [place for place, word in enumerate(words) if word is unknown[0]]
+            place = places[0] if places else words.index(unknown[0])
+            flags = [word for word in words[:place] if word.startswith("--")]
+            behind = f", behind {flags[-1].split('=')[0]}" if flags else ""
+            self.error(f"word {place + 1} of the line{behind}, belongs to no flag")
+        return namespace
 
 
 def build_parser(record: type = TrainConfig) -> LineParser:

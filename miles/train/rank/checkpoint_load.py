@@ -12,9 +12,11 @@ from typing import Any
 
 import torch
 
+from miles.architecture.sizes import padded_vocab_size
 from miles.common import safe_pickle, storage
 from miles.common.checkpoint_folder import SavedCheckpoint
 from miles.errors import CheckpointError
+from miles.train.model.padding_rows import zero_padding_rows
 from miles.train.rank.trainer import Trainer
 
 _OPTIMIZER_FORMAT = {"distrib_optim_sharding_type": "fully_reshardable"}
@@ -52,6 +54,7 @@ def load(trainer: Trainer, checkpoint: SavedCheckpoint, *, model_only: bool) -> 
             ) from error
 
     trainer.gpt.load_state_dict(loaded["model"], strict=False)
+    zero_padding_rows(trainer.gpt, trainer.shape)
     if model_only:
         trainer.copy_weights_to_optimizer()
     else:
@@ -73,6 +76,7 @@ def state_to_save(
     """
     state = _state(trainer, loading=False, model_only=model_only)
     state["args"] = trainer.shape.checkpoint_args(
+        padded_vocab_size=padded_vocab_size(trainer.shape, trainer.layout.tensor),
         tensor=trainer.layout.tensor,
         pipeline=trainer.layout.pipeline,
         expert=trainer.layout.expert,

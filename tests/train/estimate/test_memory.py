@@ -23,7 +23,12 @@ from tests.support.ranks import batch, run_ranks, start, trainer_settings
 
 DENSE = ModelShape("qwen3", 4, 64, 160, 4, 2, 16, 512, 256, 1e6, 1e-6, True, True, False)
 UNTIED = replace(
-    DENSE, model_type="qwen2", tied_embeddings=False, qk_layernorm=False, add_qkv_bias=True
+    DENSE,
+    model_type="qwen2",
+    tied_embeddings=False,
+    qk_layernorm=False,
+    add_qkv_bias=True,
+    vocab_size=513,  # two tensor-parallel ranks need a row of padding
 )
 EXPERTS = replace(
     UNTIED,
