@@ -63,6 +63,11 @@ class Flag:
         return self.name.removeprefix("--").replace("-", "_")
 
 
+def flag_of(name: str) -> str:
+    """Return the flag of a name: `max_tokens_per_gpu` -> `--max-tokens-per-gpu`."""
+    return "--" + name.replace("_", "-")
+
+
 @dataclass(frozen=True)
 class Setting:
     """A flag together with what its field says."""

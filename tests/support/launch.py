@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from miles.common.flags import Flag
+from miles.common.flags import Flag, flag_of
 from miles.train.config import TrainConfig
-from miles.train.launch.launch_line import flag_of
 
 QWEN3 = {
     "model_type": "qwen3",

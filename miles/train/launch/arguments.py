@@ -9,11 +9,13 @@ Each flag fills the field that declares it (`miles.common.flags`). Only the exce
     --sequence-parallel                 left out beside a tensor size of 1
     the data-parallel size              follows from the layout
 
-Flags of launch lines that are no settings here are accepted or refused by `launch_line`.
+Flags of launch lines that are no settings here are taken by `fixed_flags` and `model_flags`, or
+refused by `refusals`.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -22,11 +24,16 @@ from miles.common.flags import Setting, Values, build
 from miles.data.config import DataConfig, EncodeConfig, PackConfig, RowFormat, SourceConfig
 from miles.errors import ConfigError
 from miles.train.config import ClusterConfig, EvalConfig, TrainConfig
-from miles.train.launch.launch_line import differences_from, require_fixed, require_known
+from miles.train.launch.fixed_flags import require_fixed
+from miles.train.launch.known_flags import require_known
+from miles.train.launch.model_flags import require_sizes
 from miles.train.launch.notices import is_sequence_parallel_alone, notices_of
 from miles.train.launch.parser import CONFIG, build_parser, given_values, launch_settings
 from miles.train.launch.yaml_file import read_yaml
 from miles.train.parallel_layout import Layout
+
+_SLICE = re.compile(r"@\[-?[0-9]*:-?[0-9]*\]$")
+"""Miles's `rows.jsonl@[0:100]`."""
 
 
 @dataclass(frozen=True)
@@ -109,19 +116,19 @@ def _require_model(hf_checkpoint: str, layout: Layout, values: Values) -> None:
 
     shape = read_shape(hf_checkpoint)
     layout.require_fits(shape)
-    model = shape.megatron_args()
-    model["disable_bias_linear"] = not model["add_bias_linear"]
-    differences = differences_from(model, values)
-    if differences:
-        raise ConfigError(
-            f"the model's sizes are those of {hf_checkpoint}; the launch line says otherwise:\n  "
-            + "\n  ".join(differences)
-        )
+    require_sizes(hf_checkpoint, shape, values)
 
 
 def _sources(flag: str, values: Values, row_format: RowFormat) -> tuple[SourceConfig, ...]:
     """Return the sources of one path, or of NAME PATH pairs."""
     words = values.get(flag, ())
+    for word in words:
+        if _SLICE.search(word):
+            raise ConfigError(
+                f"{flag} {word}: a slice of the rows is not supported; write these rows into a "
+                "file of their own, or limit the run by --num-rollout"
+            )
+
     if len(words) == 1:
         name = words[0].rstrip("/").rsplit("/", 1)[-1].split(".")[0] or "data"
         return (SourceConfig(name, (words[0],), row_format),)

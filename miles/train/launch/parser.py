@@ -18,12 +18,13 @@ from miles.common.flags import (
 )
 from miles.errors import ConfigError
 from miles.train.config import TrainConfig
-from miles.train.launch.launch_line import (
+from miles.train.launch.fixed_flags import (
     FIXED_TITLE,
-    SIZES_TITLE,
+    REPLACED_TITLE,
     fixed_settings,
-    size_settings,
+    replaced_settings,
 )
+from miles.train.launch.model_flags import SIZES_TITLE, size_settings
 from miles.train.launch.values import from_word
 
 CONFIG = Setting(Flag("--config", "YAML", "a file with flags: a mapping, names with _ or -"))
@@ -85,12 +86,22 @@ def launch_groups(record: type = TrainConfig) -> list[tuple[str, list[Setting]]]
     for inner in records_of(record):
         if settings := settings_of(inner):
             groups.append((title_of(inner), list(settings)))
-    return [*groups, (FIXED_TITLE, fixed_settings()), (SIZES_TITLE, size_settings())]
+    return [
+        *groups,
+        (FIXED_TITLE, fixed_settings()),
+        (REPLACED_TITLE, replaced_settings()),
+        (SIZES_TITLE, size_settings()),
+    ]
 
 
 def launch_settings(record: type = TrainConfig) -> dict[str, Setting]:
     """Return the flags of a launch line by name."""
-    settings = [*all_settings(record), *fixed_settings(), *size_settings()]
+    settings = [
+        *all_settings(record),
+        *fixed_settings(),
+        *replaced_settings(),
+        *size_settings(),
+    ]
     return {setting.flag.name: setting for setting in settings}
 
 

@@ -14,7 +14,7 @@ import msgspec
 from miles.common.flags import Setting
 from miles.common.secret import SHOWN, Secret
 from miles.errors import ConfigError
-from miles.train.launch.launch_line import values_of_fixed
+from miles.train.launch.fixed_flags import values_of_fixed
 
 _KINDS = {
     int: "a whole number",
