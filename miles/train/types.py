@@ -49,13 +49,13 @@ class StartPoint:
         """Return the checkpoint that the next attempt of a run begins from.
 
         It is the newest one of the run (`--save`), else of the run to continue (`--load`), else the
-        weights to begin with (`--ref-load`).
+        weights to begin with: those of `--ref-load`, or of `--hf-checkpoint`.
 
         Raises:
             CheckpointError: there are no weights at all.
         """
         checkpoint, is_resume = checkpoint_folder.find_start(
-            (config.save, config.load), config.ref_load, config.hf_checkpoint
+            config.save, config.load, config.ref_load, config.hf_checkpoint
         )
         return cls(checkpoint, is_resume)
 

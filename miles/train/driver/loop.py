@@ -24,7 +24,7 @@ from miles.train.driver.cluster import ray_cluster, settle_device
 from miles.train.driver.ending import conclude_finished_run, write_ledger
 from miles.train.driver.export import export_checkpoint, require_exportable
 from miles.train.driver.metrics import Metrics, RunTotals, step_metrics
-from miles.train.driver.opening import open_data, start_trainers
+from miles.train.driver.opening import find_start, open_data, start_trainers
 from miles.train.driver.preemption import Stopped, StopSignal
 from miles.train.driver.progress import ProgressLine
 from miles.train.driver.resume_state import ResumeState
@@ -55,7 +55,7 @@ def train(
     config.cluster.layout.require_fits(shape)
     require_exportable(config)
     # What is missing, or does not fit, is found before Ray is started.
-    start = StartPoint.find(config)
+    start = find_start(config, shape)
     require_ids_fit(config.data.encode, shape.vocab_size, config.hf_checkpoint)
 
     with (

@@ -1,5 +1,6 @@
 """Opening an attempt: first its data, then, if a step is left, its trainers.
 
+find_start       the checkpoint to begin from, looked at before anything is started
 open_data        the evaluation set, the feed at the checkpoint's cursor, the schedule
 start_trainers   the logs, the trainer actors with the checkpoint loaded, the entry in starts.jsonl
 """
@@ -10,6 +11,7 @@ import dataclasses
 import json
 from contextlib import ExitStack
 
+from miles.architecture.config import ModelShape
 from miles.common import checkpoint_folder, run_folder, storage
 from miles.data.stream.feed import Feed
 from miles.train.config import TrainConfig
@@ -24,6 +26,21 @@ from miles.train.driver.sinks import MetricsLog, open_sinks
 from miles.train.optimizer_settings import check_schedule
 from miles.train.precision import Precision
 from miles.train.types import RankSetup, StartPoint
+
+
+def find_start(config: TrainConfig, shape: ModelShape) -> StartPoint:
+    """Return the checkpoint that the first attempt of a command begins from.
+
+    Raises:
+        CheckpointError: there is none, or a Hugging Face one of another model.
+    """
+    # torch is imported here because importing this module should not take seconds.
+    from miles.convert.hf_boxes import require_weights
+
+    start = StartPoint.find(config)
+    if start.checkpoint.is_hugging_face:
+        require_weights(start.url, shape)
+    return start
 
 
 def open_data(run: Run, start: StartPoint, cleanup: ExitStack) -> AttemptData:
