@@ -47,7 +47,10 @@ def heads_per_group(shape: ModelShape) -> int:
 
 
 def padded_vocab_size(shape: ModelShape, divisible_by: int) -> int:
-    """Return the rows of an embedding that is padded to a multiple."""
+    """Return the rows of an embedding that is padded to a multiple.
+
+    The model of a run is padded to a multiple of its tensor-parallel size, and no further.
+    """
     return -(-shape.vocab_size // divisible_by) * divisible_by
 
 

@@ -57,6 +57,12 @@ def _add_megatron_to_hf(directions: Subparsers) -> None:
         help="largest safetensors file, such as 5GB (default: files as in --hf-checkpoint, or else "
         "5GB)",
     )
+    parser.add_argument(
+        "--chat-template-path",
+        metavar="FILE",
+        help="a Jinja file in place of the template in --hf-checkpoint (default: the template that "
+        "the run trained with)",
+    )
     parser.set_defaults(run=run_megatron_to_hf)
 
 
@@ -94,9 +100,20 @@ def run_megatron_to_hf(flags: argparse.Namespace) -> None:
         flags.save,
         iteration=flags.ckpt_step,
         max_shard_bytes=flags.max_shard_size,
+        chat_template=_text_of(flags.chat_template_path),
         console=console,
     )
     console.print(f"  {folder}")
+
+
+def _text_of(path: str | None) -> str | None:
+    """Return the text of a file; None where there is no path."""
+    from miles.common import storage
+
+    if path is None:
+        return None
+    with storage.reading(path):
+        return storage.read_text(path)
 
 
 def run_verify(flags: argparse.Namespace) -> None:

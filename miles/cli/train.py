@@ -20,19 +20,24 @@ def add_parser(commands: Subparsers) -> None:
 
 def run(words: Sequence[str]) -> None:
     """Train, or print the estimate of the run."""
-    from miles.train.launch.arguments import parse
+    from miles.common.secret import hide_in_command_line
+    from miles.train.launch.arguments import read_line
+    from miles.train.launch.parser import launch_settings
 
-    config = parse(words)
+    settings = launch_settings().values()
+    hide_in_command_line([setting.flag.name for setting in settings if setting.is_secret])
+    line = read_line(words)
+    config = line.config
     console = open_console()
     if config.dry_run:
         from miles.train.estimate.dry_run import dry_run
 
-        dry_run(config, console)
+        dry_run(config, console, line.notices)
         return
 
     from miles.train.driver.loop import train
 
-    summary = train(config, console)
+    summary = train(config, console, line.notices)
     if not summary.num_steps:
         return
     console.print(

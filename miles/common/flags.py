@@ -20,6 +20,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
+from miles.common.secret import Secret
 from miles.errors import ConfigError, SourceError
 
 Record = TypeVar("Record")
@@ -53,11 +54,18 @@ class Flag:
     key: str = ""
     """for a flag in `also`: the entry of the field's mapping that it gives; empty: it is another
     name of the whole value"""
+    negates: bool = False
+    """for a switch in `also`: it says the opposite"""
 
     @property
     def key_in_yaml(self) -> str:
         """`--max-tokens-per-gpu` -> `max_tokens_per_gpu`"""
         return self.name.removeprefix("--").replace("-", "_")
+
+
+def flag_of(name: str) -> str:
+    """Return the flag of a name: `max_tokens_per_gpu` -> `--max-tokens-per-gpu`."""
+    return "--" + name.replace("_", "-")
 
 
 @dataclass(frozen=True)
@@ -84,6 +92,11 @@ class Setting:
         return isinstance(typing.get_origin(self.value_type), type) and issubclass(
             typing.get_origin(self.value_type), Mapping
         )
+
+    @property
+    def is_secret(self) -> bool:
+        """Return whether no message may quote the value."""
+        return Secret in (self.value_type, *typing.get_args(self.value_type))
 
     @property
     def item_type(self) -> Any:
@@ -163,7 +176,7 @@ def build(record: type[Record], values: Values, fixed: Mapping[str, Any] | None 
 
 
 def words_of(record: type, fields: Mapping[str, Any]) -> list[str]:
-    """Return a record's fields as the words of a command line, without those at their default.
+    """Return a record's fields as the words of a command line, without secrets and defaults.
 
     Args:
         fields: by name, as `dataclasses.asdict` gives them. A file's text stands for the path that
@@ -173,7 +186,8 @@ def words_of(record: type, fields: Mapping[str, Any]) -> list[str]:
     for setting in settings_of(record):
         value = fields.get(setting.field)
         is_default = value == setting.default or value in (None, {}, [], ())
-        if is_default or setting.flag.key:
+        is_other_switch = setting.is_switch and value is setting.flag.negates
+        if is_default or is_other_switch or setting.flag.key or setting.is_secret:
             continue
 
         words.append(setting.flag.name)
@@ -228,12 +242,20 @@ def _value_of_field(record: type, field: str, values: Values) -> Any:
     for further in flag.also:
         given = values.get(further.name)
         if given is not None:
-            combine = _with_entry if further.key else _with_same
-            value = combine(flag, value, further, given)
+            value = _combined(flag, value, further, given)
 
     if flag.is_file and value is not None:
         return _text_of(flag, value)
     return tuple(value) if isinstance(value, list) else value
+
+
+def _combined(flag: Flag, value: Any, further: Flag, given: Any) -> Any:
+    """Return a field's value together with what another of its flags gives."""
+    if further.key:
+        return _with_entry(flag, value, further, given)
+    if further.negates:
+        return _with_opposite(flag, value, further, given)
+    return _with_same(flag, value, further, given)
 
 
 def _with_entry(flag: Flag, value: Any, further: Flag, entry: Any) -> dict[str, Any]:
@@ -255,6 +277,13 @@ def _with_same(flag: Flag, value: Any, further: Flag, given: Any) -> Any:
             "one value"
         )
     return given
+
+
+def _with_opposite(flag: Flag, value: bool | None, further: Flag, given: bool) -> bool:
+    """Return the value of a switch that a switch of the opposite meaning gives as well."""
+    if value is not None and value == given:
+        raise ConfigError(f"{flag.name} and {further.name} contradict one another; give one")
+    return not given
 
 
 def _written(value: Any) -> list[str]:

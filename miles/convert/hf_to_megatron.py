@@ -17,18 +17,16 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-import torch
 from rich.console import Console
 from torch import Tensor
 
 from miles.architecture.config import ModelShape
-from miles.architecture.families import TIED_COPY, TIED_TO, extra_states_of, pieces_of, read_shape
-from miles.architecture.parameters import Parameter
+from miles.architecture.families import extra_states_of, pieces_of, read_shape
 from miles.architecture.sizes import padded_vocab_size
 from miles.common import atomic_folders, storage
 from miles.common.checkpoint_tracker import RELEASE, TRACKER, tracked, write_tracker
 from miles.convert import parallel, tensor_io, torch_dist
-from miles.convert.mismatch import missing_tensor, unexpected_tensors, wrong_shape
+from miles.convert.hf_boxes import HfTensors
 from miles.convert.path_safety import require_inside
 from miles.convert.safetensors_files import Weights, is_weights
 from miles.convert.torch_dist import Box
@@ -127,16 +125,11 @@ def _save_remotely(save: str, content: _Content, console: Console | None) -> Non
 
 def _plan(weights: Weights, shape: ModelShape, padded_vocab_size: int) -> list[Box]:
     """Compare the files with the model's map; return the boxes to write, in the model's order."""
-    first_of_key: dict[str, tuple[str, torch.dtype]] = {}
-    expected: set[str] = set()
+    tensors = HfTensors(weights, shape)
+    tensors.require_equal_copies()
+
     boxes = []
     for parameter, place in pieces_of(shape):
-        names = parameter.hf_names(place)
-        expected.update(names)
-        for name, tensor_shape in zip(names, parameter.shapes, strict=True):
-            _require_tensor(weights, name, tensor_shape)
-            _require_one_dtype(weights, name, parameter.megatron, first_of_key)
-
         num_rows = padded_vocab_size if parameter.is_vocabulary else parameter.shape[0]
         sizes = (num_rows, *parameter.shape[1:])
         stack = parameter.stack(shape)
@@ -145,19 +138,12 @@ def _plan(weights: Weights, shape: ModelShape, padded_vocab_size: int) -> list[B
             offsets=(*place, *(0 for _ in sizes)),
             sizes=(*(1 for _ in stack), *sizes),
             size=(*stack, *sizes),
-            dtype=first_of_key[parameter.megatron][1],
-            make=partial(_make, weights, parameter, names, num_rows),
+            dtype=tensors.dtypes[parameter.megatron],
+            make=partial(_make, tensors, parameter.megatron, place, sizes),
         )
         boxes.append(box)
         if parameter.second_key is not None:
             boxes.append(replace(box, key=parameter.second_key))
-
-    extra = sorted(set(weights.tensors) - expected)
-    if shape.tied_embeddings and TIED_COPY in extra:
-        _require_copy(weights)
-        extra.remove(TIED_COPY)
-    if extra:
-        raise unexpected_tensors(f"{weights.where}/{weights.tensors[extra[0]].file}", extra)
     return boxes
 
 
@@ -169,66 +155,14 @@ def _object_keys(shape: ModelShape) -> list[str]:
     return keys
 
 
-def _require_tensor(weights: Weights, name: str, shape: tuple[int, ...]) -> None:
-    """Refuse a checkpoint without a tensor, or with one of another shape."""
-    stored = weights.tensors.get(name)
-    if stored is None:
-        raise missing_tensor(weights.where, name)
-    if stored.shape != shape:
-        raise wrong_shape(f"{weights.where}/{stored.file}", name, stored.shape, shape)
-
-
-def _require_one_dtype(
-    weights: Weights, name: str, key: str, first_of_key: dict[str, tuple[str, torch.dtype]]
-) -> None:
-    """Refuse tensors of several dtypes that Megatron keeps in one.
+def _make(tensors: HfTensors, key: str, place: Sequence[int], sizes: Sequence[int]) -> Tensor:
+    """Return a Megatron tensor at one place of its leading axes.
 
     Args:
-        name: of the Hugging Face tensor.
-        key: of the Megatron tensor that it is a part of.
-        first_of_key: key -> the first tensor of it and its dtype; a new key is added.
+        sizes: with the rows of padding.
     """
-    stored = weights.tensors[name]
-    first, dtype = first_of_key.setdefault(key, (name, stored.dtype))
-    if stored.dtype != dtype:
-        raise CheckpointError(
-            f"{weights.where}/{stored.file}: tensor {name} is {stored.dtype}, {first} {dtype}: "
-            f"Megatron keeps them in one tensor, {key}, of one dtype"
-        )
-
-
-def _require_copy(weights: Weights) -> None:
-    """Refuse an output layer that differs from the embedding in a model that ties them."""
-    copy, original = (
-        weights.read(
-            name, torch.empty(weights.tensors[name].shape, dtype=weights.tensors[name].dtype)
-        )
-        for name in (TIED_COPY, TIED_TO)
-    )
-    if not torch.equal(copy, original):
-        raise CheckpointError(
-            f"{weights.where}/{weights.tensors[TIED_COPY].file}: tensor {TIED_COPY} differs from "
-            f"{TIED_TO}, which config.json says it is (tie_word_embeddings)"
-        )
-
-
-def _make(weights: Weights, parameter: Parameter, names: Sequence[str], num_rows: int) -> Tensor:
-    """Return a Megatron tensor, read into its place from its Hugging Face tensors.
-
-    Args:
-        names: of these.
-        num_rows: with the rows of padding, which are zeros.
-    """
-    dtype = weights.tensors[names[0]].dtype
-    tensor = tensor_io.buffer("whole", (num_rows, *parameter.shape[1:]), dtype)
-    parts = parameter.layout(tensor[: parameter.shape[0]])
-    for name, part in zip(names, parts, strict=True):
-        if part.is_contiguous():
-            weights.read(name, part)
-        else:
-            part.copy_(weights.read(name, tensor_io.buffer("part", part.shape, dtype)))
-    tensor[parameter.shape[0] :].zero_()
-    return tensor
+    target = tensor_io.buffer("whole", sizes, tensors.dtypes[key])
+    return tensors.read(key, place, [0 for _ in sizes], target)
 
 
 def _write(folder: Path, content: _Content, console: Console | None) -> None:

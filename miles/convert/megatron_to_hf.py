@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import json
 import posixpath
-import re
 import tempfile
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -24,9 +24,10 @@ from torch import Tensor
 from miles.architecture.config import ModelShape
 from miles.architecture.families import pieces_of, read_shape, stored_names
 from miles.architecture.parameters import Parameter
-from miles.common import atomic_folders, storage
+from miles.common import atomic_folders, checkpoint_folder, storage
 from miles.common.checkpoint_tracker import RELEASE
 from miles.convert import parallel, tensor_io, torch_dist
+from miles.convert.companions import TEMPLATE, companions, write_companions
 from miles.convert.mismatch import missing_tensor, unexpected_tensors, wrong_shape
 from miles.convert.path_safety import require_inside
 from miles.convert.safetensors_files import (
@@ -43,9 +44,6 @@ from miles.convert.torch_dist import Checkpoint
 from miles.errors import CheckpointError, SourceError
 
 MAX_SHARD_BYTES = 5_000_000_000
-_WEIGHTS = re.compile(
-    r".*\.(safetensors|bin|pt|pth|gguf|h5|msgpack|onnx|distcp)(\.index\.json)?"  # and their indices
-)
 
 
 def megatron_to_hf(
@@ -55,6 +53,7 @@ def megatron_to_hf(
     *,
     iteration: int | None = None,
     max_shard_bytes: int | None = None,
+    chat_template: str | None = None,
     console: Console | None = None,
 ) -> str:
     """Convert a checkpoint. Rows of padding behind the vocabulary are left out.
@@ -70,6 +69,8 @@ def megatron_to_hf(
         iteration: of the checkpoint; None: the newest.
         max_shard_bytes: of a safetensors file, unless one tensor is larger; None: the files of
             `hf_checkpoint`, or where it holds no weights, 5 GB.
+        chat_template: to write in place of that of `hf_checkpoint`; None: the one that the run of
+            the checkpoint was given, if it was given any.
         console: shows a bar; None: nothing is shown.
 
     Returns:
@@ -88,16 +89,26 @@ def megatron_to_hf(
         watch = partial(parallel.bar, console, "downloading")
         with storage.local_folder(url, "Megatron checkpoint", watch=watch) as source:
             export = _Export(Checkpoint(source, url), hf_checkpoint, shape, max_shard_bytes)
+            template = _template_of(source) if chat_template is None else chat_template
             if storage.is_local(save):
                 with atomic_folders.appearing(Path(storage.filesystem(save)[1])) as folder:
-                    export.write(folder, console)
+                    export.write(folder, template, console)
             else:
                 with tempfile.TemporaryDirectory(prefix="miles-convert-") as name:
-                    export.write(Path(name), console)
+                    export.write(Path(name), template, console)
                     _replace_remote(Path(name), save, console)
     except SourceError as error:
         raise CheckpointError(str(error)) from error
     return save
+
+
+def _template_of(checkpoint: Path) -> str | None:
+    """Return the chat template that the run of a checkpoint was given; None: it was given none."""
+    path = checkpoint / checkpoint_folder.EXTRA
+    if not path.exists():
+        return None
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content.get(checkpoint_folder.CHAT_TEMPLATE)
 
 
 def _replace_remote(folder: Path, save: str, console: Console | None) -> None:
@@ -113,7 +124,7 @@ def require_replaceable(save: str, hf_checkpoint: str) -> None:
     Raises:
         CheckpointError: names what is there.
     """
-    known = {name.split("/")[0] for name in _companions(hf_checkpoint)}
+    known = {name.split("/")[0] for name in (*companions(hf_checkpoint), TEMPLATE)}
     if not storage.exists(save):
         return
     if _is_same_folder(save, hf_checkpoint):
@@ -132,24 +143,6 @@ def _is_same_folder(a: str, b: str) -> bool:
         path_b = Path(storage.filesystem(b)[1])
         return path_a.resolve() == path_b.resolve()
     return a.rstrip("/") == b.rstrip("/")
-
-
-def _companions(hf_checkpoint: str) -> list[str]:
-    """Return the files beside the weights, as paths in the folder.
-
-    Raises:
-        CheckpointError: a link that leads out of it.
-    """
-    root = storage.filesystem(hf_checkpoint)[1].rstrip("/")
-    names = []
-    for url in storage.expand(hf_checkpoint, ("",)):
-        name = posixpath.relpath(storage.filesystem(url)[1], root)
-        folder, base = posixpath.split(name)
-        if not _WEIGHTS.fullmatch(base):
-            folder_url = storage.join(hf_checkpoint, folder)
-            require_inside(folder_url, base, folder_url)
-            names.append(name)
-    return names
 
 
 class _Export:
@@ -185,13 +178,12 @@ class _Export:
         else:
             self._files = split_into_files(self._tensors, max_shard_bytes or MAX_SHARD_BYTES)
 
-    def write(self, folder: Path, console: Console | None) -> None:
-        """Write all files into an empty local folder."""
+    def write(self, folder: Path, chat_template: str | None, console: Console | None) -> None:
+        """Write all files into an empty local folder (`write_companions` on the template)."""
         self._write_weights(folder, console)
         if len(set(self._files.values())) > 1:
             (folder / INDEX).write_text(index_text(self._tensors, self._files), encoding="utf-8")
-        for name in _companions(self._hf_checkpoint):
-            storage.copy_file(storage.join(self._hf_checkpoint, name), folder / name)
+        write_companions(self._hf_checkpoint, folder, chat_template)
 
     def _write_weights(self, folder: Path, console: Console | None) -> None:
         num_bytes = sum(tensor.num_bytes for tensor in self._tensors.values())

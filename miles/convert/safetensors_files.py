@@ -26,7 +26,7 @@ from torch import Tensor
 from miles.common import storage
 from miles.convert import parallel, tensor_io
 from miles.convert.path_safety import require_inside
-from miles.errors import CheckpointError
+from miles.errors import CheckpointError, SourceError
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -96,6 +96,8 @@ class Weights:
         self.index = self._read_index()
         """tensor -> file; empty without an index"""
         files = sorted(set(self.index.values())) if self.index else [self._single()]
+        self._folder = Path(storage.filesystem(url)[1]) if storage.is_local(url) else None
+        self._range_files = {file: storage.RangeFile(storage.join(url, file)) for file in files}
         headers = {file: self._read_header(file) for file in files}
         self.tensors: dict[str, Stored] = {}
         """by name"""
@@ -108,12 +110,18 @@ class Weights:
     def num_bytes(self) -> int:
         return sum(stored.num_bytes for stored in self.tensors.values())
 
-    def read(self, name: str, target: Tensor) -> Tensor:
-        """Read a tensor of a local folder.
+    @property
+    def is_local(self) -> bool:
+        """Return whether the files are this machine's own."""
+        return self._folder is not None
+
+    def read(self, name: str, target: Tensor, first_byte: int = 0) -> Tensor:
+        """Read a tensor, or some of its bytes. Of a remote folder, only these are fetched.
 
         Args:
             name: of the tensor.
-            target: where to read it; contiguous, with its dtype and number of values.
+            target: where to read it; contiguous, with the tensor's dtype.
+            first_byte: of the tensor; as many as `target` has are read from there.
 
         Returns:
             `target`.
@@ -123,19 +131,23 @@ class Weights:
         """
         stored = self.tensors[name]
         assert target.dtype == stored.dtype
-        assert target.nbytes == stored.num_bytes
+        assert first_byte + target.nbytes <= stored.num_bytes
 
-        with open(Path(storage.filesystem(self._url)[1], stored.file), "rb") as file:
-            try:
-                tensor_io.fill(target, file.fileno(), stored.begin)
-            except EOFError as error:
-                raise CheckpointError(
-                    f"{self.where}/{stored.file}: truncated: tensor {name}: {error}"
-                ) from error
-            except OSError as error:
-                raise CheckpointError(
-                    f"{self.where}/{stored.file}: tensor {name} cannot be read ({error})"
-                ) from error
+        begin = stored.begin + first_byte
+        try:
+            if self._folder is None:
+                tensor_io.fill_from(target, self._range_files[stored.file].read_range, begin)
+            else:
+                with open(self._folder / stored.file, "rb") as file:
+                    tensor_io.fill(target, file.fileno(), begin)
+        except EOFError as error:
+            raise CheckpointError(
+                f"{self.where}/{stored.file}: truncated: tensor {name}: {error}"
+            ) from error
+        except (OSError, SourceError) as error:
+            raise CheckpointError(
+                f"{self.where}/{stored.file}: tensor {name} cannot be read ({error})"
+            ) from error
         return target
 
     def _read_index(self) -> dict[str, str]:
@@ -189,7 +201,7 @@ class Weights:
     def _read_header(self, file: str) -> dict[str, Stored]:
         """Return the tensors of a file, after comparing its header with its length."""
         where = f"{self.where}/{file}"
-        content = storage.RangeFile(storage.join(self._url, file))
+        content = self._range_files[file]
         num_bytes = content.seek(0, os.SEEK_END)
         if num_bytes < 8:
             raise CheckpointError(

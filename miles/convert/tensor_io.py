@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -14,6 +14,8 @@ _READ_BYTES = 1 << 30
 """Bytes of one call. Linux moves less than 2 GiB."""
 _WRITE_BYTES = 1 << 20
 """Likewise. On a machine short of memory, larger calls took up to half as long again."""
+_RANGE_BYTES = 16 << 20
+"""Bytes that are asked of a store at once."""
 _kept = threading.local()
 
 
@@ -48,6 +50,19 @@ def fill(tensor: Tensor, descriptor: int, begin: int) -> None:
         if not got:
             raise EOFError(f"it ends {len(content) - done:,} bytes too early")
         done += got
+
+
+def fill_from(tensor: Tensor, read_range: Callable[[int, int], bytes], begin: int) -> None:
+    """Read a contiguous tensor's bytes by ranges of a remote file, from one of its bytes on.
+
+    Args:
+        read_range: returns bytes [begin, end) of the file.
+    """
+    assert tensor.is_contiguous()
+    content = _bytes_of(tensor)
+    for at in range(0, len(content), _RANGE_BYTES):
+        end = min(at + _RANGE_BYTES, len(content))
+        content[at:end] = read_range(begin + at, begin + end)
 
 
 def write(tensor: Tensor, descriptor: int, begin: int) -> None:

@@ -199,7 +199,7 @@ class EncodeConfig:
         Flag(
             "--chat-template-path",
             "FILE",
-            "a Jinja file in place of the tokenizer's own template",
+            "a Jinja file in place of the tokenizer's own template; exports carry it",
             is_file=True,
         ),
     ] = None

@@ -15,8 +15,9 @@ from miles.architecture.families import read_shape
 from miles.common import checkpoint_folder
 from miles.demo import rows
 from miles.errors import MilesError
-from miles.train.config import OptimizerSettings
+from miles.train.optimizer_settings import OptimizerSettings
 from miles.train.parallel_layout import Layout
+from miles.train.precision import Precision
 from miles.train.rank.actor import TrainerActor
 from miles.train.types import RankSetup, StartPoint, TrainerSettings
 
@@ -77,7 +78,12 @@ def _megatron_logits(folder: Path, ids: list[int]) -> np.ndarray:
     assert checkpoint is not None
     shape = read_shape(str(folder / "hf"))
     settings = TrainerSettings(
-        shape, Layout(1), OptimizerSettings(), num_steps=1, num_sources=1, bf16=False
+        shape,
+        Layout(1),
+        OptimizerSettings(),
+        num_steps=1,
+        num_sources=1,
+        precision=Precision.FP32,
     )
     start = StartPoint(checkpoint, is_resume=False)
     setup = RankSetup(settings, start, seed=1234, timeout_minutes=10)

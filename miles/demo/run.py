@@ -32,8 +32,9 @@ from miles.demo.tokenizer import build_tokenizer
 from miles.errors import MilesError
 from miles.report.report import verdict, write_report
 from miles.report.run_data import read_metrics
-from miles.train.config import ClusterConfig, OptimizerSettings, TrainConfig
+from miles.train.config import ClusterConfig, TrainConfig
 from miles.train.driver.loop import train
+from miles.train.optimizer_settings import OptimizerSettings
 
 MAX_SAMPLE_TOKENS = 1024
 MAX_LAST_LOSS = 0.6

@@ -5,13 +5,16 @@ A setting is declared here with its flag (`miles.common.flags`), and nowhere els
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Annotated
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Self
 
 from miles.common.flags import Flag, check_settings
 from miles.data.config import DataConfig, SourceConfig
 from miles.errors import ConfigError
+from miles.train.logging_config import LoggingConfig
+from miles.train.optimizer_settings import OptimizerSettings
 from miles.train.parallel_layout import Layout
+from miles.train.precision import Precision
 
 
 @dataclass(frozen=True)
@@ -113,82 +116,6 @@ class ClusterConfig:
 
 
 @dataclass(frozen=True)
-class OptimizerSettings:
-    """The optimizer, Adam. Names and meanings as in Megatron's flags."""
-
-    lr: Annotated[float, Flag("--lr", "RATE", "highest learning rate")] = 1e-5
-    min_lr: Annotated[float, Flag("--min-lr", "RATE", "learning rate at the end of the decay")] = (
-        0.0
-    )
-    lr_decay_style: Annotated[
-        str,
-        Flag(
-            "--lr-decay-style",
-            "STYLE",
-            "how the rate falls from --lr to --min-lr",
-            choices=("constant", "linear", "cosine", "inverse-square-root"),
-        ),
-    ] = "cosine"
-    lr_warmup_iters: Annotated[
-        int,
-        Flag("--lr-warmup-iters", "STEPS", "steps over which the rate rises from 0", minimum=0),
-    ] = 0
-    lr_warmup_fraction: Annotated[
-        float | None,
-        Flag("--lr-warmup-fraction", "SHARE", "the same, as a share of the run's steps"),
-    ] = None
-    weight_decay: Annotated[
-        float, Flag("--weight-decay", "X", "weight decay of matrices; norms and biases have none")
-    ] = 0.1
-    adam_beta1: Annotated[float, Flag("--adam-beta1", "X", "decay of the first moment")] = 0.9
-    adam_beta2: Annotated[float, Flag("--adam-beta2", "X", "decay of the second moment")] = 0.95
-    adam_eps: Annotated[
-        float, Flag("--adam-eps", "X", "added to the root of the second moment")
-    ] = 1e-8
-    clip_grad: Annotated[
-        float,
-        Flag(
-            "--clip-grad",
-            "X",
-            "global norm above which the gradient is scaled down; 0: it never is",
-        ),
-    ] = 1.0
-
-    def __post_init__(self) -> None:
-        check_settings(self)
-        if not 0 <= self.min_lr <= self.lr:
-            raise ConfigError(f"--min-lr {self.min_lr} must lie between 0 and --lr {self.lr}")
-        if self.lr_warmup_fraction is not None:
-            if self.lr_warmup_iters:
-                raise ConfigError(
-                    "--lr-warmup-iters and --lr-warmup-fraction say the same; give one of them"
-                )
-            if not 0 <= self.lr_warmup_fraction < 1:
-                raise ConfigError(
-                    f"--lr-warmup-fraction must be in [0, 1), not {self.lr_warmup_fraction}"
-                )
-
-    def warmup_steps(self, num_steps: int) -> int:
-        """Return the number of steps of the warm-up in a run of `num_steps`."""
-        if self.lr_warmup_fraction is not None:
-            return int(self.lr_warmup_fraction * num_steps)
-        return self.lr_warmup_iters
-
-
-def check_schedule(settings: OptimizerSettings, num_steps: int) -> None:
-    """Check the learning rate's schedule against the length of the run.
-
-    Raises:
-        ConfigError: the warm-up is not shorter than the run.
-    """
-    if settings.warmup_steps(num_steps) >= num_steps:
-        raise ConfigError(
-            f"--lr-warmup-iters {settings.lr_warmup_iters} is not shorter than the run, which has "
-            f"{num_steps} steps; lower it, or train for more steps"
-        )
-
-
-@dataclass(frozen=True)
 class RecomputeConfig:
     """Recomputation: activations that the backward pass computes again instead of keeping them."""
 
@@ -279,49 +206,25 @@ class EvalConfig:
 
 
 @dataclass(frozen=True)
-class LoggingConfig:
-    """Logging, beside metrics.jsonl, which is always written."""
-
-    use_tensorboard: Annotated[
-        bool, Flag("--use-tensorboard", help="also to tensorboard/ in the run's folder")
-    ] = False
-    use_wandb: Annotated[bool, Flag("--use-wandb", help="also to Weights & Biases")] = False
-    wandb_project: Annotated[str, Flag("--wandb-project", "NAME", "project of the run there")] = (
-        "miles"
-    )
-    wandb_group: Annotated[
-        str | None, Flag("--wandb-group", "NAME", "group of the run there", default="none")
-    ] = None
-    wandb_mode: Annotated[
-        str | None,
-        Flag(
-            "--wandb-mode",
-            "MODE",
-            "whether the run is sent at once, kept in a folder, or neither",
-            choices=("online", "offline", "disabled"),
-            default="as the environment says",
-        ),
-    ] = None
-
-    def __post_init__(self) -> None:
-        check_settings(self)
-
-
-@dataclass(frozen=True)
 class TrainConfig:
     """The run: its model, its checkpoints and its folder."""
 
     hf_checkpoint: Annotated[
         str,
-        Flag("--hf-checkpoint", "DIR", "folder (fsspec URL) with config.json and the tokenizer"),
+        Flag(
+            "--hf-checkpoint",
+            "DIR",
+            "folder (fsspec URL) with config.json, the tokenizer and, without --ref-load, the "
+            "weights",
+        ),
     ]
     ref_load: Annotated[
-        str,
+        str | None,
         Flag(
             "--ref-load",
             "DIR",
-            "torch_dist checkpoint of the weights to start from",
-            default="--load, or else --save",
+            "folder with the weights to start from: a Hugging Face one, or a torch_dist checkpoint",
+            default="a converted checkpoint in --load or --save, or else --hf-checkpoint",
         ),
     ]
     save: Annotated[
@@ -420,7 +323,15 @@ class TrainConfig:
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     seed: Annotated[int, Flag("--seed", "SEED", "seed of the ranks' random states")] = 1234
-    bf16: Annotated[bool, Flag("--bf16", help="compute in bfloat16; without it: float32")] = False
+    bf16: Annotated[
+        bool | None,
+        Flag(
+            "--bf16",
+            help="compute in bfloat16",
+            default="on GPUs; a CPU computes in float32",
+            also=(Flag("--no-bf16", help="compute in float32, on GPUs too", negates=True),),
+        ),
+    ] = None
     deterministic: Annotated[
         bool,
         Flag(
@@ -469,6 +380,17 @@ class TrainConfig:
                 raise ConfigError(
                     f"{flag} needs rows to evaluate on: --eval-prompt-data or --eval-fraction"
                 )
+
+    @property
+    def precision(self) -> Precision | None:
+        """Return the format to compute in; None: `for_device` has yet to choose it."""
+        if self.bf16 is None:
+            return None
+        return Precision.BF16 if self.bf16 else Precision.FP32
+
+    def for_device(self, *, has_gpus: bool) -> Self:
+        """Return the settings with those filled in that depend on the ranks' device."""
+        return self if self.precision else replace(self, bf16=has_gpus)
 
     @property
     def run_dir(self) -> str:

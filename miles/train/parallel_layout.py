@@ -87,7 +87,6 @@ class Layout:
         divided = (
             ("attention heads", shape.num_attention_heads, _TENSOR, self.tensor),
             ("key/value heads", shape.num_query_groups, _TENSOR, self.tensor),
-            ("the vocabulary", shape.vocab_size, _TENSOR, self.tensor),
             ("the MLP's width", shape.ffn_hidden_size if is_dense else 0, _TENSOR, self.tensor),
             ("an expert's width", shape.moe_ffn_hidden_size, _EXPERT_TENSOR, self.expert_tensor),
             ("experts", shape.num_experts or 0, _EXPERT, self.expert),

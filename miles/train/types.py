@@ -14,8 +14,10 @@ from enum import Enum, StrEnum, auto
 from miles.architecture.config import ModelShape
 from miles.common import checkpoint_folder
 from miles.common.checkpoint_folder import SavedCheckpoint
-from miles.train.config import KEEP_ALL, OptimizerSettings, RecomputeConfig, TrainConfig
+from miles.train.config import KEEP_ALL, RecomputeConfig, TrainConfig
+from miles.train.optimizer_settings import OptimizerSettings
 from miles.train.parallel_layout import Layout
+from miles.train.precision import Precision
 
 
 @dataclass(frozen=True)
@@ -29,8 +31,7 @@ class TrainerSettings:
     """steps of the whole run, for the learning-rate schedule"""
     num_sources: int
     """sources of the training data"""
-    bf16: bool
-    """mixed precision; else float32 throughout"""
+    precision: Precision
     recompute: RecomputeConfig = KEEP_ALL
     """activations that are computed again in the backward pass"""
 
@@ -48,13 +49,13 @@ class StartPoint:
         """Return the checkpoint that the next attempt of a run begins from.
 
         It is the newest one of the run (`--save`), else of the run to continue (`--load`), else the
-        weights to begin with (`--ref-load`).
+        weights to begin with: those of `--ref-load`, or of `--hf-checkpoint`.
 
         Raises:
             CheckpointError: there are no weights at all.
         """
         checkpoint, is_resume = checkpoint_folder.find_start(
-            (config.save, config.load), config.ref_load, config.hf_checkpoint
+            config.save, config.load, config.ref_load, config.hf_checkpoint
         )
         return cls(checkpoint, is_resume)
 
@@ -93,16 +94,18 @@ class RankSetup:
         """Return the setup of a run's ranks.
 
         Args:
+            config: of which the device is known (`for_device`).
             num_steps: of the whole run.
             num_sources: of the training data.
         """
+        assert config.precision is not None, "the ranks' device is known"
         settings = TrainerSettings(
             shape,
             config.cluster.layout,
             config.optimizer,
             num_steps,
             num_sources,
-            bf16=config.bf16,
+            config.precision,
             recompute=config.recompute,
         )
         return cls(

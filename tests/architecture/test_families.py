@@ -18,11 +18,13 @@ import torch
 from miles.architecture.config import HfConfig
 from miles.architecture.families import hf_shapes, model_types, parameters_of, read_shape, shape_of
 from miles.architecture.parameters import EXPERTS_NORM, FUSED_NORM
+from miles.common.checkpoint_folder import SavedCheckpoint
 from miles.convert.hf_to_megatron import hf_to_megatron
 from miles.convert.megatron_to_hf import megatron_to_hf
 from miles.convert.verify import verify
 from miles.errors import CheckpointError
 from miles.train.parallel_layout import Layout
+from miles.train.precision import Precision
 from tests.support.models import make_hf, require_same_files
 from tests.support.ranks import run_ranks, start, trainer_settings
 
@@ -164,20 +166,55 @@ def test_megatron_and_transformers_give_the_same_logits(converted: dict[str, Con
 def reload(
     layout: Layout, rank: int, meeting: Path, models: list[Converted], saves: list[str]
 ) -> None:
-    """Load the converted checkpoints into ranks of a layout, and save them, as training does."""
+    """Load the converted checkpoints into ranks of a layout, and save them, as training does.
+
+    Started straight from the Hugging Face folder, the ranks have the same weights, bit by bit.
+    """
     from miles.common import checkpoint_folder
     from miles.train.rank import checkpoint_load, checkpoint_writer
     from miles.train.rank.trainer import Trainer
 
     start(layout, rank, meeting)
     for model, save in zip(models, saves, strict=True):
-        bf16 = "bfloat16" in Path(model.hf, "config.json").read_text()
+        is_bf16 = "bfloat16" in Path(model.hf, "config.json").read_text()
+        precision = Precision.BF16 if is_bf16 else Precision.FP32
         shape = read_shape(model.hf)
-        trainer = Trainer(trainer_settings(shape, layout, num_sources=1, bf16=bf16), rank)
+        trainer = Trainer(trainer_settings(shape, layout, num_sources=1, precision=precision), rank)
         found = checkpoint_folder.find(model.megatron)
         assert found is not None
         checkpoint_load.load(trainer, found, model_only=True)
         checkpoint_writer.save(trainer, save, 1, {}, model_only=True)
+        require_straight_start(trainer, model, found)
+
+    # Weights that are stored in another dtype than they are trained in.
+    shape = read_shape(models[0].hf)
+    trainer = Trainer(
+        trainer_settings(shape, layout, num_sources=1, precision=Precision.BF16), rank
+    )
+    found = checkpoint_folder.find(models[0].megatron)
+    assert found is not None
+    require_straight_start(trainer, models[0], found)
+
+
+def require_straight_start(trainer: Any, model: Converted, found: SavedCheckpoint) -> None:
+    """Assert that a rank gets the same weights from either format, and its optimizer, too."""
+    from miles.train.rank import checkpoint_load
+
+    def all_weights() -> list[torch.Tensor]:
+        groups = trainer.optimizer.param_groups
+        masters = [master for group in groups for master in group["params"]]
+        return [weight.detach() for weight in (*trainer.gpt.parameters(), *masters)]
+
+    checkpoint_load.load(trainer, found, model_only=True)
+    expected = [weight.clone() for weight in all_weights()]
+    for weight in all_weights():
+        weight.fill_(float("nan"))
+    straight = SavedCheckpoint(model.hf, 0, None, is_hugging_face=True)
+    checkpoint_load.load(trainer, straight, model_only=True)
+
+    assert len(expected) > len(list(trainer.gpt.parameters()))
+    for weight, other in zip(all_weights(), expected, strict=True):
+        assert torch.equal(weight, other), model.hf
 
 
 def stored_keys(checkpoint: Path) -> set[str]:

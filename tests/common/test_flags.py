@@ -48,6 +48,10 @@ class Cake:
     is_vegan: Annotated[bool, Flag("--vegan", help="no eggs")] = False
     note: Annotated[str | None, Flag("--note-path", "FILE", "a card", is_file=True)] = None
     weights: Annotated[tuple[float, ...], Flag("--weights", "X", "of slices")] = ()
+    is_iced: Annotated[
+        bool | None,
+        Flag("--iced", help="sugar", also=(Flag("--plain", help="no sugar", negates=True),)),
+    ] = None
     oven: int = 180
 
 
@@ -55,7 +59,7 @@ def test_settings_say_what_their_fields_say() -> None:
     by_name = {setting.flag.name: setting for setting in settings_of(Cake)}
     assert list(by_name) == [
         *("--flour", "--names", "--nick", "--slices", "--pieces", "--vegan", "--note-path"),
-        "--weights",
+        *("--weights", "--iced", "--plain"),
     ]
     assert by_name["--flour"].is_required
     assert by_name["--vegan"].is_switch
@@ -101,6 +105,7 @@ def test_a_record_is_made_from_values(tmp_path: Path) -> None:
     [
         ({"--slices": 4, "--pieces": 5}, "--slices 4 and --pieces 5 must be equal"),
         ({"--names": {"nick": "V"}, "--nick": "W"}, "--nick W: --names says nick is 'V'"),
+        ({"--iced": True, "--plain": True}, "--iced and --plain contradict one another; give one"),
         ({"--jam": "tar"}, "--jam must be one of plum, fig, not 'tar'"),
         ({"--num-layers": 1}, "--num-layers must be at least 2, not 1"),
         ({"--note-path": "nowhere"}, "--note-path .*nowhere: no such file"),
@@ -109,6 +114,14 @@ def test_a_record_is_made_from_values(tmp_path: Path) -> None:
 def test_a_contradiction_is_refused(values: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         build(Cake, {"--flour": 1.0, **values})
+
+
+def test_two_switches_of_one_field_say_opposite_things() -> None:
+    values = ({}, {"--iced": True}, {"--plain": True}, {"--iced": False}, {"--plain": False})
+    cakes = [build(Cake, {"--flour": 2.5, **given}) for given in values]
+    assert [cake.is_iced for cake in cakes] == [None, True, False, False, True]
+    words = [words_of(Cake, dataclasses.asdict(cake))[2:] for cake in cakes[:3]]
+    assert words == [[], ["--iced"], ["--plain"]]
 
 
 def test_words_give_the_same_record_again() -> None:

@@ -11,6 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from miles.cli import main
+from miles.common.checkpoint_folder import CHAT_TEMPLATE, EXTRA
 from miles.convert.hf_to_megatron import hf_to_megatron
 from miles.convert.megatron_to_hf import megatron_to_hf
 from miles.errors import CheckpointError
@@ -106,6 +108,26 @@ def test_everything_beside_the_weights_comes_along(folder: Path) -> None:
     assert found == {*beside, "config.json", "chat_template.jinja", "model.safetensors"}
     for name in found - {"model.safetensors"}:
         assert (back / name).read_bytes() == (folder / "hf" / name).read_bytes()
+
+
+def test_the_template_of_the_run_comes_along(folder: Path) -> None:
+    def template() -> str:
+        return (export(folder) / "chat_template.jinja").read_text()
+
+    own = (folder / "hf/chat_template.jinja").read_text()
+    kept = folder / "megatron/release" / EXTRA
+    kept.write_text('{"cursor": {}}')
+    assert template() == own
+    kept.write_text(json.dumps({"cursor": {}, CHAT_TEMPLATE: "of the run"}))
+    (folder / "hf/chat_template.jinja").unlink()
+    assert template() == "of the run"
+    assert template() == "of the run", "what an export wrote, the next one may replace"
+
+    (folder / "given.jinja").write_text("given")
+    words = ["--load", folder / "megatron", "--hf-checkpoint", folder / "hf"]
+    words += ["--save", folder / "back", "--chat-template-path", folder / "given.jinja"]
+    assert main(["convert", "megatron-to-hf", *map(str, words)]) == 0
+    assert (folder / "back/chat_template.jinja").read_text() == "given"
 
 
 def test_companion_links_that_lead_out(folder: Path, tmp_path: Path) -> None:

@@ -142,7 +142,9 @@ def _load(model: Any, folder: Path) -> tuple[set[str], set[str]]:
     from megatron.core import dist_checkpointing
 
     def load(**options: Any) -> Any:
-        return dist_checkpointing.load({"model": model.sharded_state_dict()}, str(folder), **options)
+        return dist_checkpointing.load(
+            {"model": model.sharded_state_dict()}, str(folder), **options
+        )
 
     loaded = load()  # the default of Megatron-LM
     load(strict="raise_unexpected")

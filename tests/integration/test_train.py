@@ -19,16 +19,20 @@ from rich.console import Console
 
 from miles.common import run_folder
 from miles.convert.hf_to_megatron import hf_to_megatron
+from miles.convert.megatron_to_hf import megatron_to_hf
 from miles.data.config import DataConfig, PackConfig, StreamConfig
 from miles.data.stream.eval_set import eval_config
 from miles.demo.model import TinySizes, build_model
+from miles.demo.tokenizer import CHAT_TEMPLATE
 from miles.errors import DivergedError, SourceError
 from miles.report.report import write_report
-from miles.train.config import ClusterConfig, EvalConfig, OptimizerSettings, TrainConfig
+from miles.train.config import ClusterConfig, EvalConfig, TrainConfig
 from miles.train.driver import group
 from miles.train.driver.loop import train
+from miles.train.optimizer_settings import OptimizerSettings
 from miles.train.rank.actor import TrainerActor
 from miles.train.types import StepResult
+from tests.support.models import require_same_files
 from tests.support.scenarios import run
 from tests.support.streams import config_of, demo_settings, demo_tokenizer, local
 
@@ -90,9 +94,11 @@ def test_run_evaluates_answers_keeps_and_exports(folder: Path, tmp_path: Path) -
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     base = config_in(folder, tmp_path / "run")
+    template = "{#- of this run -#}" + CHAT_TEMPLATE.read_text()
+    encode = replace(base.data.encode, chat_template=template)
     config = replace(
         base,
-        data=replace(base.data, held_out_fraction=0.1),
+        data=replace(base.data, encode=encode, held_out_fraction=0.1),
         num_rollout=7,
         save_interval=2,
         keep_last=2,
@@ -103,7 +109,7 @@ def test_run_evaluates_answers_keeps_and_exports(folder: Path, tmp_path: Path) -
         optimizer=OptimizerSettings(lr=3e-1, lr_decay_style="constant", lr_warmup_iters=6),
     )
     out, screen = console()
-    summary = train(config, out)
+    summary = train(config, out, ["--said-before is left out"])
     lines = metrics_of(tmp_path / "run")
     evaluated = {line["step"] + 1: line["eval/loss"] for line in lines if "eval/loss" in line}
     assert sorted(evaluated) == [2, 3, 4, 6, 7], "at checkpoints, at the interval, and at the end"
@@ -129,6 +135,9 @@ def test_run_evaluates_answers_keeps_and_exports(folder: Path, tmp_path: Path) -
     assert 0 < held_out == sum(source["counts"]["held_out"] for source in ledger.values())
 
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "export")
+    assert tokenizer.chat_template == template
+    again = megatron_to_hf(summary.checkpoint, config.hf_checkpoint, str(tmp_path / "again"))
+    require_same_files(Path(again), tmp_path / "export")
     answers = [
         json.loads(line) for line in (tmp_path / "run/eval_samples.jsonl").read_text().splitlines()
     ]
@@ -146,8 +155,11 @@ def test_run_evaluates_answers_keeps_and_exports(folder: Path, tmp_path: Path) -
 
     log = (tmp_path / "run/train.log").read_text().splitlines()
     said = [line[22:].split("  ")[0] for line in log]
-    assert said[0].startswith("evaluation: ")
-    assert said[1].endswith("megatron/release")
+    assert said[0] == "--said-before is left out"
+    assert said[1] == "no GPU: computing in float32 on the CPU (--bf16: in bfloat16)"
+    assert json.loads((tmp_path / "run/config.json").read_text())["bf16"] is False
+    assert said[2].startswith("evaluation: ")
+    assert said[3].endswith("megatron/release")
     assert said.count("checkpoint") == 4
     assert said.count("removed") == 4 - len(kept)
     assert said[-1] == "finished"

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
-from miles.common.flags import Flag
+from miles.common.flags import Flag, flag_of
 from miles.train.config import TrainConfig
-from miles.train.launch.launch_line import flag_of
 
 QWEN3 = {
     "model_type": "qwen3",
@@ -41,6 +41,11 @@ QWEN3_MOE = {
     "moe_intermediate_size": 32,
     "norm_topk_prob": True,
 }
+
+
+def write_model(folder: Path) -> None:
+    """Write the config.json of `QWEN3`: what a launch line asks of a model."""
+    (folder / "config.json").write_text(json.dumps(QWEN3))
 
 
 @dataclass(frozen=True)

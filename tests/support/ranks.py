@@ -32,8 +32,10 @@ from miles.data.types import (
     StepRows,
     StepTiming,
 )
-from miles.train.config import KEEP_ALL, OptimizerSettings, RecomputeConfig
+from miles.train.config import KEEP_ALL, RecomputeConfig
+from miles.train.optimizer_settings import OptimizerSettings
 from miles.train.parallel_layout import Layout
+from miles.train.precision import Precision
 from miles.train.types import TrainerSettings
 from tests.support.processes import PROJECT, processes, wait_until
 
@@ -98,10 +100,10 @@ def trainer_settings(
     layout: Layout,
     *,
     num_sources: int = NUM_SOURCES,
-    bf16: bool = False,
+    precision: Precision = Precision.FP32,
     recompute: RecomputeConfig = KEEP_ALL,
 ) -> TrainerSettings:
-    return TrainerSettings(shape, layout, SETTINGS, NUM_STEPS, num_sources, bf16, recompute)
+    return TrainerSettings(shape, layout, SETTINGS, NUM_STEPS, num_sources, precision, recompute)
 
 
 def make_trainer(layout: Layout, rank: int, meeting: Path) -> Any:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from miles.data.config import DataConfig, EncodeConfig, OrderConfig, PackConfig, SourceConfig
 from miles.errors import ConfigError
-from miles.train.config import (
-    ClusterConfig,
-    OptimizerSettings,
-    RecomputeConfig,
-    TrainConfig,
-    check_schedule,
-)
+from miles.train.config import ClusterConfig, RecomputeConfig, TrainConfig
+from miles.train.optimizer_settings import OptimizerSettings, check_schedule
+from miles.train.precision import Precision
 
 
 @pytest.mark.parametrize(
@@ -40,6 +38,19 @@ def test_a_warm_up_may_be_a_share_of_the_run() -> None:
         OptimizerSettings(lr_warmup_fraction=1.0)
     with pytest.raises(ConfigError, match="is not shorter than the run, which has 7 steps"):
         check_schedule(OptimizerSettings(lr_warmup_iters=7), 7)
+
+
+def test_the_precision_follows_from_the_device_unless_it_is_given() -> None:
+    data = DataConfig((SourceConfig("a", ("a.jsonl",)),), OrderConfig(), EncodeConfig("t"))
+    config = TrainConfig("hf", "megatron", "save", data)
+    assert config.precision is None
+    assert config.for_device(has_gpus=True).precision is Precision.BF16
+    assert config.for_device(has_gpus=False).precision is Precision.FP32
+
+    for bf16, precision in ((True, Precision.BF16), (False, Precision.FP32)):
+        given = replace(config, bf16=bf16)
+        assert given.precision is precision
+        assert given.for_device(has_gpus=not bf16) == given
 
 
 def test_the_data_is_packed_for_the_ranks_that_there_are() -> None:

@@ -11,6 +11,7 @@ from miles.common import local_ray, storage
 from miles.errors import CheckpointError, NoRoomError
 from miles.train.config import TrainConfig
 from miles.train.driver.group import TrainerGroup
+from miles.train.driver.run_log import RunLog
 
 
 @contextlib.contextmanager
@@ -38,6 +39,13 @@ def ray_cluster(config: TrainConfig) -> Iterator[bool]:
     finally:
         if is_own:
             ray.shutdown()
+
+
+def settle_device(config: TrainConfig, run_log: RunLog, *, has_gpus: bool) -> TrainConfig:
+    """Return the settings for the device of the trainers; report what it has chosen."""
+    if config.precision is None and not has_gpus:
+        run_log.report("no GPU: computing in float32 on the CPU (--bf16: in bfloat16)")
+    return config.for_device(has_gpus=has_gpus)
 
 
 def _require_room(config: TrainConfig, num_cpus: float, num_gpus: float) -> None:

@@ -53,5 +53,10 @@ def _target(save_hf: str, iteration: int) -> str:
 def _export(config: TrainConfig, checkpoint_url: str, target: str, run_log: RunLog) -> None:
     from miles.convert.megatron_to_hf import megatron_to_hf
 
-    folder = megatron_to_hf(checkpoint_url, config.hf_checkpoint, target)
+    folder = megatron_to_hf(
+        checkpoint_url,
+        config.hf_checkpoint,
+        target,
+        chat_template=config.data.encode.chat_template,
+    )
     run_log.report(f"Hugging Face checkpoint  {folder}")

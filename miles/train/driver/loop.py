@@ -8,21 +8,23 @@ TrainingLoop   the steps
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from functools import partial
 
 from rich.console import Console
 
 from miles.architecture.families import read_shape
 from miles.common import checkpoint_folder
+from miles.data.stream.token_ids import require_ids_fit
 from miles.data.types import StepReport
 from miles.train.config import TrainConfig
 from miles.train.driver.attempts import AttemptLog, with_restarts
 from miles.train.driver.checkpoint_manager import CheckpointManager
-from miles.train.driver.cluster import ray_cluster
+from miles.train.driver.cluster import ray_cluster, settle_device
 from miles.train.driver.ending import conclude_finished_run, write_ledger
 from miles.train.driver.export import export_checkpoint, require_exportable
 from miles.train.driver.metrics import Metrics, RunTotals, step_metrics
-from miles.train.driver.opening import open_data, start_trainers
+from miles.train.driver.opening import find_start, open_data, start_trainers
 from miles.train.driver.preemption import Stopped, StopSignal
 from miles.train.driver.progress import ProgressLine
 from miles.train.driver.resume_state import ResumeState
@@ -33,12 +35,17 @@ from miles.train.driver.step_clock import StepClock
 from miles.train.types import StartPoint, StepResult
 
 
-def train(config: TrainConfig, console: Console | None = None) -> RunSummary:
+def train(
+    config: TrainConfig, console: Console | None = None, notices: Sequence[str] = ()
+) -> RunSummary:
     """Train to the end of the data, or to `num_rollout` steps; resume from a checkpoint in `save`.
 
     If a rank, the feed or a stage of the stream is lost, all of them are started again from the
     last complete checkpoint, up to `max_restarts` times from the same one. On SIGTERM the step that
     is under way is finished and saved, and the call returns.
+
+    Args:
+        notices: sentences on the launch line, reported first.
 
     Raises:
         MilesError: a setting, file, checkpoint or cluster that cannot be used.
@@ -47,13 +54,19 @@ def train(config: TrainConfig, console: Console | None = None) -> RunSummary:
     shape = read_shape(config.hf_checkpoint)
     config.cluster.layout.require_fits(shape)
     require_exportable(config)
-    start = StartPoint.find(config)  # before Ray is started: there may be none
+    # What is missing, or does not fit, is found before Ray is started.
+    start = find_start(config, shape)
+    require_ids_fit(config.data.encode, shape.vocab_size, config.hf_checkpoint)
 
     with (
         ray_cluster(config) as on_gpu,
         StopSignal() as stop_signal,
         RunLog(config.run_dir, console) as run_log,
     ):
+        for notice in notices:
+            run_log.report(notice)
+        config = settle_device(config, run_log, has_gpus=on_gpu)
+
         attempt_log = AttemptLog(config.run_dir)
         run = Run(config, shape, console, run_log, attempt_log, stop_signal, on_gpu)
         return with_restarts(config, start, run_log, attempt_log, partial(run_attempt, run))
@@ -206,6 +219,7 @@ class TrainingLoop:
                 self._metrics_log.num_lines,
                 self._skipped_steps.num_skipped,
                 eval_loss,
+                self._config.data.encode.chat_template,
             )
             self._checkpoints.begin(num_done, state.to_json(), must_succeed=must_succeed)
 

@@ -1,5 +1,6 @@
 """Opening an attempt: first its data, then, if a step is left, its trainers.
 
+find_start       the checkpoint to begin from, looked at before anything is started
 open_data        the evaluation set, the feed at the checkpoint's cursor, the schedule
 start_trainers   the logs, the trainer actors with the checkpoint loaded, the entry in starts.jsonl
 """
@@ -10,9 +11,10 @@ import dataclasses
 import json
 from contextlib import ExitStack
 
+from miles.architecture.config import ModelShape
 from miles.common import checkpoint_folder, run_folder, storage
 from miles.data.stream.feed import Feed
-from miles.train.config import TrainConfig, check_schedule
+from miles.train.config import TrainConfig
 from miles.train.driver.cluster import require_shared_folder
 from miles.train.driver.evaluator import Evaluator
 from miles.train.driver.group import TrainerGroup
@@ -21,7 +23,24 @@ from miles.train.driver.resume_state import ResumeState
 from miles.train.driver.run import Attempt, AttemptData, Run
 from miles.train.driver.schedule import Schedule
 from miles.train.driver.sinks import MetricsLog, open_sinks
+from miles.train.optimizer_settings import check_schedule
+from miles.train.precision import Precision
 from miles.train.types import RankSetup, StartPoint
+
+
+def find_start(config: TrainConfig, shape: ModelShape) -> StartPoint:
+    """Return the checkpoint that the first attempt of a command begins from.
+
+    Raises:
+        CheckpointError: there is none, or a Hugging Face one of another model.
+    """
+    # torch is imported here because importing this module should not take seconds.
+    from miles.convert.hf_boxes import require_weights
+
+    start = StartPoint.find(config)
+    if start.checkpoint.is_hugging_face:
+        require_weights(start.url, shape)
+    return start
 
 
 def open_data(run: Run, start: StartPoint, cleanup: ExitStack) -> AttemptData:
@@ -82,7 +101,7 @@ def start_trainers(run: Run, start: StartPoint, data: AttemptData, cleanup: Exit
         data.feed.info.source_names,
         run.shape,
         config.cluster.world_size,
-        gpu_name if config.bf16 else None,
+        gpu_name if config.precision is Precision.BF16 else None,
     )
     return Attempt(run, start, data, group, metrics_log, constants)
 

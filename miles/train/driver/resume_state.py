@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from miles.common.checkpoint_folder import CHAT_TEMPLATE
 from miles.data.types import Cursor
 from miles.train.types import StartPoint
 
@@ -25,6 +26,8 @@ class ResumeState:
     num_skipped_steps: int = 0
     eval_loss: float | None = None
     """None: it was not evaluated, or the loss was not finite"""
+    chat_template: str | None = None
+    """that of `--chat-template-path`, for an export; None: the tokenizer's own"""
 
     @classmethod
     def of(cls, start: StartPoint) -> ResumeState:
@@ -41,15 +44,19 @@ class ResumeState:
             content.get("metrics_lines", 0),
             content.get("skipped_steps", 0),
             content.get("eval_loss"),
+            content.get(CHAT_TEMPLATE),
         )
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of `miles.json`."""
         assert self.cursor is not None, "a checkpoint has a position in the data"
         is_comparable = self.eval_loss is not None and math.isfinite(self.eval_loss)
-        return {
+        content = {
             "cursor": json.loads(self.cursor.to_json()),
             "metrics_lines": self.num_metrics_lines,
             "skipped_steps": self.num_skipped_steps,
             "eval_loss": self.eval_loss if is_comparable else None,
         }
+        if self.chat_template is not None:
+            content[CHAT_TEMPLATE] = self.chat_template
+        return content

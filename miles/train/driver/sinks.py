@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import secrets
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Protocol, Self
 
 from miles.common import json_lines, run_folder, storage
 from miles.common.redact import redact
+from miles.common.secret import Secret
 from miles.errors import ConfigError
-from miles.train.config import LoggingConfig
 from miles.train.driver.metrics import Metrics
+from miles.train.logging_config import LoggingConfig
 
 _WITHOUT_LOGIN = "--wandb-mode offline needs neither login nor network; wandb sync sends it later"
+
+_KEY_VARIABLE = "WANDB_API_KEY"
 
 
 class Sink(Protocol):
@@ -158,28 +162,29 @@ class _Wandb:
             raise ConfigError("--use-wandb needs its package: pip install miles[wandb]") from error
 
         mode = config.wandb_mode or os.environ.get("WANDB_MODE") or "online"
-        is_local = storage.is_local(run_dir)
-        if mode in ("offline", "dryrun") and not is_local:  # wandb has two names for it
+        folder = _wandb_folder(config, run_dir)
+        if mode in ("offline", "dryrun") and folder is None:  # wandb has two names for it
             raise ConfigError(
                 "--wandb-mode offline writes into the run folder: give a local --output-dir, not "
-                f"{run_dir}"
+                f"{run_dir}, or a --wandb-dir"
             )
 
-        run_id = _wandb_id(run_dir, is_new=first_step == 0)
-        self._folder = None if is_local else tempfile.TemporaryDirectory(prefix="miles-wandb-")
+        run_id = _wandb_id(run_dir, config.wandb_run_id, is_new=first_step == 0)
+        self._folder = None if folder else tempfile.TemporaryDirectory(prefix="miles-wandb-")
         try:
-            if mode == "online":
-                _log_in()
+            account = _log_in(config) if mode == "online" else {}
             self._run = wandb.init(
+                entity=config.wandb_team,
                 project=config.wandb_project,
                 group=config.wandb_group,
                 id=run_id,
                 name=run_dir.rstrip("/").rsplit("/", 1)[-1],
                 resume="allow",
-                dir=self._folder.name if self._folder else storage.filesystem(run_dir)[1],
+                dir=self._folder.name if self._folder else folder,
                 mode=mode,  # type: ignore[arg-type]
                 config=_redacted(settings),
                 settings=wandb.Settings(
+                    **account,
                     console="off",
                     silent=True,
                     disable_code=True,
@@ -190,9 +195,15 @@ class _Wandb:
                 ),
             )
         except (wandb.Error, ValueError) as error:  # ValueError: a setting such as WANDB_MODE
+            # pydantic quotes the value that it refuses, and a traceback would show it as the cause.
+            text = _one_message(error)
+            cause: Exception | None = error
+            if config.wandb_key:
+                text = text.replace(_KEY_VARIABLE, "--wandb-key")
+                cause = None
             raise ConfigError(
-                f"--use-wandb: {redact(str(error)).rstrip('.')}. {_WITHOUT_LOGIN}"
-            ) from error
+                f"--use-wandb: {redact(text).rstrip('.')}. {_WITHOUT_LOGIN}"
+            ) from cause
         # Without this, wandb counts by itself, and drops the steps that come again after a restart.
         self._run.define_metric("*", step_metric="step")
 
@@ -205,33 +216,84 @@ class _Wandb:
             self._folder.cleanup()
 
 
-def _wandb_id(run_dir: str, *, is_new: bool) -> str:
-    """Return the id of a run, which is kept in the run folder; a new run gets a new one."""
+def _wandb_folder(config: LoggingConfig, run_dir: str) -> str | None:
+    """Return the local folder for what is to be sent; None where there is none to keep it in."""
+    if config.wandb_dir:
+        os.makedirs(config.wandb_dir, exist_ok=True)
+        return config.wandb_dir
+    return storage.filesystem(run_dir)[1] if storage.is_local(run_dir) else None
+
+
+def _wandb_id(run_dir: str, given: str | None, *, is_new: bool) -> str:
+    """Return the id of a run, and keep it in the run folder; a new run gets a new one.
+
+    Args:
+        given: the id that the user chose, if any.
+    """
     path = storage.join(run_dir, run_folder.WANDB_ID)
-    if is_new or not storage.exists(path):
+    if given:
+        storage.write_text(path, given)
+    elif is_new or not storage.exists(path):
         storage.write_text(path, secrets.token_hex(4))
     return storage.read_text(path).strip()
 
 
-def _log_in() -> None:
-    """Check that Weights & Biases accepts us.
+def _log_in(config: LoggingConfig) -> dict[str, str]:
+    """Check that Weights & Biases accepts us; return wandb's settings of the server and the key.
 
     Raises:
         ConfigError: no key is given.
     """
     import wandb
 
-    wandb.setup(settings=wandb.Settings(silent=True))
-    # `prompt` would ask on the terminal. `verify` finds out in 10 seconds that a key is wrong or
-    # that no server answers; `init` takes 90.
-    if not wandb.login(prompt=False, verify=True):
-        raise ConfigError(
-            f"--use-wandb needs a login: WANDB_API_KEY, or wandb login. {_WITHOUT_LOGIN}"
-        )
+    server = {"base_url": config.wandb_host} if config.wandb_host else {}
+    wandb.setup(settings=wandb.Settings(silent=True, **server))
+
+    with _key_in_environment(config.wandb_key):
+        # `prompt` would ask on the terminal. `verify` finds out in 10 seconds that a key is wrong
+        # or that no server answers; `init` takes 90.
+        if not wandb.login(prompt=False, verify=True):
+            raise ConfigError(
+                f"--use-wandb needs a login: WANDB_API_KEY, or wandb login. {_WITHOUT_LOGIN}"
+            )
+    return {**server, "api_key": config.wandb_key.reveal()} if config.wandb_key else server
+
+
+@contextlib.contextmanager
+def _key_in_environment(key: Secret | None) -> Iterator[None]:
+    """Give wandb a key by WANDB_API_KEY, for a moment.
+
+    wandb 0.31 would write the `key` of `wandb.login` into .netrc, and would not verify one from
+    `wandb.setup`.
+    """
+    if not key:
+        yield
+        return
+
+    before = os.environ.get(_KEY_VARIABLE)
+    os.environ[_KEY_VARIABLE] = key.reveal()
+    try:
+        yield
+    finally:
+        del os.environ[_KEY_VARIABLE]
+        if before is not None:
+            os.environ[_KEY_VARIABLE] = before
+
+
+def _one_message(error: Exception) -> str:
+    """Return an error's text; of pydantic's, only what is wrong, not the value."""
+    import pydantic
+
+    if isinstance(error, pydantic.ValidationError):
+        parts = [f"{'.'.join(map(str, part['loc']))}: {part['msg']}" for part in error.errors()]
+        return "; ".join(parts)
+    return str(error)
 
 
 def _redacted(value: Any) -> Any:
-    """Return settings with the passwords in their URLs cut out."""
+    """Return settings with the passwords in their URLs cut out, and secrets hidden."""
+    if isinstance(value, Secret):
+        return str(value)
     if isinstance(value, str):
         return redact(value)
     if isinstance(value, Mapping):

@@ -2,8 +2,9 @@
 
 flags -> model · data · tokenizer · tokens · ranks on nodes · memory of each GPU · checkpoints
 
-It needs no GPU, no Ray and no weights. Rows and steps are counted. Tokens are those of a sample,
-which the text states. Memory is an estimate; docs/memory.md says which numbers are exact.
+It needs no GPU, no Ray and no weights; of Hugging Face weights that are there, the headers are
+compared with the model. Rows and steps are counted. Tokens are those of a sample, which the text
+states. Memory is an estimate; docs/memory.md says which numbers are exact.
 """
 
 from __future__ import annotations
@@ -17,13 +18,16 @@ from rich.text import Text
 
 from miles.architecture.config import ModelShape
 from miles.architecture.families import read_shape
-from miles.architecture.sizes import active_parameters, total_parameters
+from miles.architecture.sizes import active_parameters, padded_vocab_size, total_parameters
 from miles.common import storage
 from miles.data.stream.survey import Survey, count_rows, packed_step, survey
+from miles.data.stream.token_ids import require_ids_fit
 from miles.errors import CheckpointError
-from miles.train.config import TrainConfig, check_schedule
+from miles.train.config import TrainConfig
 from miles.train.estimate.memory import StageMemory, estimate
+from miles.train.optimizer_settings import check_schedule
 from miles.train.parallel_layout import Layout
+from miles.train.precision import Precision
 from miles.train.types import StartPoint
 
 CARDS_GIB = (24, 40, 48, 80, 141, 192)
@@ -34,12 +38,22 @@ LARGE_CARD_GIB = 80
 """If a run needs more than this, the text says what would lower its need."""
 SHOWN_NODES = 8
 
+_PRECISIONS = {
+    None: "bfloat16 on GPUs, optimized in float32; on a CPU float32",
+    Precision.BF16: "bfloat16, optimized in float32",
+    Precision.FP16: "float16, optimized in float32",
+    Precision.FP32: "float32 (without --no-bf16, GPUs take bfloat16: half as much)",
+}
+
 Fact = tuple[str, str | Text]
 """A label and its text. Plain text is printed as it is: `[red]` may be the name of a source."""
 
 
-def dry_run(config: TrainConfig, console: Console) -> None:
+def dry_run(config: TrainConfig, console: Console, notices: Sequence[str] = ()) -> None:
     """Print the facts and the estimates of a run.
+
+    Args:
+        notices: sentences on the launch line, printed first.
 
     Raises:
         MilesError: the run could not start, for another reason than a missing checkpoint.
@@ -49,27 +63,50 @@ def dry_run(config: TrainConfig, console: Console) -> None:
     memory = estimate(
         shape,
         layout,
-        bf16=config.bf16,
+        precision=config.precision or Precision.BF16,
         max_tokens_per_gpu=config.data.pack.max_tokens_per_gpu,
         recompute=config.recompute,
     )
+    require_ids_fit(config.data.encode, shape.vocab_size, config.hf_checkpoint)
+    _require_usable_start(config, shape)
     surveyed = survey(config.data)
     num_steps = min(surveyed.plan.num_steps, config.num_rollout or surveyed.plan.num_steps)
     check_schedule(config.optimizer, num_steps)
 
     console.print("[bold]Dry run[/bold]: nothing is trained or written\n")
+    for notice in notices:
+        console.print(f"  {notice}", soft_wrap=True, highlight=False, markup=False, emoji=False)
+    if notices:
+        console.print()
     _section(console, "Model", _model(config, shape))
     data = [*_data(surveyed), *_steps(config, surveyed, num_steps), *_evaluation(config)]
     _section(console, "Data", data)
     _section(console, "Tokenizer", _tokenizer(surveyed))
     _section(console, "Tokens", _tokens(config, surveyed, layout))
-    _section(console, "Ranks", _ranks(config, layout))
+    _section(console, "Ranks", _ranks(config, shape, layout))
     console.print("[bold]Memory of a GPU[/bold], in GiB: an estimate (docs/memory.md)")
     console.print(_memory_table(memory))
     for line in _verdict(config, memory):
         console.print(f"  {line}", highlight=False)
     console.print()
     _section(console, "Checkpoints", _checkpoints(config))
+
+
+def _require_usable_start(config: TrainConfig, shape: ModelShape) -> None:
+    """Refuse weights of another model. That there are none yet is no error here.
+
+    Raises:
+        CheckpointError: names the tensor that the model cannot take.
+    """
+    try:
+        start = StartPoint.find(config)
+    except CheckpointError:
+        return
+    if start.checkpoint.is_hugging_face:
+        # torch is imported only where there are tensors to look at.
+        from miles.convert.hf_boxes import require_weights
+
+        require_weights(start.url, shape)
 
 
 def _section(console: Console, title: str, facts: Iterable[Fact]) -> None:
@@ -99,8 +136,7 @@ def _model(config: TrainConfig, shape: ModelShape) -> Iterator[Fact]:
     of_token = f", {active / 1e9:.2f} billion of them for a token" if active != total else ""
     yield "parameters", f"{total:,} ({total / 1e9:.2f} billion{of_token})"
 
-    precision = "bfloat16, optimized in float32" if config.bf16 else "float32 (--bf16 halves it)"
-    yield "precision", precision
+    yield "precision", _PRECISIONS[config.precision]
 
 
 def _data(surveyed: Survey) -> Iterator[Fact]:
@@ -172,13 +208,18 @@ def _tokens(config: TrainConfig, surveyed: Survey, layout: Layout) -> Iterator[F
     yield "a step", f"about {tokens:,} tokens: {batches} {ranks}, {fill:.0%} full"
 
 
-def _ranks(config: TrainConfig, layout: Layout) -> Iterator[Fact]:
+def _ranks(config: TrainConfig, shape: ModelShape, layout: Layout) -> Iterator[Fact]:
     sizes = f"tensor {layout.tensor} x pipeline {layout.pipeline} x data {layout.data}"
     if layout.sequence_parallel:
         sizes += " with sequence parallelism"
     if layout.expert > 1:
         sizes += f"; experts over {layout.expert}, each split in {layout.expert_tensor}"
     yield "layout", f"{layout.world_size} rank(s): {sizes}"
+
+    num_rows = padded_vocab_size(shape, layout.tensor)
+    if num_rows != shape.vocab_size:
+        padded = f"padded to {num_rows:,} rows, which {layout.tensor} tensor-parallel ranks divide"
+        yield "vocabulary", f"{shape.vocab_size:,} tokens, {padded}"
 
     num_nodes = config.cluster.num_nodes
     per_node = config.cluster.gpus_per_node
@@ -274,6 +315,8 @@ def _checkpoints(config: TrainConfig) -> Iterator[Fact]:
 
 
 def _start(start: StartPoint) -> str:
+    if start.checkpoint.is_hugging_face:
+        return f"{start.url}, each rank reads its own part"
     if not start.is_resume:
         return start.url
     extra = start.checkpoint.extra or {}

@@ -10,9 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from miles.architecture.config import ModelShape
-from miles.architecture.sizes import embedding_parameters, key_size, layer_parameters, query_size
+from miles.architecture.sizes import key_size, layer_parameters, padded_vocab_size, query_size
 from miles.train.config import RecomputeConfig
 from miles.train.parallel_layout import Layout
+from miles.train.precision import Precision
 
 GRADIENT_BYTES = 4
 """Bytes of a gradient: gradients are summed in float32 (`grad_reduce_in_fp32`)."""
@@ -65,24 +66,23 @@ def estimate(
     shape: ModelShape,
     layout: Layout,
     *,
-    bf16: bool,
+    precision: Precision,
     max_tokens_per_gpu: int,
     recompute: RecomputeConfig,
 ) -> tuple[StageMemory, ...]:
     """Return the memory of a rank of each pipeline stage.
 
     Args:
-        bf16: weights and activations take 2 bytes, and the optimizer keeps float32 master weights;
-            otherwise all take 4 bytes.
+        precision: of weights and activations; the optimizer's state is float32.
         max_tokens_per_gpu: tokens of a full micro-batch.
 
     Raises:
         ConfigError: the model cannot be divided among the ranks of the layout.
     """
     layout.require_fits(shape)
-    value_bytes = 2 if bf16 else 4
-    # Two moments, and with bfloat16 the master weights.
-    state_bytes = 12 if bf16 else 8
+    value_bytes = precision.num_bytes
+    # Two moments, and the master weights.
+    state_bytes = 12 if precision.has_master_weights else 8
     num_layers = shape.num_layers // layout.pipeline
     values = _activation_values(shape, layout, num_layers, recompute)
 
@@ -117,7 +117,12 @@ def estimate(
 
 def _logits_bytes(shape: ModelShape, layout: Layout, num_tokens: int, value_bytes: int) -> int:
     """Return the bytes of the logits: once in the model's precision and twice in float32."""
-    return num_tokens * (shape.vocab_size // layout.tensor) * (value_bytes + 8)
+    return num_tokens * _vocabulary_rows(shape, layout) * (value_bytes + 8)
+
+
+def _vocabulary_rows(shape: ModelShape, layout: Layout) -> int:
+    """Return the rows of the embedding on each rank, with those of padding."""
+    return padded_vocab_size(shape, layout.tensor) // layout.tensor
 
 
 def _rank_parameters(shape: ModelShape, layout: Layout, stage: int) -> RankParameters:
@@ -134,7 +139,7 @@ def _rank_parameters(shape: ModelShape, layout: Layout, stage: int) -> RankParam
 
     num_layers = shape.num_layers // layout.pipeline
     dense = num_layers * layer
-    embedding = embedding_parameters(shape) // tensor
+    embedding = _vocabulary_rows(shape, layout) * shape.hidden_size
     is_first = stage == 0
     is_last = stage == layout.pipeline - 1
     if is_first:

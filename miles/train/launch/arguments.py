@@ -5,29 +5,52 @@ Each flag fills the field that declares it (`miles.common.flags`). Only the exce
     --prompt-data, --eval-prompt-data   one path or NAME PATH pairs -> sources of one row format
     --hf-checkpoint                     also the tokenizer
     --max-sample-tokens                 --max-tokens-per-gpu where it is not given
-    --ref-load                          --load, or else --save, where it is not given
+    --sequence-parallel                 left out beside a tensor size of 1
     the data-parallel size              follows from the layout
 
-Flags of launch lines that are no settings here are accepted or refused by `launch_line`.
+Flags of launch lines that are no settings here are taken by `fixed_flags` and `model_flags`, or
+refused by `refusals`.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from miles.common.flags import Setting, Values, build
 from miles.data.config import DataConfig, EncodeConfig, PackConfig, RowFormat, SourceConfig
 from miles.errors import ConfigError
 from miles.train.config import ClusterConfig, EvalConfig, TrainConfig
-from miles.train.launch.launch_line import differences_from, require_fixed, require_known
+from miles.train.launch.fixed_flags import require_fixed
+from miles.train.launch.known_flags import require_known
+from miles.train.launch.model_flags import require_sizes
+from miles.train.launch.notices import is_sequence_parallel_alone, notices_of
 from miles.train.launch.parser import CONFIG, build_parser, given_values, launch_settings
 from miles.train.launch.yaml_file import read_yaml
 from miles.train.parallel_layout import Layout
 
+_SLICE = re.compile(r"@\[-?[0-9]*:-?[0-9]*\]$")
+"""Miles's `rows.jsonl@[0:100]`."""
+
+
+@dataclass(frozen=True)
+class LaunchLine:
+    """A launch line that was read."""
+
+    config: TrainConfig
+    notices: tuple[str, ...]
+    """sentences on flags that are taken, but have another effect than they say"""
+
 
 def parse(words: Sequence[str], record: type[TrainConfig] = TrainConfig) -> TrainConfig:
-    """Return the run that a launch line asks for.
+    """Return the run that a launch line asks for: `read_line` without its notices."""
+    return read_line(words, record).config
+
+
+def read_line(words: Sequence[str], record: type[TrainConfig] = TrainConfig) -> LaunchLine:
+    """Return the run that a launch line asks for, and what is to be said about the line.
 
     Args:
         words: the line without `miles train`.
@@ -46,6 +69,8 @@ def parse(words: Sequence[str], record: type[TrainConfig] = TrainConfig) -> Trai
 
     hf_checkpoint = values["--hf-checkpoint"]
     cluster = build(ClusterConfig, values)
+    if is_sequence_parallel_alone(values):
+        cluster = replace(cluster, sequence_parallel=False)
     layout = cluster.layout
     _require_model(hf_checkpoint, layout, values)
 
@@ -61,14 +86,14 @@ def parse(words: Sequence[str], record: type[TrainConfig] = TrainConfig) -> Trai
         "pack": pack,
     }
     run = {
-        "ref_load": values.get("--ref-load") or values.get("--load") or values["--save"],
+        "ref_load": values.get("--ref-load"),
         "data": build(DataConfig, values, data),
         "cluster": cluster,
         "evaluation": build(
             EvalConfig, values, {"sources": _sources("--eval-prompt-data", values, row_format)}
         ),
     }
-    return build(record, values, run)
+    return LaunchLine(build(record, values, run), notices_of(values))
 
 
 def _read(words: Sequence[str], record: type, settings: dict[str, Setting]) -> dict[str, Any]:
@@ -76,7 +101,7 @@ def _read(words: Sequence[str], record: type, settings: dict[str, Setting]) -> d
     written = [word.split("=")[0] for word in words if word.startswith("--")]
     for flag in written:
         require_known(flag, [*settings, CONFIG.flag.name, "--help"])
-    namespace = build_parser(record).parse_args(list(words))
+    namespace = build_parser(record).parse_line(words)
     on_line = given_values(namespace, settings.values())
 
     path = given_values(namespace, [CONFIG]).get(CONFIG.flag.name)
@@ -90,19 +115,19 @@ def _require_model(hf_checkpoint: str, layout: Layout, values: Values) -> None:
 
     shape = read_shape(hf_checkpoint)
     layout.require_fits(shape)
-    model = shape.megatron_args()
-    model["disable_bias_linear"] = not model["add_bias_linear"]
-    differences = differences_from(model, values)
-    if differences:
-        raise ConfigError(
-            f"the model's sizes are those of {hf_checkpoint}; the launch line says otherwise:\n  "
-            + "\n  ".join(differences)
-        )
+    require_sizes(hf_checkpoint, shape, values)
 
 
 def _sources(flag: str, values: Values, row_format: RowFormat) -> tuple[SourceConfig, ...]:
     """Return the sources of one path, or of NAME PATH pairs."""
     words = values.get(flag, ())
+    for word in words:
+        if _SLICE.search(word):
+            raise ConfigError(
+                f"{flag} {word}: a slice of the rows is not supported; write these rows into a "
+                "file of their own, or limit the run by --num-rollout"
+            )
+
     if len(words) == 1:
         name = words[0].rstrip("/").rsplit("/", 1)[-1].split(".")[0] or "data"
         return (SourceConfig(name, (words[0],), row_format),)

@@ -5,10 +5,12 @@ python -m miles.train.launch.flags_table > docs/flags.md
 
 from __future__ import annotations
 
-from miles.common.flags import Setting
+from miles.common.flags import Setting, flag_of
 from miles.train.config import TrainConfig
-from miles.train.launch.launch_line import FIXED_TITLE, REFUSALS, SIZES_TITLE, flag_of
+from miles.train.launch.fixed_flags import FIXED_TITLE, REPLACED_TITLE
+from miles.train.launch.model_flags import SIZES_TITLE
 from miles.train.launch.parser import default_of, launch_groups
+from miles.train.launch.refusals import REFUSALS
 
 _HEAD = """\
 # Flags of `miles train`
@@ -63,7 +65,7 @@ def table(record: type = TrainConfig) -> str:
     """
     parts = [_HEAD]
     for title, settings in launch_groups(record):
-        is_setting = title not in (FIXED_TITLE, SIZES_TITLE)
+        is_setting = title not in (FIXED_TITLE, REPLACED_TITLE, SIZES_TITLE)
         columns = _COLUMNS if is_setting else _SHORT_COLUMNS
         rows = [_row(setting, with_default=is_setting) for setting in settings]
         parts.append(f"## {title}\n\n{columns}" + "".join(rows))

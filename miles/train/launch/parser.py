@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import functools
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
 from miles.common.flags import (
@@ -17,22 +18,40 @@ from miles.common.flags import (
 )
 from miles.errors import ConfigError
 from miles.train.config import TrainConfig
-from miles.train.launch.launch_line import (
+from miles.train.launch.fixed_flags import (
     FIXED_TITLE,
-    SIZES_TITLE,
+    REPLACED_TITLE,
     fixed_settings,
-    size_settings,
+    replaced_settings,
 )
+from miles.train.launch.model_flags import SIZES_TITLE, size_settings
 from miles.train.launch.values import from_word
 
 CONFIG = Setting(Flag("--config", "YAML", "a file with flags: a mapping, names with _ or -"))
 
 
 class LineParser(argparse.ArgumentParser):
-    """A parser whose errors are ours."""
+    """A parser whose errors are ours. They quote no value, which may be a misplaced secret."""
 
     def error(self, message: str) -> NoReturn:
+        message = re.sub("ignored explicit argument .*", "it takes no value", message)
         raise ConfigError(f"{message}; see {self.prog} --help")
+
+    def parse_line(self, words: Sequence[str]) -> argparse.Namespace:
+        """Parse a whole line.
+
+        Raises:
+            ConfigError: a flag lacks its value, or a word belongs to no flag.
+        """
+        namespace, unknown = self.parse_known_args(list(words))
+        if unknown:
+            # The same word may stand elsewhere as a value, so the object counts.
+            places = [place for place, word in enumerate(words) if word is unknown[0]]
+            place = places[0] if places else words.index(unknown[0])
+            flags = [word for word in words[:place] if word.startswith("--")]
+            behind = f", behind {flags[-1].split('=')[0]}" if flags else ""
+            self.error(f"word {place + 1} of the line{behind}, belongs to no flag")
+        return namespace
 
 
 def build_parser(record: type = TrainConfig) -> LineParser:
@@ -67,12 +86,22 @@ def launch_groups(record: type = TrainConfig) -> list[tuple[str, list[Setting]]]
     for inner in records_of(record):
         if settings := settings_of(inner):
             groups.append((title_of(inner), list(settings)))
-    return [*groups, (FIXED_TITLE, fixed_settings()), (SIZES_TITLE, size_settings())]
+    return [
+        *groups,
+        (FIXED_TITLE, fixed_settings()),
+        (REPLACED_TITLE, replaced_settings()),
+        (SIZES_TITLE, size_settings()),
+    ]
 
 
 def launch_settings(record: type = TrainConfig) -> dict[str, Setting]:
     """Return the flags of a launch line by name."""
-    settings = [*all_settings(record), *fixed_settings(), *size_settings()]
+    settings = [
+        *all_settings(record),
+        *fixed_settings(),
+        *replaced_settings(),
+        *size_settings(),
+    ]
     return {setting.flag.name: setting for setting in settings}
 
 

@@ -12,10 +12,17 @@ from typing import Any
 import msgspec
 
 from miles.common.flags import Setting
+from miles.common.secret import SHOWN, Secret
 from miles.errors import ConfigError
-from miles.train.launch.launch_line import values_of_fixed
+from miles.train.launch.fixed_flags import values_of_fixed
 
-_KINDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+_KINDS = {
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    Secret: "text",
+    bool: "true or false",
+}
 _JSON_EXPECTED = 'a JSON object was expected, such as {"prompt": "question"}'
 
 
@@ -32,6 +39,8 @@ def from_word(setting: Setting, word: str) -> Any:
         return _json_object(setting, word) if word else {}
     if setting.item_type in (str, Any):
         return word
+    if setting.item_type is Secret:
+        return Secret(word)
     if setting.item_type in (int, float):
         try:
             return setting.item_type(word)
@@ -56,6 +65,10 @@ def from_yaml(setting: Setting, value: Any, written: str) -> Any:
         if isinstance(value, bool) or not isinstance(value, str | int | float):
             raise takes_another(setting, written)
         return str(value)
+    if setting.item_type is Secret:
+        if not isinstance(value, str):
+            raise takes_another(setting, written, "; put it in quotes")
+        return Secret(value)
     return _convert(setting, value, written, strict=True)
 
 
@@ -63,9 +76,11 @@ def takes_another(setting: Setting, written: str, hint: str = "") -> ConfigError
     """Return the error for a value that is none of those that a flag takes.
 
     Args:
-        written: the value as the user spelled it.
+        written: the value as the user spelled it; not shown where it is a secret.
         hint: what to do, behind the message.
     """
+    if setting.is_secret:
+        written = SHOWN
     return ConfigError(f"{setting.flag.name} takes {_kind_of(setting)}, not {written}{hint}")
 
 
@@ -95,12 +110,28 @@ def _json_object(setting: Setting, text: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{setting.flag.name}: not JSON: {text}; {_JSON_EXPECTED}") from error
+        found = SHOWN if setting.is_secret else text
+        # JSONDecodeError keeps the text, and a debugger would show it.
+        cause = None if setting.is_secret else error
+        raise ConfigError(f"{setting.flag.name}: not JSON: {found}; {_JSON_EXPECTED}") from cause
     return _mapping(setting, value)
 
 
 def _mapping(setting: Setting, value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
-        found = json.dumps(value, default=str)
+        found = SHOWN if setting.is_secret else json.dumps(value, default=str)
         raise ConfigError(f"{setting.flag.name}: {_JSON_EXPECTED}; found {found}")
-    return value
+    return _secrets(setting, value) if setting.is_secret else value
+
+
+def _secrets(setting: Setting, mapping: dict[str, Any]) -> dict[str, Secret]:
+    """Return a mapping of names to texts with its texts hidden."""
+    secrets = {}
+    for name, text in mapping.items():
+        if not isinstance(text, str):
+            raise ConfigError(
+                f"{setting.flag.name}: the value of {name} must be text, in quotes; found another "
+                "type"
+            )
+        secrets[name] = Secret(text)
+    return secrets

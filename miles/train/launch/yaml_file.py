@@ -16,7 +16,8 @@ import yaml
 
 from miles.common.flags import Setting, require_setting_allowed
 from miles.errors import ConfigError, SourceError
-from miles.train.launch.launch_line import require_fixed, require_known
+from miles.train.launch.fixed_flags import require_fixed
+from miles.train.launch.known_flags import require_known
 from miles.train.launch.values import from_yaml, takes_another
 
 

@@ -9,16 +9,19 @@ import warnings
 from typing import Any
 
 from miles.architecture.config import ModelShape
+from miles.architecture.sizes import padded_vocab_size
 from miles.train.config import RecomputeConfig
 from miles.train.model import device
 from miles.train.model.attention import PackedAttention
 from miles.train.model.norm import RMSNorm
+from miles.train.model.padding_rows import mask_padding_rows
 from miles.train.model.transformer_config import transformer_config
 from miles.train.parallel_layout import Layout
+from miles.train.precision import Precision
 
 
 def build_model(
-    shape: ModelShape, layout: Layout, *, bf16: bool, recompute: RecomputeConfig
+    shape: ModelShape, layout: Layout, *, precision: Precision, recompute: RecomputeConfig
 ) -> Any:
     """Return this rank's part of a `GPTModel`, on the GPU where there is one.
 
@@ -34,14 +37,14 @@ def build_model(
     layout.require_fits(shape)
     if shape.num_experts is not None:
         _define_te_general_gemm()
-    config = transformer_config(shape, layout, bf16=bf16, recompute=recompute)
+    config = transformer_config(shape, layout, precision=precision, recompute=recompute)
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = GPTModel(
             config=config,
             transformer_layer_spec=_block_spec(shape, config),
-            vocab_size=shape.vocab_size,
+            vocab_size=padded_vocab_size(shape, layout.tensor),
             max_sequence_length=shape.max_position_embeddings,
             pre_process=parallel_state.is_pipeline_first_stage(),
             post_process=parallel_state.is_pipeline_last_stage(),
@@ -53,6 +56,7 @@ def build_model(
             parallel_output=True,
         )
     model.model_type = "encoder_or_decoder"  # read by the pipeline schedules
+    mask_padding_rows(model, shape)
     return model.cuda() if device.has_gpu() else model
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
-from miles.train.config import OptimizerSettings
+from miles.train.model.dtypes import DTYPES
+from miles.train.optimizer_settings import OptimizerSettings
+from miles.train.precision import Precision
 
 
 def build_optimizer(
-    model: Any, settings: OptimizerSettings, num_steps: int, *, bf16: bool
+    model: Any, settings: OptimizerSettings, num_steps: int, *, precision: Precision
 ) -> tuple[Any, Any]:
     """Return the optimizer of a DDP-wrapped model, and its learning-rate scheduler.
 
@@ -29,8 +29,8 @@ def build_optimizer(
             adam_beta2=settings.adam_beta2,
             adam_eps=settings.adam_eps,
             clip_grad=settings.clip_grad,
-            bf16=bf16,
-            params_dtype=torch.bfloat16 if bf16 else torch.float32,
+            bf16=precision is Precision.BF16,
+            params_dtype=DTYPES[precision],
             use_distributed_optimizer=True,
         ),
         [model],

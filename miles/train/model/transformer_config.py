@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 
 from miles.architecture.config import ModelShape
 from miles.errors import ConfigError
 from miles.train.config import RecomputeConfig
 from miles.train.model import device
+from miles.train.model.dtypes import DTYPES
 from miles.train.parallel_layout import Layout
+from miles.train.precision import Precision
 
 
 def transformer_config(
-    shape: ModelShape, layout: Layout, *, bf16: bool, recompute: RecomputeConfig
+    shape: ModelShape, layout: Layout, *, precision: Precision, recompute: RecomputeConfig
 ) -> Any:
     """Return Megatron's `TransformerConfig` for a shape on a layout.
 
@@ -32,7 +33,7 @@ def transformer_config(
         )
 
     has_gpu = device.has_gpu()
-    dtype = torch.bfloat16 if bf16 else torch.float32
+    dtype = DTYPES[precision]
     return TransformerConfig(
         # the model
         num_layers=shape.num_layers,
@@ -52,7 +53,7 @@ def transformer_config(
         attention_dropout=0.0,
         **_expert_options(shape),
         # precision
-        bf16=bf16,
+        bf16=precision is Precision.BF16,
         params_dtype=dtype,
         pipeline_dtype=dtype,
         # the layout

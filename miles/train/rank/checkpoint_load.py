@@ -12,17 +12,19 @@ from typing import Any
 
 import torch
 
+from miles.architecture.sizes import padded_vocab_size
 from miles.common import safe_pickle, storage
 from miles.common.checkpoint_folder import SavedCheckpoint
 from miles.errors import CheckpointError
-from miles.train.rank import compatible_keys
+from miles.train.model.padding_rows import zero_padding_rows
+from miles.train.rank import compatible_keys, weight_boxes
 from miles.train.rank.trainer import Trainer
 
 _OPTIMIZER_FORMAT = {"distrib_optim_sharding_type": "fully_reshardable"}
 
 
 def load(trainer: Trainer, checkpoint: SavedCheckpoint, *, model_only: bool) -> None:
-    """Load a checkpoint into a trainer.
+    """Load a checkpoint, or the weights of a Hugging Face folder, into a trainer.
 
     Args:
         model_only: leave the optimizer and the schedule as they are, to begin from these weights.
@@ -31,6 +33,10 @@ def load(trainer: Trainer, checkpoint: SavedCheckpoint, *, model_only: bool) -> 
         CheckpointError: a model of another shape, or tensors that are missing.
     """
     from megatron.core import dist_checkpointing
+
+    if checkpoint.is_hugging_face:
+        weight_boxes.load_weights(trainer, checkpoint.url)
+        return
 
     with storage.local_folder(checkpoint.url, "checkpoint") as folder:
         safe_pickle.require_plain(folder, checkpoint.url)
@@ -55,6 +61,7 @@ def load(trainer: Trainer, checkpoint: SavedCheckpoint, *, model_only: bool) -> 
             ) from error
 
     trainer.gpt.load_state_dict(loaded["model"], strict=False)
+    zero_padding_rows(trainer.gpt, trainer.shape)
     if model_only:
         trainer.copy_weights_to_optimizer()
     else:
@@ -78,6 +85,7 @@ def state_to_save(
     state = _state(trainer, model, loading=False, model_only=model_only)
     state["model"] = compatible_keys.complete(model, trainer.shape)
     state["args"] = trainer.shape.checkpoint_args(
+        padded_vocab_size=padded_vocab_size(trainer.shape, trainer.layout.tensor),
         tensor=trainer.layout.tensor,
         pipeline=trainer.layout.pipeline,
         expert=trainer.layout.expert,

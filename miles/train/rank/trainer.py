@@ -51,7 +51,10 @@ class Trainer:
         self.settings = settings
         self.rank = rank
         model = build_model(
-            settings.shape, settings.layout, bf16=settings.bf16, recompute=settings.recompute
+            settings.shape,
+            settings.layout,
+            precision=settings.precision,
+            recompute=settings.recompute,
         )
         self.model = DistributedDataParallel(
             model.config,
@@ -62,7 +65,7 @@ class Trainer:
         )
         self.model.config.finalize_model_grads_func = finalize_model_grads
         self.optimizer, self.scheduler = build_optimizer(
-            self.model, settings.optimizer, settings.num_steps, bf16=settings.bf16
+            self.model, settings.optimizer, settings.num_steps, precision=settings.precision
         )
 
     @property

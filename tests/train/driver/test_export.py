@@ -14,13 +14,16 @@ from miles.train.config import TrainConfig
 from miles.train.driver.export import export_checkpoint, export_if_missing
 from miles.train.driver.run_log import RunLog
 
+TEMPLATE = "{{ messages }}"
+
 
 @pytest.fixture
 def exported(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
     """(checkpoint, target) of each conversion."""
     noted: list[tuple[str, str]] = []
 
-    def convert(load: str, hf_checkpoint: str, save: str) -> str:
+    def convert(load: str, hf_checkpoint: str, save: str, *, chat_template: str | None) -> str:
+        assert chat_template == TEMPLATE
         noted.append((load, save))
         return save
 
@@ -29,7 +32,8 @@ def exported(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
 
 
 def config_of(save_hf: str | None) -> TrainConfig:
-    data = DataConfig((SourceConfig("chat", ("chat.jsonl",)),), OrderConfig(), EncodeConfig("hf"))
+    encode = EncodeConfig("hf", TEMPLATE)
+    data = DataConfig((SourceConfig("chat", ("chat.jsonl",)),), OrderConfig(), encode)
     return TrainConfig("hf", "megatron", "run", data, save_hf=save_hf)
 
 

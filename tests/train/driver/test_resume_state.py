@@ -28,7 +28,9 @@ CURSOR = Cursor(
 
 
 def test_a_resumed_run_continues_from_what_was_kept() -> None:
-    state = ResumeState(CURSOR, num_metrics_lines=4, num_skipped_steps=1, eval_loss=2.5)
+    state = ResumeState(
+        CURSOR, num_metrics_lines=4, num_skipped_steps=1, eval_loss=2.5, chat_template=""
+    )
     kept = json.loads(json.dumps(state.to_json()))
     start = StartPoint(SavedCheckpoint("run/iter_0000004", 4, kept), is_resume=True)
     assert ResumeState.of(start) == state
@@ -42,6 +44,8 @@ def test_the_file_has_these_keys() -> None:
         "skipped_steps": 0,
         "eval_loss": None,
     }
+    with_template = ResumeState(CURSOR, chat_template="{{ messages }}").to_json()
+    assert with_template == {**ResumeState(CURSOR).to_json(), "chat_template": "{{ messages }}"}
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf, None])

@@ -21,9 +21,10 @@ import pytest
 from miles.common import run_folder, storage
 from miles.data.config import DataConfig, EncodeConfig, OrderConfig, SourceConfig
 from miles.errors import ConfigError
-from miles.train.config import LoggingConfig, TrainConfig
+from miles.train.config import TrainConfig
 from miles.train.driver.metrics import Metrics
 from miles.train.driver.sinks import MetricsLog, open_sinks
+from miles.train.logging_config import LoggingConfig
 
 
 def line(step: int) -> Metrics:

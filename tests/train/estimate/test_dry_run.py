@@ -11,15 +11,21 @@ from typing import Any
 import numpy as np
 import pytest
 import ray
+import torch
 from rich.console import Console
 
+from miles.architecture.families import hf_shapes, shape_of
+from miles.common.checkpoint_tracker import RELEASE, write_tracker
+from miles.convert.safetensors_files import ShardedWriter, Spec
 from miles.data.files.manifest import build_manifest
 from miles.data.stream import stages
 from miles.data.stream.survey import SAMPLE_ROWS, sample_rows, take_sample
-from miles.errors import ConfigError, DataError
+from miles.errors import CheckpointError, ConfigError, DataError
+from miles.train.driver.loop import train
 from miles.train.estimate.dry_run import dry_run
 from miles.train.launch.arguments import parse
 from tests.support.launch import QWEN3
+from tests.support.models import edit_config
 from tests.support.streams import demo_settings, demo_tokenizer
 
 QWEN3_235B = {
@@ -104,7 +110,7 @@ def test_qwen3_4b(folder: Path, tmp_path: Path, gpus: int) -> None:
     assert optimizer == pytest.approx(4_022_468_096 * 12 / gpus / 2**30, abs=0.01)
     assert total < 192
     assert "missing" in text
-    assert "miles convert hf-to-megatron" in text
+    assert "no weights there" in text
     assert not save.exists()
 
 
@@ -146,12 +152,55 @@ def test_what_stops_a_run_stops_the_dry_run(folder: Path, tmp_path: Path) -> Non
         printed(words(folder, tmp_path, "4b", "--max-sample-tokens", "8"))
 
 
+def test_weights_are_compared_by_their_headers(folder: Path, tmp_path: Path) -> None:
+    """The files have the size of real ones, and hold nothing but holes behind the headers."""
+    hf = shutil.copytree(folder / "4b", tmp_path / "hf")
+    shapes = hf_shapes(shape_of(QWEN3, ""))
+    specs = {name: Spec(torch.bfloat16, sizes) for name, sizes in shapes.items()}
+    ShardedWriter(hf, specs, dict.fromkeys(specs, "model.safetensors")).close()
+
+    line = words(folder, tmp_path / "run", str(hf), *FOUR_B)
+    assert f"{hf},eachrankreadsitsownpart" in "".join(printed(line).split())
+    edit_config(hf, head_dim=64)
+    for start in (printed, lambda line: train(parse(line))):
+        with pytest.raises(CheckpointError, match=r"q_proj\.weight has shape \(4096, 2560\); conf"):
+            start(line)
+
+
 def test_tensor_ranks_across_nodes_are_warned_of(folder: Path, tmp_path: Path) -> None:
     line = "--actor-num-nodes 2 --actor-num-gpus-per-node 2 --tensor-model-parallel-size 4"
     layout = line.split()
     text = printed(words(folder, tmp_path, "4b", *FOUR_B, *layout))
     assert "the 4 tensor-parallel ranks of a replica do not lie on one node of 2" in text
     assert "warning" not in printed(words(folder, tmp_path, "4b", *FOUR_B, *layout[:4]))
+
+
+def test_ids_beyond_the_vocabulary_stop_both(folder: Path, tmp_path: Path) -> None:
+    small = shutil.copytree(folder / "4b", tmp_path / "small")
+    edit_config(small, vocab_size=2047)
+    (tmp_path / "release").mkdir()
+    (tmp_path / "release/metadata.json").touch()
+    write_tracker(str(tmp_path), RELEASE)
+    line = words(folder, tmp_path, str(small), *FOUR_B)
+
+    for start in (printed, lambda line: train(parse(line))):
+        with pytest.raises(ConfigError, match=r"1 of the tokenizer's 2048 tokens .* is 2047; "):
+            start(line)
+    edit_config(small, vocab_size=2048)
+    assert "fingerprint" in printed(line)
+
+
+def test_rows_of_padding_are_counted(folder: Path, tmp_path: Path) -> None:
+    uneven = shutil.copytree(folder / "4b", tmp_path / "uneven")
+    edit_config(uneven, vocab_size=151_935)
+    line = words(folder, tmp_path, str(uneven), *FOUR_B, "--actor-num-gpus-per-node", "2")
+    even = words(folder, tmp_path, "4b", *FOUR_B, "--actor-num-gpus-per-node", "2")
+    tensor = ["--tensor-model-parallel-size", "2"]
+
+    text = printed([*line, *tensor])
+    assert "151,935 tokens, padded to 151,936 rows, which 2 tensor-parallel ranks divide" in text
+    assert memory_row(text, 0) == memory_row(printed([*even, *tensor]), 0)
+    assert "padded" not in printed(line)
 
 
 def test_names_are_printed_as_they_are(folder: Path, tmp_path: Path) -> None:

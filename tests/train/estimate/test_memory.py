@@ -18,11 +18,17 @@ from miles.train.config import KEEP_ALL, RecomputeConfig
 from miles.train.estimate.memory import estimate
 from miles.train.model import process_groups
 from miles.train.parallel_layout import Layout
+from miles.train.precision import Precision
 from tests.support.ranks import batch, run_ranks, start, trainer_settings
 
 DENSE = ModelShape("qwen3", 4, 64, 160, 4, 2, 16, 512, 256, 1e6, 1e-6, True, True, False)
 UNTIED = replace(
-    DENSE, model_type="qwen2", tied_embeddings=False, qk_layernorm=False, add_qkv_bias=True
+    DENSE,
+    model_type="qwen2",
+    tied_embeddings=False,
+    qk_layernorm=False,
+    add_qkv_bias=True,
+    vocab_size=513,  # two tensor-parallel ranks need a row of padding
 )
 EXPERTS = replace(
     UNTIED,
@@ -54,8 +60,8 @@ EXPERT_LAYOUTS = {
     ],
 }
 
-Job = tuple[ModelShape, Layout, bool]
-"""Model, layout, bf16."""
+Job = tuple[ModelShape, Layout, Precision]
+"""Model, layout, precision."""
 
 
 def held(layout: Layout, rank: int, meeting: Path, jobs: list[Job]) -> list[dict[str, int]]:
@@ -63,9 +69,9 @@ def held(layout: Layout, rank: int, meeting: Path, jobs: list[Job]) -> list[dict
     from miles.train.rank.trainer import Trainer
 
     counted = []
-    for number, (shape, of_job, bf16) in enumerate(jobs):
+    for number, (shape, of_job, precision) in enumerate(jobs):
         start(of_job, rank, meeting.with_name(f"meeting-{number}"))
-        trainer = Trainer(trainer_settings(shape, of_job, bf16=bf16), rank)
+        trainer = Trainer(trainer_settings(shape, of_job, precision=precision), rank)
         report, micro_batches = batch(0, of_job)
         trainer.train_step(report, micro_batches[of_job.data_rank(rank)])
         buffers = [*trainer.model.buffers, *trainer.model.expert_parallel_buffers]
@@ -73,7 +79,7 @@ def held(layout: Layout, rank: int, meeting: Path, jobs: list[Job]) -> list[dict
         for optimizer in trainer.optimizer.chained_optimizers:
             for state in optimizer.optimizer.state.values():
                 states += state.values()
-            if bf16:  # the masters
+            if precision is Precision.BF16:  # the masters
                 for group in optimizer.shard_fp32_from_float16_groups:
                     states += group
         weights = {parameter.untyped_storage().data_ptr() for parameter in trainer.gpt.parameters()}
@@ -104,16 +110,18 @@ def test_the_estimate_is_what_ranks_hold(world: int) -> None:
         (UNTIED, LAYOUTS[world]),
         (EXPERTS, EXPERT_LAYOUTS[world]),
     ):
-        jobs += [(shape, layout, False) for layout in layouts]
-    jobs += [(UNTIED, layout, True) for layout in LAYOUTS[world][:2]]
-    jobs.append((EXPERTS, EXPERT_LAYOUTS[world][0], True))
+        jobs += [(shape, layout, Precision.FP32) for layout in layouts]
+    jobs += [(UNTIED, layout, Precision.BF16) for layout in LAYOUTS[world][:2]]
+    jobs.append((EXPERTS, EXPERT_LAYOUTS[world][0], Precision.BF16))
 
     by_rank = run_ranks(held, Layout(world), jobs)
-    for number, (shape, layout, bf16) in enumerate(jobs):
-        stages = estimate(shape, layout, bf16=bf16, max_tokens_per_gpu=64, recompute=KEEP_ALL)
+    for number, (shape, layout, precision) in enumerate(jobs):
+        stages = estimate(
+            shape, layout, precision=precision, max_tokens_per_gpu=64, recompute=KEEP_ALL
+        )
         for counted in (of_rank[number] for of_rank in by_rank):
             stage = stages[counted["stage"]]
-            where = f"{shape.model_type} {layout} bf16={bf16}: {counted} against {stage}"
+            where = f"{shape.model_type} {layout} {precision}: {counted} against {stage}"
             assert stage.weights == counted["weights"], where
             assert stage.gradients == pytest.approx(counted["gradients"], rel=0.1), where
             # Ranks divide the buffer, not the parameters: one may have a few more than its share.
@@ -132,7 +140,7 @@ def saved(
     start(layout, rank, meeting)
     sizes = []
     for shape in shapes:
-        model = build_model(shape, layout, bf16=False, recompute=KEEP_ALL)
+        model = build_model(shape, layout, precision=Precision.FP32, recompute=KEEP_ALL)
         weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
         storages: dict[int, int] = {}
         kept: list[Any] = []  # else an address might come again
@@ -166,7 +174,7 @@ def test_activations_are_about_what_autograd_keeps() -> None:
     (counted,) = run_ranks(saved, Layout(1), larger, 200)
     for shape, size in zip(larger, counted, strict=True):
         (stage,) = estimate(
-            shape, Layout(1), bf16=False, max_tokens_per_gpu=200, recompute=KEEP_ALL
+            shape, Layout(1), precision=Precision.FP32, max_tokens_per_gpu=200, recompute=KEEP_ALL
         )
 
         # Without a GPU nothing is fused: a norm also keeps its normalized values, and the
@@ -179,7 +187,9 @@ def test_activations_are_about_what_autograd_keeps() -> None:
 
 
 def activations(layout: Layout, recompute: RecomputeConfig = KEEP_ALL) -> list[int]:
-    stages = estimate(DENSE, layout, bf16=True, max_tokens_per_gpu=64, recompute=recompute)
+    stages = estimate(
+        DENSE, layout, precision=Precision.BF16, max_tokens_per_gpu=64, recompute=recompute
+    )
     return [stage.activations for stage in stages]
 
 
@@ -256,7 +266,7 @@ def test_the_docs_example_is_computed() -> None:
     (stage,) = estimate(
         QWEN3_4B,
         Layout(8, tensor=2, sequence_parallel=True),
-        bf16=True,
+        precision=Precision.BF16,
         max_tokens_per_gpu=9216,
         recompute=RecomputeConfig("full", "uniform", 1),
     )

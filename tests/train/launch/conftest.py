@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 
-from tests.support.launch import QWEN3
+from tests.support.launch import write_model
 
 
 @pytest.fixture
 def base(tmp_path: Path) -> list[str]:
-    (tmp_path / "config.json").write_text(json.dumps(QWEN3))
+    write_model(tmp_path)
     return ["--hf-checkpoint", str(tmp_path), "--prompt-data", "rows.parquet", "--save", "run"]

@@ -13,11 +13,12 @@ import pytest
 import yaml
 
 from miles.architecture.families import read_shape
-from miles.common.flags import Setting
+from miles.common.flags import Setting, flag_of
 from miles.data.config import DataConfig, EncodeConfig, RowFormat
 from miles.errors import ConfigError
 from miles.train.launch.arguments import parse
-from miles.train.launch.launch_line import ALWAYS, ONE_VALUE, SIZES, SWITCHES, flag_of
+from miles.train.launch.fixed_flags import ALWAYS, ONE_VALUE, REPLACED
+from miles.train.launch.model_flags import EXPERT_LAYERS, SIZES, SWITCHES
 from miles.train.launch.parser import launch_settings
 from tests.support.launch import QWEN3_MOE, words_of
 
@@ -157,6 +158,7 @@ VALUES: dict[str, Any] = {
     "max_sample_tokens": 100,
     "expert_tensor_parallel_size": 1,  # without the flag it is the tensor size
     **{one.name: one.values[-1] for one in ONE_VALUE},
+    EXPERT_LAYERS: "[1]*4",
 }
 """A value for each flag that does not take just any number or word."""
 
@@ -185,8 +187,10 @@ CHANGES_NOTHING = {
     "history",  # has one value so far
     *(one.name for one in ONE_VALUE),
     *ALWAYS,
+    *(one.name for one in REPLACED),
     *SIZES,  # are compared
     *SWITCHES,
+    EXPERT_LAYERS,
 }
 
 

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from miles.common.flags import flag_of
 from miles.errors import ConfigError
 from miles.train.launch.arguments import parse
 from miles.train.launch.flags_table import table
-from miles.train.launch.launch_line import REFUSALS, flag_of
 from miles.train.launch.parser import build_parser, launch_settings
+from miles.train.launch.refusals import REFUSALS
 from tests.support.launch import OneMore, Weather
 
 
@@ -67,5 +68,7 @@ def test_the_page_of_flags_is_current() -> None:
 
 def test_no_flag_is_also_refused() -> None:
     for refusal in REFUSALS:
+        for setting in launch_settings().values():
+            assert not refusal.covers(setting.flag.key_in_yaml), setting.flag.name
         for name in refusal.names.split():
             assert flag_of(name.replace("*", "x")) not in launch_settings(), name

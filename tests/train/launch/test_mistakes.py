@@ -34,14 +34,17 @@ from miles.train.launch.arguments import parse
             "--sglang-mem-fraction-static 0.7",
             "--sglang-mem-fraction-static belongs to the engines that generate",
         ),
-        ("--colocate", "--colocate belongs to the engines that generate rollouts"),
+        (
+            "--colocate",
+            "--colocate belongs to sharing GPUs between training and the engines that generate",
+        ),
         ("--n-samples-per-eval-prompt 4", "evaluation here is the loss on --eval-prompt-data"),
         (
             "--train-iters 100",
             "--train-iters is the length of a run by other names; give --num-epoch, or --num-roll",
         ),
         ("--micro-batch-size 1", "packed into micro-batches of --max-tokens-per-gpu"),
-        ("--lora-rank 16", "--lora-rank is not supported yet; leave it out"),
+        ("--lora-rank 16", "--lora-rank belongs to LoRA, which is not supported yet; leave it out"),
         (
             "--max-token-per-gpu 100",
             "there is no flag --max-token-per-gpu; did you mean --max-tokens-per-gpu?",
@@ -84,10 +87,7 @@ from miles.train.launch.arguments import parse
             "--context-parallel-size 2",
             "--context-parallel-size 2: context parallelism is not supported yet; leave it out",
         ),
-        (
-            "--sequence-parallel",
-            "--sequence-parallel spreads tokens over tensor-parallel ranks: give --tensor",
-        ),
+        ("--bf16 --no-bf16", "--bf16 and --no-bf16 contradict one another; give one"),
         (
             "--actor-num-gpus-per-node 3 --tensor-model-parallel-size 2",
             "3 ranks .* cannot be divided",
@@ -124,6 +124,8 @@ from miles.train.launch.arguments import parse
         ),
         ("--apply-chat-template-kwargs [1]", "a JSON object was expected"),
         ("--prompt-data a b c", "--prompt-data takes one path, or NAME PATH pairs"),
+        ("--prompt-data rows.jsonl@[0:100]", "a slice of the rows is not supported; write these"),
+        ("--prompt-data a rows.jsonl@[:-5] b c", "a slice of the rows is not supported"),
         ("--chat-template-path nowhere.jinja", "nowhere.jinja: no such file"),
         ("--config nowhere.yaml", "nowhere.yaml: no such file"),
         ("--lr five", "--lr takes a number, not 'five'"),

@@ -1,0 +1,85 @@
+"""The settings of the optimizer and its learning rate. The names are Megatron's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from miles.common.flags import Flag, check_settings
+from miles.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class OptimizerSettings:
+    """The optimizer, Adam. Names and meanings as in Megatron's flags."""
+
+    lr: Annotated[float, Flag("--lr", "RATE", "highest learning rate")] = 1e-5
+    min_lr: Annotated[float, Flag("--min-lr", "RATE", "learning rate at the end of the decay")] = (
+        0.0
+    )
+    lr_decay_style: Annotated[
+        str,
+        Flag(
+            "--lr-decay-style",
+            "STYLE",
+            "how the rate falls from --lr to --min-lr",
+            choices=("constant", "linear", "cosine", "inverse-square-root"),
+        ),
+    ] = "cosine"
+    lr_warmup_iters: Annotated[
+        int,
+        Flag("--lr-warmup-iters", "STEPS", "steps over which the rate rises from 0", minimum=0),
+    ] = 0
+    lr_warmup_fraction: Annotated[
+        float | None,
+        Flag("--lr-warmup-fraction", "SHARE", "the same, as a share of the run's steps"),
+    ] = None
+    weight_decay: Annotated[
+        float, Flag("--weight-decay", "X", "weight decay of matrices; norms and biases have none")
+    ] = 0.1
+    adam_beta1: Annotated[float, Flag("--adam-beta1", "X", "decay of the first moment")] = 0.9
+    adam_beta2: Annotated[float, Flag("--adam-beta2", "X", "decay of the second moment")] = 0.95
+    adam_eps: Annotated[
+        float, Flag("--adam-eps", "X", "added to the root of the second moment")
+    ] = 1e-8
+    clip_grad: Annotated[
+        float,
+        Flag(
+            "--clip-grad",
+            "X",
+            "global norm above which the gradient is scaled down; 0: it never is",
+        ),
+    ] = 1.0
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        if not 0 <= self.min_lr <= self.lr:
+            raise ConfigError(f"--min-lr {self.min_lr} must lie between 0 and --lr {self.lr}")
+        if self.lr_warmup_fraction is not None:
+            if self.lr_warmup_iters:
+                raise ConfigError(
+                    "--lr-warmup-iters and --lr-warmup-fraction say the same; give one of them"
+                )
+            if not 0 <= self.lr_warmup_fraction < 1:
+                raise ConfigError(
+                    f"--lr-warmup-fraction must be in [0, 1), not {self.lr_warmup_fraction}"
+                )
+
+    def warmup_steps(self, num_steps: int) -> int:
+        """Return the number of steps of the warm-up in a run of `num_steps`."""
+        if self.lr_warmup_fraction is not None:
+            return int(self.lr_warmup_fraction * num_steps)
+        return self.lr_warmup_iters
+
+
+def check_schedule(settings: OptimizerSettings, num_steps: int) -> None:
+    """Check the learning rate's schedule against the length of the run.
+
+    Raises:
+        ConfigError: the warm-up is not shorter than the run.
+    """
+    if settings.warmup_steps(num_steps) >= num_steps:
+        raise ConfigError(
+            f"--lr-warmup-iters {settings.lr_warmup_iters} is not shorter than the run, which has "
+            f"{num_steps} steps; lower it, or train for more steps"
+        )

@@ -1,0 +1,165 @@
+"""Any box of a Megatron tensor is the one that the layout gives, from any store, in little memory."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+from miles.architecture import families
+from miles.architecture.config import ModelShape
+from miles.architecture.families import hf_shapes, model_types, parameters_of
+from miles.architecture.parameters import Parameter
+from miles.common import storage
+from miles.convert import hf_boxes
+from miles.convert.hf_boxes import HfTensors, RowRun, runs_in
+from miles.convert.safetensors_files import SINGLE, ShardedWriter, Spec, Weights
+from tests.support.launch import QWEN3
+from tests.support.processes import PROJECT
+
+DTYPES = (torch.float32, torch.bfloat16)
+
+
+def shape_of(model_type: str) -> ModelShape:
+    """Return sizes of which no two are the same: 3 groups of 2 heads of 5, 2 layers, 37 rows."""
+    return ModelShape(
+        *(model_type, 2, 14, 22, 6, 3, 5, 37, 64, 1e6, 1e-6, False),
+        qk_layernorm="qwen3" in model_type,
+        add_qkv_bias=model_type == "qwen2",
+        num_experts=4 if model_type.endswith("moe") else None,
+        moe_ffn_hidden_size=8,
+    )
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], str]:
+    """The URL of a model of every family, local and remote."""
+    urls = {}
+
+    for model_type in model_types():
+        folder = tmp_path_factory.mktemp(model_type)
+        generator = torch.Generator().manual_seed(3)
+        tensors = {
+            name: torch.randn(sizes, generator=generator)
+            for name, sizes in hf_shapes(shape_of(model_type)).items()
+        }
+
+        save_file(tensors, folder / SINGLE)
+        urls[model_type, "local"] = str(folder)
+        urls[model_type, "remote"] = f"memory://{folder.name}"
+        storage.upload_folder(folder, urls[model_type, "remote"])
+    return urls
+
+
+@cache
+def opened(url: str, model_type: str) -> HfTensors:
+    return HfTensors(Weights(url), shape_of(model_type))
+
+
+def converted(folder: str, parameter: Parameter, place: tuple[int, ...], rows: int) -> torch.Tensor:
+    """Return a Megatron tensor as the layout alone makes it, with rows of zeros up to a number."""
+    stored = load_file(Path(folder, SINGLE))
+    tensor = torch.zeros(rows, *parameter.shape[1:])
+    parts = parameter.layout(tensor[: parameter.shape[0]])
+    for name, part in zip(parameter.hf_names(place), parts, strict=True):
+        part.copy_(stored[name].view(part.shape))
+    return tensor
+
+
+@given(data=st.data())
+@settings(deadline=None, max_examples=300)
+def test_any_box_is_the_one_of_the_layout(folders: dict[Any, str], data: Any) -> None:
+    model_type = data.draw(st.sampled_from(model_types()))
+    shape = shape_of(model_type)
+    parameter = data.draw(st.sampled_from(parameters_of(shape)), label="parameter")
+    place = tuple(data.draw(st.integers(0, size - 1)) for size in parameter.stack(shape))
+    num_rows = parameter.shape[0] + (3 if parameter.is_vocabulary else 0)
+    offsets: list[int] = []
+    ends: list[int] = []
+    for size in (num_rows, *parameter.shape[1:]):
+        is_whole = data.draw(st.booleans())
+        begin = 0 if is_whole else data.draw(st.integers(0, size - 1))
+        offsets.append(begin)
+        ends.append(size if is_whole else data.draw(st.integers(begin + 1, size)))
+    dtype = data.draw(st.sampled_from(DTYPES))
+    where = data.draw(st.sampled_from(("local", "remote")))
+
+    sizes = [end - offset for end, offset in zip(ends, offsets, strict=True)]
+    target = torch.full(sizes, 7.0, dtype=dtype)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hf_boxes, "CHUNK_BYTES", data.draw(st.sampled_from((1, 150, 1000))))
+        tensors = opened(folders[model_type, where], model_type)
+        tensors.read(parameter.megatron, place, offsets, target)
+
+    expected = converted(folders[model_type, "local"], parameter, place, num_rows)
+    assert torch.equal(target, expected[*map(slice, offsets, ends)].to(dtype))
+
+
+def test_a_target_that_is_a_view(folders: dict[Any, str]) -> None:
+    """The ranks' weights are parts of larger buffers, and some are not contiguous."""
+    shape = shape_of("llama")
+    parameter = next(p for p in parameters_of(shape) if "linear_fc2" in p.megatron)
+    expected = converted(folders["llama", "local"], parameter, (1,), parameter.shape[0])
+    room = torch.zeros(parameter.shape[1], parameter.shape[0])
+    tensors = opened(folders["llama", "local"], "llama")
+    tensors.read(parameter.megatron, (1,), (0, 0), room.t())
+    assert torch.equal(room.t(), expected)
+
+
+def test_rows_of_a_grouped_projection() -> None:
+    shape = shape_of("qwen3")
+    parameter = next(p for p in parameters_of(shape) if p.megatron.endswith("linear_qkv.weight"))
+    # A group is 10 rows of queries, 5 of its key, 5 of its value.
+    queries, keys, values = runs_in(parameter, 15, 45)
+    assert queries == [RowRun(10, 20, 10), RowRun(20, 40, 5)]
+    assert keys == [RowRun(5, 30, 5)]
+    assert values == [RowRun(0, 15, 5), RowRun(5, 35, 5)]
+
+
+MEASURE = """
+import json, sys, torch
+from pathlib import Path
+from miles.architecture.families import shape_of
+from miles.convert.hf_boxes import HfTensors
+from miles.convert.safetensors_files import Weights
+
+def peak():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+
+folder = sys.argv[1]
+config = json.loads(Path(folder, "config.json").read_text())
+tensors = HfTensors(Weights(folder), shape_of(config, folder))
+quarter = torch.ones(2048, 8192)
+before = peak()
+tensors.read("decoder.layers.mlp.linear_fc2.weight", (0,), (0, 8192), quarter)
+print(peak() - before)
+"""
+
+
+@pytest.fixture
+def large(tmp_path: Path) -> Path:
+    """A model whose down projection has 256 MB, in a file with holes for zeros."""
+    sizes = {"hidden_size": 2048, "intermediate_size": 32_768, "num_hidden_layers": 1}
+    config = {**QWEN3, **sizes, "vocab_size": 8, "architectures": ["Qwen3ForCausalLM"]}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    shapes = hf_shapes(families.shape_of(config, ""))
+    specs = {name: Spec(torch.float32, sizes) for name, sizes in shapes.items()}
+    ShardedWriter(tmp_path, specs, dict.fromkeys(specs, SINGLE)).close()
+    return tmp_path
+
+
+def test_columns_take_a_buffer_and_no_more(large: Path) -> None:
+    """A rank's quarter of the columns: the tensor of 256 MB is never in memory."""
+    words = [sys.executable, "-c", MEASURE, str(large)]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=PROJECT, check=True)
+    assert int(done.stdout) < 64e6, f"{int(done.stdout):,} bytes"
