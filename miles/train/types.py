@@ -4,6 +4,7 @@ driver  -- RankSetup -->             rank    once an attempt: settings, and wher
 driver  <-- StepResult --            rank    after each step
 driver  <-- EvalSums --              rank    after each evaluation
 driver  <-- SaveStage, SaveFailure   rank    while a checkpoint is written
+driver  <-- ExportPart               rank    after each export of the weights
 """
 
 from __future__ import annotations
@@ -186,3 +187,12 @@ class SaveFailure:
     """The failure of a checkpoint that could not be written."""
 
     reason: str
+
+
+@dataclass(frozen=True)
+class ExportPart:
+    """What a rank has written of an export to Hugging Face's format."""
+
+    num_bytes: int
+    failure: SaveFailure | None = None
+    """why it could not write its part"""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import pickle
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from miles.architecture.config import HfConfig
 from miles.architecture.families import hf_shapes, model_types, parameters_of, read_shape, shape_of
 from miles.architecture.parameters import EXPERTS_NORM, FUSED_NORM
 from miles.common.checkpoint_folder import SavedCheckpoint
+from miles.convert.export_plan import ExportPlan
 from miles.convert.hf_to_megatron import hf_to_megatron
 from miles.convert.megatron_to_hf import megatron_to_hf
 from miles.convert.verify import verify
@@ -168,7 +170,8 @@ def reload(
 ) -> None:
     """Load the converted checkpoints into ranks of a layout, and save them, as training does.
 
-    Started straight from the Hugging Face folder, the ranks have the same weights, bit by bit.
+    The ranks also write an export. Started straight from the Hugging Face folder, they have the
+    same weights, bit by bit.
     """
     from miles.common import checkpoint_folder
     from miles.train.rank import checkpoint_load, checkpoint_writer
@@ -184,6 +187,7 @@ def reload(
         assert found is not None
         checkpoint_load.load(trainer, found, model_only=True)
         checkpoint_writer.save(trainer, save, 1, {}, model_only=True)
+        write_export(trainer, model, Path(f"{save}-ranks"))
         require_straight_start(trainer, model, found)
 
     # Weights that are stored in another dtype than they are trained in.
@@ -194,6 +198,24 @@ def reload(
     found = checkpoint_folder.find(models[0].megatron)
     assert found is not None
     require_straight_start(trainer, models[0], found)
+
+
+def write_export(trainer: Any, model: Converted, folder: Path) -> None:
+    """Export the weights of all ranks."""
+    from miles.train.rank import weight_boxes
+
+    plan = ExportPlan(model.hf, trainer.shape, defaultdict(lambda: torch.float32))
+    if trainer.rank == 0:
+        folder.mkdir()
+        plan.create(folder).close()
+        plan.complete(folder, None)
+    torch.distributed.barrier()
+
+    part = weight_boxes.write_weights(trainer, folder)
+    assert part.failure is None
+    num_bytes = torch.tensor(part.num_bytes)
+    torch.distributed.all_reduce(num_bytes)
+    assert num_bytes == plan.num_bytes, "each byte is written once"
 
 
 def require_straight_start(trainer: Any, model: Converted, found: SavedCheckpoint) -> None:
@@ -240,6 +262,7 @@ def test_loaded_and_saved_at_any_layout(
         assert not verify(converted[name].hf, save).differences
         megatron_to_hf(save, converted[name].hf, f"{save}-back")
         require_same_files(Path(converted[name].hf), Path(f"{save}-back"))
+        require_same_files(Path(converted[name].hf), Path(f"{save}-ranks"))
         table[
             name, f"loaded at {layout.removesuffix(' with experts')}, saved, and back: every file"
         ] = "the same"

@@ -142,7 +142,8 @@ def test_weights_to_begin_with_have_an_order(tmp_path: Path) -> None:
 
     run = torch_dist(tmp_path / "earlier", "iter_0000007", extra="{}")
     assert start(save, load=run, ref_load=other) == (f"{run}/iter_0000007", True)
-    assert start(run, load=converted, ref_load=other) == (f"{run}/iter_0000007", True)
+    own = torch_dist(tmp_path / "own", "iter_0000007", extra="{}")
+    assert start(own, load=run, ref_load=other) == (f"{own}/iter_0000007", True)
 
 
 def test_no_weights_are_named_with_the_remedy(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from miles.data.stream.feed import Feed
 from miles.train.config import TrainConfig
 from miles.train.driver.cluster import require_shared_folder
 from miles.train.driver.evaluator import Evaluator
+from miles.train.driver.export import remove_unfinished
 from miles.train.driver.group import TrainerGroup
 from miles.train.driver.metrics import RunConstants
 from miles.train.driver.resume_state import ResumeState
@@ -76,6 +77,8 @@ def start_trainers(run: Run, start: StartPoint, data: AttemptData, cleanup: Exit
     config = run.config
     for name in checkpoint_folder.remove_unfinished(config.save):
         run.run_log.write(f"removed  {name}, a checkpoint that was never complete")
+    for folder in remove_unfinished(config):
+        run.run_log.write(f"removed  {folder}, an export that was never complete")
     storage.write_text(storage.join(config.run_dir, run_folder.CONFIG), describe(config))
     settings = dataclasses.asdict(config)
     sinks = open_sinks(config.logging, config.run_dir, data.feed.first_step, settings)

@@ -1,22 +1,28 @@
-"""The weights of a rank as boxes of Megatron tensors, and their start from a Hugging Face folder.
+"""The weights of a rank as boxes of Megatron tensors, read from Hugging Face's files and written.
 
     GPTModel.sharded_state_dict()   ->   boxes: key, place of the layer and expert, offsets, data
-    safetensors                     ->   each box's data, in place
+    safetensors                     ->   each box's data, in place        load_weights
+    each box's data                 ->   its place in safetensors         write_weights
 
-A box is what the rank holds of a tensor, on any layout. Each rank reads its own boxes; the same
-weights are there as after loading the converted checkpoint.
+A box is what the rank holds of a tensor, on any layout. Each rank reads and writes its own. After
+reading, the same weights are there as after loading the converted checkpoint; what all ranks have
+written together is what converting a checkpoint of this moment would write.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from miles.common.storage import Report
 from miles.convert import hf_boxes, parallel
+from miles.convert.box_writer import BoxWriter
+from miles.errors import CheckpointError
 from miles.train.rank.trainer import Trainer
+from miles.train.types import ExportPart, SaveFailure
 
 
 @dataclass(frozen=True)
@@ -82,3 +88,31 @@ def load_weights(trainer: Trainer, url: str) -> None:
 
     parallel.each(weight_boxes(trainer.gpt), read)
     trainer.copy_weights_to_optimizer()
+
+
+def write_weights(trainer: Trainer, folder: Path) -> ExportPart:
+    """Write the weights whose main copy this rank holds into the files of a folder.
+
+    Args:
+        folder: local, shared by all ranks, with files of the full size (`ExportPlan.create`).
+
+    Returns:
+        the bytes that are on the disk now, or why they are not.
+    """
+    try:
+        writer = BoxWriter(folder, trainer.shape)
+    except (CheckpointError, OSError) as error:
+        return ExportPart(0, SaveFailure(str(error)))
+
+    def write(box: WeightBox, report: Report) -> int:
+        return writer.write(box.key, box.place, box.offsets, box.data)
+
+    own_boxes = [box for box in weight_boxes(trainer.gpt) if box.is_main]
+    try:
+        num_bytes = sum(parallel.each(own_boxes, write))
+        writer.sync()
+    except OSError as error:
+        return ExportPart(0, SaveFailure(f"{folder}: {error}"))
+    finally:
+        writer.close()
+    return ExportPart(num_bytes)
