@@ -310,7 +310,8 @@ class TrainConfig:
         Flag(
             "--num-rollout",
             "STEPS",
-            "a limit on the steps",
+            "steps of the run, over as many epochs as they take; beside --num-epoch, the smaller one "
+            "counts",
             minimum=1,
             default="all steps of --num-epoch",
         ),
@@ -386,6 +387,14 @@ class TrainConfig:
     def for_device(self, *, has_gpus: bool) -> Self:
         """Return the settings with those filled in that depend on the ranks' device."""
         return self if self.precision else replace(self, bf16=has_gpus)
+
+    @property
+    def streamed_data(self) -> DataConfig:
+        """Return the data as the stream of the run takes it, which knows the steps it has to last.
+
+        `data` without it ends after `num_epoch`, or one epoch.
+        """
+        return replace(self.data, order=replace(self.data.order, max_steps=self.num_rollout))
 
     @property
     def run_dir(self) -> str:

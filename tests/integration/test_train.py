@@ -159,7 +159,8 @@ def test_run_evaluates_answers_keeps_and_exports(folder: Path, tmp_path: Path) -
     assert said[1] == "no GPU: computing in float32 on the CPU (--bf16: in bfloat16)"
     assert json.loads((tmp_path / "run/config.json").read_text())["bf16"] is False
     assert said[2].startswith("evaluation: ")
-    assert said[3].endswith("megatron/release")
+    assert said[3] == "7 steps: --num-rollout 7 ends before --num-epoch 1, 21 an epoch x 1"
+    assert said[4].endswith("megatron/release")
     assert said.count("checkpoint") == 4
     assert said.count("removed") == 4 - len(kept)
     assert said[-1] == "finished"

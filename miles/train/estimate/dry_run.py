@@ -27,6 +27,7 @@ from miles.train.estimate.memory import StageMemory, estimate
 from miles.train.optimizer_settings import check_schedule
 from miles.train.parallel_layout import Layout
 from miles.train.precision import Precision
+from miles.train.run_length import run_length, run_steps
 from miles.train.types import StartPoint
 
 CARDS_GIB = (24, 40, 48, 80, 141, 192)
@@ -67,8 +68,8 @@ def dry_run(config: TrainConfig, console: Console, notices: Sequence[str] = ()) 
         recompute=config.recompute,
     )
     require_ids_fit(config.data.encode, shape.vocab_size, config.hf_checkpoint)
-    surveyed = survey(config.data)
-    num_steps = min(surveyed.plan.num_steps, config.num_rollout or surveyed.plan.num_steps)
+    surveyed = survey(config.streamed_data)
+    num_steps = run_steps(config, surveyed.plan.num_steps)
     check_schedule(config.optimizer, num_steps)
 
     console.print("[bold]Dry run[/bold]: nothing is trained or written\n")
@@ -135,8 +136,7 @@ def _steps(config: TrainConfig, surveyed: Survey, num_steps: int) -> Iterator[Fa
         shuffle = f"shuffled by seed {order.seed}"
     yield "order", f"{shuffle}, {order.batch_size} rows a step"
 
-    limit = f", limited by --num-rollout {config.num_rollout}" if num_steps < plan.num_steps else ""
-    yield "steps", f"{num_steps:,}: {plan.steps_per_epoch:,} an epoch x {order.num_epoch}{limit}"
+    yield "steps", f"{num_steps:,}: {run_length(config, plan.steps_per_epoch, plan.num_steps)}"
 
     optimizer = config.optimizer
     decay = f"{optimizer.lr_decay_style} to {optimizer.min_lr:g}"
