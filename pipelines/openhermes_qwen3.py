@@ -1,7 +1,7 @@
 """OpenHermes-2.5 on Qwen3-4B-Base, on one node of eight GPUs: the recipe of the README.
 
     python -m pipelines.openhermes_qwen3 --hf-checkpoint Qwen3-4B-Base --data messages/ \\
-        --ref-load megatron/ --save run/
+        --save run/
 """
 
 from __future__ import annotations
@@ -21,15 +21,12 @@ from miles.train.driver.loop import train
 from miles.train.optimizer_settings import OptimizerSettings
 
 
-def config(
-    hf_checkpoint: str, data: str, ref_load: str, save: str, num_gpus: int = 8
-) -> TrainConfig:
+def config(hf_checkpoint: str, data: str, save: str, num_gpus: int = 8) -> TrainConfig:
     """Return the run: one epoch, 128 rows a step, a rate that falls from 1e-5 along a cosine.
 
     Args:
-        hf_checkpoint: folder with config.json and tokenizer.
+        hf_checkpoint: folder with config.json, tokenizer and the weights to begin from.
         data: folder that `miles prepare openhermes` wrote, or any files of rows.
-        ref_load: folder of the converted checkpoint.
         save: folder for the run's checkpoints.
         num_gpus: GPUs of the node, each a data-parallel rank.
     """
@@ -44,7 +41,7 @@ def config(
 
     return TrainConfig(
         hf_checkpoint=hf_checkpoint,
-        ref_load=ref_load,
+        ref_load=None,
         save=save,
         data=data_config,
         save_interval=500,
@@ -60,11 +57,11 @@ def config(
 def main() -> None:
     """Train, with folders from the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    for flag in ("--hf-checkpoint", "--data", "--ref-load", "--save"):
+    for flag in ("--hf-checkpoint", "--data", "--save"):
         parser.add_argument(flag, required=True)
     parser.add_argument("--num-gpus", type=int, default=8)
     flags = parser.parse_args()
-    train(config(flags.hf_checkpoint, flags.data, flags.ref_load, flags.save, flags.num_gpus))
+    train(config(flags.hf_checkpoint, flags.data, flags.save, flags.num_gpus))
 
 
 if __name__ == "__main__":

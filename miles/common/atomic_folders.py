@@ -10,12 +10,74 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import glob
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 from miles.errors import CheckpointError
+
+
+class StagedFolder:
+    """An empty folder that is to take the place of `target`. End it by `commit` or `discard`.
+
+    Args:
+        target: the folder that it will be.
+
+    Raises:
+        CheckpointError: another process is writing the same target.
+    """
+
+    def __init__(self, target: Path) -> None:
+        self._target = target.resolve()  # a link may lead to another disk
+        self.path = self._target.with_name(f".{self._target.name}.converting")
+        """the folder to fill"""
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._lock = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            _lock(self._lock, self._target)
+            _empty(self.path)
+        except BaseException:
+            os.close(self._lock)
+            raise
+
+    def commit(self) -> None:
+        """Put the folder in the place of its target."""
+        try:
+            _replace(
+                self._target, self.path, self._target.with_name(f".{self._target.name}.replaced")
+            )
+        except BaseException:
+            self.discard()
+            raise
+        os.close(self._lock)
+
+    def discard(self) -> None:
+        """Remove the folder; the target stays as it was."""
+        shutil.rmtree(self.path, ignore_errors=True)
+        os.close(self._lock)
+
+
+def remove_unfinished(targets: str) -> list[str]:
+    """Remove the hidden folders that a killed process left beside some targets.
+
+    A folder that another process is filling stays.
+
+    Args:
+        targets: path of the targets; `*` stands for any characters.
+
+    Returns:
+        the folders that were removed.
+    """
+    parent, name = os.path.split(targets)
+    removed = []
+    for path in glob.glob(os.path.join(parent, f".{name}.converting")):
+        target = Path(path).with_name(Path(path).name[1:].removesuffix(".converting"))
+        with contextlib.suppress(CheckpointError, OSError):
+            StagedFolder(target).discard()
+            removed.append(path)
+    return removed
 
 
 @contextlib.contextmanager
@@ -30,23 +92,13 @@ def appearing(target: Path) -> Iterator[Path]:
     Raises:
         CheckpointError: another process is writing the same target.
     """
-    target = target.resolve()  # a link may lead to another disk
-    staged = target.with_name(f".{target.name}.converting")
-    old = target.with_name(f".{target.name}.replaced")
-
-    staged.mkdir(parents=True, exist_ok=True)
-    lock = os.open(staged, os.O_RDONLY | os.O_DIRECTORY)
+    staged = StagedFolder(target)
     try:
-        _lock(lock, target)
-        try:
-            _empty(staged)
-            yield staged
-            _replace(target, staged, old)
-        except BaseException:
-            shutil.rmtree(staged, ignore_errors=True)
-            raise
-    finally:
-        os.close(lock)
+        yield staged.path
+    except BaseException:
+        staged.discard()
+        raise
+    staged.commit()
 
 
 def require_room(folder: Path, num_bytes: int) -> None:

@@ -35,14 +35,16 @@ _ITERATION = re.compile(r"iter_\d{7,}")
 
 @dataclass(frozen=True)
 class SavedCheckpoint:
-    """A complete checkpoint."""
+    """A complete checkpoint, or the weights of a Hugging Face folder."""
 
     url: str
-    """its own folder, `…/iter_0000100` or `…/release`"""
+    """its own folder, `…/iter_0000100` or `…/release`; or a Hugging Face folder"""
     iteration: int
     """optimizer steps taken; 0 for a converted one"""
     extra: dict[str, Any] | None
     """content of `miles.json`; None for a checkpoint that this trainer did not write"""
+    is_hugging_face: bool = False
+    """the weights of a Hugging Face folder; else a `torch_dist` checkpoint"""
 
 
 def find(url: str) -> SavedCheckpoint | None:
@@ -68,31 +70,67 @@ def find(url: str) -> SavedCheckpoint | None:
 
 
 def find_start(
-    own: Sequence[str | None], ref_load: str, hf_checkpoint: str
+    save: str, load: str | None, ref_load: str | None, hf_checkpoint: str
 ) -> tuple[SavedCheckpoint, bool]:
     """Return the checkpoint to begin from, and whether to resume it or to take only its weights.
 
-    Args:
-        own: folders of a run to resume; the first one with a checkpoint counts. They are `--save`,
-            then `--load`: so the same command, given again, resumes wherever it began.
-        ref_load: folder of the weights to begin from otherwise.
-        hf_checkpoint: named in the remedy.
+    1. A checkpoint of a run in `save`, else in `load`, is resumed: so the same command, given
+       again, resumes wherever it began.
+    2. The weights in `ref_load`, of either format, if it is given.
+    3. Without it, a converted checkpoint in `load`, or else in `save`.
+    4. Else the weights of `hf_checkpoint` itself.
 
     Raises:
-        CheckpointError: there are no weights at all.
+        CheckpointError: there are no weights in `ref_load`, or none at all; a `load` that is
+            another folder than `save` and holds nothing, as one that is misspelt.
     """
-    for url in own:
-        checkpoint = find(url) if url else None
+    folders = [url for url in (save, load) if url]
+    found = {url: find(url) for url in folders}
+    for checkpoint in found.values():
         if checkpoint is not None and checkpoint.extra is not None:
             return checkpoint, True
+    if ref_load:
+        return _weights_in(ref_load, hf_checkpoint), False
 
-    checkpoint = find(ref_load)
-    if checkpoint is None:
+    converted = found[load or save]
+    if converted is not None:
+        return converted, False
+    if load and load.rstrip("/") != save.rstrip("/"):
         raise CheckpointError(
-            f"{ref_load}: no Megatron checkpoint there (no {TRACKER}). Make one with: miles "
-            f"convert hf-to-megatron --hf-checkpoint {hf_checkpoint} --save {ref_load}"
+            f"{load}: no Megatron checkpoint there (no {TRACKER}). Leave --load out to begin from "
+            f"the weights of {hf_checkpoint}"
         )
-    return checkpoint, False
+    if is_hugging_face(hf_checkpoint):
+        return SavedCheckpoint(hf_checkpoint, 0, None, is_hugging_face=True), False
+    raise CheckpointError(
+        f"{hf_checkpoint}: no weights there (*.safetensors), and {save} holds no Megatron "
+        f"checkpoint (no {TRACKER}): give a folder with the weights, or name one with --ref-load"
+    )
+
+
+def _weights_in(ref_load: str, hf_checkpoint: str) -> SavedCheckpoint:
+    """Return the weights of a folder of either format.
+
+    Raises:
+        CheckpointError: it holds none.
+    """
+    checkpoint = find(ref_load)
+    if checkpoint is not None:
+        return checkpoint
+    if is_hugging_face(ref_load):
+        return SavedCheckpoint(ref_load, 0, None, is_hugging_face=True)
+    raise CheckpointError(
+        f"{ref_load}: no Megatron checkpoint there (no {TRACKER}), nor a Hugging Face one "
+        "(config.json and *.safetensors). Leave --ref-load out to begin from the weights of "
+        f"{hf_checkpoint}, or convert them: miles convert hf-to-megatron --hf-checkpoint "
+        f"{hf_checkpoint} --save {ref_load}"
+    )
+
+
+def is_hugging_face(url: str) -> bool:
+    """Return whether a folder holds a configuration and weights in Hugging Face's format."""
+    names = storage.names(url)
+    return "config.json" in names and any(name.endswith(".safetensors") for name in names)
 
 
 def remove_old(url: str, keep_last: int | None, keep_best: int | None) -> list[str]:

@@ -22,12 +22,19 @@ import torch
 from torch import Tensor
 
 from miles.architecture.config import ModelShape
-from miles.architecture.families import TIED_COPY, TIED_TO, parameters_of, pieces_of
+from miles.architecture.families import (
+    TIED_COPY,
+    TIED_TO,
+    parameters_of,
+    pieces_of,
+    read_shape,
+)
 from miles.architecture.parameters import Parameter
 from miles.convert import tensor_io
 from miles.convert.mismatch import missing_tensor, unexpected_tensors, wrong_shape
+from miles.convert.path_safety import require_inside
 from miles.convert.safetensors_files import Weights
-from miles.errors import CheckpointError
+from miles.errors import CheckpointError, SourceError
 
 CHUNK_BYTES = 16 << 20
 """Bytes of a buffer for whole rows; at least one row."""
@@ -218,6 +225,35 @@ class HfTensors:
     def _row_bytes(self, name: str) -> int:
         stored = self._weights.tensors[name]
         return stored.num_bytes // max(stored.shape[0], 1)
+
+
+def open_weights(url: str, shape: ModelShape) -> HfTensors:
+    """Return the tensors of a folder whose weights a model begins from.
+
+    Args:
+        url: of the folder.
+        shape: of the model.
+
+    Raises:
+        CheckpointError: a checkpoint of another model, or one that `HfTensors` refuses.
+    """
+    require_inside(url, "config.json", url)
+    differences = shape.differences(read_shape(url).megatron_args())
+    if differences:
+        raise CheckpointError(f"{url}: a checkpoint of another model: {'; '.join(differences)}")
+    try:
+        return HfTensors(Weights(url), shape)
+    except SourceError as error:
+        raise CheckpointError(str(error)) from error
+
+
+def require_weights(url: str, shape: ModelShape) -> None:
+    """Refuse a folder whose weights a model cannot begin from. Hardly more than headers are read.
+
+    Raises:
+        CheckpointError: as `open_weights` and `HfTensors.require_equal_copies` do.
+    """
+    open_weights(url, shape).require_equal_copies()
 
 
 def _spans(runs: Sequence[RowRun]) -> Iterator[tuple[int, int]]:

@@ -9,15 +9,15 @@ comes.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import posixpath
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from torch import Tensor
 
@@ -27,23 +27,13 @@ from miles.architecture.parameters import Parameter
 from miles.common import atomic_folders, checkpoint_folder, storage
 from miles.common.checkpoint_tracker import RELEASE
 from miles.convert import parallel, tensor_io, torch_dist
-from miles.convert.companions import TEMPLATE, companions, write_companions
+from miles.convert.companions import TEMPLATE, companions
+from miles.convert.export_plan import ExportPlan
 from miles.convert.mismatch import missing_tensor, unexpected_tensors, wrong_shape
 from miles.convert.path_safety import require_inside
-from miles.convert.safetensors_files import (
-    INDEX,
-    SINGLE,
-    ShardedWriter,
-    Spec,
-    Weights,
-    index_text,
-    is_weights,
-    split_into_files,
-)
+from miles.convert.safetensors_files import INDEX, SINGLE, is_weights
 from miles.convert.torch_dist import Checkpoint
 from miles.errors import CheckpointError, SourceError
-
-MAX_SHARD_BYTES = 5_000_000_000
 
 
 def megatron_to_hf(
@@ -88,15 +78,12 @@ def megatron_to_hf(
         url = torch_dist.newest(load, iteration)
         watch = partial(parallel.bar, console, "downloading")
         with storage.local_folder(url, "Megatron checkpoint", watch=watch) as source:
-            export = _Export(Checkpoint(source, url), hf_checkpoint, shape, max_shard_bytes)
+            checkpoint = Checkpoint(source, url)
+            plan = _plan(checkpoint, hf_checkpoint, shape, max_shard_bytes)
             template = _template_of(source) if chat_template is None else chat_template
-            if storage.is_local(save):
-                with atomic_folders.appearing(Path(storage.filesystem(save)[1])) as folder:
-                    export.write(folder, template, console)
-            else:
-                with tempfile.TemporaryDirectory(prefix="miles-convert-") as name:
-                    export.write(Path(name), template, console)
-                    _replace_remote(Path(name), save, console)
+            with _folder_for(save, console) as folder:
+                _write_weights(checkpoint, shape, plan, folder, console)
+                plan.complete(folder, template)
     except SourceError as error:
         raise CheckpointError(str(error)) from error
     return save
@@ -109,6 +96,18 @@ def _template_of(checkpoint: Path) -> str | None:
         return None
     content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return content.get(checkpoint_folder.CHAT_TEMPLATE)
+
+
+@contextlib.contextmanager
+def _folder_for(save: str, console: Console | None) -> Iterator[Path]:
+    """Yield an empty local folder whose files are in `save` when the context ends."""
+    if storage.is_local(save):
+        with atomic_folders.appearing(Path(storage.filesystem(save)[1])) as folder:
+            yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="miles-convert-") as name:
+        yield Path(name)
+        _replace_remote(Path(name), save, console)
 
 
 def _replace_remote(folder: Path, save: str, console: Console | None) -> None:
@@ -145,100 +144,50 @@ def _is_same_folder(a: str, b: str) -> bool:
     return a.rstrip("/") == b.rstrip("/")
 
 
-class _Export:
-    """The files to write from a checkpoint, planned before the first byte is written."""
+def _plan(
+    checkpoint: Checkpoint, hf_checkpoint: str, shape: ModelShape, max_shard_bytes: int | None
+) -> ExportPlan:
+    """Compare a checkpoint with the model; return the files to write of it."""
+    differences = shape.differences(checkpoint.args)
+    if differences:
+        raise CheckpointError(
+            f"{checkpoint.where}: a checkpoint of another model than {hf_checkpoint}: "
+            f"{'; '.join(differences)}"
+        )
+    require_complete(checkpoint, shape)
 
-    def __init__(
-        self,
-        checkpoint: Checkpoint,
-        hf_checkpoint: str,
-        shape: ModelShape,
-        max_shard_bytes: int | None,
-    ) -> None:
-        differences = shape.differences(checkpoint.args)
-        if differences:
-            raise CheckpointError(
-                f"{checkpoint.where}: a checkpoint of another model than {hf_checkpoint}: "
-                f"{'; '.join(differences)}"
-            )
-        require_complete(checkpoint, shape)
-        self._checkpoint = checkpoint
-        self._hf_checkpoint = hf_checkpoint
-        self._shape = shape
-        self._pieces = pieces_of(shape)
-
-        original = _weights_of(hf_checkpoint)
-        self._tensors = self._planned(original)
-        if (
-            original is not None
-            and max_shard_bytes is None
-            and original.tensors.keys() == self._tensors.keys()
-        ):
-            self._files = {name: stored.file for name, stored in original.tensors.items()}
-        else:
-            self._files = split_into_files(self._tensors, max_shard_bytes or MAX_SHARD_BYTES)
-
-    def write(self, folder: Path, chat_template: str | None, console: Console | None) -> None:
-        """Write all files into an empty local folder (`write_companions` on the template)."""
-        self._write_weights(folder, console)
-        if len(set(self._files.values())) > 1:
-            (folder / INDEX).write_text(index_text(self._tensors, self._files), encoding="utf-8")
-        write_companions(self._hf_checkpoint, folder, chat_template)
-
-    def _write_weights(self, folder: Path, console: Console | None) -> None:
-        num_bytes = sum(tensor.num_bytes for tensor in self._tensors.values())
-        atomic_folders.require_room(folder, num_bytes)
-
-        with parallel.bar(console, "converting", num_bytes) as report:
-            writer = ShardedWriter(folder, self._tensors, self._files)
-
-            def convert(piece: tuple[Parameter, tuple[int, ...]], report: storage.Report) -> None:
-                for name, tensor in tensors_of(self._checkpoint, *piece).items():
-                    for target in stored_names(name, self._shape, self._tensors):
-                        writer.write(target, tensor.to(self._tensors[target].dtype))
-                        report(self._tensors[target].num_bytes)
-
-            try:
-                parallel.each(self._pieces, convert, report)
-                writer.sync()
-            finally:
-                writer.close()
-
-    def _planned(self, original: Weights | None) -> dict[str, Spec]:
-        """Return dtype and shape of each tensor to write.
-
-        Args:
-            original: the weights in `hf_checkpoint`, whose dtypes are taken; None: there are none.
-        """
-        stored = {} if original is None else original.tensors
-        is_converted = posixpath.basename(self._checkpoint.where) == RELEASE
-        default = None if is_converted else _config_dtype(self._hf_checkpoint)
-
-        planned: dict[str, Spec] = {}
-        for parameter, place in self._pieces:
-            own = self._checkpoint.tensors[parameter.megatron].properties.dtype
-            for name, sizes in zip(parameter.hf_names(place), parameter.shapes, strict=True):
-                dtype = stored[name].dtype if name in stored else default or own
-                names = stored_names(name, self._shape, stored)
-                planned.update(dict.fromkeys(names, Spec(dtype, sizes)))
-        return planned
-
-
-def _weights_of(hf_checkpoint: str) -> Weights | None:
-    for name in (INDEX, SINGLE):
-        if storage.exists(storage.join(hf_checkpoint, name)):
-            return Weights(hf_checkpoint)
-    return None
-
-
-def _config_dtype(hf_checkpoint: str) -> torch.dtype | None:
-    """Return the dtype that config.json names; None where it names none."""
-    config: Mapping[str, str] = json.loads(
-        storage.read_text(storage.join(hf_checkpoint, "config.json"))
+    dtypes = {key: stored.properties.dtype for key, stored in checkpoint.tensors.items()}
+    return ExportPlan(
+        hf_checkpoint,
+        shape,
+        dtypes,
+        is_converted=posixpath.basename(checkpoint.where) == RELEASE,
+        max_shard_bytes=max_shard_bytes,
     )
-    name = config.get("dtype") or config.get("torch_dtype")
-    dtype = getattr(torch, name, None) if isinstance(name, str) else None
-    return dtype if isinstance(dtype, torch.dtype) else None
+
+
+def _write_weights(
+    checkpoint: Checkpoint,
+    shape: ModelShape,
+    plan: ExportPlan,
+    folder: Path,
+    console: Console | None,
+) -> None:
+    """Write the weights, and their index, into an empty local folder."""
+    with parallel.bar(console, "converting", plan.num_bytes) as report:
+        writer = plan.create(folder)
+
+        def convert(piece: tuple[Parameter, tuple[int, ...]], report: storage.Report) -> None:
+            for name, tensor in tensors_of(checkpoint, *piece).items():
+                for target in stored_names(name, shape, plan.tensors):
+                    writer.write(target, tensor.to(plan.tensors[target].dtype))
+                    report(plan.tensors[target].num_bytes)
+
+        try:
+            parallel.each(pieces_of(shape), convert, report)
+            writer.sync()
+        finally:
+            writer.close()
 
 
 def require_complete(checkpoint: Checkpoint, shape: ModelShape) -> None:

@@ -97,8 +97,10 @@ class Weights:
         """tensor -> file; empty without an index"""
         files = sorted(set(self.index.values())) if self.index else [self._single()]
         self._folder = Path(storage.filesystem(url)[1]) if storage.is_local(url) else None
-        self._range_files = {file: storage.RangeFile(storage.join(url, file)) for file in files}
-        headers = {file: self._read_header(file) for file in files}
+        self._range_files: dict[str, storage.RangeFile] = {}
+        # In threads: a store takes its time to answer, and large models have a hundred files.
+        read_headers = parallel.each(files, lambda file, _: self._read_header(file))
+        headers = dict(zip(files, read_headers, strict=True))
         self.tensors: dict[str, Stored] = {}
         """by name"""
         for header in headers.values():
@@ -201,7 +203,8 @@ class Weights:
     def _read_header(self, file: str) -> dict[str, Stored]:
         """Return the tensors of a file, after comparing its header with its length."""
         where = f"{self.where}/{file}"
-        content = self._range_files[file]
+        content = storage.RangeFile(storage.join(self._url, file))
+        self._range_files[file] = content
         num_bytes = content.seek(0, os.SEEK_END)
         if num_bytes < 8:
             raise CheckpointError(

@@ -211,15 +211,20 @@ class TrainConfig:
 
     hf_checkpoint: Annotated[
         str,
-        Flag("--hf-checkpoint", "DIR", "folder (fsspec URL) with config.json and the tokenizer"),
+        Flag(
+            "--hf-checkpoint",
+            "DIR",
+            "folder (fsspec URL) with config.json, the tokenizer and, without --ref-load, the "
+            "weights",
+        ),
     ]
     ref_load: Annotated[
-        str,
+        str | None,
         Flag(
             "--ref-load",
             "DIR",
-            "torch_dist checkpoint of the weights to start from",
-            default="--load, or else --save",
+            "folder with the weights to start from: a Hugging Face one, or a torch_dist checkpoint",
+            default="a converted checkpoint in --load or --save, or else --hf-checkpoint",
         ),
     ]
     save: Annotated[

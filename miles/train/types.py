@@ -4,6 +4,7 @@ driver  -- RankSetup -->             rank    once an attempt: settings, and wher
 driver  <-- StepResult --            rank    after each step
 driver  <-- EvalSums --              rank    after each evaluation
 driver  <-- SaveStage, SaveFailure   rank    while a checkpoint is written
+driver  <-- ExportPart               rank    after each export of the weights
 """
 
 from __future__ import annotations
@@ -49,13 +50,13 @@ class StartPoint:
         """Return the checkpoint that the next attempt of a run begins from.
 
         It is the newest one of the run (`--save`), else of the run to continue (`--load`), else the
-        weights to begin with (`--ref-load`).
+        weights to begin with: those of `--ref-load`, or of `--hf-checkpoint`.
 
         Raises:
             CheckpointError: there are no weights at all.
         """
         checkpoint, is_resume = checkpoint_folder.find_start(
-            (config.save, config.load), config.ref_load, config.hf_checkpoint
+            config.save, config.load, config.ref_load, config.hf_checkpoint
         )
         return cls(checkpoint, is_resume)
 
@@ -186,3 +187,12 @@ class SaveFailure:
     """The failure of a checkpoint that could not be written."""
 
     reason: str
+
+
+@dataclass(frozen=True)
+class ExportPart:
+    """What a rank has written of an export to Hugging Face's format."""
+
+    num_bytes: int
+    failure: SaveFailure | None = None
+    """why it could not write its part"""

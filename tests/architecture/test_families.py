@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ import torch
 
 from miles.architecture.config import HfConfig
 from miles.architecture.families import hf_shapes, model_types, parameters_of, read_shape, shape_of
+from miles.common.checkpoint_folder import SavedCheckpoint
+from miles.convert.export_plan import ExportPlan
 from miles.convert.hf_to_megatron import hf_to_megatron
 from miles.convert.megatron_to_hf import megatron_to_hf
 from miles.convert.verify import verify
@@ -160,7 +163,11 @@ def test_megatron_and_transformers_give_the_same_logits(converted: dict[str, Con
 def reload(
     layout: Layout, rank: int, meeting: Path, models: list[Converted], saves: list[str]
 ) -> None:
-    """Load the converted checkpoints into ranks of a layout, and save them, as training does."""
+    """Load the converted checkpoints into ranks of a layout, and save them, as training does.
+
+    The ranks also write an export. Started straight from the Hugging Face folder, they have the
+    same weights, bit by bit.
+    """
     from miles.common import checkpoint_folder
     from miles.train.rank import checkpoint_load, checkpoint_writer
     from miles.train.rank.trainer import Trainer
@@ -175,6 +182,56 @@ def reload(
         assert found is not None
         checkpoint_load.load(trainer, found, model_only=True)
         checkpoint_writer.save(trainer, save, 1, {}, model_only=True)
+        write_export(trainer, model, Path(f"{save}-ranks"))
+        require_straight_start(trainer, model, found)
+
+    # Weights that are stored in another dtype than they are trained in.
+    shape = read_shape(models[0].hf)
+    trainer = Trainer(
+        trainer_settings(shape, layout, num_sources=1, precision=Precision.BF16), rank
+    )
+    found = checkpoint_folder.find(models[0].megatron)
+    assert found is not None
+    require_straight_start(trainer, models[0], found)
+
+
+def write_export(trainer: Any, model: Converted, folder: Path) -> None:
+    """Export the weights of all ranks."""
+    from miles.train.rank import weight_boxes
+
+    plan = ExportPlan(model.hf, trainer.shape, defaultdict(lambda: torch.float32))
+    if trainer.rank == 0:
+        folder.mkdir()
+        plan.create(folder).close()
+        plan.complete(folder, None)
+    torch.distributed.barrier()
+
+    part = weight_boxes.write_weights(trainer, folder)
+    assert part.failure is None
+    num_bytes = torch.tensor(part.num_bytes)
+    torch.distributed.all_reduce(num_bytes)
+    assert num_bytes == plan.num_bytes, "each byte is written once"
+
+
+def require_straight_start(trainer: Any, model: Converted, found: SavedCheckpoint) -> None:
+    """Assert that a rank gets the same weights from either format, and its optimizer, too."""
+    from miles.train.rank import checkpoint_load
+
+    def all_weights() -> list[torch.Tensor]:
+        groups = trainer.optimizer.param_groups
+        masters = [master for group in groups for master in group["params"]]
+        return [weight.detach() for weight in (*trainer.gpt.parameters(), *masters)]
+
+    checkpoint_load.load(trainer, found, model_only=True)
+    expected = [weight.clone() for weight in all_weights()]
+    for weight in all_weights():
+        weight.fill_(float("nan"))
+    straight = SavedCheckpoint(model.hf, 0, None, is_hugging_face=True)
+    checkpoint_load.load(trainer, straight, model_only=True)
+
+    assert len(expected) > len(list(trainer.gpt.parameters()))
+    for weight, other in zip(all_weights(), expected, strict=True):
+        assert torch.equal(weight, other), model.hf
 
 
 @pytest.mark.slow
@@ -192,6 +249,7 @@ def test_loaded_and_saved_at_any_layout(
         assert not verify(converted[name].hf, save).differences
         megatron_to_hf(save, converted[name].hf, f"{save}-back")
         require_same_files(Path(converted[name].hf), Path(f"{save}-back"))
+        require_same_files(Path(converted[name].hf), Path(f"{save}-ranks"))
         table[
             name, f"loaded at {layout.removesuffix(' with experts')}, saved, and back: every file"
         ] = "the same"

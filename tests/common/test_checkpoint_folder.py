@@ -12,6 +12,7 @@ from miles.common.checkpoint_folder import (
     EXTRA,
     SAVING,
     find,
+    find_start,
     remove_old,
     remove_unfinished,
 )
@@ -101,3 +102,60 @@ def test_only_a_tracked_checkpoint_is_found(tmp_path: Path) -> None:
     write_tracker(str(tmp_path), 3)
     with pytest.raises(CheckpointError, match=r"names \S+/iter_0000003, which is not there"):
         find(str(tmp_path))
+
+
+def torch_dist(folder: Path, name: str, extra: str = "") -> str:
+    """Make a folder with a tracker and what is looked for in the checkpoint that it names."""
+    (folder / name).mkdir(parents=True)
+    (folder / name / "metadata.json").write_text("{}")
+    if extra:
+        (folder / name / EXTRA).write_text(extra)
+    (folder / TRACKER).write_text(name.removeprefix("iter_"))
+    return str(folder)
+
+
+def hugging_face(folder: Path) -> str:
+    folder.mkdir()
+    for name in ("config.json", "model-00001-of-00002.safetensors"):
+        (folder / name).touch()
+    return str(folder)
+
+
+def test_weights_to_begin_with_have_an_order(tmp_path: Path) -> None:
+    hf = hugging_face(tmp_path / "hf")
+    other = hugging_face(tmp_path / "other")
+    converted = torch_dist(tmp_path / "megatron", "release")
+    save = str(tmp_path / "run")
+
+    def start(save: str, load: str | None = None, ref_load: str | None = None) -> tuple[str, bool]:
+        checkpoint, is_resume = find_start(save, load, ref_load, hf)
+        assert checkpoint.is_hugging_face == (checkpoint.url in (hf, other))
+        assert checkpoint.iteration == (7 if is_resume else 0)
+        return checkpoint.url, is_resume
+
+    assert start(save) == (hf, False)
+    assert start(save, load=f"{save}/") == (hf, False), "as in Miles's own lines"
+    assert start(save, ref_load=other) == (other, False)
+    assert start(save, ref_load=converted) == (f"{converted}/release", False)
+    assert start(converted) == (f"{converted}/release", False)
+    assert start(save, load=converted) == (f"{converted}/release", False)
+
+    run = torch_dist(tmp_path / "earlier", "iter_0000007", extra="{}")
+    assert start(save, load=run, ref_load=other) == (f"{run}/iter_0000007", True)
+    own = torch_dist(tmp_path / "own", "iter_0000007", extra="{}")
+    assert start(own, load=run, ref_load=other) == (f"{own}/iter_0000007", True)
+
+
+def test_no_weights_are_named_with_the_remedy(tmp_path: Path) -> None:
+    hf = hugging_face(tmp_path / "hf")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    (empty / "config.json").touch()
+    save = str(tmp_path / "run")
+
+    with pytest.raises(CheckpointError, match=rf"empty: no Megatron .*, nor .*out .* of {hf}, or"):
+        find_start(save, None, str(empty), hf)
+    with pytest.raises(CheckpointError, match=r"mistyped: no Megatron .* Leave --load out"):
+        find_start(save, str(tmp_path / "mistyped"), None, hf)
+    with pytest.raises(CheckpointError, match=r"empty: no weights there \(\*\.safetensors\), and"):
+        find_start(save, None, None, str(empty))

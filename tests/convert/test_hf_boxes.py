@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import sys
+import tempfile
+from dataclasses import replace
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +21,14 @@ from safetensors.torch import load_file, save_file
 
 from miles.architecture import families
 from miles.architecture.config import ModelShape
-from miles.architecture.families import hf_shapes, model_types, parameters_of
+from miles.architecture.families import TIED_COPY, TIED_TO, hf_shapes, model_types, parameters_of
 from miles.architecture.parameters import Parameter
 from miles.common import storage
-from miles.convert import hf_boxes
-from miles.convert.hf_boxes import HfTensors, RowRun, runs_in
+from miles.convert import box_writer, hf_boxes
+from miles.convert.box_writer import BoxWriter
+from miles.convert.hf_boxes import HfTensors, RowRun, open_weights, runs_in
 from miles.convert.safetensors_files import SINGLE, ShardedWriter, Spec, Weights
+from miles.errors import CheckpointError
 from tests.support.launch import QWEN3
 from tests.support.processes import PROJECT
 
@@ -115,6 +121,31 @@ def test_a_target_that_is_a_view(folders: dict[Any, str]) -> None:
     assert torch.equal(room.t(), expected)
 
 
+def test_a_stored_copy_of_the_embedding_is_written_again(tmp_path: Path) -> None:
+    shape = replace(shape_of("qwen3"), tied_embeddings=True)
+    sizes = (shape.vocab_size, shape.hidden_size)
+    specs = {name: Spec(torch.float32, sizes) for name in (TIED_TO, TIED_COPY)}
+    ShardedWriter(tmp_path, specs, dict.fromkeys(specs, SINGLE)).close()
+
+    writer = BoxWriter(tmp_path, shape)
+    values = torch.randn(sizes)
+    assert writer.write("embedding.word_embeddings.weight", (), (0, 0), values) == 2 * values.nbytes
+    writer.close()
+    written = load_file(tmp_path / SINGLE)
+    assert all(torch.equal(tensor, values) for tensor in written.values())
+
+
+def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(QWEN3))
+    shape = families.shape_of({**QWEN3, "num_hidden_layers": 28, "tie_word_embeddings": False}, "")
+    with pytest.raises(
+        CheckpointError,
+        match=f"{tmp_path}: a checkpoint of another model: num_layers is 36 in the checkpoint, 28 "
+        "in the configuration; untie_embeddings_and_output_weights is False in",
+    ):
+        open_weights(str(tmp_path), shape)
+
+
 def test_rows_of_a_grouped_projection() -> None:
     shape = shape_of("qwen3")
     parameter = next(p for p in parameters_of(shape) if p.megatron.endswith("linear_qkv.weight"))
@@ -163,3 +194,42 @@ def test_columns_take_a_buffer_and_no_more(large: Path) -> None:
     words = [sys.executable, "-c", MEASURE, str(large)]
     done = subprocess.run(words, capture_output=True, text=True, cwd=PROJECT, check=True)
     assert int(done.stdout) < 64e6, f"{int(done.stdout):,} bytes"
+
+
+@given(data=st.data())
+@settings(deadline=None, max_examples=100)
+def test_boxes_of_a_grid_write_the_file_again(folders: dict[Any, str], data: Any) -> None:
+    """Any grid over any tensor, in any order: every byte is written, once, and none beside."""
+    model_type = data.draw(st.sampled_from(model_types()))
+    shape = shape_of(model_type)
+    parameter = data.draw(st.sampled_from(parameters_of(shape)), label="parameter")
+    place = tuple(0 for _ in parameter.stack(shape))
+    num_rows = parameter.shape[0] + (3 if parameter.is_vocabulary else 0)
+    values = converted(folders[model_type, "local"], parameter, place, num_rows)
+    values[parameter.shape[0] :] = 7.0  # rows of padding are left out
+
+    cuts = []
+    for size in values.shape:
+        inner = data.draw(st.sets(st.integers(1, size - 1), max_size=2)) if size > 1 else set()
+        cuts.append(list(pairwise([0, *sorted(inner), size])))
+    boxes = data.draw(st.permutations(list(itertools.product(*cuts))))
+
+    with tempfile.TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(box_writer, "CHUNK_BYTES", data.draw(st.sampled_from((1, 150, 1000))))
+        specs = {hf_name: Spec(torch.float32, sizes) for hf_name, sizes in hf_shapes(shape).items()}
+        ShardedWriter(Path(name), specs, dict.fromkeys(specs, SINGLE)).close()
+        writer = BoxWriter(Path(name), shape)
+        num_bytes = 0
+        for box in boxes:
+            part = values[*(slice(*cut) for cut in box)]
+            offsets = [begin for begin, _ in box]
+            num_bytes += writer.write(parameter.megatron, place, offsets, part)
+        writer.close()
+        written = load_file(Path(name, SINGLE))
+
+    assert num_bytes == values[: parameter.shape[0]].nbytes
+    stored = load_file(Path(folders[model_type, "local"], SINGLE))
+    own = parameter.hf_names(place)
+    for hf_name, tensor in written.items():
+        expected = stored[hf_name] if hf_name in own else torch.zeros_like(stored[hf_name])
+        assert torch.equal(tensor, expected), hf_name

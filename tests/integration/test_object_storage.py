@@ -83,8 +83,11 @@ def prepare_and_convert(bucket: str) -> str:
 
 
 def train_on(bucket: str, *, num_ranks: int) -> str:
-    """Train six steps on the prepared chat rows and the code rows as they are."""
-    model = f"--hf-checkpoint {bucket}/hf --ref-load {bucket}/megatron --save {bucket}/run"
+    """Train six steps on the prepared chat rows and the code rows as they are.
+
+    The run begins from the Hugging Face folder, of which each rank reads its own ranges.
+    """
+    model = f"--hf-checkpoint {bucket}/hf --save {bucket}/run"
     data = f"--prompt-data chat {bucket}/data/chat code {bucket}/rows/code.jsonl"
     steps = "--rollout-batch-size 32 --rollout-shuffle --num-rollout 6 --save-interval 3"
     limits = "--max-tokens-per-gpu 2048 --lr 1e-3 --max-bad-fraction 0.02"

@@ -48,8 +48,9 @@ def draw_moment(
 def test_killed_run_goes_on(
     workspace: Workspace, unbroken: Path, tmp_path: Path, draw: random.Random
 ) -> None:
+    """It begins from the Hugging Face folder, the unbroken run from the converted checkpoint."""
     save, moment = tmp_path / "run", draw_moment(draw)
-    with workspace.command(save, save_hf=save / "export") as command:
+    with workspace.command(save, save_hf=save / "export", ref_load=None) as command:
         command.until(lambda: len(lines(save)) >= moment and tracked(save) >= SAVE_INTERVAL)
         command.process.send_signal(signal.SIGKILL)
         command.process.wait()
@@ -58,7 +59,9 @@ def test_killed_run_goes_on(
     assert seen - kept <= 2 * SAVE_INTERVAL, (
         "the one before the last is complete before the last is begun"
     )
-    with workspace.command(save, save_hf=save / "export") as command:
+    first_start = lines(save, "starts.jsonl")[0]
+    assert first_start["checkpoint"] == str(workspace.folder / "hf")
+    with workspace.command(save, save_hf=save / "export", ref_load=None) as command:
         printed = command.wait(0)
     start = (
         f"going on at step {kept} from {save}/iter_{kept:07d} "

@@ -90,6 +90,15 @@ def loss_by_transformers(model: Any, config: DataConfig) -> float:
     return total / count
 
 
+def require_exports_of_ranks(config: TrainConfig, kept: list[int], folder: Path) -> None:
+    """Assert that the ranks wrote the exports, each with the bytes of its checkpoint, converted."""
+    assert "converted from the checkpoint" not in Path(config.save, "train.log").read_text()
+    for done in kept:
+        target = folder / f"converted-{done}"
+        megatron_to_hf(config.save, config.hf_checkpoint, str(target), iteration=done)
+        require_same_files(folder / f"export/{done}", target)
+
+
 def test_run_evaluates_answers_keeps_and_exports(folder: Path, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -103,7 +112,7 @@ def test_run_evaluates_answers_keeps_and_exports(folder: Path, tmp_path: Path) -
         save_interval=2,
         keep_last=2,
         keep_best=1,
-        save_hf=str(tmp_path / "export"),
+        save_hf=str(tmp_path / "export/{rollout_id}"),
         evaluation=EvalConfig(interval=3, num_samples=2, max_response_tokens=6),
         # The rate rises so far that the model is best in between.
         optimizer=OptimizerSettings(lr=3e-1, lr_decay_style="constant", lr_warmup_iters=6),
@@ -123,7 +132,10 @@ def test_run_evaluates_answers_keeps_and_exports(folder: Path, tmp_path: Path) -
     assert "evaluation: " in screen.getvalue()
     assert f"eval {evaluated[7]:.4f}" in screen.getvalue()
 
-    model = AutoModelForCausalLM.from_pretrained(tmp_path / "export", dtype=torch.float32)
+    assert sorted(path.name for path in (tmp_path / "export").iterdir()) == ["2", "4", "6", "7"]
+    require_exports_of_ranks(config, kept, tmp_path)
+    export = tmp_path / "export/7"
+    model = AutoModelForCausalLM.from_pretrained(export, dtype=torch.float32)
     rows = eval_config(config.data, ())
     assert evaluated[7] == pytest.approx(loss_by_transformers(model, rows), abs=1e-4)
     by_source = {key: value for key, value in lines[-1].items() if key.startswith("eval/loss/")}
@@ -134,10 +146,8 @@ def test_run_evaluates_answers_keeps_and_exports(folder: Path, tmp_path: Path) -
     ledger = json.loads((tmp_path / "run/ledger.json").read_text())
     assert 0 < held_out == sum(source["counts"]["held_out"] for source in ledger.values())
 
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "export")
+    tokenizer = AutoTokenizer.from_pretrained(export)
     assert tokenizer.chat_template == template
-    again = megatron_to_hf(summary.checkpoint, config.hf_checkpoint, str(tmp_path / "again"))
-    require_same_files(Path(again), tmp_path / "export")
     answers = [
         json.loads(line) for line in (tmp_path / "run/eval_samples.jsonl").read_text().splitlines()
     ]

@@ -58,13 +58,16 @@ class CheckpointManager:
         self._on_complete = on_complete
         self._pending: _PendingCheckpoint | None = None
 
-    def begin(self, iteration: int, extra: dict[str, Any], *, must_succeed: bool) -> None:
+    def begin(self, iteration: int, extra: dict[str, Any], *, must_succeed: bool) -> bool:
         """Begin a checkpoint of this moment; wait first for the one before it.
 
         Args:
             iteration: steps that it holds.
             extra: JSON of the same moment, for `miles.json`.
             must_succeed: a failure ends the run, whatever `--on-save-error` says.
+
+        Returns:
+            whether it was begun: False where `--on-save-error` leaves it out.
 
         Raises:
             CheckpointError: this one or the one before failed, and that ends the run.
@@ -77,8 +80,9 @@ class CheckpointManager:
         pending = _PendingCheckpoint(iteration, must_succeed, begun, stall_seconds)
         if failure is not None:
             self._fail(pending, failure)
-        else:
-            self._pending = pending
+            return False
+        self._pending = pending
+        return True
 
     def poll(self) -> None:
         """Take the pending checkpoint one stage further if it is ready. Call it after every step.

@@ -15,7 +15,14 @@ from miles.common.redact import redact
 from miles.errors import ClusterError, MilesError, NoRoomError
 from miles.train.config import ClusterConfig
 from miles.train.rank.actor import TrainerActor
-from miles.train.types import EvalSums, RankSetup, SaveFailure, SaveStage, StepResult
+from miles.train.types import (
+    EvalSums,
+    ExportPart,
+    RankSetup,
+    SaveFailure,
+    SaveStage,
+    StepResult,
+)
 
 ROOT_CAUSE_SECONDS = 10.0
 """How long the other ranks are heard after one has failed.
@@ -97,6 +104,10 @@ class TrainerGroup:
         """End the uploads of all ranks; return why the first one failed that did."""
         failures = self._call(TrainerActor.finish_upload)
         return next((failure for failure in failures if failure is not None), None)
+
+    def write_export(self, folder: str) -> list[ExportPart]:
+        """Write the weights of all ranks into the files of an export."""
+        return self._call(TrainerActor.write_export, folder)
 
     def shut_down(self) -> None:
         """End the actors, and free their place."""

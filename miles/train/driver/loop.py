@@ -22,9 +22,9 @@ from miles.train.driver.attempts import AttemptLog, with_restarts
 from miles.train.driver.checkpoint_manager import CheckpointManager
 from miles.train.driver.cluster import ray_cluster, settle_device
 from miles.train.driver.ending import conclude_finished_run, write_ledger
-from miles.train.driver.export import export_checkpoint, require_exportable
+from miles.train.driver.export import Exporter, require_exportable
 from miles.train.driver.metrics import Metrics, RunTotals, step_metrics
-from miles.train.driver.opening import open_data, start_trainers
+from miles.train.driver.opening import find_start, open_data, start_trainers
 from miles.train.driver.preemption import Stopped, StopSignal
 from miles.train.driver.progress import ProgressLine
 from miles.train.driver.resume_state import ResumeState
@@ -55,7 +55,7 @@ def train(
     config.cluster.layout.require_fits(shape)
     require_exportable(config)
     # What is missing, or does not fit, is found before Ray is started.
-    start = StartPoint.find(config)
+    start = find_start(config, shape)
     require_ids_fit(config.data.encode, shape.vocab_size, config.hf_checkpoint)
 
     with (
@@ -122,6 +122,9 @@ class TrainingLoop:
         self._checkpoints = CheckpointManager(
             self._config, self._group, self._run_log, attempt.start.url, self._on_checkpoint
         )
+        self._exporter = Exporter(
+            self._config, run.shape, self._group, self._run_log, self._schedule.num_steps
+        )
         self._progress = ProgressLine(run.console, self._schedule.num_steps, self._next_step)
 
     def run(self) -> RunSummary:
@@ -149,6 +152,7 @@ class TrainingLoop:
             self._stop_signal.end_steps()
             raise
         finally:
+            self._exporter.abandon()
             self._progress.stop()
 
         is_finished = self._next_step == self._schedule.num_steps
@@ -211,8 +215,12 @@ class TrainingLoop:
         return float(eval_metrics["eval/loss"])
 
     def _save(self, num_done: int, eval_loss: float | None, *, must_succeed: bool) -> None:
-        """Begin a checkpoint. Weights, cursor and position in the metrics are of this moment."""
+        """Begin a checkpoint, and write its export, if it has one.
+
+        Weights, cursor and position in the metrics are of this moment.
+        """
         with self._clock.pause():
+            self._checkpoints.wait()  # the one before may still have an export to finish
             self._metrics_log.flush()
             state = ResumeState(
                 self._feed.cursor(),
@@ -221,20 +229,16 @@ class TrainingLoop:
                 eval_loss,
                 self._config.data.encode.chat_template,
             )
-            self._checkpoints.begin(num_done, state.to_json(), must_succeed=must_succeed)
+            self._exporter.abandon()  # that of a checkpoint that failed takes no room here
+            content = state.to_json()
+            if self._checkpoints.begin(num_done, content, must_succeed=must_succeed):
+                self._exporter.begin(num_done)
 
     def _on_checkpoint(self, iteration: int) -> None:
         """Export a checkpoint that has become complete, and remove old ones."""
         config = self._config
         with self._clock.pause():
-            export_checkpoint(
-                config,
-                self._checkpoints.newest,
-                iteration,
-                self._run_log,
-                is_last=iteration == self._schedule.num_steps,
-            )
-
+            self._exporter.finish(self._checkpoints.newest, iteration)
             removed = checkpoint_folder.remove_old(config.save, config.keep_last, config.keep_best)
             for folder in removed:
                 self._run_log.write(f"removed  {folder}")

@@ -57,7 +57,7 @@ def step_metrics(
     metrics: Metrics = {
         "step": report.position.index,
         "sft/loss": result.loss,
-        "sft/per_token_loss": result.loss,  # the loss is per token already; Miles logs both names
+        "sft/per_token_loss": result.loss,  # Miles's recipe names both; ours is per token already
         "sft/tokens_seen": totals.tokens_seen,
         "sft/epoch": round(report.position.epoch, 6),
         "sft/grad_norm": result.grad_norm,

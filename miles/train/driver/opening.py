@@ -1,5 +1,6 @@
 """Opening an attempt: first its data, then, if a step is left, its trainers.
 
+find_start       the checkpoint to begin from, looked at before anything is started
 open_data        the evaluation set, the feed at the checkpoint's cursor, the schedule
 start_trainers   the logs, the trainer actors with the checkpoint loaded, the entry in starts.jsonl
 """
@@ -10,11 +11,13 @@ import dataclasses
 import json
 from contextlib import ExitStack
 
+from miles.architecture.config import ModelShape
 from miles.common import checkpoint_folder, run_folder, storage
 from miles.data.stream.feed import Feed
 from miles.train.config import TrainConfig
 from miles.train.driver.cluster import require_shared_folder
 from miles.train.driver.evaluator import Evaluator
+from miles.train.driver.export import remove_unfinished
 from miles.train.driver.group import TrainerGroup
 from miles.train.driver.metrics import RunConstants
 from miles.train.driver.resume_state import ResumeState
@@ -25,6 +28,21 @@ from miles.train.optimizer_settings import check_schedule
 from miles.train.precision import Precision
 from miles.train.run_length import run_length
 from miles.train.types import RankSetup, StartPoint
+
+
+def find_start(config: TrainConfig, shape: ModelShape) -> StartPoint:
+    """Return the checkpoint that the first attempt of a command begins from.
+
+    Raises:
+        CheckpointError: there is none, or a Hugging Face one of another model.
+    """
+    # torch is imported here because importing this module should not take seconds.
+    from miles.convert.hf_boxes import require_weights
+
+    start = StartPoint.find(config)
+    if start.checkpoint.is_hugging_face:
+        require_weights(start.url, shape)
+    return start
 
 
 def open_data(run: Run, start: StartPoint, cleanup: ExitStack) -> AttemptData:
@@ -60,6 +78,8 @@ def start_trainers(run: Run, start: StartPoint, data: AttemptData, cleanup: Exit
     config = run.config
     for name in checkpoint_folder.remove_unfinished(config.save):
         run.run_log.write(f"removed  {name}, a checkpoint that was never complete")
+    for folder in remove_unfinished(config):
+        run.run_log.write(f"removed  {folder}, an export that was never complete")
     storage.write_text(storage.join(config.run_dir, run_folder.CONFIG), describe(config))
     settings = dataclasses.asdict(config)
     sinks = open_sinks(config.logging, config.run_dir, data.feed.first_step, settings)

@@ -2,8 +2,9 @@
 
 flags -> model · data · tokenizer · tokens · ranks on nodes · memory of each GPU · checkpoints
 
-It needs no GPU, no Ray and no weights. Rows and steps are counted. Tokens are those of a sample,
-which the text states. Memory is an estimate; docs/memory.md says which numbers are exact.
+It needs no GPU, no Ray and no weights; of Hugging Face weights that are there, the headers are
+compared with the model. Rows and steps are counted. Tokens are those of a sample, which the text
+states. Memory is an estimate; docs/memory.md says which numbers are exact.
 """
 
 from __future__ import annotations
@@ -68,6 +69,7 @@ def dry_run(config: TrainConfig, console: Console, notices: Sequence[str] = ()) 
         recompute=config.recompute,
     )
     require_ids_fit(config.data.encode, shape.vocab_size, config.hf_checkpoint)
+    _require_usable_start(config, shape)
     surveyed = survey(config.streamed_data)
     num_steps = run_steps(config, surveyed.plan.num_steps)
     check_schedule(config.optimizer, num_steps)
@@ -89,6 +91,23 @@ def dry_run(config: TrainConfig, console: Console, notices: Sequence[str] = ()) 
         console.print(f"  {line}", highlight=False)
     console.print()
     _section(console, "Checkpoints", _checkpoints(config))
+
+
+def _require_usable_start(config: TrainConfig, shape: ModelShape) -> None:
+    """Refuse weights of another model. That there are none yet is no error here.
+
+    Raises:
+        CheckpointError: names the tensor that the model cannot take.
+    """
+    try:
+        start = StartPoint.find(config)
+    except CheckpointError:
+        return
+    if start.checkpoint.is_hugging_face:
+        # torch is imported only where there are tensors to look at.
+        from miles.convert.hf_boxes import require_weights
+
+        require_weights(start.url, shape)
 
 
 def _section(console: Console, title: str, facts: Iterable[Fact]) -> None:
@@ -296,6 +315,8 @@ def _checkpoints(config: TrainConfig) -> Iterator[Fact]:
 
 
 def _start(start: StartPoint) -> str:
+    if start.checkpoint.is_hugging_face:
+        return f"{start.url}, each rank reads its own part"
     if not start.is_resume:
         return start.url
     extra = start.checkpoint.extra or {}

@@ -5,7 +5,6 @@ Each flag fills the field that declares it (`miles.common.flags`). Only the exce
     --prompt-data, --eval-prompt-data   one path or NAME PATH pairs -> sources of one row format
     --hf-checkpoint                     also the tokenizer
     --max-sample-tokens                 --max-tokens-per-gpu where it is not given
-    --ref-load                          --load, or else --save, where it is not given
     --sequence-parallel                 left out beside a tensor size of 1
     the data-parallel size              follows from the layout
 
@@ -87,7 +86,7 @@ def read_line(words: Sequence[str], record: type[TrainConfig] = TrainConfig) -> 
         "pack": pack,
     }
     run = {
-        "ref_load": values.get("--ref-load") or values.get("--load") or values["--save"],
+        "ref_load": values.get("--ref-load"),
         "data": build(DataConfig, values, data),
         "cluster": cluster,
         "evaluation": build(

@@ -60,7 +60,7 @@ ONE_VALUE: tuple[OneValue, ...] = (
         "loss_mask_type",
         ("auto", "qwen", "qwen3"),
         ": the mask is learned from the chat template and certified, whatever the model; leave the "
-        "flag out, or give auto (qwen and qwen3 are taken to mean the same)",
+        "flag out, or give auto (qwen and qwen3 are taken to mean the same: docs/masks.md)",
     ),
     OneValue("train_backend", ("megatron",)),
     OneValue(

@@ -2,6 +2,7 @@
 
 --sequence-parallel --tensor-model-parallel-size 1   it is left out: there is nothing to spread
 --moe-grouped-gemm                                   the experts are computed one after another
+--loss-mask-type qwen                                the mask is that of the chat template
 
 They are printed once, at the start of a run and of a dry run.
 """
@@ -19,6 +20,12 @@ def notices_of(values: Values) -> tuple[str, ...]:
         notices.append(
             "--sequence-parallel is left out: it spreads tokens over the ranks of "
             "--tensor-model-parallel-size, which is 1"
+        )
+    mask_type = values.get("--loss-mask-type", "auto")
+    if mask_type != "auto":
+        notices.append(
+            f"--loss-mask-type {mask_type} has no effect: the mask is that of the chat template as "
+            f"it is served. Miles's {mask_type} mask differs: docs/masks.md"
         )
     for replaced in REPLACED:
         if values.get(flag_of(replaced.name)):

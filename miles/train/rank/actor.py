@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -16,7 +17,14 @@ import ray
 from miles.common import storage
 from miles.data.stream import eval_set
 from miles.data.stream.step_iterator import StepIterator
-from miles.train.types import EvalSums, RankSetup, SaveFailure, SaveStage, StepResult
+from miles.train.types import (
+    EvalSums,
+    ExportPart,
+    RankSetup,
+    SaveFailure,
+    SaveStage,
+    StepResult,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -131,6 +139,12 @@ class TrainerActor:
     def finish_upload(self) -> SaveFailure | None:
         """End this rank's upload (`CheckpointWriter.finish_upload`). Not collective."""
         return self.checkpoint_writer.finish_upload()
+
+    def write_export(self, folder: str) -> ExportPart:
+        """Write this rank's weights into the files of an export (`weight_boxes.write_weights`)."""
+        from miles.train.rank import weight_boxes
+
+        return weight_boxes.write_weights(self._ready_trainer(), Path(folder))
 
     def logits(self, input_ids: list[int]) -> np.ndarray:
         """Return the logits of one sequence. Without tensor or pipeline parallelism only."""

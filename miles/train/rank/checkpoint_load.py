@@ -17,13 +17,14 @@ from miles.common import safe_pickle, storage
 from miles.common.checkpoint_folder import SavedCheckpoint
 from miles.errors import CheckpointError
 from miles.train.model.padding_rows import zero_padding_rows
+from miles.train.rank import weight_boxes
 from miles.train.rank.trainer import Trainer
 
 _OPTIMIZER_FORMAT = {"distrib_optim_sharding_type": "fully_reshardable"}
 
 
 def load(trainer: Trainer, checkpoint: SavedCheckpoint, *, model_only: bool) -> None:
-    """Load a checkpoint into a trainer.
+    """Load a checkpoint, or the weights of a Hugging Face folder, into a trainer.
 
     Args:
         model_only: leave the optimizer and the schedule as they are, to begin from these weights.
@@ -32,6 +33,10 @@ def load(trainer: Trainer, checkpoint: SavedCheckpoint, *, model_only: bool) -> 
         CheckpointError: a model of another shape, or tensors that are missing.
     """
     from megatron.core import dist_checkpointing
+
+    if checkpoint.is_hugging_face:
+        weight_boxes.load_weights(trainer, checkpoint.url)
+        return
 
     with storage.local_folder(checkpoint.url, "checkpoint") as folder:
         safe_pickle.require_plain(folder, checkpoint.url)

@@ -15,6 +15,7 @@ from rich.console import Console
 from miles.common import run_folder
 from miles.common.checkpoint_folder import EXTRA, SavedCheckpoint
 from miles.common.checkpoint_tracker import TRACKER, folder_name
+from miles.convert import megatron_to_hf
 from miles.data.config import DataConfig, EncodeConfig, OrderConfig, SourceConfig
 from miles.data.types import (
     STAGES,
@@ -78,6 +79,11 @@ class PretendedRun:
         (self.folder / folder_name(iteration)).mkdir()
         (self.folder / folder_name(iteration) / EXTRA).write_text(json.dumps(extra))
         return None
+
+    def nodes_without(self, url: str) -> list[str]:
+        """Note that the ranks were to write an export; then the driver has to convert it."""
+        self.events.append(f"export {Path(url).name}")
+        return ["node-2"]
 
     # --- the feed
 
@@ -219,6 +225,26 @@ def test_old_checkpoints_are_removed(tmp_path: Path) -> None:
     run.train(schedule, save_interval=1, keep_last=2)
     kept = sorted(path.name for path in tmp_path.glob("iter_*"))
     assert kept == ["iter_0000005", "iter_0000006"]
+
+
+def test_ranks_export_at_the_moment_of_a_save(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = PretendedRun(tmp_path)
+
+    def convert(load: str, hf_checkpoint: str, save: str, **more: Any) -> str:
+        run.events.append(f"convert {Path(load).name}")
+        return save
+
+    monkeypatch.setattr(megatron_to_hf, "megatron_to_hf", convert)
+    monkeypatch.setattr(megatron_to_hf, "require_replaceable", lambda save, hf_checkpoint: None)
+    run.train(Schedule(NUM_STEPS, save_interval=4), save_hf=str(tmp_path / "{rollout_id}"))
+    saving = run.events[run.events.index("save 4") :]
+    assert saving == [
+        *("save 4", "export .4.converting", "train 4", "commit 4", "seal 4"),
+        *("convert iter_0000004", "train 5", "commit 5", "evaluate 6"),
+        *("save 6", "export .6.converting", "seal 6", "convert iter_0000006", "finish"),
+    ]
 
 
 def test_a_summary_without_steps_has_no_loss() -> None:

@@ -11,13 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 import ray
+import torch
 from rich.console import Console
 
+from miles.architecture.families import hf_shapes, shape_of
 from miles.common.checkpoint_tracker import RELEASE, write_tracker
+from miles.convert.safetensors_files import ShardedWriter, Spec
 from miles.data.files.manifest import build_manifest
 from miles.data.stream import stages
 from miles.data.stream.survey import SAMPLE_ROWS, sample_rows, take_sample
-from miles.errors import ConfigError, DataError
+from miles.errors import CheckpointError, ConfigError, DataError
 from miles.train.driver.loop import train
 from miles.train.estimate.dry_run import dry_run
 from miles.train.launch.arguments import parse
@@ -107,7 +110,7 @@ def test_qwen3_4b(folder: Path, tmp_path: Path, gpus: int) -> None:
     assert optimizer == pytest.approx(4_022_468_096 * 12 / gpus / 2**30, abs=0.01)
     assert total < 192
     assert "missing" in text
-    assert "miles convert hf-to-megatron" in text
+    assert "no weights there" in text
     assert not save.exists()
 
 
@@ -147,6 +150,21 @@ def test_what_stops_a_run_stops_the_dry_run(folder: Path, tmp_path: Path) -> Non
         printed(words(folder, tmp_path, "4b", "--lr-warmup-iters", "100"))
     with pytest.raises(DataError, match=r"none of 652 sampled rows can be used: 6\d\d too_long"):
         printed(words(folder, tmp_path, "4b", "--max-sample-tokens", "8"))
+
+
+def test_weights_are_compared_by_their_headers(folder: Path, tmp_path: Path) -> None:
+    """The files have the size of real ones, and hold nothing but holes behind the headers."""
+    hf = shutil.copytree(folder / "4b", tmp_path / "hf")
+    shapes = hf_shapes(shape_of(QWEN3, ""))
+    specs = {name: Spec(torch.bfloat16, sizes) for name, sizes in shapes.items()}
+    ShardedWriter(hf, specs, dict.fromkeys(specs, "model.safetensors")).close()
+
+    line = words(folder, tmp_path / "run", str(hf), *FOUR_B)
+    assert f"{hf},eachrankreadsitsownpart" in "".join(printed(line).split())
+    edit_config(hf, head_dim=64)
+    for start in (printed, lambda line: train(parse(line))):
+        with pytest.raises(CheckpointError, match=r"q_proj\.weight has shape \(4096, 2560\); conf"):
+            start(line)
 
 
 def test_tensor_ranks_across_nodes_are_warned_of(folder: Path, tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from miles.train.launch.arguments import parse, read_line
 from miles.train.launch.fixed_flags import REPLACED
 
@@ -23,6 +25,17 @@ def test_sequence_parallelism_without_tensor_ranks_is_left_out(base: list[str]) 
     line = read_line([*base, "--sequence-parallel", *TWO_RANKS])
     assert line.notices == ()
     assert line.config.cluster.layout.sequence_parallel
+
+
+@pytest.mark.parametrize("mask_type", ["qwen", "qwen3"])
+def test_a_mask_of_miles_has_a_notice(base: list[str], mask_type: str) -> None:
+    line = read_line([*base, "--loss-mask-type", mask_type])
+    assert line.notices == (
+        f"--loss-mask-type {mask_type} has no effect: the mask is that of the chat template as it "
+        f"is served. Miles's {mask_type} mask differs: docs/masks.md",
+    )
+    assert line.config == parse(base)
+    assert read_line([*base, "--loss-mask-type", "auto"]).notices == ()
 
 
 def test_a_flag_that_chooses_how_to_compute_has_a_notice(base: list[str]) -> None:
