@@ -140,6 +140,18 @@ def test_qwen3_235b_on_four_nodes_of_eight(folder: Path, tmp_path: Path) -> None
         (experts * 12 + dense * 12 / 4) / 2**30, abs=0.01
     )
     assert "most of it are weights and their state" in text
+    assert "or --optimizer-cpu-offload" in " ".join(text.split())
+
+    offload = "--optimizer-cpu-offload --use-precision-aware-optimizer --optimizer-offload-fraction"
+    text = printed(
+        words(folder, tmp_path, "235b", *FOUR_B, *line.split(), *offload.split(), "0.75")
+    )
+    on_gpu = (experts * 12 + dense * 12 / 4) / 4 / 2**30
+    in_machine = (experts * 16 + (dense + 4096) * 16 / 4) * 0.75 / 2**30
+    assert memory_row(text, 0)[5] == pytest.approx(on_gpu, abs=0.01)
+    text = " ".join(text.split())
+    assert f"{in_machine * 8:,.2f} GiB of the memory of a machine are the optimizer's" in text
+    assert "or --optimizer-cpu-offload" not in text
 
 
 def test_what_stops_a_run_stops_the_dry_run(folder: Path, tmp_path: Path) -> None:
