@@ -24,24 +24,10 @@ from miles.errors import CheckpointError, ConfigError, DataError
 from miles.train.driver.loop import train
 from miles.train.estimate.dry_run import dry_run
 from miles.train.launch.arguments import parse
-from tests.support.launch import QWEN3
+from tests.support.launch import QWEN3, QWEN3_235B
 from tests.support.models import edit_config
 from tests.support.streams import demo_settings, demo_tokenizer
 
-QWEN3_235B = {
-    **QWEN3,
-    "model_type": "qwen3_moe",
-    "hidden_size": 4096,
-    "num_hidden_layers": 94,
-    "num_attention_heads": 64,
-    "num_key_value_heads": 4,
-    "intermediate_size": 12288,
-    "num_experts": 128,
-    "num_experts_per_tok": 8,
-    "moe_intermediate_size": 1536,
-    "norm_topk_prob": True,
-    "tie_word_embeddings": False,
-}
 FOUR_B = ["--bf16", "--max-tokens-per-gpu", "9216", "--max-sample-tokens", "512"]
 
 
