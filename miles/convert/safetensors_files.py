@@ -101,6 +101,7 @@ class Weights:
         # In threads: a store takes its time to answer, and large models have a hundred files.
         read_headers = parallel.each(files, lambda file, _: self._read_header(file))
         headers = dict(zip(files, read_headers, strict=True))
+
         self.tensors: dict[str, Stored] = {}
         """by name"""
         for header in headers.values():

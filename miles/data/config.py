@@ -119,7 +119,8 @@ class SourceConfig:
 
 @dataclass(frozen=True)
 class OrderConfig:
-    """The order of the rows. Every field but `num_epoch` is part of the cursor."""
+    """The order of the rows. Every field but `num_epoch` and `max_steps` is part of the
+    cursor."""
 
     batch_size: Annotated[
         int,
@@ -147,7 +148,18 @@ class OrderConfig:
     drop_last: Annotated[
         bool, Flag("--drop-last", help="leave out the short step at an epoch's end")
     ] = False
-    num_epoch: Annotated[int, Flag("--num-epoch", "N", "times over the rows", minimum=1)] = 1
+    num_epoch: Annotated[
+        int | None,
+        Flag(
+            "--num-epoch",
+            "N",
+            "times over the rows",
+            minimum=1,
+            default="as many as --num-rollout takes, or else 1",
+        ),
+    ] = None
+    max_steps: int | None = None
+    """Steps that the run will take of the order; without `num_epoch`, its epochs follow from it."""
     weights: Annotated[
         tuple[float, ...],
         Flag(

@@ -5,10 +5,12 @@ A setting is declared here with its flag (`miles.common.flags`), and nowhere els
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Self
 
 from miles.common.flags import Flag, check_settings
+from miles.common.secret import Secret
 from miles.data.config import DataConfig, SourceConfig
 from miles.errors import ConfigError
 from miles.train.logging_config import LoggingConfig
@@ -83,6 +85,15 @@ class ClusterConfig:
             "how long a collective, a step, an evaluation, a start or the end of a save may take",
         ),
     ] = 10.0
+    train_env_vars: Annotated[
+        Mapping[str, Secret],
+        Flag(
+            "--train-env-vars",
+            "JSON",
+            "environment variables of the ranks, set before torch is imported there; config.json "
+            "gets their names only",
+        ),
+    ] = field(default_factory=dict)
     object_store_bytes: int = 512 << 20
     """of the run's own Ray"""
 
@@ -93,6 +104,9 @@ class ClusterConfig:
                 f"--actor-num-gpus-per-node {self.gpus_per_node} is more than a machine has: "
                 f"--num-gpus-per-node {self.num_gpus_per_node}"
             )
+        for name in self.train_env_vars:
+            if not name or "=" in name or "\0" in name:
+                raise ConfigError(f"--train-env-vars: {name!r} is no name of a variable")
 
     @property
     def world_size(self) -> int:
@@ -241,7 +255,8 @@ class TrainConfig:
         Flag(
             "--save-interval",
             "STEPS",
-            "steps between checkpoints; 0: only after the last step",
+            "steps between checkpoints, counted over all epochs (Miles also saves where an epoch "
+            "ends: the dry run says how many steps one has); 0: only after the last step",
             minimum=0,
         ),
     ] = 0
@@ -315,7 +330,8 @@ class TrainConfig:
         Flag(
             "--num-rollout",
             "STEPS",
-            "a limit on the steps",
+            "steps of the run, over as many epochs as they take; beside --num-epoch, the smaller one "
+            "counts",
             minimum=1,
             default="all steps of --num-epoch",
         ),
@@ -332,6 +348,14 @@ class TrainConfig:
             also=(Flag("--no-bf16", help="compute in float32, on GPUs too", negates=True),),
         ),
     ] = None
+    fp16: Annotated[
+        bool,
+        Flag(
+            "--fp16",
+            help="compute in float16, with a loss scale that follows the gradient; not with "
+            "--expert-model-parallel-size",
+        ),
+    ] = False
     deterministic: Annotated[
         bool,
         Flag(
@@ -353,12 +377,33 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_settings(self)
+        self._check_precision()
         self._check_evaluation()
         if self.data.pack.dp_size != self.cluster.layout.data:
             raise ConfigError(
                 f"the data is packed for {self.data.pack.dp_size} data-parallel ranks, but the "
                 f"layout has {self.cluster.layout.data}: PackConfig.dp_size must be "
                 "ClusterConfig.layout.data"
+            )
+
+    def _check_precision(self) -> None:
+        """Check that one precision is chosen, and that the layout can be trained in it."""
+        if self.fp16 and self.bf16 is not None:
+            raise ConfigError(
+                f"--fp16 and --{'' if self.bf16 else 'no-'}bf16 choose another precision; give one "
+                "of them"
+            )
+        if self.optimizer.cpu_offload and self.precision is Precision.FP32:
+            raise ConfigError(
+                "--optimizer-cpu-offload needs --bf16: the HybridDeviceOptimizer of megatron-core "
+                "0.16.1 keeps float32 copies of 16-bit weights, and refuses weights that are "
+                "float32"
+            )
+        if self.fp16 and self.cluster.expert > 1:
+            raise ConfigError(
+                "--fp16 with --expert-model-parallel-size above 1: megatron-core 0.16.1 scales the "
+                "loss once, but follows the gradients of spread experts by a scale of their own; "
+                "leave out --fp16 (bfloat16 needs no loss scale)"
             )
 
     def _check_evaluation(self) -> None:
@@ -384,13 +429,29 @@ class TrainConfig:
     @property
     def precision(self) -> Precision | None:
         """Return the format to compute in; None: `for_device` has yet to choose it."""
+        if self.fp16:
+            return Precision.FP16
         if self.bf16 is None:
             return None
         return Precision.BF16 if self.bf16 else Precision.FP32
 
     def for_device(self, *, has_gpus: bool) -> Self:
-        """Return the settings with those filled in that depend on the ranks' device."""
+        """Return the settings with those filled in that depend on the ranks' device.
+
+        Raises:
+            ConfigError: they cannot be kept on that device.
+        """
+        if not has_gpus:
+            self.optimizer.require_cpu()
         return self if self.precision else replace(self, bf16=has_gpus)
+
+    @property
+    def streamed_data(self) -> DataConfig:
+        """Return the data as the stream of the run takes it, which knows the steps it has to last.
+
+        `data` without it ends after `num_epoch`, or one epoch.
+        """
+        return replace(self.data, order=replace(self.data.order, max_steps=self.num_rollout))
 
     @property
     def run_dir(self) -> str:

@@ -50,9 +50,114 @@ class OptimizerSettings:
             "global norm above which the gradient is scaled down; 0: it never is",
         ),
     ] = 1.0
+    precision_aware: Annotated[
+        bool,
+        Flag(
+            "--use-precision-aware-optimizer",
+            help="the optimizer itself keeps the float32 weights. On a GPU it needs Transformer "
+            "Engine, or --optimizer-cpu-offload",
+        ),
+    ] = False
+    main_params_dtype: Annotated[
+        str,
+        Flag(
+            "--main-params-dtype",
+            "DTYPE",
+            "precision of those weights; other than fp32 with --use-precision-aware-optimizer only",
+            choices=("fp32", "fp16"),
+        ),
+    ] = "fp32"
+    exp_avg_dtype: Annotated[
+        str,
+        Flag(
+            "--exp-avg-dtype",
+            "DTYPE",
+            "precision in which the first moment is kept, likewise",
+            choices=("fp32", "fp16", "bf16"),
+        ),
+    ] = "fp32"
+    exp_avg_sq_dtype: Annotated[
+        str,
+        Flag(
+            "--exp-avg-sq-dtype",
+            "DTYPE",
+            "precision in which the second moment is kept, likewise",
+            choices=("fp32", "fp16", "bf16"),
+        ),
+    ] = "fp32"
+    cpu_offload: Annotated[
+        bool,
+        Flag(
+            "--optimizer-cpu-offload",
+            help="float32 weights and moments in the memory of the machine, and Adam's step on its "
+            "processors; with --use-precision-aware-optimizer, and not in float32",
+        ),
+    ] = False
+    offload_fraction: Annotated[
+        float,
+        Flag(
+            "--optimizer-offload-fraction",
+            "SHARE",
+            "share of the parameters that --optimizer-cpu-offload is for",
+        ),
+    ] = 1.0
+    overlap_offload: Annotated[
+        bool,
+        Flag(
+            "--overlap-cpu-optimizer-d2h-h2d",
+            help="copy gradients and weights of one parameter while Adam steps on another, with "
+            "--optimizer-cpu-offload",
+        ),
+    ] = False
 
     def __post_init__(self) -> None:
         check_settings(self)
+        self._check_rates()
+        self._check_offload()
+
+    def _check_offload(self) -> None:
+        """Check the flags of the optimizer's memory against one another, as Megatron-LM does."""
+        if self.cpu_offload and not self.precision_aware:
+            raise ConfigError(
+                "--optimizer-cpu-offload needs --use-precision-aware-optimizer beside it: Megatron "
+                "keeps the offloaded float32 weights there"
+            )
+        if not self.cpu_offload and (self.overlap_offload or self.offload_fraction != 1.0):
+            flag = "--overlap-cpu-optimizer-d2h-h2d"
+            if not self.overlap_offload:
+                flag = "--optimizer-offload-fraction"
+            raise ConfigError(f"{flag} goes with --optimizer-cpu-offload")
+        if not 0 < self.offload_fraction <= 1:
+            raise ConfigError(
+                f"--optimizer-offload-fraction must be in (0, 1], not {self.offload_fraction}"
+            )
+
+        for flag, dtype in (
+            ("--main-params-dtype", self.main_params_dtype),
+            ("--exp-avg-dtype", self.exp_avg_dtype),
+            ("--exp-avg-sq-dtype", self.exp_avg_sq_dtype),
+        ):
+            if dtype != "fp32" and not self.precision_aware:
+                raise ConfigError(f"{flag} {dtype} goes with --use-precision-aware-optimizer")
+            if dtype != "fp32" and self.cpu_offload:
+                raise ConfigError(
+                    f"{flag} {dtype}: what --optimizer-cpu-offload keeps in the machine's memory "
+                    "is float32; leave one of them out"
+                )
+
+    def require_cpu(self) -> None:
+        """Check that the optimizer runs without a GPU.
+
+        Raises:
+            ConfigError: it does not.
+        """
+        if self.precision_aware and not self.cpu_offload:
+            raise ConfigError(
+                "--use-precision-aware-optimizer needs the FusedAdam of Transformer Engine, which "
+                "is for GPUs only; leave it out, or give --optimizer-cpu-offload beside it"
+            )
+
+    def _check_rates(self) -> None:
         if not 0 <= self.min_lr <= self.lr:
             raise ConfigError(f"--min-lr {self.min_lr} must lie between 0 and --lr {self.lr}")
         if self.lr_warmup_fraction is not None:

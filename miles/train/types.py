@@ -9,16 +9,25 @@ driver  <-- ExportPart               rank    after each export of the weights
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import Enum, StrEnum, auto
 
 from miles.architecture.config import ModelShape
 from miles.common import checkpoint_folder
 from miles.common.checkpoint_folder import SavedCheckpoint
-from miles.train.config import KEEP_ALL, RecomputeConfig, TrainConfig
+from miles.train.config import KEEP_ALL, ClusterConfig, RecomputeConfig, TrainConfig
 from miles.train.optimizer_settings import OptimizerSettings
 from miles.train.parallel_layout import Layout
 from miles.train.precision import Precision
+
+GPU_VARIABLES = (
+    "CUDA_DEVICE_MAX_CONNECTIONS",
+    "NCCL_NVLS_ENABLE",
+    "PYTORCH_ALLOC_CONF",
+    "PYTORCH_CUDA_ALLOC_CONF",
+)
+"""Variables that a rank with a GPU gets unless the user has set them."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +44,31 @@ class TrainerSettings:
     precision: Precision
     recompute: RecomputeConfig = KEEP_ALL
     """activations that are computed again in the backward pass"""
+
+
+@dataclass(frozen=True)
+class RankEnvironment:
+    """The environment variables for a rank, as far as the driver knows them."""
+
+    has_gpu: bool
+    given: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """of --train-env-vars; they may hold secrets"""
+    of_driver: Mapping[str, str] = field(default_factory=dict)
+    """those of `GPU_VARIABLES` that the user has set for the driver; they count where the rank has
+    none of its own"""
+
+    @classmethod
+    def of(
+        cls, cluster: ClusterConfig, driver: Mapping[str, str], *, has_gpu: bool
+    ) -> RankEnvironment:
+        """Return the environment of a run's ranks.
+
+        Args:
+            driver: the environment of the driver.
+        """
+        given = {name: secret.reveal() for name, secret in cluster.train_env_vars.items()}
+        of_driver = {name: driver[name] for name in GPU_VARIABLES if name in driver}
+        return cls(has_gpu, given, of_driver)
 
 
 @dataclass(frozen=True)
@@ -121,6 +155,8 @@ class SkipReason(StrEnum):
     """All rows of the step were dropped. It says nothing about the model."""
     LOSS_NOT_FINITE = "the loss is not finite"
     GRADIENT_NOT_FINITE = "the gradient is not finite"
+    LOSS_SCALE_TOO_HIGH = "the scaled gradient does not fit float16; the loss scale falls"
+    """It says nothing about the model: of float16 only, while the scale is still falling."""
 
 
 @dataclass(frozen=True)

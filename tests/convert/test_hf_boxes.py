@@ -1,4 +1,4 @@
-"""Any box of a Megatron tensor is the one that the layout gives, from any store, in little memory."""
+"""Any box of a Megatron tensor is what the layout says, from any store, in little memory."""
 
 from __future__ import annotations
 

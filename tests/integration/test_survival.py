@@ -191,11 +191,13 @@ def test_steps_go_on_beside_a_save(workspace: Workspace, tmp_path: Path) -> None
     ledger_totals = extra["cursor"]["ledger_totals"].values()
     assert sum(counts["read"] for counts in ledger_totals) == 20 * 32
     assert half.exists()
-    with workspace.command(save, **flags, num_rollout=23) as command:
+    # An epoch has 21 steps.
+    with workspace.command(save, **{**flags, "num_epoch": None}, num_rollout=23) as command:
         printed = command.wait(0)
     assert f"going on at step 20 from {save}/iter_0000020" in printed
     assert not half.exists()
     assert [line["step"] for line in lines(save)] == list(range(23))
+    assert lines(save)[-1]["sft/epoch"] > 1
     observed("killed while a checkpoint is written", printed, "going on at step", SINCE)
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import pickle
 import time
 from dataclasses import replace
@@ -18,6 +19,7 @@ import torch
 from rich.console import Console
 
 from miles.common import run_folder
+from miles.common.secret import Secret
 from miles.convert.hf_to_megatron import hf_to_megatron
 from miles.convert.megatron_to_hf import megatron_to_hf
 from miles.data.config import DataConfig, PackConfig, StreamConfig
@@ -169,7 +171,8 @@ def test_run_evaluates_answers_keeps_and_exports(folder: Path, tmp_path: Path) -
     assert said[1] == "no GPU: computing in float32 on the CPU (--bf16: in bfloat16)"
     assert json.loads((tmp_path / "run/config.json").read_text())["bf16"] is False
     assert said[2].startswith("evaluation: ")
-    assert said[3].endswith("megatron/release")
+    assert said[3] == "7 steps: --num-rollout 7 ends before --num-epoch 1, 21 an epoch x 1"
+    assert said[4].endswith("megatron/release")
     assert said.count("checkpoint") == 4
     assert said.count("removed") == 4 - len(kept)
     assert said[-1] == "finished"
@@ -223,7 +226,7 @@ def test_refused_export_is_refused_before_training(folder: Path, tmp_path: Path)
 
 
 class SlowActor(TrainerActor):
-    """Takes 200 ms more for every step, and as long as the queue is not full."""
+    """Takes longer for every step, as its environment says, and as long as the queue is not full."""
 
     def attach_feed(self, feed_handle: Any, first_step: int, num_steps: int) -> None:
         self.feed_handle = feed_handle
@@ -233,7 +236,7 @@ class SlowActor(TrainerActor):
 
     def train_step(self) -> StepResult:
         result = super().train_step()
-        time.sleep(0.2)
+        time.sleep(float(os.environ["SLOW_SECONDS"]))
         ahead = min(self.next_step + StreamConfig.prefetch_steps, self.last_step)
         ray.get(self.feed_handle.fetch.remote(ahead, self.rank, 0))
         self.next_step += 1
@@ -245,7 +248,11 @@ def test_slow_trainer_never_waits(
 ) -> None:
     monkeypatch.setattr(group, "TrainerActor", SlowActor)
     out, _ = console()
-    train(config_in(folder, tmp_path / "run", cluster=ClusterConfig(gpus_per_node=1)), out)
+    cluster = ClusterConfig(gpus_per_node=1, train_env_vars={"SLOW_SECONDS": Secret("0.2")})
+    train(config_in(folder, tmp_path / "run", cluster=cluster), out)
+    record = json.loads((tmp_path / "run/config.json").read_text())
+    assert record["cluster"]["train_env_vars"] == {"SLOW_SECONDS": "(hidden)"}
+
     _, *later = metrics_of(tmp_path / "run")
     assert len(later) > 15
     assert min(line["perf/step_seconds"] for line in later) > 0.2

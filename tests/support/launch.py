@@ -25,6 +25,21 @@ QWEN3 = {
     "tie_word_embeddings": True,
 }
 
+QWEN3_235B = {
+    **QWEN3,
+    "model_type": "qwen3_moe",
+    "hidden_size": 4096,
+    "num_hidden_layers": 94,
+    "num_attention_heads": 64,
+    "num_key_value_heads": 4,
+    "intermediate_size": 12288,
+    "num_experts": 128,
+    "num_experts_per_tok": 8,
+    "moe_intermediate_size": 1536,
+    "norm_topk_prob": True,
+    "tie_word_embeddings": False,
+}
+
 QWEN3_MOE = {
     "model_type": "qwen3_moe",
     "num_hidden_layers": 4,

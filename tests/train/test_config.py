@@ -53,6 +53,36 @@ def test_the_precision_follows_from_the_device_unless_it_is_given() -> None:
         assert given.for_device(has_gpus=not bf16) == given
 
 
+def test_an_optimizer_that_needs_another_device_or_precision_is_refused() -> None:
+    data = DataConfig((SourceConfig("a", ("a.jsonl",)),), OrderConfig(), EncodeConfig("t"))
+    alone = OptimizerSettings(precision_aware=True)
+    config = TrainConfig("hf", "megatron", "save", data, optimizer=alone)
+    assert config.for_device(has_gpus=True).precision is Precision.BF16
+    with pytest.raises(ConfigError, match="FusedAdam of Transformer Engine, which is for GPUs"):
+        config.for_device(has_gpus=False)
+
+    config = replace(config, optimizer=replace(alone, cpu_offload=True))
+    assert replace(config, bf16=True).for_device(has_gpus=False).precision is Precision.BF16
+    with pytest.raises(ConfigError, match="--optimizer-cpu-offload needs --bf16"):
+        config.for_device(has_gpus=False)
+    with pytest.raises(ConfigError, match="--optimizer-cpu-offload needs --bf16"):
+        replace(config, bf16=False)
+
+
+def test_float16_is_chosen_alone() -> None:
+    data = DataConfig((SourceConfig("a", ("a.jsonl",)),), OrderConfig(), EncodeConfig("t"))
+    config = TrainConfig("hf", "megatron", "save", data, fp16=True)
+    assert config.precision is Precision.FP16
+    assert config.for_device(has_gpus=False) == config
+    for bf16, flag in ((True, "--bf16"), (False, "--no-bf16")):
+        with pytest.raises(ConfigError, match=f"--fp16 and {flag} choose another precision"):
+            replace(config, bf16=bf16)
+
+    cluster = ClusterConfig(gpus_per_node=2, expert=2)
+    with pytest.raises(ConfigError, match="--fp16 with --expert-model-parallel-size above 1"):
+        replace(config, cluster=cluster)
+
+
 def test_the_data_is_packed_for_the_ranks_that_there_are() -> None:
     data = DataConfig(
         (SourceConfig("a", ("a.jsonl",)),), OrderConfig(), EncodeConfig("t"), PackConfig(dp_size=4)

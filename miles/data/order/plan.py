@@ -90,11 +90,11 @@ class Plan:
                 "first or do without the second"
             )
 
-        num_rows = self.rows_per_epoch * self.order.num_epoch
+        num_rows = self.rows_per_epoch * self.num_epoch
         if self.order.weights and max(self.source_passes(num_rows)) > MAX_PASSES:
             raise ConfigError(
                 f"--prompt-data-weights {self.order.weights} repeat a source over {MAX_PASSES:,} "
-                f"times in {self.order.num_epoch} epoch(s): it has too few rows for its weight"
+                f"times in {self.num_epoch} epoch(s): it has too few rows for its weight"
             )
 
     @property
@@ -122,8 +122,15 @@ class Plan:
         return -(-self.rows_per_epoch // self.order.batch_size)
 
     @property
+    def num_epoch(self) -> int:
+        """Times over the rows: those of the order, or as many as the run's steps take."""
+        if self.order.num_epoch is not None:
+            return self.order.num_epoch
+        return -(-(self.order.max_steps or 1) // self.steps_per_epoch)
+
+    @property
     def num_steps(self) -> int:
-        return self.steps_per_epoch * self.order.num_epoch
+        return self.steps_per_epoch * self.num_epoch
 
     def step_at(self, start_row: int) -> int:
         """Return the step that comes after `start_row` consumed rows.
@@ -154,7 +161,7 @@ class Plan:
         first_epoch, step = divmod(first_step, self.steps_per_epoch)
         first_window = step // steps_per_window
 
-        for epoch_index in range(first_epoch, self.order.num_epoch):
+        for epoch_index in range(first_epoch, self.num_epoch):
             offset = epoch_index * self.steps_per_epoch
             for window_index in range(first_window, windows_per_epoch):
                 begin = window_index * steps_per_window

@@ -64,7 +64,7 @@ def eval_config(data: DataConfig, sources: tuple[SourceConfig, ...]) -> DataConf
     """
     step_rows = max(STEP_ROWS, RANK_ROWS * data.pack.dp_size)
     if sources:
-        order = OrderConfig(batch_size=step_rows, window_rows=WINDOW_ROWS)
+        order = OrderConfig(batch_size=step_rows, window_rows=WINDOW_ROWS, num_epoch=1)
         return replace(
             data, sources=sources, order=order, held_out_fraction=0.0, held_out="leave_out"
         )
@@ -76,7 +76,7 @@ def eval_config(data: DataConfig, sources: tuple[SourceConfig, ...]) -> DataConf
     # As many rows of the input as leave `step_rows` held-out ones to pack, but no more than a
     # loader holds for training.
     input_rows = min(int(step_rows / data.held_out_fraction), max(step_rows, DEFAULT_WINDOW_ROWS))
-    order = OrderConfig(batch_size=input_rows, window_rows=WINDOW_ROWS)
+    order = OrderConfig(batch_size=input_rows, window_rows=WINDOW_ROWS, num_epoch=1)
     return replace(data, order=order, held_out="only")
 
 

@@ -39,5 +39,5 @@ def require_ids_fit(config: EncodeConfig, vocab_size: int, model: str) -> None:
         f"the embedding: {named}; vocab_size in {model}/config.json is {vocab_size}, so that ids "
         f"go up to {vocab_size - 1}. Take the tokenizer that belongs to this model, or give the "
         f"model {num_rows} rows: model.resize_token_embeddings({num_rows}) and "
-        "model.save_pretrained in transformers, then convert it again"
+        "model.save_pretrained in transformers; a converted checkpoint is then converted anew"
     )

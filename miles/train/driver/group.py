@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from miles.train.rank.actor import TrainerActor
 from miles.train.types import (
     EvalSums,
     ExportPart,
+    RankEnvironment,
     RankSetup,
     SaveFailure,
     SaveStage,
@@ -54,10 +56,13 @@ class TrainerGroup:
         # On a CPU the ranks reserve none: all that Ray has is the loader's, and nobody starves.
         num_each = 1 if on_gpu else 0
         actor = ray.remote(num_gpus=num_each, num_cpus=num_each, max_restarts=0)(TrainerActor)
+        environment = RankEnvironment.of(cluster, os.environ, has_gpu=on_gpu)
         self._actors = []
         for rank in range(cluster.world_size):
             strategy = self._on_node(rank // cluster.gpus_per_node)
-            self._actors.append(actor.options(scheduling_strategy=strategy).remote(rank))
+            self._actors.append(
+                actor.options(scheduling_strategy=strategy).remote(rank, environment)
+            )
 
     def setup(self, setup: RankSetup) -> str | None:
         """Join the ranks and load the checkpoint. Return the GPU's name; None on a CPU."""

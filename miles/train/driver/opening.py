@@ -26,6 +26,7 @@ from miles.train.driver.schedule import Schedule
 from miles.train.driver.sinks import MetricsLog, open_sinks
 from miles.train.optimizer_settings import check_schedule
 from miles.train.precision import Precision
+from miles.train.run_length import run_length
 from miles.train.types import RankSetup, StartPoint
 
 
@@ -55,7 +56,7 @@ def open_data(run: Run, start: StartPoint, cleanup: ExitStack) -> AttemptData:
     evaluator = Evaluator.open(config, run.run_log)
 
     feed = Feed.open(
-        config.data,
+        config.streamed_data,
         cursor=state.cursor,
         cursor_path=start.url,
         num_ranks=config.cluster.world_size,
@@ -120,6 +121,11 @@ def _report_start(run: Run, start: StartPoint, data: AttemptData) -> None:
     info = data.feed.info
     first_step = data.feed.first_step
     reason = run.attempt_log.begin(first_step, start.url, config.cluster.layout)
+    has_two_ends = None not in (config.num_rollout, config.data.order.num_epoch)
+    if has_two_ends:
+        length = run_length(config, info.steps_per_epoch, info.num_steps)
+        run.run_log.report(f"{data.schedule.num_steps} steps: {length}")
+
     origin = f"from {start.url}"
     if start.is_resume:
         origin = f"going on at step {first_step} from {start.url} ({reason})"

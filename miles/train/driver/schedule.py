@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from miles.train.config import TrainConfig
+from miles.train.run_length import run_steps
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Schedule:
             has_eval_set: there are rows to evaluate on.
         """
         return cls(
-            min(num_data_steps, config.num_rollout or num_data_steps),
+            run_steps(config, num_data_steps),
             config.save_interval,
             has_eval_set,
             config.evaluation.interval,

@@ -62,7 +62,8 @@ class SkippedSteps:
 
         self.num_skipped += 1
         reason = result.skip.reason
-        if reason is SkipReason.NOTHING_TO_TRAIN:  # it says nothing about the model
+        if reason in (SkipReason.NOTHING_TO_TRAIN, SkipReason.LOSS_SCALE_TOO_HIGH):
+            # It says nothing about the model.
             return f"step {step} skipped: {reason}"
 
         self._num_in_a_row += 1

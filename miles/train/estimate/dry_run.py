@@ -28,6 +28,7 @@ from miles.train.estimate.memory import StageMemory, estimate
 from miles.train.optimizer_settings import check_schedule
 from miles.train.parallel_layout import Layout
 from miles.train.precision import Precision
+from miles.train.run_length import run_length, run_steps
 from miles.train.types import StartPoint
 
 CARDS_GIB = (24, 40, 48, 80, 141, 192)
@@ -66,11 +67,12 @@ def dry_run(config: TrainConfig, console: Console, notices: Sequence[str] = ()) 
         precision=config.precision or Precision.BF16,
         max_tokens_per_gpu=config.data.pack.max_tokens_per_gpu,
         recompute=config.recompute,
+        optimizer=config.optimizer,
     )
     require_ids_fit(config.data.encode, shape.vocab_size, config.hf_checkpoint)
     _require_usable_start(config, shape)
-    surveyed = survey(config.data)
-    num_steps = min(surveyed.plan.num_steps, config.num_rollout or surveyed.plan.num_steps)
+    surveyed = survey(config.streamed_data)
+    num_steps = run_steps(config, surveyed.plan.num_steps)
     check_schedule(config.optimizer, num_steps)
 
     console.print("[bold]Dry run[/bold]: nothing is trained or written\n")
@@ -86,7 +88,7 @@ def dry_run(config: TrainConfig, console: Console, notices: Sequence[str] = ()) 
     _section(console, "Ranks", _ranks(config, shape, layout))
     console.print("[bold]Memory of a GPU[/bold], in GiB: an estimate (docs/memory.md)")
     console.print(_memory_table(memory))
-    for line in _verdict(config, memory):
+    for line in (*_verdict(config, memory), *_of_machine(config, memory)):
         console.print(f"  {line}", highlight=False)
     console.print()
     _section(console, "Checkpoints", _checkpoints(config))
@@ -154,8 +156,7 @@ def _steps(config: TrainConfig, surveyed: Survey, num_steps: int) -> Iterator[Fa
         shuffle = f"shuffled by seed {order.seed}"
     yield "order", f"{shuffle}, {order.batch_size} rows a step"
 
-    limit = f", limited by --num-rollout {config.num_rollout}" if num_steps < plan.num_steps else ""
-    yield "steps", f"{num_steps:,}: {plan.steps_per_epoch:,} an epoch x {order.num_epoch}{limit}"
+    yield "steps", f"{num_steps:,}: {run_length(config, plan.steps_per_epoch, plan.num_steps)}"
 
     optimizer = config.optimizer
     decay = f"{optimizer.lr_decay_style} to {optimizer.min_lr:g}"
@@ -289,9 +290,21 @@ def _verdict(config: TrainConfig, memory: Sequence[StageMemory]) -> Iterator[str
             remedy += ", or --recompute-granularity full"
         yield f"most of it are activations and logits: {remedy} helps"
     else:
+        remedy = "more GPUs, or tensor, pipeline or expert parallelism help"
+        if not config.optimizer.cpu_offload:
+            remedy += ", or --optimizer-cpu-offload"
+        yield f"most of it are weights and their state: {remedy}"
+
+
+def _of_machine(config: TrainConfig, memory: Sequence[StageMemory]) -> Iterator[str]:
+    """Say what offloaded optimizer state takes of a machine's own memory."""
+    largest = max(stage.host for stage in memory)
+    if largest:
+        num_ranks = config.cluster.gpus_per_node
+        gib = largest / 2**30
         yield (
-            "most of it are weights and their state: more GPUs, or tensor, pipeline or expert "
-            "parallelism help"
+            f"{gib * num_ranks:,.2f} GiB of the memory of a machine are the optimizer's: {gib:,.2f} "
+            f"for each of {num_ranks} rank(s) on it (--optimizer-cpu-offload)"
         )
 
 

@@ -12,9 +12,14 @@ from dataclasses import dataclass
 from miles.architecture.config import ModelShape
 from miles.architecture.sizes import key_size, layer_parameters, padded_vocab_size, query_size
 from miles.train.config import RecomputeConfig
+from miles.train.optimizer_settings import OptimizerSettings
 from miles.train.parallel_layout import Layout
 from miles.train.precision import Precision
 
+_PLAIN_ADAM = OptimizerSettings()
+"""Adam on the GPU, with its state in float32."""
+_VALUE_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
+"""Bytes of a value, by the names of the optimizer's flags."""
 GRADIENT_BYTES = 4
 """Bytes of a gradient: gradients are summed in float32 (`grad_reduce_in_fp32`)."""
 
@@ -46,9 +51,12 @@ class StageMemory:
     activations: int
     """those of all micro-batches that the stage has under way"""
     logits: int
+    host: int = 0
+    """offloaded optimizer state, in the memory of the machine"""
 
     @property
     def total(self) -> int:
+        """Return the bytes on the GPU."""
         return self.weights + self.gradients + self.optimizer + self.activations + self.logits
 
 
@@ -62,6 +70,16 @@ class ActivationValues:
     """kept beside them, once"""
 
 
+@dataclass(frozen=True)
+class StateBytes:
+    """The bytes of the optimizer's state for one parameter."""
+
+    device: float
+    """on the GPU"""
+    host: float
+    """in the memory of the machine"""
+
+
 def estimate(
     shape: ModelShape,
     layout: Layout,
@@ -69,28 +87,29 @@ def estimate(
     precision: Precision,
     max_tokens_per_gpu: int,
     recompute: RecomputeConfig,
+    optimizer: OptimizerSettings = _PLAIN_ADAM,
 ) -> tuple[StageMemory, ...]:
     """Return the memory of a rank of each pipeline stage.
 
     Args:
-        precision: of weights and activations; the optimizer's state is float32.
+        precision: of weights and activations.
         max_tokens_per_gpu: tokens of a full micro-batch.
+        optimizer: its flags say where its state lies, and in which precision.
 
     Raises:
         ConfigError: the model cannot be divided among the ranks of the layout.
     """
     layout.require_fits(shape)
     value_bytes = precision.num_bytes
-    # Two moments, and the master weights.
-    state_bytes = 12 if precision.has_master_weights else 8
+    state = _state_bytes(precision, optimizer)
     num_layers = shape.num_layers // layout.pipeline
     values = _activation_values(shape, layout, num_layers, recompute)
 
     stages = []
     for stage in range(layout.pipeline):
         parameters = _rank_parameters(shape, layout, stage)
-        dense_state = parameters.dense * state_bytes // layout.data
-        expert_state = parameters.experts * state_bytes // layout.expert_data
+        # Each data-parallel rank steps a part of the parameters.
+        num_stepped = parameters.dense / layout.data + parameters.experts / layout.expert_data
 
         # The pipeline schedule is 1F1B: earlier stages have more micro-batches under way.
         num_under_way = layout.pipeline - stage
@@ -107,12 +126,31 @@ def estimate(
                 num_parameters=parameters.total,
                 weights=parameters.total * value_bytes,
                 gradients=parameters.total * GRADIENT_BYTES,
-                optimizer=dense_state + expert_state,
+                optimizer=int(num_stepped * state.device),
                 activations=int(values_per_token * max_tokens_per_gpu * value_bytes),
                 logits=logits,
+                host=int(num_stepped * state.host),
             )
         )
     return tuple(stages)
+
+
+def _state_bytes(precision: Precision, optimizer: OptimizerSettings) -> StateBytes:
+    """Return the bytes of the optimizer's state for a parameter: master weight and two moments."""
+    moments = sum(_VALUE_BYTES[t] for t in (optimizer.exp_avg_dtype, optimizer.exp_avg_sq_dtype))
+    master = 4 if precision.has_master_weights else 0
+    if optimizer.precision_aware and not optimizer.cpu_offload:
+        master = _VALUE_BYTES[optimizer.main_params_dtype]
+        # Transformer Engine keeps the half of a float32 weight that bfloat16 has not.
+        if precision is Precision.BF16 and master == 4:
+            master = 2
+    if not optimizer.cpu_offload:
+        return StateBytes(device=master + moments, host=0)
+
+    offloaded = optimizer.offload_fraction
+    # On the machine a copy of the gradient lies beside them, from which Adam takes its step.
+    host = 4 + moments + GRADIENT_BYTES
+    return StateBytes(device=(1 - offloaded) * (master + moments), host=offloaded * host)
 
 
 def _logits_bytes(shape: ModelShape, layout: Layout, num_tokens: int, value_bytes: int) -> int:

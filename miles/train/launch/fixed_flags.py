@@ -70,6 +70,12 @@ ONE_VALUE: tuple[OneValue, ...] = (
     ),
     OneValue("object_store_backend", ("ray",)),
     OneValue(
+        "main_grads_dtype",
+        ("fp32",),
+        ": gradients are summed in float32 (--accumulate-allreduce-grads-in-fp32); leave it out or "
+        "give {values}",
+    ),
+    OneValue(
         "megatron_to_hf_mode",
         ("raw",),
         ": weights are converted by the parameter map of the model's family; leave it out or give "

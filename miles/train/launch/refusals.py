@@ -388,11 +388,9 @@ _NOT_YET = (
         "is not supported yet",
         "leave it out",
         """
-        optimizer_cpu_offload overlap_cpu_optimizer_d2h_h2d use_precision_aware_optimizer
-        main_grads_dtype main_params_dtype exp_avg_dtype exp_avg_sq_dtype fp8* fp16 fp4*
-        clip_grad_by_value weight_decay_incr_style start_weight_decay end_weight_decay
+        fp8* fp4* clip_grad_by_value weight_decay_incr_style start_weight_decay end_weight_decay
         lr_warmup_init lr_wsd_* decoupled_* use_checkpoint_opt_param_scheduler
-        override_opt_param_scheduler sgd_momentum muon_* train_env_vars
+        override_opt_param_scheduler sgd_momentum muon_*
         """,
     ),
 )

@@ -20,7 +20,7 @@ class _CudaMeansCpu(TorchFunctionMode):
     """A mode that sees every torch call of this thread and turns "cuda" in it into "cpu"."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.Tensor.cuda:
+        if func in (torch.Tensor.cuda, torch.Tensor.pin_memory):
             return args[0]
         if func is torch.Tensor.type and len(args) == 1 and not kwargs:
             # The distributed optimizer compares this name.
@@ -29,6 +29,7 @@ class _CudaMeansCpu(TorchFunctionMode):
         kwargs = dict(kwargs or {})
         if _is_cuda(kwargs.get("device")):
             kwargs["device"] = "cpu"
+        kwargs.pop("pin_memory", None)  # there is no GPU to copy from it
         if func is torch.Tensor.to:
             args = tuple("cpu" if _is_cuda(value) else value for value in args)
         return func(*args, **kwargs)
@@ -46,6 +47,7 @@ class _Stream:
     def __init__(self, device: Any = None, priority: int = 0, enable_timing: bool = False) -> None:
         pass
 
+    def wait(self, stream: Any = None) -> None: ...
     def wait_stream(self, stream: Any) -> None: ...
     def wait_event(self, event: Any) -> None: ...
     def record(self, stream: Any = None) -> None: ...
@@ -76,6 +78,7 @@ def activate() -> None:
     _replace_torch_cuda()
     _replace_random_states()
     _replace_all_to_all()
+    _replace_offloading()
     _active = _CudaMeansCpu()
     _active.__enter__()
 
@@ -142,3 +145,33 @@ def _replace_all_to_all() -> None:
 
 def _as_list(sizes: Any) -> Any:
     return sizes.tolist() if isinstance(sizes, torch.Tensor) else sizes
+
+
+class _HostCopies(TorchFunctionMode):
+    """A mode in which tensors are on a GPU, and those that `cpu()` returned, and copies of them, are not."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        is_host = any(getattr(value, "is_host_copy", False) for value in args)
+        if func == torch.Tensor.is_cuda.__get__:
+            return not is_host
+
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor) and (is_host or func is torch.Tensor.cpu):
+            result.is_host_copy = True  # type: ignore[attr-defined]
+        return result
+
+
+def _replace_offloading() -> None:
+    """Let the optimizer that offloads its state copy from this CPU to this CPU.
+
+    0.16.1 asks each parameter whether it is on a GPU, and has no copy of one that is not.
+    """
+    from megatron.core.optimizer.cpu_offloading import HybridDeviceOptimizer
+
+    divide = HybridDeviceOptimizer._get_sub_optimizer_param_groups
+
+    def divide_between_devices(self: Any, offload_fraction: float) -> Any:
+        with _HostCopies():
+            return divide(self, offload_fraction)
+
+    HybridDeviceOptimizer._get_sub_optimizer_param_groups = divide_between_devices

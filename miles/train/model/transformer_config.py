@@ -54,6 +54,7 @@ def transformer_config(
         **_expert_options(shape),
         # precision
         bf16=precision is Precision.BF16,
+        fp16=precision is Precision.FP16,
         params_dtype=dtype,
         pipeline_dtype=dtype,
         # the layout

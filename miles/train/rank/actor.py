@@ -17,9 +17,11 @@ import ray
 from miles.common import storage
 from miles.data.stream import eval_set
 from miles.data.stream.step_iterator import StepIterator
+from miles.train.rank.environment import find_nvlink, variables_to_set
 from miles.train.types import (
     EvalSums,
     ExportPart,
+    RankEnvironment,
     RankSetup,
     SaveFailure,
     SaveStage,
@@ -39,9 +41,12 @@ class TrainerActor:
 
     Args:
         rank: number of this rank among all.
+        environment: variables for this process.
     """
 
-    def __init__(self, rank: int) -> None:
+    def __init__(self, rank: int, environment: RankEnvironment) -> None:
+        has_nvlink = find_nvlink() if environment.has_gpu else None
+        os.environ.update(variables_to_set(environment, os.environ, has_nvlink=has_nvlink))
         os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
         self.rank = rank
         self.trainer: Trainer | None = None

@@ -7,7 +7,6 @@ parts of the tensors that it holds, and Megatron reads those.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ from miles.common import safe_pickle, storage
 from miles.common.checkpoint_folder import SavedCheckpoint
 from miles.errors import CheckpointError
 from miles.train.model.padding_rows import zero_padding_rows
-from miles.train.rank import compatible_keys, weight_boxes
+from miles.train.rank import compatible_keys, optimizer_state, weight_boxes
 from miles.train.rank.trainer import Trainer
 
 _OPTIMIZER_FORMAT = {"distrib_optim_sharding_type": "fully_reshardable"}
@@ -48,7 +47,7 @@ def load(trainer: Trainer, checkpoint: SavedCheckpoint, *, model_only: bool) -> 
             )
 
         if not model_only:
-            _prepare_adam(trainer)
+            optimizer_state.keep_step_counts(trainer.optimizer)
         try:
             stored = dist_checkpointing.load_tensors_metadata(str(folder))
             model = compatible_keys.adapt(_model_state(trainer), trainer.shape, stored)
@@ -65,6 +64,7 @@ def load(trainer: Trainer, checkpoint: SavedCheckpoint, *, model_only: bool) -> 
     if model_only:
         trainer.copy_weights_to_optimizer()
     else:
+        optimizer_state.restore_own_keys(trainer.optimizer, loaded["optimizer"])
         trainer.optimizer.load_state_dict(loaded["optimizer"])
         trainer.scheduler.load_state_dict(loaded["opt_param_scheduler"])
 
@@ -111,47 +111,6 @@ def num_local_bytes(state: Mapping[str, Any]) -> int:
     return num_bytes
 
 
-def _prepare_adam(trainer: Trainer) -> None:
-    """Make torch's Adam ready to be loaded.
-
-    megatron-core 0.16.1 needs it where neither Apex nor Transformer Engine is installed:
-
-    - `DistributedOptimizer.state_dict` asserts that Adam has taken a step, also while loading. So
-      it takes one that changes nothing.
-    - Loading "fully_reshardable" leaves out Adam's own count of steps and then asks for it
-      (KeyError: 'step'). So it gets the count that `load_state_dict` has set just before.
-    """
-    for optimizer in trainer.optimizer.chained_optimizers:
-        adam = optimizer.optimizer
-        rates = [group["lr"] for group in adam.param_groups]
-
-        for group in adam.param_groups:
-            group["lr"] = 0.0
-            for parameter in group["params"]:
-                parameter.grad = torch.zeros_like(parameter)
-        adam.step()
-
-        for group, rate in zip(adam.param_groups, rates, strict=True):
-            group["lr"] = rate
-            for parameter in group["params"]:
-                parameter.grad = None
-
-        optimizer._set_main_param_and_optimizer_states = partial(
-            _set_with_step, optimizer, optimizer._set_main_param_and_optimizer_states
-        )
-
-
-def _set_with_step(
-    optimizer: Any, set_states: Any, model_param: Any, tensors: dict[str, Any]
-) -> None:
-    """Set a parameter's optimizer state as Megatron does, with Adam's count of steps in it."""
-    group, order = optimizer.model_param_group_index_map[model_param]
-    state = optimizer.optimizer.state[optimizer.optimizer.param_groups[group]["params"][order]]
-    # load_state_dict gives all parameters the same tensor, which each of them would count up.
-    state["step"] = state["step"].clone()
-    set_states(model_param, {"step": state["step"].clone(), **tensors})
-
-
 def _model_state(trainer: Trainer) -> dict[str, Any]:
     state: dict[str, Any] = trainer.gpt.sharded_state_dict()
     return state
@@ -167,8 +126,11 @@ def _state(
     """
     state: dict[str, Any] = {"model": model}
     if not model_only:
+        optimizer_state.prepare(trainer.optimizer)
         state["optimizer"] = trainer.optimizer.sharded_state_dict(
             model, is_loading=loading, metadata=_OPTIMIZER_FORMAT
         )
+        if not loading:
+            optimizer_state.drop_own_keys(trainer.optimizer, state["optimizer"])
         state["opt_param_scheduler"] = trainer.scheduler.state_dict()
     return state

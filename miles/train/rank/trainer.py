@@ -21,9 +21,10 @@ from miles.architecture.config import ModelShape
 from miles.data.types import DUMMY_ROW_ID, MicroBatch, StepReport
 from miles.train.model.build import build_model
 from miles.train.model.loss import SourceSums, masked_sum, rows_not_finite, sum_by_source
-from miles.train.model.optimizer import build_optimizer
+from miles.train.model.optimizer import build_optimizer, can_loss_scale_fall, clip_gradient
 from miles.train.model.packed_forward import forward_packed, pad_for_tensor_ranks, single_sequence
 from miles.train.parallel_layout import Layout
+from miles.train.precision import Precision
 from miles.train.rank.generate import greedy
 from miles.train.types import Skip, SkipReason, StepResult, TrainerSettings
 
@@ -67,6 +68,9 @@ class Trainer:
         self.optimizer, self.scheduler = build_optimizer(
             self.model, settings.optimizer, settings.num_steps, precision=settings.precision
         )
+        if settings.precision is Precision.FP16:
+            # The loss is multiplied by the scale before the backward pass; `prepare_grads` divides.
+            self.model.config.grad_scale_func = self.optimizer.scale_loss
 
     @property
     def shape(self) -> ModelShape:
@@ -115,7 +119,9 @@ class Trainer:
         self.scheduler.step(1)
 
         skip = None
-        if reason is not None:
+        if reason is SkipReason.LOSS_SCALE_TOO_HIGH:
+            skip = Skip(reason)
+        elif reason is not None:
             skip = Skip(reason, self._unusable_rows(segment_sums, batches))
         assert sum(sums.tokens) == report.content.num_trained_tokens, (
             "the ranks trained other tokens than the step holds"
@@ -215,13 +221,19 @@ class Trainer:
         if not torch.isfinite(sums.vector).all():
             return float("nan"), SkipReason.LOSS_NOT_FINITE
 
-        self.optimizer.prepare_grads()
+        can_scale_fall = can_loss_scale_fall(self.optimizer)
+        overflows = self.optimizer.prepare_grads()
+        if overflows and can_scale_fall:
+            return float("inf"), SkipReason.LOSS_SCALE_TOO_HIGH
+
         # The norm is taken over all ranks, so that they agree on what follows.
         grad_norm = float(self.optimizer.get_grad_norm())
         if not math.isfinite(grad_norm):
             return grad_norm, SkipReason.GRADIENT_NOT_FINITE
 
-        self.optimizer.step()
+        # Not `step`, which would prepare the gradients again, and divide by the loss scale twice.
+        clip_gradient(self.optimizer, grad_norm)
+        self.optimizer.step_with_ready_grads()
         return grad_norm, None
 
     def _unusable_rows(

@@ -11,12 +11,14 @@ written together is what converting a checkpoint of this moment would write.
 
 from __future__ import annotations
 
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from miles.common import storage
 from miles.common.storage import Report
 from miles.convert import hf_boxes, parallel
 from miles.convert.box_writer import BoxWriter
@@ -79,8 +81,14 @@ def load_weights(trainer: Trainer, url: str) -> None:
         url: of the folder.
 
     Raises:
-        CheckpointError: a checkpoint of another model, or a file that cannot be read.
+        CheckpointError: a checkpoint of another model, a file that cannot be read, or a folder that
+            this machine does not have.
     """
+    if storage.is_local(url) and not storage.exists(url):
+        raise CheckpointError(
+            f"{url} is not on {socket.gethostname()}, where a rank begins from it: give a folder "
+            "that all nodes share, or a URL such as s3://bucket/model"
+        )
     tensors = hf_boxes.open_weights(url, trainer.shape)
 
     def read(box: WeightBox, report: Report) -> None:

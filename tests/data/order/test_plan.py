@@ -65,6 +65,15 @@ def test_drop_last_leaves_out_short_steps() -> None:
         plan_of([3], batch_size=4, drop_last=True)
 
 
+def test_steps_without_epochs_take_as_many_as_they_need() -> None:
+    plan = {"batch_size": 2, "window_rows": 4, "shuffle": True, "seed": 3}
+    for max_steps, num_epoch in ((None, 1), (1, 1), (4, 1), (5, 2), (8, 2), (9, 3)):
+        limited = plan_of([3, 4], **plan, max_steps=max_steps)
+        assert limited.num_epoch == num_epoch
+        assert rows_of(limited) == rows_of(plan_of([3, 4], **plan, num_epoch=num_epoch))
+    assert plan_of([3, 4], **plan, num_epoch=2, max_steps=100).num_steps == 8
+
+
 def test_drop_last_only_leaves_out() -> None:
     """A shuffled epoch has the same steps, less the short one."""
     kept = plan_of([5, 6], batch_size=4, window_rows=8, shuffle=True)

@@ -19,7 +19,14 @@ from miles.common.atomic_folders import StagedFolder
 from miles.convert import megatron_to_hf
 from miles.convert.box_writer import BoxWriter
 from miles.convert.hf_boxes import open_weights
-from miles.convert.safetensors_files import SINGLE, ShardedWriter, Spec
+from miles.convert.safetensors_files import (
+    INDEX,
+    SINGLE,
+    ShardedWriter,
+    Spec,
+    index_text,
+    split_into_files,
+)
 from miles.data.config import DataConfig, EncodeConfig, OrderConfig, SourceConfig
 from miles.errors import CheckpointError, ClusterError
 from miles.train.config import TrainConfig
@@ -35,14 +42,17 @@ NUM_STEPS = 10
 
 @pytest.fixture(scope="module")
 def hf(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A tiny model with the template that runs train with."""
+    """A tiny model in several files, with the template that runs train with."""
     folder = tmp_path_factory.mktemp("hf")
     (folder / "config.json").write_text(json.dumps(QWEN3_MOE))
     (folder / "chat_template.jinja").write_text(TEMPLATE)
     shapes = hf_shapes(read_shape(str(folder)))
     specs = {name: Spec(torch.bfloat16, sizes) for name, sizes in shapes.items()}
 
-    writer = ShardedWriter(folder, specs, dict.fromkeys(specs, SINGLE))
+    files = split_into_files(specs, max_file_bytes=100_000)
+    assert len(set(files.values())) > 2
+    (folder / INDEX).write_text(index_text(specs, files))
+    writer = ShardedWriter(folder, specs, files)
     generator = torch.Generator().manual_seed(1)
     for name, spec in specs.items():
         writer.write(name, torch.randn(spec.shape, dtype=spec.dtype, generator=generator))
@@ -66,6 +76,7 @@ class PretendedGroup:
     def write_export(self, folder: str) -> list[ExportPart]:
         if self.is_lost:
             raise ClusterError("trainer 1 died")
+
         shape = read_shape(self.hf)
         tensors = open_weights(self.hf, shape)
         num_bytes = [0, 0]
@@ -73,6 +84,7 @@ class PretendedGroup:
             values = torch.empty(parameter.shape)
             offsets = [0] * values.dim()
             tensors.read(parameter.megatron, place, offsets, values)
+
             writer = BoxWriter(Path(folder), shape)
             num_bytes[number % 2] += writer.write(parameter.megatron, place, offsets, values)
             writer.close()

@@ -44,13 +44,13 @@ def test_a_good_step_begins_the_count_anew(tmp_path: Path) -> None:
         skips.record(23, BAD)
 
 
-def test_dropped_rows_alone_are_no_sign_of_divergence(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "reason", [SkipReason.NOTHING_TO_TRAIN, SkipReason.LOSS_SCALE_TOO_HIGH], ids=["rows", "scale"]
+)
+def test_some_reasons_are_no_sign_of_divergence(tmp_path: Path, reason: SkipReason) -> None:
     skips = SkippedSteps(str(tmp_path), 0, 0, 0, locate)
     for step in range(5):
-        assert (
-            skips.record(step, result(Skip(SkipReason.NOTHING_TO_TRAIN)))
-            == f"step {step} skipped: nothing to train"
-        )
+        assert skips.record(step, result(Skip(reason))) == f"step {step} skipped: {reason}"
     assert skips.num_skipped == 5
     assert not (tmp_path / run_folder.SKIPPED_STEPS).exists()
 

@@ -24,24 +24,10 @@ from miles.errors import CheckpointError, ConfigError, DataError
 from miles.train.driver.loop import train
 from miles.train.estimate.dry_run import dry_run
 from miles.train.launch.arguments import parse
-from tests.support.launch import QWEN3
+from tests.support.launch import QWEN3, QWEN3_235B
 from tests.support.models import edit_config
 from tests.support.streams import demo_settings, demo_tokenizer
 
-QWEN3_235B = {
-    **QWEN3,
-    "model_type": "qwen3_moe",
-    "hidden_size": 4096,
-    "num_hidden_layers": 94,
-    "num_attention_heads": 64,
-    "num_key_value_heads": 4,
-    "intermediate_size": 12288,
-    "num_experts": 128,
-    "num_experts_per_tok": 8,
-    "moe_intermediate_size": 1536,
-    "norm_topk_prob": True,
-    "tie_word_embeddings": False,
-}
 FOUR_B = ["--bf16", "--max-tokens-per-gpu", "9216", "--max-sample-tokens", "512"]
 
 
@@ -140,6 +126,18 @@ def test_qwen3_235b_on_four_nodes_of_eight(folder: Path, tmp_path: Path) -> None
         (experts * 12 + dense * 12 / 4) / 2**30, abs=0.01
     )
     assert "most of it are weights and their state" in text
+    assert "or --optimizer-cpu-offload" in " ".join(text.split())
+
+    offload = "--optimizer-cpu-offload --use-precision-aware-optimizer --optimizer-offload-fraction"
+    text = printed(
+        words(folder, tmp_path, "235b", *FOUR_B, *line.split(), *offload.split(), "0.75")
+    )
+    on_gpu = (experts * 12 + dense * 12 / 4) / 4 / 2**30
+    in_machine = (experts * 16 + (dense + 4096) * 16 / 4) * 0.75 / 2**30
+    assert memory_row(text, 0)[5] == pytest.approx(on_gpu, abs=0.01)
+    text = " ".join(text.split())
+    assert f"{in_machine * 8:,.2f} GiB of the memory of a machine are the optimizer's" in text
+    assert "or --optimizer-cpu-offload" not in text
 
 
 def test_what_stops_a_run_stops_the_dry_run(folder: Path, tmp_path: Path) -> None:

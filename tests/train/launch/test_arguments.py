@@ -156,11 +156,18 @@ VALUES: dict[str, Any] = {
     "wandb_mode": "offline",
     "on_save_error": "continue",
     "max_sample_tokens": 100,
+    "train_env_vars": {"NCCL_DEBUG": "WARN"},
+    "main_params_dtype": "fp16",
+    "exp_avg_dtype": "bf16",
+    "exp_avg_sq_dtype": "fp16",
+    "optimizer_offload_fraction": 0.5,
     "expert_tensor_parallel_size": 1,  # without the flag it is the tensor size
     **{one.name: one.values[-1] for one in ONE_VALUE},
     EXPERT_LAYERS: "[1]*4",
 }
 """A value for each flag that does not take just any number or word."""
+
+OFFLOADING = {"use_precision_aware_optimizer": True, "optimizer_cpu_offload": True}
 
 TOGETHER: dict[str, dict[str, Any]] = {
     "prompt_data_weights": {"prompt_data": VALUES["prompt_data"]},
@@ -180,6 +187,12 @@ TOGETHER: dict[str, dict[str, Any]] = {
     },
     "sequence_parallel": {"actor_num_gpus_per_node": 2, "tensor_model_parallel_size": 2},
     "expert_model_parallel_size": {"actor_num_gpus_per_node": 2},
+    "optimizer_cpu_offload": {"use_precision_aware_optimizer": True},
+    "overlap_cpu_optimizer_d2h_h2d": OFFLOADING,
+    "optimizer_offload_fraction": OFFLOADING,
+    "main_params_dtype": {"use_precision_aware_optimizer": True},
+    "exp_avg_dtype": {"use_precision_aware_optimizer": True},
+    "exp_avg_sq_dtype": {"use_precision_aware_optimizer": True},
 }
 """Flags that another flag must not be without."""
 

@@ -9,6 +9,7 @@ import pytest
 from miles.common.flags import words_of
 from miles.common.secret import Secret
 from miles.errors import ConfigError, MilesError
+from miles.train.driver.opening import describe
 from miles.train.launch.arguments import parse
 from miles.train.logging_config import LoggingConfig
 
@@ -69,6 +70,28 @@ def test_a_key_comes_from_the_line_or_a_file(base: list[str], tmp_path: Path) ->
     assert from_line.logging.wandb_key == Secret("hunter3")
     for config in (from_file, from_line):
         assert "hunter" not in repr(config)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{A: hunter2}", "--train-env-vars: not JSON: (hidden); a JSON object was expected"),
+        ('["hunter2"]', "--train-env-vars: a JSON object was expected"),
+        ('{"A": ["hunter2"]}', "--train-env-vars: the value of A must be text, in quotes"),
+    ],
+)
+def test_variables_of_the_ranks_are_not_quoted(base: list[str], text: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse([*base, "--train-env-vars", text])
+    assert message in str(caught.value)
+    assert KEY not in str(caught.value) + repr(caught.value.__cause__)
+
+
+def test_the_record_of_a_run_names_its_variables(base: list[str]) -> None:
+    config = parse([*base, "--train-env-vars", '{"TOKEN": "hunter2"}'])
+    assert config.cluster.train_env_vars["TOKEN"].reveal() == KEY
+    assert '"TOKEN": "(hidden)"' in describe(config)
+    assert KEY not in describe(config) + repr(config)
 
 
 def test_a_key_is_no_part_of_a_written_line() -> None:

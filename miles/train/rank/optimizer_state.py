@@ -1,0 +1,121 @@
+"""The optimizer's part of a checkpoint: made ready to be loaded, and equal for each kind of Adam.
+
+A checkpoint that was saved with Adam on the GPU continues with Adam on the CPU, and the other way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import torch
+
+_SHARED_KEYS = ("lr", "betas", "eps", "weight_decay")
+"""The defaults that every kind of Adam has; each kind adds its own to its parameter groups."""
+
+
+def prepare(optimizer: Any) -> None:
+    """Make an optimizer ready to be saved or loaded.
+
+    `DistributedOptimizer.state_dict` of megatron-core 0.16.1 asserts that torch's Adam has taken a
+    step, also while loading, and where all steps so far were skipped. So it takes one that changes
+    nothing and does not count.
+
+    Args:
+        optimizer: Megatron's `ChainedOptimizer`.
+    """
+    for part in optimizer.chained_optimizers:
+        if _has_torch_adam(part.optimizer) and not part.optimizer.state:
+            _take_empty_step(part.optimizer)
+
+
+def keep_step_counts(optimizer: Any) -> None:
+    """Let Adam's own count of steps be loaded.
+
+    megatron-core 0.16.1 needs it of torch's Adam, on its own or in the optimizer that offloads:
+    loading "fully_reshardable" leaves the count out and then asks for it (KeyError: 'step'). So it
+    gets the count that `load_state_dict` has set just before.
+    """
+    for part in optimizer.chained_optimizers:
+        if _has_torch_adam(part.optimizer):
+            part._set_main_param_and_optimizer_states = partial(
+                _set_with_step, part, part._set_main_param_and_optimizer_states
+            )
+
+
+def _take_empty_step(adam: Any) -> None:
+    rates = [group["lr"] for group in adam.param_groups]
+    for group in adam.param_groups:
+        group["lr"] = 0.0
+        for parameter in group["params"]:
+            _set_gradient(parameter, torch.zeros_like(parameter))
+    adam.step()
+
+    for group, rate in zip(adam.param_groups, rates, strict=True):
+        group["lr"] = rate
+        for parameter in group["params"]:
+            _set_gradient(parameter, None)
+    for state in adam.state.values():
+        state["step"].zero_()
+
+
+def _set_gradient(parameter: Any, gradient: torch.Tensor | None) -> None:
+    """Set the gradient that Adam reads; of the offloading one, the one beside the parameter."""
+    parameter.grad = gradient
+    if hasattr(parameter, "decoupled_grad"):
+        parameter.decoupled_grad = gradient
+
+
+def _has_torch_adam(adam: Any) -> bool:
+    """Return whether torch's Adam counts the steps; Transformer Engine's does it in its groups."""
+    from megatron.core.optimizer.cpu_offloading import HybridDeviceOptimizer
+
+    return isinstance(adam, torch.optim.AdamW | HybridDeviceOptimizer)
+
+
+def _set_with_step(
+    optimizer: Any, set_states: Any, model_param: Any, tensors: dict[str, Any]
+) -> None:
+    """Set a parameter's optimizer state as Megatron does, with Adam's count of steps in it."""
+    group, order = optimizer.model_param_group_index_map[model_param]
+    state = optimizer.optimizer.state[optimizer.optimizer.param_groups[group]["params"][order]]
+    # load_state_dict gives all parameters the same tensor, which each of them would count up.
+    state["step"] = state["step"].clone()
+    # The offloading optimizer would keep these: slices of the tensors of all data-parallel ranks.
+    own_tensors = {name: tensor.clone() for name, tensor in tensors.items()}
+    set_states(model_param, {"step": state["step"].clone(), **own_tensors})
+
+
+def drop_own_keys(optimizer: Any, state: Mapping[Any, Any]) -> None:
+    """Leave out of a state to save what only the offloading Adam has in its parameter groups.
+
+    Some are classes: `torch.load` refuses a checkpoint with them (`weights_only`).
+    """
+    from megatron.core.optimizer.cpu_offloading import HybridDeviceOptimizer
+
+    for adam, groups in _groups(optimizer, state):
+        if not isinstance(adam, HybridDeviceOptimizer):
+            continue
+        own_keys = [key for key in adam.defaults if key not in _SHARED_KEYS]
+        for group in groups:
+            for key in own_keys:
+                group.pop(key, None)
+
+
+def restore_own_keys(optimizer: Any, state: Mapping[Any, Any]) -> None:
+    """Give a loaded state what this kind of Adam has in its parameter groups."""
+    for adam, groups in _groups(optimizer, state):
+        own = {key: value for key, value in adam.defaults.items() if key not in _SHARED_KEYS}
+        for group in groups:
+            group.update(own)
+
+
+def _groups(optimizer: Any, state: Mapping[Any, Any]) -> list[tuple[Any, list[dict[str, Any]]]]:
+    """Return each chained optimizer's Adam with its parameter groups in a state."""
+    parts = optimizer.chained_optimizers
+    states = [state] if len(parts) == 1 else [state[number] for number in range(len(parts))]
+    return [
+        (part.optimizer, part_state["optimizer"]["param_groups"])
+        for part, part_state in zip(parts, states, strict=True)
+    ]
