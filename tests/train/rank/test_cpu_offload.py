@@ -38,6 +38,8 @@ class Run:
     """of the optimizer's state on the GPU"""
     host_bytes: int
     """of the optimizer's state in the machine's memory"""
+    own_settings: dict[str, str]
+    """of the optimizer's first group"""
 
 
 def train(
@@ -80,7 +82,8 @@ def train(
         if step == 1 and save is not None:
             checkpoint_writer.save(trainer, str(save), 2, {"cursor": {"consumed_rows": 14}})
     weights = [weight.detach().float().numpy() for weight in trainer.gpt.parameters()]
-    return Run(numbers, weights, *state_bytes(trainer.optimizer))
+    optimizer = trainer.optimizer
+    return Run(numbers, weights, *state_bytes(optimizer), own_settings(optimizer))
 
 
 def state_bytes(optimizer: Any) -> tuple[int, int]:
@@ -102,9 +105,17 @@ def _bytes_of(adam: Any, *, with_gradients: bool) -> int:
     for group in adam.param_groups:
         for weight in group["params"]:
             state = adam.state[weight]
-            num_bytes += weight.nbytes + state["exp_avg"].nbytes + state["exp_avg_sq"].nbytes
-            num_bytes += weight.grad.nbytes if with_gradients else 0
+            tensors = [weight, state["exp_avg"], state["exp_avg_sq"]]
+            tensors += [weight.grad] if with_gradients else []
+            # A slice of a larger tensor would keep all of it.
+            num_bytes += sum(tensor.untyped_storage().nbytes() for tensor in tensors)
     return num_bytes
+
+
+def own_settings(optimizer: Any) -> dict[str, str]:
+    """Return what an Adam's groups of parameters say of the fields that this kind of Adam has."""
+    adam = optimizer.chained_optimizers[0].optimizer
+    return {name: repr(adam.param_groups[0].get(name)) for name in adam.defaults}
 
 
 def all_runs(layout: Layout, rank: int, meeting: Path, folder: str) -> dict[str, Run]:
@@ -160,6 +171,9 @@ def test_offloading_changes_no_step(runs: dict[str, Run]) -> None:
 @pytest.mark.parametrize("way", ["offloaded again", "half again"])
 def test_an_offloaded_run_continues_bit_by_bit(runs: dict[str, Run], way: str) -> None:
     assert_same(runs[way], runs["offloaded"])
+    unbroken = runs[way.removesuffix(" again")]
+    assert runs[way].host_bytes == unbroken.host_bytes
+    assert runs[way].own_settings == unbroken.own_settings
 
 
 @pytest.mark.slow

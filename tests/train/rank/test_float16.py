@@ -77,6 +77,8 @@ def with_a_falling_scale(rank: int, folder: str) -> dict[str, Any]:
     is_unchanged = are_equal(before, weights_of(trainer))
     checkpoint_writer.save(trainer, folder, 3, {"cursor": {"consumed_rows": 21}})
     scale = float(scaler_of(trainer).scale)
+    states = trainer.optimizer.chained_optimizers[0].optimizer.state.values()
+    counts = {float(state["step"]) for state in states}
     later = train(trainer, rank, 3, 7)
 
     resumed = new_trainer(rank, Precision.FP16)
@@ -88,6 +90,7 @@ def with_a_falling_scale(rank: int, folder: str) -> dict[str, Any]:
     return {
         "skips": [result.skip for result in steps],
         "is_unchanged": is_unchanged,
+        "counts": counts,
         "scales": (scale, resumed_scale, float(scaler_of(trainer).scale)),
         "later": numbers(later),
         "again": numbers(again),
@@ -137,6 +140,7 @@ def test_the_scale_falls_until_the_gradient_fits(runs: dict[str, Any]) -> None:
     assert [str(skip.reason) for skip in falling["skips"]] == [TOO_HIGH] * 3
     assert all(skip.row_ids == () for skip in falling["skips"]), "it says nothing about rows"
     assert falling["is_unchanged"]
+    assert falling["counts"] == {0.0}, "saving takes no step that counts"
     assert falling["scales"][0] == 2.0**16 / 4, "the second overflow is the first to halve it"
     assert falling["reasons"][-1] is None
     assert np.isfinite(falling["later"][-1]).all()
