@@ -148,7 +148,7 @@ def _as_list(sizes: Any) -> Any:
 
 
 class _HostCopies(TorchFunctionMode):
-    """A mode in which tensors are on a GPU, and those that `cpu()` returned, and copies of them, are not."""
+    """A mode in which tensors are on a GPU, but for those of `cpu()` and copies of them."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         is_host = any(getattr(value, "is_host_copy", False) for value in args)

@@ -57,7 +57,8 @@ def _take_empty_step(adam: Any) -> None:
         for parameter in group["params"]:
             _set_gradient(parameter, None)
     for state in adam.state.values():
-        state["step"].zero_()
+        if "step" in state:  # the GPU's share of the offloading Adam may be Transformer Engine's
+            state["step"].zero_()
 
 
 def _set_gradient(parameter: Any, gradient: torch.Tensor | None) -> None:
@@ -80,11 +81,13 @@ def _set_with_step(
     """Set a parameter's optimizer state as Megatron does, with Adam's count of steps in it."""
     group, order = optimizer.model_param_group_index_map[model_param]
     state = optimizer.optimizer.state[optimizer.optimizer.param_groups[group]["params"][order]]
-    # load_state_dict gives all parameters the same tensor, which each of them would count up.
-    state["step"] = state["step"].clone()
     # The offloading optimizer would keep these: slices of the tensors of all data-parallel ranks.
     own_tensors = {name: tensor.clone() for name, tensor in tensors.items()}
-    set_states(model_param, {"step": state["step"].clone(), **own_tensors})
+    if "step" in state:
+        # load_state_dict gives all parameters the same tensor, which each of them would count up.
+        state["step"] = state["step"].clone()
+        own_tensors["step"] = state["step"].clone()
+    set_states(model_param, own_tensors)
 
 
 def drop_own_keys(optimizer: Any, state: Mapping[Any, Any]) -> None:
