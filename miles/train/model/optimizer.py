@@ -15,12 +15,12 @@ from miles.train.precision import Precision
 
 _STATE_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
-_FIRST_LOSS_SCALE = 2.0**16
-"""The scale of the loss in float16, to begin with. Megatron's own default, 2**32, costs a run some
-twenty skipped steps at its beginning."""
+_FIRST_LOSS_SCALE = 2.0**8
+"""The scale of the loss in float16, to begin with. The loss here is a sum over the tokens of a
+micro-batch: a mean over some 4,000 tokens would settle between 2**15 and 2**20. Megatron's default,
+2**32, would cost a run some twenty skipped steps at its beginning."""
 _SMALLEST_LOSS_SCALE = 2.0**-14
-"""The loss that is scaled is a sum over the tokens of a micro-batch, so a scale below 1 is normal:
-Megatron's own limit, 1, is for a mean."""
+"""Below 1, Megatron's own limit, which is for a mean."""
 
 
 def build_optimizer(

@@ -16,7 +16,7 @@ from tests.support.ranks import SHAPE, batch, run_ranks, start, trainer_settings
 
 LAYOUT = Layout(2, pipeline=2)
 TOO_HIGH = "the scaled gradient does not fit float16; the loss scale falls"
-FITTING_SCALE = 256.0
+LARGE_SCALE = 2.0**16
 
 
 def new_trainer(rank: int, precision: Precision) -> Any:
@@ -55,10 +55,9 @@ def are_equal(weights: list[torch.Tensor], others: list[torch.Tensor]) -> bool:
 
 
 def with_a_fitting_scale(rank: int) -> dict[str, Any]:
-    """Train in float32, and in float16 with a scale at which the gradient fits."""
+    """Train in float32, and in float16 with the scale of a new run, at which the gradient fits."""
     whole = new_trainer(rank, Precision.FP32)
     half = new_trainer(rank, Precision.FP16)
-    scaler_of(half)._scale.fill_(FITTING_SCALE)
     return {
         "float32": numbers(train(whole, rank, 0, 5)),
         "float16": numbers(train(half, rank, 0, 5)),
@@ -67,11 +66,12 @@ def with_a_fitting_scale(rank: int) -> dict[str, Any]:
 
 
 def with_a_falling_scale(rank: int, folder: str) -> dict[str, Any]:
-    """Train from the first scale, save after three steps, and continue from there."""
+    """Train from a scale that is too large, save after three steps, and continue from there."""
     from miles.common import checkpoint_folder
     from miles.train.rank import checkpoint_load, checkpoint_writer
 
     trainer = new_trainer(rank, Precision.FP16)
+    scaler_of(trainer)._scale.fill_(LARGE_SCALE)
     before = weights_of(trainer)
     steps = train(trainer, rank, 0, 3)
     is_unchanged = are_equal(before, weights_of(trainer))
@@ -141,7 +141,7 @@ def test_the_scale_falls_until_the_gradient_fits(runs: dict[str, Any]) -> None:
     assert all(skip.row_ids == () for skip in falling["skips"]), "it says nothing about rows"
     assert falling["is_unchanged"]
     assert falling["counts"] == {0.0}, "saving takes no step that counts"
-    assert falling["scales"][0] == 2.0**16 / 4, "the second overflow is the first to halve it"
+    assert falling["scales"][0] == LARGE_SCALE / 4, "the second overflow is the first to halve it"
     assert falling["reasons"][-1] is None
     assert np.isfinite(falling["later"][-1]).all()
 
