@@ -362,8 +362,19 @@ _NOT_YET = (
         "cp_comm_type allgather_cp hierarchical_context_parallel_sizes",
     ),
     Refusal(
+        "sets the loss scale of float16, which follows the gradient by itself",
+        "leave it out",
+        "loss_scale initial_loss_scale min_loss_scale loss_scale_window hysteresis",
+    ),
+    Refusal(
+        "chooses a part of --optimizer-cpu-offload, which always has torch's Adam and pinned memory",
+        "leave it out",
+        "use_torch_optimizer_for_cpu_offload no_pin_cpu_grads no_pin_cpu_params",
+    ),
+    Refusal(
         "keeps the optimizer's state on disk, which is not supported",
-        "leave it out; more data-parallel ranks leave less of it to each",
+        "leave it out; --optimizer-cpu-offload keeps it in the machine's memory, and more "
+        "data-parallel ranks leave less of it to each",
         "stream_optimizer_state_*",
     ),
     Refusal(
