@@ -101,7 +101,7 @@ def estimate(
     """
     layout.require_fits(shape)
     value_bytes = precision.num_bytes
-    state = _state_bytes(precision, optimizer)
+    state = state_bytes(precision, optimizer)
     num_layers = shape.num_layers // layout.pipeline
     values = _activation_values(shape, layout, num_layers, recompute)
 
@@ -135,7 +135,7 @@ def estimate(
     return tuple(stages)
 
 
-def _state_bytes(precision: Precision, optimizer: OptimizerSettings) -> StateBytes:
+def state_bytes(precision: Precision, optimizer: OptimizerSettings) -> StateBytes:
     """Return the bytes of the optimizer's state for a parameter: master weight and two moments."""
     moments = sum(_VALUE_BYTES[t] for t in (optimizer.exp_avg_dtype, optimizer.exp_avg_sq_dtype))
     master = 4 if precision.has_master_weights else 0
