@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import shlex
+import json
+import os
 import shutil
 import socket
 import subprocess
@@ -11,7 +12,6 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
@@ -68,6 +68,7 @@ class Node:
                 ),  # the default one may be another Ray's
             ],
             env=environment(),
+            cwd=PROJECT,  # in which Ray starts its jobs
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
@@ -184,27 +185,33 @@ def test_lost_node_is_replaced_or_named(
         nodes.end()
 
 
-def test_ray_job_stop_saves(workspace: Workspace, tmp_path: Path) -> None:
+def test_a_submitted_job_joins_its_cluster_and_saves_when_stopped(
+    workspace: Workspace, tmp_path: Path
+) -> None:
+    """The job is Miles's: `ray job submit … -- python3 train_async.py …`."""
     from ray.job_submission import JobSubmissionClient
 
-    save, port = tmp_path / "run", free_port()
+    save, port, job = tmp_path / "run", free_port(), "sft"
     nodes = Nodes("--dashboard-host", "127.0.0.1", "--dashboard-port", str(port))
-    jobs: list[tuple[Any, str]] = []
+    server = f"http://127.0.0.1:{port}"
+    env = {
+        "RAY_JOB_STOP_WAIT_TIME_S": "120",
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PYTHONPATH": str(PROJECT),
+    }
+    runtime_env = json.dumps({"env_vars": env})
+    submit = [RAY, "job", "submit", "--no-wait", "--address", server, "--submission-id", job]
+    flags = workspace.words(save)[4:]
+    words = [*submit, "--runtime-env-json", runtime_env, "--", "python3", "train_async.py", *flags]
 
     def submitted() -> bool:  # the dashboard and its agent come up after the head
-        with contextlib.suppress(Exception):
-            client = JobSubmissionClient(f"http://127.0.0.1:{port}")
-            env = {"RAY_JOB_STOP_WAIT_TIME_S": "120", "PYTHONPATH": str(PROJECT)}
-            job = client.submit_job(
-                entrypoint=shlex.join(workspace.words(save)), runtime_env={"env_vars": env}
-            )
-            jobs.append((client, job))
-        return bool(jobs)
+        return subprocess.run(words, env=environment(), capture_output=True).returncode == 0
 
     try:
         wait_until(submitted, lambda: "no dashboard")
-        ((client, job),) = jobs
+        client = JobSubmissionClient(server)
         wait_until(lambda: len(lines(save)) >= 6, lambda: client.get_job_logs(job))
+        assert client.get_job_info(job).driver_info, "it is a driver of the job's cluster"
         client.stop_job(job)
         wait_until(
             lambda: client.get_job_status(job).is_terminal(), lambda: client.get_job_logs(job)
