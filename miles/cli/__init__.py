@@ -45,6 +45,8 @@ def main(words: Sequence[str] | None = None) -> int:
         if words[:1] == [train.NAME]:  # launch lines have rules of their own
             train.run(words[1:])
         else:
+            if words[:2] == [convert.NAME, convert.HF_TO_MEGATRON]:
+                convert.check_hf_to_megatron(words[2:])
             flags = build_parser().parse_args(words)
             flags.run(flags)
     except MilesError as error:

@@ -4,14 +4,26 @@ from __future__ import annotations
 
 import argparse
 import re
+from collections.abc import Sequence
 
 from miles.cli.console import Subparsers, open_console
+from miles.cli.model_line import add_model_line, require_known_flags, require_model
 from miles.errors import CheckpointError
+
+NAME = "convert"
+HF_TO_MEGATRON = "hf-to-megatron"
+_OWN_FLAGS = (
+    "--hf-checkpoint",
+    "--save",
+    "--make-vocab-size-divisible-by",
+    "--padded-vocab-size",
+    "--help",
+)
 
 
 def add_parser(commands: Subparsers) -> None:
     """Add the command, its three directions and their flags."""
-    parser = commands.add_parser("convert", help="Hugging Face <-> Megatron torch_dist")
+    parser = commands.add_parser(NAME, help="Hugging Face <-> Megatron torch_dist")
     directions = parser.add_subparsers(required=True, metavar="DIRECTION")
     _add_hf_to_megatron(directions)
     _add_megatron_to_hf(directions)
@@ -19,7 +31,9 @@ def add_parser(commands: Subparsers) -> None:
 
 
 def _add_hf_to_megatron(directions: Subparsers) -> None:
-    parser = directions.add_parser("hf-to-megatron", help="DIR/*.safetensors -> SAVE/release")
+    parser = directions.add_parser(
+        HF_TO_MEGATRON, help="DIR/*.safetensors -> SAVE/release", allow_abbrev=False
+    )
     parser.add_argument("--hf-checkpoint", required=True, metavar="DIR")
     parser.add_argument("--save", required=True, metavar="DIR")
     parser.add_argument(
@@ -30,6 +44,10 @@ def _add_hf_to_megatron(directions: Subparsers) -> None:
         help="add rows of zeros to the embedding and the output layer, up to a multiple of N "
         "(default: 1, none)",
     )
+    parser.add_argument(
+        "--padded-vocab-size", type=positive, metavar="ROWS", help="the same, up to so many rows"
+    )
+    add_model_line(parser)
     parser.set_defaults(run=run_hf_to_megatron)
 
 
@@ -75,15 +93,29 @@ def _add_verify(directions: Subparsers) -> None:
     parser.set_defaults(run=run_verify)
 
 
+def check_hf_to_megatron(words: Sequence[str]) -> None:
+    """Check the names of the flags of a line of Miles's converter, before it is parsed.
+
+    Raises:
+        ConfigError: names a flag that cannot be there, and what to do.
+    """
+    require_known_flags(words, _OWN_FLAGS)
+
+
 def run_hf_to_megatron(flags: argparse.Namespace) -> None:
-    """Convert a Hugging Face folder."""
+    """Convert a Hugging Face folder.
+
+    Raises:
+        MilesError: the line says another model than config.json, or a file cannot be used.
+    """
     from miles.convert.hf_to_megatron import hf_to_megatron
 
+    require_model(flags)
     console = open_console()
     folder = hf_to_megatron(
         flags.hf_checkpoint,
         flags.save,
-        make_vocab_size_divisible_by=flags.make_vocab_size_divisible_by,
+        make_vocab_size_divisible_by=flags.padded_vocab_size or flags.make_vocab_size_divisible_by,
         console=console,
     )
     console.print(f"  {folder}")

@@ -105,7 +105,7 @@ def launch_settings(record: type = TrainConfig) -> dict[str, Setting]:
     return {setting.flag.name: setting for setting in settings}
 
 
-def add_settings(parser: argparse.ArgumentParser, settings: Iterable[Setting]) -> None:
+def add_settings(parser: argparse._ActionsContainer, settings: Iterable[Setting]) -> None:
     """Add declared flags to the parser of a command other than `miles train`."""
     for setting in settings:
         add_setting(parser, setting, is_train=False)
