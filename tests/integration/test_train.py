@@ -47,7 +47,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("train")
     settings = demo_settings(made, batch_size=32, window_rows=384, num_epoch=1)
     (made / "settings.json").write_text(json.dumps(settings))
-    sizes = TinySizes(hidden_size=64, ffn_hidden_size=128, num_layers=2, kv_channels=16)
+    # Two tensor-parallel ranks add a row of padding to such a vocabulary.
+    sizes = TinySizes(
+        vocab_size=2049, hidden_size=64, ffn_hidden_size=128, num_layers=2, kv_channels=16
+    )
     build_model(demo_tokenizer(), made / "hf", sizes=sizes)
     hf_to_megatron(str(made / "hf"), str(made / "megatron"))
     return made
