@@ -151,6 +151,7 @@ class ModelShape:
         expert: int = 1,
         expert_tensor: int = 1,
         consumed_rows: int = 0,
+        has_optimizer: bool = False,
     ) -> argparse.Namespace:
         """Return the `args` of a checkpoint's common part, as Megatron-LM's loader wants them.
 
@@ -158,6 +159,7 @@ class ModelShape:
             padded_vocab_size: rows of the stored embedding; None: it is not padded.
             tensor, pipeline, expert, expert_tensor: sizes of the layout that it is saved from.
             consumed_rows: rows of the data that were trained on.
+            has_optimizer: the checkpoint holds the optimizer's state.
         """
         return argparse.Namespace(
             **self.megatron_args() | {"padded_vocab_size": padded_vocab_size or self.vocab_size},
@@ -172,6 +174,9 @@ class ModelShape:
             consumed_train_samples=consumed_rows,
             skipped_train_samples=0,
             consumed_valid_samples=0,
+            # By these two its loader knows what not to ask for.
+            no_save_optim=not has_optimizer,
+            no_save_rng=True,
         )
 
     def differences(self, args: Mapping[str, Any]) -> list[str]:

@@ -63,8 +63,9 @@ class ExportPlan:
         for parameter, place in pieces_of(shape):
             own = dtypes[parameter.megatron]
             for name, sizes in zip(parameter.hf_names(place), parameter.shapes, strict=True):
-                dtype = stored[name].dtype if name in stored else default or own
                 names = stored_names(name, shape, stored)
+                original_spec = stored.get(names[0])
+                dtype = (default or own) if original_spec is None else original_spec.dtype
                 self.tensors.update(dict.fromkeys(names, Spec(dtype, sizes)))
 
         if max_shard_bytes is None and stored.keys() == self.tensors.keys():

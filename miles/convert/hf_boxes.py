@@ -28,6 +28,7 @@ from miles.architecture.families import (
     parameters_of,
     pieces_of,
     read_shape,
+    stored_names,
 )
 from miles.architecture.parameters import Parameter
 from miles.convert import tensor_io
@@ -107,6 +108,7 @@ class HfTensors:
 
     def __init__(self, weights: Weights, shape: ModelShape) -> None:
         self._weights = weights
+        self._shape = shape
         self._parameters = {parameter.megatron: parameter for parameter in parameters_of(shape)}
         self.dtypes: dict[str, torch.dtype] = {}
         """by the key of the Megatron tensor"""
@@ -114,7 +116,7 @@ class HfTensors:
         expected: set[str] = set()
         first_of_key: dict[str, str] = {}
         for parameter, place in pieces_of(shape):
-            names = parameter.hf_names(place)
+            names = self._names_of(parameter, place)
             expected.update(names)
             for name, sizes in zip(names, parameter.shapes, strict=True):
                 _require_tensor(weights, name, sizes)
@@ -172,7 +174,7 @@ class HfTensors:
         """
         parameter = self._parameters[key]
         first = offsets[0]
-        names = parameter.hf_names(tuple(place))
+        names = self._names_of(parameter, tuple(place))
         runs_by_tensor = runs_in(parameter, first, first + target.shape[0])
 
         for name, runs in zip(names, runs_by_tensor, strict=True):
@@ -186,6 +188,12 @@ class HfTensors:
         num_rows = max(parameter.shape[0] - first, 0)
         target[num_rows:].zero_()  # the rows of padding
         return target
+
+    def _names_of(self, parameter: Parameter, place: tuple[int, ...]) -> list[str]:
+        """Return the names under which the tensors of a parameter are read from the files."""
+        stored = self._weights.tensors
+        names = parameter.hf_names(place)
+        return [stored_names(name, self._shape, stored)[0] for name in names]
 
     def _fits_as_it_is(self, name: str, target: Tensor) -> bool:
         """Return whether the bytes of rows in the file are those of the target."""

@@ -27,7 +27,7 @@ from miles.convert.verify import verify
 from miles.errors import CheckpointError
 from miles.train.parallel_layout import Layout
 from miles.train.precision import Precision
-from tests.support.models import make_hf, require_same_files
+from tests.support.models import EXPERTS, SIZES, make_hf, require_same_files
 from tests.support.ranks import run_ranks, start, trainer_settings
 
 PAGE = Path(__file__).parents[2] / "docs/convert.md"
@@ -407,6 +407,25 @@ def test_a_configuration_that_is_not_understood() -> None:
     with pytest.raises(CheckpointError, match="there: a JSON object was expected"):
         shape_of([config], "there")  # type: ignore[arg-type]
     assert HfConfig({"rope_scaling": {"type": "linear"}}, "there").rope_type == "linear"
+
+
+@pytest.mark.parametrize("model_type", model_types())
+def test_a_configuration_without_the_size_of_a_head(model_type: str) -> None:
+    """It means what transformers' own model takes it for."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    values = {**SIZES, "hidden_size": 96, **(EXPERTS if model_type == "qwen3_moe" else {})}
+    del values["head_dim"]
+    config = AutoConfig.for_model(model_type, vocab_size=192, **values)
+    with torch.device("meta"):
+        made = AutoModelForCausalLM.from_config(config)
+    rows = made.model.layers[0].self_attn.k_proj.weight.shape[0]
+
+    stored = {"model_type": model_type, "rms_norm_eps": 1e-6, "vocab_size": 192, **values}
+    shape = shape_of(stored, "there")
+    assert shape.kv_channels * shape.num_query_groups == rows
+    assert shape.kv_channels == (128 if model_type == "qwen3" else 24)
+    assert shape_of({**stored, "head_dim": None}, "there") == shape
 
 
 def test_configurations_of_older_transformers() -> None:

@@ -26,7 +26,7 @@ from miles.convert.verify import verify
 from miles.errors import CheckpointError
 from miles.train.parallel_layout import Layout
 from tests.support.disks import small_disk
-from tests.support.models import edit_config, edit_tensors, make_hf
+from tests.support.models import edit_config, edit_tensors, make_hf, require_same_files
 from tests.support.processes import LIMIT_SECONDS, wait_until
 from tests.support.ranks import run_ranks
 
@@ -108,6 +108,31 @@ def test_a_configuration_of_another_model(source: Path, tmp_path: Path) -> None:
         hf_to_megatron(str(source), target)
     with pytest.raises(CheckpointError, match=r"nowhere/config\.json: no such file"):
         hf_to_megatron(str(tmp_path / "nowhere"), target)
+
+
+def test_a_tied_model_that_stores_its_output_layer_alone(source: Path, tmp_path: Path) -> None:
+    """transformers loads it, too. It comes back under the name that it had."""
+
+    def rename(tensors: dict[str, Any]) -> None:
+        tensors["lm_head.weight"] = tensors.pop("model.embed_tokens.weight")
+
+    usual = str(tmp_path / "usual")
+    hf_to_megatron(str(source), usual)
+    edit_tensors(source, rename)
+    megatron = str(tmp_path / "megatron")
+    hf_to_megatron(str(source), megatron)
+    assert not verify(usual, megatron).differences
+    assert not verify(str(source), megatron).differences
+
+    megatron_to_hf(megatron, str(source), str(tmp_path / "back"))
+    require_same_files(source, tmp_path / "back")
+
+
+def test_an_untied_model_needs_its_embedding(tmp_path: Path) -> None:
+    source = make_hf(tmp_path / "hf", "qwen3", tied=False)
+    edit_tensors(source, lambda tensors: tensors.pop("model.embed_tokens.weight"))
+    with pytest.raises(CheckpointError, match=r"tensor model\.embed_tokens\.weight is missing"):
+        hf_to_megatron(str(source), str(tmp_path / "megatron"))
 
 
 def test_a_missing_expert_is_named(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 import torch
 
 from miles.architecture.families import model_types, read_shape
+from miles.common.checkpoint_tracker import TRACKER
 from miles.convert.hf_to_megatron import hf_to_megatron
 from miles.convert.megatron_to_hf import megatron_to_hf
 from miles.convert.verify import verify
@@ -56,7 +58,8 @@ ENGINE = {
     | FINAL,
 }
 """Those that Transformer Engine's layers have besides."""
-ENGINE_TENSORS = {"qwen3_moe": {"decoder.layers.pre_mlp_layernorm.weight"}}
+EXPERTS_NORM = "decoder.layers.pre_mlp_layernorm.weight"
+ENGINE_TENSORS = {"qwen3_moe": {EXPERTS_NORM}}
 """The tensors to which Transformer Engine's layers give other keys."""
 
 
@@ -70,8 +73,10 @@ class Folders:
     """by our trainer, from the converted one"""
     plain: str
     """by a plain Megatron model with the converted weights"""
+    old: str
+    """the trained one, as an older version of ours wrote it"""
     engine: str
-    """the same with the keys of Transformer Engine's layers"""
+    """the same as `plain`, with the keys of Transformer Engine's layers"""
 
 
 @dataclass(frozen=True)
@@ -87,6 +92,10 @@ class Found:
     """logits after training: ours, and those of a plain model with the trained weights"""
     ours: dict[str, np.ndarray]
     """logits of our model with the weights of the plain model's checkpoints"""
+    from_old: np.ndarray
+    """our logits with the trained weights, as an older version saved them"""
+    moments: list[np.ndarray]
+    """of the optimizer: ours, and those that a plain model loads, by the keys of either layers"""
 
 
 TEXT = list(range(7, 107))
@@ -121,16 +130,43 @@ def _work_on(folders: Folders) -> Found:
     checkpoint_writer.save(trainer, folders.trained, 6, {"cursor": {"consumed_rows": 7}})
     missing["trained"], more = _load(model, Path(folders.trained, "iter_0000006"))
     trained = (trainer.logits(TEXT), plain_megatron.logits(model, TEXT))
-    return Found(missing, unexpected | more, converted_logits, trained, ours)
+
+    _make_old(Path(folders.trained, "iter_0000006"), Path(folders.old, "iter_0000006"))
+    _resume(trainer, folders.plain)
+    _resume(trainer, folders.old, model_only=False)
+    from_old = trainer.logits(TEXT)
+
+    moments = [plain_megatron.moments(trainer.optimizer)]
+    for state in (model.sharded_state_dict(), _as_engine(model)):
+        optimizer = plain_megatron.build_optimizer(model)
+        plain_megatron.load_with_optimizer(state, optimizer, Path(folders.trained, "iter_0000006"))
+        moments.append(plain_megatron.moments(optimizer))
+    return Found(missing, unexpected | more, converted_logits, trained, ours, from_old, moments)
 
 
-def _resume(trainer: Any, url: str) -> None:
+def _make_old(folder: Path, old: Path) -> None:
+    """Copy a checkpoint and leave out what older versions did not write."""
+    shutil.copytree(folder, old)
+    (old.parent / TRACKER).write_text("6")
+    (old / "miles.json").write_text("{}")
+    metadata = pickle.loads((old / ".metadata").read_bytes())
+    for key in list(metadata.state_dict_metadata):
+        if key.endswith(EXPERTS_NORM) or "_extra_state" in key:
+            del metadata.state_dict_metadata[key]
+    (old / ".metadata").write_bytes(pickle.dumps(metadata))
+
+    common = torch.load(old / "common.pt", weights_only=False)
+    del common["content_metadata"], common["args"].no_save_rng, common["args"].no_save_optim
+    torch.save(common, old / "common.pt")
+
+
+def _resume(trainer: Any, url: str, *, model_only: bool = True) -> None:
     from miles.common import checkpoint_folder
     from miles.train.rank import checkpoint_load
 
     found = checkpoint_folder.find(url)
     assert found is not None
-    checkpoint_load.load(trainer, found, model_only=True)
+    checkpoint_load.load(trainer, found, model_only=model_only)
 
 
 def _load(model: Any, folder: Path) -> tuple[set[str], set[str]]:
@@ -158,7 +194,7 @@ def _as_engine(model: Any) -> dict[str, Any]:
     state = {}
     for name, value in model.sharded_state_dict().items():
         if ".pre_mlp_layernorm." in name and model.config.num_moe_experts:
-            value = replace(value, key="decoder.layers.pre_mlp_layernorm.weight")
+            value = replace(value, key=EXPERTS_NORM)
         state[name] = value
     return state
 
@@ -169,7 +205,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Folders]:
     for model_type in model_types():
         root = tmp_path_factory.mktemp(model_type)
         hf = make_hf(root / "hf", model_type, tied=TIED[model_type], vocab_size=SHAPE.vocab_size)
-        names = ("converted", "trained", "plain", "engine")
+        names = ("converted", "trained", "plain", "old", "engine")
         made[model_type] = Folders(str(hf), *(str(root / name) for name in names))
         hf_to_megatron(str(hf), made[model_type].converted)
     return made
@@ -183,7 +219,11 @@ def found(folders: dict[str, Folders]) -> dict[str, Found]:
 
 @pytest.mark.parametrize("model_type", model_types())
 def test_a_plain_model_reads_every_checkpoint(found: dict[str, Found], model_type: str) -> None:
-    """It asks for nothing that is not there, and all that it leaves is Transformer Engine's."""
+    """It asks for nothing that is not there, and all that it leaves is Transformer Engine's.
+
+    `raise_all` refuses a checkpoint with a key that the model does not have. So no file with the
+    keys of both kinds of layers passes it. `return_all` makes the same comparison, and names them.
+    """
     result = found[model_type]
     assert not result.unexpected
     of_engine = ENGINE[model_type] | ENGINE_TENSORS.get(model_type, set())
@@ -193,6 +233,51 @@ def test_a_plain_model_reads_every_checkpoint(found: dict[str, Found], model_typ
     ours, plain = result.trained
     assert np.abs(ours - plain).max() < MAX_LOGIT_DIFFERENCE
     assert np.abs(ours - result.plain).max() > 100 * MAX_LOGIT_DIFFERENCE  # it did train
+
+
+@pytest.mark.parametrize("model_type", model_types())
+def test_a_plain_optimizer_continues(found: dict[str, Found], model_type: str) -> None:
+    """Its format is stated in the checkpoint, where Megatron-LM's loader looks for it."""
+    ours, plain, engine = found[model_type].moments
+    assert np.abs(ours).max() > 0
+    assert np.array_equal(ours, plain)
+    assert np.array_equal(ours, engine)
+
+
+@pytest.mark.parametrize("model_type", model_types())
+def test_an_old_checkpoint_continues(
+    folders: dict[str, Folders], found: dict[str, Found], model_type: str
+) -> None:
+    assert np.array_equal(found[model_type].from_old, found[model_type].trained[0])
+    assert not verify(folders[model_type].old, folders[model_type].trained).differences
+
+
+def test_what_the_common_part_says(folders: dict[str, Folders], found: dict[str, Found]) -> None:
+    """Megatron-LM's loader asks for no random state, and for an optimizer where there is one."""
+    one = folders["qwen3"]
+    common = {
+        name: torch.load(Path(folder, "common.pt"), weights_only=False)
+        for name, folder in (
+            ("converted", f"{one.converted}/release"),
+            ("trained", f"{one.trained}/iter_0000006"),
+        )
+    }
+    assert [content["iteration"] for content in common.values()] == [0, 6]
+    assert [content["checkpoint_version"] for content in common.values()] == [3.0, 3.0]
+    for name, (rows, has_no_optimizer) in {"converted": (0, True), "trained": (7, False)}.items():
+        args = vars(common[name]["args"])
+        expected = {
+            "tensor_model_parallel_size": 1,
+            "pipeline_model_parallel_size": 1,
+            "padded_vocab_size": SHAPE.vocab_size,
+            "consumed_train_samples": rows,
+            "no_save_rng": True,
+            "no_save_optim": has_no_optimizer,
+        }
+        assert {key: args[key] for key in expected} == expected
+    assert common["trained"]["content_metadata"] == {
+        "distrib_optim_sharding_type": "fully_reshardable"
+    }
 
 
 @pytest.mark.parametrize("model_type", model_types())

@@ -143,7 +143,7 @@ def test_keys_and_types_of_megatron_lm(hf: Path, megatron: Path) -> None:
         float: "rotary_percent norm_epsilon attention_dropout hidden_dropout rope_scaling_factor",
         bool: "group_query_attention use_rotary_position_embeddings rotary_interleaved "
         "add_bias_linear add_qkv_bias swiglu qk_layernorm untie_embeddings_and_output_weights "
-        "use_rope_scaling moe_router_pre_softmax",
+        "use_rope_scaling moe_router_pre_softmax no_save_optim no_save_rng",
         str: "position_embedding_type normalization tokenizer_type ckpt_format "
         "moe_router_score_function",
     }

@@ -77,6 +77,48 @@ def build(shape: ModelShape) -> Any:
         )
 
 
+def build_optimizer(model: Any) -> Any:
+    """Return Megatron's distributed Adam for a model, ready to be loaded."""
+    from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
+    from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
+
+    from miles.train.rank import optimizer_state
+
+    ddp_config = DistributedDataParallelConfig(use_distributed_optimizer=True)
+    wrapped = DistributedDataParallel(model.config, ddp_config, model)
+    config = OptimizerConfig(optimizer="adam", lr=1e-3, use_distributed_optimizer=True)
+    optimizer = get_megatron_optimizer(config, [wrapped])
+    # 0.16.1 needs these where neither Apex nor Transformer Engine is installed.
+    optimizer_state.prepare(optimizer)
+    optimizer_state.keep_step_counts(optimizer)
+    return optimizer
+
+
+def moments(optimizer: Any) -> np.ndarray:
+    """Return the first moments of all parameters, float32, end to end in the optimizer's order."""
+    found = []
+    for part in optimizer.chained_optimizers:
+        for group in part.optimizer.param_groups:
+            found += [part.optimizer.state[master]["exp_avg"] for master in group["params"]]
+    return np.concatenate([moment.detach().numpy().reshape(-1) for moment in found])
+
+
+def load_with_optimizer(state: dict[str, Any], optimizer: Any, folder: Path) -> None:
+    """Load a checkpoint into an optimizer, as Megatron-LM's loader does with its default flags.
+
+    Args:
+        state: the model's sharded state, whose keys the optimizer's follow.
+    """
+    from megatron.core import dist_checkpointing, parallel_state
+
+    metadata = dist_checkpointing.load_content_metadata(str(folder))
+    assert metadata is not None, "Megatron-LM would take the state for one of an older format"
+    metadata["dp_cp_group"] = parallel_state.get_data_parallel_group(with_context_parallel=True)
+    wanted = optimizer.sharded_state_dict(state, is_loading=True, metadata=metadata)
+    loaded = dist_checkpointing.load({"model": state, "optimizer": wanted}, str(folder))
+    optimizer.load_state_dict(loaded["optimizer"])
+
+
 def logits(model: Any, text: Sequence[int]) -> np.ndarray:
     """Return the logits of each position of a text, float32 [tokens, vocabulary]."""
     import torch

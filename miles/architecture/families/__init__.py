@@ -23,7 +23,8 @@ from miles.common import storage
 from miles.errors import CheckpointError
 
 TIED_COPY = "lm_head.weight"
-"""Some checkpoints store the output layer although it is the embedding; Megatron's never do."""
+"""Some checkpoints store the output layer although it is the embedding, or store it in its place;
+Megatron's never do."""
 TIED_TO = "model.embed_tokens.weight"
 
 
@@ -141,11 +142,14 @@ def hf_shapes(shape: ModelShape) -> dict[str, tuple[int, ...]]:
 
 
 def stored_names(name: str, shape: ModelShape, stored: Container[str]) -> tuple[str, ...]:
-    """Return the names that a tensor of the map has in a checkpoint: a tied embedding may have two.
+    """Return the names that a tensor of the map has in a checkpoint.
+
+    A tied embedding may have that of the output layer, or both.
 
     Args:
         name: of the tensor in the map.
         stored: the names in the checkpoint.
     """
-    is_stored_twice = name == TIED_TO and shape.tied_embeddings and TIED_COPY in stored
-    return (name, TIED_COPY) if is_stored_twice else (name,)
+    if name == TIED_TO and shape.tied_embeddings and TIED_COPY in stored:
+        return (name, TIED_COPY) if name in stored else (TIED_COPY,)
+    return (name,)

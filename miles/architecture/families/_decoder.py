@@ -24,6 +24,7 @@ _MLP = "model.layers.{layer}.mlp"
 def shape(
     config: HfConfig,
     *,
+    head_dim: int | None = None,
     qk_layernorm: bool = False,
     add_qkv_bias: bool = False,
     rope_scaling_factor: float | None = None,
@@ -33,6 +34,8 @@ def shape(
     It has RMS norms, rotary positions, SiLU gates, and no biases but those of `add_qkv_bias`.
 
     Args:
+        head_dim: the size of a head where the configuration names none, as transformers has it for
+            the family; None: the heads share the hidden size.
         rope_scaling_factor: of a family that scales its rotary frequencies; None: the configuration
             may not ask for scaling.
 
@@ -58,7 +61,7 @@ def shape(
         ffn_hidden_size=int(config["intermediate_size"]),
         num_attention_heads=heads,
         num_query_groups=int(config.get("num_key_value_heads", heads)),
-        kv_channels=int(config.get("head_dim") or config["hidden_size"] // heads),
+        kv_channels=int(config.get("head_dim") or head_dim or config["hidden_size"] // heads),
         vocab_size=int(config["vocab_size"]),
         max_position_embeddings=int(config["max_position_embeddings"]),
         rotary_base=float(config.rope.get("rope_theta", config.get("rope_theta", 10_000.0))),

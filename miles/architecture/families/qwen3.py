@@ -11,7 +11,7 @@ ARCHITECTURE = "Qwen3ForCausalLM"
 
 def shape(config: HfConfig) -> ModelShape:
     """Return the shape that a Qwen3 configuration describes."""
-    return _decoder.shape(config, qk_layernorm=True)
+    return _decoder.shape(config, head_dim=128, qk_layernorm=True)
 
 
 def parameters(shape: ModelShape) -> tuple[Parameter, ...]:

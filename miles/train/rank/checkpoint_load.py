@@ -19,7 +19,8 @@ from miles.train.model.padding_rows import zero_padding_rows
 from miles.train.rank import compatible_keys, optimizer_state, weight_boxes
 from miles.train.rank.trainer import Trainer
 
-_OPTIMIZER_FORMAT = {"distrib_optim_sharding_type": "fully_reshardable"}
+CONTENT_FORMAT = {"distrib_optim_sharding_type": "fully_reshardable"}
+"""The form of the optimizer's state. Written beside it, for Megatron-LM's loader."""
 
 
 def load(trainer: Trainer, checkpoint: SavedCheckpoint, *, model_only: bool) -> None:
@@ -83,7 +84,7 @@ def state_to_save(
     """
     model = _model_state(trainer)
     state = _state(trainer, model, loading=False, model_only=model_only)
-    state["model"] = compatible_keys.complete(model, trainer.shape)
+    state["model"] = compatible_keys.complete(state, trainer.shape)
     state["args"] = trainer.shape.checkpoint_args(
         padded_vocab_size=padded_vocab_size(trainer.shape, trainer.layout.tensor),
         tensor=trainer.layout.tensor,
@@ -91,6 +92,7 @@ def state_to_save(
         expert=trainer.layout.expert,
         expert_tensor=trainer.layout.expert_tensor,
         consumed_rows=int(extra.get("cursor", {}).get("consumed_rows", 0)),
+        has_optimizer=not model_only,
     )
     state["checkpoint_version"] = 3.0
     state["iteration"] = iteration
@@ -128,7 +130,7 @@ def _state(
     if not model_only:
         optimizer_state.prepare(trainer.optimizer)
         state["optimizer"] = trainer.optimizer.sharded_state_dict(
-            model, is_loading=loading, metadata=_OPTIMIZER_FORMAT
+            model, is_loading=loading, metadata=CONTENT_FORMAT
         )
         if not loading:
             optimizer_state.drop_own_keys(trainer.optimizer, state["optimizer"])

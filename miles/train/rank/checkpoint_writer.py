@@ -114,9 +114,13 @@ class CheckpointWriter:
 
         assert isinstance(folder, Path), "one rank's failure is every rank's"
         calls = AsyncCallsQueue()
-        calls.schedule_async_request(
-            dist_checkpointing.save(state, str(folder), async_sharded_save=True)
+        request = dist_checkpointing.save(
+            state,
+            str(folder),
+            async_sharded_save=True,
+            content_metadata=checkpoint_load.CONTENT_FORMAT,
         )
+        calls.schedule_async_request(request)
         self._pending = _PendingSave(url, iteration, extra, folder, calls)
         return None
 

@@ -21,32 +21,47 @@ _IN_EVERY_LAYER = "decoder.layers.self_attention.linear_proj._extra_state"
 def complete(state: Mapping[str, Any], shape: ModelShape) -> dict[str, Any]:
     """Return a rank's state of the model with the keys of both specifications.
 
-    Each added object is written by the rank that writes the layer's own: it has the same place and
+    What is added is written by the rank that writes the layer's own: it has the same place and
     replica id.
 
     Args:
-        state: `GPTModel.sharded_state_dict()`.
+        state: `model`, as `GPTModel.sharded_state_dict()` gives it, and where the optimizer is
+            saved `optimizer`, whose tensors have the keys of the model's in theirs.
     """
+    return {**state["model"], **_extra_states(state["model"], shape), **_second_keys(state, shape)}
+
+
+def _extra_states(model: Mapping[str, Any], shape: ModelShape) -> dict[str, Any]:
+    """Return the extra states of Transformer Engine's layers that Megatron's local ones lack."""
     from megatron.core.dist_checkpointing.mapping import ShardedObject
 
-    completed = dict(state)
-    of_key = _by_key(state)
+    of_key = _by_key(model)
+    added: list[ShardedObject] = []
     for extra in extra_states_of(shape):
-        if extra.key in of_key:  # Megatron's own
+        if extra.key in of_key:
             continue
         if extra.stacked_by:
-            added = [replace(found, key=extra.key) for found in of_key.get(_IN_EVERY_LAYER, ())]
+            added += [replace(found, key=extra.key) for found in of_key.get(_IN_EVERY_LAYER, ())]
         else:
-            weights = of_key.get(f"{extra.module}.weight", ())
-            added = [ShardedObject(extra.key, None, (1,), (0,), one.replica_id) for one in weights]
-        completed |= {value.unique_key: value for value in added}
+            for weight in of_key.get(f"{extra.module}.weight", ()):
+                added.append(ShardedObject(extra.key, None, (1,), (0,), weight.replica_id))
+    return {value.unique_key: value for value in added}
 
+
+def _second_keys(state: Mapping[str, Any], shape: ModelShape) -> dict[str, Any]:
+    """Return the tensors that have another key in Transformer Engine's layers, under that key."""
+    from megatron.core.dist_checkpointing.dict_utils import nested_values
+
+    tensors = [value for value in nested_values(dict(state)) if hasattr(value, "key")]
+    added: dict[str, Any] = {}
     for parameter in parameters_of(shape):
-        if parameter.second_key is not None:
-            for number, tensor in enumerate(of_key.get(parameter.megatron, ())):
-                name = f"{parameter.second_key} {number}"
-                completed[name] = replace(tensor, key=parameter.second_key)
-    return completed
+        if parameter.second_key is None:
+            continue
+        for tensor in tensors:
+            if tensor.key.endswith(parameter.megatron):
+                key = tensor.key.removesuffix(parameter.megatron) + parameter.second_key
+                added[f"{key} {len(added)}"] = replace(tensor, key=key)
+    return added
 
 
 def adapt(state: Mapping[str, Any], shape: ModelShape, stored: Collection[str]) -> dict[str, Any]:
