@@ -16,7 +16,7 @@ import functools
 import json
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
@@ -148,6 +148,20 @@ def all_settings(record: type) -> tuple[Setting, ...]:
     for inner in records_of(record):
         settings += settings_of(inner)
     return tuple(settings)
+
+
+def names_of_same_values(record: type, given: Collection[str]) -> set[str]:
+    """Return the flags that give the whole value of a field which a flag in `given` gives, too.
+
+    `--bf16` and `--no-bf16` are two such names, whichever of them is given.
+    """
+    names = set()
+    for setting in all_settings(record):
+        others = {other.name for other in setting.flag.also if not other.key}
+        together = {setting.flag.name, *others}
+        if others and not together.isdisjoint(given):
+            names |= together
+    return names
 
 
 def build(record: type[Record], values: Values, fixed: Mapping[str, Any] | None = None) -> Record:

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from miles.common.flags import Setting, Values, build
+from miles.common.flags import Setting, Values, build, names_of_same_values
 from miles.data.config import DataConfig, EncodeConfig, PackConfig, RowFormat, SourceConfig
 from miles.errors import ConfigError
 from miles.train.config import ClusterConfig, EvalConfig, TrainConfig
@@ -105,8 +105,12 @@ def _read(words: Sequence[str], record: type, settings: dict[str, Setting]) -> d
     on_line = given_values(namespace, settings.values())
 
     path = given_values(namespace, [CONFIG]).get(CONFIG.flag.name)
-    in_file = read_yaml(path, settings, replaced=on_line) if path else {}
-    return {**in_file, **on_line}
+    if not path:
+        return on_line
+    replaced = names_of_same_values(record, on_line)
+    in_file = read_yaml(path, settings, replaced=[*on_line, *replaced])
+    kept = {flag: value for flag, value in in_file.items() if flag not in replaced}
+    return {**kept, **on_line}
 
 
 def _require_model(hf_checkpoint: str, layout: Layout, values: Values) -> None:

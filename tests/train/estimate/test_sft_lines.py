@@ -5,7 +5,6 @@ A golden file for each line has the resolved configuration of a run on GPUs.
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import shutil
@@ -14,10 +13,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from rich.console import Console
 
+from miles.cli import main
 from miles.train.driver.opening import describe
-from miles.train.estimate.dry_run import dry_run
 from miles.train.launch.arguments import read_line
 from tests.support.launch import QWEN3, QWEN3_235B
 from tests.support.row_files import random_conversations
@@ -107,7 +105,9 @@ def golden(model: str) -> Path:
 
 
 @pytest.mark.parametrize("model", LINES)
-def test_the_sft_line_of_miles_runs_word_for_word(base: Path, model: str) -> None:
+def test_the_sft_line_of_miles_runs_word_for_word(
+    base: Path, model: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     words = LINES[model][2].replace(BASE, str(base)).split()
     line = read_line(words)
     config = describe(line.config.for_device(has_gpus=True)).replace(str(base), BASE)
@@ -116,9 +116,12 @@ def test_the_sft_line_of_miles_runs_word_for_word(base: Path, model: str) -> Non
     assert json.loads(config) == json.loads(golden(model).read_text())
     assert "0123456789" not in config
 
-    screen = io.StringIO()
-    dry_run(line.config, Console(file=screen, width=110, legacy_windows=False), line.notices)
-    text = screen.getvalue()
+    monkeypatch.setenv("COLUMNS", "110")
+    assert main(["train", *words, "--dry-run"]) == 0
+    text = capsys.readouterr().out
+    for notice in line.notices:
+        assert f"  {notice}\n" in text
+    assert "0123456789" not in text
     assert "24: 8 an epoch x 3" in text
     assert "bfloat16 on GPUs, optimized in float32; on a CPU float32" in text
     assert text.rstrip().splitlines()[-1].endswith("_miles/"), "it ends with the run's folder"

@@ -121,6 +121,14 @@ def test_the_line_has_the_last_word(base: list[str], tmp_path: Path) -> None:
     assert config.data.sources[0].format.roles == {"a": "user"}
 
 
+def test_the_line_has_the_last_word_under_another_name(base: list[str], tmp_path: Path) -> None:
+    path = written(tmp_path, "rollout_batch_size: 8\nbf16: true\ninput_key: chat\n")
+    words = ["--global-batch-size", "16", "--no-bf16", "--tool-key", "fs"]
+    config = parse(["--config", path, *base, *words])
+    assert (config.data.order.batch_size, config.bf16) == (16, False)
+    assert config.data.sources[0].format.columns == {"messages": "chat", "tools": "fs"}
+
+
 def test_types_are_kept(base: list[str], tmp_path: Path) -> None:
     text = """
         lr: 1e-5
