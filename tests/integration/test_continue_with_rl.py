@@ -97,6 +97,7 @@ def test_the_common_part_has_what_megatron_compares(checkpoint: Path, unbroken: 
     assert common["checkpoint_version"] == 3.0
     assert common["iteration"] == NUM_STEPS
     assert args.consumed_train_samples == NUM_STEPS * 32
+    assert (args.no_save_optim, args.no_save_rng) == (False, True)
     assert args.num_layers == config["num_hidden_layers"]
     assert args.hidden_size == config["hidden_size"]
     assert args.num_attention_heads == config["num_attention_heads"]

@@ -16,8 +16,9 @@ _HEAD = """\
 # Flags of `miles train`
 
 Made from the code (`python -m miles.train.launch.flags_table`); a test compares. Names are Miles's,
-so that a launch script for reinforcement learning needs only its SFT lines changed. Each flag is
-declared once, on the field that it fills (`miles/train/config.py`, `miles/data/config.py`).
+so that its SFT scripts run as they are, and one for reinforcement learning needs only its SFT lines
+changed. Each flag is declared once, on the field that it fills (`miles/train/config.py`,
+`miles/data/config.py`).
 
 ## Settings from a file
 
