@@ -183,7 +183,7 @@ _CODE = (
         "names a model of your own",
         "leave it out: the model is that of config.json; docs/adding-a-model.md says how a family "
         "is added",
-        "custom_model_provider_path spec model_name export_default_jit_fuser",
+        "custom_model_provider_path spec model_name",
     ),
     Refusal(
         "names a function for Miles's trainer to call",
@@ -208,7 +208,7 @@ _DIAGNOSTICS = (
     Refusal(
         "writes or reads records for Miles's own tools",
         "leave it out: the run's folder has its configuration, log, first batch, dropped rows and "
-        "ledger (docs/metrics.md); miles inspect shows the masks of rows",
+        "ledger; miles inspect shows the masks of rows",
         """
         dump_details dumper_* save_debug_* load_debug_* enable_event_analyzer enable_witness
         witness_buffer_size save_local_weight_checksum env_report* enable_sample_*
@@ -347,7 +347,7 @@ _MODEL = (
 
 _NOT_YET = (
     Refusal(
-        "divides the layers over pipeline stages unevenly, which is not supported yet",
+        "divides the layers over pipeline stages unevenly or in turns, which is not supported yet",
         "leave it out: give a --pipeline-model-parallel-size that divides the number of layers",
         """
         virtual_pipeline_model_parallel_size num_layers_per_virtual_pipeline_stage
@@ -390,7 +390,7 @@ _NOT_YET = (
         overlap_grad_reduce overlap_param_gather overlap_p2p_* tp_comm_* use_torch_fsdp2
         use_megatron_fsdp fsdp_* gradient_checkpointing moe_enable_deepep
         moe_shared_expert_overlap cross_entropy_* recompute_modules moe_layer_recompute
-        cpu_offloading* fine_grained_* offload_modules ddp_* grad_reduce_in_bf16 use_nccl_ub
+        cpu_offloading* fine_grained_* offload_modules ddp_* use_nccl_ub
         use_sharp nccl_communicator_* high_priority_stream_groups defer_embedding_*
         enable_cuda_graph external_cuda_graph cuda_graph_* disable_bf16_reduced_*
         """,
@@ -399,9 +399,9 @@ _NOT_YET = (
         "is not supported yet",
         "leave it out",
         """
-        fp8* fp4* clip_grad_by_value weight_decay_incr_style start_weight_decay end_weight_decay
-        lr_warmup_init lr_wsd_* decoupled_* use_checkpoint_opt_param_scheduler
-        override_opt_param_scheduler sgd_momentum muon_*
+        fp8* fp4* grad_reduce_in_bf16 clip_grad_by_value weight_decay_incr_style
+        start_weight_decay end_weight_decay lr_warmup_init lr_wsd_* decoupled_*
+        use_checkpoint_opt_param_scheduler override_opt_param_scheduler sgd_momentum muon_*
         """,
     ),
 )
