@@ -26,7 +26,7 @@ LAYER = ("layer",)
 EXPERT = ("layer", "expert")
 
 FUSED_NORM = "decoder.layers.mlp.linear_fc1.layer_norm_weight"
-"""The key of the norm before each MLP, and with Megatron's local layers of the one before experts."""
+"""The key of the norm before each MLP, and with Megatron's local layers of that before experts."""
 EXPERTS_NORM = "decoder.layers.pre_mlp_layernorm.weight"
 """The key that Transformer Engine's layers give to the norm before experts, which nothing fuses."""
 

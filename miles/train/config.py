@@ -330,8 +330,8 @@ class TrainConfig:
         Flag(
             "--num-rollout",
             "STEPS",
-            "steps of the run, over as many epochs as they take; beside --num-epoch, the smaller one "
-            "counts",
+            "steps of the run, over as many epochs as they take; beside --num-epoch, the smaller "
+            "one counts",
             minimum=1,
             default="all steps of --num-epoch",
         ),

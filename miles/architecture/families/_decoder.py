@@ -218,7 +218,8 @@ def _gated(
 def extra_states(shape: ModelShape) -> tuple[ExtraState, ...]:
     """Return the extra states that a model's layers have, in either of Megatron's specifications.
 
-    Both have those of the linear layers. Only Transformer Engine's has those of norms and attention.
+    Both have those of the linear layers. Only Transformer Engine's has those of norms and of
+    attention.
     """
     modules = ["linear_qkv", "linear_proj", "core_attention"]
     if shape.qk_layernorm:

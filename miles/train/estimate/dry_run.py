@@ -303,8 +303,8 @@ def _of_machine(config: TrainConfig, memory: Sequence[StageMemory]) -> Iterator[
         num_ranks = config.cluster.gpus_per_node
         gib = largest / 2**30
         yield (
-            f"{gib * num_ranks:,.2f} GiB of the memory of a machine are the optimizer's: {gib:,.2f} "
-            f"for each of {num_ranks} rank(s) on it (--optimizer-cpu-offload)"
+            f"{gib * num_ranks:,.2f} GiB of the memory of a machine are the optimizer's: "
+            f"{gib:,.2f} for each of {num_ranks} rank(s) on it (--optimizer-cpu-offload)"
         )
 
 

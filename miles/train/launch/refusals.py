@@ -367,7 +367,8 @@ _NOT_YET = (
         "loss_scale initial_loss_scale min_loss_scale loss_scale_window hysteresis",
     ),
     Refusal(
-        "chooses a part of --optimizer-cpu-offload, which always has torch's Adam and pinned memory",
+        "chooses a part of --optimizer-cpu-offload, which always has torch's Adam and pinned "
+        "memory",
         "leave it out",
         "use_torch_optimizer_for_cpu_offload no_pin_cpu_grads no_pin_cpu_params",
     ),
