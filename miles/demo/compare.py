@@ -19,7 +19,7 @@ from miles.train.optimizer_settings import OptimizerSettings
 from miles.train.parallel_layout import Layout
 from miles.train.precision import Precision
 from miles.train.rank.actor import TrainerActor
-from miles.train.types import RankSetup, StartPoint, TrainerSettings
+from miles.train.types import RankEnvironment, RankSetup, StartPoint, TrainerSettings
 
 MAX_DIFFERENCE = 1e-4
 """Bound on the difference between the logits of transformers and of Megatron, float32."""
@@ -88,7 +88,7 @@ def _megatron_logits(folder: Path, ids: list[int]) -> np.ndarray:
     start = StartPoint(checkpoint, is_resume=False)
     setup = RankSetup(settings, start, seed=1234, timeout_minutes=10)
 
-    actor = ray.remote(num_cpus=0)(TrainerActor).remote(0)
+    actor = ray.remote(num_cpus=0)(TrainerActor).remote(0, RankEnvironment(has_gpu=False))
     address = ray.get(actor.listen.remote())
     ray.get(actor.setup.remote(address, setup), timeout=120)
     logits: np.ndarray = ray.get(actor.logits.remote(ids))
