@@ -81,7 +81,7 @@ class Folders:
 
 @dataclass(frozen=True)
 class Found:
-    """What the models of one family made of the checkpoints."""
+    """The results of one family: keys, logits and moments that the models read."""
 
     missing: dict[str, set[str]]
     """of the converted and of the trained one: keys in it that a plain model has no use for"""
