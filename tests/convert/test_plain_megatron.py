@@ -276,7 +276,8 @@ def test_what_the_common_part_says(folders: dict[str, Folders], found: dict[str,
         }
         assert {key: args[key] for key in expected} == expected
     assert common["trained"]["content_metadata"] == {
-        "distrib_optim_sharding_type": "fully_reshardable"
+        "distrib_optim_sharding_type": "fully_reshardable",
+        "chained_optim_avoid_prefix": True,
     }
 
 

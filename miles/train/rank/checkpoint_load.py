@@ -19,7 +19,11 @@ from miles.train.model.padding_rows import zero_padding_rows
 from miles.train.rank import compatible_keys, optimizer_state, weight_boxes
 from miles.train.rank.trainer import Trainer
 
-CONTENT_FORMAT = {"distrib_optim_sharding_type": "fully_reshardable"}
+CONTENT_FORMAT = {
+    "distrib_optim_sharding_type": "fully_reshardable",
+    # Without it the keys would depend on whether experts are spread.
+    "chained_optim_avoid_prefix": True,
+}
 """The form of the optimizer's state. Written beside it, for Megatron-LM's loader."""
 
 
@@ -53,6 +57,7 @@ def load(trainer: Trainer, checkpoint: SavedCheckpoint, *, model_only: bool) -> 
             stored = dist_checkpointing.load_tensors_metadata(str(folder))
             model = compatible_keys.adapt(_model_state(trainer), trainer.shape, stored)
             state = _state(trainer, model, loading=True, model_only=model_only)
+            optimizer_state.match_keys(state.get("optimizer", {}), stored)
             loaded = dist_checkpointing.load(state, str(folder), strict="assume_ok_unexpected")
         except Exception as error:  # Megatron's error classes, torch's or pickle's
             raise CheckpointError(
@@ -65,8 +70,9 @@ def load(trainer: Trainer, checkpoint: SavedCheckpoint, *, model_only: bool) -> 
     if model_only:
         trainer.copy_weights_to_optimizer()
     else:
-        optimizer_state.restore_own_keys(trainer.optimizer, loaded["optimizer"])
-        trainer.optimizer.load_state_dict(loaded["optimizer"])
+        own_parts = optimizer_state.match_parts(trainer.optimizer, loaded["optimizer"])
+        optimizer_state.restore_own_keys(trainer.optimizer, own_parts)
+        trainer.optimizer.load_state_dict(own_parts)
         trainer.scheduler.load_state_dict(loaded["opt_param_scheduler"])
 
 

@@ -1,16 +1,23 @@
 """The optimizer's part of a checkpoint: made ready to be loaded, and equal for each kind of Adam.
 
 A checkpoint that was saved with Adam on the GPU continues with Adam on the CPU, and the other way.
+
+Where experts are spread over ranks, Megatron gives them an optimizer of their own: two parts, where
+another layout has one. A checkpoint continues with either (`match_keys`, `match_parts`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import partial
 from typing import Any
 
 import torch
 
+_PREFIXES = ("", "chained_0.", "chained_1.")
+"""Megatron's for the keys of one of several parts; older checkpoints of ours have them."""
+_GROUP_KEYS = ("wd_mult", "lr_mult", "is_decoupled_lr")
+"""Megatron tells parameter groups apart by these, and by whether their experts are spread."""
 _SHARED_KEYS = ("lr", "betas", "eps", "weight_decay")
 """The defaults that every kind of Adam has; each kind adds its own to its parameter groups."""
 
@@ -112,6 +119,66 @@ def restore_own_keys(optimizer: Any, state: Mapping[Any, Any]) -> None:
         own = {key: value for key, value in adam.defaults.items() if key not in _SHARED_KEYS}
         for group in groups:
             group.update(own)
+
+
+def match_keys(state: Mapping[Any, Any], stored: Collection[str]) -> None:
+    """Give the tensors of a state to load the keys that a checkpoint has.
+
+    Args:
+        state: of the optimizer, as `sharded_state_dict` gives it, without prefixes.
+        stored: the keys of the checkpoint's tensors.
+    """
+    from megatron.core.dist_checkpointing.dict_utils import nested_values
+
+    for value in nested_values(dict(state)):
+        key = getattr(value, "key", None)
+        if key is not None and key not in stored:
+            value.key = next(
+                (f"{prefix}{key}" for prefix in _PREFIXES if prefix + key in stored), key
+            )
+
+
+def match_parts(optimizer: Any, loaded: Mapping[Any, Any]) -> Mapping[Any, Any]:
+    """Return a loaded state with the parts that the optimizer has.
+
+    Tensors are at their places already; the settings of the parameter groups are where the
+    checkpoint's layout had them. All groups took the same number of steps.
+
+    Args:
+        optimizer: Megatron's `ChainedOptimizer`.
+        loaded: what `dist_checkpointing.load` made of its state.
+    """
+    num_parts = len(optimizer.chained_optimizers)
+    num_stored = (
+        1 if "param_state_sharding_type" in loaded else sum(type(key) is int for key in loaded)
+    )
+    if num_parts == num_stored:
+        return loaded
+
+    stored_parts = [loaded] if num_stored == 1 else [loaded[number] for number in range(num_stored)]
+    stored_groups = {}
+    for part in stored_parts:
+        for group in part["optimizer"]["param_groups"]:
+            stored_groups[_group_kind(group)] = group
+
+    parts = {}
+    for number, part in enumerate(optimizer.chained_optimizers):
+        tensors = loaded if num_parts == 1 else loaded[number]
+        groups = []
+        for own in part.state_dict()["optimizer"]["param_groups"]:
+            stored = stored_groups[_group_kind(own)]
+            groups.append({**stored, "is_expert_parallel": own["is_expert_parallel"]})
+
+        parts[number] = {
+            "optimizer": {"param_groups": groups},
+            "param_state": tensors["param_state"],
+            "param_state_sharding_type": stored_parts[0]["param_state_sharding_type"],
+        }
+    return parts[0] if num_parts == 1 else parts
+
+
+def _group_kind(group: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple(group[key] for key in _GROUP_KEYS)
 
 
 def _groups(optimizer: Any, state: Mapping[Any, Any]) -> list[tuple[Any, list[dict[str, Any]]]]:
