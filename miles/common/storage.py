@@ -78,6 +78,16 @@ def join(url: str, *names: str) -> str:
     return posixpath.join(url.rstrip("/") or "/", *names)
 
 
+def is_within(url: str, folder: str) -> bool:
+    """Return whether a URL is a folder itself, or lies in it."""
+    if is_local(url) != is_local(folder):
+        return False
+    if is_local(url):
+        own_path = Path(filesystem(url)[1]).resolve()
+        return own_path.is_relative_to(Path(filesystem(folder)[1]).resolve())
+    return f"{url.rstrip('/')}/".startswith(f"{folder.rstrip('/')}/")
+
+
 def info(url: str, max_tries: int | None = None) -> dict[str, Any]:
     """Ask the filesystem about a file or folder, without a cache: `type`, `size`, …
 

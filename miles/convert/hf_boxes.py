@@ -259,9 +259,17 @@ def require_weights(url: str, shape: ModelShape) -> None:
     """Refuse a folder whose weights a model cannot begin from. Hardly more than headers are read.
 
     Raises:
-        CheckpointError: as `open_weights` and `HfTensors.require_equal_copies` do.
+        CheckpointError: as `open_weights` and `HfTensors.require_equal_copies` do; or the weights
+            are quantized.
     """
-    open_weights(url, shape).require_equal_copies()
+    tensors = open_weights(url, shape)
+    for key, dtype in tensors.dtypes.items():
+        if not dtype.is_floating_point or dtype.itemsize == 1:
+            raise CheckpointError(
+                f"{url}: the tensors of {key} are {dtype}: quantized weights cannot be trained; "
+                "give a folder with bfloat16, float16 or float32"
+            )
+    tensors.require_equal_copies()
 
 
 def _spans(runs: Sequence[RowRun]) -> Iterator[tuple[int, int]]:

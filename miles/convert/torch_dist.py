@@ -61,6 +61,8 @@ BACKEND = {
 """Content of metadata.json."""
 _MODEL = ("embedding.", "decoder.", "output_layer.")
 """The names of a `GPTModel`'s tensors begin with these; others are those of an optimizer."""
+VOCABULARY = ("embedding.word_embeddings.weight", "output_layer.weight")
+"""The tensors with a row for each token, and maybe rows of padding behind them."""
 _MALFORMED = (AttributeError, TypeError, KeyError, IndexError, ValueError)
 """The errors of torch's own records that are not put together as torch does it."""
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -116,7 +116,11 @@ def _compare_weights(a: Weights, b: Weights, console: Console | None) -> Compari
 
 
 def _compare_checkpoints(a: Checkpoint, b: Checkpoint, console: Console | None) -> Comparison:
-    """Compare two Megatron checkpoints, box by box as the first one stores them."""
+    """Compare two Megatron checkpoints, box by box as the first one stores them.
+
+    Rows of padding behind the vocabulary do not count: the checkpoints may have other numbers of
+    them.
+    """
     keys = sorted(set(a.tensors) | set(b.tensors))
     lone = [key for key in keys if key not in a.tensors or key not in b.tensors]
     differences = [_only_in(key, a.where if key in a.tensors else b.where) for key in lone]
@@ -125,13 +129,17 @@ def _compare_checkpoints(a: Checkpoint, b: Checkpoint, console: Console | None) 
     for key in sorted(set(keys) - set(lone)):
         mine = a.tensors[key]
         yours = b.tensors[key]
+        num_rows = _num_token_rows(a, b, key)
         text = _kind_difference(
-            tuple(mine.size), mine.properties.dtype, tuple(yours.size), yours.properties.dtype
+            (num_rows, *mine.size[1:]),
+            mine.properties.dtype,
+            (_num_token_rows(b, a, key), *yours.size[1:]),
+            yours.properties.dtype,
         )
         if text:
             differences.append(Difference(key, text))
         else:
-            boxes += [(key, chunk) for chunk in mine.chunks]
+            boxes += [(key, chunk) for chunk in _within_rows(mine.chunks, num_rows)]
 
     def read(checkpoint: Checkpoint, key: str, chunk: ChunkStorageMetadata, use: str) -> Tensor:
         dtype = checkpoint.tensors[key].properties.dtype
@@ -150,6 +158,25 @@ def _compare_checkpoints(a: Checkpoint, b: Checkpoint, console: Console | None) 
     with parallel.bar(console, "comparing", num_bytes) as report:
         differences += filter(None, parallel.each(boxes, compare, report))
     return Comparison(len(keys), num_bytes, tuple(differences))
+
+
+def _num_token_rows(checkpoint: Checkpoint, other: Checkpoint, key: str) -> int:
+    """Return the rows of a tensor, without those behind the vocabulary that both state."""
+    num_rows = checkpoint.tensors[key].size[0]
+    vocab_size = checkpoint.args.get("vocab_size")
+    if key not in torch_dist.VOCABULARY or not vocab_size:
+        return num_rows
+    return min(num_rows, vocab_size) if vocab_size == other.args.get("vocab_size") else num_rows
+
+
+def _within_rows(
+    chunks: Sequence[ChunkStorageMetadata], num_rows: int
+) -> Iterator[ChunkStorageMetadata]:
+    """Yield the parts of boxes that lie in the first rows of their tensor."""
+    for chunk in chunks:
+        own_rows = min(chunk.sizes[0], num_rows - chunk.offsets[0])
+        if own_rows > 0:
+            yield ChunkStorageMetadata(chunk.offsets, torch.Size((own_rows, *chunk.sizes[1:])))
 
 
 def _compare_formats(

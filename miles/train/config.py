@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Self
 
+from miles.common import storage
 from miles.common.flags import Flag, check_settings
 from miles.common.secret import Secret
 from miles.data.config import DataConfig, SourceConfig
@@ -378,6 +379,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         check_settings(self)
         self._check_precision()
+        self._check_export()
         self._check_evaluation()
         if self.data.pack.dp_size != self.cluster.layout.data:
             raise ConfigError(
@@ -405,6 +407,17 @@ class TrainConfig:
                 "loss once, but follows the gradients of spread experts by a scale of their own; "
                 "leave out --fp16 (bfloat16 needs no loss scale)"
             )
+
+    def _check_export(self) -> None:
+        """Check that an export would not replace a folder that the run writes into."""
+        if self.save_hf is None:
+            return
+        for flag, url in (("--save", self.save), ("--output-dir", self.output_dir)):
+            if url and storage.is_within(url, self.save_hf):
+                raise ConfigError(
+                    f"--save-hf {self.save_hf} is {flag} {url}, or holds it: an export has a "
+                    "folder of its own; give another one"
+                )
 
     def _check_evaluation(self) -> None:
         """Check that what needs rows to evaluate on has them, from one place."""

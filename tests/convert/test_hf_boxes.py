@@ -21,15 +21,23 @@ from safetensors.torch import load_file, save_file
 
 from miles.architecture import families
 from miles.architecture.config import ModelShape
-from miles.architecture.families import TIED_COPY, TIED_TO, hf_shapes, model_types, parameters_of
+from miles.architecture.families import (
+    TIED_COPY,
+    TIED_TO,
+    hf_shapes,
+    model_types,
+    parameters_of,
+    read_shape,
+)
 from miles.architecture.parameters import Parameter
 from miles.common import storage
 from miles.convert import box_writer, hf_boxes
 from miles.convert.box_writer import BoxWriter
-from miles.convert.hf_boxes import HfTensors, RowRun, open_weights, runs_in
+from miles.convert.hf_boxes import HfTensors, RowRun, open_weights, require_weights, runs_in
 from miles.convert.safetensors_files import SINGLE, ShardedWriter, Spec, Weights
 from miles.errors import CheckpointError
 from tests.support.launch import QWEN3
+from tests.support.models import make_hf
 from tests.support.processes import PROJECT
 
 DTYPES = (torch.float32, torch.bfloat16)
@@ -149,6 +157,20 @@ def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
         "in the configuration; untie_embeddings_and_output_weights is False in",
     ):
         open_weights(str(tmp_path), shape)
+
+
+def test_quantized_weights_are_no_start(tmp_path: Path) -> None:
+    folder = make_hf(tmp_path / "hf", "qwen3", tied=True)
+    shape = read_shape(str(folder))
+    require_weights(str(folder), shape)
+
+    tensors = load_file(folder / "model.safetensors")
+    norms = [name for name in tensors if name.endswith("q_norm.weight")]
+    for dtype in (torch.int8, torch.float8_e4m3fn):
+        tensors.update({name: tensors[name].to(dtype) for name in norms})
+        save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+        with pytest.raises(CheckpointError, match=f"are {dtype}: quantized weights cannot be"):
+            require_weights(str(folder), shape)
 
 
 def test_rows_of_a_grouped_projection() -> None:

@@ -279,6 +279,9 @@ def test_what_the_common_part_says(folders: dict[str, Folders], found: dict[str,
         "distrib_optim_sharding_type": "fully_reshardable",
         "chained_optim_avoid_prefix": True,
     }
+    # Adam of Transformer Engine and of Apex asks for it.
+    groups = common["trained"]["optimizer"]["optimizer"]["param_groups"]
+    assert {group["bias_correction"] for group in groups} == {True}
 
 
 @pytest.mark.parametrize("model_type", model_types())

@@ -40,6 +40,15 @@ def texts(comparison: Comparison) -> dict[str, str]:
     return {difference.tensor: difference.text for difference in comparison.differences}
 
 
+def test_rows_of_padding_do_not_count(made: Path, tmp_path: Path) -> None:
+    padded = str(tmp_path / "padded")
+    hf_to_megatron(str(made / "one-hf"), padded, make_vocab_size_divisible_by=1000)
+    plain = str(made / "one-megatron")
+    for pair in ((plain, padded), (padded, plain), (padded, padded)):
+        assert not verify(*pair).differences
+    assert len(texts(verify(padded, str(made / "other-megatron")))) == 2
+
+
 @pytest.mark.parametrize("a", ["hf", "megatron"])
 @pytest.mark.parametrize("b", ["hf", "megatron"])
 def test_of_either_format(made: Path, a: str, b: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -51,6 +52,23 @@ def test_the_precision_follows_from_the_device_unless_it_is_given() -> None:
         given = replace(config, bf16=bf16)
         assert given.precision is precision
         assert given.for_device(has_gpus=not bf16) == given
+
+
+def test_an_export_has_a_folder_of_its_own() -> None:
+    data = DataConfig((SourceConfig("a", ("a.jsonl",)),), OrderConfig(), EncodeConfig("t"))
+    for save, save_hf in (
+        ("run", "run/"),
+        ("all/run", "all"),
+        ("run", "../" + Path.cwd().name + "/run"),
+        ("s3://bucket/all/run", "s3://bucket/all"),
+    ):
+        with pytest.raises(ConfigError, match=f"--save-hf {save_hf} is --save {save}, or holds it"):
+            TrainConfig("hf", "megatron", save, data, save_hf=save_hf)
+    with pytest.raises(ConfigError, match="is --output-dir all/logs, or holds it"):
+        TrainConfig("hf", "megatron", "run", data, output_dir="all/logs", save_hf="all")
+
+    for save_hf in ("run/hf", "run-hf", "run/{rollout_id}", "s3://bucket/run"):
+        assert TrainConfig("hf", "megatron", "run", data, save_hf=save_hf).save_hf == save_hf
 
 
 def test_an_optimizer_that_needs_another_device_or_precision_is_refused() -> None:

@@ -139,6 +139,6 @@ def _state(
             model, is_loading=loading, metadata=CONTENT_FORMAT
         )
         if not loading:
-            optimizer_state.drop_own_keys(trainer.optimizer, state["optimizer"])
+            optimizer_state.make_portable(trainer.optimizer, state["optimizer"])
         state["opt_param_scheduler"] = trainer.scheduler.state_dict()
     return state

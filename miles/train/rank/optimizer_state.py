@@ -21,6 +21,8 @@ _GROUP_KEYS = ("wd_mult", "lr_mult", "is_decoupled_lr")
 _SHARED_KEYS = ("lr", "betas", "eps", "weight_decay")
 """The defaults that every kind of Adam has; each kind adds its own to its parameter groups."""
 
+_BIAS_CORRECTION = "bias_correction"
+
 
 def prepare(optimizer: Any) -> None:
     """Make an optimizer ready to be saved or loaded.
@@ -97,20 +99,23 @@ def _set_with_step(
     set_states(model_param, own_tensors)
 
 
-def drop_own_keys(optimizer: Any, state: Mapping[Any, Any]) -> None:
-    """Leave out of a state to save what only the offloading Adam has in its parameter groups.
+def make_portable(optimizer: Any, state: Mapping[Any, Any]) -> None:
+    """Give the parameter groups of a state to save what any kind of Adam can continue with.
 
-    Some are classes: `torch.load` refuses a checkpoint with them (`weights_only`).
+    What only the offloading Adam has is left out: some of it are classes, and `torch.load` refuses
+    a checkpoint with them (`weights_only`). Transformer Engine's and Apex's Adam ask their groups
+    for the correction of the bias, which torch's always makes.
     """
     from megatron.core.optimizer.cpu_offloading import HybridDeviceOptimizer
 
     for adam, groups in _groups(optimizer, state):
-        if not isinstance(adam, HybridDeviceOptimizer):
-            continue
-        own_keys = [key for key in adam.defaults if key not in _SHARED_KEYS]
+        own_keys: list[str] = []
+        if isinstance(adam, HybridDeviceOptimizer):
+            own_keys = [key for key in adam.defaults if key not in _SHARED_KEYS]
         for group in groups:
             for key in own_keys:
                 group.pop(key, None)
+            group.setdefault(_BIAS_CORRECTION, True)
 
 
 def restore_own_keys(optimizer: Any, state: Mapping[Any, Any]) -> None:
@@ -118,6 +123,7 @@ def restore_own_keys(optimizer: Any, state: Mapping[Any, Any]) -> None:
     for adam, groups in _groups(optimizer, state):
         own = {key: value for key, value in adam.defaults.items() if key not in _SHARED_KEYS}
         for group in groups:
+            group.pop(_BIAS_CORRECTION, None)
             group.update(own)
 
 
