@@ -125,7 +125,12 @@ def _require_model(hf_checkpoint: str, layout: Layout, values: Values) -> None:
 def _sources(flag: str, values: Values, row_format: RowFormat) -> tuple[SourceConfig, ...]:
     """Return the sources of one path, or of NAME PATH pairs."""
     words = values.get(flag, ())
-    for word in words:
+    for place, word in enumerate(words, 1):
+        if not word.strip():
+            raise ConfigError(
+                f"{flag}: word {place} of {len(words)} is empty, such as a variable that is not "
+                "set; give one path, or NAME PATH pairs"
+            )
         if _SLICE.search(word):
             raise ConfigError(
                 f"{flag} {word}: a slice of the rows is not supported; write these rows into a "
