@@ -124,7 +124,11 @@ class ClusterConfig:
             )
         for name in self.train_env_vars:
             if not name or "=" in name or "\0" in name:
-                raise ConfigError(f"--train-env-vars: {name!r} is no name of a variable")
+                shown = name.split("=")[0]  # behind it may be a secret
+                raise ConfigError(
+                    f"--train-env-vars: {shown!r}: the name of a variable is not empty, and has no "
+                    "= and no zero byte"
+                )
 
     @property
     def world_size(self) -> int:
