@@ -24,6 +24,7 @@ from miles.cli import (
     tiny_model,
     train,
 )
+from miles.cli.parser import CommandParser
 from miles.errors import MilesError
 
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
@@ -64,7 +65,7 @@ def main(words: Sequence[str] | None = None) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of all commands."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="miles", description="Supervised fine-tuning: data -> loss -> optimizer."
     )
     parser.add_argument("--version", action="version", version=__version__)

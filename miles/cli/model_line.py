@@ -13,7 +13,7 @@ from miles.common.flags import Setting, settings_of
 from miles.errors import ConfigError
 from miles.train.config import ClusterConfig
 from miles.train.launch.fixed_flags import fixed_settings, replaced_settings, require_fixed
-from miles.train.launch.known_flags import require_known
+from miles.train.launch.known_flags import require_known, written_flags
 from miles.train.launch.model_flags import require_sizes, size_settings
 from miles.train.launch.parser import add_settings, given_values, launch_settings
 
@@ -47,9 +47,8 @@ def require_known_flags(words: Sequence[str], known: Sequence[str]) -> None:
     """
     names = [*known, *(setting.flag.name for setting in _settings())]
     training = launch_settings()
-    for word in words:
-        flag = word.split("=")[0]
-        if not flag.startswith("--") or flag in names:
+    for flag in written_flags(words):
+        if flag in names:
             continue
         if flag in training:
             raise ConfigError(f"{flag} says nothing about a conversion; leave it out")

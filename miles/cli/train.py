@@ -22,10 +22,9 @@ def run(words: Sequence[str]) -> None:
     """Train, or print the estimate of the run."""
     from miles.common.secret import hide_in_command_line
     from miles.train.launch.arguments import read_line
-    from miles.train.launch.parser import launch_settings
+    from miles.train.launch.known_flags import secret_flags
 
-    settings = launch_settings().values()
-    hide_in_command_line([setting.flag.name for setting in settings if setting.is_secret])
+    hide_in_command_line(secret_flags())
     line = read_line(words)
     config = line.config
     console = open_console()

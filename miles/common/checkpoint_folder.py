@@ -121,9 +121,23 @@ def _weights_in(ref_load: str, hf_checkpoint: str) -> SavedCheckpoint:
         return SavedCheckpoint(ref_load, 0, None, is_hugging_face=True)
     raise CheckpointError(
         f"{ref_load}: no Megatron checkpoint there (no {TRACKER}), nor a Hugging Face one "
-        "(config.json and *.safetensors). Leave --ref-load out to begin from the weights of "
-        f"{hf_checkpoint}, or convert them: miles convert hf-to-megatron --hf-checkpoint "
-        f"{hf_checkpoint} --save {ref_load}"
+        f"(config.json and *.safetensors). {_remedy(ref_load, hf_checkpoint)}"
+    )
+
+
+def _remedy(ref_load: str, hf_checkpoint: str) -> str:
+    """Return what to do about a `--ref-load` without weights."""
+    if not is_hugging_face(hf_checkpoint):
+        place = "no weights there either"
+        if storage.is_same(ref_load, hf_checkpoint):
+            place = "that is --hf-checkpoint itself"
+        return (
+            f"{hf_checkpoint}: {place}. Put the weights (*.safetensors) there, or name a folder "
+            "that has them with --ref-load"
+        )
+    return (
+        f"Leave --ref-load out to begin from the weights of {hf_checkpoint}, or convert them: "
+        f"miles convert hf-to-megatron --hf-checkpoint {hf_checkpoint} --save {ref_load}"
     )
 
 

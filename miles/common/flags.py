@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import math
 import types
 import typing
 from collections.abc import Collection, Mapping
@@ -42,6 +43,13 @@ class Flag:
     """the allowed values; empty: any"""
     minimum: int | None = None
     """the smallest allowed number"""
+    above: int | None = None
+    """a number that the value must exceed"""
+    below: int | None = None
+    """a number that must exceed the value"""
+    choice: str = ""
+    """what it chooses together with other fields, of which one at most may be given; a line's
+    choice replaces a file's"""
     default: str = ""
     """meaning of a missing value, in words or as another flag, where the field's own default does
     not say it"""
@@ -151,15 +159,19 @@ def all_settings(record: type) -> tuple[Setting, ...]:
 
 
 def names_of_same_values(record: type, given: Collection[str]) -> set[str]:
-    """Return the flags that give the whole value of a field which a flag in `given` gives, too.
+    """Return the flags that settle what a flag in `given` settles, too: one field, or one choice.
 
-    `--bf16` and `--no-bf16` are two such names, whichever of them is given.
+    `--bf16`, `--no-bf16` and `--fp16` are such names, whichever of them is given.
     """
-    names = set()
+    groups: dict[str, set[str]] = {}
     for setting in all_settings(record):
-        others = {other.name for other in setting.flag.also if not other.key}
-        together = {setting.flag.name, *others}
-        if others and not together.isdisjoint(given):
+        flag = setting.flag
+        others = {other.name for other in flag.also if not other.key}
+        groups.setdefault(flag.choice or flag.name, set()).update({flag.name, *others})
+
+    names = set()
+    for together in groups.values():
+        if len(together) > 1 and not together.isdisjoint(given):
             names |= together
     return names
 
@@ -228,10 +240,17 @@ def require_allowed(flag: Flag, value: Any) -> None:
     """Check a value against its flag.
 
     Raises:
-        ConfigError: it is none of the flag's choices, or below its minimum.
+        ConfigError: it is none of the flag's choices, outside its bounds, or not finite.
     """
     if flag.choices and value not in flag.choices:
         raise ConfigError(f"{flag.name} must be one of {', '.join(flag.choices)}, not {value!r}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{flag.name} must be a finite number, not {value}")
+    if flag.above is not None and value <= flag.above:
+        bound = "be positive" if flag.above == 0 else f"be above {flag.above}"
+        raise ConfigError(f"{flag.name} must {bound}, not {value}")
+    if flag.below is not None and value >= flag.below:
+        raise ConfigError(f"{flag.name} must be below {flag.below}, not {value}")
     if flag.minimum is not None and value < flag.minimum:
         bound = {0: "not be negative", 1: "be positive"}.get(
             flag.minimum, f"be at least {flag.minimum}"

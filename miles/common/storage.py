@@ -73,6 +73,14 @@ def is_local(url: str) -> bool:
     return "file" in ((fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol)
 
 
+def is_same(url: str, other: str) -> bool:
+    """Return whether two URLs are of one file or folder."""
+    if is_local(url) and is_local(other):
+        path, other_path = (Path(filesystem(each)[1]) for each in (url, other))
+        return path.resolve() == other_path.resolve()
+    return url.rstrip("/") == other.rstrip("/")
+
+
 def join(url: str, *names: str) -> str:
     """Return `url/name/…`, for any protocol."""
     return posixpath.join(url.rstrip("/") or "/", *names)

@@ -66,10 +66,13 @@ def hf_to_megatron(
         the checkpoint's folder, `SAVE/release`.
 
     Raises:
-        CheckpointError: names the file and tensor that is missing, unexpected, or of another shape.
+        CheckpointError: names the file and tensor that is missing, unexpected, or of another shape;
+            a `save` that is `hf_checkpoint`, or the folder of a run.
     """
     require_inside(hf_checkpoint, "config.json", hf_checkpoint)
     shape = read_shape(hf_checkpoint)
+    if storage.is_same(save, hf_checkpoint):
+        raise CheckpointError(f"{save}: is --hf-checkpoint itself: give another folder")
     _require_no_run(save)
 
     num_rows = padded_vocab_size(shape, make_vocab_size_divisible_by)

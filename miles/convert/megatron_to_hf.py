@@ -126,7 +126,7 @@ def require_replaceable(save: str, hf_checkpoint: str) -> None:
     known = {name.split("/")[0] for name in (*companions(hf_checkpoint), TEMPLATE)}
     if not storage.exists(save):
         return
-    if _is_same_folder(save, hf_checkpoint):
+    if storage.is_same(save, hf_checkpoint):
         raise CheckpointError(f"{save}: is --hf-checkpoint itself: give another folder")
     stray = [name for name in storage.names(save) if name not in known and not is_weights(name)]
     if stray:
@@ -134,14 +134,6 @@ def require_replaceable(save: str, hf_checkpoint: str) -> None:
             f"{save}: holds {', '.join(stray[:3])}, which no conversion of {hf_checkpoint} writes, "
             "and which would be removed: give another folder"
         )
-
-
-def _is_same_folder(a: str, b: str) -> bool:
-    if storage.is_local(a) and storage.is_local(b):
-        path_a = Path(storage.filesystem(a)[1])
-        path_b = Path(storage.filesystem(b)[1])
-        return path_a.resolve() == path_b.resolve()
-    return a.rstrip("/") == b.rstrip("/")
 
 
 def _plan(

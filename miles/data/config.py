@@ -385,6 +385,7 @@ class DataConfig:
             "SHARE",
             "in place of --eval-prompt-data: a share of the training rows, chosen by a hash of "
             "their content and not trained on",
+            choice="evaluation rows",
         ),
     ] = 0.0
     held_out: str = "leave_out"

@@ -25,7 +25,7 @@ class ClusterConfig:
     """Parallelism and the cluster: where the ranks run."""
 
     num_nodes: Annotated[
-        int, Flag("--actor-num-nodes", "NODES", "machines that the ranks run on")
+        int, Flag("--actor-num-nodes", "NODES", "machines that the ranks run on", minimum=1)
     ] = 1
     gpus_per_node: Annotated[
         int,
@@ -33,20 +33,35 @@ class ClusterConfig:
             "--actor-num-gpus-per-node",
             "GPUS",
             "ranks on each node; on a machine without CUDA, CPU processes",
+            minimum=1,
         ),
     ] = 1
     num_gpus_per_node: Annotated[
         int,
         Flag(
-            "--num-gpus-per-node", "GPUS", "GPUs that a machine has; more ranks a node are refused"
+            "--num-gpus-per-node",
+            "GPUS",
+            "GPUs that a machine has; more ranks a node are refused",
+            minimum=1,
         ),
     ] = 8
     tensor: Annotated[
         int,
-        Flag("--tensor-model-parallel-size", "RANKS", "ranks that share each layer's matrices"),
+        Flag(
+            "--tensor-model-parallel-size",
+            "RANKS",
+            "ranks that share each layer's matrices",
+            minimum=1,
+        ),
     ] = 1
     pipeline: Annotated[
-        int, Flag("--pipeline-model-parallel-size", "RANKS", "stages that the layers are cut into")
+        int,
+        Flag(
+            "--pipeline-model-parallel-size",
+            "RANKS",
+            "stages that the layers are cut into",
+            minimum=1,
+        ),
     ] = 1
     expert: Annotated[
         int,
@@ -54,6 +69,7 @@ class ClusterConfig:
             "--expert-model-parallel-size",
             "RANKS",
             "ranks over which a layer's experts are spread",
+            minimum=1,
         ),
     ] = 1
     expert_tensor: Annotated[
@@ -62,6 +78,7 @@ class ClusterConfig:
             "--expert-tensor-parallel-size",
             "RANKS",
             "ranks that share each expert's matrices",
+            minimum=1,
             default="--tensor-model-parallel-size",
         ),
     ] = None
@@ -84,6 +101,7 @@ class ClusterConfig:
             "--distributed-timeout-minutes",
             "MINUTES",
             "how long a collective, a step, an evaluation, a start or the end of a save may take",
+            above=0,
         ),
     ] = 10.0
     train_env_vars: Annotated[
@@ -107,7 +125,11 @@ class ClusterConfig:
             )
         for name in self.train_env_vars:
             if not name or "=" in name or "\0" in name:
-                raise ConfigError(f"--train-env-vars: {name!r} is no name of a variable")
+                shown = name.split("=")[0]  # behind it may be a secret
+                raise ConfigError(
+                    f"--train-env-vars: {shown!r}: the name of a variable is not empty, and has no "
+                    "= and no zero byte"
+                )
 
     @property
     def world_size(self) -> int:
@@ -189,6 +211,7 @@ class EvalConfig:
             "PATH",
             "rows to evaluate on; written as --prompt-data",
             default="the held-out rows of --eval-fraction, or none",
+            choice="evaluation rows",
             written_as=tuple[str, ...],
         ),
     ] = ()
@@ -346,6 +369,7 @@ class TrainConfig:
             "--bf16",
             help="compute in bfloat16",
             default="on GPUs; a CPU computes in float32",
+            choice="precision",
             also=(Flag("--no-bf16", help="compute in float32, on GPUs too", negates=True),),
         ),
     ] = None
@@ -355,6 +379,7 @@ class TrainConfig:
             "--fp16",
             help="compute in float16, with a loss scale that follows the gradient; not with "
             "--expert-model-parallel-size",
+            choice="precision",
         ),
     ] = False
     deterministic: Annotated[

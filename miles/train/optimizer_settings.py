@@ -13,10 +13,10 @@ from miles.errors import ConfigError
 class OptimizerSettings:
     """The optimizer, Adam. Names and meanings as in Megatron's flags."""
 
-    lr: Annotated[float, Flag("--lr", "RATE", "highest learning rate")] = 1e-5
-    min_lr: Annotated[float, Flag("--min-lr", "RATE", "learning rate at the end of the decay")] = (
-        0.0
-    )
+    lr: Annotated[float, Flag("--lr", "RATE", "highest learning rate", minimum=0)] = 1e-5
+    min_lr: Annotated[
+        float, Flag("--min-lr", "RATE", "learning rate at the end of the decay", minimum=0)
+    ] = 0.0
     lr_decay_style: Annotated[
         str,
         Flag(
@@ -28,19 +28,40 @@ class OptimizerSettings:
     ] = "cosine"
     lr_warmup_iters: Annotated[
         int,
-        Flag("--lr-warmup-iters", "STEPS", "steps over which the rate rises from 0", minimum=0),
+        Flag(
+            "--lr-warmup-iters",
+            "STEPS",
+            "steps over which the rate rises from 0",
+            minimum=0,
+            choice="warm-up",
+        ),
     ] = 0
     lr_warmup_fraction: Annotated[
         float | None,
-        Flag("--lr-warmup-fraction", "SHARE", "the same, as a share of the run's steps"),
+        Flag(
+            "--lr-warmup-fraction",
+            "SHARE",
+            "the same, as a share of the run's steps",
+            choice="warm-up",
+        ),
     ] = None
     weight_decay: Annotated[
-        float, Flag("--weight-decay", "X", "weight decay of matrices; norms and biases have none")
+        float,
+        Flag(
+            "--weight-decay",
+            "X",
+            "weight decay of matrices; norms and biases have none",
+            minimum=0,
+        ),
     ] = 0.1
-    adam_beta1: Annotated[float, Flag("--adam-beta1", "X", "decay of the first moment")] = 0.9
-    adam_beta2: Annotated[float, Flag("--adam-beta2", "X", "decay of the second moment")] = 0.95
+    adam_beta1: Annotated[
+        float, Flag("--adam-beta1", "X", "decay of the first moment", minimum=0, below=1)
+    ] = 0.9
+    adam_beta2: Annotated[
+        float, Flag("--adam-beta2", "X", "decay of the second moment", minimum=0, below=1)
+    ] = 0.95
     adam_eps: Annotated[
-        float, Flag("--adam-eps", "X", "added to the root of the second moment")
+        float, Flag("--adam-eps", "X", "added to the root of the second moment", minimum=0)
     ] = 1e-8
     clip_grad: Annotated[
         float,
@@ -48,6 +69,7 @@ class OptimizerSettings:
             "--clip-grad",
             "X",
             "global norm above which the gradient is scaled down; 0: it never is",
+            minimum=0,
         ),
     ] = 1.0
     precision_aware: Annotated[

@@ -76,3 +76,43 @@ def test_a_mistake_on_a_launch_line_is_one_line(
     assert main(["train", "--save", str(tmp_path), "--num-epochs", "3"]) == 1
     printed = capsys.readouterr().err
     assert printed == "miles: error: there is no flag --num-epochs; did you mean --num-epoch?\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["demo", "--wandb-key", "hunter2"], "there is no flag --wandb-key here"),
+        (["demo", "--wandb-key=hunter2"], "there is no flag --wandb-key here"),
+        (["demo", "--wandb-key hunter2"], "there is no flag --wandb-key here"),
+        (["demo", "-wandb-key=hunter2"], "a word of the line belongs to no flag"),
+        (["report", "run", "--wandb-key", "--hunter2"], "there is no flag --wandb-key here"),
+        (["report", "run", "hunter2"], "a word of the line belongs to no flag"),
+        (["--wandb-key", "hunter2", "train"], "invalid choice (choose from "),
+        (["demo", "--help=hunter2"], "-h/--help: ignored explicit argument; see"),
+        (["prepare", "--t=hunter2", "a"], "ambiguous option; see --help"),
+    ],
+)
+def test_a_misplaced_key_is_not_quoted(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(words)
+    printed = capsys.readouterr().err
+    assert message in printed
+    assert "hunter2" not in printed
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("--wandb-key hunter2", "--wandb-key is joined to other text"),
+        ("--wandb-key=hunter2", "--wandb-key says nothing about a conversion"),
+    ],
+)
+def test_a_key_on_a_line_of_the_converter_is_not_quoted(
+    word: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["convert", "hf-to-megatron", word]) == 1
+    printed = capsys.readouterr().err
+    assert message in printed
+    assert "hunter2" not in printed

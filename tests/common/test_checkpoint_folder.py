@@ -155,6 +155,11 @@ def test_no_weights_are_named_with_the_remedy(tmp_path: Path) -> None:
 
     with pytest.raises(CheckpointError, match=rf"empty: no Megatron .*, nor .*out .* of {hf}, or"):
         find_start(save, None, str(empty), hf)
+    missing = str(tmp_path / "missing")
+    with pytest.raises(CheckpointError, match=r"empty: no weights there either\. Put the weights"):
+        find_start(save, None, missing, str(empty))
+    with pytest.raises(CheckpointError, match=r"empty: that is --hf-checkpoint itself\. Put the"):
+        find_start(save, None, f"{empty}/", str(empty))
     with pytest.raises(CheckpointError, match=r"mistyped: no Megatron .* Leave --load out"):
         find_start(save, str(tmp_path / "mistyped"), None, hf)
     with pytest.raises(CheckpointError, match=r"empty: no weights there \(\*\.safetensors\), and"):

@@ -238,6 +238,12 @@ def test_the_folder_of_a_run_is_refused(source: Path, tmp_path: Path) -> None:
     assert (tmp_path / "run" / TRACKER).read_text() == "500"
 
 
+def test_the_folder_of_the_weights_is_refused(source: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"hf/: is --hf-checkpoint itself: give another"):
+        hf_to_megatron(str(source), f"{source}/")
+    assert not (source / "release").exists()
+
+
 def test_again_into_the_same_folder(source: Path, tmp_path: Path) -> None:
     target = tmp_path / "megatron"
     hf_to_megatron(str(source), str(target))

@@ -217,9 +217,19 @@ class _Wandb:
 
 
 def _wandb_folder(config: LoggingConfig, run_dir: str) -> str | None:
-    """Return the local folder for what is to be sent; None where there is none to keep it in."""
+    """Return the local folder for what is to be sent; None where there is none to keep it in.
+
+    Raises:
+        ConfigError: `--wandb-dir` cannot be made.
+    """
     if config.wandb_dir:
-        os.makedirs(config.wandb_dir, exist_ok=True)
+        try:
+            os.makedirs(config.wandb_dir, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                f"--wandb-dir {config.wandb_dir}: no folder can be made there ({error.strerror}); "
+                "give another one"
+            ) from error
         return config.wandb_dir
     return storage.filesystem(run_dir)[1] if storage.is_local(run_dir) else None
 

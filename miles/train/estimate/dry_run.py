@@ -138,7 +138,10 @@ def _model(config: TrainConfig, shape: ModelShape) -> Iterator[Fact]:
     of_token = f", {active / 1e9:.2f} billion of them for a token" if active != total else ""
     yield "parameters", f"{total:,} ({total / 1e9:.2f} billion{of_token})"
 
-    yield "precision", _PRECISIONS[config.precision]
+    precision = _PRECISIONS[config.precision]
+    if config.precision is None and config.optimizer.cpu_offload:
+        precision += ", which --optimizer-cpu-offload refuses: it needs --bf16 there"
+    yield "precision", precision
 
 
 def _data(surveyed: Survey) -> Iterator[Fact]:

@@ -24,7 +24,7 @@ from miles.data.config import DataConfig, EncodeConfig, PackConfig, RowFormat, S
 from miles.errors import ConfigError
 from miles.train.config import ClusterConfig, EvalConfig, TrainConfig
 from miles.train.launch.fixed_flags import require_fixed
-from miles.train.launch.known_flags import require_known
+from miles.train.launch.known_flags import require_known, written_flags
 from miles.train.launch.model_flags import require_sizes
 from miles.train.launch.notices import is_sequence_parallel_alone, notices_of
 from miles.train.launch.parser import CONFIG, build_parser, given_values, launch_settings
@@ -98,8 +98,7 @@ def read_line(words: Sequence[str], record: type[TrainConfig] = TrainConfig) -> 
 
 def _read(words: Sequence[str], record: type, settings: dict[str, Setting]) -> dict[str, Any]:
     """Return the values of a line and of its `--config` file; the line has the last word."""
-    written = [word.split("=")[0] for word in words if word.startswith("--")]
-    for flag in written:
+    for flag in written_flags(words):
         require_known(flag, [*settings, CONFIG.flag.name, "--help"])
     namespace = build_parser(record).parse_line(words)
     on_line = given_values(namespace, settings.values())
@@ -125,7 +124,12 @@ def _require_model(hf_checkpoint: str, layout: Layout, values: Values) -> None:
 def _sources(flag: str, values: Values, row_format: RowFormat) -> tuple[SourceConfig, ...]:
     """Return the sources of one path, or of NAME PATH pairs."""
     words = values.get(flag, ())
-    for word in words:
+    for place, word in enumerate(words, 1):
+        if not word.strip():
+            raise ConfigError(
+                f"{flag}: word {place} of {len(words)} is empty, such as a variable that is not "
+                "set; give one path, or NAME PATH pairs"
+            )
         if _SLICE.search(word):
             raise ConfigError(
                 f"{flag} {word}: a slice of the rows is not supported; write these rows into a "

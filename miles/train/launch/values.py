@@ -130,7 +130,7 @@ def _secrets(setting: Setting, mapping: dict[str, Any]) -> dict[str, Secret]:
     for name, text in mapping.items():
         if not isinstance(text, str):
             raise ConfigError(
-                f"{setting.flag.name}: the value of {name} must be text, in quotes; found another "
+                f"{setting.flag.name}: the value of {name.split('=')[0]} must be text, in quotes; found another "
                 "type"
             )
         secrets[name] = Secret(text)

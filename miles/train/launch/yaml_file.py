@@ -32,6 +32,9 @@ _Loader.add_implicit_resolver(
 )
 
 
+_NAME_IN_PROBLEM = re.compile(r"""\b(alias|anchor|tag handle|tag) (['"]).*?\2""")
+"""The name of an alias, an anchor or a tag, as PyYAML's errors quote it."""
+
 _CONSTRUCTOR_ERRORS = (ValueError, LookupError, AttributeError, TypeError, ArithmeticError)
 """What PyYAML raises for a value that is not of its tag, such as `2024-13-45` or `!!bool a`."""
 
@@ -55,7 +58,7 @@ def read_yaml(
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)  # none: a character that YAML does not allow
         line = f", line {mark.line + 1}" if mark else ""
-        raise ConfigError(f"--config {path}{line}: {_problem_of(error)}") from error
+        raise ConfigError(f"--config {path}{line}: {_problem_of(error)}") from None
     except RecursionError as error:
         raise ConfigError(f"--config {path}: not YAML (nested too deeply)") from error
 
@@ -117,7 +120,7 @@ def _item_of(loader: _Loader, node: yaml.Node, setting: Setting) -> Any:
     try:
         value = loader.construct_object(node, deep=True)
     except yaml.YAMLError as error:
-        raise ConfigError(f"{setting.flag.name}: {_problem_of(error)}") from error
+        raise ConfigError(f"{setting.flag.name}: {_problem_of(error)}") from None
     except _CONSTRUCTOR_ERRORS as error:
         raise takes_another(setting, written) from error
     is_other_name = setting.is_switch and written.lower() not in ("true", "false")
@@ -136,11 +139,12 @@ def _written(node: yaml.Node) -> str:
 
 
 def _problem_of(error: yaml.YAMLError) -> str:
-    """Return what is wrong, on one line."""
+    """Return what is wrong, on one line, without the names in it: `key: *SECRET` is a slip."""
     text = str(error)
     if isinstance(error, yaml.MarkedYAMLError):
         text = ", ".join(part for part in (error.context, error.problem) if part)
-    return f"not YAML ({' '.join(text.split())})"
+    unnamed = _NAME_IN_PROBLEM.sub(r"\1", " ".join(text.split()))
+    return f"not YAML ({unnamed})"
 
 
 def _text_of(path: str) -> str:

@@ -283,6 +283,14 @@ def test_a_remote_folder_takes_no_appending_sink(config: LoggingConfig, message:
         open_sinks(config, "memory://run", 0, {})
 
 
+def test_a_file_is_no_folder_for_wandb(tmp_path: Path) -> None:
+    path = tmp_path / "notes.txt"
+    path.touch()
+    config = LoggingConfig(use_wandb=True, wandb_mode="offline", wandb_dir=str(path))
+    with pytest.raises(ConfigError, match=r"--wandb-dir \S+: no folder can be made"):
+        open_sinks(config, str(tmp_path / "run"), 0, {})
+
+
 def test_wandb_leaves_only_its_id_in_a_remote_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -150,6 +150,12 @@ def test_what_stops_a_run_stops_the_dry_run(folder: Path, tmp_path: Path) -> Non
         printed(words(folder, tmp_path, "4b", "--max-sample-tokens", "8"))
 
 
+def test_offloading_without_bf16_is_said_to_need_a_gpu(folder: Path, tmp_path: Path) -> None:
+    offload = ["--optimizer-cpu-offload", "--use-precision-aware-optimizer"]
+    text = " ".join(printed(words(folder, tmp_path, "4b", *FOUR_B[1:], *offload)).split())
+    assert "on a CPU float32, which --optimizer-cpu-offload refuses: it needs --bf16" in text
+
+
 def test_weights_are_compared_by_their_headers(folder: Path, tmp_path: Path) -> None:
     """The files have the size of real ones, and hold nothing but holes behind the headers."""
     hf = shutil.copytree(folder / "4b", tmp_path / "hf")

@@ -141,6 +141,21 @@ from miles.train.launch.arguments import parse
         ("--loss-mask-type glm", "--loss-mask-type glm: the mask is learned from the chat templ"),
         ("--num-epoch", "argument --num-epoch: expected one argument; see miles train --help"),
         ("--num-epoch 0", "--num-epoch must be positive"),
+        ("--actor-num-nodes -1 --actor-num-gpus-per-node -8", "^--actor-num-nodes must be pos"),
+        ("--actor-num-gpus-per-node 0", "^--actor-num-gpus-per-node must be positive, not 0"),
+        ("--num-gpus-per-node -8", "^--num-gpus-per-node must be positive, not -8"),
+        ("--tensor-model-parallel-size -1", "^--tensor-model-parallel-size must be positive"),
+        ("--expert-tensor-parallel-size 0", "^--expert-tensor-parallel-size must be positive"),
+        ("--distributed-timeout-minutes 0", "^--distributed-timeout-minutes must be positive"),
+        ("--distributed-timeout-minutes nan", "^--distributed-timeout-minutes must be a finite"),
+        ("--lr inf", "^--lr must be a finite number, not inf"),
+        ("--lr -1", "^--lr must not be negative, not -1.0"),
+        ("--weight-decay 1e400", "^--weight-decay must be a finite number, not inf"),
+        ("--weight-decay -1", "^--weight-decay must not be negative"),
+        ("--adam-beta1 1.5", "^--adam-beta1 must be below 1, not 1.5"),
+        ("--adam-beta2 nan", "^--adam-beta2 must be a finite number, not nan"),
+        ("--clip-grad -1", "^--clip-grad must not be negative"),
+        ("--prompt-data-weights 1 nan", "^--prompt-data-weights must be a finite number, not nan"),
     ],
 )
 def test_a_mistake_is_named(base: list[str], words: str, message: str) -> None:
@@ -151,3 +166,13 @@ def test_a_mistake_is_named(base: list[str], words: str, message: str) -> None:
 def test_missing_flags_are_named() -> None:
     with pytest.raises(ConfigError, match="--hf-checkpoint is missing; --prompt-data is missing"):
         parse(["--save", "run"])
+
+
+@pytest.mark.parametrize("flag", ["--prompt-data", "--eval-prompt-data"])
+@pytest.mark.parametrize(
+    ("words", "place"),
+    [([""], "1 of 1"), (["f.parquet", ""], "2 of 2"), (["", "f.parquet"], "1 of 2")],
+)
+def test_an_empty_path_is_refused(base: list[str], flag: str, words: list[str], place: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{flag}: word {place} is empty, such as a variable"):
+        parse([*base, flag, *words])

@@ -39,8 +39,36 @@ def test_a_line_with_a_mistake_keeps_the_key(base: list[str], words: str, messag
 
 
 @pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--wandb-key hunter2"], "--wandb-key is joined to other text, which is not shown; divi"),
+        (["--wandb-key:hunter2"], "--wandb-key is joined to other text"),
+        (["--wandb-keyhunter2"], "--wandb-key is joined to other text"),
+        (["--wandb-key-hunter2"], "--wandb-key is joined to other text"),
+        (["--WANDB_KEY_hunter2"], "--wandb-key is joined to other text"),
+        (["--wandb-kye hunter2"], "there is no flag --wandb-kye; did you mean --wandb-key?"),
+        (["--kl-coef:hunter2"], "--kl-coef belongs to the loss of reinforcement learning"),
+        (["--wandb-key", "--hunter2"], "argument --wandb-key: expected one argument"),
+        (['--train-env-vars {"A":"hunter2"}'], "--train-env-vars is joined to other text"),
+    ],
+)
+def test_a_word_with_a_key_in_it_is_not_quoted(
+    base: list[str], words: list[str], message: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse([*base, *words])
+    assert message in str(caught.value)
+    assert KEY not in str(caught.value)
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("wandb_key=hunter2: 1", "line 1: --wandb-key is joined to other text"),
+        ("wandb_key: *hunter2", "line 1: not YAML (found undefined alias)"),
+        ("a: &hunter2 1\nb: &hunter2 1", "line 2: not YAML (found duplicate anchor; first occ"),
+        ("wandb_key: !hunter2 a", "--wandb-key: not YAML (could not determine a constructor"),
+        ("wandb_key: !hunter2!a b", "line 1: not YAML (while parsing a node, found undefined tag"),
         ("wandb_kye: hunter2", "line 1: there is no flag --wandb-kye; did you mean --wandb-key?"),
         ("wandb_key: [hunter2]", "line 1: --wandb-key takes text, not (hidden)"),
         ("wandb_key: {hunter2: 1}", "line 1: --wandb-key takes text, not (hidden)"),
@@ -78,6 +106,8 @@ def test_a_key_comes_from_the_line_or_a_file(base: list[str], tmp_path: Path) ->
         ("{A: hunter2}", "--train-env-vars: not JSON: (hidden); a JSON object was expected"),
         ('["hunter2"]', "--train-env-vars: a JSON object was expected"),
         ('{"A": ["hunter2"]}', "--train-env-vars: the value of A must be text, in quotes"),
+        ('{"A=hunter2": 1}', "--train-env-vars: the value of A must be text, in quotes"),
+        ('{"A=hunter2": ""}', "--train-env-vars: 'A': the name of a variable is not empty"),
     ],
 )
 def test_variables_of_the_ranks_are_not_quoted(base: list[str], text: str, message: str) -> None:

@@ -129,6 +129,25 @@ def test_the_line_has_the_last_word_under_another_name(base: list[str], tmp_path
     assert config.data.sources[0].format.columns == {"messages": "chat", "tools": "fs"}
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("bf16: true\n", "--fp16"),
+        ("no-bf16: true\n", "--fp16"),
+        ("fp16: true\n", "--bf16"),
+        ("fp16: true\n", "--no-bf16"),
+        ("lr_warmup_fraction: 0.1\n", "--lr-warmup-iters 5"),
+        ("eval_fraction: 0.1\n", "--eval-prompt-data held.parquet"),
+        ("eval_prompt_data: held.parquet\n", "--eval-fraction 0.1"),
+    ],
+)
+def test_the_line_has_the_last_word_on_a_choice(
+    base: list[str], tmp_path: Path, text: str, words: str
+) -> None:
+    on_line = [*base, *words.split()]
+    assert parse(["--config", written(tmp_path, text), *on_line]) == parse(on_line)
+
+
 def test_types_are_kept(base: list[str], tmp_path: Path) -> None:
     text = """
         lr: 1e-5
