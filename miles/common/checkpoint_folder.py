@@ -28,6 +28,8 @@ EXTRA = "miles.json"
 CHAT_TEMPLATE = "chat_template"
 """Key in it: the text of the template that `--chat-template-path` gave, for an export. Missing
 where the run took the tokenizer's own."""
+PRECISION = "precision"
+"""Key in it: the format that the run computed in. Missing in older ones."""
 SAVING = ".saving-"
 """Begins the name of a folder that is not a checkpoint yet, or never became one."""
 _ITERATION = re.compile(r"iter_\d{7,}")

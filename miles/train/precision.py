@@ -15,6 +15,16 @@ class Precision(StrEnum):
     BF16 = "bfloat16"
     FP16 = "float16"
 
+    @classmethod
+    def named(cls, name: str | None) -> Precision | None:
+        """Return the one of a name in a file; None where it is none of these."""
+        return next((precision for precision in cls if precision == name), None)
+
+    @property
+    def flag(self) -> str:
+        """Return the flag that asks for it."""
+        return {"float32": "--no-bf16", "bfloat16": "--bf16", "float16": "--fp16"}[self]
+
     @property
     def num_bytes(self) -> int:
         """Return the bytes of one value."""

@@ -9,12 +9,13 @@ driver  <-- ExportPart               rank    after each export of the weights
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum, auto
 
 from miles.architecture.config import ModelShape
-from miles.common import checkpoint_folder
+from miles.common import checkpoint_folder, run_folder, storage
 from miles.common.checkpoint_folder import SavedCheckpoint
 from miles.train.config import KEEP_ALL, ClusterConfig, RecomputeConfig, TrainConfig
 from miles.train.optimizer_settings import OptimizerSettings
@@ -103,6 +104,38 @@ class StartPoint:
     def next_step(self) -> int:
         """Return the first step that is not in it."""
         return self.checkpoint.iteration if self.is_resume else 0
+
+    def trained_in(self, config: TrainConfig) -> Precision | None:
+        """Return the precision of a checkpoint that is resumed; None: it is not known.
+
+        Older ones do not state it; the resolved settings in the run's folder mostly do.
+        """
+        if not self.is_resume:
+            return None
+        stated = Precision.named((self.checkpoint.extra or {}).get(checkpoint_folder.PRECISION))
+        if stated is not None:
+            return stated
+
+        save = self.url.rsplit("/", 1)[0]
+        run_dir = config.run_dir if storage.is_same(save, config.save) else save
+        return _precision_of_settings(storage.join(run_dir, run_folder.CONFIG))
+
+
+def _precision_of_settings(path: str) -> Precision | None:
+    """Return the precision in a file of resolved settings; None where it has none."""
+    if not storage.exists(path):
+        return None
+    try:
+        settings = json.loads(storage.read_text(path))
+    except ValueError:
+        return None
+    if not isinstance(settings, dict):
+        return None
+    if settings.get("fp16") is True:
+        return Precision.FP16
+    if not isinstance(settings.get("bf16"), bool):
+        return None
+    return Precision.BF16 if settings["bf16"] else Precision.FP32
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from miles.errors import ClusterError, NoRoomError
 from miles.train.config import TrainConfig
 from miles.train.driver.run_log import RunLog, time_now
 from miles.train.parallel_layout import Layout
+from miles.train.precision import Precision
 from miles.train.types import StartPoint
 
 T = TypeVar("T")
@@ -38,7 +39,7 @@ class AttemptLog:
         self._path = storage.join(run_dir, run_folder.ATTEMPTS)
         self._entries = json_lines.read(self._path)
 
-    def begin(self, first_step: int, checkpoint: str, layout: Layout) -> str:
+    def begin(self, first_step: int, checkpoint: str, layout: Layout, precision: Precision) -> str:
         """Enter the beginning of an attempt; return its reason."""
         reason = self._reason(first_step)
 
@@ -54,6 +55,7 @@ class AttemptLog:
                 "pipeline": layout.pipeline,
                 "data": layout.data,
                 "expert": layout.expert,
+                "precision": precision.value,
                 "miles": __version__,
             }
         )

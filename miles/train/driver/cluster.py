@@ -12,6 +12,8 @@ from miles.errors import CheckpointError, NoRoomError
 from miles.train.config import TrainConfig
 from miles.train.driver.group import TrainerGroup
 from miles.train.driver.run_log import RunLog
+from miles.train.precision import Precision
+from miles.train.types import StartPoint
 
 
 @contextlib.contextmanager
@@ -41,11 +43,38 @@ def ray_cluster(config: TrainConfig) -> Iterator[bool]:
             ray.shutdown()
 
 
-def settle_device(config: TrainConfig, run_log: RunLog, *, has_gpus: bool) -> TrainConfig:
-    """Return the settings for the device of the trainers; report what it has chosen."""
-    if config.precision is None and not has_gpus:
+def settle_device(
+    config: TrainConfig, run_log: RunLog, start: StartPoint, *, has_gpus: bool
+) -> TrainConfig:
+    """Return the settings for the trainers' device and the checkpoint; report what these chose.
+
+    Without a flag, a run that resumes stays in the precision of its checkpoint.
+    """
+    trained_in = start.trained_in(config)
+    settled = config.continuing(trained_in).for_device(has_gpus=has_gpus)
+    precision = settled.precision
+    assert precision is not None
+
+    default = Precision.BF16 if has_gpus else Precision.FP32
+    if config.precision is not None:
+        if trained_in not in (None, precision):
+            run_log.report(
+                f"computing in {precision} from here on; the checkpoint was trained in "
+                f"{trained_in} ({trained_in.flag} keeps that)"
+            )
+    elif precision is not default:
+        run_log.report(
+            f"computing in {precision}, as the checkpoint was trained ({default.flag}: in "
+            f"{default})"
+        )
+    elif not has_gpus:
         run_log.report("no GPU: computing in float32 on the CPU (--bf16: in bfloat16)")
-    return config.for_device(has_gpus=has_gpus)
+    elif start.is_resume and trained_in is None:
+        run_log.report(
+            "computing in bfloat16: the checkpoint does not say what it was trained in "
+            "(--no-bf16: in float32)"
+        )
+    return settled
 
 
 def _require_room(config: TrainConfig, num_cpus: float, num_gpus: float) -> None:

@@ -65,7 +65,7 @@ def train(
     ):
         for notice in notices:
             run_log.report(notice)
-        config = settle_device(config, run_log, has_gpus=on_gpu)
+        config = settle_device(config, run_log, start, has_gpus=on_gpu)
 
         attempt_log = AttemptLog(config.run_dir)
         run = Run(config, shape, console, run_log, attempt_log, stop_signal, on_gpu)
@@ -228,6 +228,7 @@ class TrainingLoop:
                 self._skipped_steps.num_skipped,
                 eval_loss,
                 self._config.data.encode.chat_template,
+                self._config.precision,
             )
             self._exporter.abandon()  # that of a checkpoint that failed takes no room here
             content = state.to_json()

@@ -120,7 +120,9 @@ def _report_start(run: Run, start: StartPoint, data: AttemptData) -> None:
     config = run.config
     info = data.feed.info
     first_step = data.feed.first_step
-    reason = run.attempt_log.begin(first_step, start.url, config.cluster.layout)
+    assert config.precision is not None, "the ranks' device is known"
+    layout = config.cluster.layout
+    reason = run.attempt_log.begin(first_step, start.url, layout, config.precision)
     has_two_ends = None not in (config.num_rollout, config.data.order.num_epoch)
     if has_two_ends:
         length = run_length(config, info.steps_per_epoch, info.num_steps)

@@ -10,8 +10,9 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from miles.common.checkpoint_folder import CHAT_TEMPLATE
+from miles.common.checkpoint_folder import CHAT_TEMPLATE, PRECISION
 from miles.data.types import Cursor
+from miles.train.precision import Precision
 from miles.train.types import StartPoint
 
 
@@ -28,6 +29,8 @@ class ResumeState:
     """None: it was not evaluated, or the loss was not finite"""
     chat_template: str | None = None
     """that of `--chat-template-path`, for an export; None: the tokenizer's own"""
+    precision: Precision | None = None
+    """the format that the run computes in, for `StartPoint.trained_in`; None: not known"""
 
     @classmethod
     def of(cls, start: StartPoint) -> ResumeState:
@@ -45,6 +48,7 @@ class ResumeState:
             content.get("skipped_steps", 0),
             content.get("eval_loss"),
             content.get(CHAT_TEMPLATE),
+            Precision.named(content.get(PRECISION)),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -59,4 +63,6 @@ class ResumeState:
         }
         if self.chat_template is not None:
             content[CHAT_TEMPLATE] = self.chat_template
+        if self.precision is not None:
+            content[PRECISION] = self.precision.value
         return content

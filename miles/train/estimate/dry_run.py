@@ -43,7 +43,7 @@ _PRECISIONS = {
     None: "bfloat16 on GPUs, optimized in float32; on a CPU float32",
     Precision.BF16: "bfloat16, optimized in float32",
     Precision.FP16: "float16, optimized in float32",
-    Precision.FP32: "float32 (without --no-bf16, GPUs take bfloat16: half as much)",
+    Precision.FP32: "float32 (--bf16: bfloat16, half as much)",
 }
 
 Fact = tuple[str, str | Text]
@@ -60,6 +60,9 @@ def dry_run(config: TrainConfig, console: Console, notices: Sequence[str] = ()) 
         MilesError: the run could not start, for another reason than a missing checkpoint.
     """
     shape = read_shape(config.hf_checkpoint)
+    start = _usable_start(config, shape)
+    if start is not None:
+        config = config.continuing(start.trained_in(config))
     layout = config.cluster.layout
     memory = estimate(
         shape,
@@ -70,7 +73,6 @@ def dry_run(config: TrainConfig, console: Console, notices: Sequence[str] = ()) 
         optimizer=config.optimizer,
     )
     require_ids_fit(config.data.encode, shape.vocab_size, config.hf_checkpoint)
-    _require_usable_start(config, shape)
     surveyed = survey(config.streamed_data)
     num_steps = run_steps(config, surveyed.plan.num_steps)
     check_schedule(config.optimizer, num_steps)
@@ -94,8 +96,8 @@ def dry_run(config: TrainConfig, console: Console, notices: Sequence[str] = ()) 
     _section(console, "Checkpoints", _checkpoints(config))
 
 
-def _require_usable_start(config: TrainConfig, shape: ModelShape) -> None:
-    """Refuse weights of another model. That there are none yet is no error here.
+def _usable_start(config: TrainConfig, shape: ModelShape) -> StartPoint | None:
+    """Return the checkpoint to begin from; None where there is none yet, which is no error here.
 
     Raises:
         CheckpointError: names the tensor that the model cannot take.
@@ -103,12 +105,13 @@ def _require_usable_start(config: TrainConfig, shape: ModelShape) -> None:
     try:
         start = StartPoint.find(config)
     except CheckpointError:
-        return
+        return None
     if start.checkpoint.is_hugging_face:
         # torch is imported only where there are tensors to look at.
         from miles.convert.hf_boxes import require_weights
 
         require_weights(start.url, shape)
+    return start
 
 
 def _section(console: Console, title: str, facts: Iterable[Fact]) -> None:

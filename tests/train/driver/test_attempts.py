@@ -19,6 +19,7 @@ from miles.train.config import TrainConfig
 from miles.train.driver.attempts import AttemptLog, with_restarts
 from miles.train.driver.run_log import RunLog
 from miles.train.parallel_layout import Layout
+from miles.train.precision import Precision
 from miles.train.types import StartPoint
 
 
@@ -30,18 +31,19 @@ def entries(folder: Path) -> list[dict[str, Any]]:
 def test_every_start_has_its_reason(tmp_path: Path) -> None:
     url = str(tmp_path)
     first = AttemptLog(url)
-    assert first.begin(0, "s3://key:secret@bucket/release", Layout(2)) == "new run"
+    bf16 = Precision.BF16
+    assert first.begin(0, "s3://key:secret@bucket/release", Layout(2), bf16) == "new run"
 
     first.end("ClusterError: a trainer died", 7)
     first.mark_restart()
-    reason = first.begin(4, "there/iter_0000004", Layout(2))
+    reason = first.begin(4, "there/iter_0000004", Layout(2), bf16)
     assert reason == "restarted after ClusterError: a trainer died"
 
-    reason = AttemptLog(url).begin(4, "there", Layout(4, tensor=2))
+    reason = AttemptLog(url).begin(4, "there", Layout(4, tensor=2), Precision.FP32)
     assert reason == "the same command again; start 2 has no end: it was killed"
 
     AttemptLog(url).end("SIGTERM", 9)
-    reason = AttemptLog(url).begin(9, "there", Layout(1))
+    reason = AttemptLog(url).begin(9, "there", Layout(1), bf16)
     assert reason == "the same command again, after SIGTERM"
 
     found = entries(tmp_path)
@@ -54,21 +56,24 @@ def test_every_start_has_its_reason(tmp_path: Path) -> None:
         "restarts": True,
     }
     assert (found[3]["tensor"], found[3]["data"]) == (2, 2)
+    assert (found[2]["precision"], found[3]["precision"]) == ("bfloat16", "float32")
     assert "secret" not in (tmp_path / run_folder.ATTEMPTS).read_text()
 
 
 def test_the_entries_begin_with_number_and_time(tmp_path: Path) -> None:
     log = AttemptLog(str(tmp_path))
-    log.begin(0, "there", Layout(2))
+    log.begin(0, "there", Layout(2), Precision.BF16)
     log.end("SIGTERM", 9)
     begin, end = entries(tmp_path)
     sizes = ["world_size", "tensor", "pipeline", "data", "expert"]
-    assert list(begin) == ["start", "time", "reason", "first_step", "checkpoint", *sizes, "miles"]
+    assert list(begin) == [
+        *("start", "time", "reason", "first_step", "checkpoint", *sizes, "precision", "miles")
+    ]
     assert list(end) == ["end", "time", "how", "next_step"]
 
 
 def test_a_run_that_begins_in_another_folder(tmp_path: Path) -> None:
-    reason = AttemptLog(str(tmp_path)).begin(40, "there", Layout(1))
+    reason = AttemptLog(str(tmp_path)).begin(40, "there", Layout(1), Precision.BF16)
     assert reason == "continues a checkpoint of another folder"
 
 
@@ -94,7 +99,7 @@ class Bench:
     def run(self, attempt: Callable[[], str]) -> str:
         def logged(start: StartPoint) -> str:
             self.began_at.append(start.next_step)
-            self.attempt_log.begin(start.next_step, start.url, Layout(1))
+            self.attempt_log.begin(start.next_step, start.url, Layout(1), Precision.BF16)
             try:
                 return attempt()
             except Exception as error:

@@ -39,6 +39,7 @@ from miles.train.driver.run_log import RunLog
 from miles.train.driver.schedule import Schedule
 from miles.train.driver.sinks import MetricsLog
 from miles.train.parallel_layout import Layout
+from miles.train.precision import Precision
 from miles.train.types import SaveFailure, SaveStage, StartPoint, StepResult
 from tests.support.shapes import HAND_COUNTED
 
@@ -145,7 +146,7 @@ class PretendedRun:
             MetricsLog(folder, self.first_step, []) as metrics_log,
         ):
             log = AttemptLog(folder)
-            log.begin(self.first_step, "megatron/release", Layout(1))
+            log.begin(self.first_step, "megatron/release", Layout(1), Precision.FP32)
             run = Run(config, HAND_COUNTED, console, run_log, log, self.stop_signal, on_gpu=False)
             attempt = Attempt(
                 run,

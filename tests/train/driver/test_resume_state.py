@@ -10,6 +10,7 @@ import pytest
 from miles.common.checkpoint_folder import SavedCheckpoint
 from miles.data.types import Cursor
 from miles.train.driver.resume_state import ResumeState
+from miles.train.precision import Precision
 from miles.train.types import StartPoint
 
 CURSOR = Cursor(
@@ -29,7 +30,12 @@ CURSOR = Cursor(
 
 def test_a_resumed_run_continues_from_what_was_kept() -> None:
     state = ResumeState(
-        CURSOR, num_metrics_lines=4, num_skipped_steps=1, eval_loss=2.5, chat_template=""
+        CURSOR,
+        num_metrics_lines=4,
+        num_skipped_steps=1,
+        eval_loss=2.5,
+        chat_template="",
+        precision=Precision.BF16,
     )
     kept = json.loads(json.dumps(state.to_json()))
     start = StartPoint(SavedCheckpoint("run/iter_0000004", 4, kept), is_resume=True)
@@ -46,6 +52,8 @@ def test_the_file_has_these_keys() -> None:
     }
     with_template = ResumeState(CURSOR, chat_template="{{ messages }}").to_json()
     assert with_template == {**ResumeState(CURSOR).to_json(), "chat_template": "{{ messages }}"}
+    with_precision = ResumeState(CURSOR, precision=Precision.FP32).to_json()
+    assert with_precision == {**ResumeState(CURSOR).to_json(), "precision": "float32"}
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf, None])
