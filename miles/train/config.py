@@ -473,18 +473,6 @@ class TrainConfig:
             return None
         return Precision.BF16 if self.bf16 else Precision.FP32
 
-    def continuing(self, trained_in: Precision | None) -> Self:
-        """Return the settings for a checkpoint to resume: in its precision, unless one is given.
-
-        Args:
-            trained_in: precision of the checkpoint; None: it is not known.
-        """
-        if self.precision or trained_in is None:
-            return self
-        if trained_in is Precision.FP16:
-            return replace(self, fp16=True)
-        return replace(self, bf16=trained_in is Precision.BF16)
-
     def for_device(self, *, has_gpus: bool) -> Self:
         """Return the settings with those filled in that depend on the ranks' device.
 

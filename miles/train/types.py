@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum, StrEnum, auto
 
 from miles.architecture.config import ModelShape
@@ -119,6 +119,15 @@ class StartPoint:
         save = self.url.rsplit("/", 1)[0]
         run_dir = config.run_dir if storage.is_same(save, config.save) else save
         return _precision_of_settings(storage.join(run_dir, run_folder.CONFIG))
+
+    def continued(self, config: TrainConfig) -> TrainConfig:
+        """Return the settings with the precision of the checkpoint, unless one is given."""
+        trained_in = self.trained_in(config)
+        if config.precision is not None or trained_in is None:
+            return config
+        if trained_in is Precision.FP16:
+            return replace(config, fp16=True)
+        return replace(config, bf16=trained_in is Precision.BF16)
 
 
 def _precision_of_settings(path: str) -> Precision | None:

@@ -51,7 +51,7 @@ def settle_device(
     Without a flag, a run that resumes stays in the precision of its checkpoint.
     """
     trained_in = start.trained_in(config)
-    settled = config.continuing(trained_in).for_device(has_gpus=has_gpus)
+    settled = start.continued(config).for_device(has_gpus=has_gpus)
     precision = settled.precision
     assert precision is not None
 

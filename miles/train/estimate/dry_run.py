@@ -62,7 +62,7 @@ def dry_run(config: TrainConfig, console: Console, notices: Sequence[str] = ()) 
     shape = read_shape(config.hf_checkpoint)
     start = _usable_start(config, shape)
     if start is not None:
-        config = config.continuing(start.trained_in(config))
+        config = start.continued(config)
     layout = config.cluster.layout
     memory = estimate(
         shape,
