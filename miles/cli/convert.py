@@ -185,7 +185,7 @@ def positive(text: str) -> int:
     return int(text)
 
 
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i)?B?", re.IGNORECASE)
+_SIZE = re.compile(r"(\d{1,15}(?:\.\d+)?)\s*([KMGT]?)(i)?B?", re.IGNORECASE)
 
 
 def num_bytes(text: str) -> int:

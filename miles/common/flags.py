@@ -134,8 +134,11 @@ def _settings_of(record: type) -> tuple[Setting, ...]:
         settings.append(Setting(flag, field.name, value_type, default, is_required))
 
         for further in flag.also:
-            further_type = str if further.key else value_type
-            settings.append(Setting(further, field.name, further_type))
+            if further.key:
+                settings.append(Setting(further, field.name, str))
+                continue
+            same_limits = dataclasses.replace(further, choices=flag.choices, minimum=flag.minimum)
+            settings.append(Setting(same_limits, field.name, value_type))
     return tuple(settings)
 
 

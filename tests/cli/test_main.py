@@ -116,3 +116,11 @@ def test_a_key_on_a_line_of_the_converter_is_not_quoted(
     printed = capsys.readouterr().err
     assert message in printed
     assert "hunter2" not in printed
+
+
+@pytest.mark.parametrize("size", ["9" * 400, "0", "5XB", "five"])
+def test_a_size_that_is_none_is_named(size: str, capsys: pytest.CaptureFixture[str]) -> None:
+    line = ["convert", "megatron-to-hf", "--load", "a", "--hf-checkpoint", "b", "--save", "c"]
+    with pytest.raises(SystemExit, match="2"):
+        main([*line, "--max-shard-size", size])
+    assert "a size was expected, such as 5GB or 512MiB" in capsys.readouterr().err

@@ -31,7 +31,7 @@ from miles.train.launch.parser import CONFIG, build_parser, given_values, launch
 from miles.train.launch.yaml_file import read_yaml
 from miles.train.parallel_layout import Layout
 
-_SLICE = re.compile(r"@\[-?[0-9]*:-?[0-9]*\]$")
+_SLICE = re.compile(r"@\[[^\]]*\]$")
 """Miles's `rows.jsonl@[0:100]`."""
 
 
@@ -133,7 +133,7 @@ def _sources(flag: str, values: Values, row_format: RowFormat) -> tuple[SourceCo
         if _SLICE.search(word):
             raise ConfigError(
                 f"{flag} {word}: a slice of the rows is not supported; write these rows into a "
-                "file of their own, or limit the run by --num-rollout"
+                "file of their own"
             )
 
     if len(words) == 1:

@@ -97,6 +97,7 @@ ONE_VALUE: tuple[OneValue, ...] = (
     ),
     OneValue("normalization", ("RMSNorm",)),
     OneValue("position_embedding_type", ("rope",)),
+    OneValue("rope_type", ("rope",)),
     OneValue("rotary_percent", ("1.0",)),
     OneValue("attention_dropout", ("0.0",)),
     OneValue("hidden_dropout", ("0.0",)),
@@ -128,6 +129,13 @@ ALWAYS: Mapping[str, str] = {
     "attention_softmax_in_fp32": "attention's softmax is computed in float32",
     "apply_chat_template": "the tokenizer's template, or --chat-template-path",
     "no_rope_fusion": "rotary embeddings have no fused kernel",
+    "no_bias_gelu_fusion": "no activation is GELU",
+    "no_bias_dropout_fusion": "there is no dropout, and no fused kernel for it",
+    "use_flash_attn": "attention on GPUs is torch's flash attention",
+    "no_initialization": "the weights come from a checkpoint",
+    "exit_signal_handler": "SIGTERM saves and ends the process",
+    "log_throughput": "perf/tflops_per_gpu is logged at every step",
+    "no_one_logger": "nothing is sent to NVIDIA's one-logger",
     "async_save": "checkpoints are written while the training continues",
     "no_gradient_accumulation_fusion": "gradients are accumulated without a fused kernel",
     "balance_data": "a step's samples are balanced over the data-parallel ranks by their tokens",
@@ -148,6 +156,9 @@ ALWAYS: Mapping[str, str] = {
 
 REPLACED: tuple[Replaced, ...] = (
     Replaced("moe_grouped_gemm", "the experts of a layer are computed one after another"),
+    Replaced(
+        "moe_use_legacy_grouped_gemm", "the experts of a layer are computed one after another"
+    ),
     Replaced("moe_permute_fusion", "tokens are sorted by expert without a fused kernel"),
     Replaced("moe_router_fusion", "the router has no fused kernel"),
     Replaced("no_bias_swiglu_fusion", "SwiGLU is fused on GPUs"),
@@ -156,6 +167,7 @@ REPLACED: tuple[Replaced, ...] = (
     Replaced("data_pad_size_multiplier", "micro-batches are padded as the layout needs it", int),
     Replaced("log_interval", "every step is logged", int),
     Replaced("manual_gc", "Python collects its garbage when it likes to"),
+    Replaced("no_manual_gc_eval", "Python collects its garbage when it likes to"),
     Replaced("manual_gc_interval", "Python collects its garbage when it likes to", int),
 )
 """Flags that choose a way to compute, and what is done here."""

@@ -54,7 +54,9 @@ SWITCHES: tuple[str, ...] = (
 EXPERT_LAYERS = "moe_layer_freq"
 """The flag for the layers that have experts."""
 _TERM = re.compile(r"\[(?P<items>[01](?:,[01])*),?\](?:\*(?P<times>[0-9]{1,4}))?")
+_EVERY = re.compile(r"[0-9]{1,9}")
 _MAX_LAYERS = 10_000
+_MAX_SHOWN = 100
 
 
 def size_settings() -> list[Setting]:
@@ -98,6 +100,10 @@ def differences_from(shape: ModelShape, values: Values) -> list[str]:
     for name in (*SIZES, *SWITCHES):
         value = values.get(flag_of(name))
         expected = model.get(name)
+        if name == "rope_scaling_factor" and shape.rope_scaling_factor is None:
+            if value not in (None, expected):  # Megatron-LM's default, unused without scaling
+                differences.append(f"{flag_of(name)} {value}: config.json scales no positions")
+            continue
         if value is not None and value != (bool(expected) if name in SWITCHES else expected):
             differences.append(f"{flag_of(name)} {value}: config.json says {expected}")
 
@@ -117,15 +123,16 @@ def expert_layers(written: str, num_layers: int) -> list[bool]:
         ConfigError: it is neither a number nor a list of Python's made of 0 and 1.
     """
     text = "".join(written.split())
-    if text.isascii() and text.isdigit() and int(text):
+    if _EVERY.fullmatch(text) and int(text):
         return [layer % int(text) == 0 for layer in range(num_layers)]
 
     layers: list[bool] = []
     for term in text.split("+"):
         match = _TERM.fullmatch(term)
         if match is None or len(layers) > _MAX_LAYERS:
+            shown = written if len(written) <= _MAX_SHOWN else f"{written[:_MAX_SHOWN]}…"
             raise ConfigError(
-                f"{flag_of(EXPERT_LAYERS)} {written}: a number or a list of 0 and 1 was expected, "
+                f"{flag_of(EXPERT_LAYERS)} {shown}: a number or a list of 0 and 1 was expected, "
                 "such as [0]*3+[1]*75"
             )
         items = [item == "1" for item in match["items"].split(",")]

@@ -9,23 +9,8 @@ that Miles does not have either.
 
 from __future__ import annotations
 
-import fnmatch
-from dataclasses import dataclass
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """Flags that are refused for one reason."""
-
-    reason: str
-    """what follows the flag's name"""
-    remedy: str
-    names: str
-    """divided by blanks; one that ends in `*` stands for all names that begin like it"""
-
-    def covers(self, name: str) -> bool:
-        return any(fnmatch.fnmatchcase(name, pattern) for pattern in self.names.split())
-
+from miles.train.launch.model_refusals import MODEL_REFUSALS
+from miles.train.launch.refusal import Refusal
 
 _ROWS = "leave it out: the rows of --prompt-data are the samples"
 
@@ -42,6 +27,7 @@ _REINFORCEMENT = (
         custom_pg_* skip_actor_forward_only log_probs_max_tokens_per_gpu log_probs_chunk_size
         true_on_policy_mode recompute_logprobs_via_prefill custom_megatron_before_log_prob_*
         use_routing_replay use_rollout_routing_replay use_indexer_replay use_rollout_indexer_replay
+        moe_enable_routing_replay perform_rl_step rl_* grpo_* langrl_*
         """,
     ),
     Refusal(
@@ -64,6 +50,7 @@ _REINFORCEMENT = (
         custom_generate_* custom_rollout_log_function_path log_multi_turn sglang_* router_*
         use_miles_router miles_router_* prefill_num_servers debug_rollout_only
         pin_rollout_manager_to_head http_proxy use_distributed_post no_sglang_* eval_sglang_*
+        inference_* flash_decode moe_pad_experts_for_cuda_graph_inference
         """,
     ),
     Refusal(
@@ -127,7 +114,10 @@ _EVALUATION = (
         """
         data_path split train_data_path valid_data_path test_data_path data_cache_path
         tokenizer_type tokenizer_model vocab_file merge_file eval_iters dataloader_type num_workers
-        reset_position_ids reset_attention_mask eod_mask_loss mock_data
+        reset_position_ids reset_attention_mask eod_mask_loss mock_data data_args_path
+        per_split_data_args_path no_mmap_bin_files num_dataset_builder_threads tokenizer_metadata
+        tiktoken_* legacy_tokenizer no_use_tokenizer_model_* no_data_sharding full_validation
+        multiple_validation_sets skip_train test_mode
         """,
     ),
 )
@@ -148,7 +138,13 @@ _DATA = (
         "is the size of a batch by other names",
         "a step is --rollout-batch-size rows, packed into micro-batches of --max-tokens-per-gpu "
         "tokens",
-        "micro_batch_size seq_length ref_micro_batch_size rampup_batch_size",
+        "micro_batch_size ref_micro_batch_size rampup_batch_size decrease_batch_size_if_needed",
+    ),
+    Refusal(
+        "is the length of all samples in pre-training",
+        "leave it out: samples keep their own lengths; --max-sample-tokens is the longest, and "
+        "--max-tokens-per-gpu what a micro-batch holds",
+        "seq_length encoder_seq_length decoder_seq_length",
     ),
     Refusal(
         "balances micro-batches by their operations and lets them exceed --max-tokens-per-gpu",
@@ -228,6 +224,42 @@ _DIAGNOSTICS = (
         "use_mlflow mlflow_* use_prometheus prometheus_*",
     ),
     Refusal(
+        "is the team that a project belongs to, by another name",
+        "give --wandb-team",
+        "wandb_entity",
+    ),
+    Refusal(
+        "is the name of the run at Weights & Biases",
+        "leave it out: that is the name of the run's folder, --output-dir; --wandb-group names a "
+        "group",
+        "wandb_name wandb_exp_name wandb_run_name",
+    ),
+    Refusal(
+        "is the local folder of Weights & Biases, by another name",
+        "give --wandb-dir",
+        "wandb_save_dir",
+    ),
+    Refusal(
+        "chooses what is logged",
+        "leave it out: docs/metrics.md lists what is logged at every step",
+        """
+        log_params_norm log_num_zeros_in_grad log_progress log_energy log_timers_* log_memory_*
+        log_world_size_* log_validation_* log_max_attention_logit log_straggler straggler_*
+        disable_straggler_* no_log_loss_scale_* no_barrier_with_level_1_timing timing_log_*
+        tensorboard_log_interval tensorboard_queue_size logging_level config_logger_dir one_logger_*
+        app_tag_* moe_per_layer_logging
+        """,
+    ),
+    Refusal(
+        "belongs to Megatron-LM's own checks of loss and gradient",
+        "leave it out: a step whose loss or gradient is NaN or infinite is skipped, and "
+        "skipped_steps.jsonl names its rows",
+        """
+        no_check_for_nan_in_loss_and_grad check_for_spiky_loss check_for_large_grads rerun_mode
+        error_injection_* result_rejected_*
+        """,
+    ),
+    Refusal(
         "is the folder of TensorBoard",
         "leave it out: --use-tensorboard writes to tensorboard/ in the run's folder, --output-dir",
         "tb_project_name tb_experiment_name tensorboard_dir",
@@ -251,12 +283,13 @@ _DIAGNOSTICS = (
 
 _CLUSTER = (
     Refusal(
-        "belongs to Miles's own recovery from failures",
+        "belongs to other ways of recovery from failures",
         "leave it out: a run that lost a process starts again from its last checkpoint, "
         "--max-restarts times",
         """
         use_fault_tolerance ft_components mini_ft_controller_* no_mini_ft_* control_server_port
-        api_server_* indep_dp trainer_heartbeat_*
+        api_server_* indep_dp trainer_heartbeat_* inprocess_* enable_ft_package calc_ft_timeouts
+        adlr_autoresume*
         """,
     ),
     Refusal(
@@ -281,7 +314,7 @@ _CHECKPOINTS = (
     Refusal(
         "takes only the weights of a checkpoint",
         "give its folder to --ref-load, and --load and --save folders without checkpoints",
-        "no_load_optim no_load_rng finetune",
+        "no_load_optim no_load_rng finetune pretrained_checkpoint",
     ),
     Refusal(
         "names a step of the checkpoints to begin from",
@@ -300,109 +333,20 @@ _CHECKPOINTS = (
         "low_memory_resume",
     ),
     Refusal(
+        "takes the model's sizes or the layout from a checkpoint",
+        "leave it out: sizes come from the config.json of --hf-checkpoint, and any checkpoint "
+        "loads in the layout of the line",
+        "use_checkpoint_args use_mp_args_from_checkpoint_args",
+    ),
+    Refusal(
         "is how Megatron-LM reads and writes checkpoints",
         "leave it out: each rank writes its own part while the training continues "
         "(docs/resume.md); --keep-last limits their number",
         """
         save_retain_interval non_persistent_* ckpt_fully_parallel_* no_ckpt_fully_parallel_*
         ckpt_assume_* use_persistent_ckpt_* dist_ckpt_* use_dist_ckpt auto_detect_ckpt_format
-        ckpt_convert_*
-        """,
-    ),
-)
-
-_MODEL = (
-    Refusal(
-        "belongs to LoRA, which is not supported yet",
-        "leave it out: all weights are trained",
-        """
-        lora_* target_modules exclude_modules experts_shared_outer_loras check_lora_* multi_lora_*
-        """,
-    ),
-    Refusal(
-        "belongs to architectures that are not supported",
-        "leave it out if the model has no such part; docs/convert.md names the families, and "
-        "docs/adding-a-model.md says how one is added",
-        """
-        multi_latent_attention q_lora_rank kv_lora_rank qk_head_dim qk_pos_emb_head_dim v_head_dim
-        rotary_scaling_factor mscale mscale_all_dim original_max_position_embeddings beta_fast
-        beta_slow moe_shared_expert_* moe_router_enable_expert_bias moe_latent_size
-        use_gated_attention attention_output_gate apply_layernorm_1p layernorm_zero_centered_gamma
-        post_self_attn_layernorm post_mlp_layernorm linear_attention_* experimental_attention_*
-        dsa_* dsv4_* miles_dsa_* freeze_indexer activation_func_clamp_value
-        no_activation_func_clamp_* softmax_type window_size window_attn_* squared_relu
-        quick_geglu openai_gelu is_hybrid_model hybrid_* mamba_* enable_experimental
-        enable_mtp_training mtp_*
-        """,
-    ),
-    Refusal(
-        "changes the experts that a token goes to",
-        "leave it out: the router is the model's own, and no token is dropped",
-        """
-        moe_router_force_* moe_input_jitter_eps moe_expert_capacity_factor
-        moe_pad_expert_input_to_capacity
-        """,
-    ),
-)
-
-_NOT_YET = (
-    Refusal(
-        "divides the layers over pipeline stages unevenly or in turns, which is not supported yet",
-        "leave it out: give a --pipeline-model-parallel-size that divides the number of layers",
-        """
-        virtual_pipeline_model_parallel_size num_layers_per_virtual_pipeline_stage
-        num_virtual_stages_* decoder_first_pipeline_num_layers decoder_last_pipeline_num_layers
-        pipeline_model_parallel_layout account_for_* microbatch_group_size_*
-        """,
-    ),
-    Refusal(
-        "belongs to context parallelism, which is not supported yet",
-        "leave it out; room for long samples comes from --tensor-model-parallel-size with "
-        "--sequence-parallel, and from --recompute-granularity",
-        "cp_comm_type allgather_cp hierarchical_context_parallel_sizes",
-    ),
-    Refusal(
-        "sets the loss scale of float16, which follows the gradient by itself",
-        "leave it out",
-        "loss_scale initial_loss_scale min_loss_scale loss_scale_window hysteresis",
-    ),
-    Refusal(
-        "chooses a part of --optimizer-cpu-offload, which always has torch's Adam and pinned "
-        "memory",
-        "leave it out",
-        "use_torch_optimizer_for_cpu_offload no_pin_cpu_grads no_pin_cpu_params",
-    ),
-    Refusal(
-        "keeps the optimizer's state on disk, which is not supported",
-        "leave it out; --optimizer-cpu-offload keeps it in the machine's memory, and more "
-        "data-parallel ranks leave less of it to each",
-        "stream_optimizer_state_*",
-    ),
-    Refusal(
-        "computes the loss again in the backward pass, which is not supported yet",
-        "leave it out; a lower --max-tokens-per-gpu or a higher --tensor-model-parallel-size "
-        "shrinks the logits",
-        "recompute_loss_function",
-    ),
-    Refusal(
-        "chooses a way to compute the same that is not supported yet",
-        "leave it out",
-        """
-        overlap_grad_reduce overlap_param_gather overlap_p2p_* tp_comm_* use_torch_fsdp2
-        use_megatron_fsdp fsdp_* gradient_checkpointing moe_enable_deepep
-        moe_shared_expert_overlap cross_entropy_* recompute_modules moe_layer_recompute
-        cpu_offloading* fine_grained_* offload_modules ddp_* use_nccl_ub
-        use_sharp nccl_communicator_* high_priority_stream_groups defer_embedding_*
-        enable_cuda_graph external_cuda_graph cuda_graph_* disable_bf16_reduced_*
-        """,
-    ),
-    Refusal(
-        "is not supported yet",
-        "leave it out",
-        """
-        fp8* fp4* grad_reduce_in_bf16 clip_grad_by_value weight_decay_incr_style
-        start_weight_decay end_weight_decay lr_warmup_init lr_wsd_* decoupled_*
-        use_checkpoint_opt_param_scheduler override_opt_param_scheduler sgd_momentum muon_*
+        ckpt_convert_* load_main_params_from_ckpt no_strict_fsdp_dtensor_load distrib_optim_*
+        exit_on_missing_checkpoint replication replication_*
         """,
     ),
 )
@@ -415,7 +359,6 @@ REFUSALS = (
     *_DIAGNOSTICS,
     *_CLUSTER,
     *_CHECKPOINTS,
-    *_MODEL,
-    *_NOT_YET,
+    *MODEL_REFUSALS,
 )
 """Flags that are refused by name. Of two that cover a name, the first counts."""

@@ -129,8 +129,9 @@ def _secrets(setting: Setting, mapping: dict[str, Any]) -> dict[str, Secret]:
     secrets = {}
     for name, text in mapping.items():
         if not isinstance(text, str):
+            shown = name.split("=")[0]  # behind it may be a secret
             raise ConfigError(
-                f"{setting.flag.name}: the value of {name.split('=')[0]} must be text, in quotes; found another "
+                f"{setting.flag.name}: the value of {shown} must be text, in quotes; found another "
                 "type"
             )
         secrets[name] = Secret(text)

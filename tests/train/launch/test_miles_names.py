@@ -1,7 +1,7 @@
 """Every flag of Miles and of its scripts is known by name.
 
 `miles_flags.txt` has the flags of Miles's own parser, `megatron_flags.txt` those of Megatron-LM
-that its model and launch scripts give.
+that its model and launch scripts give, or may give.
 """
 
 from __future__ import annotations

@@ -45,6 +45,18 @@ def test_other_words_are_no_layers(written: str) -> None:
         expert_layers(written, 4)
 
 
+def test_a_long_number_is_no_layers() -> None:
+    with pytest.raises(ConfigError, match="a number or a list of 0 and 1 was expected") as caught:
+        expert_layers("1" * 5000, 4)
+    assert len(str(caught.value)) < 300
+
+
+def test_a_factor_that_scales_nothing_is_taken(base: list[str]) -> None:
+    assert parse([*base, "--rope-scaling-factor", "8"]) == parse(base)
+    with pytest.raises(ConfigError, match=r"--use-rope-scaling True: config\.json says False"):
+        parse([*base, "--rope-scaling-factor", "8", "--use-rope-scaling"])
+
+
 @pytest.mark.parametrize("written", ["1", "[1]*4", "[1,1,1,1]"])
 def test_the_layers_of_the_model_are_taken(experts: list[str], written: str) -> None:
     assert parse([*experts, "--moe-layer-freq", written]) == parse(experts)
