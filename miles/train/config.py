@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Self
 
-from miles.common import storage
 from miles.common.flags import Flag, check_settings
 from miles.common.secret import Secret
 from miles.data.config import DataConfig, SourceConfig
@@ -437,6 +436,8 @@ class TrainConfig:
         """Check that an export would not replace a folder that the run writes into."""
         if self.save_hf is None:
             return
+        from miles.common import storage  # fsspec: a quarter of a second that most lines need not
+
         for flag, url in (("--save", self.save), ("--output-dir", self.output_dir)):
             if url and storage.is_within(url, self.save_hf):
                 raise ConfigError(
