@@ -28,6 +28,7 @@ def test_lost_node_is_replaced_or_named(
         "actor_num_nodes": 2,
         "actor_num_gpus_per_node": 1,
         "distributed_timeout_minutes": 0.75,
+        "no_bf16": True,  # the nodes call processors GPUs, on which bfloat16 would be the default
         "save_hf": save / "export",
     }
 
