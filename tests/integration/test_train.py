@@ -222,9 +222,9 @@ def test_steps_that_are_not_finite_are_skipped(folder: Path, tmp_path: Path) -> 
 
 
 def test_refused_export_is_refused_before_training(folder: Path, tmp_path: Path) -> None:
-    config = config_in(folder, tmp_path / "run", save_hf="s3://key:secret@bucket/export")
+    save_hf = "s3://key:secret@bucket/export"
     with pytest.raises(SourceError, match="the URL holds a password"):
-        train(config, console()[0])
+        train(config_in(folder, tmp_path / "run", save_hf=save_hf), console()[0])
     assert not (tmp_path / "run").exists()
 
 
