@@ -25,6 +25,10 @@ if TYPE_CHECKING:  # a configuration is read where torch is not wanted
 LAYER = ("layer",)
 EXPERT = ("layer", "expert")
 
+EMBEDDING = "embedding.word_embeddings.weight"
+OUTPUT_LAYER = "output_layer.weight"
+"""The keys of the two tensors with a row for each token."""
+
 FUSED_NORM = "decoder.layers.mlp.linear_fc1.layer_norm_weight"
 """The key of the norm before each MLP, and with Megatron's local layers of that before experts."""
 EXPERTS_NORM = "decoder.layers.pre_mlp_layernorm.weight"

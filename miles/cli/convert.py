@@ -36,6 +36,7 @@ def _add_hf_to_megatron(directions: Subparsers) -> None:
     )
     parser.add_argument("--hf-checkpoint", required=True, metavar="DIR")
     parser.add_argument("--save", required=True, metavar="DIR")
+
     parser.add_argument(
         "--make-vocab-size-divisible-by",
         type=positive,

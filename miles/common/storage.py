@@ -75,25 +75,23 @@ def is_local(url: str) -> bool:
 
 def is_same(url: str, other: str) -> bool:
     """Return whether two URLs are of one file or folder."""
-    if is_local(url) and is_local(other):
-        path, other_path = (Path(filesystem(each)[1]) for each in (url, other))
-        return path.resolve() == other_path.resolve()
-    return url.rstrip("/") == other.rstrip("/")
+    return _place(url) == _place(other)
+
+
+def is_within(url: str, folder: str) -> bool:
+    """Return whether a URL is a folder itself, or lies in it."""
+    return f"{_place(url)}/".startswith(f"{_place(folder)}/")
+
+
+def _place(url: str) -> str:
+    """Return the one spelling of a URL, without a slash behind it; of a local one, its path."""
+    place = str(Path(filesystem(url)[1]).resolve()) if is_local(url) else url
+    return place.rstrip("/")
 
 
 def join(url: str, *names: str) -> str:
     """Return `url/name/…`, for any protocol."""
     return posixpath.join(url.rstrip("/") or "/", *names)
-
-
-def is_within(url: str, folder: str) -> bool:
-    """Return whether a URL is a folder itself, or lies in it."""
-    if is_local(url) != is_local(folder):
-        return False
-    if is_local(url):
-        own_path = Path(filesystem(url)[1]).resolve()
-        return own_path.is_relative_to(Path(filesystem(folder)[1]).resolve())
-    return f"{url.rstrip('/')}/".startswith(f"{folder.rstrip('/')}/")
 
 
 def info(url: str, max_tries: int | None = None) -> dict[str, Any]:

@@ -44,7 +44,7 @@ from torch.distributed.checkpoint.metadata import (
 )
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
-from miles.architecture.parameters import EXPERTS_NORM, FUSED_NORM
+from miles.architecture.parameters import EMBEDDING, EXPERTS_NORM, FUSED_NORM, OUTPUT_LAYER
 from miles.common import safe_pickle, storage
 from miles.common.checkpoint_tracker import TRACKER, folder_name, tracked
 from miles.convert import tensor_io
@@ -61,7 +61,7 @@ BACKEND = {
 """Content of metadata.json."""
 _MODEL = ("embedding.", "decoder.", "output_layer.")
 """The names of a `GPTModel`'s tensors begin with these; others are those of an optimizer."""
-VOCABULARY = ("embedding.word_embeddings.weight", "output_layer.weight")
+VOCABULARY = (EMBEDDING, OUTPUT_LAYER)
 """The tensors with a row for each token, and maybe rows of padding behind them."""
 _MALFORMED = (AttributeError, TypeError, KeyError, IndexError, ValueError)
 """The errors of torch's own records that are not put together as torch does it."""

@@ -419,6 +419,7 @@ class TrainConfig:
                 f"--fp16 and --{'' if self.bf16 else 'no-'}bf16 choose another precision; give one "
                 "of them"
             )
+
         if self.optimizer.cpu_offload and self.precision is Precision.FP32:
             raise ConfigError(
                 "--optimizer-cpu-offload needs --bf16: the HybridDeviceOptimizer of megatron-core "

@@ -269,7 +269,7 @@ class SaveFailure:
 
 @dataclass(frozen=True)
 class ExportPart:
-    """What a rank has written of an export to Hugging Face's format."""
+    """A rank's part of an export to Hugging Face's format, as far as it was written."""
 
     num_bytes: int
     failure: SaveFailure | None = None

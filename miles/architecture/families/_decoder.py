@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from miles.architecture.config import HfConfig, ModelShape
 from miles.architecture.parameters import (
+    EMBEDDING,
     EXPERT,
     EXPERTS_NORM,
     FUSED_NORM,
     LAYER,
+    OUTPUT_LAYER,
     ExtraState,
     Parameter,
     gate_up,
@@ -77,7 +79,7 @@ def ends(shape: ModelShape) -> tuple[Parameter, ...]:
     """Return the embedding, the last norm, and the output layer where it is not the embedding."""
     hf_shape = ((shape.vocab_size, shape.hidden_size),)
     embedding = Parameter(
-        "embedding.word_embeddings.weight",
+        EMBEDDING,
         ("model.embed_tokens.weight",),
         hf_shape,
         plain,
@@ -89,9 +91,7 @@ def ends(shape: ModelShape) -> tuple[Parameter, ...]:
     if shape.tied_embeddings:
         return (embedding, norm)
 
-    output = Parameter(
-        "output_layer.weight", ("lm_head.weight",), hf_shape, plain, is_vocabulary=True
-    )
+    output = Parameter(OUTPUT_LAYER, ("lm_head.weight",), hf_shape, plain, is_vocabulary=True)
     return (embedding, norm, output)
 
 
