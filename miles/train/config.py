@@ -13,6 +13,7 @@ from miles.common.flags import Flag, check_settings
 from miles.common.secret import Secret
 from miles.data.config import DataConfig, SourceConfig
 from miles.errors import ConfigError
+from miles.train.compute_config import AS_USUAL, ComputeConfig
 from miles.train.logging_config import LoggingConfig
 from miles.train.optimizer_settings import OptimizerSettings
 from miles.train.parallel_layout import Layout
@@ -390,6 +391,7 @@ class TrainConfig:
         ),
     ] = False
     recompute: RecomputeConfig = KEEP_ALL
+    compute: ComputeConfig = AS_USUAL
     evaluation: EvalConfig = field(default_factory=EvalConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
     dry_run: Annotated[

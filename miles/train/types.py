@@ -17,6 +17,7 @@ from enum import Enum, StrEnum, auto
 from miles.architecture.config import ModelShape
 from miles.common import checkpoint_folder, run_folder, storage
 from miles.common.checkpoint_folder import SavedCheckpoint
+from miles.train.compute_config import AS_USUAL, ComputeConfig
 from miles.train.config import KEEP_ALL, ClusterConfig, RecomputeConfig, TrainConfig
 from miles.train.optimizer_settings import OptimizerSettings
 from miles.train.parallel_layout import Layout
@@ -45,6 +46,7 @@ class TrainerSettings:
     precision: Precision
     recompute: RecomputeConfig = KEEP_ALL
     """activations that are computed again in the backward pass"""
+    compute: ComputeConfig = AS_USUAL
 
 
 @dataclass(frozen=True)
@@ -184,6 +186,7 @@ class RankSetup:
             num_sources,
             config.precision,
             recompute=config.recompute,
+            compute=config.compute,
         )
         return cls(
             settings, start, config.seed, config.cluster.timeout_minutes, config.deterministic

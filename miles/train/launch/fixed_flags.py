@@ -2,7 +2,7 @@
 
 --loss-type sft_loss     `ONE_VALUE`: it may only say what is always so; other values are refused
 --balance-data           `ALWAYS`: a switch that says what is always so
---moe-grouped-gemm       `REPLACED`: it chooses how something is computed; a notice says what is
+--moe-permute-fusion     `REPLACED`: it chooses how something is computed; a notice says what is
                          done instead
 """
 
@@ -81,12 +81,6 @@ ONE_VALUE: tuple[OneValue, ...] = (
         ": weights are converted by the parameter map of the model's family; leave it out or give "
         "{values}",
     ),
-    OneValue(
-        "transformer_impl",
-        ("local",),
-        ": the layers are Megatron's local ones, with attention for packed rows; leave it out or "
-        "give {values}",
-    ),
     OneValue("optimizer", ("adam",)),
     OneValue(
         "context_parallel_size",
@@ -101,7 +95,6 @@ ONE_VALUE: tuple[OneValue, ...] = (
     OneValue("rotary_percent", ("1.0",)),
     OneValue("attention_dropout", ("0.0",)),
     OneValue("hidden_dropout", ("0.0",)),
-    OneValue("attention_backend", ("flash", "auto")),
     OneValue("qkv_format", ("thd",)),
     OneValue("ckpt_format", ("torch_dist",)),
     OneValue("moe_router_score_function", ("softmax",)),
@@ -128,16 +121,13 @@ ALWAYS: Mapping[str, str] = {
     "accumulate_allreduce_grads_in_fp32": "gradients are summed in float32",
     "attention_softmax_in_fp32": "attention's softmax is computed in float32",
     "apply_chat_template": "the tokenizer's template, or --chat-template-path",
-    "no_rope_fusion": "rotary embeddings have no fused kernel",
     "no_bias_gelu_fusion": "no activation is GELU",
-    "no_bias_dropout_fusion": "there is no dropout, and no fused kernel for it",
     "use_flash_attn": "attention on GPUs is torch's flash attention",
     "no_initialization": "the weights come from a checkpoint",
     "exit_signal_handler": "SIGTERM saves and ends the process",
     "log_throughput": "perf/tflops_per_gpu is logged at every step",
     "no_one_logger": "nothing is sent to NVIDIA's one-logger",
     "async_save": "checkpoints are written while the training continues",
-    "no_gradient_accumulation_fusion": "gradients are accumulated without a fused kernel",
     "balance_data": "a step's samples are balanced over the data-parallel ranks by their tokens",
     "allow_partial_train_step": "the short step at an epoch's end is trained, without --drop-last",
     "disable_rollout_trim_samples": "no sample is left out to make a step even",
@@ -155,13 +145,11 @@ ALWAYS: Mapping[str, str] = {
 """Switch -> what it says, which is always so."""
 
 REPLACED: tuple[Replaced, ...] = (
-    Replaced("moe_grouped_gemm", "the experts of a layer are computed one after another"),
     Replaced(
         "moe_use_legacy_grouped_gemm", "the experts of a layer are computed one after another"
     ),
     Replaced("moe_permute_fusion", "tokens are sorted by expert without a fused kernel"),
     Replaced("moe_router_fusion", "the router has no fused kernel"),
-    Replaced("no_bias_swiglu_fusion", "SwiGLU is fused on GPUs"),
     Replaced("make_vocab_size_divisible_by", _PADDING, int),
     Replaced("padded_vocab_size", _PADDING, int),
     Replaced("data_pad_size_multiplier", "micro-batches are padded as the layout needs it", int),

@@ -116,7 +116,7 @@ _NOT_YET = (
         "chooses a way to compute the same that is not supported yet",
         "leave it out",
         """
-        overlap_grad_reduce overlap_param_gather overlap_p2p_* tp_comm_* use_torch_fsdp2
+        overlap_p2p_* tp_comm_* use_torch_fsdp2
         use_megatron_fsdp fsdp_* moe_enable_deepep moe_deepep_* moe_hybridep_* moe_flex_*
         moe_shared_expert_overlap cross_entropy_* recompute_modules moe_layer_recompute
         cpu_offloading* fine_grained_* offload_modules ddp_* use_nccl_ub

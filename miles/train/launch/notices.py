@@ -1,7 +1,7 @@
 """Sentences on flags of a launch line that are taken, but do not mean here what they say.
 
 --sequence-parallel --tensor-model-parallel-size 1   it is left out: there is nothing to spread
---moe-grouped-gemm                                   the experts are computed one after another
+--moe-permute-fusion                                 tokens are sorted without a fused kernel
 --loss-mask-type qwen                                the mask is that of the chat template
 
 They are printed once, at the start of a run and of a dry run.

@@ -10,6 +10,7 @@ from typing import Any
 
 from miles.architecture.config import ModelShape
 from miles.architecture.sizes import padded_vocab_size
+from miles.train.compute_config import AS_USUAL, ComputeConfig
 from miles.train.config import RecomputeConfig
 from miles.train.model import device
 from miles.train.model.attention import PackedAttention
@@ -21,7 +22,12 @@ from miles.train.precision import Precision
 
 
 def build_model(
-    shape: ModelShape, layout: Layout, *, precision: Precision, recompute: RecomputeConfig
+    shape: ModelShape,
+    layout: Layout,
+    *,
+    precision: Precision,
+    recompute: RecomputeConfig,
+    compute: ComputeConfig = AS_USUAL,
 ) -> Any:
     """Return this rank's part of a `GPTModel`, on the GPU where there is one.
 
@@ -35,6 +41,7 @@ def build_model(
     from megatron.core.models.gpt import GPTModel
 
     layout.require_fits(shape)
+    compute = compute.resolved(has_gpus=device.has_gpu(), data_parallel=layout.data)
     if shape.num_experts is not None:
         _define_te_general_gemm()
     config = transformer_config(shape, layout, precision=precision, recompute=recompute)

@@ -56,6 +56,7 @@ class Trainer:
             settings.layout,
             precision=settings.precision,
             recompute=settings.recompute,
+            compute=settings.compute,
         )
         self.model = DistributedDataParallel(
             model.config,

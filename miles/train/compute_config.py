@@ -1,0 +1,171 @@
+"""How a step is computed: switches that change its time and its memory, not its numbers.
+
+Each has a plain way beside the fast one, which docs/parity.md compares. Names are Megatron's where
+it has the switch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Annotated
+
+from miles.common.flags import Flag, check_settings
+
+
+@dataclass(frozen=True)
+class ComputeConfig:
+    """The ways in which a step is computed."""
+
+    attention_backend: Annotated[
+        str,
+        Flag(
+            "--attention-backend",
+            "NAME",
+            "attention on a GPU. auto: torch's variable-length kernel; flash: the newest flash-attn "
+            "that is installed; fused: Transformer Engine's; local, unfused: one sample at a time, "
+            "the plain definition, as on a CPU",
+            choices=("auto", "flash", "fused", "local", "unfused"),
+        ),
+    ] = "auto"
+    transformer_impl: Annotated[
+        str,
+        Flag(
+            "--transformer-impl",
+            "NAME",
+            "the layers: Megatron's local ones, or those of Transformer Engine; auto: the latter "
+            "where it is installed and there is a GPU",
+            choices=("auto", "local", "transformer_engine"),
+        ),
+    ] = "auto"
+    loss_chunk_size: Annotated[
+        int,
+        Flag(
+            "--loss-chunk-size",
+            "TOKENS",
+            "trained tokens whose logits exist at the same time; 0: the logits of a whole "
+            "micro-batch, trained or not",
+            minimum=0,
+        ),
+    ] = 2048
+    rope_fusion: Annotated[
+        bool,
+        Flag(
+            "--rope-fusion",
+            help="rotary embeddings in one kernel on a GPU",
+            also=(Flag("--no-rope-fusion", help="they are computed by plain torch", negates=True),),
+        ),
+    ] = True
+    packed_rope: Annotated[
+        bool,
+        Flag(
+            "--packed-rope",
+            help="cosine and sine once a micro-batch, and one rotation of all its tokens",
+            also=(
+                Flag(
+                    "--no-packed-rope",
+                    help="Megatron's rotation, sample by sample in every layer",
+                    negates=True,
+                ),
+            ),
+        ),
+    ] = True
+    norm_fusion: Annotated[
+        bool,
+        Flag(
+            "--norm-fusion",
+            help="norms in one kernel on a GPU",
+            also=(Flag("--no-norm-fusion", help="norms by plain torch", negates=True),),
+        ),
+    ] = True
+    swiglu_fusion: Annotated[
+        bool,
+        Flag(
+            "--bias-swiglu-fusion",
+            help="SwiGLU in one kernel on a GPU",
+            also=(Flag("--no-bias-swiglu-fusion", help="SwiGLU by plain torch", negates=True),),
+        ),
+    ] = True
+    residual_fusion: Annotated[
+        bool,
+        Flag(
+            "--bias-dropout-fusion",
+            help="the residual is added without a pass for dropout, which is 0",
+            also=(
+                Flag("--no-bias-dropout-fusion", help="Megatron's plain addition", negates=True),
+            ),
+        ),
+    ] = True
+    grad_accumulation_fusion: Annotated[
+        bool,
+        Flag(
+            "--gradient-accumulation-fusion",
+            help="gradients of matrices are added to the float32 sum by the product itself",
+            also=(
+                Flag(
+                    "--no-gradient-accumulation-fusion",
+                    help="they are computed in the model's precision and then added",
+                    negates=True,
+                ),
+            ),
+        ),
+    ] = True
+    adam_fusion: Annotated[
+        bool,
+        Flag(
+            "--adam-fusion",
+            help="Adam's step in one kernel on a GPU",
+            also=(Flag("--no-adam-fusion", help="Adam by plain torch", negates=True),),
+        ),
+    ] = True
+    grouped_experts: Annotated[
+        bool | None,
+        Flag(
+            "--moe-grouped-gemm",
+            help="the experts of a layer in one grouped product",
+            default="on GPUs",
+            also=(Flag("--no-moe-grouped-gemm", help="one expert after another", negates=True),),
+        ),
+    ] = None
+    overlap_grad_reduce: Annotated[
+        bool | None,
+        Flag(
+            "--overlap-grad-reduce",
+            help="gradients are summed over the data-parallel ranks during the backward pass",
+            default="on GPUs, with more than one such rank",
+            also=(Flag("--no-overlap-grad-reduce", help="after it", negates=True),),
+        ),
+    ] = None
+    overlap_param_gather: Annotated[
+        bool | None,
+        Flag(
+            "--overlap-param-gather",
+            help="weights are gathered from the data-parallel ranks during the next forward pass; "
+            "needs --overlap-grad-reduce",
+            default="as --overlap-grad-reduce",
+            also=(Flag("--no-overlap-param-gather", help="before it", negates=True),),
+        ),
+    ] = None
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+    def resolved(self, *, has_gpus: bool, data_parallel: int) -> ComputeConfig:
+        """Return the switches with those filled in that depend on the ranks.
+
+        Args:
+            data_parallel: the number of data-parallel ranks.
+        """
+        is_spread = has_gpus and data_parallel > 1
+        grouped, reduce = self.grouped_experts, self.overlap_grad_reduce
+        reduce = is_spread if reduce is None else reduce
+        gather = self.overlap_param_gather
+        return replace(
+            self,
+            grouped_experts=has_gpus if grouped is None else grouped,
+            overlap_grad_reduce=reduce,
+            overlap_param_gather=reduce if gather is None else gather,
+        )
+
+
+AS_USUAL = ComputeConfig()
+"""The fast way wherever there is one."""
