@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from miles.common.flags import Setting, settings_of
 from miles.errors import ConfigError
+from miles.train.compute_config import ComputeConfig
 from miles.train.config import ClusterConfig
 from miles.train.launch.fixed_flags import fixed_settings, replaced_settings, require_fixed
 from miles.train.launch.known_flags import require_known, written_flags
@@ -23,9 +24,8 @@ _LAYOUT = ("tensor", "pipeline", "expert", "expert_tensor", "sequence_parallel")
 """Fields of `ClusterConfig`: a checkpoint has no layout, and loads on any."""
 _OF_THE_MODEL = (
     *("normalization", "position_embedding_type", "rotary_percent", "no_position_embedding"),
-    *("attention_dropout", "hidden_dropout", "attention_backend", "attention_softmax_in_fp32"),
-    *("transformer_impl", "use_cpu_initialization", "use_mcore_models", "no_rope_fusion"),
-    *("no_masked_softmax_fusion", "no_bias_swiglu_fusion", "no_gradient_accumulation_fusion"),
+    *("attention_dropout", "hidden_dropout", "attention_softmax_in_fp32"),
+    *("use_cpu_initialization", "use_mcore_models", "no_masked_softmax_fusion"),
 )
 """Flags of `miles train` that say something of the model. Those of experts are told by `moe_`."""
 
@@ -76,7 +76,10 @@ def require_model(flags: argparse.Namespace) -> None:
 
 
 def _settings() -> list[Setting]:
-    """Return the settings that this line shares with launch lines."""
+    """Return the settings that this line shares with launch lines.
+
+    Those of `ComputeConfig` are taken, since model scripts give some of them: they change no weight.
+    """
     of_model = []
     for setting in (*fixed_settings(), *replaced_settings()):
         name = setting.flag.key_in_yaml
@@ -84,4 +87,4 @@ def _settings() -> list[Setting]:
             of_model.append(setting)
 
     layout = [setting for setting in settings_of(ClusterConfig) if setting.field in _LAYOUT]
-    return [*size_settings(), *of_model, *layout]
+    return [*size_settings(), *of_model, *settings_of(ComputeConfig), *layout]

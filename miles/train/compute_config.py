@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Annotated
 
 from miles.common.flags import Flag, check_settings
+from miles.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -148,6 +149,12 @@ class ComputeConfig:
 
     def __post_init__(self) -> None:
         check_settings(self)
+        if self.overlap_param_gather and not self.overlap_grad_reduce:
+            raise ConfigError(
+                "--overlap-param-gather needs --overlap-grad-reduce: megatron-core gathers weights "
+                "during the forward pass only beside gradients that are summed during the backward "
+                "pass; give both"
+            )
 
     def resolved(self, *, has_gpus: bool, data_parallel: int) -> ComputeConfig:
         """Return the switches with those filled in that depend on the ranks.

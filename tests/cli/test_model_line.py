@@ -17,6 +17,7 @@ MODEL_ARGS = """
     --group-query-attention --num-query-groups 2 --use-rotary-position-embeddings
     --disable-bias-linear --normalization RMSNorm --norm-epsilon 1e-6 --vocab-size 2048
     --kv-channels 16 --qk-layernorm --attention-dropout 0.0 --no-rope-fusion
+    --no-bias-swiglu-fusion --transformer-impl transformer_engine --moe-grouped-gemm
     --tensor-model-parallel-size 2 --pipeline-model-parallel-size 8
 """
 

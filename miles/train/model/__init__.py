@@ -6,6 +6,7 @@ import `miles.train.config`, `types` and `parallel_layout`, `miles.data.types`, 
 and torch; Megatron only inside functions, since importing it takes seconds.
 
     build             a rank's part of the GPT model; transformer_config and norm are pieces of it
+    layer_spec        which modules a layer is made of
     attention         attention over packed sequences, put into the model's layers
     packed_forward    the forward pass over a packed micro-batch
     loss              a sum over trained tokens, over their number

@@ -13,8 +13,7 @@ from miles.architecture.sizes import padded_vocab_size
 from miles.train.compute_config import AS_USUAL, ComputeConfig
 from miles.train.config import RecomputeConfig
 from miles.train.model import device
-from miles.train.model.attention import PackedAttention
-from miles.train.model.norm import RMSNorm
+from miles.train.model.layer_spec import block_spec
 from miles.train.model.padding_rows import mask_padding_rows
 from miles.train.model.transformer_config import transformer_config
 from miles.train.parallel_layout import Layout
@@ -50,7 +49,7 @@ def build_model(
         warnings.simplefilter("ignore")
         model = GPTModel(
             config=config,
-            transformer_layer_spec=_block_spec(shape, config),
+            transformer_layer_spec=block_spec(shape, config, compute),
             vocab_size=padded_vocab_size(shape, layout.tensor),
             max_sequence_length=shape.max_position_embeddings,
             pre_process=parallel_state.is_pipeline_first_stage(),
@@ -65,32 +64,6 @@ def build_model(
     model.model_type = "encoder_or_decoder"  # read by the pipeline schedules
     mask_padding_rows(model, shape)
     return model.cuda() if device.has_gpu() else model
-
-
-def _block_spec(shape: ModelShape, config: Any) -> Any:
-    """Return the spec of this pipeline stage's layers: Megatron's local one with our modules."""
-    from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
-    from megatron.core.transformer.identity_op import IdentityOp
-    from megatron.core.transformer.transformer_block import (
-        TransformerBlockSubmodules,
-        get_num_layers_to_build,
-    )
-
-    layer = get_gpt_layer_local_spec(
-        num_experts=shape.num_experts, qk_layernorm=shape.qk_layernorm, normalization="RMSNorm"
-    )
-    layer.submodules.input_layernorm = RMSNorm
-    layer.submodules.pre_mlp_layernorm = RMSNorm
-
-    head_norm = RMSNorm if shape.qk_layernorm else IdentityOp
-    attention = layer.submodules.self_attention.submodules
-    attention.core_attention = PackedAttention
-    attention.q_layernorm = head_norm
-    attention.k_layernorm = head_norm
-
-    return TransformerBlockSubmodules(
-        layer_specs=[layer] * get_num_layers_to_build(config), layer_norm=RMSNorm
-    )
 
 
 def _define_te_general_gemm() -> None:

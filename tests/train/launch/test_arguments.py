@@ -12,9 +12,10 @@ import pytest
 import yaml
 
 from miles.architecture.families import read_shape
-from miles.common.flags import Setting, flag_of
+from miles.common.flags import Setting, flag_of, settings_of
 from miles.data.config import DataConfig, EncodeConfig, RowFormat
 from miles.errors import ConfigError
+from miles.train.compute_config import ComputeConfig
 from miles.train.launch.arguments import parse
 from miles.train.launch.fixed_flags import ALWAYS, ONE_VALUE, REPLACED
 from miles.train.launch.model_flags import EXPERT_LAYERS, SIZES, SWITCHES
@@ -162,6 +163,8 @@ VALUES: dict[str, Any] = {
     "exp_avg_sq_dtype": "fp16",
     "optimizer_offload_fraction": 0.5,
     "expert_tensor_parallel_size": 1,  # without the flag it is the tensor size
+    "attention_backend": "local",
+    "transformer_impl": "local",
     **{one.name: one.values[-1] for one in ONE_VALUE},
     EXPERT_LAYERS: "[1]*4",
 }
@@ -189,6 +192,7 @@ TOGETHER: dict[str, dict[str, Any]] = {
     "expert_model_parallel_size": {"actor_num_gpus_per_node": 2},
     "optimizer_cpu_offload": {"use_precision_aware_optimizer": True},
     "overlap_cpu_optimizer_d2h_h2d": OFFLOADING,
+    "overlap_param_gather": {"overlap_grad_reduce": True},
     "optimizer_offload_fraction": OFFLOADING,
     "main_params_dtype": {"use_precision_aware_optimizer": True},
     "exp_avg_dtype": {"use_precision_aware_optimizer": True},
@@ -196,8 +200,16 @@ TOGETHER: dict[str, dict[str, Any]] = {
 }
 """Flags that another flag must not be without."""
 
+ON_ALREADY = tuple(
+    setting.flag.key_in_yaml
+    for setting in settings_of(ComputeConfig)
+    if setting.default is True and not setting.flag.negates
+)
+"""Switches of the ways to compute that are on without a word: only `false` changes something."""
+
 CHANGES_NOTHING = {
     "history",  # has one value so far
+    *ON_ALREADY,
     *(one.name for one in ONE_VALUE),
     *ALWAYS,
     *(one.name for one in REPLACED),
@@ -245,6 +257,19 @@ def test_every_flag_arrives_from_line_and_yaml(base: list[str], tmp_path: Path, 
     assert on_the_line == parse(["--config", str(tmp_path / "run.yaml")])
     if not name.startswith("recompute"):  # which go together only
         assert (on_the_line != parse(words_of(others))) == (name not in CHANGES_NOTHING)
+
+
+@pytest.mark.parametrize("name", ON_ALREADY)
+def test_a_switch_is_turned_off_by_its_opposite_or_by_false(
+    base: list[str], tmp_path: Path, name: str
+) -> None:
+    (tmp_path / "run.yaml").write_text(f"{name}: false\n")
+    off = parse([*base, "--config", str(tmp_path / "run.yaml")])
+    opposite = {setting.field: flag for flag, setting in launch_settings().items()}
+    field = launch_settings()[flag_of(name)].field
+    assert opposite[field].startswith("--no-")
+    assert off == parse([*base, opposite[field]]) != parse(base)
+    assert getattr(off.compute, field) is False
 
 
 def size_of(name: str, checkpoint: str) -> Any:

@@ -88,6 +88,11 @@ from miles.train.launch.arguments import parse
             "--context-parallel-size 2: context parallelism is not supported yet; leave it out",
         ),
         ("--bf16 --no-bf16", "--bf16 and --no-bf16 contradict one another; give one"),
+        ("--overlap-param-gather", "--overlap-param-gather needs --overlap-grad-reduce"),
+        (
+            "--overlap-param-gather --no-overlap-grad-reduce",
+            "--overlap-param-gather needs --overlap-grad-reduce",
+        ),
         (
             "--actor-num-gpus-per-node 3 --tensor-model-parallel-size 2",
             "3 ranks .* cannot be divided",

@@ -39,9 +39,9 @@ def test_a_mask_of_miles_has_a_notice(base: list[str], mask_type: str) -> None:
 
 
 def test_a_flag_that_chooses_how_to_compute_has_a_notice(base: list[str]) -> None:
-    line = read_line([*base, "--moe-grouped-gemm", "--make-vocab-size-divisible-by", "128"])
+    line = read_line([*base, "--moe-permute-fusion", "--make-vocab-size-divisible-by", "128"])
     assert line.notices == (
-        "--moe-grouped-gemm has no effect: the experts of a layer are computed one after another",
+        "--moe-permute-fusion has no effect: tokens are sorted by expert without a fused kernel",
         "--make-vocab-size-divisible-by has no effect: the vocabulary gets the rows of padding "
         "that the layout needs, which are no tokens",
     )

@@ -1,0 +1,44 @@
+"""The layers of a pipeline stage: Megatron's local specification, with our modules in it.
+
+ModelShape, TransformerConfig, ComputeConfig -> TransformerBlockSubmodules
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from miles.architecture.config import ModelShape
+from miles.train.compute_config import ComputeConfig
+from miles.train.model.attention import PackedAttention
+from miles.train.model.norm import RMSNorm
+
+
+def block_spec(shape: ModelShape, config: Any, compute: ComputeConfig) -> Any:
+    """Return the specification of this pipeline stage's layers and of its last norm.
+
+    Args:
+        config: Megatron's `TransformerConfig`, which says how many layers the stage has.
+        compute: with everything resolved that depends on the ranks.
+    """
+    from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+    from megatron.core.transformer.identity_op import IdentityOp
+    from megatron.core.transformer.transformer_block import (
+        TransformerBlockSubmodules,
+        get_num_layers_to_build,
+    )
+
+    layer = get_gpt_layer_local_spec(
+        num_experts=shape.num_experts, qk_layernorm=shape.qk_layernorm, normalization="RMSNorm"
+    )
+    layer.submodules.input_layernorm = RMSNorm
+    layer.submodules.pre_mlp_layernorm = RMSNorm
+
+    head_norm = RMSNorm if shape.qk_layernorm else IdentityOp
+    attention = layer.submodules.self_attention.submodules
+    attention.core_attention = PackedAttention
+    attention.q_layernorm = head_norm
+    attention.k_layernorm = head_norm
+
+    return TransformerBlockSubmodules(
+        layer_specs=[layer] * get_num_layers_to_build(config), layer_norm=RMSNorm
+    )
