@@ -112,6 +112,7 @@ def logits(
     """Return the keys of real GPTModels, and the logits of each text alone and of all in one row."""
     from miles.common import checkpoint_folder
     from miles.data.packing.micro_batch import micro_batch
+    from miles.train.model.device_batch import send
     from miles.train.model.packed_forward import forward_packed
     from miles.train.rank import checkpoint_load
     from miles.train.rank.trainer import Trainer
@@ -140,7 +141,7 @@ def logits(
         checkpoint_load.load(trainer, newest, model_only=True)
         alone = [trainer.logits(text) for text in texts]
         with torch.no_grad():
-            packed = forward_packed(trainer.gpt, row, with_labels=False)[0].float().numpy()
+            packed = forward_packed(trainer.gpt, send(row), with_labels=False)[0].float().numpy()
         found.append((keys, alone, np.split(packed, np.cumsum(lengths)[:-1])))
     return found
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from miles.data.types import MicroBatch
 from miles.train.model.device import torch_device
+from miles.train.model.device_batch import DeviceBatch
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,10 @@ class SourceSums:
     @classmethod
     def zeros(cls, num_sources: int) -> SourceSums:
         return cls(torch.zeros(2 * num_sources, dtype=torch.float64, device=torch_device()))
+
+    def on_host(self) -> SourceSums:
+        """Return a copy on the host. This waits for the device."""
+        return SourceSums(self.vector.cpu())
 
     def all_reduce(self, group: object) -> None:
         """Replace the sums by those over all ranks of a process group."""
@@ -41,7 +45,17 @@ class SourceSums:
         return [int(count) for count in self.vector[len(self.vector) // 2 :].tolist()]
 
 
-def masked_sum(token_losses: Tensor, micro_batch: MicroBatch) -> tuple[Tensor, Tensor, Tensor]:
+@dataclass(frozen=True)
+class MicroBatchSums:
+    """Sums of the loss and counts of the trained tokens of one micro-batch."""
+
+    by_segment: Tensor
+    """float64 [2, segments]: loss sums, then token counts"""
+    by_source: Tensor
+    """float64 [2 x sources]: loss sums, then token counts"""
+
+
+def masked_sum(token_losses: Tensor, batch: DeviceBatch) -> tuple[Tensor, Tensor, Tensor]:
     """Return the loss of a micro-batch as Megatron's `calculate_per_token_loss` wants it.
 
     Args:
@@ -49,28 +63,25 @@ def masked_sum(token_losses: Tensor, micro_batch: MicroBatch) -> tuple[Tensor, T
 
     Returns:
         the sum of the trained tokens' losses, to differentiate; the number of trained tokens (int,
-        scalar); and, detached, each segment's loss sum and count, float64 [2, segments].
+        scalar, on the host); and, detached, each segment's loss sum and count, float64
+        [2, segments].
     """
     losses = token_losses.reshape(-1).float()
-    mask = torch.from_numpy(np.array(micro_batch.loss_mask)).to(losses.device)
     # Not a product: it would turn a NaN at a token that is not trained into a NaN of the sum.
-    masked = torch.where(mask > 0, losses, 0.0)
+    masked = torch.where(batch.loss_mask > 0, losses, 0.0)
 
-    lengths = np.diff(micro_batch.cu_seqlens)
-    segment_of_token = np.repeat(np.arange(len(lengths)), lengths)
-    segments = torch.from_numpy(segment_of_token).to(losses.device)
-    by_segment = torch.zeros(2, len(lengths), dtype=torch.float64, device=losses.device)
-    by_segment[0].index_add_(0, segments, masked.detach().double())
-    by_segment[1].index_add_(0, segments, mask.double())
+    num_segments = len(batch.source_of_segment)
+    by_segment = torch.zeros(2, num_segments, dtype=torch.float64, device=losses.device)
+    by_segment[0].index_add_(0, batch.segment_of_token, masked.detach().double())
+    by_segment[1].index_add_(0, batch.segment_of_token, batch.loss_mask.double())
 
-    return masked.sum(), mask.sum().to(torch.int), by_segment
+    return masked.sum(), torch.tensor(batch.num_trained, dtype=torch.int), by_segment
 
 
-def sum_by_source(by_segment: Tensor, micro_batch: MicroBatch, num_sources: int) -> Tensor:
+def sum_by_source(by_segment: Tensor, batch: DeviceBatch, num_sources: int) -> Tensor:
     """Add up float64 [2, segments] to float64 [2 x sources]: loss sums, then token counts."""
-    source_ids = torch.from_numpy(np.array(micro_batch.source_ids, np.int64)).to(by_segment.device)
     by_source = torch.zeros(2, num_sources, dtype=torch.float64, device=by_segment.device)
-    return by_source.index_add_(1, source_ids, by_segment).flatten()
+    return by_source.index_add_(1, batch.source_of_segment, by_segment).flatten()
 
 
 def rows_not_finite(by_segment: Tensor, micro_batch: MicroBatch) -> list[int]:

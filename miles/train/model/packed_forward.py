@@ -1,6 +1,7 @@
 """The forward pass over a packed micro-batch.
 
-MicroBatch -> padded to what the tensor-parallel ranks divide -> PackedSeqParams -> GPTModel
+MicroBatch -> padded to what the tensor-parallel ranks divide -> DeviceBatch (device_batch) ->
+PackedSeqParams -> GPTModel
 """
 
 from __future__ import annotations
@@ -10,11 +11,10 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from miles.data.types import DUMMY_ROW_ID, MicroBatch
-from miles.train.model.device import torch_device
+from miles.train.model.device_batch import DeviceBatch
 from miles.train.parallel_layout import Layout
 
 
@@ -60,7 +60,7 @@ def pad_for_tensor_ranks(micro_batch: MicroBatch, layout: Layout) -> MicroBatch:
     )
 
 
-def forward_packed(model: Any, micro_batch: MicroBatch, *, with_labels: bool) -> Tensor:
+def forward_packed(model: Any, batch: DeviceBatch, *, with_labels: bool) -> Tensor:
     """Run a model forward over a packed micro-batch.
 
     Args:
@@ -75,26 +75,17 @@ def forward_packed(model: Any, micro_batch: MicroBatch, *, with_labels: bool) ->
     """
     from megatron.core.packed_seq_params import PackedSeqParams
 
-    cu_seqlens = torch.from_numpy(np.array(micro_batch.cu_seqlens)).to(torch_device())
-    longest = int(np.diff(micro_batch.cu_seqlens).max())
     packed = PackedSeqParams(
         qkv_format="thd",
-        cu_seqlens_q=cu_seqlens,
-        cu_seqlens_kv=cu_seqlens,
-        max_seqlen_q=longest,
-        max_seqlen_kv=longest,
+        cu_seqlens_q=batch.cu_seqlens,
+        cu_seqlens_kv=batch.cu_seqlens,
+        max_seqlen_q=batch.longest,
+        max_seqlen_kv=batch.longest,
     )
-
     return model(
-        input_ids=_as_row(micro_batch.input_ids),
-        position_ids=_as_row(micro_batch.position_ids),
+        input_ids=batch.input_ids,
+        position_ids=batch.position_ids,
         attention_mask=None,
-        labels=_as_row(micro_batch.labels) if with_labels else None,
+        labels=batch.labels if with_labels else None,
         packed_seq_params=packed,
     )
-
-
-def _as_row(values: np.ndarray) -> Tensor:
-    """Return [tokens] as a tensor [1, tokens] on this process's device."""
-    # A copy, since arrays from Ray's object store are read-only.
-    return torch.from_numpy(np.array(values))[None].to(torch_device())

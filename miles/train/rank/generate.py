@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from miles.data.types import MicroBatch
 from miles.train.model.device import torch_device
+from miles.train.model.device_batch import DeviceBatch, send_ahead
 from miles.train.model.packed_forward import forward_packed, pad_for_tensor_ranks, single_sequence
 from miles.train.parallel_layout import Layout
 
@@ -65,7 +65,7 @@ def _next_tokens(
     with torch.no_grad():
         chosen = get_forward_backward_func()(
             forward_step_func=partial(_forward_step, layout=layout, rank=rank),
-            data_iterator=iter(batches),
+            data_iterator=send_ahead(batches),
             model=[model],
             num_microbatches=len(batches),
             seq_length=max(len(batch.input_ids) for batch in batches),
@@ -87,12 +87,12 @@ def _next_tokens(
 
 
 def _forward_step(
-    batches: Iterator[MicroBatch], model: Any, *, layout: Layout, rank: int
+    batches: Iterator[DeviceBatch], model: Any, *, layout: Layout, rank: int
 ) -> tuple[Tensor, Any]:
     """Run one sequence forward; the second result picks the token from the logits."""
     batch = next(batches)
     # The first segment is the sequence; padding may follow it.
-    last = int(batch.cu_seqlens[1]) - 1
+    last = int(batch.host.cu_seqlens[1]) - 1
 
     def most_likely(logits: Tensor, non_loss_data: bool) -> Tensor:
         return _argmax_over_tensor_ranks(logits[0, last].float(), layout, rank)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,14 @@ from torch import Tensor
 from miles.architecture.config import ModelShape
 from miles.data.types import DUMMY_ROW_ID, MicroBatch, StepReport
 from miles.train.model.build import build_model
-from miles.train.model.loss import SourceSums, masked_sum, rows_not_finite, sum_by_source
+from miles.train.model.device_batch import DeviceBatch, send, send_ahead
+from miles.train.model.loss import (
+    MicroBatchSums,
+    SourceSums,
+    masked_sum,
+    rows_not_finite,
+    sum_by_source,
+)
 from miles.train.model.optimizer import build_optimizer, can_loss_scale_fall, clip_gradient
 from miles.train.model.packed_forward import forward_packed, pad_for_tensor_ranks, single_sequence
 from miles.train.parallel_layout import Layout
@@ -113,8 +121,9 @@ class Trainer:
         self.model.zero_grad_buffer()
         self.optimizer.zero_grad()
         batches = self._padded(micro_batches)
-        segment_sums = self._run_micro_batches(batches, forward_only=False)
-        sums = self._reduce(segment_sums, batches, self.settings.num_sources)
+        outputs = self._run_micro_batches(batches, self.settings.num_sources, forward_only=False)
+        # Here the host waits for the GPU; it waits once more for the gradient's norm.
+        sums = self._reduce(outputs, self.settings.num_sources).on_host()
 
         grad_norm, reason = self._step_optimizer(sums)
         self.scheduler.step(1)
@@ -123,7 +132,7 @@ class Trainer:
         if reason is SkipReason.LOSS_SCALE_TOO_HIGH:
             skip = Skip(reason)
         elif reason is not None:
-            skip = Skip(reason, self._unusable_rows(segment_sums, batches))
+            skip = Skip(reason, self._unusable_rows(outputs, batches))
         assert sum(sums.tokens) == report.content.num_trained_tokens, (
             "the ranks trained other tokens than the step holds"
         )
@@ -143,10 +152,10 @@ class Trainer:
         with torch.no_grad():
             for micro_batches in steps:
                 batches = self._padded(micro_batches)
-                segment_sums = self._run_micro_batches(batches, forward_only=True)
-                total.vector.add_(self._reduce(segment_sums, batches, num_sources).vector)
+                outputs = self._run_micro_batches(batches, num_sources, forward_only=True)
+                total.vector.add_(self._reduce(outputs, num_sources).vector)
 
-        return total
+        return total.on_host()
 
     def generate(
         self, prompts: Sequence[Sequence[int]], stop_ids: Collection[int], max_tokens: int
@@ -163,7 +172,7 @@ class Trainer:
         assert self.layout.tensor == self.layout.pipeline == 1
         self.model.eval()
         with torch.no_grad():
-            out = forward_packed(self.gpt, single_sequence(input_ids), with_labels=False)
+            out = forward_packed(self.gpt, send(single_sequence(input_ids)), with_labels=False)
         logits: np.ndarray = out[0].float().cpu().numpy()
         return logits
 
@@ -171,19 +180,18 @@ class Trainer:
         return [pad_for_tensor_ranks(batch, self.layout) for batch in micro_batches]
 
     def _run_micro_batches(
-        self, batches: Sequence[MicroBatch], *, forward_only: bool
-    ) -> list[Tensor]:
+        self, batches: Sequence[MicroBatch], num_sources: int, *, forward_only: bool
+    ) -> list[MicroBatchSums]:
         """Run forward and, unless `forward_only`, backward over the micro-batches.
 
         Returns:
-            float64 [2, segments] for each micro-batch: loss sums and counts of trained tokens.
-            Empty on every pipeline stage but the last.
+            the sums of each micro-batch. Empty on every pipeline stage but the last.
         """
         from megatron.core.pipeline_parallel import get_forward_backward_func
 
-        outputs: list[Tensor] = get_forward_backward_func()(
-            forward_step_func=_forward_step,
-            data_iterator=iter(batches),
+        outputs: list[MicroBatchSums] = get_forward_backward_func()(
+            forward_step_func=partial(_forward_step, num_sources=num_sources),
+            data_iterator=send_ahead(batches),
             model=[self.model],
             num_microbatches=len(batches),
             seq_length=max(len(batch.input_ids) for batch in batches),
@@ -192,16 +200,14 @@ class Trainer:
         )
         return outputs
 
-    def _reduce(
-        self, segment_sums: list[Tensor], batches: Sequence[MicroBatch], num_sources: int
-    ) -> SourceSums:
+    def _reduce(self, outputs: Sequence[MicroBatchSums], num_sources: int) -> SourceSums:
         """Add the sums by source over all data ranks. Returns the same on every rank."""
         from megatron.core import parallel_state
 
         sums = SourceSums.zeros(num_sources)
         if self.layout.is_last_stage(self.rank):
-            for by_segment, batch in zip(segment_sums, batches, strict=True):
-                sums.vector.add_(sum_by_source(by_segment, batch, num_sources))
+            for output in outputs:
+                sums.vector.add_(output.by_source)
             sums.all_reduce(parallel_state.get_data_parallel_group(with_context_parallel=True))
 
         # All pipeline stages must agree on whether to step.
@@ -238,7 +244,7 @@ class Trainer:
         return grad_norm, None
 
     def _unusable_rows(
-        self, segment_sums: list[Tensor], batches: Sequence[MicroBatch]
+        self, outputs: Sequence[MicroBatchSums], batches: Sequence[MicroBatch]
     ) -> tuple[int, ...]:
         """Return the ids of the rows that made a step unusable, gathered from all data ranks.
 
@@ -252,8 +258,8 @@ class Trainer:
 
         not_finite: set[int] = set()
         every_row: set[int] = set()
-        for by_segment, batch in zip(segment_sums, batches, strict=True):
-            not_finite.update(rows_not_finite(by_segment, batch))
+        for output, batch in zip(outputs, batches, strict=True):
+            not_finite.update(rows_not_finite(output.by_segment, batch))
             every_row.update(batch.row_ids.tolist())
         every_row.discard(DUMMY_ROW_ID)
 
@@ -268,11 +274,15 @@ class Trainer:
         return tuple(sorted(not_finite or every_row))
 
 
-def _forward_step(batches: Iterator[MicroBatch], model: Any) -> tuple[Tensor, Any]:
+def _forward_step(
+    batches: Iterator[DeviceBatch], model: Any, *, num_sources: int
+) -> tuple[Tensor, Any]:
     """Run one micro-batch forward; the second result computes the loss from the first."""
     batch = next(batches)
 
-    def loss(token_losses: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return masked_sum(token_losses, batch)
+    def loss(token_losses: Tensor) -> tuple[Tensor, Tensor, MicroBatchSums]:
+        total, count, by_segment = masked_sum(token_losses, batch)
+        by_source = sum_by_source(by_segment, batch, num_sources)
+        return total, count, MicroBatchSums(by_segment, by_source)
 
     return forward_packed(model, batch, with_labels=True), loss

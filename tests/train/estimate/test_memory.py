@@ -135,6 +135,7 @@ def saved(
 ) -> list[int]:
     """Return the bytes that autograd keeps of a forward pass, without weights and logits."""
     from miles.train.model.build import build_model
+    from miles.train.model.device_batch import send
     from miles.train.model.packed_forward import forward_packed, single_sequence
 
     start(layout, rank, meeting)
@@ -157,7 +158,7 @@ def saved(
             return value
 
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
-            forward_packed(model, single_sequence(range(tokens)), with_labels=True)
+            forward_packed(model, send(single_sequence(range(tokens))), with_labels=True)
         sizes.append(sum(size for place, size in storages.items() if place not in weights))
     return sizes
 

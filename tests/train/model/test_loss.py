@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from miles.train.model.device_batch import send
 from miles.train.model.loss import SourceSums, masked_sum, rows_not_finite, sum_by_source
 from miles.train.parallel_layout import Layout
 from tests.support.ranks import NUM_SOURCES, batch
@@ -14,7 +15,7 @@ def test_an_untrained_loss_may_be_nan() -> None:
     trained = torch.from_numpy(micro_batches[0].loss_mask)
     losses = torch.where(trained > 0, 2.0, float("nan"))[None].requires_grad_()
 
-    total, count, by_segment = masked_sum(losses, micro_batches[0])
+    total, count, by_segment = masked_sum(losses, send(micro_batches[0]))
     total.backward()
 
     assert total.item() == 2 * count.item() == 2 * micro_batches[0].loss_mask.sum()
@@ -31,7 +32,7 @@ def test_segments_add_up_to_their_sources() -> None:
         [torch.arange(num_segments).double(), torch.ones(num_segments).double()]
     )
 
-    sums = SourceSums(sum_by_source(by_segment, micro_batch, NUM_SOURCES))
+    sums = SourceSums(sum_by_source(by_segment, send(micro_batch), NUM_SOURCES))
 
     for source in range(NUM_SOURCES):
         segments = [index for index, of in enumerate(micro_batch.source_ids) if of == source]

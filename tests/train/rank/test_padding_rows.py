@@ -58,6 +58,7 @@ class Trained:
 
 def train(layout: Layout, rank: int, meeting: Path, hf: str, load: str, save: str) -> Trained:
     """Train the steps that are left from a checkpoint on; save after two."""
+    from miles.train.model.device_batch import send
     from miles.train.model.packed_forward import forward_packed, single_sequence
     from miles.train.rank import checkpoint_load, checkpoint_writer
     from miles.train.rank.trainer import Trainer
@@ -83,7 +84,7 @@ def train(layout: Layout, rank: int, meeting: Path, hf: str, load: str, save: st
     padding.append(largest(weight[num_rows:] for weight in weights))
 
     with torch.no_grad():
-        logits = forward_packed(trainer.gpt, single_sequence([5, 6, 7]), with_labels=False)
+        logits = forward_packed(trainer.gpt, send(single_sequence([5, 6, 7])), with_labels=False)
     (answer,) = trainer.generate([[5, 6, 7]], [], 4)
     return Trained(numbers, padding, logits[0].numpy(), answer)
 

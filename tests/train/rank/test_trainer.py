@@ -44,6 +44,7 @@ def samples() -> list[np.ndarray]:
 
 def token_losses(trainer: Any, samples: list[np.ndarray]) -> list[np.ndarray]:
     """Return the losses of each sample's labels, from one micro-batch of all samples."""
+    from miles.train.model.device_batch import send
     from miles.train.model.packed_forward import forward_packed
 
     lengths = [len(sample) for sample in samples]
@@ -56,7 +57,7 @@ def token_losses(trainer: Any, samples: list[np.ndarray]) -> list[np.ndarray]:
         np.zeros(len(samples)),
     )
     with torch.no_grad():
-        losses = forward_packed(trainer.gpt, packed, with_labels=True)[0].numpy()
+        losses = forward_packed(trainer.gpt, send(packed), with_labels=True)[0].numpy()
 
     ends = np.cumsum(lengths)
     return [losses[end - length : end - 1] for end, length in zip(ends, lengths, strict=True)]
@@ -90,6 +91,7 @@ def test_a_segment_sees_nothing_of_its_neighbours(trainer: Any) -> None:
 
 
 def test_the_loss_is_the_hand_computed_mean(trainer: Any) -> None:
+    from miles.train.model.device_batch import send
     from miles.train.model.packed_forward import forward_packed
 
     report, (micro_batches,) = batch(0, Layout(1), max_tokens=48)
@@ -98,7 +100,7 @@ def test_the_loss_is_the_hand_computed_mean(trainer: Any) -> None:
     total = 0.0
     with torch.no_grad():
         for packed in micro_batches:
-            losses = forward_packed(trainer.gpt, packed, with_labels=True)[0]
+            losses = forward_packed(trainer.gpt, send(packed), with_labels=True)[0]
             total += float((losses * torch.from_numpy(packed.loss_mask)).sum())
     expected = total / report.content.num_trained_tokens
 
