@@ -7,6 +7,7 @@ and torch; Megatron only inside functions, since importing it takes seconds.
 
     build             a rank's part of the GPT model; transformer_config and norm are pieces of it
     layer_spec        which modules a layer is made of
+    kernels           norm, SwiGLU and rotation, fused where such kernels are; swiglu, a module of it
     attention         attention over packed sequences, put into the model's layers
     device_batch      a micro-batch on the device, sent one ahead
     packed_forward    the forward pass over a packed micro-batch

@@ -43,7 +43,9 @@ def build_model(
     compute = compute.resolved(has_gpus=device.has_gpu(), data_parallel=layout.data)
     if shape.num_experts is not None:
         _define_te_general_gemm()
-    config = transformer_config(shape, layout, precision=precision, recompute=recompute)
+    config = transformer_config(
+        shape, layout, precision=precision, recompute=recompute, compute=compute
+    )
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

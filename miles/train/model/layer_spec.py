@@ -11,6 +11,7 @@ from miles.architecture.config import ModelShape
 from miles.train.compute_config import ComputeConfig
 from miles.train.model.attention import PackedAttention
 from miles.train.model.norm import RMSNorm
+from miles.train.model.swiglu import SwiGLU
 
 
 def block_spec(shape: ModelShape, config: Any, compute: ComputeConfig) -> Any:
@@ -22,6 +23,7 @@ def block_spec(shape: ModelShape, config: Any, compute: ComputeConfig) -> Any:
     """
     from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
     from megatron.core.transformer.identity_op import IdentityOp
+    from megatron.core.transformer.spec_utils import ModuleSpec
     from megatron.core.transformer.transformer_block import (
         TransformerBlockSubmodules,
         get_num_layers_to_build,
@@ -30,15 +32,21 @@ def block_spec(shape: ModelShape, config: Any, compute: ComputeConfig) -> Any:
     layer = get_gpt_layer_local_spec(
         num_experts=shape.num_experts, qk_layernorm=shape.qk_layernorm, normalization="RMSNorm"
     )
-    layer.submodules.input_layernorm = RMSNorm
-    layer.submodules.pre_mlp_layernorm = RMSNorm
+    norm = ModuleSpec(module=RMSNorm, params={"is_fused": compute.norm_fusion})
+    layer.submodules.input_layernorm = norm
+    layer.submodules.pre_mlp_layernorm = norm
 
-    head_norm = RMSNorm if shape.qk_layernorm else IdentityOp
+    head_norm = norm if shape.qk_layernorm else IdentityOp
     attention = layer.submodules.self_attention.submodules
     attention.core_attention = PackedAttention
     attention.q_layernorm = head_norm
     attention.k_layernorm = head_norm
 
+    mlp = layer.submodules.mlp.submodules
+    if shape.num_experts is not None:
+        mlp = mlp.experts.submodules
+    mlp.activation_func = SwiGLU  # built where transformer_config says so
+
     return TransformerBlockSubmodules(
-        layer_specs=[layer] * get_num_layers_to_build(config), layer_norm=RMSNorm
+        layer_specs=[layer] * get_num_layers_to_build(config), layer_norm=norm
     )

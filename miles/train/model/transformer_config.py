@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from miles.architecture.config import ModelShape
 from miles.errors import ConfigError
+from miles.train.compute_config import ComputeConfig
 from miles.train.config import RecomputeConfig
 from miles.train.model import device
 from miles.train.model.dtypes import DTYPES
@@ -16,7 +17,12 @@ from miles.train.precision import Precision
 
 
 def transformer_config(
-    shape: ModelShape, layout: Layout, *, precision: Precision, recompute: RecomputeConfig
+    shape: ModelShape,
+    layout: Layout,
+    *,
+    precision: Precision,
+    recompute: RecomputeConfig,
+    compute: ComputeConfig,
 ) -> Any:
     """Return Megatron's `TransformerConfig` for a shape on a layout.
 
@@ -71,9 +77,11 @@ def transformer_config(
         recompute_method=recompute.method,
         recompute_num_layers=recompute.num_layers,
         calculate_per_token_loss=True,
-        # The fusions need CUDA kernels, all but one of Apex or Transformer Engine.
+        # Megatron's fusions need Apex, Transformer Engine or torch.compile. Ours of SwiGLU takes
+        # the place of Transformer Engine's.
         use_cpu_initialization=not has_gpu,
-        bias_activation_fusion=has_gpu,
+        use_te_activation_func=compute.swiglu_fusion,
+        bias_activation_fusion=False,
         gradient_accumulation_fusion=False,
         masked_softmax_fusion=False,
         bias_dropout_fusion=False,
