@@ -131,9 +131,14 @@ def fused_rms_norm(kernels: _FusedKernels, hidden: Tensor, weight: Tensor, eps: 
 
 
 def fused_silu_mul(kernels: _FusedKernels, gate_and_up: Tensor) -> Tensor:
-    """Return `silu_mul` by liger's kernels for both halves in one tensor, which copy neither."""
-    product: Tensor = kernels.silu_mul.apply(gate_and_up)
-    return product
+    """Return `silu_mul` by liger's kernels for both halves in one tensor, which copy neither.
+
+    They get rows: liger-kernel 0.8.5 returns the gradient of [tokens, 1, size] without the 1, and
+    autograd refuses it ("returned an invalid gradient at index 0").
+    """
+    rows = gate_and_up.reshape(-1, gate_and_up.shape[-1])
+    product: Tensor = kernels.silu_mul.apply(rows)
+    return product.view(*gate_and_up.shape[:-1], -1)
 
 
 def fused_rope(
