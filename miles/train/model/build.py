@@ -37,7 +37,8 @@ def build_model(
         ConfigError: the model cannot be divided among the ranks of the layout.
     """
     from megatron.core import parallel_state
-    from megatron.core.models.gpt import GPTModel
+
+    from miles.train.model.gpt import PackedGPTModel
 
     layout.require_fits(shape)
     compute = compute.resolved(has_gpus=device.has_gpu(), data_parallel=layout.data)
@@ -49,7 +50,7 @@ def build_model(
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model = GPTModel(
+        model = PackedGPTModel(
             config=config,
             transformer_layer_spec=block_spec(shape, config, compute),
             vocab_size=padded_vocab_size(shape, layout.tensor),
@@ -64,6 +65,7 @@ def build_model(
             parallel_output=True,
         )
     model.model_type = "encoder_or_decoder"  # read by the pipeline schedules
+    model.loss_chunk_size = compute.loss_chunk_size
     mask_padding_rows(model, shape)
     return model.cuda() if device.has_gpu() else model
 

@@ -11,10 +11,10 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from miles.data.types import DUMMY_ROW_ID, MicroBatch
 from miles.train.model.device_batch import DeviceBatch
+from miles.train.model.output_loss import Targets
 from miles.train.parallel_layout import Layout
 
 
@@ -60,15 +60,15 @@ def pad_for_tensor_ranks(micro_batch: MicroBatch, layout: Layout) -> MicroBatch:
     )
 
 
-def forward_packed(model: Any, batch: DeviceBatch, *, with_labels: bool) -> Tensor:
+def forward_packed(model: Any, batch: DeviceBatch, *, with_labels: bool) -> Any:
     """Run a model forward over a packed micro-batch.
 
     Args:
-        model: a `GPTModel`, or the DDP wrapper around one.
+        model: a `PackedGPTModel`, or the DDP wrapper around one.
         with_labels: compute the loss.
 
     Returns:
-        On the last pipeline stage with labels: the loss of every token, float32 [1, tokens].
+        On the last pipeline stage with labels: the losses of the trained tokens, `TokenLosses`.
         On the last pipeline stage without labels: this rank's part of the logits,
         [1, tokens, vocabulary / tensor-parallel size].
         On other stages: the input of the next stage.
@@ -86,6 +86,6 @@ def forward_packed(model: Any, batch: DeviceBatch, *, with_labels: bool) -> Tens
         input_ids=batch.input_ids,
         position_ids=batch.position_ids,
         attention_mask=None,
-        labels=batch.labels if with_labels else None,
+        labels=Targets(batch.labels, batch.trained_positions) if with_labels else None,
         packed_seq_params=packed,
     )
