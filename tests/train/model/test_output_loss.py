@@ -70,7 +70,8 @@ class Problem:
         labels = self.targets.labels[0, self.targets.positions]
         losses = F.cross_entropy(rows @ weight.t(), labels, reduction="none")
         losses.sum().backward()
-        assert hidden.grad is not None and weight.grad is not None
+        assert hidden.grad is not None
+        assert weight.grad is not None
         return Gradients(losses.detach(), hidden.grad, weight.grad)
 
     def in_pieces(self, head: OutputHead, factor: float = 1.0) -> Gradients:
@@ -93,7 +94,8 @@ class Gradients:
     def require_equal(self, expected: Gradients, factor: float = 1.0) -> None:
         torch.testing.assert_close(self.losses, expected.losses, **EXACT)
         torch.testing.assert_close(self.hidden, expected.hidden * factor, **EXACT)
-        assert self.weight is not None and expected.weight is not None
+        assert self.weight is not None
+        assert expected.weight is not None
         torch.testing.assert_close(self.weight, expected.weight * factor, **EXACT)
 
 

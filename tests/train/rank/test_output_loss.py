@@ -12,7 +12,6 @@ import torch
 from miles.architecture.config import ModelShape
 from miles.train.compute_config import ComputeConfig
 from miles.train.parallel_layout import Layout
-from miles.train.precision import Precision
 from tests.support.ranks import SHAPE, batch, run_ranks, start, trainer_settings
 
 TIED = replace(SHAPE, vocab_size=SHAPE.vocab_size + 1, tied_embeddings=True)
