@@ -9,7 +9,9 @@ class of Megatron's, is itself imported inside functions.
     build             a rank's part of the GPT model; transformer_config and norm are pieces of it
     layer_spec        which modules a layer is made of
     kernels           norm, SwiGLU and rotation, fused where such kernels are; swiglu, a module of it
-    attention         attention over packed sequences, put into the model's layers
+    attention         attention over packed sequences, put into the model's layers;
+                      attention_backends has the kernels, packed_params what a layer is told
+    rotary            the angle of each token by its position, once a micro-batch
     device_batch      a micro-batch on the device, sent one ahead
     packed_forward    the forward pass over a packed micro-batch
     gpt               Megatron's GPTModel with the loss of output_loss
