@@ -146,6 +146,17 @@ class ComputeConfig:
             also=(Flag("--no-overlap-param-gather", help="before it", negates=True),),
         ),
     ] = None
+    ddp_bucket_size: Annotated[
+        int | None,
+        Flag(
+            "--ddp-bucket-size",
+            "WEIGHTS",
+            "weights that are gathered, and whose gradients are summed, at a time, where that is "
+            "overlapped",
+            default="40 million, or 1 million for each data-parallel rank if that is more",
+            minimum=1,
+        ),
+    ] = None
 
     def __post_init__(self) -> None:
         check_settings(self)

@@ -1,11 +1,13 @@
-"""The same losses and gradient norms on any layout, and in plain PyTorch: real Megatron ranks on
-the real stream.
+"""The same losses and gradient norms on any layout, computed in any way, and in plain PyTorch:
+real Megatron ranks on the real stream.
 
-Ten steps of AdamW from the same converted weights, whose first is the table of docs/parity.md:
+Ten steps of AdamW from the same converted weights. Each is a line of docs/parity.md:
 
-    one rank                  the reference each layout               against it: loss, loss of each
-    source, gradient norm, at every step transformers, unpacked    against it: one sample at a time,
-    no Megatron, no packing, torch's AdamW
+    one rank, every switch off   the reference
+    one rank, a switch off       against it: loss, loss of each source, gradient norm, at every step
+    a layout, the fast way       against it, in the same way
+    transformers, unpacked       against it: one sample at a time, no Megatron, no packing, torch's
+                                 AdamW
 
 `MILES_WRITE_DOCS=1 pytest tests/integration/test_parity.py` writes the table anew.
 """
@@ -30,6 +32,7 @@ from miles.common import checkpoint_folder
 from miles.convert.hf_to_megatron import hf_to_megatron
 from miles.data.config import DataConfig, PackConfig
 from miles.data.stream.feed import Feed
+from miles.train.compute_config import ComputeConfig
 from miles.train.config import ClusterConfig, RecomputeConfig, TrainConfig
 from miles.train.driver.group import TrainerGroup
 from miles.train.optimizer_settings import OptimizerSettings
@@ -66,27 +69,73 @@ MODELS = {
 
 ONE_RANK = Layout(1)
 
+FAST = ComputeConfig(grouped_experts=True)
+"""The ways of a GPU, as far as a CPU has them."""
+PLAIN = ComputeConfig(
+    attention_backend="local",
+    transformer_impl="local",
+    loss_chunk_size=0,
+    rope_fusion=False,
+    packed_rope=False,
+    norm_fusion=False,
+    swiglu_fusion=False,
+    residual_fusion=False,
+    grad_accumulation_fusion=False,
+    adam_fusion=False,
+    grouped_experts=False,
+    overlap_grad_reduce=False,
+    overlap_param_gather=False,
+)
+"""Every switch off."""
+REDUCE = replace(FAST, overlap_grad_reduce=True, overlap_param_gather=False)
+OVERLAP = replace(FAST, overlap_grad_reduce=True, overlap_param_gather=True)
+
 
 @dataclass(frozen=True)
 class Case:
-    """A layout, and what else may not change the numbers."""
+    """A layout, a way to compute, and what else may not change the numbers."""
 
     layout: Layout = ONE_RANK
     max_tokens_per_gpu: int = 2048
     batch_size: int = 16
     recompute: RecomputeConfig = field(default_factory=RecomputeConfig)
+    compute: ComputeConfig = FAST
 
 
-REFERENCE = Case()
+REFERENCE = Case(compute=PLAIN)
 FEW = 3
 """Rows of a step, of which four ranks cannot have one each."""
 
+SWITCHES = {
+    "--loss-chunk-size 0": Case(compute=replace(FAST, loss_chunk_size=0)),
+    "--loss-chunk-size 100": Case(compute=replace(FAST, loss_chunk_size=100)),
+    "--no-packed-rope": Case(compute=replace(FAST, packed_rope=False)),
+    "--no-rope-fusion": Case(compute=replace(FAST, rope_fusion=False)),
+    "--no-norm-fusion": Case(compute=replace(FAST, norm_fusion=False)),
+    "--no-bias-swiglu-fusion": Case(compute=replace(FAST, swiglu_fusion=False)),
+    "--no-bias-dropout-fusion": Case(compute=replace(FAST, residual_fusion=False)),
+    "--no-gradient-accumulation-fusion": Case(
+        compute=replace(FAST, grad_accumulation_fusion=False)
+    ),
+    "--no-adam-fusion": Case(compute=replace(FAST, adam_fusion=False)),
+    "--attention-backend local": Case(compute=replace(FAST, attention_backend="local")),
+}
+"""One rank, one switch off, the others on."""
+
 CASES = {
+    "one rank": Case(),
+    **SWITCHES,
     "DP 2": Case(Layout(2)),
+    "DP 2, --overlap-grad-reduce": Case(Layout(2), compute=REDUCE),
+    "DP 2, --overlap-param-gather": Case(Layout(2), compute=OVERLAP),
     "DP 4": Case(Layout(4)),
     "TP 2": Case(Layout(2, tensor=2)),
     "TP 2, sequence parallel": Case(Layout(2, tensor=2, sequence_parallel=True)),
     "PP 2": Case(Layout(2, pipeline=2)),
+    "TP 2 x DP 2, sequence parallel, --overlap-param-gather": Case(
+        Layout(4, tensor=2, sequence_parallel=True), compute=OVERLAP
+    ),
+    "PP 2 x DP 2, --overlap-param-gather": Case(Layout(4, pipeline=2), compute=OVERLAP),
     "TP 2 x PP 2": Case(Layout(4, tensor=2, pipeline=2)),
     "TP 2 x PP 2, sequence parallel, full recomputation": Case(
         Layout(4, tensor=2, pipeline=2, sequence_parallel=True),
@@ -100,8 +149,12 @@ CASES = {
 }
 
 MOE_CASES = {
+    "one rank": Case(),
+    **SWITCHES,
+    "--no-moe-grouped-gemm": Case(compute=replace(FAST, grouped_experts=False)),
     "DP 2": Case(Layout(2)),
     "EP 2": Case(Layout(2, expert=2)),
+    "EP 2 x DP 4, --overlap-param-gather": Case(Layout(4, expert=2), compute=OVERLAP),
     "PP 2": Case(Layout(2, pipeline=2)),
     "TP 2 x EP 2, sequence parallel": Case(Layout(4, tensor=2, sequence_parallel=True, expert=2)),
     "EP 2 x PP 2, full recomputation": Case(
@@ -216,6 +269,7 @@ class Bench:
             data=data,
             optimizer=OPTIMIZER,
             recompute=case.recompute,
+            compute=case.compute,
             cluster=cluster,
             bf16=False,
         )
@@ -257,7 +311,10 @@ again.
 """
 
 ONCE = (
+    *SWITCHES,
     "DP 2",
+    "DP 2, --overlap-grad-reduce",
+    "DP 2, --overlap-param-gather",
     "TP 2",
     "selective recomputation",
     "full recomputation by blocks",

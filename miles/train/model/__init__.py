@@ -17,6 +17,7 @@ class of Megatron's, is itself imported inside functions.
     gpt               Megatron's GPTModel with the loss of output_loss
     output_loss       output layer and loss on trained tokens only, in pieces
     loss              a sum over trained tokens, over their number
+    data_parallel     sums of gradients and gathering of weights, beside the computation
     optimizer         Megatron's distributed Adam, and the learning-rate schedule
     process_groups    joining the ranks of a layout, and leaving them
     megatron_on_cpu   what lets Megatron run where there is no CUDA

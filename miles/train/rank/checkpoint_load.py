@@ -88,6 +88,7 @@ def state_to_save(
         extra: content of `miles.json`; its cursor has the number of consumed rows.
         model_only: leave out the optimizer and the schedule.
     """
+    trainer.gather_weights()
     model = _model_state(trainer)
     state = _state(trainer, model, loading=False, model_only=model_only)
     state["model"] = compatible_keys.complete(state, trainer.shape)
@@ -135,9 +136,10 @@ def _state(
     state: dict[str, Any] = {"model": model}
     if not model_only:
         optimizer_state.prepare(trainer.optimizer)
-        state["optimizer"] = trainer.optimizer.sharded_state_dict(
-            model, is_loading=loading, metadata=CONTENT_FORMAT
-        )
+        with optimizer_state.places_without_padding(trainer.optimizer):
+            state["optimizer"] = trainer.optimizer.sharded_state_dict(
+                model, is_loading=loading, metadata=CONTENT_FORMAT
+            )
         if not loading:
             optimizer_state.make_portable(trainer.optimizer, state["optimizer"])
         state["opt_param_scheduler"] = trainer.scheduler.state_dict()

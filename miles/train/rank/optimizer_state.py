@@ -8,7 +8,8 @@ another layout has one. A checkpoint continues with either (`match_keys`, `match
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -37,6 +38,39 @@ def prepare(optimizer: Any) -> None:
     for part in optimizer.chained_optimizers:
         if _has_torch_adam(part.optimizer) and not part.optimizer.state:
             _take_empty_step(part.optimizer)
+
+
+@contextmanager
+def places_without_padding(optimizer: Any) -> Iterator[None]:
+    """Tell Megatron where each weight's state is, for as long as the context lasts.
+
+    `sharded_param_state_fully_reshardable` of megatron-core 0.16.1 and 0.19.2 puts the state of a
+    buffer together without the padding at the end of each bucket, and then looks up its weights at
+    their places in the padded buffer: behind the first padding, each weight gets elements of its
+    neighbours ("param range exceeds unpadded buffer", or no word). One bucket has no such padding;
+    `--overlap-grad-reduce` makes several.
+
+    Args:
+        optimizer: Megatron's `ChainedOptimizer`.
+    """
+    buffers = []
+    for part in optimizer.chained_optimizers:
+        buffers += part.buffers
+    padded = [buffer.param_index_map for buffer in buffers]
+
+    for buffer in buffers:
+        shifts = [0]
+        for bucket in buffer.buckets:
+            shifts.append(shifts[-1] + bucket.grad_data.numel() - bucket.numel_unpadded)
+        buffer.param_index_map = {
+            weight: (start - shifts[bucket_id], end - shifts[bucket_id], bucket_id)
+            for weight, (start, end, bucket_id) in buffer.param_index_map.items()
+        }
+    try:
+        yield
+    finally:
+        for buffer, places in zip(buffers, padded, strict=True):
+            buffer.param_index_map = places
 
 
 def keep_step_counts(optimizer: Any) -> None:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from miles.architecture.config import ModelShape
 from miles.data.types import DUMMY_ROW_ID, MicroBatch, StepReport
+from miles.train.model import data_parallel, device
 from miles.train.model.build import build_model
 from miles.train.model.device_batch import DeviceBatch, send, send_ahead
 from miles.train.model.loss import (
@@ -52,12 +53,6 @@ class Trainer:
     """
 
     def __init__(self, settings: TrainerSettings, rank: int) -> None:
-        from megatron.core.distributed import (
-            DistributedDataParallel,
-            DistributedDataParallelConfig,
-            finalize_model_grads,
-        )
-
         self.settings = settings
         self.rank = rank
         model = build_model(
@@ -67,14 +62,10 @@ class Trainer:
             recompute=settings.recompute,
             compute=settings.compute,
         )
-        self.model = DistributedDataParallel(
-            model.config,
-            DistributedDataParallelConfig(
-                grad_reduce_in_fp32=True, use_distributed_optimizer=True, overlap_grad_reduce=False
-            ),
-            model,
+        compute = settings.compute.resolved(
+            has_gpus=device.has_gpu(), data_parallel=settings.layout.data
         )
-        self.model.config.finalize_model_grads_func = finalize_model_grads
+        self.model = data_parallel.wrap(model, compute)
         self.optimizer, self.scheduler = build_optimizer(
             self.model, settings.optimizer, settings.num_steps, precision=settings.precision
         )
@@ -92,8 +83,16 @@ class Trainer:
 
     @property
     def gpt(self) -> Any:
-        """Return the `GPTModel` inside the wrappers."""
+        """Return the `GPTModel` inside the wrappers. `gather_weights` comes before reading it."""
         return self.model.module
+
+    def gather_weights(self) -> None:
+        """Make this rank's copy of every weight that of the last step. Collective.
+
+        Call it before weights are read in any other way than by a forward pass: with
+        --overlap-param-gather, they are on their way.
+        """
+        data_parallel.gather_weights(self.model)
 
     def copy_weights_to_optimizer(self) -> None:
         """Take over the model's weights into the optimizer, which keeps a copy of its own.

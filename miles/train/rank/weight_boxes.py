@@ -99,7 +99,7 @@ def load_weights(trainer: Trainer, url: str) -> None:
 
 
 def write_weights(trainer: Trainer, folder: Path) -> ExportPart:
-    """Write the weights whose main copy this rank holds into the files of a folder.
+    """Write the weights whose main copy this rank holds into the files of a folder. Collective.
 
     Args:
         folder: local, shared by all ranks, with files of the full size (`ExportPlan.create`).
@@ -107,6 +107,7 @@ def write_weights(trainer: Trainer, folder: Path) -> ExportPart:
     Returns:
         the bytes that are on the disk now, or why they are not.
     """
+    trainer.gather_weights()
     try:
         writer = BoxWriter(folder, trainer.shape)
     except (CheckpointError, OSError) as error:
