@@ -12,6 +12,7 @@ and torch; Megatron only inside functions, since importing it takes seconds.
     device_batch      a micro-batch on the device, sent one ahead
     packed_forward    the forward pass over a packed micro-batch
     loss              a sum over trained tokens, over their number
+    weight_gradients  added to their float32 sum by the matrix product itself
     optimizer         Megatron's distributed Adam, and the learning-rate schedule
     process_groups    joining the ranks of a layout, and leaving them
     megatron_on_cpu   what lets Megatron run where there is no CUDA

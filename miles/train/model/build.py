@@ -12,7 +12,7 @@ from miles.architecture.config import ModelShape
 from miles.architecture.sizes import padded_vocab_size
 from miles.train.compute_config import AS_USUAL, ComputeConfig
 from miles.train.config import RecomputeConfig
-from miles.train.model import device
+from miles.train.model import device, weight_gradients
 from miles.train.model.layer_spec import block_spec
 from miles.train.model.padding_rows import mask_padding_rows
 from miles.train.model.transformer_config import transformer_config
@@ -43,6 +43,7 @@ def build_model(
     compute = compute.resolved(has_gpus=device.has_gpu(), data_parallel=layout.data)
     if shape.num_experts is not None:
         _define_te_general_gemm()
+    weight_gradients.install()
     config = transformer_config(
         shape, layout, precision=precision, recompute=recompute, compute=compute
     )
