@@ -10,6 +10,8 @@ class of Megatron's, is itself imported inside functions.
     layer_spec        which modules a layer is made of
     kernels           norm, SwiGLU and rotation, fused where such kernels are; swiglu, a module of it
     attention         attention over packed sequences, put into the model's layers
+    experts           the experts of a layer in grouped_product, with weighted_swiglu in between
+    token_dispatch    tokens to the ranks of their experts and back, by permutation
     device_batch      a micro-batch on the device, sent one ahead
     packed_forward    the forward pass over a packed micro-batch
     gpt               Megatron's GPTModel with the loss of output_loss

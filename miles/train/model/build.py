@@ -13,6 +13,7 @@ from miles.architecture.sizes import padded_vocab_size
 from miles.train.compute_config import AS_USUAL, ComputeConfig
 from miles.train.config import RecomputeConfig
 from miles.train.model import device
+from miles.train.model.experts import can_group, group_experts
 from miles.train.model.layer_spec import block_spec
 from miles.train.model.padding_rows import mask_padding_rows
 from miles.train.model.transformer_config import transformer_config
@@ -67,6 +68,8 @@ def build_model(
     model.model_type = "encoder_or_decoder"  # read by the pipeline schedules
     model.loss_chunk_size = compute.loss_chunk_size
     mask_padding_rows(model, shape)
+    if compute.grouped_experts and shape.num_experts is not None and can_group(precision):
+        group_experts(model)
     return model.cuda() if device.has_gpu() else model
 
 
