@@ -12,7 +12,9 @@ from torch import Tensor
 
 
 @triton.jit
-def _forward(gate_and_up, weights, product, size, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+def _forward(  # type: ignore[no-untyped-def]
+    gate_and_up, weights, product, size, BLOCK: tl.constexpr
+):
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     is_inside = columns < size

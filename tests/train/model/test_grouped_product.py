@@ -21,7 +21,7 @@ def ends() -> Tensor:
 
 
 def parameters(dtype: torch.dtype, gap: int = 0) -> list[torch.nn.Parameter]:
-    """Return a matrix for each expert, in a buffer as Megatron fills it: from the last to the first.
+    """Return a matrix for each expert, in a buffer that is filled as Megatron's: the last first.
 
     Args:
         gap: unused elements before the third expert, as at a bucket's edge.
