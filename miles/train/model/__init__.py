@@ -9,7 +9,9 @@ class of Megatron's, is itself imported inside functions.
     build             a rank's part of the GPT model; transformer_config and norm are pieces of it
     layer_spec        which modules a layer is made of
     kernels           norm, SwiGLU and rotation, fused where such kernels are; swiglu, a module of it
-    attention         attention over packed sequences, put into the model's layers
+    attention         attention over packed sequences, put into the model's layers;
+                      attention_backends has the kernels, packed_params what a layer is told
+    rotary            the angle of each token by its position, once a micro-batch
     experts           the experts of a layer in grouped_product, with weighted_swiglu in between
     token_dispatch    tokens to the ranks of their experts and back, by permutation
     device_batch      a micro-batch on the device, sent one ahead

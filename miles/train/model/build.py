@@ -16,6 +16,7 @@ from miles.train.model import device
 from miles.train.model.experts import can_group, group_experts
 from miles.train.model.layer_spec import block_spec
 from miles.train.model.padding_rows import mask_padding_rows
+from miles.train.model.rotary import RotaryFrequencies
 from miles.train.model.transformer_config import transformer_config
 from miles.train.parallel_layout import Layout
 from miles.train.precision import Precision
@@ -59,7 +60,8 @@ def build_model(
             pre_process=parallel_state.is_pipeline_first_stage(),
             post_process=parallel_state.is_pipeline_last_stage(),
             share_embeddings_and_output_weights=shape.tied_embeddings,
-            position_embedding_type="rope",
+            # Megatron's own, segment by segment, or none: `PackedAttention` rotates.
+            position_embedding_type="none" if compute.packed_rope else "rope",
             rotary_base=int(shape.rotary_base),
             rope_scaling=shape.rope_scaling_factor is not None,
             rope_scaling_factor=shape.rope_scaling_factor or 1.0,
@@ -67,6 +69,7 @@ def build_model(
         )
     model.model_type = "encoder_or_decoder"  # read by the pipeline schedules
     model.loss_chunk_size = compute.loss_chunk_size
+    model.packed_rotary = RotaryFrequencies.of(shape) if compute.packed_rope else None
     mask_padding_rows(model, shape)
     if compute.grouped_experts and shape.num_experts is not None and can_group(precision):
         group_experts(model)

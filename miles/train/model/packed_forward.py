@@ -1,7 +1,7 @@
 """The forward pass over a packed micro-batch.
 
 MicroBatch -> padded to what the tensor-parallel ranks divide -> DeviceBatch (device_batch) ->
-PackedSeqParams -> GPTModel
+rotation of each token (rotary) -> GPTModel
 """
 
 from __future__ import annotations
@@ -73,19 +73,15 @@ def forward_packed(model: Any, batch: DeviceBatch, *, with_labels: bool) -> Any:
         [1, tokens, vocabulary / tensor-parallel size].
         On other stages: the input of the next stage.
     """
-    from megatron.core.packed_seq_params import PackedSeqParams
+    from miles.train.model.packed_params import packed_params
 
-    packed = PackedSeqParams(
-        qkv_format="thd",
-        cu_seqlens_q=batch.cu_seqlens,
-        cu_seqlens_kv=batch.cu_seqlens,
-        max_seqlen_q=batch.longest,
-        max_seqlen_kv=batch.longest,
-    )
+    frequencies = getattr(model, "module", model).packed_rotary
+    rotation = None if frequencies is None else frequencies.rotation(batch.position_ids)
+
     return model(
         input_ids=batch.input_ids,
         position_ids=batch.position_ids,
         attention_mask=None,
         labels=Targets(batch.labels, batch.trained_positions) if with_labels else None,
-        packed_seq_params=packed,
+        packed_seq_params=packed_params(batch, rotation),
     )
