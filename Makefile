@@ -1,10 +1,10 @@
-# make demo | make quick | make test | make bench | make check | make setup
+# make demo | make quick | make test | make bench | make gpu | make check | make setup
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: help setup demo check quick test bench clean
+.PHONY: help setup demo check quick test bench gpu clean
 .DEFAULT_GOAL := help
 
 help:
@@ -12,6 +12,7 @@ help:
 	@echo "make quick   make check, then every test that needs neither Ray nor Megatron: before each commit"
 	@echo "make test    make check, then every test"
 	@echo "make bench   every benchmark at full size; exit status 1 where a bar is missed"
+	@echo "make gpu     what a GPU can tell, in under 8 minutes; without one, at a tiny size"
 	@echo "make check   lint, types, import contracts"
 	@echo "make setup   the environment, $(VENV), with everything for development"
 
@@ -55,6 +56,9 @@ test: check
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/run_all.py
+
+gpu: $(STAMP)
+	PYTHON=$(BIN)/python benchmarks/gpu_check.sh
 
 clean:
 	rm -rf $(VENV) runs build dist *.egg-info .mypy_cache .ruff_cache

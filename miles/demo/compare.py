@@ -88,7 +88,9 @@ def _megatron_logits(folder: Path, ids: list[int]) -> np.ndarray:
     start = StartPoint(checkpoint, is_resume=False)
     setup = RankSetup(settings, start, seed=1234, timeout_minutes=10)
 
-    actor = ray.remote(num_cpus=0)(TrainerActor).remote(0, RankEnvironment(has_gpu=False))
+    # On a CPU, as transformers beside it. Ray 2.60 shows all GPUs to an actor that asks for none.
+    environment = RankEnvironment(has_gpu=False, given={"CUDA_VISIBLE_DEVICES": ""})
+    actor = ray.remote(num_cpus=0)(TrainerActor).remote(0, environment)
     address = ray.get(actor.listen.remote())
     ray.get(actor.setup.remote(address, setup), timeout=120)
     logits: np.ndarray = ray.get(actor.logits.remote(ids))

@@ -1,6 +1,6 @@
 """`miles demo`: the main job from end to end.
 
-rows -> tokenizer and tiny Qwen3 -> convert -> prepare -> train on two ranks -> convert back
+rows -> tokenizer and tiny Qwen3 -> convert -> prepare -> train -> convert back
     -> compare -> report
 """
 
@@ -10,6 +10,7 @@ import shutil
 import time
 from pathlib import Path
 
+import ray
 from rich.console import Console
 
 from miles.architecture.families import read_shape
@@ -34,9 +35,11 @@ from miles.report.report import verdict, write_report
 from miles.report.run_data import read_metrics
 from miles.train.config import ClusterConfig, TrainConfig
 from miles.train.driver.loop import train
+from miles.train.model import device
 from miles.train.optimizer_settings import OptimizerSettings
 
 MAX_SAMPLE_TOKENS = 1024
+MAX_TRAINERS = 2
 MAX_LAST_LOSS = 0.6
 """The last step's loss must be below this share of the first step's."""
 
@@ -44,14 +47,14 @@ _MARKER = ".miles-demo"
 """File in a folder that the demo may delete."""
 
 
-def demo_config(folder: Path) -> TrainConfig:
-    """Return the demo's run: two data-parallel trainers, two sources, eight epochs."""
+def demo_config(folder: Path, num_trainers: int) -> TrainConfig:
+    """Return the demo's run: data-parallel trainers, two sources, eight epochs."""
     sources = [SourceConfig(name, (str(folder / "data" / name),)) for name in rows.FILES]
     data = DataConfig(
         sources=tuple(sources),
         order=OrderConfig(batch_size=16, seed=7, shuffle=True, num_epoch=8),
         encode=EncodeConfig(str(folder / "hf"), max_sample_tokens=MAX_SAMPLE_TOKENS),
-        pack=PackConfig(dp_size=2, max_tokens_per_gpu=2048),
+        pack=PackConfig(dp_size=num_trainers, max_tokens_per_gpu=2048),
         stream=StreamConfig(loader_cpus=1, prefetch_steps=8),
     )
     optimizer = OptimizerSettings(
@@ -66,7 +69,7 @@ def demo_config(folder: Path) -> TrainConfig:
         data=data,
         save_interval=164,
         optimizer=optimizer,
-        cluster=ClusterConfig(gpus_per_node=2),
+        cluster=ClusterConfig(gpus_per_node=num_trainers),
     )
 
 
@@ -86,13 +89,16 @@ def run_demo(output: str, console: Console) -> None:
     _title(console, 2, "Convert: Hugging Face -> Megatron")
     console.print(f"  {hf_to_megatron(str(folder / 'hf'), str(folder / 'megatron'))}")
 
-    with local_ray.running(num_cpus=1, object_store_bytes=256 << 20):
+    # Each trainer on a GPU takes a CPU beside the loader; those on CPUs reserve none.
+    num_cpus = None if device.has_gpu() else 1
+    with local_ray.running(num_cpus, object_store_bytes=256 << 20):
         _title(console, 3, "Prepare: ShareGPT -> OpenAI messages")
         for name, file in files.items():
             _prepare(name, file, folder, console)
 
-        _title(console, 4, "Train: Ray Data -> two Megatron trainers")
-        summary = train(demo_config(folder), console)
+        num_trainers = _num_trainers()
+        _title(console, 4, f"Train: Ray Data -> {num_trainers} Megatron trainer(s)")
+        summary = train(demo_config(folder, num_trainers), console)
 
         _title(console, 5, "Convert back, and compare")
         megatron_to_hf(str(folder / "checkpoints"), str(folder / "hf"), str(folder / "export"))
@@ -112,6 +118,12 @@ def run_demo(output: str, console: Console) -> None:
     console.print(f"To see the first batch: miles inspect {folder}", soft_wrap=True)
     if share > MAX_LAST_LOSS:
         raise MilesError(f"the demo's loss did not fall below {MAX_LAST_LOSS:.0%} of its start")
+
+
+def _num_trainers() -> int:
+    """Return two, or as many as there are GPUs where that is fewer. Ray must run."""
+    num_gpus = int(ray.cluster_resources().get("GPU", 0))
+    return min(num_gpus or MAX_TRAINERS, MAX_TRAINERS)
 
 
 def _clear(folder: Path) -> None:

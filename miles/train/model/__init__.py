@@ -3,14 +3,21 @@
 In: a model's shape, a layout, packed micro-batches. Out: a model with its optimizer, the loss of
 every trained token, sums by source. It runs in each trainer process, on a GPU or a CPU. It may
 import `miles.train.config`, `types` and `parallel_layout`, `miles.data.types`, `miles.architecture`
-and torch; Megatron only inside functions, since importing it takes seconds.
+and torch; Megatron only inside functions, since importing it takes seconds. `gpt`, which extends a
+class of Megatron's, is itself imported inside functions.
 
     build             a rank's part of the GPT model; transformer_config and norm are pieces of it
     layer_spec        which modules a layer is made of
     kernels           norm, SwiGLU and rotation, fused where such kernels are; swiglu, a module of it
-    attention         attention over packed sequences, put into the model's layers
+    attention         attention over packed sequences, put into the model's layers;
+                      attention_backends has the kernels, packed_params what a layer is told
+    rotary            the angle of each token by its position, once a micro-batch
+    experts           the experts of a layer in grouped_product, with weighted_swiglu in between
+    token_dispatch    tokens to the ranks of their experts and back, by permutation
     device_batch      a micro-batch on the device, sent one ahead
     packed_forward    the forward pass over a packed micro-batch
+    gpt               Megatron's GPTModel with the loss of output_loss
+    output_loss       output layer and loss on trained tokens only, in pieces
     loss              a sum over trained tokens, over their number
     weight_gradients  added to their float32 sum by the matrix product itself
     optimizer         Megatron's distributed Adam, and the learning-rate schedule

@@ -13,8 +13,10 @@ from miles.architecture.sizes import padded_vocab_size
 from miles.train.compute_config import AS_USUAL, ComputeConfig
 from miles.train.config import RecomputeConfig
 from miles.train.model import device, weight_gradients
+from miles.train.model.experts import can_group, group_experts
 from miles.train.model.layer_spec import block_spec
 from miles.train.model.padding_rows import mask_padding_rows
+from miles.train.model.rotary import RotaryFrequencies
 from miles.train.model.transformer_config import transformer_config
 from miles.train.parallel_layout import Layout
 from miles.train.precision import Precision
@@ -37,7 +39,8 @@ def build_model(
         ConfigError: the model cannot be divided among the ranks of the layout.
     """
     from megatron.core import parallel_state
-    from megatron.core.models.gpt import GPTModel
+
+    from miles.train.model.gpt import PackedGPTModel
 
     layout.require_fits(shape)
     compute = compute.resolved(has_gpus=device.has_gpu(), data_parallel=layout.data)
@@ -50,7 +53,7 @@ def build_model(
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model = GPTModel(
+        model = PackedGPTModel(
             config=config,
             transformer_layer_spec=block_spec(shape, config, compute),
             vocab_size=padded_vocab_size(shape, layout.tensor),
@@ -58,14 +61,19 @@ def build_model(
             pre_process=parallel_state.is_pipeline_first_stage(),
             post_process=parallel_state.is_pipeline_last_stage(),
             share_embeddings_and_output_weights=shape.tied_embeddings,
-            position_embedding_type="rope",
+            # Megatron's own, segment by segment, or none: `PackedAttention` rotates.
+            position_embedding_type="none" if compute.packed_rope else "rope",
             rotary_base=int(shape.rotary_base),
             rope_scaling=shape.rope_scaling_factor is not None,
             rope_scaling_factor=shape.rope_scaling_factor or 1.0,
             parallel_output=True,
         )
     model.model_type = "encoder_or_decoder"  # read by the pipeline schedules
+    model.loss_chunk_size = compute.loss_chunk_size
+    model.packed_rotary = RotaryFrequencies.of(shape) if compute.packed_rope else None
     mask_padding_rows(model, shape)
+    if compute.grouped_experts and shape.num_experts is not None and can_group(precision):
+        group_experts(model)
     return model.cuda() if device.has_gpu() else model
 
 

@@ -25,7 +25,7 @@ from miles.data.types import MicroBatch
 from miles.train.model import device
 
 _ALIGNMENT_BYTES = 64
-"""Each array of the buffer begins at a multiple of it: kernels read aligned data in larger pieces."""
+"""Each array of the buffer begins at a multiple of it: aligned data is read in larger pieces."""
 
 
 _TORCH_DTYPES = {"int64": torch.int64, "int32": torch.int32, "float32": torch.float32}

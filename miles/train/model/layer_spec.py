@@ -38,7 +38,7 @@ def block_spec(shape: ModelShape, config: Any, compute: ComputeConfig) -> Any:
 
     head_norm = norm if shape.qk_layernorm else IdentityOp
     attention = layer.submodules.self_attention.submodules
-    attention.core_attention = PackedAttention
+    attention.core_attention = ModuleSpec(module=PackedAttention, params={"compute": compute})
     attention.q_layernorm = head_norm
     attention.k_layernorm = head_norm
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from miles.data.types import MicroBatch
 from miles.train.model.device import torch_device
 from miles.train.model.device_batch import DeviceBatch
+from miles.train.model.output_loss import TokenLosses
 
 
 @dataclass(frozen=True)
@@ -55,27 +56,19 @@ class MicroBatchSums:
     """float64 [2 x sources]: loss sums, then token counts"""
 
 
-def masked_sum(token_losses: Tensor, batch: DeviceBatch) -> tuple[Tensor, Tensor, Tensor]:
+def masked_sum(losses: TokenLosses, batch: DeviceBatch) -> tuple[Tensor, Tensor, Tensor]:
     """Return the loss of a micro-batch as Megatron's `calculate_per_token_loss` wants it.
-
-    Args:
-        token_losses: float32 [1, tokens]
 
     Returns:
         the sum of the trained tokens' losses, to differentiate; the number of trained tokens (int,
         scalar, on the host); and, detached, each segment's loss sum and count, float64
         [2, segments].
     """
-    losses = token_losses.reshape(-1).float()
-    # Not a product: it would turn a NaN at a token that is not trained into a NaN of the sum.
-    masked = torch.where(batch.loss_mask > 0, losses, 0.0)
-
-    num_segments = len(batch.source_of_segment)
-    by_segment = torch.zeros(2, num_segments, dtype=torch.float64, device=losses.device)
-    by_segment[0].index_add_(0, batch.segment_of_token, masked.detach().double())
-    by_segment[1].index_add_(0, batch.segment_of_token, batch.loss_mask.double())
-
-    return masked.sum(), torch.tensor(batch.num_trained, dtype=torch.int), by_segment
+    values = torch.stack([losses.of_tokens, torch.ones_like(losses.of_tokens)]).double()
+    segments = batch.segment_of_token.index_select(0, batch.trained_positions)
+    by_segment = values.new_zeros(2, len(batch.source_of_segment))
+    by_segment.index_add_(1, segments, values)
+    return losses.total, torch.tensor(batch.num_trained, dtype=torch.int), by_segment
 
 
 def sum_by_source(by_segment: Tensor, batch: DeviceBatch, num_sources: int) -> Tensor:

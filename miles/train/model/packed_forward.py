@@ -1,7 +1,7 @@
 """The forward pass over a packed micro-batch.
 
 MicroBatch -> padded to what the tensor-parallel ranks divide -> DeviceBatch (device_batch) ->
-PackedSeqParams -> GPTModel
+rotation of each token (rotary) -> GPTModel
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from miles.data.types import DUMMY_ROW_ID, MicroBatch
 from miles.train.model.device_batch import DeviceBatch
+from miles.train.model.output_loss import Targets
 from miles.train.parallel_layout import Layout
 
 
@@ -60,32 +60,28 @@ def pad_for_tensor_ranks(micro_batch: MicroBatch, layout: Layout) -> MicroBatch:
     )
 
 
-def forward_packed(model: Any, batch: DeviceBatch, *, with_labels: bool) -> Tensor:
+def forward_packed(model: Any, batch: DeviceBatch, *, with_labels: bool) -> Any:
     """Run a model forward over a packed micro-batch.
 
     Args:
-        model: a `GPTModel`, or the DDP wrapper around one.
+        model: a `PackedGPTModel`, or the DDP wrapper around one.
         with_labels: compute the loss.
 
     Returns:
-        On the last pipeline stage with labels: the loss of every token, float32 [1, tokens].
+        On the last pipeline stage with labels: the losses of the trained tokens, `TokenLosses`.
         On the last pipeline stage without labels: this rank's part of the logits,
         [1, tokens, vocabulary / tensor-parallel size].
         On other stages: the input of the next stage.
     """
-    from megatron.core.packed_seq_params import PackedSeqParams
+    from miles.train.model.packed_params import packed_params
 
-    packed = PackedSeqParams(
-        qkv_format="thd",
-        cu_seqlens_q=batch.cu_seqlens,
-        cu_seqlens_kv=batch.cu_seqlens,
-        max_seqlen_q=batch.longest,
-        max_seqlen_kv=batch.longest,
-    )
+    frequencies = getattr(model, "module", model).packed_rotary
+    rotation = None if frequencies is None else frequencies.rotation(batch.position_ids)
+
     return model(
         input_ids=batch.input_ids,
         position_ids=batch.position_ids,
         attention_mask=None,
-        labels=batch.labels if with_labels else None,
-        packed_seq_params=packed,
+        labels=Targets(batch.labels, batch.trained_positions) if with_labels else None,
+        packed_seq_params=packed_params(batch, rotation),
     )

@@ -30,6 +30,7 @@ from miles.train.model.loss import (
     sum_by_source,
 )
 from miles.train.model.optimizer import build_optimizer, can_loss_scale_fall, clip_gradient
+from miles.train.model.output_loss import TokenLosses
 from miles.train.model.packed_forward import forward_packed, pad_for_tensor_ranks, single_sequence
 from miles.train.parallel_layout import Layout
 from miles.train.precision import Precision
@@ -276,12 +277,12 @@ class Trainer:
 
 def _forward_step(
     batches: Iterator[DeviceBatch], model: Any, *, num_sources: int
-) -> tuple[Tensor, Any]:
+) -> tuple[Any, Any]:
     """Run one micro-batch forward; the second result computes the loss from the first."""
     batch = next(batches)
 
-    def loss(token_losses: Tensor) -> tuple[Tensor, Tensor, MicroBatchSums]:
-        total, count, by_segment = masked_sum(token_losses, batch)
+    def loss(losses: TokenLosses) -> tuple[Tensor, Tensor, MicroBatchSums]:
+        total, count, by_segment = masked_sum(losses, batch)
         by_source = sum_by_source(by_segment, batch, num_sources)
         return total, count, MicroBatchSums(by_segment, by_source)
 

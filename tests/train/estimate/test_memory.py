@@ -133,7 +133,7 @@ def test_the_estimate_is_what_ranks_hold(world: int) -> None:
 def saved(
     layout: Layout, rank: int, meeting: Path, shapes: list[ModelShape], tokens: int
 ) -> list[int]:
-    """Return the bytes that autograd keeps of a forward pass, without weights and logits."""
+    """Return the bytes that autograd keeps of a forward pass, without weights and the loss's."""
     from miles.train.model.build import build_model
     from miles.train.model.device_batch import send
     from miles.train.model.packed_forward import forward_packed, single_sequence
@@ -153,7 +153,7 @@ def saved(
             rows: int = shape.vocab_size,
         ) -> Any:
             kept.append(value)
-            if value.shape[-1:] != (rows,):
+            if rows not in value.shape:
                 storages[value.untyped_storage().data_ptr()] = value.untyped_storage().nbytes()
             return value
 

@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 from miles.train.model.device_batch import send
 from miles.train.model.loss import SourceSums, masked_sum, rows_not_finite, sum_by_source
+from miles.train.model.output_loss import TokenLosses
 from miles.train.parallel_layout import Layout
 from tests.support.ranks import NUM_SOURCES, batch
 
 
-def test_an_untrained_loss_may_be_nan() -> None:
+def test_losses_add_up_to_their_segments() -> None:
     _, (micro_batches,) = batch(0, Layout(1), max_tokens=4096)
-    trained = torch.from_numpy(micro_batches[0].loss_mask)
-    losses = torch.where(trained > 0, 2.0, float("nan"))[None].requires_grad_()
+    sent = send(micro_batches[0])
+    losses = torch.arange(sent.num_trained).float()
+    losses[0] = float("nan")
 
-    total, count, by_segment = masked_sum(losses, send(micro_batches[0]))
-    total.backward()
+    total, count, by_segment = masked_sum(TokenLosses(losses.sum(), losses), sent)
 
-    assert total.item() == 2 * count.item() == 2 * micro_batches[0].loss_mask.sum()
-    assert rows_not_finite(by_segment, micro_batches[0]) == []
-    assert losses.grad is not None
-    assert losses.grad[0].tolist() == micro_batches[0].loss_mask.tolist()
+    expected = np.zeros(sent.host.loss_mask.shape)
+    expected[sent.host.loss_mask > 0] = losses.numpy()
+    starts = sent.host.cu_seqlens[:-1]
+    np.testing.assert_array_equal(by_segment[0], np.add.reduceat(expected, starts))
+    np.testing.assert_array_equal(by_segment[1], np.add.reduceat(sent.host.loss_mask, starts))
+    assert count == sent.host.loss_mask.sum()
+    assert total.isnan()
+    first = int(sent.host.loss_mask.argmax())
+    row = int(np.searchsorted(sent.host.cu_seqlens, first, side="right")) - 1
+    assert rows_not_finite(by_segment, sent.host) == [sent.host.row_ids[row]]
 
 
 def test_segments_add_up_to_their_sources() -> None:

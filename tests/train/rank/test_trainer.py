@@ -57,10 +57,10 @@ def token_losses(trainer: Any, samples: list[np.ndarray]) -> list[np.ndarray]:
         np.zeros(len(samples)),
     )
     with torch.no_grad():
-        losses = forward_packed(trainer.gpt, send(packed), with_labels=True)[0].numpy()
+        losses = forward_packed(trainer.gpt, send(packed), with_labels=True).of_tokens.numpy()
 
-    ends = np.cumsum(lengths)
-    return [losses[end - length : end - 1] for end, length in zip(ends, lengths, strict=True)]
+    # The last token of a sample has no label.
+    return np.split(losses, np.cumsum([length - 1 for length in lengths])[:-1])
 
 
 def copy_weights(trainer: Any) -> list[torch.Tensor]:
@@ -100,8 +100,8 @@ def test_the_loss_is_the_hand_computed_mean(trainer: Any) -> None:
     total = 0.0
     with torch.no_grad():
         for packed in micro_batches:
-            losses = forward_packed(trainer.gpt, send(packed), with_labels=True)[0]
-            total += float((losses * torch.from_numpy(packed.loss_mask)).sum())
+            losses = forward_packed(trainer.gpt, send(packed), with_labels=True)
+            total += float(losses.of_tokens.sum())
     expected = total / report.content.num_trained_tokens
 
     sums = trainer.evaluate([micro_batches[:1], micro_batches[1:]], NUM_SOURCES)

@@ -1,0 +1,43 @@
+"""What every layer of Megatron's is told about a packed micro-batch.
+
+Import it inside functions only: this module imports Megatron, which takes seconds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from megatron.core.packed_seq_params import PackedSeqParams
+
+from miles.train.model.device_batch import DeviceBatch
+from miles.train.model.rotary import Rotation
+
+
+@dataclass
+class PackedParams(PackedSeqParams):
+    """Megatron's parameters of packed sequences, and what `PackedAttention` needs beside them.
+
+    Megatron hands them to the layers, and to those that it computes again, as they are.
+    """
+
+    lengths: tuple[int, ...] = ()
+    """tokens of each segment, on the host"""
+    rotation: Rotation | None = None
+    """of each token; None where Megatron rotates query and key itself"""
+
+
+def packed_params(batch: DeviceBatch, rotation: Rotation | None) -> PackedParams:
+    """Return the parameters of a micro-batch."""
+    offsets: list[int] = batch.host.cu_seqlens.tolist()
+    ends = offsets[1:]
+    lengths = tuple(end - start for start, end in zip(offsets, ends, strict=False))
+
+    return PackedParams(
+        qkv_format="thd",
+        cu_seqlens_q=batch.cu_seqlens,
+        cu_seqlens_kv=batch.cu_seqlens,
+        max_seqlen_q=batch.longest,
+        max_seqlen_kv=batch.longest,
+        lengths=lengths,
+        rotation=rotation,
+    )
