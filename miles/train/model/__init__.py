@@ -12,12 +12,15 @@ class of Megatron's, is itself imported inside functions.
     attention         attention over packed sequences, put into the model's layers;
                       attention_backends has the kernels, packed_params what a layer is told
     rotary            the angle of each token by its position, once a micro-batch
+    experts           the experts of a layer in grouped_product, with weighted_swiglu in between
+    token_dispatch    tokens to the ranks of their experts and back, by permutation
     device_batch      a micro-batch on the device, sent one ahead
     packed_forward    the forward pass over a packed micro-batch
     gpt               Megatron's GPTModel with the loss of output_loss
     output_loss       output layer and loss on trained tokens only, in pieces
     loss              a sum over trained tokens, over their number
     data_parallel     sums of gradients and gathering of weights, beside the computation
+    weight_gradients  added to their float32 sum by the matrix product itself
     optimizer         Megatron's distributed Adam, and the learning-rate schedule
     process_groups    joining the ranks of a layout, and leaving them
     megatron_on_cpu   what lets Megatron run where there is no CUDA

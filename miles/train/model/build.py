@@ -12,7 +12,8 @@ from miles.architecture.config import ModelShape
 from miles.architecture.sizes import padded_vocab_size
 from miles.train.compute_config import AS_USUAL, ComputeConfig
 from miles.train.config import RecomputeConfig
-from miles.train.model import device
+from miles.train.model import device, weight_gradients
+from miles.train.model.experts import can_group, group_experts
 from miles.train.model.layer_spec import block_spec
 from miles.train.model.padding_rows import mask_padding_rows
 from miles.train.model.rotary import RotaryFrequencies
@@ -45,6 +46,7 @@ def build_model(
     compute = compute.resolved(has_gpus=device.has_gpu(), data_parallel=layout.data)
     if shape.num_experts is not None:
         _define_te_general_gemm()
+    weight_gradients.install()
     config = transformer_config(
         shape, layout, precision=precision, recompute=recompute, compute=compute
     )
@@ -70,6 +72,8 @@ def build_model(
     model.loss_chunk_size = compute.loss_chunk_size
     model.packed_rotary = RotaryFrequencies.of(shape) if compute.packed_rope else None
     mask_padding_rows(model, shape)
+    if compute.grouped_experts and shape.num_experts is not None and can_group(precision):
+        group_experts(model)
     return model.cuda() if device.has_gpu() else model
 
 

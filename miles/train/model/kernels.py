@@ -159,6 +159,11 @@ def fused_rope(
     return rotated_query, rotated_key
 
 
+def has_fused_kernels(tensor: Tensor) -> bool:
+    """Return whether a tensor is on a GPU where kernels in Triton run, and is not empty."""
+    return _kernels_for(tensor) is not None
+
+
 def _kernels_for(tensor: Tensor) -> _FusedKernels | None:
     """Return the fused kernels where they can take a tensor."""
     if not tensor.is_cuda or tensor.numel() == 0:

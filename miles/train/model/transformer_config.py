@@ -82,7 +82,7 @@ def transformer_config(
         use_cpu_initialization=not has_gpu,
         use_te_activation_func=compute.swiglu_fusion,
         bias_activation_fusion=False,
-        gradient_accumulation_fusion=False,
+        gradient_accumulation_fusion=compute.grad_accumulation_fusion,  # by weight_gradients
         masked_softmax_fusion=False,
         bias_dropout_fusion=False,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
 
 from miles.train.model.attention import PackedAttention
@@ -53,3 +54,13 @@ def test_query_and_key_are_rotated_and_the_value_is_not() -> None:
     torch.testing.assert_close(turned, plain, rtol=0, atol=1e-6)
     assert (apart - plain).abs().max() > 0.1
     torch.testing.assert_close(apart[0], plain[0], rtol=0, atol=1e-6)
+
+
+def test_float32_is_computed_by_segment_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    attention = PackedAttention(CONFIG, 1, None, "self")
+    monkeypatch.setattr(attention, "_attend", lambda query, *arguments: torch.zeros_like(query))
+    query, key, value = torch.randn(3, 2, 8), torch.randn(3, 1, 8), torch.randn(3, 1, 8)
+    assert attention(query, key, value, packed_seq_params=packed((3,))).any()
+
+    in_half = [tensor.bfloat16() for tensor in (query, key, value)]
+    assert not attention(*in_half, packed_seq_params=packed((3,))).any()

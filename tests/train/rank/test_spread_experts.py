@@ -1,4 +1,7 @@
-"""A checkpoint continues with its optimizer, whether its experts were spread over ranks or not."""
+"""A checkpoint continues with its optimizer, whether its experts were spread over ranks or not.
+
+It was written with the experts one after another, and continues with them in one product.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ import numpy as np
 import pytest
 
 from miles.common import checkpoint_folder
+from miles.train.compute_config import ComputeConfig
 from miles.train.parallel_layout import Layout
 from tests.support.ranks import SHAPE, batch, run_ranks, start, trainer_settings
 
@@ -33,7 +37,8 @@ def train(
     from miles.train.rank.trainer import Trainer
 
     start(layout, rank, meeting)
-    trainer = Trainer(trainer_settings(EXPERTS, layout), rank)
+    compute = ComputeConfig(grouped_experts=load is not None)
+    trainer = Trainer(replace(trainer_settings(EXPERTS, layout), compute=compute), rank)
     first_step = 0
     if load is not None:
         found = checkpoint_folder.find(load)
