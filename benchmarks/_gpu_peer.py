@@ -182,9 +182,6 @@ def _attend(
     )
     if "enable_gqa" in names:
         options["enable_gqa"] = True
-    else:
-        repeats = packed[0].shape[1] // packed[1].shape[1]
-        packed[1:] = [part.repeat_interleave(repeats, dim=1) for part in packed[1:]]
     bounds = (cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q)
     return varlen_attn(*packed, *bounds, scale=scaling, **options)[None], None
 

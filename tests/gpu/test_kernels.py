@@ -6,13 +6,18 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from miles.data.packing.micro_batch import micro_batch
 from miles.train.model import device
+from miles.train.model.attention import PackedAttention
+from miles.train.model.device_batch import send
 from miles.train.model.kernels import rms_norm, rope, silu_mul
+from miles.train.model.weight_gradients import accumulate
 
 BOUNDS = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
 """Of the difference's norm to the reference's: a few roundings."""
@@ -94,16 +99,21 @@ def test_rotation_is_the_plain_one(dtype: torch.dtype) -> None:
 
 def packed_attention(query: Tensor, key: Tensor, value: Tensor, lengths: list[int]) -> Tensor:
     """Return attention over packed segments, by the module of the model."""
-    from miles.train.model.attention import PackedAttention
+    from miles.train.model.packed_params import packed_params
 
     head_size = query.shape[-1]
     config: Any = SimpleNamespace(
         context_parallel_size=1, attention_dropout=0.0, kv_channels=head_size
     )
-    ends = torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
-    packed = SimpleNamespace(
-        cu_seqlens_q=ends.to(query.device), max_seqlen_q=max(lengths), cos=None, sin=None
+    num_tokens = sum(lengths)
+    batch = micro_batch(
+        np.zeros(num_tokens, np.int32),
+        np.ones(num_tokens, np.uint8),
+        np.array(lengths, np.int32),
+        np.arange(len(lengths)),
+        np.zeros(len(lengths), np.int32),
     )
+    packed = packed_params(send(batch), None)
     attention = PackedAttention(config, 1, None, "self")
     return attention(query, key, value, packed_seq_params=packed)
 
@@ -134,3 +144,15 @@ def test_packed_attention_is_masked_attention(
         inputs,
         BOUNDS[dtype],
     )
+
+
+@dtypes
+def test_the_gradient_of_a_weight_is_added_in_float32(dtype: torch.dtype) -> None:
+    inputs, grads = (draw(300, size, dtype=dtype).detach() for size in (64, 96))
+    start = draw(96, 64, dtype=torch.float32).detach() * 100
+    expected = start.double() + grads.double().t() @ inputs.double()
+
+    main_grad = start.clone()
+    accumulate(inputs, grads, main_grad)
+    # Rounded to bfloat16 in between, the sums would be off by some 1e-3 of the product.
+    assert distance(main_grad - start, expected - start.double()) < 2e-5

@@ -25,6 +25,19 @@ def test_the_loss_in_pieces_is_the_whole_one(family: str, families: Path) -> Non
     assert pieces.eval_loss == pytest.approx(whole.eval_loss, rel=1e-5)
 
 
+def test_grouped_experts_are_those_one_by_one(families: Path) -> None:
+    one_by_one, grouped = (
+        numbers_of(
+            families / "qwen3_moe",
+            Precision.BF16,
+            compute=ComputeConfig(grouped_experts=is_grouped),
+        )
+        for is_grouped in (False, True)
+    )
+    assert grouped.losses == pytest.approx(one_by_one.losses, rel=5e-3)
+    assert grouped.grad_norms == pytest.approx(one_by_one.grad_norms, rel=3e-2)
+
+
 def weights_of(trainer: Any) -> list[torch.Tensor]:
     return [weight.detach().clone() for weight in trainer.gpt.parameters()]
 
