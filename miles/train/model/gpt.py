@@ -25,6 +25,7 @@ class PackedGPTModel(GPTModel):  # type: ignore[misc]
     """
 
     loss_chunk_size = 0
+    is_loss_fused = True
 
     # megatron-core 0.16.1 and 0.19 hand `labels` to this method and to nothing else.
     def _postprocess(
@@ -67,6 +68,7 @@ class PackedGPTModel(GPTModel):  # type: ignore[misc]
             chunk_size=self.loss_chunk_size,
             group=self.tp_group,
             reduces_hidden=self.tp_group.size() > 1 and not self.config.sequence_parallel,
+            is_fused=self.is_loss_fused,
             is_embedding=self.share_embeddings_and_output_weights and self.pre_process,
             loss_scale=loss_scale,
         )

@@ -11,7 +11,7 @@ them by the gradient that arrives and hands them on. The weight's gradient is su
 With n trained of t tokens, V rows of the vocabulary on this rank, hidden size h, b bytes a value
 and c = min(chunk_size, n), a micro-batch takes, in bytes:
 
-    in the forward pass     n h b  +  4 V h  +  c V (b + 4), or c V 4 where b = 4
+    in the forward pass     n h b  +  4 V h  +  c V b with fused kernels, c V (b + 4) without
     from there to backward  n h b  +  4 V h
     in the backward pass    n h b  +  4 V h  +  t h b  +  n h b  +  V h b (not with a tied embedding
                             on the same pipeline stage)
@@ -30,6 +30,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from miles.train.model.softmax import row_sums, turn_into_gradient
+from miles.train.model.weight_gradients import accumulate
 
 
 @dataclass(frozen=True)
@@ -67,11 +70,18 @@ class OutputHead:
     reduces_hidden: bool
     """add up the gradient of the hidden states over that group; not with sequence parallelism,
     where it is added up while it is scattered"""
+    is_fused: bool
+    """compute the softmax in fused kernels where they are"""
     is_embedding: bool
     """the weight is the embedding of the same pipeline stage, too"""
     loss_scale: Tensor | None = None
     """scalar: what the loss will be multiplied by before the backward pass (float16). Gradients of
     logits too small for float16 are computed with it, as if it had been there already"""
+
+    @property
+    def first_token(self) -> int:
+        """Return the token of this rank's first row of the vocabulary."""
+        return int(self.group.rank()) * len(self.weight)
 
     @property
     def has_main_grad(self) -> bool:
@@ -107,7 +117,7 @@ def _losses(hidden: Tensor, targets: Targets, head: OutputHead) -> Tensor:
 
     losses = []
     for piece in _pieces(len(rows), head.chunk_size):
-        softmax = _Softmax.of(head.compute_logits(rows[piece]), labels[piece], head.group)
+        softmax = _Softmax.of(rows[piece], labels[piece], head)
         losses.append(softmax.losses)
         del softmax  # its logits, before those of the next piece are computed
     return torch.cat(losses)
@@ -121,19 +131,18 @@ class _LossInPieces(torch.autograd.Function):
         ctx: Any, hidden: Tensor, weight: Tensor, targets: Targets, head: OutputHead
     ) -> tuple[Tensor, Tensor]:
         """Return the losses' sum, scalar, and the losses [trained tokens]."""
-        wants_weight = head.weight.requires_grad
         # A copy of our own: the gradient of a piece takes the place of the piece.
         rows = hidden.index_select(0, targets.positions)
         labels = targets.labels.flatten().index_select(0, targets.positions)
 
         losses = []
-        weight_grad: Tensor | None = None
+        weight_grad = _zeros_like(head.weight) if head.weight.requires_grad else None
         for piece in _pieces(len(rows), head.chunk_size):
-            softmax = _Softmax.of(head.compute_logits(rows[piece]), labels[piece], head.group)
+            softmax = _Softmax.of(rows[piece], labels[piece], head)
             losses.append(softmax.losses)
-            logits_grad = softmax.turn_into_gradient(head.loss_scale)
-            if wants_weight:
-                weight_grad = _add_product(weight_grad, logits_grad, rows[piece])
+            logits_grad = softmax.turn_into_gradient()
+            if weight_grad is not None:
+                accumulate(rows[piece], logits_grad, weight_grad)
             torch.mm(logits_grad, weight, out=rows[piece])
             # The logits of this piece, before those of the next are computed.
             del softmax, logits_grad
@@ -184,88 +193,60 @@ class _Softmax:
 
     logits: Tensor
     """[rows, rows of the vocabulary on this rank], in the model's precision"""
-    exponentials: Tensor
-    """float32, likewise: of the logits, less the highest on this rank. It may be the same memory"""
-    factors: Tensor
-    """float32 [rows]: an exponential x this = a probability"""
+    labels: Tensor
+    """int64 [rows]"""
+    highest: Tensor
+    """float32 [rows]: the highest logit"""
+    total: Tensor
+    """float32 [rows]: the sum of the exponentials of the logits less the highest"""
     losses: Tensor
     """float32 [rows]"""
-    columns: Tensor
-    """int64 [rows, 1]: the label's column on this rank; any, where another rank has it"""
-    is_own: Tensor
-    """bool [rows, 1]: the label's logit is on this rank"""
+    head: OutputHead
 
     @classmethod
-    def of(cls, logits: Tensor, labels: Tensor, group: Any) -> _Softmax:
-        """Return the softmax of logits, in whose memory it may lie.
+    def of(cls, rows: Tensor, labels: Tensor, head: OutputHead) -> _Softmax:
+        """Return the softmax of hidden rows.
 
         Args:
-            logits: [rows, rows of the vocabulary on this rank]
+            rows: [rows, hidden]
             labels: int64 [rows]
         """
-        num_columns = logits.shape[1]
-        columns = (labels - group.rank() * num_columns)[:, None]
-        is_own = (columns >= 0) & (columns < num_columns)
-        columns = columns.clamp(0, num_columns - 1)
+        logits = head.compute_logits(rows)
+        sums = row_sums(logits, labels, head.first_token, is_fused=head.is_fused)
+        highest, totals, label_logits = _of_all_ranks(sums, head.group).unbind(1)
 
-        values = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        highest = values.amax(1)
-        label_logit = values.gather(1, columns)[:, 0]
-        exponentials = values.sub_(highest[:, None]).exp_()
-        total = exponentials.sum(1)
+        top = highest.amax(0)
+        total = (totals * (highest - top).exp()).sum(0)
+        losses = total.log() + (top - label_logits.sum(0))
+        return cls(logits, labels, top, total, losses, head)
 
-        own = torch.stack([highest, total, label_logit.where(is_own[:, 0], 0.0)])
-        log_total = _log_total(own, group)
-        return cls(
-            logits=logits,
-            exponentials=exponentials,
-            factors=(highest - log_total[0]).exp_(),
-            losses=log_total[0] - log_total[1],
-            columns=columns,
-            is_own=is_own,
+    def turn_into_gradient(self) -> Tensor:
+        """Return the gradient of the losses' sum by the logits, in their memory."""
+        head = self.head
+        scale = self.total.new_ones(()) if head.loss_scale is None else head.loss_scale
+        return turn_into_gradient(
+            self.logits,
+            self.labels,
+            head.first_token,
+            self.highest,
+            scale / self.total,
+            scale,
+            is_fused=head.is_fused,
         )
 
-    def turn_into_gradient(self, scale: Tensor | None) -> Tensor:
-        """Return the gradient of the losses' sum by the logits, times a scale, in their memory."""
-        factors = self.factors if scale is None else self.factors * scale
-        ones = torch.ones_like(factors) if scale is None else scale.expand_as(factors)
-        of_labels = self.exponentials.gather(1, self.columns) * factors[:, None]
-        of_labels = of_labels - self.is_own * ones[:, None]
 
-        gradient = torch.mul(self.exponentials, factors[:, None], out=self.logits)
-        return gradient.scatter_(1, self.columns, of_labels.to(gradient.dtype))
-
-
-def _log_total(own: Tensor, group: Any) -> tuple[Tensor, Tensor]:
-    """Return the logarithm of all ranks' exponentials, and the label's logit: float32 [rows] each.
-
-    Args:
-        own: float32 [3, rows]: this rank's highest logit, its exponentials' sum below that, and the
-            label's logit, or 0 where another rank has it.
-    """
-    of_ranks = own
-    if group.size() > 1:
-        of_ranks = own.new_empty(group.size() * 3, own.shape[1])
-        torch.distributed.all_gather_into_tensor(of_ranks, own, group=group)
-
-    highest, totals, label_logits = of_ranks.view(group.size(), *own.shape).unbind(1)
-    top = highest.amax(0)
-    total = (totals * (highest - top).exp()).sum(0)
-    return total.log() + top, label_logits.sum(0)
+def _of_all_ranks(sums: Tensor, group: Any) -> Tensor:
+    """Return the three numbers a row of each tensor-parallel rank, [ranks, 3, rows]."""
+    if group.size() == 1:
+        return sums[None]
+    of_ranks = sums.new_empty(group.size() * len(sums), sums.shape[1])
+    torch.distributed.all_gather_into_tensor(of_ranks, sums, group=group)
+    return of_ranks.view(group.size(), *sums.shape)
 
 
-def _add_product(total: Tensor | None, logits_grad: Tensor, rows: Tensor) -> Tensor:
-    """Add a piece's gradient of the weight to that of the pieces before, in float32.
-
-    Args:
-        total: float32 [rows of the vocabulary, hidden], or None for the first piece.
-        logits_grad: [rows, rows of the vocabulary]
-        rows: [rows, hidden]
-    """
-    product = logits_grad.t() @ rows
-    if total is None:
-        return product.to(torch.promote_types(product.dtype, torch.float32))
-    return total.add_(product)
+def _zeros_like(weight: Tensor) -> Tensor:
+    """Return zeros in which a weight's gradient is summed: in float32, or more precisely."""
+    return torch.zeros_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32))
 
 
 def _hand_over(weight_grad: Tensor, factor: Tensor, head: OutputHead) -> Tensor | None:

@@ -8,10 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from miles.architecture.config import ModelShape
 from miles.train.compute_config import ComputeConfig
 from miles.train.parallel_layout import Layout
+from tests.support.losses import VOCABULARY, Problem
 from tests.support.ranks import SHAPE, batch, run_ranks, start, trainer_settings
 
 TIED = replace(SHAPE, vocab_size=SHAPE.vocab_size + 1, tied_embeddings=True)
@@ -31,7 +34,12 @@ def gradients(layout: Layout, rank: int, shape: ModelShape, chunk_size: int) -> 
     torch.manual_seed(7)
     tensor_parallel.model_parallel_cuda_manual_seed(7)
     settings = trainer_settings(shape, layout)
-    trainer = Trainer(replace(settings, compute=ComputeConfig(loss_chunk_size=chunk_size)), rank)
+    # The output layer's part of a gradient must be there before a bucket of gradients is reduced.
+    overlaps = chunk_size > 0 and layout.data > 1
+    compute = ComputeConfig(
+        loss_chunk_size=chunk_size, overlap_grad_reduce=overlaps, overlap_param_gather=overlaps
+    )
+    trainer = Trainer(replace(settings, compute=compute), rank)
 
     report, ranks = batch(0, layout, max_tokens=48)
     batches = list(ranks[layout.data_rank(rank)])
@@ -55,6 +63,35 @@ def differences(layout: Layout, rank: int, meeting: Path) -> dict[str, float]:
             apart = (gradient - pieces[name]).abs().max() / gradient.abs().max()
             found[f"{model} {name}"] = float(apart)
     return found
+
+
+def compare_exactly(layout: Layout, rank: int, meeting: Path) -> None:
+    """Compare a vocabulary that is divided over two ranks, one row of it padding, in float64."""
+    from megatron.core import parallel_state
+
+    start(layout, rank, meeting)
+    whole = Problem.random()
+    padded = F.pad(whole.weight.detach(), (0, 0, 0, 1), value=7.0)
+    part = replace(whole, weight=torch.nn.Parameter(padded.chunk(2)[rank].clone()))
+
+    def compute_logits(rows: Tensor) -> Tensor:
+        logits = rows @ part.weight.t()
+        logits[:, VOCABULARY - 16 * rank :] = torch.finfo(logits.dtype).min
+        return logits
+
+    head = replace(
+        part.head(parallel_state.get_tensor_model_parallel_group()),
+        compute_logits=compute_logits,
+        reduces_hidden=True,
+    )
+    expected = whole.plain()
+    expected.weight = F.pad(expected.weight, (0, 0, 0, 1)).chunk(2)[rank]
+    part.in_pieces(head, factor=3.0).require_equal(expected, factor=3.0)
+
+
+@pytest.mark.slow
+def test_a_divided_vocabulary_is_exact() -> None:
+    run_ranks(compare_exactly, Layout(2, tensor=2))
 
 
 @pytest.mark.slow

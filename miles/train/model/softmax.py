@@ -1,0 +1,118 @@
+"""The softmax of a piece of logits, of which a rank has the columns of its part of the vocabulary.
+
+    logits [rows, columns], labels [rows]
+        -> three numbers a row: the highest logit, the sum of exp(logit - highest), the label's logit
+    the same, with such numbers of all ranks
+        -> the gradient of the losses' sum, in the memory of the logits
+
+On a GPU each of the two is one kernel, in Triton (`softmax_kernels`). Plain torch makes seven
+passes over the logits, half as long as the matrix products around them. Elsewhere, and where Triton
+does not run, plain torch computes the same.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import warnings
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+
+def row_sums(logits: Tensor, labels: Tensor, first_column: int, *, is_fused: bool = True) -> Tensor:
+    """Return three numbers of each row on this rank, [3, rows], in float32 or more precisely.
+
+    Args:
+        logits: [rows, columns]
+        labels: int64 [rows], numbers of columns over all ranks.
+        first_column: the number of this rank's first column.
+        is_fused: take the kernel where it is.
+
+    Returns:
+        the highest logit; the sum of the exponentials of the logits less that; the label's logit,
+        0 where another rank has it.
+    """
+    if is_fused and (kernels := _kernels_for(logits)) is not None:
+        sums: Tensor = kernels.row_sums(logits, labels, first_column)
+        return sums
+
+    columns, is_own = _own_columns(logits, labels, first_column)
+    label_logits = logits.gather(1, columns).where(is_own, 0.0)[:, 0]
+    highest = logits.amax(1)
+    exponentials = logits.to(_sum_dtype(logits), copy=True).sub_(highest[:, None]).exp_()
+    return torch.stack([highest, exponentials.sum(1), label_logits])
+
+
+def turn_into_gradient(
+    logits: Tensor,
+    labels: Tensor,
+    first_column: int,
+    highest: Tensor,
+    factors: Tensor,
+    scale: Tensor,
+    *,
+    is_fused: bool = True,
+) -> Tensor:
+    """Return exp(logits - highest) x factors, less the scale at the label, in place of the logits.
+
+    Args:
+        logits, labels, first_column, is_fused: as of `row_sums`.
+        highest: float32 [rows], subtracted before the exponential.
+        factors: float32 [rows]: the scale / the sum of those exponentials over all ranks.
+        scale: float32 scalar, to multiply the gradient by.
+    """
+    if is_fused and (kernels := _kernels_for(logits)) is not None:
+        kernels.turn_into_gradient(logits, labels, first_column, highest, factors, scale)
+        return logits
+
+    columns, is_own = _own_columns(logits, labels, first_column)
+    # In place where the logits are float32 already.
+    values = logits.to(_sum_dtype(logits)).sub_(highest[:, None]).exp_()
+    at_labels = values.gather(1, columns) * factors[:, None] - is_own * scale
+    torch.mul(values, factors[:, None], out=logits)
+    return logits.scatter_(1, columns, at_labels.to(logits.dtype))
+
+
+def _own_columns(logits: Tensor, labels: Tensor, first_column: int) -> tuple[Tensor, Tensor]:
+    """Return the labels' columns on this rank, [rows, 1]: int64, any where another rank has it; and
+    whether this one has it.
+    """
+    columns = (labels - first_column)[:, None]
+    is_own = (columns >= 0) & (columns < logits.shape[1])
+    return columns.clamp(0, logits.shape[1] - 1), is_own
+
+
+def _sum_dtype(logits: Tensor) -> torch.dtype:
+    """Return the type in which logits are summed: float32, or a more precise one of their own."""
+    return torch.promote_types(logits.dtype, torch.float32)
+
+
+def _kernels_for(logits: Tensor) -> ModuleType | None:
+    """Return the module of the kernels where they can take these logits."""
+    if not logits.is_cuda or logits.dtype is torch.float64 or logits.numel() == 0:
+        return None
+    return _kernels_on_gpu()
+
+
+@functools.cache
+def _kernels_on_gpu() -> ModuleType | None:
+    """Return the module of the kernels if they run on this GPU. Warns once where they do not."""
+    if importlib.util.find_spec("triton") is None:
+        return None
+
+    try:
+        from miles.train.model import softmax_kernels
+
+        logits = torch.ones(1, 8, device="cuda")
+        softmax_kernels.row_sums(logits, logits.new_zeros(1, dtype=torch.int64), 0)
+    except Exception as error:
+        # Triton builds its launcher with the machine's C compiler, which may be missing.
+        warnings.warn(
+            "the softmax of the loss runs in seven passes: Triton's kernels do not run here "
+            f"({type(error).__name__}: {error})",
+            stacklevel=2,
+        )
+        return None
+    return softmax_kernels
