@@ -48,6 +48,20 @@ class ComputeConfig:
             minimum=0,
         ),
     ] = 2048
+    loss_fusion: Annotated[
+        bool,
+        Flag(
+            "--cross-entropy-loss-fusion",
+            help="the softmax of the loss in two kernels on a GPU",
+            also=(
+                Flag(
+                    "--no-cross-entropy-loss-fusion",
+                    help="the softmax by plain torch",
+                    negates=True,
+                ),
+            ),
+        ),
+    ] = True
     rope_fusion: Annotated[
         bool,
         Flag(

@@ -118,7 +118,7 @@ _NOT_YET = (
         """
         overlap_p2p_* tp_comm_* use_torch_fsdp2
         use_megatron_fsdp fsdp_* moe_enable_deepep moe_deepep_* moe_hybridep_* moe_flex_*
-        moe_shared_expert_overlap cross_entropy_* recompute_modules moe_layer_recompute
+        moe_shared_expert_overlap cross_entropy_fusion_impl recompute_modules moe_layer_recompute
         cpu_offloading* fine_grained_* offload_modules ddp_num_* ddp_pad_* ddp_average_*
         ddp_reduce_* use_nccl_ub
         use_sharp nccl_communicator_* high_priority_stream_groups defer_embedding_*

@@ -70,6 +70,7 @@ def build_model(
         )
     model.model_type = "encoder_or_decoder"  # read by the pipeline schedules
     model.loss_chunk_size = compute.loss_chunk_size
+    model.is_loss_fused = compute.loss_fusion
     model.packed_rotary = RotaryFrequencies.of(shape) if compute.packed_rope else None
     mask_padding_rows(model, shape)
     if compute.grouped_experts and shape.num_experts is not None and can_group(precision):
