@@ -120,10 +120,18 @@ class Trainer:
         self.model.train()
         self.model.zero_grad_buffer()
         self.optimizer.zero_grad()
+        self.model.config.finalize_model_grads_func = partial(
+            _finalize_gradients, num_trained_tokens=report.content.num_trained_tokens
+        )
         batches = self._padded(micro_batches)
         outputs = self._run_micro_batches(batches, self.settings.num_sources, forward_only=False)
-        # Here the host waits for the GPU; it waits once more for the gradient's norm.
+
+        # Here the host waits for the GPU. It waits once more, for the gradient's norm, and for
+        # nothing after that: the next step begins while the optimizer is at work.
         sums = self._reduce(outputs, self.settings.num_sources).on_host()
+        assert sum(sums.tokens) == report.content.num_trained_tokens, (
+            "the ranks trained other tokens than the step holds"
+        )
 
         grad_norm, reason = self._step_optimizer(sums)
         self.scheduler.step(1)
@@ -133,9 +141,6 @@ class Trainer:
             skip = Skip(reason)
         elif reason is not None:
             skip = Skip(reason, self._unusable_rows(outputs, batches))
-        assert sum(sums.tokens) == report.content.num_trained_tokens, (
-            "the ranks trained other tokens than the step holds"
-        )
         seconds = time.perf_counter() - started
         return StepResult(tuple(sums.losses), tuple(sums.tokens), grad_norm, lr, seconds, skip)
 
@@ -286,3 +291,24 @@ def _forward_step(
         return total, count, MicroBatchSums(by_segment, by_source)
 
     return forward_packed(model, batch, with_labels=True), loss
+
+
+def _finalize_gradients(
+    model: list[Any], num_tokens: Tensor | None, *, num_trained_tokens: int, **arguments: Any
+) -> None:
+    """Add up the gradients over the ranks, and divide them by the trained tokens of the step.
+
+    Megatron's `finalize_model_grads` (0.16.1) does both, but it adds up the numbers of tokens on
+    the GPU and waits for their sum. The step's report has it.
+
+    Args:
+        num_tokens: this rank's trained tokens, which nobody asks for.
+        num_trained_tokens: those of all ranks.
+    """
+    from megatron.core.distributed import finalize_model_grads
+
+    finalize_model_grads(model, None, **arguments)
+    # In float32, as Megatron divides.
+    scale = float(np.float32(1) / np.float32(num_trained_tokens))
+    for part in model:
+        part.scale_gradients(scale)
