@@ -21,7 +21,8 @@ class of Megatron's, is itself imported inside functions.
     loss              a sum over trained tokens, over their number
     data_parallel     sums of gradients and gathering of weights, beside the computation
     weight_gradients  added to their float32 sum by the matrix product itself
-    optimizer         Megatron's distributed Adam, and the learning-rate schedule
+    optimizer         Megatron's distributed Adam, and the learning-rate schedule; gradient_norm, a
+                      piece of it
     process_groups    joining the ranks of a layout, and leaving them
     megatron_on_cpu   what lets Megatron run where there is no CUDA
     device            the GPU or the CPU of this process

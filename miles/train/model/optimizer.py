@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from miles.errors import ConfigError
-from miles.train.model import device
+from miles.train.compute_config import AS_USUAL, ComputeConfig
+from miles.train.model import device, gradient_norm
 from miles.train.model.dtypes import DTYPES
 from miles.train.optimizer_settings import OptimizerSettings
 from miles.train.precision import Precision
@@ -24,7 +25,12 @@ _SMALLEST_LOSS_SCALE = 2.0**-14
 
 
 def build_optimizer(
-    model: Any, settings: OptimizerSettings, num_steps: int, *, precision: Precision
+    model: Any,
+    settings: OptimizerSettings,
+    num_steps: int,
+    *,
+    precision: Precision,
+    compute: ComputeConfig = AS_USUAL,
 ) -> tuple[Any, Any]:
     """Return the optimizer of a DDP-wrapped model, and its learning-rate scheduler.
 
@@ -37,7 +43,10 @@ def build_optimizer(
     from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
     require_installed(settings)
+    gradient_norm.install()
     optimizer = get_megatron_optimizer(_optimizer_config(settings, precision), [model])
+    if compute.adam_fusion:
+        _fuse_adam(optimizer)
     scheduler = OptimizerParamScheduler(
         optimizer,
         init_lr=0.0,
@@ -90,6 +99,21 @@ def _optimizer_config(settings: OptimizerSettings, precision: Precision) -> Any:
         config.use_precision_aware_optimizer_no_fp8_or_ds_fp8 = True
         config.store_param_remainders = False
     return config
+
+
+def _fuse_adam(optimizer: Any) -> None:
+    """Let torch's Adam take its step in one pass over the memory, where it is torch's.
+
+    Megatron has no setting for it. The offloading optimizer asks for it itself. The defaults are
+    changed too: they replace what a checkpoint has in its parameter groups (`restore_own_keys`).
+
+    Args:
+        optimizer: Megatron's `ChainedOptimizer`, before its first step.
+    """
+    for part in optimizer.chained_optimizers:
+        if type(part.optimizer) is torch.optim.AdamW:
+            for settings in (part.optimizer.defaults, *part.optimizer.param_groups):
+                settings["fused"] = True
 
 
 def can_loss_scale_fall(optimizer: Any) -> bool:

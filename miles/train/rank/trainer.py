@@ -67,7 +67,11 @@ class Trainer:
         )
         self.model = data_parallel.wrap(model, compute)
         self.optimizer, self.scheduler = build_optimizer(
-            self.model, settings.optimizer, settings.num_steps, precision=settings.precision
+            self.model,
+            settings.optimizer,
+            settings.num_steps,
+            precision=settings.precision,
+            compute=settings.compute,
         )
         if settings.precision is Precision.FP16:
             # The loss is multiplied by the scale before the backward pass; `prepare_grads` divides.

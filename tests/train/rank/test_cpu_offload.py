@@ -1,4 +1,4 @@
-"""Adam on the CPU of the machine: the same steps, and checkpoints that go both ways."""
+"""Kinds of Adam, offloaded or fused or plain: the same steps, and checkpoints that go both ways."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from miles.architecture.config import ModelShape
+from miles.train.compute_config import AS_USUAL, ComputeConfig
 from miles.train.config import KEEP_ALL
 from miles.train.estimate.memory import estimate
 from miles.train.optimizer_settings import OptimizerSettings
@@ -20,6 +21,7 @@ from tests.support.ranks import SETTINGS, SHAPE, batch, run_ranks, start, traine
 
 OFFLOADED = replace(SETTINGS, precision_aware=True, cpu_offload=True)
 HALF = replace(OFFLOADED, offload_fraction=0.5, overlap_offload=True)
+UNFUSED = replace(AS_USUAL, adam_fusion=False)
 LAST_STEP = 4
 EXPERTS = replace(
     SHAPE, model_type="qwen3_moe", num_experts=4, moe_router_topk=2, moe_ffn_hidden_size=32
@@ -48,6 +50,7 @@ def train(
     settings: OptimizerSettings,
     *,
     shape: ModelShape = SHAPE,
+    compute: ComputeConfig = AS_USUAL,
     load: Path | None = None,
     model_only: bool = False,
     save: Path | None = None,
@@ -66,7 +69,7 @@ def train(
     torch.manual_seed(7)  # the same first weights in each run
     tensor_parallel.model_parallel_cuda_manual_seed(7)
     plain = trainer_settings(shape, layout, precision=Precision.BF16)
-    trainer = Trainer(replace(plain, optimizer=settings), rank)
+    trainer = Trainer(replace(plain, optimizer=settings, compute=compute), rank)
     first = 0
     if load is not None:
         found = checkpoint_folder.find(str(load))
@@ -121,7 +124,7 @@ def own_settings(optimizer: Any) -> dict[str, str]:
 def all_runs(layout: Layout, rank: int, meeting: Path, folder: str) -> dict[str, Run]:
     """Train with and without offloading, and continue each checkpoint in each way."""
     start(layout, rank, meeting)
-    plain, offloaded = Path(folder, "plain"), Path(folder, "offloaded")
+    plain, offloaded, unfused = (Path(folder, name) for name in ("plain", "offloaded", "unfused"))
     return {
         "plain": train(layout, rank, SETTINGS, save=plain),
         "offloaded": train(layout, rank, OFFLOADED, save=offloaded),
@@ -130,6 +133,9 @@ def all_runs(layout: Layout, rank: int, meeting: Path, folder: str) -> dict[str,
         "half again": train(layout, rank, HALF, load=offloaded),
         "plain, then offloaded": train(layout, rank, OFFLOADED, load=plain),
         "offloaded, then plain": train(layout, rank, SETTINGS, load=offloaded),
+        "unfused": train(layout, rank, SETTINGS, compute=UNFUSED, save=unfused),
+        "unfused, then plain": train(layout, rank, SETTINGS, load=unfused),
+        "plain, then unfused": train(layout, rank, SETTINGS, compute=UNFUSED, load=plain),
         "plain weights": train(layout, rank, SETTINGS, load=plain, model_only=True),
         "offloaded weights": train(layout, rank, OFFLOADED, load=plain, model_only=True),
     }
@@ -180,6 +186,19 @@ def test_an_offloaded_run_continues_bit_by_bit(runs: dict[str, Run], way: str) -
 def test_a_checkpoint_continues_with_and_without_offloading(runs: dict[str, Run]) -> None:
     for way in ("plain, then offloaded", "offloaded, then plain"):
         np.testing.assert_allclose(runs[way].numbers, runs["plain"].numbers[2:], rtol=1e-3)
+
+
+@pytest.mark.slow
+def test_fusing_changes_no_step(runs: dict[str, Run]) -> None:
+    np.testing.assert_allclose(runs["unfused"].numbers, runs["plain"].numbers, rtol=1e-3)
+
+
+@pytest.mark.slow
+def test_a_checkpoint_continues_with_and_without_fusing(runs: dict[str, Run]) -> None:
+    """An older checkpoint says "not fused" in its groups, which must not count."""
+    for way, fused in (("unfused, then plain", "True"), ("plain, then unfused", "None")):
+        np.testing.assert_allclose(runs[way].numbers, runs["plain"].numbers[2:], rtol=1e-3)
+        assert runs[way].own_settings["fused"] == fused
 
 
 @pytest.mark.slow
