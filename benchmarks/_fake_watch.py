@@ -72,7 +72,7 @@ class Watch(TorchDispatchMode):
         kwargs = kwargs or {}
         reason = self._wait(func, args, kwargs)
         if reason:
-            self._count_wait(reason)
+            self.note_wait(reason)
 
         try:
             result = func(*args, **kwargs)
@@ -112,7 +112,7 @@ class Watch(TorchDispatchMode):
     def to_list(self, tensor: Any) -> Any:
         """Return the values of a tensor of which a list is asked."""
         if tensor.is_cuda:
-            self._count_wait(f"tolist of {_type(tensor)}")
+            self.note_wait(f"tolist of {_type(tensor)}")
         values = [_one(tensor.dtype)] * tensor.numel()
         if tensor.dtype in (torch.int32, torch.int64):
             return self._known_lists.get(tensor.numel(), values)
@@ -125,17 +125,18 @@ class Watch(TorchDispatchMode):
             if not isinstance(value, torch.Tensor):
                 return value
             if value.is_cuda:
-                self._count_wait("torch.tensor of tensors")
+                self.note_wait("torch.tensor of tensors")
             return _one(value.dtype)
 
         return tree_map(read, data) if isinstance(data, list) else data
 
+    def note_wait(self, reason: str) -> None:
+        """Count a wait of the host for the GPU."""
+        self.found.waits[f"{place()}: {reason}"] += 1
+
     def note_launch(self, name: str, tensors: list[Any]) -> None:
         """Count a launch of a Triton kernel, with the bytes of all tensors that it is given."""
         self._count_kernel(f"triton {name}", tensors, tensors[:1])
-
-    def _count_wait(self, reason: str) -> None:
-        self.found.waits[f"{place()}: {reason}"] += 1
 
     def _count_kernel(self, name: str, inputs: list[Any], outputs: list[Any]) -> None:
         outputs = [v for v in outputs if isinstance(v, torch.Tensor) and v.is_cuda]

@@ -105,6 +105,7 @@ ALLOWED_WAITS = (
     ("loss.py", "the sums of a step, and with them the end of its last micro-batch"),
     ("generate.py", "the tokens that were chosen"),
     ("clip_grads.py", "the gradient's norm"),
+    ("token_dispatch.py", "how many tokens the experts of other ranks get"),
     ("p2p_communication.py", "the length of the next micro-batch, between pipeline stages"),
 )
 """The files that may wait for the GPU in a step, and for what."""
@@ -293,6 +294,8 @@ def _known_lists(settings: TrainerSettings) -> dict[int, list[int]]:
     if shape.num_experts is not None:
         num_each = NUM_TOKENS * shape.moe_router_topk // shape.num_experts
         known[shape.num_experts] = [num_each] * shape.num_experts
+        num_exchanged = num_rows * shape.moe_router_topk // layout.expert
+        known[layout.expert] = [num_exchanged] * layout.expert
     return known
 
 

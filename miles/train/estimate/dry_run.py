@@ -71,6 +71,7 @@ def dry_run(config: TrainConfig, console: Console, notices: Sequence[str] = ()) 
         max_tokens_per_gpu=config.data.pack.max_tokens_per_gpu,
         recompute=config.recompute,
         optimizer=config.optimizer,
+        compute=config.compute,
     )
     require_ids_fit(config.data.encode, shape.vocab_size, config.hf_checkpoint)
     surveyed = survey(config.streamed_data)
@@ -257,7 +258,7 @@ def _span(numbers: Iterable[int]) -> str:
 def _memory_table(memory: Sequence[StageMemory]) -> Table:
     """Return the table, within 80 columns; of many pipeline stages the first and last two."""
     table = Table(box=None, padding=(0, 1), pad_edge=False)
-    titles = ("stage", "layers", "parameters", "weights", "grads", "optimizer", "activ.", "logits")
+    titles = ("stage", "layers", "parameters", "weights", "grads", "optimizer", "activ.", "loss")
     for title in (*titles, "total"):
         table.add_column(title, justify="right", header_style="dim", no_wrap=True)
 
@@ -268,7 +269,7 @@ def _memory_table(memory: Sequence[StageMemory]) -> Table:
             stage.gradients,
             stage.optimizer,
             stage.activations,
-            stage.logits,
+            stage.loss,
             stage.total,
         )
         gib = [f"{size / 2**30:.2f}" for size in sizes]
@@ -289,12 +290,12 @@ def _verdict(config: TrainConfig, memory: Sequence[StageMemory]) -> Iterator[str
     if need_gib <= LARGE_CARD_GIB:
         return
 
-    of_micro_batch = fullest.activations + fullest.logits
+    of_micro_batch = fullest.activations + fullest.loss
     if of_micro_batch > fullest.total - of_micro_batch:
         remedy = "--max-tokens-per-gpu lower"
         if config.recompute.granularity != "full":
             remedy += ", or --recompute-granularity full"
-        yield f"most of it are activations and logits: {remedy} helps"
+        yield f"most of it are activations and the loss: {remedy} helps"
     else:
         remedy = "more GPUs, or tensor, pipeline or expert parallelism help"
         if not config.optimizer.cpu_offload:

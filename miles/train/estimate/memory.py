@@ -1,8 +1,8 @@
 """The memory of a rank: arithmetic on a model's shape, a layout and a micro-batch.
 
 Weights, gradients and optimizer state are counted, as this trainer allocates them. Activations and
-logits are estimated. The CUDA context, NCCL and fragmentation are not counted: leave a tenth of the
-card to them. docs/memory.md explains the formulas.
+the loss are estimated, as if every token were trained. The CUDA context, NCCL and fragmentation are
+not counted: leave a tenth of the card to them. docs/memory.md explains the formulas.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from miles.architecture.config import ModelShape
 from miles.architecture.sizes import key_size, layer_parameters, padded_vocab_size, query_size
+from miles.train.compute_config import AS_USUAL, ComputeConfig
 from miles.train.config import RecomputeConfig
 from miles.train.optimizer_settings import OptimizerSettings
 from miles.train.parallel_layout import Layout
@@ -20,6 +21,7 @@ _PLAIN_ADAM = OptimizerSettings()
 """Adam on the GPU, with its state in float32."""
 _VALUE_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
 """Bytes of a value, by the names of the optimizer's flags."""
+_FLOAT32_BYTES = 4
 GRADIENT_BYTES = 4
 """Bytes of a gradient: gradients are summed in float32 (`grad_reduce_in_fp32`)."""
 
@@ -50,19 +52,20 @@ class StageMemory:
     optimizer: int
     activations: int
     """those of all micro-batches that the stage has under way"""
-    logits: int
+    loss: int
+    """the output layer's logits and gradients, on the last stage"""
     host: int = 0
     """offloaded optimizer state, in the memory of the machine"""
 
     @property
     def total(self) -> int:
         """Return the bytes on the GPU."""
-        return self.weights + self.gradients + self.optimizer + self.activations + self.logits
+        return self.weights + self.gradients + self.optimizer + self.activations + self.loss
 
 
 @dataclass(frozen=True)
-class ActivationValues:
-    """The values that a stage keeps for the backward pass, for each token of a micro-batch."""
+class ActivationBytes:
+    """The bytes that a stage keeps for the backward pass, for each token of a micro-batch."""
 
     per_micro_batch: float
     """kept for each micro-batch under way"""
@@ -88,22 +91,27 @@ def estimate(
     max_tokens_per_gpu: int,
     recompute: RecomputeConfig,
     optimizer: OptimizerSettings = _PLAIN_ADAM,
+    compute: ComputeConfig = AS_USUAL,
 ) -> tuple[StageMemory, ...]:
-    """Return the memory of a rank of each pipeline stage.
+    """Return the memory of a rank of each pipeline stage, on GPUs.
 
     Args:
         precision: of weights and activations.
         max_tokens_per_gpu: tokens of a full micro-batch.
         optimizer: its flags say where its state lies, and in which precision.
+        compute: what it leaves to the device is what GPUs take.
 
     Raises:
         ConfigError: the model cannot be divided among the ranks of the layout.
     """
     layout.require_fits(shape)
+    compute = compute.resolved(has_gpus=True, data_parallel=layout.data)
     value_bytes = precision.num_bytes
     state = state_bytes(precision, optimizer)
     num_layers = shape.num_layers // layout.pipeline
-    values = _activation_values(shape, layout, num_layers, recompute)
+    layer_bytes = _layer_bytes(shape, layout, value_bytes, compute)
+    input_bytes = _residual_values(shape, layout) * value_bytes
+    kept = _kept_bytes(num_layers, layer_bytes, input_bytes, recompute)
 
     stages = []
     for stage in range(layout.pipeline):
@@ -113,11 +121,14 @@ def estimate(
 
         # The pipeline schedule is 1F1B: earlier stages have more micro-batches under way.
         num_under_way = layout.pipeline - stage
-        values_per_token = values.per_micro_batch * num_under_way + values.once
+        per_micro_batch = kept.per_micro_batch + _rotation_bytes(shape)
+        bytes_per_token = per_micro_batch * num_under_way + kept.once
 
-        logits = 0
+        loss = 0
         if stage == layout.pipeline - 1:
-            logits = _logits_bytes(shape, layout, max_tokens_per_gpu, value_bytes)
+            # The input of the last norm, and a number of it.
+            bytes_per_token += input_bytes + _FLOAT32_BYTES
+            loss = _loss_bytes(shape, layout, max_tokens_per_gpu, value_bytes, compute)
 
         stages.append(
             StageMemory(
@@ -127,8 +138,8 @@ def estimate(
                 weights=parameters.total * value_bytes,
                 gradients=parameters.total * GRADIENT_BYTES,
                 optimizer=int(num_stepped * state.device),
-                activations=int(values_per_token * max_tokens_per_gpu * value_bytes),
-                logits=logits,
+                activations=int(bytes_per_token * max_tokens_per_gpu),
+                loss=loss,
                 host=int(num_stepped * state.host),
             )
         )
@@ -153,9 +164,25 @@ def state_bytes(precision: Precision, optimizer: OptimizerSettings) -> StateByte
     return StateBytes(device=(1 - offloaded) * (master + moments), host=offloaded * host)
 
 
-def _logits_bytes(shape: ModelShape, layout: Layout, num_tokens: int, value_bytes: int) -> int:
-    """Return the bytes of the logits: once in the model's precision and twice in float32."""
-    return num_tokens * _vocabulary_rows(shape, layout) * (value_bytes + 8)
+def _loss_bytes(
+    shape: ModelShape, layout: Layout, num_tokens: int, value_bytes: int, compute: ComputeConfig
+) -> int:
+    """Return the most bytes that the output layer and the loss take, if every token is trained."""
+    num_rows = _vocabulary_rows(shape, layout)
+    if compute.loss_chunk_size == 0:
+        # The logits of all tokens: once in the model's precision and twice in float32.
+        return num_tokens * num_rows * (value_bytes + 2 * _FLOAT32_BYTES)
+
+    # The formulas of `output_loss`.
+    hidden = num_tokens * shape.hidden_size * value_bytes
+    weight_gradient = num_rows * shape.hidden_size * _FLOAT32_BYTES
+    chunk = min(compute.loss_chunk_size, num_tokens) * num_rows
+    logits = chunk * (_FLOAT32_BYTES + (value_bytes if value_bytes < _FLOAT32_BYTES else 0))
+
+    handed_on = 2 * hidden
+    if not shape.tied_embeddings or layout.pipeline > 1:
+        handed_on += num_rows * shape.hidden_size * value_bytes
+    return hidden + weight_gradient + max(logits, handed_on)
 
 
 def _vocabulary_rows(shape: ModelShape, layout: Layout) -> int:
@@ -191,21 +218,24 @@ def _rank_parameters(shape: ModelShape, layout: Layout, stage: int) -> RankParam
     return RankParameters(dense, num_layers * experts)
 
 
-def _activation_values(
-    shape: ModelShape, layout: Layout, num_layers: int, recompute: RecomputeConfig
-) -> ActivationValues:
-    """Return the values that a stage of `num_layers` layers keeps."""
-    full_layer = _layer_values(shape, layout)
-    layer_input = _residual_values(shape, layout)
+def _kept_bytes(
+    num_layers: int, layer: float, layer_input: float, recompute: RecomputeConfig
+) -> ActivationBytes:
+    """Return what a stage of `num_layers` layers keeps of them.
+
+    Args:
+        layer: bytes of a layer for one token.
+        layer_input: bytes of its input for one token.
+    """
     if recompute.granularity != "full":
-        return ActivationValues(num_layers * full_layer, 0.0)
+        return ActivationBytes(num_layers * layer, 0.0)
 
     num_recomputed = recompute.num_layers or 1
     if recompute.method == "uniform":
         num_pieces = -(-num_layers // num_recomputed)
-        return ActivationValues(num_pieces * layer_input, num_recomputed * full_layer)
-    kept = num_recomputed * layer_input + (num_layers - num_recomputed) * full_layer
-    return ActivationValues(kept, full_layer)
+        return ActivationBytes(num_pieces * layer_input, num_recomputed * layer)
+    kept = num_recomputed * layer_input + (num_layers - num_recomputed) * layer
+    return ActivationBytes(kept, layer)
 
 
 def _residual_values(shape: ModelShape, layout: Layout) -> float:
@@ -213,11 +243,18 @@ def _residual_values(shape: ModelShape, layout: Layout) -> float:
     return shape.hidden_size / (layout.tensor if layout.sequence_parallel else 1)
 
 
-def _layer_values(shape: ModelShape, layout: Layout) -> float:
-    """Return the values that one layer keeps for one token.
+def _rotation_bytes(shape: ModelShape) -> int:
+    """Return the bytes of cosine and sine for one token, which all layers share."""
+    return 2 * shape.kv_channels * _FLOAT32_BYTES
+
+
+def _layer_bytes(
+    shape: ModelShape, layout: Layout, value_bytes: int, compute: ComputeConfig
+) -> float:
+    """Return the bytes that one layer keeps for one token.
 
     The formula is that of Korthikanti et al. 2022, section 4, for this layer: its attention keeps
-    no scores, and its norms and gated activation are fused, as they are on a GPU.
+    no scores, and of its norms and its gated activation only the input is kept.
     """
     # The input and the output of each of two norms.
     norms = 4 * _residual_values(shape, layout)
@@ -229,10 +266,24 @@ def _layer_values(shape: ModelShape, layout: Layout) -> float:
     if shape.qk_layernorm:
         attention += queries + keys  # before their norms
 
+    # A number in float32 for each row of a norm, and for each head of attention.
+    heads = shape.num_attention_heads / layout.tensor
+    rows = 2 / (layout.tensor if layout.sequence_parallel else 1)
+    if shape.qk_layernorm:
+        rows += heads + shape.num_query_groups / layout.tensor
+
+    values = norms + attention + _mlp_values(shape, layout, compute)
+    return values * value_bytes + (rows + heads) * _FLOAT32_BYTES
+
+
+def _mlp_values(shape: ModelShape, layout: Layout, compute: ComputeConfig) -> float:
+    """Return the values that the MLP or the experts of a layer keep for one token."""
     # The gate, the up projection, and their product.
     if shape.num_experts is None:
-        return norms + attention + 3 * shape.ffn_hidden_size / layout.tensor
+        return 3 * shape.ffn_hidden_size / layout.tensor
 
-    # A token is copied for each of its experts, on its way in and on its way out.
-    gated = 3 * shape.moe_ffn_hidden_size / layout.expert_tensor
-    return norms + attention + shape.moe_router_topk * (2 * shape.hidden_size + gated)
+    # A copy of the token for each of its experts. Where one expert is computed after another, the
+    # product is kept before and after the router's weight.
+    gated = 3 if compute.grouped_experts else 4
+    width = shape.moe_ffn_hidden_size / layout.expert_tensor
+    return shape.moe_router_topk * (shape.hidden_size + gated * width)
