@@ -40,6 +40,7 @@ ENVIRONMENT = {
     # A virtual machine whose memory grows as it is used looks full to Ray from the beginning.
     "RAY_memory_monitor_refresh_ms": "0",
     "PYTHONWARNINGS": "ignore",
+    "TORCHDYNAMO_DISABLE": "1",
 }
 """Of every process, unless it is set already."""
 

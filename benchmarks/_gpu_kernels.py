@@ -98,10 +98,16 @@ def _kernels(profiler: Any, on_gpu: bool) -> list[Kernel]:
     kernels = [
         Kernel(event.name(), event.start_ns(), event.duration_ns())
         for event in profiler.profiler.kineto_results.events()
-        if event.device_type() == wanted
+        if event.device_type() == wanted and not _is_annotation(event)
     ]
     kernels.sort(key=lambda kernel: (kernel.start, -kernel.duration))
     return kernels if on_gpu else _without_inner(kernels)
+
+
+def _is_annotation(event: Any) -> bool:
+    """Return whether an event only names a stretch of time in which others ran."""
+    activity = getattr(event, "activity_type", None)
+    return activity is not None and "annotation" in str(activity())
 
 
 def _without_inner(operations: list[Kernel]) -> list[Kernel]:

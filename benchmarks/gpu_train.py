@@ -36,6 +36,7 @@ from miles.train.types import RankEnvironment
 
 # A rank's environment, before torch is imported.
 os.environ.update(variables_to_set(RankEnvironment(has_gpu=True), os.environ, has_nvlink=None))
+os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
@@ -203,6 +204,7 @@ class Benchmark:
         reset_peak()
         seconds = time_steps(lambda: run.step(step), 2, num_steps)
         return self._figures(case, step, seconds) | {
+            "allocated_before": run.bytes_before,
             "estimated_bytes": case.estimated_bytes(PRECISION),
             "split_seconds": run.split_seconds(),
             "first_loss": run.losses[0],
@@ -251,6 +253,7 @@ class OurRun:
         from miles.train.rank.trainer import Trainer
 
         free()
+        self.bytes_before = allocated_bytes()
         settings = TrainerSettings(
             case.shape,
             Layout(1),
@@ -404,6 +407,10 @@ def free() -> None:
 def reset_peak() -> None:
     if device.has_gpu():
         torch.cuda.reset_peak_memory_stats()
+
+
+def allocated_bytes() -> int:
+    return torch.cuda.memory_allocated() if device.has_gpu() else 0
 
 
 def peak_memory() -> dict[str, int | None]:

@@ -78,6 +78,8 @@ def rank(cpu_process: object) -> Iterator[None]:
 
     # cuBLAS reads it when it is first used, for the test of deterministic mode.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    # As in a trainer's process.
+    torch._dynamo.config.disable = True
     one_rank.start_alone()
     yield
     process_groups.shutdown()
