@@ -37,9 +37,10 @@ class GroupedWeights:
 
     def stacked(self) -> Tensor:
         """Return the weights [groups, out, in]: a view where they lie evenly, otherwise a copy."""
-        weights = [parameter.detach() for parameter in self.parameters]
-        view = self._weights.of(weights)
-        return torch.stack(weights) if view is None else view
+        view = self._weights.of(self.parameters)
+        if view is not None:
+            return view
+        return torch.stack([parameter.detach() for parameter in self.parameters])
 
     def add_to_main_grads(self, grads: Tensor) -> None:
         """Add gradients [groups, out, in] to the float32 sums that Megatron keeps.
@@ -47,10 +48,11 @@ class GroupedWeights:
         The parameters are marked, so that Megatron's hook does not add them once more. Where it
         keeps no sums, autograd collects the gradients as usual.
         """
-        if not all(hasattr(parameter, "main_grad") for parameter in self.parameters):
+        try:
+            sums = [parameter.main_grad for parameter in self.parameters]
+        except AttributeError:
             return
 
-        sums = [parameter.main_grad for parameter in self.parameters]
         view = self._sums.of(sums)
         if view is not None:
             view.add_(grads)
@@ -81,7 +83,7 @@ def view_as_one(matrices: Sequence[Tensor]) -> Tensor | None:
 
     None where they do not lie in one buffer, each at the same distance behind the one before it.
     """
-    first = matrices[0]
+    first = matrices[0].detach()
     if any(not matrix.is_contiguous() for matrix in matrices):
         return None
     places = [_place(matrix) for matrix in matrices]

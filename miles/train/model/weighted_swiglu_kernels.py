@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 @triton.jit
-def _forward(  # type: ignore[no-untyped-def]
+def _weighted_swiglu_forward(  # type: ignore[no-untyped-def]
     gate_and_up, weights, product, size, BLOCK: tl.constexpr
 ):
     row = tl.program_id(0).to(tl.int64)
@@ -29,7 +29,7 @@ def _forward(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _backward(  # type: ignore[no-untyped-def]
+def _weighted_swiglu_backward(  # type: ignore[no-untyped-def]
     gate_and_up, weights, grad_product, grad_inputs, grad_weights, size, BLOCK: tl.constexpr
 ):
     row = tl.program_id(0).to(tl.int64)
@@ -55,7 +55,7 @@ def forward(gate_and_up: Tensor, weights: Tensor) -> Tensor:
     num_rows, size = len(gate_and_up), gate_and_up.shape[1] // 2
     product = gate_and_up.new_empty(num_rows, size)
     block = triton.next_power_of_2(size)
-    _forward[(num_rows,)](
+    _weighted_swiglu_forward[(num_rows,)](
         gate_and_up.contiguous(), weights.contiguous(), product, size, BLOCK=block
     )
     return product
@@ -67,7 +67,7 @@ def backward(gate_and_up: Tensor, weights: Tensor, grad: Tensor) -> tuple[Tensor
     gate_and_up, weights, grad = gate_and_up.contiguous(), weights.contiguous(), grad.contiguous()
     grad_inputs, grad_weights = torch.empty_like(gate_and_up), torch.empty_like(weights)
     block = triton.next_power_of_2(size)
-    _backward[(len(gate_and_up),)](
+    _weighted_swiglu_backward[(len(gate_and_up),)](
         gate_and_up, weights, grad, grad_inputs, grad_weights, size, BLOCK=block
     )
     return grad_inputs, grad_weights
