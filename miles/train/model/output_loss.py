@@ -193,8 +193,8 @@ class _Softmax:
 
     logits: Tensor
     """[rows, rows of the vocabulary on this rank], in the model's precision"""
-    labels: Tensor
-    """int64 [rows]"""
+    label_columns: Tensor
+    """int64 [rows]: the label's column on this rank, outside of them where another rank has it"""
     highest: Tensor
     """float32 [rows]: the highest logit"""
     total: Tensor
@@ -212,13 +212,14 @@ class _Softmax:
             labels: int64 [rows]
         """
         logits = head.compute_logits(rows)
-        sums = row_sums(logits, labels, head.first_token, is_fused=head.is_fused)
+        label_columns = labels - head.first_token
+        sums = row_sums(logits, label_columns, is_fused=head.is_fused)
         highest, totals, label_logits = _of_all_ranks(sums, head.group).unbind(1)
 
         top = highest.amax(0)
         total = (totals * (highest - top).exp()).sum(0)
         losses = total.log() + (top - label_logits.sum(0))
-        return cls(logits, labels, top, total, losses, head)
+        return cls(logits, label_columns, top, total, losses, head)
 
     def turn_into_gradient(self) -> Tensor:
         """Return the gradient of the losses' sum by the logits, in their memory."""
@@ -226,8 +227,7 @@ class _Softmax:
         scale = self.total.new_ones(()) if head.loss_scale is None else head.loss_scale
         return turn_into_gradient(
             self.logits,
-            self.labels,
-            head.first_token,
+            self.label_columns,
             self.highest,
             scale / self.total,
             scale,

@@ -1,6 +1,6 @@
 """The softmax of a piece of logits, of which a rank has the columns of its part of the vocabulary.
 
-    logits [rows, columns], labels [rows]
+    logits [rows, columns], the column of each row's label
         -> three numbers a row: the highest logit, the sum of exp(logit - highest), the label's logit
     the same, with such numbers of all ranks
         -> the gradient of the losses' sum, in the memory of the logits
@@ -21,13 +21,13 @@ import torch
 from torch import Tensor
 
 
-def row_sums(logits: Tensor, labels: Tensor, first_column: int, *, is_fused: bool = True) -> Tensor:
+def row_sums(logits: Tensor, label_columns: Tensor, *, is_fused: bool = True) -> Tensor:
     """Return three numbers of each row on this rank, [3, rows], in float32 or more precisely.
 
     Args:
         logits: [rows, columns]
-        labels: int64 [rows], numbers of columns over all ranks.
-        first_column: the number of this rank's first column.
+        label_columns: int64 [rows]: the label's column. Below 0, or behind the last, where another
+            rank has it.
         is_fused: take the kernel where it is.
 
     Returns:
@@ -35,10 +35,10 @@ def row_sums(logits: Tensor, labels: Tensor, first_column: int, *, is_fused: boo
         0 where another rank has it.
     """
     if is_fused and (kernels := _kernels_for(logits)) is not None:
-        sums: Tensor = kernels.row_sums(logits, labels, first_column)
+        sums: Tensor = kernels.row_sums(logits, label_columns)
         return sums
 
-    columns, is_own = _own_columns(logits, labels, first_column)
+    columns, is_own = _own_columns(logits, label_columns)
     label_logits = logits.gather(1, columns).where(is_own, 0.0)[:, 0]
     highest = logits.amax(1)
     exponentials = logits.to(_sum_dtype(logits), copy=True).sub_(highest[:, None]).exp_()
@@ -47,8 +47,7 @@ def row_sums(logits: Tensor, labels: Tensor, first_column: int, *, is_fused: boo
 
 def turn_into_gradient(
     logits: Tensor,
-    labels: Tensor,
-    first_column: int,
+    label_columns: Tensor,
     highest: Tensor,
     factors: Tensor,
     scale: Tensor,
@@ -58,16 +57,16 @@ def turn_into_gradient(
     """Return exp(logits - highest) x factors, less the scale at the label, in place of the logits.
 
     Args:
-        logits, labels, first_column, is_fused: as of `row_sums`.
+        logits, label_columns, is_fused: as of `row_sums`.
         highest: float32 [rows], subtracted before the exponential.
         factors: float32 [rows]: the scale / the sum of those exponentials over all ranks.
         scale: float32 scalar, to multiply the gradient by.
     """
     if is_fused and (kernels := _kernels_for(logits)) is not None:
-        kernels.turn_into_gradient(logits, labels, first_column, highest, factors, scale)
+        kernels.turn_into_gradient(logits, label_columns, highest, factors, scale)
         return logits
 
-    columns, is_own = _own_columns(logits, labels, first_column)
+    columns, is_own = _own_columns(logits, label_columns)
     # In place where the logits are float32 already.
     values = logits.to(_sum_dtype(logits)).sub_(highest[:, None]).exp_()
     at_labels = values.gather(1, columns) * factors[:, None] - is_own * scale
@@ -75,13 +74,13 @@ def turn_into_gradient(
     return logits.scatter_(1, columns, at_labels.to(logits.dtype))
 
 
-def _own_columns(logits: Tensor, labels: Tensor, first_column: int) -> tuple[Tensor, Tensor]:
-    """Return the labels' columns on this rank, [rows, 1]: int64, any where another rank has it; and
-    whether this one has it.
+def _own_columns(logits: Tensor, label_columns: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the labels' columns, [rows, 1]: int64, any where another rank has it; and whether this
+    rank has it.
     """
-    columns = (labels - first_column)[:, None]
-    is_own = (columns >= 0) & (columns < logits.shape[1])
-    return columns.clamp(0, logits.shape[1] - 1), is_own
+    num_columns = logits.shape[1]
+    columns = label_columns[:, None]
+    return columns.clamp(0, num_columns - 1), (columns >= 0) & (columns < num_columns)
 
 
 def _sum_dtype(logits: Tensor) -> torch.dtype:
@@ -106,7 +105,7 @@ def _kernels_on_gpu() -> ModuleType | None:
         from miles.train.model import softmax_kernels
 
         logits = torch.ones(1, 8, device="cuda")
-        softmax_kernels.row_sums(logits, logits.new_zeros(1, dtype=torch.int64), 0)
+        softmax_kernels.row_sums(logits, logits.new_zeros(1, dtype=torch.int64))
     except Exception as error:
         # Triton builds its launcher with the machine's C compiler, which may be missing.
         warnings.warn(

@@ -18,16 +18,15 @@ _COLUMNS_OF_GRADIENT = 4096
 _NUM_WARPS = 8
 
 
-def row_sums(logits: Tensor, labels: Tensor, first_column: int) -> Tensor:
+def row_sums(logits: Tensor, label_columns: Tensor) -> Tensor:
     """Return `softmax.row_sums`, float32 [3, rows]."""
     num_rows, num_columns = logits.shape
     assert logits.is_contiguous()
     sums = torch.empty(3, num_rows, dtype=torch.float32, device=logits.device)
     _sum_row[(num_rows,)](
         logits,
-        labels,
+        label_columns,
         sums,
-        first_column,
         num_rows,
         num_columns,
         block=_COLUMNS_OF_SUM,
@@ -37,35 +36,29 @@ def row_sums(logits: Tensor, labels: Tensor, first_column: int) -> Tensor:
 
 
 def turn_into_gradient(
-    logits: Tensor,
-    labels: Tensor,
-    first_column: int,
-    highest: Tensor,
-    factors: Tensor,
-    scale: Tensor,
+    logits: Tensor, label_columns: Tensor, highest: Tensor, factors: Tensor, scale: Tensor
 ) -> None:
     """Write `softmax.turn_into_gradient` into the logits."""
     num_rows, num_columns = logits.shape
     assert logits.is_contiguous()
     _write_gradient[(num_rows, triton.cdiv(num_columns, _COLUMNS_OF_GRADIENT))](
         logits,
-        labels,
+        label_columns,
         highest,
         factors,
         scale,
-        first_column,
         num_columns,
         block=_COLUMNS_OF_GRADIENT,
         num_warps=_NUM_WARPS,
     )
 
 
-@triton.jit
+# Not compiled anew for a last piece of another size.
+@triton.jit(do_not_specialize=["num_rows"])
 def _sum_row(  # type: ignore[no-untyped-def]
     logits,
-    labels,
+    label_columns,
     sums,
-    first_column,
     num_rows,
     num_columns: tl.constexpr,
     block: tl.constexpr,
@@ -85,7 +78,7 @@ def _sum_row(  # type: ignore[no-untyped-def]
         total = total * tl.exp(highest - higher) + tl.sum(tl.exp(values - higher), 0)
         highest = higher
 
-    column = tl.load(labels + row) - first_column
+    column = tl.load(label_columns + row)
     is_own = (column >= 0) & (column < num_columns)
     label_logit = tl.load(logits + column, is_own, other=0.0).to(tl.float32)
     tl.store(sums + row, highest)
@@ -96,11 +89,10 @@ def _sum_row(  # type: ignore[no-untyped-def]
 @triton.jit
 def _write_gradient(  # type: ignore[no-untyped-def]
     logits,
-    labels,
+    label_columns,
     highest,
     factors,
     scale,
-    first_column,
     num_columns: tl.constexpr,
     block: tl.constexpr,
 ):
@@ -112,6 +104,6 @@ def _write_gradient(  # type: ignore[no-untyped-def]
 
     values = tl.load(places, is_there, other=0.0).to(tl.float32)
     gradient = tl.exp(values - tl.load(highest + row)) * tl.load(factors + row)
-    is_label = columns == tl.load(labels + row) - first_column
+    is_label = columns == tl.load(label_columns + row)
     gradient = tl.where(is_label, gradient - tl.load(scale), gradient)
     tl.store(places, gradient.to(logits.dtype.element_ty), is_there)
