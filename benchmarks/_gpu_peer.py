@@ -159,31 +159,30 @@ def _attend(
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | None,
-    scaling: float | None = None,
-    cu_seq_lens_q: Tensor | None = None,
-    max_length_q: int = 0,
-    **_: Any,
+    **options: Any,
 ) -> tuple[Tensor, None]:
-    """Return attention [1, tokens, heads, head size], as transformers calls it.
+    """Return attention [1, tokens, heads, head size]. transformers calls it with these names.
 
     Args:
         query, key, value: [1, heads, tokens, head size]
+        options: its own (`scaling`), and what the model is called with.
     """
-    assert cu_seq_lens_q is not None
+    cu_seqlens, longest = options["cu_seq_lens_q"], options["max_length_q"]
+    scale = options.get("scaling")
     packed = [part[0].transpose(0, 1).contiguous() for part in (query, key, value)]
     if not query.is_cuda:
-        return _attend_by_segment(packed, cu_seq_lens_q, scaling)[None], None
+        return _attend_by_segment(packed, cu_seqlens, scale)[None], None
 
     from torch.nn.attention.varlen import varlen_attn
 
     names = inspect.signature(varlen_attn).parameters
-    options: dict[str, Any] = (
+    causal: dict[str, Any] = (
         {"is_causal": True} if "is_causal" in names else {"window_size": (-1, 0)}
     )
     if "enable_gqa" in names:
-        options["enable_gqa"] = True
-    bounds = (cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q)
-    return varlen_attn(*packed, *bounds, scale=scaling, **options)[None], None
+        causal["enable_gqa"] = True
+    bounds = (cu_seqlens, cu_seqlens, longest, longest)
+    return varlen_attn(*packed, *bounds, scale=scale, **causal)[None], None
 
 
 def _attend_by_segment(packed: list[Tensor], cu_seqlens: Tensor, scale: float | None) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-MOST_KERNELS = 12
+MOST_KERNELS = 10
 
 
 def print_results(results: Mapping[str, Any]) -> None:
