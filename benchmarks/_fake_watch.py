@@ -75,7 +75,11 @@ class Watch(TorchDispatchMode):
             self.note_wait(reason)
 
         try:
-            result = func(*args, **kwargs)
+            if func is aten.addmm.dtype_out:
+                # torch 2.11's fake tensors take the number format for a factor.
+                result = _product_into(*args[:3], args[3], **kwargs)
+            else:
+                result = func(*args, **kwargs)
         except DataDependentOutputException:
             if func is not aten._local_scalar_dense.default:
                 raise
@@ -139,10 +143,9 @@ class Watch(TorchDispatchMode):
         self._count_kernel(f"triton {name}", tensors, tensors[:1])
 
     def _count_kernel(self, name: str, inputs: list[Any], outputs: list[Any]) -> None:
-        outputs = [v for v in outputs if isinstance(v, torch.Tensor) and v.is_cuda]
-        if not outputs:
-            return
         tensors = {id(v): v for v in (*inputs, *outputs) if isinstance(v, torch.Tensor)}
+        if not any(tensor.is_cuda for tensor in tensors.values()):
+            return
         where = f"{place()}: {name}"
         self.found.kernels[where] += 1
         self.found.kernel_bytes[where] += sum(tensor.nbytes for tensor in tensors.values())
@@ -177,6 +180,18 @@ class Watch(TorchDispatchMode):
         if source.untyped_storage()._cdata not in self._pinned:
             return f"a copy to the GPU from memory that is not pinned, {_type(source)}"
         return ""
+
+
+def _product_into(total: Any, left: Any, right: Any, dtype: Any, *, out: Any, **_: Any) -> Any:
+    """Check a sum in `dtype` of products, as CUDA's function does, and return where it goes."""
+    assert left.dtype == right.dtype in (torch.bfloat16, torch.float16), (left, right)
+    assert out.dtype == dtype == total.dtype == torch.float32, (total, dtype, out)
+    assert left.is_cuda, left.device
+    assert right.is_cuda, right.device
+    assert total.is_cuda, total.device
+    assert out.shape == total.shape == (left.shape[0], right.shape[1]), (total, left, right)
+    assert left.shape[1] == right.shape[0], (left, right)
+    return out
 
 
 def place() -> str:
