@@ -137,7 +137,7 @@ class ComputeConfig:
         Flag(
             "--moe-grouped-gemm",
             help="the experts of a layer in one grouped product",
-            default="on GPUs",
+            default="on GPUs from Hopper on, in bfloat16",
             also=(Flag("--no-moe-grouped-gemm", help="one expert after another", negates=True),),
         ),
     ] = None

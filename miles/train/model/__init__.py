@@ -12,7 +12,8 @@ class of Megatron's, is itself imported inside functions.
     attention         attention over packed sequences, put into the model's layers;
                       attention_backends has the kernels, packed_params what a layer is told
     rotary            the angle of each token by its position, once a micro-batch
-    experts           the experts of a layer in grouped_product, with weighted_swiglu in between
+    experts           the experts of a layer in grouped_product, with weighted_swiglu in between;
+                      expert_kernels has what is in Triton
     token_dispatch    tokens to the ranks of their experts and back, by permutation
     device_batch      a micro-batch on the device, sent one ahead
     packed_forward    the forward pass over a packed micro-batch

@@ -13,7 +13,7 @@ from miles.architecture.sizes import padded_vocab_size
 from miles.train.compute_config import AS_USUAL, ComputeConfig
 from miles.train.config import RecomputeConfig
 from miles.train.model import device, weight_gradients
-from miles.train.model.experts import can_group, group_experts
+from miles.train.model.experts import CANNOT_GROUP, can_group, group_experts
 from miles.train.model.layer_spec import block_spec
 from miles.train.model.padding_rows import mask_padding_rows
 from miles.train.model.rotary import RotaryFrequencies
@@ -43,6 +43,7 @@ def build_model(
     from miles.train.model.gpt import PackedGPTModel
 
     layout.require_fits(shape)
+    is_grouping_asked_for = bool(compute.grouped_experts)
     compute = compute.resolved(has_gpus=device.has_gpu(), data_parallel=layout.data)
     if shape.num_experts is not None:
         _define_te_general_gemm()
@@ -73,8 +74,11 @@ def build_model(
     model.is_loss_fused = compute.loss_fusion
     model.packed_rotary = RotaryFrequencies.of(shape) if compute.packed_rope else None
     mask_padding_rows(model, shape)
-    if compute.grouped_experts and shape.num_experts is not None and can_group(precision):
-        group_experts(model)
+    if compute.grouped_experts and shape.num_experts is not None:
+        if can_group(precision):
+            group_experts(model)
+        elif is_grouping_asked_for:
+            warnings.warn(CANNOT_GROUP, stacklevel=2)
     return model.cuda() if device.has_gpu() else model
 
 

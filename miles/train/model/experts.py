@@ -21,6 +21,11 @@ from miles.train.model.token_dispatch import TokenDispatcher
 from miles.train.model.weighted_swiglu import weighted_swiglu
 from miles.train.precision import Precision
 
+CANNOT_GROUP = (
+    "--moe-grouped-gemm has no effect: on a GPU it needs bfloat16, Hopper or newer, and a torch "
+    "with grouped products; the experts run one after another"
+)
+
 
 def can_group(precision: Precision) -> bool:
     """Return whether the experts can be computed in grouped products here.

@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from miles.train.model.kernels import has_fused_kernels
+
 _ALIGNMENT = 16
 """The bytes of which the strides of an operand must be a multiple."""
 
@@ -42,11 +44,14 @@ class GroupedWeights:
             return view
         return torch.stack([parameter.detach() for parameter in self.parameters])
 
-    def add_to_main_grads(self, grads: Tensor) -> None:
+    def add_to_main_grads(self, grads: Tensor, ends: Tensor) -> None:
         """Add gradients [groups, out, in] to the float32 sums that Megatron keeps.
 
         The parameters are marked, so that Megatron's hook does not add them once more. Where it
         keeps no sums, autograd collects the gradients as usual.
+
+        Args:
+            ends: int32 [groups]: where the rows of each group end.
         """
         try:
             sums = [parameter.main_grad for parameter in self.parameters]
@@ -54,10 +59,15 @@ class GroupedWeights:
             return
 
         view = self._sums.of(sums)
-        if view is not None:
-            view.add_(grads)
+        if view is None:
+            for total, grad in zip(sums, grads.unbind(0), strict=True):
+                total.add_(grad)
+        elif has_fused_kernels(grads):
+            from miles.train.model import expert_kernels
+
+            expert_kernels.add_to_sums(view, grads, ends)
         else:
-            torch._foreach_add_(sums, list(grads.to(sums[0].dtype).unbind(0)))
+            view.add_(grads)
         for parameter in self.parameters:
             parameter.grad_added_to_main_grad = True
 
@@ -137,7 +147,7 @@ class _GroupedLinear(torch.autograd.Function):
 
         # Megatron's hook of a parameter wants a gradient even where it has been added already.
         grad_weights = sum_outer_products(grad, rows, ends)
-        weights.add_to_main_grads(grad_weights)
+        weights.add_to_main_grads(grad_weights, ends)
         return (grad_rows, None, None, *grad_weights.unbind(0))
 
 

@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from miles.train.model.kernels import has_fused_kernels
+
 
 @dataclass(frozen=True)
 class Permutation:
@@ -107,6 +109,11 @@ class _AddUp(torch.autograd.Function):
 
 def _sum_of_copies(copies: Tensor, positions: Tensor) -> Tensor:
     """Return [rows, ...] from [copies, ...] and [rows, copies of a row]."""
+    if copies.dim() == 2 and positions.shape[1] > 1 and has_fused_kernels(copies):
+        from miles.train.model import expert_kernels
+
+        return expert_kernels.add_up_copies(copies, positions)
+
     picked = copies.index_select(0, positions.flatten())
     if positions.shape[1] == 1:
         return picked

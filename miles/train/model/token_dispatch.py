@@ -36,10 +36,6 @@ class TokenDispatcher:
         self._is_spread: bool = counts.ep_size * counts.tp_size > 1
         self._must_sort: bool = self._is_spread and counts.num_local_experts > 1
 
-        # Rank by rank, and of each rank the last expert first.
-        by_rank = torch.arange(counts.num_experts).view(counts.ep_size, counts.num_local_experts)
-        self._order = by_rank.flip(1).flatten()
-
         # The state of a forward pass.
         self._shape: torch.Size
         self._routing: Routing
@@ -58,11 +54,9 @@ class TokenDispatcher:
             routing_map: bool [tokens, experts], with as many experts for each token
             probs: [tokens, experts]
         """
-        if self._order.device != hidden.device:
-            self._order = self._order.to(hidden.device)
         self._shape = hidden.shape
         self._dtype = probs.dtype
-        chosen = routing_map.index_select(1, self._order)
+        chosen = self._descending(routing_map)
 
         tokens_per_expert = self._counts.preprocess(chosen)
         self._ends = tokens_per_expert.cumsum(0, dtype=torch.int32)
@@ -71,7 +65,7 @@ class TokenDispatcher:
 
         self._routing = route(chosen, self._num_choices)
         copies = self._routing.permutation.copy(hidden.view(-1, hidden.shape[-1]))
-        return copies, self._routing.of_copies(probs.index_select(1, self._order))
+        return copies, self._routing.of_copies(self._descending(probs))
 
     def token_dispatch(self, copies: Tensor, probs: Tensor) -> tuple[Tensor, Tensor]:
         """Exchange the copies with the ranks that hold other experts."""
@@ -118,6 +112,11 @@ class TokenDispatcher:
     def combine_postprocess(self, copies: Tensor) -> Tensor:
         """Return the sum of each token's outputs, [tokens, 1, hidden size]."""
         return self._routing.permutation.add_up(copies).view(self._shape)
+
+    def _descending(self, table: Tensor) -> Tensor:
+        """Return [tokens, experts] with the experts of each rank in descending order."""
+        shape = (len(table), self._counts.ep_size, self._counts.num_local_experts)
+        return table.view(shape).flip(2).flatten(1)
 
     def _exchange(self, values: Tensor, *, back: bool = False) -> Tensor:
         from megatron.core.tensor_parallel import all_to_all

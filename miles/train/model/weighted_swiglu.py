@@ -54,17 +54,17 @@ class _WeightedSwiGLU(torch.autograd.Function):
 class _FusedWeightedSwiGLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate_and_up: Tensor, weights: Tensor) -> Tensor:
-        from miles.train.model import weighted_swiglu_kernels
+        from miles.train.model import expert_kernels
 
         ctx.save_for_backward(gate_and_up, weights)
-        return weighted_swiglu_kernels.forward(gate_and_up, weights)
+        return expert_kernels.weighted_swiglu(gate_and_up, weights)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
-        from miles.train.model import weighted_swiglu_kernels
+        from miles.train.model import expert_kernels
 
         gate_and_up, weights = ctx.saved_tensors
-        return weighted_swiglu_kernels.backward(gate_and_up, weights, grads[0])
+        return expert_kernels.weighted_swiglu_grads(gate_and_up, weights, grads[0])
 
 
 def _scale(rows: Tensor, weights: Tensor) -> Tensor:
