@@ -29,7 +29,10 @@ KINDS = (
 
 _PATTERNS = [(kind, re.compile(pattern, re.IGNORECASE)) for kind, pattern in KINDS]
 MOST_KERNELS = 25
-MAX_NAME = 110
+MAX_NAME = 160
+_NOISE = re.compile(
+    r"^void |at::native::|at::cuda::|\(anonymous namespace\)::|std::|pytorch_flash::"
+)
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,11 @@ class Kernel:
 def kind_of(name: str) -> str:
     """Return the kind of a kernel by its name."""
     return next(kind for kind, pattern in _PATTERNS if pattern.search(name))
+
+
+def short_name(name: str) -> str:
+    """Return the telling part of a kernel's name: C++ puts much around it."""
+    return _NOISE.sub("", name)[:MAX_NAME]
 
 
 def synchronize() -> None:
@@ -76,7 +84,7 @@ def profile(run: Callable[[], Any]) -> dict[str, Any]:
     by_name: defaultdict[str, list[int]] = defaultdict(list)
     for kernel in kernels:
         by_kind[kind_of(kernel.name)] += kernel.duration
-        by_name[kernel.name[:MAX_NAME]].append(kernel.duration)
+        by_name[kernel.name].append(kernel.duration)
     busy = _union(kernels)
     longest = sorted(by_name.items(), key=lambda item: -sum(item[1]))[:MOST_KERNELS]
     return {
@@ -86,7 +94,12 @@ def profile(run: Callable[[], Any]) -> dict[str, Any]:
         "num_kernels": len(kernels),
         "by_kind_ms": {kind: by_kind[kind] / 1e6 for kind, _ in KINDS if by_kind[kind]},
         "longest": [
-            {"kernel": name, "calls": len(runs), "ms": sum(runs) / 1e6, "kind": kind_of(name)}
+            {
+                "kernel": short_name(name),
+                "calls": len(runs),
+                "ms": sum(runs) / 1e6,
+                "kind": kind_of(name),
+            }
             for name, runs in longest
         ],
     }

@@ -56,6 +56,8 @@ from miles.train.types import TrainerSettings
 
 SECTIONS = ("ceilings", "step", "profile", "peer", "switches", "further", "estimate")
 TOKENS_OF_STEP = 65_536
+SHORT_STEP = 32_768
+"""Tokens of a step where many ways are compared."""
 PRECISION = Precision.BF16
 OUT_OF_MEMORY = "out of memory"
 
@@ -147,7 +149,7 @@ class Benchmark:
         return profile(lambda: run.step(step))
 
     def _peer(self) -> dict[str, Any]:
-        found: dict[str, Any] = {"ours": self._measure(self.main, 4)}
+        found: dict[str, Any] = {"ours": self._measure(self.main, 4, tokens_of_step=SHORT_STEP)}
         for way in WAYS:
             if self.left_seconds <= 0:
                 break
@@ -158,7 +160,7 @@ class Benchmark:
         """Time a peer; where its activations do not fit, with half the tokens."""
         case = self.main
         while True:
-            step = self._make_step(case)
+            step = self._make_step(case, SHORT_STEP)
             try:
                 seconds = time_peer(case, way, step)
             except torch.cuda.OutOfMemoryError:
@@ -170,12 +172,15 @@ class Benchmark:
             case = replace(case, num_tokens=case.num_tokens // 2)
 
     def _switches(self) -> dict[str, Any]:
-        found: dict[str, Any] = {"all on": self._measure(self.main, 4)}
         is_moe = self.main.shape.num_experts is not None
-        for name, compute in switched_off(is_moe=is_moe).items():
+        settings = {"all on": AS_USUAL, **switched_off(is_moe=is_moe)}
+        found: dict[str, Any] = {}
+        for name, compute in settings.items():
             if self.left_seconds <= 0:
                 break
-            found[name] = attempt(lambda compute=compute: self._measure(self.main, 3, compute))
+            found[name] = attempt(
+                lambda compute=compute: self._measure(self.main, 4, compute, SHORT_STEP)
+            )
         return found
 
     def _further(self) -> dict[str, Any]:
@@ -183,7 +188,9 @@ class Benchmark:
         for case in further_cases(self.card_bytes, self.main):
             if self.left_seconds <= 0:
                 break
-            found[case.name] = attempt(lambda case=case: self._measure(case, 3))
+            found[case.name] = attempt(
+                lambda case=case: self._measure(case, 3, tokens_of_step=SHORT_STEP)
+            )
         return found
 
     def _estimate(self) -> dict[str, Any]:
@@ -192,14 +199,20 @@ class Benchmark:
         for case in estimate_cases(self.main):
             if self.left_seconds <= 0:
                 break
-            found[case.name] = attempt(lambda case=case: self._measure(case, 1))
+            found[case.name] = attempt(
+                lambda case=case: self._measure(case, 1, tokens_of_step=2 * case.num_tokens)
+            )
         return found
 
     def _measure(
-        self, case: Case, num_steps: int, compute: ComputeConfig = AS_USUAL
+        self,
+        case: Case,
+        num_steps: int,
+        compute: ComputeConfig = AS_USUAL,
+        tokens_of_step: int = TOKENS_OF_STEP,
     ) -> dict[str, Any]:
         """Time steps of a case with the project's own trainer."""
-        step = self._make_step(case)
+        step = self._make_step(case, tokens_of_step)
         run = OurRun(case, compute)
         reset_peak()
         seconds = time_steps(lambda: run.step(step), 2, num_steps)
@@ -212,10 +225,10 @@ class Benchmark:
             "grad_norm": run.grad_norm,
         }
 
-    def _make_step(self, case: Case) -> MadeUpStep:
+    def _make_step(self, case: Case, tokens_of_step: int = TOKENS_OF_STEP) -> MadeUpStep:
         number = self.flags.micro_batches
         if number is None:
-            number = 2 if self.card_bytes is None else max(TOKENS_OF_STEP // case.num_tokens, 1)
+            number = 2 if self.card_bytes is None else max(tokens_of_step // case.num_tokens, 1)
         return make_step(
             case.shape,
             capacity=case.num_tokens,

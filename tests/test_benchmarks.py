@@ -6,6 +6,7 @@ Bars on time hold on a quiet machine only: `make bench` checks them, at full siz
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -166,3 +167,26 @@ def test_saving_prints_its_bar() -> None:
         rf"\d+ steps before the save: {NUMBER} ms; \d+ beside it: {NUMBER} ms", printed
     )
     assert len(BAR.findall(printed)) == 1
+
+
+def test_the_gpu_check_runs_without_a_gpu(tmp_path: Path) -> None:
+    """The part that measures a step, on the CPU; the others are run by hand (`make gpu`)."""
+    done = subprocess.run(
+        [PROJECT / "benchmarks/gpu_check.sh", "train"],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        env={**os.environ, "PYTHON": sys.executable, "OUT": str(tmp_path), "GPU_CHECK_TINY": "1"},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+    found = json.loads((tmp_path / "results.json").read_text())["train"]["found"]
+    for section in ("ceilings", "step", "profile", "peer", "switches", "further"):
+        assert "error" not in found[section], found[section]
+    assert found["step"]["tokens_per_second"] > 0
+    assert found["step"]["last_loss"] < found["step"]["first_loss"]
+    assert found["profile"]["by_kind_ms"]["matrix products"] > 0
+    assert found["peer"]["varlen"]["tokens_per_second"] > 0
+    errors = [name for name, result in found["switches"].items() if "error" in result]
+    assert not errors
+    assert (tmp_path / "summary.md").read_text() in done.stdout
