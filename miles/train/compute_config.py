@@ -22,9 +22,9 @@ class ComputeConfig:
         Flag(
             "--attention-backend",
             "NAME",
-            "attention on a GPU. auto: torch's variable-length kernel; flash: the fastest flash-attn "
-            "that is installed, else torch's; fused: Transformer Engine's; local, unfused: one "
-            "sample at a time, the plain definition, as on a CPU",
+            "attention on a GPU. auto: torch's variable-length kernel, and cuDNN's for long samples; "
+            "flash: the fastest flash-attn that is installed, else as auto; fused: Transformer "
+            "Engine's; local, unfused: one sample at a time, the plain definition, as on a CPU",
             choices=("auto", "flash", "fused", "local", "unfused"),
         ),
     ] = "auto"

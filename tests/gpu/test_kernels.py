@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from miles.data.packing.micro_batch import micro_batch
-from miles.train.model import device
+from miles.train.model import device, long_segments
 from miles.train.model.attention import PackedAttention
 from miles.train.model.device_batch import send
 from miles.train.model.kernels import rms_norm, rope, silu_mul
@@ -119,10 +119,17 @@ def packed_attention(query: Tensor, key: Tensor, value: Tensor, lengths: list[in
 
 
 @dtypes
+@pytest.mark.parametrize("long_tokens", [4096, 100], ids=["packed", "long-ones-apart"])
 @pytest.mark.parametrize(("heads", "groups", "head_size"), [(16, 8, 128), (32, 8, 64), (4, 4, 16)])
 def test_packed_attention_is_masked_attention(
-    dtype: torch.dtype, heads: int, groups: int, head_size: int
+    dtype: torch.dtype,
+    long_tokens: int,
+    heads: int,
+    groups: int,
+    head_size: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(long_segments, "LONG_TOKENS", long_tokens)
     lengths = [1, 130, 7, 64, 255]
     segment = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
     num_tokens = len(segment)

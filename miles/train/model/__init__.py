@@ -10,7 +10,8 @@ class of Megatron's, is itself imported inside functions.
     layer_spec        which modules a layer is made of
     kernels           norm, SwiGLU and rotation, fused where such kernels are; swiglu, a module of it
     attention         attention over packed sequences, put into the model's layers;
-                      attention_backends has the kernels, packed_params what a layer is told
+                      attention_backends has the kernels, long_segments one of them,
+                      packed_params what a layer is told
     rotary            the angle of each token by its position, once a micro-batch
     experts           the experts of a layer in grouped_product, with weighted_swiglu in between;
                       expert_kernels has what is in Triton

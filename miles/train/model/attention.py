@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from miles.train.compute_config import AS_USUAL, ComputeConfig
-from miles.train.model.attention_backends import KERNEL_DTYPES, Segments, attention, by_segment
+from miles.train.model.attention_backends import KERNEL_DTYPES, attention, by_segment
 from miles.train.model.kernels import rope
 
 if TYPE_CHECKING:
@@ -62,6 +62,7 @@ class PackedAttention(torch.nn.Module):
     ) -> Tensor:
         """Return [tokens, heads x head size]. The segments alone decide who sees whom."""
         assert packed_seq_params is not None, "this attention takes packed sequences only"
+        assert packed_seq_params.segments is not None
         assert attention_bias is None
 
         rotation = packed_seq_params.rotation
@@ -69,6 +70,5 @@ class PackedAttention(torch.nn.Module):
             query, key = rope(query, key, rotation.cos, rotation.sin, is_fused=self._is_rope_fused)
 
         attend = self._attend if query.dtype in KERNEL_DTYPES else by_segment
-        segments = Segments(packed_seq_params.cu_seqlens_q, packed_seq_params.lengths)
-        out = attend(query, key, value, segments, self.softmax_scale)
+        out = attend(query, key, value, packed_seq_params.segments, self.softmax_scale)
         return out.reshape(out.shape[0], -1)

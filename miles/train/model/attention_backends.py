@@ -8,7 +8,8 @@ Each segment is causal within itself and sees nothing of its neighbours. Segment
 float32, which the kernels for packed sequences do not take.
 
     --attention-backend    on a GPU, in bfloat16 and float16
-    auto                   torch's variable-length kernel, a FlashAttention 2
+    auto                   torch's variable-length kernel, a FlashAttention 2; from Hopper on, cuDNN
+                           for long segments (`long_segments`)
     flash                  the best installed package of FlashAttention 4, 3 and 2, else torch's
     fused                  Transformer Engine's
     local, unfused         segment by segment
@@ -20,7 +21,7 @@ import functools
 import importlib
 import importlib.util
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +31,7 @@ from torch import Tensor
 
 from miles.errors import ConfigError
 from miles.train.model import device
+from miles.train.model.long_segments import attention_of_one, is_long, is_usable
 
 Attention = Callable[[Tensor, Tensor, Tensor, "Segments", float], Tensor]
 """query, key, value, where the segments are, the scale of the scores -> [tokens, heads, size]"""
@@ -59,6 +61,8 @@ class Segments:
     """int32 [segments + 1], on the device"""
     lengths: tuple[int, ...]
     """tokens of each, on the host"""
+    short_cu_seqlens: Tensor
+    """int32 [short segments + 1]: `cu_seqlens` of those that are not long, laid end to end"""
 
     @property
     def longest(self) -> int:
@@ -83,7 +87,7 @@ def attention(backend: str) -> Attention:
         return _flash_attn(torch.cuda.get_device_capability()[0])
     if backend == "fused":
         return _transformer_engine()
-    return _torch_varlen
+    return _by_torch
 
 
 def by_segment(
@@ -109,7 +113,38 @@ def by_segment(
     return torch.cat(outputs)
 
 
-# --- torch's kernel
+# --- torch's kernels
+
+
+def _by_torch(
+    query: Tensor, key: Tensor, value: Tensor, segments: Segments, scale: float
+) -> Tensor:
+    """Return attention from what torch ships: cuDNN for long segments, FlashAttention 2 for others.
+
+    Either takes fewer key and value heads than query heads.
+    """
+    lengths = list(segments.lengths)
+    if not any(is_long(length) for length in lengths) or not is_usable(query, key):
+        return _torch_varlen(query, key, value, segments, scale)
+
+    parts = list(zip(query.split(lengths), key.split(lengths), value.split(lengths), strict=True))
+    outputs_of_short: Iterator[Tensor] = iter(())
+    short = [part for part in parts if not is_long(len(part[0]))]
+    if short:
+        queries, keys, values = (torch.cat(heads) for heads in zip(*short, strict=True))
+        short_lengths = tuple(len(part[0]) for part in short)
+        cu_seqlens = segments.short_cu_seqlens
+        short_segments = Segments(cu_seqlens, short_lengths, cu_seqlens)
+        out = _torch_varlen(queries, keys, values, short_segments, scale)
+        outputs_of_short = iter(out.split(short_lengths))
+
+    outputs = []
+    for part in parts:
+        if is_long(len(part[0])):
+            outputs.append(attention_of_one(*part, scale))
+        else:
+            outputs.append(next(outputs_of_short))
+    return torch.cat(outputs)
 
 
 def _torch_varlen(
@@ -163,7 +198,7 @@ def _flash_attn(capability: int) -> Attention:
         "(Hopper) or flash-attn-4 (Hopper, Blackwell)",
         stacklevel=2,
     )
-    return _torch_varlen
+    return _by_torch
 
 
 def _by_flash_attn(

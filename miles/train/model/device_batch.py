@@ -21,8 +21,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from miles.common.offsets import offsets_of
 from miles.data.types import MicroBatch
 from miles.train.model import device
+from miles.train.model.long_segments import is_long
 
 _ALIGNMENT_BYTES = 64
 """Each array of the buffer begins at a multiple of it: aligned data is read in larger pieces."""
@@ -47,6 +49,9 @@ class DeviceBatch:
     """int64 [trained tokens]: where `loss_mask` is above 0, ascending"""
     cu_seqlens: Tensor
     """int32 [segments + 1]: where each segment begins, and the end of the last"""
+    short_cu_seqlens: Tensor
+    """int32 [short segments + 1]: the same of the segments that are not long (`long_segments`),
+    as if they lay end to end"""
     segment_of_token: Tensor
     """int64 [tokens]: 0 for the tokens of the first segment, 1 for those of the second, …"""
     source_of_segment: Tensor
@@ -147,6 +152,7 @@ class _Part:
 def _parts(micro_batch: MicroBatch) -> dict[str, _Part]:
     """Return the arrays that are sent, by their field in `DeviceBatch`."""
     lengths = np.diff(micro_batch.cu_seqlens)
+    short_lengths = [length for length in lengths.tolist() if not is_long(length)]
     arrays: dict[str, np.ndarray] = {
         "input_ids": micro_batch.input_ids,
         "labels": micro_batch.labels,
@@ -154,6 +160,7 @@ def _parts(micro_batch: MicroBatch) -> dict[str, _Part]:
         "loss_mask": micro_batch.loss_mask,
         "trained_positions": np.flatnonzero(micro_batch.loss_mask > 0).astype(np.int64),
         "cu_seqlens": micro_batch.cu_seqlens.astype(np.int32),
+        "short_cu_seqlens": offsets_of(np.array(short_lengths, np.int64)).astype(np.int32),
         "segment_of_token": np.repeat(np.arange(len(lengths), dtype=np.int64), lengths),
         "source_of_segment": micro_batch.source_ids.astype(np.int64),
     }
@@ -188,6 +195,7 @@ def _unpacked(micro_batch: MicroBatch, parts: dict[str, _Part], buffer: Tensor) 
         loss_mask=view("loss_mask"),
         trained_positions=view("trained_positions"),
         cu_seqlens=view("cu_seqlens"),
+        short_cu_seqlens=view("short_cu_seqlens"),
         segment_of_token=view("segment_of_token"),
         source_of_segment=view("source_of_segment"),
         longest=int(np.diff(micro_batch.cu_seqlens).max()),

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from megatron.core.packed_seq_params import PackedSeqParams
 
+from miles.train.model.attention_backends import Segments
 from miles.train.model.device_batch import DeviceBatch
 from miles.train.model.rotary import Rotation
 
@@ -20,8 +21,7 @@ class PackedParams(PackedSeqParams):
     Megatron hands them to the layers, and to those that it computes again, as they are.
     """
 
-    lengths: tuple[int, ...] = ()
-    """tokens of each segment, on the host"""
+    segments: Segments | None = None
     rotation: Rotation | None = None
     """of each token; None where Megatron rotates query and key itself"""
 
@@ -38,6 +38,6 @@ def packed_params(batch: DeviceBatch, rotation: Rotation | None) -> PackedParams
         cu_seqlens_kv=batch.cu_seqlens,
         max_seqlen_q=batch.longest,
         max_seqlen_kv=batch.longest,
-        lengths=lengths,
+        segments=Segments(batch.cu_seqlens, lengths, batch.short_cu_seqlens),
         rotation=rotation,
     )

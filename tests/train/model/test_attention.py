@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from miles.train.model.attention import PackedAttention
+from miles.train.model.attention_backends import Segments
 from miles.train.model.rotary import Rotation
 
 CONFIG: Any = SimpleNamespace(context_parallel_size=1, attention_dropout=0.0, kv_channels=8)
@@ -16,7 +17,8 @@ CONFIG: Any = SimpleNamespace(context_parallel_size=1, attention_dropout=0.0, kv
 
 def packed(lengths: tuple[int, ...], rotation: Rotation | None = None) -> Any:
     cu_seqlens = torch.tensor([0, *lengths]).cumsum(0).int()
-    return SimpleNamespace(cu_seqlens_q=cu_seqlens, lengths=lengths, rotation=rotation)
+    segments = Segments(cu_seqlens, lengths, cu_seqlens)
+    return SimpleNamespace(segments=segments, rotation=rotation)
 
 
 def test_packed_attention_is_masked_attention() -> None:

@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from miles.errors import ConfigError
-from miles.train.model import attention_backends, device
+from miles.train.model import attention_backends, device, long_segments
 from miles.train.model.attention_backends import Segments, attention, by_segment
 
 LENGTHS = (3, 1, 4)
-SEGMENTS = Segments(torch.tensor([0, 3, 4, 8], dtype=torch.int32), LENGTHS)
+CU_SEQLENS = torch.tensor([0, 3, 4, 8], dtype=torch.int32)
+SEGMENTS = Segments(CU_SEQLENS, LENGTHS, CU_SEQLENS)
 SCALE = 0.3
 
 FLASH_ATTN = """
@@ -31,7 +34,7 @@ def flash_attn_varlen_func(q, k, v, *, cu_seqlens_q, cu_seqlens_k, max_seqlen_q,
                            softmax_scale, causal, deterministic):
     calls.append((max_seqlen_q, max_seqlen_k, causal, deterministic))
     assert torch.equal(cu_seqlens_q, cu_seqlens_k)
-    segments = Segments(cu_seqlens_q, tuple(cu_seqlens_q.diff().tolist()))
+    segments = Segments(cu_seqlens_q, tuple(cu_seqlens_q.diff().tolist()), cu_seqlens_q)
     out = by_segment(q, k, v, segments, softmax_scale)
     return (out, None) if {returns_sums} else out
 """
@@ -51,7 +54,7 @@ class DotProductAttention:
                  max_seqlen_q, max_seqlen_kv):
         assert (qkv_format, attn_mask_type) == ("thd", "padding_causal")
         assert max_seqlen_q == max_seqlen_kv == 4
-        segments = Segments(cu_seqlens_q, tuple(cu_seqlens_kv.diff().tolist()))
+        segments = Segments(cu_seqlens_q, tuple(cu_seqlens_kv.diff().tolist()), cu_seqlens_q)
         return by_segment(q, k, v, segments, self.scale).flatten(1)
 """
 
@@ -168,7 +171,7 @@ def test_fused_without_transformer_engine_is_refused(packages: Path) -> None:
 
 def test_torchs_kernel_takes_fewer_key_heads(packages: Path) -> None:
     query, key, value = (tensor.to("meta", torch.bfloat16).requires_grad_() for tensor in tensors())
-    segments = Segments(SEGMENTS.cu_seqlens.to("meta"), LENGTHS)
+    segments = Segments(CU_SEQLENS.to("meta"), LENGTHS, CU_SEQLENS.to("meta"))
 
     out = attention("auto")(query, key, value, segments, SCALE)
     out.sum().backward()
@@ -180,5 +183,56 @@ def test_torchs_kernel_takes_fewer_key_heads(packages: Path) -> None:
 
 def test_a_single_token_is_no_special_case_for_kernels() -> None:
     # FlashAttention 2 swaps heads and tokens where the longest segment has 1.
-    assert Segments(torch.zeros(3), (1, 1)).longest == 2
-    assert Segments(torch.zeros(3), (1, 5)).longest == 5
+    assert Segments(torch.zeros(3), (1, 1), torch.zeros(3)).longest == 2
+    assert Segments(torch.zeros(3), (1, 5), torch.zeros(3)).longest == 5
+
+
+def test_long_segments_go_to_cudnn_and_the_others_together(
+    packages: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Segments of 3, 1, 38, 2 and 33 tokens: only 38 and 33 are long. Values on the CPU."""
+    lengths = (3, 1, 38, 2, 33)
+    packed: list[tuple[int, ...]] = []
+    alone: list[int] = []
+
+    def varlen(query: Any, key: Any, value: Any, segments: Segments, scale: float) -> Any:
+        packed.append(segments.lengths)
+        assert segments.cu_seqlens.diff().tolist() == list(segments.lengths)
+        return by_segment(query, key, value, segments, scale)
+
+    def backend(choice: object) -> Any:
+        alone.append(1)
+        return nullcontext()
+
+    monkeypatch.setattr(long_segments, "LONG_TOKENS", 32)
+    monkeypatch.setattr(long_segments, "sdpa_kernel", backend)
+    monkeypatch.setattr(attention_backends, "is_usable", lambda query, key: True)
+    monkeypatch.setattr(attention_backends, "_torch_varlen", varlen)
+
+    segments = Segments(
+        torch.tensor([0, *lengths]).cumsum(0).int(), lengths, torch.tensor([0, 3, 4, 6])
+    )
+    generator = torch.Generator().manual_seed(0)
+    inputs = [torch.randn(77, heads, 16, generator=generator) for heads in (4, 2, 2)]
+    ours = [tensor.clone().requires_grad_() for tensor in inputs]
+    plain = [tensor.clone().requires_grad_() for tensor in inputs]
+
+    out = attention("auto")(*ours, segments, SCALE)
+    expected = by_segment(*plain, segments, SCALE)
+    weight = torch.randn(expected.shape, generator=generator)
+    (out * weight).sum().backward()
+    (expected * weight).sum().backward()
+
+    assert packed == [(3, 1, 2)]
+    assert len(alone) == 2
+    torch.testing.assert_close(out, expected)
+    for mine, other in zip(ours, plain, strict=True):
+        torch.testing.assert_close(mine.grad, other.grad)
+
+
+def test_a_long_segment_is_padded_by_less_than_a_sixteenth() -> None:
+    for length in (4097, 4352, 8193, 16385, 30000):
+        padded = long_segments.padded_length(length)
+        assert length <= padded < length * 17 / 16
+    lengths = {long_segments.padded_length(length) for length in range(4097, 32769)}
+    assert len(lengths) == 48  # 16 plans between powers of two

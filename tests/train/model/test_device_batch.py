@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
+import pytest
 import torch
 
 from miles.data.packing.micro_batch import micro_batch
 from miles.data.types import MicroBatch
+from miles.train.model import long_segments
 from miles.train.model.device_batch import send, send_ahead
 from miles.train.parallel_layout import Layout
 from tests.support.ranks import batch
@@ -34,6 +36,7 @@ def test_every_array_of_a_micro_batch_is_sent() -> None:
     assert sent.loss_mask.tolist() == [1, 1, 0, 0, 1, 0]
     assert sent.trained_positions.tolist() == [0, 1, 4]
     assert sent.cu_seqlens.tolist() == [0, 3, 4, 6]
+    assert sent.short_cu_seqlens.tolist() == [0, 3, 4, 6]
     assert sent.segment_of_token.tolist() == [0, 0, 0, 1, 2, 2]
     assert sent.source_of_segment.tolist() == [1, 0, 1]
     assert (sent.longest, sent.num_trained) == (3, 3)
@@ -42,6 +45,16 @@ def test_every_array_of_a_micro_batch_is_sent() -> None:
     for tensor in (sent.input_ids, sent.trained_positions, sent.segment_of_token):
         assert tensor.dtype == torch.int64
     assert (sent.loss_mask.dtype, sent.cu_seqlens.dtype) == (torch.float32, torch.int32)
+
+
+def test_short_segments_are_counted_without_the_long_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(long_segments, "LONG_TOKENS", 2)
+    sent = send(packed())
+    assert sent.cu_seqlens.tolist() == [0, 3, 4, 6]
+    assert sent.short_cu_seqlens.tolist() == [0, 1, 3]
+
+    monkeypatch.setattr(long_segments, "LONG_TOKENS", 0)
+    assert send(packed()).short_cu_seqlens.tolist() == [0]
 
 
 def test_a_micro_batch_may_have_nothing_to_train() -> None:
