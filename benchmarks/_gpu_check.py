@@ -104,7 +104,7 @@ def parts(scratch: Path) -> dict[str, list[Job]]:
     on_gpu = [
         train("step", 90, "ceilings", "step", "profile"),
         train("peer", 75, "ceilings", "peer"),
-        train("switches", 90, "switches"),
+        train("switches", 110, "switches"),
         train("further", 50, "ceilings", "further"),
     ]
     return {
@@ -183,7 +183,7 @@ class Check:
             return Outcome(0.0, "no time was left", "")
         words = [str(word) for word in job.words]
         if job.takes_budget:
-            words += ["--budget", str(round(0.75 * limit))]
+            words += ["--budget", str(round(0.8 * limit))]
 
         started = time.monotonic()
         output = self.scratch / f"{job.name}.out"

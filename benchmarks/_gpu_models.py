@@ -100,6 +100,8 @@ class Case:
     num_layers: int | None = None
     """None: all of the model's"""
     recompute: RecomputeConfig = KEEP_ALL
+    is_full: bool = False
+    """each micro-batch is one sample, as long as it; else samples of real lengths"""
 
     @property
     def shape(self) -> ModelShape:
@@ -111,7 +113,8 @@ class Case:
         """Return what the case is called in tables."""
         layers = "" if self.num_layers is None else f", {self.num_layers} layers"
         again = "" if self.recompute.granularity is None else ", recomputed"
-        return f"{self.model}{layers}, {self.num_tokens:,} tokens{again}"
+        samples = " of one sample" if self.is_full else ""
+        return f"{self.model}{layers}, {self.num_tokens:,} tokens{samples}{again}"
 
     def estimated_bytes(self, precision: Precision) -> int:
         """Return the memory that `miles train --dry-run` estimates for the case on one GPU."""
@@ -140,7 +143,9 @@ MAIN_CASES = (
 """From the largest to the smallest; the first that fits is measured in full."""
 
 FURTHER_CASES = (
-    Case("qwen3-4b", 16_384, recompute=RECOMPUTE_LAYERS),
+    # What a figure was published for, on 8 GPUs: long samples, every layer computed again.
+    Case("qwen3-4b", 16_384, recompute=RECOMPUTE_LAYERS, is_full=True),
+    Case("qwen3-1.7b", 16_384, recompute=RECOMPUTE_LAYERS, is_full=True),
     Case("qwen3-1.7b", 32_768),
     Case("qwen3-1.7b", 9_216),
     Case("llama-3.2-1b", 16_384),
@@ -149,7 +154,10 @@ FURTHER_CASES = (
 """Timed as far as they fit and the budget allows."""
 
 TINY_CASE = Case("tiny", 256)
-TINY_FURTHER = (Case("tiny-moe", 128), Case("tiny", 128, recompute=RECOMPUTE_LAYERS))
+TINY_FURTHER = (
+    Case("tiny-moe", 128),
+    Case("tiny", 128, recompute=RECOMPUTE_LAYERS, is_full=True),
+)
 
 
 def main_case(card_bytes: int | None) -> Case:

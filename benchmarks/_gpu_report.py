@@ -113,7 +113,7 @@ def _figures(found: Mapping[str, Mapping[str, Any]]) -> Iterable[str]:
         rows.append(
             [
                 name,
-                result["case"],
+                "" if name == result["case"] else result["case"],
                 f"{result['micro_batches']} x {result['tokens'] // result['micro_batches']:,}",
                 f"{result['median_seconds'] * 1e3:,.1f}",
                 f"{result['tokens_per_second']:,.0f}",

@@ -179,7 +179,7 @@ class Benchmark:
             if self.left_seconds <= 0:
                 break
             found[name] = attempt(
-                lambda compute=compute: self._measure(self.main, 4, compute, SHORT_STEP)
+                lambda compute=compute: self._measure(self.main, 3, compute, SHORT_STEP)
             )
         return found
 
@@ -234,7 +234,7 @@ class Benchmark:
             capacity=case.num_tokens,
             num_micro_batches=number,
             seed=17,
-            is_full=self.flags.full_samples,
+            is_full=self.flags.full_samples or case.is_full,
         )
 
     def _figures(self, case: Case, step: MadeUpStep, seconds: list[float]) -> dict[str, Any]:
@@ -375,8 +375,8 @@ def switched_off(*, is_moe: bool) -> dict[str, ComputeConfig]:
             found[f"{field.name} off"] = replace(AS_USUAL, **{field.name: False})
     found["loss_chunk_size 0"] = replace(AS_USUAL, loss_chunk_size=0)
     everything = {name.removesuffix(" off"): False for name in found if name.endswith(" off")}
-    found["all off"] = replace(AS_USUAL, loss_chunk_size=0, **everything)
-    return found
+    # The sum of all first, in case that the budget does not suffice for each.
+    return {"all off": replace(AS_USUAL, loss_chunk_size=0, **everything), **found}
 
 
 def estimate_cases(main: Case) -> list[Case]:
