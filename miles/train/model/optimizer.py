@@ -116,10 +116,15 @@ def _fuse_adam(optimizer: Any) -> None:
                 settings["fused"] = True
 
 
+def is_loss_scaled(optimizer: Any) -> bool:
+    """Return whether the loss is scaled, which it is in float16."""
+    return optimizer.chained_optimizers[0].grad_scaler is not None
+
+
 def can_loss_scale_fall(optimizer: Any) -> bool:
-    """Return whether the loss is scaled (float16 only), by more than the smallest scale."""
+    """Return whether the loss is scaled by more than the smallest scale. This waits for the GPU."""
     scaler = optimizer.chained_optimizers[0].grad_scaler
-    return scaler is not None and bool(scaler.scale > scaler.min_scale)
+    return bool(scaler.scale > scaler.min_scale)
 
 
 def clip_gradient(optimizer: Any, grad_norm: float) -> None:

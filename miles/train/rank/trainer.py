@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -30,13 +31,30 @@ from miles.train.model.loss import (
     rows_not_finite,
     sum_by_source,
 )
-from miles.train.model.optimizer import build_optimizer, can_loss_scale_fall, clip_gradient
+from miles.train.model.optimizer import (
+    build_optimizer,
+    can_loss_scale_fall,
+    clip_gradient,
+    is_loss_scaled,
+)
 from miles.train.model.output_loss import TokenLosses
 from miles.train.model.packed_forward import forward_packed, pad_for_tensor_ranks, single_sequence
 from miles.train.parallel_layout import Layout
 from miles.train.precision import Precision
 from miles.train.rank.generate import greedy
 from miles.train.types import Skip, SkipReason, StepResult, TrainerSettings
+
+
+@dataclass(frozen=True)
+class _StepEnd:
+    """How a step ended."""
+
+    sums: SourceSums
+    """on the host"""
+    grad_norm: float
+    """before clipping"""
+    reason: SkipReason | None
+    """why the optimizer took no step; None: it did"""
 
 
 class Trainer:
@@ -130,23 +148,20 @@ class Trainer:
         batches = self._padded(micro_batches)
         outputs = self._run_micro_batches(batches, self.settings.num_sources, forward_only=False)
 
-        # Here the host waits for the GPU. It waits once more, for the gradient's norm, and for
-        # nothing after that: the next step begins while the optimizer is at work.
-        sums = self._reduce(outputs, self.settings.num_sources).on_host()
-        assert sum(sums.tokens) == report.content.num_trained_tokens, (
+        end = self._step_optimizer(self._reduce(outputs, self.settings.num_sources))
+        self.scheduler.step(1)
+        assert sum(end.sums.tokens) == report.content.num_trained_tokens, (
             "the ranks trained other tokens than the step holds"
         )
 
-        grad_norm, reason = self._step_optimizer(sums)
-        self.scheduler.step(1)
-
         skip = None
-        if reason is SkipReason.LOSS_SCALE_TOO_HIGH:
-            skip = Skip(reason)
-        elif reason is not None:
-            skip = Skip(reason, self._unusable_rows(outputs, batches))
+        if end.reason is SkipReason.LOSS_SCALE_TOO_HIGH:
+            skip = Skip(end.reason)
+        elif end.reason is not None:
+            skip = Skip(end.reason, self._unusable_rows(outputs, batches))
         seconds = time.perf_counter() - started
-        return StepResult(tuple(sums.losses), tuple(sums.tokens), grad_norm, lr, seconds, skip)
+        losses, tokens = tuple(end.sums.losses), tuple(end.sums.tokens)
+        return StepResult(losses, tokens, end.grad_norm, lr, seconds, skip)
 
     def evaluate(self, steps: Iterable[Sequence[MicroBatch]], num_sources: int) -> SourceSums:
         """Return loss sums and token counts by source, over all data ranks. Collective.
@@ -228,29 +243,37 @@ class Trainer:
             )
         return sums
 
-    def _step_optimizer(self, sums: SourceSums) -> tuple[float, SkipReason | None]:
+    def _step_optimizer(self, sums: SourceSums) -> _StepEnd:
         """Clip the gradient and take an optimizer step, unless something is not finite.
 
-        Returns:
-            the gradient's norm before clipping, and why no step was taken (None: it was).
-        """
-        if not torch.isfinite(sums.vector).all():
-            return float("nan"), SkipReason.LOSS_NOT_FINITE
+        The host waits for the GPU once, for the gradient's norm, with everything launched that
+        comes before it. It does not wait for the optimizer: the next step begins meanwhile.
 
-        can_scale_fall = can_loss_scale_fall(self.optimizer)
+        Args:
+            sums: of the step, on the device.
+        """
+        is_scaled = is_loss_scaled(self.optimizer)
+        # A gradient that overflows lowers the scale. One of a loss that is not finite must not.
+        if is_scaled and not torch.isfinite(sums.vector).all():
+            return _StepEnd(sums.on_host(), float("nan"), SkipReason.LOSS_NOT_FINITE)
+
+        can_scale_fall = is_scaled and can_loss_scale_fall(self.optimizer)
         overflows = self.optimizer.prepare_grads()
         if overflows and can_scale_fall:
-            return float("inf"), SkipReason.LOSS_SCALE_TOO_HIGH
+            return _StepEnd(sums.on_host(), float("inf"), SkipReason.LOSS_SCALE_TOO_HIGH)
 
         # The norm is taken over all ranks, so that they agree on what follows.
         grad_norm = float(self.optimizer.get_grad_norm())
+        sums = sums.on_host()
+        if not torch.isfinite(sums.vector).all():
+            return _StepEnd(sums, float("nan"), SkipReason.LOSS_NOT_FINITE)
         if not math.isfinite(grad_norm):
-            return grad_norm, SkipReason.GRADIENT_NOT_FINITE
+            return _StepEnd(sums, grad_norm, SkipReason.GRADIENT_NOT_FINITE)
 
         # Not `step`, which would prepare the gradients again, and divide by the loss scale twice.
         clip_gradient(self.optimizer, grad_norm)
         self.optimizer.step_with_ready_grads()
-        return grad_norm, None
+        return _StepEnd(sums, grad_norm, None)
 
     def _unusable_rows(
         self, outputs: Sequence[MicroBatchSums], batches: Sequence[MicroBatch]
