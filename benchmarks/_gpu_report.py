@@ -120,11 +120,11 @@ def _figures(found: Mapping[str, Mapping[str, Any]]) -> Iterable[str]:
                 f"{result['tflops']:,.2f}",
                 _percent(result["mfu"]),
                 _percent(result["of_matrix_product"]),
-                _gib(result["peak_allocated"]),
+                _peak(result),
             ]
         )
     titles = ["", "case", "tokens", "ms a step", "tokens/s", "TFLOP/s", "MFU", "of product"]
-    yield from _table([*titles, "peak GiB"], rows)
+    yield from _table([*titles, "peak (estimated) GiB"], rows)
 
 
 def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterable[str]:
@@ -132,6 +132,13 @@ def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterable[str
     yield f"|{'---|' * len(titles)}"
     for row in rows:
         yield f"| {' | '.join(row)} |"
+
+
+def _peak(result: Mapping[str, Any]) -> str:
+    """Return the peak of a case, and what is estimated for it where that is known."""
+    estimated = result.get("estimated_bytes")
+    peak = _gib(result["peak_allocated"])
+    return peak if estimated is None else f"{peak} ({_gib(estimated)})".strip()
 
 
 def _percent(share: float | None) -> str:

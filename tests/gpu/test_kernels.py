@@ -22,6 +22,9 @@ from miles.train.model.weight_gradients import accumulate
 BOUNDS = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
 """Of the difference's norm to the reference's: a few roundings."""
 
+ATTENTION_BOUNDS = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
+"""The same, where probabilities are rounded too."""
+
 dtypes = pytest.mark.parametrize("dtype", list(BOUNDS), ids=["float32", "bfloat16"])
 
 
@@ -149,7 +152,7 @@ def test_packed_attention_is_masked_attention(
         lambda query, key, value: packed_attention(query, key, value, lengths),
         reference,
         inputs,
-        BOUNDS[dtype],
+        ATTENTION_BOUNDS[dtype],
     )
 
 
