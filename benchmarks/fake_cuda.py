@@ -207,6 +207,8 @@ def _train(settings: TrainerSettings, rank: int, watch: Watch, top: int) -> int:
     import torch
 
     from miles.train.model import process_groups
+    from miles.train.model.device_batch import send
+    from miles.train.model.packed_forward import forward_packed
     from miles.train.rank.trainer import Trainer
 
     process_groups.initialize(settings.layout, rank, "tcp://127.0.0.1:0", 7, 1)
@@ -214,11 +216,14 @@ def _train(settings: TrainerSettings, rank: int, watch: Watch, top: int) -> int:
     _show("built", watch, top=3)
 
     batches = [_micro_batch(lengths) for lengths in SEGMENTS]
+    if settings.layout.pipeline == 1:
+        # Beside the step: a hook gets weights without the marks that Megatron's DDP needs.
+        with torch.autograd.graph.saved_tensors_hooks(watch.keep, lambda value: value):
+            forward_packed(trainer.gpt, send(batches[0]), with_labels=True)
+        _show("forward pass of a micro-batch", watch, top)
+
     num_faults = 0
-    with (
-        torch.autograd.set_detect_anomaly(True, check_nan=False),
-        torch.autograd.graph.saved_tensors_hooks(watch.keep, lambda value: value),
-    ):
+    with torch.autograd.set_detect_anomaly(True, check_nan=False):
         trainer.train_step(_report(), batches)
         _show("first step", watch, top=0)
         # The first one also makes the optimizer's state.
@@ -248,7 +253,7 @@ def _show(title: str, watch: Watch, top: int) -> int:
         if sum(kept.values()) < 1 << 20:
             continue
         print(f"  kept {sum(kept.values()) / 2**20:10,.1f} MiB of {dtype}")
-        for where, num_bytes in kept.most_common(top):
+        for where, num_bytes in kept.most_common(8):
             print(f"       {num_bytes / 2**20:10,.1f} {where}")
     for where, num_bytes in found.kernel_bytes.most_common(top):
         print(f"  {num_bytes / 2**30:8.2f} GiB in {found.kernels[where]:4} {where}")
@@ -294,8 +299,9 @@ def _known_lists(settings: TrainerSettings) -> dict[int, list[int]]:
     if shape.num_experts is not None:
         num_each = NUM_TOKENS * shape.moe_router_topk // shape.num_experts
         known[shape.num_experts] = [num_each] * shape.num_experts
-        num_exchanged = num_rows * shape.moe_router_topk // layout.expert
-        known[layout.expert] = [num_exchanged] * layout.expert
+        num_copies = num_rows * shape.moe_router_topk
+        known[layout.expert_tensor] = [num_copies] * layout.expert_tensor
+        known[layout.expert] = [num_copies // layout.expert] * layout.expert
     return known
 
 

@@ -190,3 +190,11 @@ def test_the_gpu_check_runs_without_a_gpu(tmp_path: Path) -> None:
     errors = [name for name, result in found["switches"].items() if "error" in result]
     assert not errors
     assert (tmp_path / "summary.md").read_text() in done.stdout
+
+
+def test_the_page_has_the_tables_of_the_roofline() -> None:
+    page = (PROJECT / "docs/performance.md").read_text().splitlines()
+    printed = benchmark("roofline.py").splitlines()
+    assert len(printed) > 20
+    missing = [line for line in printed if line and line not in page]
+    assert not missing, "\n".join(missing)

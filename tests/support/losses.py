@@ -70,7 +70,6 @@ class Problem:
             reduces_hidden=False,
             is_fused=True,
             is_embedding=False,
-            loss_scale=torch.ones((), device=weight.device),
         )
 
     def plain(self, dtype: torch.dtype = torch.float64) -> Gradients:

@@ -57,9 +57,10 @@ class PackedGPTModel(GPTModel):  # type: ignore[misc]
             logits, _ = self.output_layer(rows[:, None], weight=weight)
             return logits[:, 0]
 
-        loss_scale = torch.ones((), device=weight.device)
+        loss_scale = None
         if self.config.grad_scale_func is not None:
-            loss_scale = self.config.grad_scale_func(loss_scale).reshape(())
+            one = torch.ones((), device=weight.device)
+            loss_scale = self.config.grad_scale_func(one).reshape(())
 
         return OutputHead(
             weight=weight,

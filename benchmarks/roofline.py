@@ -1,0 +1,150 @@
+"""What a training step should take on a GPU, at the least: the tables of docs/performance.md.
+
+    python benchmarks/roofline.py
+
+No GPU is needed: it is arithmetic (miles/train/estimate/roofline.py). A rank that would not fit
+into a GPU's memory, by the estimate of `--dry-run`, is left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Iterator
+
+from miles.architecture.config import ModelShape
+from miles.train.config import KEEP_ALL, RecomputeConfig
+from miles.train.estimate.memory import estimate
+from miles.train.estimate.roofline import CHIPS, Chip, Floor, StepWork, floor
+from miles.train.parallel_layout import Layout
+from miles.train.precision import Precision
+
+QWEN3_4B = ModelShape(
+    "qwen3", 36, 2560, 9728, 32, 8, 128, 151936, 40960, 1e6, 1e-6, True, True, False
+)
+QWEN3_30B = dataclasses.replace(
+    QWEN3_4B,
+    model_type="qwen3_moe",
+    num_layers=48,
+    hidden_size=2048,
+    ffn_hidden_size=6144,
+    num_query_groups=4,
+    tied_embeddings=False,
+    num_experts=128,
+    moe_router_topk=8,
+    moe_ffn_hidden_size=768,
+)
+MODELS = {
+    "Qwen3-4B, 8 GPUs": (QWEN3_4B, Layout(8)),
+    "Qwen3-30B-A3B, 16 GPUs, experts over 8": (QWEN3_30B, Layout(16, expert=8)),
+}
+FULL = RecomputeConfig("full", "uniform", 1)
+USABLE_GIB = {"H100 SXM": 79.6 * 0.9, "H200": 140.4 * 0.9}
+"""Of the GPU's memory, less a tenth for CUDA, NCCL and fragmentation."""
+MICRO_BATCHES = (9216, 16384)
+NUM_MICRO_BATCHES = 8
+FLASH_3 = 0.75
+"""Share of the peak that FlashAttention 3 reaches on Hopper, by its paper's abstract."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """A kind of rows, and the attention kernel they are computed with."""
+
+    name: str
+    pairs_per_token: float
+    trained_share: float
+    length: int
+    """tokens of the longest"""
+    attention_share: float | None = None
+    """of the chip's peak; None: that of torch's kernel"""
+
+
+ROWS = (
+    Rows("instructions", 93.4, 0.52, 1556),
+    Rows("16,384 tokens", (16384 + 1) / 2, 1.0, 16384),
+    Rows("16,384 tokens, FlashAttention 3", (16384 + 1) / 2, 1.0, 16384, FLASH_3),
+)
+"""Instructions have the lengths of OpenHermes 2.5: 122 tokens on average, 1,556 at most."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.parse_args()
+    for line in (*totals(), "", *shares()):
+        print(line)
+
+
+def totals() -> Iterator[str]:
+    """Yield a table of tokens a second and MFU."""
+    columns = [f"{chip.name}, {tokens:,}" for chip in CHIPS for tokens in MICRO_BATCHES]
+    yield f"| model | rows | layers computed again | {' | '.join(columns)} |"
+    yield f"|---|---|---|{'---|' * len(columns)}"
+    for model in MODELS:
+        for rows in ROWS:
+            for recompute in (KEEP_ALL, FULL):
+                cells = [
+                    _cell(model, rows, recompute, chip, tokens)
+                    for chip in CHIPS
+                    for tokens in MICRO_BATCHES
+                ]
+                again = "no" if recompute is KEEP_ALL else "yes"
+                yield f"| {model} | {rows.name} | {again} | {' | '.join(cells)} |"
+
+
+def shares() -> Iterator[str]:
+    """Yield a table of where the time goes, of an H100 with micro-batches of 9,216 or 16,384."""
+    instructions, long_rows, _ = ROWS
+    columns: dict[str, Floor] = {}
+    for model, (shape, layout) in MODELS.items():
+        for rows, tokens in ((instructions, 9216), (long_rows, 16384)):
+            work = _work(rows, FULL, tokens)
+            name = f"{model.split(',')[0]}, {rows.name}"
+            columns[name] = floor(shape, layout, work, CHIPS[0])
+
+    yield f"| part | {' | '.join(columns)} |"
+    yield f"|---|{'---|' * len(columns)}"
+    names = dict.fromkeys(part.name for found in columns.values() for part in found.parts)
+    for name in names:
+        cells = []
+        for found in columns.values():
+            seconds = sum(part.seconds for part in found.parts if part.name == name)
+            cells.append(f"{seconds / found.seconds:.1%}" if seconds else "")
+        yield f"| {name} | {' | '.join(cells)} |"
+    milliseconds = [f"{found.seconds * 1e3 / NUM_MICRO_BATCHES:,.0f}" for found in columns.values()]
+    yield f"| **a micro-batch, ms** | {' | '.join(milliseconds)} |"
+
+
+def _cell(model: str, rows: Rows, recompute: RecomputeConfig, chip: Chip, tokens: int) -> str:
+    shape, layout = MODELS[model]
+    if rows.length > tokens:
+        return ""
+    (memory,) = estimate(
+        shape,
+        layout,
+        precision=Precision.BF16,
+        max_tokens_per_gpu=tokens,
+        recompute=recompute,
+    )
+    if memory.total / 2**30 > USABLE_GIB[chip.name]:
+        return "does not fit"
+    if rows.attention_share is not None:
+        chip = dataclasses.replace(chip, attention_flops=rows.attention_share * chip.peak_flops)
+    found = floor(shape, layout, _work(rows, recompute, tokens), chip)
+    return f"{round(found.tokens_per_second, -2):,.0f}, {found.mfu:.0%}"
+
+
+def _work(rows: Rows, recompute: RecomputeConfig, tokens: int) -> StepWork:
+    return StepWork(
+        num_tokens=tokens,
+        num_micro_batches=NUM_MICRO_BATCHES,
+        pairs_per_token=rows.pairs_per_token,
+        trained_share=rows.trained_share,
+        is_recomputed=recompute is not KEEP_ALL,
+    )
+
+
+if __name__ == "__main__":
+    main()
