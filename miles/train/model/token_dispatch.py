@@ -90,6 +90,10 @@ class TokenDispatcher:
             rows, probs = self._by_expert.copy(rows), self._by_expert.copy(probs)
         return rows, self._ends, probs
 
+    def get_expert_zero_copy_buffers(self) -> tuple[None, None]:
+        """Return no buffers: the experts write into memory of their own. megatron-core 0.19 asks."""
+        return None, None
+
     def combine_preprocess(self, rows: Tensor) -> Tensor:
         """Sort the outputs as the tokens came, and add those of the expert's tensor ranks."""
         from megatron.core.tensor_parallel import reduce_scatter_to_sequence_parallel_region
