@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,7 +17,9 @@ from miles.data.packing.micro_batch import micro_batch
 from miles.train.model import device, long_segments
 from miles.train.model.attention import PackedAttention
 from miles.train.model.device_batch import send
-from miles.train.model.kernels import rms_norm, rope, silu_mul
+from miles.train.model.heads import HeadNorms, plain_heads, split_heads
+from miles.train.model.kernels import rope, silu_mul
+from miles.train.model.rotary import Rotation
 from miles.train.model.weight_gradients import accumulate
 
 BOUNDS = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
@@ -59,15 +62,21 @@ def require_same(
 
 
 @dtypes
-@pytest.mark.parametrize("size", [128, 2560])
-def test_the_norm_is_the_plain_one(dtype: torch.dtype, size: int) -> None:
-    inputs = [draw(65, 1, size, dtype=dtype), draw(size, dtype=dtype, seed=3)]
-    require_same(
-        lambda hidden, weight: rms_norm(hidden, weight, 1e-6),
-        lambda hidden, weight: F.rms_norm(hidden, (size,), weight, 1e-6),
-        inputs,
-        BOUNDS[dtype],
-    )
+@pytest.mark.parametrize("has_norm", [True, False], ids=["normed", "plain"])
+def test_heads_are_the_plain_ones(dtype: torch.dtype, has_norm: bool) -> None:
+    angles = torch.rand(77, 64, generator=torch.Generator().manual_seed(4)) * 6
+    angles = torch.cat([angles, angles], 1)
+
+    def heads(split: Any, mixed: Tensor, *weights: Tensor) -> Tensor:
+        norms = HeadNorms(weights[0], weights[1], 1e-6) if has_norm else None
+        exact = torch.promote_types(mixed.dtype, torch.float32)
+        turn = [function(angles).to(mixed.device, exact) for function in (torch.cos, torch.sin)]
+        return torch.cat(split(mixed, Rotation(turn[0], turn[1]), norms, 8), 1)
+
+    inputs = [draw(77, 8 * 6 * 128, dtype=dtype)]
+    if has_norm:
+        inputs += [draw(128, dtype=dtype, seed=seed) for seed in (1, 2)]
+    require_same(partial(heads, split_heads), partial(heads, plain_heads), inputs, BOUNDS[dtype])
 
 
 @dtypes

@@ -15,7 +15,8 @@ from tests.support.losses import Problem
 SIZES = (700, 256, 30_001)
 """Tokens, hidden size, rows of the vocabulary."""
 TRAINED = tuple(range(3, 690, 2))
-CHUNK_SIZE = 100
+CHUNK_SIZE = 86
+"""Four equal pieces."""
 BOUNDS = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 """Of the difference's norm to the reference's: a few roundings."""
 
@@ -87,8 +88,7 @@ def test_the_host_never_waits_and_memory_is_as_documented() -> None:
     problem.in_pieces(head)  # compiles the kernels, allocates cuBLAS's workspace
 
     tokens, hidden, rows = SIZES
-    rows_bytes = len(TRAINED) * hidden * 2
-    kept = rows_bytes + 4 * rows * hidden
+    kept = len(TRAINED) * hidden * 2
     problem.hidden.grad = problem.weight.grad = None
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
@@ -105,4 +105,4 @@ def test_the_host_never_waits_and_memory_is_as_documented() -> None:
     assert between == pytest.approx(kept, rel=0.05)
     assert in_forward == pytest.approx(kept + CHUNK_SIZE * rows * 2, rel=0.05)
     in_backward = torch.cuda.max_memory_allocated() - before
-    assert in_backward <= 1.05 * max(in_forward, kept + (tokens + rows) * hidden * 2 + rows_bytes)
+    assert in_backward <= 1.05 * max(in_forward, kept + (tokens + rows) * hidden * 2)

@@ -70,6 +70,7 @@ class Problem:
             reduces_hidden=False,
             is_fused=True,
             is_embedding=False,
+            loss_scale=torch.ones((), device=weight.device),
         )
 
     def plain(self, dtype: torch.dtype = torch.float64) -> Gradients:

@@ -175,16 +175,13 @@ def _loss_bytes(
 
     # The formulas of `output_loss`.
     hidden = num_tokens * shape.hidden_size * value_bytes
-    weight_gradient = num_rows * shape.hidden_size * _FLOAT32_BYTES
-    chunk = min(compute.loss_chunk_size, num_tokens) * num_rows
-    logits = chunk * value_bytes
-    if not compute.loss_fusion and value_bytes < _FLOAT32_BYTES:
-        logits += chunk * _FLOAT32_BYTES  # a copy in float32
+    bytes_of_logit = value_bytes if compute.loss_fusion else value_bytes + _FLOAT32_BYTES
+    logits = min(compute.loss_chunk_size, num_tokens) * num_rows * bytes_of_logit
 
-    handed_on = 2 * hidden
+    handed_on = hidden
     if not shape.tied_embeddings or layout.pipeline > 1:
         handed_on += num_rows * shape.hidden_size * value_bytes
-    return hidden + weight_gradient + max(logits, handed_on)
+    return hidden + max(logits, handed_on)
 
 
 def _vocabulary_rows(shape: ModelShape, layout: Layout) -> int:

@@ -8,7 +8,8 @@ class of Megatron's, is itself imported inside functions.
 
     build             a rank's part of the GPT model; transformer_config and norm are pieces of it
     layer_spec        which modules a layer is made of
-    kernels           norm, SwiGLU and rotation, fused where such kernels are; swiglu, a module of it
+    kernels           SwiGLU and rotation, fused where such kernels are; swiglu, a module of it
+    heads             query, key and value in one kernel, for self_attention; heads_kernels is Triton
     attention         attention over packed sequences, put into the model's layers;
                       attention_backends has the kernels, long_segments one of them,
                       packed_params what a layer is told

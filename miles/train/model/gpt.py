@@ -57,10 +57,9 @@ class PackedGPTModel(GPTModel):  # type: ignore[misc]
             logits, _ = self.output_layer(rows[:, None], weight=weight)
             return logits[:, 0]
 
-        loss_scale = None
+        loss_scale = torch.ones((), device=weight.device)
         if self.config.grad_scale_func is not None:
-            one = torch.ones((), device=weight.device)
-            loss_scale = self.config.grad_scale_func(one).reshape(())
+            loss_scale = self.config.grad_scale_func(loss_scale).reshape(())
 
         return OutputHead(
             weight=weight,

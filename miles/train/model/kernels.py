@@ -1,13 +1,12 @@
 """Elementwise work in one kernel each, where such kernels are, and in plain torch elsewhere.
 
-    rms_norm   x / rms(x) * weight
     silu_mul   silu(gate) * up
     rope       a rotation of pairs by the angle of their position
 
 On a GPU these are limited by memory: what a step pays for is each pass over a tensor. The kernels
 are those of liger-kernel, in Triton, which needs no compiler of CUDA. On a CPU, and on a GPU where
-they are not installed or do not run, plain torch computes the same; `docs/decisions/` says which
-kernel is taken and why. This is the only place that knows about them.
+they are not installed or do not run, plain torch computes the same. Norms are torch's own kernel,
+but for those of `heads`; docs/decisions/025-kernels.md has the choice and the figures.
 
 None of them writes into its input or into a gradient that it is given: Megatron holds on to some of
 these tensors (a residual, the inputs of a part that is recomputed).
@@ -25,30 +24,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_NO_OFFSET = 0.0
-"""Of the weight of a norm: some models keep it less 1."""
-
 
 @dataclass(frozen=True)
 class _FusedKernels:
     """The autograd functions of liger-kernel that are called here."""
 
-    rms_norm: Any
     silu_mul: Any
     rope: Any
-
-
-def rms_norm(hidden: Tensor, weight: Tensor, eps: float, *, is_fused: bool = True) -> Tensor:
-    """Return the root-mean-square norm of each row, computed in float32.
-
-    Args:
-        hidden: [..., size]. Kept for the backward pass, with one number a row.
-        weight: [size].
-        is_fused: take the fused kernel where it is.
-    """
-    if is_fused and (kernels := _kernels_for(hidden)) is not None:
-        return fused_rms_norm(kernels, hidden, weight, eps)
-    return F.rms_norm(hidden, weight.shape, weight, eps)
 
 
 def silu_mul(gate_and_up: Tensor) -> Tensor:
@@ -119,17 +101,6 @@ def _rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 # --- liger-kernel
 
 
-def fused_rms_norm(kernels: _FusedKernels, hidden: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """Return `rms_norm` by liger's kernels.
-
-    Casting "gemma" computes all of it in float32 and rounds once, as torch does; "llama" would
-    round before the weight. By default the backward pass would write into the incoming gradient.
-    """
-    is_in_place = False
-    normed: Tensor = kernels.rms_norm.apply(hidden, weight, eps, _NO_OFFSET, "gemma", is_in_place)
-    return normed
-
-
 def fused_silu_mul(kernels: _FusedKernels, gate_and_up: Tensor) -> Tensor:
     """Return `silu_mul` by liger's kernels for both halves in one tensor, which copy neither.
 
@@ -176,7 +147,7 @@ def _kernels_on_gpu() -> _FusedKernels | None:
     """Return the fused kernels that run on this GPU. Warns once where there are none."""
     if importlib.util.find_spec("liger_kernel") is None:
         warnings.warn(
-            "norms, SwiGLU and rotary embeddings run as several kernels each: liger-kernel is not "
+            "SwiGLU and rotary embeddings run as several kernels each: liger-kernel is not "
             "installed; pip install 'miles[gpu]' makes a step faster",
             stacklevel=2,
         )
@@ -189,7 +160,7 @@ def _kernels_on_gpu() -> _FusedKernels | None:
     except Exception as error:
         # Triton builds its launcher with the machine's C compiler, which may be missing.
         warnings.warn(
-            "norms, SwiGLU and rotary embeddings run as several kernels each: those of "
+            "SwiGLU and rotary embeddings run as several kernels each: those of "
             f"liger-kernel do not run here ({type(error).__name__}: {error})",
             stacklevel=2,
         )
@@ -200,12 +171,10 @@ def _kernels_on_gpu() -> _FusedKernels | None:
 @functools.cache
 def load_kernels() -> _FusedKernels:
     """Import liger-kernel's functions. Takes seconds."""
-    from liger_kernel.ops.rms_norm import LigerRMSNormFunction
     from liger_kernel.ops.rope import LigerRopeFunction
     from liger_kernel.ops.swiglu import LigerFusedGateUpSiLUMulFunction
 
     return _FusedKernels(
-        rms_norm=LigerRMSNormFunction,
         silu_mul=LigerFusedGateUpSiLUMulFunction,
         rope=LigerRopeFunction,
     )

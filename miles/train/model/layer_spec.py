@@ -29,14 +29,17 @@ def block_spec(shape: ModelShape, config: Any, compute: ComputeConfig) -> Any:
         get_num_layers_to_build,
     )
 
+    from miles.train.model.self_attention import PackedSelfAttention
+
     layer = get_gpt_layer_local_spec(
         num_experts=shape.num_experts, qk_layernorm=shape.qk_layernorm, normalization="RMSNorm"
     )
-    norm = ModuleSpec(module=RMSNorm, params={"is_fused": compute.norm_fusion})
-    layer.submodules.input_layernorm = norm
-    layer.submodules.pre_mlp_layernorm = norm
+    layer.submodules.input_layernorm = RMSNorm
+    layer.submodules.pre_mlp_layernorm = RMSNorm
 
-    head_norm = norm if shape.qk_layernorm else IdentityOp
+    head_norm = RMSNorm if shape.qk_layernorm else IdentityOp
+    if compute.packed_rope and compute.rope_fusion and compute.norm_fusion:
+        layer.submodules.self_attention.module = PackedSelfAttention
     attention = layer.submodules.self_attention.submodules
     attention.core_attention = ModuleSpec(module=PackedAttention, params={"compute": compute})
     attention.q_layernorm = head_norm
@@ -48,5 +51,5 @@ def block_spec(shape: ModelShape, config: Any, compute: ComputeConfig) -> Any:
     mlp.activation_func = SwiGLU  # built where transformer_config says so
 
     return TransformerBlockSubmodules(
-        layer_specs=[layer] * get_num_layers_to_build(config), layer_norm=norm
+        layer_specs=[layer] * get_num_layers_to_build(config), layer_norm=RMSNorm
     )

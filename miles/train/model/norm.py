@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-
-from miles.train.model.kernels import rms_norm
 
 
 class RMSNorm(torch.nn.Module):
@@ -16,19 +15,13 @@ class RMSNorm(torch.nn.Module):
     The norm of Megatron's local layer spec (`WrappedTorchNorm`, 0.16.1) refuses sequence
     parallelism. Here the weight is marked instead, so that Megatron adds up its gradient over the
     tensor-parallel ranks, each of which saw other tokens.
-
-    Args:
-        is_fused: one kernel where there is one; a parameter of the layer specification.
     """
 
-    def __init__(
-        self, config: Any, hidden_size: int, eps: float = 1e-6, is_fused: bool = True
-    ) -> None:
+    def __init__(self, config: Any, hidden_size: int, eps: float = 1e-6) -> None:
         super().__init__()
         self.eps = eps
-        self.is_fused = is_fused
         self.weight = torch.nn.Parameter(torch.ones(hidden_size, dtype=config.params_dtype))
         self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
 
     def forward(self, hidden: Tensor) -> Tensor:
-        return rms_norm(hidden, self.weight, self.eps, is_fused=self.is_fused)
+        return F.rms_norm(hidden, self.weight.shape, self.weight, self.eps)

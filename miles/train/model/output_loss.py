@@ -2,21 +2,23 @@
 
     hidden [tokens, hidden] -> the rows of the trained tokens -> pieces of `chunk_size` rows:
         logits of the piece -> losses -> the gradient of the logits, in their place
-            -> the gradient of the piece's hidden rows, and a part of the weight's gradient
+            -> the gradient of the piece's hidden rows, in theirs, and a part of the weight's
 
 The logits of a whole micro-batch never exist. With gradients enabled, the forward pass computes
-those of the loss's sum in the same loop, where the logits are at hand; the backward pass multiplies
-them by the gradient that arrives and hands them on. The weight's gradient is summed in float32.
+those of the losses' sum in the same loop, where the logits are at hand. The weight's are added to
+Megatron's float32 buffer, `main_grad`, at once; the hidden states' wait for the backward pass. So
+the gradient that will arrive there must be known: it is 1, or the loss scale of float16. Without
+such a buffer, both wait, and any gradient may arrive.
 
 With n trained of t tokens, V rows of the vocabulary on this rank, hidden size h, b bytes a value
 and c = min(chunk_size, n), a micro-batch takes, in bytes:
 
-    in the forward pass     n h b  +  4 V h  +  c V b with fused kernels, c V (b + 4) without
-    from there to backward  n h b  +  4 V h
-    in the backward pass    n h b  +  4 V h  +  t h b  +  n h b  +  V h b (not with a tied embedding
-                            on the same pipeline stage)
+    in the forward pass     n h b  +  c V b with fused kernels, c V (b + 4) without
+    from there to backward  n h b
+    in the backward pass    n h b  +  t h b  +  V h b (not with a tied embedding on the same stage)
 
-The second line is what autograd saves. Without gradients the terms with V h are not there.
+The second line is what autograd saves. Without `main_grad` there are 4 V h more in each line, the
+weight's gradient. Without gradients the first line alone is taken.
 
 With tensor parallelism each rank has the logits of a part of the vocabulary. The ranks exchange
 three numbers a token: the highest logit, the sum of the exponentials below it, and the label's.
@@ -24,6 +26,7 @@ three numbers a token: the highest logit, the sum of the exponentials below it, 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -74,14 +77,9 @@ class OutputHead:
     """compute the softmax in fused kernels where they are"""
     is_embedding: bool
     """the weight is the embedding of the same pipeline stage, too"""
-    loss_scale: Tensor | None = None
-    """scalar: what the loss will be multiplied by before the backward pass (float16). Gradients of
-    logits too small for float16 are computed with it, as if it had been there already"""
-
-    @property
-    def first_token(self) -> int:
-        """Return the token of this rank's first row of the vocabulary."""
-        return int(self.group.rank()) * len(self.weight)
+    loss_scale: Tensor
+    """float32 scalar: the gradient of the losses' sum that the backward pass begins with. 1, or the
+    loss scale of float16, without which gradients of logits would be too small for it"""
 
     @property
     def has_main_grad(self) -> bool:
@@ -102,7 +100,6 @@ def loss_in_pieces(hidden: Tensor, targets: Targets, head: OutputHead) -> TokenL
         return TokenLosses(losses.sum(), losses)
 
     # The embedding's part of the gradient comes by way of autograd, and with it the hook of DDP.
-    # The other part goes into the buffer before.
     weight: Tensor = head.weight
     if head.is_embedding and head.has_main_grad:
         weight = weight.detach()
@@ -113,11 +110,11 @@ def loss_in_pieces(hidden: Tensor, targets: Targets, head: OutputHead) -> TokenL
 def _losses(hidden: Tensor, targets: Targets, head: OutputHead) -> Tensor:
     """Return the losses of the trained tokens, without gradients."""
     rows = hidden.index_select(0, targets.positions)
-    labels = targets.labels.flatten().index_select(0, targets.positions)
+    columns = _label_columns(targets, head)
 
     losses = []
     for piece in _pieces(len(rows), head.chunk_size):
-        softmax = _Softmax.of(rows[piece], labels[piece], head)
+        softmax = _Softmax.of(rows[piece], columns[piece], head)
         losses.append(softmax.losses)
         del softmax  # its logits, before those of the next piece are computed
     return torch.cat(losses)
@@ -133,12 +130,12 @@ class _LossInPieces(torch.autograd.Function):
         """Return the losses' sum, scalar, and the losses [trained tokens]."""
         # A copy of our own: the gradient of a piece takes the place of the piece.
         rows = hidden.index_select(0, targets.positions)
-        labels = targets.labels.flatten().index_select(0, targets.positions)
+        columns = _label_columns(targets, head)
+        weight_grad = _sum_of_weight(head)
 
         losses = []
-        weight_grad = _zeros_like(head.weight) if head.weight.requires_grad else None
         for piece in _pieces(len(rows), head.chunk_size):
-            softmax = _Softmax.of(rows[piece], labels[piece], head)
+            softmax = _Softmax.of(rows[piece], columns[piece], head)
             losses.append(softmax.losses)
             logits_grad = softmax.turn_into_gradient()
             if weight_grad is not None:
@@ -147,7 +144,7 @@ class _LossInPieces(torch.autograd.Function):
             # The logits of this piece, before those of the next are computed.
             del softmax, logits_grad
 
-        ctx.save_for_backward(rows, weight_grad, targets.positions)
+        ctx.save_for_backward(rows, targets.positions, None if head.has_main_grad else weight_grad)
         ctx.num_tokens = len(hidden)
         ctx.head = head
         of_tokens = torch.cat(losses)
@@ -159,32 +156,67 @@ class _LossInPieces(torch.autograd.Function):
         ctx: Any, total_grad: Tensor, _: Tensor
     ) -> tuple[Tensor, Tensor | None, None, None]:
         """Return the gradients of the hidden states and, if they go that way, of the weight."""
-        rows, weight_grad, positions = ctx.saved_tensors
+        rows, positions, weight_grad = ctx.saved_tensors
         head: OutputHead = ctx.head
-        factor = total_grad if head.loss_scale is None else total_grad / head.loss_scale
+        factor = total_grad / head.loss_scale
 
-        reduction = None
         if head.reduces_hidden:
-            reduction = torch.distributed.all_reduce(rows, group=head.group, async_op=True)
-        weight_out = None
-        if weight_grad is not None:
-            weight_out = _hand_over(weight_grad, factor, head)
-        if reduction is not None:
-            reduction.wait()
-
+            torch.distributed.all_reduce(rows, group=head.group)
+        if head.has_main_grad:
+            torch._assert_async(
+                factor == 1, "the weight's gradient was added up for another gradient of the loss"
+            )
+        else:
+            rows = rows * factor
         hidden_grad = rows.new_zeros(ctx.num_tokens, rows.shape[1])
-        hidden_grad.index_copy_(0, positions, rows * factor)
-        return hidden_grad, weight_out, None, None
+        hidden_grad.index_copy_(0, positions, rows)
+
+        if weight_grad is not None:
+            weight_grad = (weight_grad * factor).to(head.weight.dtype)
+        elif head.has_main_grad and not head.is_embedding:
+            weight_grad = _placeholder(head.weight)
+        return hidden_grad, weight_grad, None, None
+
+
+def _label_columns(targets: Targets, head: OutputHead) -> Tensor:
+    """Return the columns of the trained labels among this rank's logits, int64 [trained tokens].
+
+    They are outside of them where another rank has the label.
+    """
+    labels = targets.labels.flatten().index_select(0, targets.positions)
+    return labels - int(head.group.rank()) * len(head.weight)
 
 
 def _pieces(num_rows: int, chunk_size: int) -> list[slice]:
-    """Return the pieces of so many rows.
+    """Return pieces of about equal size, none larger than `chunk_size`: as few as can be.
 
     No rows are one empty piece: the output layer is called at least once, since Megatron's DDP
     waits for its weight in a hook of that call, and begins to gather the next.
     """
-    starts = range(0, max(num_rows, 1), chunk_size)
-    return [slice(start, min(start + chunk_size, num_rows)) for start in starts]
+    num_pieces = max(-(-num_rows // chunk_size), 1)
+    edges = [num_rows * number // num_pieces for number in range(num_pieces + 1)]
+    return [slice(start, end) for start, end in itertools.pairwise(edges)]
+
+
+def _sum_of_weight(head: OutputHead) -> Tensor | None:
+    """Return where the weight's gradient is summed; None where it needs none."""
+    weight: Any = head.weight
+    if not weight.requires_grad:
+        return None
+    if head.has_main_grad:
+        main_grad: Tensor = weight.main_grad
+        return main_grad
+    return torch.zeros_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32))
+
+
+def _placeholder(weight: Any) -> Tensor:
+    """Return what autograd gets for a weight whose gradient is in `main_grad` already.
+
+    DDP's hook needs a gradient to come, and does not read it: that is what the mark says. The mark
+    is Megatron's own, for its linear layers that add to the buffer themselves.
+    """
+    weight.grad_added_to_main_grad = True
+    return torch.empty_like(weight)
 
 
 @dataclass(frozen=True)
@@ -194,7 +226,7 @@ class _Softmax:
     logits: Tensor
     """[rows, rows of the vocabulary on this rank], in the model's precision"""
     label_columns: Tensor
-    """int64 [rows]: the label's column on this rank, outside of them where another rank has it"""
+    """int64 [rows]"""
     highest: Tensor
     """float32 [rows]: the highest logit"""
     total: Tensor
@@ -204,66 +236,41 @@ class _Softmax:
     head: OutputHead
 
     @classmethod
-    def of(cls, rows: Tensor, labels: Tensor, head: OutputHead) -> _Softmax:
+    def of(cls, rows: Tensor, label_columns: Tensor, head: OutputHead) -> _Softmax:
         """Return the softmax of hidden rows.
 
         Args:
             rows: [rows, hidden]
-            labels: int64 [rows]
+            label_columns: int64 [rows], of `_label_columns`.
         """
         logits = head.compute_logits(rows)
-        label_columns = labels - head.first_token
         sums = row_sums(logits, label_columns, is_fused=head.is_fused)
-        highest, totals, label_logits = _of_all_ranks(sums, head.group).unbind(1)
+        if head.group.size() > 1:
+            sums = _over_ranks(sums, head.group)
 
-        top = highest.amax(0)
-        total = (totals * (highest - top).exp()).sum(0)
-        losses = total.log() + (top - label_logits.sum(0))
-        return cls(logits, label_columns, top, total, losses, head)
+        highest, total, label_logits = sums
+        losses = total.log() + (highest - label_logits)
+        return cls(logits, label_columns, highest, total, losses, head)
 
     def turn_into_gradient(self) -> Tensor:
         """Return the gradient of the losses' sum by the logits, in their memory."""
-        head = self.head
-        scale = self.total.new_ones(()) if head.loss_scale is None else head.loss_scale
+        scale = self.head.loss_scale
         return turn_into_gradient(
             self.logits,
             self.label_columns,
             self.highest,
             scale / self.total,
             scale,
-            is_fused=head.is_fused,
+            is_fused=self.head.is_fused,
         )
 
 
-def _of_all_ranks(sums: Tensor, group: Any) -> Tensor:
-    """Return the three numbers a row of each tensor-parallel rank, [ranks, 3, rows]."""
-    if group.size() == 1:
-        return sums[None]
+def _over_ranks(sums: Tensor, group: Any) -> Tensor:
+    """Return the numbers of `row_sums` over all tensor-parallel ranks, [3, rows]."""
     of_ranks = sums.new_empty(group.size() * len(sums), sums.shape[1])
     torch.distributed.all_gather_into_tensor(of_ranks, sums, group=group)
-    return of_ranks.view(group.size(), *sums.shape)
+    highest, totals, label_logits = of_ranks.view(group.size(), *sums.shape).unbind(1)
 
-
-def _zeros_like(weight: Tensor) -> Tensor:
-    """Return zeros in which a weight's gradient is summed: in float32, or more precisely."""
-    return torch.zeros_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32))
-
-
-def _hand_over(weight_grad: Tensor, factor: Tensor, head: OutputHead) -> Tensor | None:
-    """Add the weight's gradient to Megatron's buffer, and return what autograd shall get.
-
-    Args:
-        weight_grad: float32 [rows of the vocabulary, hidden]
-        factor: scalar, to multiply it by.
-    """
-    weight: Any = head.weight
-    if not head.has_main_grad:
-        return (weight_grad * factor).to(weight.dtype)
-
-    weight.main_grad.addcmul_(weight_grad, factor)
-    if head.is_embedding:
-        return None
-    # DDP's hook needs a gradient to come, and does not read it: that is what the mark says. The
-    # mark is Megatron's own, for its linear layers that add to the buffer themselves.
-    weight.grad_added_to_main_grad = True
-    return torch.empty_like(weight)
+    top = highest.amax(0)
+    total = (totals * (highest - top).exp()).sum(0)
+    return torch.stack([top, total, label_logits.sum(0)])

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from miles.train.model.kernels import rms_norm, rope, silu_mul
+from miles.train.model.kernels import rope, silu_mul
 
 TOKENS, HEADS, GROUPS, SIZE = 7, 4, 2, 16
 
@@ -22,10 +22,6 @@ def angles() -> tuple[Tensor, Tensor]:
     half = torch.arange(TOKENS)[:, None] * 10.0 ** -torch.arange(SIZE // 2, dtype=torch.float64)
     angle = torch.cat((half, half), dim=-1)
     return angle.cos(), angle.sin()
-
-
-def norm_definition(hidden: Tensor, weight: Tensor) -> Tensor:
-    return hidden / (hidden.square().mean(-1, keepdim=True) + 1e-6).sqrt() * weight
 
 
 def silu_mul_definition(gate_and_up: Tensor) -> Tensor:
@@ -46,11 +42,6 @@ def rope_definition(query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
 
 
 CASES: dict[str, tuple[Callable[..., object], Callable[..., object], list[tuple[int, ...]]]] = {
-    "rms_norm": (
-        lambda hidden, weight: rms_norm(hidden, weight, 1e-6),
-        norm_definition,
-        [(TOKENS, 1, SIZE), (SIZE,)],
-    ),
     "silu_mul": (silu_mul, silu_mul_definition, [(TOKENS, 1, 2 * SIZE)]),
     "rope": (
         lambda query, key: rope(query, key, *angles()),
