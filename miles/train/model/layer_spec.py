@@ -5,6 +5,7 @@ ModelShape, TransformerConfig, ComputeConfig -> TransformerBlockSubmodules
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from miles.architecture.config import ModelShape
@@ -45,11 +46,18 @@ def block_spec(shape: ModelShape, config: Any, compute: ComputeConfig) -> Any:
     attention.q_layernorm = head_norm
     attention.k_layernorm = head_norm
 
-    mlp = layer.submodules.mlp.submodules
+    mlp = _submodules_of(layer.submodules.mlp)
     if shape.num_experts is not None:
-        mlp = mlp.experts.submodules
+        mlp = _submodules_of(mlp.experts)
     mlp.activation_func = SwiGLU  # built where transformer_config says so
 
     return TransformerBlockSubmodules(
         layer_specs=[layer] * get_num_layers_to_build(config), layer_norm=RMSNorm
     )
+
+
+def _submodules_of(spec: Any) -> Any:
+    """Return the parts of a specification: `ModuleSpec` in megatron-core 0.16.1, `partial` in 0.19."""
+    if isinstance(spec, functools.partial):
+        return spec.keywords["submodules"]
+    return spec.submodules

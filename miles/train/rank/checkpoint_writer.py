@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import inspect
 import json
 import multiprocessing
 import os
@@ -114,11 +115,16 @@ class CheckpointWriter:
 
         assert isinstance(folder, Path), "one rank's failure is every rank's"
         calls = AsyncCallsQueue()
+        options: dict[str, Any] = {}
+        if "async_strategy" in inspect.signature(dist_checkpointing.save).parameters:
+            # megatron-core 0.19: its default needs a package of NVIDIA's, this is what 0.16.1 does.
+            options["async_strategy"] = "mcore"
         request = dist_checkpointing.save(
             state,
             str(folder),
             async_sharded_save=True,
             content_metadata=checkpoint_load.CONTENT_FORMAT,
+            **options,
         )
         calls.schedule_async_request(request)
         self._pending = _PendingSave(url, iteration, extra, folder, calls)
@@ -275,8 +281,9 @@ def _new_folder(folder: Path) -> Path | SaveFailure:
 
 
 def _complete_folder(pending: _PendingSave) -> SaveFailure | None:
-    """Add the small file of rank 0; give a local checkpoint its name."""
+    """Add the small files of rank 0; give a local checkpoint its name."""
     try:
+        _write_common_part(pending.folder)
         storage.write_text(
             str(pending.folder / checkpoint_folder.EXTRA),
             json.dumps(pending.extra, indent=1, sort_keys=True),
@@ -286,6 +293,18 @@ def _complete_folder(pending: _PendingSave) -> SaveFailure | None:
     except OSError as error:
         return SaveFailure(str(error))
     return None
+
+
+def _write_common_part(folder: Path) -> None:
+    """Write the file of what is no tensor, where Megatron has put that among the tensors.
+
+    megatron-core 0.19 does so, and reads either form; older versions read the file.
+    """
+    from megatron.core import dist_checkpointing
+
+    file = folder / "common.pt"
+    if not file.exists():
+        torch.save(dist_checkpointing.load_common_state_dict(str(folder)), file)
 
 
 def _rename(folder: Path, name: str) -> None:
