@@ -90,6 +90,10 @@ from miles.train.launch.arguments import parse
         ("--bf16 --no-bf16", "--bf16 and --no-bf16 contradict one another; give one"),
         ("--overlap-param-gather", "--overlap-param-gather needs --overlap-grad-reduce"),
         (
+            "--transformer-impl transformer_engine",
+            "--transformer-impl transformer_engine is not supported yet",
+        ),
+        (
             "--overlap-param-gather --no-overlap-grad-reduce",
             "--overlap-param-gather needs --overlap-grad-reduce",
         ),
