@@ -5,7 +5,8 @@ No Megatron and no process group is needed.
     FOLDER/latest_checkpointed_iteration.txt   "release" or an iteration: the newest checkpoint
     FOLDER/release/ or FOLDER/iter_0000100/
         metadata.json                          marks a `torch_dist` checkpoint
-        common.pt                              args, checkpoint_version, iteration
+        common.pt                              args, checkpoint_version, iteration; with
+                                               megatron-core 0.19 an object among the boxes
         .metadata                              the place of each box of each tensor
         __0_0.distcp, …                        the boxes, each as `torch.save` writes it
 
@@ -61,10 +62,16 @@ BACKEND = {
 """Content of metadata.json."""
 _MODEL = ("embedding.", "decoder.", "output_layer.")
 """The names of a `GPTModel`'s tensors begin with these; others are those of an optimizer."""
+_COMMON_OBJECT = "common_state/shard_0_1"
+"""The key of the common part in checkpoints of megatron-core 0.19, which have no common.pt."""
 VOCABULARY = (EMBEDDING, OUTPUT_LAYER)
 """The tensors with a row for each token, and maybe rows of padding behind them."""
 _MALFORMED = (AttributeError, TypeError, KeyError, IndexError, ValueError)
 """The errors of torch's own records that are not put together as torch does it."""
+
+
+Place: TypeAlias = _StorageInfo
+"""File, first byte and number of bytes of a box, as `.metadata` holds them."""
 
 
 def newest(url: str, iteration: int | None = None) -> str:
@@ -127,7 +134,8 @@ class Checkpoint:
                 f"{where}/.metadata: not that of a torch_dist checkpoint ({error!r})"
             ) from error
 
-        self.args = _read_args(folder, where)
+        place = self._metadata.storage_data.get(MetadataIndex(_COMMON_OBJECT))
+        self.args = _read_args(folder, place, where)
         """`args` of the common part; empty where it has none"""
 
     def read(self, key: str, offsets: Sequence[int], target: Tensor) -> Tensor:
@@ -271,31 +279,40 @@ def _by_first(stored: TensorStorageMetadata) -> dict[int, list[ChunkStorageMetad
     return by_first
 
 
-def _read_args(folder: Path, where: str) -> dict[str, Any]:
-    """Return `args` of a checkpoint's common.pt.
+def _load_common(folder: Path, place: Place | None) -> Any:
+    """Load the common part from its file, or from where it lies among the tensors."""
+    file = folder / "common.pt"
+    if place is None or file.exists():
+        return torch.load(file, weights_only=True)
+    with open(folder / place.relative_path, "rb") as boxes:
+        (common,) = torch.load(_Part(boxes, place.offset, place.length), weights_only=True)
+    return common
+
+
+def _read_args(folder: Path, place: Place | None, where: str) -> dict[str, Any]:
+    """Return `args` of a checkpoint's common part.
 
     Only plain values and Megatron's own enumerations are unpickled.
+
+    Args:
+        place: of `_COMMON_OBJECT`, which is read where there is no common.pt.
     """
     # Not the context manager: on leaving, it would take the class away from Megatron's loader, too.
     torch.serialization.add_safe_globals([argparse.Namespace])
 
     try:
         try:
-            common = torch.load(folder / "common.pt", weights_only=True)
+            common = _load_common(folder, place)
         except pickle.UnpicklingError:
             with warnings.catch_warnings():
                 # The warnings are about Apex and Transformer Engine, which play no part here.
                 warnings.simplefilter("ignore")
                 # Its import marks what Megatron-LM keeps in its arguments as safe.
                 import megatron.core  # noqa: F401
-            common = torch.load(folder / "common.pt", weights_only=True)
+            common = _load_common(folder, place)
     except Exception as error:  # a zip file with a pickle: each has errors of its own
         raise CheckpointError(f"{where}/common.pt: cannot be read ({error})") from error
     return dict(vars(common["args"])) if "args" in common else {}
-
-
-Place: TypeAlias = _StorageInfo
-"""File, first byte and number of bytes of a box, as `.metadata` holds them."""
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import pickle
 import shutil
@@ -14,13 +15,14 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch.distributed.checkpoint.metadata import BytesStorageMetadata
+from torch.distributed.checkpoint.metadata import BytesStorageMetadata, MetadataIndex
 
 from miles.architecture.families import extra_states_of, pieces_of, read_shape
 from miles.convert import tensor_io, torch_dist
 from miles.convert.hf_to_megatron import hf_to_megatron
 from miles.convert.megatron_to_hf import megatron_to_hf
 from miles.convert.torch_dist import Checkpoint
+from miles.convert.verify import verify
 from miles.errors import CheckpointError
 from miles.train.parallel_layout import Layout
 from tests.support.models import make_hf
@@ -325,6 +327,26 @@ def test_links_that_lead_out_are_refused(hf: Path, copy: Path, tmp_path: Path) -
     (copy / "release").symlink_to(tmp_path / "release")
     with pytest.raises(CheckpointError, match="release leads out of the folder: refused"):
         megatron_to_hf(str(copy), str(hf), str(tmp_path / "back"))
+
+
+def test_arguments_may_lie_among_the_tensors(hf: Path, copy: Path) -> None:
+    """megatron-core 0.19 puts what is no tensor there, and writes no common.pt."""
+    folder = copy / "release"
+    common = torch.load(folder / "common.pt", weights_only=False)
+    content = io.BytesIO()
+    torch.save([common], content)
+    (folder / "common.pt").unlink()
+    boxes = sorted(folder.glob("*.distcp"))[0]
+    metadata = pickle.loads((folder / ".metadata").read_bytes())
+    place = torch_dist.Place(boxes.name, boxes.stat().st_size, len(content.getvalue()))
+    with open(boxes, "ab") as file:
+        file.write(content.getvalue())
+    metadata.state_dict_metadata["common_state/shard_0_1"] = BytesStorageMetadata()
+    metadata.storage_data[MetadataIndex("common_state/shard_0_1")] = place
+    (folder / ".metadata").write_bytes(pickle.dumps(metadata))
+
+    assert Checkpoint(folder, "here").args == vars(common["args"])
+    assert not verify(str(hf), str(copy)).differences
 
 
 def test_only_megatron_arguments_are_unpickled(hf: Path, copy: Path, tmp_path: Path) -> None:

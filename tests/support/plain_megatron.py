@@ -78,15 +78,21 @@ def build(shape: ModelShape) -> Any:
 
 
 def build_optimizer(model: Any) -> Any:
-    """Return Megatron's distributed Adam for a model, ready to be loaded."""
+    """Return Megatron's distributed Adam for a model, ready to be loaded.
+
+    It has the rates of `tests.support.ranks`: megatron-core 0.19 continues with no others.
+    """
     from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
     from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 
     from miles.train.rank import optimizer_state
+    from tests.support.ranks import SETTINGS
 
     ddp_config = DistributedDataParallelConfig(use_distributed_optimizer=True)
     wrapped = DistributedDataParallel(model.config, ddp_config, model)
-    config = OptimizerConfig(optimizer="adam", lr=1e-3, use_distributed_optimizer=True)
+    config = OptimizerConfig(
+        optimizer="adam", lr=SETTINGS.lr, min_lr=SETTINGS.min_lr, use_distributed_optimizer=True
+    )
     optimizer = get_megatron_optimizer(config, [wrapped])
     # 0.16.1 needs these where neither Apex nor Transformer Engine is installed.
     optimizer_state.prepare(optimizer)

@@ -19,6 +19,9 @@ _PREFIXES = ("", "chained_0.", "chained_1.")
 """Megatron's for the keys of one of several parts; older checkpoints of ours have them."""
 _GROUP_KEYS = ("wd_mult", "lr_mult", "is_decoupled_lr")
 """Megatron tells parameter groups apart by these, and by whether their experts are spread."""
+_SCHEDULE_KEYS = ("max_lr", "min_lr", "start_wd", "end_wd", "optimizer")
+"""The settings of the schedule that Megatron keeps in a group. 0.19 tells groups apart by them, too,
+and a run that continues has the settings of its own line."""
 _SHARED_KEYS = ("lr", "betas", "eps", "weight_decay")
 """The defaults that every kind of Adam has; each kind adds its own to its parameter groups."""
 
@@ -153,12 +156,17 @@ def make_portable(optimizer: Any, state: Mapping[Any, Any]) -> None:
 
 
 def restore_own_keys(optimizer: Any, state: Mapping[Any, Any]) -> None:
-    """Give a loaded state what this kind of Adam has in its parameter groups."""
+    """Give a loaded state what this kind of Adam, and this run, have in their parameter groups."""
     for adam, groups in _groups(optimizer, state):
         own = {key: value for key, value in adam.defaults.items() if key not in _SHARED_KEYS}
+        own_groups = {_group_kind(group): group for group in adam.param_groups}
         for group in groups:
             group.pop(_BIAS_CORRECTION, None)
             group.update(own)
+            for key in _SCHEDULE_KEYS:
+                group.pop(key, None)
+                if key in own_groups[_group_kind(group)]:
+                    group[key] = own_groups[_group_kind(group)][key]
 
 
 def match_keys(state: Mapping[Any, Any], stored: Collection[str]) -> None:
