@@ -268,3 +268,23 @@ def test_training_resumes_at_any_layout(tmp_path: Path) -> None:
     for layout in (Layout(2), Layout(1)):
         resumed = run_ranks(train_with_checkpoint, layout, folder, True)[0]
         np.testing.assert_allclose(resumed, unbroken[2:], rtol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore")  # Megatron loads by names that torch wants to retire
+def test_a_run_that_continues_has_the_rates_of_its_line(trainer: Any, tmp_path: Path) -> None:
+    from miles.common import checkpoint_folder
+    from miles.train.rank import checkpoint_load, checkpoint_writer
+    from miles.train.rank.trainer import Trainer
+
+    checkpoint_writer.save(trainer, str(tmp_path), 1, {})
+    settings = trainer_settings(SHAPE, Layout(1))
+    changed = replace(settings.optimizer, lr=3e-3, min_lr=1e-3)
+    continued = Trainer(replace(settings, optimizer=changed), 0)
+    found = checkpoint_folder.find(str(tmp_path))
+    assert found is not None
+    checkpoint_load.load(continued, found, model_only=False)
+
+    groups = continued.optimizer.param_groups
+    assert [(group["max_lr"], group["min_lr"]) for group in groups] == [(3e-3, 1e-3)] * len(groups)
+    continued.scheduler.step(1)
+    assert groups[0]["lr"] <= 3e-3
