@@ -67,10 +67,6 @@ class TokenDispatcher:
         copies = self._routing.permutation.copy(hidden.view(-1, hidden.shape[-1]))
         return copies, self._routing.of_copies(self._descending(probs))
 
-    def get_expert_zero_copy_buffers(self) -> tuple[None, None]:
-        """Return no buffers for the experts to write into: megatron-core 0.19 asks for them."""
-        return None, None
-
     def token_dispatch(self, copies: Tensor, probs: Tensor) -> tuple[Tensor, Tensor]:
         """Exchange the copies with the ranks that hold other experts."""
         if self._counts.ep_size == 1:
