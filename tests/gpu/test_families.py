@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 
-from miles.train.compute_config import ComputeConfig
+from miles.train.compute_config import AS_USUAL, ComputeConfig
 from miles.train.precision import Precision
 from tests.support.one_rank import FAMILIES, Numbers, numbers_of
 
@@ -38,17 +39,11 @@ def test_bfloat16_is_near_the_cpus(family: str, families: Path, on_cpu: dict[str
     assert found.eval_loss == pytest.approx(expected.eval_loss, rel=COARSE)
 
 
-PLAIN = ComputeConfig(
-    loss_chunk_size=0,
-    rope_fusion=False,
-    packed_rope=False,
-    norm_fusion=False,
-    swiglu_fusion=False,
-    residual_fusion=False,
-    grad_accumulation_fusion=False,
-    adam_fusion=False,
-    grouped_experts=False,
+SWITCHES = [field.name for field in fields(ComputeConfig) if getattr(AS_USUAL, field.name) is True]
+PLAIN = replace(
+    AS_USUAL, loss_chunk_size=0, grouped_experts=False, **dict.fromkeys(SWITCHES, False)
 )
+"""Every switch off."""
 
 
 @pytest.mark.parametrize("family", ["qwen3-tied", "llama-untied", "qwen3_moe"])
