@@ -15,12 +15,13 @@ from miles.train.model import device
 
 KINDS = (
     ("communication", r"nccl|all_?reduce|all_?gather|reduce_scatter"),
-    ("attention", r"flash|fmha|attention|varlen"),
+    ("attention", r"flash|fmha|attention|varlen|sdpa"),
     ("optimizer", r"adam|multi_tensor|l2norm|lpnorm|foreach"),
     ("matrix products", r"gemm|nvjet|cutlass|cublas|wgmma|matmul|splitk|::(add|b)?mm\b"),
-    ("loss", r"softmax|cross_entropy|nll|logsumexp"),
+    ("loss", r"softmax|cross_entropy|nll|logsumexp|_sum_row|_write_gradient"),
+    ("heads: norms, rotation", r"rope|rotary|split_heads|join_gradients"),
     ("norms", r"norm"),
-    ("rotation and SwiGLU", r"rope|rotary|swiglu|silu"),
+    ("SwiGLU", r"swiglu|silu"),
     ("copies", r"memcpy|memset|copy|\bcat|cat_?array|index|gather|scatter|embedding|fill|sort"),
     ("sums", r"reduce|sum"),
     ("other elementwise", r""),
