@@ -100,6 +100,7 @@ class TokenDispatcher:
 
         if self._must_sort:
             rows = self._by_expert.add_up(rows)
+            del self._by_expert  # autograd keeps what it needs
         if self._counts.tp_size > 1:
             summed = reduce_scatter_to_sequence_parallel_region(
                 rows.to(self._dtype),
@@ -115,7 +116,9 @@ class TokenDispatcher:
 
     def combine_postprocess(self, copies: Tensor) -> Tensor:
         """Return the sum of each token's outputs, [tokens, 1, hidden size]."""
-        return self._routing.permutation.add_up(copies).view(self._shape)
+        permutation = self._routing.permutation
+        del self._routing
+        return permutation.add_up(copies).view(self._shape)
 
     def _descending(self, table: Tensor) -> Tensor:
         """Return [tokens, experts] with the experts of each rank in descending order."""
