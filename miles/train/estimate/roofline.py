@@ -224,24 +224,22 @@ class _Counts:
             kernels += _flat(self._product(rows, shape.hidden_size, shape.vocab_size))
             passes = _LOSS_PASSES * rows * shape.vocab_size * _BF16_BYTES
             kernels.append(self._pass(passes))
-        # The pieces' sum of the weight's gradient is read, and added to that of the step.
-        kernels.append(self._pass(3 * shape.vocab_size * shape.hidden_size * _FLOAT32_BYTES))
         return kernels
 
     def elementwise(self) -> list[_Kernel]:
         """Return the passes over memory of a layer, forward and backward.
 
         A norm reads and writes a value in the forward pass; in the backward pass it reads two and
-        writes one. So do the others, each in one kernel.
+        writes one. The heads are divided, normed and rotated in one kernel.
         """
         shape = self._shape
         hidden = shape.hidden_size
-        heads = self._queries + self._keys
-        normed = heads if shape.qk_layernorm else 0
+        projected = self._queries + 2 * self._keys
+        normed = self._queries + self._keys if shape.qk_layernorm else 0
 
-        # Two norms, two residual additions, norms of the heads, the rotation, the activation.
-        forward = 2 * 2 * hidden + 2 * 3 * hidden + 2 * normed + 2 * heads
-        backward = 2 * 3 * hidden + 2 * 3 * hidden + 3 * normed + 2 * heads
+        # Two norms, two residual additions, the heads, the activation.
+        forward = 2 * 2 * hidden + 2 * 3 * hidden + 2 * projected
+        backward = 2 * 3 * hidden + 2 * 3 * hidden + 2 * projected + normed
         if shape.num_experts is None:
             forward += 3 * shape.ffn_hidden_size
             backward += 5 * shape.ffn_hidden_size
