@@ -262,13 +262,16 @@ def _layer_bytes(
     queries = query_size(shape) / layout.tensor
     keys = key_size(shape) / layout.tensor
     attention = 2 * queries + 2 * keys
-    if shape.qk_layernorm:
-        attention += queries + keys  # before their norms
 
     # A number in float32 for each row of a norm, and for each head of attention.
     heads = shape.num_attention_heads / layout.tensor
     rows = 2 / (layout.tensor if layout.sequence_parallel else 1)
-    if shape.qk_layernorm:
+    is_one_kernel = compute.packed_rope and compute.rope_fusion and compute.norm_fusion
+    if shape.qk_layernorm and is_one_kernel:
+        # The projection as it is: the kernel that divides it computes the norms again.
+        attention += queries + 2 * keys
+    elif shape.qk_layernorm:
+        attention += queries + keys  # before their norms
         rows += heads + shape.num_query_groups / layout.tensor
 
     values = norms + attention + _mlp_values(shape, layout, compute)

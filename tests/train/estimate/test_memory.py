@@ -182,8 +182,10 @@ def test_activations_are_what_autograd_keeps() -> None:
         )
         for shape, width in ((DENSE, 0), (UNTIED, 0), (EXPERTS, 128))
     ]
-    ways = [(shape, ComputeConfig(grouped_experts=True)) for shape in larger]
-    ways.append((larger[-1], ComputeConfig(grouped_experts=False)))
+    # The kernel that norms and rotates the heads keeps other values, and is for GPUs only.
+    plain_heads = ComputeConfig(rope_fusion=False)
+    ways = [(shape, replace(plain_heads, grouped_experts=True)) for shape in larger]
+    ways.append((larger[-1], replace(plain_heads, grouped_experts=False)))
 
     (counted,) = run_ranks(saved, Layout(1), ways, num_tokens)
     for (shape, compute), size in zip(ways, counted, strict=True):
@@ -239,6 +241,25 @@ def test_activations_by_layout_and_recomputation() -> None:
     assert activations(Layout(1), RecomputeConfig("selective")) == [one], (
         "flash attention keeps no scores"
     )
+
+
+def test_the_kernel_of_the_heads_keeps_the_projection() -> None:
+    def kept(shape: ModelShape, compute: ComputeConfig) -> int:
+        (stage,) = estimate(
+            shape,
+            Layout(1),
+            precision=Precision.BF16,
+            max_tokens_per_gpu=64,
+            recompute=KEEP_ALL,
+            compute=compute,
+        )
+        return stage.activations
+
+    plain = ComputeConfig(norm_fusion=False)
+    # A value more for each channel of a key; no number for each of 6 heads.
+    more = key_size(DENSE) * 2 - 6 * 4
+    assert kept(DENSE, ComputeConfig()) - kept(DENSE, plain) == 64 * DENSE.num_layers * more
+    assert kept(UNTIED, ComputeConfig()) == kept(UNTIED, plain), "no norms on its heads"
 
 
 def test_the_loss_takes_pieces_of_the_logits() -> None:
