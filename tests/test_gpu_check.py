@@ -160,16 +160,19 @@ def test_the_time_of_no_kernel_is_between_kernels(benchmark: Any) -> None:
 
 def test_made_up_steps_are_packed_and_full(benchmark: Any) -> None:
     shape = benchmark("_gpu_models").SHAPES["tiny"]
-    step = benchmark("_gpu_batches").make_step(shape, capacity=4096, num_micro_batches=3, seed=1)
+    make_step = benchmark("_gpu_batches").make_step
+    for seed in range(20):
+        small = make_step(shape, capacity=256, num_micro_batches=3, seed=seed)
+        assert len(small.micro_batches) == 3
+
+    step = make_step(shape, capacity=4096, num_micro_batches=3, seed=1)
     assert len(step.micro_batches) == 3
     assert 0.95 < step.num_tokens / (3 * 4096) <= 1
     trained = sum(int(batch.loss_mask.sum()) for batch in step.micro_batches)
     assert trained == step.report.content.num_trained_tokens
     assert 0.4 < trained / step.num_tokens < 0.65
 
-    full = benchmark("_gpu_batches").make_step(
-        shape, capacity=512, num_micro_batches=2, seed=1, is_full=True
-    )
+    full = make_step(shape, capacity=512, num_micro_batches=2, seed=1, is_full=True)
     assert [batch.cu_seqlens.tolist() for batch in full.micro_batches] == [[0, 512], [0, 512]]
 
 
