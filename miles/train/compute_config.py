@@ -88,8 +88,9 @@ class ComputeConfig:
         bool,
         Flag(
             "--norm-fusion",
-            help="norms in one kernel on a GPU",
-            also=(Flag("--no-norm-fusion", help="norms by plain torch", negates=True),),
+            help="norms of query and key in the kernel that splits and rotates them on a GPU, with "
+            "--rope-fusion",
+            also=(Flag("--no-norm-fusion", help="they take kernels of their own", negates=True),),
         ),
     ] = True
     swiglu_fusion: Annotated[
