@@ -22,6 +22,7 @@ class PackedParams(PackedSeqParams):
     """
 
     segments: Segments | None = None
+    """always there; None only because Megatron's fields before it have defaults"""
     rotation: Rotation | None = None
     """of each token; None where Megatron rotates query and key itself"""
 
