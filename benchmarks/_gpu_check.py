@@ -137,7 +137,7 @@ def _tests(scratch: Path) -> Job:
     words += ["--show-capture=no", "--durations=6", f"--junit-xml={scratch / 'tests.xml'}"]
     # Without a GPU they are run all the same, to show that they can be.
     environment = {} if device.has_gpu() else {"MILES_GPU_TESTS_ON_CPU": "1"}
-    return Job("tests", words, 130, environment=environment)
+    return Job("tests", words, 150, environment=environment)
 
 
 class Check:

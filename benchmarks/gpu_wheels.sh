@@ -24,7 +24,7 @@ PACKAGES=(
 # The versions that are known to work together, where there is one.
 requirements=()
 for name in "${PACKAGES[@]}"; do
-  requirements+=("$(grep -E "^$name==" constraints.txt | cut -d' ' -f1 || true)")
+  requirements+=("$(grep -E "^${name//-/[-_]}==" constraints.txt | cut -d' ' -f1 || true)")
   [ -n "${requirements[-1]}" ] || requirements[-1]=$name
 done
 
