@@ -26,8 +26,9 @@ import os
 import statistics
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,8 @@ SHORT_STEP = 32_768
 PEER_TOKENS = 9_216
 PRECISION = Precision.BF16
 OUT_OF_MEMORY = "out of memory"
+
+Measurement = Callable[[], dict[str, Any]]
 
 
 def main() -> None:
@@ -152,12 +155,12 @@ class Benchmark:
     def _peer(self) -> dict[str, Any]:
         """Time the peers, with micro-batches that leave room for what they keep."""
         case = replace(self.main, num_tokens=min(self.main.num_tokens, PEER_TOKENS))
-        found: dict[str, Any] = {"ours": self._measure(case, 4, tokens_of_step=SHORT_STEP)}
+        ways: dict[str, Measurement] = {
+            "ours": partial(self._measure, case, 4, tokens_of_step=SHORT_STEP)
+        }
         for way in WAYS:
-            if self.left_seconds <= 0:
-                break
-            found[way] = attempt(lambda way=way: self._measure_peer(case, way))
-        return found
+            ways[way] = partial(self._measure_peer, case, way)
+        return self._each("peer", ways)
 
     def _measure_peer(self, case: Case, way: str) -> dict[str, Any]:
         """Time a peer; where its activations do not fit, with half the tokens."""
@@ -176,34 +179,36 @@ class Benchmark:
     def _switches(self) -> dict[str, Any]:
         is_moe = self.main.shape.num_experts is not None
         settings = {"all on": AS_USUAL, **switched_off(is_moe=is_moe)}
-        found: dict[str, Any] = {}
+        runs: dict[str, Measurement] = {}
         for name, compute in settings.items():
-            if self.left_seconds <= 0:
-                break
-            found[name] = attempt(
-                lambda compute=compute: self._measure(self.main, 3, compute, SHORT_STEP)
-            )
-        return found
+            runs[name] = partial(self._measure, self.main, 3, compute, SHORT_STEP)
+        return self._each("switches", runs)
 
     def _further(self) -> dict[str, Any]:
-        found: dict[str, Any] = {}
+        runs: dict[str, Measurement] = {}
         for case in further_cases(self.card_bytes, self.main):
-            if self.left_seconds <= 0:
-                break
-            found[case.name] = attempt(
-                lambda case=case: self._measure(case, 3, tokens_of_step=SHORT_STEP)
-            )
-        return found
+            runs[case.name] = partial(self._measure, case, 3, tokens_of_step=SHORT_STEP)
+        return self._each("further", runs)
 
     def _estimate(self) -> dict[str, Any]:
         """Compare estimate and peak of cases with fewer layers, after two steps each."""
-        found: dict[str, Any] = {}
+        runs: dict[str, Measurement] = {}
         for case in estimate_cases(self.main):
+            runs[case.name] = partial(self._measure, case, 1, tokens_of_step=2 * case.num_tokens)
+        return self._each("estimate", runs)
+
+    def _each(self, section: str, runs: Mapping[str, Measurement]) -> dict[str, Any]:
+        """Return the results of a section's runs, as many as the budget allows.
+
+        Each is written as it ends: a process that is ended in the middle leaves the others.
+        """
+        found: dict[str, Any] = {}
+        self.results[section] = found
+        for name, measure in runs.items():
             if self.left_seconds <= 0:
                 break
-            found[case.name] = attempt(
-                lambda case=case: self._measure(case, 1, tokens_of_step=2 * case.num_tokens)
-            )
+            found[name] = attempt(measure)
+            self._write()
         return found
 
     def _measure(
