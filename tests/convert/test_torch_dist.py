@@ -9,6 +9,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,9 @@ def save_with_megatron(
     dist_checkpointing.save(state, folder)
 
 
+@pytest.mark.skipif(
+    version("megatron-core") >= "0.19", reason="0.19 keeps what is no tensor among the tensors"
+)
 def test_the_files_are_those_that_megatron_writes(hf: Path, megatron: Path, tmp_path: Path) -> None:
     ours = megatron / "release"
     theirs = tmp_path / "theirs"

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from miles.train.compute_config import ComputeConfig
 
 
@@ -52,3 +54,14 @@ def gather_weights(wrapped: Any) -> None:
     """
     if wrapped.ddp_config.overlap_param_gather:
         wrapped.start_param_sync(force_sync=True)
+
+
+def await_weights(*modules: torch.nn.Module) -> None:
+    """Call the hooks that would run if each module were called.
+
+    With `--overlap-param-gather`, they wait for weights that other ranks updated. Call it before a
+    forward pass uses the weights of modules without calling them.
+    """
+    for module in modules:
+        for hook in module._forward_pre_hooks.values():
+            hook(module, ())

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from miles.train.model import device
+from miles.train.model.data_parallel import await_weights
 from miles.train.model.grouped_product import GroupedWeights, grouped_linear
 from miles.train.model.token_dispatch import TokenDispatcher
 from miles.train.model.weighted_swiglu import weighted_swiglu
@@ -81,16 +82,7 @@ class GroupedExperts:
             ends: int32 [experts]: where the tokens of each end.
             probs: [rows]: the router's weight of each.
         """
-        self._await_weights()
+        await_weights(*self._first, *self._second)
         gate_and_up = grouped_linear(rows, ends, self._gate_and_up)
         activated = weighted_swiglu(gate_and_up, probs, is_fused=self._is_fused)
         return grouped_linear(activated, ends, self._down), None
-
-    def _await_weights(self) -> None:
-        """Call the hooks that would run where each matrix is used by its own module.
-
-        With `--overlap-param-gather`, they wait for weights that other ranks updated.
-        """
-        for linear in (*self._first, *self._second):
-            for hook in linear._forward_pre_hooks.values():
-                hook(linear, ())

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from megatron.core.transformer.attention import SelfAttention
 from torch import Tensor
 
+from miles.train.model.data_parallel import await_weights
 from miles.train.model.heads import HeadNorms, split_heads
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ class PackedSelfAttention(SelfAttention):  # type: ignore[misc]
         mixed, _ = self.linear_qkv(hidden_states)
         norms = None
         if self.config.qk_layernorm:
+            await_weights(self.q_layernorm, self.k_layernorm)
             norms = HeadNorms(
                 self.q_layernorm.weight, self.k_layernorm.weight, self.q_layernorm.eps
             )
