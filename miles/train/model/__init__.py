@@ -21,6 +21,7 @@ class of Megatron's, is itself imported inside functions.
     packed_forward    the forward pass over a packed micro-batch
     gpt               Megatron's GPTModel with the loss of output_loss
     output_loss       output layer and loss on trained tokens only, in pieces
+    softmax           of a piece of logits; softmax_kernels has it in Triton
     loss              a sum over trained tokens, over their number
     data_parallel     sums of gradients and gathering of weights, beside the computation
     weight_gradients  added to their float32 sum by the matrix product itself

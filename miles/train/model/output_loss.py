@@ -99,11 +99,7 @@ def loss_in_pieces(hidden: Tensor, targets: Targets, head: OutputHead) -> TokenL
         losses = _losses(hidden, targets, head)
         return TokenLosses(losses.sum(), losses)
 
-    # The embedding's part of the gradient comes by way of autograd, and with it the hook of DDP.
-    weight: Tensor = head.weight
-    if head.is_embedding and head.has_main_grad:
-        weight = weight.detach()
-    total, losses = _LossInPieces.apply(hidden, weight, targets, head)
+    total, losses = _LossInPieces.apply(hidden, head.weight, targets, head)
     return TokenLosses(total, losses)
 
 
@@ -174,6 +170,7 @@ class _LossInPieces(torch.autograd.Function):
         if weight_grad is not None:
             weight_grad = (weight_grad * factor).to(head.weight.dtype)
         elif head.has_main_grad and not head.is_embedding:
+            # The embedding gets a gradient by autograd in any case, and needs none.
             weight_grad = _placeholder(head.weight)
         return hidden_grad, weight_grad, None, None
 
