@@ -15,7 +15,7 @@ from miles.train.model.heads import HeadNorms, fused_heads, plain_heads, split_h
 from miles.train.model.rotary import Rotation
 from tests.support.processes import PROJECT
 
-CASES = [(2, 4, 16, 19, True), (2, 4, 16, 5, False), (30, 1, 8, 18, True), (1, 1, 16, 33, True)]
+CASES = [(2, 4, 16, 19, True), (2, 4, 16, 5, False), (31, 1, 8, 18, True), (1, 1, 16, 33, True)]
 """Groups, queries of a group, head size, tokens, with norms. The third has more heads than one
 program of a kernel takes, the tokens are no multiple of a program's."""
 
