@@ -48,6 +48,7 @@ from _gpu_peer import WAYS, Peer
 from _gpu_report import print_results
 
 from miles.train.compute_config import AS_USUAL, ComputeConfig
+from miles.train.config import KEEP_ALL
 from miles.train.estimate.flops import peak_flops, training_flops
 from miles.train.model import device
 from miles.train.optimizer_settings import OptimizerSettings
@@ -76,8 +77,11 @@ def main() -> None:
     parser.add_argument("--layers", type=int, help="fewer than the model's; with --model")
     parser.add_argument("--micro-batches", type=int, help="of a step")
     parser.add_argument(
-        "--full-samples", action="store_true", help="samples as long as the micro-batch"
+        "--full-samples",
+        action="store_true",
+        help="samples as long as the micro-batch; with --model",
     )
+    parser.add_argument("--recompute", action="store_true", help="every layer; with --model")
     parser.add_argument("--steps", type=int, default=8, help="timed steps of the main case")
     parser.add_argument("--budget", type=float, default=150, help="seconds; nothing begins later")
     parser.add_argument("--json", type=Path, help="written after each section")
@@ -100,7 +104,8 @@ class Benchmark:
         self.main = main_case(self.card_bytes)
         if flags.model is not None:
             tokens = flags.tokens or self.main.num_tokens
-            self.main = Case(flags.model, tokens, flags.layers)
+            recompute = RECOMPUTE_LAYERS if flags.recompute else KEEP_ALL
+            self.main = Case(flags.model, tokens, flags.layers, recompute, flags.full_samples)
         self.results: dict[str, Any] = _machine()
         self.results["case"] = self.main.name
         self.ceiling: float | None = None
@@ -241,7 +246,7 @@ class Benchmark:
             capacity=case.num_tokens,
             num_micro_batches=number,
             seed=17,
-            is_full=self.flags.full_samples or case.is_full,
+            is_full=case.is_full,
         )
 
     def _figures(self, case: Case, step: MadeUpStep, seconds: list[float]) -> dict[str, Any]:
