@@ -7,7 +7,7 @@ not counted: leave a tenth of the card to them. docs/memory.md explains the form
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from miles.architecture.config import ModelShape
 from miles.architecture.sizes import key_size, layer_parameters, padded_vocab_size, query_size
@@ -105,6 +105,8 @@ def estimate(
         ConfigError: the model cannot be divided among the ranks of the layout.
     """
     layout.require_fits(shape)
+    if compute.grouped_experts is None and precision is not Precision.BF16:
+        compute = replace(compute, grouped_experts=False)  # as `experts.can_group` has it
     compute = compute.resolved(has_gpus=True, data_parallel=layout.data)
     value_bytes = precision.num_bytes
     state = state_bytes(precision, optimizer)
@@ -280,12 +282,13 @@ def _layer_bytes(
 
 def _mlp_values(shape: ModelShape, layout: Layout, compute: ComputeConfig) -> float:
     """Return the values that the MLP or the experts of a layer keep for one token."""
-    # The gate, the up projection, and their product.
+    # The gate, the up projection, and their product; Megatron's own SwiGLU keeps two more.
+    gated = 3 if compute.swiglu_fusion else 5
     if shape.num_experts is None:
-        return 3 * shape.ffn_hidden_size / layout.tensor
+        return gated * shape.ffn_hidden_size / layout.tensor
 
     # A copy of the token for each of its experts. Where one expert is computed after another, the
     # product is kept before and after the router's weight.
-    gated = 3 if compute.grouped_experts else 4
+    gated = 3 if compute.grouped_experts else gated + 1
     width = shape.moe_ffn_hidden_size / layout.expert_tensor
     return shape.moe_router_topk * (shape.hidden_size + gated * width)

@@ -122,7 +122,7 @@ ALWAYS: Mapping[str, str] = {
     "attention_softmax_in_fp32": "attention's softmax is computed in float32",
     "apply_chat_template": "the tokenizer's template, or --chat-template-path",
     "no_bias_gelu_fusion": "no activation is GELU",
-    "use_flash_attn": "attention on GPUs is torch's flash attention",
+    "use_flash_attn": "attention on GPUs is flash attention; --attention-backend says whose",
     "no_initialization": "the weights come from a checkpoint",
     "exit_signal_handler": "SIGTERM saves and ends the process",
     "log_throughput": "perf/tflops_per_gpu is logged at every step",
@@ -145,9 +145,7 @@ ALWAYS: Mapping[str, str] = {
 """Switch -> what it says, which is always so."""
 
 REPLACED: tuple[Replaced, ...] = (
-    Replaced(
-        "moe_use_legacy_grouped_gemm", "the experts of a layer are computed one after another"
-    ),
+    Replaced("moe_use_legacy_grouped_gemm", "the grouped product of --moe-grouped-gemm is torch's"),
     Replaced("moe_permute_fusion", "tokens are sorted by expert without a fused kernel"),
     Replaced("moe_router_fusion", "the router has no fused kernel"),
     Replaced("make_vocab_size_divisible_by", _PADDING, int),

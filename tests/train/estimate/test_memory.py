@@ -185,7 +185,10 @@ def test_activations_are_what_autograd_keeps() -> None:
     # The kernel that norms and rotates the heads keeps other values, and is for GPUs only.
     plain_heads = ComputeConfig(rope_fusion=False)
     ways = [(shape, replace(plain_heads, grouped_experts=True)) for shape in larger]
-    ways.append((larger[-1], replace(plain_heads, grouped_experts=False)))
+    plain_gates = replace(plain_heads, swiglu_fusion=False)
+    for plain in (plain_heads, plain_gates):
+        ways.append((larger[-1], replace(plain, grouped_experts=False)))
+    ways.append((larger[0], plain_gates))
 
     (counted,) = run_ranks(saved, Layout(1), ways, num_tokens)
     for (shape, compute), size in zip(ways, counted, strict=True):
@@ -198,7 +201,7 @@ def test_activations_are_what_autograd_keeps() -> None:
             compute=compute,
         )
         expected = stage.activations + more_on_a_cpu(shape) * num_tokens * 4
-        where = f"{shape.model_type} {compute.grouped_experts}: {expected} against {size}"
+        where = f"{shape.model_type} {compute}: {expected} against {size}"
         assert expected == pytest.approx(size, rel=0.005), where
 
 
@@ -241,6 +244,25 @@ def test_activations_by_layout_and_recomputation() -> None:
     assert activations(Layout(1), RecomputeConfig("selective")) == [one], (
         "flash attention keeps no scores"
     )
+
+
+def test_experts_are_grouped_in_bfloat16_only() -> None:
+    def activated(precision: Precision, is_grouped: bool | None) -> int:
+        compute = ComputeConfig(grouped_experts=is_grouped)
+        (stage,) = estimate(
+            EXPERTS,
+            Layout(1),
+            precision=precision,
+            max_tokens_per_gpu=64,
+            recompute=KEEP_ALL,
+            compute=compute,
+        )
+        return stage.activations
+
+    assert activated(Precision.BF16, None) == activated(Precision.BF16, True)
+    for precision in (Precision.FP32, Precision.FP16):
+        assert activated(precision, None) == activated(precision, False)
+    assert activated(Precision.BF16, None) < activated(Precision.FP16, None)
 
 
 def test_the_kernel_of_the_heads_keeps_the_projection() -> None:
