@@ -80,7 +80,6 @@ PLAIN = ComputeConfig(
     packed_rope=False,
     norm_fusion=False,
     swiglu_fusion=False,
-    residual_fusion=False,
     grad_accumulation_fusion=False,
     adam_fusion=False,
     grouped_experts=False,
@@ -116,7 +115,6 @@ SWITCHES = {
     "--no-rope-fusion": Case(compute=replace(FAST, rope_fusion=False)),
     "--no-norm-fusion": Case(compute=replace(FAST, norm_fusion=False)),
     "--no-bias-swiglu-fusion": Case(compute=replace(FAST, swiglu_fusion=False)),
-    "--no-bias-dropout-fusion": Case(compute=replace(FAST, residual_fusion=False)),
     "--no-gradient-accumulation-fusion": Case(
         compute=replace(FAST, grad_accumulation_fusion=False)
     ),
