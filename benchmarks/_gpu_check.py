@@ -120,7 +120,7 @@ def parts(scratch: Path) -> dict[str, list[Job]]:
             Job(
                 "ray",
                 [python, BENCHMARKS / "gpu_ray.py", "--json", scratch / "ray.json"],
-                120,
+                150,
                 takes_budget=True,
             )
         ],

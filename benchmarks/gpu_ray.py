@@ -58,15 +58,26 @@ def main() -> None:
         prepared = time.monotonic() - started
         lines = train(Path(folder), case, flags.steps, rows_of_step)
         trained = time.monotonic() - started - prepared
+        seconds = f"{prepared:.0f} to make the inputs, {trained:.0f} of the command"
+        # At once: the bare step may not end in time.
+        write(lines, None, seconds, flags.json)
+
         left = flags.budget - (time.monotonic() - started)
         bare = bare_step(Path(folder), case, lines) if left > 20 or not has_gpu else None
+        for name, value in write(lines, bare, seconds, flags.json).items():
+            print(f"{name}: {value}")
 
+
+def write(
+    lines: list[dict[str, Any]], bare: dict[str, Any] | None, seconds: str, path: Path | None
+) -> dict[str, Any]:
+    """Write the figures of a run and of the bare step, if there is one; return those to show."""
     found = figures(lines, bare)
-    found["shown"]["seconds"] = f"{prepared:.0f} to make the inputs, {trained:.0f} of the command"
-    if flags.json is not None:
-        flags.json.write_text(json.dumps(found, indent=1))
-    for name, value in found["shown"].items():
-        print(f"{name}: {value}")
+    found["shown"]["seconds"] = seconds
+    if path is not None:
+        path.write_text(json.dumps(found, indent=1))
+    shown: dict[str, Any] = found["shown"]
+    return shown
 
 
 def write_inputs(folder: Path, case: Case, num_rows: int) -> None:

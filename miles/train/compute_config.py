@@ -101,16 +101,6 @@ class ComputeConfig:
             also=(Flag("--no-bias-swiglu-fusion", help="SwiGLU by plain torch", negates=True),),
         ),
     ] = True
-    residual_fusion: Annotated[
-        bool,
-        Flag(
-            "--bias-dropout-fusion",
-            help="the residual is added without a pass for dropout, which is 0",
-            also=(
-                Flag("--no-bias-dropout-fusion", help="Megatron's plain addition", negates=True),
-            ),
-        ),
-    ] = True
     grad_accumulation_fusion: Annotated[
         bool,
         Flag(

@@ -103,6 +103,8 @@ def test_the_host_never_waits_and_memory_is_as_documented() -> None:
         torch.cuda.set_sync_debug_mode("default")
 
     assert between == pytest.approx(kept, rel=0.05)
-    assert in_forward == pytest.approx(kept + CHUNK_SIZE * rows * 2, rel=0.05)
+    # Labels, sums and one piece's rows are small beside the logits, but not at this size.
+    small = tokens * hidden * 2 + (1 << 17)
+    assert in_forward == pytest.approx(kept + CHUNK_SIZE * rows * 2, rel=0.05, abs=small)
     in_backward = torch.cuda.max_memory_allocated() - before
     assert in_backward <= 1.05 * max(in_forward, kept + (tokens + rows) * hidden * 2)

@@ -80,7 +80,6 @@ PLAIN = ComputeConfig(
     packed_rope=False,
     norm_fusion=False,
     swiglu_fusion=False,
-    residual_fusion=False,
     grad_accumulation_fusion=False,
     adam_fusion=False,
     grouped_experts=False,
@@ -116,7 +115,6 @@ SWITCHES = {
     "--no-rope-fusion": Case(compute=replace(FAST, rope_fusion=False)),
     "--no-norm-fusion": Case(compute=replace(FAST, norm_fusion=False)),
     "--no-bias-swiglu-fusion": Case(compute=replace(FAST, swiglu_fusion=False)),
-    "--no-bias-dropout-fusion": Case(compute=replace(FAST, residual_fusion=False)),
     "--no-gradient-accumulation-fusion": Case(
         compute=replace(FAST, grad_accumulation_fusion=False)
     ),
@@ -320,15 +318,27 @@ ONCE = (
     "full recomputation by blocks",
     "777 tokens a micro-batch, PP 2",
 )
-SWITCHED = ("Qwen3, tied", "Llama 3, untied", "Qwen3-MoE")
-"""The models whose switches are tried: norms of heads, scaled positions, experts, both ends."""
+SWITCHED: dict[str, tuple[str, ...]] = {
+    "Qwen3, tied": tuple(SWITCHES),
+    "Llama 3, untied": (
+        "--loss-chunk-size 0",
+        "--no-packed-rope",
+        "--no-gradient-accumulation-fusion",
+    ),
+    "Qwen3-MoE": (
+        "--loss-chunk-size 0",
+        "--no-bias-swiglu-fusion",
+        "--no-gradient-accumulation-fusion",
+    ),
+}
+"""The switches that are tried on a model: all on one; on two others those that can differ there."""
 OVERLAPPED = ("Qwen3, tied", "Qwen2.5, untied", "Qwen3-MoE")
 
 
 def is_tried(name: str, layout: str) -> bool:
     """Return whether a cell of the table is filled."""
     if layout in SWITCHES:
-        return name in SWITCHED
+        return layout in SWITCHED.get(name, ())
     if "--overlap" in layout:
         return name in OVERLAPPED
     return not (name in SECOND and layout in ONCE)

@@ -122,6 +122,7 @@ ALWAYS: Mapping[str, str] = {
     "attention_softmax_in_fp32": "attention's softmax is computed in float32",
     "apply_chat_template": "the tokenizer's template, or --chat-template-path",
     "no_bias_gelu_fusion": "no activation is GELU",
+    "no_bias_dropout_fusion": "there is no dropout, and nothing to fuse the residual's addition with",
     "use_flash_attn": "attention on GPUs is flash attention; --attention-backend says whose",
     "no_initialization": "the weights come from a checkpoint",
     "exit_signal_handler": "SIGTERM saves and ends the process",
