@@ -131,8 +131,35 @@ def fused_rope(
 
 
 def has_fused_kernels(tensor: Tensor) -> bool:
-    """Return whether a tensor is on a GPU where kernels in Triton run, and is not empty."""
-    return _kernels_for(tensor) is not None
+    """Return whether our own kernels for experts take a tensor: on a GPU where Triton runs.
+
+    liger-kernel has no part in them.
+    """
+    if not tensor.is_cuda or tensor.dtype is torch.float64 or tensor.numel() == 0:
+        return False
+    return _runs_triton()
+
+
+@functools.cache
+def _runs_triton() -> bool:
+    """Return whether the kernels for experts run on this GPU. Warns once where they do not."""
+    if importlib.util.find_spec("triton") is None:
+        return False
+
+    try:
+        from miles.train.model import expert_kernels
+
+        row = torch.ones(1, 16, device="cuda")
+        expert_kernels.weighted_swiglu(row, row[:, 0])
+    except Exception as error:
+        # Triton builds its launcher with the machine's C compiler, which may be missing.
+        warnings.warn(
+            "SwiGLU of experts and the sums of their outputs and gradients take several passes: "
+            f"Triton's kernels do not run here ({type(error).__name__}: {error})",
+            stacklevel=2,
+        )
+        return False
+    return True
 
 
 def _kernels_for(tensor: Tensor) -> _FusedKernels | None:

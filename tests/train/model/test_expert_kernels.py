@@ -10,7 +10,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
+from miles.train.model import kernels
 from miles.train.model.permutation import Permutation
 from miles.train.model.weighted_swiglu import weighted_swiglu
 from tests.support.processes import PROJECT
@@ -85,3 +87,16 @@ def test_kernels_compute_what_plain_torch_does(check: Callable[[], None]) -> Non
         cwd=PROJECT,
         check=True,
     )
+
+
+def test_experts_need_triton_and_no_liger(monkeypatch: pytest.MonkeyPatch) -> None:
+    with FakeTensorMode():
+        on_gpu = torch.ones(1, 16, device="cuda")
+        monkeypatch.setattr(kernels, "_runs_triton", lambda: True)
+        monkeypatch.setattr(kernels, "_kernels_on_gpu", lambda: None)  # of liger-kernel
+        assert kernels.has_fused_kernels(on_gpu)
+        assert not kernels.has_fused_kernels(torch.ones(0, 16, device="cuda"))
+        assert not kernels.has_fused_kernels(on_gpu.new_ones(1, dtype=torch.float64))
+
+        monkeypatch.setattr(kernels, "_runs_triton", lambda: False)
+        assert not kernels.has_fused_kernels(on_gpu)
