@@ -39,6 +39,7 @@ from miles.train.optimizer_settings import OptimizerSettings
 from miles.train.parallel_layout import Layout
 from miles.train.types import RankSetup, StartPoint
 from tests.support.models import make_hf
+from tests.support.run_numbers import Numbers
 from tests.support.streams import config_of, demo_settings, local
 
 pytestmark = pytest.mark.slow
@@ -163,25 +164,6 @@ MOE_CASES = {
     ),
     "3 rows a step, EP 4": Case(Layout(4, expert=4), batch_size=FEW),
 }
-
-
-@dataclass(frozen=True)
-class Numbers:
-    """The numbers of ten steps."""
-
-    losses: list[float]
-    source_losses: list[tuple[float, ...]]
-    grad_norms: list[float]
-    rates: list[float]
-
-    def difference(self, other: Numbers) -> float:
-        """The largest, relative: of the loss, of a source's, of the norm."""
-        pairs = [(self.losses, other.losses), (self.source_losses, other.source_losses)]
-        pairs.append((self.grad_norms, other.grad_norms))
-        return max(
-            float((np.abs(np.array(mine) - theirs) / np.maximum(theirs, 1e-12)).max())
-            for mine, theirs in pairs
-        )
 
 
 class Bench:
