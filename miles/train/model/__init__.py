@@ -10,6 +10,7 @@ class of Megatron's, is itself imported inside functions.
     layer_spec        which modules a layer is made of
     kernels           SwiGLU and rotation, fused where such kernels are; swiglu, a module of it
     heads             query, key and value in one kernel, for self_attention; heads_kernels is Triton
+    triton_kernels    whether those kernels in Triton that are ours run here
     attention         attention over packed sequences, put into the model's layers;
                       attention_backends has the kernels, long_segments one of them,
                       packed_params what a layer is told

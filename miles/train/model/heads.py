@@ -10,9 +10,6 @@ split, norms and rotation take some ten passes. Elsewhere plain torch does the s
 
 from __future__ import annotations
 
-import functools
-import importlib.util
-import warnings
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -20,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from miles.train.model import triton_kernels
 from miles.train.model.kernels import rope
 from miles.train.model.rotary import Rotation
 
@@ -87,28 +85,12 @@ def fused_heads(
 def _kernels_for(mixed: Tensor, size: int) -> ModuleType | None:
     """Return the module of the kernels where they can take this product."""
     is_power_of_two = size & (size - 1) == 0
-    if not mixed.is_cuda or mixed.dtype is torch.float64 or not is_power_of_two or not len(mixed):
+    if not is_power_of_two or not triton_kernels.can_take(mixed):
         return None
-    return _kernels_on_gpu()
+    without = "query, key and value are split, normed and rotated in some ten passes"
+    return triton_kernels.load("heads_kernels", _try_kernels, without)
 
 
-@functools.cache
-def _kernels_on_gpu() -> ModuleType | None:
-    """Return the module of the kernels if they run on this GPU. Warns once where they do not."""
-    if importlib.util.find_spec("triton") is None:
-        return None
-
-    try:
-        from miles.train.model import heads_kernels
-
-        cos = torch.ones(1, 16, device="cuda")
-        fused_heads(heads_kernels, cos.repeat(1, 3), Rotation(cos, cos), None, 1)
-    except Exception as error:
-        # Triton builds its launcher with the machine's C compiler, which may be missing.
-        warnings.warn(
-            "query, key and value are split, normed and rotated in some ten passes: Triton's "
-            f"kernels do not run here ({type(error).__name__}: {error})",
-            stacklevel=2,
-        )
-        return None
-    return heads_kernels
+def _try_kernels(kernels: ModuleType) -> None:
+    cos = torch.ones(1, 16, device="cuda")
+    fused_heads(kernels, cos.repeat(1, 3), Rotation(cos, cos), None, 1)

@@ -18,11 +18,14 @@ import functools
 import importlib.util
 import warnings
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from miles.train.model import triton_kernels
 
 
 @dataclass(frozen=True)
@@ -135,31 +138,18 @@ def has_fused_kernels(tensor: Tensor) -> bool:
 
     liger-kernel has no part in them.
     """
-    if not tensor.is_cuda or tensor.dtype is torch.float64 or tensor.numel() == 0:
-        return False
-    return _runs_triton()
+    return triton_kernels.can_take(tensor) and _runs_triton()
 
 
-@functools.cache
 def _runs_triton() -> bool:
-    """Return whether the kernels for experts run on this GPU. Warns once where they do not."""
-    if importlib.util.find_spec("triton") is None:
-        return False
+    """Return whether the kernels for experts run on this GPU."""
+    without = "SwiGLU of experts and the sums of their outputs and gradients take several passes"
+    return triton_kernels.load("expert_kernels", _try_expert_kernels, without) is not None
 
-    try:
-        from miles.train.model import expert_kernels
 
-        row = torch.ones(1, 16, device="cuda")
-        expert_kernels.weighted_swiglu(row, row[:, 0])
-    except Exception as error:
-        # Triton builds its launcher with the machine's C compiler, which may be missing.
-        warnings.warn(
-            "SwiGLU of experts and the sums of their outputs and gradients take several passes: "
-            f"Triton's kernels do not run here ({type(error).__name__}: {error})",
-            stacklevel=2,
-        )
-        return False
-    return True
+def _try_expert_kernels(kernels: ModuleType) -> None:
+    row = torch.ones(1, 16, device="cuda")
+    kernels.weighted_swiglu(row, row[:, 0])
 
 
 def _kernels_for(tensor: Tensor) -> _FusedKernels | None:

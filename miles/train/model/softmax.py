@@ -12,13 +12,12 @@ does not run, plain torch computes the same.
 
 from __future__ import annotations
 
-import functools
-import importlib.util
-import warnings
 from types import ModuleType
 
 import torch
 from torch import Tensor
+
+from miles.train.model import triton_kernels
 
 
 def row_sums(logits: Tensor, label_columns: Tensor, *, is_fused: bool = True) -> Tensor:
@@ -90,28 +89,15 @@ def _sum_dtype(logits: Tensor) -> torch.dtype:
 
 def _kernels_for(logits: Tensor) -> ModuleType | None:
     """Return the module of the kernels where they can take these logits."""
-    if not logits.is_cuda or logits.dtype is torch.float64 or logits.numel() == 0:
-        return None
-    return _kernels_on_gpu()
+    return _kernels_on_gpu() if triton_kernels.can_take(logits) else None
 
 
-@functools.cache
 def _kernels_on_gpu() -> ModuleType | None:
-    """Return the module of the kernels if they run on this GPU. Warns once where they do not."""
-    if importlib.util.find_spec("triton") is None:
-        return None
+    """Return the module of the kernels if they run on this GPU."""
+    without = "the softmax of the loss runs in seven passes"
+    return triton_kernels.load("softmax_kernels", _try_kernels, without)
 
-    try:
-        from miles.train.model import softmax_kernels
 
-        logits = torch.ones(1, 8, device="cuda")
-        softmax_kernels.row_sums(logits, logits.new_zeros(1, dtype=torch.int64))
-    except Exception as error:
-        # Triton builds its launcher with the machine's C compiler, which may be missing.
-        warnings.warn(
-            "the softmax of the loss runs in seven passes: Triton's kernels do not run here "
-            f"({type(error).__name__}: {error})",
-            stacklevel=2,
-        )
-        return None
-    return softmax_kernels
+def _try_kernels(kernels: ModuleType) -> None:
+    logits = torch.ones(1, 8, device="cuda")
+    kernels.row_sums(logits, logits.new_zeros(1, dtype=torch.int64))
