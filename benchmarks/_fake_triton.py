@@ -24,7 +24,7 @@ _SHARED_BYTES = 232_448
 
 @dataclass(frozen=True)
 class CompiledKernel:
-    """What a kernel takes on the GPU."""
+    """The resources that a kernel takes on the GPU."""
 
     name: str
     registers: int
@@ -33,7 +33,7 @@ class CompiledKernel:
 
 
 class _Driver:
-    """What Triton asks the driver of a GPU, short of launching anything."""
+    """A driver that answers what Triton asks of a GPU's, short of launching anything."""
 
     utils = SimpleNamespace(
         get_device_properties=lambda device: {

@@ -47,7 +47,7 @@ _OF_FORWARD = re.compile(r'File "(.+)", line (\d+), in (\w+)')
 
 @dataclass
 class Findings:
-    """What happened in a part of a walk, by place."""
+    """The events of a part of a walk, by place."""
 
     waits: Counter[str] = field(default_factory=Counter)
     kernels: Counter[str] = field(default_factory=Counter)

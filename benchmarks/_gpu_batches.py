@@ -114,6 +114,7 @@ def _last(length: int, count: int) -> np.ndarray:
 def _report(lengths: np.ndarray, batches: list[MicroBatch], packing: StepPacking) -> StepReport:
     num_trained = int(sum(batch.loss_mask.sum() for batch in batches))
     wide = lengths.astype(np.int64)
+
     content = StepContent(
         num_samples=len(lengths),
         num_tokens=int(wide.sum()),
@@ -123,6 +124,7 @@ def _report(lengths: np.ndarray, batches: list[MicroBatch], packing: StepPacking
         num_straddling_tokens=0,
         fingerprint="",
     )
+
     return StepReport(
         position=StepPosition(index=0, epoch=0.0, next_row=0),
         rows=StepRows(read=(len(lengths),), truncated=(0,), held_out=(0,), rejects=()),

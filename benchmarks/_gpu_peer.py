@@ -94,6 +94,7 @@ class Peer:
         cu_seqlens = torch.from_numpy(batch.cu_seqlens.copy()).to(device.torch_device())
         longest = int(np.diff(batch.cu_seqlens).max())
         row = _to_device(labels)
+
         out = self.model(
             input_ids=_to_device(batch.input_ids),
             position_ids=_to_device(batch.position_ids),
@@ -106,6 +107,7 @@ class Peer:
             max_length_q=longest,
             max_length_k=longest,
         )
+
         loss: Tensor = out.loss
         return loss
 

@@ -123,6 +123,7 @@ def _figures(found: Mapping[str, Mapping[str, Any]]) -> Iterable[str]:
                 _peak(result),
             ]
         )
+
     titles = ["", "case", "tokens", "ms a step", "tokens/s", "TFLOP/s", "MFU", "of product"]
     yield from _table([*titles, "peak (estimated) GiB"], rows)
 

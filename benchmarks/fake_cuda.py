@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from _fake_device import build_stubs, fake_device
+from _gpu_models import SHAPES
 
 from miles.architecture.config import ModelShape
 from miles.data.packing.micro_batch import micro_batch
@@ -53,7 +54,7 @@ from miles.train.types import TrainerSettings
 if TYPE_CHECKING:
     from _fake_watch import Watch
 
-QWEN3 = ModelShape("qwen3", 2, 2560, 9728, 32, 8, 128, 151936, 40960, 1e6, 1e-6, True, True, False)
+QWEN3 = dataclasses.replace(SHAPES["qwen3-4b"], num_layers=2)
 FAMILIES = {
     "qwen3": QWEN3,
     "qwen2": dataclasses.replace(
@@ -78,16 +79,7 @@ FAMILIES = {
         qk_layernorm=False,
         rope_scaling_factor=8.0,
     ),
-    "qwen3_moe": dataclasses.replace(
-        QWEN3,
-        model_type="qwen3_moe",
-        hidden_size=2048,
-        num_query_groups=4,
-        tied_embeddings=False,
-        num_experts=128,
-        moe_router_topk=8,
-        moe_ffn_hidden_size=768,
-    ),
+    "qwen3_moe": dataclasses.replace(SHAPES["qwen3-30b-a3b"], num_layers=2),
 }
 """The widths of Qwen3-4B, Qwen2.5-7B, Llama-3.1-8B and Qwen3-30B-A3B."""
 LAYOUTS = {

@@ -150,6 +150,7 @@ def figures(lines: list[dict[str, Any]], bare: dict[str, Any] | None) -> dict[st
     tokens = sum(line["data/num_tokens"] for line in later)
     depths = [line["data/prefetch_queue_depth"] for line in later]
     losses = [line["sft/loss"] for line in lines]
+
     numbers = {
         "steps": len(later),
         "tokens_per_second": tokens / step,
@@ -163,6 +164,7 @@ def figures(lines: list[dict[str, Any]], bare: dict[str, Any] | None) -> dict[st
         "last_loss": losses[-1],
         "mfu": later[-1].get("perf/mfu"),
     }
+
     shown = {
         "device of the run": "GPU" if numbers["mfu"] is not None else "CPU, or an unknown GPU",
         "steps that count, micro-batches' tokens": f"{len(later)}, {tokens:,}",

@@ -127,6 +127,7 @@ class Benchmark:
             "further": self._further,
             "estimate": self._estimate,
         }
+
         for name in self.flags.section:
             started = time.monotonic()
             if self.left_seconds <= 0:
@@ -254,6 +255,7 @@ class Benchmark:
         median = statistics.median(seconds)
         flops = training_flops(case.shape, step.num_tokens, step.num_causal_pairs)
         peak = peak_flops(device.gpu_name() or "")
+
         return {
             "case": case.name,
             "tokens_of_micro_batch": case.num_tokens,

@@ -12,37 +12,19 @@ import argparse
 import dataclasses
 from collections.abc import Iterator
 
-from miles.architecture.config import ModelShape
+from _gpu_models import RECOMPUTE_LAYERS, SHAPES
+
 from miles.train.config import KEEP_ALL, RecomputeConfig
 from miles.train.estimate.memory import estimate
 from miles.train.estimate.roofline import CHIPS, Chip, Floor, StepWork, floor
 from miles.train.parallel_layout import Layout
 from miles.train.precision import Precision
 
-QWEN3_4B = ModelShape(
-    "qwen3", 36, 2560, 9728, 32, 8, 128, 151936, 40960, 1e6, 1e-6, True, True, False
-)
-QWEN3_1_7B = dataclasses.replace(
-    QWEN3_4B, num_layers=28, hidden_size=2048, ffn_hidden_size=6144, num_attention_heads=16
-)
-QWEN3_30B = dataclasses.replace(
-    QWEN3_4B,
-    model_type="qwen3_moe",
-    num_layers=48,
-    hidden_size=2048,
-    ffn_hidden_size=6144,
-    num_query_groups=4,
-    tied_embeddings=False,
-    num_experts=128,
-    moe_router_topk=8,
-    moe_ffn_hidden_size=768,
-)
 MODELS = {
-    "Qwen3-1.7B, 1 GPU": (QWEN3_1_7B, Layout(1)),
-    "Qwen3-4B, 8 GPUs": (QWEN3_4B, Layout(8)),
-    "Qwen3-30B-A3B, 16 GPUs, experts over 8": (QWEN3_30B, Layout(16, expert=8)),
+    "Qwen3-1.7B, 1 GPU": (SHAPES["qwen3-1.7b"], Layout(1)),
+    "Qwen3-4B, 8 GPUs": (SHAPES["qwen3-4b"], Layout(8)),
+    "Qwen3-30B-A3B, 16 GPUs, experts over 8": (SHAPES["qwen3-30b-a3b"], Layout(16, expert=8)),
 }
-FULL = RecomputeConfig("full", "uniform", 1)
 USABLE_GIB = {"H100 SXM": 79.6 * 0.9, "H200": 140.4 * 0.9}
 """Of the GPU's memory, less a tenth for CUDA, NCCL and fragmentation."""
 MICRO_BATCHES = (9216, 16384)
@@ -89,7 +71,7 @@ def totals() -> Iterator[str]:
     yield f"|---|---|---|{'---|' * len(columns)}"
     for model in MODELS:
         for rows in ROWS:
-            for recompute in (KEEP_ALL, FULL):
+            for recompute in (KEEP_ALL, RECOMPUTE_LAYERS):
                 cells = [
                     _cell(model, rows, recompute, chip, tokens)
                     for chip in CHIPS
@@ -105,7 +87,7 @@ def shares() -> Iterator[str]:
     columns: dict[str, Floor] = {}
     for model, (shape, layout) in MODELS.items():
         for rows, tokens in ((instructions, 9216), (long_rows, 16384)):
-            work = _work(rows, FULL, tokens)
+            work = _work(rows, RECOMPUTE_LAYERS, tokens)
             name = f"{model.split(',')[0]}, {rows.name}"
             columns[name] = floor(shape, layout, work, _with_attention(CHIPS[0], rows))
 

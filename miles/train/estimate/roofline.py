@@ -38,7 +38,7 @@ gradient."""
 
 @dataclass(frozen=True)
 class Chip:
-    """What a GPU does in a second."""
+    """The ceilings of a GPU: what it does in a second."""
 
     name: str
     peak_flops: float
@@ -55,7 +55,7 @@ class Chip:
 
 @dataclass(frozen=True)
 class StepWork:
-    """What one rank does in a step."""
+    """The work of one rank in a step."""
 
     num_tokens: int
     """of a micro-batch"""

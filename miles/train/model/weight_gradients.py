@@ -32,7 +32,7 @@ def install() -> None:
 
 
 class _Extension:
-    """What Megatron calls of the extension where gradients are summed in float32."""
+    """The part of the extension that Megatron calls where gradients are summed in float32."""
 
     @staticmethod
     def wgrad_gemm_accum_fp32(inputs: Tensor, grad_output: Tensor, main_grad: Tensor) -> None:

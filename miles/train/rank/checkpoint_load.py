@@ -90,6 +90,7 @@ def state_to_save(
     """
     trainer.gather_weights()
     model = _model_state(trainer)
+
     state = _state(trainer, model, loading=False, model_only=model_only)
     state["model"] = compatible_keys.complete(state, trainer.shape)
     state["args"] = trainer.shape.checkpoint_args(
@@ -101,6 +102,7 @@ def state_to_save(
         consumed_rows=int(extra.get("cursor", {}).get("consumed_rows", 0)),
         has_optimizer=not model_only,
     )
+
     state["checkpoint_version"] = 3.0
     state["iteration"] = iteration
     state["num_floating_point_operations_so_far"] = 0

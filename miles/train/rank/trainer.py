@@ -73,6 +73,7 @@ class Trainer:
     def __init__(self, settings: TrainerSettings, rank: int) -> None:
         self.settings = settings
         self.rank = rank
+
         model = build_model(
             settings.shape,
             settings.layout,
@@ -84,6 +85,7 @@ class Trainer:
             has_gpus=device.has_gpu(), data_parallel=settings.layout.data
         )
         self.model = data_parallel.wrap(model, compute)
+
         self.optimizer, self.scheduler = build_optimizer(
             self.model,
             settings.optimizer,
