@@ -1,7 +1,13 @@
 """The errors that a user can cause, and catch.
 
 Each message says where (file, row, flag), what was found, what was expected and what to do. The
-command line prints the message alone; a traceback is for our own mistakes.
+command line prints the message alone and ends with the `exit_status` of its kind; a traceback is
+for our own mistakes (`MILES_DEBUG=1` shows it for all).
+
+    2  usage      ConfigError
+    3  input      SourceError, TemplateError, DataError, CheckpointError
+    4  cluster    ClusterError: NoRoomError, LostError
+    5  run        RunError: DivergedError, WriteError
 """
 
 from __future__ import annotations
@@ -10,34 +16,61 @@ from __future__ import annotations
 class MilesError(Exception):
     """Base of every error that a user's input or surroundings can cause."""
 
+    exit_status = 5
+    """of the command that it ends"""
+
 
 class ConfigError(MilesError):
     """A flag or a combination of flags that cannot be run."""
+
+    exit_status = 2
 
 
 class SourceError(MilesError):
     """An input file that is missing, unreadable, corrupt or no longer what the manifest says."""
 
+    exit_status = 3
+
 
 class TemplateError(MilesError):
     """A tokenizer or chat template that cannot be loaded, or whose turns cannot be located."""
+
+    exit_status = 3
 
 
 class DataError(MilesError):
     """Rows that cannot be used, where a policy says that this ends the run."""
 
+    exit_status = 3
+
 
 class CheckpointError(MilesError):
     """A checkpoint that is missing, incomplete, or of another shape than the model asked for."""
 
+    exit_status = 3
+
 
 class ClusterError(MilesError):
-    """A Ray cluster that cannot hold the run, or lost a part of it."""
+    """A Ray cluster that cannot be used."""
+
+    exit_status = 4
 
 
 class NoRoomError(ClusterError):
     """A Ray cluster that cannot hold the run as it is asked for: starting again does not help."""
 
 
-class DivergedError(MilesError):
+class LostError(ClusterError):
+    """A part of the run died, or did not answer in time: the only error that is started again."""
+
+
+class RunError(MilesError):
+    """A run that failed in a way that another start would not mend."""
+
+
+class DivergedError(RunError):
     """Training whose loss or gradient is not finite, step after step."""
+
+
+class WriteError(RunError):
+    """A file or folder that cannot be written: no room, no permission, no credentials."""

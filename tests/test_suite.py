@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.fault_table import FAULTS, PAGE, page, rows_of_page
 from tests.support.heavy import is_heavy, part_of_light_files
 
 TESTS = Path(__file__).parent
@@ -51,3 +52,16 @@ def test_heavy_files_are_known() -> None:
     assert is_heavy(TESTS / "train/rank/test_trainer.py")
     assert not is_heavy(TESTS / "data/order/test_plan.py")
     assert not is_heavy(TESTS / "conftest.py")
+
+
+def test_every_fault_of_the_page_is_injected_by_a_test() -> None:
+    texts = set[str]()
+    for file in TESTS.rglob("test_*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                texts.add(node.value)
+
+    rows = rows_of_page()
+    assert not set(FAULTS) - texts, "no test has them"
+    assert rows.keys() == set(FAULTS), "MILES_WRITE_DOCS=1 pytest TEST writes the missing rows"
+    assert PAGE.read_text(encoding="utf-8") == page(rows)

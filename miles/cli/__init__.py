@@ -1,6 +1,6 @@
 """The `miles` command: one file a subcommand, with its flags and what it runs.
 
-In: a command line. Out: the exit status: 0, or 1 with one line on the error stream.
+In: a command line. Out: the exit status: 0, or that of an error, with one line on the error stream.
 It runs in the process that the user starts. It may import every room, but only when a command
 runs: `miles --help` loads none of them.
 """
@@ -25,7 +25,7 @@ from miles.cli import (
     train,
 )
 from miles.cli.parser import CommandParser
-from miles.errors import MilesError
+from miles.errors import MilesError, WriteError
 
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 """Errors of the disk, which the user can mend: full, quota used up, read-only, not permitted."""
@@ -38,7 +38,8 @@ def main(words: Sequence[str] | None = None) -> int:
         words: the command line without the program's name; None: the process's own.
 
     Returns:
-        the exit status: 0; 1 with one message on the error stream; 130 after Ctrl-C.
+        the exit status: 0; that of the error's kind (`miles.errors`) with one message on the error
+        stream; 130 after Ctrl-C.
     """
     words = sys.argv[1:] if words is None else list(words)
 
@@ -52,12 +53,12 @@ def main(words: Sequence[str] | None = None) -> int:
             flags.run(flags)
     except MilesError as error:
         _print_error(error)
-        return 1
+        return error.exit_status
     except OSError as error:
         if error.errno not in _DISK_ERRORS:
             raise
         _print_error(error)
-        return 1
+        return WriteError.exit_status
     except KeyboardInterrupt:
         return 130
     return 0

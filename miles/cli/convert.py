@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from miles.cli.console import Subparsers, open_console
 from miles.cli.model_line import add_model_line, require_known_flags, require_model
-from miles.errors import CheckpointError
+from miles.errors import MilesError
 
 NAME = "convert"
 HF_TO_MEGATRON = "hf-to-megatron"
@@ -19,6 +19,12 @@ _OWN_FLAGS = (
     "--padded-vocab-size",
     "--help",
 )
+
+
+class DifferenceFound(MilesError):
+    """Two checkpoints that are not the same: what `verify` was asked."""
+
+    exit_status = 1
 
 
 def add_parser(commands: Subparsers) -> None:
@@ -153,7 +159,7 @@ def run_verify(flags: argparse.Namespace) -> None:
     """Compare two checkpoints.
 
     Raises:
-        CheckpointError: they differ; the differences have been printed.
+        DifferenceFound: they differ; the differences have been printed.
     """
     from rich.markup import escape
 
@@ -166,7 +172,7 @@ def run_verify(flags: argparse.Namespace) -> None:
         console.print(line, soft_wrap=True)
 
     if comparison.differences:
-        raise CheckpointError(
+        raise DifferenceFound(
             f"{len(comparison.differences)} of {comparison.num_tensors:,} tensors differ"
         )
     console.print(

@@ -39,8 +39,8 @@ def test_each_command_has_help(command: str, capsys: pytest.CaptureFixture[str])
 @pytest.mark.parametrize(
     ("error", "status", "message"),
     [
-        (SourceError("a.jsonl: [row 3] is broken"), 1, "miles: error: a.jsonl: [row 3] is broken"),
-        (OSError(errno.ENOSPC, "no space", "/full"), 1, "no space: '/full'"),
+        (SourceError("a.jsonl: [row 3] is broken"), 3, "miles: error: a.jsonl: [row 3] is broken"),
+        (OSError(errno.ENOSPC, "no space", "/full"), 5, "no space: '/full'"),
         (KeyboardInterrupt(), 130, ""),
     ],
 )
@@ -73,7 +73,7 @@ def test_our_own_mistakes_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) 
 def test_a_mistake_on_a_launch_line_is_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["train", "--save", str(tmp_path), "--num-epochs", "3"]) == 1
+    assert main(["train", "--save", str(tmp_path), "--num-epochs", "3"]) == 2
     printed = capsys.readouterr().err
     assert printed == "miles: error: there is no flag --num-epochs; did you mean --num-epoch?\n"
 
@@ -112,7 +112,7 @@ def test_a_misplaced_key_is_not_quoted(
 def test_a_key_on_a_line_of_the_converter_is_not_quoted(
     word: str, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["convert", "hf-to-megatron", word]) == 1
+    assert main(["convert", "hf-to-megatron", word]) == 2
     printed = capsys.readouterr().err
     assert message in printed
     assert "hunter2" not in printed

@@ -63,7 +63,7 @@ def test_the_line_of_miles_converts(hf: Path, tmp_path: Path) -> None:
 def test_another_line_is_refused(
     hf: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: str, message: str
 ) -> None:
-    assert convert(hf, tmp_path / "megatron", *words.split()) == 1
+    assert convert(hf, tmp_path / "megatron", *words.split()) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "megatron").exists()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +9,6 @@ import pytest
 
 from miles.common import local_ray
 from tests.support.commands import Workspace
-from tests.support.fault_table import PAGE, SEEN, page
 from tests.support.runs import lines
 
 
@@ -19,14 +17,6 @@ def ray_cluster() -> Iterator[None]:
     """A Ray of two CPUs, which the tests' own process is connected to."""
     with local_ray.running(num_cpus=2, object_store_bytes=256 << 20):
         yield
-
-
-@pytest.fixture(scope="session", autouse=True)
-def faults_page() -> Iterator[None]:
-    """Write docs/faults.md at the end, where that is asked for."""
-    yield
-    if SEEN and os.environ.get("MILES_WRITE_DOCS"):
-        PAGE.write_text(page(), encoding="utf-8")
 
 
 @pytest.fixture(scope="session")

@@ -95,7 +95,7 @@ def test_certify_certifies_or_refuses_by_name(
 
     def refused(template: Path) -> str:
         words = ("certify", chatml_tokenizer_folder, "--chat-template-path", template)
-        return miles_here(*words, expect=1)
+        return miles_here(*words, expect=3)
 
     (tmp_path / "own.jinja").write_text(
         "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}{% endfor %}"
@@ -106,20 +106,20 @@ def test_certify_certifies_or_refuses_by_name(
 
 
 def test_mistakes_get_one_clear_line(tmp_path: Path) -> None:
-    """The first runs in a process of its own: exit status 1, and no traceback."""
+    """The first runs in a process of its own: its exit status is of its kind, and there is no traceback."""
     save = tmp_path / "out"
     words: tuple[str | Path, ...]
 
     words = ("convert", "hf-to-megatron", "--hf-checkpoint", tmp_path, "--save", save)
-    assert "config.json: no such file" in miles(*words, expect=1)
+    assert "config.json: no such file" in miles(*words, expect=3)
 
-    assert "first_batch.json: no such file" in miles_here("inspect", tmp_path, expect=1)
+    assert "first_batch.json: no such file" in miles_here("inspect", tmp_path, expect=3)
 
     words = ("train", "--loss-type", "dpo", "--prompt-data", "x")
     words = (*words, "--save", "y", "--hf-checkpoint", "z")
-    assert "this is SFT only" in miles_here(*words, expect=1)
+    assert "this is SFT only" in miles_here(*words, expect=2)
 
     rows = tmp_path / "rows.jsonl"
     rows.write_text("{}\n")
     words = ("prepare", "rows", "--source", rows, "--tokenizer", tmp_path, "--output", save)
-    assert "tokenizer" in miles_here(*words, expect=1)
+    assert "tokenizer" in miles_here(*words, expect=3)

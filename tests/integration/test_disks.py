@@ -36,7 +36,7 @@ def test_full_disk_spares_complete_checkpoints(
         with workspace.command(save) as command:
             command.until(lambda: tracked(save) == 4)
             ballast = fill(disk, 1 << 20)
-            printed = command.wait(1)
+            printed = command.wait(5)
         assert printed.count("miles: error:") == 1
         assert "could not be written" in printed
         assert "no space left on device: " in printed
@@ -74,7 +74,7 @@ def test_disk_fills_while_a_checkpoint_is_written(workspace: Workspace, tmp_path
                     taken.append(disk / f"taken-{len(taken)}")
             for file in taken[:3]:  # for the folder, the common part, and one file of tensors
                 file.unlink()
-            printed = command.wait(1)
+            printed = command.wait(5)
         assert "could not be written" in printed
         assert "No space left on device" in printed
         assert tracked(save) == 4

@@ -45,7 +45,7 @@ def test_lost_node_is_replaced_or_named(
             command.until(lambda: starts() == 2)
             observed("node lost, another is free", command.printed, "starting again from", SINCE)
             nodes.lose(nodes.with_trainers()[-1])
-            printed = command.wait(1)
+            printed = command.wait(4)
         assert (
             "waited 0.75 minutes (--distributed-timeout-minutes) "
             "for 2 node(s) with 1 free GPUs and CPUs" in printed

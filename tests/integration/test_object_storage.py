@@ -161,7 +161,7 @@ def test_errors_hold_no_secret(
             "--output",
             f"{bucket}/out",
         )
-        printed = miles(*words, expect=1)
+        printed = miles(*words, expect=3)
         assert printed.count("miles: error:") == 1
 
         no_secret_in(printed.encode(), printed)

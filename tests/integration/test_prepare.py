@@ -204,7 +204,7 @@ def test_the_command_takes_the_same_names(
         ("{", "--column-names: not JSON"),
         ("[]", "--column-names: a JSON object was expected"),
     ):
-        assert main([*line, "--column-names", value]) == 1
+        assert main([*line, "--column-names", value]) == 2
         assert message in capsys.readouterr().err
 
 

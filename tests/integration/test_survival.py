@@ -29,7 +29,7 @@ from miles.train.rank.actor import TrainerActor
 from miles.train.types import StepResult
 from tests.support.commands import Workspace
 from tests.support.disks import StandingDisk
-from tests.support.fault_table import FAULTS, NOTHING, PAGE, SEEN, SINCE, observed, page
+from tests.support.fault_table import NOTHING, SINCE, observed
 from tests.support.processes import wait_until
 from tests.support.runs import NUM_STEPS, SAVE_INTERVAL, fingerprints, lines, require_same, tracked
 
@@ -122,7 +122,7 @@ def test_lost_trainer_ends_a_run_without_restarts(workspace: Workspace, tmp_path
     with workspace.command(save, max_restarts=0) as command:
         command.until(lambda: len(lines(save)) >= 3)
         command.kill_one("ray::TrainerActor")
-        printed = command.wait(1)
+        printed = command.wait(4)
     assert printed.count("miles: error:") == 1
     assert re.search("error: trainer [01] died during '", printed), (
         "the one that was killed, not one that missed it"
@@ -352,13 +352,3 @@ def test_unreadable_rows_end_the_run_by_name(
     assert len(lines(save, "starts.jsonl")) == 2, "starting again would not mend it"
 
     observed(fault, str(raised.value), marker, SINCE)
-
-
-def test_faults_page_is_what_was_seen(request: pytest.FixtureRequest) -> None:
-    """Must be the last of the tests that enter what they saw."""
-    files = {"test_disks.py", "test_faults.py", "test_nodes.py", "test_survival.py"}
-    if not files <= {item.path.name for item in request.session.items}:
-        pytest.skip(f"it compares what all of {', '.join(sorted(files))} saw")
-    if not os.environ.get("MILES_WRITE_DOCS"):  # else it is written at the end
-        assert SEEN.keys() == set(FAULTS)
-        assert PAGE.read_text(encoding="utf-8") == page()

@@ -1,12 +1,14 @@
 """docs/faults.md: what users see when a fault is injected, and what is lost.
 
-Each test enters the line that the user reads and what was lost. With `MILES_WRITE_DOCS=1`, pytest
-writes the rows of the tests that ran; without it, the whole page must be what was seen.
+Each test compares the line that the user reads, and what was lost, with the row of its fault. With
+`MILES_WRITE_DOCS=1`, it writes the row.
 """
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Mapping
 
 from tests.support.processes import PROJECT
 
@@ -14,52 +16,78 @@ PAGE = PROJECT / "docs/faults.md"
 NOTHING = "nothing"
 SINCE = "steps since the last complete checkpoint; they are trained again, the same"
 
-SEEN: dict[str, tuple[str, str]] = {}
-"""Fault -> what the user sees, what is lost."""
+SECTIONS: dict[str, tuple[str, ...]] = {
+    "A part of the run is lost": (
+        "driver killed (SIGKILL, out of memory, power)",
+        "loader process killed",
+        "trainer killed",
+        "feed killed",
+        "trainer killed, `--max-restarts` used up",
+        "driver killed, checkpoints on S3, another machine",
+        "node lost, another is free",
+        "node lost, none is free",
+        "row that kills its loader each time",
+    ),
+    "Errors that another start would not mend": (),
+    "What can be known before the start": (
+        "other data or order than the checkpoint's",
+        "other model than the checkpoint's",
+    ),
+    "Ray": (),
+    "Storage and disks": (
+        "killed while a checkpoint is written",
+        "disk full before a checkpoint",
+        "disk full before a checkpoint, `--on-save-error continue`",
+        "disk full while a checkpoint is written",
+        "row group corrupt",
+        "file gone while the run reads it",
+        "file changed since its rows were counted",
+    ),
+    "Metrics and those who watch": (),
+    "Two runs in one folder, and folders without a tracker": (),
+    "Files of a run that are broken": (),
+    "Paths and settings": (),
+    "Leaving": (
+        "SIGTERM to the driver",
+        "SIGTERM before the first step",
+        "`ray job stop`",
+        "same command after the last step",
+    ),
+    "Hostile input": (),
+}
+"""Section of the page -> its faults."""
 
-FAULTS = (
-    "driver killed (SIGKILL, out of memory, power)",
-    "loader process killed",
-    "trainer killed",
-    "feed killed",
-    "trainer killed, `--max-restarts` used up",
-    "SIGTERM to the driver",
-    "SIGTERM before the first step",
-    "`ray job stop`",
-    "killed while a checkpoint is written",
-    "disk full before a checkpoint",
-    "disk full before a checkpoint, `--on-save-error continue`",
-    "disk full while a checkpoint is written",
-    "driver killed, checkpoints on S3, another machine",
-    "node lost, another is free",
-    "node lost, none is free",
-    "same command after the last step",
-    "other data or order than the checkpoint's",
-    "other model than the checkpoint's",
-    "row that kills its loader each time",
-    "row group corrupt",
-    "file gone while the run reads it",
-    "file changed since its rows were counted",
-)
+FAULTS = tuple(fault for faults in SECTIONS.values() for fault in faults)
 
 HEAD = """# Faults
 
 This page lists what you see when something breaks, and what it costs. Each row comes from a test
-that injects the fault into a real run and compares the rest of the run with one without a fault: if
-it continues, its weights, losses and step fingerprints are the same, bit by bit. The texts are
-those that the runs printed, with `N` for numbers and `…` for folders. [resume.md](resume.md) says
-what to type then.
+that injects the fault. If the run continues, the test compares the rest of it with a run without a
+fault: its weights, losses and step fingerprints are the same, bit by bit. The texts are those that
+the runs printed, with `N` for numbers and `…` for folders. [resume.md](resume.md) says what to type
+then.
 
 The rule: nothing that was trained is lost beyond the last complete checkpoint, and the steps that
 follow are those that would have followed.
 
-| fault | what is seen | what is lost |
-|---|---|---|
+| exit status | of what |
+|---|---|
+| 0 | the run is finished, or was stopped and saved: the same command goes on |
+| 1 | `miles convert verify` found a difference; or a mistake of our own, which we want to hear of |
+| 2 | the launch line: a flag, or flags that do not agree |
+| 3 | an input: a file, a row, a tokenizer, a checkpoint |
+| 4 | the cluster: Ray, its nodes, a process that was lost too often |
+| 5 | the run: it diverged, or a result could not be written |
+| 130 | a second Ctrl-C |
+
+An error is one paragraph with the cause and what to do. `MILES_DEBUG=1`, or `--debug` before the
+command, adds the traceback.
 """
+_TABLE = "| fault | what is seen | what is lost |\n|---|---|---|\n"
 
 
 def observed(fault: str, printed: str, marker: str, lost: str) -> None:
-    """Enter a row of the page.
+    """Compare a row of the page with what was seen; with `MILES_WRITE_DOCS`, write it there.
 
     Args:
         fault: of `FAULTS`.
@@ -71,7 +99,11 @@ def observed(fault: str, printed: str, marker: str, lost: str) -> None:
     line = "nothing"
     if marker:
         line = next(line for line in printed.splitlines() if marker in line)
-    SEEN[fault] = (without_details(line), lost)
+    row = f"| {fault} | {without_details(line)} | {lost} |"
+
+    if os.environ.get("MILES_WRITE_DOCS"):
+        PAGE.write_text(page(rows_of_page() | {fault: row}), encoding="utf-8")
+    assert rows_of_page().get(fault) == row, "MILES_WRITE_DOCS=1 writes the row"
 
 
 def without_details(line: str) -> str:
@@ -87,14 +119,26 @@ def without_details(line: str) -> str:
     return line.replace("|", "\\|")[:420]
 
 
-def page() -> str:
-    """Return the page: the rows of this session, and those that it has for other faults."""
+def rows_of_page() -> dict[str, str]:
+    """Return fault -> its row, as they stand on the page."""
     shown = PAGE.read_text(encoding="utf-8").splitlines()
-    rows = []
+    rows = {}
     for fault in FAULTS:
-        kept = [line for line in shown if line.startswith(f"| {fault} | ")]
-        if fault in SEEN:
-            rows.append(f"| {fault} | {SEEN[fault][0]} | {SEEN[fault][1]} |")
-        else:
-            rows += kept
-    return HEAD + "\n".join(rows) + "\n"
+        for line in shown:
+            if line.startswith(f"| {fault} | "):
+                rows[fault] = line
+    return rows
+
+
+def page(rows: Mapping[str, str]) -> str:
+    """Return the page.
+
+    Args:
+        rows: fault -> its row.
+    """
+    text = HEAD
+    for title, faults in SECTIONS.items():
+        lines = [rows[fault] for fault in faults if fault in rows]
+        if lines:
+            text += f"\n## {title}\n\n{_TABLE}" + "\n".join(lines) + "\n"
+    return text

@@ -12,7 +12,7 @@ from typing import Any
 
 from miles.common import storage
 from miles.common.checkpoint_tracker import folder_name, write_tracker
-from miles.errors import CheckpointError, ClusterError
+from miles.errors import ClusterError, WriteError
 from miles.train.config import TrainConfig
 from miles.train.driver.group import TrainerGroup
 from miles.train.driver.run_log import RunLog
@@ -70,7 +70,7 @@ class CheckpointManager:
             whether it was begun: False where `--on-save-error` leaves it out.
 
         Raises:
-            CheckpointError: this one or the one before failed, and that ends the run.
+            WriteError: this one or the one before failed, and that ends the run.
             ClusterError: a rank failed, or the one before took too long.
         """
         self.wait()
@@ -88,7 +88,7 @@ class CheckpointManager:
         """Take the pending checkpoint one stage further if it is ready. Call it after every step.
 
         Raises:
-            CheckpointError: it failed, and that ends the run.
+            WriteError: it failed, and that ends the run.
             ClusterError: a rank failed.
         """
         pending = self._pending
@@ -109,7 +109,7 @@ class CheckpointManager:
         """Wait until no checkpoint is pending.
 
         Raises:
-            CheckpointError: it failed, and that ends the run.
+            WriteError: it failed, and that ends the run.
             ClusterError: a rank failed, or it takes too long.
         """
         timeout_minutes = self._config.cluster.timeout_minutes
@@ -157,7 +157,7 @@ class CheckpointManager:
         """Report that a checkpoint failed.
 
         Raises:
-            CheckpointError: the failure ends the run.
+            WriteError: the failure ends the run.
         """
         self._pending = None
         text = (
@@ -165,7 +165,7 @@ class CheckpointManager:
             f"{self._config.save}: {failure.reason}; the last complete one is {self.newest}"
         )
         if pending.must_succeed or self._config.on_save_error == "end":
-            raise CheckpointError(
+            raise WriteError(
                 f"{text}. Make room and give the same command again: it goes on from there"
             )
         self._run_log.report(f"{text}; the run goes on (--on-save-error continue)")

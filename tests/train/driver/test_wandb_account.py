@@ -81,7 +81,7 @@ def test_a_key_reaches_the_server_and_nothing_else(tmp_path: Path) -> None:
 def refused(folder: Path, key: str, server: WandbServer) -> str:
     server.accepts = False
     done = run(folder, key, "--wandb-host", server.url)
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert key not in done.stderr + done.stdout
     assert files_with(folder, key) == []
     return done.stderr.splitlines()[-1]
