@@ -21,7 +21,7 @@ import functools
 import importlib
 import importlib.util
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -110,7 +110,15 @@ def by_segment(
         )
         outputs.append(out[0].transpose(0, 1))
 
-    return torch.cat(outputs)
+    return _end_to_end(outputs)
+
+
+def _end_to_end(outputs: Sequence[Tensor]) -> Tensor:
+    """Return the outputs of segments in one tensor.
+
+    One alone is returned as it is: a copy would be kept for the backward pass, in each layer.
+    """
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 
 # --- torch's kernels
@@ -144,7 +152,7 @@ def _by_torch(
             outputs.append(attention_of_one(*part, scale))
         else:
             outputs.append(next(outputs_of_short))
-    return torch.cat(outputs)
+    return _end_to_end(outputs)
 
 
 def _torch_varlen(
