@@ -32,6 +32,10 @@ class SourceError(MilesError):
     exit_status = 3
 
 
+class MissingFileError(SourceError, FileNotFoundError):
+    """A file or folder that is not there."""
+
+
 class TemplateError(MilesError):
     """A tokenizer or chat template that cannot be loaded, or whose turns cannot be located."""
 

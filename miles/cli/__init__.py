@@ -1,14 +1,13 @@
 """The `miles` command: one file a subcommand, with its flags and what it runs.
 
-In: a command line. Out: the exit status: 0, or that of an error, with one line on the error stream.
-It runs in the process that the user starts. It may import every room, but only when a command
-runs: `miles --help` loads none of them.
+In: a command line. Out: the exit status: 0, or that of an error, with one paragraph on the error
+stream (`outcome.py`). It runs in the process that the user starts. It may import every room, but
+only when a command runs: `miles --help` loads none of them.
 """
 
 from __future__ import annotations
 
 import argparse
-import errno
 import sys
 from collections.abc import Sequence
 
@@ -24,11 +23,11 @@ from miles.cli import (
     tiny_model,
     train,
 )
+from miles.cli.outcome import exit_status_of
 from miles.cli.parser import CommandParser
-from miles.errors import MilesError, WriteError
+from miles.common.debugging import show_debugging
 
-_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
-"""Errors of the disk, which the user can mend: full, quota used up, read-only, not permitted."""
+_DEBUG = "--debug"
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -39,29 +38,24 @@ def main(words: Sequence[str] | None = None) -> int:
 
     Returns:
         the exit status: 0; that of the error's kind (`miles.errors`) with one message on the error
-        stream; 130 after Ctrl-C.
+        stream; 1 for a mistake of our own; 130 after Ctrl-C.
     """
     words = sys.argv[1:] if words is None else list(words)
+    return exit_status_of(lambda: _run(words))
 
-    try:
-        if words[:1] == [train.NAME]:  # launch lines have rules of their own
-            train.run(words[1:])
-        else:
-            if words[:2] == [convert.NAME, convert.HF_TO_MEGATRON]:
-                convert.check_hf_to_megatron(words[2:])
-            flags = build_parser().parse_args(words)
-            flags.run(flags)
-    except MilesError as error:
-        _print_error(error)
-        return error.exit_status
-    except OSError as error:
-        if error.errno not in _DISK_ERRORS:
-            raise
-        _print_error(error)
-        return WriteError.exit_status
-    except KeyboardInterrupt:
-        return 130
-    return 0
+
+def _run(words: list[str]) -> None:
+    if words[:1] == [_DEBUG]:
+        show_debugging()
+        words = words[1:]
+
+    if words[:1] == [train.NAME]:  # launch lines have rules of their own
+        train.run(words[1:])
+        return
+    if words[:2] == [convert.NAME, convert.HF_TO_MEGATRON]:
+        convert.check_hf_to_megatron(words[2:])
+    flags = build_parser().parse_args(words)
+    flags.run(flags)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -70,6 +64,9 @@ def build_parser() -> argparse.ArgumentParser:
         prog="miles", description="Supervised fine-tuning: data -> loss -> optimizer."
     )
     parser.add_argument("--version", action="version", version=__version__)
+    parser.add_argument(
+        _DEBUG, action="store_true", help="show the traceback of an error, as MILES_DEBUG=1 does"
+    )
 
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for command in (
@@ -85,12 +82,3 @@ def build_parser() -> argparse.ArgumentParser:
     ):
         command.add_parser(commands)
     return parser
-
-
-def _print_error(error: Exception) -> None:
-    """Print an error on one line, which the terminal wraps and a search finds in one piece."""
-    from rich.console import Console
-    from rich.markup import escape
-
-    text = f"[red]miles: error:[/red] {escape(str(error))}"
-    Console(stderr=True, highlight=False).print(text, soft_wrap=True, emoji=False)

@@ -16,8 +16,9 @@ from typing import Any, TypeVar
 
 import tenacity
 
+from miles.common.file_errors import cause_of, in_own_words
 from miles.common.redact import redact
-from miles.errors import MilesError, SourceError
+from miles.errors import MilesError, SourceError, WriteError
 
 MAX_TRIES = 7
 FIRST_PAUSE_SECONDS = 0.5
@@ -78,7 +79,7 @@ def call(
 
     Raises:
         SourceError: the last try of a read failed too; it names the URL and the number of tries.
-        MilesError: the same for a call that does not read.
+        WriteError: the same for a call that does not read.
         Exception: a lasting error, as it was raised by the first call.
     """
     pause = tenacity.wait_exponential(FIRST_PAUSE_SECONDS, MAX_PAUSE_SECONDS)
@@ -96,10 +97,13 @@ def call(
     except tenacity.RetryError as failed:
         attempt = failed.last_attempt
         error = attempt.exception()
-        kind = SourceError if doing == "read" else MilesError
+        assert error is not None, "its tries have failed"
+        kind = SourceError if doing == "read" else WriteError
+        cause = cause_of(error, url)
+        remedy = f". {cause.remedy}" if cause and cause.remedy else ""
         raise kind(
             f"{redact(url)}: cannot be {doing}, tried {attempt.attempt_number} times: "
-            f"{type(error).__name__}: {redact(str(error))}"
+            f"{in_own_words(error)}{remedy}"
         ) from error
 
 

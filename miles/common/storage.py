@@ -24,8 +24,10 @@ import fsspec.callbacks
 from fsspec.utils import glob_translate
 
 from miles.common import retry
-from miles.common.redact import redact, require_no_secret
-from miles.errors import MilesError, SourceError
+from miles.common.file_errors import reading as reading
+from miles.common.file_errors import writing as writing
+from miles.common.redact import require_no_secret
+from miles.errors import MissingFileError, SourceError
 
 _MAGIC = re.compile(r"[*?\[]")
 _COPY_THREADS = 8
@@ -47,24 +49,6 @@ def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
             f"{url}: cannot be opened ({error}). For s3:// install miles[s3], for hf:// miles[hub]."
         ) from error
     return fs, path
-
-
-@contextlib.contextmanager
-def reading(url: str) -> Iterator[None]:
-    """Turn any error of a file into a SourceError that names it."""
-    try:
-        yield
-    except MilesError:
-        raise
-    except FileNotFoundError as error:
-        raise SourceError(f"{redact(url)}: no such file") from error
-    except PermissionError as error:
-        raise SourceError(f"{redact(url)}: permission denied") from error
-    # Every filesystem and codec has its own exceptions (botocore, httpx, zlib, zstandard, Arrow).
-    except Exception as error:
-        raise SourceError(
-            f"{redact(url)}: cannot be read, {type(error).__name__}: {redact(str(error))}"
-        ) from error
 
 
 def is_local(url: str) -> bool:
@@ -102,8 +86,8 @@ def info(url: str, max_tries: int | None = None) -> dict[str, Any]:
         max_tries: here and below, of calls that fail for a moment; None: `retry.MAX_TRIES`.
 
     Raises:
-        FileNotFoundError: nothing is there.
-        SourceError: the filesystem cannot be reached.
+        MissingFileError: nothing is there.
+        SourceError: the filesystem cannot be reached, or refuses.
     """
     fs, path = filesystem(url)
 
@@ -112,7 +96,8 @@ def info(url: str, max_tries: int | None = None) -> dict[str, Any]:
         answer: dict[str, Any] = fs.info(path)
         return answer
 
-    return retry.call(ask, url, max_tries=max_tries)
+    with reading(url):
+        return retry.call(ask, url, max_tries=max_tries)
 
 
 def exists(url: str) -> bool:
@@ -129,13 +114,11 @@ def _type(url: str) -> str | None:
     """Return "file", "directory" or None. fsspec's `exists` and `isdir` take an error for a no."""
     try:
         return str(info(url)["type"])
-    except (FileNotFoundError, NotADirectoryError):
+    except MissingFileError:
         return None
 
 
-def expand(
-    url: str, suffixes: Sequence[str], default_error: type[MilesError] = SourceError
-) -> list[str]:
+def expand(url: str, suffixes: Sequence[str]) -> list[str]:
     """Return the files that a path, a glob or a folder names, sorted, as URLs.
 
     Args:
@@ -143,28 +126,24 @@ def expand(
             files with one of `suffixes` are taken, except names that begin with a dot or an
             underscore.
         suffixes: such as (".parquet", ".jsonl.gz").
-        default_error: the error to raise.
 
     Raises:
-        SourceError: nothing is there, or it may not be listed.
+        MissingFileError: nothing is there.
+        SourceError: it may not be listed.
     """
     fs, path = filesystem(url)
     fs.invalidate_cache()  # a notebook's process lives long
-    try:
+    with reading(url):
         if _MAGIC.search(path):
             names = _glob(fs, path)
-        elif (kind := _type(url)) == "directory":
+        elif info(url)["type"] == "directory":
             files = _files(fs, path, visible=True)
             names = [name for name in files if name.endswith(tuple(suffixes))]
         else:
-            names = [path] if kind is not None else []
-    except (FileNotFoundError, NotADirectoryError):
-        names = []
-    except PermissionError as error:
-        raise default_error(f"{url}: permission denied ({redact(str(error))})") from error
+            names = [path]
 
     if not names:
-        raise default_error(f"{url}: no such file; nothing with {', '.join(suffixes)} is there")
+        raise MissingFileError(f"{url}: no such file; nothing with {', '.join(suffixes)} is there")
     if is_local(url):
         return sorted(map(str, names))
     return sorted(str(fs.unstrip_protocol(name)) for name in names)
@@ -298,7 +277,7 @@ class RangeFile(Ranges):
 
         Raises:
             SourceError: the range cannot be read; it names the file.
-            OSError: a lasting error, such as FileNotFoundError.
+            MissingFileError: the file is not there.
         """
         if begin >= end:
             return b""
@@ -309,7 +288,8 @@ class RangeFile(Ranges):
                 raise retry.ShortRead(f"{len(content)} of {end - begin} bytes from byte {begin} on")
             return content
 
-        content = retry.call(read, self._url)
+        with reading(self._url):
+            content = retry.call(read, self._url)
         if len(content) > end - begin:
             raise SourceError(
                 f"{self._url}: asked for {end - begin} bytes, got {len(content)}: the server does "
@@ -329,31 +309,46 @@ def read_bytes(url: str, max_tries: int | None = None) -> bytes:
             raise retry.ShortRead(f"{len(content)} of {num_bytes} bytes")
         return content
 
-    return retry.call(read, url, max_tries=max_tries)
+    with reading(url):
+        return retry.call(read, url, max_tries=max_tries)
 
 
 def read_text(url: str, max_tries: int | None = None) -> str:
     """Return the content of a UTF-8 file."""
-    return read_bytes(url, max_tries).decode("utf-8")
+    with reading(url):
+        return read_bytes(url, max_tries).decode("utf-8")
 
 
 def write_text(url: str, text: str, max_tries: int | None = None) -> None:
     """Write a small file. A local one is replaced in one move: no reader sees half of it."""
-    fs, path = filesystem(url)
-    if not is_local(url):
-        content = text.encode("utf-8")
-        retry.call(lambda: fs.pipe_file(path, content), url, "written", max_tries)
-        return
+    write_bytes(url, text.encode("utf-8"), max_tries)
 
-    target = Path(path)
+
+def write_bytes(url: str, content: bytes, max_tries: int | None = None) -> None:
+    """Write a small file, as `write_text` does.
+
+    Raises:
+        WriteError: it cannot be written; the error names it.
+    """
+    fs, path = filesystem(url)
+    with writing(url):
+        if is_local(url):
+            _write_locally(Path(path), content)
+        else:
+            retry.call(lambda: fs.pipe_file(path, content), url, "written", max_tries)
+
+
+def _write_locally(target: Path, content: bytes) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     # Two processes may write at once: each has a name of its own.
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
     try:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_bytes(content)
         temporary.replace(target)
     finally:
-        temporary.unlink(missing_ok=True)
+        # An error of removing it would hide the one of writing it.
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 Report = Callable[[int], None]
@@ -386,15 +381,30 @@ def local_folder(
     """
     fs, path = filesystem(url)
     if not is_folder(url):
-        raise SourceError(f"{url}: no such {what}")
+        found = "a file, not a folder" if exists(url) else f"no such {what}"
+        raise MissingFileError(f"{url}: {found}")
     if is_local(url):
         yield Path(path)
         return
 
-    with tempfile.TemporaryDirectory(prefix="miles-") as staged:
-        paths = [posixpath.relpath(name, path) for name in _files(fs, path)]
-        _download(url, list(filter(is_wanted, paths)), Path(staged), watch)
-        yield Path(staged)
+    with temporary_folder("miles-") as staged:
+        with reading(url):
+            paths = [posixpath.relpath(name, path) for name in _files(fs, path)]
+        _download(url, list(filter(is_wanted, paths)), staged, watch)
+        yield staged
+
+
+@contextlib.contextmanager
+def temporary_folder(prefix: str) -> Iterator[Path]:
+    """Yield an empty folder on this machine, which is removed when the context ends.
+
+    Raises:
+        WriteError: none can be made.
+    """
+    with writing(f"a temporary folder ({tempfile.tempdir or '$TMPDIR, or /tmp'})"):
+        folder = tempfile.TemporaryDirectory(prefix=prefix, ignore_cleanup_errors=True)
+    with folder as name:
+        yield Path(name)
 
 
 def _download(url: str, names: Sequence[str], target: Path, watch: Watch) -> None:
@@ -410,13 +420,19 @@ def _download(url: str, names: Sequence[str], target: Path, watch: Watch) -> Non
 
 
 def copy_file(url: str, target: Path, report: Report = lambda done: None) -> None:
-    """Copy a file to this machine; its folders are created."""
-    target.parent.mkdir(parents=True, exist_ok=True)
+    """Copy a file to this machine; its folders are created.
+
+    Raises:
+        SourceError: it cannot be read.
+        WriteError: the copy cannot be written.
+    """
     source = RangeFile(url)
-    with target.open("wb") as copy:
-        while content := source.read(_COPY_BYTES):
-            copy.write(content)
-            report(len(content))
+    with writing(str(target)):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with target.open("wb") as copy:
+            while content := source.read(_COPY_BYTES):
+                copy.write(content)
+                report(len(content))
 
 
 def upload_folder(folder: Path, url: str, last: str = "", watch: Watch = _unwatched) -> None:
@@ -434,7 +450,8 @@ def upload_folder(folder: Path, url: str, last: str = "", watch: Watch = _unwatc
         for file in sorted(files, key=lambda file: str(file.relative_to(folder)) == last):
             target = posixpath.join(path, file.relative_to(folder).as_posix())
             put = partial(fs.put_file, str(file), target, callback=_Reporting(report))
-            retry.call(put, join(url, file.name), "written")
+            with writing(str(fs.unstrip_protocol(target))):
+                retry.call(put, join(url, file.name), "written")
 
 
 class _Reporting(fsspec.callbacks.Callback):
@@ -453,7 +470,8 @@ def names(url: str) -> list[str]:
     fs, path = filesystem(url)
     if not is_folder(url):
         return []
-    entries = retry.call(lambda: fs.ls(path, detail=False), url)
+    with reading(url):
+        entries = retry.call(lambda: fs.ls(path, detail=False), url)
     return sorted(
         {str(name).rstrip("/").rsplit("/", 1)[-1] for name in entries}
         - {"", path.rstrip("/").rsplit("/", 1)[-1]}
@@ -463,5 +481,5 @@ def names(url: str) -> list[str]:
 def remove(url: str) -> None:
     """Remove a file or a folder, if it is there."""
     fs, path = filesystem(url)
-    with contextlib.suppress(FileNotFoundError):
+    with writing(url), contextlib.suppress(FileNotFoundError):
         retry.call(lambda: fs.rm(path, recursive=True), url, "removed")

@@ -25,6 +25,7 @@ from miles.architecture.families import extra_states_of, pieces_of, read_shape
 from miles.architecture.sizes import padded_vocab_size
 from miles.common import atomic_folders, storage
 from miles.common.checkpoint_tracker import RELEASE, TRACKER, tracked, write_tracker
+from miles.common.debugging import unchained
 from miles.convert import parallel, tensor_io, torch_dist
 from miles.convert.hf_boxes import HfTensors
 from miles.convert.path_safety import require_inside
@@ -45,6 +46,7 @@ class _Content:
     args: argparse.Namespace
 
 
+@unchained
 def hf_to_megatron(
     hf_checkpoint: str,
     save: str,

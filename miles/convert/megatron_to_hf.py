@@ -26,6 +26,7 @@ from miles.architecture.families import pieces_of, read_shape, stored_names
 from miles.architecture.parameters import Parameter
 from miles.common import atomic_folders, checkpoint_folder, storage
 from miles.common.checkpoint_tracker import RELEASE
+from miles.common.debugging import unchained
 from miles.convert import parallel, tensor_io, torch_dist
 from miles.convert.companions import TEMPLATE, companions
 from miles.convert.export_plan import ExportPlan
@@ -36,6 +37,7 @@ from miles.convert.torch_dist import Checkpoint
 from miles.errors import CheckpointError, SourceError
 
 
+@unchained
 def megatron_to_hf(
     load: str,
     hf_checkpoint: str,

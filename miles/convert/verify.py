@@ -25,6 +25,7 @@ from miles.architecture.families import hf_shapes, pieces_of, read_shape, stored
 from miles.architecture.parameters import Parameter
 from miles.common import storage
 from miles.common.checkpoint_tracker import TRACKER
+from miles.common.debugging import unchained
 from miles.convert import parallel, tensor_io, torch_dist
 from miles.convert.megatron_to_hf import require_complete, tensors_of
 from miles.convert.safetensors_files import INDEX, SINGLE, Weights, is_weights
@@ -50,6 +51,7 @@ class Comparison:
     differences: tuple[Difference, ...]
 
 
+@unchained
 def verify(one: str, other: str, *, console: Console | None = None) -> Comparison:
     """Compare names, shapes, dtypes and every bit.
 

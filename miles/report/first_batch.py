@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.text import Text
 
 from miles.common import run_folder, storage
+from miles.common.debugging import unchained
 from miles.data.config import EncodeConfig
 from miles.data.notebook import preview
 from miles.data.tokens.load import load_tokenizer
@@ -16,6 +17,7 @@ _SHOWN_OF = 20
 """The page shows the longest of this many samples."""
 
 
+@unchained
 def inspect_run(folder: str, console: Console, num_samples: int) -> None:
     """Print the samples of a run's first step, coloured by their mask.
 

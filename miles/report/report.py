@@ -9,6 +9,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader
 
 from miles.common import run_folder, storage
+from miles.common.debugging import unchained
 from miles.data.stream.bottleneck import Bottleneck
 from miles.report import run_data
 from miles.report.charts import loss_chart, run_chart, to_png
@@ -19,6 +20,7 @@ from miles.train.driver.metrics import timing_of
 MAX_REJECTS = 50
 
 
+@unchained
 def write_report(folder: str, prepared: Sequence[str] = ()) -> tuple[str, str]:
     """Write report.html and loss.png into a run's folder.
 

@@ -11,6 +11,8 @@ import pytest
 
 from miles import cli
 from miles.cli import build_parser, main
+from miles.common import storage
+from miles.common.debugging import VARIABLE
 from miles.errors import SourceError
 
 COMMANDS = ("demo", "prepare", "certify", "convert", "train", "inspect", "report", "tiny-model")
@@ -36,11 +38,22 @@ def test_each_command_has_help(command: str, capsys: pytest.CaptureFixture[str])
     assert f"usage: miles {command}" in capsys.readouterr().out
 
 
+def fail_with(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have `miles demo` end with an exception."""
+
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("miles.demo.run.run_demo", fail)
+
+
 @pytest.mark.parametrize(
     ("error", "status", "message"),
     [
         (SourceError("a.jsonl: [row 3] is broken"), 3, "miles: error: a.jsonl: [row 3] is broken"),
-        (OSError(errno.ENOSPC, "no space", "/full"), 5, "no space: '/full'"),
+        (OSError(errno.ENOSPC, "", "/full"), 5, "/full: no space left on the disk. Make room"),
+        (OSError(errno.EBADF, "closed", "/a"), 5, "/a: OSError: [Errno 9] closed: '/a'"),
+        (FileNotFoundError(errno.ENOENT, "", "/gone"), 3, "miles: error: /gone: no such file"),
         (KeyboardInterrupt(), 130, ""),
     ],
 )
@@ -51,23 +64,49 @@ def test_an_error_is_one_line(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def fail(*_: object) -> None:
-        raise error
-
-    monkeypatch.setattr("miles.demo.run.run_demo", fail)
+    fail_with(error, monkeypatch)
     assert main(["demo"]) == status
     printed = capsys.readouterr().err
     assert message in printed
     assert printed.count("\n") == (1 if message else 0)
 
 
-def test_our_own_mistakes_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_mistake_of_ours_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def fail(*_: object) -> None:
-        raise OSError(errno.EBADF, "a closed file")
+        storage.join(None, "a")  # type: ignore[arg-type]
 
     monkeypatch.setattr("miles.demo.run.run_demo", fail)
-    with pytest.raises(OSError, match="a closed file"):
-        main(["demo"])
+    assert main(["demo"]) == 1
+    printed = capsys.readouterr().err
+    assert "a mistake in miles, not in your input: AttributeError: " in printed
+    assert "(miles/common/storage.py:" in printed
+    assert "MILES_DEBUG=1" in printed
+    assert printed.count("\n") == 1
+
+
+@pytest.mark.parametrize("words", [["demo"], ["--debug", "demo"]])
+def test_a_traceback_is_shown_when_asked_for(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(VARIABLE, "1" if words == ["demo"] else "0")
+    fail_with(SourceError("a.jsonl: is broken"), monkeypatch)
+    assert main(words) == 3
+    printed = capsys.readouterr().err
+    assert printed.startswith("Traceback (most recent call last)")
+    assert printed.endswith("miles: error: a.jsonl: is broken\n")
+
+
+def test_an_output_that_nobody_reads_ends_the_command_quietly() -> None:
+    script = "import sys\nfrom miles.cli import main\nsys.exit(main(['completion', 'bash']))"
+    command = subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert command.stdout is not None
+    command.stdout.close()
+    _, printed = command.communicate(timeout=60)
+    assert (command.returncode, printed) == (141, "")
 
 
 def test_a_mistake_on_a_launch_line_is_one_line(

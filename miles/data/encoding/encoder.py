@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
+from miles.common.debugging import unchained
 from miles.data.config import EncodeConfig
 from miles.data.encoding.escape import Escaper, any_of
 from miles.data.encoding.loss_mask import decide_loss_mask, mark_points, select_turns
@@ -296,6 +297,7 @@ def _calls_tools(conversation: Conversation) -> bool:
     )
 
 
+@unchained
 def encode(
     messages: Sequence[Mapping[str, Any]],
     tokenizer: PreTrainedTokenizerBase,

@@ -17,6 +17,7 @@ import numpy as np
 import ray
 
 from miles.common import local_ray, run_folder, storage
+from miles.common.debugging import unchained
 from miles.common.flags import build
 from miles.data.config import (
     DEFAULT_WINDOW_ROWS,
@@ -51,6 +52,7 @@ CANDIDATES_A_ROW = 20
 OBJECT_STORE_BYTES = 512 << 20
 
 
+@unchained
 def prepare(
     dataset: str = "openhermes",
     *,
@@ -180,6 +182,7 @@ class Prepared:
     def num_rows(self) -> int:
         return self.manifest.num_rows
 
+    @unchained
     def summary(self) -> Summary:
         """Return the numbers of a sample spread over the set, or, after `write`, of all rows."""
         if self._summary is None:
@@ -187,6 +190,7 @@ class Prepared:
             self._is_sample = self._summary.num_rows < self.num_rows
         return self._summary
 
+    @unchained
     def preview(self, num_rows: int = 3) -> Preview:
         """Return the first usable conversations, coloured by their mask."""
         num_candidates = min(self.num_rows, CANDIDATES_A_ROW * num_rows)
@@ -196,6 +200,7 @@ class Prepared:
                 samples.append((row_id, outcome))
         return Preview(samples, stages.encoder_of(self._encode).tokenizer)
 
+    @unchained
     def write(self, url: str) -> None:
         """Write every usable row as OpenAI messages, or plain text as text.
 
@@ -226,6 +231,7 @@ class Prepared:
         # The manifest is last: a folder that has one is complete.
         storage.write_text(storage.join(url, run_folder.MANIFEST), self.manifest.to_json())
 
+    @unchained
     def ledger(self) -> list[dict[str, Any]]:
         """Return every rejected row, `{source, file, row, reason, detail}`; read all rows once."""
         if self._rejects is None:
@@ -234,6 +240,7 @@ class Prepared:
             self._rejects = ledger.rejects
         return self._rejects
 
+    @unchained
     def steps(
         self,
         *,
@@ -279,6 +286,7 @@ class Prepared:
         for block in pipeline.blocks(pipeline.build(self.manifest, config, start_row)):
             yield from unpack(block)
 
+    @unchained
     def to_ray(self) -> ray.data.Dataset:
         """Return a Ray data set with the columns of `WRITTEN`, one row a conversation."""
         config = self._config()
@@ -378,8 +386,10 @@ class Prepared:
     def _card(self) -> Card:
         return Card(self.manifest, self.summary(), self._is_sample)
 
+    @unchained
     def __repr__(self) -> str:
         return self._card().to_text()
 
+    @unchained
     def _repr_html_(self) -> str:
         return self._card().to_html()

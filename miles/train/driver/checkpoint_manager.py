@@ -12,7 +12,7 @@ from typing import Any
 
 from miles.common import storage
 from miles.common.checkpoint_tracker import folder_name, write_tracker
-from miles.errors import ClusterError, WriteError
+from miles.errors import ClusterError, MilesError, WriteError
 from miles.train.config import TrainConfig
 from miles.train.driver.group import TrainerGroup
 from miles.train.driver.run_log import RunLog
@@ -141,7 +141,7 @@ class CheckpointManager:
         self._pending = None
         try:
             write_tracker(self._config.save, pending.iteration)
-        except OSError as error:
+        except MilesError as error:
             self._fail(pending, SaveFailure(str(error)))
             return
 

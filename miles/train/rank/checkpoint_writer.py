@@ -290,7 +290,7 @@ def _complete_folder(pending: _PendingSave) -> SaveFailure | None:
         )
         if storage.is_local(pending.url):
             _rename(pending.folder, pending.name)
-    except OSError as error:
+    except (MilesError, OSError) as error:
         return SaveFailure(str(error))
     return None
 

@@ -1,0 +1,84 @@
+"""What a command ends with: its exit status, and one paragraph on the error stream.
+
+    an error of ours          its text; the exit status of its kind (`miles.errors`)
+    an error of the system    the file and the cause, as if it were ours
+    any other exception       that this is a mistake in miles, and where; 1
+
+With `MILES_DEBUG=1`, or `miles --debug`, the traceback stands above it.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import sys
+import traceback
+from collections.abc import Callable
+
+from miles.common.debugging import is_debugging, mistake_of_ours
+from miles.common.file_errors import cause_of, in_own_words
+from miles.errors import MilesError, SourceError, WriteError
+
+MISTAKE_OF_OURS = 1
+INTERRUPTED = 130
+_READER_GONE = 141
+"""As of a process that SIGPIPE ends: `miles certify … | head -1`."""
+
+_INPUT_ERRORS = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
+
+
+def exit_status_of(command: Callable[[], None]) -> int:
+    """Run a command; print the error that ends it, if one does.
+
+    Returns:
+        the exit status.
+    """
+    try:
+        command()
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except MilesError as error:
+        _print_error(error, str(error))
+        return error.exit_status
+    except OSError as error:
+        if isinstance(error, BrokenPipeError) and _is_reader_gone():
+            _drop_output()
+            return _READER_GONE
+        _print_error(error, _of_the_system(error))
+        is_input = isinstance(error, _INPUT_ERRORS)
+        return SourceError.exit_status if is_input else WriteError.exit_status
+    except Exception as error:
+        _print_error(error, mistake_of_ours(error))
+        return MISTAKE_OF_OURS
+    return 0
+
+
+def _of_the_system(error: OSError) -> str:
+    """Return the paragraph on an error that the operating system, or a library, has given."""
+    path = str(error.filename) if error.filename else "a file"
+    return f"{path}: {cause_of(error, path) or in_own_words(error)}"
+
+
+def _is_reader_gone() -> bool:
+    """Return whether nobody reads the output of this process any more."""
+    output = select.poll()
+    output.register(sys.stdout, 0)
+    return any(events & select.POLLERR for _, events in output.poll(0))
+
+
+def _drop_output() -> None:
+    """Have Python's last flush go nowhere: whoever read the output is gone."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+
+
+def _print_error(error: Exception, text: str) -> None:
+    """Print an error on one line, which the terminal wraps and a search finds in one piece."""
+    from rich.console import Console
+    from rich.markup import escape
+
+    if is_debugging():
+        traceback.print_exception(error)
+    line = f"[red]miles: error:[/red] {escape(' '.join(text.split()))}"
+    Console(stderr=True, highlight=False).print(line, soft_wrap=True, emoji=False)
