@@ -207,3 +207,30 @@ def test_settings_and_driver_import_without_torch() -> None:
         [sys.executable, "-c", _IMPORT_ALL, *IMPORTED_EARLY], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_no_text_is_read_as_markup() -> None:
+    """rich takes `[v2]` in a string for a tag, and a path would lose it. Styles are `Text`'s."""
+    found = []
+    for path in tracked_files("miles/**.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if reads_markup(node):
+                found.append(f"{path.relative_to(PROJECT)}:{node.lineno}")  # type: ignore[attr-defined]
+    assert not found, "\n".join(found)
+
+
+STYLE_TAG = re.compile(r"\[/?(?:bold|dim|red|green|cyan|yellow|italic)[ \w]*\]")
+
+
+def reads_markup(node: ast.AST) -> bool:
+    """Return whether a node makes a console or a column that reads markup, or is markup."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        return bool(STYLE_TAG.search(node.value))
+    if not isinstance(node, ast.Call):
+        return False
+
+    name = ast.unparse(node.func).rsplit(".", 1)[-1]
+    given = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+    if name == "Console" or (name == "TextColumn" and "{" in ast.unparse(node)):
+        return given.get("markup") != "False"
+    return name == "from_markup" or given.get("markup") == "True"

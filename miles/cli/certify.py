@@ -7,6 +7,7 @@ import json
 
 from miles.cli.console import Subparsers, open_console
 from miles.common.flags import build, settings_of
+from miles.common.local_paths import absolute, absolute_or_hub_name
 from miles.data.config import EncodeConfig
 from miles.train.launch.parser import add_settings, given_values
 
@@ -19,7 +20,12 @@ def add_parser(commands: Subparsers) -> None:
     parser = commands.add_parser(
         "certify", help="prove a tokenizer with its chat template, and print the certificate"
     )
-    parser.add_argument("tokenizer", metavar="TOKENIZER", help="folder (fsspec URL) or hub name")
+    parser.add_argument(
+        "tokenizer",
+        type=absolute_or_hub_name,
+        metavar="TOKENIZER",
+        help="folder (fsspec URL) or hub name",
+    )
     add_settings(parser, _SETTINGS)
     parser.add_argument(
         "--json", metavar="FILE", help="also write the certificate as JSON; -: print only that"
@@ -43,4 +49,4 @@ def run(flags: argparse.Namespace) -> None:
 
     open_console().print(certificate)
     if flags.json:
-        storage.write_text(flags.json, text + "\n")
+        storage.write_text(absolute(flags.json), text + "\n")

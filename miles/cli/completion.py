@@ -11,11 +11,12 @@ import argparse
 from typing import Any
 
 from miles.cli.console import Subparsers
+from miles.common.flags import FILES, FOLDERS
 
 SHELLS = ("bash", "zsh", "fish")
 
-_FOLDERS = ("DIR", "RUN", "TOKENIZER", "A", "B")
-_FILES = ("FILE", "FILES", "PATH", "YAML")
+_FOLDERS = (*FOLDERS, "RUN", "TOKENIZER", "A", "B")
+_FILES = (*FILES, "FILES")
 
 # shtab 1.13 offers files for a word such as --ev behind a flag whose values are files, and so no
 # flag behind --prompt-data a b.

@@ -13,7 +13,10 @@ Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def open_console() -> Console:
-    """Return the screen. It colours only text that a command marks."""
+    """Return the screen. It colours what is `Text` with a style, and reads no markup in strings.
+
+    A path with brackets would lose them: `run[1]` is a tag of rich's markup.
+    """
     from rich.console import Console
 
-    return Console(highlight=False)
+    return Console(highlight=False, markup=False, emoji=False)

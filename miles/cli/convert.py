@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from miles.cli.console import Subparsers, open_console
 from miles.cli.model_line import add_model_line, require_known_flags, require_model
+from miles.common.local_paths import absolute
 from miles.errors import MilesError
 
 NAME = "convert"
@@ -40,8 +41,8 @@ def _add_hf_to_megatron(directions: Subparsers) -> None:
     parser = directions.add_parser(
         HF_TO_MEGATRON, help="DIR/*.safetensors -> SAVE/release", allow_abbrev=False
     )
-    parser.add_argument("--hf-checkpoint", required=True, metavar="DIR")
-    parser.add_argument("--save", required=True, metavar="DIR")
+    parser.add_argument("--hf-checkpoint", type=absolute, required=True, metavar="DIR")
+    parser.add_argument("--save", type=absolute, required=True, metavar="DIR")
 
     parser.add_argument(
         "--make-vocab-size-divisible-by",
@@ -63,11 +64,15 @@ def _add_megatron_to_hf(directions: Subparsers) -> None:
         "megatron-to-hf", help="LOAD/iter_… or LOAD/release -> SAVE/*.safetensors"
     )
 
-    parser.add_argument("--load", required=True, metavar="DIR")
+    parser.add_argument("--load", type=absolute, required=True, metavar="DIR")
     parser.add_argument(
-        "--hf-checkpoint", required=True, metavar="DIR", help="config and tokenizer come from here"
+        "--hf-checkpoint",
+        type=absolute,
+        required=True,
+        metavar="DIR",
+        help="config and tokenizer come from here",
     )
-    parser.add_argument("--save", required=True, metavar="DIR")
+    parser.add_argument("--save", type=absolute, required=True, metavar="DIR")
 
     parser.add_argument(
         "--ckpt-step",
@@ -84,6 +89,7 @@ def _add_megatron_to_hf(directions: Subparsers) -> None:
     )
     parser.add_argument(
         "--chat-template-path",
+        type=absolute,
         metavar="FILE",
         help="a Jinja file in place of the template in --hf-checkpoint (default: the template that "
         "the run trained with)",
@@ -95,8 +101,10 @@ def _add_verify(directions: Subparsers) -> None:
     parser = directions.add_parser(
         "verify", help="compare two checkpoints tensor by tensor; exit 1 where they differ"
     )
-    parser.add_argument("first", metavar="A", help="a checkpoint of Hugging Face or of Megatron")
-    parser.add_argument("second", metavar="B")
+    parser.add_argument(
+        "first", type=absolute, metavar="A", help="a checkpoint of Hugging Face or of Megatron"
+    )
+    parser.add_argument("second", type=absolute, metavar="B")
     parser.set_defaults(run=run_verify)
 
 
@@ -125,7 +133,7 @@ def run_hf_to_megatron(flags: argparse.Namespace) -> None:
         make_vocab_size_divisible_by=flags.padded_vocab_size or flags.make_vocab_size_divisible_by,
         console=console,
     )
-    console.print(f"  {folder}")
+    console.print(f"  {folder}", soft_wrap=True)
 
 
 def run_megatron_to_hf(flags: argparse.Namespace) -> None:
@@ -142,7 +150,7 @@ def run_megatron_to_hf(flags: argparse.Namespace) -> None:
         chat_template=_text_of(flags.chat_template_path),
         console=console,
     )
-    console.print(f"  {folder}")
+    console.print(f"  {folder}", soft_wrap=True)
 
 
 def _text_of(path: str | None) -> str | None:
@@ -161,14 +169,14 @@ def run_verify(flags: argparse.Namespace) -> None:
     Raises:
         DifferenceFound: they differ; the differences have been printed.
     """
-    from rich.markup import escape
+    from rich.text import Text
 
     from miles.convert.verify import verify
 
     console = open_console()
     comparison = verify(flags.first, flags.second, console=console)
     for difference in comparison.differences:
-        line = f"  [red]{escape(difference.tensor)}[/red]: {escape(difference.text)}"
+        line = Text.assemble("  ", (difference.tensor, "red"), f": {difference.text}")
         console.print(line, soft_wrap=True)
 
     if comparison.differences:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from miles.cli.console import Subparsers, open_console
+from miles.common.local_paths import absolute
 
 
 def add_parser(commands: Subparsers) -> None:
@@ -12,6 +13,7 @@ def add_parser(commands: Subparsers) -> None:
     parser = commands.add_parser("demo", help="the main job, end to end, on an embedded default")
     parser.add_argument(
         "--output",
+        type=absolute,
         default="runs/demo",
         metavar="DIR",
         help="the run's folder; it is deleted and made again (default: %(default)s)",

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 
 from miles.cli.console import Subparsers, open_console
 from miles.common.flags import words_of
+from miles.common.local_paths import absolute
 from miles.data.config import EncodeConfig
 from miles.errors import SourceError
 
@@ -22,7 +23,7 @@ def add_parser(commands: Subparsers) -> None:
     parser = commands.add_parser(
         "inspect", help="the first samples that a run trained on, coloured by their mask"
     )
-    parser.add_argument("folder", metavar="RUN", help="the run's folder")
+    parser.add_argument("folder", type=absolute, metavar="RUN", help="the run's folder")
     parser.add_argument(
         "--samples", type=int, default=3, metavar="N", help="samples to show (default: %(default)s)"
     )

@@ -76,9 +76,10 @@ def _drop_output() -> None:
 def _print_error(error: Exception, text: str) -> None:
     """Print an error on one line, which the terminal wraps and a search finds in one piece."""
     from rich.console import Console
-    from rich.markup import escape
+    from rich.text import Text
 
     if is_debugging():
         traceback.print_exception(error)
-    line = f"[red]miles: error:[/red] {escape(' '.join(text.split()))}"
-    Console(stderr=True, highlight=False).print(line, soft_wrap=True, emoji=False)
+    paragraph = " ".join(line.strip() for line in text.splitlines())
+    line = Text.assemble(("miles: error:", "red"), f" {paragraph}")
+    Console(stderr=True, highlight=False, markup=False).print(line, soft_wrap=True)

@@ -6,6 +6,7 @@ import argparse
 
 from miles.cli.console import Subparsers, open_console
 from miles.common.flags import build, settings_of
+from miles.common.local_paths import absolute, absolute_or_hub_name
 from miles.data.config import DataConfig, EncodeConfig, RowFormat
 from miles.train.launch.parser import add_settings, given_values
 
@@ -23,12 +24,22 @@ def add_parser(commands: Subparsers) -> None:
     )
     parser.add_argument("dataset", help="openhermes, or the name that the source gets")
     parser.add_argument(
-        "--source", nargs="+", metavar="FILES", help="fsspec URLs, globs or folders"
+        "--source",
+        type=absolute,
+        nargs="+",
+        metavar="FILES",
+        help="fsspec URLs, patterns or folders",
     )
     parser.add_argument(
-        "--tokenizer", required=True, metavar="DIR", help="folder (fsspec URL) or hub name"
+        "--tokenizer",
+        type=absolute_or_hub_name,
+        required=True,
+        metavar="DIR",
+        help="folder (fsspec URL) or hub name",
     )
-    parser.add_argument("--output", required=True, metavar="DIR", help="the folder to write")
+    parser.add_argument(
+        "--output", type=absolute, required=True, metavar="DIR", help="the folder to write"
+    )
     parser.add_argument("--revision", help="branch, tag or commit of the hub's data set")
     add_settings(parser, _SETTINGS)
     parser.set_defaults(run=run)
@@ -48,4 +59,4 @@ def run(flags: argparse.Namespace) -> None:
         max_bad_fraction=values.get("--max-bad-fraction", DataConfig.max_bad_fraction),
     )
     prepared.write(flags.output)
-    open_console().print(str(prepared), markup=False, emoji=False)
+    open_console().print(str(prepared))

@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 
 from miles.cli.console import Subparsers, open_console
+from miles.common.local_paths import absolute
 
 
 def add_parser(commands: Subparsers) -> None:
     """Add the command and its flags."""
     parser = commands.add_parser("report", help="report.html and loss.png of a run")
-    parser.add_argument("folder", metavar="RUN", help="the run's folder")
+    parser.add_argument("folder", type=absolute, metavar="RUN", help="the run's folder")
     parser.set_defaults(run=run)
 
 
@@ -19,4 +20,4 @@ def run(flags: argparse.Namespace) -> None:
     from miles.report.report import write_report
 
     for path in write_report(flags.folder):
-        open_console().print(f"  {path}")
+        open_console().print(f"  {path}", soft_wrap=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from miles.cli.console import Subparsers, open_console
+from miles.common.local_paths import absolute
 
 
 def add_parser(commands: Subparsers) -> None:
@@ -12,8 +13,8 @@ def add_parser(commands: Subparsers) -> None:
     parser = commands.add_parser(
         "tiny-model", help="a tiny Qwen3 with random weights for a tokenizer, to try things"
     )
-    parser.add_argument("--tokenizer", required=True, metavar="DIR")
-    parser.add_argument("--save", required=True, metavar="DIR")
+    parser.add_argument("--tokenizer", type=absolute, required=True, metavar="DIR")
+    parser.add_argument("--save", type=absolute, required=True, metavar="DIR")
     parser.set_defaults(run=run)
 
 
@@ -22,4 +23,4 @@ def run(flags: argparse.Namespace) -> None:
     from miles.demo.model import build_tiny_qwen3
 
     build_tiny_qwen3(flags.tokenizer, flags.save)
-    open_console().print(f"  {flags.save}")
+    open_console().print(f"  {flags.save}", soft_wrap=True)

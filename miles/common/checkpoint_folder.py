@@ -179,7 +179,7 @@ def remove_old(url: str, keep_last: int | None, keep_best: int | None) -> list[s
 
     removed = [path for path in folders if path not in kept]
     for path in removed:
-        fs.rm(path, recursive=True)
+        storage.remove(storage.join(url, path.rsplit("/", 1)[-1]))
     return removed
 
 

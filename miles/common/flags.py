@@ -21,10 +21,16 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
+from miles.common.local_paths import absolute
 from miles.common.secret import Secret
 from miles.errors import ConfigError, SourceError
 
 Record = TypeVar("Record")
+
+FOLDERS = ("DIR",)
+"""Metavars of flags that take a folder."""
+FILES = ("FILE", "PATH", "YAML")
+"""Metavars of flags that take a file, or a file, folder or pattern."""
 
 Values = Mapping[str, Any]
 """Name of a flag (`--lr`) -> the value given for it, of its field's type; absent if not given."""
@@ -64,6 +70,11 @@ class Flag:
     name of the whole value"""
     negates: bool = False
     """for a switch in `also`: it says the opposite"""
+
+    @property
+    def is_path(self) -> bool:
+        """Return whether it takes paths: a local one becomes absolute (`common.local_paths`)."""
+        return self.metavar in (*FOLDERS, *FILES)
 
     @property
     def key_in_yaml(self) -> str:
@@ -230,6 +241,9 @@ def words_of(record: type, fields: Mapping[str, Any]) -> list[str]:
 def check_settings(record: Any) -> None:
     """Check each field of a record against the allowed values of its flag.
 
+    A field that holds a local path gets it as an absolute one: the other processes of a run have
+    working directories of their own.
+
     Raises:
         ConfigError: names the flag, the allowed values and what was found.
     """
@@ -237,6 +251,20 @@ def check_settings(record: Any) -> None:
         value = getattr(record, setting.field)
         if value is not None and not setting.flag.key:
             require_allowed(setting.flag, value)
+            if setting.flag.is_path and isinstance(value, str) and not setting.flag.is_file:
+                object.__setattr__(record, setting.field, absolute_of(setting.flag, value))
+
+
+def absolute_of(flag: Flag, path: str) -> str:
+    """Return the path that a flag gives as an absolute one.
+
+    Raises:
+        ConfigError: names the flag, and what cannot be in a path.
+    """
+    try:
+        return absolute(path)
+    except ConfigError as error:
+        raise ConfigError(f"{flag.name} {error}") from None
 
 
 def require_allowed(flag: Flag, value: Any) -> None:
@@ -265,8 +293,13 @@ def require_setting_allowed(setting: Setting, value: Any) -> None:
     """Check a value, or each item of a list, against its flag.
 
     Raises:
-        ConfigError: as `require_allowed` does.
+        ConfigError: as `require_allowed` does; or a path is empty.
     """
+    if setting.flag.is_path and value == "":
+        raise ConfigError(
+            f"{setting.flag.name} is empty, such as a variable that is not set; give a path, or "
+            "leave the flag out"
+        )
     for item in value if setting.is_list else [value]:
         require_allowed(setting.flag, item)
 

@@ -21,7 +21,6 @@ from typing import Any
 
 import fsspec
 import fsspec.callbacks
-from fsspec.utils import glob_translate
 
 from miles.common import retry
 from miles.common.file_errors import reading as reading
@@ -29,7 +28,8 @@ from miles.common.file_errors import writing as writing
 from miles.common.redact import require_no_secret
 from miles.errors import MissingFileError, SourceError
 
-_MAGIC = re.compile(r"[*?\[]")
+MAGIC = re.compile(r"[*?\[]")
+"""What makes a pattern of a path where nothing has that very name."""
 _COPY_THREADS = 8
 _COPY_BYTES = 16 << 20
 
@@ -42,6 +42,10 @@ def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
             password in it.
     """
     require_no_secret(url)
+    if url.startswith("/"):
+        # Not by fsspec's reading of URLs: a name may hold `::`, which divides URLs there.
+        local = fsspec.filesystem("file")
+        return local, str(local._strip_protocol(url))
     try:
         fs, path = fsspec.core.url_to_fs(url)
     except (ImportError, ValueError) as error:
@@ -102,15 +106,15 @@ def info(url: str, max_tries: int | None = None) -> dict[str, Any]:
 
 def exists(url: str) -> bool:
     """Return whether a file or a folder is there."""
-    return _type(url) is not None
+    return type_of(url) is not None
 
 
 def is_folder(url: str) -> bool:
     """Return whether a folder is there."""
-    return _type(url) == "directory"
+    return type_of(url) == "directory"
 
 
-def _type(url: str) -> str | None:
+def type_of(url: str) -> str | None:
     """Return "file", "directory" or None. fsspec's `exists` and `isdir` take an error for a no."""
     try:
         return str(info(url)["type"])
@@ -118,50 +122,7 @@ def _type(url: str) -> str | None:
         return None
 
 
-def expand(url: str, suffixes: Sequence[str]) -> list[str]:
-    """Return the files that a path, a glob or a folder names, sorted, as URLs.
-
-    Args:
-        url: a file, a glob (`*`, `?`, `[`), or a folder. From a folder and its sub-folders, the
-            files with one of `suffixes` are taken, except names that begin with a dot or an
-            underscore.
-        suffixes: such as (".parquet", ".jsonl.gz").
-
-    Raises:
-        MissingFileError: nothing is there.
-        SourceError: it may not be listed.
-    """
-    fs, path = filesystem(url)
-    fs.invalidate_cache()  # a notebook's process lives long
-    with reading(url):
-        if _MAGIC.search(path):
-            names = _glob(fs, path)
-        elif info(url)["type"] == "directory":
-            files = _files(fs, path, visible=True)
-            names = [name for name in files if name.endswith(tuple(suffixes))]
-        else:
-            names = [path]
-
-    if not names:
-        raise MissingFileError(f"{url}: no such file; nothing with {', '.join(suffixes)} is there")
-    if is_local(url):
-        return sorted(map(str, names))
-    return sorted(str(fs.unstrip_protocol(name)) for name in names)
-
-
-def _glob(fs: fsspec.AbstractFileSystem, pattern: str) -> list[str]:
-    parts = pattern.split("/")
-    fixed = next(number for number, part in enumerate(parts) if _MAGIC.search(part))
-    depth = None if "**" in parts else len(parts) - fixed
-    is_match = re.compile(glob_translate(pattern)).match
-    return [
-        name
-        for name in _files(fs, "/".join(parts[:fixed]) or fs.root_marker, depth)
-        if is_match(name)
-    ]
-
-
-def _files(
+def files_below(
     fs: fsspec.AbstractFileSystem, folder: str, depth: int | None = None, visible: bool = False
 ) -> Iterator[str]:
     """Yield the files below a folder. fsspec's own `walk` skips silently what it cannot list.
@@ -178,7 +139,7 @@ def _files(
             continue
         if entry["type"] == "directory":
             if depth != 1:
-                yield from _files(fs, name, depth and depth - 1, visible)
+                yield from files_below(fs, name, depth and depth - 1, visible)
         elif not (entry.get("islink") and fs.isdir(name)):
             yield name
 
@@ -389,7 +350,7 @@ def local_folder(
 
     with temporary_folder("miles-") as staged:
         with reading(url):
-            paths = [posixpath.relpath(name, path) for name in _files(fs, path)]
+            paths = [posixpath.relpath(name, path) for name in files_below(fs, path)]
         _download(url, list(filter(is_wanted, paths)), staged, watch)
         yield staged
 
@@ -482,4 +443,9 @@ def remove(url: str) -> None:
     """Remove a file or a folder, if it is there."""
     fs, path = filesystem(url)
     with writing(url), contextlib.suppress(FileNotFoundError):
-        retry.call(lambda: fs.rm(path, recursive=True), url, "removed")
+        if is_local(url) or not MAGIC.search(path):
+            retry.call(lambda: fs.rm(path, recursive=True), url, "removed")
+            return
+        # A store's `rm` takes a name with brackets for a pattern.
+        for name in list(files_below(fs, path)) if is_folder(url) else [path]:
+            retry.call(partial(fs.rm_file, name), url, "removed")

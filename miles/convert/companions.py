@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from miles.common import storage
+from miles.common.patterns import expand
 from miles.convert.path_safety import require_inside
 from miles.errors import CheckpointError
 
@@ -37,7 +38,7 @@ def companions(hf_checkpoint: str) -> list[str]:
     """
     root = storage.filesystem(hf_checkpoint)[1].rstrip("/")
     names = []
-    for url in storage.expand(hf_checkpoint, ("",)):
+    for url in expand(hf_checkpoint, ("",)):
         name = posixpath.relpath(storage.filesystem(url)[1], root)
         folder, base = posixpath.split(name)
         if not _WEIGHTS.fullmatch(base):

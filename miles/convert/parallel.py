@@ -92,7 +92,7 @@ def bar(console: Console | None, label: str, num_bytes: int) -> Iterator[Report]
         a function to report finished bytes to, from any thread.
     """
     progress = Progress(
-        TextColumn("  {task.description}"),
+        TextColumn("  {task.description}", markup=False),
         BarColumn(bar_width=24),
         DownloadColumn(),
         TransferSpeedColumn(),

@@ -13,6 +13,7 @@ from fractions import Fraction
 from typing import Annotated, Any
 
 from miles.common.flags import Flag, check_settings
+from miles.common.local_paths import absolute, absolute_or_hub_name
 from miles.errors import ConfigError
 
 DEFAULT_WINDOW_ROWS = 32_768
@@ -107,7 +108,8 @@ class SourceConfig:
     name: str
     """The source's name in metrics and in the ledger."""
     paths: tuple[str, ...]
-    """fsspec URLs, globs or folders; Parquet, JSON lines (plain, .gz, .zst) or one JSON array."""
+    """fsspec URLs, patterns or folders, local ones absolute; Parquet, JSON lines (plain, .gz, .zst)
+    or one JSON array."""
     format: RowFormat = RowFormat()
 
     def __post_init__(self) -> None:
@@ -115,6 +117,7 @@ class SourceConfig:
             bool(self.paths),
             f"source {self.name!r} has no path; give at least one file, glob or folder",
         )
+        object.__setattr__(self, "paths", tuple(map(absolute, self.paths)))
 
 
 @dataclass(frozen=True)
@@ -287,6 +290,7 @@ class EncodeConfig:
 
     def __post_init__(self) -> None:
         check_settings(self)
+        object.__setattr__(self, "tokenizer", absolute_or_hub_name(self.tokenizer))
         try:
             json.dumps(dict(self.template_kwargs))
         except TypeError as error:

@@ -10,6 +10,7 @@ import numpy as np
 import ray
 import torch
 from rich.console import Console
+from rich.text import Text
 
 from miles.architecture.families import read_shape
 from miles.common import checkpoint_folder
@@ -67,9 +68,9 @@ def compare_export(folder: Path, console: Console) -> None:
         )
 
     question = json.loads(rows.lines("chat")[0])["conversations"][0]["value"]
-    console.print(f"  [dim]asked:[/dim]    {question}")
+    console.print(Text.assemble("  ", ("asked:", "dim"), f"    {question}"))
     answer = _answer(model, tokenizer, question)
-    console.print(f"  [dim]answered:[/dim] {answer}", soft_wrap=True)
+    console.print(Text.assemble("  ", ("answered:", "dim"), f" {answer}"), soft_wrap=True)
 
 
 def _megatron_logits(folder: Path, ids: list[int]) -> np.ndarray:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import ray
 from rich.console import Console
+from rich.text import Text
 
 from miles.architecture.families import read_shape
 from miles.common import local_ray
@@ -107,14 +108,13 @@ def run_demo(output: str, console: Console) -> None:
 
     _title(console, 6, "Report")
     for path in write_report(str(folder), [str(folder / "data" / name) for name in rows.FILES]):
-        console.print(f"  {path}")
+        console.print(f"  {path}", soft_wrap=True)
     console.print(f"  {verdict(read_metrics(str(folder)))}", soft_wrap=True)
 
     share = summary.last_loss / summary.first_loss
-    console.print(
-        f"\n[bold]loss {summary.first_loss:.3f} -> {summary.last_loss:.3f}[/bold] "
-        f"({share:.0%} of the start) in {time.monotonic() - started:.0f} s"
-    )
+    fall = f"loss {summary.first_loss:.3f} -> {summary.last_loss:.3f}"
+    rest = f" ({share:.0%} of the start) in {time.monotonic() - started:.0f} s"
+    console.print(Text.assemble("\n", (fall, "bold"), rest))
     console.print(f"To see the first batch: miles inspect {folder}", soft_wrap=True)
     if share > MAX_LAST_LOSS:
         raise MilesError(f"the demo's loss did not fall below {MAX_LAST_LOSS:.0%} of its start")
@@ -186,4 +186,4 @@ def _prepare(name: str, file: Path, folder: Path, console: Console) -> None:
 
 
 def _title(console: Console, number: int, text: str) -> None:
-    console.print(f"\n[bold cyan]{number}[/bold cyan] [bold]{text}[/bold]")
+    console.print(Text.assemble("\n", (str(number), "bold cyan"), " ", (text, "bold")))

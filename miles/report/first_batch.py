@@ -38,7 +38,7 @@ def inspect_run(folder: str, console: Console, num_samples: int) -> None:
         )
         console.rule(Text(title), align="left")
         console.print(preview.to_text((sample["input_ids"], sample["loss_mask"]), tokenizer))
-    console.print(f"[dim]{len(shown)} of the first step's {len(batch.samples)} samples[/dim]")
+    console.print(Text(f"{len(shown)} of the first step's {len(batch.samples)} samples", "dim"))
 
 
 def longest_sample(batch: FirstBatch) -> tuple[str, str]:

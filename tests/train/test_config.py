@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from miles.common.local_paths import absolute
 from miles.data.config import DataConfig, EncodeConfig, OrderConfig, PackConfig, SourceConfig
 from miles.errors import ConfigError
 from miles.train.config import ClusterConfig, RecomputeConfig, TrainConfig
@@ -62,13 +64,15 @@ def test_an_export_has_a_folder_of_its_own() -> None:
         ("run", "../" + Path.cwd().name + "/run"),
         ("s3://bucket/all/run", "s3://bucket/all"),
     ):
-        with pytest.raises(ConfigError, match=f"--save-hf {save_hf} is --save {save}, or holds it"):
+        shown = f"--save-hf {absolute(save_hf)} is --save {absolute(save)}, or holds it"
+        with pytest.raises(ConfigError, match=re.escape(shown)):
             TrainConfig("hf", "megatron", save, data, save_hf=save_hf)
-    with pytest.raises(ConfigError, match="is --output-dir all/logs, or holds it"):
+    with pytest.raises(ConfigError, match=r"is --output-dir .*/all/logs, or holds it"):
         TrainConfig("hf", "megatron", "run", data, output_dir="all/logs", save_hf="all")
 
     for save_hf in ("run/hf", "run-hf", "run/{rollout_id}", "s3://bucket/run"):
-        assert TrainConfig("hf", "megatron", "run", data, save_hf=save_hf).save_hf == save_hf
+        config = TrainConfig("hf", "megatron", "run", data, save_hf=save_hf)
+        assert config.save_hf == absolute(save_hf)
 
 
 def test_an_optimizer_that_needs_another_device_or_precision_is_refused() -> None:

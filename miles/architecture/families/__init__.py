@@ -63,7 +63,8 @@ def read_shape(url: str) -> ModelShape:
         config = json.loads(storage.read_text(where))
     except FileNotFoundError as error:
         raise CheckpointError(
-            f"{where}: no such file; expected a Hugging Face checkpoint's folder"
+            f"{where}: no such file; expected a Hugging Face checkpoint's folder (for one of the "
+            "hub: hf://ORG/NAME)"
         ) from error
     except ValueError as error:
         raise CheckpointError(f"{where}: not JSON ({error})") from error

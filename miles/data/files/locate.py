@@ -10,6 +10,7 @@ No file is opened; the filesystem is only asked which files there are.
 from __future__ import annotations
 
 from miles.common import storage
+from miles.common.patterns import expand
 from miles.errors import SourceError
 
 FORMATS: dict[str, tuple[str, str | None]] = {
@@ -54,6 +55,6 @@ def files_of(path: str) -> list[str]:
         SourceError: nothing is there, or it cannot be listed.
     """
     with storage.reading(path):
-        urls = storage.expand(path, tuple(FORMATS))
+        urls = expand(path, tuple(FORMATS))
         tables = [url for url in urls if url.endswith(".parquet")]
         return tables if tables and storage.is_folder(path) else urls

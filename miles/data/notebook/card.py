@@ -89,7 +89,7 @@ class Card:
         for label, value in self.lines():
             table.add_row(label, Text(value))
 
-        console = Console(width=100)
+        console = Console(width=100, markup=False, emoji=False)
         with console.capture() as capture:
             console.print(table)
         return capture.get().rstrip("\n")

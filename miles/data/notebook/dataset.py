@@ -19,6 +19,7 @@ import ray
 from miles.common import local_ray, run_folder, storage
 from miles.common.debugging import unchained
 from miles.common.flags import build
+from miles.common.local_paths import absolute
 from miles.data.config import (
     DEFAULT_WINDOW_ROWS,
     DataConfig,
@@ -212,6 +213,7 @@ class Prepared:
         Raises:
             MilesError: a source that fails, or too many rejected rows.
         """
+        url = absolute(url)
         self._require_no_source_in(url)
         with PartFiles(url) as parts:
             ledger, summary = self._read_all(url, parts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pyarrow as pa
@@ -14,6 +15,7 @@ GROUP_ROWS = 1_000
 """Rows of a row group."""
 FILE_ROWS = 100_000
 """Rows after which the next file is begun."""
+_PART = re.compile(r"part-.*\.parquet")
 
 
 class PartFiles:
@@ -24,6 +26,7 @@ class PartFiles:
     """
 
     def __init__(self, url: str) -> None:
+        self._url = url
         self._fs, self._folder = storage.filesystem(url)
         self._num_files = 0
         self._rows_in_file = 0
@@ -34,7 +37,8 @@ class PartFiles:
         self._fs.makedirs(self._folder, exist_ok=True)
         # An earlier write's parts would be read back as rows of this one, and its manifest would
         # call the folder complete.
-        earlier = self._fs.glob(f"{self._folder}/part-*.parquet")
+        names = [name for name in storage.names(self._url) if _PART.fullmatch(name)]
+        earlier = [f"{self._folder}/{name}" for name in names]
         for path in (*earlier, f"{self._folder}/{run_folder.MANIFEST}"):
             if self._fs.exists(path):
                 self._fs.rm_file(path)

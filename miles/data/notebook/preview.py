@@ -146,7 +146,7 @@ class Preview:
         return text
 
     def __repr__(self) -> str:
-        console = Console(width=100)
+        console = Console(width=100, markup=False, emoji=False)
         with console.capture() as capture:
             console.print(self.__rich__())
         return capture.get()

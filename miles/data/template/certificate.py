@@ -94,9 +94,8 @@ class Certificate(Anchors):
 
     def __rich__(self) -> Table:
         table = Table(
-            title=f"{self.name} is certified",
+            title=Text(f"{self.name} is certified", "bold"),
             title_justify="left",
-            title_style="bold",
             show_header=False,
             box=None,
         )

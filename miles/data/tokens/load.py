@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import xxhash
 
 from miles.common import retry, storage
+from miles.common.local_paths import is_hub_name
 from miles.common.redact import redact
 from miles.data.config import EncodeConfig
 from miles.errors import MilesError, TemplateError
@@ -31,7 +32,6 @@ PINNED_DATE = datetime.date(2025, 1, 1)
 
 _VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
 _TOKENIZER_SUFFIXES = (".json", ".jinja", ".txt", ".model", ".tiktoken")
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _HUB_TIMEOUT_SECONDS = 5.0
 _STRFTIME_NOW = re.compile(r"""strftime_now\(\s*(["'])(?P<format>[^"']*)\1\s*\)""")
 
@@ -140,7 +140,7 @@ def _tokenizer_files(url: str) -> tuple[tuple[str, int, str], ...] | None:
         fs, path = storage.filesystem(url)
         is_folder = storage.is_folder(url)
         is_there = is_folder or storage.exists(url)
-        if not is_there and _HUB_NAME.fullmatch(url):
+        if not is_there and is_hub_name(url):
             return None
         entries = retry.call(lambda: fs.ls(path, detail=True), url) if is_folder else []
     except (MilesError, OSError) as error:

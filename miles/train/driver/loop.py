@@ -50,7 +50,7 @@ def train(
     Raises:
         MilesError: a setting, file, checkpoint or cluster that cannot be used.
     """
-    console = console or Console()
+    console = console or Console(markup=False, emoji=False)
     shape = read_shape(config.hf_checkpoint)
     config.cluster.layout.require_fits(shape)
     require_exportable(config)

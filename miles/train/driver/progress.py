@@ -33,7 +33,7 @@ class ProgressLine:
             *bar,
             MofNCompleteColumn(),
             # The column that wraps where there is no room.
-            TextColumn("{task.fields[text]}", table_column=Column()),
+            TextColumn("{task.fields[text]}", table_column=Column(), markup=False),
             TimeRemainingColumn(compact=True),
             console=console,
             transient=False,

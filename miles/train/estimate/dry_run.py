@@ -47,7 +47,7 @@ _PRECISIONS = {
 }
 
 Fact = tuple[str, str | Text]
-"""A label and its text. Plain text is printed as it is: `[red]` may be the name of a source."""
+"""A label and its text. Plain text is printed as it is: `[v2]` may be the name of a source."""
 
 
 def dry_run(config: TrainConfig, console: Console, notices: Sequence[str] = ()) -> None:
@@ -78,7 +78,7 @@ def dry_run(config: TrainConfig, console: Console, notices: Sequence[str] = ()) 
     num_steps = run_steps(config, surveyed.plan.num_steps)
     check_schedule(config.optimizer, num_steps)
 
-    console.print("[bold]Dry run[/bold]: nothing is trained or written\n")
+    console.print(Text.assemble(("Dry run", "bold"), ": nothing is trained or written\n"))
     for notice in notices:
         console.print(f"  {notice}", soft_wrap=True, highlight=False, markup=False, emoji=False)
     if notices:
@@ -89,10 +89,12 @@ def dry_run(config: TrainConfig, console: Console, notices: Sequence[str] = ()) 
     _section(console, "Tokenizer", _tokenizer(surveyed))
     _section(console, "Tokens", _tokens(config, surveyed, layout))
     _section(console, "Ranks", _ranks(config, shape, layout))
-    console.print("[bold]Memory of a GPU[/bold], in GiB: an estimate (docs/memory.md)")
+    console.print(
+        Text.assemble(("Memory of a GPU", "bold"), ", in GiB: an estimate (docs/memory.md)")
+    )
     console.print(_memory_table(memory))
     for line in (*_verdict(config, memory), *_of_machine(config, memory)):
-        console.print(f"  {line}", highlight=False)
+        console.print(f"  {line}", highlight=False, markup=False)
     console.print()
     _section(console, "Checkpoints", _checkpoints(config))
 

@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from miles.common.flags import Setting, Values, build, names_of_same_values
+from miles.common.local_paths import absolute
 from miles.data.config import DataConfig, EncodeConfig, PackConfig, RowFormat, SourceConfig
 from miles.errors import ConfigError
 from miles.train.config import ClusterConfig, EvalConfig, TrainConfig
@@ -67,7 +68,7 @@ def read_line(words: Sequence[str], record: type[TrainConfig] = TrainConfig) -> 
         raise ConfigError("; ".join(f"{name} is missing" for name in missing))
     require_fixed(values)
 
-    hf_checkpoint = values["--hf-checkpoint"]
+    hf_checkpoint = absolute(values["--hf-checkpoint"])
     cluster = build(ClusterConfig, values)
     if is_sequence_parallel_alone(values):
         cluster = replace(cluster, sequence_parallel=False)

@@ -35,6 +35,13 @@ apply_chat_template_kwargs: {enable_thinking: false}
 
 A value of another type than the flag takes (`num_epoch: off`, `lr:` with nothing behind it), an
 unknown name and a name that stands twice are errors that give the file, the line and the flag.
+
+## Paths
+
+A path is a URL (`s3://…`, `hf://…`) or local; a local one counts from the folder in which the
+command is typed, also in a `--config` file, and is kept as an absolute path from there on. `~` and
+`file://` are understood. `*`, `?` and `[` make a pattern of a word that is no file or folder: a
+file named `rows[v2].jsonl` is that file.
 """
 
 _COLUMNS = """\

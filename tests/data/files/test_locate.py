@@ -27,7 +27,7 @@ def test_formats() -> None:
 
 def test_openhermes_from_the_users_files() -> None:
     assert openhermes_sources("x/*.parquet") == (SourceConfig("openhermes", ("x/*.parquet",)),)
-    assert openhermes_sources(["x.json", "y.json"])[0].paths == ("x.json", "y.json")
+    assert openhermes_sources(["/x.json", "/y.json"])[0].paths == ("/x.json", "/y.json")
     assert openhermes_sources("x.json", format=RowFormat("text"))[0].format == RowFormat("text")
     with pytest.raises(ConfigError, match="revision"):
         openhermes_sources("x.json", revision="main")

@@ -112,6 +112,17 @@ def test_fingerprint_ignores_the_folder(tmp_path: Path) -> None:
     assert fingerprint(first) != before
 
 
+def test_a_relative_path_gives_the_manifest_of_the_absolute_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So runs that an older version began with one go on, and know their rejects."""
+    write_lines(tmp_path / "a/rows.jsonl", 3)
+    monkeypatch.chdir(tmp_path / "a")
+    whole = build_manifest([SourceConfig("a", (f"{tmp_path}/a/rows.jsonl",), NUMBERS)])
+    for path in ("rows.jsonl", "./rows.jsonl", "file://rows.jsonl", "r*.jsonl", "."):
+        assert build_manifest([SourceConfig("a", (path,), NUMBERS)]) == whole, path
+
+
 def test_fingerprint_covers_how_rows_are_read(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "rows.jsonl", 3)
     formats = (

@@ -20,7 +20,7 @@ from miles.train.launch.arguments import parse
 from miles.train.launch.fixed_flags import ALWAYS, ONE_VALUE, REPLACED
 from miles.train.launch.model_flags import EXPERT_LAYERS, SIZES, SWITCHES
 from miles.train.launch.parser import launch_settings
-from tests.support.launch import QWEN3_MOE, words_of
+from tests.support.launch import QWEN3_MOE, words_of, write_model
 
 SFT_LINE = """
     --rollout-function-path miles.rollout.sft_rollout.generate_rollout --loss-type sft_loss
@@ -44,15 +44,64 @@ def test_an_sft_line_of_miles_runs(base: list[str]) -> None:
     assert config.data.pack.dp_size == 4
     assert config.data.encode.max_sample_tokens == config.data.pack.max_tokens_per_gpu == 9216
     assert (config.optimizer.lr, config.optimizer.lr_warmup_iters) == (1e-5, 100)
-    assert config.run_dir == "run"
+    assert config.run_dir == str(Path("run").absolute())
 
 
 def test_a_mixture_is_name_path_pairs(base: list[str]) -> None:
     config = parse([*base, "--prompt-data", "hermes", "a.parquet", "orca", "b.parquet"])
     assert [(source.name, source.paths) for source in config.data.sources] == [
-        ("hermes", ("a.parquet",)),
-        ("orca", ("b.parquet",)),
+        ("hermes", (str(Path("a.parquet").absolute()),)),
+        ("orca", (str(Path("b.parquet").absolute()),)),
     ]
+
+
+def test_local_paths_are_absolute_from_the_line_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Loaders and ranks have working directories of their own. A source keeps its name."""
+    (tmp_path / "hf").mkdir()
+    write_model(tmp_path / "hf")
+    (tmp_path / "t.jinja").write_text("{{ messages }}")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/me")
+    line = """--hf-checkpoint hf --prompt-data ./x/rows.v2.jsonl --ref-load ./weights --save=~/run
+        --load file:///old/run/ --output-dir ../logs --save-hf hf/{rollout_id}
+        --chat-template-path t.jinja --eval-prompt-data held s3://b/h.jsonl chat eval/*.jsonl
+        --use-wandb --wandb-dir wandb"""
+    config = parse(line.split())
+
+    here = str(tmp_path)
+    assert config.hf_checkpoint == config.data.encode.tokenizer == f"{here}/hf"
+    assert (config.ref_load, config.save, config.load) == (
+        f"{here}/weights",
+        "/home/me/run",
+        "/old/run",
+    )
+    assert config.output_dir == f"{here}/../logs"
+    assert config.save_hf == f"{here}/hf/{{rollout_id}}"
+    assert config.data.encode.chat_template == "{{ messages }}"
+    assert config.logging.wandb_dir == f"{here}/wandb"
+    (source,) = config.data.sources
+    assert (source.name, source.paths) == ("rows", (f"{here}/x/rows.v2.jsonl",))
+    assert [source.paths for source in config.evaluation.sources] == [
+        ("s3://b/h.jsonl",),
+        (f"{here}/eval/*.jsonl",),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--load", ""], "--load is empty, such as a variable that is not set"),
+        (["--ref-load", ""], "--ref-load is empty"),
+        (["--save", "s3:/bucket/run"], "--save s3:/bucket/run: a URL has two slashes"),
+        (["--save", "run\n--lr"], r"--save 'run\\n--lr': a path with a line break"),
+        (["--save", "run\udcff"], r"--save 'run\\udcff': the name is not UTF-8"),
+    ],
+)
+def test_a_word_that_is_no_path(base: list[str], words: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parse([*base, *words])
 
 
 def test_the_format_of_rows(base: list[str]) -> None:

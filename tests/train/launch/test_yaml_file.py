@@ -170,7 +170,7 @@ def test_types_are_kept(base: list[str], tmp_path: Path) -> None:
     assert [source.name for source in config.data.sources] == ["a", "7"]
     assert config.data.sources[0].format.roles == {"Bot": "assistant"}
     assert config.data.order.weights == (1.0, 2.5)
-    assert config.evaluation.sources[0].paths == ("held.parquet",)
+    assert config.evaluation.sources[0].paths == (str(Path("held.parquet").absolute()),)
 
 
 def test_a_merged_value_is_replaced(base: list[str], tmp_path: Path) -> None:
