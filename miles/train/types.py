@@ -17,6 +17,7 @@ from enum import Enum, StrEnum, auto
 from miles.architecture.config import ModelShape
 from miles.common import checkpoint_folder, run_folder, storage
 from miles.common.checkpoint_folder import SavedCheckpoint
+from miles.data.types import Cursor
 from miles.train.compute_config import AS_USUAL, ComputeConfig
 from miles.train.config import KEEP_ALL, ClusterConfig, RecomputeConfig, TrainConfig
 from miles.train.optimizer_settings import OptimizerSettings
@@ -106,6 +107,16 @@ class StartPoint:
     def next_step(self) -> int:
         """Return the first step that is not in it."""
         return self.checkpoint.iteration if self.is_resume else 0
+
+    def cursor(self) -> Cursor | None:
+        """Return the position in the data to resume from; None: the run begins.
+
+        Raises:
+            CheckpointError: a cursor that cannot be read.
+        """
+        if not self.is_resume or not self.checkpoint.extra:
+            return None
+        return Cursor.from_json(json.dumps(self.checkpoint.extra.get("cursor")), self.url)
 
     def trained_in(self, config: TrainConfig) -> Precision | None:
         """Return the precision of a checkpoint that is resumed; None: it is not known.

@@ -20,7 +20,8 @@ from miles.data.encoding.encoder import Encoder
 from miles.data.files.manifest import Manifest, build_manifest
 from miles.data.rows.normalize import normalize
 from miles.data.stream import pipeline, stages
-from miles.data.stream.eval_set import EvalPrompt, EvalSet, eval_config, micro_batches
+from miles.data.stream.eval_rows import eval_config
+from miles.data.stream.eval_set import EvalPrompt, EvalSet, micro_batches
 from miles.data.stream.row_outcomes import hash_share
 from miles.data.types import Cursor, Encoded, MicroBatch, RowRejected
 from miles.errors import ClusterError, DataError, TemplateError

@@ -23,7 +23,7 @@ from miles.common.secret import Secret
 from miles.convert.hf_to_megatron import hf_to_megatron
 from miles.convert.megatron_to_hf import megatron_to_hf
 from miles.data.config import DataConfig, PackConfig, StreamConfig
-from miles.data.stream.eval_set import eval_config
+from miles.data.stream.eval_rows import eval_config
 from miles.demo.model import TinySizes, build_model
 from miles.demo.tokenizer import CHAT_TEMPLATE
 from miles.errors import DivergedError, SourceError

@@ -30,8 +30,17 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     ),
     "Errors that another start would not mend": (),
     "What can be known before the start": (
+        "no row can be used",
+        "too large a share of a small set cannot be used",
+        "no row to evaluate can be used",
+        "warm-up not shorter than the run",
+        "no checkpoint to begin with",
         "other data or order than the checkpoint's",
         "other model than the checkpoint's",
+        "folder below a file",
+        "read-only disk",
+        "bucket mistyped",
+        "package of a sink missing",
     ),
     "Ray": (),
     "Storage and disks": (

@@ -9,7 +9,6 @@ their content holds out (`row_outcomes.hash_share`). Nothing here moves the trai
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, compress
@@ -19,65 +18,13 @@ import numpy as np
 import pyarrow as pa
 import ray
 
-from miles.data.config import (
-    DEFAULT_WINDOW_ROWS,
-    DataConfig,
-    EncodeConfig,
-    OrderConfig,
-    SourceConfig,
-)
+from miles.data.config import DataConfig, EncodeConfig
 from miles.data.files.group_sizes import largest_read_rows
 from miles.data.files.manifest import Manifest, build_manifest
 from miles.data.packing import shards
 from miles.data.stream import pipeline, stages
-from miles.data.stream.reject_limits import FATAL_ADVICE, RejectLimits
-from miles.data.types import Chunk, MicroBatch, Reject, StepReport, UInt8
-from miles.errors import ConfigError, DataError
-
-STEP_ROWS = 1_024
-"""Rows that are packed together, at least.
-
-A step has as many micro-batches on every rank, and what its samples do not fill stays empty.
-Samples of 550 tokens over 8 ranks of 8,192 tokens fill 97 % where 1,024 rows are packed together,
-and 60 % where 128 are.
-"""
-RANK_ROWS = 128
-"""Rows that are packed together for each data rank, at least."""
-WINDOW_ROWS = 8_192
-"""Rows that one loader's task reads.
-
-Few enough that a set of some ten thousand rows keeps several loaders busy, and many against a row
-group, because a row group that lies across two windows is read twice.
-"""
-
-
-def eval_config(data: DataConfig, sources: tuple[SourceConfig, ...]) -> DataConfig:
-    """Return the configuration of the evaluation stream: as for training, in file order, once.
-
-    Args:
-        data: of the training stream.
-        sources: of the evaluation alone (`--eval-prompt-data`), with all their rows. Without any,
-            the held-out rows of the training sources are used.
-
-    Raises:
-        ConfigError: there are neither sources nor held-out rows.
-    """
-    step_rows = max(STEP_ROWS, RANK_ROWS * data.pack.dp_size)
-    if sources:
-        order = OrderConfig(batch_size=step_rows, window_rows=WINDOW_ROWS, num_epoch=1)
-        return replace(
-            data, sources=sources, order=order, held_out_fraction=0.0, held_out="leave_out"
-        )
-
-    if data.held_out_fraction <= 0:
-        raise ConfigError(
-            "nothing to evaluate on: give --eval-prompt-data PATH, or an --eval-fraction above 0"
-        )
-    # As many rows of the input as leave `step_rows` held-out ones to pack, but no more than a
-    # loader holds for training.
-    input_rows = min(int(step_rows / data.held_out_fraction), max(step_rows, DEFAULT_WINDOW_ROWS))
-    order = OrderConfig(batch_size=input_rows, window_rows=WINDOW_ROWS, num_epoch=1)
-    return replace(data, order=order, held_out="only")
+from miles.data.stream.eval_rows import nothing_to_evaluate, require_usable
+from miles.data.types import Chunk, MicroBatch, StepReport, UInt8
 
 
 @dataclass(frozen=True)
@@ -118,7 +65,7 @@ class EvalSet:
     encode: EncodeConfig
 
     @classmethod
-    def open(cls, config: DataConfig) -> EvalSet:
+    def open(cls, config: DataConfig, manifest: Manifest | None = None) -> EvalSet:
         """Read, encode and pack the whole set, with all loader CPUs.
 
         Call it before the training feed is opened: the feed's loaders keep their CPUs while they
@@ -126,6 +73,7 @@ class EvalSet:
 
         Args:
             config: of `eval_config`. Ray must be initialised.
+            manifest: of its sources, where their rows are counted already.
 
         Raises:
             DataError: there is nothing to evaluate, too many rows of the sources were rejected, or
@@ -135,7 +83,7 @@ class EvalSet:
         assert not config.order.shuffle, "an evaluation set is in file order"
         pipeline.require_loader_cpus(config)
         stages.encoder_of(config.encode)  # fails here, by name, rather than in a task
-        manifest = build_manifest(config.sources)
+        manifest = manifest or build_manifest(config.sources)
         # Streamed windows: each row group is read about once.
         window_rows = max(config.order.window_rows, largest_read_rows(manifest))
         config = replace(config, order=replace(config.order, window_rows=window_rows))
@@ -144,9 +92,9 @@ class EvalSet:
         rejects = list(chain.from_iterable(report.rows.rejects for report in reports))
         num_rows = sum(report.rows.num_read - report.rows.num_held_out for report in reports)
         num_trained_tokens = sum(report.content.num_trained_tokens for report in reports)
-        _require_usable(rejects, num_rows, config, manifest)
+        require_usable(rejects, num_rows, config, manifest)
         if not num_trained_tokens:
-            raise _nothing_to_evaluate(rejects, num_rows, config, manifest)
+            raise nothing_to_evaluate(rejects, num_rows, config, manifest)
 
         by_source = [report.content.source_trained_tokens for report in reports]
         return cls(
@@ -251,58 +199,3 @@ def _last_answer(loss_mask: UInt8) -> tuple[int, int]:
     end = int(trained[-1]) + 1
     begin = int(np.flatnonzero(loss_mask[:end] == 0).max(initial=-1)) + 1
     return begin, end
-
-
-def _require_usable(
-    rejects: Sequence[Reject], num_rows: int, config: DataConfig, manifest: Manifest
-) -> None:
-    """Judge the rejects as the ledger does in training.
-
-    The share is judged only for sources of their own. Held-out rows are like the other rows of
-    their files, which the training stream judges, and so few that one reject might be too large a
-    share.
-
-    Raises:
-        DataError: too many rows were rejected, or one for a fatal reason.
-    """
-    limits = RejectLimits.of(config)
-    if fatal := limits.fatal(rejects):
-        raise DataError(
-            f"of the rows to evaluate {_reasons(fatal, manifest)}. {FATAL_ADVICE[fatal[0].reason]}"
-        )
-    if config.held_out != "only" and limits.is_share_exceeded(len(rejects), num_rows):
-        rows = f"{num_rows} rows to evaluate"
-        raise limits.share_error(len(rejects), rows, reasons=_reasons(rejects, manifest))
-
-
-def _nothing_to_evaluate(
-    rejects: Sequence[Reject], num_rows: int, config: DataConfig, manifest: Manifest
-) -> DataError:
-    """Return the error of a set in which nothing is trained."""
-    dropped = f": {_reasons(rejects, manifest)}" if rejects else ""
-    if config.held_out == "only":
-        return DataError(
-            f"nothing to evaluate: --eval-fraction {config.held_out_fraction} holds out {num_rows} "
-            f"of {manifest.num_rows} rows, and none of these can be used{dropped}. Raise it, or "
-            "give --eval-prompt-data"
-        )
-    paths = ", ".join(chain.from_iterable(source.paths for source in config.sources))
-    return DataError(
-        f"nothing to evaluate: none of the {num_rows} rows of --eval-prompt-data {paths} can be "
-        f"used{dropped}"
-    )
-
-
-def _reasons(rejects: Sequence[Reject], manifest: Manifest) -> str:
-    """Return why rows were rejected, with the first row of each reason.
-
-    2 too_long (first: row 7 (from 0) of x.jsonl, 9000 tokens, at most 8192), 1 no_messages (…)
-    """
-    parts = []
-    counts = Counter(reject.reason for reject in rejects)
-
-    for reason, number in counts.most_common():
-        first = next(reject for reject in rejects if reject.reason == reason)
-        _, file, row = manifest.locate(first.row_id)
-        parts.append(f"{number} {reason} (first: row {row} (from 0) of {file}, {first.detail})")
-    return ", ".join(parts)

@@ -11,56 +11,36 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from dataclasses import dataclass
 from typing import Any
 
 import ray
 
 from miles.common import run_folder, storage
 from miles.data.config import DataConfig
-from miles.data.files.group_sizes import require_small_groups
-from miles.data.files.manifest import Manifest, build_manifest
 from miles.data.stream import pipeline, stages
+from miles.data.stream.counted_stream import CountedStream
 from miles.data.stream.feed_actor import FeedActor
 from miles.data.stream.ledger import Ledger
 from miles.data.stream.reject_limits import RejectLimits
 from miles.data.types import Cursor, StepReport
 
 
-@dataclass(frozen=True)
-class StreamInfo:
-    """The facts of a stream that are known before it runs."""
-
-    num_rows: int
-    steps_per_epoch: int
-    num_steps: int
-    source_names: tuple[str, ...]
-    manifest_fingerprint: str
-    encoder_fingerprint: str
-
-
 class Feed:
     """Starts the stream, and enters the steps that were trained into the ledger and the cursor."""
 
     def __init__(
-        self,
-        info: StreamInfo,
-        manifest: Manifest,
-        config: DataConfig,
-        cursor: Cursor,
-        handle: Any,
-        run_dir: str,
+        self, stream: CountedStream, config: DataConfig, cursor: Cursor, handle: Any, run_dir: str
     ) -> None:
-        self.info = info
+        self.info = stream.info
         self.handle = handle
-        self.first_step = stages.make_plan(manifest, config).step_at(cursor.consumed_rows)
-        self._manifest = manifest
+        self.first_step = stream.plan.step_at(cursor.consumed_rows)
+        self._manifest = stream.manifest
         self._config = config
         self._cursor = cursor
         self._run_dir = run_dir
 
         self._ledger = Ledger(
-            manifest,
+            stream.manifest,
             storage.join(run_dir, run_folder.REJECTS),
             RejectLimits.of(config),
             totals=cursor.ledger_totals or None,
@@ -77,8 +57,9 @@ class Feed:
         num_ranks: int,
         run_dir: str,
         loader: pipeline.LoaderStages = pipeline.LOADER,
+        stream: CountedStream | None = None,
     ) -> Feed:
-        """Count the rows, certify the tokenizer, check the cursor and start the actor.
+        """Check the cursor and start the actor.
 
         Args:
             config: of the training stream.
@@ -87,43 +68,29 @@ class Feed:
             num_ranks: trainers that will begin every step.
             run_dir: where the ledger and the first batch are kept (fsspec URL).
             loader: the stages of the loader; tests give some that are slow or fail.
+            stream: of this configuration, where its rows are counted already.
 
         Raises:
             MilesError: a source, tokenizer or cursor that cannot be used.
         """
         assert config.held_out == "leave_out", "a feed is of the training stream"
         pipeline.require_loader_cpus(config)
-        encoder = stages.encoder_of(config.encode)
-        manifest = build_manifest(config.sources)
-        plan = stages.make_plan(manifest, config)
-        source_window_rows = [plan.source_window_rows(source) for source in range(plan.num_sources)]
-        require_small_groups(manifest, config.order.rounded_window_rows, source_window_rows)
-        info = StreamInfo(
-            manifest.num_rows,
-            plan.steps_per_epoch,
-            plan.num_steps,
-            manifest.source_names,
-            manifest.fingerprint,
-            encoder.fingerprint,
-        )
-
-        beginning = _cursor_at_beginning(config, info)
-        if cursor is not None:
-            cursor.require_same_data(beginning, cursor_path)
+        stream = stream or CountedStream.count(config)
+        start = stream.cursor_from(cursor, cursor_path)
         # Nothing is written or started before here: a run that is refused leaves no trace.
+        encoder = stages.encoder_of(config.encode)
         certificate = json.dumps(encoder.certificate.to_json(), indent=1, ensure_ascii=False)
         storage.write_text(storage.join(run_dir, run_folder.CERTIFICATE), certificate)
 
         pipeline.warm_up(config)
-        start = cursor or beginning
         # A rank has one request in flight, beside those that have a concurrency group.
         actor = ray.remote(
             num_cpus=0,
             max_concurrency=num_ranks + 4,
             concurrency_groups={"clock": 1, "gate": config.stream.loader_cpus + 1},
         )(FeedActor)
-        handle = actor.remote(manifest, config, start.consumed_rows, num_ranks, loader)
-        return cls(info, manifest, config, start, handle, run_dir)
+        handle = actor.remote(stream.manifest, config, start.consumed_rows, num_ranks, loader)
+        return cls(stream, config, start, handle, run_dir)
 
     def commit(self, step: int) -> StepReport:
         """Enter a step that was trained into the ledger and the cursor, and return its report.
@@ -190,21 +157,3 @@ class Feed:
                 segment.update(source=source, file=file, row=row)
         content = {"tokenizer": self._config.encode.tokenizer, "micro_batches": batches}
         storage.write_text(path, json.dumps(content))
-
-
-def _cursor_at_beginning(config: DataConfig, info: StreamInfo) -> Cursor:
-    """Return the cursor of a run with these settings before its first step."""
-    order = config.order
-
-    return Cursor(
-        consumed_rows=0,
-        seed=order.seed,
-        shuffle=order.shuffle,
-        window_rows=order.rounded_window_rows,
-        batch_size=order.batch_size,
-        drop_last=order.drop_last,
-        mixture=order.integer_weights,
-        manifest_fingerprint=info.manifest_fingerprint,
-        encoder_fingerprint=info.encoder_fingerprint,
-        held_out_fraction=config.held_out_fraction,
-    )

@@ -6,10 +6,12 @@ rows of a step   . . x x | x . . .     two rejects in a row, then three across t
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from miles.data.config import DataConfig
+from miles.data.files.manifest import Manifest
 from miles.data.types import Reject, StepRows
 from miles.errors import DataError
 
@@ -43,6 +45,17 @@ class RejectLimits:
     def fatal(self, rejects: Iterable[Reject]) -> list[Reject]:
         """Return the rejects that end the run by themselves."""
         return [reject for reject in rejects if reject.reason in self.fatal_reasons]
+
+    def require_not_fatal(self, rejects: Iterable[Reject], manifest: Manifest) -> None:
+        """Refuse rejects that end the run by themselves.
+
+        Raises:
+            DataError: names the first of them for each reason.
+        """
+        if fatal := self.fatal(rejects):
+            raise DataError(
+                f"of the rows {describe_rejects(fatal, manifest)}. {FATAL_ADVICE[fatal[0].reason]}"
+            )
 
     def is_share_exceeded(self, num_rejected: int, num_rows: int) -> bool:
         """Return whether more than the allowed share of the rows was rejected."""
@@ -94,3 +107,18 @@ class Streak:
 
         is_open = next_position == rows.num_read - rows.num_held_out
         return longest, current if is_open else Streak()
+
+
+def describe_rejects(rejects: Sequence[Reject], manifest: Manifest) -> str:
+    """Return why rows were rejected, with the first row of each reason.
+
+    2 too_long (first: row 7 (from 0) of x.jsonl, 9000 tokens, at most 8192), 1 no_messages (…)
+    """
+    parts = []
+    counts = Counter(reject.reason for reject in rejects)
+
+    for reason, number in counts.most_common():
+        first = next(reject for reject in rejects if reject.reason == reason)
+        _, file, row = manifest.locate(first.row_id)
+        parts.append(f"{number} {reason} (first: row {row} (from 0) of {file}, {first.detail})")
+    return ", ".join(parts)

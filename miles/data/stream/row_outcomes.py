@@ -94,6 +94,25 @@ def step_outcomes(
         )
 
 
+@dataclass(frozen=True)
+class RowOutcome:
+    """What becomes of one row."""
+
+    result: Encoded | RowRejected
+    is_held_out: bool
+    """it is left to the evaluation"""
+
+
+def row_outcome(
+    payload: bytes, row_format: RowFormat, encoder: Encoder, held_out_fraction: float
+) -> RowOutcome:
+    """Return what becomes of one row, given as JSON text."""
+    normalized = or_rejected(normalize, payload, row_format)
+    is_held_out = held_out_fraction > 0 and is_in_stream(normalized, held_out_fraction, "only")
+    (result,) = _encode_all([normalized], encoder)
+    return RowOutcome(result, is_held_out)
+
+
 def encode_row(payload: bytes, row_format: RowFormat, encoder: Encoder) -> Encoded | RowRejected:
     """Return the sample of one row, given as JSON text, or why it cannot be used."""
     (result,) = _encode_all([or_rejected(normalize, payload, row_format)], encoder)

@@ -1,27 +1,36 @@
-"""A look at the data before a run, without Ray: files, windows, steps, tokens of a sample."""
+"""A look at the data before a run, without Ray: files, windows, steps, and a sample of the rows.
+
+    CountedStream -> rows from places spread over the set -> encoded here -> lengths, rejects
+
+The sample is judged as the run will judge its rows, as far as it can tell: of a set that it covers
+it says the same, of a larger one only that no row of it can be used.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from miles.data.config import DataConfig, PackConfig, SourceConfig
-from miles.data.files.group_sizes import require_small_groups
+from miles.data.config import DataConfig, PackConfig
 from miles.data.files.manifest import Manifest, build_manifest
 from miles.data.files.read import read_rows
-from miles.data.order.plan import Plan
 from miles.data.packing.pack import pack, pack_stats
-from miles.data.stream import stages
-from miles.data.stream.row_outcomes import encode_row
-from miles.data.types import Int64, RowRejected
+from miles.data.stream import eval_rows, stages
+from miles.data.stream.counted_stream import CountedStream
+from miles.data.stream.reject_limits import RejectLimits, describe_rejects
+from miles.data.stream.row_outcomes import row_outcome
+from miles.data.types import Int64, Reject, RowRejected
 from miles.errors import DataError
 
 SAMPLE_PLACES = 16
 SAMPLE_ROWS = 1_024
 """Rows of the sample, at most: a stretch from each of `SAMPLE_PLACES` places, evenly spaced."""
+SAMPLE_BYTES = 8 << 20
+"""Bytes of the rows that are encoded, about: the start of a run waits for them."""
+READ_ROWS = 1 << 17
+"""Rows of the row groups that are read for the sample, about; a row group is read as a whole."""
 
 
 @dataclass(frozen=True)
@@ -32,38 +41,81 @@ class Sample:
     lengths: Int64
     """int64 [samples], in tokens"""
     num_trained_tokens: int
-    reasons: Counter[str]
-    """why rows were dropped"""
+    rejects: tuple[Reject, ...]
+    """of the rows that are trained on"""
+    num_held_out: int
+    """rows that are held out for evaluation"""
+    held_out_rejects: tuple[Reject, ...]
+    is_whole: bool
+    """every row of the set is in it"""
+
+    @property
+    def reasons(self) -> Counter[str]:
+        """Return why rows were dropped, and how many for each reason."""
+        return Counter(reject.reason for reject in (*self.rejects, *self.held_out_rejects))
 
 
 @dataclass(frozen=True)
 class Survey:
-    """The files of a run, the plan over them, and a sample of their rows."""
+    """The stream of a run, counted, and a sample of its rows."""
 
-    manifest: Manifest
-    plan: Plan
+    stream: CountedStream
     sample: Sample
     certificate: dict[str, str]
     """what is proven of the tokenizer, line by line"""
 
 
-def survey(config: DataConfig) -> Survey:
-    """Count the rows, plan the steps and encode a sample.
+@dataclass(frozen=True)
+class EvalSurvey:
+    """The rows of `--eval-prompt-data`, counted, and a sample of them."""
+
+    manifest: Manifest
+    sample: Sample
+
+
+def survey(config: DataConfig, stream: CountedStream, num_steps: int) -> Survey:
+    """Encode a sample of the training rows, and judge it.
+
+    Args:
+        config: of the training stream.
+        stream: of this configuration.
+        num_steps: of the run.
 
     Raises:
-        MilesError: the stream could not be opened either.
+        DataError: no row can be used; or the sample is the whole set, the run reads all of it, and
+            more rows are dropped than the limits allow.
+        SourceError: rows that cannot be read.
     """
-    encoder = stages.encoder_of(config.encode)
+    sample = take_sample(stream.manifest, config)
+    _require_samples(sample, stream.manifest)
+
+    reads_all = num_steps >= stream.plan.steps_per_epoch and not config.order.weights
+    if sample.is_whole and reads_all and not config.order.drop_last:
+        _judge(sample, config, stream.manifest)
+    if sample.is_whole and config.held_out_fraction:
+        _require_held_out(sample, config, stream.manifest)
+    certificate = dict(stages.encoder_of(config.encode).certificate.lines())
+    return Survey(stream, sample, certificate)
+
+
+def survey_eval(config: DataConfig) -> EvalSurvey:
+    """Count the rows of sources for evaluation, and judge a sample of them.
+
+    Args:
+        config: of `eval_config`, with sources of its own.
+
+    Raises:
+        DataError: no row can be used; or the sample is the whole set, and more rows are dropped
+            than the limits allow.
+        SourceError: a source that cannot be used.
+    """
     manifest = build_manifest(config.sources)
-    plan = stages.make_plan(manifest, config)
-    windows = [plan.source_window_rows(source) for source in range(plan.num_sources)]
-    require_small_groups(manifest, config.order.rounded_window_rows, windows)
-    return Survey(manifest, plan, take_sample(manifest, config), dict(encoder.certificate.lines()))
-
-
-def count_rows(sources: Sequence[SourceConfig]) -> int:
-    """Return how many rows some sources have."""
-    return build_manifest(sources).num_rows
+    sample = take_sample(manifest, config)
+    if not len(sample.lengths):
+        raise eval_rows.nothing_to_evaluate(sample.rejects, sample.num_rows, config, manifest)
+    if sample.is_whole:
+        eval_rows.require_usable(sample.rejects, sample.num_rows, config, manifest)
+    return EvalSurvey(manifest, sample)
 
 
 def packed_step(lengths: Int64, num_rows: int, config: PackConfig) -> tuple[int, int, float]:
@@ -78,34 +130,45 @@ def packed_step(lengths: Int64, num_rows: int, config: PackConfig) -> tuple[int,
 
 
 def take_sample(manifest: Manifest, config: DataConfig) -> Sample:
-    """Encode rows from places that are evenly spaced over the set; the same rows every time.
-
-    Raises:
-        DataError: none of them can be used.
-    """
-    row_ids = sample_rows(manifest.num_rows)
+    """Encode rows from places that are spread over the set; the same rows every time."""
+    row_ids = spread(quick_rows(manifest, sample_rows(manifest.num_rows)))
     sources = manifest.source_of(row_ids).tolist()
     formats = stages.source_formats(manifest)
     encoder = stages.encoder_of(config.encode)
+
     lengths: list[int] = []
     num_trained_tokens = 0
-    reasons = Counter[str]()
-
-    for payload, source in zip(read_rows(manifest, row_ids), sources, strict=True):
-        result = encode_row(payload, formats[source], encoder)
+    num_held_out = 0
+    rejects: list[Reject] = []
+    held_out_rejects: list[Reject] = []
+    num_rows = 0
+    num_bytes = 0
+    payloads = read_rows(manifest, row_ids)
+    for row_id, payload, source in zip(row_ids.tolist(), payloads, sources, strict=True):
+        outcome = row_outcome(payload, formats[source], encoder, config.held_out_fraction)
+        num_held_out += outcome.is_held_out
+        result = outcome.result
         if isinstance(result, RowRejected):
-            reasons[result.reason] += 1
+            of_row = held_out_rejects if outcome.is_held_out else rejects
+            of_row.append(Reject(row_id, source, result.reason, result.detail))
         else:
             lengths.append(len(result.input_ids))
             num_trained_tokens += int(result.loss_mask.sum())
 
-    if not lengths:
-        dropped = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
-        raise DataError(
-            f"none of {len(row_ids)} sampled rows can be used: {dropped}; see --row-shape, "
-            "--max-sample-tokens"
-        )
-    return Sample(len(row_ids), np.array(lengths, np.int64), num_trained_tokens, reasons)
+        num_rows += 1
+        num_bytes += len(payload)
+        if num_bytes > SAMPLE_BYTES:
+            break
+
+    return Sample(
+        num_rows,
+        np.array(lengths, np.int64),
+        num_trained_tokens,
+        tuple(sorted(rejects, key=lambda reject: reject.row_id)),
+        num_held_out,
+        tuple(sorted(held_out_rejects, key=lambda reject: reject.row_id)),
+        is_whole=num_rows == manifest.num_rows,
+    )
 
 
 def sample_rows(num_rows: int) -> Int64:
@@ -118,3 +181,81 @@ def sample_rows(num_rows: int) -> Int64:
     run = SAMPLE_ROWS // SAMPLE_PLACES
     begins = np.linspace(0, num_rows - run, SAMPLE_PLACES).astype(np.int64)
     return np.unique(begins[:, None] + np.arange(run))
+
+
+def spread(row_ids: Int64) -> Int64:
+    """Return rows in an order of which every beginning is spread over all of them.
+
+    0 1 2 3 4 5 6 7  ->  0 4 2 6 1 5 3 7
+    """
+    num_bits = max(len(row_ids) - 1, 1).bit_length()
+    places = np.arange(1 << num_bits)
+    reversed_places = np.zeros_like(places)
+    for bit in range(num_bits):
+        reversed_places |= (places >> bit & 1) << (num_bits - 1 - bit)
+    order: Int64 = row_ids[reversed_places[reversed_places < len(row_ids)]]
+    return order
+
+
+def quick_rows(manifest: Manifest, row_ids: Int64) -> Int64:
+    """Return those of some rows for which no more than about `READ_ROWS` rows have to be read.
+
+    Of files with large row groups, fewer places of the set are looked at.
+
+    Args:
+        row_ids: int64 [rows], ascending.
+    """
+    groups = np.searchsorted(manifest.group_starts, row_ids, side="right") - 1
+    num_read = 0
+    taken: list[int] = []
+    units: set[str] = set()
+
+    for group in spread(np.unique(groups)).tolist():
+        _, file, number = manifest.group_location(group)
+        # A compressed file is read from its start.
+        is_compressed = file.compression is not None
+        unit = file.path if is_compressed else f"{file.path}:{number}"
+        if unit not in units:
+            num_unit_rows = file.num_rows if is_compressed else file.row_groups[number].num_rows
+            if units and num_read + num_unit_rows > READ_ROWS:
+                continue
+            units.add(unit)
+            num_read += num_unit_rows
+        taken.append(group)
+    quick: Int64 = row_ids[np.isin(groups, taken)]
+    return quick
+
+
+def _require_samples(sample: Sample, manifest: Manifest) -> None:
+    """Refuse a sample of which no row can be trained on."""
+    num_used = len(sample.lengths) - (sample.num_held_out - len(sample.held_out_rejects))
+    if num_used:
+        return
+    rejects = (*sample.rejects, *sample.held_out_rejects)
+    dropped = f": {describe_rejects(rejects, manifest)}" if rejects else ""
+    held_out = f", and {sample.num_held_out} are held out" if sample.num_held_out else ""
+    raise DataError(
+        f"none of {sample.num_rows} sampled rows can be used{dropped}{held_out}. Nothing would be "
+        "trained: see --row-shape, --max-sample-tokens, and miles inspect, which shows a row"
+    )
+
+
+def _judge(sample: Sample, config: DataConfig, manifest: Manifest) -> None:
+    """Judge the rows of a whole set that are not held out, as the ledger does at its end."""
+    limits = RejectLimits.of(config)
+    num_rows = sample.num_rows - sample.num_held_out
+    limits.require_not_fatal(sample.rejects, manifest)
+    if limits.is_share_exceeded(len(sample.rejects), num_rows):
+        rows = f"{num_rows} rows" + (" that are not held out" if sample.num_held_out else "")
+        raise limits.share_error(
+            len(sample.rejects), rows, reasons=describe_rejects(sample.rejects, manifest)
+        )
+
+
+def _require_held_out(sample: Sample, config: DataConfig, manifest: Manifest) -> None:
+    """Refuse a whole set of which no row can be evaluated."""
+    if sample.num_held_out == len(sample.held_out_rejects):
+        held_out = replace(config, held_out="only")
+        raise eval_rows.nothing_to_evaluate(
+            sample.held_out_rejects, sample.num_held_out, held_out, manifest
+        )

@@ -15,7 +15,9 @@ import time
 from collections.abc import Sequence
 
 from miles.common import json_lines, run_folder, storage
-from miles.data.stream.eval_set import EvalPrompt, EvalSet, eval_config
+from miles.data.stream.eval_rows import eval_config
+from miles.data.stream.eval_set import EvalPrompt, EvalSet
+from miles.data.stream.survey import EvalSurvey
 from miles.train.config import TrainConfig
 from miles.train.driver.group import TrainerGroup
 from miles.train.driver.metrics import Metrics, eval_metrics
@@ -36,15 +38,21 @@ class Evaluator:
         self._prompts: Sequence[EvalPrompt] = rows.prompts(config.evaluation.num_samples)
 
     @classmethod
-    def open(cls, config: TrainConfig, run_log: RunLog) -> Evaluator | None:
+    def open(
+        cls, config: TrainConfig, run_log: RunLog, eval_survey: EvalSurvey | None
+    ) -> Evaluator | None:
         """Encode the rows to evaluate on; return None if the run has none.
+
+        Args:
+            eval_survey: of sources for evaluation, whose rows are counted already.
 
         Raises:
             MilesError: rows that cannot be used, or none that can.
         """
         if not config.evaluation.sources and not config.data.held_out_fraction:
             return None
-        rows = EvalSet.open(eval_config(config.data, config.evaluation.sources))
+        manifest = eval_survey.manifest if eval_survey is not None else None
+        rows = EvalSet.open(eval_config(config.data, config.evaluation.sources), manifest)
         run_log.report(
             f"evaluation: {rows.num_samples:,} samples, {rows.num_trained_tokens:,} trained "
             f"tokens, of {', '.join(rows.source_names)}"

@@ -35,18 +35,6 @@ _CHECKPOINT_BYTES = 16
 """Bytes of a checkpoint a parameter, at most: weights, masters, two moments."""
 
 
-def require_exportable(config: TrainConfig) -> None:
-    """Refuse a target before the run that could not be written after it.
-
-    Raises:
-        MilesError: the folder holds something else, or its URL a password.
-    """
-    from miles.convert.megatron_to_hf import require_replaceable
-
-    if config.save_hf:
-        require_replaceable(config.save_hf, config.hf_checkpoint)
-
-
 def remove_unfinished(config: TrainConfig) -> list[str]:
     """Remove what killed attempts left of their exports; return the folders."""
     if not config.save_hf or not storage.is_local(config.save_hf):

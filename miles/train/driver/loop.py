@@ -13,18 +13,16 @@ from functools import partial
 
 from rich.console import Console
 
-from miles.architecture.families import read_shape
 from miles.common import checkpoint_folder
-from miles.data.stream.token_ids import require_ids_fit
 from miles.data.types import StepReport
 from miles.train.config import TrainConfig
 from miles.train.driver.attempts import AttemptLog, with_restarts
 from miles.train.driver.checkpoint_manager import CheckpointManager
 from miles.train.driver.cluster import ray_cluster, settle_device
 from miles.train.driver.ending import conclude_finished_run, write_ledger
-from miles.train.driver.export import Exporter, require_exportable
+from miles.train.driver.export import Exporter
 from miles.train.driver.metrics import Metrics, RunTotals, step_metrics
-from miles.train.driver.opening import find_start, open_data, start_trainers
+from miles.train.driver.opening import open_data, start_trainers
 from miles.train.driver.preemption import Stopped, StopSignal
 from miles.train.driver.progress import ProgressLine
 from miles.train.driver.resume_state import ResumeState
@@ -32,6 +30,7 @@ from miles.train.driver.run import Attempt, Run, RunSummary
 from miles.train.driver.run_log import RunLog
 from miles.train.driver.skipped_steps import SkippedSteps
 from miles.train.driver.step_clock import StepClock
+from miles.train.estimate.preflight import preflight
 from miles.train.types import StartPoint, StepResult
 
 
@@ -51,24 +50,20 @@ def train(
         MilesError: a setting, file, checkpoint or cluster that cannot be used.
     """
     console = console or Console(markup=False, emoji=False)
-    shape = read_shape(config.hf_checkpoint)
-    config.cluster.layout.require_fits(shape)
-    require_exportable(config)
-    # What is missing, or does not fit, is found before Ray is started.
-    start = find_start(config, shape)
-    require_ids_fit(config.data.encode, shape.vocab_size, config.hf_checkpoint)
+    found = preflight(config)
+    start = found.require_start()
 
     with (
         ray_cluster(config) as on_gpu,
         StopSignal() as stop_signal,
         RunLog(config.run_dir, console) as run_log,
     ):
-        for notice in notices:
+        for notice in (*notices, *found.notices, *found.fit.notices()):
             run_log.report(notice)
         config = settle_device(config, run_log, start, has_gpus=on_gpu)
 
         attempt_log = AttemptLog(config.run_dir)
-        run = Run(config, shape, console, run_log, attempt_log, stop_signal, on_gpu)
+        run = Run(config, console, run_log, attempt_log, stop_signal, on_gpu, found)
         return with_restarts(config, start, run_log, attempt_log, partial(run_attempt, run))
 
 

@@ -1,6 +1,5 @@
 """Opening an attempt: first its data, then, if a step is left, its trainers.
 
-find_start       the checkpoint to begin from, looked at before anything is started
 open_data        the evaluation set, the feed at the checkpoint's cursor, the schedule
 start_trainers   the logs, the trainer actors with the checkpoint loaded, the entry in starts.jsonl
 """
@@ -11,7 +10,6 @@ import dataclasses
 import json
 from contextlib import ExitStack
 
-from miles.architecture.config import ModelShape
 from miles.common import checkpoint_folder, run_folder, storage
 from miles.data.stream.feed import Feed
 from miles.train.config import TrainConfig
@@ -24,25 +22,9 @@ from miles.train.driver.resume_state import ResumeState
 from miles.train.driver.run import Attempt, AttemptData, Run
 from miles.train.driver.schedule import Schedule
 from miles.train.driver.sinks import MetricsLog, open_sinks
-from miles.train.optimizer_settings import check_schedule
 from miles.train.precision import Precision
 from miles.train.run_length import run_length
 from miles.train.types import RankSetup, StartPoint
-
-
-def find_start(config: TrainConfig, shape: ModelShape) -> StartPoint:
-    """Return the checkpoint that the first attempt of a command begins from.
-
-    Raises:
-        CheckpointError: there is none, or a Hugging Face one of another model.
-    """
-    # torch is imported here because importing this module should not take seconds.
-    from miles.convert.hf_boxes import require_weights
-
-    start = StartPoint.find(config)
-    if start.checkpoint.is_hugging_face:
-        require_weights(start.url, shape)
-    return start
 
 
 def open_data(run: Run, start: StartPoint, cleanup: ExitStack) -> AttemptData:
@@ -53,7 +35,7 @@ def open_data(run: Run, start: StartPoint, cleanup: ExitStack) -> AttemptData:
     """
     config = run.config
     state = ResumeState.of(start)
-    evaluator = Evaluator.open(config, run.run_log)
+    evaluator = Evaluator.open(config, run.run_log, run.preflight.eval_survey)
 
     feed = Feed.open(
         config.streamed_data,
@@ -61,11 +43,11 @@ def open_data(run: Run, start: StartPoint, cleanup: ExitStack) -> AttemptData:
         cursor_path=start.url,
         num_ranks=config.cluster.world_size,
         run_dir=config.run_dir,
+        stream=run.preflight.survey.stream,
     )
     cleanup.callback(feed.close)
 
     schedule = Schedule.of(config, feed.info.num_steps, has_eval_set=evaluator is not None)
-    check_schedule(config.optimizer, schedule.num_steps)
     return AttemptData(state, evaluator, feed, schedule)
 
 

@@ -43,7 +43,7 @@ class ResumeState:
             return cls()
         content = start.checkpoint.extra
         return cls(
-            Cursor.from_json(json.dumps(content["cursor"]), start.url),
+            start.cursor(),
             content.get("metrics_lines", 0),
             content.get("skipped_steps", 0),
             content.get("eval_loss"),

@@ -19,6 +19,7 @@ from miles.train.driver.resume_state import ResumeState
 from miles.train.driver.run_log import RunLog
 from miles.train.driver.schedule import Schedule
 from miles.train.driver.sinks import MetricsLog
+from miles.train.estimate.preflight import Preflight
 from miles.train.types import StartPoint
 
 
@@ -27,13 +28,18 @@ class Run:
     """The parts of a run that all its attempts share."""
 
     config: TrainConfig
-    shape: ModelShape
     console: Console
     run_log: RunLog
     attempt_log: AttemptLog
     stop_signal: StopSignal
     on_gpu: bool
     """each trainer has a GPU"""
+    preflight: Preflight
+    """what is known since before the start"""
+
+    @property
+    def shape(self) -> ModelShape:
+        return self.preflight.shape
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,9 @@
 
 flags -> model · data · tokenizer · tokens · ranks on nodes · memory of each GPU · checkpoints
 
-It needs no GPU, no Ray and no weights; of Hugging Face weights that are there, the headers are
-compared with the model. Rows and steps are counted. Tokens are those of a sample, which the text
+It looks at what a run looks at before it starts (`preflight`), and ends with the error that would
+stop the run. It needs no GPU and no Ray; of Hugging Face weights, the headers are compared with the
+model. Rows and steps are counted. Tokens are those of a sample, which the text
 states. Memory is an estimate; docs/memory.md says which numbers are exact.
 """
 
@@ -17,26 +18,16 @@ from rich.table import Table
 from rich.text import Text
 
 from miles.architecture.config import ModelShape
-from miles.architecture.families import read_shape
 from miles.architecture.sizes import active_parameters, padded_vocab_size, total_parameters
 from miles.common import storage
-from miles.data.stream.survey import Survey, count_rows, packed_step, survey
-from miles.data.stream.token_ids import require_ids_fit
-from miles.errors import CheckpointError
+from miles.data.stream.survey import Survey, packed_step
 from miles.train.config import TrainConfig
-from miles.train.estimate.memory import StageMemory, estimate
-from miles.train.optimizer_settings import check_schedule
-from miles.train.parallel_layout import Layout
+from miles.train.estimate.memory import StageMemory
+from miles.train.estimate.preflight import Preflight, preflight
 from miles.train.precision import Precision
-from miles.train.run_length import run_length, run_steps
+from miles.train.run_length import run_length
 from miles.train.types import StartPoint
 
-CARDS_GIB = (24, 40, 48, 80, 141, 192)
-"""Memory of common GPUs."""
-SPARE = 0.1
-"""Share of a card that is left to CUDA, NCCL and fragmentation."""
-LARGE_CARD_GIB = 80
-"""If a run needs more than this, the text says what would lower its need."""
 SHOWN_NODES = 8
 
 _PRECISIONS = {
@@ -57,64 +48,35 @@ def dry_run(config: TrainConfig, console: Console, notices: Sequence[str] = ()) 
         notices: sentences on the launch line, printed first.
 
     Raises:
-        MilesError: the run could not start, for another reason than a missing checkpoint.
+        MilesError: the run could not start. If only the checkpoint is missing, or no GPU is large
+            enough, all the rest is printed first.
     """
-    shape = read_shape(config.hf_checkpoint)
-    start = _usable_start(config, shape)
-    if start is not None:
-        config = start.continued(config)
-    layout = config.cluster.layout
-    memory = estimate(
-        shape,
-        layout,
-        precision=config.precision or Precision.BF16,
-        max_tokens_per_gpu=config.data.pack.max_tokens_per_gpu,
-        recompute=config.recompute,
-        optimizer=config.optimizer,
-        compute=config.compute,
-    )
-    require_ids_fit(config.data.encode, shape.vocab_size, config.hf_checkpoint)
-    surveyed = survey(config.streamed_data)
-    num_steps = run_steps(config, surveyed.plan.num_steps)
-    check_schedule(config.optimizer, num_steps)
+    found = preflight(config, is_dry_run=True)
+    if found.start is not None:
+        config = found.start.continued(config)
 
     console.print(Text.assemble(("Dry run", "bold"), ": nothing is trained or written\n"))
+    notices = (*notices, *found.notices)
     for notice in notices:
         console.print(f"  {notice}", soft_wrap=True, highlight=False, markup=False, emoji=False)
     if notices:
         console.print()
-    _section(console, "Model", _model(config, shape))
-    data = [*_data(surveyed), *_steps(config, surveyed, num_steps), *_evaluation(config)]
-    _section(console, "Data", data)
-    _section(console, "Tokenizer", _tokenizer(surveyed))
-    _section(console, "Tokens", _tokens(config, surveyed, layout))
-    _section(console, "Ranks", _ranks(config, shape, layout))
+    _section(console, "Model", _model(config, found.shape))
+    _section(console, "Data", [*_data(found), *_steps(config, found), *_evaluation(config, found)])
+    _section(console, "Tokenizer", _tokenizer(found))
+    _section(console, "Tokens", _tokens(config, found.survey))
+    _section(console, "Ranks", _ranks(config, found.shape))
     console.print(
         Text.assemble(("Memory of a GPU", "bold"), ", in GiB: an estimate (docs/memory.md)")
     )
-    console.print(_memory_table(memory))
-    for line in (*_verdict(config, memory), *_of_machine(config, memory)):
+    console.print(_memory_table(found.memory))
+    for line in (*found.fit.verdict(), *_of_machine(config, found.memory)):
         console.print(f"  {line}", highlight=False, markup=False)
     console.print()
-    _section(console, "Checkpoints", _checkpoints(config))
+    _section(console, "Checkpoints", _checkpoints(config, found))
 
-
-def _usable_start(config: TrainConfig, shape: ModelShape) -> StartPoint | None:
-    """Return the checkpoint to begin from; None where there is none yet, which is no error here.
-
-    Raises:
-        CheckpointError: names the tensor that the model cannot take.
-    """
-    try:
-        start = StartPoint.find(config)
-    except CheckpointError:
-        return None
-    if start.checkpoint.is_hugging_face:
-        # torch is imported only where there are tensors to look at.
-        from miles.convert.hf_boxes import require_weights
-
-        require_weights(start.url, shape)
-    return start
+    found.require_start()
+    found.fit.require_some_gpu()
 
 
 def _section(console: Console, title: str, facts: Iterable[Fact]) -> None:
@@ -150,16 +112,17 @@ def _model(config: TrainConfig, shape: ModelShape) -> Iterator[Fact]:
     yield "precision", precision
 
 
-def _data(surveyed: Survey) -> Iterator[Fact]:
-    for source in surveyed.manifest.sources:
+def _data(found: Preflight) -> Iterator[Fact]:
+    for source in found.survey.stream.manifest.sources:
         files = f"{len(source.files)} file{'s' if len(source.files) > 1 else ''}"
         rows = f"{source.num_rows:,} rows in {files}"
         yield source.name, f"{rows}, {source.format.shape} ({source.files[0].path})"
 
 
-def _steps(config: TrainConfig, surveyed: Survey, num_steps: int) -> Iterator[Fact]:
+def _steps(config: TrainConfig, found: Preflight) -> Iterator[Fact]:
     order = config.data.order
-    plan = surveyed.plan
+    plan = found.survey.stream.plan
+    num_steps = found.num_steps
     shuffle = "in file order (--rollout-shuffle shuffles)"
     if order.shuffle:
         shuffle = f"shuffled by seed {order.seed}"
@@ -172,29 +135,31 @@ def _steps(config: TrainConfig, surveyed: Survey, num_steps: int) -> Iterator[Fa
     yield "rate", f"{optimizer.lr:g} after {optimizer.warmup_steps(num_steps)} steps, {decay}"
 
 
-def _evaluation(config: TrainConfig) -> Iterator[Fact]:
+def _evaluation(config: TrainConfig, found: Preflight) -> Iterator[Fact]:
     evaluation = config.evaluation
     when = "at the end"
     if evaluation.interval:
         when = f"every {evaluation.interval} steps and at the end"
 
-    if evaluation.sources:
-        names = ", ".join(source.name for source in evaluation.sources)
-        yield "evaluation", f"{count_rows(evaluation.sources):,} rows of {names}, {when}"
+    if found.eval_survey is not None:
+        manifest = found.eval_survey.manifest
+        names = ", ".join(manifest.source_names)
+        yield "evaluation", f"{manifest.num_rows:,} rows of {names}, {when}"
     elif config.data.held_out_fraction:
         share = f"{config.data.held_out_fraction:.1%} of the rows"
         yield "evaluation", f"{share}, not trained on, {when}"
 
 
-def _tokenizer(surveyed: Survey) -> Iterator[Fact]:
+def _tokenizer(found: Preflight) -> Iterator[Fact]:
     for name in ("ids", "terminator", "fingerprint"):
-        yield name, surveyed.certificate[name]
+        yield name, found.survey.certificate[name]
 
 
-def _tokens(config: TrainConfig, surveyed: Survey, layout: Layout) -> Iterator[Fact]:
+def _tokens(config: TrainConfig, surveyed: Survey) -> Iterator[Fact]:
     sample = surveyed.sample
+    plan = surveyed.stream.plan
     lengths = sample.lengths
-    rows = f"{sample.num_rows:,} of {surveyed.plan.num_rows:,} rows"
+    rows = f"{sample.num_rows:,} of {plan.num_rows:,} rows"
     yield "sample", f"{rows}; the numbers below are estimated from them"
 
     reasons = [f"{count} {reason}" for reason, count in sample.reasons.most_common()]
@@ -207,18 +172,19 @@ def _tokens(config: TrainConfig, surveyed: Survey, layout: Layout) -> Iterator[F
 
     # A row gives a sample if it is usable and not held out.
     trained_share = len(lengths) / sample.num_rows * (1 - config.data.held_out_fraction)
-    epoch_tokens = lengths.mean() * trained_share * surveyed.plan.rows_per_epoch
+    epoch_tokens = lengths.mean() * trained_share * plan.rows_per_epoch
     yield "an epoch", f"about {epoch_tokens:,.0f} tokens"
 
     step_samples = max(round(config.data.order.batch_size * trained_share), 1)
     pack = config.data.pack
     tokens, num_micro_batches, fill = packed_step(lengths, step_samples, pack)
     batches = f"{num_micro_batches} micro-batch(es) of {pack.capacity_tokens:,}"
-    ranks = f"on each of {layout.data} data-parallel rank(s)"
+    ranks = f"on each of {pack.dp_size} data-parallel rank(s)"
     yield "a step", f"about {tokens:,} tokens: {batches} {ranks}, {fill:.0%} full"
 
 
-def _ranks(config: TrainConfig, shape: ModelShape, layout: Layout) -> Iterator[Fact]:
+def _ranks(config: TrainConfig, shape: ModelShape) -> Iterator[Fact]:
+    layout = config.cluster.layout
     sizes = f"tensor {layout.tensor} x pipeline {layout.pipeline} x data {layout.data}"
     if layout.sequence_parallel:
         sizes += " with sequence parallelism"
@@ -279,32 +245,6 @@ def _memory_table(memory: Sequence[StageMemory]) -> Table:
     return table
 
 
-def _verdict(config: TrainConfig, memory: Sequence[StageMemory]) -> Iterator[str]:
-    """Say on which GPUs the fullest stage fits, and what would lower its need."""
-    fullest = max(memory, key=lambda stage: stage.total)
-    need_gib = fullest.total / 2**30 / (1 - SPARE)
-    spare = f"(with {SPARE:.0%} to spare)"
-    fitting = [card for card in CARDS_GIB if card >= need_gib]
-    if fitting:
-        yield f"fits on GPUs of {fitting[0]} GiB or more {spare}"
-    else:
-        yield f"fits on no GPU of {CARDS_GIB[-1]} GiB or less {spare}"
-    if need_gib <= LARGE_CARD_GIB:
-        return
-
-    of_micro_batch = fullest.activations + fullest.loss
-    if of_micro_batch > fullest.total - of_micro_batch:
-        remedy = "--max-tokens-per-gpu lower"
-        if config.recompute.granularity != "full":
-            remedy += ", or --recompute-granularity full"
-        yield f"most of it are activations and the loss: {remedy} helps"
-    else:
-        remedy = "more GPUs, or tensor, pipeline or expert parallelism help"
-        if not config.optimizer.cpu_offload:
-            remedy += ", or --optimizer-cpu-offload"
-        yield f"most of it are weights and their state: {remedy}"
-
-
 def _of_machine(config: TrainConfig, memory: Sequence[StageMemory]) -> Iterator[str]:
     """Say what offloaded optimizer state takes of a machine's own memory."""
     largest = max(stage.host for stage in memory)
@@ -317,11 +257,11 @@ def _of_machine(config: TrainConfig, memory: Sequence[StageMemory]) -> Iterator[
         )
 
 
-def _checkpoints(config: TrainConfig) -> Iterator[Fact]:
-    try:
-        yield "start", _start(StartPoint.find(config))
-    except CheckpointError as error:
-        yield "start", Text.assemble(("missing", "red"), f": {error}")
+def _checkpoints(config: TrainConfig, found: Preflight) -> Iterator[Fact]:
+    if found.start is not None:
+        yield "start", _start(found.start)
+    else:
+        yield "start", Text.assemble(("missing", "red"), ": the error at the end says what to do")
 
     every = "at the end"
     if config.save_interval:

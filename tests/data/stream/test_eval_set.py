@@ -22,7 +22,7 @@ from miles.data.config import (
 from miles.data.files.manifest import build_manifest
 from miles.data.rows.normalize import normalize
 from miles.data.stream import row_outcomes, stages
-from miles.data.stream.eval_set import RANK_ROWS, STEP_ROWS, eval_config
+from miles.data.stream.eval_rows import RANK_ROWS, STEP_ROWS, eval_config
 from miles.data.stream.ledger import Ledger
 from miles.data.stream.reject_limits import RejectLimits
 from miles.data.stream.row_outcomes import hash_share

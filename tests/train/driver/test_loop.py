@@ -56,6 +56,7 @@ class PretendedRun:
         self.stop_signal = StopSignal()
         self.stop_after = self.fail_at = NUM_STEPS
         self.begun: tuple[int, dict[str, Any]] | None = None
+        self.shape = HAND_COUNTED
 
     # --- the trainers
 
@@ -147,7 +148,7 @@ class PretendedRun:
         ):
             log = AttemptLog(folder)
             log.begin(self.first_step, "megatron/release", Layout(1), Precision.FP32)
-            run = Run(config, HAND_COUNTED, console, run_log, log, self.stop_signal, on_gpu=False)
+            run = Run(config, console, run_log, log, self.stop_signal, False, pretended)
             attempt = Attempt(
                 run,
                 StartPoint(SavedCheckpoint("megatron/release", 0, None), is_resume=False),

@@ -68,8 +68,14 @@ def words(folder: Path, save: Path, model: str, *more: str) -> list[str]:
 
 
 def printed(line: list[str]) -> str:
+    """Return what a dry run prints. Most of these models have no weights: that is said last."""
     screen = io.StringIO()
-    dry_run(parse([*line, "--dry-run"]), Console(file=screen, width=110, legacy_windows=False))
+    try:
+        dry_run(parse([*line, "--dry-run"]), Console(file=screen, width=110, legacy_windows=False))
+    except CheckpointError as error:
+        if "no weights there" not in str(error):
+            raise
+        assert "missing" in screen.getvalue()
     return screen.getvalue()
 
 
@@ -95,8 +101,6 @@ def test_qwen3_4b(folder: Path, tmp_path: Path, gpus: int) -> None:
     assert gradients == pytest.approx(4_022_468_096 * 4 / 2**30, abs=0.01)
     assert optimizer == pytest.approx(4_022_468_096 * 12 / gpus / 2**30, abs=0.01)
     assert total < 192
-    assert "missing" in text
-    assert "no weights there" in text
     assert not save.exists()
 
 

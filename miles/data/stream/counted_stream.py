@@ -1,0 +1,97 @@
+"""The training stream before it runs: its files and rows are counted, its steps are planned.
+
+    DataConfig -> certified tokenizer, manifest, plan -> CountedStream -> the feed, the survey
+
+It is made once for a command, without Ray: what looks at the data before the start hands it on to
+the feed, so that nothing is counted twice.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from miles.data.config import DataConfig
+from miles.data.files.group_sizes import require_small_groups
+from miles.data.files.manifest import Manifest, build_manifest
+from miles.data.order.plan import Plan
+from miles.data.stream import stages
+from miles.data.types import Cursor
+
+
+@dataclass(frozen=True)
+class StreamInfo:
+    """The facts of a stream that are known before it runs."""
+
+    num_rows: int
+    steps_per_epoch: int
+    num_steps: int
+    source_names: tuple[str, ...]
+    manifest_fingerprint: str
+    encoder_fingerprint: str
+
+
+@dataclass(frozen=True)
+class CountedStream:
+    """The files and the steps of a stream."""
+
+    manifest: Manifest
+    plan: Plan
+    info: StreamInfo
+    beginning: Cursor
+    """the cursor before the first step"""
+
+    @classmethod
+    def count(cls, config: DataConfig) -> CountedStream:
+        """Count the rows, certify the tokenizer and plan the steps.
+
+        Raises:
+            MilesError: a source or tokenizer that cannot be used.
+        """
+        encoder = stages.encoder_of(config.encode)
+        manifest = build_manifest(config.sources)
+        plan = stages.make_plan(manifest, config)
+        source_window_rows = [plan.source_window_rows(source) for source in range(plan.num_sources)]
+        require_small_groups(manifest, config.order.rounded_window_rows, source_window_rows)
+
+        info = StreamInfo(
+            manifest.num_rows,
+            plan.steps_per_epoch,
+            plan.num_steps,
+            manifest.source_names,
+            manifest.fingerprint,
+            encoder.fingerprint,
+        )
+        return cls(manifest, plan, info, _cursor_at_beginning(config, info))
+
+    def cursor_from(self, cursor: Cursor | None, where: str) -> Cursor:
+        """Return the cursor to begin at: that of a checkpoint, or the beginning.
+
+        Args:
+            cursor: of the checkpoint to resume from; None: the run begins.
+            where: names the checkpoint in errors.
+
+        Raises:
+            CheckpointError: the cursor is of other data, or of another order.
+        """
+        if cursor is None:
+            return self.beginning
+        cursor.require_same_data(self.beginning, where)
+        return cursor
+
+
+def _cursor_at_beginning(config: DataConfig, info: StreamInfo) -> Cursor:
+    """Return the cursor of a run with these settings before its first step."""
+    order = config.order
+
+    return Cursor(
+        consumed_rows=0,
+        seed=order.seed,
+        shuffle=order.shuffle,
+        window_rows=order.rounded_window_rows,
+        batch_size=order.batch_size,
+        drop_last=order.drop_last,
+        mixture=order.integer_weights,
+        manifest_fingerprint=info.manifest_fingerprint,
+        encoder_fingerprint=info.encoder_fingerprint,
+        held_out_fraction=config.held_out_fraction,
+    )

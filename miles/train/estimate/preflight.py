@@ -1,0 +1,249 @@
+"""Everything that can be known of a run before it is started: one place for `train` and `--dry-run`.
+
+    settings, places, tokenizer, checkpoint     each is looked at, and all mistakes are reported
+    rows, steps, position, sample, evaluation   the first mistake is reported
+    memory of a GPU, room for a checkpoint      an estimate: it is reported, and forbids no run
+
+It needs no Ray and no GPU, and writes nothing. What it has read is handed on (`Preflight`), so that
+a run reads nothing twice. A check is a function that raises a `MilesError`; a new one is called
+here, and then holds for both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
+
+from miles.architecture.config import ModelShape
+from miles.architecture.families import read_shape
+from miles.data.config import DataConfig
+from miles.data.stream.counted_stream import CountedStream
+from miles.data.stream.eval_rows import eval_config
+from miles.data.stream.reject_limits import RejectLimits
+from miles.data.stream.survey import EvalSurvey, Sample, Survey, survey, survey_eval
+from miles.data.stream.token_ids import require_ids_fit
+from miles.data.types import Cursor
+from miles.errors import CheckpointError, MilesError
+from miles.train.config import TrainConfig
+from miles.train.estimate.gpu_fit import GpuFit, seen_gpu_gib
+from miles.train.estimate.memory import StageMemory, estimate
+from miles.train.estimate.place_checks import (
+    places,
+    require_exportable,
+    require_place,
+    require_sinks,
+    room_notice,
+)
+from miles.train.optimizer_settings import check_schedule
+from miles.train.precision import Precision
+from miles.train.run_length import run_steps
+from miles.train.types import StartPoint
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """What is known of a run before anything is started."""
+
+    shape: ModelShape
+    start: StartPoint | None
+    """None, in a dry run alone: there are no weights to begin with, and `missing_start` says so"""
+    missing_start: CheckpointError | None
+    survey: Survey
+    eval_survey: EvalSurvey | None
+    """None: the rows to evaluate on are held-out ones, or there are none"""
+    cursor: Cursor
+    """where the run begins in its data"""
+    num_steps: int
+    memory: tuple[StageMemory, ...]
+    fit: GpuFit
+    notices: tuple[str, ...]
+    """sentences on what may be a mistake"""
+
+    @property
+    def first_step(self) -> int:
+        """Return the step that comes next."""
+        return self.survey.stream.plan.step_at(self.cursor.consumed_rows)
+
+    @property
+    def is_finished(self) -> bool:
+        """Return whether no step is left to train."""
+        return self.first_step >= self.num_steps
+
+    def require_start(self) -> StartPoint:
+        """Return the checkpoint to begin from.
+
+        Raises:
+            CheckpointError: there is none.
+        """
+        if self.missing_start is not None:
+            raise self.missing_start
+        assert self.start is not None, "one of them is there"
+        return self.start
+
+
+def preflight(config: TrainConfig, *, is_dry_run: bool = False) -> Preflight:
+    """Look at everything that can be known of a run before it is started.
+
+    Args:
+        is_dry_run: go on where only the checkpoint is missing; `require_start` raises it then.
+
+    Raises:
+        MilesError: the run could not start. Of several mistakes in the settings, places, tokenizer
+            and checkpoint, it names all; its class is that of the first.
+    """
+    mistakes = _Mistakes()
+    shape = mistakes.of(partial(_shape, config))
+    for flag, url in places(config):
+        mistakes.of(partial(require_place, flag, url))
+    mistakes.of(partial(require_sinks, config.logging, config.run_dir))
+    mistakes.of(partial(require_exportable, config))
+    if shape is not None:
+        mistakes.of(
+            partial(require_ids_fit, config.data.encode, shape.vocab_size, config.hf_checkpoint)
+        )
+
+    missing_start = None
+    start = None
+    try:
+        start = StartPoint.find(config)
+    except CheckpointError as error:
+        missing_start = error
+    if start is not None and shape is not None:
+        mistakes.of(partial(_require_same_model, start, shape))
+    if missing_start is not None and (mistakes.found or not is_dry_run):
+        mistakes.found.append(missing_start)
+    mistakes.raise_all()
+    assert shape is not None, "its mistake was raised"
+
+    return _look_at_data(config, shape, start, missing_start)
+
+
+def _look_at_data(
+    config: TrainConfig,
+    shape: ModelShape,
+    start: StartPoint | None,
+    missing_start: CheckpointError | None,
+) -> Preflight:
+    """Count the rows and plan the steps, judge a sample, and estimate the memory."""
+    data = config.streamed_data
+    stream = CountedStream.count(data)
+    num_steps = run_steps(config, stream.plan.num_steps)
+    check_schedule(config.optimizer, num_steps)
+    cursor = stream.beginning
+    if start is not None:
+        cursor = stream.cursor_from(start.cursor(), start.url)
+
+    surveyed = survey(data, stream, num_steps)
+    eval_surveyed = None
+    if config.evaluation.sources:
+        eval_surveyed = survey_eval(eval_config(config.data, config.evaluation.sources))
+
+    continued = start.continued(config) if start is not None else config
+    memory = _memory(continued, shape)
+    notices = (
+        room_notice(continued, shape),
+        _ranks_notice(data, stream),
+        _share_notice(surveyed.sample, data),
+    )
+    return Preflight(
+        shape,
+        start,
+        missing_start,
+        surveyed,
+        eval_surveyed,
+        cursor,
+        num_steps,
+        memory,
+        GpuFit.of(config, memory, seen_gpu_gib()),
+        tuple(notice for notice in notices if notice is not None),
+    )
+
+
+class _Mistakes:
+    """Collects the errors of checks that do not depend on one another."""
+
+    def __init__(self) -> None:
+        self.found: list[MilesError] = []
+
+    def of(self, check: Callable[[], T]) -> T | None:
+        """Return the result of a check; None, and its error is kept, where it fails."""
+        try:
+            return check()
+        except MilesError as error:
+            self.found.append(error)
+            return None
+
+    def raise_all(self) -> None:
+        """Raise one error that names all that were found.
+
+        Raises:
+            MilesError: of the class of the first.
+        """
+        if len(self.found) > 1:
+            raise _joined(self.found)
+        if self.found:
+            raise self.found[0]
+
+
+def _joined(errors: Sequence[MilesError]) -> MilesError:
+    """Return one error with the texts of several, each on a line of its own."""
+    lines = [f"{number}. {error}" for number, error in enumerate(errors, 1)]
+    text = f"{len(errors)} mistakes, and nothing was started:\n" + "\n".join(lines)
+    return type(errors[0])(text)
+
+
+def _shape(config: TrainConfig) -> ModelShape:
+    """Return the model's shape, which the layout can divide."""
+    shape = read_shape(config.hf_checkpoint)
+    config.cluster.layout.require_fits(shape)
+    return shape
+
+
+def _require_same_model(start: StartPoint, shape: ModelShape) -> None:
+    """Refuse weights of another model, by the headers of their files; name the tensor."""
+    if start.checkpoint.is_hugging_face:
+        # torch is imported only where there are tensors to look at.
+        from miles.convert.hf_boxes import require_weights
+
+        require_weights(start.url, shape)
+
+
+def _memory(config: TrainConfig, shape: ModelShape) -> tuple[StageMemory, ...]:
+    return estimate(
+        shape,
+        config.cluster.layout,
+        precision=config.precision or Precision.BF16,
+        max_tokens_per_gpu=config.data.pack.max_tokens_per_gpu,
+        recompute=config.recompute,
+        optimizer=config.optimizer,
+        compute=config.compute,
+    )
+
+
+def _ranks_notice(data: DataConfig, stream: CountedStream) -> str | None:
+    """Return a sentence if a step has fewer rows than there are data-parallel ranks."""
+    num_rows = min(data.order.batch_size, stream.info.num_rows)
+    num_idle = data.pack.dp_size - num_rows
+    if num_idle <= 0:
+        return None
+    return (
+        f"a step has {num_rows} rows for {data.pack.dp_size} data-parallel ranks: {num_idle} of "
+        "them have nothing to train on; raise --rollout-batch-size, or take fewer GPUs"
+    )
+
+
+def _share_notice(sample: Sample, data: DataConfig) -> str | None:
+    """Return a sentence if more of the sample's rows are dropped than a run bears of all rows."""
+    num_rows = sample.num_rows - sample.num_held_out
+    num_rejects = len(sample.rejects)
+    if not RejectLimits.of(data).is_share_exceeded(num_rejects, num_rows):
+        return None
+    reasons = [f"{count} {reason}" for reason, count in sample.reasons.most_common()]
+    return (
+        f"{num_rejects} of {num_rows} sampled rows are dropped: {', '.join(reasons)}; a larger "
+        f"share of all rows than {data.max_bad_fraction} (--max-bad-fraction) ends the run"
+    )
