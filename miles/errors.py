@@ -7,7 +7,7 @@ for our own mistakes (`MILES_DEBUG=1` shows it for all).
     2  usage      ConfigError
     3  input      SourceError, TemplateError, DataError, CheckpointError
     4  cluster    ClusterError: NoRoomError, LostError
-    5  run        RunError: DivergedError, WriteError
+    5  run        RunError: DivergedError, WriteError, LeaseError
 """
 
 from __future__ import annotations
@@ -78,3 +78,7 @@ class DivergedError(RunError):
 
 class WriteError(RunError):
     """A file or folder that cannot be written: no room, no permission, no credentials."""
+
+
+class LeaseError(RunError):
+    """A folder that another run is writing, or has taken over."""

@@ -165,6 +165,7 @@ def remove_old(url: str, keep_last: int | None, keep_best: int | None) -> list[s
     if keep_last is None and keep_best is None:
         return []
 
+    storage.require_writable(url)
     fs, root = storage.filesystem(url)
     fs.invalidate_cache(root)  # the newest was written by another process
     newest, _ = tracked(url) or ("", 0)
@@ -195,13 +196,14 @@ def _eval_losses(fs: fsspec.AbstractFileSystem, folders: Sequence[str]) -> dict[
 
 
 def remove_unfinished(url: str) -> list[str]:
-    """Remove the folders of saves that never finished. No run may be saving there.
+    """Remove the folders of saves that never finished. The process holds the folder (`lease`).
 
     Returns:
         the names of the folders; none of a remote URL.
     """
     if not storage.is_local(url):
         return []
+    storage.require_writable(url)
     root = Path(storage.filesystem(url)[1])
     unfinished = sorted(root.glob(f"{SAVING}*"))
     for folder in unfinished:

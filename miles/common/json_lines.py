@@ -46,6 +46,7 @@ def append(url: str, lines: Sequence[str], earlier: Sequence[str]) -> None:
     if not storage.is_local(url):
         write(url, [*earlier, *lines])
         return
+    storage.require_writable(url)
     path = Path(storage.filesystem(url)[1])
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as stream:

@@ -22,7 +22,7 @@ from typing import Any
 import fsspec
 import fsspec.callbacks
 
-from miles.common import retry
+from miles.common import retry, write_guard
 from miles.common.file_errors import reading as reading
 from miles.common.file_errors import writing as writing
 from miles.common.redact import require_no_secret
@@ -63,18 +63,28 @@ def is_local(url: str) -> bool:
 
 def is_same(url: str, other: str) -> bool:
     """Return whether two URLs are of one file or folder."""
-    return _place(url) == _place(other)
+    return place_of(url) == place_of(other)
 
 
 def is_within(url: str, folder: str) -> bool:
     """Return whether a URL is a folder itself, or lies in it."""
-    return f"{_place(url)}/".startswith(f"{_place(folder)}/")
+    return f"{place_of(url)}/".startswith(f"{place_of(folder)}/")
 
 
-def _place(url: str) -> str:
+def place_of(url: str) -> str:
     """Return the one spelling of a URL, without a slash behind it; of a local one, its path."""
     place = str(Path(filesystem(url)[1]).resolve()) if is_local(url) else url
     return place.rstrip("/")
+
+
+def require_writable(url: str) -> None:
+    """Make sure that no other run has taken over the folder that a URL lies in.
+
+    Raises:
+        LeaseError: one has.
+    """
+    if write_guard.is_active():
+        write_guard.require(place_of(url))
 
 
 def join(url: str, *names: str) -> str:
@@ -291,6 +301,7 @@ def write_bytes(url: str, content: bytes, max_tries: int | None = None) -> None:
     Raises:
         WriteError: it cannot be written; the error names it.
     """
+    require_writable(url)
     fs, path = filesystem(url)
     with writing(url):
         if is_local(url):
@@ -405,6 +416,7 @@ def upload_folder(folder: Path, url: str, last: str = "", watch: Watch = _unwatc
         last: the file that makes it complete; it is copied last.
         watch: follows the copying.
     """
+    require_writable(url)
     fs, path = filesystem(url)
     files: list[Any] = sorted(file for file in folder.rglob("*") if file.is_file())
     with watch(sum(file.stat().st_size for file in files)) as report:
@@ -441,6 +453,7 @@ def names(url: str) -> list[str]:
 
 def remove(url: str) -> None:
     """Remove a file or a folder, if it is there."""
+    require_writable(url)
     fs, path = filesystem(url)
     with writing(url), contextlib.suppress(FileNotFoundError):
         if is_local(url) or not MAGIC.search(path):

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-from miles.errors import CheckpointError, SourceError
+from miles.errors import CheckpointError, LeaseError, SourceError
 from miles.train.config import TrainConfig
 from miles.train.driver import group
 from miles.train.driver.loop import train
@@ -52,6 +52,8 @@ def test_killed_run_goes_on(
     save, moment = tmp_path / "run", draw_moment(draw)
     with workspace.command(save, save_hf=save / "export", ref_load=None) as command:
         command.until(lambda: len(lines(save)) >= moment and tracked(save) >= SAVE_INTERVAL)
+        with pytest.raises(LeaseError, match=f"process {command.process.pid}, begun"):
+            train(settings(workspace, save), quiet())  # a second one, which must harm nothing
         command.process.send_signal(signal.SIGKILL)
         command.process.wait()
     seen, kept = len(lines(save)), tracked(save)

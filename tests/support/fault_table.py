@@ -53,7 +53,10 @@ SECTIONS: dict[str, tuple[str, ...]] = {
         "file changed since its rows were counted",
     ),
     "Metrics and those who watch": (),
-    "Two runs in one folder, and folders without a tracker": (),
+    "Two runs in one folder, and folders without a tracker": (
+        "second run on one `--save`",
+        "run that was stopped for minutes, and replaced",
+    ),
     "Files of a run that are broken": (),
     "Paths and settings": (),
     "Leaving": (
@@ -123,6 +126,7 @@ def without_details(line: str) -> str:
     # Which step it is varies.
     line = re.sub(r"between row .* and row .*", "between row N of … and row N of …", line)
     line = re.sub(r"(the data stream failed: )(?!.*; step).*", r"\1…", line)
+    line = re.sub(r"on host [^\s,]+", "on host …", line)
     line = re.sub(r" of [^ ,]+, (?=\S+ MB are free)", " of …, ", line)
     line = re.sub(r"\d+(,\d{3})*(\.\d+)?", "N", line)
     return line.replace("|", "\\|")[:420]

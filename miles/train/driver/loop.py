@@ -21,6 +21,7 @@ from miles.train.driver.checkpoint_manager import CheckpointManager
 from miles.train.driver.cluster import ray_cluster, settle_device
 from miles.train.driver.ending import conclude_finished_run, write_ledger
 from miles.train.driver.export import Exporter
+from miles.train.driver.folder_leases import hold_folders
 from miles.train.driver.metrics import Metrics, RunTotals, step_metrics
 from miles.train.driver.opening import open_data, start_trainers
 from miles.train.driver.preemption import Stopped, StopSignal
@@ -54,16 +55,20 @@ def train(
     start = found.require_start()
 
     with (
+        hold_folders(config, console) as leases,
         ray_cluster(config) as on_gpu,
         StopSignal() as stop_signal,
         RunLog(config.run_dir, console) as run_log,
     ):
         for notice in (*notices, *found.notices, *found.fit.notices()):
             run_log.report(notice)
+        if StartPoint.find(config) != start:  # another run wrote until the lease was ours
+            found = preflight(config)
+            start = found.require_start()
         config = settle_device(config, run_log, start, has_gpus=on_gpu)
 
         attempt_log = AttemptLog(config.run_dir)
-        run = Run(config, console, run_log, attempt_log, stop_signal, on_gpu, found)
+        run = Run(config, console, run_log, attempt_log, stop_signal, on_gpu, found, leases)
         return with_restarts(config, start, run_log, attempt_log, partial(run_attempt, run))
 
 
@@ -97,6 +102,7 @@ class TrainingLoop:
         self._run_log = run.run_log
         self._attempt_log = run.attempt_log
         self._stop_signal = run.stop_signal
+        self._leases = run.leases
         self._constants = attempt.constants
         self._feed = attempt.data.feed
         self._schedule = attempt.data.schedule
@@ -167,6 +173,7 @@ class TrainingLoop:
     def _train_steps(self) -> None:
         for step in range(self._next_step, self._schedule.num_steps):
             result = self._group.train_step()
+            self._leases.require_not_taken()
             report = self._feed.commit(step)
             metrics = self._measure(report, result)
             num_done = self._next_step = step + 1

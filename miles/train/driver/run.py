@@ -12,6 +12,7 @@ from miles.data.stream.feed import Feed
 from miles.train.config import TrainConfig
 from miles.train.driver.attempts import AttemptLog
 from miles.train.driver.evaluator import Evaluator
+from miles.train.driver.folder_leases import FolderLeases
 from miles.train.driver.group import TrainerGroup
 from miles.train.driver.metrics import RunConstants
 from miles.train.driver.preemption import StopSignal
@@ -36,6 +37,7 @@ class Run:
     """each trainer has a GPU"""
     preflight: Preflight
     """what is known since before the start"""
+    leases: FolderLeases
 
     @property
     def shape(self) -> ModelShape:

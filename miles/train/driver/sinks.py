@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Protocol, Self
 
-from miles.common import json_lines, run_folder, storage
+from miles.common import json_lines, run_folder, storage, write_guard
 from miles.common.redact import redact
 from miles.common.secret import Secret
 from miles.errors import ConfigError
@@ -49,6 +49,7 @@ class MetricsLog:
 
     def __init__(self, run_dir: str, num_lines: int, sinks: Sequence[Sink]) -> None:
         self._path = storage.join(run_dir, run_folder.METRICS)
+        self._place = storage.place_of(self._path)
         self._sinks = sinks
         self._lines = json_lines.read_lines(self._path)[:num_lines]
         json_lines.write(self._path, self._lines)
@@ -72,6 +73,7 @@ class MetricsLog:
 
         self._lines.append(line)
         if self._stream:
+            write_guard.require(self._place)
             self._stream.write(line + "\n")
         numbers = {key: value for key, value in finite.items() if not isinstance(value, str)}
         for sink in self._sinks:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -12,7 +13,7 @@ from typing import Any, cast
 import pytest
 from rich.console import Console
 
-from miles.common import run_folder
+from miles.common import lease, run_folder
 from miles.common.checkpoint_folder import EXTRA, SavedCheckpoint
 from miles.common.checkpoint_tracker import TRACKER, folder_name
 from miles.convert import megatron_to_hf
@@ -27,9 +28,10 @@ from miles.data.types import (
     StepRows,
     StepTiming,
 )
-from miles.errors import ClusterError
+from miles.errors import ClusterError, LeaseError
 from miles.train.config import EvalConfig, TrainConfig
 from miles.train.driver.attempts import AttemptLog
+from miles.train.driver.folder_leases import FolderLeases
 from miles.train.driver.loop import TrainingLoop
 from miles.train.driver.metrics import RunConstants
 from miles.train.driver.preemption import Stopped, StopSignal
@@ -41,6 +43,7 @@ from miles.train.driver.sinks import MetricsLog
 from miles.train.parallel_layout import Layout
 from miles.train.precision import Precision
 from miles.train.types import SaveFailure, SaveStage, StartPoint, StepResult
+from tests.support.leases import PassingClock, elsewhere, takes_over
 from tests.support.shapes import HAND_COUNTED
 
 NUM_STEPS = 6
@@ -147,8 +150,9 @@ class PretendedRun:
             MetricsLog(folder, self.first_step, []) as metrics_log,
         ):
             log = AttemptLog(folder)
+            leases = FolderLeases(())
             log.begin(self.first_step, "megatron/release", Layout(1), Precision.FP32)
-            run = Run(config, console, run_log, log, self.stop_signal, False, pretended)
+            run = Run(config, console, run_log, log, self.stop_signal, False, pretended, leases)
             attempt = Attempt(
                 run,
                 StartPoint(SavedCheckpoint("megatron/release", 0, None), is_resume=False),
@@ -219,6 +223,35 @@ def test_a_failure_is_entered_with_the_step_that_it_hit(tmp_path: Path) -> None:
     end = run.lines(run_folder.ATTEMPTS)[-1]
     assert (end["how"], end["next_step"]) == ("ClusterError: trainer 0 died", 3)
     assert [line["step"] for line in run.lines(run_folder.METRICS)] == [0, 1, 2]
+
+
+class ReplacedRun(PretendedRun):
+    """It is stopped for minutes in step 4, while checkpoint 4 is pending; another one begins."""
+
+    clock = PassingClock()
+    left: Mapping[str, bytes]
+
+    def train_step(self) -> StepResult:
+        if self.next_step == 4:
+            self.clock.seconds += 60
+            takes_over(str(self.folder), elsewhere())
+            self.left = contents(self.folder)
+        return super().train_step()
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_replaced_run_leaves_everything_as_it_is(tmp_path: Path) -> None:
+    run = ReplacedRun(tmp_path)
+    with (
+        lease.hold(str(tmp_path), "--save", "miles train", print, clock=run.clock),
+        pytest.raises(LeaseError, match="the other run goes on"),
+    ):
+        run.train(Schedule(NUM_STEPS, save_interval=4), save_interval=4)
+    assert run.events[-3:] == ["save 4", "train 4", "commit 4"], "no seal, and no export"
+    assert contents(tmp_path) == run.left
 
 
 def test_old_checkpoints_are_removed(tmp_path: Path) -> None:
