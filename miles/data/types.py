@@ -45,6 +45,14 @@ REJECT_REASONS = (
 )
 """Every reason for which a row can be dropped."""
 
+MAX_ROW_BYTES = 128 << 20
+"""A row with more JSON text is dropped, as `too_long`: to decode it takes many times as much
+memory, and a loader that dies of it would die again at the next try."""
+
+OVERSIZED_ROW = b"\xff oversized "
+"""Stands for a row that is not read because it is larger; its size in bytes follows. It is no
+UTF-8, so that no row that is read can look like it."""
+
 
 @dataclass(frozen=True)
 class Conversation:

@@ -65,7 +65,10 @@ SECTIONS: dict[str, tuple[str, ...]] = {
         "`ray job stop`",
         "same command after the last step",
     ),
-    "Hostile input": (),
+    "Hostile input": (
+        "row of over 128 MiB",
+        "chat template that does not end",
+    ),
 }
 """Section of the page -> its faults."""
 

@@ -14,8 +14,10 @@ import pyarrow as pa
 
 from miles.common import storage
 from miles.data.files import json_scan, parquet
-from miles.data.files.file import File, RowGroup
+from miles.data.files.file import File
+from miles.data.files.json_blocks import json_blocks
 from miles.data.files.row_shapes import FIRST_ROWS
+from miles.data.types import MAX_ROW_BYTES
 
 _BUFFER_BYTES = 1 << 20
 
@@ -70,10 +72,13 @@ def _first_parquet_rows(file: File, wanted: frozenset[str]) -> tuple[list[Row], 
 def _first_json_rows(file: File) -> list[Row]:
     group = next(group for group in file.row_groups if group.num_rows)
     with storage.reading(file.path):
-        payloads = json_scan.split_rows(file.format, _group_bytes(file, group))
+        (block,) = json_blocks(file, [group])
+        payloads = json_scan.split_rows(file.format, block)
 
     rows = []
     for payload in payloads[:FIRST_ROWS]:
+        if len(payload) > MAX_ROW_BYTES:
+            continue
         try:
             row = json.loads(payload)
         except (ValueError, RecursionError):
@@ -81,17 +86,3 @@ def _first_json_rows(file: File) -> list[Row]:
         if isinstance(row, dict):
             rows.append(row)
     return rows
-
-
-def _group_bytes(file: File, group: RowGroup) -> bytes:
-    """Return the bytes of a JSON file's first row group, decompressed."""
-    end = group.offset_bytes + group.length_bytes
-    if file.compression is None:
-        return storage.RangeFile(file.path, file.size_bytes).read_range(group.offset_bytes, end)
-
-    content = bytearray()
-    for chunk in json_scan.read_chunks(file.path, file.compression):
-        content += chunk
-        if len(content) >= end:
-            break
-    return bytes(content[group.offset_bytes : end])

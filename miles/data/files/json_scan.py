@@ -41,6 +41,8 @@ _SPACE = re.compile(r"[ \t\n\r]*")
 # Numbers stay text: their value does not matter here, and Python refuses integers of over 4,300
 # digits.
 _DECODER = json.JSONDecoder(parse_int=str, parse_float=str)
+_ZSTD_PIECE_BYTES = 1 << 10
+"""Decompressed at once: 32 MiB at most, since four bytes can stand for 128 KiB of one character."""
 _CUT_TOKEN = 16
 """An error this close to the buffer's end may only mean that a token was cut: -Infinity,
 \\ud83d."""
@@ -59,18 +61,37 @@ def scan(url: str, compression: str | None) -> tuple[str, list[Extent]]:
     with storage.reading(url):
         chunks = read_chunks(url, compression)
 
-        # Enough of the file to see its first character.
-        head = b""
-        for chunk in chunks:
-            head += chunk
-            if head.removeprefix(_BOM).lstrip():
-                break
-
-        start = len(_BOM) if head.startswith(_BOM) else 0
-        chunks = itertools.chain([head[start:]], chunks)
-        if _is_array(head[start:].lstrip()):
+        head, start = _head(chunks)
+        chunks = itertools.chain([head], chunks)
+        if _is_array(head.lstrip()):
             return "json", _group(_ArrayScanner(url, chunks, start).elements())
         return "jsonl", _group(_lines(chunks, start))
+
+
+def _head(chunks: Iterator[bytes]) -> tuple[bytes, int]:
+    """Read a file up to its first character that is not space.
+
+    Returns:
+        the chunk that holds it, and the byte at which that chunk begins. Neither a byte-order mark
+        nor the space before counts: a small compressed file may hold gigabytes of it.
+    """
+    head = b""
+    start = 0
+    is_first = True
+    for chunk in chunks:
+        head += chunk
+        if is_first and len(head) < len(_BOM) and _BOM.startswith(head):
+            continue
+        if is_first and head.startswith(_BOM):
+            start = len(_BOM)
+            head = head[start:]
+        is_first = False
+
+        if head.strip():
+            break
+        start += len(head)
+        head = b""
+    return head, start
 
 
 def split_rows(kind: str, block: bytes) -> list[bytes]:
@@ -117,7 +138,7 @@ def _zstd_chunks(raw: IO[bytes]) -> Iterator[bytes]:
     has_begun = False
     ready = bytearray()
 
-    while piece := raw.read(64 << 10):
+    while piece := raw.read(_ZSTD_PIECE_BYTES):
         has_begun = True
         while piece:
             if frame.eof:

@@ -24,7 +24,8 @@ import pyarrow as pa
 
 from miles.common import storage
 from miles.data.files import json_scan, parquet
-from miles.data.files.file import File, RowGroup, require_unchanged
+from miles.data.files.file import File, require_unchanged
+from miles.data.files.json_blocks import json_blocks
 from miles.data.files.manifest import Manifest
 from miles.data.files.row_json import table_to_json
 from miles.data.types import Int64
@@ -191,38 +192,14 @@ def _json_rows(piece: _Piece) -> Iterator[list[bytes]]:
     """Yield the wanted rows of each row group of a JSON file."""
     file = piece.file
     groups = [file.row_groups[number] for number in piece.groups]
-    blocks = _ranges(file, groups) if file.compression is None else _decompressed(file, groups)
 
-    for number, block, wanted in zip(piece.groups, blocks, piece.wanted, strict=True):
+    for number, block, wanted in zip(
+        piece.groups, json_blocks(file, groups), piece.wanted, strict=True
+    ):
         rows = json_scan.split_rows(file.format, block)
         if len(rows) != file.row_groups[number].num_rows:
             raise _wrong_count(file, number)
         yield [rows[row] for row in wanted]
-
-
-def _ranges(file: File, groups: list[RowGroup]) -> Iterator[bytes]:
-    """Yield the bytes of row groups, each read by its range."""
-    ranges = storage.RangeFile(file.path, file.size_bytes)
-    for group in groups:
-        yield ranges.read_range(group.offset_bytes, group.offset_bytes + group.length_bytes)
-
-
-def _decompressed(file: File, groups: list[RowGroup]) -> Iterator[bytes]:
-    """Yield the bytes of ascending row groups of a compressed file, read once from its start."""
-    chunks = json_scan.read_chunks(file.path, file.compression)
-    buffer = b""
-    base = 0  # buffer[0] is this byte of the decompressed file
-
-    for group in groups:
-        end = group.offset_bytes + group.length_bytes
-        while base + len(buffer) < end:
-            passed = min(group.offset_bytes - base, len(buffer))
-            chunk = next(chunks, None)
-            if chunk is None:
-                raise SourceError(f"{file.path}: ends before the rows that were counted do")
-            buffer = buffer[passed:] + chunk
-            base += passed
-        yield buffer[group.offset_bytes - base : end - base]
 
 
 def _wrong_count(file: File, group: int) -> SourceError:

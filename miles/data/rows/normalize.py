@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 from miles.data.config import RowFormat
 from miles.data.files.row_shapes import column_of, describe_pairs, pair_of, possible_columns
@@ -31,11 +31,14 @@ from miles.data.rows.json_text import ROW_DECODER, is_encodable, require_encodab
 from miles.data.rows.reject import reject, type_of
 from miles.data.rows.tool_calls import tools_of
 from miles.data.rows.turns import Flags, Messages, read_turns
-from miles.data.types import Conversation
+from miles.data.types import MAX_ROW_BYTES, OVERSIZED_ROW, Conversation
 
 MESSAGES = RowFormat("messages")
 
 _BOM = b"\xef\xbb\xbf"
+_MAX_VALUES = 16 << 20
+"""A row with more commas and opening brackets is rejected: three bytes of it, such as `[],`, take
+seventy bytes of memory."""
 
 
 def normalize(payload: bytes, format: RowFormat = MESSAGES) -> Conversation:
@@ -74,11 +77,15 @@ def normalize(payload: bytes, format: RowFormat = MESSAGES) -> Conversation:
 
 
 def _parse(payload: bytes) -> dict[str, Any]:
+    if len(payload) > _MAX_VALUES:  # most rows are much shorter
+        _require_moderate(payload)
     if payload.startswith(_BOM):
         payload = payload[len(_BOM) :]
     try:
         row = ROW_DECODER.decode(payload.decode("utf-8"))
     except UnicodeDecodeError as error:
+        if payload.startswith(OVERSIZED_ROW):
+            _reject_oversized(int(payload.removeprefix(OVERSIZED_ROW)))
         reject("malformed_json", f"not UTF-8 at byte {error.start}")
     except json.JSONDecodeError as error:
         reject("malformed_json", f"{error.msg} at character {error.pos}")
@@ -90,6 +97,18 @@ def _parse(payload: bytes) -> dict[str, Any]:
     if type(row) is not dict:
         reject("not_an_object", f"the row is {type_of(row)}")
     return row
+
+
+def _require_moderate(payload: bytes) -> None:
+    """Reject a row that would take a loader's memory when it is decoded."""
+    if len(payload) > MAX_ROW_BYTES:
+        _reject_oversized(len(payload))
+    if sum(map(payload.count, (b",", b"[", b"{"))) > _MAX_VALUES:
+        reject("malformed_json", f"lists and objects of more than {_MAX_VALUES:,} values")
+
+
+def _reject_oversized(num_bytes: int) -> NoReturn:
+    reject("too_long", f"{num_bytes:,} bytes of JSON, at most {MAX_ROW_BYTES:,}")
 
 
 def _require_trainable(messages: Messages, flags: Flags) -> None:

@@ -34,7 +34,6 @@ from miles.data.template.probes import (
 )
 from miles.data.template.render import Renderer, Span, render_text
 from miles.data.template.symbols import Unbounded, Untraceable
-from miles.data.template.trace import Tracer
 from miles.data.tokens.bpe import TextEncoder, text_encoder
 from miles.data.tokens.load import PINNED_DATE, encoder_fingerprint, has_pinned_date
 from miles.data.types import RowRejected
@@ -58,7 +57,6 @@ def certify(tokenizer: PreTrainedTokenizerBase, config: EncodeConfig) -> Certifi
     # Learn.
     _require_one_template(tokenizer, config, name)
     _require_plain_variables(tokenizer, kwargs, name)
-    _require_termination(tokenizer, kwargs, name)
     texts = _render_probes(tokenizer, kwargs, name)
     anchors = _learn_anchors(tokenizer, texts, name)
     encoder = text_encoder(tokenizer.backend_tokenizer)
@@ -127,22 +125,6 @@ def _require_plain_variables(
         )
 
 
-def _require_termination(
-    tokenizer: PreTrainedTokenizerBase, kwargs: Mapping[str, Any], name: str
-) -> None:
-    """Run the template in the sandbox, which counts its steps, before transformers runs it."""
-    variables = {**tokenizer.special_tokens_map, **kwargs}
-    for prompt in ({}, {"add_generation_prompt": True}):
-        try:
-            Tracer(tokenizer.chat_template, {**variables, **prompt}).program(ONE_TURN, None)
-        except Unbounded as error:
-            raise TemplateError(
-                f"{name} does not end, or would make anything large: {error}"
-            ) from error
-        except Untraceable:  # any other fault is reported by the steps that follow
-            return
-
-
 # Learning
 
 
@@ -178,6 +160,15 @@ def _render_probe(
                 "day: give the date with --apply-chat-template-kwargs where the template takes "
                 "one, or write it out."
             )
+
+        if isinstance(error.__cause__, Unbounded):
+            raise TemplateError(
+                f"{name} does not end, or would make anything large: {error.__cause__}"
+            ) from error
+        if isinstance(error.__cause__, Untraceable):
+            raise TemplateError(
+                f"{name} cannot be certified: it takes {error.__cause__}"
+            ) from error
 
         # The cause may quote the probe: unlike a row's text, that is no secret.
         cause = f"{type(error.__cause__).__name__}: {error.__cause__}"

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import re
 import string
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -30,6 +31,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jinja2
 
 from miles.data.template.anchors import Anchors
+from miles.data.template.rehearsal import require_ends
 from miles.data.template.symbols import Unbounded, Untraceable
 from miles.data.template.trace import Message, Program, Tool, Tracer
 from miles.data.types import RowRejected
@@ -114,8 +116,7 @@ class Renderer:
             program, strings = self._tracer.program(messages, tools)
             pieces = program.run(strings)
         except Unbounded as error:  # transformers sets no bounds, so it must not run this
-            detail = f"the chat template does not end, or would make anything large: {error}"
-            raise RowRejected("template_error", detail) from error
+            raise _endless(error) from error
         except Untraceable as error:
             # Raises "template_error" if the template itself fails on this row.
             render_text(self._tokenizer, messages, tools, self._kwargs)
@@ -139,7 +140,8 @@ class Renderer:
     ) -> list[_Turn] | RowRejected:
         """Return the turns of a new program, or the reason to reject all rows that take it."""
         try:
-            served = render_text(self._tokenizer, messages, tools, self._kwargs)
+            # Its trace has ended within the limits: no rehearsal.
+            served = _served_text(self._tokenizer, messages, tools, self._kwargs)
             if text != served:
                 raise RowRejected(
                     "unlocatable_turn",
@@ -191,11 +193,12 @@ def _pair_anchors(program: Program, header: str, terminator: str) -> list[_Turn]
             continue
 
         header_end = _Place(begin.part, begin.character + len(header))
-        end = next((place for place in ends if place >= header_end), None)
-        if end is None:
+        number = bisect_left(ends, header_end)
+        if number == len(ends):
             raise RowRejected(
                 "unlocatable_turn", f"assistant turn {len(turns)} is not ended by {terminator}"
             )
+        end = ends[number]
         turns.append(_Turn(begin, _Place(end.part, end.character + len(terminator))))
     return turns
 
@@ -248,22 +251,47 @@ def render_text(
     template_kwargs: Mapping[str, Any],
     add_generation_prompt: bool = False,
 ) -> str:
-    """Return the conversation as transformers renders it, in its sandbox.
+    """Return the conversation as transformers renders it, once a rehearsal has ended.
+
+    Raises:
+        RowRejected: "template_error": the template raised, or does not end; "unlocatable_turn": it
+            does what cannot be rehearsed.
+    """
+    variables = {
+        **tokenizer.special_tokens_map,
+        **_without_date(tokenizer, template_kwargs),
+        "add_generation_prompt": add_generation_prompt,
+    }
+    try:
+        require_ends(str(tokenizer.chat_template), messages, tools, variables)
+    except Unbounded as error:
+        raise _endless(error) from error
+    except Untraceable as error:
+        raise RowRejected(
+            "unlocatable_turn", f"the chat template cannot be followed: it takes {error}"
+        ) from error
+    return _served_text(tokenizer, messages, tools, template_kwargs, add_generation_prompt)
+
+
+def _served_text(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Message],
+    tools: Sequence[Tool] | None,
+    template_kwargs: Mapping[str, Any],
+    add_generation_prompt: bool = False,
+) -> str:
+    """Return the conversation as transformers renders it, in its sandbox, which has no limits.
 
     Raises:
         RowRejected: "template_error": the template raised.
     """
-    kwargs = dict(template_kwargs)
-    if "strftime_now" in str(tokenizer.chat_template):
-        kwargs["strftime_now"] = ""  # cannot be called: a text with today's date fails instead
-
     try:
         text: str = tokenizer.apply_chat_template(
             list(messages),
             tools=None if tools is None else list(tools),
             tokenize=False,
             add_generation_prompt=add_generation_prompt,
-            **kwargs,
+            **_without_date(tokenizer, template_kwargs),
         )
     except Exception as error:  # a template can fail in any way that Jinja and Python know
         detail = type(error).__name__
@@ -271,6 +299,20 @@ def render_text(
             detail = f"{detail}: {error}"[:_MAX_DETAIL_CHARACTERS]
         raise RowRejected("template_error", detail) from error
     return text
+
+
+def _without_date(
+    tokenizer: PreTrainedTokenizerBase, template_kwargs: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the variables with which a text that holds today's date fails: no date is called."""
+    if "strftime_now" in str(tokenizer.chat_template):
+        return {**template_kwargs, "strftime_now": ""}
+    return dict(template_kwargs)
+
+
+def _endless(error: Unbounded) -> RowRejected:
+    detail = f"the chat template does not end, or would make anything large: {error}"
+    return RowRejected("template_error", detail)
 
 
 def _quotes_template(error: Exception, template: str) -> bool:

@@ -160,7 +160,7 @@ class Tracer:
 
         try:
             symbolic_messages = [
-                _with_reasoning_names(symbolic.message(message, number))
+                with_reasoning_names(symbolic.message(message, number))
                 for number, message in enumerate(messages)
             ]
             symbolic_tools = None
@@ -308,7 +308,7 @@ class _SymbolicRow:
                 raise Untraceable("a key that could be a marker of its own")
 
 
-def _with_reasoning_names(message: dict[str, Any]) -> dict[str, Any]:
+def with_reasoning_names(message: dict[str, Any]) -> dict[str, Any]:
     """Return a message with its reasoning under each name that templates read, as transformers."""
     names = ("reasoning_content", "thinking", "reasoning")
     reasoning = next((message[name] for name in names if name in message), None)

@@ -34,7 +34,18 @@ def start_rank(
 
     Arguments as for `process_groups.initialize`.
     """
+    _unpickle_plain_values_only()
     if not device.has_gpu():
         megatron_on_cpu.activate()
         torch.set_num_threads(1)
     process_groups.initialize(layout, rank, address, seed, timeout_minutes, listener)
+
+
+def _unpickle_plain_values_only() -> None:
+    """Have every `torch.load` of this process refuse code, whatever its caller asks for.
+
+    torch 2.13 loads the objects of a `torch_dist` checkpoint with `weights_only=False`, and Megatron
+    leaves it to the environment: a checkpoint of a stranger could run any command.
+    """
+    os.environ.pop("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", None)
+    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"

@@ -5,6 +5,7 @@ import pytest
 from miles.data.config import EncodeConfig
 from miles.data.template.certify import certify
 from miles.errors import TemplateError
+from tests.support.fault_table import NOTHING, observed
 
 CONFIG = EncodeConfig(tokenizer="test-tokenizer")
 
@@ -155,7 +156,7 @@ def test_a_template_that_refuses_system_and_tools(chatml_tokenizer) -> None:
             ),
             "assistant turn 2 is not ended by",
         ),
-        ("{{ [1, 2, 3, 4, 5, 6, 7, 8, 9] | random }}" * 20 + PLAIN, "differently each time"),
+        ("{{ [1, 2, 3, 4, 5, 6, 7, 8, 9] | random }}" + PLAIN, "takes the filter random"),
         ("{{ strftime_now(messages[0].role and '%Y') }}" + PLAIN, "today's date"),
     ],
 )
@@ -173,12 +174,31 @@ def test_other_templates_are_refused(template: str, message: str, chatml_tokeniz
         "{% for i in range(99999) %}{{ 'x' * 100 }}{% endfor %}",
         "{% if add_generation_prompt %}{{ 10 ** (10 ** 10) }}{% endif %}",
         "{{ '%9999999999d' % 1 }}",
+        # Jinja computes constants when it compiles.
+        "{% if false %}{{ 10 ** (10 ** 10) }}{% endif %}",
+        "{% if false %}{{ 'x' * 10 ** 10 }}{% endif %}",
+        "{% if false %}{{ 'x' | center(10 ** 10) }}{% endif %}",
+        "{% if false %}{{ '%9999999999d' % 1 }}{% endif %}",
+        "{% if false %}{{ [1] | tojson(indent=10 ** 10) }}{% endif %}",
+        "{% if false %}{{ ['x' * 2 ** 21] | join | replace('x', 'x' * 2 ** 21) }}{% endif %}",
+        # Endless only with a later probe, or behind what no symbol can follow.
+        "{% if messages | length > 2 %}{{ 'x' * 10 ** 10 }}{% endif %}",
+        "{% set x = messages[0].content | list %}{{ 'x' * 10 ** 10 }}",
+        "{% set x = messages[0].content < 'a' %}{% for i in range(99999) %}"
+        "{% for j in range(99999) %}{% endfor %}{% endfor %}",
+        "{% if messages[0].tool_calls or tools %}{{ 'x' * 10 ** 10 }}{% endif %}"
+        "{% if messages[1].reasoning_content %}{{ 'x' * 10 ** 10 }}{% endif %}",
     ],
 )
 def test_an_endless_template_is_refused(bomb: str, chatml_tokenizer) -> None:
     chatml_tokenizer.chat_template = bomb + PLAIN
-    with pytest.raises(TemplateError, match="test-tokenizer: the chat template does not end"):
+    with pytest.raises(
+        TemplateError, match="test-tokenizer: the chat template does not end"
+    ) as caught:
         certify(chatml_tokenizer, CONFIG)
+    if bomb.startswith("{% for i in range(99999) %}{% for"):
+        fault = "chat template that does not end"
+        observed(fault, str(caught.value), "does not end", NOTHING)
 
 
 def test_a_given_date_is_accepted(chatml_tokenizer) -> None:

@@ -81,6 +81,74 @@ def test_an_endless_template_never_reaches_transformers(
     assert time.process_time() - begin < 20
 
 
+BEHIND = [
+    "{% set x = $C | list %}",
+    "{% set x = $C < 'b' %}",
+    "{{ $C | list | length }}",
+    "{% set x = {} %}{% if $C in x %}{% endif %}",
+]
+"""What no symbol can follow: a trace ends there, so it says nothing of what comes behind."""
+
+
+@pytest.mark.parametrize("before", BEHIND)
+@pytest.mark.parametrize("endless", [ENDLESS[0], ENDLESS[7], ENDLESS[-1]])
+def test_what_cannot_be_traced_is_rehearsed_before_transformers(
+    before: str, endless: str, chatml_tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "miles.data.template.render._served_text", lambda *_: pytest.fail("transformers ran it")
+    )
+    renderer = renderer_of(chatml_tokenizer, of_contents(before + endless))
+    with pytest.raises(RowRejected, match="template_error: the chat template does not end"):
+        renderer.render(row("x", "y"), None)
+
+
+@pytest.mark.parametrize("chance", ["[1, 2] | random", "lipsum()", "range(9) | pprint"])
+def test_what_may_differ_the_next_time_never_reaches_transformers(
+    chance: str, chatml_tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "miles.data.template.render._served_text", lambda *_: pytest.fail("transformers ran it")
+    )
+    renderer = renderer_of(chatml_tokenizer, "{{ " + chance + " }}" + ENDLESS[0])
+    with pytest.raises(RowRejected, match="unlocatable_turn: the chat template cannot be followed"):
+        renderer.render(row("x", "y"), None)
+
+
+ESCAPES = [
+    "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+    "{{ ''['__class__'] }}",
+    "{{ '' | attr('__class__') }}",
+    "{{ 'x'.format.__globals__ }}",
+    "{{ '{0.__class__.__init__.__globals__}'.format(messages) }}",
+    "{{ ('{0.__class__}' | attr('format'))(1) }}",
+    "{{ [''] | map('format', 1) | list }}",
+    "{{ self.__init__.__globals__ }}",
+    "{{ self._TemplateReference__context }}",
+    "{{ cycler.__init__.__globals__.os.popen('id').read() }}",
+    "{{ lipsum.__globals__['os'].popen('id').read() }}",
+    "{{ namespace.__init__.__globals__ }}",
+    "{{ range.__self__ }}",
+    "{{ messages.append(1) }}",
+    "{{ messages[0].update({'content': 'z'}) }}",
+    "{% include '/etc/passwd' %}",
+    "{% import '/etc/passwd' as x %}",
+    "{% extends '/etc/passwd' %}",
+]
+
+
+@pytest.mark.parametrize("escape", ESCAPES)
+def test_no_template_leaves_the_sandbox(escape: str, chatml_tokenizer) -> None:
+    """It fails, or what it reached for is undefined: no text of ours, and no effect on the row."""
+    messages = row("x", "y")
+    renderer = renderer_of(chatml_tokenizer, escape + of_contents("<|im_start|>a\n{{ $D }}"))
+    with pytest.raises(RowRejected) as caught:
+        renderer.render(messages, None)
+    assert messages == row("x", "y")
+    for sign in ("uid=", "root:", "module", "<class"):
+        assert sign not in str(caught.value)
+
+
 def test_thousands_of_turns_are_not_endless(chatml_tokenizer) -> None:
     chatml_tokenizer.chat_template = (
         "{% for m in messages[::-1] %}{% if loop.index0 > messages | length %}x{% endif %}"
