@@ -21,6 +21,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
         "driver killed (SIGKILL, out of memory, power)",
         "loader process killed",
         "trainer killed",
+        "writer of a checkpoint killed",
         "feed killed",
         "trainer killed, `--max-restarts` used up",
         "driver killed, checkpoints on S3, another machine",

@@ -14,17 +14,11 @@ remote one is staged on each rank's own disk, and each rank uploads what it wrot
 
 from __future__ import annotations
 
-import ctypes
-import functools
 import inspect
 import json
-import multiprocessing
-import os
 import secrets
 import shutil
-import signal
 import socket
-import sys
 import tempfile
 import threading
 from collections import defaultdict
@@ -38,7 +32,7 @@ import torch
 from miles.common import checkpoint_folder, storage
 from miles.common.checkpoint_tracker import folder_name, write_tracker
 from miles.errors import CheckpointError, MilesError
-from miles.train.rank import checkpoint_load
+from miles.train.rank import checkpoint_load, writer_processes
 from miles.train.rank.trainer import Trainer
 from miles.train.types import SaveFailure, SaveStage
 
@@ -96,7 +90,8 @@ class CheckpointWriter:
         from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue
 
         assert self._pending is None, "one checkpoint at a time"
-        _share_results()
+        with writer_processes.lost_with_their_results(self._trainer.rank):
+            writer_processes.share_results()
         state = checkpoint_load.state_to_save(
             self._trainer, iteration, extra, model_only=model_only
         )
@@ -126,18 +121,25 @@ class CheckpointWriter:
             content_metadata=checkpoint_load.CONTENT_FORMAT,
             **options,
         )
-        calls.schedule_async_request(request)
+        write = request.async_fn and writer_processes.ending_with_its_files(request.async_fn)
+        calls.schedule_async_request(request._replace(async_fn=write))
         self._pending = _PendingSave(url, iteration, extra, folder, calls)
         return None
 
     def stage(self) -> SaveStage:
-        """Return how far this rank is with its part."""
+        """Return how far this rank is with its part.
+
+        Raises:
+            LostError: a process that writes it was killed.
+        """
         pending = self._require_pending()
         if pending.upload is not None:
             return SaveStage.UPLOADING if pending.upload.is_alive() else SaveStage.UPLOADED
 
         writer = pending.calls.async_calls[0].async_caller
+        process = writer.process
         has_written = writer.is_current_async_call_done(blocking=False, no_dist=True)
+        writer_processes.require_well(process, self._trainer.rank)
         return SaveStage.WRITTEN if has_written else SaveStage.WRITING
 
     def seal(self) -> SaveFailure | None:
@@ -147,13 +149,17 @@ class CheckpointWriter:
 
         Returns:
             why it failed, equal on all ranks; None: it did not.
+
+        Raises:
+            LostError: a process that this needs was killed.
         """
         from torch.distributed.checkpoint.api import CheckpointException
 
         pending = self._require_pending()
         failure = None
         try:
-            pending.calls.maybe_finalize_async_calls(blocking=True)
+            with writer_processes.lost_with_their_results(self._trainer.rank):
+                pending.calls.maybe_finalize_async_calls(blocking=True)
         except CheckpointException as error:  # raised on every rank, with the reasons on rank 0
             reasons = [str(rank_failure[0]) for rank_failure in error.failures.values()]
             failure = SaveFailure(reasons[0]) if reasons else _RANK_0_KNOWS
@@ -328,25 +334,6 @@ def _upload(pending: _PendingSave) -> None:
         pending.upload_failure = SaveFailure(str(error))
     except Exception as error:
         pending.upload_failure = SaveFailure(f"{type(error).__name__}: {error}")
-
-
-@functools.cache
-def _share_results() -> None:
-    """Set up, once a process, how a forked writer returns its results and ends with this process.
-
-    megatron-core 0.16.1 starts a manager by `spawn` for the results, and that manager outlives a
-    rank that is killed. A forked one does not: the kernel kills each process forked from here when
-    its parent dies.
-    """
-    from megatron.core.dist_checkpointing.strategies import filesystem_async
-
-    if sys.platform == "linux":
-        os.register_at_fork(after_in_child=_die_with_parent)
-    filesystem_async._results_queue = multiprocessing.get_context("fork").Manager().Queue()
-
-
-def _die_with_parent() -> None:
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 def save(
