@@ -25,6 +25,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--heavy", action="store_true", help="only files that start Ray or Megatron")
     parser.addoption("--part", metavar="K/N", help="with --quick: one of N shares of the files")
     parser.addoption("--seed", type=int, help="of random choices; by default another each time")
+    parser.addoption(
+        "--chaos-seeds", type=int, default=0, metavar="N", help="of tests of chaos: from --seed on"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
