@@ -1,4 +1,4 @@
-"""Files of JSON lines, on a disk and on an object store: read, appended to, cut back to a step."""
+"""Files of JSON lines, on a disk and on an object store: read and written."""
 
 from __future__ import annotations
 
@@ -25,29 +25,13 @@ def line(step: int) -> str:
 
 def test_a_missing_file_has_no_lines(url: str) -> None:
     assert json_lines.read(url) == []
-    assert json_lines.repair(url) == []
-    assert json_lines.keep_before(url, 3) == []
     assert not storage.exists(url)
 
 
-def test_appended_lines_follow_the_earlier_ones(url: str) -> None:
-    json_lines.append(url, [line(0)], earlier=[])
-    json_lines.append(url, [line(1), line(2)], earlier=[line(0)])
-    assert storage.read_text(url) == f"{line(0)}\n{line(1)}\n{line(2)}\n"
-    assert json_lines.read(url) == [{"step": 0}, {"step": 1}, {"step": 2}]
-
-
-def test_half_a_line_is_cut_off(url: str) -> None:
+def test_half_a_line_is_passed_over(url: str) -> None:
     storage.write_text(url, f'{line(0)}\n{{"st')
     assert json_lines.read(url) == [{"step": 0}]
-    assert json_lines.repair(url) == [line(0)]
-    assert storage.read_text(url) == f"{line(0)}\n"
-
-
-def test_lines_from_a_step_on_are_dropped(url: str) -> None:
-    json_lines.write(url, map(line, [0, 2, 2, 4]))
-    assert json_lines.keep_before(url, 3) == [line(0), line(2), line(2)]
-    assert json_lines.read(url) == [{"step": 0}, {"step": 2}, {"step": 2}]
+    assert json_lines.split(url) == ([line(0)], '{"st')
 
 
 def test_a_line_separator_inside_a_text(url: str) -> None:

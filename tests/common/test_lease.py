@@ -24,6 +24,7 @@ from miles.common.lease import (
     Lease,
     take,
 )
+from miles.common.patient_file import PatientFile
 from miles.common.process_identity import ProcessIdentity
 from miles.errors import LeaseError, WriteError
 from tests.support.disks import small_disk
@@ -190,6 +191,11 @@ def test_broken_lease_is_watched(tmp_path: Path, content: bytes) -> None:
     assert "its lease cannot be read" in notes[0]
 
 
+def append(file: PatientFile) -> None:
+    file.add("{}")
+    file.flush()
+
+
 def test_holder_that_was_taken_over_writes_nothing(folder: str) -> None:
     """It was stopped, and wakes up before its thread has looked."""
     clock = PassingClock()
@@ -197,18 +203,20 @@ def test_holder_that_was_taken_over_writes_nothing(folder: str) -> None:
     mine.require_held()
     metrics = storage.join(folder, "metrics.jsonl")
     with lease.write_guard.guarding(storage.place_of(folder), mine.require_held):
-        json_lines.append(metrics, ["{}"], [])
+        file = PatientFile(metrics, report=pytest.fail)
+        file.replace(["{}"])
         takes_over(folder, elsewhere())
         theirs = content_of(folder)
         clock.seconds += TRUST_SECONDS + 1
 
         for write in (
-            lambda: json_lines.append(metrics, ["{}"], ["{}"]),
+            lambda: append(file),
             lambda: storage.write_text(metrics, ""),
             lambda: storage.remove(folder),
         ):
             with pytest.raises(LeaseError, match=r"taken over by another run \(.*host node-7"):
                 write()
+        file.close()
         storage.write_text(f"{folder}-other/file", "of nobody")
 
     assert json_lines.read(metrics) == [{}]

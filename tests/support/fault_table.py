@@ -53,7 +53,12 @@ SECTIONS: dict[str, tuple[str, ...]] = {
         "file gone while the run reads it",
         "file changed since its rows were counted",
     ),
-    "Metrics and those who watch": (),
+    "Metrics and those who watch": (
+        "W&B's process dies",
+        "W&B's server gone",
+        "TensorBoard's disk full",
+        "disk of the metrics full",
+    ),
     "Two runs in one folder, and folders without a tracker": (
         "second run on one `--save`",
         "run that was stopped for minutes, and replaced",

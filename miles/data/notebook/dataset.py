@@ -358,6 +358,7 @@ class Prepared:
                 parts.add(to_messages(row))
 
         ledger.judge()
+        ledger.require_written()
         return ledger, Summary(num_rows, np.array(lengths, np.int64), num_trained_tokens, reasons)
 
     def _summarize_sample(self) -> Summary:

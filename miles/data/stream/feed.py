@@ -16,6 +16,7 @@ from typing import Any
 import ray
 
 from miles.common import run_folder, storage
+from miles.common.patient_file import PatientFile, Report
 from miles.data.config import DataConfig
 from miles.data.stream import pipeline, stages
 from miles.data.stream.counted_stream import CountedStream
@@ -29,7 +30,12 @@ class Feed:
     """Starts the stream, and enters the steps that were trained into the ledger and the cursor."""
 
     def __init__(
-        self, stream: CountedStream, config: DataConfig, cursor: Cursor, handle: Any, run_dir: str
+        self,
+        stream: CountedStream,
+        config: DataConfig,
+        cursor: Cursor,
+        handle: Any,
+        run_dir: str,
     ) -> None:
         self.info = stream.info
         self.handle = handle
@@ -38,6 +44,8 @@ class Feed:
         self._config = config
         self._cursor = cursor
         self._run_dir = run_dir
+        self.report: Report = print
+        """is told what cannot be written"""
 
         self._ledger = Ledger(
             stream.manifest,
@@ -45,7 +53,10 @@ class Feed:
             RejectLimits.of(config),
             totals=cursor.ledger_totals or None,
             next_step=self.first_step,
+            report=self._tell,
         )
+        path = storage.join(run_dir, run_folder.FIRST_BATCH)
+        self._first_batch = PatientFile(path, report=self._tell)
 
     @classmethod
     def open(
@@ -141,9 +152,19 @@ class Feed:
         """Return where the run stands after the last committed step."""
         return self._cursor
 
+    def flush(self) -> None:
+        """Write the files that are remote, or could not be written before."""
+        self._ledger.flush()
+        self._first_batch.flush()
+
     def close(self) -> None:
-        """End the actor and its stream."""
+        """End the actor and its stream, and close the files."""
         ray.kill(self.handle)
+        self._ledger.close()
+        self._first_batch.close()
+
+    def _tell(self, text: str) -> None:
+        self.report(text)
 
     def _keep_first_batch(self) -> None:
         """Write the first batch, for `miles inspect`. That of a resumed run stays as it is."""
@@ -156,4 +177,4 @@ class Feed:
                 source, file, row = self._manifest.locate(segment["row_id"])
                 segment.update(source=source, file=file, row=row)
         content = {"tokenizer": self._config.encode.tokenizer, "micro_batches": batches}
-        storage.write_text(path, json.dumps(content))
+        self._first_batch.replace([json.dumps(content)])

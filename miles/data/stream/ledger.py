@@ -26,7 +26,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from miles.common import json_lines
+from miles.common.patient_file import PatientFile, Report
 from miles.data.files.manifest import Manifest
 from miles.data.stream.reject_limits import FATAL_ADVICE, RejectLimits, Streak
 from miles.data.types import REJECT_REASONS, Reject, StepRows
@@ -49,6 +49,7 @@ class Ledger:
         limits: RejectLimits,
         totals: Mapping[str, Mapping[str, int]] | None = None,
         next_step: int = 0,
+        report: Report = print,
     ) -> None:
         """Begin a ledger, or continue one.
 
@@ -59,6 +60,7 @@ class Ledger:
             limits: of rejected rows. A streak of them begins anew in a resumed run.
             totals: of a cursor, to continue from.
             next_step: the step that is committed next.
+            report: is told if the file cannot be written; the run goes on.
 
         Raises:
             CheckpointError: totals of other sources, or that do not reconcile.
@@ -74,10 +76,12 @@ class Ledger:
         }
         for source, counts in (totals or {}).items():
             self._restore(source, counts)
-        self._lines: list[str] = []
         self._listed: set[tuple[str, str, int]] = set()
+        self._lines: list[str] = []
+        self._file: PatientFile | None = None
         if path is not None:
-            self._open(path, keep=totals is not None)
+            self._file = PatientFile.read(path, report)
+            self._open(self._file, keep=totals is not None)
 
     @property
     def num_read(self) -> int:
@@ -167,6 +171,25 @@ class Ledger:
         if self.num_read - self.num_held_out >= MIN_ROWS_TO_JUDGE:
             self.judge()
 
+    def flush(self) -> None:
+        """Write the list of rejects if it is remote; a local one has each line at once."""
+        if self._file is not None:
+            self._file.flush()
+
+    def require_written(self) -> None:
+        """Make sure that the list of rejects is complete.
+
+        Raises:
+            WriteError: it could not be written.
+        """
+        if self._file is not None:
+            self._file.require_written()
+
+    def close(self) -> None:
+        """Write the list of rejects, and report what it lacks."""
+        if self._file is not None:
+            self._file.close()
+
     def judge(self) -> None:
         """Compare the share of dropped rows with the limit, however few rows there were.
 
@@ -232,12 +255,11 @@ class Ledger:
             )
         self._counts[source] = dict(counts)
 
-    def _open(self, path: str, keep: bool) -> None:
+    def _open(self, file: PatientFile, keep: bool) -> None:
         """Open the list of rejects: what is in it stays, or it begins empty."""
-        if keep:
-            self._lines = json_lines.repair(path)
-        else:
-            json_lines.write(path, [])
+        if not keep:
+            file.replace([])
+        self._lines = file.lines
         for entry in self.rejects:
             self._listed.add((entry["source"], entry["file"], entry["row"]))
 
@@ -250,9 +272,10 @@ class Ledger:
                 self._listed.add((source, file, row))
                 entry = {"source": source, "file": file, "row": row}
                 fresh.append(json.dumps(entry | {"reason": reject.reason, "detail": reject.detail}))
-        if fresh and self._path is not None:
-            json_lines.append(self._path, fresh, earlier=self._lines)
-        self._lines += fresh
+        if self._file is None:
+            self._lines += fresh
+        elif fresh:
+            self._file.add(*fresh)
 
 
 def _sentence(name: str, counts: Mapping[str, int]) -> str:

@@ -16,7 +16,8 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from miles import __version__
-from miles.common import json_lines, run_folder, storage
+from miles.common import run_folder, storage
+from miles.common.patient_file import PatientFile, Report
 from miles.common.redact import redact
 from miles.errors import ClusterError, NoRoomError
 from miles.train.config import TrainConfig
@@ -33,11 +34,12 @@ class AttemptLog:
 
     Args:
         run_dir: the run folder (fsspec URL).
+        report: is told if it cannot be written; the run goes on.
     """
 
-    def __init__(self, run_dir: str) -> None:
-        self._path = storage.join(run_dir, run_folder.ATTEMPTS)
-        self._entries = json_lines.read(self._path)
+    def __init__(self, run_dir: str, report: Report = print) -> None:
+        self._file = PatientFile.read(storage.join(run_dir, run_folder.ATTEMPTS), report)
+        self._entries = [json.loads(line) for line in self._file.lines]
 
     def begin(self, first_step: int, checkpoint: str, layout: Layout, precision: Precision) -> str:
         """Enter the beginning of an attempt; return its reason."""
@@ -82,6 +84,11 @@ class AttemptLog:
         self._write()
 
     @property
+    def is_restarting(self) -> bool:
+        """Return whether the next attempt is a restart: part of a run that is under way."""
+        return bool(self._entries) and "restarts" in self._entries[-1]
+
+    @property
     def _num_attempts(self) -> int:
         return sum("start" in entry for entry in self._entries)
 
@@ -100,7 +107,7 @@ class AttemptLog:
         self._write()
 
     def _write(self) -> None:
-        json_lines.write(self._path, [json.dumps(entry) for entry in self._entries])
+        self._file.replace(json.dumps(entry) for entry in self._entries)
 
 
 def with_restarts(

@@ -5,17 +5,28 @@ from __future__ import annotations
 import json
 
 from miles.common import run_folder, storage
+from miles.common.patient_file import PatientFile
 from miles.data.stream.feed import Feed
 from miles.train.config import TrainConfig
 from miles.train.driver.export import export_if_missing
+from miles.train.driver.opening import open_metrics
 from miles.train.driver.run import AttemptData, Run, RunSummary
+from miles.train.driver.run_log import RunLog
 from miles.train.types import StartPoint
 
 
-def write_ledger(config: TrainConfig, feed: Feed) -> None:
-    """Write the account of all rows into the run folder, and close that of the rejects."""
+def write_ledger(config: TrainConfig, feed: Feed, run_log: RunLog) -> None:
+    """Write the account of all rows into the run folder, and judge those that were dropped.
+
+    If it cannot be written, the run says so, and the same command does it later.
+
+    Raises:
+        DataError: too many rows were dropped.
+    """
     path = storage.join(config.run_dir, run_folder.LEDGER)
-    storage.write_text(path, json.dumps(feed.ledger_summary(), indent=1))
+    file = PatientFile(path, report=run_log.report)
+    file.replace([json.dumps(feed.ledger_summary(), indent=1)])
+    file.close()
     feed.finish()
 
 
@@ -31,7 +42,9 @@ def conclude_finished_run(run: Run, start: StartPoint, data: AttemptData) -> Run
         f"{start.url}"
     )
 
-    write_ledger(run.config, feed)
+    if data.state.unwritten_metrics:
+        open_metrics(run, data).close()
+    write_ledger(run.config, feed, run.run_log)
     export_if_missing(run.config, start.url, start.checkpoint.iteration, run.run_log)
     return RunSummary.of(
         [],

@@ -15,6 +15,7 @@ import time
 from collections.abc import Sequence
 
 from miles.common import json_lines, run_folder, storage
+from miles.common.patient_file import PatientFile, Report
 from miles.data.stream.eval_rows import eval_config
 from miles.data.stream.eval_set import EvalPrompt, EvalSet
 from miles.data.stream.survey import EvalSurvey
@@ -30,12 +31,15 @@ class Evaluator:
     Args:
         config: of the run.
         rows: to evaluate on.
+        report: is told what cannot be written.
     """
 
-    def __init__(self, config: TrainConfig, rows: EvalSet) -> None:
+    def __init__(self, config: TrainConfig, rows: EvalSet, report: Report = print) -> None:
         self._config = config
         self._rows = rows
         self._prompts: Sequence[EvalPrompt] = rows.prompts(config.evaluation.num_samples)
+        path = storage.join(config.run_dir, run_folder.EVAL_SAMPLES)
+        self._file = PatientFile.read(path, report)
 
     @classmethod
     def open(
@@ -57,7 +61,7 @@ class Evaluator:
             f"evaluation: {rows.num_samples:,} samples, {rows.num_trained_tokens:,} trained "
             f"tokens, of {', '.join(rows.source_names)}"
         )
-        return cls(config, rows)
+        return cls(config, rows, run_log.report)
 
     def run(self, group: TrainerGroup, num_done: int) -> Metrics:
         """Evaluate the model, and write answers.
@@ -80,9 +84,8 @@ class Evaluator:
         limit = self._config.evaluation.max_response_tokens
         answers = group.generate(prompts, stop_ids, limit)
 
-        path = storage.join(self._config.run_dir, run_folder.EVAL_SAMPLES)
         # A resumed run comes by these steps again.
-        lines = json_lines.keep_before(path, num_done)
+        self._file.keep(json_lines.is_before(num_done))
         for prompt, answer in zip(self._prompts, answers, strict=True):
             line = {
                 "step": num_done,
@@ -94,5 +97,9 @@ class Evaluator:
                 "expected": self._rows.decode(prompt.answer_ids),
                 "ended": answer[-1] in stop_ids,
             }
-            lines.append(json.dumps(line, ensure_ascii=False))
-        json_lines.write(path, lines)
+            self._file.add(json.dumps(line, ensure_ascii=False))
+        self._file.flush()
+
+    def close(self) -> None:
+        """Report what the file of the answers lacks."""
+        self._file.close()

@@ -67,7 +67,7 @@ def train(
             start = found.require_start()
         config = settle_device(config, run_log, start, has_gpus=on_gpu)
 
-        attempt_log = AttemptLog(config.run_dir)
+        attempt_log = AttemptLog(config.run_dir, run_log.report)
         run = Run(config, console, run_log, attempt_log, stop_signal, on_gpu, found, leases)
         return with_restarts(config, start, run_log, attempt_log, partial(run_attempt, run))
 
@@ -119,6 +119,7 @@ class TrainingLoop:
             self._next_step,
             attempt.data.state.num_skipped_steps,
             self._feed.locate,
+            self._run_log.report,
         )
         self._checkpoints = CheckpointManager(
             self._config, self._group, self._run_log, attempt.start.url, self._on_checkpoint
@@ -155,10 +156,11 @@ class TrainingLoop:
         finally:
             self._exporter.abandon()
             self._progress.stop()
+            self._skipped_steps.close()
 
         is_finished = self._next_step == self._schedule.num_steps
         if is_finished:
-            write_ledger(self._config, self._feed)
+            write_ledger(self._config, self._feed, self._run_log)
         self._run_log.write(
             "finished" if is_finished else "stopped by SIGTERM; the same command goes on"
         )
@@ -224,6 +226,8 @@ class TrainingLoop:
         with self._clock.pause():
             self._checkpoints.wait()  # the one before may still have an export to finish
             self._metrics_log.flush()
+            self._skipped_steps.flush()
+            self._feed.flush()
             state = ResumeState(
                 self._feed.cursor(),
                 self._metrics_log.num_lines,
@@ -231,6 +235,7 @@ class TrainingLoop:
                 eval_loss,
                 self._config.data.encode.chat_template,
                 self._config.precision,
+                tuple(self._metrics_log.unwritten),
             )
             self._exporter.abandon()  # that of a checkpoint that failed takes no room here
             content = state.to_json()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from contextlib import ExitStack
 
 from miles.common import checkpoint_folder, run_folder, storage
@@ -18,10 +19,11 @@ from miles.train.driver.evaluator import Evaluator
 from miles.train.driver.export import remove_unfinished
 from miles.train.driver.group import TrainerGroup
 from miles.train.driver.metrics import RunConstants
+from miles.train.driver.metrics_log import MetricsLog, Sink
 from miles.train.driver.resume_state import ResumeState
 from miles.train.driver.run import Attempt, AttemptData, Run
 from miles.train.driver.schedule import Schedule
-from miles.train.driver.sinks import MetricsLog, open_sinks
+from miles.train.driver.sinks import open_sinks
 from miles.train.precision import Precision
 from miles.train.run_length import run_length
 from miles.train.types import RankSetup, StartPoint
@@ -36,6 +38,8 @@ def open_data(run: Run, start: StartPoint, cleanup: ExitStack) -> AttemptData:
     config = run.config
     state = ResumeState.of(start)
     evaluator = Evaluator.open(config, run.run_log, run.preflight.eval_survey)
+    if evaluator is not None:
+        cleanup.callback(evaluator.close)
 
     feed = Feed.open(
         config.streamed_data,
@@ -45,6 +49,7 @@ def open_data(run: Run, start: StartPoint, cleanup: ExitStack) -> AttemptData:
         run_dir=config.run_dir,
         stream=run.preflight.survey.stream,
     )
+    feed.report = run.run_log.report
     cleanup.callback(feed.close)
 
     schedule = Schedule.of(config, feed.info.num_steps, has_eval_set=evaluator is not None)
@@ -64,10 +69,10 @@ def start_trainers(run: Run, start: StartPoint, data: AttemptData, cleanup: Exit
         run.run_log.write(f"removed  {folder}, an export that was never complete")
     storage.write_text(storage.join(config.run_dir, run_folder.CONFIG), describe(config))
     settings = dataclasses.asdict(config)
-    sinks = open_sinks(config.logging, config.run_dir, data.feed.first_step, settings)
-    metrics_log = cleanup.enter_context(
-        MetricsLog(config.run_dir, data.state.num_metrics_lines, sinks)
-    )
+    first_step = data.feed.first_step
+    is_begun = first_step > 0 or run.attempt_log.is_restarting
+    sinks = open_sinks(config.logging, config.run_dir, first_step, settings, must_open=not is_begun)
+    metrics_log = cleanup.enter_context(open_metrics(run, data, sinks))
 
     group = TrainerGroup(config.cluster, on_gpu=run.on_gpu)
     cleanup.callback(group.shut_down)
@@ -90,6 +95,17 @@ def start_trainers(run: Run, start: StartPoint, data: AttemptData, cleanup: Exit
         gpu_name if config.precision is Precision.BF16 else None,
     )
     return Attempt(run, start, data, group, metrics_log, constants)
+
+
+def open_metrics(run: Run, data: AttemptData, sinks: Sequence[Sink] = ()) -> MetricsLog:
+    """Open metrics.jsonl where the checkpoint of an attempt stands."""
+    return MetricsLog(
+        run.config.run_dir,
+        data.state.num_metrics_lines,
+        sinks,
+        unwritten=data.state.unwritten_metrics,
+        report=run.run_log.report,
+    )
 
 
 def describe(config: TrainConfig) -> str:

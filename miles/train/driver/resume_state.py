@@ -31,6 +31,8 @@ class ResumeState:
     """that of `--chat-template-path`, for an export; None: the tokenizer's own"""
     precision: Precision | None = None
     """the format that the run computes in, for `StartPoint.trained_in`; None: not known"""
+    unwritten_metrics: tuple[str, ...] = ()
+    """the last of the lines, those that metrics.jsonl could not take"""
 
     @classmethod
     def of(cls, start: StartPoint) -> ResumeState:
@@ -49,6 +51,7 @@ class ResumeState:
             content.get("eval_loss"),
             content.get(CHAT_TEMPLATE),
             Precision.named(content.get(PRECISION)),
+            tuple(content.get("unwritten_metrics", ())),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -65,4 +68,6 @@ class ResumeState:
             content[CHAT_TEMPLATE] = self.chat_template
         if self.precision is not None:
             content[PRECISION] = self.precision.value
+        if self.unwritten_metrics:
+            content["unwritten_metrics"] = list(self.unwritten_metrics)
         return content

@@ -15,11 +15,11 @@ from miles.train.driver.evaluator import Evaluator
 from miles.train.driver.folder_leases import FolderLeases
 from miles.train.driver.group import TrainerGroup
 from miles.train.driver.metrics import RunConstants
+from miles.train.driver.metrics_log import MetricsLog
 from miles.train.driver.preemption import StopSignal
 from miles.train.driver.resume_state import ResumeState
 from miles.train.driver.run_log import RunLog
 from miles.train.driver.schedule import Schedule
-from miles.train.driver.sinks import MetricsLog
 from miles.train.estimate.preflight import Preflight
 from miles.train.types import StartPoint
 

@@ -14,6 +14,7 @@ from typing import Self
 from rich.console import Console
 
 from miles.common import run_folder, storage
+from miles.common.patient_file import PatientFile
 from miles.common.redact import redact
 
 
@@ -33,25 +34,24 @@ class RunLog:
     """
 
     def __init__(self, run_dir: str, console: Console) -> None:
-        self._path = storage.join(run_dir, run_folder.RUN_LOG)
         self._console = console
-        self._text = storage.read_text(self._path) if storage.exists(self._path) else ""
-        self._is_local = storage.is_local(run_dir)
+        self._file = PatientFile.read(storage.join(run_dir, run_folder.RUN_LOG), self._print)
 
     def report(self, text: str) -> None:
         """Print a line on the terminal, above a progress line if there is one, and write it."""
-        self._console.print(f"  {text}", soft_wrap=True, highlight=False, markup=False, emoji=False)
+        self._print(text)
         self.write(text)
 
     def write(self, text: str) -> None:
         """Add a line to the file, without printing it."""
-        self._text += f"{time_now()}  {redact(text)}\n"
-        if self._is_local:
-            self.flush()
+        self._file.add(f"{time_now()}  {redact(text)}")
 
     def flush(self) -> None:
-        """Write the file."""
-        storage.write_text(self._path, self._text)
+        """Write the file if it is remote; a local one has each line at once."""
+        self._file.flush()
+
+    def _print(self, text: str) -> None:
+        self._console.print(f"  {text}", soft_wrap=True, highlight=False, markup=False, emoji=False)
 
     def __enter__(self) -> Self:
         return self
@@ -64,4 +64,4 @@ class RunLog:
     ) -> None:
         if error is not None:
             self.write(f"ended: {type(error).__name__}: {error}")
-        self.flush()
+        self._file.close()

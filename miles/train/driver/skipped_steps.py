@@ -13,6 +13,7 @@ import json
 from collections.abc import Callable, Sequence
 
 from miles.common import json_lines, run_folder, storage
+from miles.common.patient_file import PatientFile, Report
 from miles.errors import DivergedError
 from miles.train.types import SkipReason, StepResult
 
@@ -35,17 +36,24 @@ class SkippedSteps:
             dropped.
         num_before: steps skipped before it.
         locate: returns the place of a row.
+        report: is told what cannot be written.
     """
 
     def __init__(
-        self, run_dir: str, max_in_a_row: int, first_step: int, num_before: int, locate: Locate
+        self,
+        run_dir: str,
+        max_in_a_row: int,
+        first_step: int,
+        num_before: int,
+        locate: Locate,
+        report: Report = print,
     ) -> None:
         self.num_skipped = num_before
         self._path = storage.join(run_dir, run_folder.SKIPPED_STEPS)
         self._max_in_a_row = max_in_a_row
         self._locate = locate
         self._num_in_a_row = 0
-        self._lines = json_lines.keep_before(self._path, first_step)
+        self._file = PatientFile.read(self._path, report, json_lines.is_before(first_step))
 
     def record(self, step: int, result: StepResult) -> str | None:
         """Count a step if it was skipped.
@@ -78,10 +86,17 @@ class SkippedSteps:
             )
         return sentence
 
+    def flush(self) -> None:
+        """Write the file if it is remote; a local one has each line at once."""
+        self._file.flush()
+
+    def close(self) -> None:
+        """Write the file, and report what it lacks."""
+        self._file.close()
+
     def _write_line(self, step: int, reason: SkipReason, places: Sequence[Place]) -> None:
         rows = [{"source": source, "file": file, "row": row} for source, file, row in places]
-        self._lines.append(json.dumps({"step": step, "reason": reason, "rows": rows}))
-        json_lines.write(self._path, self._lines)
+        self._file.add(json.dumps({"step": step, "reason": reason, "rows": rows}))
 
     def _name_rows(self, places: Sequence[Place]) -> str:
         names = [f"row {row} of {file}" for _, file, row in places[:_SHOWN_ROWS]]

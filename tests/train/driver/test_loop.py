@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import json
 import math
-from collections.abc import Mapping
+import shutil
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -13,7 +14,7 @@ from typing import Any, cast
 import pytest
 from rich.console import Console
 
-from miles.common import lease, run_folder
+from miles.common import json_lines, lease, run_folder
 from miles.common.checkpoint_folder import EXTRA, SavedCheckpoint
 from miles.common.checkpoint_tracker import TRACKER, folder_name
 from miles.convert import megatron_to_hf
@@ -34,15 +35,17 @@ from miles.train.driver.attempts import AttemptLog
 from miles.train.driver.folder_leases import FolderLeases
 from miles.train.driver.loop import TrainingLoop
 from miles.train.driver.metrics import RunConstants
+from miles.train.driver.metrics_log import MetricsLog
 from miles.train.driver.preemption import Stopped, StopSignal
 from miles.train.driver.resume_state import ResumeState
 from miles.train.driver.run import Attempt, AttemptData, Run, RunSummary
 from miles.train.driver.run_log import RunLog
 from miles.train.driver.schedule import Schedule
-from miles.train.driver.sinks import MetricsLog
 from miles.train.parallel_layout import Layout
 from miles.train.precision import Precision
 from miles.train.types import SaveFailure, SaveStage, StartPoint, StepResult
+from tests.support.disks import small_disk
+from tests.support.fault_table import NOTHING, observed
 from tests.support.leases import PassingClock, elsewhere, takes_over
 from tests.support.shapes import HAND_COUNTED
 
@@ -60,6 +63,9 @@ class PretendedRun:
         self.stop_after = self.fail_at = NUM_STEPS
         self.begun: tuple[int, dict[str, Any]] | None = None
         self.shape = HAND_COUNTED
+        self.meanwhile: dict[int, Callable[[], object]] = {}
+        """step -> what happens during it"""
+        self.screen = io.StringIO()
 
     # --- the trainers
 
@@ -95,6 +101,7 @@ class PretendedRun:
     def commit(self, step: int) -> StepReport:
         self.events.append(f"commit {step}")
         assert step == self.next_step
+        self.meanwhile.get(step, lambda: None)()
         self.next_step += 1
         if self.next_step == self.stop_after:
             self.stop_signal.is_requested = True
@@ -118,6 +125,8 @@ class PretendedRun:
     def ledger_summary(self) -> dict[str, Any]:
         return {"chat": {}}
 
+    def flush(self) -> None: ...
+
     def finish(self) -> None:
         self.events.append("finish")
 
@@ -129,7 +138,9 @@ class PretendedRun:
 
     # ---
 
-    def train(self, schedule: Schedule, **settings: Any) -> RunSummary:
+    def train(
+        self, schedule: Schedule, state: ResumeState | None = None, **settings: Any
+    ) -> RunSummary:
         """Train with these as the parts of an attempt."""
         data = DataConfig(
             (SourceConfig("chat", ("chat.jsonl",)),),
@@ -143,11 +154,17 @@ class PretendedRun:
             **settings,
         )
 
-        console = Console(file=io.StringIO(), width=200)
+        console = Console(file=self.screen, width=200)
+        state = state or ResumeState(num_metrics_lines=self.first_step)
         pretended = cast(Any, self)
         with (
             RunLog(folder, console) as run_log,
-            MetricsLog(folder, self.first_step, []) as metrics_log,
+            MetricsLog(
+                config.run_dir,
+                state.num_metrics_lines,
+                unwritten=state.unwritten_metrics,
+                report=run_log.report,
+            ) as metrics_log,
         ):
             log = AttemptLog(folder)
             leases = FolderLeases(())
@@ -156,7 +173,7 @@ class PretendedRun:
             attempt = Attempt(
                 run,
                 StartPoint(SavedCheckpoint("megatron/release", 0, None), is_resume=False),
-                AttemptData(ResumeState(), pretended, pretended, schedule),
+                AttemptData(state, pretended, pretended, schedule),
                 pretended,
                 metrics_log,
                 RunConstants(("chat",), HAND_COUNTED, 1, None),
@@ -252,6 +269,32 @@ def test_replaced_run_leaves_everything_as_it_is(tmp_path: Path) -> None:
         run.train(Schedule(NUM_STEPS, save_interval=4), save_interval=4)
     assert run.events[-3:] == ["save 4", "train 4", "commit 4"], "no seal, and no export"
     assert contents(tmp_path) == run.left
+
+
+def test_a_checkpoint_takes_along_the_metrics_that_the_disk_did_not(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", "size=64k") as disk:
+        run_dir = disk / "run"
+        ballast = disk / "ballast"
+        run = PretendedRun(tmp_path)
+        run.meanwhile[0] = lambda: ballast.write_bytes(bytes(shutil.disk_usage(disk).free))
+        run.stop_after = 4
+        schedule = Schedule(NUM_STEPS, save_interval=4)
+        run.train(schedule, output_dir=str(run_dir))
+        printed = run.screen.getvalue()
+        assert printed.count("cannot be written") == 1
+        observed("disk of the metrics full", printed, "cannot be written", NOTHING)
+        assert "it lacks its last" in printed
+        extra = json.loads((tmp_path / folder_name(4) / EXTRA).read_text())
+        assert extra["metrics_lines"] == 4
+        assert len(extra["unwritten_metrics"]) == 4
+
+        ballast.unlink()
+        start = StartPoint(SavedCheckpoint("iter", 4, extra), is_resume=True)
+        again = PretendedRun(tmp_path, first_step=4)
+        again.train(schedule, ResumeState.of(start), output_dir=str(run_dir))
+        metrics = json_lines.read(str(run_dir / run_folder.METRICS))
+        assert [line["step"] for line in metrics] == list(range(NUM_STEPS))
+        assert "unwritten_metrics" not in (tmp_path / folder_name(6) / EXTRA).read_text()
 
 
 def test_old_checkpoints_are_removed(tmp_path: Path) -> None:

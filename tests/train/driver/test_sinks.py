@@ -8,23 +8,34 @@ import math
 import os
 import re
 import secrets
+import shutil
+import signal
 import struct
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from miles.common import run_folder, storage
+from miles.common.secret import Secret
 from miles.data.config import DataConfig, EncodeConfig, OrderConfig, SourceConfig
 from miles.errors import ConfigError
 from miles.train.config import TrainConfig
+from miles.train.driver import sink_process
 from miles.train.driver.metrics import Metrics
-from miles.train.driver.sinks import MetricsLog, open_sinks
+from miles.train.driver.metrics_log import MetricsLog
+from miles.train.driver.sinks import open_sinks
 from miles.train.logging_config import LoggingConfig
+from tests.support.disks import small_disk
+from tests.support.fault_table import NOTHING, observed
+from tests.support.processes import wait_until
+from tests.support.wandb_server import wandb_server
 
 
 def line(step: int) -> Metrics:
@@ -83,15 +94,24 @@ def test_a_remote_file_is_written_at_each_checkpoint() -> None:
     assert steps() == [0, 1, 2]
 
 
-def test_tensorboard_shows_each_step_once(tmp_path: Path) -> None:
+def tensorboard_events(folder: Path) -> Any:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+    events = EventAccumulator(str(folder / run_folder.TENSORBOARD))
+    events.Reload()
+    return events
+
+
+def tensorboard_steps(folder: Path) -> list[int]:
+    return [event.step for event in tensorboard_events(folder).Scalars("data/num_rows")]
+
+
+def test_tensorboard_shows_each_step_once(tmp_path: Path) -> None:
     config = LoggingConfig(use_tensorboard=True)
     log_steps(config, tmp_path, 0, 8)  # a run that left no checkpoint, and begins anew
     log_steps(config, tmp_path, 0, 5)
     log_steps(config, tmp_path, 2, 6)
-    events = EventAccumulator(str(tmp_path / "tensorboard"))
-    events.Reload()
+    events = tensorboard_events(tmp_path)
     assert set(events.Tags()["scalars"]) == {"sft/loss", "data/num_rows"}
     rows = [(event.step, event.value) for event in events.Scalars("data/num_rows")]
     assert rows == [(step, 16 + step) for step in range(6)]
@@ -228,7 +248,7 @@ def test_wandb_offline_has_the_same_history(tmp_path: Path) -> None:
         assert entry == expected
 
     assert runs[1].config["save"] == "s3://…@bucket/run"
-    assert runs[1].config["data"]["sources"][0]["paths"] == ["chat.jsonl"]
+    assert runs[1].config["data"]["sources"][0]["paths"] == [os.path.abspath("chat.jsonl")]
     everything = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
     assert b"secret" not in everything
     assert (went_on.stdout, went_on.stderr) == ("", ""), "the terminal is the progress line's"
@@ -263,6 +283,134 @@ def test_wandb_without_login_is_refused(tmp_path: Path, key: str, message: str) 
     assert "hunter2" not in done.stderr
     assert not re.search("^wandb: ", done.stderr, re.MULTILINE), "only the error"
     assert done.stdout == ""
+
+
+@pytest.fixture
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sink is given up, and tried again, after a moment."""
+    # TensorBoard sorts its files by the second of their beginning.
+    monkeypatch.setattr(sink_process, "RETRY_SECONDS", 1.1)
+    monkeypatch.setattr(sink_process, "ANSWER_SECONDS", 5.0)
+
+
+class FollowedRun:
+    """A run whose steps are logged one by one, with what it said."""
+
+    def __init__(self, config: LoggingConfig, folder: Path) -> None:
+        self.said: list[str] = []
+        self.sinks = open_sinks(config, str(folder), 0, {})
+        self.log = MetricsLog(str(folder), 0, self.sinks, report=self.said.append)
+        self.num_steps = 0
+
+    def steps(self, number: int) -> None:
+        for _ in range(number):
+            self.log.write(line(self.num_steps))
+            self.num_steps += 1
+
+    def until_said(self, text: str) -> None:
+        """Log a step now and then until the run says something."""
+
+        def is_said() -> bool:
+            self.steps(1)
+            time.sleep(0.05)
+            return any(text in sentence for sentence in self.said)
+
+        wait_until(is_said)
+
+    def processes(self) -> list[psutil.Process]:
+        """Return the process of the only sink, and those that it has started."""
+        (sink,) = self.sinks
+        assert isinstance(sink, sink_process.BackgroundSink)
+        assert sink.pid is not None
+        process = psutil.Process(sink.pid)
+        return [process, *process.children(recursive=True)]
+
+
+def is_alive(process: psutil.Process) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+@pytest.mark.usefixtures("soon")
+def test_wandb_may_die_in_the_middle_of_a_run(tmp_path: Path) -> None:
+    run = FollowedRun(LoggingConfig(use_wandb=True, wandb_mode="offline"), tmp_path)
+    run.steps(5)
+    (service,) = (one for one in run.processes() if one.name() == "wandb-core")
+    service.kill()
+
+    run.until_said("Weights & Biases works again")
+    run.steps(3)
+    run.log.close()
+    failed, works = run.said
+    observed("W&B's process dies", failed, "Weights & Biases failed", NOTHING)
+    seen = [step["step"] for one in offline_runs(tmp_path) for step in one.history]
+    assert set(seen) == set(range(run.num_steps))
+    assert not failed.startswith(works)
+    assert [entry["step"] for entry in lines_of(tmp_path)] == list(range(run.num_steps))
+
+
+@pytest.mark.usefixtures("soon")
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
+def test_a_sink_that_does_not_answer_is_begun_anew(tmp_path: Path, number: int) -> None:
+    run = FollowedRun(LoggingConfig(use_tensorboard=True), tmp_path)
+    run.steps(3)
+    run.processes()[0].send_signal(number)
+    run.until_said("TensorBoard works again")
+    run.log.close()
+    assert len(run.said) == 2
+    assert tensorboard_steps(tmp_path) == list(range(run.num_steps))
+
+
+@pytest.mark.usefixtures("soon")
+def test_tensorboard_waits_for_a_full_disk(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", "size=64k") as disk:
+        run = FollowedRun(LoggingConfig(use_tensorboard=True), disk)
+        run.steps(3)
+        ballast = disk / "ballast"
+        ballast.write_bytes(bytes(shutil.disk_usage(disk).free))
+        run.until_said("TensorBoard failed")
+        ballast.unlink()
+        run.until_said("TensorBoard works again")
+        run.until_said("metrics.jsonl is written again")
+        run.log.close()
+        (failed,) = (text for text in run.said if "TensorBoard failed" in text)
+        observed("TensorBoard's disk full", failed, "TensorBoard", NOTHING)
+        assert tensorboard_steps(disk) == list(range(run.num_steps))
+        assert [entry["step"] for entry in lines_of(disk)] == list(range(run.num_steps))
+
+
+def test_a_wandb_server_that_is_gone_does_not_hold_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sink_process, "CLOSE_SECONDS", 2.0)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    key = Secret("0123456789abcdef" * 3)
+    with wandb_server() as server:
+        config = LoggingConfig(use_wandb=True, wandb_host=server.url, wandb_key=key)
+        run = FollowedRun(config, tmp_path / "run")
+        run.steps(2)
+    started = time.monotonic()
+    processes = run.processes()
+    run.steps(2)
+    run.log.close()
+    assert time.monotonic() - started < 60
+    observed("W&B's server gone", run.said[-1], "Weights & Biases", NOTHING)
+    assert not any(is_alive(process) for process in processes)
+    assert len(lines_of(tmp_path / "run")) == 4
+
+
+def test_a_sink_that_is_lost_during_a_run_is_no_error_of_its_restart(tmp_path: Path) -> None:
+    config = LoggingConfig(
+        use_wandb=True, wandb_host="http://127.0.0.1:9", wandb_key=Secret("0123456789abcdef" * 3)
+    )
+    said: list[str] = []
+    sinks = open_sinks(config, str(tmp_path), 3, {}, must_open=False)
+    with MetricsLog(str(tmp_path), 0, sinks, report=said.append) as log:
+        log.write(line(3))
+    assert said[0].startswith("Weights & Biases failed (--use-wandb: Failed to authenticate")
+    assert "lacks the last 1 step(s)" in said[-1]
 
 
 @pytest.mark.parametrize(
@@ -306,9 +454,7 @@ def test_wandb_leaves_only_its_id_in_a_remote_folder(
         assert storage.read_text(storage.join(url, run_folder.WANDB_ID)) == run_id
 
 
-@pytest.mark.parametrize(
-    ("name", "extra"), [("torch.utils.tensorboard", "tensorboard"), ("wandb", "wandb")]
-)
+@pytest.mark.parametrize(("name", "extra"), [("tensorboard", "tensorboard"), ("wandb", "wandb")])
 def test_a_missing_package_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, extra: str
 ) -> None:
