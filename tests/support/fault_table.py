@@ -63,7 +63,13 @@ SECTIONS: dict[str, tuple[str, ...]] = {
         "second run on one `--save`",
         "run that was stopped for minutes, and replaced",
     ),
-    "Files of a run that are broken": (),
+    "Files of a run that are broken": (
+        "`miles.json` of the newest checkpoint cut off",
+        "records of a run with lines that cannot be read, then the same command",
+        "`metrics.jsonl` lost a block, then `miles report`",
+        "`ledger.json` cut off, then `miles report`",
+        "tokenizer of a run has moved, then `miles report`",
+    ),
     "Paths and settings": (),
     "Leaving": (
         "SIGTERM to the driver",

@@ -44,7 +44,14 @@ def load(trainer: Trainer, checkpoint: SavedCheckpoint, *, model_only: bool) -> 
 
     with storage.local_folder(checkpoint.url, "checkpoint") as folder:
         safe_pickle.require_plain(folder, checkpoint.url)
-        common = dist_checkpointing.load_common_state_dict(str(folder))
+        try:
+            common = dist_checkpointing.load_common_state_dict(str(folder))
+        except Exception as error:  # JSON's errors, torch's or pickle's
+            raise CheckpointError(
+                f"{checkpoint.url}: its metadata.json or its common part (common.pt) cannot be "
+                f"read ({type(error).__name__}: {str(error)[:500]}). Put the iteration of another "
+                "complete checkpoint into the tracker, and give the same command again"
+            ) from error
         differences = trainer.shape.differences(vars(common["args"])) if "args" in common else []
         if differences:
             raise CheckpointError(

@@ -124,7 +124,7 @@ def test_the_sft_line_of_miles_runs_word_for_word(
     assert "0123456789" not in text
     assert "24: 8 an epoch x 3" in text
     assert "bfloat16 on GPUs, optimized in float32; on a CPU float32" in text
-    assert text.rstrip().splitlines()[-1].endswith("_miles/"), "it ends with the run's folder"
+    assert text.rstrip().splitlines()[-1].endswith("_miles"), "it ends with the run's folder"
     assert not list(base.glob("*_miles"))
 
 
