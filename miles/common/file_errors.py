@@ -90,6 +90,11 @@ def cause_of(error: BaseException, url: str) -> Cause | None:
     return _of_number(error) or _of_text(error)
 
 
+def is_unreachable(error: BaseException) -> bool:
+    """Return whether an error says that a server was never reached: no such host, nobody listens."""
+    return bool(_names_of(error) & _UNREACHABLE.names)
+
+
 def _of_number(error: BaseException) -> Cause | None:
     """Return the cause that an error of the operating system has by its number."""
     return _NUMBERS.get(error.errno or 0) if isinstance(error, OSError) else None
@@ -145,6 +150,22 @@ _DENIED = _OfStore(
     "permission denied",
     "Check the URL and the credentials: {variables}",
 )
+_UNREACHABLE = _OfStore(
+    frozenset(
+        (
+            "EndpointConnectionError",
+            "ConnectTimeoutError",
+            "ProxyConnectionError",
+            "ConnectError",
+            "ConnectTimeout",
+            "ClientConnectorError",
+            "ConnectionRefusedError",
+            "gaierror",
+        )
+    ),
+    "the server cannot be reached",
+    "Check the network{endpoint}{without_hub}",
+)
 _OF_STORES = (
     _OfStore(
         frozenset(
@@ -196,22 +217,7 @@ _OF_STORES = (
         "HF_HUB_OFFLINE is set, and this is not in the cache",
         "Give a local folder, or unset it",
     ),
-    _OfStore(
-        frozenset(
-            (
-                "EndpointConnectionError",
-                "ConnectTimeoutError",
-                "ProxyConnectionError",
-                "ConnectError",
-                "ConnectTimeout",
-                "ClientConnectorError",
-                "ConnectionRefusedError",
-                "gaierror",
-            )
-        ),
-        "the server cannot be reached",
-        "Check the network{endpoint}{without_hub}",
-    ),
+    _UNREACHABLE,
     _DENIED,
 )
 

@@ -16,6 +16,7 @@ import tempfile
 from pathlib import Path
 
 from miles.common import retry, storage
+from miles.common.file_errors import cause_of, in_own_words
 from miles.common.redact import redact
 from miles.errors import MilesError, WriteError
 
@@ -53,10 +54,10 @@ def require_writable(url: str, flag: str) -> None:
         raise WriteError(f"{flag} {error}") from error
     # Every filesystem has its own exceptions (botocore, google, adlfs).
     except Exception as error:
-        raise WriteError(
-            f"{flag} {redact(url)}: cannot be written, {type(error).__name__}: "
-            f"{redact(str(error))}. Give credentials that may write there, or another place"
-        ) from error
+        reason = cause_of(error, url) or (
+            f"{in_own_words(error)}. Give credentials that may write there, or another place"
+        )
+        raise WriteError(f"{flag} {redact(url)}: cannot be written: {reason}") from error
     # A store may take objects and keep them.
     with contextlib.suppress(Exception):
         fs.rm_file(probe)

@@ -124,12 +124,17 @@ def require_replaceable(save: str, hf_checkpoint: str) -> None:
 
     Raises:
         CheckpointError: names what is there.
+        WriteError: a disk is mounted there.
     """
+    if storage.is_local(save):
+        atomic_folders.require_movable(Path(storage.filesystem(save)[1]))
     known = {name.split("/")[0] for name in (*companions(hf_checkpoint), TEMPLATE)}
     if not storage.exists(save):
         return
     if storage.is_same(save, hf_checkpoint):
         raise CheckpointError(f"{save}: is --hf-checkpoint itself: give another folder")
+    if not storage.is_folder(save):
+        raise CheckpointError(f"{save}: a file, not a folder: give another place")
     stray = [name for name in storage.names(save) if name not in known and not is_weights(name)]
     if stray:
         raise CheckpointError(

@@ -18,6 +18,7 @@ from typing import TypeVar
 
 from miles.architecture.config import ModelShape
 from miles.architecture.families import read_shape
+from miles.common.first_contact import first_contact
 from miles.data.config import DataConfig
 from miles.data.stream.counted_stream import CountedStream
 from miles.data.stream.eval_rows import eval_config
@@ -95,6 +96,12 @@ def preflight(config: TrainConfig, *, is_dry_run: bool = False) -> Preflight:
         MilesError: the run could not start. Of several mistakes in the settings, places, tokenizer
             and checkpoint, it names all; its class is that of the first.
     """
+    with first_contact():
+        return _look_at_all(config, is_dry_run=is_dry_run)
+
+
+def _look_at_all(config: TrainConfig, *, is_dry_run: bool) -> Preflight:
+    """Look at the settings and places, then at the data."""
     mistakes = _Mistakes()
     shape = mistakes.of(partial(_shape, config))
     for flag, url in places(config):
