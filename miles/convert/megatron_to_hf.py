@@ -27,6 +27,7 @@ from miles.architecture.parameters import Parameter
 from miles.common import atomic_folders, checkpoint_folder, storage
 from miles.common.checkpoint_tracker import RELEASE
 from miles.common.debugging import unchained
+from miles.common.writable import require_writable
 from miles.convert import parallel, tensor_io, torch_dist
 from miles.convert.companions import TEMPLATE, companions
 from miles.convert.export_plan import ExportPlan
@@ -75,6 +76,7 @@ def megatron_to_hf(
     require_inside(hf_checkpoint, "config.json", hf_checkpoint)
     shape = read_shape(hf_checkpoint)
     require_replaceable(save, hf_checkpoint)
+    require_writable(save, "--save")
 
     try:
         url = torch_dist.newest(load, iteration)

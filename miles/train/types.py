@@ -10,7 +10,7 @@ driver  <-- ExportPart               rank    after each export of the weights
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum, StrEnum, auto
 
@@ -24,6 +24,9 @@ from miles.train.config import KEEP_ALL, ClusterConfig, RecomputeConfig, TrainCo
 from miles.train.optimizer_settings import OptimizerSettings
 from miles.train.parallel_layout import Layout
 from miles.train.precision import Precision
+
+NUM_NAMED_WEIGHTS = 3
+"""Weights that an error names, at most."""
 
 GPU_VARIABLES = (
     "CUDA_DEVICE_MAX_CONNECTIONS",
@@ -223,7 +226,17 @@ class Skip:
     reason: SkipReason
     row_ids: tuple[int, ...] = ()
     """Rows whose loss is not finite. All rows of the step where only the gradient is not; none
-    where there was nothing to train."""
+    where there was nothing to train, or where weights are not finite."""
+    weights: tuple[str, ...] = ()
+    """Weights that are not finite themselves: no row is to blame, and no later step mends them."""
+
+
+def named(weights: Sequence[str]) -> str:
+    """Return the names of some weights as a text: the first few of many."""
+    text = ", ".join(weights[:NUM_NAMED_WEIGHTS])
+    if len(weights) > NUM_NAMED_WEIGHTS:
+        text += f" and {len(weights) - NUM_NAMED_WEIGHTS} more"
+    return text
 
 
 @dataclass(frozen=True)

@@ -370,6 +370,8 @@ class Prepared:
 
         ledger.judge()
         ledger.require_written()
+        if parts:
+            ledger.require_trained()
         return ledger, Summary(num_rows, np.array(lengths, np.int64), num_trained_tokens, reasons)
 
     def _summarize_sample(self) -> Summary:

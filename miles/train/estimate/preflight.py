@@ -1,4 +1,4 @@
-"""Everything that can be known of a run before it is started: one place for `train` and `--dry-run`.
+"""Everything that can be known of a run before it is started: for `train` and `--dry-run` alike.
 
     settings, places, tokenizer, checkpoint     each is looked at, and all mistakes are reported
     rows, steps, position, sample, evaluation   the first mistake is reported
@@ -47,7 +47,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Preflight:
-    """What is known of a run before anything is started."""
+    """A run as far as it is known before anything is started."""
 
     shape: ModelShape
     start: StartPoint | None
@@ -197,9 +197,9 @@ class _Mistakes:
 
 
 def _joined(errors: Sequence[MilesError]) -> MilesError:
-    """Return one error with the texts of several, each on a line of its own."""
-    lines = [f"{number}. {error}" for number, error in enumerate(errors, 1)]
-    text = f"{len(errors)} mistakes, and nothing was started:\n" + "\n".join(lines)
+    """Return one error with the texts of several, numbered."""
+    texts = [f"({number}) {error}" for number, error in enumerate(errors, 1)]
+    text = f"{len(errors)} mistakes, and nothing was started: {'; '.join(texts)}"
     return type(errors[0])(text)
 
 

@@ -16,7 +16,7 @@ from miles.common import safe_pickle, storage
 from miles.common.checkpoint_folder import SavedCheckpoint
 from miles.errors import CheckpointError
 from miles.train.model.padding_rows import zero_padding_rows
-from miles.train.rank import compatible_keys, optimizer_state, weight_boxes
+from miles.train.rank import compatible_keys, finite_weights, optimizer_state, weight_boxes
 from miles.train.rank.trainer import Trainer
 
 CONTENT_FORMAT = {
@@ -34,13 +34,18 @@ def load(trainer: Trainer, checkpoint: SavedCheckpoint, *, model_only: bool) -> 
         model_only: leave the optimizer and the schedule as they are, to begin from these weights.
 
     Raises:
-        CheckpointError: a model of another shape, or tensors that are missing.
+        CheckpointError: a model of another shape, tensors that are missing, or such as are NaN or
+            infinite.
     """
-    from megatron.core import dist_checkpointing
-
     if checkpoint.is_hugging_face:
         weight_boxes.load_weights(trainer, checkpoint.url)
-        return
+    else:
+        _load_sharded(trainer, checkpoint, model_only=model_only)
+    finite_weights.require_finite(trainer, checkpoint.url, with_optimizer=not model_only)
+
+
+def _load_sharded(trainer: Trainer, checkpoint: SavedCheckpoint, *, model_only: bool) -> None:
+    from megatron.core import dist_checkpointing
 
     with storage.local_folder(checkpoint.url, "checkpoint") as folder:
         safe_pickle.require_plain(folder, checkpoint.url)
