@@ -236,7 +236,9 @@ def test_a_bucket_is_never_created(
         status, error = line.refused(capsys, output_dir="s3://buckett/run")
         assert status == 5
 
-        with pytest.raises(WriteError, match=r"the folder to write s3://buckett/.*: no such bucket"):
+        with pytest.raises(
+            WriteError, match=r"the folder to write s3://buckett/.*: no such bucket"
+        ):
             prepare("x", source=str(line.rows), tokenizer=str(line.model)).write("s3://buckett/x")
         with pytest.raises(WriteError, match=r"--save s3://buckett/.*: no such bucket"):
             hf_to_megatron(str(line.model), "s3://buckett/x")
