@@ -142,7 +142,7 @@ _CREDENTIALS = {
 }
 """Variables of the environment, by a URL's scheme."""
 _ENDPOINTS = {"s3": "AWS_ENDPOINT_URL", "hf": "HF_ENDPOINT"}
-_WITHOUT_HUB = "Without a network, give a local folder, or set HF_HUB_OFFLINE=1 to use the cache"
+_WITHOUT_HUB = "Without a network, give a local folder, or set HF_HUB_OFFLINE=true to use the cache"
 _SET = "Set {variables}, in the environment of this command and of each node of a cluster"
 
 _DENIED = _OfStore(

@@ -31,7 +31,7 @@ from miles.demo import rows
 from miles.demo.compare import compare_export
 from miles.demo.model import build_model
 from miles.demo.tokenizer import build_tokenizer
-from miles.errors import MilesError, WriteError
+from miles.errors import ConfigError, MilesError, WriteError
 from miles.report.report import verdict, write_report
 from miles.report.run_data import read_metrics
 from miles.train.config import ClusterConfig, TrainConfig
@@ -80,6 +80,8 @@ def run_demo(output: str, console: Console) -> None:
     Raises:
         MilesError: the folder holds something else, or a promise of the demo does not hold.
     """
+    if not storage.is_local(output):
+        raise ConfigError(f"--output {output}: the demo writes to this machine; name a folder")
     started = time.monotonic()
     folder = Path(output)
     _clear(folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import subprocess
 import sys
 import traceback
@@ -9,16 +10,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from miles.cli import main
+from miles.common import atomic_folders
 from miles.common.debugging import VARIABLE
-from miles.common.first_contact import SILENT_SECONDS
+from miles.data.notebook.parts import PartFiles
+from miles.data.rows.messages_parquet import WRITTEN
 from miles.data.types import RowRejected
-from miles.errors import MilesError
+from miles.errors import MilesError, WriteError
 from miles.train.launch.parser import launch_settings
+from tests.support.disks import small_disk
+from tests.support.fault_table import NOTHING, observed
 from tests.support.mistakes import CALLS, COMMANDS, Call, Mistake, make_places
 
 CHAINS = ("Traceback", "During handling", "The above exception")
@@ -110,11 +116,65 @@ def test_a_hub_that_is_not_there_is_given_up_soon(
     line = "prepare x --tokenizer {tokenizer} --output {out} --source hf://datasets/a/b/x.jsonl"
     assert main(Mistake(line, 3, "").words(places)) == 3
     printed = capsys.readouterr().err
-    assert SILENT_SECONDS < 3
     waiting, error, _ = printed.split("\n")
     assert waiting == "miles: waiting for hf://datasets/a/b/x.jsonl, which does not answer yet"
+    assert "tried 4 times" in error, "later calls, in a run, are tried 7 times"
     assert "Check the network" in error
-    assert "HF_HUB_OFFLINE=1" in error
+    assert "HF_HUB_OFFLINE=true" in error
+    observed("hub that cannot be reached", printed, "miles: error:", NOTHING)
+
+
+def test_missing_credentials_say_which(
+    places: Mapping[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = "prepare x --tokenizer {tokenizer} --output {out} --source s3://bucket/x.jsonl"
+    assert main(Mistake(line, 3, "").words(places)) == 3
+    printed = capsys.readouterr().err
+    assert "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE" in printed
+    observed("no credentials for a store", printed, "miles: error:", NOTHING)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "train --dry-run --hf-checkpoint {hf} --prompt-data {rows} --save {out} --num-epoch 1 "
+        "--rollout-batch-size 4 --save-hf",
+        "convert megatron-to-hf --hf-checkpoint {hf} --load {empty} --save",
+    ],
+)
+def test_an_export_onto_a_mount_point_is_refused_before_the_start(
+    line: str, places: Mapping[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with small_disk(tmp_path / "disk", "size=1m") as disk:
+        assert main([*Mistake(line, 5, "").words(places), str(disk)]) == 5
+        printed = capsys.readouterr().err
+        assert printed.startswith(f"miles: error: {disk}: a disk is mounted there")
+        observed("export onto a mount point", printed, "miles: error:", NOTHING)
+
+        # A folder in it is no mount point; nor is one that a bind mount makes look like any other.
+        atomic_folders.require_movable(disk / "export")
+        (disk / "export").mkdir()
+        bind = ["mount", "--bind", str(disk), str(disk / "export")]
+        subprocess.run(bind, check=True)
+        try:
+            with pytest.raises(WriteError, match="a disk is mounted there"):
+                atomic_folders.require_movable(disk / "export")
+        finally:
+            subprocess.run(["umount", "--lazy", str(disk / "export")], check=True)
+
+
+def test_a_full_disk_names_the_file_that_prepare_writes(tmp_path: Path) -> None:
+    def fill(folder: Path) -> None:
+        texts = [{"text": secrets.token_hex(500)} for _ in range(500)]
+        with PartFiles(str(folder)) as files:
+            files.add(pa.Table.from_pylist(texts, schema=WRITTEN))
+
+    with small_disk(tmp_path / "disk", "size=128k") as disk:
+        with pytest.raises(WriteError) as caught:
+            fill(disk / "rows")
+        printed = str(caught.value)
+        assert printed.startswith(f"{disk}/rows/part-00000.parquet: cannot be written: no space")
+        observed("disk full while `prepare` writes", printed, "part-", NOTHING)
 
 
 FLAGS = sorted(name for name in launch_settings() if "wandb" not in name and "ray" not in name)

@@ -53,6 +53,10 @@ SECTIONS: dict[str, tuple[str, ...]] = {
         "row group corrupt",
         "file gone while the run reads it",
         "file changed since its rows were counted",
+        "no credentials for a store",
+        "hub that cannot be reached",
+        "export onto a mount point",
+        "disk full while `prepare` writes",
     ),
     "Metrics and those who watch": (
         "W&B's process dies",

@@ -124,6 +124,7 @@ COMMANDS = (
     Mistake("report {long}", INPUT, "its name is too long"),
     Mistake("report s3://bucket/x", INPUT, "no credentials were found"),
     Mistake("demo --output {file}", RUN, "a file, not a folder; name another"),
+    Mistake("demo --output s3://bucket/x", USAGE, "the demo writes to this machine"),
     Mistake("demo --output {hf}", RUN, "not empty, and not a demo's folder"),
     # Launch lines.
     Mistake("train", USAGE, "--hf-checkpoint is missing; --save is missing"),
