@@ -8,11 +8,13 @@ from collections.abc import Sequence
 
 from miles.cli.console import Subparsers, open_console
 from miles.cli.model_line import add_model_line, require_known_flags, require_model
+from miles.cli.outcome import on_ctrl_c
 from miles.common.local_paths import absolute
 from miles.errors import MilesError
 
 NAME = "convert"
 HF_TO_MEGATRON = "hf-to-megatron"
+_LEAVES_NOTHING = "stopped; the files that it had begun are removed, --save is as it was"
 _OWN_FLAGS = (
     "--hf-checkpoint",
     "--save",
@@ -127,12 +129,14 @@ def run_hf_to_megatron(flags: argparse.Namespace) -> None:
 
     require_model(flags)
     console = open_console()
-    folder = hf_to_megatron(
-        flags.hf_checkpoint,
-        flags.save,
-        make_vocab_size_divisible_by=flags.padded_vocab_size or flags.make_vocab_size_divisible_by,
-        console=console,
-    )
+    with on_ctrl_c(_LEAVES_NOTHING):
+        folder = hf_to_megatron(
+            flags.hf_checkpoint,
+            flags.save,
+            make_vocab_size_divisible_by=flags.padded_vocab_size
+            or flags.make_vocab_size_divisible_by,
+            console=console,
+        )
     console.print(f"  {folder}", soft_wrap=True)
 
 
@@ -141,15 +145,16 @@ def run_megatron_to_hf(flags: argparse.Namespace) -> None:
     from miles.convert.megatron_to_hf import megatron_to_hf
 
     console = open_console()
-    folder = megatron_to_hf(
-        flags.load,
-        flags.hf_checkpoint,
-        flags.save,
-        iteration=flags.ckpt_step,
-        max_shard_bytes=flags.max_shard_size,
-        chat_template=_text_of(flags.chat_template_path),
-        console=console,
-    )
+    with on_ctrl_c(_LEAVES_NOTHING):
+        folder = megatron_to_hf(
+            flags.load,
+            flags.hf_checkpoint,
+            flags.save,
+            iteration=flags.ckpt_step,
+            max_shard_bytes=flags.max_shard_size,
+            chat_template=_text_of(flags.chat_template_path),
+            console=console,
+        )
     console.print(f"  {folder}", soft_wrap=True)
 
 

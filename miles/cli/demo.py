@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from miles.cli.console import Subparsers, open_console
+from miles.cli.outcome import on_ctrl_c
 from miles.common.local_paths import absolute
 
 
@@ -25,4 +26,5 @@ def run(flags: argparse.Namespace) -> None:
     """Run the demo."""
     from miles.demo.run import run_demo
 
-    run_demo(flags.output, open_console())
+    with on_ctrl_c(f"the demo is stopped; the same command deletes {flags.output} and begins anew"):
+        run_demo(flags.output, open_console())

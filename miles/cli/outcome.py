@@ -9,11 +9,12 @@ With `MILES_DEBUG=1`, or `miles --debug`, the traceback stands above it.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from miles.common.debugging import is_debugging, mistake_of_ours
 from miles.common.file_errors import cause_of, in_own_words
@@ -36,7 +37,10 @@ def exit_status_of(command: Callable[[], None]) -> int:
     try:
         command()
         sys.stdout.flush()
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
+        # A terminal has shown "^C" on the line before.
+        begin = "\n" if sys.stderr.isatty() else ""
+        print(f"{begin}miles: {str(error) or 'Ctrl-C: stopped'}", file=sys.stderr)
         return INTERRUPTED
     except MilesError as error:
         _print_error(error, str(error))
@@ -52,6 +56,15 @@ def exit_status_of(command: Callable[[], None]) -> int:
         _print_error(error, mistake_of_ours(error))
         return MISTAKE_OF_OURS
     return 0
+
+
+@contextlib.contextmanager
+def on_ctrl_c(text: str) -> Iterator[None]:
+    """Have Ctrl-C in the context say what it leaves, unless it does so already."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        raise KeyboardInterrupt(str(error) or f"Ctrl-C: {text}") from None
 
 
 def _of_the_system(error: OSError) -> str:

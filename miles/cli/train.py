@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from miles.cli.console import Subparsers, open_console
+from miles.cli.outcome import on_ctrl_c
 from miles.train.launch.parser import add_launch_flags
 
 NAME = "train"
@@ -31,17 +32,29 @@ def run(words: Sequence[str]) -> None:
     if config.dry_run:
         from miles.train.estimate.dry_run import dry_run
 
-        dry_run(config, console, line.notices)
+        with on_ctrl_c("stopped; a dry run starts and writes nothing"):
+            dry_run(config, console, line.notices)
         return
 
+    from miles.train.driver.finished import report_if_finished
+
+    def report(text: str) -> None:
+        console.print(f"  {text}", soft_wrap=True, markup=False, emoji=False)
+
+    if report_if_finished(config, report):
+        return
+
+    # Ray is imported here: a run that is finished says so without it.
     from miles.train.driver.loop import train
 
     summary = train(config, console, line.notices)
     if not summary.num_steps:
         return
-    console.print(
-        f"  {summary.num_steps} steps, loss {summary.first_loss:.4f} -> {summary.last_loss:.4f}, "
+    report(
+        f"{summary.num_steps} steps, loss {summary.first_loss:.4f} -> {summary.last_loss:.4f}, "
         f"{summary.tokens_seen:,} trained tokens; checkpoint {summary.checkpoint}"
     )
     if not summary.is_finished:
-        console.print(f"  stopped by SIGTERM; the same command goes on at step {summary.next_step}")
+        report(
+            f"stopped by {summary.stopped_by}; the same command goes on at step {summary.next_step}"
+        )

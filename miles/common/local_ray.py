@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
+import threading
 from collections.abc import Iterator
 
 import ray
@@ -25,7 +27,7 @@ def start(num_cpus: int | None, object_store_bytes: int) -> None:
         num_cpus: that tasks and actors may reserve; None: all of the machine.
         object_store_bytes: of shared memory.
     """
-    with _bound_to_loopback():
+    with _bound_to_loopback(), _deaf_to_hang_ups():
         ray.init(
             address="local",
             num_cpus=num_cpus,
@@ -67,6 +69,23 @@ def connect(num_cpus: int | None, object_store_bytes: int, address: str | None =
     else:
         start(num_cpus, object_store_bytes)
     return True
+
+
+@contextlib.contextmanager
+def _deaf_to_hang_ups() -> Iterator[None]:
+    """Have the processes that are started in the context ignore SIGHUP.
+
+    A terminal that closes sends it to all of them, and the driver has yet to save. Ray 2.60 has
+    them ignore Ctrl-C (SIGINT) in the same way.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 @contextlib.contextmanager

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from miles.data.notebook import dataset as dataset_module
 from miles.data.notebook import parts
 from miles.data.notebook.dataset import Prepared, prepare
 from miles.errors import ConfigError, SourceError
+from tests.support.fault_table import observed
 
 CALL = {"name": "add", "arguments": {"b": 2, "a": "é"}}
 
@@ -85,6 +88,25 @@ def test_written_rows_read_back_the_same(chatml_tokenizer_folder: Path, tmp_path
     (line,) = (tmp_path / "out/rejects.jsonl").read_text().splitlines()
     reject = json.loads(line)
     assert (reject["row"], reject["reason"]) == (6, "no_messages")
+
+
+def test_ctrl_c_says_what_is_left(
+    chatml_tokenizer_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    source = write_lines(tmp_path / "rows.jsonl", [conversation(1)])
+    words = ["prepare", "rows", "--source", source, "--tokenizer", str(chatml_tokenizer_folder)]
+    with monkeypatch.context() as patch:
+        interrupt = lambda *_: os.kill(os.getpid(), signal.SIGINT)  # noqa: E731
+        patch.setattr(parts.PartFiles, "add", interrupt)
+        assert main([*words, "--output", str(tmp_path / "out")]) == 130
+    printed = capsys.readouterr().err
+    observed("Ctrl-C during `miles prepare`", printed, "no manifest", "what it had written")
+    assert not (tmp_path / "out/manifest.json").exists()
+    assert main([*words, "--output", str(tmp_path / "out")]) == 0
+    assert (tmp_path / "out/manifest.json").exists()
 
 
 SHAPES: dict[str, tuple[dict[str, Any], str]] = {

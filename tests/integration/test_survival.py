@@ -137,20 +137,34 @@ def test_sigterm_saves_for_any_layout(workspace: Workspace, unbroken: Path, tmp_
     layouts: list[dict[str, int]] = [
         {},
         {"tensor_model_parallel_size": 2},
+        {},
         {"pipeline_model_parallel_size": 2},
     ]
+    # A terminal sends Ctrl-C, and that it closes, to every process of the run.
+    stops: list[tuple[str, Callable[[int], None]]] = [
+        ("SIGTERM", lambda pid: os.kill(pid, signal.SIGTERM)),
+        ("Ctrl-C", lambda pid: os.killpg(pid, signal.SIGINT)),
+        ("SIGHUP", lambda pid: os.killpg(pid, signal.SIGHUP)),
+    ]
 
-    for layout, at in zip(layouts, (5, 10, NUM_STEPS), strict=True):
+    for layout, at, stop in zip(layouts, (4, 8, 12, NUM_STEPS), [*stops, None], strict=True):
         with workspace.command(save, **layout) as command:
             command.until(lambda at=at: len(lines(save)) >= at)
-            if at < NUM_STEPS:
-                command.process.send_signal(signal.SIGTERM)
+            if stop is not None:
+                stop[1](command.process.pid)
             printed = command.wait(0)
         kept = tracked(save)
         assert kept == len(lines(save)), "nothing is lost"
-        if kept < NUM_STEPS:
-            assert f"stopped by SIGTERM; the same command goes on at step {kept}" in printed
+        if stop is None or kept == NUM_STEPS:
+            continue
+        log = (save / "train.log").read_text()
+        assert f"{stop[0]}: stopping after step {kept - 1}" in log
+        if stop[0] != "SIGHUP":  # nobody reads what is printed after it
+            assert f"stopped by {stop[0]}; the same command goes on at step {kept}" in printed
+        if stop[0] == "SIGTERM":
             observed("SIGTERM to the driver", printed, "the same command goes on", NOTHING)
+        if stop[0] == "SIGHUP":
+            observed("terminal closed", log, "SIGHUP: stopping after", NOTHING)
 
     assert tracked(save) == NUM_STEPS
     assert fingerprints(save) == fingerprints(unbroken)
@@ -160,11 +174,14 @@ def test_sigterm_saves_for_any_layout(workspace: Workspace, unbroken: Path, tmp_
     starts = [entry for entry in lines(save, "starts.jsonl") if "start" in entry]
     assert [entry["reason"] for entry in starts] == [
         "new run",
-        *["the same command again, after SIGTERM"] * 2,
+        "the same command again, after SIGTERM",
+        "the same command again, after Ctrl-C",
+        "the same command again, after SIGHUP",
     ]
     assert [(entry["data"], entry["tensor"], entry["pipeline"]) for entry in starts] == [
         (2, 1, 1),
         (1, 2, 1),
+        (2, 1, 1),
         (1, 1, 2),
     ]
 

@@ -97,6 +97,7 @@ class Command:
                 stderr=subprocess.STDOUT,
                 cwd=PROJECT,
                 env={**environment(), "COLUMNS": "200", **env},
+                process_group=0,
             )
 
     @property

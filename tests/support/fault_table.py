@@ -79,6 +79,11 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "Leaving": (
         "SIGTERM to the driver",
         "SIGTERM before the first step",
+        "Ctrl-C",
+        "Ctrl-C, and once more",
+        "Ctrl-C before the first step",
+        "terminal closed",
+        "Ctrl-C during `miles prepare`",
         "`ray job stop`",
         "same command after the last step",
     ),
@@ -141,6 +146,7 @@ def observed(fault: str, printed: str, marker: str, lost: str) -> None:
 def without_details(line: str) -> str:
     """Return a line without what differs from run to run: folders, numbers, the machine's name."""
     line = re.sub(r"\S*/\S*/(?=\S)", "…/", line.strip())
+    line = re.sub(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\dZ +", "", line)  # of train.log
     line = re.sub(r"(died during )'\w+': .*", r"\1…", line)
     line = re.sub(r"(the data stream failed: \w+): .*(; step)", r"\1 …\2", line)
     # Which step it is varies.

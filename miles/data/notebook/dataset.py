@@ -225,8 +225,14 @@ class Prepared:
         url = absolute(url)
         require_writable(url, "the folder to write")
         self._require_no_source_in(url)
-        with PartFiles(url) as parts:
-            ledger, summary = self._read_all(url, parts)
+        try:
+            with PartFiles(url) as parts:
+                ledger, summary = self._read_all(url, parts)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(
+                f"Ctrl-C: {url} may have parts, and has no manifest: it is not complete. The same "
+                "command begins anew"
+            ) from None
         self._summary = summary
         self._is_sample = False
         self._rejects = ledger.rejects

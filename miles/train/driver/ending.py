@@ -9,6 +9,7 @@ from miles.common.patient_file import PatientFile
 from miles.data.stream.feed import Feed
 from miles.train.config import TrainConfig
 from miles.train.driver.export import export_if_missing
+from miles.train.driver.finished import LAST_STEP, finished_text
 from miles.train.driver.opening import open_metrics
 from miles.train.driver.run import AttemptData, Run, RunSummary
 from miles.train.driver.run_log import RunLog
@@ -37,15 +38,13 @@ def conclude_finished_run(run: Run, start: StartPoint, data: AttemptData) -> Run
         the summary of an attempt without steps.
     """
     feed = data.feed
-    run.run_log.report(
-        f"this run is finished: {feed.first_step} of {data.schedule.num_steps} steps are in "
-        f"{start.url}"
-    )
+    run.run_log.report(finished_text(feed.first_step, data.schedule.num_steps, start.url))
 
     if data.state.unwritten_metrics:
         open_metrics(run, data).close()
     write_ledger(run.config, feed, run.run_log)
     export_if_missing(run.config, start.url, start.checkpoint.iteration, run.run_log)
+    run.attempt_log.end(LAST_STEP, feed.first_step)
     return RunSummary.of(
         [],
         tokens_seen=feed.cursor().tokens_seen,

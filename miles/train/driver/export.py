@@ -23,14 +23,13 @@ from miles.common import atomic_folders, storage
 from miles.common.atomic_folders import StagedFolder
 from miles.errors import CheckpointError, ClusterError, MilesError
 from miles.train.config import TrainConfig
+from miles.train.driver.export_target import STEP, target_of
 from miles.train.driver.group import TrainerGroup
 from miles.train.driver.run_log import RunLog
 
 if TYPE_CHECKING:
     from miles.convert.export_plan import ExportPlan
 
-_STEP = "{rollout_id}"
-"""Stands in `--save-hf` for the number of steps; with it, every checkpoint is exported."""
 _CHECKPOINT_BYTES = 16
 """Bytes of a checkpoint a parameter, at most: weights, masters, two moments."""
 
@@ -40,7 +39,7 @@ def remove_unfinished(config: TrainConfig) -> list[str]:
     if not config.save_hf or not storage.is_local(config.save_hf):
         return []
     path = storage.filesystem(config.save_hf)[1]
-    return atomic_folders.remove_unfinished(glob.escape(path).replace(_STEP, "*"))
+    return atomic_folders.remove_unfinished(glob.escape(path).replace(STEP, "*"))
 
 
 def export_if_missing(
@@ -49,7 +48,7 @@ def export_if_missing(
     """Export the last checkpoint of a finished run if an interrupted attempt did not come to it."""
     if not config.save_hf:
         return
-    target = _target(config.save_hf, iteration)
+    target = target_of(config.save_hf, iteration)
     if not storage.exists(storage.join(target, "config.json")):
         _convert(config, checkpoint_url, target, run_log)
 
@@ -159,8 +158,8 @@ class Exporter:
     def _target_of(self, iteration: int) -> str | None:
         """Return the folder of a checkpoint's export; None where it has none."""
         save_hf = self._config.save_hf
-        if save_hf and (iteration == self._num_steps or _STEP in save_hf):
-            return _target(save_hf, iteration)
+        if save_hf and (iteration == self._num_steps or STEP in save_hf):
+            return target_of(save_hf, iteration)
         return None
 
     def _write(self, folder: Path) -> ExportPlan:
@@ -205,10 +204,6 @@ class Exporter:
     def _leave_to_driver(self, target: str, reason: str) -> None:
         """Note why an export is converted from the checkpoint, once that is complete."""
         self._run_log.write(f"{target}: converted from the checkpoint, not by the ranks: {reason}")
-
-
-def _target(save_hf: str, iteration: int) -> str:
-    return save_hf.replace(_STEP, str(iteration))
 
 
 def _convert(config: TrainConfig, checkpoint_url: str, target: str, run_log: RunLog) -> None:

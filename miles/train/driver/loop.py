@@ -21,10 +21,11 @@ from miles.train.driver.checkpoint_manager import CheckpointManager
 from miles.train.driver.cluster import ray_cluster, settle_device
 from miles.train.driver.ending import conclude_finished_run, write_ledger
 from miles.train.driver.export import Exporter
+from miles.train.driver.finished import LAST_STEP
 from miles.train.driver.folder_leases import hold_folders
 from miles.train.driver.metrics import Metrics, RunTotals, step_metrics
 from miles.train.driver.opening import open_data, start_trainers
-from miles.train.driver.preemption import Stopped, StopSignal
+from miles.train.driver.preemption import BETWEEN_STEPS, CTRL_C, Stopped, StopSignal
 from miles.train.driver.progress import ProgressLine
 from miles.train.driver.records import open_run_log
 from miles.train.driver.resume_state import ResumeState
@@ -41,15 +42,24 @@ def train(
     """Train to the end of the data, or to `num_rollout` steps; resume from a checkpoint in `save`.
 
     If a rank, the feed or a stage of the stream is lost, all of them are started again from the
-    last complete checkpoint, up to `max_restarts` times from the same one. On SIGTERM the step that
-    is under way is finished and saved, and the call returns.
+    last complete checkpoint, up to `max_restarts` times from the same one. On SIGTERM, SIGHUP and
+    the first Ctrl-C, the step that is under way is finished and saved, and the call returns.
 
     Args:
         notices: sentences on the launch line, reported first.
 
     Raises:
         MilesError: a setting, file, checkpoint or cluster that cannot be used.
+        KeyboardInterrupt: a second Ctrl-C, or one while no step was under way; its text says what
+            is lost.
     """
+    try:
+        return _train(config, console, notices)
+    except KeyboardInterrupt as error:
+        raise KeyboardInterrupt(str(error) or BETWEEN_STEPS) from None
+
+
+def _train(config: TrainConfig, console: Console | None, notices: Sequence[str]) -> RunSummary:
     console = console or Console(markup=False, emoji=False)
     found = preflight(config)
     start = found.require_start()
@@ -57,8 +67,8 @@ def train(
     with (
         hold_folders(config, console) as leases,
         ray_cluster(config) as on_gpu,
-        StopSignal() as stop_signal,
         open_run_log(config.run_dir, console) as run_log,
+        StopSignal(run_log.show) as stop_signal,
     ):
         for notice in (*notices, *found.notices, *found.fit.notices()):
             run_log.report(notice)
@@ -87,7 +97,7 @@ def run_attempt(run: Run, start: StartPoint) -> RunSummary:
             attempt = start_trainers(run, start, data, cleanup)
             return TrainingLoop(attempt).run()
     except Stopped:
-        run.run_log.report("SIGTERM: stopping before the first step")
+        run.run_log.report(f"{run.stop_signal.name}: stopping before the first step")
         return RunSummary.of(
             [], tokens_seen=0, checkpoint=start.url, next_step=start.next_step, is_finished=False
         )
@@ -111,6 +121,8 @@ class TrainingLoop:
         self._metrics_log = attempt.metrics_log
 
         self._next_step = self._feed.first_step
+        self._newest_step = self._next_step
+        """steps in the newest complete checkpoint"""
         self._losses: list[float] = []
         self._clock = StepClock()
         self._skipped_steps = SkippedSteps(
@@ -137,10 +149,17 @@ class TrainingLoop:
         """
         try:
             summary = self._run()
+        except KeyboardInterrupt:
+            how = self._interruption()
+            self._attempt_log.end(how, self._next_step)
+            raise KeyboardInterrupt(how) from None
+        except Stopped:
+            self._attempt_log.end(f"{self._stop_signal.name}, before a step", self._next_step)
+            raise
         except BaseException as error:
             self._attempt_log.end(f"{type(error).__name__}: {error}", self._next_step)
             raise
-        how = "the last step" if summary.is_finished else "SIGTERM"
+        how = LAST_STEP if summary.is_finished else self._stop_signal.name
         self._attempt_log.end(how, summary.next_step)
         return summary
 
@@ -161,19 +180,28 @@ class TrainingLoop:
         is_finished = self._next_step == self._schedule.num_steps
         if is_finished:
             write_ledger(self._config, self._feed, self._run_log)
-        self._run_log.write(
-            "finished" if is_finished else "stopped by SIGTERM; the same command goes on"
-        )
+        stopped = f"stopped by {self._stop_signal.name}; the same command goes on"
+        self._run_log.write("finished" if is_finished else stopped)
         return RunSummary.of(
             self._losses,
             tokens_seen=self._feed.cursor().tokens_seen,
             checkpoint=self._checkpoints.newest,
             next_step=self._next_step,
             is_finished=is_finished,
+            stopped_by=None if is_finished else self._stop_signal.name,
+        )
+
+    def _interruption(self) -> str:
+        """Return what a second Ctrl-C has cost."""
+        num_lost = self._next_step - self._newest_step
+        return (
+            f"Ctrl-C: stopped at once; {num_lost or 'no'} step(s) since {self._checkpoints.newest} "
+            "are lost. The same command goes on from there"
         )
 
     def _train_steps(self) -> None:
         for step in range(self._next_step, self._schedule.num_steps):
+            self._stop_signal.step = step
             result = self._group.train_step()
             self._leases.require_not_taken()
             report = self._feed.commit(step)
@@ -190,7 +218,10 @@ class TrainingLoop:
             if actions.saves:
                 self._save(num_done, eval_loss, must_succeed=actions.must_save)
             if actions.is_stop:
-                self._run_log.report(f"SIGTERM: stopping after step {step}")
+                # After Ctrl-C, the terminal has said so at once.
+                is_said = self._stop_signal.name == CTRL_C
+                tell = self._run_log.write if is_said else self._run_log.report
+                tell(f"{self._stop_signal.name}: stopping after step {step}")
                 return
 
     def _measure(self, report: StepReport, result: StepResult) -> Metrics:
@@ -245,6 +276,7 @@ class TrainingLoop:
     def _on_checkpoint(self, iteration: int) -> None:
         """Export a checkpoint that has become complete, and remove old ones."""
         config = self._config
+        self._newest_step = iteration
         with self._clock.pause():
             self._exporter.finish(self._checkpoints.newest, iteration)
             removed = checkpoint_folder.remove_old(config.save, config.keep_last, config.keep_best)

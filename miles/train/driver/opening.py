@@ -7,19 +7,18 @@ start_trainers   the logs, the trainer actors with the checkpoint loaded, the en
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from contextlib import ExitStack
 
 from miles.common import checkpoint_folder, run_folder, storage
 from miles.data.stream.feed import Feed
-from miles.train.config import TrainConfig
 from miles.train.driver.cluster import require_shared_folder
 from miles.train.driver.evaluator import Evaluator
 from miles.train.driver.export import remove_unfinished
 from miles.train.driver.group import TrainerGroup
 from miles.train.driver.metrics import RunConstants
 from miles.train.driver.metrics_log import MetricsLog, Sink
+from miles.train.driver.resolved_settings import describe
 from miles.train.driver.resume_state import ResumeState
 from miles.train.driver.run import Attempt, AttemptData, Run
 from miles.train.driver.schedule import Schedule
@@ -106,11 +105,6 @@ def open_metrics(run: Run, data: AttemptData, sinks: Sequence[Sink] = ()) -> Met
         unwritten=data.state.unwritten_metrics,
         report=run.run_log.report,
     )
-
-
-def describe(config: TrainConfig) -> str:
-    """Return the resolved configuration as JSON."""
-    return json.dumps(dataclasses.asdict(config), indent=1, default=str)
 
 
 def _report_start(run: Run, start: StartPoint, data: AttemptData) -> None:

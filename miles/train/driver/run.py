@@ -86,7 +86,9 @@ class RunSummary:
     """folder of the last checkpoint"""
     next_step: int
     is_finished: bool
-    """no step is left; else SIGTERM came, and the same call continues"""
+    """no step is left; else a signal came, and the same call continues"""
+    stopped_by: str | None = None
+    """the signal, for the user"""
 
     @classmethod
     def of(
@@ -97,6 +99,7 @@ class RunSummary:
         checkpoint: str,
         next_step: int,
         is_finished: bool,
+        stopped_by: str | None = None,
     ) -> RunSummary:
         """Return the summary of an attempt whose steps had these losses."""
         nan = float("nan")
@@ -108,4 +111,5 @@ class RunSummary:
             checkpoint,
             next_step,
             is_finished,
+            stopped_by,
         )

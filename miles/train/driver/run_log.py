@@ -16,6 +16,7 @@ from rich.console import Console
 from miles.common import run_folder, storage
 from miles.common.patient_file import PatientFile
 from miles.common.redact import redact
+from miles.train.driver.preemption import BETWEEN_STEPS
 
 
 def time_now() -> str:
@@ -35,12 +36,16 @@ class RunLog:
 
     def __init__(self, run_dir: str, console: Console) -> None:
         self._console = console
-        self._file = PatientFile.read(storage.join(run_dir, run_folder.RUN_LOG), self._print)
+        self._file = PatientFile.read(storage.join(run_dir, run_folder.RUN_LOG), self.show)
 
     def report(self, text: str) -> None:
         """Print a line on the terminal, above a progress line if there is one, and write it."""
-        self._print(text)
+        self.show(text)
         self.write(text)
+
+    def show(self, text: str) -> None:
+        """Print a line on the terminal alone."""
+        self._console.print(f"  {text}", soft_wrap=True, highlight=False, markup=False, emoji=False)
 
     def write(self, text: str) -> None:
         """Add a line to the file, without printing it."""
@@ -49,9 +54,6 @@ class RunLog:
     def flush(self) -> None:
         """Write the file if it is remote; a local one has each line at once."""
         self._file.flush()
-
-    def _print(self, text: str) -> None:
-        self._console.print(f"  {text}", soft_wrap=True, highlight=False, markup=False, emoji=False)
 
     def __enter__(self) -> Self:
         return self
@@ -63,5 +65,8 @@ class RunLog:
         trace: TracebackType | None,
     ) -> None:
         if error is not None:
-            self.write(f"ended: {type(error).__name__}: {error}")
+            text = f"{type(error).__name__}: {error}"
+            if isinstance(error, KeyboardInterrupt):
+                text = str(error) or BETWEEN_STEPS
+            self.write(f"ended: {text}")
         self._file.close()

@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import json
 import math
+import os
 import shutil
+import signal
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -45,7 +47,7 @@ from miles.train.parallel_layout import Layout
 from miles.train.precision import Precision
 from miles.train.types import SaveFailure, SaveStage, StartPoint, StepResult
 from tests.support.disks import small_disk
-from tests.support.fault_table import NOTHING, observed
+from tests.support.fault_table import NOTHING, SINCE, observed
 from tests.support.leases import PassingClock, elsewhere, takes_over
 from tests.support.shapes import HAND_COUNTED
 
@@ -222,6 +224,24 @@ def test_a_stop_saves_after_the_step_under_way(tmp_path: Path) -> None:
     assert not (tmp_path / run_folder.LEDGER).exists()
     end = run.lines(run_folder.ATTEMPTS)[-1]
     assert (end["how"], end["next_step"]) == ("SIGTERM", 3)
+
+
+def test_a_second_ctrl_c_says_what_is_lost(tmp_path: Path) -> None:
+    run = PretendedRun(tmp_path)
+
+    def press_twice() -> None:
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    run.meanwhile[5] = press_twice
+    with run.stop_signal, pytest.raises(KeyboardInterrupt) as raised:
+        run.train(Schedule(NUM_STEPS, save_interval=4))
+    text = str(raised.value)
+    assert text.startswith(f"Ctrl-C: stopped at once; 1 step(s) since {tmp_path}/iter_0000004 are")
+    observed("Ctrl-C, and once more", text, "Ctrl-C", SINCE)
+    assert run.lines(run_folder.ATTEMPTS)[-1]["how"] == text
+    assert (tmp_path / run_folder.RUN_LOG).read_text().endswith(f"ended: {text}\n")
+    assert "Ctrl-C: stopping after step 5" not in (tmp_path / run_folder.RUN_LOG).read_text()
 
 
 def test_a_stop_before_the_first_step_trains_none(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ RUN = """
 import dataclasses, os, sys
 from pathlib import Path
 from miles.common import run_folder
-from miles.train.driver.opening import describe
+from miles.train.driver.resolved_settings import describe
 from miles.train.driver.metrics_log import MetricsLog
 from miles.train.driver.sinks import open_sinks
 from miles.train.launch.arguments import parse

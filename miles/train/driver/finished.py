@@ -1,0 +1,68 @@
+"""Telling from its folder that a run is finished: without Ray, without torch, without its rows.
+
+A run is finished for this launch line if its last attempt ended with the last step, the tracker
+names the checkpoint of that step, the settings that make its length are those that it was started
+with, and what follows the last step is there: the ledger, the metrics, the export. Anything else
+is left to the run itself, which finds out what is missing and does it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+from miles.common import checkpoint_folder, json_lines, run_folder, storage
+from miles.common.checkpoint_folder import SavedCheckpoint
+from miles.errors import MilesError
+from miles.train.config import TrainConfig
+from miles.train.driver.export_target import target_of
+from miles.train.driver.resolved_settings import describe
+
+LAST_STEP = "the last step"
+"""How an attempt ended that left nothing to do, in starts.jsonl."""
+
+_SETTINGS = ("data", "num_rollout", "hf_checkpoint", "ref_load", "load")
+"""Settings that say which steps a run has."""
+
+
+def report_if_finished(config: TrainConfig, report: Callable[[str], None]) -> bool:
+    """Say that a run is finished, if its folder tells; False: ask the run."""
+    try:
+        checkpoint = _finished_checkpoint(config)
+    # What is missing, cut off or not to be reached is the run's to report.
+    except (MilesError, OSError, ValueError, LookupError, TypeError):
+        return False
+    if checkpoint is None:
+        return False
+    report(finished_text(checkpoint.iteration, checkpoint.iteration, checkpoint.url))
+    return True
+
+
+def finished_text(num_done: int, num_steps: int, url: str) -> str:
+    """Return the sentence on a finished run."""
+    return f"this run is finished: {num_done} of {num_steps} steps are in {url}"
+
+
+def _finished_checkpoint(config: TrainConfig) -> SavedCheckpoint | None:
+    """Return the last checkpoint of a finished run; None where something is left."""
+    end = json_lines.read(storage.join(config.run_dir, run_folder.ATTEMPTS))[-1]
+    checkpoint = checkpoint_folder.find(config.save)
+    if end["how"] != LAST_STEP or checkpoint is None or checkpoint.iteration != end["next_step"]:
+        return None
+    if not checkpoint.extra or checkpoint.extra.get("unwritten_metrics"):
+        return None
+
+    needed = [storage.join(config.run_dir, run_folder.LEDGER)]
+    if config.save_hf:
+        needed.append(storage.join(target_of(config.save_hf, checkpoint.iteration), "config.json"))
+    is_complete = all(map(storage.exists, needed))
+    return checkpoint if is_complete and _has_these_settings(config) else None
+
+
+def _has_these_settings(config: TrainConfig) -> bool:
+    """Return whether the last start had the settings of this one that say which steps there are."""
+    text = storage.read_text(storage.join(config.run_dir, run_folder.CONFIG))
+    before: dict[str, Any] = json.loads(text)
+    now = json.loads(describe(config))
+    return all(before[name] == now[name] for name in _SETTINGS)

@@ -1,0 +1,116 @@
+"""A finished run says so from its folder alone; where something is left, the run goes on."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from miles.common import run_folder
+from miles.common.checkpoint_folder import EXTRA
+from miles.common.checkpoint_tracker import folder_name, write_tracker
+from miles.train.config import TrainConfig
+from miles.train.driver.finished import LAST_STEP, report_if_finished
+from miles.train.driver.resolved_settings import describe
+from miles.train.launch.arguments import parse
+from tests.support.launch import write_model
+from tests.support.processes import PROJECT
+
+HEAVY = ("ray", "torch", "megatron", "transformers", "pyarrow", "numpy")
+
+
+def words(folder: Path, *more: str) -> list[str]:
+    """Return a launch line. Its rows are gone, which a finished run does not notice."""
+    line = ["--hf-checkpoint", str(folder), "--prompt-data", str(folder / "rows.parquet")]
+    saving = ["--save", str(folder / "run"), "--save-hf", str(folder / "export")]
+    return [*line, *saving, "--num-rollout", "6", *more]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """The files that a finished run leaves."""
+    write_model(tmp_path)
+    run = tmp_path / "run"
+    checkpoint = run / folder_name(6)
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "metadata.json").write_text("{}")
+    (checkpoint / EXTRA).write_text(json.dumps({"metrics_lines": 6}))
+    write_tracker(str(run), 6)
+
+    end = {"end": 1, "how": LAST_STEP, "next_step": 6}
+    (run / run_folder.ATTEMPTS).write_text(json.dumps({"start": 1}) + "\n" + json.dumps(end) + "\n")
+    (run / run_folder.CONFIG).write_text(describe(parse(words(tmp_path))))
+    (run / run_folder.LEDGER).write_text("{}")
+    (tmp_path / "export").mkdir()
+    (tmp_path / "export/config.json").write_text("{}")
+    return tmp_path
+
+
+def says_so(config: TrainConfig) -> bool:
+    said: list[str] = []
+    is_finished = report_if_finished(config, said.append)
+    assert is_finished == bool(said)
+    return is_finished
+
+
+def test_it_needs_neither_ray_nor_torch(folder: Path) -> None:
+    code = (
+        "import sys; from miles.cli import main; status = main(sys.argv[1:]); "
+        f"print(status, [name for name in {HEAVY} if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "train", *words(folder)],
+        capture_output=True,
+        text=True,
+        cwd=PROJECT,
+        timeout=240,
+    )
+    first, last = done.stdout.splitlines()
+    assert first == f"  this run is finished: 6 of 6 steps are in {folder}/run/iter_0000006"
+    assert last == "0 []"
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    "more", [["--num-rollout", "9"], ["--num-epoch", "2"], ["--rollout-seed", "7"]]
+)
+def test_another_length_or_order_goes_on(folder: Path, more: list[str]) -> None:
+    assert says_so(parse(words(folder)))
+    assert not says_so(parse(words(folder, *more)))
+
+
+def rewrite(name: str, before: str, after: str) -> Callable[[Path], object]:
+    def change(folder: Path) -> None:
+        path = folder / name
+        assert before in path.read_text()
+        path.write_text(path.read_text().replace(before, after))
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda folder: (folder / "run" / run_folder.LEDGER).unlink(),
+        lambda folder: (folder / "export/config.json").unlink(),
+        lambda folder: (folder / "run" / run_folder.CONFIG).unlink(),
+        lambda folder: (folder / "run" / run_folder.ATTEMPTS).unlink(),
+        lambda folder: (folder / "run/iter_0000006/metadata.json").unlink(),
+        lambda folder: write_tracker(str(folder / "run"), 4),
+        rewrite("run/starts.jsonl", LAST_STEP, "SIGTERM"),
+        rewrite("run/starts.jsonl", '"end": 1', '"end'),
+        rewrite("run/iter_0000006/miles.json", "}", ', "unwritten_metrics": ["{}"]}'),
+        rewrite("run/config.json", "{", "["),
+    ],
+)
+def test_what_an_interrupted_end_left_is_the_runs_to_do(
+    folder: Path, spoil: Callable[[Path], object]
+) -> None:
+    config = parse(words(folder))
+    assert says_so(config)
+    spoil(folder)
+    assert not says_so(config)
