@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING, TypeAlias
+import sys
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -12,11 +13,23 @@ Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 """The type that `add_subparsers` returns."""
 
 
-def open_console() -> Console:
-    """Return the screen. It colours what is `Text` with a style, and reads no markup in strings.
+def open_console(color: str = "auto") -> Console:
+    """Return the screen. It colours only text that a command marks, and reads no text as markup.
 
-    A path with brackets would lose them: `run[1]` is a tag of rich's markup.
+    What goes into a pipe or a file is not broken into lines.
+
+    Args:
+        color: "always", "never", or "auto": on a terminal, and as NO_COLOR and FORCE_COLOR say.
     """
     from rich.console import Console
 
-    return Console(highlight=False, markup=False, emoji=False)
+    from miles.common.screen import WIDE_COLUMNS
+
+    settings: dict[str, Any] = {}
+    if color == "always":
+        settings = {"color_system": "256", "force_terminal": True, "no_color": False}
+    elif color == "never":
+        settings = {"color_system": None, "no_color": True}
+    if not sys.stdout.isatty():
+        settings["width"] = WIDE_COLUMNS
+    return Console(highlight=False, markup=False, emoji=False, **settings)

@@ -1,4 +1,4 @@
-"""`miles inspect`: the first batch of a run, coloured by its mask.
+"""`miles inspect`: the first batch of a run, its trained tokens marked.
 
 Ids and masks are those that the run kept, so its own settings are in them; they are printed as the
 flags that show the same in `miles prepare` and `miles certify`.
@@ -20,11 +20,18 @@ from miles.errors import SourceError
 def add_parser(commands: Subparsers) -> None:
     """Add the command and its flags."""
     parser = commands.add_parser(
-        "inspect", help="the first samples that a run trained on, coloured by their mask"
+        "inspect", help="the first samples that a run trained on, their trained tokens marked"
     )
     parser.add_argument("folder", type=absolute, metavar="RUN", help="the run's folder")
     parser.add_argument(
         "--samples", type=int, default=3, metavar="N", help="samples to show (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--color",
+        choices=("always", "never", "auto"),
+        default="auto",
+        help="colour the trained tokens; without colour they stand in brackets (default: "
+        "%(default)s, on a terminal)",
     )
     parser.set_defaults(run=run)
 
@@ -35,7 +42,7 @@ def run(flags: argparse.Namespace) -> None:
 
     from miles.report.first_batch import inspect_run
 
-    console = open_console()
+    console = open_console(flags.color)
     inspect_run(flags.folder, console, flags.samples)
     if (words := encoding_of(flags.folder)) is not None:
         settings = shlex.join(words) or "the defaults"

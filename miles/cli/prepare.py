@@ -59,4 +59,5 @@ def run(flags: argparse.Namespace) -> None:
         max_bad_fraction=values.get("--max-bad-fraction", DataConfig.max_bad_fraction),
     )
     prepared.write(flags.output)
-    open_console().print(str(prepared))
+    console = open_console()
+    console.print(prepared.to_text(console.width), soft_wrap=True)

@@ -19,6 +19,7 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
+from miles.common.screen import is_live
 from miles.common.storage import Report
 
 NUM_THREADS = min(4, os.cpu_count() or 1)
@@ -98,7 +99,7 @@ def bar(console: Console | None, label: str, num_bytes: int) -> Iterator[Report]
         TransferSpeedColumn(),
         TimeRemainingColumn(elapsed_when_finished=True),
         console=console,
-        disable=console is None,
+        disable=console is None or not is_live(console),
     )
     task = progress.add_task(label, total=num_bytes)
     with progress:

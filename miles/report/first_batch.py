@@ -10,6 +10,7 @@ from rich.text import Text
 
 from miles.common import run_folder, storage
 from miles.common.debugging import unchained
+from miles.common.screen import WIDE_COLUMNS, has_colours
 from miles.data.config import EncodeConfig
 from miles.data.notebook import preview
 from miles.data.tokens.load import load_tokenizer
@@ -25,7 +26,7 @@ _SHOWN_OF = 20
 
 @unchained
 def inspect_run(folder: str, console: Console, num_samples: int) -> None:
-    """Print the samples of a run's first step, coloured by their mask.
+    """Print the samples of a run's first step, the trained tokens marked.
 
     Raises:
         SourceError: the run kept no first batch, or a broken one.
@@ -38,14 +39,21 @@ def inspect_run(folder: str, console: Console, num_samples: int) -> None:
 
     shown = batch.samples[:num_samples]
     tokenizer = _tokenizer_of(batch)
+    is_coloured = has_colours(console)
+    columns = console.width if console.width < WIDE_COLUMNS else None
+    console.print(Text(preview.legend(has_colours=is_coloured), "dim"), soft_wrap=True)
     for sample in shown:
         title = (
             f"{sample['source']} · {sample['file']} row {sample['row']} · "
             f"{len(sample['input_ids'])} tokens, {sum(sample['loss_mask'])} trained"
         )
-        console.rule(Text(title), align="left")
-        console.print(preview.to_text((sample["input_ids"], sample["loss_mask"]), tokenizer))
-    console.print(Text(f"{len(shown)} of the first step's {len(batch.samples)} samples", "dim"))
+        console.print(Text(f"\n{title}", "bold"), soft_wrap=True)  # never cut
+        tokens = (sample["input_ids"], sample["loss_mask"])
+        console.print(
+            preview.to_text(tokens, tokenizer, columns=columns, has_colours=is_coloured),
+            soft_wrap=True,
+        )
+    console.print(Text(f"\n{len(shown)} of the first step's {len(batch.samples)} samples", "dim"))
 
 
 def longest_sample(batch: FirstBatch) -> tuple[str, str]:

@@ -70,3 +70,40 @@ def test_the_settings_can_be_pasted(folder: Path, capsys: pytest.CaptureFixture[
         "--apply-chat-template-kwargs": {"mark": "[b] :smile: it's"},
         "--too-long": "error",
     }
+
+
+@pytest.mark.parametrize(
+    ("words", "environment", "has_colours"),
+    [
+        ([], {}, False),
+        (["--color", "always"], {}, True),
+        (["--color", "always"], {"NO_COLOR": "1"}, True),
+        (["--color", "never"], {"FORCE_COLOR": "1"}, False),
+        ([], {"FORCE_COLOR": "1"}, True),
+        ([], {"FORCE_COLOR": "1", "NO_COLOR": "1"}, False),
+    ],
+)
+def test_trained_tokens_are_marked_in_a_pipe(
+    folder: Path,
+    words: list[str],
+    environment: dict[str, str],
+    has_colours: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name in ("NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert main(["inspect", str(folder), *words]) == 0
+    text = capsys.readouterr().out
+    assert ("\x1b[38;5" in text) == has_colours
+    assert text.count("[[") == (0 if has_colours else 2), "in the legend, and in the text"
+    assert ("trained tokens are green" in text) == has_colours
+
+
+def test_a_heading_is_never_cut(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = folder / "first_batch.json"
+    path.write_text(path.read_text().replace("[/bold]", "[/bold]" + 300 * "x"))
+    assert main(["inspect", str(folder)]) == 0
+    assert 300 * "x" + ".jsonl row 3 · 2 tokens, 1 trained\n" in capsys.readouterr().out

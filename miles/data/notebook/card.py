@@ -83,16 +83,16 @@ class Card:
             ("numbers", self._basis()),
         ]
 
-    def to_text(self) -> str:
-        """Return the card as a table of 100 columns."""
+    def to_text(self, columns: int = 100) -> str:
+        """Return the card as a table of at most so many columns."""
         table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
         for label, value in self.lines():
             table.add_row(label, Text(value))
 
-        console = Console(width=100, markup=False, emoji=False)
+        console = Console(width=columns, markup=False, emoji=False)
         with console.capture() as capture:
             console.print(table)
-        return capture.get().rstrip("\n")
+        return "\n".join(line.rstrip() for line in capture.get().splitlines())
 
     def to_html(self) -> str:
         """Return a self-contained HTML fragment: inline styles, no scripts, all text escaped."""

@@ -409,8 +409,12 @@ class Prepared:
         return Card(self.manifest, self.summary(), self._is_sample)
 
     @unchained
+    def to_text(self, columns: int = 100) -> str:
+        """Return the card as text of at most so many columns."""
+        return self._card().to_text(columns)
+
     def __repr__(self) -> str:
-        return self._card().to_text()
+        return self.to_text()
 
     @unchained
     def _repr_html_(self) -> str:

@@ -2,7 +2,8 @@
 
     ids and mask  ->  <|im_start|>user↵ 2+2?<|im_end|>↵ <|im_start|>assistant↵ [4<|im_end|>]↵
 
-Trained tokens have a green background, the others are grey; newlines are drawn as ↵ and kept. A
+Trained tokens have a green background, the others are grey; without colours, trained tokens stand
+in [[ ]]. Newlines are drawn as ↵ and kept. No token is broken at the end of a line. A
 character whose bytes are spread over several tokens is shown once, as one piece.
 """
 
@@ -13,10 +14,12 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, NamedTuple
 
-from rich.console import Console
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.style import Style
 from rich.text import Text
 
+from miles.common.screen import WIDE_COLUMNS, has_colours
 from miles.data.types import Encoded
 
 if TYPE_CHECKING:
@@ -113,14 +116,50 @@ def _token_html(piece: Piece) -> str:
 
 
 def to_text(
-    encoded: Encoded | tuple[Sequence[int], Sequence[int]], tokenizer: PreTrainedTokenizerBase
+    encoded: Encoded | tuple[Sequence[int], Sequence[int]],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    columns: int | None = None,
+    has_colours: bool = True,
 ) -> Text:
-    """Return the same for a terminal, as rich text; arguments as in `to_html`."""
+    """Return the same for a terminal, as rich text; other arguments as in `to_html`.
+
+    Args:
+        columns: a token that would not fit into the line begins the next one; None: lines end only
+            where the text has a newline.
+        has_colours: else trained tokens stand in brackets (`brackets_of`).
+    """
     input_ids, loss_mask = _ids_and_mask(encoded)
-    text = Text()
-    for piece in pieces(input_ids, loss_mask, tokenizer):
-        text.append(_visible(piece.text), _TRAINED if piece.is_trained else _CONTEXT)
+    all_pieces = list(pieces(input_ids, loss_mask, tokenizer))
+    begin, end = ("", "") if has_colours else brackets_of(all_pieces)
+    text = Text(no_wrap=True, overflow="ignore")
+    column = 0
+
+    for is_trained, run in groupby(all_pieces, lambda piece: piece.is_trained):
+        shown = [_visible(piece.text) for piece in run]
+        if is_trained:
+            shown[0] = begin + shown[0]
+            shown[-1] += end
+        for token in shown:
+            if columns and column and column + cell_len(token.split("\n")[0]) > columns:
+                text.append("\n")
+                column = 0
+            text.append(token, _TRAINED if is_trained else _CONTEXT)
+            column = cell_len(token.rsplit("\n", 1)[-1]) + (0 if "\n" in token else column)
     return text
+
+
+def brackets_of(all_pieces: Sequence[Piece]) -> tuple[str, str]:
+    """Return what marks the trained tokens where there is no colour, and is not in the text."""
+    whole = "".join(piece.text for piece in all_pieces)
+    return ("⟦", "⟧") if "[[" in whole or "]]" in whole else ("[[", "]]")
+
+
+def legend(*, has_colours: bool) -> str:
+    """Return a sentence on what marks the trained tokens."""
+    if has_colours:
+        return "trained tokens are green"
+    return "trained tokens stand in [[ ]], or in ⟦ ⟧ where the text has such brackets itself"
 
 
 class Preview:
@@ -136,19 +175,20 @@ class Preview:
         self._samples = samples
         self._tokenizer = tokenizer
 
-    def __rich__(self) -> Text:
-        text = Text()
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        is_coloured = has_colours(console)
+        columns = options.max_width if options.max_width < WIDE_COLUMNS else None
+        yield Text(legend(has_colours=is_coloured), "dim")
         for row_id, sample in self._samples:
             num_trained = int(sample.loss_mask.sum())
-            title = f"row {row_id} · {len(sample.input_ids)} tokens, {num_trained} trained\n"
-            text.append(title, "bold")
-            text.append_text(to_text(sample, self._tokenizer)).append("\n")
-        return text
+            title = f"row {row_id} · {len(sample.input_ids)} tokens, {num_trained} trained"
+            yield Text(title, "bold", overflow="fold")
+            yield to_text(sample, self._tokenizer, columns=columns, has_colours=is_coloured)
 
     def __repr__(self) -> str:
         console = Console(width=100, markup=False, emoji=False)
         with console.capture() as capture:
-            console.print(self.__rich__())
+            console.print(self)
         return capture.get()
 
     def _repr_html_(self) -> str:

@@ -5,9 +5,10 @@ import itertools
 import re
 
 import numpy as np
+from rich.cells import cell_len
 
 from miles.data.encoding.encoder import encode
-from miles.data.notebook.preview import pieces, to_html, to_text
+from miles.data.notebook.preview import Preview, pieces, to_html, to_text
 
 MESSAGES = [
     {"role": "user", "content": "<b>&\x1b[31m</b>"},
@@ -75,3 +76,28 @@ def test_text(chatml_tokenizer) -> None:
     )
     assert trained == "𠮷 and↵\nmore<|im_end|>"
     assert "\x1b" not in text.plain
+
+
+def test_brackets_mark_what_colours_do_not(chatml_tokenizer) -> None:
+    text = to_text(encode(MESSAGES, chatml_tokenizer), chatml_tokenizer, has_colours=False)
+    assert "</think>↵\n↵\n[[𠮷 and↵\nmore<|im_end|>]]↵\n" in text.plain
+    bracketed = [{"role": "user", "content": "[[1]]"}, MESSAGES[1]]
+    text = to_text(encode(bracketed, chatml_tokenizer), chatml_tokenizer, has_colours=False)
+    assert "⟦𠮷 and↵\nmore<|im_end|>⟧" in text.plain
+
+
+def test_no_token_is_broken_at_the_end_of_a_line(chatml_tokenizer) -> None:
+    encoded = encode(MESSAGES, chatml_tokenizer)
+    whole = to_text(encoded, chatml_tokenizer).plain
+    broken = to_text(encoded, chatml_tokenizer, columns=16).plain
+    assert broken.replace("\n", "") == whole.replace("\n", "")
+    lines = broken.split("\n")
+    assert max(cell_len(line) for line in lines) <= 16
+    assert broken.count("<|im_end|>") == whole.count("<|im_end|>")
+    assert "<|im_start|>\nassistant↵\n" in broken
+
+
+def test_a_preview_says_how_it_marks(chatml_tokenizer) -> None:
+    text = repr(Preview([(7, encode(MESSAGES, chatml_tokenizer))], chatml_tokenizer))
+    assert text.startswith("trained tokens stand in [[ ]]")
+    assert "[[𠮷 and↵\nmore<|im_end|>]]" in text

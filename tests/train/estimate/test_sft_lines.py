@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from miles.cli import main
-from miles.train.driver.opening import describe
+from miles.train.driver.resolved_settings import describe
 from miles.train.launch.arguments import read_line
 from tests.support.launch import QWEN3, QWEN3_235B
 from tests.support.row_files import random_conversations
