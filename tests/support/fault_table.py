@@ -115,7 +115,7 @@ follow are those that would have followed.
 | 3 | an input: a file, a row, a tokenizer, a checkpoint |
 | 4 | the cluster: Ray, its nodes, a process that was lost too often |
 | 5 | the run: it diverged, or a result could not be written |
-| 130 | a second Ctrl-C |
+| 130 | Ctrl-C that stopped at once: the second one, or one while no step was under way |
 
 An error is one paragraph with the cause and what to do. `MILES_DEBUG=1`, or `--debug` before the
 command, adds the traceback.

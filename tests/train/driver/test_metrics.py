@@ -132,6 +132,7 @@ def line(step: int, depth: int, wait: float, encode: float) -> dict[str, Any]:
 
 def shown(lines: list[dict[str, Any]], *, is_terminal: bool, width: int = 140) -> str:
     screen = io.StringIO()
+    screen.isatty = lambda: is_terminal  # type: ignore[method-assign]
     console = Console(file=screen, width=width, force_terminal=is_terminal, legacy_windows=False)
     progress = ProgressLine(console, 12, 0)
     for metrics in lines:
