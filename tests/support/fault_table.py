@@ -75,6 +75,8 @@ SECTIONS: dict[str, tuple[str, ...]] = {
         "metrics of a run, and nothing else of it",
         "mistyped `--load` beside `--ref-load`",
         "`--output-dir` of another run",
+        "`prepare` onto other prepared rows",
+        "second `prepare` onto one `--output`",
     ),
     "Files of a run that are broken": (
         "`miles.json` of the newest checkpoint cut off",
