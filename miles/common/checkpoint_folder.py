@@ -46,6 +46,11 @@ class SavedCheckpoint:
     is_hugging_face: bool = False
     """the weights of a Hugging Face folder; else a `torch_dist` checkpoint"""
 
+    @property
+    def is_converted(self) -> bool:
+        """Return whether no step was taken yet: `release`, or a Hugging Face folder."""
+        return self.iteration == 0
+
 
 def find(url: str, *, weights_only: bool = False) -> SavedCheckpoint | None:
     """Return the newest complete checkpoint of a folder (fsspec URL); None where there is none.

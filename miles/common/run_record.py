@@ -13,15 +13,15 @@ completed.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
-from miles.common import json_lines, run_folder, storage
+from miles.common import json_lines, own_files, run_folder, storage
 from miles.common.checkpoint_choice import complete_iterations, ways_on
+from miles.common.checkpoint_folder import EXTRA, other_ways
 from miles.common.checkpoint_tracker import TRACKER
 from miles.common.redact import redact
-from miles.errors import CheckpointError, ConfigError
+from miles.errors import BrokenFileError, CheckpointError, ConfigError
 
 FIRST_CHECKPOINT = "first_checkpoint"
 """Key of a start: the iteration of the first checkpoint that it completed; None: none yet."""
@@ -40,16 +40,20 @@ def require_new(save: str, run_dir: str) -> None:
         CheckpointError: says what is there, and which line goes on from it.
     """
     is_own = _other_save(save, run_dir) is None  # else `require_own_run_folder` refuses it
-    starts = _starts(run_dir) if is_own else []
+    records = own_files.read_records(storage.join(run_dir, run_folder.ATTEMPTS))
+    entries = records.objects if is_own else ()
+    starts = [entry for entry in entries if "start" in entry]
+    is_told = is_own and not records.broken
     iterations = complete_iterations(save)
-    if iterations and not _may_be_unnamed(save, iterations, starts):
+    if iterations and not (is_told and _may_be_unnamed(save, iterations, starts)):
         raise CheckpointError(
             f"{redact(save)}: {TRACKER} names no checkpoint of a run, and a new run would "
             f"overwrite those that are there. {ways_on(save)}. To begin anew, give another --save"
         )
     if iterations or not is_own:
         return
-    if any(_had_checkpoint(start, save) for start in starts) or _ended_saved(run_dir):
+    is_saved = any(entry.get("how") in _SAVED_ENDS for entry in entries)
+    if is_saved or any(_had_checkpoint(start, save) for start in starts):
         raise CheckpointError(
             f"{redact(save)}: {run_folder.ATTEMPTS} in {redact(run_dir)} is of a run that had "
             f"checkpoints, and {TRACKER} names none: a new run would overwrite its metrics. Bring "
@@ -61,6 +65,26 @@ def require_new(save: str, run_dir: str) -> None:
             f"{redact(metrics)}: holds the metrics of a run, and there is neither its "
             f"{run_folder.ATTEMPTS} nor a checkpoint in {redact(save)} ({TRACKER} is missing): a "
             "new run would overwrite them. Give another --save or --output-dir"
+        )
+
+
+def require_position(checkpoint: str, save: str, run_dir: str) -> None:
+    """Refuse a checkpoint of a run of ours that has lost its place in the data.
+
+    Without `miles.json`, it would pass for one of Megatron-LM, whose weights begin a new run.
+
+    Args:
+        checkpoint: its folder, in `save`; it has no `miles.json`.
+
+    Raises:
+        CheckpointError: says what can be done.
+    """
+    records = own_files.read_records(storage.join(run_dir, run_folder.ATTEMPTS))
+    starts = [entry for entry in records.objects if "start" in entry]
+    if any(_had_checkpoint(start, save) for start in starts):
+        raise CheckpointError(
+            f"{redact(storage.join(checkpoint, EXTRA))}: no such file. It holds the place in the "
+            f"data, and nothing can go on without it. {other_ways(checkpoint)}"
         )
 
 
@@ -89,8 +113,8 @@ def _other_save(save: str, run_dir: str) -> str | None:
     if storage.is_same(save, run_dir) or not storage.exists(config) or not storage.exists(metrics):
         return None
     try:
-        other = json.loads(storage.read_text(config)).get("save")
-    except (ValueError, AttributeError):
+        other = own_files.read_object(config).get("save")
+    except BrokenFileError:
         return None
     if not isinstance(other, str) or storage.is_same(other, save) or not storage.exists(other):
         return None
@@ -113,24 +137,12 @@ def missing_lines_notice(run_dir: str, num_lines: int) -> str | None:
     )
 
 
-def _starts(run_dir: str) -> list[dict[str, Any]]:
-    """Return the starts in starts.jsonl."""
-    entries = json_lines.read(storage.join(run_dir, run_folder.ATTEMPTS))
-    return [entry for entry in entries if "start" in entry]
-
-
 def _had_checkpoint(start: dict[str, Any], save: str) -> bool:
     """Return whether a start completed a checkpoint, or went on from one in the same folder."""
     if start.get(FIRST_CHECKPOINT) is not None:
         return True
     origin = str(start.get("checkpoint", ""))
     return start.get("first_step", 0) > 0 and storage.is_within(origin, save)
-
-
-def _ended_saved(run_dir: str) -> bool:
-    """Return whether a start ended as one does that has saved its last step."""
-    entries = json_lines.read(storage.join(run_dir, run_folder.ATTEMPTS))
-    return any(entry.get("how") in _SAVED_ENDS for entry in entries)
 
 
 def _may_be_unnamed(save: str, iterations: Sequence[int], starts: Sequence[dict[str, Any]]) -> bool:
@@ -141,5 +153,5 @@ def _may_be_unnamed(save: str, iterations: Sequence[int], starts: Sequence[dict[
     """
     if len(iterations) > 1 and storage.is_local(save):
         return False
-    is_told = bool(starts) and all(FIRST_CHECKPOINT in start for start in starts)
-    return is_told and not any(_had_checkpoint(start, save) for start in starts)
+    is_of_this_version = bool(starts) and all(FIRST_CHECKPOINT in start for start in starts)
+    return is_of_this_version and not any(_had_checkpoint(start, save) for start in starts)

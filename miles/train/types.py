@@ -99,8 +99,10 @@ class StartPoint:
                 what would tell where it stands is missing.
         """
         own = checkpoint_folder.find(config.save)
-        if own is None or own.extra is None:
+        if own is None or own.is_converted:
             run_record.require_new(config.save, config.run_dir)
+        elif own.extra is None:
+            run_record.require_position(own.url, config.save, config.run_dir)
         checkpoint, is_resume = checkpoint_folder.find_start(
             config.save, config.load, config.ref_load, config.hf_checkpoint
         )

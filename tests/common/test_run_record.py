@@ -10,7 +10,12 @@ import pytest
 
 from miles.common import run_folder, storage
 from miles.common.checkpoint_tracker import folder_name
-from miles.common.run_record import missing_lines_notice, require_new, require_own_run_folder
+from miles.common.run_record import (
+    missing_lines_notice,
+    require_new,
+    require_own_run_folder,
+    require_position,
+)
 from miles.errors import CheckpointError, ConfigError
 
 NEVER = {"start": 1, "first_step": 0, "checkpoint": "hf", "first_checkpoint": None}
@@ -77,6 +82,25 @@ def test_run_that_went_on_in_its_folder_had_checkpoints(tmp_path: Path) -> None:
     start = {**OLDER, "first_step": 40, "checkpoint": str(tmp_path / "iter_0000040")}
     make(str(tmp_path), entries=(start,))
     with pytest.raises(CheckpointError, match="is of a run that had checkpoints"):
+        require_new(str(tmp_path), str(tmp_path))
+
+
+def test_checkpoint_without_its_position_is_not_begun_anew(tmp_path: Path) -> None:
+    """Of Megatron-LM's, which never have one, the weights are taken."""
+    save = str(tmp_path)
+    make(save, iterations=(20, 40))
+    (tmp_path / folder_name(20) / "miles.json").write_text('{"cursor": {}}')
+    require_position(f"{save}/{folder_name(40)}", save, save)
+    make(save, entries=({**NEVER, "first_checkpoint": 20},))
+    with pytest.raises(CheckpointError, match=r"0000040/miles\.json: no such file.* put 20 into"):
+        require_position(f"{save}/{folder_name(40)}", save, save)
+
+
+def test_broken_record_does_not_begin_anew_over_a_checkpoint(tmp_path: Path) -> None:
+    make(str(tmp_path), iterations=(20,), entries=(NEVER,))
+    with (tmp_path / run_folder.ATTEMPTS).open("a") as stream:
+        stream.write("\0\0\n")
+    with pytest.raises(CheckpointError, match="step 20: echo 20 >"):
         require_new(str(tmp_path), str(tmp_path))
 
 

@@ -251,7 +251,8 @@ def _lines_notice(config: TrainConfig, start: StartPoint | None) -> str | None:
     """Return a sentence if the metrics of the run that goes on are not all there."""
     if start is None or not start.is_resume or not storage.is_within(start.url, config.save):
         return None
-    num_lines = (start.checkpoint.extra or {}).get("metrics_lines", 0)
+    extra = start.checkpoint.extra or {}
+    num_lines = extra.get("metrics_lines", 0) - len(extra.get("unwritten_metrics", ()))
     return missing_lines_notice(config.run_dir, num_lines)
 
 
