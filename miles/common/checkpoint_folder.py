@@ -231,7 +231,7 @@ def remove_old(url: str, keep_last: int | None, keep_best: int | None) -> list[s
     if keep_last is None and keep_best is None:
         return []
 
-    storage.require_writable(url)
+    storage.require_held(url)
     fs, root = storage.filesystem(url)
     fs.invalidate_cache(root)  # the newest was written by another process
     newest, _ = tracked(url) or ("", 0)
@@ -281,7 +281,7 @@ def remove_unfinished(url: str) -> list[str]:
     """
     if not storage.is_local(url):
         return []
-    storage.require_writable(url)
+    storage.require_held(url)
     root = Path(storage.filesystem(url)[1])
     unfinished = sorted(root.glob(f"{SAVING}*"))
     for folder in unfinished:

@@ -70,7 +70,7 @@ class PartFiles:
 
     def _add(self, table: pa.Table) -> None:
         if self._writer is None:
-            storage.require_writable(self._url)
+            storage.require_held(self._url)
             self._stream = self._fs.open(storage.filesystem(self._part)[1], "wb")
             self._writer = pq.ParquetWriter(self._stream, WRITTEN)
         self._writer.write_table(table, row_group_size=GROUP_ROWS)
