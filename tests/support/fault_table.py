@@ -67,6 +67,16 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "Two runs in one folder, and folders without a tracker": (
         "second run on one `--save`",
         "run that was stopped for minutes, and replaced",
+        "checkpoints, and no tracker",
+        "checkpoints, and no tracker, in `--load`",
+        "empty tracker",
+        "tracker that names what is not there",
+        "run whose checkpoints are gone",
+        "metrics of a run, and nothing else of it",
+        "mistyped `--load` beside `--ref-load`",
+        "`--output-dir` of another run",
+        "`prepare` onto other prepared rows",
+        "second `prepare` onto one `--output`",
     ),
     "Files of a run that are broken": (
         "`miles.json` of the newest checkpoint cut off",
@@ -75,7 +85,14 @@ SECTIONS: dict[str, tuple[str, ...]] = {
         "`ledger.json` cut off, then `miles report`",
         "tokenizer of a run has moved, then `miles report`",
     ),
-    "Paths and settings": (),
+    "Paths and settings": (
+        "file with the name of a pattern, `rows[v2].jsonl`",
+        "empty path, of a variable that is not set",
+        "URL with one slash",
+        "flag without an effect beside the others",
+        "flag given twice",
+        "negation that is negated, in YAML",
+    ),
     "Leaving": (
         "SIGTERM to the driver",
         "SIGTERM before the first step",

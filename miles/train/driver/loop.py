@@ -278,6 +278,7 @@ class TrainingLoop:
         config = self._config
         self._newest_step = iteration
         with self._clock.pause():
+            self._attempt_log.note_checkpoint(iteration)
             self._exporter.finish(self._checkpoints.newest, iteration)
             removed = checkpoint_folder.remove_old(config.save, config.keep_last, config.keep_best)
             for folder in removed:
