@@ -74,6 +74,10 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "Hostile input": (
         "row of over 128 MiB",
         "chat template that does not end",
+        "tokenizer that brings code",
+        "tokenizer file of gigabytes",
+        "tokenizer file that leads elsewhere",
+        "config.json with absurd numbers",
     ),
 }
 """Section of the page -> its faults."""

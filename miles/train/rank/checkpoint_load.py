@@ -44,7 +44,10 @@ def load(trainer: Trainer, checkpoint: SavedCheckpoint, *, model_only: bool) -> 
 
     with storage.local_folder(checkpoint.url, "checkpoint") as folder:
         safe_pickle.require_plain(folder, checkpoint.url)
-        common = dist_checkpointing.load_common_state_dict(str(folder))
+        try:
+            common = dist_checkpointing.load_common_state_dict(str(folder))
+        except Exception as error:  # as below
+            raise _unloadable(checkpoint.url, error) from error
         differences = trainer.shape.differences(vars(common["args"])) if "args" in common else []
         if differences:
             raise CheckpointError(
@@ -60,10 +63,7 @@ def load(trainer: Trainer, checkpoint: SavedCheckpoint, *, model_only: bool) -> 
             optimizer_state.match_keys(state.get("optimizer", {}), stored)
             loaded = dist_checkpointing.load(state, str(folder), strict="assume_ok_unexpected")
         except Exception as error:  # Megatron's error classes, torch's or pickle's
-            raise CheckpointError(
-                f"{checkpoint.url}: cannot be loaded into this model "
-                f"({type(error).__name__}: {str(error)[:500]})"
-            ) from error
+            raise _unloadable(checkpoint.url, error) from error
 
     trainer.gpt.load_state_dict(loaded["model"], strict=False)
     zero_padding_rows(trainer.gpt, trainer.shape)
@@ -74,6 +74,12 @@ def load(trainer: Trainer, checkpoint: SavedCheckpoint, *, model_only: bool) -> 
         optimizer_state.restore_own_keys(trainer.optimizer, own_parts)
         trainer.optimizer.load_state_dict(own_parts)
         trainer.scheduler.load_state_dict(loaded["opt_param_scheduler"])
+
+
+def _unloadable(url: str, error: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"{url}: cannot be loaded into this model ({type(error).__name__}: {str(error)[:500]})"
+    )
 
 
 def state_to_save(
