@@ -282,7 +282,9 @@ def test_a_run_listens_on_localhost_and_tells_no_secret(
     monkeypatch.setenv("RAY_TMPDIR", session)
     config = tmp_path / "config.pickle"
     config.write_bytes(pickle.dumps(config_in(folder, tmp_path / "run", num_rollout=3)))
-    seen = run("watched", {"config": str(config), "secrets": ENVIRONMENT, "given": GIVEN})
+    secrets = tmp_path / "secrets.json"
+    secrets.write_text(json.dumps([ENVIRONMENT, GIVEN]))
+    seen = run("watched", {"config": str(config), "secrets": str(secrets)})
     assert seen["num_steps"] == 3
     addresses = seen["addresses"]
     assert len(addresses) > 5, "Ray's own, the trainers', and where they meet"

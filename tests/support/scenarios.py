@@ -165,19 +165,20 @@ def _get(url: str) -> str:
     return ""
 
 
-def watched(config: str, secrets: Mapping[str, str], given: Mapping[str, str]) -> dict[str, Any]:
+def watched(config: str, secrets: str) -> dict[str, Any]:
     """Train for a few steps with a Ray of the run's own, TensorBoard and an offline W&B.
 
     Args:
         config: the path of a pickled `TrainConfig`.
-        secrets: variables of the environment.
-        given: variables of `--train-env-vars`.
+        secrets: the path of a JSON file with the variables of the environment, and those of
+            `--train-env-vars`: this process's own command line is looked at, too.
 
     Returns:
         where the run's processes listened meanwhile, their command lines, what was printed, and the
         number of steps.
     """
-    os.environ.update(secrets)
+    of_environment, given = json.loads(Path(secrets).read_text())
+    os.environ.update(of_environment)
     plain = pickle.loads(Path(config).read_bytes())
     hidden = {name: Secret(text) for name, text in given.items()}
     settings = replace(
