@@ -36,6 +36,10 @@ class MissingFileError(SourceError, FileNotFoundError):
     """A file or folder that is not there."""
 
 
+class BrokenFileError(SourceError):
+    """A file of our own that is cut off, or is not what was written."""
+
+
 class TemplateError(MilesError):
     """A tokenizer or chat template that cannot be loaded, or whose turns cannot be located."""
 

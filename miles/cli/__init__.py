@@ -24,7 +24,7 @@ from miles.cli import (
     train,
 )
 from miles.cli.outcome import exit_status_of
-from miles.cli.parser import CommandParser
+from miles.cli.parser import CommandParser, require_whole_names
 from miles.common.debugging import show_debugging
 
 _DEBUG = "--debug"
@@ -81,4 +81,5 @@ def build_parser() -> argparse.ArgumentParser:
         completion,
     ):
         command.add_parser(commands)
+    require_whole_names(parser)
     return parser

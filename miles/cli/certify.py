@@ -36,12 +36,14 @@ def add_parser(commands: Subparsers) -> None:
 def run(flags: argparse.Namespace) -> None:
     """Print the certificate, or fail with the reason why there is none."""
     from miles.common import storage
+    from miles.common.first_contact import first_contact
     from miles.data.template.certify import certify
     from miles.data.tokens.load import load_tokenizer
 
     values = given_values(flags, _SETTINGS)
     config = build(EncodeConfig, values, {"tokenizer": flags.tokenizer})
-    certificate = certify(load_tokenizer(config), config)
+    with first_contact():
+        certificate = certify(load_tokenizer(config), config)
     text = json.dumps(certificate.to_json(), indent=1, ensure_ascii=False)
     if flags.json == "-":
         print(text)

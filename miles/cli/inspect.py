@@ -7,7 +7,6 @@ flags that show the same in `miles prepare` and `miles certify`.
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 from collections.abc import Mapping
 
@@ -48,13 +47,10 @@ def encoding_of(folder: str) -> list[str] | None:
 
     None where its config.json is missing, broken, or of an older run, without them.
     """
-    from miles.common import run_folder, storage
+    from miles.common import own_files, run_folder, storage
 
-    path = storage.join(folder, run_folder.CONFIG)
-    if not storage.exists(path):
-        return None
     try:
-        encode = json.loads(storage.read_text(path))["data"]["encode"]
-    except (ValueError, LookupError, TypeError, SourceError):
+        encode = own_files.read_object(storage.join(folder, run_folder.CONFIG))["data"]["encode"]
+    except (LookupError, TypeError, SourceError):
         return None
     return words_of(EncodeConfig, encode) if isinstance(encode, Mapping) else None

@@ -74,7 +74,7 @@ def _drop_output() -> None:
 
 
 def _print_error(error: Exception, text: str) -> None:
-    """Print an error on one line, which the terminal wraps and a search finds in one piece."""
+    """Print an error without line breaks of our own: a search finds it in one piece."""
     from rich.text import Text
 
     from miles.common.screen import Screen

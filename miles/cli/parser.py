@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 _QUOTED_CHOICE = re.compile(r"invalid choice: .* (?=\(choose from)")
-_QUOTED_WORD = re.compile(r"(ignored explicit argument|ambiguous option):? .*")
+_QUOTED_WORD = re.compile(r"(ignored explicit argument) .*")
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -28,6 +28,18 @@ class CommandParser(argparse.ArgumentParser):
         """Print how the command is used and what is wrong, and end the process with 2."""
         message = _QUOTED_CHOICE.sub("invalid choice ", message)
         super().error(_QUOTED_WORD.sub(r"\1; see --help", message))
+
+
+def require_whole_names(parser: argparse.ArgumentParser) -> None:
+    """Have a parser and its commands take no abbreviation of a flag, as `miles train` takes none.
+
+    One that is clear today has two meanings when a flag is added.
+    """
+    parser.allow_abbrev = False
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for command in action.choices.values():
+                require_whole_names(command)
 
 
 def _unknown(words: Sequence[str]) -> str:

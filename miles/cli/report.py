@@ -19,5 +19,10 @@ def run(flags: argparse.Namespace) -> None:
     """Write both files and print their paths."""
     from miles.report.report import write_report
 
-    for path in write_report(flags.folder):
-        open_console().print(f"  {path}", soft_wrap=True)
+    console = open_console()
+
+    def tell(text: str) -> None:
+        console.print(f"  {text}", soft_wrap=True)
+
+    for path in write_report(flags.folder, notify=tell):
+        tell(path)

@@ -16,7 +16,8 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from miles.errors import CheckpointError
+from miles.common.file_errors import writing
+from miles.errors import CheckpointError, MilesError, WriteError
 
 
 class StagedFolder:
@@ -27,14 +28,17 @@ class StagedFolder:
 
     Raises:
         CheckpointError: another process is writing the same target.
+        WriteError: no folder can be made beside it, or none can take its place.
     """
 
     def __init__(self, target: Path) -> None:
-        self._target = target.resolve()  # a link may lead to another disk
-        self.path = self._target.with_name(f".{self._target.name}.converting")
-        """the folder to fill"""
-        self.path.mkdir(parents=True, exist_ok=True)
-        self._lock = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
+        require_movable(target)
+        with writing(str(target)):
+            self._target = target.resolve()  # a link may lead to another disk
+            self.path = self._target.with_name(f".{self._target.name}.converting")
+            """the folder to fill"""
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
         try:
             _lock(self._lock, self._target)
             _empty(self.path)
@@ -43,11 +47,15 @@ class StagedFolder:
             raise
 
     def commit(self) -> None:
-        """Put the folder in the place of its target."""
+        """Put the folder in the place of its target.
+
+        Raises:
+            WriteError: it cannot be moved there; it is removed.
+        """
+        old = self._target.with_name(f".{self._target.name}.replaced")
         try:
-            _replace(
-                self._target, self.path, self._target.with_name(f".{self._target.name}.replaced")
-            )
+            with writing(str(self._target)):
+                _replace(self._target, self.path, old)
         except BaseException:
             self.discard()
             raise
@@ -91,14 +99,37 @@ def appearing(target: Path) -> Iterator[Path]:
 
     Raises:
         CheckpointError: another process is writing the same target.
+        WriteError: it cannot be written.
     """
     staged = StagedFolder(target)
     try:
         yield staged.path
+    except OSError as error:
+        staged.discard()
+        if isinstance(error, MilesError):
+            raise
+        with writing(str(error.filename or target)):
+            raise
     except BaseException:
         staged.discard()
         raise
     staged.commit()
+
+
+def require_movable(target: Path) -> None:
+    """Refuse a folder whose place no other can take: a mount point.
+
+    Raises:
+        WriteError: names it, and what to do.
+    """
+    with writing(str(target)):
+        path = target.resolve()
+        is_mounted = path.is_mount() or str(path) in _mount_points()
+    if is_mounted:
+        raise WriteError(
+            f"{target}: a disk is mounted there, and a folder that is complete cannot take the "
+            "place of a mount point. Name a folder inside of it"
+        )
 
 
 def require_room(folder: Path, num_bytes: int) -> None:
@@ -109,14 +140,23 @@ def require_room(folder: Path, num_bytes: int) -> None:
         num_bytes: that will be written.
 
     Raises:
-        CheckpointError: says how much is free.
+        WriteError: says how much is free.
     """
     free_bytes = shutil.disk_usage(folder).free
     if free_bytes < num_bytes:
-        raise CheckpointError(
+        raise WriteError(
             f"{folder}: {num_bytes / 1e9:.3g} GB are to be written, {free_bytes / 1e9:.3g} GB are "
-            "free"
+            "free. Make room there, or name another disk"
         )
+
+
+def _mount_points() -> set[str]:
+    """Return the mount points of Linux: of bind mounts, too, which `is_mount` does not know."""
+    try:
+        lines = Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return set()
+    return {line.split(" ")[4].replace("\\040", " ") for line in lines}
 
 
 def _lock(descriptor: int, target: Path) -> None:

@@ -10,7 +10,6 @@ No torch is needed.
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from collections.abc import Sequence
@@ -18,11 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import fsspec
-
-from miles.common import storage
+from miles.common import own_files, storage
 from miles.common.checkpoint_tracker import TRACKER, tracked
-from miles.errors import CheckpointError
+from miles.errors import BrokenFileError, CheckpointError, MissingFileError, SourceError
 
 EXTRA = "miles.json"
 CHAT_TEMPLATE = "chat_template"
@@ -49,11 +46,15 @@ class SavedCheckpoint:
     """the weights of a Hugging Face folder; else a `torch_dist` checkpoint"""
 
 
-def find(url: str) -> SavedCheckpoint | None:
+def find(url: str, *, weights_only: bool = False) -> SavedCheckpoint | None:
     """Return the newest complete checkpoint of a folder (fsspec URL); None where there is none.
 
+    Args:
+        weights_only: a `miles.json` that cannot be read does not matter.
+
     Raises:
-        CheckpointError: the tracker names a checkpoint that is not there, or is not a tracker.
+        CheckpointError: the tracker names a checkpoint that is not there, or is not a tracker; or
+            its `miles.json` cannot be read.
     """
     named = tracked(url)
     if named is None:
@@ -66,9 +67,59 @@ def find(url: str) -> SavedCheckpoint | None:
             "checkpoint: put the iteration of a complete one into the tracker"
         )
 
-    extra = storage.join(folder, EXTRA)
-    content = json.loads(storage.read_text(extra)) if storage.exists(extra) else None
+    content = None
+    try:
+        content = read_extra(folder)
+    except BrokenFileError as error:
+        if not weights_only:
+            raise CheckpointError(
+                f"{error}. It holds the place in the data, and nothing can go on without it. "
+                f"{other_ways(folder)}"
+            ) from error
     return SavedCheckpoint(folder, iteration, content)
+
+
+def read_extra(folder: str) -> dict[str, Any] | None:
+    """Return the content of a checkpoint's `miles.json`; None where there is none.
+
+    Raises:
+        BrokenFileError: it is cut off, or not what was written.
+    """
+    try:
+        return own_files.read_object(storage.join(folder, EXTRA))
+    except MissingFileError:
+        return None
+
+
+def other_ways(folder: str) -> str:
+    """Return what can be done where a checkpoint cannot be gone on from, in a sentence.
+
+    Args:
+        folder: of the checkpoint, `…/iter_0000500`.
+    """
+    url, name = folder.rstrip("/").rsplit("/", 1)
+    tracker = storage.join(url, TRACKER)
+    others = [other for other in storage.names(url) if _ITERATION.fullmatch(other)]
+    for other in sorted(set(others) - {name}, reverse=True):
+        if _can_go_on(storage.join(url, other)):
+            step = int(other.removeprefix("iter_"))
+            return (
+                f"The checkpoint of step {step} is whole: put {step} into {tracker}, and the same "
+                "command goes on from there"
+            )
+    return (
+        f"No other checkpoint in {url} can be gone on from: begin anew from its weights, with "
+        f"another --save and --ref-load {url}"
+    )
+
+
+def _can_go_on(folder: str) -> bool:
+    """Return whether a checkpoint is complete, and its `miles.json` can be read."""
+    try:
+        is_complete = storage.exists(storage.join(folder, "metadata.json"))
+        return is_complete and "cursor" in (read_extra(folder) or {})
+    except SourceError:
+        return False
 
 
 def find_start(
@@ -116,7 +167,7 @@ def _weights_in(ref_load: str, hf_checkpoint: str) -> SavedCheckpoint:
     Raises:
         CheckpointError: it holds none.
     """
-    checkpoint = find(ref_load)
+    checkpoint = find(ref_load, weights_only=True)
     if checkpoint is not None:
         return checkpoint
     if is_hugging_face(ref_load):
@@ -175,8 +226,9 @@ def remove_old(url: str, keep_last: int | None, keep_best: int | None) -> list[s
 
     kept = set(folders[-(keep_last or 1) :])
     if keep_best:
-        losses = _eval_losses(fs, folders)
+        losses, unknown = _eval_losses(url, folders)
         kept.update(sorted(losses, key=lambda path: losses[path])[:keep_best])
+        kept.update(unknown)  # it may be the best
 
     removed = [path for path in folders if path not in kept]
     for path in removed:
@@ -184,15 +236,26 @@ def remove_old(url: str, keep_last: int | None, keep_best: int | None) -> list[s
     return removed
 
 
-def _eval_losses(fs: fsspec.AbstractFileSystem, folders: Sequence[str]) -> dict[str, float]:
-    """Return the evaluation loss of each checkpoint that has one, by its folder."""
+def _eval_losses(url: str, folders: Sequence[str]) -> tuple[dict[str, float], list[str]]:
+    """Return the evaluation loss of each checkpoint that has one, by its folder.
+
+    Args:
+        url: of the folder that holds them.
+
+    Returns:
+        also those whose `miles.json` cannot be read.
+    """
     losses: dict[str, float] = {}
+    unknown: list[str] = []
     for path in folders:
-        if fs.exists(f"{path}/{EXTRA}"):
-            loss = json.loads(fs.cat_file(f"{path}/{EXTRA}")).get("eval_loss")
-            if loss is not None:
-                losses[path] = loss
-    return losses
+        try:
+            loss = (read_extra(storage.join(url, path.rsplit("/", 1)[-1])) or {}).get("eval_loss")
+        except BrokenFileError:
+            unknown.append(path)
+            continue
+        if isinstance(loss, int | float):
+            losses[path] = loss
+    return losses, unknown
 
 
 def remove_unfinished(url: str) -> list[str]:

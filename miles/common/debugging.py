@@ -43,10 +43,15 @@ def show_debugging() -> None:
     os.environ[VARIABLE] = "1"
 
 
-def unchained(function: Callable[P, T]) -> Callable[P, T]:
+def unchained(
+    function: Callable[P, T], kinds: tuple[type[Exception], ...] = (MilesError,)
+) -> Callable[P, T]:
     """Have a public function raise an error of ours alone: without its cause and its inner frames.
 
     A generator function stays one. With `MILES_DEBUG=1`, nothing is left out.
+
+    Args:
+        kinds: the exceptions that are ours.
     """
     if inspect.isgeneratorfunction(function):
 
@@ -54,7 +59,7 @@ def unchained(function: Callable[P, T]) -> Callable[P, T]:
         def generate(*args: P.args, **kwargs: P.kwargs) -> Iterator[Any]:
             try:
                 yield from function(*args, **kwargs)
-            except MilesError as error:
+            except kinds as error:
                 if is_debugging():
                     raise
                 raise error.with_traceback(None) from None
@@ -65,7 +70,7 @@ def unchained(function: Callable[P, T]) -> Callable[P, T]:
     def call(*args: P.args, **kwargs: P.kwargs) -> T:
         try:
             return function(*args, **kwargs)
-        except MilesError as error:
+        except kinds as error:
             if is_debugging():
                 raise
             raise error.with_traceback(None) from None

@@ -90,6 +90,11 @@ def cause_of(error: BaseException, url: str) -> Cause | None:
     return _of_number(error) or _of_text(error)
 
 
+def is_unreachable(error: BaseException) -> bool:
+    """Return whether an error says that a server was never reached: no such host, nobody listens."""
+    return bool(_names_of(error) & _UNREACHABLE.names)
+
+
 def _of_number(error: BaseException) -> Cause | None:
     """Return the cause that an error of the operating system has by its number."""
     return _NUMBERS.get(error.errno or 0) if isinstance(error, OSError) else None
@@ -137,13 +142,29 @@ _CREDENTIALS = {
 }
 """Variables of the environment, by a URL's scheme."""
 _ENDPOINTS = {"s3": "AWS_ENDPOINT_URL", "hf": "HF_ENDPOINT"}
-_WITHOUT_HUB = "Without a network, give a local folder, or set HF_HUB_OFFLINE=1 to use the cache"
+_WITHOUT_HUB = "Without a network, give a local folder, or set HF_HUB_OFFLINE=true to use the cache"
 _SET = "Set {variables}, in the environment of this command and of each node of a cluster"
 
 _DENIED = _OfStore(
     frozenset(("AccessDenied", "AllAccessDisabled", "Forbidden")),
     "permission denied",
     "Check the URL and the credentials: {variables}",
+)
+_UNREACHABLE = _OfStore(
+    frozenset(
+        (
+            "EndpointConnectionError",
+            "ConnectTimeoutError",
+            "ProxyConnectionError",
+            "ConnectError",
+            "ConnectTimeout",
+            "ClientConnectorError",
+            "ConnectionRefusedError",
+            "gaierror",
+        )
+    ),
+    "the server cannot be reached",
+    "Check the network{endpoint}{without_hub}",
 )
 _OF_STORES = (
     _OfStore(
@@ -196,22 +217,7 @@ _OF_STORES = (
         "HF_HUB_OFFLINE is set, and this is not in the cache",
         "Give a local folder, or unset it",
     ),
-    _OfStore(
-        frozenset(
-            (
-                "EndpointConnectionError",
-                "ConnectTimeoutError",
-                "ProxyConnectionError",
-                "ConnectError",
-                "ConnectTimeout",
-                "ClientConnectorError",
-                "ConnectionRefusedError",
-                "gaierror",
-            )
-        ),
-        "the server cannot be reached",
-        "Check the network{endpoint}{without_hub}",
-    ),
+    _UNREACHABLE,
     _DENIED,
 )
 

@@ -267,6 +267,10 @@ def absolute_of(flag: Flag, path: str) -> str:
         raise ConfigError(f"{flag.name} {error}") from None
 
 
+_LARGEST_NUMBER = 2**53
+"""JSON's readers, and products with it in 64 bits, take no larger one."""
+
+
 def require_allowed(flag: Flag, value: Any) -> None:
     """Check a value against its flag.
 
@@ -277,6 +281,8 @@ def require_allowed(flag: Flag, value: Any) -> None:
         raise ConfigError(f"{flag.name} must be one of {', '.join(flag.choices)}, not {value!r}")
     if isinstance(value, float) and not math.isfinite(value):
         raise ConfigError(f"{flag.name} must be a finite number, not {value}")
+    if isinstance(value, int) and abs(value) > _LARGEST_NUMBER:
+        raise ConfigError(f"{flag.name} must be at most {_LARGEST_NUMBER:,}, not {value:,}")
     if flag.above is not None and value <= flag.above:
         bound = "be positive" if flag.above == 0 else f"be above {flag.above}"
         raise ConfigError(f"{flag.name} must {bound}, not {value}")

@@ -9,6 +9,7 @@ filesystem are tried again, one by one and below every decoder: a corrupt file i
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -16,7 +17,8 @@ from typing import Any, TypeVar
 
 import tenacity
 
-from miles.common.file_errors import cause_of, in_own_words
+from miles.common.file_errors import cause_of, in_own_words, is_unreachable
+from miles.common.first_contact import MAX_UNREACHABLE_SECONDS, announced, is_first_contact
 from miles.common.redact import redact
 from miles.errors import MilesError, SourceError, WriteError
 
@@ -86,14 +88,19 @@ def call(
     jitter = tenacity.wait_random(0, FIRST_PAUSE_SECONDS)
     is_last_try = tenacity.stop_after_attempt(max_tries or MAX_TRIES)
     is_too_late = tenacity.stop_after_delay(MAX_SECONDS)
+    stop = tenacity.stop_any(is_last_try, is_too_late)
+    if is_first_contact():
+        stop = tenacity.stop_any(is_last_try, is_too_late, _NobodyIsThere())
     retrying = tenacity.Retrying(
         retry=tenacity.retry_if_exception(is_transient),
         wait=pause + jitter,
-        stop=is_last_try | is_too_late,
+        stop=stop,
     )
 
+    is_announced = is_first_contact() and "://" in url
     try:
-        return retrying(function)
+        with announced(url) if is_announced else contextlib.nullcontext():
+            return retrying(function)
     except tenacity.RetryError as failed:
         attempt = failed.last_attempt
         error = attempt.exception()
@@ -105,6 +112,17 @@ def call(
             f"{redact(url)}: cannot be {doing}, tried {attempt.attempt_number} times: "
             f"{in_own_words(error)}{remedy}"
         ) from error
+
+
+class _NobodyIsThere(tenacity.stop.stop_base):
+    """Stops where a server has not been reached for as long as a first call waits."""
+
+    def __call__(self, retry_state: tenacity.RetryCallState) -> bool:
+        outcome = retry_state.outcome
+        error = outcome.exception() if outcome is not None else None
+        waited_seconds = retry_state.seconds_since_start or 0.0
+        is_long = waited_seconds > MAX_UNREACHABLE_SECONDS
+        return error is not None and is_unreachable(error) and is_long
 
 
 def is_transient(error: BaseException) -> bool:

@@ -1,4 +1,4 @@
-"""Whether a run can write where it is to write: tried before it starts, leaving nothing behind.
+"""Can a folder be written into? It is tried before the work begins, and leaves nothing behind.
 
     /disk/runs/new/one   ->   a file without a name in /disk/runs, the part that is there
     s3://bucket/run      ->   an empty object, put and removed
@@ -10,13 +10,11 @@ mistyped.
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import tempfile
 from pathlib import Path
 
 from miles.common import retry, storage
-from miles.common.redact import redact
 from miles.errors import MilesError, WriteError
 
 _PROBE = ".miles-probe"
@@ -24,42 +22,24 @@ _PROBE = ".miles-probe"
 where it may not be removed."""
 
 
-def require_writable(url: str, flag: str) -> None:
+def require_writable(url: str, name: str) -> None:
     """Refuse a folder that cannot be written into. It may not be there yet.
 
     Args:
         url: of the folder (fsspec URL).
-        flag: that names it, for the error.
+        name: of the setting, such as `--save`, for the error.
 
     Raises:
         WriteError: says why, and what to do.
         SourceError: a URL that cannot be opened.
     """
-    fs, path = storage.filesystem(url)
-    if storage.is_local(url):
-        _require_local(Path(path), f"{flag} {url}")
-        return
-
-    probe = f"{path.rstrip('/')}/{_PROBE}"
     try:
-        retry.call(lambda: fs.pipe_file(probe, b""), url, "written")
-    except FileNotFoundError as error:
-        bucket = path.split("/", 1)[0]
-        raise WriteError(
-            f"{flag} {redact(url)}: there is no {bucket!r} to write into. A bucket is never "
-            "created here: create it, or correct its name"
-        ) from error
-    except MilesError as error:
-        raise WriteError(f"{flag} {error}") from error
-    # Every filesystem has its own exceptions (botocore, google, adlfs).
-    except Exception as error:
-        raise WriteError(
-            f"{flag} {redact(url)}: cannot be written, {type(error).__name__}: "
-            f"{redact(str(error))}. Give credentials that may write there, or another place"
-        ) from error
-    # A store may take objects and keep them.
-    with contextlib.suppress(Exception):
-        fs.rm_file(probe)
+        if storage.is_local(url):
+            _try_local(url)
+        else:
+            _try_remote(url)
+    except WriteError as error:
+        raise WriteError(f"{name} {error}") from error
 
 
 def existing_part(path: Path) -> Path:
@@ -70,25 +50,27 @@ def existing_part(path: Path) -> Path:
     return path
 
 
-def _require_local(path: Path, name: str) -> None:
-    existing = existing_part(path)
-    where = name if existing == path.absolute() else f"{name}: {existing}"
+def _try_local(url: str) -> None:
+    existing = existing_part(Path(storage.filesystem(url)[1]))
     if not existing.is_dir():
-        raise WriteError(f"{where} is not a folder: give another place")
+        raise WriteError(
+            f"{url}: cannot be written: {existing} is not a folder. Name another place"
+        )
+    # On Linux this file never gets a name.
+    with storage.writing(url), tempfile.TemporaryFile(dir=existing, prefix=_PROBE):
+        pass
+
+
+def _try_remote(url: str) -> None:
+    fs, path = storage.filesystem(url)
+    probe = f"{path.rstrip('/')}/{_PROBE}"
     try:
-        # On Linux this file never gets a name.
-        with tempfile.TemporaryFile(dir=existing, prefix=_PROBE):
-            pass
-    except OSError as error:
-        raise WriteError(f"{where} cannot be written: {_reason(error)}") from error
-
-
-def _reason(error: OSError) -> str:
-    """Return why a folder cannot be written, and what to do."""
-    if error.errno in (errno.EACCES, errno.EPERM):
-        return "permission denied. Have it opened to this user, or give another place"
-    if error.errno == errno.EROFS:
-        return "the disk is read-only. Mount it for writing, or give another place"
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return "no room is left on it. Make room, or give another place"
-    return f"{error.strerror}. Give another place"
+        with storage.writing(url):
+            retry.call(lambda: fs.pipe_file(probe, b""), url, "written")
+    except WriteError:
+        raise
+    except MilesError as error:
+        raise WriteError(str(error)) from error
+    # A store may take objects, and keep them.
+    with contextlib.suppress(Exception):
+        fs.rm_file(probe)

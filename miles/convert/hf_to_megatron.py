@@ -26,6 +26,7 @@ from miles.architecture.sizes import padded_vocab_size
 from miles.common import atomic_folders, storage
 from miles.common.checkpoint_tracker import RELEASE, TRACKER, tracked, write_tracker
 from miles.common.debugging import unchained
+from miles.common.writable import require_writable
 from miles.convert import parallel, tensor_io, torch_dist
 from miles.convert.hf_boxes import HfTensors
 from miles.convert.path_safety import require_inside
@@ -76,6 +77,7 @@ def hf_to_megatron(
     if storage.is_same(save, hf_checkpoint):
         raise CheckpointError(f"{save}: is --hf-checkpoint itself: give another folder")
     _require_no_run(save)
+    require_writable(save, "--save")
 
     num_rows = padded_vocab_size(shape, make_vocab_size_divisible_by)
     watch = partial(parallel.bar, console, "downloading")

@@ -27,6 +27,7 @@ from miles.architecture.parameters import Parameter
 from miles.common import atomic_folders, checkpoint_folder, storage
 from miles.common.checkpoint_tracker import RELEASE
 from miles.common.debugging import unchained
+from miles.common.writable import require_writable
 from miles.convert import parallel, tensor_io, torch_dist
 from miles.convert.companions import TEMPLATE, companions
 from miles.convert.export_plan import ExportPlan
@@ -75,6 +76,7 @@ def megatron_to_hf(
     require_inside(hf_checkpoint, "config.json", hf_checkpoint)
     shape = read_shape(hf_checkpoint)
     require_replaceable(save, hf_checkpoint)
+    require_writable(save, "--save")
 
     try:
         url = torch_dist.newest(load, iteration)
@@ -124,12 +126,17 @@ def require_replaceable(save: str, hf_checkpoint: str) -> None:
 
     Raises:
         CheckpointError: names what is there.
+        WriteError: a disk is mounted there.
     """
+    if storage.is_local(save):
+        atomic_folders.require_movable(Path(storage.filesystem(save)[1]))
     known = {name.split("/")[0] for name in (*companions(hf_checkpoint), TEMPLATE)}
     if not storage.exists(save):
         return
     if storage.is_same(save, hf_checkpoint):
         raise CheckpointError(f"{save}: is --hf-checkpoint itself: give another folder")
+    if not storage.is_folder(save):
+        raise CheckpointError(f"{save}: a file, not a folder: give another place")
     stray = [name for name in storage.names(save) if name not in known and not is_weights(name)]
     if stray:
         raise CheckpointError(

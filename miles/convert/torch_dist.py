@@ -48,9 +48,10 @@ from torch.distributed.checkpoint.planner_helpers import create_read_items_for_c
 from miles.architecture.parameters import EMBEDDING, EXPERTS_NORM, FUSED_NORM, OUTPUT_LAYER
 from miles.common import safe_pickle, storage
 from miles.common.checkpoint_tracker import TRACKER, folder_name, tracked
+from miles.common.file_errors import in_own_words
 from miles.convert import tensor_io
 from miles.convert.path_safety import require_inside
-from miles.errors import CheckpointError
+from miles.errors import CheckpointError, WriteError
 
 CHECKPOINT_VERSION = 3.0
 BACKEND = {
@@ -363,7 +364,7 @@ def write_boxes(
         where each box lies, for `write_metadata`.
 
     Raises:
-        CheckpointError: the disk is full.
+        WriteError: the disk is full.
         OSError: the same, reported by the system; it names the file.
     """
     places: list[Place] = []
@@ -381,7 +382,9 @@ def write_boxes(
 
             _sync(file)
     except RuntimeError as error:  # torch's name for an error of the disk
-        raise CheckpointError(f"{path}: cannot be written; is the disk full? ({error})") from error
+        raise WriteError(
+            f"{path}: cannot be written; is the disk full? ({in_own_words(error)})"
+        ) from error
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error
     return places

@@ -343,9 +343,16 @@ class Cursor:
             )
 
         try:
-            return cls(**{**fields, "mixture": tuple(fields["mixture"])})
+            cursor = cls(**{**fields, "mixture": tuple(fields["mixture"])})
         except (KeyError, TypeError) as error:
             raise CheckpointError(f"{where}: not a data cursor ({error})") from error
+        for name in ("consumed_rows", "tokens_seen", "window_rows", "batch_size"):
+            if type(getattr(cursor, name)) is not int:
+                raise CheckpointError(
+                    f"{where}: not a data cursor ({name} is {getattr(cursor, name)!r}, not a whole "
+                    "number)"
+                )
+        return cursor
 
     def require_same_data(self, current: Cursor, where: str) -> None:
         """Refuse to resume from this cursor with settings under which other rows would follow.

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.text import Text
 
 from miles.architecture.families import read_shape
-from miles.common import local_ray
+from miles.common import local_ray, storage
 from miles.convert.hf_to_megatron import hf_to_megatron
 from miles.convert.megatron_to_hf import megatron_to_hf
 from miles.data.config import (
@@ -31,7 +31,7 @@ from miles.demo import rows
 from miles.demo.compare import compare_export
 from miles.demo.model import build_model
 from miles.demo.tokenizer import build_tokenizer
-from miles.errors import MilesError
+from miles.errors import ConfigError, MilesError, WriteError
 from miles.report.report import verdict, write_report
 from miles.report.run_data import read_metrics
 from miles.train.config import ClusterConfig, TrainConfig
@@ -80,6 +80,8 @@ def run_demo(output: str, console: Console) -> None:
     Raises:
         MilesError: the folder holds something else, or a promise of the demo does not hold.
     """
+    if not storage.is_local(output):
+        raise ConfigError(f"--output {output}: the demo writes to this machine; name a folder")
     started = time.monotonic()
     folder = Path(output)
     _clear(folder)
@@ -132,14 +134,17 @@ def _clear(folder: Path) -> None:
     Raises:
         MilesError: the folder holds something else.
     """
+    if folder.exists() and not folder.is_dir():
+        raise WriteError(f"{folder}: a file, not a folder; name another with --output")
     has_files = folder.exists() and any(folder.iterdir())
     if has_files and not (folder / _MARKER).exists():
         raise MilesError(
             f"{folder}: not empty, and not a demo's folder; name another with --output"
         )
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    (folder / _MARKER).touch()
+    with storage.writing(str(folder)):
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        (folder / _MARKER).touch()
 
 
 def _build_inputs(folder: Path, console: Console) -> dict[str, Path]:

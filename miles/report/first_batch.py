@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
 from rich.console import Console
 from rich.text import Text
 
@@ -10,8 +13,11 @@ from miles.common.debugging import unchained
 from miles.data.config import EncodeConfig
 from miles.data.notebook import preview
 from miles.data.tokens.load import load_tokenizer
-from miles.errors import SourceError
+from miles.errors import SourceError, TemplateError
 from miles.report.run_data import FirstBatch, read_first_batch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 _SHOWN_OF = 20
 """The page shows the longest of this many samples."""
@@ -22,15 +28,16 @@ def inspect_run(folder: str, console: Console, num_samples: int) -> None:
     """Print the samples of a run's first step, coloured by their mask.
 
     Raises:
-        SourceError: the run kept no first batch.
+        SourceError: the run kept no first batch, or a broken one.
+        TemplateError: its tokenizer is gone.
     """
     batch = read_first_batch(folder)
     if batch is None:
         path = storage.join(folder, run_folder.FIRST_BATCH)
         raise SourceError(f"{path}: no such file; expected the folder of a run")
 
-    tokenizer = load_tokenizer(EncodeConfig(batch.tokenizer, chat_template=""))
     shown = batch.samples[:num_samples]
+    tokenizer = _tokenizer_of(batch)
     for sample in shown:
         title = (
             f"{sample['source']} · {sample['file']} row {sample['row']} · "
@@ -42,8 +49,33 @@ def inspect_run(folder: str, console: Console, num_samples: int) -> None:
 
 
 def longest_sample(batch: FirstBatch) -> tuple[str, str]:
-    """Return the longest of the first samples as HTML, and where its row is."""
-    tokenizer = load_tokenizer(EncodeConfig(batch.tokenizer, chat_template=""))
-    sample = max(batch.samples[:_SHOWN_OF], key=lambda sample: len(sample["input_ids"]))
-    page = preview.to_html((sample["input_ids"], sample["loss_mask"]), tokenizer)
+    """Return the longest of the first samples as HTML, and where its row is.
+
+    Raises:
+        TemplateError: its tokenizer is gone.
+    """
+    sample = _longest(batch)
+    page = preview.to_html((sample["input_ids"], sample["loss_mask"]), _tokenizer_of(batch))
     return page, f"Row {sample['row']} of {sample['file']}."
+
+
+def _longest(batch: FirstBatch) -> Mapping[str, Any]:
+    return max(batch.samples[:_SHOWN_OF], key=lambda sample: len(sample["input_ids"]))
+
+
+def _tokenizer_of(batch: FirstBatch) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a first batch.
+
+    Raises:
+        TemplateError: says what can be told without it.
+    """
+    try:
+        return load_tokenizer(EncodeConfig(batch.tokenizer, chat_template=""))
+    except TemplateError as error:
+        sample = _longest(batch)
+        raise TemplateError(
+            f"the first batch has {len(batch.samples)} samples, the longest of "
+            f"{len(sample['input_ids'])} tokens, {sum(sample['loss_mask'])} of them trained (row "
+            f"{sample['row']} of {sample['file']}); its ids cannot be shown as text without the "
+            f"run's tokenizer: {error}"
+        ) from error

@@ -1,25 +1,32 @@
 """Read the files of a run's folder (fsspec URL). A file that is missing gives an empty result.
 
-Their names are those of `miles.common.run_folder`; docs/metrics.md has the keys of metrics.jsonl.
+A broken one raises a `BrokenFileError`. Of a file of JSON lines, the readable lines are returned,
+and `notify` is told of the others. The names of the files are those of `miles.common.run_folder`;
+docs/metrics.md has the keys of metrics.jsonl.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from miles.common import json_lines, run_folder, storage
-from miles.errors import SourceError
+from miles.common import own_files, run_folder, storage
+from miles.common.own_files import Form
+from miles.errors import BrokenFileError, MissingFileError, SourceError
 
 Metrics = Mapping[str, Any]
 """One line of metrics.jsonl."""
+Notify = Callable[[str], None]
+"""A function that is told, in a sentence, what cannot be read."""
+
+_METRICS_FORM = ("step", "sft/loss", "sft/epoch")
 
 MAX_SKIPPED_STEPS = 20
 MAX_STARTS = 20
 MAX_ANSWERS = 4
 _ROWS_OF_A_STEP = 3
+_OF_A_SAMPLE = ("source", "file", "row", "input_ids", "loss_mask")
 
 
 @dataclass(frozen=True)
@@ -32,62 +39,101 @@ class FirstBatch:
     """`source`, `file`, `row`, and of each token `input_ids` and `loss_mask`"""
 
 
-def read_metrics(folder: str) -> list[Metrics]:
+def read_metrics(folder: str, notify: Notify = print) -> list[Metrics]:
     """Return the lines of metrics.jsonl.
 
     Raises:
-        SourceError: the file is missing or empty.
+        SourceError: the file is missing or empty, or no line of it can be read.
     """
     path = storage.join(folder, run_folder.METRICS)
     if not storage.exists(path):
         raise SourceError(
             f"{path}: no such file; expected the folder of a run (--output-dir, or --save)"
         )
-    lines: list[Metrics] = [*json_lines.read(path)]
+    lines: list[Metrics] = [*_read_lines(path, notify, _METRICS_FORM)]
+    if not lines and own_files.read_records(path).broken:
+        raise BrokenFileError(f"{path}: no line of it can be read")
     if not lines:
         raise SourceError(f"{path}: no step was trained yet")
     return lines
 
 
-def read_rejects(folders: Sequence[str]) -> list[dict[str, Any]]:
+def _read_lines(path: str, notify: Notify, *forms: Form) -> list[dict[str, Any]]:
+    """Return the readable lines of a file; tell of the others.
+
+    Args:
+        forms: the keys that a line must have; of several forms, one of them.
+    """
+    records = own_files.read_records(path, forms)
+    if records.broken:
+        notify(f"{path}: {records.broken_text} cannot be read, and not shown here.")
+    return list(records.objects)
+
+
+def read_rejects(folders: Sequence[str], notify: Notify = print) -> list[dict[str, Any]]:
     """Return every dropped row of the folders, of a run or of `miles prepare`."""
     rejects: list[dict[str, Any]] = []
     for folder in folders:
-        rejects += json_lines.read(storage.join(folder, run_folder.REJECTS))
+        path = storage.join(folder, run_folder.REJECTS)
+        rejects += _read_lines(path, notify, ("file", "row", "reason"))
     return rejects
 
 
 def read_ledger(folder: str) -> dict[str, dict[str, Any]]:
-    """Return the ledger of a run: for each source what `Ledger.summary` gives."""
+    """Return the ledger of a run: for each source what `Ledger.summary` gives.
+
+    Raises:
+        BrokenFileError: the file is not that of a ledger.
+    """
     path = storage.join(folder, run_folder.LEDGER)
-    if not storage.exists(path):
+    try:
+        return _require_ledger(own_files.read_object(path), path)
+    except MissingFileError:
         return {}
-    ledger: dict[str, dict[str, Any]] = json.loads(storage.read_text(path))
-    return ledger
 
 
 def read_prepared_ledgers(folders: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Return the ledgers of folders that `miles prepare` wrote, in one mapping by source."""
+    """Return the ledgers of folders that `miles prepare` wrote, in one mapping by source.
+
+    Raises:
+        BrokenFileError: a file is not that of a prepared folder.
+    """
     sources: dict[str, dict[str, Any]] = {}
     for folder in folders:
-        summary = json.loads(storage.read_text(storage.join(folder, run_folder.SUMMARY)))
-        sources.update(summary["ledger"])
+        path = storage.join(folder, run_folder.SUMMARY)
+        sources.update(_require_ledger(own_files.read_object(path, "ledger")["ledger"], path))
     return sources
 
 
-def read_answers(folder: str) -> list[dict[str, Any]]:
+def _require_ledger(ledger: Any, path: str) -> dict[str, dict[str, Any]]:
+    """Check that each source of a ledger has its numbers."""
+    try:
+        for entry in ledger.values():
+            numbers = [entry["rows"], entry["epochs"], *entry["counts"].values()]
+            has_all = {"read", "trained"} <= entry["counts"].keys() and "row_shape" in entry
+            if not has_all or not all(isinstance(number, int | float) for number in numbers):
+                raise KeyError
+    except (AttributeError, KeyError, TypeError) as error:
+        raise BrokenFileError(f"{path}: not a ledger that this version can read") from error
+    return dict(ledger)
+
+
+def read_answers(folder: str, notify: Notify = print) -> list[dict[str, Any]]:
     """Return the first answers of the last evaluation (`--eval-samples`)."""
-    answers = json_lines.read(storage.join(folder, run_folder.EVAL_SAMPLES))
+    path = storage.join(folder, run_folder.EVAL_SAMPLES)
+    form = ("step", "source", "row", "prompt", "answer", "expected", "ended")
+    answers = _read_lines(path, notify, form)
     latest = [answer for answer in answers if answer["step"] == answers[-1]["step"]]
     return latest[:MAX_ANSWERS]
 
 
-def read_skipped_steps(folder: str) -> list[dict[str, str]]:
+def read_skipped_steps(folder: str, notify: Notify = print) -> list[dict[str, str]]:
     """Return the last steps that were skipped because a number was not finite.
 
     Each has its `step`, its `reason`, and a few of its `rows`, one a line.
     """
-    entries = json_lines.read(storage.join(folder, run_folder.SKIPPED_STEPS))
+    path = storage.join(folder, run_folder.SKIPPED_STEPS)
+    entries = _read_lines(path, notify, ("step", "reason", "rows"))
 
     steps = []
     for entry in entries[-MAX_SKIPPED_STEPS:]:
@@ -101,9 +147,11 @@ def read_skipped_steps(folder: str) -> list[dict[str, str]]:
     return steps
 
 
-def read_starts(folder: str) -> list[dict[str, str]]:
+def read_starts(folder: str, notify: Notify = print) -> list[dict[str, str]]:
     """Return the last starts of a run and how each ended. Empty for a run with one start only."""
-    entries = json_lines.read(storage.join(folder, run_folder.ATTEMPTS))
+    path = storage.join(folder, run_folder.ATTEMPTS)
+    start = ("start", "time", "first_step", "world_size", "reason")
+    entries = _read_lines(path, notify, start, ("end", "how"), ("not_begun",))
     starts = [entry for entry in entries if "start" in entry]
     ends = {entry["end"]: entry["how"] for entry in entries if "end" in entry}
     if len(starts) < 2:
@@ -124,12 +172,25 @@ def read_starts(folder: str) -> list[dict[str, str]]:
 
 
 def read_first_batch(folder: str) -> FirstBatch | None:
-    """Return the samples of the first step; None where the run kept none."""
+    """Return the samples of the first step; None where the run kept none.
+
+    Raises:
+        BrokenFileError: the file is not that of a first batch.
+    """
     path = storage.join(folder, run_folder.FIRST_BATCH)
-    if not storage.exists(path):
+    try:
+        content = own_files.read_object(path, "tokenizer", "micro_batches")
+    except MissingFileError:
         return None
-    content = json.loads(storage.read_text(path))
-    samples: list[Mapping[str, Any]] = []
-    for micro_batch in content["micro_batches"]:
-        samples += micro_batch
-    return FirstBatch(content["tokenizer"], tuple(samples))
+    try:
+        samples: list[Mapping[str, Any]] = []
+        for micro_batch in content["micro_batches"]:
+            samples += [{key: sample[key] for key in _OF_A_SAMPLE} for sample in micro_batch]
+        has_masks = all(len(sample["input_ids"]) == len(sample["loss_mask"]) for sample in samples)
+    except (KeyError, TypeError) as error:
+        raise BrokenFileError(
+            f"{path}: not a first batch that this version can read ({error})"
+        ) from error
+    if not samples or not has_masks:
+        raise BrokenFileError(f"{path}: not a first batch that this version can read")
+    return FirstBatch(str(content["tokenizer"]), tuple(samples))

@@ -146,7 +146,7 @@ class ComputeConfig:
         Flag(
             "--overlap-param-gather",
             help="weights are gathered from the data-parallel ranks during the next forward pass; "
-            "needs --overlap-grad-reduce",
+            "--overlap-grad-reduce goes with it",
             default="as --overlap-grad-reduce",
             also=(Flag("--no-overlap-param-gather", help="before it", negates=True),),
         ),
@@ -172,11 +172,11 @@ class ComputeConfig:
                 "or give auto or local: the local layers have fused kernels of their own, and "
                 "their checkpoints load into a model of Transformer Engine's layers"
             )
-        if self.overlap_param_gather and not self.overlap_grad_reduce:
+        if self.overlap_param_gather and self.overlap_grad_reduce is False:
             raise ConfigError(
-                "--overlap-param-gather needs --overlap-grad-reduce: megatron-core gathers weights "
+                "--overlap-param-gather and --no-overlap-grad-reduce: megatron-core gathers weights "
                 "during the forward pass only beside gradients that are summed during the backward "
-                "pass; give both"
+                "pass; leave one of them out"
             )
 
     def resolved(self, *, has_gpus: bool, data_parallel: int) -> ComputeConfig:
@@ -185,10 +185,11 @@ class ComputeConfig:
         Args:
             data_parallel: the number of data-parallel ranks.
         """
-        is_spread = has_gpus and data_parallel > 1
         grouped, reduce = self.grouped_experts, self.overlap_grad_reduce
-        reduce = is_spread if reduce is None else reduce
         gather = self.overlap_param_gather
+        if reduce is None:
+            is_spread = has_gpus and data_parallel > 1
+            reduce = is_spread or bool(gather)  # the one goes only with the other
         return replace(
             self,
             grouped_experts=has_gpus if grouped is None else grouped,

@@ -10,19 +10,23 @@ driver  <-- ExportPart               rank    after each export of the weights
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum, StrEnum, auto
 
 from miles.architecture.config import ModelShape
-from miles.common import checkpoint_folder, run_folder, storage
+from miles.common import checkpoint_folder, own_files, run_folder, storage
 from miles.common.checkpoint_folder import SavedCheckpoint
 from miles.data.types import Cursor
+from miles.errors import BrokenFileError, CheckpointError, MissingFileError
 from miles.train.compute_config import AS_USUAL, ComputeConfig
 from miles.train.config import KEEP_ALL, ClusterConfig, RecomputeConfig, TrainConfig
 from miles.train.optimizer_settings import OptimizerSettings
 from miles.train.parallel_layout import Layout
 from miles.train.precision import Precision
+
+NUM_NAMED_WEIGHTS = 3
+"""Weights that an error names, at most."""
 
 GPU_VARIABLES = (
     "CUDA_DEVICE_MAX_CONNECTIONS",
@@ -114,9 +118,13 @@ class StartPoint:
         Raises:
             CheckpointError: a cursor that cannot be read.
         """
-        if not self.is_resume or not self.checkpoint.extra:
+        if not self.is_resume or self.checkpoint.extra is None:
             return None
-        return Cursor.from_json(json.dumps(self.checkpoint.extra.get("cursor")), self.url)
+        where = storage.join(self.url, checkpoint_folder.EXTRA)
+        try:
+            return Cursor.from_json(json.dumps(self.checkpoint.extra.get("cursor")), where)
+        except CheckpointError as error:
+            raise CheckpointError(f"{error}. {checkpoint_folder.other_ways(self.url)}") from error
 
     def trained_in(self, config: TrainConfig) -> Precision | None:
         """Return the precision of a checkpoint that is resumed; None: it is not known.
@@ -145,13 +153,9 @@ class StartPoint:
 
 def _precision_of_settings(path: str) -> Precision | None:
     """Return the precision in a file of resolved settings; None where it has none."""
-    if not storage.exists(path):
-        return None
     try:
-        settings = json.loads(storage.read_text(path))
-    except ValueError:
-        return None
-    if not isinstance(settings, dict):
+        settings = own_files.read_object(path)
+    except (MissingFileError, BrokenFileError):
         return None
     if settings.get("fp16") is True:
         return Precision.FP16
@@ -222,7 +226,17 @@ class Skip:
     reason: SkipReason
     row_ids: tuple[int, ...] = ()
     """Rows whose loss is not finite. All rows of the step where only the gradient is not; none
-    where there was nothing to train."""
+    where there was nothing to train, or where weights are not finite."""
+    weights: tuple[str, ...] = ()
+    """Weights that are not finite themselves: no row is to blame, and no later step mends them."""
+
+
+def named(weights: Sequence[str]) -> str:
+    """Return the names of some weights as a text: the first few of many."""
+    text = ", ".join(weights[:NUM_NAMED_WEIGHTS])
+    if len(weights) > NUM_NAMED_WEIGHTS:
+        text += f" and {len(weights) - NUM_NAMED_WEIGHTS} more"
+    return text
 
 
 @dataclass(frozen=True)

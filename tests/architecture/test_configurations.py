@@ -11,6 +11,7 @@ import torch
 from miles.architecture.config import HfConfig
 from miles.architecture.families import hf_shapes, model_types, parameters_of, shape_of
 from miles.errors import CheckpointError
+from tests.support.launch import QWEN3_235B
 from tests.support.models import EXPERTS, SIZES
 
 QWEN3 = {"model_type": "qwen3", "head_dim": 128, "num_key_value_heads": 8, "vocab_size": 151_936}
@@ -207,3 +208,20 @@ def test_parameters_are_stacked_by_layer_and_expert() -> None:
     shape = shape_of(config | {"rms_norm_eps": 1, "max_position_embeddings": 1}, "")
     stacks = {parameter.stacked_by for parameter in parameters_of(shape)}
     assert stacks == {(), ("layer",), ("layer", "expert")}
+
+
+@pytest.mark.parametrize(
+    ("num_chosen", "message"),
+    [
+        (
+            1,
+            "num_experts_per_tok = 1: with norm_topk_prob the weight of a single expert is always 1",
+        ),
+        (0, "num_experts_per_tok = 0"),
+        (129, "num_experts_per_tok = 129, but num_experts = 128"),
+    ],
+)
+def test_a_router_that_megatron_does_not_build(num_chosen: int, message: str) -> None:
+    config = {**QWEN3_235B, "num_experts_per_tok": num_chosen}
+    with pytest.raises(CheckpointError, match=message):
+        shape_of(config, "config.json")

@@ -128,7 +128,7 @@ def test_a_mistake_on_a_launch_line_is_one_line(
         (["report", "run", "hunter2"], "a word of the line belongs to no flag"),
         (["--wandb-key", "hunter2", "train"], "invalid choice (choose from "),
         (["demo", "--help=hunter2"], "-h/--help: ignored explicit argument; see"),
-        (["prepare", "--t=hunter2", "a"], "ambiguous option; see --help"),
+        (["prepare", "a", "--output", "o", "--tokenizer", "t", "--t=hunter2"], "no flag --t here"),
     ],
 )
 def test_a_misplaced_key_is_not_quoted(
@@ -163,3 +163,13 @@ def test_a_size_that_is_none_is_named(size: str, capsys: pytest.CaptureFixture[s
     with pytest.raises(SystemExit, match="2"):
         main([*line, "--max-shard-size", size])
     assert "a size was expected, such as 5GB or 512MiB" in capsys.readouterr().err
+
+
+def test_no_command_takes_an_abbreviation(capsys: pytest.CaptureFixture[str]) -> None:
+    """`--token` was `--tokenizer`, and would be another flag when one of that name comes."""
+    with pytest.raises(SystemExit, match="2"):
+        main(["prepare", "chat", "--output", "o", "--tokenizer", "t", "--max-bad", "0.5"])
+    assert "there is no flag --max-bad here" in capsys.readouterr().err
+    for words in (["certify", "t", "--loss-mask", "last"], ["convert", "verify", "a", "b", "--h"]):
+        with pytest.raises(SystemExit, match="2"):
+            main(words)

@@ -18,6 +18,7 @@ from miles.common.checkpoint_folder import (
 )
 from miles.common.checkpoint_tracker import TRACKER, write_tracker
 from miles.errors import CheckpointError
+from tests.support.fault_table import NOTHING, observed
 
 LOSSES = {100: 3.0, 200: 1.0, 300: None, 400: 1.5, 500: 2.0}
 
@@ -164,3 +165,34 @@ def test_no_weights_are_named_with_the_remedy(tmp_path: Path) -> None:
         find_start(save, str(tmp_path / "mistyped"), None, hf)
     with pytest.raises(CheckpointError, match=r"empty: no weights there \(\*\.safetensors\), and"):
         find_start(save, None, None, str(empty))
+
+
+def test_a_broken_miles_json_is_refused_with_what_else_is_possible(folder: Path) -> None:
+    """It is what a run needs to go on; the weights are whole."""
+    for iteration in LOSSES:
+        (folder / f"iter_{iteration:07d}/metadata.json").write_text("{}")
+    extra = folder / f"iter_0000500/{EXTRA}"
+    extra.write_text('{"cursor": {"consumed_rows": 16')
+    with pytest.raises(CheckpointError, match=r"No other checkpoint in .* can be gone on from"):
+        find(str(folder))
+    found = find(str(folder), weights_only=True)
+    assert found is not None
+    assert (found.iteration, found.extra) == (500, None)
+
+    (folder / f"iter_0000200/{EXTRA}").write_text('{"cursor": {}}')
+    (folder / f"iter_0000400/{EXTRA}").write_text("")
+    with pytest.raises(CheckpointError) as refused:
+        find_start(str(folder), None, None, "hf")
+    tracker = folder / TRACKER
+    assert f"step 200 is whole: put 200 into {tracker}, and the same command" in str(refused.value)
+    observed("`miles.json` of the newest checkpoint cut off", str(refused.value), EXTRA, NOTHING)
+
+    tracker.write_text("200")
+    start, is_resume = find_start(str(folder), None, None, "hf")
+    assert (start.iteration, is_resume) == (200, True)
+
+
+def test_a_broken_checkpoint_may_be_the_best(folder: Path) -> None:
+    (folder / f"iter_0000300/{EXTRA}").write_text('{"eval_loss": 0.')
+    removed = remove_old(str(folder), keep_last=1, keep_best=1)
+    assert [Path(path).name for path in removed] == ["iter_0000100", "iter_0000400"]

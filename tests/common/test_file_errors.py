@@ -73,7 +73,10 @@ def test_what_is_missing_can_be_caught_as_such() -> None:
 
 
 def test_the_hub_has_remedies_of_its_own() -> None:
-    with pytest.raises(SourceError, match="HF_HUB_OFFLINE=1"), storage.reading("hf://datasets/a/b"):
+    with (
+        pytest.raises(SourceError, match="HF_HUB_OFFLINE=true"),
+        storage.reading("hf://datasets/a/b"),
+    ):
         raise because(OSError("x"), ConnectionRefusedError())
 
 

@@ -9,10 +9,13 @@ import pytest
 
 from tests.support.processes import miles, miles_here
 
+ODD_NAME = "my run [v2]:1 #50%::'é\" {x} $HOME"
+"""A pattern, a tag of rich's markup, parts of a URL and of a shell's line; it is a name here."""
+
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    folder = tmp_path_factory.mktemp("demo") / "run"
+    folder = tmp_path_factory.mktemp("demo") / ODD_NAME
     return folder, miles("demo", "--output", folder)
 
 
@@ -48,6 +51,7 @@ def test_the_demo_keeps_its_promises(demo: tuple[Path, str]) -> None:
             "the one says why the other"
         )
 
+    assert f"{folder}/report.html\n" in printed, "as it is, on one line"
     assert "After the first step" in printed
     assert (folder / "checkpoints/latest_checkpointed_iteration.txt").read_text() == str(
         len(metrics)

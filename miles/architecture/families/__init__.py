@@ -20,7 +20,7 @@ from miles.architecture.config import HfConfig, ModelShape
 from miles.architecture.parameters import ExtraState, Parameter
 from miles.common import storage
 from miles.common.untrusted_files import read_json
-from miles.errors import CheckpointError
+from miles.errors import CheckpointError, MissingFileError, SourceError
 
 TIED_COPY = "lm_head.weight"
 """Some checkpoints store the output layer although it is the embedding, or store it in its place;
@@ -61,11 +61,13 @@ def read_shape(url: str) -> ModelShape:
     where = storage.join(url, "config.json")
     try:
         config = read_json(where, CheckpointError)
-    except FileNotFoundError as error:
+    except MissingFileError as error:
         raise CheckpointError(
-            f"{where}: no such file; expected a Hugging Face checkpoint's folder (for one of the "
-            "hub: hf://ORG/NAME)"
+            f"{error}; expected a Hugging Face checkpoint's folder (for one of the hub: "
+            "hf://ORG/NAME)"
         ) from error
+    except SourceError as error:
+        raise CheckpointError(str(error)) from error
     return shape_of(config, where)
 
 

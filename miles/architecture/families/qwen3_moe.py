@@ -7,6 +7,7 @@ from dataclasses import replace
 from miles.architecture.config import HfConfig, ModelShape
 from miles.architecture.families import _decoder
 from miles.architecture.parameters import ExtraState, Parameter
+from miles.errors import CheckpointError
 
 ARCHITECTURE = "Qwen3MoeForCausalLM"
 
@@ -21,12 +22,33 @@ def shape(config: HfConfig) -> ModelShape:
         ("decoder_sparse_step", config.get("decoder_sparse_step", 1), 1),
         ("mlp_only_layers", config.get("mlp_only_layers", []), []),
     )
+    num_experts = int(config.get("num_experts") or config["num_local_experts"])
+    num_chosen = int(config["num_experts_per_tok"])
+    _require_several(config.where, num_chosen, num_experts)
     return replace(
         _decoder.shape(config, qk_layernorm=True),
-        num_experts=int(config.get("num_experts") or config["num_local_experts"]),
-        moe_router_topk=int(config["num_experts_per_tok"]),
+        num_experts=num_experts,
+        moe_router_topk=num_chosen,
         moe_ffn_hidden_size=int(config["moe_intermediate_size"]),
     )
+
+
+def _require_several(where: str, num_chosen: int, num_experts: int) -> None:
+    """Refuse a router that Megatron does not build.
+
+    Raises:
+        CheckpointError: a token goes through one expert, or through more than there are.
+    """
+    if num_chosen < 2:
+        raise CheckpointError(
+            f"{where}: num_experts_per_tok = {num_chosen}: with norm_topk_prob the weight of a "
+            "single expert is always 1, so that the router would learn nothing, and megatron-core "
+            "refuses it; at least 2 are supported"
+        )
+    if num_chosen > num_experts:
+        raise CheckpointError(
+            f"{where}: num_experts_per_tok = {num_chosen}, but num_experts = {num_experts}"
+        )
 
 
 def parameters(shape: ModelShape) -> tuple[Parameter, ...]:

@@ -16,11 +16,12 @@ import re
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
+from miles.common.checked import checked
 from miles.common.debugging import unchained
 from miles.data.config import EncodeConfig
 from miles.data.encoding.escape import Escaper, any_of
@@ -31,7 +32,7 @@ from miles.data.template.render import Renderer, Span, strings_of
 from miles.data.tokens.bpe import TextEncoder, Tokens, text_encoder
 from miles.data.tokens.load import load_tokenizer
 from miles.data.types import Conversation, Encoded, Int32, RowRejected, UInt8
-from miles.errors import ConfigError
+from miles.errors import ConfigError, MilesError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -297,7 +298,8 @@ def _calls_tools(conversation: Conversation) -> bool:
     )
 
 
-@unchained
+@checked
+@partial(unchained, kinds=(MilesError, RowRejected))
 def encode(
     messages: Sequence[Mapping[str, Any]],
     tokenizer: PreTrainedTokenizerBase,
@@ -343,6 +345,11 @@ def encode(
         RowRejected: the conversation cannot be used; it gives the reason.
         ConfigError: a setting has no such value, or `flags` has not one entry for each message.
     """
+    if not getattr(tokenizer, "is_fast", False):
+        raise ConfigError(
+            "encode: tokenizer must be a fast tokenizer, as AutoTokenizer.from_pretrained returns "
+            f"it, not {type(tokenizer).__name__}"
+        )
     config = EncodeConfig(
         tokenizer=str(tokenizer.name_or_path) or type(tokenizer).__name__,
         template_kwargs=dict(template_kwargs or {}),

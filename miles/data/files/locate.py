@@ -54,6 +54,8 @@ def files_of(path: str) -> list[str]:
     Raises:
         SourceError: nothing is there, or it cannot be listed.
     """
+    if not path:
+        raise SourceError("the path of the rows is empty, such as a variable that is not set")
     with storage.reading(path):
         urls = expand(path, tuple(FORMATS))
         tables = [url for url in urls if url.endswith(".parquet")]

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from urllib.parse import quote
 
 from miles.common import storage
+from miles.common.first_contact import announced
 from miles.data.config import RowFormat, SourceConfig
 from miles.errors import ConfigError, MilesError, SourceError
 
@@ -62,8 +63,9 @@ def _names_at(revision: str) -> list[str]:
     url = f"hf://datasets/{OPENHERMES}@{quote(revision, safe='')}"
     try:
         fs, path = storage.filesystem(url)
-        fs.info(path)  # raises where find() would quietly return nothing
-        names: list[str] = fs.find(path)
+        with announced("the Hugging Face hub"):
+            fs.info(path)  # raises where find() would quietly return nothing
+            names: list[str] = fs.find(path)
         return names
 
     except MilesError as error:

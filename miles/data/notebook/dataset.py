@@ -17,9 +17,12 @@ import numpy as np
 import ray
 
 from miles.common import local_ray, run_folder, storage
+from miles.common.checked import checked
 from miles.common.debugging import unchained
+from miles.common.first_contact import first_contact
 from miles.common.flags import build
 from miles.common.local_paths import absolute
+from miles.common.writable import require_writable
 from miles.data.config import (
     DEFAULT_WINDOW_ROWS,
     DataConfig,
@@ -53,6 +56,7 @@ CANDIDATES_A_ROW = 20
 OBJECT_STORE_BYTES = 512 << 20
 
 
+@checked
 @unchained
 def prepare(
     dataset: str = "openhermes",
@@ -148,13 +152,16 @@ def prepare_rows(
     max_bad_fraction: float,
 ) -> Prepared:
     """Do what `prepare` does, from settings that are complete."""
+    if not 0 <= max_bad_fraction <= 1:
+        raise ConfigError(f"--max-bad-fraction must be between 0 and 1, not {max_bad_fraction}")
     if dataset == "openhermes":
         sources = openhermes_sources(source, revision, row_format)
     else:
         paths = (source,) if isinstance(source, str) else tuple(source or ())
         sources = (SourceConfig(dataset, paths, row_format),)
-    stages.encoder_of(encode)
-    return Prepared(build_manifest(sources), sources, encode, max_bad_fraction)
+    with first_contact():
+        stages.encoder_of(encode)
+        return Prepared(build_manifest(sources), sources, encode, max_bad_fraction)
 
 
 class Prepared:
@@ -191,6 +198,7 @@ class Prepared:
             self._is_sample = self._summary.num_rows < self.num_rows
         return self._summary
 
+    @checked
     @unchained
     def preview(self, num_rows: int = 3) -> Preview:
         """Return the first usable conversations, coloured by their mask."""
@@ -201,6 +209,7 @@ class Prepared:
                 samples.append((row_id, outcome))
         return Preview(samples, stages.encoder_of(self._encode).tokenizer)
 
+    @checked
     @unchained
     def write(self, url: str) -> None:
         """Write every usable row as OpenAI messages, or plain text as text.
@@ -214,6 +223,7 @@ class Prepared:
             MilesError: a source that fails, or too many rejected rows.
         """
         url = absolute(url)
+        require_writable(url, "the folder to write")
         self._require_no_source_in(url)
         with PartFiles(url) as parts:
             ledger, summary = self._read_all(url, parts)
@@ -242,6 +252,7 @@ class Prepared:
             self._rejects = ledger.rejects
         return self._rejects
 
+    @checked
     @unchained
     def steps(
         self,
@@ -359,6 +370,8 @@ class Prepared:
 
         ledger.judge()
         ledger.require_written()
+        if parts:
+            ledger.require_trained()
         return ledger, Summary(num_rows, np.array(lengths, np.int64), num_trained_tokens, reasons)
 
     def _summarize_sample(self) -> Summary:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from typing import Any
 
@@ -34,7 +35,13 @@ class PartFiles:
         self._writer: pq.ParquetWriter | None = None
 
     def __enter__(self) -> PartFiles:
-        self._fs.makedirs(self._folder, exist_ok=True)
+        with storage.writing(self._url):
+            self._clear()
+        return self
+
+    def _clear(self) -> None:
+        if storage.is_local(self._url):  # a store has no folders, and s3fs would make a bucket
+            self._fs.makedirs(self._folder, exist_ok=True)
         # An earlier write's parts would be read back as rows of this one, and its manifest would
         # call the folder complete.
         names = [name for name in storage.names(self._url) if _PART.fullmatch(name)]
@@ -42,15 +49,29 @@ class PartFiles:
         for path in (*earlier, f"{self._folder}/{run_folder.MANIFEST}"):
             if self._fs.exists(path):
                 self._fs.rm_file(path)
-        return self
 
-    def __exit__(self, *_: object) -> None:
-        self._finish_file()
+    def __exit__(self, kind: object, *_: object) -> None:
+        # After an error, one of closing the file says nothing more.
+        with contextlib.suppress(Exception) if kind else storage.writing(self._part):
+            self._finish_file()
+
+    @property
+    def _part(self) -> str:
+        """Return the URL of the file that is written."""
+        return storage.join(self._url, f"part-{self._num_files:05d}.parquet")
 
     def add(self, table: pa.Table) -> None:
-        """Append rows with the columns of `WRITTEN`."""
+        """Append rows with the columns of `WRITTEN`.
+
+        Raises:
+            WriteError: they cannot be written.
+        """
+        with storage.writing(self._part):
+            self._add(table)
+
+    def _add(self, table: pa.Table) -> None:
         if self._writer is None:
-            self._stream = self._fs.open(f"{self._folder}/part-{self._num_files:05d}.parquet", "wb")
+            self._stream = self._fs.open(storage.filesystem(self._part)[1], "wb")
             self._writer = pq.ParquetWriter(self._stream, WRITTEN)
         self._writer.write_table(table, row_group_size=GROUP_ROWS)
         self._rows_in_file += table.num_rows

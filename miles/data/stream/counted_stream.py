@@ -78,6 +78,16 @@ class CountedStream:
         cursor.require_same_data(self.beginning, where)
         return cursor
 
+    def ends(self, max_steps: int | None) -> frozenset[int]:
+        """Return the last step of each epoch, and of the run.
+
+        Args:
+            max_steps: that the run takes at most; None: all.
+        """
+        per_epoch = self.info.steps_per_epoch
+        num_steps = min(self.info.num_steps, max_steps or self.info.num_steps)
+        return frozenset((num_steps - 1, *range(per_epoch - 1, num_steps, per_epoch)))
+
 
 def _cursor_at_beginning(config: DataConfig, info: StreamInfo) -> Cursor:
     """Return the cursor of a run with these settings before its first step."""

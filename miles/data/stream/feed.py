@@ -42,6 +42,7 @@ class Feed:
         self.first_step = stream.plan.step_at(cursor.consumed_rows)
         self._manifest = stream.manifest
         self._config = config
+        self._ends = stream.ends(config.order.max_steps)
         self._cursor = cursor
         self._run_dir = run_dir
         self.report: Report = print
@@ -106,7 +107,8 @@ class Feed:
     def commit(self, step: int) -> StepReport:
         """Enter a step that was trained into the ledger and the cursor, and return its report.
 
-        Steps are committed in order.
+        Steps are committed in order. Where an epoch ends, or the run, all rows so far are judged:
+        before a checkpoint is saved of them.
 
         Raises:
             DataError: too many rows were dropped, or one that ends the run by itself.
@@ -120,6 +122,8 @@ class Feed:
             raise pipeline.cause_of(error) from error
 
         self._ledger.commit(step, report.rows)
+        if step in self._ends:
+            self.finish()
         self._cursor = dataclasses.replace(
             self._cursor,
             consumed_rows=report.position.next_row,
@@ -129,12 +133,13 @@ class Feed:
         return report
 
     def finish(self) -> None:
-        """Judge the rows that were dropped, once the last step is committed.
+        """Judge the rows that were dropped, however few were read.
 
         Raises:
-            DataError: too many rows were dropped, however few were read.
+            DataError: too many rows were dropped, or all.
         """
         self._ledger.judge()
+        self._ledger.require_trained()
 
     def ledger_summary(self) -> dict[str, dict[str, Any]]:
         """Return the ledger of each source after the last committed step (`Ledger.summary`)."""

@@ -203,6 +203,18 @@ class Ledger:
             rows = f"{num_rows} rows read" + (" and not held out" if self.num_held_out else "")
             raise self._limits.share_error(self.num_rejected, rows, account=self._account())
 
+    def require_trained(self) -> None:
+        """Refuse to end without a row that was trained.
+
+        Raises:
+            DataError: all rows that were read were dropped or held out.
+        """
+        if self.num_read and not any(counts["trained"] for counts in self._counts.values()):
+            raise DataError(
+                f"none of the {self.num_read} rows read can be used: nothing was trained. See "
+                f"--row-shape, --max-sample-tokens and --eval-fraction.{self._account()}"
+            )
+
     def _count(self, rows: StepRows) -> None:
         """Add a step to the counts of its sources."""
         names = self._manifest.source_names

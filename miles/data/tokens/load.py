@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import xxhash
 
 from miles.common import retry, storage
+from miles.common.first_contact import announced
 from miles.common.local_paths import is_hub_name
 from miles.common.redact import redact
 from miles.common.untrusted_files import require_readable
@@ -251,7 +252,8 @@ def _from_hub(name: str, trust_remote_code: bool) -> PreTrainedTokenizerBase:
     try:
         # One request with a time limit: without a network, from_pretrained alone tries for most of
         # a minute.
-        huggingface_hub.HfApi().model_info(name, timeout=_HUB_TIMEOUT_SECONDS)
+        with announced("the Hugging Face hub"):
+            huggingface_hub.HfApi().model_info(name, timeout=_HUB_TIMEOUT_SECONDS)
         return AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
     except Exception as error:
         raise TemplateError(

@@ -27,9 +27,9 @@ from miles.train.driver.metrics import Metrics, RunTotals, step_metrics
 from miles.train.driver.opening import open_data, start_trainers
 from miles.train.driver.preemption import Stopped, StopSignal
 from miles.train.driver.progress import ProgressLine
+from miles.train.driver.records import open_run_log
 from miles.train.driver.resume_state import ResumeState
 from miles.train.driver.run import Attempt, Run, RunSummary
-from miles.train.driver.run_log import RunLog
 from miles.train.driver.skipped_steps import SkippedSteps
 from miles.train.driver.step_clock import StepClock
 from miles.train.estimate.preflight import preflight
@@ -59,7 +59,7 @@ def train(
         hold_folders(config, console) as leases,
         ray_cluster(config) as on_gpu,
         StopSignal() as stop_signal,
-        RunLog(config.run_dir, console) as run_log,
+        open_run_log(config.run_dir, console) as run_log,
     ):
         for notice in (*notices, *found.notices, *found.fit.notices()):
             run_log.report(notice)

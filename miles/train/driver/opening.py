@@ -121,8 +121,7 @@ def _report_start(run: Run, start: StartPoint, data: AttemptData) -> None:
     assert config.precision is not None, "the ranks' device is known"
     layout = config.cluster.layout
     reason = run.attempt_log.begin(first_step, start.url, layout, config.precision)
-    has_two_ends = None not in (config.num_rollout, config.data.order.num_epoch)
-    if has_two_ends:
+    if config.num_rollout is not None:
         length = run_length(config, info.steps_per_epoch, info.num_steps)
         run.run_log.report(f"{data.schedule.num_steps} steps: {length}")
 

@@ -10,8 +10,10 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from miles.common.checkpoint_folder import CHAT_TEMPLATE, PRECISION
+from miles.common import storage
+from miles.common.checkpoint_folder import CHAT_TEMPLATE, EXTRA, PRECISION, other_ways
 from miles.data.types import Cursor
+from miles.errors import CheckpointError
 from miles.train.precision import Precision
 from miles.train.types import StartPoint
 
@@ -41,13 +43,13 @@ class ResumeState:
         Raises:
             CheckpointError: a cursor that cannot be read.
         """
-        if not start.is_resume or not start.checkpoint.extra:
+        if not start.is_resume or start.checkpoint.extra is None:
             return cls()
         content = start.checkpoint.extra
         return cls(
             start.cursor(),
-            content.get("metrics_lines", 0),
-            content.get("skipped_steps", 0),
+            _count(start, "metrics_lines"),
+            _count(start, "skipped_steps"),
             content.get("eval_loss"),
             content.get(CHAT_TEMPLATE),
             Precision.named(content.get(PRECISION)),
@@ -71,3 +73,18 @@ class ResumeState:
         if self.unwritten_metrics:
             content["unwritten_metrics"] = list(self.unwritten_metrics)
         return content
+
+
+def _count(start: StartPoint, name: str) -> int:
+    """Return a whole number of `miles.json`, or 0 where an older version has not written it.
+
+    Raises:
+        CheckpointError: it is something else.
+    """
+    count = (start.checkpoint.extra or {}).get(name, 0)
+    if type(count) is not int or count < 0:
+        raise CheckpointError(
+            f"{storage.join(start.url, EXTRA)}: {name} is {count!r}, not a whole number. "
+            f"{other_ways(start.url)}"
+        )
+    return count

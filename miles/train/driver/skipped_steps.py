@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from miles.common import json_lines, run_folder, storage
 from miles.common.patient_file import PatientFile, Report
 from miles.errors import DivergedError
-from miles.train.types import SkipReason, StepResult
+from miles.train.types import SkipReason, StepResult, named
 
 _SHOWN_ROWS = 3
 
@@ -62,7 +62,7 @@ class SkippedSteps:
             a sentence that says so; None if the step was trained.
 
         Raises:
-            DivergedError: too many consecutive steps were skipped.
+            DivergedError: too many consecutive steps were skipped, or weights are not finite.
         """
         if result.skip is None:
             self._num_in_a_row = 0
@@ -74,6 +74,12 @@ class SkippedSteps:
             # It says nothing about the model.
             return f"step {step} skipped: {reason}"
 
+        if result.skip.weights:
+            raise DivergedError(
+                f"step {step}: {reason}, because weights themselves are NaN or infinite: "
+                f"{named(result.skip.weights)}. No row is to blame, and no later step mends them: "
+                "lower --lr, and go on from an earlier checkpoint"
+            )
         self._num_in_a_row += 1
         places = [self._locate(row) for row in result.skip.row_ids]
         self._write_line(step, reason, places)

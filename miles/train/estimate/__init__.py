@@ -1,11 +1,14 @@
-"""Arithmetic on a run before it is started: operations, memory, and the report of `--dry-run`.
+"""A run before it is started: what can be known of it, and arithmetic on operations and memory.
 
-In: a configuration, a model's shape, a layout. Out: numbers, and the text of the dry run. It runs
-in the driver, and in `miles train --dry-run`, which needs neither Ray nor a GPU. It may import
+In: a configuration. Out: a `Preflight`, an error, numbers, and the text of the dry run. It runs in
+the driver, and in `miles train --dry-run`, which needs neither Ray nor a GPU. It may import
 `miles.train.config`, `types` and `parallel_layout`, `miles.data.stream`, `miles.convert`,
 `miles.architecture` and `miles.common`.
 
-    flops     operations of a step, the peak of a GPU
-    memory    bytes on each rank of a pipeline stage
-    dry_run   everything that can be known of a run without starting it
+    flops          operations of a step, the peak of a GPU
+    memory         bytes on each rank of a pipeline stage
+    gpu_fit        the GPUs on which that fits
+    place_checks   the folders that are written, the packages of sinks
+    preflight      all checks before a start, of `train` and `--dry-run` alike
+    dry_run        what they found, as text
 """

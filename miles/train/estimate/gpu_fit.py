@@ -28,7 +28,7 @@ _GPU_DEVICES = ("/dev/nvidiactl", "/dev/dxg")
 
 @dataclass(frozen=True)
 class GpuFit:
-    """What a run needs of each GPU, and which GPUs have it."""
+    """The memory that a run needs of each GPU, and the GPUs that have it."""
 
     need_gib: float
     """with a tenth to spare"""

@@ -52,6 +52,7 @@ def require_sinks(config: LoggingConfig, run_dir: str) -> None:
                 "--use-tensorboard writes into the run folder: give a local --output-dir, not "
                 f"{run_dir}"
             )
+
     if config.use_wandb:
         _require_package("wandb", "--use-wandb")
         is_offline = wandb_mode(config) in OFFLINE_MODES
@@ -84,9 +85,11 @@ def room_notice(config: TrainConfig, shape: ModelShape) -> str | None:
     """Return a sentence if the disk of `--save` has no room for one checkpoint; else None."""
     if not storage.is_local(config.save):
         return None
+
     precision = config.precision or Precision.BF16
     state = state_bytes(precision, config.optimizer)
     num_bytes = total_parameters(shape) * (precision.num_bytes + state.device + state.host)
+
     folder = existing_part(Path(storage.filesystem(config.save)[1]))
     free_bytes = shutil.disk_usage(folder).free
     if free_bytes >= num_bytes:

@@ -1,4 +1,4 @@
-"""Everything that can be known of a run before it is started: one place for `train` and `--dry-run`.
+"""Everything that can be known of a run before it is started: for `train` and `--dry-run` alike.
 
     settings, places, tokenizer, checkpoint     each is looked at, and all mistakes are reported
     rows, steps, position, sample, evaluation   the first mistake is reported
@@ -18,6 +18,7 @@ from typing import TypeVar
 
 from miles.architecture.config import ModelShape
 from miles.architecture.families import read_shape
+from miles.common.first_contact import first_contact
 from miles.data.config import DataConfig
 from miles.data.stream.counted_stream import CountedStream
 from miles.data.stream.eval_rows import eval_config
@@ -46,7 +47,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Preflight:
-    """What is known of a run before anything is started."""
+    """A run as far as it is known before anything is started."""
 
     shape: ModelShape
     start: StartPoint | None
@@ -95,6 +96,12 @@ def preflight(config: TrainConfig, *, is_dry_run: bool = False) -> Preflight:
         MilesError: the run could not start. Of several mistakes in the settings, places, tokenizer
             and checkpoint, it names all; its class is that of the first.
     """
+    with first_contact():
+        return _look_at_all(config, is_dry_run=is_dry_run)
+
+
+def _look_at_all(config: TrainConfig, *, is_dry_run: bool) -> Preflight:
+    """Look at the settings and places, then at the data."""
     mistakes = _Mistakes()
     shape = mistakes.of(partial(_shape, config))
     for flag, url in places(config):
@@ -190,9 +197,9 @@ class _Mistakes:
 
 
 def _joined(errors: Sequence[MilesError]) -> MilesError:
-    """Return one error with the texts of several, each on a line of its own."""
-    lines = [f"{number}. {error}" for number, error in enumerate(errors, 1)]
-    text = f"{len(errors)} mistakes, and nothing was started:\n" + "\n".join(lines)
+    """Return one error with the texts of several, numbered."""
+    texts = [f"({number}) {error}" for number, error in enumerate(errors, 1)]
+    text = f"{len(errors)} mistakes, and nothing was started: {'; '.join(texts)}"
     return type(errors[0])(text)
 
 

@@ -27,7 +27,7 @@ from miles.train.config import ClusterConfig, EvalConfig, TrainConfig
 from miles.train.launch.fixed_flags import require_fixed
 from miles.train.launch.known_flags import require_known, written_flags
 from miles.train.launch.model_flags import require_sizes
-from miles.train.launch.notices import is_sequence_parallel_alone, notices_of
+from miles.train.launch.notices import is_sequence_parallel_alone, notices_of, repetitions_of
 from miles.train.launch.parser import CONFIG, build_parser, given_values, launch_settings
 from miles.train.launch.yaml_file import read_yaml
 from miles.train.parallel_layout import Layout
@@ -94,7 +94,8 @@ def read_line(words: Sequence[str], record: type[TrainConfig] = TrainConfig) -> 
             EvalConfig, values, {"sources": _sources("--eval-prompt-data", values, row_format)}
         ),
     }
-    return LaunchLine(build(record, values, run), notices_of(values))
+    notices = (*repetitions_of(words), *notices_of(values))
+    return LaunchLine(build(record, values, run), notices)
 
 
 def _read(words: Sequence[str], record: type, settings: dict[str, Setting]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ num_epoch: 3          --num-epoch 3
 rollout-shuffle: true --rollout-shuffle
 lr: 1e-5              a number here, as in YAML 1.2; in PyYAML's 1.1 it is text
 num_epoch: off        an error: line 4: --num-epoch takes a whole number, not off
+no_rope_fusion: false an error: it negates twice
 """
 
 from __future__ import annotations
@@ -71,11 +72,25 @@ def _values_of(
         try:
             values[name] = _value_of(loader, node, settings[name])
             if name not in replaced:
+                _require_one_negation(settings[name], values[name])
                 require_fixed({name: values[name]})
                 require_setting_allowed(settings[name], values[name])
         except ConfigError as error:
             raise ConfigError(f"{where}{error}") from error
     return values
+
+
+def _require_one_negation(setting: Setting, value: Any) -> None:
+    """Refuse `no_x: false`, which some read as x, and others as no x.
+
+    Raises:
+        ConfigError: says what to write.
+    """
+    if setting.flag.negates and value is False:
+        positive = setting.flag.name.replace("--no-", "", 1).replace("-", "_")
+        raise ConfigError(
+            f"{setting.flag.name}: false negates twice; write {positive}: true, or leave it out"
+        )
 
 
 def _nodes_of(

@@ -16,7 +16,7 @@ from miles.common import safe_pickle, storage
 from miles.common.checkpoint_folder import SavedCheckpoint
 from miles.errors import CheckpointError
 from miles.train.model.padding_rows import zero_padding_rows
-from miles.train.rank import compatible_keys, optimizer_state, weight_boxes
+from miles.train.rank import compatible_keys, finite_weights, optimizer_state, weight_boxes
 from miles.train.rank.trainer import Trainer
 
 CONTENT_FORMAT = {
@@ -34,20 +34,29 @@ def load(trainer: Trainer, checkpoint: SavedCheckpoint, *, model_only: bool) -> 
         model_only: leave the optimizer and the schedule as they are, to begin from these weights.
 
     Raises:
-        CheckpointError: a model of another shape, or tensors that are missing.
+        CheckpointError: a model of another shape, tensors that are missing, or such as are NaN or
+            infinite.
     """
-    from megatron.core import dist_checkpointing
-
     if checkpoint.is_hugging_face:
         weight_boxes.load_weights(trainer, checkpoint.url)
-        return
+    else:
+        _load_sharded(trainer, checkpoint, model_only=model_only)
+    finite_weights.require_finite(trainer, checkpoint.url, with_optimizer=not model_only)
+
+
+def _load_sharded(trainer: Trainer, checkpoint: SavedCheckpoint, *, model_only: bool) -> None:
+    from megatron.core import dist_checkpointing
 
     with storage.local_folder(checkpoint.url, "checkpoint") as folder:
         safe_pickle.require_plain(folder, checkpoint.url)
         try:
             common = dist_checkpointing.load_common_state_dict(str(folder))
-        except Exception as error:  # as below
-            raise _unloadable(checkpoint.url, error) from error
+        except Exception as error:  # JSON's errors, torch's or pickle's
+            raise CheckpointError(
+                f"{checkpoint.url}: its metadata.json or its common part (common.pt) cannot be "
+                f"read ({type(error).__name__}: {str(error)[:500]}). Put the iteration of another "
+                "complete checkpoint into the tracker, and give the same command again"
+            ) from error
         differences = trainer.shape.differences(vars(common["args"])) if "args" in common else []
         if differences:
             raise CheckpointError(
@@ -63,7 +72,10 @@ def load(trainer: Trainer, checkpoint: SavedCheckpoint, *, model_only: bool) -> 
             optimizer_state.match_keys(state.get("optimizer", {}), stored)
             loaded = dist_checkpointing.load(state, str(folder), strict="assume_ok_unexpected")
         except Exception as error:  # Megatron's error classes, torch's or pickle's
-            raise _unloadable(checkpoint.url, error) from error
+            raise CheckpointError(
+                f"{checkpoint.url}: cannot be loaded into this model "
+                f"({type(error).__name__}: {str(error)[:500]})"
+            ) from error
 
     trainer.gpt.load_state_dict(loaded["model"], strict=False)
     zero_padding_rows(trainer.gpt, trainer.shape)
@@ -74,12 +86,6 @@ def load(trainer: Trainer, checkpoint: SavedCheckpoint, *, model_only: bool) -> 
         optimizer_state.restore_own_keys(trainer.optimizer, own_parts)
         trainer.optimizer.load_state_dict(own_parts)
         trainer.scheduler.load_state_dict(loaded["opt_param_scheduler"])
-
-
-def _unloadable(url: str, error: Exception) -> CheckpointError:
-    return CheckpointError(
-        f"{url}: cannot be loaded into this model ({type(error).__name__}: {str(error)[:500]})"
-    )
 
 
 def state_to_save(

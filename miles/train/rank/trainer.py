@@ -13,6 +13,7 @@ import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,7 @@ from miles.train.model.output_loss import TokenLosses
 from miles.train.model.packed_forward import forward_packed, pad_for_tensor_ranks, single_sequence
 from miles.train.parallel_layout import Layout
 from miles.train.precision import Precision
+from miles.train.rank.finite_weights import names_not_finite
 from miles.train.rank.generate import greedy
 from miles.train.types import Skip, SkipReason, StepResult, TrainerSettings
 
@@ -160,7 +162,7 @@ class Trainer:
         if end.reason is SkipReason.LOSS_SCALE_TOO_HIGH:
             skip = Skip(end.reason)
         elif end.reason is not None:
-            skip = Skip(end.reason, self._unusable_rows(outputs, batches))
+            skip = self._skip(end.reason, outputs, batches)
         seconds = time.perf_counter() - started
         losses, tokens = tuple(end.sums.losses), tuple(end.sums.tokens)
         return StepResult(losses, tokens, end.grad_norm, lr, seconds, skip)
@@ -276,6 +278,21 @@ class Trainer:
         clip_gradient(self.optimizer, grad_norm)
         self.optimizer.step_with_ready_grads()
         return _StepEnd(sums, grad_norm, None)
+
+    def _skip(
+        self,
+        reason: SkipReason,
+        outputs: Sequence[MicroBatchSums],
+        batches: Sequence[MicroBatch],
+    ) -> Skip:
+        """Return why a step was skipped, and what made it so: weights of any rank, or rows."""
+        self.gather_weights()
+        weights: list[Any] = [None] * self.layout.world_size
+        torch.distributed.all_gather_object(weights, names_not_finite(self.gpt, self.shape))
+        broken = tuple(dict.fromkeys(chain.from_iterable(weights)))
+        if broken:
+            return Skip(reason, weights=broken)
+        return Skip(reason, self._unusable_rows(outputs, batches))
 
     def _unusable_rows(
         self, outputs: Sequence[MicroBatchSums], batches: Sequence[MicroBatch]

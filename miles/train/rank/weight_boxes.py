@@ -14,7 +14,7 @@ from __future__ import annotations
 import socket
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -23,8 +23,10 @@ from miles.common.storage import Report
 from miles.convert import hf_boxes, parallel
 from miles.convert.box_writer import BoxWriter
 from miles.errors import CheckpointError
-from miles.train.rank.trainer import Trainer
 from miles.train.types import ExportPart, SaveFailure
+
+if TYPE_CHECKING:
+    from miles.train.rank.trainer import Trainer
 
 
 @dataclass(frozen=True)

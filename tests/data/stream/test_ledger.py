@@ -365,3 +365,15 @@ def test_summary_has_the_row_shape(tmp_path: Path) -> None:
 def test_totals_that_cannot_be(manifest: Manifest, totals: dict[str, dict[str, int]]) -> None:
     with pytest.raises(CheckpointError, match="ledger totals"):
         Ledger(manifest, None, RejectLimits(1.0), totals, next_step=1)
+
+
+def test_a_run_in_which_nothing_was_trained_does_not_end_well(manifest: Manifest) -> None:
+    """However large a share may be dropped."""
+    ledger = Ledger(manifest, None, RejectLimits(1.0))
+    ledger.require_trained()
+    ledger.commit(*entry(0, (2, 0), bad(0, 4), bad(1, 7)))
+    ledger.judge()
+    with pytest.raises(DataError, match="none of the 2 rows read can be used: nothing was trained"):
+        ledger.require_trained()
+    ledger.commit(*entry(1, (2, 0), bad(0, 8)))
+    ledger.require_trained()

@@ -11,6 +11,7 @@ from miles.common import run_folder
 from miles.errors import DivergedError
 from miles.train.driver.skipped_steps import SkippedSteps
 from miles.train.types import Skip, SkipReason, StepResult
+from tests.support.fault_table import SINCE, observed
 
 
 def result(skip: Skip | None = None) -> StepResult:
@@ -68,3 +69,15 @@ def test_a_resumed_run_forgets_the_later_steps(tmp_path: Path) -> None:
     assert [line["step"] for line in lines] == [0, 1, 3]
     assert lines[0]["rows"][0] == {"source": "chat", "file": "rows.jsonl", "row": 101}
     assert again.num_skipped == 3
+
+
+def test_broken_weights_end_the_run_and_blame_no_row(tmp_path: Path) -> None:
+    skips = SkippedSteps(str(tmp_path), 10, 0, 0, locate)
+    weights = tuple(f"model.layers.{layer}.mlp.up_proj.weight (1 value)" for layer in range(5))
+    skip = Skip(SkipReason.LOSS_NOT_FINITE, weights=weights)
+    with pytest.raises(DivergedError) as ended:
+        skips.record(7, result(skip))
+    text = str(ended.value)
+    assert "model.layers.2.mlp.up_proj.weight (1 value) and 2 more. No row is to blame" in text
+    observed("weights became NaN", text, "No row is to blame", SINCE)
+    assert not (tmp_path / run_folder.SKIPPED_STEPS).exists()

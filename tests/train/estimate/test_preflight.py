@@ -1,4 +1,4 @@
-"""What is known before a start stops `train` and `--dry-run` alike, without Ray and without a trace.
+"""What is known before a start stops `train` and `--dry-run` alike: without Ray, without a trace.
 
 Each mistake is made on a launch line that would train, and given to both.
 """
@@ -17,7 +17,10 @@ import ray
 
 from miles.cli import main
 from miles.common.checkpoint_tracker import folder_name, write_tracker
+from miles.convert.hf_to_megatron import hf_to_megatron
+from miles.data import prepare
 from miles.demo.model import build_model
+from miles.errors import WriteError
 from miles.train.estimate.preflight import preflight
 from miles.train.launch.arguments import parse
 from tests.support.disks import small_disk
@@ -197,7 +200,7 @@ def test_all_mistakes_are_named_at_once(line: Line, capsys: pytest.CaptureFixtur
         output_dir="memory://run",
     )
     assert status == 5, "that of the first"
-    assert re.findall(r"^(\d)\. ", error, re.MULTILINE) == ["1", "2", "3"], error
+    assert re.findall(r"[:;] \((\d)\) ", error) == ["1", "2", "3"], error
     assert "3 mistakes, and nothing was started" in error
 
 
@@ -208,9 +211,9 @@ def test_a_folder_that_cannot_be_made(
     (line.folder / "file").touch()
     status, error = line.refused(capsys, **{flag: line.folder / "file/run"})
     assert status == 5
-    observed(
-        "folder below a file", error.replace(flag.replace("_", "-"), "save"), "is not a", NOTHING
-    )
+    assert f"--{flag.replace('_', '-')} {line.folder}/file" in error
+    if flag == "save":
+        observed("folder below a file", error, "is not a folder", NOTHING)
 
 
 def test_a_disk_that_is_read_only(line: Line, capsys: pytest.CaptureFixture[str]) -> None:
@@ -218,7 +221,7 @@ def test_a_disk_that_is_read_only(line: Line, capsys: pytest.CaptureFixture[str]
         subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
         status, error = line.refused(capsys, save=disk / "run")
     assert status == 5
-    observed("read-only disk", error, "the disk is read-only", NOTHING)
+    observed("disk read-only before the start", error, "the disk is read-only", NOTHING)
 
 
 def test_a_bucket_is_never_created(
@@ -229,9 +232,16 @@ def test_a_bucket_is_never_created(
     with s3_bucket(monkeypatch) as bucket:
         status, error = line.refused(capsys, save="s3://buckett/run")
         assert status == 5
-        observed("bucket mistyped", error, "A bucket is never created", NOTHING)
+        observed("bucket mistyped", error, "no such bucket", NOTHING)
         status, error = line.refused(capsys, output_dir="s3://buckett/run")
         assert status == 5
+
+        with pytest.raises(
+            WriteError, match=r"the folder to write s3://buckett/.*: no such bucket"
+        ):
+            prepare("x", source=str(line.rows), tokenizer=str(line.model)).write("s3://buckett/x")
+        with pytest.raises(WriteError, match=r"--save s3://buckett/.*: no such bucket"):
+            hf_to_megatron(str(line.model), "s3://buckett/x")
 
         store = s3fs.S3FileSystem(use_listings_cache=False)
         assert store.ls("") == ["bucket"]

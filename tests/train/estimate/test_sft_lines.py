@@ -117,14 +117,14 @@ def test_the_sft_line_of_miles_runs_word_for_word(
     assert "0123456789" not in config
 
     monkeypatch.setenv("COLUMNS", "110")
-    assert main(["train", *words, "--dry-run"]) == 0
+    assert main(["train", *words, "--dry-run"]) == 3, "there are no weights"
     text = capsys.readouterr().out
     for notice in line.notices:
         assert f"  {notice}\n" in text
     assert "0123456789" not in text
     assert "24: 8 an epoch x 3" in text
     assert "bfloat16 on GPUs, optimized in float32; on a CPU float32" in text
-    assert text.rstrip().splitlines()[-1].endswith("_miles/"), "it ends with the run's folder"
+    assert text.rstrip().splitlines()[-1].endswith("_miles"), "it ends with the run's folder"
     assert not list(base.glob("*_miles"))
 
 

@@ -88,14 +88,13 @@ from miles.train.launch.arguments import parse
             "--context-parallel-size 2: context parallelism is not supported yet; leave it out",
         ),
         ("--bf16 --no-bf16", "--bf16 and --no-bf16 contradict one another; give one"),
-        ("--overlap-param-gather", "--overlap-param-gather needs --overlap-grad-reduce"),
         (
             "--transformer-impl transformer_engine",
             "--transformer-impl transformer_engine is not supported yet",
         ),
         (
             "--overlap-param-gather --no-overlap-grad-reduce",
-            "--overlap-param-gather needs --overlap-grad-reduce",
+            "--overlap-param-gather and --no-overlap-grad-reduce: megatron-core gathers",
         ),
         (
             "--actor-num-gpus-per-node 3 --tensor-model-parallel-size 2",

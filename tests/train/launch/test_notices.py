@@ -47,3 +47,49 @@ def test_a_flag_that_chooses_how_to_compute_has_a_notice(base: list[str]) -> Non
     )
     assert line.config == parse(base)
     assert all(replaced.notice for replaced in REPLACED)
+
+
+@pytest.mark.parametrize(
+    ("line", "notice"),
+    [
+        (
+            "--lr-decay-style constant --min-lr 1e-6",
+            "--min-lr has no effect: with --lr-decay-style",
+        ),
+        ("--rollout-seed 7", "--rollout-seed has no effect: rows come in the order of their files"),
+        ("--shuffle-window 64", "--shuffle-window has no effect: rows come in the order of"),
+        ("--wandb-project x", "--wandb-project has no effect: nothing is sent to Weights & Biases"),
+        ("--wandb-key hunter2", "--wandb-key has no effect: nothing is sent to Weights & Biases"),
+        ("--eval-max-response-len 9", "--eval-max-response-len has no effect: no answer is"),
+        ("--on-save-error continue", "--on-save-error continue has no effect: without"),
+        (
+            "--no-overlap-grad-reduce --ddp-bucket-size 5",
+            "--ddp-bucket-size has no effect: nothing is overlapped",
+        ),
+        ("--no-rope-fusion --norm-fusion", "--norm-fusion has no effect: norms are computed in"),
+    ],
+)
+def test_a_flag_that_does_nothing_beside_the_others(
+    base: list[str], line: str, notice: str
+) -> None:
+    (found,) = read_line([*base, *line.split()]).notices
+    assert found.startswith(notice)
+    assert "hunter2" not in found
+
+
+def test_a_flag_that_has_its_effect_has_no_notice(base: list[str]) -> None:
+    line = """--lr-decay-style cosine --min-lr 1e-6 --rollout-shuffle --rollout-seed 7
+        --shuffle-window 64 --use-wandb --wandb-project x --eval-fraction 0.1 --eval-samples 1
+        --eval-max-response-len 9 --save-interval 5 --on-save-error continue --ddp-bucket-size 5
+        --norm-fusion"""
+    assert read_line([*base, *line.split()]).notices == ()
+
+
+def test_a_flag_that_is_given_twice(base: list[str]) -> None:
+    line = "--lr 1e-5 --lr 1e-5 --seed 1 --seed 2 --wandb-key=--a --wandb-key=--b --use-wandb"
+    found = read_line([*base, *line.split()])
+    assert found.notices == (
+        "--seed is given 2 times; the last value counts",
+        "--wandb-key is given 2 times; the last value counts",
+    )
+    assert found.config.seed == 2

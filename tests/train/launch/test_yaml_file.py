@@ -183,3 +183,18 @@ def test_a_replaced_value_is_not_judged(base: list[str], tmp_path: Path) -> None
     path = written(tmp_path, "num_epoch: 0\nloss_type: policy_loss\n")
     words = ["--num-epoch", "2", "--loss-type", "sft_loss"]
     assert parse(["--config", path, *base, *words]).data.order.num_epoch == 2
+
+
+@pytest.mark.parametrize("name", ["no_overlap_grad_reduce", "no-bf16", "no_rope_fusion"])
+def test_a_negation_is_not_negated(base: list[str], tmp_path: Path, name: str) -> None:
+    """`no_x: false` was x for some readers, and no x for others."""
+    positive = name.replace("-", "_").removeprefix("no_")
+    path = written(tmp_path, f"seed: 1\n{name}: false\n")
+    message = (
+        f"line 2: --no-{positive.replace('_', '-')}: false negates twice; write {positive}: true"
+    )
+    with pytest.raises(ConfigError, match=message):
+        parse(["--config", path, *base])
+
+    path = written(tmp_path, f"{positive}: false\n")
+    assert parse(["--config", path, *base]) == parse([*base, f"--no-{positive.replace('_', '-')}"])

@@ -20,6 +20,7 @@ from miles.data.types import DUMMY_ROW_ID, MicroBatch
 from miles.errors import CheckpointError
 from miles.train.config import KEEP_ALL, RecomputeConfig
 from miles.train.parallel_layout import Layout
+from tests.support.fault_table import NOTHING, observed
 from tests.support.pickles import ShellCommand
 from tests.support.ranks import (
     NUM_SOURCES,
@@ -179,6 +180,26 @@ def step_with_infinite_gradient(layout: Layout, rank: int, meeting: Path) -> tup
     return result.skip.reason, result.skip.row_ids
 
 
+def step_with_broken_weight(layout: Layout, rank: int, meeting: Path) -> tuple[Any, ...]:
+    """Train a step with a NaN in a weight of the first rank."""
+    trainer = make_trainer(layout, rank, meeting)
+    if rank == 0:
+        break_key(trainer)
+    result = trained_step(trainer, layout, rank)
+    return result.skip.reason, result.skip.row_ids, result.skip.weights
+
+
+def break_key(trainer: Any) -> None:
+    """Put NaN into two values of a key's projection, beside queries and values in one tensor."""
+    query = SHAPE.kv_channels * SHAPE.num_attention_heads // SHAPE.num_query_groups
+    layer = trainer.gpt.decoder.layers[0]
+    with torch.no_grad():
+        layer.self_attention.linear_qkv.weight[query, :2] = float("nan")
+
+
+BROKEN_KEY = "model.layers.0.self_attn.k_proj.weight (2 values)"
+
+
 def rows_with_poison(batches: Sequence[MicroBatch]) -> list[int]:
     """Return the ids of the rows that hold `POISON` before a trained token."""
     rows = []
@@ -205,6 +226,8 @@ def test_a_skipped_step_names_its_rows(layout: Layout) -> None:
     assert last_rank == ("the loss is not finite", tuple(poisoned))
     *_, last_rank = run_ranks(step_with_infinite_gradient, layout)
     assert last_rank == ("the gradient is not finite", tuple(every_row))
+    *_, last_rank = run_ranks(step_with_broken_weight, layout)
+    assert last_rank == ("the loss is not finite", (), (BROKEN_KEY,))
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # of Megatron's views of the weights
@@ -315,6 +338,38 @@ def test_no_pickle_of_a_checkpoint_runs_in_a_rank(trainer: Any, tmp_path: Path) 
     found = checkpoint_folder.find(str(tmp_path))
     assert found is not None
     torch.save({"args": attack}, Path(found.url, "common.pt"))
-    with pytest.raises(CheckpointError, match="cannot be loaded into this model"):
+    with pytest.raises(CheckpointError, match="common part \\(common.pt\\) cannot be read"):
         checkpoint_load.load(trainer, found, model_only=False)
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.filterwarnings("ignore")  # Megatron loads by names that torch wants to retire
+def test_weights_that_are_not_finite_are_not_loaded(trainer: Any, tmp_path: Path) -> None:
+    """Named as Hugging Face names them; after the weights, the optimizer's state is looked at."""
+    from miles.common import checkpoint_folder
+    from miles.train.rank import checkpoint_load, checkpoint_writer
+    from miles.train.rank.trainer import Trainer
+
+    def load(iteration: int, **more: Any) -> None:
+        checkpoint_writer.save(broken, str(tmp_path / "run"), iteration, {})
+        found = checkpoint_folder.find(str(tmp_path / "run"))
+        assert found is not None
+        checkpoint_load.load(trainer, found, **more)
+
+    before = copy_weights(trainer)
+    broken = Trainer(trainer_settings(SHAPE, Layout(1)), 0)
+    trained_step(broken, Layout(1), 0)
+    for state in broken.optimizer.chained_optimizers[0].optimizer.state.values():
+        state["exp_avg"].view(-1)[0] = float("inf")
+    load(1, model_only=True)
+    with pytest.raises(CheckpointError, match="iter_0000002: the state of the optimizer: not fin"):
+        load(2, model_only=False)
+
+    break_key(broken)
+    with pytest.raises(CheckpointError) as refused:
+        load(3, model_only=True)
+    assert f"{tmp_path}/run/iter_0000003: {BROKEN_KEY}: not finite" in str(refused.value)
+    observed("NaN in a weight of the checkpoint", str(refused.value), "not finite", NOTHING)
+    with torch.no_grad():
+        for parameter, weight in zip(trainer.gpt.parameters(), before, strict=True):
+            parameter.copy_(weight)

@@ -1,0 +1,310 @@
+"""Mistakes that users make: a line to type, or a call in a notebook, and what they should read.
+
+Add a line to `COMMANDS` or `CALLS`. `{hf}`, `{rows}`, … are files and folders of `make_places`.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from miles.data import encode, prepare
+from miles.demo.model import build_model
+
+USAGE = 2
+INPUT = 3
+RUN = 5
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """A command line that cannot be run."""
+
+    line: str
+    status: int
+    text: str
+    """a part of what is printed"""
+
+    def words(self, places: Mapping[str, str]) -> list[str]:
+        """Return the words of the line."""
+        return [word.format_map(places) for word in self.line.split()]
+
+
+_PREPARE = "prepare x --tokenizer {tokenizer} --output {out} --source"
+_PREPARE_BY = "prepare x --source {rows} --output {out} --tokenizer"
+_TO_MEGATRON = "convert hf-to-megatron --save {out} --hf-checkpoint"
+_TO_HF = "convert megatron-to-hf --hf-checkpoint {hf} --save {out} --load"
+_TRAIN = (
+    "train --hf-checkpoint {hf} --prompt-data {rows} --save {out} --rollout-batch-size 4 "
+    "--num-epoch 1"
+)
+_DRY = f"{_TRAIN} --dry-run"
+
+COMMANDS = (
+    # The commands themselves.
+    Mistake("", USAGE, "the following arguments are required: COMMAND"),
+    Mistake("nonsense", USAGE, "invalid choice"),
+    Mistake("convert", USAGE, "the following arguments are required: DIRECTION"),
+    Mistake("completion nonsense", USAGE, "invalid choice"),
+    Mistake("report {out} --nonsense", USAGE, "there is no flag --nonsense here"),
+    # Rows.
+    Mistake(f"{_PREPARE} {{none}}.jsonl", INPUT, "none.jsonl: no such file"),
+    Mistake(f"{_PREPARE} {{empty_word}}", INPUT, "the path of the rows is empty"),
+    Mistake(f"{_PREPARE} {{file}}", INPUT, "its name does not say what is in it"),
+    Mistake(f"{_PREPARE} {{file}}/x.jsonl", INPUT, "no such file"),
+    Mistake(f"{_PREPARE} {{empty}}", INPUT, "no such file; nothing with .parquet"),
+    Mistake(f"{_PREPARE} {{long}}.jsonl", INPUT, "its name is too long. Give it another name"),
+    Mistake(f"{_PREPARE} {{nul}}", USAGE, "control character"),
+    Mistake(f"{_PREPARE} {{not_parquet}}", INPUT, "cannot be read"),
+    Mistake(f"{_PREPARE} {{no_rows}}", INPUT, "has no row"),
+    Mistake(f"{_PREPARE} s3://bucket/x.jsonl", INPUT, "no credentials were found. Set AWS_ACCESS"),
+    Mistake(f"{_PREPARE} gs://bucket/x.jsonl", INPUT, "cannot be opened"),
+    Mistake(f"{_PREPARE} nonsense://x.jsonl", INPUT, "cannot be opened"),
+    Mistake(f"{_PREPARE} {{rows}} --row-shape nonsense", USAGE, "--row-shape"),
+    Mistake(f"{_PREPARE} {{rows}} --column-names {{{{", USAGE, "--column-names"),
+    Mistake(f"{_PREPARE} {{rows}} --max-bad-fraction 7", USAGE, "must be between 0 and 1, not 7"),
+    Mistake("prepare x --tokenizer {tokenizer} --output {out}", USAGE, "has no path"),
+    Mistake("prepare x --tokenizer {tokenizer} --output s3://b/x --source {rows}", RUN, "no cred"),
+    Mistake("prepare x --tokenizer {tokenizer} --output {file} --source {rows}", RUN, "folder"),
+    # Tokenizers and templates.
+    Mistake(f"{_PREPARE_BY} {{none}}", INPUT, "no such folder"),
+    Mistake(f"{_PREPARE_BY} {{file}}", INPUT, "a file, not a folder"),
+    Mistake(f"{_PREPARE_BY} s3://bucket/x", INPUT, "no credentials were found"),
+    Mistake("certify {none}", INPUT, "no such folder"),
+    Mistake("certify {empty}", INPUT, "no tokenizer in this folder"),
+    Mistake("certify {long}", INPUT, "its name is too long"),
+    Mistake("certify {broken_json}", INPUT, "cannot be loaded"),
+    Mistake("certify {list_json}", INPUT, "cannot be loaded"),
+    Mistake("certify {no_bytes}", INPUT, "cannot be loaded"),
+    Mistake("certify {latin}", INPUT, "cannot be loaded"),
+    Mistake("certify {tokenizer} --chat-template-path {latin_text}", USAGE, "not UTF-8 text"),
+    Mistake("certify {tokenizer} --chat-template-path {empty}", USAGE, "a folder, where a file"),
+    Mistake("certify {tokenizer} --chat-template-path {bad_jinja}", INPUT, "template"),
+    Mistake("certify {tokenizer} --max-sample-tokens x", USAGE, "--max-sample-tokens"),
+    Mistake("certify {tokenizer} --json {empty}", RUN, "a folder, where a file was expected"),
+    Mistake("certify {tokenizer} --json {file}/x", RUN, "cannot be written"),
+    Mistake("certify {tokenizer} --json /{long}", RUN, "its name is too long"),
+    Mistake("tiny-model --tokenizer {none} --save {out}", INPUT, "no such tokenizer folder"),
+    Mistake("tiny-model --tokenizer {empty} --save {out}", INPUT, "no tokenizer can be loaded"),
+    Mistake("tiny-model --tokenizer {tokenizer} --save {file}", RUN, "a folder was expected"),
+    # Checkpoints.
+    Mistake(f"{_TO_MEGATRON} {{none}}", INPUT, "config.json: no such file"),
+    Mistake(f"{_TO_MEGATRON} {{file}}", INPUT, "no such file"),
+    Mistake(f"{_TO_MEGATRON} {{tokenizer}}", INPUT, "config.json: no such file"),
+    Mistake(f"{_TO_MEGATRON} s3://bucket/x", INPUT, "no credentials were found"),
+    Mistake(f"{_TO_MEGATRON} {{config_list}}", INPUT, "a JSON object was expected"),
+    Mistake(f"{_TO_MEGATRON} {{config_broken}}", INPUT, "not JSON"),
+    Mistake(f"{_TO_MEGATRON} {{config_latin}}", INPUT, "not UTF-8 text"),
+    Mistake(f"{_TO_MEGATRON} {{config_text}}", INPUT, "config.json: "),
+    Mistake(f"{_TO_MEGATRON} {{cut_weights}}", INPUT, "not a safetensors file: "),
+    Mistake("convert hf-to-megatron --hf-checkpoint {hf} --save {file}", RUN, "cannot be written"),
+    Mistake("convert hf-to-megatron --hf-checkpoint {hf} --save s3://b/x", INPUT, "no credentials"),
+    Mistake("convert hf-to-megatron --nonsense", USAGE, "there is no flag --nonsense"),
+    Mistake(f"{_TO_HF} {{none}}", INPUT, "none"),
+    Mistake(f"{_TO_HF} {{empty}}", INPUT, "latest_checkpointed_iteration.txt"),
+    Mistake(f"{_TO_HF} {{tracker_text}}", INPUT, "expected an iteration or 'release'"),
+    Mistake(f"{_TO_HF} {{tracker_gone}}", INPUT, "iter_0000007"),
+    Mistake(f"{_TO_HF} {{empty}} --max-shard-size 5XB", USAGE, "a size was expected"),
+    Mistake(
+        "convert megatron-to-hf --hf-checkpoint {hf} --load {empty} --save {file}",
+        INPUT,
+        "a file, not a folder: give another place",
+    ),
+    Mistake("convert verify {hf} {none}", INPUT, "none"),
+    Mistake("convert verify {hf} {file}", INPUT, "file"),
+    # A run's folder.
+    Mistake("inspect {none}", INPUT, "first_batch.json: no such file"),
+    Mistake("inspect {file}", INPUT, "no such file"),
+    Mistake("inspect s3://bucket/x", INPUT, "no credentials were found"),
+    Mistake("report {none}", INPUT, "metrics.jsonl: no such file"),
+    Mistake("report {long}", INPUT, "its name is too long"),
+    Mistake("report s3://bucket/x", INPUT, "no credentials were found"),
+    Mistake("demo --output {file}", RUN, "a file, not a folder; name another"),
+    Mistake("demo --output s3://bucket/x", USAGE, "the demo writes to this machine"),
+    Mistake("demo --output {hf}", RUN, "not empty, and not a demo's folder"),
+    # Launch lines.
+    Mistake("train", USAGE, "--hf-checkpoint is missing; --save is missing"),
+    Mistake("train --config {latin_text}", USAGE, "not UTF-8 text"),
+    Mistake("train --config {empty}", USAGE, "a folder, where a file was expected"),
+    Mistake("train --config {bad_yaml}", USAGE, "bad_yaml"),
+    Mistake("train --config {list_yaml}", USAGE, "list_yaml"),
+    Mistake("train --config {python_yaml}", USAGE, "python_yaml"),
+    Mistake(f"{_DRY} --nonsense 5", USAGE, "there is no flag --nonsense"),
+    Mistake(f"{_DRY} --rollout-batch-size {'9' * 30}", USAGE, "must be at most"),
+    Mistake(f"{_DRY} --lr nan", USAGE, "--lr"),
+    Mistake(f"{_DRY} --save {{file}}", RUN, "--save"),
+    Mistake(f"{_DRY} --save-hf {{file}}", INPUT, "a file, not a folder"),
+    Mistake(f"{_DRY} --hf-checkpoint {{config_list}}", INPUT, "a JSON object was expected"),
+    Mistake(f"{_DRY} --hf-checkpoint {{config_latin}}", INPUT, "not UTF-8 text"),
+    Mistake(f"{_DRY} --prompt-data s3://bucket/x.jsonl", INPUT, "no credentials were found"),
+    Mistake(f"{_DRY} --load s3://bucket/x", INPUT, "no credentials were found"),
+    Mistake(f"{_TRAIN} --prompt-data {{none}}.jsonl", INPUT, "none.jsonl: no such file"),
+    Mistake(f"{_TRAIN} --save {{file}}", RUN, "--save"),
+)
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call in a notebook that cannot be done."""
+
+    call: Callable[[Mapping[str, str], Any], object]
+    """is given the places, and a tokenizer"""
+    text: str
+    """a part of the error's text"""
+
+
+_MESSAGES = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]
+
+
+def _prepared(places: Mapping[str, str]) -> Any:
+    return prepare("x", source=places["rows"], tokenizer=places["tokenizer"])
+
+
+CALLS = {
+    "tokenizer is None": Call(
+        lambda places, _: prepare("x", source=places["rows"], tokenizer=None),  # type: ignore[arg-type]
+        "prepare: tokenizer must be a text, not None",
+    ),
+    "tokenizer is an object": Call(
+        lambda places, tokenizer: prepare("x", source=places["rows"], tokenizer=tokenizer),
+        "prepare: tokenizer must be a text, not ",
+    ),
+    "source is a number": Call(
+        lambda places, _: prepare("x", source=5, tokenizer=places["tokenizer"]),  # type: ignore[arg-type]
+        "source must be a text or a sequence of texts or None, not 5 (int)",
+    ),
+    "source is gone": Call(
+        lambda places, _: prepare("x", source=places["none"], tokenizer=places["tokenizer"]),
+        "none: no such file",
+    ),
+    "source without credentials": Call(
+        lambda places, _: prepare("x", source="s3://b/x.jsonl", tokenizer=places["tokenizer"]),
+        "no credentials were found",
+    ),
+    "columns are a list": Call(
+        lambda places, _: prepare("x", tokenizer="t", column_names=["a"]),  # type: ignore[arg-type]
+        "column_names must be a mapping from texts or None",
+    ),
+    "written onto a file": Call(
+        lambda places, _: _prepared(places).write(places["file"]), "is not a folder"
+    ),
+    "written nowhere": Call(
+        lambda places, _: _prepared(places).write(None), "write: url must be a text, not None"
+    ),
+    "written without credentials": Call(
+        lambda places, _: _prepared(places).write("s3://bucket/x"), "no credentials were found"
+    ),
+    "written over its source": Call(
+        lambda places, _: _prepared(places).write(str(Path(places["rows"]).parent)),
+        "lies in the folder to write",
+    ),
+    "a preview of text": Call(
+        lambda places, _: _prepared(places).preview("3"), "must be a whole number, not '3' (str)"
+    ),
+    "steps of nothing": Call(
+        lambda places, _: _prepared(places).steps(batch_size=None, max_tokens_per_gpu=8192),
+        "steps: batch_size must be a whole number, not None",
+    ),
+    "steps from nowhere": Call(
+        lambda places, _: next(_prepared(places).steps(batch_size=0, max_tokens_per_gpu=8192)),
+        "must be positive, not 0",
+    ),
+    "messages are a text": Call(
+        lambda _, tokenizer: encode("abc", tokenizer),  # type: ignore[arg-type]
+        "encode: messages must be a sequence of mappings, not 'abc' (str)",
+    ),
+    "a tokenizer's name": Call(
+        lambda _, tokenizer: encode(_MESSAGES, "Qwen/Qwen3-4B"),  # type: ignore[arg-type]
+        "encode: tokenizer must be a fast tokenizer",
+    ),
+    "tools are a text": Call(
+        lambda _, tokenizer: encode(_MESSAGES, tokenizer, tools="x"),  # type: ignore[arg-type]
+        "encode: tools must be a sequence of mappings or None",
+    ),
+    "content is a number": Call(
+        lambda _, tokenizer: encode([{"role": "user", "content": 5}, _MESSAGES[1]], tokenizer),
+        "template_error",
+    ),
+    "nothing to train": Call(
+        lambda _, tokenizer: encode(_MESSAGES[:1], tokenizer), "nothing_to_train"
+    ),
+}
+
+
+def make_places(folder: Path, tokenizer: Path) -> dict[str, str]:
+    """Make the files and folders that the mistakes name; return them by name."""
+    places = _Places(folder)
+    places.add_folder("tokenizer", tokenizer, {})
+    for name, content in {
+        "broken_json": b"{",
+        "list_json": b"[]",
+        "no_bytes": b"",
+        "latin": b"\xff\xfe",
+    }.items():
+        places.add_folder(name, tokenizer, {"tokenizer.json": content})
+
+    model = folder / "made"
+    build_model(tokenizer, model)
+    places.add_folder("hf", model, {})
+    config = json.loads((model / "config.json").read_text())
+    for name, content in {
+        "config_list": b"[]",
+        "config_broken": b"{",
+        "config_latin": b"\xff\xfe",
+        "config_text": json.dumps({**config, "hidden_size": "x"}).encode(),
+    }.items():
+        places.add_folder(name, model, {"config.json": content})
+    places.add_folder("cut_weights", model, {"model.safetensors": b"\xff" * 20})
+    places.add_folder("empty", None, {})
+    places.add_folder("tracker_text", None, {"latest_checkpointed_iteration.txt": b"seven"})
+    places.add_folder("tracker_gone", None, {"latest_checkpointed_iteration.txt": b"7"})
+
+    row = json.dumps({"messages": _MESSAGES})
+    for name, file, content in (
+        ("rows", "rows/rows.jsonl", f"{row}\n".encode() * 20),
+        ("no_rows", "no_rows.jsonl", b""),
+        ("not_parquet", "not.parquet", b"PAR1 and then"),
+        ("file", "file", b"a file"),
+        ("latin_text", "latin_text", b"save: \xff\xfe"),
+        ("bad_jinja", "bad.jinja", b"{% for %}"),
+        ("bad_yaml", "bad_yaml", b"save: [\n"),
+        ("list_yaml", "list_yaml", b"[1]\n"),
+        ("python_yaml", "python_yaml", b"save: !!python/object:os.system x\n"),
+    ):
+        places.add_file(name, file, content)
+    return {
+        **places.paths,
+        "none": str(folder / "none"),
+        "out": str(folder / "out"),
+        "long": "n" * 300,
+        "nul": "a\0b",
+        "empty_word": "",
+    }
+
+
+class _Places:
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.paths: dict[str, str] = {}
+
+    def add_file(self, name: str, file: str, content: bytes) -> None:
+        """Write a file."""
+        path = self._folder / file
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(content)
+        self.paths[name] = str(path)
+
+    def add_folder(self, name: str, model: Path | None, files: Mapping[str, bytes]) -> None:
+        """Make a folder: a copy of a model, with some files in other words."""
+        folder = self._folder / name
+        if model is None:
+            folder.mkdir()
+        else:
+            shutil.copytree(model, folder)
+        for file, content in files.items():
+            (folder / file).write_bytes(content)
+        self.paths[name] = str(folder)
