@@ -338,7 +338,7 @@ def test_no_pickle_of_a_checkpoint_runs_in_a_rank(trainer: Any, tmp_path: Path) 
     found = checkpoint_folder.find(str(tmp_path))
     assert found is not None
     torch.save({"args": attack}, Path(found.url, "common.pt"))
-    with pytest.raises(CheckpointError, match="common part \\(common.pt\\) cannot be read"):
+    with pytest.raises(CheckpointError, match=r"common part \(common\.pt\) cannot be read"):
         checkpoint_load.load(trainer, found, model_only=False)
     assert not (tmp_path / "ran").exists()
 
