@@ -339,7 +339,7 @@ class Cursor:
         if version != CURSOR_VERSION:
             raise CheckpointError(
                 f"{where}: data cursor of version {version}; this miles reads version "
-                f"{CURSOR_VERSION}"
+                f"{CURSOR_VERSION}. Go on with the version of miles that wrote it"
             )
 
         try:

@@ -15,6 +15,7 @@ from miles.demo import rows
 from miles.demo.model import build_model
 from miles.demo.tokenizer import build_tokenizer
 from miles.errors import SourceError
+from tests.support.fault_table import NOTHING, observed
 
 
 def test_rows_tokenizer_and_checkpoint_on_object_storage(bucket: str, tmp_path: Path) -> None:
@@ -75,6 +76,7 @@ def test_a_name_goes_before_a_pattern(tmp_path: Path) -> None:
         return [str(Path(file).relative_to(tmp_path)) for file in files]
 
     assert files_of("run[1]/data[v2].jsonl") == ["run[1]/data[v2].jsonl"]
+    observed("file with the name of a pattern, `rows[v2].jsonl`", "", "", NOTHING)
     assert files_of("run[1]/data[v].jsonl") == ["run[1]/datav.jsonl"]
     assert files_of("run[1]") == ["run[1]/data[v2].jsonl", "run[1]/datav.jsonl"]
     assert files_of("run[1]/*.jsonl") == ["run[1]/data[v2].jsonl", "run[1]/datav.jsonl"]

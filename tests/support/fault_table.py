@@ -75,7 +75,14 @@ SECTIONS: dict[str, tuple[str, ...]] = {
         "`ledger.json` cut off, then `miles report`",
         "tokenizer of a run has moved, then `miles report`",
     ),
-    "Paths and settings": (),
+    "Paths and settings": (
+        "file with the name of a pattern, `rows[v2].jsonl`",
+        "empty path, of a variable that is not set",
+        "URL with one slash",
+        "flag without an effect beside the others",
+        "flag given twice",
+        "negation that is negated, in YAML",
+    ),
     "Leaving": (
         "SIGTERM to the driver",
         "SIGTERM before the first step",

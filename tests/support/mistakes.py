@@ -119,6 +119,9 @@ COMMANDS = (
     # A run's folder.
     Mistake("inspect {none}", INPUT, "first_batch.json: no such file"),
     Mistake("inspect {file}", INPUT, "no such file"),
+    Mistake("inspect {broken_run}", INPUT, "first_batch.json: cut off behind line 1"),
+    Mistake("inspect {moved_run}", INPUT, "cannot be shown as text without the run's tokenizer"),
+    Mistake("report {broken_run}", INPUT, "metrics.jsonl: no line of it can be read"),
     Mistake("inspect s3://bucket/x", INPUT, "no credentials were found"),
     Mistake("report {none}", INPUT, "metrics.jsonl: no such file"),
     Mistake("report {long}", INPUT, "its name is too long"),
@@ -142,6 +145,11 @@ COMMANDS = (
     Mistake(f"{_DRY} --hf-checkpoint {{config_latin}}", INPUT, "not UTF-8 text"),
     Mistake(f"{_DRY} --prompt-data s3://bucket/x.jsonl", INPUT, "no credentials were found"),
     Mistake(f"{_DRY} --load s3://bucket/x", INPUT, "no credentials were found"),
+    Mistake(f"{_DRY} --load {{empty_word}}", USAGE, "--load is empty"),
+    Mistake(f"{_DRY} --save s3:/bucket/x", USAGE, "a URL has two slashes"),
+    Mistake(f"{_DRY} --save {{broken_run}}", INPUT, "miles.json: cut off behind line 1"),
+    Mistake(f"{_DRY} --save {{newer_run}}", INPUT, "data cursor of version 99"),
+    Mistake(f"{_DRY} --hf-checkpoint {{one_expert}}", INPUT, "num_experts_per_tok = 1"),
     Mistake(f"{_TRAIN} --prompt-data {{none}}.jsonl", INPUT, "none.jsonl: no such file"),
     Mistake(f"{_TRAIN} --save {{file}}", RUN, "--save"),
 )
@@ -256,12 +264,14 @@ def make_places(folder: Path, tokenizer: Path) -> dict[str, str]:
         "config_broken": b"{",
         "config_latin": b"\xff\xfe",
         "config_text": json.dumps({**config, "hidden_size": "x"}).encode(),
+        "one_expert": json.dumps({**config, **_ONE_EXPERT}).encode(),
     }.items():
         places.add_folder(name, model, {"config.json": content})
     places.add_folder("cut_weights", model, {"model.safetensors": b"\xff" * 20})
     places.add_folder("empty", None, {})
     places.add_folder("tracker_text", None, {"latest_checkpointed_iteration.txt": b"seven"})
     places.add_folder("tracker_gone", None, {"latest_checkpointed_iteration.txt": b"7"})
+    _add_runs(places)
 
     row = json.dumps({"messages": _MESSAGES})
     for name, file, content in (
@@ -286,6 +296,34 @@ def make_places(folder: Path, tokenizer: Path) -> dict[str, str]:
     }
 
 
+_ONE_EXPERT = {
+    "model_type": "qwen3_moe",
+    "architectures": ["Qwen3MoeForCausalLM"],
+    "num_experts": 4,
+    "num_experts_per_tok": 1,
+    "moe_intermediate_size": 32,
+    "norm_topk_prob": True,
+}
+
+
+def _add_runs(places: _Places) -> None:
+    """Make folders of runs whose files are broken, of another version, or of another machine."""
+    checkpoint = {
+        "latest_checkpointed_iteration.txt": b"7",
+        "iter_0000007/metadata.json": b"{}",
+        "iter_0000007/miles.json": b'{"cursor": {"vers',
+    }
+    broken = {"metrics.jsonl": b"\xff\n", "first_batch.json": b'{"tokenizer": "x", "micro'}
+    places.add_folder("broken_run", None, {**checkpoint, **broken})
+    newer = {"iter_0000007/miles.json": b'{"cursor": {"version": 99}}'}
+    places.add_folder("newer_run", None, {**checkpoint, **newer})
+
+    sample = {"source": "chat", "file": "chat.jsonl", "row": 3}
+    tokens = {"input_ids": [5, 6], "loss_mask": [0, 1]}
+    batch = {"tokenizer": "/nowhere/tokenizer", "micro_batches": [[{**sample, **tokens}]]}
+    places.add_folder("moved_run", None, {"first_batch.json": json.dumps(batch).encode()})
+
+
 class _Places:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -306,5 +344,6 @@ class _Places:
         else:
             shutil.copytree(model, folder)
         for file, content in files.items():
+            (folder / file).parent.mkdir(exist_ok=True)
             (folder / file).write_bytes(content)
         self.paths[name] = str(folder)

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Protocol, Self
 
-from miles.common import run_folder, storage
+from miles.common import json_lines, run_folder, storage
 from miles.common.patient_file import PatientFile, Report
 from miles.train.driver.metrics import Metrics
 
@@ -47,6 +47,8 @@ class MetricsLog:
             those steps come again.
         sinks: of `open_sinks`.
         unwritten: the last of these lines, which the file may lack.
+        first_step: lines of it and of later steps come again, so they are dropped, too: where a
+            broken line is gone, `num_lines` would keep one of them. None: the number alone counts.
         report: is told what cannot be written.
     """
 
@@ -57,6 +59,7 @@ class MetricsLog:
         sinks: Sequence[Sink] = (),
         *,
         unwritten: Sequence[str] = (),
+        first_step: int | None = None,
         report: Report = print,
     ) -> None:
         self._sinks = sinks
@@ -64,7 +67,10 @@ class MetricsLog:
         path = storage.join(run_dir, run_folder.METRICS)
         self._file = PatientFile.read(path, report, stays_open=True)
         num_found = num_lines - len(unwritten)
-        self._file.replace([*self._file.lines[:num_found], *unwritten])
+        found = self._file.lines[:num_found]
+        if first_step is not None:
+            found = list(filter(json_lines.is_before(first_step), found))
+        self._file.replace([*found, *unwritten])
 
     @property
     def num_lines(self) -> int:

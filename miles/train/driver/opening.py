@@ -104,6 +104,7 @@ def open_metrics(run: Run, data: AttemptData, sinks: Sequence[Sink] = ()) -> Met
         data.state.num_metrics_lines,
         sinks,
         unwritten=data.state.unwritten_metrics,
+        first_step=data.feed.first_step,
         report=run.run_log.report,
     )
 

@@ -7,6 +7,7 @@ that reads these files later finds lines that it knows.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 from rich.console import Console
@@ -15,6 +16,7 @@ from miles.common import own_files, run_folder, storage
 from miles.common.own_files import Form
 from miles.train.driver.run_log import RunLog
 
+_WANDB_ID = re.compile(rb"[\w.-]{1,128}")
 _ROW: Sequence[Form] = (("source", "file", "row"),)
 _STEP: Sequence[Form] = (("step",),)
 
@@ -51,4 +53,17 @@ def mend_records(run_dir: str) -> list[str]:
     sentences = [own_files.mend_text(storage.join(run_dir, run_folder.RUN_LOG))]
     for name, forms in RECORDS.items():
         sentences.append(own_files.mend(storage.join(run_dir, name), forms))
+    sentences.append(_mend_wandb_id(storage.join(run_dir, run_folder.WANDB_ID)))
     return [sentence for sentence in sentences if sentence]
+
+
+def _mend_wandb_id(url: str) -> str:
+    """Set aside a file that holds no id, so that a new one is drawn; return that in a sentence."""
+    if not storage.exists(url) or _WANDB_ID.fullmatch(storage.read_bytes(url).strip()):
+        return ""
+    aside = own_files.copy_aside(url)
+    storage.remove(url)
+    return (
+        f"{url}: not the id of a run at Weights & Biases; its curves go on under a new one. The "
+        f"whole file is in {aside}"
+    )

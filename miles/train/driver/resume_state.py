@@ -53,7 +53,7 @@ class ResumeState:
             content.get("eval_loss"),
             content.get(CHAT_TEMPLATE),
             Precision.named(content.get(PRECISION)),
-            tuple(content.get("unwritten_metrics", ())),
+            _lines(start, "unwritten_metrics"),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -73,6 +73,21 @@ class ResumeState:
         if self.unwritten_metrics:
             content["unwritten_metrics"] = list(self.unwritten_metrics)
         return content
+
+
+def _lines(start: StartPoint, name: str) -> tuple[str, ...]:
+    """Return some lines of `miles.json`; none where it has none.
+
+    Raises:
+        CheckpointError: it has something else there.
+    """
+    lines = (start.checkpoint.extra or {}).get(name, [])
+    if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
+        raise CheckpointError(
+            f"{storage.join(start.url, EXTRA)}: {name} is not a list of lines. "
+            f"{other_ways(start.url)}"
+        )
+    return tuple(lines)
 
 
 def _count(start: StartPoint, name: str) -> int:

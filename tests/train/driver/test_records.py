@@ -40,3 +40,14 @@ def test_it_is_said_once(tmp_path: Path) -> None:
     log = (tmp_path / run_folder.RUN_LOG).read_text().splitlines()
     assert log[0] == "2026  begun"
     assert len(log) == 5
+
+
+def test_an_id_that_is_none_gives_way_to_a_new_one(tmp_path: Path) -> None:
+    path = tmp_path / run_folder.WANDB_ID
+    path.write_text("a1b2c3d4\n")
+    assert mend_records(str(tmp_path)) == []
+    for content in (b"", bytes(8), b"\xff", b"a b"):
+        path.write_bytes(content)
+        (sentence,) = mend_records(str(tmp_path))
+        assert "not the id of a run at Weights & Biases" in sentence
+        assert not path.exists()

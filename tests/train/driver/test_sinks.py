@@ -94,6 +94,17 @@ def test_a_remote_file_is_written_at_each_checkpoint() -> None:
     assert steps() == [0, 1, 2]
 
 
+def test_no_step_comes_twice_where_a_broken_line_is_gone(tmp_path: Path) -> None:
+    """A checkpoint counts the lines before it; the line that a disk lost was among them."""
+    log_steps(LoggingConfig(), tmp_path, 0, 5)
+    path = tmp_path / run_folder.METRICS
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join([lines[0], *lines[2:]]))
+    with MetricsLog(str(tmp_path), 3, [], first_step=3) as log:
+        log.write(line(3))
+    assert [entry["step"] for entry in lines_of(tmp_path)] == [0, 2, 3]
+
+
 def tensorboard_events(folder: Path) -> Any:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

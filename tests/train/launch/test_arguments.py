@@ -20,6 +20,7 @@ from miles.train.launch.arguments import parse
 from miles.train.launch.fixed_flags import ALWAYS, ONE_VALUE, REPLACED
 from miles.train.launch.model_flags import EXPERT_LAYERS, SIZES, SWITCHES
 from miles.train.launch.parser import launch_settings
+from tests.support.fault_table import NOTHING, observed
 from tests.support.launch import QWEN3_MOE, words_of, write_model
 
 SFT_LINE = """
@@ -100,8 +101,11 @@ def test_local_paths_are_absolute_from_the_line_on(
     ],
 )
 def test_a_word_that_is_no_path(base: list[str], words: list[str], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(ConfigError, match=message) as refused:
         parse([*base, *words])
+    fault = {"--load": "empty path, of a variable that is not set", "--save": "URL with one slash"}
+    if words[1] in ("", "s3:/bucket/run") and words[0] in fault:
+        observed(fault[words[0]], str(refused.value), words[0], NOTHING)
 
 
 def test_the_format_of_rows(base: list[str]) -> None:

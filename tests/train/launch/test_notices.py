@@ -6,6 +6,7 @@ import pytest
 
 from miles.train.launch.arguments import parse, read_line
 from miles.train.launch.fixed_flags import REPLACED
+from tests.support.fault_table import NOTHING, observed
 
 TWO_RANKS = ["--actor-num-gpus-per-node", "2", "--tensor-model-parallel-size", "2"]
 
@@ -75,6 +76,8 @@ def test_a_flag_that_does_nothing_beside_the_others(
     (found,) = read_line([*base, *line.split()]).notices
     assert found.startswith(notice)
     assert "hunter2" not in found
+    if line.startswith("--wandb-project"):
+        observed("flag without an effect beside the others", found, "has no effect", NOTHING)
 
 
 def test_a_flag_that_has_its_effect_has_no_notice(base: list[str]) -> None:
@@ -93,3 +96,4 @@ def test_a_flag_that_is_given_twice(base: list[str]) -> None:
         "--wandb-key is given 2 times; the last value counts",
     )
     assert found.config.seed == 2
+    observed("flag given twice", found.notices[0], "the last value counts", NOTHING)
