@@ -43,10 +43,11 @@ def require_readable(url: str, error: type[MilesError]) -> None:
             num_bytes = int(storage.info(url).get("size") or 0)
         except FileNotFoundError:
             return
+
     if num_bytes > MAX_FILE_BYTES:
         raise error(
-            f"{url}: {num_bytes:,} bytes: refused. Files of this kind have a few megabytes, at most "
-            f"{MAX_FILE_BYTES:,} bytes are read"
+            f"{url}: {num_bytes:,} bytes: refused. Files of this kind have a few megabytes, at "
+            f"most {MAX_FILE_BYTES:,} bytes are read"
         )
 
 
@@ -57,13 +58,13 @@ def read_json(url: str, error: type[MilesError]) -> Any:
         error: to raise where the file is not ordinary, too large, or no JSON.
 
     Raises:
-        FileNotFoundError: nothing is there.
+        SourceError: nothing is there, or it is not UTF-8 text.
     """
     require_readable(url, error)
-    return parse_json(storage.read_bytes(url), url, error)
+    return parse_json(storage.read_text(url), url, error)
 
 
-def parse_json(content: bytes, where: str, error: type[MilesError]) -> Any:
+def parse_json(text: str, where: str, error: type[MilesError]) -> Any:
     """Return the value of JSON text.
 
     Args:
@@ -71,7 +72,7 @@ def parse_json(content: bytes, where: str, error: type[MilesError]) -> Any:
         error: to raise where it is no JSON.
     """
     try:
-        return json.loads(content)
+        return json.loads(text)
     except ValueError as cause:
         raise error(f"{where}: not JSON ({cause})") from cause
     except RecursionError as cause:

@@ -77,9 +77,9 @@ def _without_template(url: str) -> str:
     Raises:
         CheckpointError: it is not JSON.
     """
-    content = storage.read_bytes(url)
-    config: dict[str, Any] = parse_json(content, url, CheckpointError)
+    text = storage.read_text(url)
+    config: dict[str, Any] = parse_json(text, url, CheckpointError)
     if "chat_template" not in config:
-        return content.decode()
+        return text
     del config["chat_template"]
     return json.dumps(config, indent=2, ensure_ascii=False) + "\n"

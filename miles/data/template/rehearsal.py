@@ -71,6 +71,7 @@ class _Folder(NodeTransformer):
         node = super().generic_visit(node, *arguments, **more)
         if not isinstance(node, nodes.Expr):
             return node
+
         try:
             value = self._value(node)
             return nodes.Const.from_untrusted(value, node.lineno, self._environment)
