@@ -286,7 +286,7 @@ def make_places(folder: Path, tokenizer: Path) -> dict[str, str]:
         ("file", "file", b"a file"),
         ("latin_text", "latin_text", b"save: \xff\xfe"),
         ("bad_jinja", "bad.jinja", b"{% for %}"),
-        ("endless_jinja", "endless.jinja", b"{% if false %}{{ 10 ** 10 ** 10 }}{% endif %}"),
+        ("endless_jinja", "endless.jinja", b"{% if false %}{{ 10 ** (10 ** 10) }}{% endif %}"),
         ("bad_yaml", "bad_yaml", b"save: [\n"),
         ("list_yaml", "list_yaml", b"[1]\n"),
         ("python_yaml", "python_yaml", b"save: !!python/object:os.system x\n"),
