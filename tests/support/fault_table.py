@@ -36,6 +36,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
         "no row to evaluate can be used",
         "warm-up not shorter than the run",
         "no checkpoint to begin with",
+        "no GPU is large enough, in a dry run",
         "other data or order than the checkpoint's",
         "other model than the checkpoint's",
         "NaN in a weight of the checkpoint",
