@@ -11,6 +11,7 @@ import pytest
 from miles.common.local_paths import absolute
 from miles.data.config import DataConfig, EncodeConfig, OrderConfig, PackConfig, SourceConfig
 from miles.errors import ConfigError
+from miles.train.compute_config import ComputeConfig
 from miles.train.config import ClusterConfig, RecomputeConfig, TrainConfig
 from miles.train.optimizer_settings import OptimizerSettings, check_schedule
 from miles.train.precision import Precision
@@ -112,3 +113,12 @@ def test_the_data_is_packed_for_the_ranks_that_there_are() -> None:
     cluster = ClusterConfig(gpus_per_node=4, tensor=2)
     with pytest.raises(ConfigError, match="packed for 4 data-parallel ranks, but the layout has 2"):
         TrainConfig("hf", "megatron", "save", data, cluster=cluster)
+
+
+def test_gathering_weights_brings_the_sums_of_gradients() -> None:
+    """megatron-core gathers them beside each other only; a flag alone is enough."""
+    gathered = ComputeConfig(overlap_param_gather=True)
+    for has_gpus, ranks in ((False, 1), (True, 1), (True, 2)):
+        resolved = gathered.resolved(has_gpus=has_gpus, data_parallel=ranks)
+        assert (resolved.overlap_grad_reduce, resolved.overlap_param_gather) == (True, True)
+    assert not ComputeConfig().resolved(has_gpus=False, data_parallel=2).overlap_grad_reduce
