@@ -34,11 +34,19 @@ class Scene:
     """a small disk that holds the run's folder"""
 
 
+@dataclass(frozen=True)
+class Gap:
+    """The time between two faults, or between the beginning of a command and a fault."""
+
+    seconds: float
+    after_checkpoint: bool
+    """the next checkpoint must be complete, too"""
+
+
 class Fault(Protocol):
     """Something that goes wrong."""
 
-    gap_seconds: float
-    """from the fault before it, or from the beginning of its command"""
+    gap: Gap
     statuses: tuple[int, ...]
     """with which a command may end because of it"""
 
@@ -56,7 +64,7 @@ class Kill:
 
     target: Target
     pick: float
-    gap_seconds: float
+    gap: Gap
     statuses = (4, -signal.SIGKILL)
 
     @property
@@ -78,7 +86,7 @@ class Pause:
 
     target: Target
     pick: float
-    gap_seconds: float
+    gap: Gap
     seconds: float
     statuses = (4,)
 
@@ -101,7 +109,7 @@ class Pause:
 class Storm:
     """A burst of failures of the object store."""
 
-    gap_seconds: float
+    gap: Gap
     seconds: float
     statuses = (3, 4, 5)
     name = "S3: storm"
@@ -115,7 +123,7 @@ class Storm:
 class FullDisk:
     """A disk without any room, for some seconds."""
 
-    gap_seconds: float
+    gap: Gap
     seconds: float
     statuses = (5,)
     name = "disk: full"
@@ -156,23 +164,23 @@ def draw_faults(
 
 
 def _draw_fault(draw: random.Random, kind: str) -> Fault:
-    gap_seconds = draw.choice([draw.uniform(0, 5), draw.uniform(10, 60)])
+    gap = Gap(draw.choice([draw.uniform(0, 5), draw.uniform(10, 40)]), draw.random() < 0.6)
     pick = draw.random()
     target: Target = draw.choice(_without(TARGETS, DRIVER))
     seconds = draw.uniform(1, 20)
     if kind == "kill":
-        return Kill(target, pick, gap_seconds)
+        return Kill(target, pick, gap)
     if kind == "kill driver":
-        return Kill(DRIVER, pick, gap_seconds)
+        return Kill(DRIVER, pick, gap)
     if kind == "kill W&B":
-        return Kill(WANDB, pick, gap_seconds)
+        return Kill(WANDB, pick, gap)
     if kind == "storm":
-        return Storm(gap_seconds, draw.choice([seconds, 45.0]))
+        return Storm(gap, draw.choice([seconds, 45.0]))
     if kind == "full disk":
-        return FullDisk(gap_seconds, seconds)
+        return FullDisk(gap, seconds)
     if draw.random() < 0.15:
-        return Pause(DRIVER, pick, gap_seconds, LONG_PAUSE_SECONDS)
-    return Pause(draw.choice(TARGETS), pick, gap_seconds, seconds)
+        return Pause(DRIVER, pick, gap, LONG_PAUSE_SECONDS)
+    return Pause(draw.choice(TARGETS), pick, gap, seconds)
 
 
 def _without(targets: Sequence[Target], left_out: Target) -> list[Target]:

@@ -21,7 +21,7 @@ from typing import Any
 
 import psutil
 
-from benchmarks._soak_faults import Fault, Scene, draw_faults
+from benchmarks._soak_faults import Fault, Gap, Scene, draw_faults
 from benchmarks._soak_storage import Store
 from tests.support.chaos import records_without_times
 from tests.support.commands import Command, Workspace
@@ -190,11 +190,11 @@ class Job:
         with self._workspace.command(self._save, environment, **self._flags()) as command:
             begun = time.monotonic()
             printed, changed = 0, begun
-            due = begun + (faults[0].gap_seconds if faults else 0)
+            gap_begun, num_safe = begun, self._num_safe()
             while _is_running(command):
-                if faults and time.monotonic() >= due:
+                if faults and self._is_due(faults[0].gap, gap_begun, num_safe):
                     self._strike(faults.pop(0), command)
-                    due = time.monotonic() + (faults[0].gap_seconds if faults else 0)
+                    gap_begun, num_safe = time.monotonic(), self._num_safe()
                 if len(command.printed) != printed:
                     printed, changed = len(command.printed), time.monotonic()
                 if time.monotonic() - changed > STUCK_SECONDS:
@@ -202,6 +202,11 @@ class Job:
                     command.process.kill()
                     self._statuses.add(-signal.SIGKILL)
             return self._is_expected_end(command)
+
+    def _is_due(self, gap: Gap, begun: float, num_safe: int) -> bool:
+        if time.monotonic() - begun < gap.seconds:
+            return False
+        return not gap.after_checkpoint or self._num_safe() > num_safe
 
     def _strike(self, fault: Fault, command: Command) -> None:
         safe = len(self._starts()), self._num_safe()
@@ -294,8 +299,7 @@ class Job:
         ledger, expected = self._read("ledger.json"), (twin / "ledger.json").read_text()
         outcome.rows_lost = num_rows_apart(json.loads(ledger), json.loads(expected))
         for name in ("metrics.jsonl", "rejects.jsonl"):
-            mine, theirs = self._read(name), (twin / name).read_text()
-            if records_without_times(mine) != records_without_times(theirs):
+            if _records(self._read(name)) != _records((twin / name).read_text()):
                 outcome.differences.append(f"job {self._plan.number}: {name}")
         if ledger != expected:
             outcome.differences.append(f"job {self._plan.number}: ledger.json")
@@ -313,6 +317,15 @@ def flags_of(layout: int) -> dict[str, Any]:
         "shuffle_window": 128,
         "prefetch_steps": 2,
     }
+
+
+def _records(text: str) -> list[dict[str, Any]]:
+    """Return the records of JSON lines without times, and without the folder of a file."""
+    records = records_without_times(text)
+    for record in records:
+        if "file" in record:
+            record["file"] = Path(record["file"]).name
+    return records
 
 
 def _is_running(command: Command) -> bool:

@@ -21,9 +21,7 @@ def open_console(color: str = "auto") -> Console:
     Args:
         color: "always", "never", or "auto": on a terminal, and as NO_COLOR and FORCE_COLOR say.
     """
-    from rich.console import Console
-
-    from miles.common.screen import WIDE_COLUMNS
+    from miles.common.screen import WIDE_COLUMNS, Screen
 
     settings: dict[str, Any] = {}
     if color == "always":
@@ -32,4 +30,4 @@ def open_console(color: str = "auto") -> Console:
         settings = {"color_system": None, "no_color": True}
     if not sys.stdout.isatty():
         settings["width"] = WIDE_COLUMNS
-    return Console(highlight=False, markup=False, emoji=False, **settings)
+    return Screen(highlight=False, markup=False, emoji=False, **settings)

@@ -14,6 +14,7 @@ from functools import partial
 from rich.console import Console
 
 from miles.common import checkpoint_folder
+from miles.common.screen import Screen
 from miles.data.types import StepReport
 from miles.train.config import TrainConfig
 from miles.train.driver.attempts import AttemptLog, with_restarts
@@ -60,7 +61,7 @@ def train(
 
 
 def _train(config: TrainConfig, console: Console | None, notices: Sequence[str]) -> RunSummary:
-    console = console or Console(markup=False, emoji=False)
+    console = console or Screen(markup=False, emoji=False)
     found = preflight(config)
     start = found.require_start()
 
