@@ -29,7 +29,13 @@ SECTIONS: dict[str, tuple[str, ...]] = {
         "node lost, none is free",
         "row that kills its loader each time",
     ),
-    "Errors that another start would not mend": ("weights became NaN",),
+    "Errors that another start would not mend": (
+        "weights became NaN",
+        "exception in a trainer",
+        "exception in a stage of the stream",
+        "no memory left in a trainer",
+        "file that one node lacks",
+    ),
     "What can be known before the start": (
         "no row can be used",
         "too large a share of a small set cannot be used",
