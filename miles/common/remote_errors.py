@@ -23,11 +23,9 @@ from ray import exceptions as ray_errors
 
 from miles import errors
 from miles.common import retry
-from miles.common.redact import redact
+from miles.common.debugging import one_paragraph
 from miles.errors import ClusterError, LostError, MilesError, RunError
 
-_MAX_CHARS = 500
-"""Of the text of a foreign error in a message of ours."""
 _AGAIN = "Another start would fail in the same way"
 _MEMORY_ADVICE = (
     "Give the ranks less at a time: a smaller --max-tokens-per-gpu, --recompute-granularity full, "
@@ -68,22 +66,23 @@ _PASSING_NUMBERS = frozenset(
     )
 )
 
-_RAY_LASTING = (
-    ray_errors.ObjectStoreFullError,
-    ray_errors.OutOfDiskError,
-    ray_errors.RuntimeEnvSetupError,
-    ray_errors.AuthenticationError,
-    ray_errors.PendingCallsLimitExceeded,
-)
-"""Errors of Ray that say what the cluster lacks. All others of its own mean a loss."""
-_RAY_ADVICE = {
-    ray_errors.ObjectStoreFullError: "Let the stream hold less (--prefetch-steps, "
-    "--shuffle-window), or start the cluster with a larger --object-store-memory",
-    ray_errors.OutOfDiskError: "Make room on the disk of Ray's temporary folder (/tmp/ray)",
+_RAY_LASTING = {
+    "ObjectStoreFullError": "Let the stream hold less (--prefetch-steps, --shuffle-window), or "
+    "start the cluster with a larger --object-store-memory",
+    "OutOfDiskError": "Make room on the disk of Ray's temporary folder (/tmp/ray)",
+    "RuntimeEnvSetupError": "Correct the job's runtime environment",
+    "AuthenticationError": "Give every node the token of the cluster",
+    "PendingCallsLimitExceeded": _AGAIN,
 }
+"""Errors of Ray that say what the cluster lacks, and what to do. All others of its own mean a loss.
+
+Older versions of Ray do not have all of them.
+"""
 
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _FRAME = re.compile(r'^\s*File "([^"<]+)", line (\d+), in ', re.M)
+_BESIDE_THE_PACKAGE = ("tests/", "benchmarks/", "pipelines/")
+"""Folders of a checkout, which may be called miles, too."""
 _CARETS = re.compile(r"^[\s^~]*$")
 _RAY_DETAIL = re.compile(
     r".*?class_name: (?P<name>\S+).*?pid: (?P<pid>\d+).*?ip: (?P<ip>\S+)\s+(?P<text>.*)", re.S
@@ -134,7 +133,7 @@ def judge(error: BaseException) -> RemoteFailure:
     """
     own = _own_error(error)
     if own is not None:
-        failure = RemoteFailure(one_line(own), own=own)
+        failure = RemoteFailure(str(own), own=own)
     elif isinstance(error, ray_errors.RayTaskError):
         failure = _judge_task(error)
     elif isinstance(error, ray_errors.RayError):
@@ -142,12 +141,6 @@ def judge(error: BaseException) -> RemoteFailure:
     else:
         failure = _judge_python(error, "".join(traceback.format_exception(error)))
     return replace(failure, source=error)
-
-
-def one_line(error: object) -> str:
-    """Return an error's text on one line, without colours and secrets, and not too long."""
-    text = _COLOUR.sub("", str(error))
-    return redact(" ".join(text.split()))[:_MAX_CHARS]
 
 
 def _own_error(error: BaseException) -> MilesError | None:
@@ -188,15 +181,15 @@ def _judge_ray(error: ray_errors.RayError) -> RemoteFailure:
         return _judge_text(_last_line(stack), stack)
 
     text = _COLOUR.sub("", str(error))
-    if isinstance(error, _RAY_LASTING):
-        advice = _RAY_ADVICE.get(type(error), _AGAIN)
-        return RemoteFailure(f"{name}: {one_line(text)}", kind=ClusterError, advice=advice)
+    if name in _RAY_LASTING:
+        advice = _RAY_LASTING[name]
+        return RemoteFailure(f"{name}: {one_paragraph(text)}", kind=ClusterError, advice=advice)
 
     died = _RAY_DETAIL.match(text)
     if died:
         detail = _RAY_GUESSES.sub("", died["text"])
         text = f"{died['name']} (pid {died['pid']}, {died['ip']}) {detail}"
-    return RemoteFailure(f"{name}: {one_line(text)}", kind=LostError, has_died=True)
+    return RemoteFailure(f"{name}: {one_paragraph(text)}", kind=LostError, has_died=True)
 
 
 def _judge_python(error: BaseException, stack: str) -> RemoteFailure:
@@ -204,7 +197,8 @@ def _judge_python(error: BaseException, stack: str) -> RemoteFailure:
     text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     if isinstance(error, OSError) and not _is_passing(error):
         return RemoteFailure(_with_place(text, stack), advice=_FILE_ADVICE, stack=stack)
-    if _is_passing(error):
+    is_pipe_cut = isinstance(error, EOFError) and "/multiprocessing/" in stack
+    if is_pipe_cut or _is_passing(error):
         return RemoteFailure(_with_place(text, stack), kind=LostError, may_follow=True)
     return _judge_text(text, stack)
 
@@ -215,7 +209,7 @@ def _judge_text(text: str, stack: str) -> RemoteFailure:
     module, _, name = class_path.rpartition(".")
     if module == MilesError.__module__:
         own = getattr(errors, name)(message)
-        return RemoteFailure(one_line(own), own=own)
+        return RemoteFailure(str(own), own=own)
     if " " not in class_path:
         text = f"{name}{colon}{message}"
 
@@ -248,13 +242,13 @@ def _with_place(text: str, stack: str) -> str:
     """
     frames = [(_short(path), number) for path, number in _FRAME.findall(stack)]
     if not frames:
-        return one_line(text)
+        return one_paragraph(text)
     path, number = frames[-1]
     place = f"{path}:{number}"
     of_ours = [frame for frame in frames if frame[0].startswith("miles/")]
     if of_ours and of_ours[-1] != frames[-1]:
         place += f", from {of_ours[-1][0]}:{of_ours[-1][1]}"
-    return f"{one_line(text).rstrip('.')}, at {place}"
+    return f"{one_paragraph(text).rstrip('.')}, at {place}"
 
 
 def _short(path: str) -> str:
@@ -263,7 +257,9 @@ def _short(path: str) -> str:
         if root in path:
             return path.rpartition(root)[2]
     _, is_ours, rest = path.rpartition("/miles/")
-    return f"miles/{rest}" if is_ours else path
+    if is_ours and not rest.startswith(_BESIDE_THE_PACKAGE):
+        return f"miles/{rest}"
+    return path
 
 
 def _stack_of(error: ray_errors.RayError) -> str:

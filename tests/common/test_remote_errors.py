@@ -7,7 +7,6 @@ import traceback
 from pathlib import Path
 
 import pytest
-from ray import exceptions as ray_errors
 
 from miles.common import remote_errors
 from miles.errors import (
@@ -18,6 +17,8 @@ from miles.errors import (
     RunError,
     SourceError,
 )
+
+ray_errors = remote_errors.ray_errors
 
 
 class DistBackendError(RuntimeError):
@@ -156,7 +157,8 @@ def test_what_would_come_again_ends_the_run(error: Exception, reason: str, advic
 
 def test_a_place_in_a_library_is_named_with_ours_that_led_there() -> None:
     frames = [
-        '  File "/srv/code/miles/train/rank/trainer.py", line 140, in train_step',
+        '  File "/srv/miles/tests/support/stand_ins.py", line 7, in call',
+        '  File "/srv/miles/miles/train/rank/trainer.py", line 140, in train_step',
         '  File "/srv/.venv/lib/python3.11/site-packages/torch/nn/functional.py", line 9, in embed',
         "IndexError: index out of range in self",
     ]
@@ -165,6 +167,11 @@ def test_a_place_in_a_library_is_named_with_ours_that_led_there() -> None:
     place = "at torch/nn/functional.py:9, from miles/train/rank/trainer.py:140."
     assert place in str(meaning(error))
 
+    in_a_test = ray_errors.RayTaskError("f", "\n".join(frames[::-1][1:]), IndexError("9"))
+    assert "at /srv/miles/tests/support/stand_ins.py:7, from miles/train/" in str(
+        meaning(in_a_test)
+    )
+
 
 def test_an_unknown_error_of_a_collective_may_follow_from_a_death() -> None:
     stack = '  File "/x/torch/distributed/c10d.py", line 7, in all_reduce\nRuntimeError: odd'
@@ -172,6 +179,13 @@ def test_an_unknown_error_of_a_collective_may_follow_from_a_death() -> None:
     assert remote_errors.judge(error).may_follow
     assert type(meaning(error)) is RunError
     assert not remote_errors.judge(in_a_task(RuntimeError("odd"))).may_follow
+
+
+def test_the_end_of_a_process_beside_a_rank_is_a_loss() -> None:
+    stack = '  File "/usr/lib/multiprocessing/connection.py", line 7, in _recv\nEOFError'
+    of_pipe = ray_errors.RayTaskError("f", stack, EOFError(), "ray::T.f", 17, "127.0.0.1")
+    assert type(meaning(of_pipe)) is LostError
+    assert type(meaning(in_a_task(EOFError("ran out of input")))) is RunError
 
 
 def test_an_error_of_ours_stays_itself(tmp_path: Path) -> None:

@@ -197,13 +197,17 @@ def test_poisonous_row_ends_the_run(config: DataConfig, tmp_path: Path) -> None:
     assert len(taken) <= 8, "no step came after the one that could not be had"
 
 
-def test_without_retries_the_first_death_counts(config: DataConfig, tmp_path: Path) -> None:
+def test_without_retries_the_first_death_counts(
+    config: DataConfig, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Neither Ray Data nor a raylet prints anything beside the error."""
     row_id = int(local(config)[0].micro_batches[0][0].row_ids[0])
     loader = pipeline.LoaderStages(pack=partial(PoisonedPack, str(tmp_path), row_id))
     config = replace(config, stream=StreamConfig(max_retries=0))
     with pytest.raises(LostError):
         list(pipeline.blocks(pipeline.build(build_manifest(config.sources), config, loader=loader)))
     assert len(list(tmp_path.glob("death-*"))) == 1
+    assert "".join(capfd.readouterr()) == ""
 
 
 def test_killed_loader_changes_neither_order_nor_counts(config: DataConfig, tmp_path: Path) -> None:

@@ -38,6 +38,7 @@ def test_lost_node_is_replaced_or_named(
     try:
         for _ in range(3):
             nodes.add()
+        refuses_a_wrong_token(nodes.address)
         with workspace.command(save, **flags) as command:
             command.until(lambda: tracked(save) >= 4)
             assert len(nodes.with_trainers()) == 2, "a rank a node"
@@ -58,6 +59,17 @@ def test_lost_node_is_replaced_or_named(
         require_same(save, unbroken)
     finally:
         nodes.end()
+
+
+def refuses_a_wrong_token(address: str) -> None:
+    """A plain `ray start` asks for the user's token, which the runs beside this one have."""
+    words = [sys.executable, "-m", "tests.support.join_ray", address]
+    env = {**environment(), "RAY_AUTH_TOKEN": "wrong"}
+    done = subprocess.run(words, env=env, cwd=PROJECT, capture_output=True, text=True)
+    assert done.returncode == 4, done.stderr
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    fault = "wrong token for a cluster that asks for one"
+    observed(fault, done.stderr, "asks for a token", NOTHING)
 
 
 def test_a_submitted_job_joins_its_cluster_and_saves_when_stopped(

@@ -118,8 +118,10 @@ def test_run_starts_again_what_it_lost(
 
 
 def test_lost_trainer_ends_a_run_without_restarts(workspace: Workspace, tmp_path: Path) -> None:
-    save = tmp_path / "run"
-    with workspace.command(save, max_restarts=0) as command:
+    """Here also with a folder for temporary files whose path is too long for sockets."""
+    save, long = tmp_path / "run", tmp_path / ("x" * 60)
+    long.mkdir()
+    with workspace.command(save, env={"TMPDIR": str(long)}, max_restarts=0) as command:
         command.until(lambda: len(lines(save)) >= 3)
         command.kill_one("ray::TrainerActor")
         printed = command.wait(4)
@@ -128,6 +130,7 @@ def test_lost_trainer_ends_a_run_without_restarts(workspace: Workspace, tmp_path
         "the one that was killed, not one that missed it"
     )
     observed("trainer killed, `--max-restarts` used up", printed, "miles: error:", SINCE)
+    assert "too long a path for its sockets" in printed
 
 
 def test_sigterm_saves_for_any_layout(workspace: Workspace, unbroken: Path, tmp_path: Path) -> None:

@@ -50,7 +50,17 @@ SECTIONS: dict[str, tuple[str, ...]] = {
         "bucket mistyped",
         "package of a sink missing",
     ),
-    "Ray": (),
+    "Ray": (
+        "nobody answers at `--ray-address`",
+        "another program at `--ray-address`",
+        "the dashboard's URL as `--ray-address`",
+        "wrong token for a cluster that asks for one",
+        "path of Ray's folder too long for its sockets",
+        "Ray's folder cannot be written",
+        "no room for Ray's object store",
+        "SIGTERM while Ray starts",
+        "Ctrl-C while Ray starts",
+    ),
     "Storage and disks": (
         "killed while a checkpoint is written",
         "disk full before a checkpoint",

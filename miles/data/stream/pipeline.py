@@ -250,8 +250,8 @@ def _over_windows(refs: Iterable[WindowRef], chain: _Chain, config: DataConfig) 
     )
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    # It reports each start and end; failures are raised.
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    # It reports each start and end, and prints the traceback of each failure; these are raised.
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
 
     DataContext._set_current(context)  # a data set keeps the context that it was made in
     try:

@@ -12,11 +12,7 @@ from typing import Any
 
 from miles.common import storage
 from miles.common.checkpoint_tracker import folder_name, write_tracker
-<<<<<<< HEAD
-from miles.errors import ClusterError, MilesError, WriteError
-=======
-from miles.errors import LostError, WriteError
->>>>>>> f8e33b9 (Only what was lost is started again; a mistake ends the run at once, with its place in the code)
+from miles.errors import LostError, MilesError, WriteError
 from miles.train.config import TrainConfig
 from miles.train.driver.group import TrainerGroup
 from miles.train.driver.run_log import RunLog

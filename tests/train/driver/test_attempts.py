@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ray.exceptions import ActorUnschedulableError
 from rich.console import Console
 
 from miles.common import run_folder
 from miles.common.checkpoint_folder import SavedCheckpoint
+from miles.common.remote_errors import ray_errors
 from miles.data.config import DataConfig, EncodeConfig, OrderConfig, SourceConfig
 from miles.errors import (
     CheckpointError,
@@ -268,7 +268,7 @@ def test_an_error_of_ray_in_the_driver_is_one_of_ours(
 ) -> None:
     bench = Bench(tmp_path, monkeypatch, max_restarts=0)
     with pytest.raises(LostError, match=r"Ray failed: Actor.*node is gone"):
-        restarted(bench, Unbegun(ActorUnschedulableError("its node is gone")))
+        restarted(bench, Unbegun(ray_errors.ActorUnschedulableError("its node is gone")))
 
 
 def test_the_traceback_of_another_process_is_in_the_run_log(
