@@ -40,6 +40,9 @@ def add_parser(commands: Subparsers) -> None:
     parser.add_argument(
         "--output", type=absolute, required=True, metavar="DIR", help="the folder to write"
     )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace other prepared rows in --output"
+    )
     parser.add_argument("--revision", help="branch, tag or commit of the hub's data set")
     add_settings(parser, _SETTINGS)
     parser.set_defaults(run=run)
@@ -58,5 +61,5 @@ def run(flags: argparse.Namespace) -> None:
         revision=flags.revision,
         max_bad_fraction=values.get("--max-bad-fraction", DataConfig.max_bad_fraction),
     )
-    prepared.write(flags.output)
+    prepared.write(flags.output, overwrite=flags.overwrite)
     open_console().print(str(prepared))

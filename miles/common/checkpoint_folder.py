@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from miles.common import own_files, storage
+from miles.common.checkpoint_choice import complete_iterations, ways_on
 from miles.common.checkpoint_tracker import TRACKER, tracked
 from miles.errors import BrokenFileError, CheckpointError, MissingFileError, SourceError
 
@@ -45,6 +46,11 @@ class SavedCheckpoint:
     is_hugging_face: bool = False
     """the weights of a Hugging Face folder; else a `torch_dist` checkpoint"""
 
+    @property
+    def is_converted(self) -> bool:
+        """Return whether no step was taken yet: `release`, or a Hugging Face folder."""
+        return self.iteration == 0
+
 
 def find(url: str, *, weights_only: bool = False) -> SavedCheckpoint | None:
     """Return the newest complete checkpoint of a folder (fsspec URL); None where there is none.
@@ -56,7 +62,10 @@ def find(url: str, *, weights_only: bool = False) -> SavedCheckpoint | None:
         CheckpointError: the tracker names a checkpoint that is not there, or is not a tracker; or
             its `miles.json` cannot be read.
     """
-    named = tracked(url)
+    try:
+        named = tracked(url)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}. {ways_on(url)}") from error
     if named is None:
         return None
     name, iteration = named
@@ -64,7 +73,7 @@ def find(url: str, *, weights_only: bool = False) -> SavedCheckpoint | None:
     if not storage.exists(storage.join(folder, "metadata.json")):
         raise CheckpointError(
             f"{storage.join(url, TRACKER)} names {folder}, which is not there or not a torch_dist "
-            "checkpoint: put the iteration of a complete one into the tracker"
+            f"checkpoint. {ways_on(url)}"
         )
 
     content = None
@@ -134,25 +143,26 @@ def find_start(
     4. Else the weights of `hf_checkpoint` itself.
 
     Raises:
-        CheckpointError: there are no weights in `ref_load`, or none at all; a `load` that is
-            another folder than `save` and holds nothing, as one that is misspelt.
+        CheckpointError: there are no weights in `ref_load`, or none at all; a tracker that names
+            no checkpoint; a `load` that is another folder than `save` and holds none, as one that
+            is misspelt.
     """
     folders = [url for url in (save, load) if url]
     found = {url: find(url) for url in folders}
     for checkpoint in found.values():
         if checkpoint is not None and checkpoint.extra is not None:
             return checkpoint, True
+    if load and found[load] is None and not storage.is_same(load, save):
+        raise CheckpointError(
+            f"--load {load}: no Megatron checkpoint there (no {TRACKER}). {ways_on(load)}. Correct "
+            f"it, or leave --load out to begin from the weights of {ref_load or hf_checkpoint}"
+        )
     if ref_load:
         return _weights_in(ref_load, hf_checkpoint), False
 
     converted = found[load or save]
     if converted is not None:
         return converted, False
-    if load and load.rstrip("/") != save.rstrip("/"):
-        raise CheckpointError(
-            f"{load}: no Megatron checkpoint there (no {TRACKER}). Leave --load out to begin from "
-            f"the weights of {hf_checkpoint}"
-        )
     if is_hugging_face(hf_checkpoint):
         return SavedCheckpoint(hf_checkpoint, 0, None, is_hugging_face=True), False
     raise CheckpointError(
@@ -174,8 +184,13 @@ def _weights_in(ref_load: str, hf_checkpoint: str) -> SavedCheckpoint:
         return SavedCheckpoint(ref_load, 0, None, is_hugging_face=True)
     raise CheckpointError(
         f"{ref_load}: no Megatron checkpoint there (no {TRACKER}), nor a Hugging Face one "
-        f"(config.json and *.safetensors). {_remedy(ref_load, hf_checkpoint)}"
+        f"(config.json and *.safetensors). {_unnamed(ref_load)}{_remedy(ref_load, hf_checkpoint)}"
     )
+
+
+def _unnamed(url: str) -> str:
+    """Return a sentence on the checkpoints of a folder without a tracker; empty if it has none."""
+    return f"{ways_on(url)}. " if complete_iterations(url) else ""
 
 
 def _remedy(ref_load: str, hf_checkpoint: str) -> str:
@@ -216,7 +231,7 @@ def remove_old(url: str, keep_last: int | None, keep_best: int | None) -> list[s
     if keep_last is None and keep_best is None:
         return []
 
-    storage.require_writable(url)
+    storage.require_held(url)
     fs, root = storage.filesystem(url)
     fs.invalidate_cache(root)  # the newest was written by another process
     newest, _ = tracked(url) or ("", 0)
@@ -266,7 +281,7 @@ def remove_unfinished(url: str) -> list[str]:
     """
     if not storage.is_local(url):
         return []
-    storage.require_writable(url)
+    storage.require_held(url)
     root = Path(storage.filesystem(url)[1])
     unfinished = sorted(root.glob(f"{SAVING}*"))
     for folder in unfinished:

@@ -31,8 +31,9 @@ def tracked(url: str) -> tuple[str, int] | None:
     if not storage.exists(tracker):
         return None
     word = storage.read_text(tracker).strip()
-    if word != RELEASE and not word.isdigit():
-        raise CheckpointError(f"{tracker}: expected an iteration or 'release', found {word[:40]!r}")
+    if word != RELEASE and not (word.isascii() and word.isdigit()):
+        found = f"found {word[:40]!r}" if word else "it is empty"
+        raise CheckpointError(f"{tracker}: expected an iteration or 'release', {found}")
     return (RELEASE, 0) if word == RELEASE else (folder_name(int(word)), int(word))
 
 

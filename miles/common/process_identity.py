@@ -37,12 +37,15 @@ class ProcessIdentity:
         return cls(host, _machine(host), pid, facts.start if facts else _UNKNOWN)
 
     def is_alive(self) -> bool | None:
-        """Return whether the process is running; None: it is of another machine."""
+        """Return whether the process is running; None: it is of another machine, or hidden."""
         here = _machine(socket.gethostname())
         if not here or self.machine != here:
             return None
         facts = _facts_of(self.pid)
-        return facts is not None and facts.start == self.start and not facts.has_ended
+        if facts is None:
+            # /proc may be mounted so that the processes of other users do not show (hidepid).
+            return None if _takes_signals(self.pid) else False
+        return facts.start == self.start and not facts.has_ended
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,17 @@ def _facts_of(pid: int) -> _Facts | None:
     # "4711 (a name (with brackets)) S 1 …": the state is field 3, the start field 22.
     words = line.rpartition(")")[2].split()
     return _Facts(start=words[19], has_ended=words[0] in ("Z", "X"))
+
+
+def _takes_signals(pid: int) -> bool:
+    """Return whether there is a process with this pid, whoever's it is."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # it is another user's
+        return True
+    return True
 
 
 def _machine(host: str) -> str:

@@ -77,7 +77,7 @@ def place_of(url: str) -> str:
     return place.rstrip("/")
 
 
-def require_writable(url: str) -> None:
+def require_held(url: str) -> None:
     """Make sure that no other run has taken over the folder that a URL lies in.
 
     Raises:
@@ -301,7 +301,7 @@ def write_bytes(url: str, content: bytes, max_tries: int | None = None) -> None:
     Raises:
         WriteError: it cannot be written; the error names it.
     """
-    require_writable(url)
+    require_held(url)
     fs, path = filesystem(url)
     with writing(url):
         if is_local(url):
@@ -416,7 +416,7 @@ def upload_folder(folder: Path, url: str, last: str = "", watch: Watch = _unwatc
         last: the file that makes it complete; it is copied last.
         watch: follows the copying.
     """
-    require_writable(url)
+    require_held(url)
     fs, path = filesystem(url)
     files: list[Any] = sorted(file for file in folder.rglob("*") if file.is_file())
     with watch(sum(file.stat().st_size for file in files)) as report:
@@ -453,7 +453,7 @@ def names(url: str) -> list[str]:
 
 def remove(url: str) -> None:
     """Remove a file or a folder, if it is there."""
-    require_writable(url)
+    require_held(url)
     fs, path = filesystem(url)
     with writing(url), contextlib.suppress(FileNotFoundError):
         if is_local(url) or not MAGIC.search(path):

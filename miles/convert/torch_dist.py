@@ -47,6 +47,7 @@ from torch.distributed.checkpoint.planner_helpers import create_read_items_for_c
 
 from miles.architecture.parameters import EMBEDDING, EXPERTS_NORM, FUSED_NORM, OUTPUT_LAYER
 from miles.common import safe_pickle, storage
+from miles.common.checkpoint_choice import ways_on
 from miles.common.checkpoint_tracker import TRACKER, folder_name, tracked
 from miles.common.file_errors import in_own_words
 from miles.convert import tensor_io
@@ -89,12 +90,14 @@ def newest(url: str, iteration: int | None = None) -> str:
     if named is None:
         if storage.exists(storage.join(url, "metadata.json")):
             return url
-        raise CheckpointError(f"{url}: no Megatron checkpoint there: {TRACKER} is missing")
+        raise CheckpointError(
+            f"{url}: no Megatron checkpoint there: {TRACKER} is missing. {ways_on(url)}"
+        )
     require_inside(url, named[0], url)
     checkpoint = storage.join(url, named[0])
     if not storage.exists(storage.join(checkpoint, "metadata.json")):
         reason = "" if iteration is not None else f", which {TRACKER} names"
-        raise CheckpointError(f"{checkpoint}{reason}: not there, or not complete")
+        raise CheckpointError(f"{checkpoint}{reason}: not there, or not complete. {ways_on(url)}")
     return checkpoint
 
 

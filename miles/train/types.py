@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from enum import Enum, StrEnum, auto
 
 from miles.architecture.config import ModelShape
-from miles.common import checkpoint_folder, own_files, run_folder, storage
+from miles.common import checkpoint_folder, own_files, run_folder, run_record, storage
 from miles.common.checkpoint_folder import SavedCheckpoint
 from miles.data.types import Cursor
 from miles.errors import BrokenFileError, CheckpointError, MissingFileError
@@ -95,8 +95,14 @@ class StartPoint:
         weights to begin with: those of `--ref-load`, or of `--hf-checkpoint`.
 
         Raises:
-            CheckpointError: there are no weights at all.
+            CheckpointError: there are no weights at all; or a run has been in these folders, and
+                what would tell where it stands is missing.
         """
+        own = checkpoint_folder.find(config.save)
+        if own is None or own.is_converted:
+            run_record.require_new(config.save, config.run_dir)
+        elif own.extra is None:
+            run_record.require_position(own.url, config.save, config.run_dir)
         checkpoint, is_resume = checkpoint_folder.find_start(
             config.save, config.load, config.ref_load, config.hf_checkpoint
         )

@@ -151,10 +151,11 @@ def test_an_export_onto_a_mount_point_is_refused_before_the_start(
         assert printed.startswith(f"miles: error: {disk}: a disk is mounted there")
         observed("export onto a mount point", printed, "miles: error:", NOTHING)
 
-        # A folder in it is no mount point; nor is one that a bind mount makes look like any other.
+        # A folder in it may be replaced, unless another of the same disk is mounted there.
         atomic_folders.require_movable(disk / "export")
         (disk / "export").mkdir()
-        bind = ["mount", "--bind", str(disk), str(disk / "export")]
+        (disk / "other").mkdir()
+        bind = ["mount", "--bind", str(disk / "other"), str(disk / "export")]
         subprocess.run(bind, check=True)
         try:
             with pytest.raises(WriteError, match="a disk is mounted there"):

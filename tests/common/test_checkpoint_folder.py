@@ -161,8 +161,12 @@ def test_no_weights_are_named_with_the_remedy(tmp_path: Path) -> None:
         find_start(save, None, missing, str(empty))
     with pytest.raises(CheckpointError, match=r"empty: that is --hf-checkpoint itself\. Put the"):
         find_start(save, None, f"{empty}/", str(empty))
-    with pytest.raises(CheckpointError, match=r"mistyped: no Megatron .* Leave --load out"):
+    with pytest.raises(CheckpointError, match=r"mistyped: no Megatron .* leave --load out"):
         find_start(save, str(tmp_path / "mistyped"), None, hf)
+    with pytest.raises(
+        CheckpointError, match=r"mistyped: no Megatron .* leave --load out .* of \S+/hf"
+    ):
+        find_start(save, str(tmp_path / "mistyped"), hf, hf)
     with pytest.raises(CheckpointError, match=r"empty: no weights there \(\*\.safetensors\), and"):
         find_start(save, None, None, str(empty))
 

@@ -196,7 +196,7 @@ def test_the_command_takes_the_same_names(
     (source_entry,) = Manifest.from_json((tmp_path / "out/manifest.json").read_text()).sources
     assert source_entry.columns == {"messages": "chat", "tools": "fs"}
 
-    assert main([*line, "--column-names", '{"text": "text"}']) == 0
+    assert main([*line, "--overwrite", "--column-names", '{"text": "text"}']) == 0
     (source_entry,) = Manifest.from_json((tmp_path / "out/manifest.json").read_text()).sources
     assert source_entry.format.shape == "text"
 
@@ -218,9 +218,14 @@ def test_an_earlier_write_leaves_nothing(
         out
     )
     assert len(list((tmp_path / "out").glob("part-*.parquet"))) == 3
-    dataset(tmp_path, chatml_tokenizer_folder, [conversation(n) for n in range(15)], "short").write(
-        out
+    short = dataset(
+        tmp_path, chatml_tokenizer_folder, [conversation(n) for n in range(15)], "short"
     )
+    with pytest.raises(ConfigError, match="holds prepared rows of other files"):
+        short.write(out)
+    assert len(list((tmp_path / "out").glob("part-*.parquet"))) == 3
+    short.write(out, overwrite=True)
+    short.write(out)  # the same rows
     assert len(list((tmp_path / "out").glob("part-*.parquet"))) == 2
     assert prepare("again", source=out, tokenizer=str(chatml_tokenizer_folder)).num_rows == 15
 

@@ -83,6 +83,16 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "Two runs in one folder, and folders without a tracker": (
         "second run on one `--save`",
         "run that was stopped for minutes, and replaced",
+        "checkpoints, and no tracker",
+        "checkpoints, and no tracker, in `--load`",
+        "empty tracker",
+        "tracker that names what is not there",
+        "run whose checkpoints are gone",
+        "metrics of a run, and nothing else of it",
+        "mistyped `--load` beside `--ref-load`",
+        "`--output-dir` of another run",
+        "`prepare` onto other prepared rows",
+        "second `prepare` onto one `--output`",
     ),
     "Files of a run that are broken": (
         "`miles.json` of the newest checkpoint cut off",

@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 import ray
+from rich.console import Console
 
-from miles.common import local_ray, run_folder, storage
+from miles.common import lease, local_ray, run_folder, storage
 from miles.common.checked import checked
 from miles.common.debugging import unchained
 from miles.common.first_contact import first_contact
@@ -39,6 +40,7 @@ from miles.data.files.openhermes import openhermes_sources
 from miles.data.files.read import read_rows
 from miles.data.notebook import parts
 from miles.data.notebook.card import Card, Summary
+from miles.data.notebook.output_folder import ENCODER, require_replaceable
 from miles.data.notebook.parts import PartFiles
 from miles.data.notebook.preview import Preview
 from miles.data.packing.shards import unpack
@@ -211,20 +213,30 @@ class Prepared:
 
     @checked
     @unchained
-    def write(self, url: str) -> None:
+    def write(self, url: str, *, overwrite: bool = False) -> None:
         """Write every usable row as OpenAI messages, or plain text as text.
 
         The folder gets part-00000.parquet and so on, rejects.jsonl, summary.json, manifest.json.
 
         Args:
-            url: a folder (fsspec URL).
+            url: a folder (fsspec URL). Without `overwrite`, it is empty, or holds what an earlier
+                write of the same rows under the same settings left.
+            overwrite: replace other prepared rows there.
 
         Raises:
-            MilesError: a source that fails, or too many rejected rows.
+            MilesError: a source that fails, or too many rejected rows; a folder with other content,
+                or that another process is writing.
         """
         url = absolute(url)
         require_writable(url, "the folder to write")
         self._require_no_source_in(url)
+        fingerprint = stages.encoder_of(self._encode).fingerprint
+        with lease.hold(url, "--output", "miles prepare", Console(stderr=True, markup=False).print):
+            require_replaceable(url, self.manifest, fingerprint, overwrite=overwrite)
+            self._write_all(url, fingerprint)
+
+    def _write_all(self, url: str, encoder_fingerprint: str) -> None:
+        """Write the rows, what was dropped, the counts, and the manifest, into a folder."""
         with PartFiles(url) as parts:
             ledger, summary = self._read_all(url, parts)
         self._summary = summary
@@ -237,7 +249,7 @@ class Prepared:
             "tokens": summary.num_tokens,
             "trained_tokens": summary.num_trained_tokens,
             "ledger": ledger.summary(),
-            "encoder_fingerprint": stages.encoder_of(self._encode).fingerprint,
+            ENCODER: encoder_fingerprint,
         }
         storage.write_text(storage.join(url, run_folder.SUMMARY), json.dumps(content, indent=1))
         # The manifest is last: a folder that has one is complete.

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import re
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from miles.common import run_folder, storage
+from miles.data.notebook.output_folder import PART
 from miles.data.rows.messages_parquet import WRITTEN
 
 GROUP_ROWS = 1_000
 """Rows of a row group."""
 FILE_ROWS = 100_000
 """Rows after which the next file is begun."""
-_PART = re.compile(r"part-.*\.parquet")
 
 
 class PartFiles:
@@ -44,7 +43,7 @@ class PartFiles:
             self._fs.makedirs(self._folder, exist_ok=True)
         # An earlier write's parts would be read back as rows of this one, and its manifest would
         # call the folder complete.
-        names = [name for name in storage.names(self._url) if _PART.fullmatch(name)]
+        names = [name for name in storage.names(self._url) if PART.fullmatch(name)]
         earlier = [f"{self._folder}/{name}" for name in names]
         for path in (*earlier, f"{self._folder}/{run_folder.MANIFEST}"):
             if self._fs.exists(path):
@@ -71,6 +70,7 @@ class PartFiles:
 
     def _add(self, table: pa.Table) -> None:
         if self._writer is None:
+            storage.require_held(self._url)
             self._stream = self._fs.open(storage.filesystem(self._part)[1], "wb")
             self._writer = pq.ParquetWriter(self._stream, WRITTEN)
         self._writer.write_table(table, row_group_size=GROUP_ROWS)

@@ -3,7 +3,8 @@
 `starts.jsonl` in the run folder has every beginning of an attempt with its reason, and every end
 that could be noted:
 
-{"start": 1, "time": "…", "reason": "new run", "first_step": 0, "checkpoint": "…/release", …}
+{"start": 1, "time": "…", "reason": "new run", "first_step": 0, "checkpoint": "…/release", …,
+ "first_checkpoint": 100}
 {"end": 1, "time": "…", "how": "SIGTERM", "next_step": 137}
 {"start": 2, "time": "…", "reason": "the same command again, after SIGTERM", "first_step": 137, …}
 {"start": 3, "time": "…", "reason": "the same command again; start 2 has no end: it was killed", …}
@@ -27,6 +28,7 @@ from miles import __version__
 from miles.common import remote_errors, run_folder, storage
 from miles.common.patient_file import PatientFile, Report
 from miles.common.redact import redact
+from miles.common.run_record import FIRST_CHECKPOINT
 from miles.errors import LostError, MilesError, RunError
 from miles.train.config import TrainConfig
 from miles.train.driver.run_log import RunLog, time_now
@@ -67,10 +69,18 @@ class AttemptLog:
                 "expert": layout.expert,
                 "precision": precision.value,
                 "miles": __version__,
+                FIRST_CHECKPOINT: None,
             }
         )
 
         return reason
+
+    def note_checkpoint(self, iteration: int) -> None:
+        """Note the first checkpoint of the last attempt; later ones are passed over."""
+        starts = [entry for entry in self._entries if "start" in entry]
+        if starts and starts[-1].get(FIRST_CHECKPOINT) is None:
+            starts[-1][FIRST_CHECKPOINT] = iteration
+            self._write()
 
     def end(self, how: str, next_step: int) -> None:
         """Enter how the last attempt ended, and the first step that it did not train."""

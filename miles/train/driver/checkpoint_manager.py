@@ -74,7 +74,7 @@ class CheckpointManager:
             LostError: a rank was lost, or the one before took too long.
         """
         self.wait()
-        storage.require_writable(self._config.save)
+        storage.require_held(self._config.save)
         begun = time.perf_counter()
         failure = self._group.begin_save(self._config.save, iteration, extra)
         stall_seconds = time.perf_counter() - begun
@@ -129,7 +129,7 @@ class CheckpointManager:
             time.sleep(_POLL_SECONDS)
 
     def _seal(self, pending: _PendingCheckpoint) -> None:
-        storage.require_writable(self._config.save)  # the ranks give the checkpoint its name
+        storage.require_held(self._config.save)  # the ranks give the checkpoint its name
         failure = self._group.seal_save()
         if failure is not None:
             self._fail(pending, failure)

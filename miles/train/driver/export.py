@@ -130,7 +130,7 @@ class Exporter:
         target = self._target_of(iteration)
         if target is None:
             return
-        storage.require_writable(self._config.save)  # else the export is another run's
+        storage.require_held(self._config.save)  # else the export is another run's
         written = self._written
         if written is None or written.iteration != iteration:
             _convert(self._config, checkpoint_url, target, self._run_log)

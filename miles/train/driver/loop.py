@@ -246,6 +246,7 @@ class TrainingLoop:
         """Export a checkpoint that has become complete, and remove old ones."""
         config = self._config
         with self._clock.pause():
+            self._attempt_log.note_checkpoint(iteration)
             self._exporter.finish(self._checkpoints.newest, iteration)
             removed = checkpoint_folder.remove_old(config.save, config.keep_last, config.keep_best)
             for folder in removed:

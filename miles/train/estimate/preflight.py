@@ -18,7 +18,9 @@ from typing import TypeVar
 
 from miles.architecture.config import ModelShape
 from miles.architecture.families import read_shape
+from miles.common import storage
 from miles.common.first_contact import first_contact
+from miles.common.run_record import missing_lines_notice, require_own_run_folder
 from miles.data.config import DataConfig
 from miles.data.stream.counted_stream import CountedStream
 from miles.data.stream.eval_rows import eval_config
@@ -106,6 +108,7 @@ def _look_at_all(config: TrainConfig, *, is_dry_run: bool) -> Preflight:
     shape = mistakes.of(partial(_shape, config))
     for flag, url in places(config):
         mistakes.of(partial(require_place, flag, url))
+    mistakes.of(partial(require_own_run_folder, config.save, config.run_dir))
     mistakes.of(partial(require_sinks, config.logging, config.run_dir))
     mistakes.of(partial(require_exportable, config))
     if shape is not None:
@@ -155,6 +158,7 @@ def _look_at_data(
         room_notice(continued, shape),
         _ranks_notice(data, stream),
         _share_notice(surveyed.sample, data),
+        _lines_notice(config, start),
     )
     return Preflight(
         shape,
@@ -241,6 +245,15 @@ def _ranks_notice(data: DataConfig, stream: CountedStream) -> str | None:
         f"a step has {num_rows} rows for {data.pack.dp_size} data-parallel ranks: {num_idle} of "
         "them have nothing to train on; raise --rollout-batch-size, or take fewer GPUs"
     )
+
+
+def _lines_notice(config: TrainConfig, start: StartPoint | None) -> str | None:
+    """Return a sentence if the metrics of the run that goes on are not all there."""
+    if start is None or not start.is_resume or not storage.is_within(start.url, config.save):
+        return None
+    extra = start.checkpoint.extra or {}
+    num_lines = extra.get("metrics_lines", 0) - len(extra.get("unwritten_metrics", ()))
+    return missing_lines_notice(config.run_dir, num_lines)
 
 
 def _share_notice(sample: Sample, data: DataConfig) -> str | None:

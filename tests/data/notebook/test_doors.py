@@ -135,7 +135,9 @@ def test_miles_prepare_writes_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     prepared: list[Prepared] = []
-    monkeypatch.setattr(dataset.Prepared, "write", lambda data, url: prepared.append(data))
+    monkeypatch.setattr(
+        dataset.Prepared, "write", lambda data, url, overwrite: prepared.append(data)
+    )
     line = ["prepare", "rows", "--source", rows, "--tokenizer", trained.encode.tokenizer]
     assert main([*line, "--output", str(tmp_path / "out"), *flags]) == 0
     assert mask_of(prepared[0]) == mask_of_stream(trained)

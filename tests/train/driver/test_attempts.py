@@ -76,9 +76,21 @@ def test_the_entries_begin_with_number_and_time(tmp_path: Path) -> None:
     begin, end = entries(tmp_path)
     sizes = ["world_size", "tensor", "pipeline", "data", "expert"]
     assert list(begin) == [
-        *("start", "time", "reason", "first_step", "checkpoint", *sizes, "precision", "miles")
+        *("start", "time", "reason", "first_step", "checkpoint", *sizes, "precision", "miles"),
+        "first_checkpoint",
     ]
     assert list(end) == ["end", "time", "how", "next_step"]
+
+
+def test_first_checkpoint_of_a_start_is_noted(tmp_path: Path) -> None:
+    log = AttemptLog(str(tmp_path))
+    log.note_checkpoint(1)  # a run that was stopped before its first start
+    for first, later in ((4, 8), (12, 16)):
+        log.begin(first - 4, "there", Layout(1), Precision.BF16)
+        log.note_checkpoint(first)
+        log.note_checkpoint(later)
+        log.end("SIGTERM", later)
+    assert [entry.get("first_checkpoint") for entry in entries(tmp_path)] == [4, None, 12, None]
 
 
 def test_a_run_that_begins_in_another_folder(tmp_path: Path) -> None:

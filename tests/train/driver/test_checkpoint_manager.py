@@ -9,9 +9,10 @@ from typing import Any, cast
 import pytest
 from rich.console import Console
 
+from miles.common import storage, write_guard
 from miles.common.checkpoint_tracker import TRACKER
 from miles.data.config import DataConfig, EncodeConfig, OrderConfig, SourceConfig
-from miles.errors import LostError, WriteError
+from miles.errors import LeaseError, LostError, WriteError
 from miles.train.config import ClusterConfig, TrainConfig
 from miles.train.driver.checkpoint_manager import CheckpointManager
 from miles.train.driver.group import TrainerGroup
@@ -152,3 +153,24 @@ def test_a_checkpoint_that_takes_too_long_is_lost(tmp_path: Path) -> None:
     bench.manager.begin(4, {}, must_succeed=False)
     with pytest.raises(LostError, match="the checkpoint of step 4 was not written within"):
         bench.manager.wait()
+
+
+def test_folder_of_another_run_gets_no_checkpoint(bench: Bench, tmp_path: Path) -> None:
+    """The ranks would give it its name, in place of the other run's."""
+
+    def refuse() -> None:
+        raise LeaseError("taken over")
+
+    bench.manager.begin(4, {}, must_succeed=False)
+    bench.group.stages = [SaveStage.WRITTEN, SaveStage.WRITTEN]
+    with write_guard.guarding(storage.place_of(str(tmp_path)), refuse):
+        with pytest.raises(LeaseError):
+            bench.manager.poll()
+        assert bench.group.calls == ["begin_save"]
+    bench.manager.poll()
+    with (
+        write_guard.guarding(storage.place_of(str(tmp_path)), refuse),
+        pytest.raises(LeaseError),
+    ):
+        bench.manager.begin(8, {}, must_succeed=False)
+    assert bench.group.calls == ["begin_save", "seal_save"]

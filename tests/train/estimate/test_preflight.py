@@ -16,7 +16,7 @@ import pytest
 import ray
 
 from miles.cli import main
-from miles.common.checkpoint_tracker import folder_name, write_tracker
+from miles.common.checkpoint_tracker import TRACKER, folder_name, write_tracker
 from miles.convert.hf_to_megatron import hf_to_megatron
 from miles.data import prepare
 from miles.demo.model import build_model
@@ -188,6 +188,35 @@ def test_a_checkpoint_of_other_data(line: Line, capsys: pytest.CaptureFixture[st
     status, error = line.refused(capsys, rollout_seed=7)
     assert status == 3
     assert "seed: the checkpoint has 42, this run 7" in error
+
+
+def test_folders_without_a_tracker(line: Line, capsys: pytest.CaptureFixture[str]) -> None:
+    """The absence of one small file does not mean a new run."""
+
+    def see(fault: str, marker: str, expected: int = 3, **changes: Any) -> None:
+        status, error = line.refused(capsys, **changes)
+        assert status == expected
+        observed(fault, error, marker, NOTHING)
+
+    run, other = line.folder / "run", line.folder / "other"
+    see("mistyped `--load` beside `--ref-load`", "--load", load=other, ref_load=line.model)
+    run.mkdir()
+    (run / "metrics.jsonl").write_text('{"step": 0}\n')
+    see("metrics of a run, and nothing else of it", "holds the metrics")
+    (run / "starts.jsonl").write_text('{"start": 1, "first_checkpoint": 20}\n')
+    see("run whose checkpoints are gone", "that had checkpoints")
+
+    for iteration in (20, 40):
+        (run / folder_name(iteration)).mkdir()
+        (run / folder_name(iteration) / "metadata.json").touch()
+    see("checkpoints, and no tracker", "names no checkpoint")
+    see("checkpoints, and no tracker, in `--load`", "--load", save=other, load=run)
+    for content, fault in (("", "empty tracker"), ("60", "tracker that names what is not there")):
+        (run / TRACKER).write_text(content)
+        see(fault, "To go on from step 40: echo 40 >")
+
+    (run / "config.json").write_text(json.dumps({"save": str(run)}))
+    see("`--output-dir` of another run", "another run", 2, save=other, output_dir=run)
 
 
 def test_all_mistakes_are_named_at_once(line: Line, capsys: pytest.CaptureFixture[str]) -> None:
