@@ -1,10 +1,10 @@
-# make demo | make quick | make test | make bench | make gpu | make check | make setup
+# make demo | make quick | make test | make bench | make gpu | make check | make audit | make setup
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: help setup demo check quick test bench gpu clean
+.PHONY: help setup demo check audit quick test bench gpu clean
 .DEFAULT_GOAL := help
 
 help:
@@ -13,7 +13,8 @@ help:
 	@echo "make test    make check, then every test"
 	@echo "make bench   every benchmark at full size; exit status 1 where a bar is missed"
 	@echo "make gpu     what a GPU can tell, in under 8 minutes; without one, at a tiny size"
-	@echo "make check   lint, types, import contracts"
+	@echo "make check   lint, types, import contracts, advisories where they can be asked for"
+	@echo "make audit   advisories of the versions in constraints.txt, by pip-audit where it is there"
 	@echo "make setup   the environment, $(VENV), with everything for development"
 
 setup: $(STAMP)
@@ -38,6 +39,10 @@ check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	@$(BIN)/python -m tests.support.audit
+
+audit: $(STAMP)
+	@$(BIN)/python -m tests.support.audit
 
 # Two processes, which share out the files; what the first prints is shown when both have ended.
 define LIGHT_TESTS

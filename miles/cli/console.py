@@ -17,6 +17,6 @@ def open_console() -> Console:
 
     A path with brackets would lose them: `run[1]` is a tag of rich's markup.
     """
-    from rich.console import Console
+    from miles.common.screen import Screen
 
-    return Console(highlight=False, markup=False, emoji=False)
+    return Screen(highlight=False, markup=False, emoji=False)

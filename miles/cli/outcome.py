@@ -75,11 +75,12 @@ def _drop_output() -> None:
 
 def _print_error(error: Exception, text: str) -> None:
     """Print an error without line breaks of our own: a search finds it in one piece."""
-    from rich.console import Console
     from rich.text import Text
+
+    from miles.common.screen import Screen
 
     if is_debugging():
         traceback.print_exception(error)
     paragraph = " ".join(line.strip() for line in text.splitlines())
     line = Text.assemble(("miles: error:", "red"), f" {paragraph}")
-    Console(stderr=True, highlight=False, markup=False).print(line, soft_wrap=True)
+    Screen(stderr=True, highlight=False, markup=False).print(line, soft_wrap=True)

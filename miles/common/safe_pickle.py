@@ -56,10 +56,29 @@ def require_plain(folder: Path, url: str) -> None:
     """
     try:
         content = (folder / ".metadata").read_bytes()
-        _Unpickler(io.BytesIO(content)).load()
+        metadata = _Unpickler(io.BytesIO(content)).load()
     except FileNotFoundError as error:
         raise CheckpointError(
             f"{url}: no .metadata there: not a complete torch_dist checkpoint"
         ) from error
     except Exception as error:  # a broken pickle raises whatever it likes
         raise CheckpointError(f"{url}/.metadata: refused: {error}") from error
+    _require_own_files(folder, url, metadata)
+
+
+def _require_own_files(folder: Path, url: str, metadata: Any) -> None:
+    """Refuse places in other folders, and pipes, at which a reader would wait for ever."""
+    places = getattr(metadata, "storage_data", None)
+    if not isinstance(places, dict):
+        return
+    names = {
+        getattr(place, "relative_path", None): getattr(index, "fqn", "")
+        for index, place in places.items()
+    }
+    for name, tensor in names.items():
+        where = f"{url}: tensor {tensor}: {name}"
+        if not isinstance(name, str) or Path(name).name != name:
+            raise CheckpointError(f"{where} leads out of the folder: refused")
+        path = folder / name
+        if path.exists() and not path.is_file():
+            raise CheckpointError(f"{where} is no ordinary file: refused")

@@ -17,6 +17,7 @@ from typing import Any
 
 from miles.common import storage
 from miles.common.patterns import expand
+from miles.common.untrusted_files import parse_json, require_readable
 from miles.convert.path_safety import require_inside
 from miles.errors import CheckpointError
 
@@ -44,6 +45,7 @@ def companions(hf_checkpoint: str) -> list[str]:
         if not _WEIGHTS.fullmatch(base):
             folder_url = storage.join(hf_checkpoint, folder)
             require_inside(folder_url, base, folder_url)
+            require_readable(url, CheckpointError)
             names.append(name)
     return names
 
@@ -76,10 +78,7 @@ def _without_template(url: str) -> str:
         CheckpointError: it is not JSON.
     """
     text = storage.read_text(url)
-    try:
-        config: dict[str, Any] = json.loads(text)
-    except ValueError as error:
-        raise CheckpointError(f"{url}: not JSON ({error})") from error
+    config: dict[str, Any] = parse_json(text, url, CheckpointError)
     if "chat_template" not in config:
         return text
     del config["chat_template"]

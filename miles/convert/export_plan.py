@@ -8,7 +8,6 @@ process (`megatron_to_hf`) or by all ranks of a run (`box_writer`). Both give th
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -17,6 +16,7 @@ import torch
 from miles.architecture.config import ModelShape
 from miles.architecture.families import pieces_of, stored_names
 from miles.common import atomic_folders, storage
+from miles.common.untrusted_files import read_json
 from miles.convert.companions import write_companions
 from miles.convert.safetensors_files import (
     INDEX,
@@ -27,6 +27,7 @@ from miles.convert.safetensors_files import (
     index_text,
     split_into_files,
 )
+from miles.errors import CheckpointError
 
 MAX_SHARD_BYTES = 5_000_000_000
 
@@ -103,8 +104,8 @@ def _weights_of(hf_checkpoint: str) -> Weights | None:
 
 def _config_dtype(hf_checkpoint: str) -> torch.dtype | None:
     """Return the dtype that config.json names; None where it names none."""
-    config: Mapping[str, str] = json.loads(
-        storage.read_text(storage.join(hf_checkpoint, "config.json"))
+    config: Mapping[str, str] = read_json(
+        storage.join(hf_checkpoint, "config.json"), CheckpointError
     )
     name = config.get("dtype") or config.get("torch_dtype")
     dtype = getattr(torch, name, None) if isinstance(name, str) else None

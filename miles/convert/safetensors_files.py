@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from miles.common import storage
+from miles.common.untrusted_files import require_readable
 from miles.convert import parallel, tensor_io
 from miles.convert.path_safety import require_inside
 from miles.errors import CheckpointError, SourceError
@@ -48,6 +49,8 @@ DTYPES = {
 """As the header names them. Files hold the last of these first, so that each tensor is aligned."""
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _RANKS = {dtype: rank for rank, dtype in enumerate(DTYPES.values())}
+_NO_HEADER = (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError)
+"""The errors of JSON that is not the header of a file."""
 _MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
 
 
@@ -159,10 +162,11 @@ class Weights:
         require_inside(self._url, INDEX, self.where)
         if not storage.exists(url):
             return {}
+        require_readable(url, CheckpointError)
         try:
             index: dict[str, str] = json.loads(storage.read_text(url))["weight_map"]
             files = set(index.values())
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise CheckpointError(
                 f"{self.where}/{INDEX}: not an index of safetensors files ({error!r})"
             ) from error
@@ -226,7 +230,7 @@ class Weights:
         try:
             header: dict[str, Any] = json.loads(content.read_range(8, first_byte))
             tensors, ends = _parse_header(header, file, first_byte)
-        except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+        except _NO_HEADER as error:
             raise CheckpointError(f"{where}: not a safetensors header ({error!r})") from error
         _require_no_gaps(where, tensors, ends, first_byte, num_bytes)
         return tensors

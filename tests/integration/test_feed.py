@@ -33,6 +33,7 @@ from miles.demo import rows
 from miles.errors import (
     CheckpointError,
     ClusterError,
+    DataError,
     LostError,
     RunError,
     SourceError,
@@ -223,6 +224,27 @@ def test_end_of_stream_is_an_error(config: DataConfig, tmp_path: Path) -> None:
 
     with pytest.raises(LostError):
         feed.commit(count - 1)
+
+
+def test_bad_rows_are_judged_where_an_epoch_ends(config: DataConfig, tmp_path: Path) -> None:
+    """However few rows there are, and before a checkpoint of the last step could be begun."""
+    good = {"messages": [{"role": role, "content": "a"} for role in ("user", "assistant")]}
+    bad = {"messages": good["messages"][:1]}
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in (bad, *[good] * 5)))
+    few = dataclasses.replace(
+        config,
+        sources=(SourceConfig("few", (str(file),)),),
+        order=OrderConfig(batch_size=2, num_epoch=2),
+    )
+
+    feed = open_feed(few, tmp_path / "run")
+    assert len(list(StepIterator(feed.handle, 0, 0, 0, 3))) == 3
+    feed.commit(0)
+    feed.commit(1)
+    with pytest.raises(DataError, match="1 of the 6 rows read were dropped, more than"):
+        feed.commit(2)
+    feed.close()
 
 
 def test_rank_learns_which_file_changed(config: DataConfig, tmp_path: Path) -> None:

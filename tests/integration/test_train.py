@@ -8,6 +8,8 @@ import io
 import json
 import os
 import pickle
+import shutil
+import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -263,10 +265,40 @@ def test_slow_trainer_never_waits(
     assert max(line["data/wait_seconds"] for line in later) == 0
 
 
-def test_ports_are_on_localhost(folder: Path, tmp_path: Path) -> None:
+ENVIRONMENT = {
+    "AWS_ACCESS_KEY_ID": "AKIAWATCHED0000001",
+    "AWS_SECRET_ACCESS_KEY": "aws-secret-41c07be2",
+    "HF_TOKEN": "hf_watched_9a31ff",
+    "WANDB_API_KEY": "5d41402abc4b2a76b9719d911017c592aaaa0001",
+}
+GIVEN = {"MY_DATABASE_PASSWORD": "given-secret-77e1"}
+
+
+def test_a_run_listens_on_localhost_and_tells_no_secret(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray's own ports, the trainers', where they meet, W&B's; every file, also of Ray's session."""
+    session = tempfile.mkdtemp(prefix="s-", dir="/tmp")  # Ray's sockets have short names
+    monkeypatch.setenv("RAY_TMPDIR", session)
     config = tmp_path / "config.pickle"
     config.write_bytes(pickle.dumps(config_in(folder, tmp_path / "run", num_rollout=3)))
-    addresses, trained = run("listening", {"config": str(config)})
-    assert trained == 3
+    secrets = tmp_path / "secrets.json"
+    secrets.write_text(json.dumps([ENVIRONMENT, GIVEN]))
+    seen = run("watched", {"config": str(config), "secrets": str(secrets)})
+    assert seen["num_steps"] == 3
+    addresses = seen["addresses"]
     assert len(addresses) > 5, "Ray's own, the trainers', and where they meet"
     assert {address.removeprefix("::ffff:") for address, _ in addresses} == {"127.0.0.1"}
+
+    files = [path for root in (tmp_path / "run", Path(session)) for path in root.rglob("*")]
+    contents = {path: path.read_bytes() for path in files if path.is_file()}
+    assert any(path.name.startswith("events.out") for path in contents), "TensorBoard's"
+    assert any(path.suffix == ".wandb" for path in contents), "W&B's"
+    assert any(path.suffix == ".log" and "session_" in str(path) for path in contents), "Ray's"
+    shutil.rmtree(session)
+
+    told = [json.dumps([seen["printed"], seen["command_lines"]]).encode(), *contents.values()]
+    for name, secret in (ENVIRONMENT | GIVEN).items():
+        places = [path for path, content in contents.items() if secret.encode() in content]
+        assert not places, name
+        assert not any(secret.encode() in content for content in told), name

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import tracemalloc
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import zstandard
 
@@ -20,6 +24,7 @@ from miles.data.files.read import read_rows
 from miles.data.rows import normalize as rows
 from miles.data.rows.normalize import normalize
 from miles.data.types import RowRejected
+from miles.errors import MilesError, SourceError
 from tests.support.bad_rows import GOOD, chat, config_of, line, run, run_lines
 from tests.support.fault_table import NOTHING, observed
 
@@ -172,3 +177,45 @@ def test_a_zstd_bomb_is_read_in_bounded_memory(tmp_path: Path) -> None:
     with pytest.raises(RowRejected, match=f"too_long: {size:,} bytes of JSON"):
         normalize(large)
     assert peak_bytes < size
+
+
+def parquet_bytes(num_rows: int) -> bytes:
+    file = io.BytesIO()
+    pq.write_table(pa.table({"messages": [chat("4")["messages"]] * num_rows}), file)
+    return file.getvalue()
+
+
+def rows_of(file: Path) -> int:
+    """Return how many rows of a file are read, all of those that it says it has."""
+    manifest = build_manifest([SourceConfig("s", (str(file),), RowFormat("messages"))])
+    wanted = np.unique([0, manifest.num_rows - 1])
+    return len(read_rows(manifest, wanted))
+
+
+@pytest.mark.parametrize("count", [b"\xfe\x7f", b"\x99\x01"])
+def test_a_parquet_footer_that_lies_is_named(count: bytes, tmp_path: Path) -> None:
+    """It says 8191 and -77 rows, of 77 (154 in zigzag)."""
+    content = parquet_bytes(77)
+    assert content.count(b"\x9a\x01") > 2
+    file = tmp_path / "rows.parquet"
+    file.write_bytes(content.replace(b"\x9a\x01", count))
+    with pytest.raises(SourceError, match=r"rows\.parquet: "):
+        rows_of(file)
+
+
+def test_broken_parquet_footers_are_named(tmp_path: Path, draw: Random) -> None:
+    """Bytes changed at random: the rows are read, or an error of ours names the file."""
+    content = parquet_bytes(9)
+    footer = len(content) - 8 - int.from_bytes(content[-8:-4], "little")
+    file = tmp_path / "rows.parquet"
+    num_refused = 0
+    for _ in range(100):
+        broken = bytearray(content)
+        for at in draw.sample(range(footer, len(content) - 8), 3):
+            broken[at] = draw.randrange(256)
+        file.write_bytes(broken)
+        try:
+            rows_of(file)
+        except MilesError:
+            num_refused += 1
+    assert num_refused > 30

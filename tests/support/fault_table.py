@@ -42,6 +42,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
         "no row to evaluate can be used",
         "warm-up not shorter than the run",
         "no checkpoint to begin with",
+        "no GPU is large enough, in a dry run",
         "other data or order than the checkpoint's",
         "other model than the checkpoint's",
         "NaN in a weight of the checkpoint",
@@ -118,6 +119,10 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "Hostile input": (
         "row of over 128 MiB",
         "chat template that does not end",
+        "tokenizer that brings code",
+        "tokenizer file of gigabytes",
+        "tokenizer file that leads elsewhere",
+        "config.json with absurd numbers",
     ),
 }
 """Section of the page -> its faults."""

@@ -69,6 +69,9 @@ COMMANDS = (
     Mistake(f"{_PREPARE} {{rows}} --column-names {{{{", USAGE, "--column-names"),
     Mistake(f"{_PREPARE} {{rows}} --max-bad-fraction 7", USAGE, "must be between 0 and 1, not 7"),
     Mistake("prepare x --tokenizer {tokenizer} --output {out}", USAGE, "has no path"),
+    Mistake(
+        "prepare x --tokenizer {tokenizer} --output {hf} --source {rows}", USAGE, "--overwrite"
+    ),
     Mistake("prepare x --tokenizer {tokenizer} --output s3://b/x --source {rows}", RUN, "no cred"),
     Mistake("prepare x --tokenizer {tokenizer} --output {file} --source {rows}", RUN, "folder"),
     # Tokenizers and templates.
@@ -85,6 +88,7 @@ COMMANDS = (
     Mistake("certify {tokenizer} --chat-template-path {latin_text}", USAGE, "not UTF-8 text"),
     Mistake("certify {tokenizer} --chat-template-path {empty}", USAGE, "a folder, where a file"),
     Mistake("certify {tokenizer} --chat-template-path {bad_jinja}", INPUT, "template"),
+    Mistake("certify {tokenizer} --chat-template-path {endless_jinja}", INPUT, "does not end"),
     Mistake("certify {tokenizer} --max-sample-tokens x", USAGE, "--max-sample-tokens"),
     Mistake("certify {tokenizer} --json {empty}", RUN, "a folder, where a file was expected"),
     Mistake("certify {tokenizer} --json {file}/x", RUN, "cannot be written"),
@@ -101,6 +105,8 @@ COMMANDS = (
     Mistake(f"{_TO_MEGATRON} {{config_broken}}", INPUT, "not JSON"),
     Mistake(f"{_TO_MEGATRON} {{config_latin}}", INPUT, "not UTF-8 text"),
     Mistake(f"{_TO_MEGATRON} {{config_text}}", INPUT, "config.json: "),
+    Mistake(f"{_TO_MEGATRON} {{config_deep}}", INPUT, "nested too deeply"),
+    Mistake(f"{_TO_MEGATRON} {{config_absurd}}", INPUT, "num_layers would be 1000000000"),
     Mistake(f"{_TO_MEGATRON} {{cut_weights}}", INPUT, "not a safetensors file: "),
     Mistake("convert hf-to-megatron --hf-checkpoint {hf} --save {file}", RUN, "cannot be written"),
     Mistake("convert hf-to-megatron --hf-checkpoint {hf} --save s3://b/x", INPUT, "no credentials"),
@@ -150,6 +156,10 @@ COMMANDS = (
     Mistake(f"{_DRY} --save s3:/bucket/x", USAGE, "a URL has two slashes"),
     Mistake(f"{_DRY} --save {{broken_run}}", INPUT, "miles.json: cut off behind line 1"),
     Mistake(f"{_DRY} --save {{newer_run}}", INPUT, "data cursor of version 99"),
+    Mistake(f"{_DRY} --save {{tracker_text}}", INPUT, "There is no complete checkpoint in"),
+    Mistake(f"{_DRY} --save {{tracker_gone}}", INPUT, "iter_0000007, which is not there"),
+    Mistake(f"{_TRAIN} --save {{no_tracker}}", INPUT, "To go on from step 7: echo 7 >"),
+    Mistake(f"{_DRY} --load {{empty}} --ref-load {{hf}}", INPUT, "no Megatron checkpoint there"),
     Mistake(f"{_DRY} --hf-checkpoint {{one_expert}}", INPUT, "num_experts_per_tok = 1"),
     Mistake(f"{_TRAIN} --prompt-data {{none}}.jsonl", INPUT, "none.jsonl: no such file"),
     Mistake(f"{_TRAIN} --save {{file}}", RUN, "--save"),
@@ -267,6 +277,8 @@ def make_places(folder: Path, tokenizer: Path) -> dict[str, str]:
         "config_list": b"[]",
         "config_broken": b"{",
         "config_latin": b"\xff\xfe",
+        "config_deep": b"[" * 200_000,
+        "config_absurd": json.dumps({**config, "num_hidden_layers": 10**9}).encode(),
         "config_text": json.dumps({**config, "hidden_size": "x"}).encode(),
         "one_expert": json.dumps({**config, **_ONE_EXPERT}).encode(),
     }.items():
@@ -285,6 +297,7 @@ def make_places(folder: Path, tokenizer: Path) -> dict[str, str]:
         ("file", "file", b"a file"),
         ("latin_text", "latin_text", b"save: \xff\xfe"),
         ("bad_jinja", "bad.jinja", b"{% for %}"),
+        ("endless_jinja", "endless.jinja", b"{% if false %}{{ 10 ** (10 ** 10) }}{% endif %}"),
         ("bad_yaml", "bad_yaml", b"save: [\n"),
         ("list_yaml", "list_yaml", b"[1]\n"),
         ("python_yaml", "python_yaml", b"save: !!python/object:os.system x\n"),
@@ -317,6 +330,7 @@ def _add_runs(places: _Places) -> None:
         "iter_0000007/metadata.json": b"{}",
         "iter_0000007/miles.json": b'{"cursor": {"vers',
     }
+    places.add_folder("no_tracker", None, {"iter_0000007/metadata.json": b"{}"})
     broken = {"metrics.jsonl": b"\xff\n", "first_batch.json": b'{"tokenizer": "x", "micro'}
     places.add_folder("broken_run", None, {**checkpoint, **broken})
     newer = {"iter_0000007/miles.json": b'{"cursor": {"version": 99}}'}

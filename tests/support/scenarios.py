@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import pickle
 import random
 import signal
@@ -19,6 +20,7 @@ import tempfile
 import threading
 import urllib.request
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,7 @@ import ray
 from rich.console import Console
 
 from miles.common import local_ray
+from miles.common.secret import Secret
 from miles.data.files.manifest import build_manifest
 from miles.data.packing.shards import unpack
 from miles.data.stream import pipeline
@@ -162,19 +165,36 @@ def _get(url: str) -> str:
     return ""
 
 
-def listening(config: str) -> tuple[list[tuple[str, int]], int]:
-    """Train for a few steps with a Ray of the run's own; note where its processes listen meanwhile.
+def watched(config: str, secrets: str) -> dict[str, Any]:
+    """Train for a few steps with a Ray of the run's own, TensorBoard and an offline W&B.
 
     Args:
         config: the path of a pickled `TrainConfig`.
+        secrets: the path of a JSON file with the variables of the environment, and those of
+            `--train-env-vars`: this process's own command line is looked at, too.
+
+    Returns:
+        where the run's processes listened meanwhile, their command lines, what was printed, and the
+        number of steps.
     """
+    of_environment, given = json.loads(Path(secrets).read_text())
+    os.environ.update(of_environment)
+    plain = pickle.loads(Path(config).read_bytes())
+    hidden = {name: Secret(text) for name, text in given.items()}
+    settings = replace(
+        plain,
+        cluster=replace(plain.cluster, train_env_vars=hidden),
+        logging=replace(plain.logging, use_tensorboard=True, use_wandb=True, wandb_mode="offline"),
+    )
     addresses: set[tuple[str, int]] = set()
+    command_lines: set[str] = set()
     is_over = threading.Event()
 
     def look() -> None:
         while not is_over.wait(0.2):
             for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
                 with contextlib.suppress(psutil.Error):
+                    command_lines.add(" ".join(process.cmdline()))
                     connections = process.net_connections("tcp")
                     addresses.update(
                         tuple(connection.laddr)
@@ -182,17 +202,23 @@ def listening(config: str) -> tuple[list[tuple[str, int]], int]:
                         if connection.status == psutil.CONN_LISTEN
                     )
 
+    screen = io.StringIO()
     thread = threading.Thread(target=look)
     thread.start()
     try:
-        summary = train(pickle.loads(Path(config).read_bytes()), Console(file=io.StringIO()))
+        summary = train(settings, Console(file=screen))
     finally:
         is_over.set()
         thread.join()
-    return sorted(addresses), summary.num_steps
+    return {
+        "addresses": sorted(addresses),
+        "command_lines": sorted(command_lines),
+        "printed": screen.getvalue(),
+        "num_steps": summary.num_steps,
+    }
 
 
-SCENARIOS = {scenario.__name__: scenario for scenario in (stream, attacked, scraped, listening)}
+SCENARIOS = {scenario.__name__: scenario for scenario in (stream, attacked, scraped, watched)}
 
 
 def run(name: str, arguments: Mapping[str, Any], limit: float = 480) -> Any:

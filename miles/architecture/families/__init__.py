@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import importlib
 import itertools
-import json
 import pkgutil
 from collections.abc import Container, Mapping
 from typing import Any, Protocol, cast
@@ -20,6 +19,7 @@ from typing import Any, Protocol, cast
 from miles.architecture.config import HfConfig, ModelShape
 from miles.architecture.parameters import ExtraState, Parameter
 from miles.common import storage
+from miles.common.untrusted_files import read_json
 from miles.errors import CheckpointError, MissingFileError, SourceError
 
 TIED_COPY = "lm_head.weight"
@@ -60,7 +60,7 @@ def read_shape(url: str) -> ModelShape:
     """
     where = storage.join(url, "config.json")
     try:
-        config = json.loads(storage.read_text(where))
+        config = read_json(where, CheckpointError)
     except MissingFileError as error:
         raise CheckpointError(
             f"{error}; expected a Hugging Face checkpoint's folder (for one of the hub: "
@@ -68,8 +68,6 @@ def read_shape(url: str) -> ModelShape:
         ) from error
     except SourceError as error:
         raise CheckpointError(str(error)) from error
-    except ValueError as error:
-        raise CheckpointError(f"{where}: not JSON ({error})") from error
     return shape_of(config, where)
 
 
@@ -101,9 +99,40 @@ def shape_of(config: Mapping[str, Any], where: str) -> ModelShape:
         ("quantization_config", config.get("quantization_config"), None),
     )
     try:
-        return family.shape(settings)
+        shape = family.shape(settings)
     except (TypeError, ValueError, ArithmeticError) as error:
         raise CheckpointError(f"{where}: a setting is not what it should be ({error})") from error
+    _require_sizes(shape, where)
+    return shape
+
+
+_LARGEST = {
+    "num_layers": 1 << 14,
+    "hidden_size": 1 << 20,
+    "ffn_hidden_size": 1 << 24,
+    "num_attention_heads": 1 << 16,
+    "num_query_groups": 1 << 16,
+    "kv_channels": 1 << 16,
+    "vocab_size": 1 << 28,
+    "max_position_embeddings": 1 << 40,
+    "num_experts": 1 << 16,
+}
+"""Far beyond any model: what is larger is a mistake, and a list of its layers would take all memory.
+"""
+
+
+def _require_sizes(shape: ModelShape, where: str) -> None:
+    """Refuse numbers that are no sizes.
+
+    Raises:
+        CheckpointError: names the first one.
+    """
+    for name, largest in _LARGEST.items():
+        size = getattr(shape, name)
+        if size is not None and not 0 < size <= largest:
+            raise CheckpointError(
+                f"{where}: {name} would be {size}; a number from 1 to {largest:,} was expected"
+            )
 
 
 def parameters_of(shape: ModelShape) -> tuple[Parameter, ...]:

@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from miles.common.screen import Screen
 from miles.data.files.manifest import Manifest, ManifestSource
 from miles.data.files.row_shapes import MAIN_FIELDS
 from miles.data.types import Int64
@@ -89,7 +89,7 @@ class Card:
         for label, value in self.lines():
             table.add_row(label, Text(value))
 
-        console = Console(width=100, markup=False, emoji=False)
+        console = Screen(width=100, markup=False, emoji=False)
         with console.capture() as capture:
             console.print(table)
         return capture.get().rstrip("\n")

@@ -13,10 +13,10 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, NamedTuple
 
-from rich.console import Console
 from rich.style import Style
 from rich.text import Text
 
+from miles.common.screen import Screen, printable
 from miles.data.types import Encoded
 
 if TYPE_CHECKING:
@@ -24,10 +24,6 @@ if TYPE_CHECKING:
 
 _REPLACEMENT = "\ufffd"
 _MAX_TOKENS_A_CHARACTER = 8
-_CONTROL_PICTURES = {code: chr(0x2400 + code) for code in range(32) if chr(code) not in "\n\t"} | {
-    0x7F: "\u2421"
-}
-"""Control characters are shown as pictures, not sent: a row must not control the terminal."""
 
 _TRAINED = Style(color="black", bgcolor="green3")
 _CONTEXT = Style(color="grey58")
@@ -146,7 +142,7 @@ class Preview:
         return text
 
     def __repr__(self) -> str:
-        console = Console(width=100, markup=False, emoji=False)
+        console = Screen(width=100, markup=False, emoji=False)
         with console.capture() as capture:
             console.print(self.__rich__())
         return capture.get()
@@ -172,7 +168,7 @@ def _ids_and_mask(
 
 
 def _visible(text: str) -> str:
-    return text.translate(_CONTROL_PICTURES).replace("\n", "↵\n")
+    return printable(text).replace("\n", "↵\n")
 
 
 def _decode(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:

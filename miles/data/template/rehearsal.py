@@ -9,7 +9,7 @@ it would have done next. So it is rehearsed: the same row, as plain text, with t
     takes a random choice, …     `Untraceable`: it may do something else the next time
 
 Jinja computes constant expressions when it compiles, also those that no row reaches. So they are
-computed here first, one after another, and counted: `10 ** 10 ** 10` would not end.
+computed here first, one after another, and counted: `10 ** (10 ** 10)` would not end.
 """
 
 from __future__ import annotations
@@ -71,6 +71,7 @@ class _Folder(NodeTransformer):
         node = super().generic_visit(node, *arguments, **more)
         if not isinstance(node, nodes.Expr):
             return node
+
         try:
             value = self._value(node)
             return nodes.Const.from_untrusted(value, node.lineno, self._environment)

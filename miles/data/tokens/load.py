@@ -13,6 +13,7 @@ import datetime
 import json
 import re
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from miles.common import retry, storage
 from miles.common.first_contact import announced
 from miles.common.local_paths import is_hub_name
 from miles.common.redact import redact
+from miles.common.untrusted_files import require_readable
 from miles.data.config import EncodeConfig
 from miles.errors import MilesError, TemplateError
 
@@ -33,6 +35,7 @@ PINNED_DATE = datetime.date(2025, 1, 1)
 
 _VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
 _TOKENIZER_SUFFIXES = (".json", ".jinja", ".txt", ".model", ".tiktoken")
+_TEMPLATES_FOLDER = "additional_chat_templates"
 _HUB_TIMEOUT_SECONDS = 5.0
 _STRFTIME_NOW = re.compile(r"""strftime_now\(\s*(["'])(?P<format>[^"']*)\1\s*\)""")
 
@@ -161,11 +164,47 @@ def _tokenizer_files(url: str) -> tuple[tuple[str, int, str], ...] | None:
             f"{url}: no tokenizer in this folder; expected {' or '.join(_VOCABULARY_FILES)}, "
             f"found {', '.join(names[:8]) or 'nothing'}{', …' if len(names) > 8 else ''}"
         )
+    _require_readable(url, names)
     return tuple(
         (entry["name"], int(entry["size"] or 0), storage.stamp_of(entry))
         for entry in sorted(entries, key=lambda entry: str(entry["name"]))
         if entry["type"] == "file" and entry["name"].endswith(_TOKENIZER_SUFFIXES)
     )
+
+
+def _require_readable(url: str, names: Sequence[str]) -> None:
+    """Refuse a folder in which transformers would wait, fill the memory, or read another folder.
+
+    Args:
+        names: of what is in it.
+
+    Raises:
+        TemplateError: names the first file of the kind.
+    """
+    if _TEMPLATES_FOLDER in names:
+        folder = storage.join(url, _TEMPLATES_FOLDER)
+        names = [*names, *(f"{_TEMPLATES_FOLDER}/{name}" for name in storage.names(folder))]
+    for name in names:
+        if name.endswith(_TOKENIZER_SUFFIXES):
+            require_readable(storage.join(url, name), TemplateError)
+            _require_own(url, name)
+
+
+def _require_own(url: str, name: str) -> None:
+    """Refuse a link that leads out of the folder: its text could get into rows and exports.
+
+    The hub's cache, whose links lead to `blobs` beside it, is the only exception.
+    """
+    if not storage.is_local(url):
+        return
+    folder = Path(storage.filesystem(url)[1]).resolve()
+    target = (folder / name).resolve()
+    blobs = folder.parent.parent / "blobs"
+    if folder not in target.parents and target.parent != blobs:
+        raise TemplateError(
+            f"{storage.join(url, name)}: leads out of the folder, to {target}: refused. Copy the "
+            "file to its place, if it is yours"
+        )
 
 
 def _from_store(url: str, paths: list[str], trust_remote_code: bool) -> PreTrainedTokenizerBase:
@@ -190,6 +229,11 @@ def _from_folder(folder: str, url: str, trust_remote_code: bool) -> PreTrainedTo
             folder, local_files_only=True, trust_remote_code=trust_remote_code
         )
     except Exception as error:  # transformers raises whatever its parsers raise
+        if "trust_remote_code" in str(error):
+            raise TemplateError(
+                f"{url}: the tokenizer brings code of its own, which was not run. Read the code, "
+                "and give --trust-remote-code if it may run here"
+            ) from error
         raise TemplateError(
             f"{url}: the tokenizer in this folder cannot be loaded: {_first_line(error)}"
         ) from error

@@ -14,6 +14,7 @@ from functools import partial
 from rich.console import Console
 
 from miles.common import checkpoint_folder
+from miles.common.screen import Screen
 from miles.data.types import StepReport
 from miles.train.config import TrainConfig
 from miles.train.driver.attempts import AttemptLog, with_restarts
@@ -50,7 +51,7 @@ def train(
     Raises:
         MilesError: a setting, file, checkpoint or cluster that cannot be used.
     """
-    console = console or Console(markup=False, emoji=False)
+    console = console or Screen(markup=False, emoji=False)
     found = preflight(config)
     start = found.require_start()
 

@@ -16,6 +16,7 @@ from rich.console import Console
 from miles.common import run_folder, storage
 from miles.common.patient_file import PatientFile
 from miles.common.redact import redact
+from miles.common.screen import printable
 
 
 def time_now() -> str:
@@ -44,7 +45,9 @@ class RunLog:
 
     def write(self, text: str) -> None:
         """Add a line to the file, without printing it."""
-        self._file.add(f"{time_now()}  {redact(text)}")
+        # No text of another hand can look like a line of ours.
+        line = printable(redact(text)).replace("\n", "\n    ")
+        self._file.add(f"{time_now()}  {line}")
 
     def flush(self) -> None:
         """Write the file if it is remote; a local one has each line at once."""

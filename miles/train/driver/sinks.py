@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import secrets
 import tempfile
@@ -19,6 +18,7 @@ from miles.common.secret import Secret
 from miles.errors import ConfigError
 from miles.train.driver.metrics_log import Sink
 from miles.train.driver.sink_process import BackgroundSink, SinkRequest
+from miles.train.estimate.place_checks import require_sinks, wandb_mode
 from miles.train.logging_config import LoggingConfig
 
 
@@ -42,6 +42,7 @@ def open_sinks(
     Raises:
         ConfigError: a package, a login or a local folder is missing, or a sink does not answer.
     """
+    require_sinks(config, run_dir)
     sinks: list[Sink] = []
     if config.use_tensorboard:
         sinks.append(_open_tensorboard(run_dir, first_step, must_open))
@@ -51,12 +52,6 @@ def open_sinks(
 
 
 def _open_tensorboard(run_dir: str, first_step: int, must_open: bool) -> Sink:
-    _require_package("tensorboard", "--use-tensorboard", "miles[tensorboard]")
-    if not storage.is_local(run_dir):
-        raise ConfigError(
-            "--use-tensorboard writes into the run folder: give a local --output-dir, not "
-            f"{run_dir}"
-        )
     folder = storage.filesystem(storage.join(run_dir, run_folder.TENSORBOARD))[1]
     request = SinkRequest("TensorBoard", {"board": "tensorboard", "folder": folder})
     return BackgroundSink(request, first_step, must_open=must_open)
@@ -70,19 +65,11 @@ def _open_wandb(
     must_open: bool,
 ) -> Sink:
     """Open a run of Weights & Biases; a training that resumes continues the same one."""
-    _require_package("wandb", "--use-wandb", "miles[wandb]")
-    mode = config.wandb_mode or os.environ.get("WANDB_MODE") or "online"
     folder = _wandb_folder(config, run_dir)
-    if folder is None and mode in ("offline", "dryrun"):  # wandb has two names for it
-        raise ConfigError(
-            "--wandb-mode offline writes into the run folder: give a local --output-dir, not "
-            f"{run_dir}, or a --wandb-dir"
-        )
-
     kept_in = folder or tempfile.mkdtemp(prefix="miles-wandb-")
     content = {
         "board": "wandb",
-        "mode": mode,
+        "mode": wandb_mode(config),
         "folder": kept_in,
         "run_id": _wandb_id(run_dir, config.wandb_run_id, is_new=first_step == 0),
         "name": run_dir.rstrip("/").rsplit("/", 1)[-1],
@@ -95,11 +82,6 @@ def _open_wandb(
     }
     request = SinkRequest("Weights & Biases", content, kept_in, is_temporary=folder is None)
     return BackgroundSink(request, first_step, must_open=must_open)
-
-
-def _require_package(name: str, flag: str, extra: str) -> None:
-    if importlib.util.find_spec(name) is None:
-        raise ConfigError(f"{flag} needs its package: pip install {extra}")
 
 
 def _wandb_folder(config: LoggingConfig, run_dir: str) -> str | None:

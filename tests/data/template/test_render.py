@@ -187,7 +187,7 @@ def test_a_program_that_transformers_contradicts_is_refused(
     chatml_tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     renderer = Renderer(chatml_tokenizer, {}, certify(chatml_tokenizer, CONFIG))
-    monkeypatch.setattr("miles.data.template.render.render_text", lambda *_: "another text")
+    monkeypatch.setattr("miles.data.template.render._served_text", lambda *_: "another text")
     for _ in range(2):  # and the next row, too
         with pytest.raises(RowRejected, match="transformers renders another text"):
             renderer.render([user("q"), assistant("a")], None)

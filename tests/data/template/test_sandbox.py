@@ -72,7 +72,7 @@ def test_an_endless_template_never_reaches_transformers(
     template: str, chatml_tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "miles.data.template.render.render_text", lambda *_: pytest.fail("transformers ran it")
+        "miles.data.template.render._served_text", lambda *_: pytest.fail("transformers ran it")
     )
     renderer = renderer_of(chatml_tokenizer, of_contents(template))
     begin = time.process_time()

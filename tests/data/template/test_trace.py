@@ -78,7 +78,7 @@ def test_a_failing_program_is_refused_each_time(
     def fails(*_: Any) -> str:
         raise RowRejected("template_error", "KeyError")
 
-    monkeypatch.setattr("miles.data.template.render.render_text", fails)
+    monkeypatch.setattr("miles.data.template.render._served_text", fails)
     for content in ("a", "b"):
         with pytest.raises(RowRejected, match="template_error: KeyError"):
             renderer.render(row(content, "c"), None)

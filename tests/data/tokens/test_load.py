@@ -162,7 +162,7 @@ def test_remote_code_runs_only_if_trusted(
     config = json.loads((folder / "tokenizer_config.json").read_text())
     config |= {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": [None, "own.Own"]}}
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
-    with pytest.raises(TemplateError, match="contains custom code"):
+    with pytest.raises(TemplateError, match="brings code of its own, which was not run"):
         load_tokenizer(EncodeConfig(tokenizer=str(folder)))
     assert not trace.exists()
     trusted = load_tokenizer(EncodeConfig(tokenizer=str(folder), trust_remote_code=True))

@@ -20,7 +20,9 @@ from miles.common.checkpoint_tracker import TRACKER, folder_name, write_tracker
 from miles.convert.hf_to_megatron import hf_to_megatron
 from miles.data import prepare
 from miles.demo.model import build_model
-from miles.errors import WriteError
+from miles.errors import ConfigError, WriteError
+from miles.train.estimate.gpu_fit import GpuFit
+from miles.train.estimate.memory import StageMemory
 from miles.train.estimate.preflight import preflight
 from miles.train.launch.arguments import parse
 from tests.support.disks import small_disk
@@ -110,7 +112,10 @@ class Line:
             assert everything_in(self.folder) == before
             outcomes.append((status, printed.err))
         assert outcomes[0] == outcomes[1]
-        return outcomes[0]
+        status, error = outcomes[0]
+        assert "Traceback" not in error
+        assert error.count("\n") == 1, "one paragraph"
+        return status, error
 
 
 @pytest.fixture
@@ -288,3 +293,46 @@ def test_sinks_without_their_package(
     status, error = line.refused(capsys, use_wandb=True)
     assert status == 2
     observed("package of a sink missing", error, "needs its package", NOTHING)
+
+
+def stage(total_gib: float) -> StageMemory:
+    """Return the memory of a stage that is half weights, half their state."""
+    half = int(total_gib * 2**29)
+    return StageMemory(0, 1, 1, half, 0, half, 0, 0)
+
+
+def test_no_gpu_is_large_enough(line: Line) -> None:
+    """A dry run refuses what no known GPU holds; a run only says that its GPU seems too small."""
+    config = parse(line.words())
+    huge = GpuFit.of(config, [stage(100), stage(200)], None)
+    with pytest.raises(ConfigError, match=r"would need 222 GiB .*more than the 192 GiB") as refused:
+        huge.require_some_gpu()
+    observed("no GPU is large enough, in a dry run", str(refused.value), "would need", NOTHING)
+    assert list(huge.notices()) == []
+
+    GpuFit.of(config, [stage(200)], 288.0).require_some_gpu()  # a GPU that no table has
+    small = GpuFit.of(config, [stage(100)], 80.0)
+    small.require_some_gpu()
+    assert (small.smallest_gib, small.fits_seen) == (141, False)
+    (notice,) = small.notices()
+    assert notice.startswith("this machine's GPU has 80 GiB; the run is estimated to need 111 GiB")
+    assert "--optimizer-cpu-offload" in notice
+    assert [text.split(",")[0] for text in small.verdict()] == [
+        "fits on GPUs of 141 GiB or more (with 10% to spare)",
+        "not on the GPU of this machine",
+        "most of it are weights and their state: more GPUs",
+    ]
+
+
+def test_what_may_be_a_mistake_is_said(line: Line, capsys: pytest.CaptureFixture[str]) -> None:
+    """These runs go on: fewer rows in a step than ranks, bad rows beside those that it reads."""
+    line.write_rows(num_bad=30)
+    with small_disk(line.folder / "disk", "size=1m") as disk:
+        words = line.words(
+            save=disk / "run", num_rollout=1, actor_num_gpus_per_node=8, rollout_batch_size=6
+        )
+        assert main(["train", *words, "--dry-run"]) == 0
+    printed = capsys.readouterr().out
+    assert "a step has 6 rows for 8 data-parallel ranks: 2 of them have nothing to" in printed
+    assert "30 of 40 sampled rows are dropped: 30 nothing_to_train; a larger share" in printed
+    assert re.search(r"a checkpoint takes about 0.0147 GB, .* has 0.0010\d GB free", printed)

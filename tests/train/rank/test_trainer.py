@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
+import pickle
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,6 +21,7 @@ from miles.errors import CheckpointError
 from miles.train.config import KEEP_ALL, RecomputeConfig
 from miles.train.parallel_layout import Layout
 from tests.support.fault_table import NOTHING, observed
+from tests.support.pickles import ShellCommand
 from tests.support.ranks import (
     NUM_SOURCES,
     SHAPE,
@@ -312,6 +316,31 @@ def test_a_run_that_continues_has_the_rates_of_its_line(trainer: Any, tmp_path: 
     assert [(group["max_lr"], group["min_lr"]) for group in groups] == [(3e-3, 1e-3)] * len(groups)
     continued.scheduler.step(1)
     assert groups[0]["lr"] <= 3e-3
+
+
+def test_no_pickle_of_a_checkpoint_runs_in_a_rank(trainer: Any, tmp_path: Path) -> None:
+    """Neither its common part, nor an object among its boxes, which torch loads without limits."""
+    from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
+
+    from miles.common import checkpoint_folder
+    from miles.train.rank import checkpoint_load, checkpoint_writer
+
+    attack = ShellCommand(f"touch {tmp_path}/ran")
+    content = io.BytesIO()
+    torch.save(attack, content)
+    item = SimpleNamespace(dest_index=SimpleNamespace(fqn="x"))
+    planner = DefaultLoadPlanner(flatten_state_dict=False)
+    planner.state_dict = {}
+    with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
+        planner.load_bytes(item, io.BytesIO(content.getvalue()))
+
+    checkpoint_writer.save(trainer, str(tmp_path), 1, {})
+    found = checkpoint_folder.find(str(tmp_path))
+    assert found is not None
+    torch.save({"args": attack}, Path(found.url, "common.pt"))
+    with pytest.raises(CheckpointError, match=r"common part \(common\.pt\) cannot be read"):
+        checkpoint_load.load(trainer, found, model_only=False)
+    assert not (tmp_path / "ran").exists()
 
 
 @pytest.mark.filterwarnings("ignore")  # Megatron loads by names that torch wants to retire
