@@ -12,7 +12,7 @@ import pytest
 
 from tests.support.commands import Workspace
 from tests.support.fault_table import NOTHING, SINCE, observed
-from tests.support.nodes import RAY, JobServer, Nodes
+from tests.support.nodes import RAY, JobServer, Nodes, environment_of_ray
 from tests.support.processes import PROJECT, environment, wait_until
 from tests.support.runs import NUM_STEPS, lines, require_same, tracked
 
@@ -89,7 +89,8 @@ def test_a_submitted_job_joins_its_cluster_and_saves_when_stopped(
     words = [*submit, "--runtime-env-json", runtime_env, "--", "python3", "train_async.py", *flags]
 
     def is_submitted() -> bool:  # the dashboard and its agent come up after the head
-        return subprocess.run(words, env=environment(), capture_output=True).returncode == 0
+        done = subprocess.run(words, env=environment_of_ray(), capture_output=True)
+        return done.returncode == 0
 
     try:
         wait_until(is_submitted, lambda: "no dashboard")
