@@ -25,7 +25,7 @@ from miles.errors import BrokenFileError, CheckpointError, ConfigError
 
 FIRST_CHECKPOINT = "first_checkpoint"
 """Key of a start: the iteration of the first checkpoint that it completed; None: none yet."""
-_SAVED_ENDS = ("the last step", "SIGTERM")
+_SAVED_ENDS = ("the last step", "SIGTERM", "SIGHUP", "Ctrl-C")
 """Ends, in the words of an older version, before which a checkpoint was completed."""
 
 

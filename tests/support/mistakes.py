@@ -17,6 +17,7 @@ from miles.demo.model import build_model
 
 USAGE = 2
 INPUT = 3
+CLUSTER = 4
 RUN = 5
 
 
@@ -162,6 +163,9 @@ COMMANDS = (
     Mistake(f"{_DRY} --hf-checkpoint {{one_expert}}", INPUT, "num_experts_per_tok = 1"),
     Mistake(f"{_TRAIN} --prompt-data {{none}}.jsonl", INPUT, "none.jsonl: no such file"),
     Mistake(f"{_TRAIN} --save {{file}}", RUN, "--save"),
+    # A cluster.
+    Mistake(f"{_TRAIN} --ray-address http://127.0.0.1:8265", USAGE, "expected HOST:PORT"),
+    Mistake(f"{_TRAIN} --ray-address 127.0.0.1:9", CLUSTER, "no Ray answers there"),
 )
 
 

@@ -87,7 +87,7 @@ def run_attempt(run: Run, start: StartPoint) -> RunSummary:
     """Train from a checkpoint to the end of the run, or until SIGTERM.
 
     Raises:
-        ClusterError: a part of the run was lost; another attempt may go further.
+        LostError: a part of the run was lost; another attempt may go further.
         MilesError: what another attempt would not mend.
     """
     try:
@@ -158,7 +158,7 @@ class TrainingLoop:
             self._attempt_log.end(f"{self._stop_signal.name}, before a step", self._next_step)
             raise
         except BaseException as error:
-            self._attempt_log.end(f"{type(error).__name__}: {error}", self._next_step)
+            self._attempt_log.fail(error, self._next_step, has_begun=True)
             raise
         how = LAST_STEP if summary.is_finished else self._stop_signal.name
         self._attempt_log.end(how, summary.next_step)
