@@ -75,6 +75,9 @@ class LostError(ClusterError):
 class RunError(MilesError):
     """A run that failed in a way that another start would not mend."""
 
+    remote_stack = ""
+    """the traceback of the process that failed, if it is another one: for `train.log`"""
+
 
 class DivergedError(RunError):
     """Training whose loss or gradient is not finite, step after step."""

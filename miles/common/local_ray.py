@@ -4,18 +4,38 @@ A Ray that is started here belongs to this process alone and listens on 127.0.0.
 binds a node's ports to every address of the machine, unless it takes the node to be no part of a
 cluster, as it does on Windows and macOS. RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER overrides that, but Ray
 reads it once, when it is imported. So its answer is set here, for as long as Ray starts.
+
+Whatever fails becomes a `ClusterError` (`ray_failures`); what was started until then is ended.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import secrets
+import shutil
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
+import psutil
 import ray
+from ray._common.utils import get_default_ray_temp_dir
 from ray._private import ray_constants
+from ray._private import worker as ray_worker
+
+from miles.common import ray_address
+from miles.common.ray_failures import explained
+from miles.errors import ClusterError, MilesError
 
 _VARIABLE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+_SHORT_FOLDER = Path("/tmp/ray")  # noqa: S108 - Ray's own, made with a folder for each session
+_MAX_SOCKET_BYTES = 107
+_SOCKET = "/session_2026-11-26_14-33-39_726012_4194304/sockets/plasma_store"
+"""What Ray adds to the path of its folder, at most."""
+_SIGTERM_STATUS = 143
+_SIGNALS: dict[type[BaseException], str] = {KeyboardInterrupt: "Ctrl-C", SystemExit: "SIGTERM"}
+"""What Python, and Ray's handler, raise for a signal."""
 
 
 def start(num_cpus: int | None, object_store_bytes: int) -> None:
@@ -24,8 +44,14 @@ def start(num_cpus: int | None, object_store_bytes: int) -> None:
     Args:
         num_cpus: that tasks and actors may reserve; None: all of the machine.
         object_store_bytes: of shared memory.
+
+    Raises:
+        ClusterError: it does not start; why, and what to do.
     """
-    with _bound_to_loopback():
+    folder = _folder()
+    _require_memory(object_store_bytes, folder)
+    _lend_token()
+    with _explaining("Ray could not be started", "starting"), _bound_to_loopback():
         ray.init(
             address="local",
             num_cpus=num_cpus,
@@ -33,7 +59,9 @@ def start(num_cpus: int | None, object_store_bytes: int) -> None:
             include_dashboard=False,
             log_to_driver=False,
             logging_level="error",
+            _temp_dir=str(folder),
         )
+    _silence_raylets()
 
 
 @contextlib.contextmanager
@@ -58,15 +86,151 @@ def connect(num_cpus: int | None, object_store_bytes: int, address: str | None =
     Returns:
         whether this call connected the process, so that the caller has to end it by
         `ray.shutdown()`.
+
+    Raises:
+        ConfigError: the address is none.
+        ClusterError: no Ray answers there, or it cannot be joined, or none can be started.
     """
     if ray.is_initialized():
         return False
-    address = address or os.environ.get("RAY_ADDRESS")
-    if address:
-        ray.init(address=address, log_to_driver=False, logging_level="error")
-    else:
+    found = ray_address.find_address(address)
+    if found is None:
         start(num_cpus, object_store_bytes)
+    else:
+        _join(found)
     return True
+
+
+def _join(address: ray_address.RayAddress) -> None:
+    """Join a cluster, once it has answered."""
+    ray_address.use_token(address)
+    ray_address.require_answer(address)
+    try:
+        with _explaining(f"{address}: the cluster could not be joined", "being joined"):
+            ray.init(address=address.text, log_to_driver=False, logging_level="error")
+    except ClusterError as error:
+        cause = error.__cause__
+        if cause is not None and type(cause).__name__ == "AuthenticationError":
+            raise ray_address.refused(address, cause) from cause
+        raise
+    _silence_raylets()
+
+
+@contextlib.contextmanager
+def _explaining(doing: str, state: str) -> Iterator[None]:
+    """Make an error of ours of any that Ray raises, and end what it has started.
+
+    Ray hears SIGTERM while it starts, and exits with the signal's number.
+
+    Args:
+        doing: begins the message of an error.
+        state: of Ray, for a signal: "starting".
+    """
+    before = set(psutil.Process().children())
+    try:
+        yield
+    except BaseException as error:
+        _end(set(psutil.Process().children()) - before)
+        if isinstance(error, Exception) and not isinstance(error, MilesError):
+            raise explained(error, doing) from error
+
+        name = _SIGNALS.get(type(error))
+        if name is not None:
+            print(f"{name}: ended while Ray was {state}; nothing was begun", file=sys.stderr)
+        if isinstance(error, SystemExit):
+            raise SystemExit(_SIGTERM_STATUS) from None
+        raise
+
+
+def _end(started: set[psutil.Process]) -> None:
+    """End the processes of a Ray that did not come up."""
+    ray.shutdown()
+    for process in started:
+        with contextlib.suppress(psutil.Error):
+            if any("/ray/" in word for word in process.cmdline()):
+                process.kill()
+
+
+def _folder() -> Path:
+    """Return the folder for Ray's files: its usual one, or one whose sockets have room in a path.
+
+    Raises:
+        ClusterError: neither can be used.
+    """
+    usual = Path(get_default_ray_temp_dir())
+    if len(os.fsencode(f"{usual}{_SOCKET}")) <= _MAX_SOCKET_BYTES:
+        return usual
+    with contextlib.suppress(OSError):
+        _SHORT_FOLDER.mkdir(parents=True, exist_ok=True)
+    if not os.access(_SHORT_FOLDER, os.W_OK):
+        raise ClusterError(
+            f"{usual} is too long a path for Ray's sockets (at most "
+            f"{_MAX_SOCKET_BYTES - len(_SOCKET)} bytes), and {_SHORT_FOLDER} cannot be written. Set "
+            "RAY_TMPDIR to a short path"
+        )
+    print(
+        f"Ray's files are in {_SHORT_FOLDER}: {usual} is too long a path for its sockets",
+        file=sys.stderr,
+    )
+    return _SHORT_FOLDER
+
+
+def _require_memory(num_bytes: int, folder: Path) -> None:
+    """Refuse a machine without room for the object store: Ray would die of it, or wait.
+
+    Ray puts the store into /dev/shm, or into its folder where that is too small.
+    """
+    free: dict[str, int] = {}
+    for place in ("/dev/shm", str(_existing(folder))):  # noqa: S108
+        with contextlib.suppress(OSError):
+            free[place] = shutil.disk_usage(place).free
+    if free and max(free.values()) < num_bytes:
+        found = ", ".join(f"{place} has {size / 1e6:,.0f} MB free" for place, size in free.items())
+        raise ClusterError(
+            f"Ray's object store takes {num_bytes / 1e6:,.0f} MB: {found}. Make room, or give the "
+            "container a larger /dev/shm (docker run --shm-size=2g)"
+        )
+
+
+def _existing(folder: Path) -> Path:
+    """Return a folder, or the nearest one above it that exists."""
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    return folder
+
+
+def _lend_token() -> None:
+    """Give Ray a token for this process alone where it could not keep one in the user's home.
+
+    Ray 2.60 asks for a token in every Ray that it starts, and writes ~/.ray/auth_token.
+    """
+    variables = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+    if any(name in os.environ for name in variables):
+        return
+    try:
+        folder = Path.home() / ".ray"
+        if (folder / "auth_token").exists():
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        is_writable = os.access(folder, os.W_OK)
+    except (OSError, RuntimeError):  # RuntimeError: the user has no home
+        is_writable = False
+    if not is_writable:
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+
+
+def _silence_raylets() -> None:
+    """Keep the messages of Ray's own processes from this process's output: they are in its logs.
+
+    Ray 2.60 prints them also with `log_to_driver=False`, into the midst of what we print. What they
+    tell of a part of the run reaches the driver as an error.
+    """
+    if hasattr(ray_worker, "print_to_stdstream"):
+        ray_worker.print_to_stdstream = _print_nothing
+
+
+def _print_nothing(*_: object, **__: object) -> None:
+    """Stand in for Ray's function that prints."""
 
 
 @contextlib.contextmanager

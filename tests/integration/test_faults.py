@@ -27,10 +27,10 @@ from miles.data.stream.ledger import Ledger
 from miles.data.stream.reject_limits import RejectLimits
 from miles.data.stream.step_iterator import StepIterator
 from miles.data.types import Cursor
-from miles.errors import ClusterError, MilesError
+from miles.errors import LostError, RunError
 from tests.support.fault_table import SINCE, observed
 from tests.support.processes import LIMIT_SECONDS, processes
-from tests.support.stand_ins import MortalPack, PoisonedPack, StuckPack
+from tests.support.stand_ins import MortalPack, PoisonedPack, RaisingPack, StuckPack
 from tests.support.streams import config_of, demo_settings, follow, local, opened, seen, with_layout
 
 
@@ -107,10 +107,10 @@ def test_dead_feed_ends_the_wait(
 
     kill(feed)
     error = outcome_of(thread, outcome)
-    assert isinstance(error, ClusterError), error
+    assert isinstance(error, LostError), error
     assert "FeedActor" in str(error)
 
-    with pytest.raises(ClusterError, match="FeedActor"):
+    with pytest.raises(LostError, match="FeedActor"):
         feed.commit(2)
     cursor = Cursor.from_json(feed.cursor().to_json(), "there")
     feed.close()
@@ -139,12 +139,30 @@ def test_dead_feed_ends_the_commit(config: DataConfig, tmp_path: Path) -> None:
         process.send_signal(signal.SIGKILL)
         error = outcome_of(thread, outcome)
 
-    assert isinstance(error, ClusterError), error
+    assert isinstance(error, LostError), error
     assert "FeedActor" in str(error)
     assert feed.cursor().consumed_rows == config.order.batch_size, "the step was not entered"
 
 
 # --- loaders
+
+
+def test_an_exception_in_a_stage_ends_the_run(config: DataConfig, tmp_path: Path) -> None:
+    """It is no loss: it would come again at the same row."""
+    loader = pipeline.LoaderStages(pack=partial(RaisingPack, 4))
+    taken = []
+    with (
+        opened(config, str(tmp_path), loader=loader) as feed,
+        pytest.raises(RunError) as raised,
+    ):
+        taken.extend(follow(feed, config))
+
+    text = str(raised.value)
+    assert "failed in steps 0 to 5: IndexError: list index out of range, at " in text
+    assert f"; step {len(taken)} was to come next, of 64 rows between row " in text
+    assert "apply UDF" not in text, "nothing of Ray Data's own"
+    assert "in __call__" in raised.value.remote_stack
+    observed("exception in a stage of the stream", text, "the data stream failed", SINCE)
 
 
 @pytest.mark.slow
@@ -157,7 +175,7 @@ def test_poisonous_row_ends_the_run(config: DataConfig, tmp_path: Path) -> None:
 
     with (
         opened(config, str(tmp_path), loader=loader) as feed,
-        pytest.raises(MilesError) as raised,
+        pytest.raises(LostError) as raised,
     ):
         taken.extend(
             report.content.fingerprint for report, _ in follow(feed, config)
@@ -179,13 +197,17 @@ def test_poisonous_row_ends_the_run(config: DataConfig, tmp_path: Path) -> None:
     assert len(taken) <= 8, "no step came after the one that could not be had"
 
 
-def test_without_retries_the_first_death_counts(config: DataConfig, tmp_path: Path) -> None:
+def test_without_retries_the_first_death_counts(
+    config: DataConfig, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Neither Ray Data nor a raylet prints anything beside the error."""
     row_id = int(local(config)[0].micro_batches[0][0].row_ids[0])
     loader = pipeline.LoaderStages(pack=partial(PoisonedPack, str(tmp_path), row_id))
     config = replace(config, stream=StreamConfig(max_retries=0))
-    with pytest.raises(MilesError):
+    with pytest.raises(LostError):
         list(pipeline.blocks(pipeline.build(build_manifest(config.sources), config, loader=loader)))
     assert len(list(tmp_path.glob("death-*"))) == 1
+    assert "".join(capfd.readouterr()) == ""
 
 
 def test_killed_loader_changes_neither_order_nor_counts(config: DataConfig, tmp_path: Path) -> None:

@@ -30,7 +30,15 @@ from miles.data.stream.feed_actor import FeedActor
 from miles.data.stream.step_iterator import StepIterator
 from miles.data.types import Cursor
 from miles.demo import rows
-from miles.errors import CheckpointError, ClusterError, DataError, SourceError, TemplateError
+from miles.errors import (
+    CheckpointError,
+    ClusterError,
+    DataError,
+    LostError,
+    RunError,
+    SourceError,
+    TemplateError,
+)
 from miles.train.config import TrainConfig
 from miles.train.driver.cluster import ray_cluster
 from tests.support.processes import LIMIT_SECONDS, wait_until
@@ -119,16 +127,16 @@ def test_last_steps_are_reported_once_measured(
     actor: ByHand, packed: list[pa.Table], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     actor.give(*packed[:2])
-    actor.end(ClusterError("the stream is at its end"))
+    actor.end(RunError("the stream is at its end"))
     committing, reports = in_thread(actor.commit, 0)
     assert not reports, "what begins the step may come after the question"
     actor.begin(0)
     committing.join(LIMIT_SECONDS)
     assert [report.timing.queue_depth for report in reports] == [2]
-    with pytest.raises(ClusterError, match="at its end"):
+    with pytest.raises(RunError, match="at its end"):
         actor.commit(2)
     monkeypatch.setattr(feed_actor, "REPORT_SECONDS", 0.1)
-    with pytest.raises(ClusterError, match="at its end"):
+    with pytest.raises(RunError, match="at its end"):
         actor.commit(1)
 
 
@@ -167,7 +175,7 @@ def test_window_is_bounded_and_lets_chunks_go(actor: ByHand, packed: list[pa.Tab
         assert len(ready.held_steps) <= 3
 
     producing.join(LIMIT_SECONDS)
-    with pytest.raises(ClusterError, match="step 0 of the data stream is gone"):
+    with pytest.raises(RunError, match="step 0 of the data stream is gone"):
         actor.fetch(0, 0, 0)
     assert [end for _, end in ready.held_steps] == [last]
     assert depths == [3] * (len(packed) - 2) + [2, 1]
@@ -180,7 +188,7 @@ def test_wait_has_a_limit(actor: ByHand, monkeypatch: pytest.MonkeyPatch) -> Non
     def read_ahead() -> None:
         try:
             actor.fetch(3, 1, 0)
-        except ClusterError as error:
+        except LostError as error:
             errors.append(str(error))
 
     reading, _ = in_thread(read_ahead)
@@ -200,7 +208,7 @@ def test_end_of_stream_is_an_error(config: DataConfig, tmp_path: Path) -> None:
     count = feed.info.num_steps
     assert len(list(StepIterator(feed.handle, 0, 0, 0, count))) == count
 
-    with pytest.raises(ClusterError, match=f"ended with step {count - 1}"):
+    with pytest.raises(RunError, match=f"ended with step {count - 1}"):
         next(StepIterator(feed.handle, 0, 0, count, count + 1))
     for step in range(count):
         feed.commit(step)
@@ -211,10 +219,10 @@ def test_end_of_stream_is_an_error(config: DataConfig, tmp_path: Path) -> None:
     assert '"micro_batches"' in first, "kept, though the step itself was let go long ago"
 
     feed.close()
-    with pytest.raises(ClusterError):
+    with pytest.raises(LostError):
         next(StepIterator(feed.handle, 0, 0, 0, count))
 
-    with pytest.raises(ClusterError):
+    with pytest.raises(LostError):
         feed.commit(count - 1)
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from tests.support.commands import Workspace
 from tests.support.fault_table import NOTHING, SINCE, observed
-from tests.support.nodes import RAY, JobServer, Nodes
+from tests.support.nodes import RAY, JobServer, Nodes, environment_of_ray
 from tests.support.processes import PROJECT, environment, wait_until
 from tests.support.runs import NUM_STEPS, lines, require_same, tracked
 
@@ -38,6 +38,7 @@ def test_lost_node_is_replaced_or_named(
     try:
         for _ in range(3):
             nodes.add()
+        refuses_a_wrong_token(nodes.address)
         with workspace.command(save, **flags) as command:
             command.until(lambda: tracked(save) >= 4)
             assert len(nodes.with_trainers()) == 2, "a rank a node"
@@ -60,6 +61,17 @@ def test_lost_node_is_replaced_or_named(
         nodes.end()
 
 
+def refuses_a_wrong_token(address: str) -> None:
+    """A plain `ray start` asks for the user's token, which the runs beside this one have."""
+    words = [sys.executable, "-m", "tests.support.join_ray", address]
+    env = {**environment(), "RAY_AUTH_TOKEN": "wrong"}
+    done = subprocess.run(words, env=env, cwd=PROJECT, capture_output=True, text=True)
+    assert done.returncode == 4, done.stderr
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    fault = "wrong token for a cluster that asks for one"
+    observed(fault, done.stderr, "asks for a token", NOTHING)
+
+
 def test_a_submitted_job_joins_its_cluster_and_saves_when_stopped(
     workspace: Workspace, tmp_path: Path
 ) -> None:
@@ -77,7 +89,8 @@ def test_a_submitted_job_joins_its_cluster_and_saves_when_stopped(
     words = [*submit, "--runtime-env-json", runtime_env, "--", "python3", "train_async.py", *flags]
 
     def is_submitted() -> bool:  # the dashboard and its agent come up after the head
-        return subprocess.run(words, env=environment(), capture_output=True).returncode == 0
+        done = subprocess.run(words, env=environment_of_ray(), capture_output=True)
+        return done.returncode == 0
 
     try:
         wait_until(is_submitted, lambda: "no dashboard")

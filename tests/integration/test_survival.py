@@ -21,7 +21,7 @@ import pytest
 from rich.console import Console
 
 from miles.common import run_folder
-from miles.errors import CheckpointError, LeaseError, SourceError
+from miles.errors import CheckpointError, LeaseError, RunError, SourceError
 from miles.train.config import TrainConfig
 from miles.train.driver import group
 from miles.train.driver.loop import train
@@ -128,9 +128,7 @@ def test_run_starts_again_what_it_lost(
     require_same(save, unbroken)
     entries = lines(save, "starts.jsonl")
     assert [entry.get("start") for entry in entries] == [1, None, 2, None, 3, None]
-    assert all(
-        entry["reason"].startswith("restarted after ClusterError: ") for entry in entries[2::2]
-    )
+    assert all(entry["reason"].startswith("restarted after LostError: ") for entry in entries[2::2])
     assert (
         "starting again from the last complete checkpoint (restart 1 from it; --max-restarts 3)"
         in printed
@@ -138,8 +136,10 @@ def test_run_starts_again_what_it_lost(
 
 
 def test_lost_trainer_ends_a_run_without_restarts(workspace: Workspace, tmp_path: Path) -> None:
-    save = tmp_path / "run"
-    with workspace.command(save, max_restarts=0) as command:
+    """Here also with a folder for temporary files whose path is too long for sockets."""
+    save, long = tmp_path / "run", tmp_path / ("x" * 60)
+    long.mkdir()
+    with workspace.command(save, env={"TMPDIR": str(long)}, max_restarts=0) as command:
         command.until(lambda: len(lines(save)) >= 3)
         command.kill_one("ray::TrainerActor")
         printed = command.wait(4)
@@ -148,6 +148,7 @@ def test_lost_trainer_ends_a_run_without_restarts(workspace: Workspace, tmp_path
         "the one that was killed, not one that missed it"
     )
     observed("trainer killed, `--max-restarts` used up", printed, "miles: error:", SINCE)
+    assert "too long a path for its sockets" in printed
 
 
 def test_sigterm_saves_for_any_layout(workspace: Workspace, unbroken: Path, tmp_path: Path) -> None:
@@ -372,3 +373,36 @@ def test_unreadable_rows_end_the_run_by_name(
     assert len(lines(save, "starts.jsonl")) == 2, "starting again would not mend it"
 
     observed(fault, str(raised.value), marker, SINCE)
+
+
+class WrongActor(TrainerActor):
+    """Has a mistake that shows at the sixth step: it asks for a source that is not there."""
+
+    def train_step(self) -> StepResult:
+        result = super().train_step()
+        self.num_done = getattr(self, "num_done", 0) + 1
+        if self.num_done == 6:
+            assert result.source_losses[2]
+        return result
+
+
+def test_an_exception_in_a_trainer_ends_the_run_at_once(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save, screen = tmp_path / "run", io.StringIO()
+    monkeypatch.setattr(group, "TrainerActor", WrongActor)
+    with pytest.raises(RunError) as raised:
+        train(settings(workspace, save), Console(file=screen, width=400))
+
+    text = str(raised.value)
+    error = "trainer 0 failed during 'train_step': IndexError: tuple index out of range"
+    assert text.startswith(f"{error}, at ")
+    assert text.endswith(f"Its traceback is in {save}/train.log")
+    assert "in train_step" in (save / "train.log").read_text()
+    assert "starting again" not in screen.getvalue()
+
+    begin, end = lines(save, "starts.jsonl")
+    assert end["how"].startswith(f"RunError: {error}")
+    assert (begin["start"], end["end"], end["next_step"]) == (1, 1, 5)
+    assert (len(lines(save)), tracked(save)) == (5, 4)
+    observed("exception in a trainer", text, "failed during", SINCE)

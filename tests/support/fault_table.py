@@ -29,7 +29,13 @@ SECTIONS: dict[str, tuple[str, ...]] = {
         "node lost, none is free",
         "row that kills its loader each time",
     ),
-    "Errors that another start would not mend": ("weights became NaN",),
+    "Errors that another start would not mend": (
+        "weights became NaN",
+        "exception in a trainer",
+        "exception in a stage of the stream",
+        "no memory left in a trainer",
+        "file that one node lacks",
+    ),
     "What can be known before the start": (
         "no row can be used",
         "too large a share of a small set cannot be used",
@@ -45,7 +51,17 @@ SECTIONS: dict[str, tuple[str, ...]] = {
         "bucket mistyped",
         "package of a sink missing",
     ),
-    "Ray": (),
+    "Ray": (
+        "nobody answers at `--ray-address`",
+        "another program at `--ray-address`",
+        "the dashboard's URL as `--ray-address`",
+        "wrong token for a cluster that asks for one",
+        "path of Ray's folder too long for its sockets",
+        "Ray's folder cannot be written",
+        "no room for Ray's object store",
+        "SIGTERM while Ray starts",
+        "Ctrl-C while Ray starts",
+    ),
     "Storage and disks": (
         "killed while a checkpoint is written",
         "disk full before a checkpoint",

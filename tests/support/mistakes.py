@@ -17,6 +17,7 @@ from miles.demo.model import build_model
 
 USAGE = 2
 INPUT = 3
+CLUSTER = 4
 RUN = 5
 
 
@@ -68,6 +69,9 @@ COMMANDS = (
     Mistake(f"{_PREPARE} {{rows}} --column-names {{{{", USAGE, "--column-names"),
     Mistake(f"{_PREPARE} {{rows}} --max-bad-fraction 7", USAGE, "must be between 0 and 1, not 7"),
     Mistake("prepare x --tokenizer {tokenizer} --output {out}", USAGE, "has no path"),
+    Mistake(
+        "prepare x --tokenizer {tokenizer} --output {hf} --source {rows}", USAGE, "--overwrite"
+    ),
     Mistake("prepare x --tokenizer {tokenizer} --output s3://b/x --source {rows}", RUN, "no cred"),
     Mistake("prepare x --tokenizer {tokenizer} --output {file} --source {rows}", RUN, "folder"),
     # Tokenizers and templates.
@@ -152,9 +156,16 @@ COMMANDS = (
     Mistake(f"{_DRY} --save s3:/bucket/x", USAGE, "a URL has two slashes"),
     Mistake(f"{_DRY} --save {{broken_run}}", INPUT, "miles.json: cut off behind line 1"),
     Mistake(f"{_DRY} --save {{newer_run}}", INPUT, "data cursor of version 99"),
+    Mistake(f"{_DRY} --save {{tracker_text}}", INPUT, "There is no complete checkpoint in"),
+    Mistake(f"{_DRY} --save {{tracker_gone}}", INPUT, "iter_0000007, which is not there"),
+    Mistake(f"{_TRAIN} --save {{no_tracker}}", INPUT, "To go on from step 7: echo 7 >"),
+    Mistake(f"{_DRY} --load {{empty}} --ref-load {{hf}}", INPUT, "no Megatron checkpoint there"),
     Mistake(f"{_DRY} --hf-checkpoint {{one_expert}}", INPUT, "num_experts_per_tok = 1"),
     Mistake(f"{_TRAIN} --prompt-data {{none}}.jsonl", INPUT, "none.jsonl: no such file"),
     Mistake(f"{_TRAIN} --save {{file}}", RUN, "--save"),
+    # A cluster.
+    Mistake(f"{_TRAIN} --ray-address http://127.0.0.1:8265", USAGE, "expected HOST:PORT"),
+    Mistake(f"{_TRAIN} --ray-address 127.0.0.1:9", CLUSTER, "no Ray answers there"),
 )
 
 
@@ -319,6 +330,7 @@ def _add_runs(places: _Places) -> None:
         "iter_0000007/metadata.json": b"{}",
         "iter_0000007/miles.json": b'{"cursor": {"vers',
     }
+    places.add_folder("no_tracker", None, {"iter_0000007/metadata.json": b"{}"})
     broken = {"metrics.jsonl": b"\xff\n", "first_batch.json": b'{"tokenizer": "x", "micro'}
     places.add_folder("broken_run", None, {**checkpoint, **broken})
     newer = {"iter_0000007/miles.json": b'{"cursor": {"version": 99}}'}

@@ -28,6 +28,11 @@ from tests.support.processes import (
 RAY = str(Path(sys.executable).with_name("ray"))
 
 
+def environment_of_ray() -> dict[str, str]:
+    """Return the environment for Ray's own commands: unlike ours, they do not look for a token."""
+    return {**environment(), "RAY_AUTH_MODE": "token"}
+
+
 class Node:
     """A node of a Ray cluster, as `ray start` makes one: it is lost with all its processes.
 
@@ -43,7 +48,7 @@ class Node:
         )
         self._process = subprocess.Popen(
             [RAY, "start", "--block", *words, *sizes.split(), *ports.split()],
-            env=environment(),
+            env=environment_of_ray(),
             cwd=PROJECT,  # in which Ray starts its jobs
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -90,7 +95,9 @@ class Nodes:
 
     def status(self) -> str:
         words = [RAY, "status", "--address", self.address]
-        return subprocess.run(words, capture_output=True, text=True, env=environment()).stdout
+        return subprocess.run(
+            words, capture_output=True, text=True, env=environment_of_ray()
+        ).stdout
 
     def with_trainers(self) -> list[Node]:
         return [node for node in self.others if node.processes("ray::TrainerActor")]

@@ -50,8 +50,12 @@ def processes(name: str, pid: int | None = None) -> list[psutil.Process]:
 
 
 def environment() -> dict[str, str]:
-    """Return this process's environment, without what would lead to a Ray that is running."""
-    return {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    """Return this process's environment, without what would lead to a Ray that is running.
+
+    Ray sets RAY_AUTH_MODE in a process that has started one; a user's shell does not have it.
+    """
+    left_out = ("RAY_ADDRESS", "RAY_AUTH_MODE")
+    return {name: value for name, value in os.environ.items() if name not in left_out}
 
 
 def free_port() -> int:

@@ -100,6 +100,20 @@ class PoisonedPack:
             yield packed
 
 
+class RaisingPack:
+    """Packs up to a step, and has a mistake in it there."""
+
+    def __init__(self, step: int, config: Any) -> None:
+        self.step = step
+        self.config = config
+
+    def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
+        for packed in steps_of(stages.pack_steps(table, self.config)):
+            if packed["step"][0].as_py() == self.step:
+                raise IndexError("list index out of range")
+            yield packed
+
+
 class MortalPack:
     """Packs, and dies when it comes to a step, the first two times."""
 

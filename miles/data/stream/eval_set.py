@@ -155,7 +155,7 @@ def micro_batches(references: Sequence[ray.ObjectRef]) -> Iterator[tuple[MicroBa
             place of a reference that is an argument by itself.
 
     Raises:
-        ClusterError: a chunk is lost, with its `EvalSet` or the node that held it.
+        LostError: a chunk is lost, with its `EvalSet` or the node that held it.
     """
     for reference in references:
         yield from shards.micro_batches(_fetch(reference))

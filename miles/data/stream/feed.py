@@ -112,7 +112,7 @@ class Feed:
 
         Raises:
             DataError: too many rows were dropped, or one that ends the run by itself.
-            ClusterError: the feed is gone.
+            LostError: the feed is gone.
         """
         try:
             report: StepReport = ray.get(self.handle.commit.remote(step))

@@ -23,7 +23,7 @@ from miles.data.packing import shards
 from miles.data.stream import pipeline, stages
 from miles.data.stream.ready_steps import ReadySteps
 from miles.data.types import StepReport
-from miles.errors import ClusterError, MilesError
+from miles.errors import LostError, MilesError, RunError
 
 WAIT_SECONDS = 1800.0
 """How long a rank waits for a step before it fails."""
@@ -79,7 +79,7 @@ class FeedActor:
                 self._has_come.wait(WAIT_SECONDS)
                 overdue = self._ready.overdue_step(time.perf_counter(), WAIT_SECONDS)
                 if overdue is not None:
-                    raise ClusterError(
+                    raise LostError(
                         f"waited {WAIT_SECONDS:g} seconds for step {overdue} of the data stream"
                     )
             return [reference]
@@ -154,11 +154,11 @@ class FeedActor:
             for block in pipeline.blocks(dataset):
                 self.put(block)
             newest = self._ready.newest
-            self.end(ClusterError(f"the data stream ended with step {newest}; none comes after it"))
+            self.end(RunError(f"the data stream ended with step {newest}; none comes after it"))
         except Exception as error:  # ends the thread: every waiting rank gets it
             cause = pipeline.cause_of(error)
-            if isinstance(cause, ClusterError):
-                cause = ClusterError(f"{cause}; {self._next_rows(manifest)}")
+            if isinstance(cause, (LostError, RunError)):
+                cause.args = (f"{cause}; {self._next_rows(manifest)}",)
             self.end(cause)
 
     def put(self, block: pa.Table) -> None:

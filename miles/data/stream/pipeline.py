@@ -21,12 +21,12 @@ import pyarrow as pa
 import ray
 from ray.data import DataContext, Dataset
 
-from miles.common.redact import redact
+from miles.common import remote_errors
 from miles.data.config import DataConfig, EncodeConfig, PackConfig, RowFormat
 from miles.data.files.manifest import Manifest
 from miles.data.order.plan import Plan, WindowRef
 from miles.data.stream import stages
-from miles.errors import ClusterError, MilesError, NoRoomError
+from miles.errors import MilesError, NoRoomError
 
 Gate = Callable[[int], None]
 """Returns when the window that begins with a step may be loaded."""
@@ -111,7 +111,33 @@ class _Chain:
 
     def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
         _collect_rarely()
-        return _run(table, self.chained)
+        return _judged(_run(table, self.chained), table)
+
+
+class StageFailure(Exception):
+    """The error of a stage, on its way from a loader's process through Ray Data.
+
+    Ray Data (2.60) adds a paragraph on its own retries to the text of any exception that passes it,
+    and cannot carry every exception. This one has the error as an attribute.
+    """
+
+    error: MilesError
+
+
+def _judged(tables: Iterator[pa.Table], windows: pa.Table) -> Iterator[pa.Table]:
+    """Pass on the tables of a chain, and say what an error in it means for the run.
+
+    Args:
+        windows: `WindowRef` rows that the tables are made of.
+    """
+    try:
+        yield from tables
+    except Exception as error:
+        first, last = windows["first_step"][0], windows["last_step"][-1]
+        subject = f"the data stream failed in steps {first} to {last}"
+        failure = StageFailure()
+        failure.error = remote_errors.judge(error).as_error(subject)
+        raise failure from error
 
 
 def _run(table: pa.Table, chained: tuple[Stage, ...]) -> Iterator[pa.Table]:
@@ -224,8 +250,8 @@ def _over_windows(refs: Iterable[WindowRef], chain: _Chain, config: DataConfig) 
     )
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    # It reports each start and end; failures are raised.
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    # It reports each start and end, and prints the traceback of each failure; these are raised.
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
 
     DataContext._set_current(context)  # a data set keeps the context that it was made in
     try:
@@ -279,15 +305,11 @@ def blocks(dataset: Dataset) -> Iterator[pa.Table]:
 
 
 def cause_of(error: BaseException) -> MilesError:
-    """Return the error of ours inside what Ray made of it; a `ClusterError` if there is none."""
-    seen: BaseException | None = error
-    while seen is not None:
-        cause = getattr(seen, "cause", None)
-        for candidate in (cause, seen):
-            if (
-                isinstance(candidate, MilesError)
-                and type(candidate).__module__ == MilesError.__module__
-            ):
-                return candidate
-        seen = cause if isinstance(cause, BaseException) else seen.__cause__
-    return ClusterError(f"the data stream failed: {type(error).__name__}: {redact(str(error))}")
+    """Return the error of ours inside what Ray made of it, or what another error means.
+
+    A `LostError` for a process, node or object that is gone; a `RunError` for an exception.
+    """
+    for seen in (error, getattr(error, "cause", None)):
+        if isinstance(seen, StageFailure):
+            return seen.error
+    return remote_errors.judge(error).as_error("the data stream failed")

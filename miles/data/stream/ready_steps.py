@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from miles.data.types import StepReport
-from miles.errors import ClusterError, MilesError
+from miles.errors import LostError, MilesError, RunError
 
 
 @dataclass
@@ -104,7 +104,7 @@ class ReadySteps:
 
         Raises:
             MilesError: why the stream ended before the step.
-            ClusterError: the chunk was released, or the stream began after the step.
+            RunError: the chunk was released, or the stream began after the step.
         """
         for chunk in self._chunks:
             if chunk.first_step <= step <= chunk.last_step:
@@ -113,7 +113,7 @@ class ReadySteps:
                 return chunk.shares[dp_rank]
 
         if step <= self._newest:
-            raise ClusterError(
+            raise RunError(
                 f"step {step} of the data stream is gone: every rank has passed it, or the "
                 "stream began after it"
             )
@@ -155,7 +155,7 @@ class ReadySteps:
             MilesError: why the stream ended, or that no rank has needed the step.
         """
         if step not in self._measured:
-            raise self._end or ClusterError(
+            raise self._end or LostError(
                 f"step {step} of the data stream was committed, but never begun"
             )
         for old in [old for old in self._reports if old < step]:

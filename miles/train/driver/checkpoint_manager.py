@@ -12,7 +12,7 @@ from typing import Any
 
 from miles.common import storage
 from miles.common.checkpoint_tracker import folder_name, write_tracker
-from miles.errors import ClusterError, MilesError, WriteError
+from miles.errors import LostError, MilesError, WriteError
 from miles.train.config import TrainConfig
 from miles.train.driver.group import TrainerGroup
 from miles.train.driver.run_log import RunLog
@@ -71,7 +71,7 @@ class CheckpointManager:
 
         Raises:
             WriteError: this one or the one before failed, and that ends the run.
-            ClusterError: a rank failed, or the one before took too long.
+            LostError: a rank was lost, or the one before took too long.
         """
         self.wait()
         storage.require_held(self._config.save)
@@ -90,7 +90,7 @@ class CheckpointManager:
 
         Raises:
             WriteError: it failed, and that ends the run.
-            ClusterError: a rank failed.
+            LostError: a rank was lost.
         """
         pending = self._pending
         if pending is None:
@@ -111,7 +111,7 @@ class CheckpointManager:
 
         Raises:
             WriteError: it failed, and that ends the run.
-            ClusterError: a rank failed, or it takes too long.
+            LostError: a rank was lost, or it takes too long.
         """
         timeout_minutes = self._config.cluster.timeout_minutes
         deadline = time.monotonic() + timeout_minutes * 60
@@ -121,7 +121,7 @@ class CheckpointManager:
             if self._pending is None:
                 return
             if time.monotonic() > deadline:
-                raise ClusterError(
+                raise LostError(
                     f"the checkpoint of step {self._pending.iteration} was not written within "
                     f"{timeout_minutes:g} minutes (--distributed-timeout-minutes); the last "
                     f"complete one is {self.newest}"

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import ray
 
-from miles.common import local_ray, storage
+from miles.common import local_ray, remote_errors, storage
 from miles.errors import CheckpointError, NoRoomError
 from miles.train.config import TrainConfig
 from miles.train.driver.group import TrainerGroup
@@ -25,6 +25,7 @@ def ray_cluster(config: TrainConfig) -> Iterator[bool]:
 
     Raises:
         NoRoomError: it cannot hold the trainers beside the loader.
+        ClusterError: it cannot be started or joined, or failed outside of an attempt.
     """
     # torch is imported here because importing this module should not take seconds.
     from miles.train.model import device
@@ -38,6 +39,8 @@ def ray_cluster(config: TrainConfig) -> Iterator[bool]:
         has_gpus = resources.get("GPU", 0) > 0
         _require_room(config, resources.get("CPU", 0), resources.get("GPU", 0))
         yield has_gpus
+    except ray.exceptions.RayError as error:
+        raise remote_errors.judge(error).as_error("Ray failed") from error
     finally:
         if is_own:
             ray.shutdown()

@@ -21,7 +21,7 @@ from miles.architecture.families import parameters_of
 from miles.architecture.sizes import total_parameters
 from miles.common import atomic_folders, storage
 from miles.common.atomic_folders import StagedFolder
-from miles.errors import CheckpointError, ClusterError, MilesError
+from miles.errors import CheckpointError, ClusterError, MilesError, RunError, WriteError
 from miles.train.config import TrainConfig
 from miles.train.driver.group import TrainerGroup
 from miles.train.driver.run_log import RunLog
@@ -93,7 +93,8 @@ class Exporter:
             iteration: steps that the weights have seen; their checkpoint was begun just now.
 
         Raises:
-            ClusterError: a rank was lost.
+            LostError: a rank was lost.
+            RunError: a rank failed.
         """
         self.abandon()
         target = self._target_of(iteration)
@@ -110,7 +111,7 @@ class Exporter:
             plan = self._write(folder.path)
         except BaseException as error:
             folder.discard()
-            if isinstance(error, ClusterError) or not isinstance(error, (MilesError, OSError)):
+            if _ends_attempt(error):
                 raise
             self._leave_to_driver(target, str(error))
         else:
@@ -168,7 +169,8 @@ class Exporter:
 
         Raises:
             CheckpointError: they cannot, and why.
-            ClusterError: a rank was lost.
+            LostError: a rank was lost.
+            RunError: a rank failed.
         """
         # torch is imported here because importing this module should not take seconds.
         from miles.convert.export_plan import ExportPlan
@@ -205,6 +207,12 @@ class Exporter:
     def _leave_to_driver(self, target: str, reason: str) -> None:
         """Note why an export is converted from the checkpoint, once that is complete."""
         self._run_log.write(f"{target}: converted from the checkpoint, not by the ranks: {reason}")
+
+
+def _ends_attempt(error: BaseException) -> bool:
+    """Return whether an error is of the ranks, or none that a user can mend."""
+    is_of_ranks = isinstance(error, (ClusterError, RunError)) and not isinstance(error, WriteError)
+    return is_of_ranks or not isinstance(error, (MilesError, OSError))
 
 
 def _target(save_hf: str, iteration: int) -> str:

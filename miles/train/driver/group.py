@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from miles.common.redact import redact
-from miles.errors import ClusterError, MilesError, NoRoomError
+from miles.common import remote_errors
+from miles.common.remote_errors import RemoteFailure
+from miles.errors import LostError, NoRoomError
 from miles.train.config import ClusterConfig
 from miles.train.rank.actor import TrainerActor
 from miles.train.types import (
@@ -39,8 +40,9 @@ R = TypeVar("R")
 class TrainerGroup:
     """The trainer actors of a run. Each method calls a method of `TrainerActor` on every rank.
 
-    All of them raise a `MilesError`: one that a rank raised, or a `ClusterError` for any other
-    error of a rank, for a rank that died, and for a rank that did not answer in time.
+    All of them raise a `MilesError`: one that a rank raised; a `LostError` for a rank that died,
+    lost its peers or its GPU, or did not answer in time; a `RunError` for any other exception of a
+    rank (`miles.common.remote_errors`).
 
     Args:
         on_gpu: each actor has a GPU.
@@ -116,10 +118,12 @@ class TrainerGroup:
 
     def shut_down(self) -> None:
         """End the actors, and free their place."""
-        for actor in self._actors:
-            ray.kill(actor)
-        if self._place is not None:
-            remove_placement_group(self._place)
+        # After a loss, Ray itself may be gone: that is not to hide the loss.
+        with contextlib.suppress(ray.exceptions.RayError):
+            for actor in self._actors:
+                ray.kill(actor)
+            if self._place is not None:
+                remove_placement_group(self._place)
 
     def _call(
         self, method: Callable[Concatenate[TrainerActor, P], R], *args: P.args, **kwargs: P.kwargs
@@ -161,66 +165,45 @@ class TrainerGroup:
         while pending:  # one by one, so that the first failure is seen at once
             ready, pending = ray.wait(pending, timeout=max(0.0, deadline - time.monotonic()))
             if not ready:
-                raise ClusterError(
+                raise LostError(
                     f"{len(pending)} of {len(references)} trainers did not finish {method!r} "
                     f"within {self._timeout_seconds / 60:g} minutes "
                     "(--distributed-timeout-minutes)"
                 )
 
-            failure = _failure_of(method, references, ready[0])
-            if failure is not None:
-                raise _cause(failure, method, references, pending)
+            _raise_cause(method, references, ready[0], pending)
         return list(ray.get(references))
 
 
-@dataclass(frozen=True)
-class _RankFailure:
-    """How a call ended on one rank."""
-
-    error: MilesError
-    is_cause: bool
-    """False: it may follow from the failure of another rank"""
-
-
-def _failure_of(method: str, references: list[Any], reference: Any) -> _RankFailure | None:
+def _failure_of(reference: Any) -> RemoteFailure | None:
     """Return how a call failed that has ended; None if it did not."""
-    rank = references.index(reference)
     try:
         ray.get(reference)
-        return None
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, MilesError):
-            return _RankFailure(error.cause, is_cause=True)
-        reason = f"{type(error.cause).__name__}: {_on_one_line(error.cause)}"
-
-        failure = ClusterError(f"trainer {rank} failed during {method!r}: {reason}")
-        failure.__cause__ = error
-        return _RankFailure(failure, is_cause=False)
     except ray.exceptions.RayError as error:
-        failure = ClusterError(f"trainer {rank} died during {method!r}: {_on_one_line(error)}")
-        failure.__cause__ = error
-        return _RankFailure(failure, is_cause=True)
+        return remote_errors.judge(error)
+    return None
 
 
-def _cause(
-    first: _RankFailure, method: str, references: list[Any], pending: list[Any]
-) -> MilesError:
-    """Return the error that caused a failure.
+def _raise_cause(method: str, references: list[Any], first: Any, pending: list[Any]) -> None:
+    """Raise the error that caused the failure of a call that has ended, if it did fail.
 
     A rank whose peer is gone fails in gloo or NCCL. Ray hears a little later which peer that was.
+
+    Raises:
+        MilesError: the cause.
     """
-    if first.is_cause:
-        return first.error
+    failure = _failure_of(first)
+    if failure is None:
+        return
+    rank = references.index(first)
 
-    ended: list[Any] = []
-    if pending:
+    if failure.may_follow and pending:
         ended, _ = ray.wait(pending, num_returns=len(pending), timeout=ROOT_CAUSE_SECONDS)
-    for reference in ended:
-        failure = _failure_of(method, references, reference)
-        if failure is not None and failure.is_cause:
-            return failure.error
-    return first.error
-
-
-def _on_one_line(error: object) -> str:
-    return redact(" ".join(str(error).split()))[:500]
+        for reference in ended:
+            other = _failure_of(reference)
+            if other is not None and not other.may_follow:
+                failure, rank = other, references.index(reference)
+                break
+    verb = "died" if failure.has_died else "failed"
+    subject = f"trainer {rank} {verb} during {method!r}"
+    raise failure.as_error(subject) from failure.source

@@ -77,7 +77,7 @@ def run_attempt(run: Run, start: StartPoint) -> RunSummary:
     """Train from a checkpoint to the end of the run, or until SIGTERM.
 
     Raises:
-        ClusterError: a part of the run was lost; another attempt may go further.
+        LostError: a part of the run was lost; another attempt may go further.
         MilesError: what another attempt would not mend.
     """
     try:
@@ -139,7 +139,7 @@ class TrainingLoop:
         try:
             summary = self._run()
         except BaseException as error:
-            self._attempt_log.end(f"{type(error).__name__}: {error}", self._next_step)
+            self._attempt_log.fail(error, self._next_step, has_begun=True)
             raise
         how = "the last step" if summary.is_finished else "SIGTERM"
         self._attempt_log.end(how, summary.next_step)

@@ -2,7 +2,7 @@
 
 2026-11-25 08:00:12Z  … 8 trainers, going on at step 500 from s3://bucket/run/iter_0000500 (…)
 2026-11-25 08:05:31Z  checkpoint  s3://bucket/run/iter_0000600
-2026-11-25 08:06:02Z  ended: ClusterError: trainer 1 died during 'train_step': …
+2026-11-25 08:06:02Z  ended: LostError: trainer 1 died during 'train_step': …
 """
 
 from __future__ import annotations

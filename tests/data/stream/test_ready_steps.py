@@ -15,7 +15,7 @@ from miles.data.types import (
     StepRows,
     StepTiming,
 )
-from miles.errors import ClusterError, DataError
+from miles.errors import DataError, LostError, RunError
 
 
 def report(step: int) -> StepReport:
@@ -66,7 +66,7 @@ def test_fetching_ahead_measures_nothing() -> None:
     put(ready, 0, 2)
     assert ready.fetch(0, 0, 0) == (0, [0, 1])
     assert not ready.is_measured(0)
-    with pytest.raises(ClusterError, match="never begun"):
+    with pytest.raises(LostError, match="never begun"):
         ready.commit(0)
 
 
@@ -79,7 +79,7 @@ def test_chunk_is_released_after_all_ranks() -> None:
     assert ready.held_steps == [(0, 1), (2, 3)], "one rank has not fetched it"
     ready.fetch(1, 1, 1)
     assert ready.held_steps == [(2, 3)]
-    with pytest.raises(ClusterError, match="step 0 of the data stream is gone"):
+    with pytest.raises(RunError, match="step 0 of the data stream is gone"):
         ready.fetch(0, 0, 0)
 
 

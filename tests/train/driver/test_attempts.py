@@ -13,8 +13,17 @@ from rich.console import Console
 
 from miles.common import run_folder
 from miles.common.checkpoint_folder import SavedCheckpoint
+from miles.common.remote_errors import ray_errors
 from miles.data.config import DataConfig, EncodeConfig, OrderConfig, SourceConfig
-from miles.errors import CheckpointError, ClusterError, NoRoomError
+from miles.errors import (
+    CheckpointError,
+    ClusterError,
+    DataError,
+    LostError,
+    NoRoomError,
+    RunError,
+    SourceError,
+)
 from miles.train.config import TrainConfig
 from miles.train.driver.attempts import AttemptLog, with_restarts
 from miles.train.driver.run_log import RunLog
@@ -129,7 +138,7 @@ def test_a_lost_part_is_restarted_from_the_newest_checkpoint(
     def attempt() -> str:
         bench.newest += 4
         if bench.newest < 12:
-            raise ClusterError("a trainer\n   died")
+            raise LostError("a trainer\n   died")
         return "done"
 
     assert bench.run(attempt) == "done"
@@ -147,14 +156,24 @@ def test_restarts_from_one_checkpoint_are_limited(
     bench = Bench(tmp_path, monkeypatch, max_restarts=2)
 
     def attempt() -> str:
-        raise ClusterError("a trainer died")
+        raise LostError("a trainer died")
 
-    with pytest.raises(ClusterError, match="a trainer died"):
+    with pytest.raises(LostError, match="a trainer died") as raised:
         bench.run(attempt)
     assert bench.began_at == [0, 0, 0]
+    assert "No restart is left (--max-restarts 2 from one checkpoint)" in str(raised.value)
 
 
-@pytest.mark.parametrize("error", [NoRoomError("no GPU"), CheckpointError("disk full")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        NoRoomError("no GPU"),
+        ClusterError("Ray has 1 CPU"),
+        CheckpointError("another model"),
+        RunError("trainer 1 failed: IndexError"),
+        IndexError("of the driver"),
+    ],
+)
 def test_what_a_restart_would_not_mend_ends_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
@@ -168,17 +187,111 @@ def test_what_a_restart_would_not_mend_ends_the_run(
     assert bench.began_at == [0]
 
 
-def test_an_attempt_lost_before_it_began_is_repeated(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    bench = Bench(tmp_path, monkeypatch, max_restarts=1)
-    outcomes = iter([ClusterError("the feed died"), "done"])
+class Unbegun:
+    """Attempts with these outcomes, none of which is entered as a start."""
 
-    def attempt(start: StartPoint) -> Any:
-        outcome = next(outcomes)
+    def __init__(self, *outcomes: Exception | str) -> None:
+        self.outcomes = iter(outcomes)
+
+    def __call__(self, start: StartPoint) -> str:
+        outcome = next(self.outcomes)
         if isinstance(outcome, Exception):
             raise outcome
         return outcome
 
-    result = with_restarts(bench.config, bench.start(), bench.run_log, bench.attempt_log, attempt)
-    assert result == "done"
+
+def restarted(bench: Bench, attempt: Callable[[StartPoint], str]) -> str:
+    return with_restarts(bench.config, bench.start(), bench.run_log, bench.attempt_log, attempt)
+
+
+def test_an_attempt_lost_before_it_began_is_repeated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = Bench(tmp_path, monkeypatch, max_restarts=1)
+    assert restarted(bench, Unbegun(LostError("the feed died"), "done")) == "done"
+
+    (entry,) = entries(tmp_path)
+    assert entry == {
+        "not_begun": "LostError: the feed died",
+        "time": entry["time"],
+        "next_step": 0,
+        "restarts": True,
+    }
+    reason = bench.attempt_log.begin(0, "there", Layout(1), Precision.BF16)
+    assert reason == "restarted after LostError: the feed died"
+
+
+def test_a_first_failure_is_what_the_user_reads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before any attempt has begun, and after an earlier command that was stopped."""
+    for number in range(2):
+        bench = Bench(tmp_path, monkeypatch, max_restarts=3)
+        with pytest.raises(SourceError, match="no such file"):
+            restarted(bench, Unbegun(SourceError("rows.parquet: no such file")))
+        assert len(entries(tmp_path)) == 1 + 3 * number
+        assert entries(tmp_path)[-1]["not_begun"] == "SourceError: rows.parquet: no such file"
+
+        reason = AttemptLog(str(tmp_path)).begin(0, "there", Layout(1), Precision.BF16)
+        expected = (
+            "new run",
+            "the same command again, after SourceError: rows.parquet: no such file",
+        )
+        assert reason == expected[number]
+        AttemptLog(str(tmp_path)).end("SIGTERM", 9)
+
+
+def test_a_restart_is_never_noted_at_a_start_or_at_nothing(tmp_path: Path) -> None:
+    log = AttemptLog(str(tmp_path))
+    log.mark_restart()
+    log.begin(0, "there", Layout(1), Precision.BF16)
+    log.mark_restart()
+    assert "restarts" not in entries(tmp_path)[0]
+
+
+def test_a_failure_is_entered_once_and_where_it_hit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An attempt that fails after its beginning was entered, and before its first step."""
+    bench = Bench(tmp_path, monkeypatch, max_restarts=0)
+
+    def attempt(start: StartPoint) -> str:
+        bench.attempt_log.begin(0, "there", Layout(1), Precision.BF16)
+        raise LostError("a trainer died")
+
+    with pytest.raises(LostError):
+        restarted(bench, attempt)
+    begin, end = entries(tmp_path)
+    assert (begin["start"], end["end"], end["how"]) == (1, 1, "LostError: a trainer died")
+
+
+def test_a_log_that_cannot_be_written_hides_no_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = Bench(tmp_path, monkeypatch, max_restarts=1)
+    (tmp_path / run_folder.ATTEMPTS).mkdir()  # in the place of the file
+    with pytest.raises(DataError, match="too many rows"):
+        restarted(bench, Unbegun(DataError("too many rows")))
+    assert restarted(bench, Unbegun(LostError("the feed died"), "done")) == "done"
+
+
+def test_an_error_of_ray_in_the_driver_is_one_of_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = Bench(tmp_path, monkeypatch, max_restarts=0)
+    with pytest.raises(LostError, match=r"Ray failed: Actor.*node is gone"):
+        restarted(bench, Unbegun(ray_errors.ActorUnschedulableError("its node is gone")))
+
+
+def test_the_traceback_of_another_process_is_in_the_run_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = Bench(tmp_path, monkeypatch, max_restarts=3)
+    error = RunError("trainer 1 failed during 'train_step': IndexError: 9")
+    error.remote_stack = 'File "trainer.py", line 7, in train_step\nIndexError: 9'
+
+    with pytest.raises(RunError) as raised:
+        restarted(bench, Unbegun(error))
+    assert str(raised.value).endswith(f"Its traceback is in {tmp_path}/train.log")
+    assert "trainer.py" not in bench.screen.getvalue()
+    assert error.remote_stack in (tmp_path / "train.log").read_text()

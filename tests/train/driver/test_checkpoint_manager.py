@@ -12,7 +12,7 @@ from rich.console import Console
 from miles.common import storage, write_guard
 from miles.common.checkpoint_tracker import TRACKER
 from miles.data.config import DataConfig, EncodeConfig, OrderConfig, SourceConfig
-from miles.errors import ClusterError, LeaseError, WriteError
+from miles.errors import LeaseError, LostError, WriteError
 from miles.train.config import ClusterConfig, TrainConfig
 from miles.train.driver.checkpoint_manager import CheckpointManager
 from miles.train.driver.group import TrainerGroup
@@ -151,7 +151,7 @@ def test_the_next_checkpoint_waits_for_the_one_before(bench: Bench) -> None:
 def test_a_checkpoint_that_takes_too_long_is_lost(tmp_path: Path) -> None:
     bench = Bench(tmp_path, str(tmp_path), cluster=ClusterConfig(timeout_minutes=1e-6))
     bench.manager.begin(4, {}, must_succeed=False)
-    with pytest.raises(ClusterError, match="the checkpoint of step 4 was not written within"):
+    with pytest.raises(LostError, match="the checkpoint of step 4 was not written within"):
         bench.manager.wait()
 
 

@@ -28,7 +28,7 @@ from miles.convert.safetensors_files import (
     split_into_files,
 )
 from miles.data.config import DataConfig, EncodeConfig, OrderConfig, SourceConfig
-from miles.errors import CheckpointError, ClusterError
+from miles.errors import CheckpointError, LostError, MilesError, RunError
 from miles.train.config import TrainConfig
 from miles.train.driver.export import Exporter, export_if_missing, remove_unfinished
 from miles.train.driver.run_log import RunLog
@@ -67,15 +67,15 @@ class PretendedGroup:
         self.hf = hf
         self.blind: list[str] = []
         self.failure: SaveFailure | None = None
-        self.is_lost = False
+        self.error: MilesError | None = None
         self.num_left_out = 0
 
     def nodes_without(self, url: str) -> list[str]:
         return self.blind
 
     def write_export(self, folder: str) -> list[ExportPart]:
-        if self.is_lost:
-            raise ClusterError("trainer 1 died")
+        if self.error is not None:
+            raise self.error
 
         shape = read_shape(self.hf)
         tensors = open_weights(self.hf, shape)
@@ -207,10 +207,13 @@ def test_a_store_gets_the_converted_checkpoint(
     assert converted == [(f"run/{NUM_STEPS}", f"memory://{tmp_path.name}/export")]
 
 
-def test_a_lost_rank_leaves_nothing(hf: str, converted: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("error", [LostError("trainer 1 died"), RunError("trainer 1 failed")])
+def test_a_lost_rank_leaves_nothing(
+    hf: str, converted: Any, tmp_path: Path, error: MilesError
+) -> None:
     bench = Bench(tmp_path, hf, str(tmp_path / "export"))
-    bench.group.is_lost = True
-    with pytest.raises(ClusterError, match="trainer 1 died"):
+    bench.group.error = error
+    with pytest.raises(type(error), match="trainer 1"):
         bench.exporter.begin(NUM_STEPS)
     assert not hidden(tmp_path)
 

@@ -29,7 +29,7 @@ from miles.data.types import (
     StepRows,
     StepTiming,
 )
-from miles.errors import ClusterError, LeaseError
+from miles.errors import LeaseError, LostError
 from miles.train.config import EvalConfig, TrainConfig
 from miles.train.driver.attempts import AttemptLog
 from miles.train.driver.folder_leases import FolderLeases
@@ -72,7 +72,7 @@ class PretendedRun:
     def train_step(self) -> StepResult:
         self.events.append(f"train {self.next_step}")
         if self.next_step == self.fail_at:
-            raise ClusterError("trainer 0 died")
+            raise LostError("trainer 0 died")
         return StepResult((8.0 - self.next_step,), (1,), 1.0, 1e-3, 0.1)
 
     def begin_save(self, url: str, iteration: int, extra: dict[str, Any]) -> SaveFailure | None:
@@ -235,10 +235,10 @@ def test_a_stop_before_the_first_step_trains_none(tmp_path: Path) -> None:
 def test_a_failure_is_entered_with_the_step_that_it_hit(tmp_path: Path) -> None:
     run = PretendedRun(tmp_path)
     run.fail_at = 3
-    with pytest.raises(ClusterError):
+    with pytest.raises(LostError):
         run.train(Schedule(NUM_STEPS))
     end = run.lines(run_folder.ATTEMPTS)[-1]
-    assert (end["how"], end["next_step"]) == ("ClusterError: trainer 0 died", 3)
+    assert (end["how"], end["next_step"]) == ("LostError: trainer 0 died", 3)
     assert [line["step"] for line in run.lines(run_folder.METRICS)] == [0, 1, 2]
 
 
