@@ -20,10 +20,12 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
+from miles.common import run_folder
 from miles.errors import CheckpointError, LeaseError, RunError, SourceError
 from miles.train.config import TrainConfig
 from miles.train.driver import group
 from miles.train.driver.loop import train
+from miles.train.driver.records import RECORDS
 from miles.train.launch.arguments import parse
 from miles.train.rank.actor import TrainerActor
 from miles.train.types import StepResult
@@ -45,6 +47,18 @@ def draw_moment(
     return draw.randint(first, last)
 
 
+def break_records(folder: Path) -> None:
+    """Break each file of a run that only tells of it, as a disk that lost a block does."""
+    for name in (run_folder.RUN_LOG, *RECORDS):
+        *written, unfinished = (
+            (folder / name).read_bytes().split(b"\n") if (folder / name).exists() else [b""]
+        )
+        content = [*written[:1], b"\xff" + bytes(20), *written[1:], unfinished]
+        (folder / name).write_bytes(b"\n".join(content))
+    for name in (run_folder.CONFIG, run_folder.CERTIFICATE, run_folder.FIRST_BATCH):
+        (folder / name).write_bytes(b'{"a')
+
+
 def test_killed_run_goes_on(
     workspace: Workspace, unbroken: Path, tmp_path: Path, draw: random.Random
 ) -> None:
@@ -63,6 +77,7 @@ def test_killed_run_goes_on(
     )
     first_start = lines(save, "starts.jsonl")[0]
     assert first_start["checkpoint"] == str(workspace.folder / "hf")
+    break_records(save)
     with workspace.command(save, save_hf=save / "export", ref_load=None) as command:
         printed = command.wait(0)
     start = (
@@ -71,6 +86,9 @@ def test_killed_run_goes_on(
     )
     assert start in printed
     observed("driver killed (SIGKILL, out of memory, power)", printed, start, SINCE)
+    assert printed.count(".broken\n") == len(RECORDS) + 1
+    fault = "records of a run with lines that cannot be read, then the same command"
+    observed(fault, printed, "starts.jsonl: line 2 cannot be read", "the line")
     require_same(save, unbroken)
     assert not list(save.glob(".saving-*"))
     assert [entry.get("start") for entry in lines(save, "starts.jsonl")] == [1, 2, None]
