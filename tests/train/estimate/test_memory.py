@@ -208,9 +208,9 @@ def test_activations_are_what_autograd_keeps() -> None:
 def more_on_a_cpu(shape: ModelShape) -> int:
     """Return the values that are kept for a token on a CPU, and not by the kernels of a GPU."""
     queries, keys = query_size(shape), key_size(shape)
-    # A norm also keeps its normalized values. Attention keeps its output before the segments are
-    # joined, and the values as a part of the whole projection.
-    layer = 2 * shape.hidden_size + queries
+    # A norm also keeps its normalized values, and attention the values as a part of the whole
+    # projection.
+    layer = 2 * shape.hidden_size
     layer += 2 * queries + keys if shape.qk_layernorm else queries + keys
     return shape.num_layers * layer + shape.hidden_size
 
