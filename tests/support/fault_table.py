@@ -28,6 +28,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
         "node lost, another is free",
         "node lost, none is free",
         "row that kills its loader each time",
+        "Ray's GCS server killed, a Ray of the run's own",
     ),
     "Errors that another start would not mend": (
         "weights became NaN",

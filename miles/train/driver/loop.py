@@ -13,7 +13,7 @@ from functools import partial
 
 from rich.console import Console
 
-from miles.common import checkpoint_folder
+from miles.common import checkpoint_folder, ray_health
 from miles.common.screen import Screen
 from miles.data.types import StepReport
 from miles.train.config import TrainConfig
@@ -90,6 +90,7 @@ def run_attempt(run: Run, start: StartPoint) -> RunSummary:
         LostError: a part of the run was lost; another attempt may go further.
         MilesError: what another attempt would not mend.
     """
+    ray_health.require_whole()  # an attempt may have ended because its Ray had
     try:
         with contextlib.ExitStack() as cleanup:
             data = open_data(run, start, cleanup)
@@ -215,6 +216,7 @@ class TrainingLoop:
             self._progress.update(metrics)
             self._losses.append(result.loss)
 
+            ray_health.require_whole()
             self._checkpoints.poll()
             if actions.saves:
                 self._save(num_done, eval_loss, must_succeed=actions.must_save)
