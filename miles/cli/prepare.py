@@ -7,6 +7,7 @@ import argparse
 from miles.cli.console import Subparsers, open_console
 from miles.common.flags import build, settings_of
 from miles.common.local_paths import absolute, absolute_or_hub_name
+from miles.common.redact import redact
 from miles.data.config import DataConfig, EncodeConfig, RowFormat
 from miles.train.launch.parser import add_settings, given_values
 
@@ -50,6 +51,7 @@ def add_parser(commands: Subparsers) -> None:
 
 def run(flags: argparse.Namespace) -> None:
     """Write the rows as messages and print the card."""
+    from miles.common.screen import Screen
     from miles.data.notebook.dataset import prepare_rows
 
     values = given_values(flags, _SETTINGS)
@@ -60,6 +62,12 @@ def run(flags: argparse.Namespace) -> None:
         build(EncodeConfig, values, {"tokenizer": flags.tokenizer}),
         revision=flags.revision,
         max_bad_fraction=values.get("--max-bad-fraction", DataConfig.max_bad_fraction),
+    )
+    names = ", ".join(prepared.sources)
+    Screen(stderr=True, highlight=False, markup=False).print(
+        f"miles: reading the {prepared.num_rows:,} rows of {names}, and writing to "
+        f"{redact(flags.output)}",
+        soft_wrap=True,
     )
     prepared.write(flags.output, overwrite=flags.overwrite)
     console = open_console()

@@ -5,6 +5,7 @@ Add a line to `COMMANDS` or `CALLS`. `{hf}`, `{rows}`, … are files and folders
 
 from __future__ import annotations
 
+import gzip
 import json
 import shutil
 from collections.abc import Callable, Mapping
@@ -60,7 +61,16 @@ COMMANDS = (
     Mistake(f"{_PREPARE} {{empty}}", INPUT, "no such file; nothing with .parquet"),
     Mistake(f"{_PREPARE} {{long}}.jsonl", INPUT, "its name is too long. Give it another name"),
     Mistake(f"{_PREPARE} {{nul}}", USAGE, "control character"),
-    Mistake(f"{_PREPARE} {{not_parquet}}", INPUT, "cannot be read"),
+    Mistake(f"{_PREPARE} {{not_parquet}}", INPUT, "cannot be read: not a Parquet file, or cut off"),
+    Mistake(f"{_PREPARE} {{no_bytes_parquet}}", INPUT, "or cut off (0 bytes). Copy or write it"),
+    Mistake(f"{_PREPARE} {{not_gzip}}", INPUT, "not a gzip or zstd file, as its name says"),
+    Mistake(f"{_PREPARE} {{cut_gzip}}", INPUT, "damaged or cut off (EOFError"),
+    Mistake(f"{_PREPARE} {{not_zstd}}", INPUT, "not a gzip or zstd file, as its name says"),
+    Mistake(f"{_PREPARE} {{binary}}", INPUT, "binary.jsonl: none of the first 2 rows can be read"),
+    Mistake(f"{_PREPARE} {{lists}}", INPUT, "the first one is a list, no object. Each row must be"),
+    Mistake(f"{_PREPARE} {{scalars}}", INPUT, "the first one is a number, no object"),
+    Mistake(f"{_PREPARE} {{wide}}", INPUT, "the first one begins as UTF-16 text does"),
+    Mistake(f"{_PREPARE} {{prose}}", INPUT, "the first one is not JSON (Expecting value"),
     Mistake(f"{_PREPARE} {{no_rows}}", INPUT, "has no row"),
     Mistake(f"{_PREPARE} s3://bucket/x.jsonl", INPUT, "no credentials were found. Set AWS_ACCESS"),
     Mistake(f"{_PREPARE} gs://bucket/x.jsonl", INPUT, "cannot be opened"),
@@ -311,6 +321,15 @@ def make_places(folder: Path, tokenizer: Path) -> dict[str, str]:
         ("rows", "rows/rows.jsonl", f"{row}\n".encode() * 20),
         ("no_rows", "no_rows.jsonl", b""),
         ("not_parquet", "not.parquet", b"PAR1 and then"),
+        ("no_bytes_parquet", "no_bytes.parquet", b""),
+        ("not_gzip", "not.jsonl.gz", b"no gzip"),
+        ("cut_gzip", "cut.jsonl.gz", gzip.compress(f"{row}\n".encode() * 20)[:-20]),
+        ("not_zstd", "not.jsonl.zst", b"no zstd"),
+        ("binary", "binary.jsonl", b"\x82\xdc\n\x86\xc3\n"),
+        ("lists", "lists.jsonl", b"[1]\n[2]\n"),
+        ("scalars", "scalars.jsonl", b"1\n2\n"),
+        ("wide", "wide.jsonl", f"{row}\n".encode("utf-16")),
+        ("prose", "prose.jsonl", b"a letter\nof two lines\n"),
         ("file", "file", b"a file"),
         ("latin_text", "latin_text", b"save: \xff\xfe"),
         ("bad_jinja", "bad.jinja", b"{% for %}"),

@@ -6,6 +6,7 @@ the first row group.
 
 from __future__ import annotations
 
+import codecs
 import json
 from itertools import chain
 from typing import Any
@@ -18,28 +19,34 @@ from miles.data.files.file import File
 from miles.data.files.json_blocks import json_blocks
 from miles.data.files.row_shapes import FIRST_ROWS
 from miles.data.types import MAX_ROW_BYTES
+from miles.errors import SourceError
 
 _BUFFER_BYTES = 1 << 20
+_CAUSE_CHARACTERS = 120
+_KINDS: dict[type, str] = {list: "a list", str: "a text", bool: "true or false", type(None): "null"}
 
 Row = dict[str, Any]
 
 
-def first_rows(file: File, wanted: frozenset[str]) -> tuple[list[Row], list[str]]:
+def first_rows(
+    file: File, wanted: frozenset[str], *, any_needed: bool = False
+) -> tuple[list[Row], list[str]]:
     """Return the first rows of a file that has rows, and the names of all their columns.
 
     Args:
         wanted: columns that the rows must have; of Parquet no other one is read.
+        any_needed: rows of which none can be read tell no shape, and are an error.
 
     Returns:
         At most `FIRST_ROWS` rows, without those that cannot be read: not UTF-8, or not a JSON
         object.
 
     Raises:
-        SourceError: the file cannot be read.
+        SourceError: the file cannot be read, or none of its first rows can, and one is needed.
     """
     if file.format == "parquet":
         return _first_parquet_rows(file, wanted)
-    rows = _first_json_rows(file)
+    rows = _first_json_rows(file, any_needed)
     return rows, list(dict.fromkeys(chain.from_iterable(rows)))
 
 
@@ -69,20 +76,44 @@ def _first_parquet_rows(file: File, wanted: frozenset[str]) -> tuple[list[Row], 
     return rows, names
 
 
-def _first_json_rows(file: File) -> list[Row]:
+def _first_json_rows(file: File, any_needed: bool) -> list[Row]:
     group = next(group for group in file.row_groups if group.num_rows)
     with storage.reading(file.path):
         (block,) = json_blocks(file, [group])
         payloads = json_scan.split_rows(file.format, block)
 
     rows = []
+    first_cause = ""
     for payload in payloads[:FIRST_ROWS]:
-        if len(payload) > MAX_ROW_BYTES:
-            continue
-        try:
-            row = json.loads(payload)
-        except (ValueError, RecursionError):
-            continue
+        row = _parsed(payload)
         if isinstance(row, dict):
             rows.append(row)
+        else:
+            first_cause = first_cause or row
+    if any_needed and not rows:
+        num_looked_at = min(len(payloads), FIRST_ROWS)
+        raise SourceError(
+            f"{file.path}: none of the first {num_looked_at} rows can be read; the first one "
+            f"{first_cause}. Each row must be a JSON object, in UTF-8: write the file anew (in "
+            'Python: open(PATH, "w", encoding="utf-8") and json.dumps of each row), or name it by '
+            "what is in it (.parquet, .gz, .zst)"
+        )
     return rows
+
+
+def _parsed(payload: bytes) -> Row | str:
+    """Return a row, or why it is none: the end of a sentence."""
+    if len(payload) > MAX_ROW_BYTES:
+        return f"has {len(payload):,} bytes, and at most {MAX_ROW_BYTES:,} are read"
+    if payload.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "begins as UTF-16 text does"
+    try:
+        row = json.loads(payload.decode())
+    except UnicodeDecodeError as error:
+        byte = payload[error.start]
+        return f"is not UTF-8 text (byte 0x{byte:02x} at {error.start} of the row)"
+    except RecursionError:
+        return "is nested too deeply"
+    except ValueError as error:
+        return f"is not JSON ({str(error)[:_CAUSE_CHARACTERS]})"
+    return row if isinstance(row, dict) else f"is {_KINDS.get(type(row), 'a number')}, no object"

@@ -190,9 +190,11 @@ def _describe_source(source: SourceConfig, files: tuple[File, ...]) -> ManifestS
     first = next((file for file in files if file.num_rows), None)
     if first is None:
         raise SourceError(
-            f"source {source.name!r} has no row: {', '.join(file.path for file in files)}"
+            f"source {source.name!r} has no row: {', '.join(file.path for file in files)}. Write "
+            "rows into it, or name another file"
         )
-    rows, columns = first_rows(first, known_columns(source.format))
+    is_unknown = source.format.shape == "auto"
+    rows, columns = first_rows(first, known_columns(source.format), any_needed=is_unknown)
     format = detect_format(source, rows, columns)
     return ManifestSource(source.name, format, find_columns(format, rows), files)
 

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from miles.common import storage
+from miles.common.file_errors import in_own_words
 from miles.errors import SourceError
 
 BATCH_ROWS = 1_000
@@ -72,7 +73,17 @@ def footer(url: str, size_bytes: int, stamp: str) -> Any:
 
 def _read_footer(url: str, size_bytes: int, stamp: str) -> Any:
     with storage.reading(url):
-        file = pq.ParquetFile(storage.RangeFile(url, size_bytes))
+        try:
+            file = pq.ParquetFile(storage.RangeFile(url, size_bytes))
+        except (pa.ArrowInvalid, OSError) as error:
+            # A footer that is cut or junk; other errors are the disk's, or a schema's of its own.
+            is_footer = type(error) is OSError and "thrift" in str(error)
+            if type(error) is not pa.ArrowInvalid and not is_footer:
+                raise
+            raise SourceError(
+                f"{url}: cannot be read: not a Parquet file, or cut off ({size_bytes:,} bytes). "
+                f"Copy or write it again. The library says {in_own_words(error)}"
+            ) from error
         _require_readable(url, file.schema_arrow)
         return file.metadata
 

@@ -133,6 +133,7 @@ def test_miles_prepare_writes_it(
     flags: list[str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     prepared: list[Prepared] = []
     monkeypatch.setattr(
@@ -140,6 +141,8 @@ def test_miles_prepare_writes_it(
     )
     line = ["prepare", "rows", "--source", rows, "--tokenizer", trained.encode.tokenizer]
     assert main([*line, "--output", str(tmp_path / "out"), *flags]) == 0
+    said = f"rows of rows, and writing to {tmp_path}/out\n"
+    assert capsys.readouterr().err.endswith(said), "before it reads for long"
     assert mask_of(prepared[0]) == mask_of_stream(trained)
     assert prepared[0]._encode == trained.encode
 
