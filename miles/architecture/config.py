@@ -7,6 +7,7 @@ file makes of it (`families.read_shape`). No weights, no torch, no Megatron.
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -37,13 +38,63 @@ class HfConfig:
         value = self.values.get(name)
         return default if value is None else value
 
+    def whole(self, name: str, default: int | None = None) -> int:
+        """Return a setting that is a whole number.
+
+        Args:
+            default: where it is missing or null; None: it must be there.
+
+        Raises:
+            CheckpointError: names the setting, what was found and what was expected.
+        """
+        value = self[name] if default is None else self.get(name, default)
+        is_whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+        if isinstance(value, bool) or not is_whole:
+            raise self._refused(name, value, "a whole number")
+        return int(value)
+
+    def positive(self, name: str, default: float | None = None) -> float:
+        """Return a setting that is a finite number above 0: as `whole`."""
+        value = self[name] if default is None else self.get(name, default)
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        try:
+            number = float(value) if is_number else math.nan
+        except OverflowError:  # an integer of hundreds of digits
+            number = math.inf
+        if not (math.isfinite(number) and number > 0):
+            raise self._refused(name, value, "a finite number above 0")
+        return number
+
+    def flag(self, name: str, default: bool) -> bool:
+        """Return a setting that is true or false: as `whole`."""
+        value = self.get(name, default)
+        if not isinstance(value, bool):
+            raise self._refused(name, value, "true or false")
+        return value
+
     @property
     def rope(self) -> HfConfig:
-        """The settings of the rotary embedding, which older files keep under another name."""
-        return HfConfig(
-            self.get("rope_parameters") or self.get("rope_scaling") or {},
-            f"{self.where}: rope_parameters",
-        )
+        """The settings of the rotary embedding, which older files keep under another name.
+
+        Raises:
+            CheckpointError: they are not one JSON object, or there are two that differ.
+        """
+        given = {name: self.get(name) for name in ("rope_parameters", "rope_scaling")}
+        for name, value in given.items():
+            if value is not None and not isinstance(value, Mapping):
+                raise self._refused(name, value, "a JSON object or null")
+            if any(isinstance(inner, Mapping) for inner in (value or {}).values()):
+                raise self._refused(name, value, "one object for all layers, not one for each kind")
+
+        new, old = given.values()
+        if new and old and not _same_rope(new, old):
+            raise CheckpointError(
+                f"{self.where}: rope_scaling = {shown(old)} differs from rope_parameters = "
+                f"{shown(new)}, and libraries do not agree which counts (transformers takes "
+                "rope_scaling): leave out the one that is not the model's"
+            )
+        name = "rope_parameters" if new else "rope_scaling"
+        return HfConfig(new or old or {}, f"{self.where}: {name if old else 'rope_parameters'}")
 
     @property
     def rope_type(self) -> str:
@@ -66,6 +117,36 @@ class HfConfig:
         ]
         if unsupported:
             raise CheckpointError(f"{self.where}: " + "; ".join(unsupported))
+
+    def _refused(self, name: str, value: object, expected: str) -> CheckpointError:
+        """Return the error for a value that a setting cannot have."""
+        return CheckpointError(
+            f"{self.where}: {name} = {shown(value)}; {expected} was expected. Correct it, or copy "
+            "the file again from the model's source"
+        )
+
+
+_SHOWN = 80
+
+
+def shown(value: object) -> str:
+    """Return a value for an error: not more of it than fits a sentence."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no integers of over 4,300 digits
+        return "a number of thousands of digits"
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
+
+
+def _same_rope(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Return whether two settings of the rotary embedding say the same, but for its base."""
+    plain = [
+        {name: value for name, value in settings.items() if name not in ("rope_theta", "type")}
+        | {"rope_type": settings.get("rope_type") or settings.get("type") or "default"}
+        for settings in (one, other)
+    ]
+    bases = {settings["rope_theta"] for settings in (one, other) if "rope_theta" in settings}
+    return plain[0] == plain[1] and len(bases) < 2
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,8 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from miles.common import storage
+from miles.common.file_errors import in_own_words
+from miles.data.tokens.library import remedy
 from miles.errors import ConfigError, TemplateError
 
 INIT_STD = 0.02
@@ -127,10 +129,9 @@ def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
             str(folder), local_files_only=True
         )
     except Exception as error:  # a broken tokenizer.json raises a bare Exception (tokenizers 0.23)
-        first_line = str(error).partition("\n")[0]
         raise TemplateError(
             f"{folder}: no tokenizer can be loaded from this folder; expected tokenizer.json and "
-            f"tokenizer_config.json ({type(error).__name__}: {first_line})"
+            f"tokenizer_config.json ({in_own_words(error)}). {remedy(str(folder))}"
         ) from error
     return tokenizer
 

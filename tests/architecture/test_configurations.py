@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -140,11 +141,41 @@ def test_a_configuration_that_is_not_understood() -> None:
     )
     refused("rope_parameters: factor is missing", rope_parameters={"rope_type": "llama3"})
     refused("attention_bias = True", attention_bias=True)
-    refused(r"a setting is not what it should be \(invalid literal for int\(\)", hidden_size="wide")
-    refused("a setting is not what it should be", num_attention_heads=0)
+    for name, value, expected in (
+        ("hidden_size", "wide", "a whole number"),
+        ("num_hidden_layers", 2.5, "a whole number"),
+        ("vocab_size", True, "a whole number"),
+        ("head_dim", [64], "a whole number"),
+        ("rms_norm_eps", float("nan"), "a finite number above 0"),
+        ("rms_norm_eps", "x", "a finite number above 0"),
+        ("tie_word_embeddings", "maybe", "true or false"),
+        ("rope_scaling", 3, "a JSON object or null"),
+        ("rope_parameters", [1], "a JSON object or null"),
+        ("rope_parameters", {"full": {"rope_theta": 1.0}}, "one object for all layers"),
+    ):
+        refused(f"{name} = {re.escape(repr(value))}; {expected}", **{name: value})
+    refused("rope_parameters: rope_theta = 'a'; a finite", rope_parameters={"rope_theta": "a"})
+    refused("hidden_size = a number of thousands of digits; a whole number", hidden_size=[10**5000])
+    refused("num_attention_heads would be 0", num_attention_heads=0)
     with pytest.raises(CheckpointError, match="there: a JSON object was expected"):
         shape_of([config], "there")  # type: ignore[arg-type]
     assert HfConfig({"rope_scaling": {"type": "linear"}}, "there").rope_type == "linear"
+
+
+def test_two_settings_of_the_rotary_embedding_must_agree() -> None:
+    """transformers takes `rope_scaling`, where it is filled, and other libraries the newer name."""
+    from transformers import AutoConfig
+
+    scaled = {"rope_type": "linear", "factor": 2.0}
+    plain = {"rope_type": "default", "rope_theta": 500.0}
+    both = {"rope_parameters": plain, "rope_scaling": scaled}
+    taken = AutoConfig.for_model(**PUBLISHED["Qwen3-0.6B"][0], **both).rope_parameters
+    assert taken["rope_type"] == "linear"
+    with pytest.raises(CheckpointError, match=r"there: rope_scaling = .*linear.* differs from"):
+        _ = HfConfig(both, "there").rope
+    for same in ({}, {"type": "default"}, plain):
+        rope = HfConfig({"rope_parameters": plain, "rope_scaling": same}, "there").rope
+        assert rope.values == plain
 
 
 @pytest.mark.parametrize("model_type", model_types())

@@ -81,10 +81,16 @@ COMMANDS = (
     Mistake("certify {none}", INPUT, "no such folder"),
     Mistake("certify {empty}", INPUT, "no tokenizer in this folder"),
     Mistake("certify {long}", INPUT, "its name is too long"),
-    Mistake("certify {broken_json}", INPUT, "cannot be loaded"),
-    Mistake("certify {list_json}", INPUT, "cannot be loaded"),
-    Mistake("certify {no_bytes}", INPUT, "cannot be loaded"),
-    Mistake("certify {latin}", INPUT, "cannot be loaded"),
+    Mistake("certify {broken_json}", INPUT, "/tokenizer.json: cannot be loaded: not JSON"),
+    Mistake("certify {list_json}", INPUT, "/tokenizer.json: cannot be loaded: a JSON object was"),
+    Mistake("certify {no_bytes}", INPUT, "cannot be loaded: not JSON"),
+    Mistake("certify {latin}", INPUT, "cannot be loaded: not JSON"),
+    Mistake("certify {empty_json}", INPUT, "/tokenizer.json: cannot be loaded: no 'model' in it"),
+    Mistake("certify {config_of_list}", INPUT, "tokenizer_config.json: cannot be loaded: a JSON"),
+    Mistake("certify {text_length}", INPUT, "model_max_length = 'x'; a number was expected. Copy"),
+    Mistake("certify {number_class}", INPUT, "tokenizer_class = 7; a text was expected. Copy the"),
+    Mistake("certify {number_token}", INPUT, "eos_token = 7; a text, or the object of"),
+    Mistake("certify {model_of_text}", INPUT, "/tokenizer.json: cannot be loaded: its library"),
     Mistake("certify {tokenizer} --chat-template-path {latin_text}", USAGE, "not UTF-8 text"),
     Mistake("certify {tokenizer} --chat-template-path {empty}", USAGE, "a folder, where a file"),
     Mistake("certify {tokenizer} --chat-template-path {bad_jinja}", INPUT, "template"),
@@ -104,7 +110,7 @@ COMMANDS = (
     Mistake(f"{_TO_MEGATRON} {{config_list}}", INPUT, "a JSON object was expected"),
     Mistake(f"{_TO_MEGATRON} {{config_broken}}", INPUT, "not JSON"),
     Mistake(f"{_TO_MEGATRON} {{config_latin}}", INPUT, "not UTF-8 text"),
-    Mistake(f"{_TO_MEGATRON} {{config_text}}", INPUT, "config.json: "),
+    Mistake(f"{_TO_MEGATRON} {{config_text}}", INPUT, "hidden_size = 'x'; a whole number was"),
     Mistake(f"{_TO_MEGATRON} {{config_deep}}", INPUT, "nested too deeply"),
     Mistake(f"{_TO_MEGATRON} {{config_absurd}}", INPUT, "num_layers would be 1000000000"),
     Mistake(f"{_TO_MEGATRON} {{cut_weights}}", INPUT, "not a safetensors file: "),
@@ -265,9 +271,20 @@ def make_places(folder: Path, tokenizer: Path) -> dict[str, str]:
         "broken_json": b"{",
         "list_json": b"[]",
         "no_bytes": b"",
+        "empty_json": b"{}",
+        "model_of_text": b'{"model": "x", "added_tokens": []}',
         "latin": b"\xff\xfe",
     }.items():
         places.add_folder(name, tokenizer, {"tokenizer.json": content})
+    settings = json.loads((tokenizer / "tokenizer_config.json").read_text())
+    for name, changes in {
+        "text_length": {"model_max_length": "x"},
+        "number_class": {"tokenizer_class": 7},
+        "number_token": {"eos_token": 7},
+    }.items():
+        changed = json.dumps({**settings, **changes}).encode()
+        places.add_folder(name, tokenizer, {"tokenizer_config.json": changed})
+    places.add_folder("config_of_list", tokenizer, {"tokenizer_config.json": b"[]"})
 
     model = folder / "made"
     build_model(tokenizer, model)

@@ -16,7 +16,7 @@ import pkgutil
 from collections.abc import Container, Mapping
 from typing import Any, Protocol, cast
 
-from miles.architecture.config import HfConfig, ModelShape
+from miles.architecture.config import HfConfig, ModelShape, shown
 from miles.architecture.parameters import ExtraState, Parameter
 from miles.common import storage
 from miles.common.untrusted_files import read_json
@@ -131,7 +131,7 @@ def _require_sizes(shape: ModelShape, where: str) -> None:
         size = getattr(shape, name)
         if size is not None and not 0 < size <= largest:
             raise CheckpointError(
-                f"{where}: {name} would be {size}; a number from 1 to {largest:,} was expected"
+                f"{where}: {name} would be {shown(size)}; a number from 1 to {largest:,} was expected"
             )
 
 

@@ -55,24 +55,34 @@ def shape(
         settings.append(("rope type", config.rope_type, "default"))
     config.require(*settings)
 
-    heads = int(config["num_attention_heads"])
+    hidden_size = config.whole("hidden_size")
+    heads = config.whole("num_attention_heads")
+    head_dim = config.whole("head_dim", head_dim or 0) or head_dim
     return ModelShape(
         model_type=config["model_type"],
-        num_layers=int(config["num_hidden_layers"]),
-        hidden_size=int(config["hidden_size"]),
-        ffn_hidden_size=int(config["intermediate_size"]),
+        num_layers=config.whole("num_hidden_layers"),
+        hidden_size=hidden_size,
+        ffn_hidden_size=config.whole("intermediate_size"),
         num_attention_heads=heads,
-        num_query_groups=int(config.get("num_key_value_heads", heads)),
-        kv_channels=int(config.get("head_dim") or head_dim or config["hidden_size"] // heads),
-        vocab_size=int(config["vocab_size"]),
-        max_position_embeddings=int(config["max_position_embeddings"]),
-        rotary_base=float(config.rope.get("rope_theta", config.get("rope_theta", 10_000.0))),
-        norm_epsilon=float(config["rms_norm_eps"]),
-        tied_embeddings=bool(config.get("tie_word_embeddings", False)),
+        num_query_groups=config.whole("num_key_value_heads", heads),
+        kv_channels=head_dim or hidden_size // max(heads, 1),
+        vocab_size=config.whole("vocab_size"),
+        max_position_embeddings=config.whole("max_position_embeddings"),
+        rotary_base=_rotary_base(config),
+        norm_epsilon=config.positive("rms_norm_eps"),
+        tied_embeddings=config.flag("tie_word_embeddings", False),
         qk_layernorm=qk_layernorm,
         add_qkv_bias=add_qkv_bias,
         rope_scaling_factor=rope_scaling_factor,
     )
+
+
+def _rotary_base(config: HfConfig) -> float:
+    """Return the base of the rotary embedding, which older files have beside its settings."""
+    rope = config.rope
+    if rope.get("rope_theta") is not None:
+        return rope.positive("rope_theta")
+    return config.positive("rope_theta", 10_000.0)
 
 
 def ends(shape: ModelShape) -> tuple[Parameter, ...]:

@@ -21,9 +21,9 @@ def shape(config: HfConfig) -> ModelShape:
         return _decoder.shape(config)
     rope = config.rope
     config.require(
-        *((f"rope {name}", float(rope.get(name, value)), value) for name, value in ROPE.items())
+        *((f"rope {name}", rope.positive(name, value), value) for name, value in ROPE.items())
     )
-    return _decoder.shape(config, rope_scaling_factor=float(rope["factor"]))
+    return _decoder.shape(config, rope_scaling_factor=rope.positive("factor"))
 
 
 def parameters(shape: ModelShape) -> tuple[Parameter, ...]:

@@ -22,14 +22,14 @@ def shape(config: HfConfig) -> ModelShape:
         ("decoder_sparse_step", config.get("decoder_sparse_step", 1), 1),
         ("mlp_only_layers", config.get("mlp_only_layers", []), []),
     )
-    num_experts = int(config.get("num_experts") or config["num_local_experts"])
-    num_chosen = int(config["num_experts_per_tok"])
+    num_experts = config.whole("num_experts", 0) or config.whole("num_local_experts")
+    num_chosen = config.whole("num_experts_per_tok")
     _require_several(config.where, num_chosen, num_experts)
     return replace(
         _decoder.shape(config, qk_layernorm=True),
         num_experts=num_experts,
         moe_router_topk=num_chosen,
-        moe_ffn_hidden_size=int(config["moe_intermediate_size"]),
+        moe_ffn_hidden_size=config.whole("moe_intermediate_size"),
     )
 
 

@@ -35,6 +35,7 @@ from miles.data.template.probes import (
 from miles.data.template.render import Renderer, Span, render_text
 from miles.data.template.symbols import Unbounded, Untraceable
 from miles.data.tokens.bpe import TextEncoder, text_encoder
+from miles.data.tokens.library import calling
 from miles.data.tokens.load import PINNED_DATE, encoder_fingerprint, has_pinned_date
 from miles.data.types import RowRejected
 from miles.errors import TemplateError
@@ -58,17 +59,18 @@ def certify(tokenizer: PreTrainedTokenizerBase, config: EncodeConfig) -> Certifi
     _require_one_template(tokenizer, config, name)
     _require_plain_variables(tokenizer, kwargs, name)
     texts = _render_probes(tokenizer, kwargs, name)
-    anchors = _learn_anchors(tokenizer, texts, name)
+    anchors = _learn_anchors(tokenizer, texts, config, name)
     encoder = text_encoder(tokenizer.backend_tokenizer)
-    bos_count = _bos_count(tokenizer, texts.one_turn, name)
-    fingerprint = encoder_fingerprint(tokenizer, config)
+    bos_count = _bos_count(tokenizer, texts.one_turn, config, name)
+    with calling(config.tokenizer):
+        fingerprint = encoder_fingerprint(tokenizer, config)
 
     # Prove.
     try:
         renderer = Renderer(tokenizer, kwargs, anchors)
     except Untraceable as error:
         raise TemplateError(f"{name} cannot be certified: {error}") from error
-    prover = _Prover(tokenizer, kwargs, renderer, encoder, anchors, name)
+    prover = _Prover(tokenizer, kwargs, renderer, encoder, anchors, name, config.tokenizer)
     prover.require_located(ONE_TURN)
     prover.require_located(TWO_TURNS)
     prover.require_located(forged_turns(anchors.turn_header, anchors.terminator))
@@ -175,16 +177,23 @@ def _render_probe(
         raise TemplateError(f"{name} fails on a plain conversation: {cause}.{hint}") from error
 
 
-def _learn_anchors(tokenizer: PreTrainedTokenizerBase, texts: RenderedProbes, name: str) -> Anchors:
-    added = tokenizer.added_tokens_decoder.values()
-    special = [token.content for token in added if token.special]
-    return learn_anchors(texts, tokenizer.added_tokens_encoder, special, name)
+def _learn_anchors(
+    tokenizer: PreTrainedTokenizerBase, texts: RenderedProbes, config: EncodeConfig, name: str
+) -> Anchors:
+    with calling(config.tokenizer):
+        added = tokenizer.added_tokens_decoder.values()
+        special = [token.content for token in added if token.special]
+        ids = tokenizer.added_tokens_encoder
+    return learn_anchors(texts, ids, special, name)
 
 
-def _bos_count(tokenizer: PreTrainedTokenizerBase, text: str, name: str) -> int:
-    if tokenizer.bos_token_id is None:
-        return 0
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+def _bos_count(
+    tokenizer: PreTrainedTokenizerBase, text: str, config: EncodeConfig, name: str
+) -> int:
+    with calling(config.tokenizer):
+        if tokenizer.bos_token_id is None:
+            return 0
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     if list(ids[:2]) == [tokenizer.bos_token_id] * 2:
         raise TemplateError(
             f"{name} begins a conversation with two BOS tokens {tokenizer.bos_token}"
@@ -210,6 +219,8 @@ class _Prover:
     encoder: TextEncoder
     anchors: Anchors
     name: str
+    where: str
+    """the tokenizer's folder or name"""
 
     def require_located(
         self,
@@ -236,13 +247,14 @@ class _Prover:
                     f"{self.anchors.terminator!r}"
                 )
 
-        served = self.tokenizer.apply_chat_template(
-            list(messages),
-            tools=None if tools is None else list(tools),
-            tokenize=True,
-            return_dict=False,
-            **self.kwargs,
-        )
+        with calling(self.where):
+            served = self.tokenizer.apply_chat_template(
+                list(messages),
+                tools=None if tools is None else list(tools),
+                tokenize=True,
+                return_dict=False,
+                **self.kwargs,
+            )
         if self.encoder.encode(text).tolist() != list(served):
             raise TemplateError(
                 f"{self.name} cannot be certified: {type(self.tokenizer).__name__} gives other ids "

@@ -20,11 +20,13 @@ from typing import TYPE_CHECKING, Any
 import xxhash
 
 from miles.common import retry, storage
+from miles.common.file_errors import in_own_words
 from miles.common.first_contact import announced
 from miles.common.local_paths import is_hub_name
 from miles.common.redact import redact
 from miles.common.untrusted_files import require_readable
 from miles.data.config import EncodeConfig
+from miles.data.tokens.library import not_loaded, require_well_formed
 from miles.errors import MilesError, TemplateError
 
 if TYPE_CHECKING:
@@ -222,6 +224,7 @@ def _from_store(url: str, paths: list[str], trust_remote_code: bool) -> PreTrain
 
 
 def _from_folder(folder: str, url: str, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+    require_well_formed(folder, url)
     from transformers import AutoTokenizer
 
     try:
@@ -234,9 +237,7 @@ def _from_folder(folder: str, url: str, trust_remote_code: bool) -> PreTrainedTo
                 f"{url}: the tokenizer brings code of its own, which was not run. Read the code, "
                 "and give --trust-remote-code if it may run here"
             ) from error
-        raise TemplateError(
-            f"{url}: the tokenizer in this folder cannot be loaded: {_first_line(error)}"
-        ) from error
+        raise not_loaded(folder, url, error) from error
 
 
 def _from_hub(name: str, trust_remote_code: bool) -> PreTrainedTokenizerBase:
@@ -258,7 +259,7 @@ def _from_hub(name: str, trust_remote_code: bool) -> PreTrainedTokenizerBase:
     except Exception as error:
         raise TemplateError(
             f"{name}: no such folder, and the Hugging Face hub did not give a tokenizer of that "
-            f"name ({type(error).__name__}: {_first_line(error)}). Expected a folder or URL with a "
+            f"name ({in_own_words(error)[:200]}). Expected a folder or URL with a "
             "tokenizer.json, or the name of a hub repository that can be reached from here."
         ) from cached_error
 
@@ -279,8 +280,3 @@ def _single_template(tokenizer: PreTrainedTokenizerBase, config: EncodeConfig) -
             f"({', '.join(sorted(template))}); choose one with --chat-template-path"
         )
     return template
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return redact(lines[0])[:200] if lines else type(error).__name__

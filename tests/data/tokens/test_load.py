@@ -9,6 +9,7 @@ import fsspec
 import pytest
 
 from miles.data.config import EncodeConfig
+from miles.data.template.certify import certify
 from miles.data.tokens.load import encoder_fingerprint, load_tokenizer, pin_date
 from miles.errors import TemplateError
 
@@ -168,3 +169,24 @@ def test_remote_code_runs_only_if_trusted(
     trusted = load_tokenizer(EncodeConfig(tokenizer=str(folder), trust_remote_code=True))
     assert trace.exists()
     assert type(trusted).__name__ == "Own"
+
+
+def test_a_tokenizer_that_fails_when_it_is_used_is_named(chatml_tokenizer) -> None:
+    chatml_tokenizer.model_max_length = "x"
+    with pytest.raises(TemplateError, match="folder: the tokenizer loads, but its library fails"):
+        certify(chatml_tokenizer, config_of("folder"))
+
+
+def test_the_file_that_cannot_be_loaded_is_named(
+    chatml_tokenizer_folder: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(chatml_tokenizer_folder, folder)
+    path = folder / "tokenizer_config.json"
+    settings = json.loads(path.read_text())
+    del settings["tokenizer_class"]
+    path.write_text(json.dumps(settings))
+    model = {"model_type": "qwen3", "rope_scaling": 3}
+    (folder / "config.json").write_text(json.dumps(model))
+    with pytest.raises(TemplateError, match=r"/config\.json: cannot be loaded: its library .*rope"):
+        load_tokenizer(config_of(folder))
