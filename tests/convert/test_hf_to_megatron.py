@@ -199,6 +199,10 @@ def padded_logits(
         assert newest is not None
         checkpoint_load.load(trainer, newest, model_only=True)
         found.append(trainer.logits(range(100)))
+
+    (Path(newest.url) / "common.pt").write_bytes(b"PK")
+    with pytest.raises(CheckpointError, match=r"release: its metadata\.json or its common part"):
+        checkpoint_load.load(trainer, newest, model_only=True)
     return found
 
 
