@@ -30,7 +30,11 @@ PRECISION = "precision"
 """Key in it: the format that the run computed in. Missing in older ones."""
 SAVING = ".saving-"
 """Begins the name of a folder that is not a checkpoint yet, or never became one."""
+INDEX = ".metadata"
+"""Names the file of each tensor."""
 _ITERATION = re.compile(r"iter_\d{7,}")
+_PART = re.compile(rb"__\d+_\d+\.distcp")
+_NUM_SHOWN = 3
 
 
 @dataclass(frozen=True)
@@ -100,12 +104,57 @@ def read_extra(folder: str) -> dict[str, Any] | None:
         return None
 
 
+def missing_files(folder: str) -> list[str]:
+    """Return the names of files that a `torch_dist` checkpoint lacks.
+
+    Without torch: `.metadata` is a pickle, in which the names stand as they are.
+
+    Args:
+        folder: of the checkpoint (fsspec URL).
+    """
+    names = set(storage.names(folder))
+    needed = {"metadata.json", INDEX}
+    if INDEX in names:
+        found = _PART.findall(storage.read_bytes(storage.join(folder, INDEX)))
+        needed.update(name.decode() for name in found)
+    missing = sorted(needed - names)
+    has_parts = any(name.endswith(".distcp") for name in names)
+    return missing if has_parts or len(missing) > 0 else ["*.distcp"]
+
+
+def require_files(folder: str) -> None:
+    """Refuse a `torch_dist` checkpoint that has lost files.
+
+    Raises:
+        CheckpointError: names them, and says what can be done.
+    """
+    missing = missing_files(folder)
+    if not missing:
+        return
+    more = f" and {len(missing) - _NUM_SHOWN} more" if len(missing) > _NUM_SHOWN else ""
+    remedy = "Bring the files back, or begin anew with another --save"
+    other = _other_way(folder)
+    raise CheckpointError(
+        f"{folder}: {', '.join(missing[:_NUM_SHOWN])}{more}: no such file, so that the checkpoint "
+        f"cannot be read. {other or remedy}"
+    )
+
+
 def other_ways(folder: str) -> str:
     """Return what can be done where a checkpoint cannot be gone on from, in a sentence.
 
     Args:
         folder: of the checkpoint, `…/iter_0000500`.
     """
+    url = folder.rstrip("/").rsplit("/", 1)[0]
+    return _other_way(folder) or (
+        f"No other checkpoint in {url} can be gone on from: begin anew from its weights, with "
+        f"another --save and --ref-load {url}"
+    )
+
+
+def _other_way(folder: str) -> str | None:
+    """Return how to go on from the newest other checkpoint beside a folder; None: there is none."""
     url, name = folder.rstrip("/").rsplit("/", 1)
     tracker = storage.join(url, TRACKER)
     others = [other for other in storage.names(url) if _ITERATION.fullmatch(other)]
@@ -116,10 +165,7 @@ def other_ways(folder: str) -> str:
                 f"The checkpoint of step {step} is whole: put {step} into {tracker}, and the same "
                 "command goes on from there"
             )
-    return (
-        f"No other checkpoint in {url} can be gone on from: begin anew from its weights, with "
-        f"another --save and --ref-load {url}"
-    )
+    return None
 
 
 def _can_go_on(folder: str) -> bool:

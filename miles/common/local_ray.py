@@ -27,7 +27,7 @@ from ray._private import ray_constants
 from ray._private import worker as ray_worker
 
 from miles.common import ray_address
-from miles.common.ray_failures import explained
+from miles.common.ray_failures import explained, is_slow_start
 from miles.errors import ClusterError, MilesError
 
 _VARIABLE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
@@ -35,9 +35,9 @@ _SHORT_FOLDER = Path("/tmp/ray")  # noqa: S108 - Ray's own, made with a folder f
 _MAX_SOCKET_BYTES = 107
 _SOCKET = "/session_2026-11-26_14-33-39_726012_4194304/sockets/plasma_store"
 """What Ray adds to the path of its folder, at most."""
+_MAX_STARTS = 3
+"""Ray 2.60 gives its processes 30 s to come up, and has no setting for it."""
 _SIGTERM_STATUS = 143
-_SIGNALS: dict[type[BaseException], str] = {KeyboardInterrupt: "Ctrl-C", SystemExit: "SIGTERM"}
-"""What Python, and Ray's handler, raise for a signal."""
 
 
 def start(num_cpus: int | None, object_store_bytes: int) -> None:
@@ -53,6 +53,21 @@ def start(num_cpus: int | None, object_store_bytes: int) -> None:
     folder = _folder()
     _require_memory(object_store_bytes, folder)
     _lend_token()
+    for tries_left in reversed(range(_MAX_STARTS)):
+        try:
+            _start_once(num_cpus, object_store_bytes, folder)
+            break
+        except ClusterError as error:
+            if not tries_left or not is_slow_start(error):
+                raise
+            print(
+                "Ray did not come up within its 30 s, as on a busy machine: starting it once more",
+                file=sys.stderr,
+            )
+    _silence_raylets()
+
+
+def _start_once(num_cpus: int | None, object_store_bytes: int, folder: Path) -> None:
     explaining = _explaining("Ray could not be started", "starting")
     with explaining, _bound_to_loopback(), _deaf_to_hang_ups():
         ray.init(
@@ -64,7 +79,6 @@ def start(num_cpus: int | None, object_store_bytes: int) -> None:
             logging_level="error",
             _temp_dir=str(folder),
         )
-    _silence_raylets()
 
 
 @contextlib.contextmanager
@@ -123,7 +137,8 @@ def _join(address: ray_address.RayAddress) -> None:
 def _explaining(doing: str, state: str) -> Iterator[None]:
     """Make an error of ours of any that Ray raises, and end what it has started.
 
-    Ray hears SIGTERM while it starts, and exits with the signal's number.
+    Ray hears SIGTERM while it starts, and exits with the signal's number. Ctrl-C is said by whoever
+    ends the command.
 
     Args:
         doing: begins the message of an error.
@@ -137,10 +152,11 @@ def _explaining(doing: str, state: str) -> Iterator[None]:
         if isinstance(error, Exception) and not isinstance(error, MilesError):
             raise explained(error, doing) from error
 
-        name = _SIGNALS.get(type(error))
-        if name is not None:
-            print(f"{name}: ended while Ray was {state}; nothing was begun", file=sys.stderr)
+        text = f"ended while Ray was {state}; nothing was begun"
+        if isinstance(error, KeyboardInterrupt):
+            raise KeyboardInterrupt(f"Ctrl-C: {text}") from None
         if isinstance(error, SystemExit):
+            print(f"SIGTERM: {text}", file=sys.stderr)
             raise SystemExit(_SIGTERM_STATUS) from None
         raise
 

@@ -16,6 +16,7 @@ _FOLDER = (
     "Ray keeps its files in the folder RAY_TMPDIR (or TMPDIR, or /tmp): name one that can be "
     "written and has room"
 )
+_LOGS = "the newest session_*/logs of its folder (RAY_TMPDIR, or /tmp/ray)"
 _REMEDIES: tuple[tuple[str, str], ...] = (
     (
         r"Version mismatch",
@@ -54,10 +55,15 @@ _REMEDIES: tuple[tuple[str, str], ...] = (
     ),
     (
         r"timed out|Failed to connect|exited|died|terminated|killed|Failed to start",
-        "The machine may be too busy or short of memory: give the same command again when it is "
-        "less busy. Ray's own logs are in session_latest/logs of its folder (/tmp/ray)",
+        f"The machine may be too busy or short of memory: give the same command again when it is "
+        f"less busy. Ray's own logs are in {_LOGS}",
     ),
 )
+
+
+def is_slow_start(error: ClusterError) -> bool:
+    """Return whether Ray did not come up in the time that it gives itself."""
+    return "timed out during startup" in str(error.__cause__)
 
 
 def explained(error: BaseException, doing: str) -> ClusterError:
@@ -74,7 +80,7 @@ def explained(error: BaseException, doing: str) -> ClusterError:
                 return ClusterError(f"{doing}: {text.rstrip('.')}. {remedy}")
     return ClusterError(
         f"{doing}: {texts[-1].rstrip('.')}. MILES_DEBUG=1 shows where; Ray's own logs are in "
-        "session_latest/logs of its folder (/tmp/ray)"
+        f"{_LOGS}"
     )
 
 

@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from miles.data import cursor_differences
 from miles.errors import CheckpointError
 
 Int32 = npt.NDArray[np.int32]
@@ -362,22 +363,16 @@ class Cursor:
             where: names the checkpoint in errors.
 
         Raises:
-            CheckpointError: names each setting that differs, with both values.
+            CheckpointError: names the flag of each setting that differs, with both values.
         """
-        saved_fields = asdict(self)
-        current_fields = asdict(current)
-        differing = []
-        for name, saved in saved_fields.items():
-            if name not in self.COUNTS and saved != current_fields[name]:
-                differing.append(
-                    f"{name}: the checkpoint has {saved!r}, this run {current_fields[name]!r}"
-                )
-
-        if differing:
+        saved, followed = asdict(self), asdict(current)
+        for name in self.COUNTS:
+            del saved[name], followed[name]
+        differences = cursor_differences.describe(saved, followed)
+        if differences:
             raise CheckpointError(
                 f"{where} cannot be resumed with these settings, since the rows that follow would "
-                "not be the ones that would have followed. Give the old values, or start anew with "
-                "another --save.\n  " + "\n  ".join(differing)
+                f"not be the ones that would have followed. {differences}"
             )
 
 

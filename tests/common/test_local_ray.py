@@ -7,9 +7,11 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
+import ray
 
 from miles.common import local_ray
 from miles.errors import ClusterError
@@ -33,6 +35,32 @@ def test_a_folder_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch) -> Non
     text = refusal()
     assert "Ray could not be started: FileNotFoundError: " in text
     observed("Ray's folder cannot be written", text, "could not be started", NOTHING)
+
+
+def test_a_start_that_takes_too_long_is_made_once_more(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The time that Ray gives itself cannot be shortened, so its words stand in for it."""
+    num_starts = 0
+    init = ray.init
+
+    def slow_init(**options: Any) -> Any:
+        nonlocal num_starts
+        num_starts += 1
+        if num_starts == 1 or options["num_cpus"] == 2:
+            raise Exception("The current node timed out during startup. This could happen because")
+        return init(**options)
+
+    monkeypatch.setattr("ray.init", slow_init)
+    local_ray.start(1, 80 << 20)
+    assert ray.is_initialized()
+    ray.shutdown()
+    assert "starting it once more" in capsys.readouterr().err
+
+    num_starts = 0
+    with pytest.raises(ClusterError, match=r"timed out during startup.*less busy"):
+        local_ray.start(2, 80 << 20)
+    assert num_starts == 3
 
 
 def test_an_object_store_without_room() -> None:
@@ -91,7 +119,7 @@ def test_a_signal_ends_a_ray_that_starts(number: int, status: int, fault: str) -
     _, printed = process.communicate(timeout=LIMIT_SECONDS)
 
     assert process.returncode == status, printed
-    name = fault.partition(" ")[0]
+    name = "SIGTERM" if number == signal.SIGTERM else "miles: Ctrl-C"
     assert printed == f"{name}: ended while Ray was starting; nothing was begun\n"
     _, left = psutil.wait_procs(started, timeout=LIMIT_SECONDS)
     assert not left

@@ -199,6 +199,10 @@ def padded_logits(
         assert newest is not None
         checkpoint_load.load(trainer, newest, model_only=True)
         found.append(trainer.logits(range(100)))
+
+    (Path(newest.url) / "common.pt").write_bytes(b"PK")
+    with pytest.raises(CheckpointError, match=r"release: its metadata\.json or its common part"):
+        checkpoint_load.load(trainer, newest, model_only=True)
     return found
 
 
@@ -263,10 +267,11 @@ def test_two_at_once_do_not_mix(source: Path, tmp_path: Path) -> None:
 
 
 def test_the_bar_counts_bytes(source: Path, tmp_path: Path) -> None:
-    console = Console(file=(tmp_path / "shown").open("w"), force_terminal=True, width=100)
+    screen = io.StringIO()
+    screen.isatty = lambda: True  # type: ignore[method-assign]
+    console = Console(file=screen, force_terminal=True, width=100, _environ={"TERM": "xterm"})
     hf_to_megatron(str(source), str(tmp_path / "megatron"), console=console)
-    console.file.close()
-    shown = (tmp_path / "shown").read_text()
+    shown = screen.getvalue()
     kilobytes = (
         sum(tensor.nbytes for tensor in load_file(source / "model.safetensors").values()) / 1000
     )

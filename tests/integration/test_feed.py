@@ -370,7 +370,7 @@ def test_two_ranks_read_the_same_steps(tmp_path: Path) -> None:
 
     changed = dataclasses.replace(config, order=dataclasses.replace(config.order, seed=5))
     with (
-        pytest.raises(CheckpointError, match=r"seed: the checkpoint has 3, this run 5"),
+        pytest.raises(CheckpointError, match=r"--rollout-seed: the checkpoint has 3, this run 5"),
         opened(changed, str(tmp_path), cursor),
     ):
         pass

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,10 +20,24 @@ from tests.support.runs import NUM_STEPS, lines, require_same, tracked
 pytestmark = pytest.mark.slow
 
 
+def relative(path: str | Path) -> str:
+    """Return a path as it is typed in the folder of the driver, which is not that of the nodes."""
+    return os.path.relpath(path, PROJECT)
+
+
+def relative_inputs(workspace: Workspace) -> dict[str, Any]:
+    """Return the flags of what a run reads, with relative paths."""
+    words = []
+    for name, path in workspace.sources.items():
+        words += [name, relative(path)]
+    folders = {"hf_checkpoint": workspace.folder / "hf", "ref_load": workspace.folder / "megatron"}
+    return {"prompt_data": words, **{flag: relative(path) for flag, path in folders.items()}}
+
+
 def test_lost_node_is_replaced_or_named(
     workspace: Workspace, unbroken: Path, tmp_path: Path
 ) -> None:
-    save, nodes = tmp_path / "run", Nodes()
+    save, nodes = tmp_path / "run", Nodes(cwd="/tmp")
     flags = {
         "ray_address": nodes.address,
         "actor_num_nodes": 2,
@@ -54,9 +69,11 @@ def test_lost_node_is_replaced_or_named(
         assert "Ray has 2 node(s): " in printed
         observed("node lost, none is free", printed, "miles: error: waited", SINCE)
         nodes.add()
-        with workspace.command(save, **flags) as command:
+        flags["save_hf"] = relative(save / "export")
+        with workspace.command(relative(save), **flags, **relative_inputs(workspace)) as command:
             command.wait(0)
         require_same(save, unbroken)
+        observed("relative paths, and `--ray-address`", "", "", NOTHING)
     finally:
         nodes.end()
 

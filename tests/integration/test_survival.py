@@ -256,7 +256,7 @@ def quiet() -> Console:
     [
         (
             {"rollout_seed": 9},
-            "seed: the checkpoint has 42, this run 9",
+            "--rollout-seed: the checkpoint has 42, this run 9",
             "other data or order than the checkpoint's",
         ),
         ({}, "ffn_hidden_size is ", "other model than the checkpoint's"),

@@ -104,6 +104,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
         "tokenizer of a run has moved, then `miles report`",
     ),
     "Paths and settings": (
+        "relative paths, and `--ray-address`",
         "file with the name of a pattern, `rows[v2].jsonl`",
         "empty path, of a variable that is not set",
         "URL with one slash",

@@ -37,10 +37,11 @@ class Node:
     """A node of a Ray cluster, as `ray start` makes one: it is lost with all its processes.
 
     Args:
+        cwd: where its workers run, which is another folder than that of a driver.
         gpus: Ray believes in those that it is told of; the trainers find none and use the CPU.
     """
 
-    def __init__(self, *words: str, cpus: int, gpus: int) -> None:
+    def __init__(self, *words: str, cpus: int, gpus: int, cwd: str | Path = PROJECT) -> None:
         sizes = f"--num-cpus {cpus} --num-gpus {gpus} --object-store-memory {150 << 20}"
         # The default port of the agent may be another Ray's.
         ports = (
@@ -49,7 +50,7 @@ class Node:
         self._process = subprocess.Popen(
             [RAY, "start", "--block", *words, *sizes.split(), *ports.split()],
             env=environment_of_ray(),
-            cwd=PROJECT,  # in which Ray starts its jobs
+            cwd=cwd,  # in which Ray starts its jobs
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
@@ -68,13 +69,14 @@ class Node:
 class Nodes:
     """A cluster on localhost: a head without GPUs, and further nodes of one GPU each."""
 
-    def __init__(self, *words: str) -> None:
+    def __init__(self, *words: str, cwd: str | Path = PROJECT) -> None:
+        self._cwd = cwd
         # A path of sockets has few characters to spend.
         self._folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
         port = free_port()
         self.address = f"127.0.0.1:{port}"
         head = f"--head --node-ip-address 127.0.0.1 --port {port} --temp-dir {self._folder}".split()
-        self._head = Node(*head, *words, cpus=2, gpus=0)
+        self._head = Node(*head, *words, cpus=2, gpus=0, cwd=cwd)
         self.others: list[Node] = []
 
     def add(self) -> None:
@@ -84,7 +86,8 @@ class Nodes:
         wanted = f"/{len(self.others) + 1}.0 GPU"
         wait_until(lambda: listens(self.address), lambda: "the head does not start")
         for _ in range(3):
-            node = Node("--address", self.address, "--node-ip-address", "127.0.0.1", cpus=1, gpus=1)
+            words = ("--address", self.address, "--node-ip-address", "127.0.0.1")
+            node = Node(*words, cpus=1, gpus=1, cwd=self._cwd)
             deadline = time.monotonic() + LIMIT_SECONDS / 4
             while time.monotonic() < deadline:
                 if wanted in self.status():

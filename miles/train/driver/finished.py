@@ -1,9 +1,10 @@
 """Telling from its folder that a run is finished: without Ray, without torch, without its rows.
 
 A run is finished for this launch line if its last attempt ended with the last step, the tracker
-names the checkpoint of that step, the settings that make its length are those that it was started
-with, and what follows the last step is there: the ledger, the metrics, the export. Anything else
-is left to the run itself, which finds out what is missing and does it.
+names the checkpoint of that step, whose files are there, the settings that make its length are those
+that it was started with, and what follows the last step is there: the ledger, the metrics, the
+export. Anything else is left to the run itself, which finds out what is missing, and does it or
+names it.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from miles.common import checkpoint_folder, json_lines, run_folder, storage
+from miles.common import checkpoint_folder, json_lines, own_files, run_folder, storage
 from miles.common.checkpoint_folder import SavedCheckpoint
+from miles.common.run_record import missing_lines_notice
 from miles.errors import MilesError
 from miles.train.config import TrainConfig
 from miles.train.driver.export_target import target_of
@@ -41,6 +43,11 @@ def report_if_finished(config: TrainConfig, report: Callable[[str], None]) -> bo
 
 def finished_text(num_done: int, num_steps: int, url: str) -> str:
     """Return the sentence on a finished run."""
+    if num_done > num_steps:
+        return (
+            f"this run is finished: it has {num_done} steps, more than the {num_steps} that are "
+            f"asked for; they are in {url}"
+        )
     return f"this run is finished: {num_done} of {num_steps} steps are in {url}"
 
 
@@ -53,11 +60,27 @@ def _finished_checkpoint(config: TrainConfig) -> SavedCheckpoint | None:
     if not checkpoint.extra or checkpoint.extra.get("unwritten_metrics"):
         return None
 
-    needed = [storage.join(config.run_dir, run_folder.LEDGER)]
+    is_complete = (
+        _has_these_settings(config)
+        and _has_results(config, checkpoint)
+        and not checkpoint_folder.missing_files(checkpoint.url)
+    )
+    return checkpoint if is_complete else None
+
+
+def _has_results(config: TrainConfig, checkpoint: SavedCheckpoint) -> bool:
+    """Return whether what follows the last step is there: ledger, metrics, export.
+
+    Raises:
+        SourceError: the ledger is missing or broken.
+    """
+    own_files.read_object(storage.join(config.run_dir, run_folder.LEDGER))
     if config.save_hf:
-        needed.append(storage.join(target_of(config.save_hf, checkpoint.iteration), "config.json"))
-    is_complete = all(map(storage.exists, needed))
-    return checkpoint if is_complete and _has_these_settings(config) else None
+        export = target_of(config.save_hf, checkpoint.iteration)
+        if not storage.exists(storage.join(export, "config.json")):
+            return False
+    num_lines = (checkpoint.extra or {})["metrics_lines"]
+    return missing_lines_notice(config.run_dir, num_lines) is None
 
 
 def _has_these_settings(config: TrainConfig) -> bool:

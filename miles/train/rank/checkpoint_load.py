@@ -10,9 +10,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch.distributed.checkpoint.api import CheckpointException
 
 from miles.architecture.sizes import padded_vocab_size
-from miles.common import safe_pickle, storage
+from miles.common import checkpoint_folder, safe_pickle, storage
 from miles.common.checkpoint_folder import SavedCheckpoint
 from miles.errors import CheckpointError
 from miles.train.model.padding_rows import zero_padding_rows
@@ -71,6 +72,8 @@ def _load_sharded(trainer: Trainer, checkpoint: SavedCheckpoint, *, model_only: 
             state = _state(trainer, model, loading=True, model_only=model_only)
             optimizer_state.match_keys(state.get("optimizer", {}), stored)
             loaded = dist_checkpointing.load(state, str(folder), strict="assume_ok_unexpected")
+        except CheckpointException as error:
+            raise _unreadable(checkpoint, error) from error
         except Exception as error:  # Megatron's error classes, torch's or pickle's
             raise CheckpointError(
                 f"{checkpoint.url}: cannot be loaded into this model "
@@ -86,6 +89,18 @@ def _load_sharded(trainer: Trainer, checkpoint: SavedCheckpoint, *, model_only: 
         optimizer_state.restore_own_keys(trainer.optimizer, own_parts)
         trainer.optimizer.load_state_dict(own_parts)
         trainer.scheduler.load_state_dict(loaded["opt_param_scheduler"])
+
+
+def _unreadable(checkpoint: SavedCheckpoint, error: CheckpointException) -> CheckpointError:
+    """Return the error of files that are missing or broken, as after a copy that broke off.
+
+    torch's exception is no `Exception`: it holds those of all ranks.
+    """
+    reasons = {f"{type(cause).__name__}: {cause}" for cause, _ in error.failures.values()}
+    return CheckpointError(
+        f"{checkpoint.url}: cannot be read ({'; '.join(sorted(reasons))[:500]}). Copy the "
+        f"checkpoint again. {checkpoint_folder.other_ways(checkpoint.url)}"
+    )
 
 
 def state_to_save(

@@ -313,7 +313,7 @@ def test_cursor_of_another_fraction_is_refused() -> None:
     assert again == CURSOR
     again.require_same_data(replace(CURSOR, consumed_rows=7), "there")
     with pytest.raises(
-        CheckpointError, match=r"held_out_fraction: the checkpoint has 0\.05, this run 0\.0"
+        CheckpointError, match=r"--eval-fraction: the checkpoint has 0\.05, this run 0\.0"
     ):
         again.require_same_data(replace(CURSOR, held_out_fraction=0.0), "there")
     fields = json.loads(CURSOR.to_json())
@@ -321,7 +321,7 @@ def test_cursor_of_another_fraction_is_refused() -> None:
     old = Cursor.from_json(json.dumps(fields), "there")
     assert old.held_out_fraction == 0.0
     with pytest.raises(
-        CheckpointError, match=r"held_out_fraction: the checkpoint has 0\.0, this run 0\.05"
+        CheckpointError, match=r"--eval-fraction: the checkpoint has 0\.0, this run 0\.05"
     ):
         old.require_same_data(CURSOR, "there")
 

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from miles.common import run_folder
-from miles.common.checkpoint_folder import EXTRA
+from miles.common.checkpoint_folder import EXTRA, INDEX, require_files
 from miles.common.checkpoint_tracker import folder_name, write_tracker
+from miles.errors import CheckpointError
 from miles.train.config import TrainConfig
-from miles.train.driver.finished import LAST_STEP, report_if_finished
+from miles.train.driver.finished import LAST_STEP, finished_text, report_if_finished
 from miles.train.driver.resolved_settings import describe
 from miles.train.launch.arguments import parse
 from tests.support.launch import write_model
@@ -38,6 +39,9 @@ def folder(tmp_path: Path) -> Path:
     checkpoint = run / folder_name(6)
     checkpoint.mkdir(parents=True)
     (checkpoint / "metadata.json").write_text("{}")
+    (checkpoint / INDEX).write_bytes(b"\x80\x04__0_0.distcp\x94__1_0.distcp\x94.")
+    (checkpoint / "__0_0.distcp").touch()
+    (checkpoint / "__1_0.distcp").touch()
     (checkpoint / EXTRA).write_text(json.dumps({"metrics_lines": 6}))
     write_tracker(str(run), 6)
 
@@ -45,6 +49,7 @@ def folder(tmp_path: Path) -> Path:
     (run / run_folder.ATTEMPTS).write_text(json.dumps({"start": 1}) + "\n" + json.dumps(end) + "\n")
     (run / run_folder.CONFIG).write_text(describe(parse(words(tmp_path))))
     (run / run_folder.LEDGER).write_text("{}")
+    (run / run_folder.METRICS).write_text('{"step": 0}\n' * 6)
     (tmp_path / "export").mkdir()
     (tmp_path / "export/config.json").write_text("{}")
     return tmp_path
@@ -100,6 +105,11 @@ def rewrite(name: str, before: str, after: str) -> Callable[[Path], object]:
         lambda folder: (folder / "run" / run_folder.CONFIG).unlink(),
         lambda folder: (folder / "run" / run_folder.ATTEMPTS).unlink(),
         lambda folder: (folder / "run/iter_0000006/metadata.json").unlink(),
+        lambda folder: (folder / "run/iter_0000006/.metadata").unlink(),
+        lambda folder: (folder / "run/iter_0000006/__1_0.distcp").unlink(),
+        lambda folder: (folder / "run" / run_folder.METRICS).unlink(),
+        lambda folder: (folder / "run" / run_folder.METRICS).write_text('{"step": 0}\n{"st'),
+        rewrite("run/ledger.json", "}", ""),
         lambda folder: write_tracker(str(folder / "run"), 4),
         rewrite("run/starts.jsonl", LAST_STEP, "SIGTERM"),
         rewrite("run/starts.jsonl", '"end": 1', '"end'),
@@ -114,3 +124,24 @@ def test_what_an_interrupted_end_left_is_the_runs_to_do(
     assert says_so(config)
     spoil(folder)
     assert not says_so(config)
+
+
+def test_more_steps_than_are_asked_for() -> None:
+    assert finished_text(24, 24, "x").endswith("24 of 24 steps are in x")
+    text = finished_text(24, 8, "x")
+    assert text.endswith("it has 24 steps, more than the 8 that are asked for; they are in x")
+
+
+def test_a_checkpoint_that_has_lost_files_is_named(folder: Path) -> None:
+    checkpoint = folder / "run/iter_0000006"
+    require_files(str(checkpoint))
+    for path in checkpoint.glob("*.distcp"):
+        path.unlink()
+    with pytest.raises(CheckpointError, match=r"__0_0\.distcp, __1_0\.distcp: no such file"):
+        require_files(str(checkpoint))
+    (checkpoint / INDEX).write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"iter_0000006: \*\.distcp: no such file"):
+        require_files(str(checkpoint))
+    (checkpoint / INDEX).unlink()
+    with pytest.raises(CheckpointError, match=r"\.metadata: no such file.* Bring the files back"):
+        require_files(str(checkpoint))

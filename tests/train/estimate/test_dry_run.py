@@ -187,7 +187,8 @@ def test_ids_beyond_the_vocabulary_stop_both(folder: Path, tmp_path: Path) -> No
     small = shutil.copytree(folder / "4b", tmp_path / "small")
     edit_config(small, vocab_size=2047)
     (tmp_path / "release").mkdir()
-    (tmp_path / "release/metadata.json").touch()
+    for name in ("metadata.json", ".metadata", "__0_0.distcp"):
+        (tmp_path / "release" / name).touch()
     write_tracker(str(tmp_path), RELEASE)
     line = words(folder, tmp_path, str(small), *FOUR_B)
 

@@ -181,7 +181,8 @@ def test_a_checkpoint_of_other_data(line: Line, capsys: pytest.CaptureFixture[st
     run = line.folder / "run"
     checkpoint = run / folder_name(2)
     checkpoint.mkdir(parents=True)
-    (checkpoint / "metadata.json").touch()
+    for name in ("metadata.json", ".metadata", "__0_0.distcp"):
+        (checkpoint / name).touch()
     write_tracker(str(run), 2)
     beginning = preflight(parse(line.words(save=line.folder / "other"))).cursor
     cursor = json.loads(beginning.to_json()) | {"consumed_rows": 16}
@@ -192,7 +193,13 @@ def test_a_checkpoint_of_other_data(line: Line, capsys: pytest.CaptureFixture[st
     assert preflight(parse(line.words(num_rollout=2))).is_finished
     status, error = line.refused(capsys, rollout_seed=7)
     assert status == 3
-    assert "seed: the checkpoint has 42, this run 7" in error
+    assert "Give the old values" in error
+    assert "--rollout-seed: the checkpoint has 42, this run 7" in error
+
+    (checkpoint / "__0_0.distcp").unlink()
+    status, error = line.refused(capsys, num_rollout=2)
+    assert status == 3
+    assert f"{checkpoint}: *.distcp: no such file, so that the checkpoint cannot be read" in error
 
 
 def test_folders_without_a_tracker(line: Line, capsys: pytest.CaptureFixture[str]) -> None:

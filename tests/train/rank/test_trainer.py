@@ -344,6 +344,26 @@ def test_no_pickle_of_a_checkpoint_runs_in_a_rank(trainer: Any, tmp_path: Path) 
 
 
 @pytest.mark.filterwarnings("ignore")  # Megatron loads by names that torch wants to retire
+def test_a_checkpoint_without_its_files_is_refused(trainer: Any, tmp_path: Path) -> None:
+    """torch's exception is no `Exception`: it ended the rank as a mistake of ours."""
+    from miles.common import checkpoint_folder
+    from miles.train.rank import checkpoint_load, checkpoint_writer
+
+    cursor = {"cursor": {"consumed_rows": 0}}
+    for iteration in (1, 2):
+        checkpoint_writer.save(trainer, str(tmp_path), iteration, cursor)
+    for file in (tmp_path / "iter_0000002").glob("*.distcp"):
+        file.unlink()
+
+    found = checkpoint_folder.find(str(tmp_path))
+    assert found is not None
+    with pytest.raises(
+        CheckpointError, match=r"iter_0000002: cannot be read \(.*distcp"
+    ) as refused:
+        checkpoint_load.load(trainer, found, model_only=True)
+    assert "The checkpoint of step 1 is whole" in str(refused.value)
+
+
 def test_weights_that_are_not_finite_are_not_loaded(trainer: Any, tmp_path: Path) -> None:
     """Named as Hugging Face names them; after the weights, the optimizer's state is looked at."""
     from miles.common import checkpoint_folder
