@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from miles.common import json_lines, own_files, run_folder, storage
+from miles.common import own_files, run_folder, storage
 from miles.common.checkpoint_choice import complete_iterations, ways_on
 from miles.common.checkpoint_folder import EXTRA, other_ways
 from miles.common.checkpoint_tracker import TRACKER
@@ -60,7 +60,7 @@ def require_new(save: str, run_dir: str) -> None:
             "the checkpoints back, or begin anew with another --save"
         )
     metrics = storage.join(run_dir, run_folder.METRICS)
-    if not starts and storage.exists(metrics) and json_lines.read_lines(metrics):
+    if not starts and _has_lines(metrics):
         raise CheckpointError(
             f"{redact(metrics)}: holds the metrics of a run, and there is neither its "
             f"{run_folder.ATTEMPTS} nor a checkpoint in {redact(save)} ({TRACKER} is missing): a "
@@ -128,13 +128,19 @@ def missing_lines_notice(run_dir: str, num_lines: int) -> str | None:
         num_lines: of metrics.jsonl when the checkpoint was begun.
     """
     path = storage.join(run_dir, run_folder.METRICS)
-    num_there = len(json_lines.read_lines(path))
+    num_there = len(own_files.read_records(path).objects)
     if num_there >= num_lines:
         return None
     return (
         f"{redact(path)} has {num_there} of the {num_lines} lines that the checkpoint continues: "
         "the metrics of the steps before it are not all there. The training is not affected"
     )
+
+
+def _has_lines(url: str) -> bool:
+    """Return whether a file of JSON lines has any, also where they cannot be read."""
+    records = own_files.read_records(url)
+    return bool(records.objects or records.broken)
 
 
 def _had_checkpoint(start: dict[str, Any], save: str) -> bool:

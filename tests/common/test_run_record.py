@@ -133,3 +133,12 @@ def test_lost_lines_of_metrics_are_told(tmp_path: Path) -> None:
     notice = missing_lines_notice(str(tmp_path), 40)
     assert notice is not None
     assert "has 3 of the 40 lines" in notice
+
+
+def test_metrics_that_cannot_be_read_end_nothing(tmp_path: Path) -> None:
+    """They are mended when the run goes on; what is left of them counts until then."""
+    (tmp_path / run_folder.METRICS).write_bytes(b'{"step": 0}\n\xff\xfe\n{"step": 2}\n')
+    assert missing_lines_notice(str(tmp_path), 2) is None
+    assert missing_lines_notice(str(tmp_path), 3) is not None
+    with pytest.raises(CheckpointError, match="holds the metrics of a run"):
+        require_new(str(tmp_path), str(tmp_path))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 
 import ray
@@ -18,6 +17,4 @@ def join() -> None:
 
 
 if __name__ == "__main__":
-    # In a shell's background, from which tests may be started, Ctrl-C is ignored.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.exit(exit_status_of(join))
