@@ -38,6 +38,8 @@ class Records:
     """of these lines"""
     broken: tuple[int, ...] = ()
     """the numbers, from 1, of complete lines that cannot be read"""
+    is_cut_off: bool = False
+    """the file ends with half a line"""
 
     @property
     def broken_text(self) -> str:
@@ -115,7 +117,7 @@ def read_records(url: str, forms: Sequence[Form] = ((),)) -> Records:
     """
     if not storage.exists(url):
         return Records()
-    *complete, _ = storage.read_bytes(url).split(b"\n")
+    *complete, rest = storage.read_bytes(url).split(b"\n")
 
     lines: list[str] = []
     objects: list[dict[str, Any]] = []
@@ -131,7 +133,7 @@ def read_records(url: str, forms: Sequence[Form] = ((),)) -> Records:
             continue
         lines.append(content.decode("utf-8"))
         objects.append(entry)
-    return Records(tuple(lines), tuple(objects), tuple(broken))
+    return Records(tuple(lines), tuple(objects), tuple(broken), is_cut_off=bool(rest))
 
 
 def mend(url: str, forms: Sequence[Form] = ((),)) -> str:

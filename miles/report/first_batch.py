@@ -14,12 +14,16 @@ from miles.common.screen import WIDE_COLUMNS, has_colours
 from miles.data.config import EncodeConfig
 from miles.data.notebook import preview
 from miles.data.tokens.load import load_tokenizer
-from miles.errors import SourceError, TemplateError
+from miles.errors import BrokenFileError, SourceError, TemplateError
 from miles.report.run_data import FirstBatch, read_first_batch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+_NO_FIRST_BATCH = (
+    "Nothing but miles inspect and miles report reads it, and the run goes on without it. The first "
+    "step of a new run writes another"
+)
 _SHOWN_OF = 20
 """The page shows the longest of this many samples."""
 
@@ -32,7 +36,10 @@ def inspect_run(folder: str, console: Console, num_samples: int) -> None:
         SourceError: the run kept no first batch, or a broken one.
         TemplateError: its tokenizer is gone.
     """
-    batch = read_first_batch(folder)
+    try:
+        batch = read_first_batch(folder)
+    except BrokenFileError as error:
+        raise BrokenFileError(f"{error}. {_NO_FIRST_BATCH}") from error
     if batch is None:
         path = storage.join(folder, run_folder.FIRST_BATCH)
         raise SourceError(f"{path}: no such file; expected the folder of a run")

@@ -67,6 +67,8 @@ def _read_lines(path: str, notify: Notify, *forms: Form) -> list[dict[str, Any]]
     records = own_files.read_records(path, forms)
     if records.broken:
         notify(f"{path}: {records.broken_text} cannot be read, and not shown here.")
+    if records.is_cut_off:
+        notify(f"{path}: its last line was cut off, and is not shown here.")
     return list(records.objects)
 
 

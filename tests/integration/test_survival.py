@@ -85,6 +85,8 @@ def test_killed_run_goes_on(
         "(the same command again; start 1 has no end"
     )
     assert start in printed
+    assert "\n  starting Ray\n" in f"\n{printed}"
+    assert "which load the weights of" in printed
     observed("driver killed (SIGKILL, out of memory, power)", printed, start, SINCE)
     assert printed.count(".broken\n") == len(RECORDS) + 1
     fault = "records of a run with lines that cannot be read, then the same command"

@@ -64,13 +64,22 @@ def test_what_is_broken_is_left_out(folder: Path, capsys: pytest.CaptureFixture[
     page, printed = report_of(folder, capsys)
 
     assert "What this page does not show" in page
-    assert page.count("<li") == len(RECORDS) + 2
+    assert page.count("<li") == 2 * len(RECORDS) + 2
     for name in RECORDS:
         sentence = f"{folder / name}: lines 1, 2, 3, 4 cannot be read, and not shown here."
         assert sentence in page
         assert f"  {sentence}\n" in printed
+        assert f"  {folder / name}: its last line was cut off, and is not shown here.\n" in printed
     fault = "`ledger.json` cut off, then `miles report`"
     observed(fault, printed, run_folder.LEDGER, NOTHING)
+
+
+def test_inspect_says_what_to_do(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / run_folder.FIRST_BATCH).write_bytes(NO_OBJECT[1])
+    assert main(["inspect", str(folder)]) == SourceError.exit_status
+    error = capsys.readouterr().err
+    assert "first_batch.json: cut off behind line 1. Nothing but miles inspect" in error
+    assert "The first step of a new run writes another" in error
 
 
 def test_metrics_are_shown_as_far_as_they_go(

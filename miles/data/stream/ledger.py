@@ -28,7 +28,7 @@ from typing import Any
 
 from miles.common.patient_file import PatientFile, Report
 from miles.data.files.manifest import Manifest
-from miles.data.stream.reject_limits import FATAL_ADVICE, RejectLimits, Streak
+from miles.data.stream.reject_limits import FATAL_ADVICE, LENGTH_FLAGS, RejectLimits, Streak
 from miles.data.types import REJECT_REASONS, Reject, StepRows
 from miles.errors import CheckpointError, DataError
 
@@ -212,7 +212,7 @@ class Ledger:
         if self.num_read and not any(counts["trained"] for counts in self._counts.values()):
             raise DataError(
                 f"none of the {self.num_read} rows read can be used: nothing was trained. See "
-                f"--row-shape, --max-sample-tokens and --eval-fraction.{self._account()}"
+                f"--row-shape, {LENGTH_FLAGS} and --eval-fraction.{self._account()}"
             )
 
     def _count(self, rows: StepRows) -> None:

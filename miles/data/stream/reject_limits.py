@@ -15,9 +15,12 @@ from miles.data.files.manifest import Manifest
 from miles.data.types import Reject, StepRows
 from miles.errors import DataError
 
+LENGTH_FLAGS = "--max-sample-tokens (at most what --max-tokens-per-gpu holds)"
+"""The flags that decide which row is too long; the first is the second where it is not given."""
+
 FATAL_ADVICE = {
     "too_long": "--too-long error ends the run at the first such row. Shorten or remove it, raise "
-    "--max-sample-tokens, or choose --too-long drop or truncate_end"
+    f"{LENGTH_FLAGS}, or choose --too-long drop or truncate_end"
 }
 """Reasons that can be fatal -> what to do about such a row."""
 

@@ -19,7 +19,7 @@ from miles.data.files.read import read_rows
 from miles.data.packing.pack import pack, pack_stats
 from miles.data.stream import eval_rows, stages
 from miles.data.stream.counted_stream import CountedStream
-from miles.data.stream.reject_limits import RejectLimits, describe_rejects
+from miles.data.stream.reject_limits import LENGTH_FLAGS, RejectLimits, describe_rejects
 from miles.data.stream.row_outcomes import row_outcome
 from miles.data.types import Int64, Reject, RowRejected
 from miles.errors import DataError
@@ -236,7 +236,7 @@ def _require_samples(sample: Sample, manifest: Manifest) -> None:
     held_out = f", and {sample.num_held_out} are held out" if sample.num_held_out else ""
     raise DataError(
         f"none of {sample.num_rows} sampled rows can be used{dropped}{held_out}. Nothing would be "
-        "trained: see --row-shape, --max-sample-tokens, and miles inspect, which shows a row"
+        f"trained: see --row-shape, {LENGTH_FLAGS}, and miles inspect, which shows a row"
     )
 
 

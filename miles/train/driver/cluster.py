@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import ray
 
 from miles.common import local_ray, remote_errors, storage
+from miles.common.ray_address import find_address
 from miles.errors import CheckpointError, NoRoomError
 from miles.train.config import TrainConfig
 from miles.train.driver.group import TrainerGroup
@@ -17,8 +18,13 @@ from miles.train.types import StartPoint
 
 
 @contextlib.contextmanager
-def ray_cluster(config: TrainConfig) -> Iterator[bool]:
+def ray_cluster(
+    config: TrainConfig, show: Callable[[str], None] = lambda text: None
+) -> Iterator[bool]:
     """Connect to the Ray that is running, or start a small one that ends with the run.
+
+    Args:
+        show: is told, in a line, what is waited for.
 
     Yields:
         True if the cluster has GPUs, so that each trainer gets one.
@@ -27,6 +33,8 @@ def ray_cluster(config: TrainConfig) -> Iterator[bool]:
         NoRoomError: it cannot hold the trainers beside the loader.
         ClusterError: it cannot be started or joined, or failed outside of an attempt.
     """
+    if not ray.is_initialized():
+        show(_what_comes(config.cluster.ray_address))
     # torch is imported here because importing this module should not take seconds.
     from miles.train.model import device
 
@@ -44,6 +52,12 @@ def ray_cluster(config: TrainConfig) -> Iterator[bool]:
     finally:
         if is_own:
             ray.shutdown()
+
+
+def _what_comes(ray_address: str | None) -> str:
+    """Return what is done to have a Ray, as a line for the terminal."""
+    address = find_address(ray_address)
+    return "starting Ray" if address is None else f"joining Ray at {address.text}"
 
 
 def settle_device(

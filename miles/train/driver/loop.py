@@ -65,9 +65,12 @@ def _train(config: TrainConfig, console: Console | None, notices: Sequence[str])
     found = preflight(config)
     start = found.require_start()
 
+    def show(text: str) -> None:
+        console.print(f"  {text}", soft_wrap=True, highlight=False, markup=False, emoji=False)
+
     with (
         hold_folders(config, console) as leases,
-        ray_cluster(config) as on_gpu,
+        ray_cluster(config, show) as on_gpu,
         open_run_log(config.run_dir, console) as run_log,
         StopSignal(run_log.show) as stop_signal,
     ):

@@ -13,8 +13,9 @@ from rich.console import Console
 from miles.common import run_folder
 from miles.common.checkpoint_folder import SavedCheckpoint
 from miles.data.config import DataConfig, EncodeConfig, OrderConfig, SourceConfig
-from miles.train.config import TrainConfig
-from miles.train.driver.cluster import settle_device
+from miles.errors import ClusterError
+from miles.train.config import ClusterConfig, TrainConfig
+from miles.train.driver.cluster import ray_cluster, settle_device
 from miles.train.driver.run_log import RunLog
 from miles.train.precision import Precision
 from miles.train.types import StartPoint
@@ -34,6 +35,17 @@ def settled(
     with RunLog(str(save), Console(file=screen, width=200)) as run_log:
         config = settle_device(config, run_log, start, has_gpus=gpus)
     return config.precision, screen.getvalue().strip()
+
+
+def test_a_wait_for_ray_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    data = DataConfig((SourceConfig("a", ("a.jsonl",)),), OrderConfig(), EncodeConfig("t"))
+    cluster = ClusterConfig(ray_address="127.0.0.1:1")
+    config = TrainConfig("hf", None, str(tmp_path), data, cluster=cluster)
+    said: list[str] = []
+    with pytest.raises(ClusterError), ray_cluster(config, said.append):
+        pass
+    assert said == ["joining Ray at 127.0.0.1:1"]
 
 
 @pytest.mark.parametrize("gpus", [True, False])

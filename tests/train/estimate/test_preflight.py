@@ -133,6 +133,10 @@ def test_rows_that_are_all_unusable(line: Line, capsys: pytest.CaptureFixture[st
     assert status == 3
     observed("no row can be used", error, "can be used", NOTHING)
 
+    status, error = line.refused(capsys, max_tokens_per_gpu=3)
+    assert status == 3
+    assert "--max-sample-tokens (at most what --max-tokens-per-gpu holds)" in error
+
 
 def test_a_small_set_with_too_many_bad_rows(line: Line, capsys: pytest.CaptureFixture[str]) -> None:
     """The sample is the whole set: it says what the last step of an epoch would."""
