@@ -19,6 +19,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 
 import psutil
 import ray
@@ -146,7 +147,8 @@ def _explaining(doing: str, state: str) -> Iterator[None]:
     """
     before = set(psutil.Process().children())
     try:
-        yield
+        with _losing_no_ctrl_c():
+            yield
     except BaseException as error:
         _end(set(psutil.Process().children()) - before)
         if isinstance(error, Exception) and not isinstance(error, MilesError):
@@ -250,6 +252,28 @@ def _silence_raylets() -> None:
 
 def _print_nothing(*_: object, **__: object) -> None:
     """Stand in for Ray's function that prints."""
+
+
+@contextlib.contextmanager
+def _losing_no_ctrl_c() -> Iterator[None]:
+    """End the context by KeyboardInterrupt, too, where Ray has swallowed the one of a Ctrl-C."""
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    has_come = threading.Event()
+
+    def note(number: int, frame: FrameType | None) -> None:
+        has_come.set()
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if has_come.is_set():
+        raise KeyboardInterrupt
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -61,6 +62,17 @@ def test_a_start_that_takes_too_long_is_made_once_more(
     with pytest.raises(ClusterError, match=r"timed out during startup.*less busy"):
         local_ray.start(2, 80 << 20)
     assert num_starts == 3
+
+
+def test_a_ctrl_c_that_ray_swallows_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    def swallowing_init(**options: Any) -> None:
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr("ray.init", swallowing_init)
+    with pytest.raises(KeyboardInterrupt, match="ended while Ray was starting"):
+        local_ray.start(1, 80 << 20)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_an_object_store_without_room() -> None:
