@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 
-from miles.cli.console import Subparsers, open_console
+from miles.cli.console import Subparsers, open_console, tokenizer_word
 from miles.common.flags import build, settings_of
-from miles.common.local_paths import absolute, absolute_or_hub_name
+from miles.common.local_paths import absolute
 from miles.data.config import EncodeConfig
 from miles.train.launch.parser import add_settings, given_values
 
@@ -22,7 +22,7 @@ def add_parser(commands: Subparsers) -> None:
     )
     parser.add_argument(
         "tokenizer",
-        type=absolute_or_hub_name,
+        type=tokenizer_word,
         metavar="TOKENIZER",
         help="folder (fsspec URL) or hub name",
     )

@@ -6,11 +6,35 @@ import argparse
 import sys
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from miles.common.local_paths import absolute, absolute_or_hub_name
+
 if TYPE_CHECKING:
     from rich.console import Console
 
 Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 """The type that `add_subparsers` returns."""
+
+
+def path_word(word: str) -> str:
+    """Return a path of the command line as `absolute` does; refuse an empty one.
+
+    Raises:
+        ArgumentTypeError: it is empty; argparse names the argument.
+    """
+    return absolute(_filled(word))
+
+
+def tokenizer_word(word: str) -> str:
+    """Return a tokenizer's folder or hub name: as `path_word`."""
+    return absolute_or_hub_name(_filled(word))
+
+
+def _filled(word: str) -> str:
+    if not word:
+        raise argparse.ArgumentTypeError(
+            "it is empty, such as a variable that is not set; give a path"
+        )
+    return word
 
 
 def open_console(color: str = "auto") -> Console:

@@ -6,10 +6,9 @@ import argparse
 import re
 from collections.abc import Sequence
 
-from miles.cli.console import Subparsers, open_console
+from miles.cli.console import Subparsers, open_console, path_word
 from miles.cli.model_line import add_model_line, require_known_flags, require_model
 from miles.cli.outcome import on_ctrl_c
-from miles.common.local_paths import absolute
 from miles.errors import MilesError
 
 NAME = "convert"
@@ -43,8 +42,8 @@ def _add_hf_to_megatron(directions: Subparsers) -> None:
     parser = directions.add_parser(
         HF_TO_MEGATRON, help="DIR/*.safetensors -> SAVE/release", allow_abbrev=False
     )
-    parser.add_argument("--hf-checkpoint", type=absolute, required=True, metavar="DIR")
-    parser.add_argument("--save", type=absolute, required=True, metavar="DIR")
+    parser.add_argument("--hf-checkpoint", type=path_word, required=True, metavar="DIR")
+    parser.add_argument("--save", type=path_word, required=True, metavar="DIR")
 
     parser.add_argument(
         "--make-vocab-size-divisible-by",
@@ -66,15 +65,15 @@ def _add_megatron_to_hf(directions: Subparsers) -> None:
         "megatron-to-hf", help="LOAD/iter_… or LOAD/release -> SAVE/*.safetensors"
     )
 
-    parser.add_argument("--load", type=absolute, required=True, metavar="DIR")
+    parser.add_argument("--load", type=path_word, required=True, metavar="DIR")
     parser.add_argument(
         "--hf-checkpoint",
-        type=absolute,
+        type=path_word,
         required=True,
         metavar="DIR",
         help="config and tokenizer come from here",
     )
-    parser.add_argument("--save", type=absolute, required=True, metavar="DIR")
+    parser.add_argument("--save", type=path_word, required=True, metavar="DIR")
 
     parser.add_argument(
         "--ckpt-step",
@@ -91,7 +90,7 @@ def _add_megatron_to_hf(directions: Subparsers) -> None:
     )
     parser.add_argument(
         "--chat-template-path",
-        type=absolute,
+        type=path_word,
         metavar="FILE",
         help="a Jinja file in place of the template in --hf-checkpoint (default: the template that "
         "the run trained with)",
@@ -104,9 +103,9 @@ def _add_verify(directions: Subparsers) -> None:
         "verify", help="compare two checkpoints tensor by tensor; exit 1 where they differ"
     )
     parser.add_argument(
-        "first", type=absolute, metavar="A", help="a checkpoint of Hugging Face or of Megatron"
+        "first", type=path_word, metavar="A", help="a checkpoint of Hugging Face or of Megatron"
     )
-    parser.add_argument("second", type=absolute, metavar="B")
+    parser.add_argument("second", type=path_word, metavar="B")
     parser.set_defaults(run=run_verify)
 
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from miles.cli.console import Subparsers, open_console
+from miles.cli.console import Subparsers, open_console, path_word
 from miles.cli.outcome import on_ctrl_c
-from miles.common.local_paths import absolute
 
 
 def add_parser(commands: Subparsers) -> None:
@@ -14,7 +13,7 @@ def add_parser(commands: Subparsers) -> None:
     parser = commands.add_parser("demo", help="the main job, end to end, on an embedded default")
     parser.add_argument(
         "--output",
-        type=absolute,
+        type=path_word,
         default="runs/demo",
         metavar="DIR",
         help="the run's folder; it is deleted and made again (default: %(default)s)",

@@ -10,9 +10,8 @@ import argparse
 import shlex
 from collections.abc import Mapping
 
-from miles.cli.console import Subparsers, open_console
+from miles.cli.console import Subparsers, open_console, path_word
 from miles.common.flags import words_of
-from miles.common.local_paths import absolute
 from miles.data.config import EncodeConfig
 from miles.errors import SourceError
 
@@ -22,7 +21,7 @@ def add_parser(commands: Subparsers) -> None:
     parser = commands.add_parser(
         "inspect", help="the first samples that a run trained on, their trained tokens marked"
     )
-    parser.add_argument("folder", type=absolute, metavar="RUN", help="the run's folder")
+    parser.add_argument("folder", type=path_word, metavar="RUN", help="the run's folder")
     parser.add_argument(
         "--samples", type=int, default=3, metavar="N", help="samples to show (default: %(default)s)"
     )

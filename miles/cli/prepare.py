@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 
-from miles.cli.console import Subparsers, open_console
+from miles.cli.console import Subparsers, open_console, path_word, tokenizer_word
 from miles.common.flags import build, settings_of
-from miles.common.local_paths import absolute, absolute_or_hub_name
+from miles.common.local_paths import absolute
 from miles.common.redact import redact
 from miles.data.config import DataConfig, EncodeConfig, RowFormat
 from miles.train.launch.parser import add_settings, given_values
@@ -33,13 +33,13 @@ def add_parser(commands: Subparsers) -> None:
     )
     parser.add_argument(
         "--tokenizer",
-        type=absolute_or_hub_name,
+        type=tokenizer_word,
         required=True,
         metavar="DIR",
         help="folder (fsspec URL) or hub name",
     )
     parser.add_argument(
-        "--output", type=absolute, required=True, metavar="DIR", help="the folder to write"
+        "--output", type=path_word, required=True, metavar="DIR", help="the folder to write"
     )
     parser.add_argument(
         "--overwrite", action="store_true", help="replace other prepared rows in --output"

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import argparse
 
-from miles.cli.console import Subparsers, open_console
-from miles.common.local_paths import absolute
+from miles.cli.console import Subparsers, open_console, path_word
 
 
 def add_parser(commands: Subparsers) -> None:
     """Add the command and its flags."""
     parser = commands.add_parser("report", help="report.html and loss.png of a run")
-    parser.add_argument("folder", type=absolute, metavar="RUN", help="the run's folder")
+    parser.add_argument("folder", type=path_word, metavar="RUN", help="the run's folder")
     parser.set_defaults(run=run)
 
 

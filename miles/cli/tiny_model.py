@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from miles.cli.console import Subparsers, open_console
-from miles.common.local_paths import absolute
+from miles.cli.console import Subparsers, open_console, path_word
 
 
 def add_parser(commands: Subparsers) -> None:
@@ -13,8 +12,8 @@ def add_parser(commands: Subparsers) -> None:
     parser = commands.add_parser(
         "tiny-model", help="a tiny Qwen3 with random weights for a tokenizer, to try things"
     )
-    parser.add_argument("--tokenizer", type=absolute, required=True, metavar="DIR")
-    parser.add_argument("--save", type=absolute, required=True, metavar="DIR")
+    parser.add_argument("--tokenizer", type=path_word, required=True, metavar="DIR")
+    parser.add_argument("--save", type=path_word, required=True, metavar="DIR")
     parser.set_defaults(run=run)
 
 

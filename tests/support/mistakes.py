@@ -152,6 +152,10 @@ COMMANDS = (
     Mistake("demo --output {file}", RUN, "a file, not a folder; name another"),
     Mistake("demo --output s3://bucket/x", USAGE, "the demo writes to this machine"),
     Mistake("demo --output {hf}", RUN, "not empty, and not a demo's folder"),
+    Mistake("inspect {empty_word}", USAGE, "argument RUN: it is empty, such as a variable"),
+    Mistake("report {empty_word}", USAGE, "argument RUN: it is empty, such as a variable"),
+    Mistake("certify {empty_word}", USAGE, "it is empty, such as a variable that is not set"),
+    Mistake("convert verify {hf} {empty_word}", USAGE, "argument B: it is empty"),
     # Launch lines.
     Mistake("train", USAGE, "--hf-checkpoint is missing; --save is missing"),
     Mistake("train --config {latin_text}", USAGE, "not UTF-8 text"),
@@ -229,6 +233,9 @@ CALLS = {
     ),
     "written onto a file": Call(
         lambda places, _: _prepared(places).write(places["file"]), "is not a folder"
+    ),
+    "written to an empty path": Call(
+        lambda places, _: _prepared(places).write(""), "write: url is empty"
     ),
     "written nowhere": Call(
         lambda places, _: _prepared(places).write(None), "write: url must be a text, not None"

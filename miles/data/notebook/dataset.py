@@ -227,6 +227,10 @@ class Prepared:
             MilesError: a source that fails, or too many rejected rows; a folder with other content,
                 or that another process is writing.
         """
+        if not url:
+            raise ConfigError(
+                "write: url is empty, such as a variable that is not set; give a path"
+            )
         url = absolute(url)
         require_writable(url, "the folder to write")
         self._require_no_source_in(url)
