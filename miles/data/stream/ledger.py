@@ -131,7 +131,7 @@ class Ledger:
                 "columns": dict(source.columns),
                 "rows": source.num_rows,
                 "epochs": round(epochs, 6),
-                "counts": dict(self._counts[source.name]),
+                "counts": _in_order(self._counts[source.name]),
             }
             for source, epochs in zip(self._manifest.sources, self.epochs(), strict=True)
         }
@@ -288,6 +288,14 @@ class Ledger:
             self._lines += fresh
         elif fresh:
             self._file.add(*fresh)
+
+
+def _in_order(counts: Mapping[str, int]) -> dict[str, int]:
+    """Return counts in one order, whatever a resume has restored first."""
+    first = {
+        key: counts[key] for key in ("read", "trained", "truncated", "held_out") if key in counts
+    }
+    return first | {reason: counts[reason] for reason in sorted(counts) if reason not in first}
 
 
 def _sentence(name: str, counts: Mapping[str, int]) -> str:

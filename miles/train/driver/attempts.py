@@ -83,7 +83,13 @@ class AttemptLog:
             self._write()
 
     def end(self, how: str, next_step: int) -> None:
-        """Enter how the last attempt ended, and the first step that it did not train."""
+        """Enter how the last attempt ended, and the first step that it did not train.
+
+        An end that is entered already stays alone: a finished run is asked again.
+        """
+        last = self._entries[-1] if self._entries else {}
+        if "end" in last and (last["how"], last["next_step"]) == (redact(how), next_step):
+            return
         self._add(
             {
                 "end": self.num_attempts,

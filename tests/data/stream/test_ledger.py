@@ -353,6 +353,20 @@ def test_summary_has_the_row_shape(tmp_path: Path) -> None:
     assert "sums: 10 rows read, 10 trained (4 truncated)" in ledger._account()
 
 
+def test_summary_of_a_resumed_run_is_the_same_text(manifest: Manifest) -> None:
+    """A cursor's JSON has its keys in alphabetical order."""
+    steps = [entry(0, (3, 0), bad(0, 0)), entry(1, (3, 0), Reject(4, 0, "bad_message", ""))]
+    whole = Ledger(manifest, None, RejectLimits(1.0))
+    for step in steps:
+        whole.commit(*step)
+    before = Ledger(manifest, None, RejectLimits(1.0))
+    before.commit(*steps[0])
+    totals = json.loads(json.dumps(before.totals(), sort_keys=True))
+    resumed = Ledger(manifest, None, RejectLimits(1.0), totals, next_step=1)
+    resumed.commit(*steps[1])
+    assert json.dumps(resumed.summary()) == json.dumps(whole.summary())
+
+
 @pytest.mark.parametrize(
     "totals",
     [

@@ -82,6 +82,16 @@ def test_the_entries_begin_with_number_and_time(tmp_path: Path) -> None:
     assert list(end) == ["end", "time", "how", "next_step"]
 
 
+def test_an_end_is_entered_once(tmp_path: Path) -> None:
+    """A finished run is asked again and again."""
+    log = AttemptLog(str(tmp_path))
+    log.begin(0, "there", Layout(1), Precision.BF16)
+    log.end("SIGTERM", 9)
+    log.end("the last step", 9)
+    AttemptLog(str(tmp_path)).end("the last step", 9)
+    assert [entry.get("how") for entry in entries(tmp_path)] == [None, "SIGTERM", "the last step"]
+
+
 def test_first_checkpoint_of_a_start_is_noted(tmp_path: Path) -> None:
     log = AttemptLog(str(tmp_path))
     log.note_checkpoint(1)  # a run that was stopped before its first start
