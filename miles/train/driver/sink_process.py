@@ -123,6 +123,11 @@ class BackgroundSink:
         """Return the number of its process; None while it has none."""
         return self._process.pid if self._process is not None else None
 
+    @property
+    def num_pending(self) -> int:
+        """Return the number of steps that it has not taken yet."""
+        return len(self._pending)
+
     def notices(self) -> list[str]:
         """Return what the user is to know since the last call."""
         with self._changed:

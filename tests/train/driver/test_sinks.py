@@ -318,6 +318,13 @@ class FollowedRun:
             self.log.write(line(self.num_steps))
             self.num_steps += 1
 
+    @property
+    def num_left(self) -> int:
+        """Return the number of steps that the only sink has not taken yet."""
+        (sink,) = self.sinks
+        assert isinstance(sink, sink_process.BackgroundSink)
+        return sink.num_pending
+
     def until_said(self, text: str) -> None:
         """Log a step now and then until the run says something."""
 
@@ -348,6 +355,7 @@ def is_alive(process: psutil.Process) -> bool:
 def test_wandb_may_die_in_the_middle_of_a_run(tmp_path: Path) -> None:
     run = FollowedRun(LoggingConfig(use_wandb=True, wandb_mode="offline"), tmp_path)
     run.steps(5)
+    wait_until(lambda: run.num_left == 0)  # wandb has them, and has not written them yet
     (service,) = (one for one in run.processes() if one.name() == "wandb-core")
     service.kill()
 
