@@ -130,6 +130,7 @@ class Soak:
         save = self._folder / f"twin-{layout}"
         if not (save / "ledger.json").exists():
             with workspace.command(save, save_hf=save / "export", **flags_of(layout)) as command:
+                command.process.wait()  # as long as a busy machine takes
                 command.wait(0)
         self.report(f"twin {layout} is there")
         return save

@@ -7,6 +7,7 @@ has no CPUs, or answers after minutes. A cluster that was joined looks after its
 
 from __future__ import annotations
 
+import ray
 from ray._private import worker
 
 from miles.errors import NoRoomError
@@ -33,8 +34,28 @@ def require_whole() -> None:
     """
     dead = dead_servers()
     if dead:
-        raise NoRoomError(
-            f"Ray itself has died ({' and '.join(dead)}), which this command had started for "
-            "itself. The same command starts another one, and goes on from the last complete "
-            "checkpoint"
-        )
+        raise _died(" and ".join(dead))
+
+
+def require_node() -> None:
+    """Refuse to start on a Ray without a node. It asks the GCS server, which must be there.
+
+    A raylet that ends with one of its agents leaves the cluster some seconds before its process
+    ends. Until then, Ray only says that it has no CPUs.
+
+    Raises:
+        NoRoomError: no node is alive.
+    """
+    require_whole()
+    if not any(node["Alive"] for node in ray.nodes()):
+        raise _died("no node of it is alive")
+
+
+def _died(how: str) -> NoRoomError:
+    is_own = bool(worker._global_node and worker._global_node.all_processes)
+    if not is_own:
+        return NoRoomError(f"Ray has died ({how}): start the cluster, then give the same command")
+    return NoRoomError(
+        f"Ray itself has died ({how}), which this command had started for itself. The same command "
+        "starts another one, and goes on from the last complete checkpoint"
+    )

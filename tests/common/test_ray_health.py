@@ -25,7 +25,7 @@ def kill(name):
 
 assert ray_health.dead_servers() == []
 with local_ray.running(1, 100 << 20):
-    ray_health.require_whole()
+    ray_health.require_node()
     kill("gcs_server")
     try:
         ray_health.require_whole()

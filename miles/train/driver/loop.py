@@ -93,7 +93,7 @@ def run_attempt(run: Run, start: StartPoint) -> RunSummary:
         LostError: a part of the run was lost; another attempt may go further.
         MilesError: what another attempt would not mend.
     """
-    ray_health.require_whole()  # an attempt may have ended because its Ray had
+    ray_health.require_node()  # an attempt may have ended because its Ray had
     try:
         with contextlib.ExitStack() as cleanup:
             data = open_data(run, start, cleanup)
