@@ -23,7 +23,7 @@ import psutil
 
 from benchmarks._soak_faults import Fault, Gap, Scene, draw_faults
 from benchmarks._soak_storage import Store
-from tests.support.chaos import records_without_times
+from tests.support.chaos import LOST, records_without_times
 from tests.support.commands import Command, Workspace
 from tests.support.runs import weights
 
@@ -35,6 +35,8 @@ LAYOUTS: tuple[dict[str, Any], ...] = (
     {"actor_num_gpus_per_node": 2},
     {"actor_num_gpus_per_node": 1},
 )
+_BUSY = "Ray could not be started"
+"""What a command says on a machine that is too busy for Ray, which waits for 30 s."""
 _DISK_BYTES = 192 << 20
 
 
@@ -226,6 +228,8 @@ class Job:
         self._report(f"  exit status {status}")
         if "Traceback" in printed:
             self._keep(command, "traceback")
+        elif status == LOST and _BUSY in printed:
+            self.outcome.struck["busy machine: Ray did not start"] += 1
         elif status not in self._statuses:
             self._keep(command, f"exit status {status}")
         elif status > 0 and num_errors != 1:
