@@ -57,8 +57,8 @@ def main() -> None:
     soak.report(f"soak: --seed {flags.seed}, {flags.minutes:g} minutes, logs in {folder}")
     try:
         soak.run(flags.minutes * 60, flags.first_job)
-    except (_Ended, KeyboardInterrupt):
-        soak.report("ended by a signal")
+    except (_Ended, KeyboardInterrupt) as signalled:
+        soak.report(f"ended by {'SIGTERM' if isinstance(signalled, _Ended) else 'Ctrl-C'}")
     soak.show()
     sys.exit(int(soak.has_losses))
 
