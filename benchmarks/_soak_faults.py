@@ -164,7 +164,7 @@ def draw_faults(
 
 
 def _draw_fault(draw: random.Random, kind: str) -> Fault:
-    gap = Gap(draw.choice([draw.uniform(0, 5), draw.uniform(10, 40)]), draw.random() < 0.6)
+    gap = Gap(draw.choice([draw.uniform(0, 3), draw.uniform(3, 12)]), draw.random() < 0.6)
     pick = draw.random()
     target: Target = draw.choice(_without(TARGETS, DRIVER))
     seconds = draw.uniform(1, 20)
