@@ -267,8 +267,8 @@ def absolute_of(flag: Flag, path: str) -> str:
         raise ConfigError(f"{flag.name} {error}") from None
 
 
-_LARGEST_NUMBER = 2**53
-"""JSON's readers, and products with it in 64 bits, take no larger one."""
+_LARGEST_NUMBER = 2**63 - 1
+"""64 bits take no larger one."""
 
 
 def require_allowed(flag: Flag, value: Any) -> None:

@@ -53,9 +53,6 @@ def hf(tmp_path: Path) -> Path:
 def test_sizes_that_no_model_has_are_refused(setting: str, value: Any, hf: Path) -> None:
     config = json.loads((hf / "config.json").read_text())
     (hf / "config.json").write_text(json.dumps(config | {setting: value}))
-    if value is True:  # one head: JSON's true is Python's 1, and does no harm
-        assert read_shape(str(hf)).num_attention_heads == 1
-        return
     with pytest.raises(CheckpointError, match=r"config\.json: ") as caught:
         read_shape(str(hf))
     if value == 10**9:

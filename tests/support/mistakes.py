@@ -371,6 +371,8 @@ def _add_runs(places: _Places) -> None:
     checkpoint = {
         "latest_checkpointed_iteration.txt": b"7",
         "iter_0000007/metadata.json": b"{}",
+        "iter_0000007/.metadata": b"",
+        "iter_0000007/__0_0.distcp": b"",
         "iter_0000007/miles.json": b'{"cursor": {"vers',
     }
     places.add_folder("no_tracker", None, {"iter_0000007/metadata.json": b"{}"})
