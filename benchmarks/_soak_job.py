@@ -300,8 +300,9 @@ class Job:
         if not outcome.is_finished:
             return
 
-        ledger, expected = self._read("ledger.json"), (twin / "ledger.json").read_text()
-        outcome.rows_lost = num_rows_apart(json.loads(ledger), json.loads(expected))
+        ledger = json.loads(self._read("ledger.json"))
+        expected = json.loads((twin / "ledger.json").read_text())
+        outcome.rows_lost = num_rows_apart(ledger, expected)
         for name in ("metrics.jsonl", "rejects.jsonl"):
             if _records(self._read(name)) != _records((twin / name).read_text()):
                 outcome.differences.append(f"job {self._plan.number}: {name}")
