@@ -32,9 +32,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # In a shell's background Ctrl-C is ignored, and so it would be in all that tests start.
+    # In a shell's background Ctrl-C is ignored, below nohup SIGHUP, and so they would be in all
+    # that tests start.
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
     if config.option.seed is None:
         config.option.seed = random.SystemRandom().randrange(1_000_000)
 

@@ -120,7 +120,7 @@ def test_cursor_refuses_other_weights(config: DataConfig, tmp_path: Path) -> Non
         cursor = feed.cursor()
     other = replace(config, order=replace(config.order, weights=(1.0, 2.0)))
     with pytest.raises(
-        CheckpointError, match=r"mixture: the checkpoint has \(1, 3\), this run \(1, 2\)"
+        CheckpointError, match="--prompt-data-weights: the checkpoint has 1 3, this run 1 2"
     ):
         Feed.open(other, cursor=cursor, cursor_path="there", num_ranks=1, run_dir=str(tmp_path))
     same = replace(config, order=replace(config.order, weights=(0.25, 0.75)))
