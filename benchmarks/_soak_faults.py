@@ -26,7 +26,7 @@ _WAIT_SECONDS = 60.0
 
 @dataclass(frozen=True)
 class Scene:
-    """What a fault can reach."""
+    """The processes and servers that a fault can reach."""
 
     driver: psutil.Process
     weather: Weather
@@ -168,6 +168,7 @@ def _draw_fault(draw: random.Random, kind: str) -> Fault:
     pick = draw.random()
     target: Target = draw.choice(_without(TARGETS, DRIVER))
     seconds = draw.uniform(1, 20)
+
     if kind == "kill":
         return Kill(target, pick, gap)
     if kind == "kill driver":
@@ -178,6 +179,7 @@ def _draw_fault(draw: random.Random, kind: str) -> Fault:
         return Storm(gap, draw.choice([seconds, 45.0]))
     if kind == "full disk":
         return FullDisk(gap, seconds)
+
     if draw.random() < 0.15:
         return Pause(DRIVER, pick, gap, LONG_PAUSE_SECONDS)
     return Pause(draw.choice(TARGETS), pick, gap, seconds)

@@ -61,6 +61,7 @@ class Plan:
         save_on_s3 = draw.random() < 0.4
         on_small_disk = draw.random() < 0.4 and may_mount and not save_on_s3
         with_wandb = draw.random() < 0.3
+
         faults = draw_faults(
             draw,
             draw.randint(5, 9),
@@ -68,6 +69,7 @@ class Plan:
             on_small_disk=on_small_disk,
             with_wandb=with_wandb,
         )
+
         return cls(
             number,
             draw.randrange(len(LAYOUTS)),
@@ -88,7 +90,7 @@ class Plan:
 
 @dataclass
 class Outcome:
-    """What a job came to."""
+    """The end of a job, and what it took."""
 
     plan: Plan
     num_commands: int = 0
@@ -144,6 +146,7 @@ class Job:
         """Run to the end, and compare with the twin's folder."""
         self._folder.mkdir(parents=True)
         faults = list(self._plan.faults)
+
         with self._mounted():
             self._store.weather.is_on = True
             try:
@@ -203,7 +206,7 @@ class Job:
                     self._keep(command, "stuck", _stacks(command.process.pid))
                     command.process.kill()
                     self._statuses.add(-signal.SIGKILL)
-            return self._is_expected_end(command)
+            return self._has_finished(command)
 
     def _is_due(self, gap: Gap, begun: float, num_safe: int) -> bool:
         if time.monotonic() - begun < gap.seconds:
@@ -221,11 +224,12 @@ class Job:
         self.outcome.struck[fault.name] += 1
         self._report(f"  {fault.name} ({safe[1]} steps are safe)")
 
-    def _is_expected_end(self, command: Command) -> bool:
+    def _has_finished(self, command: Command) -> bool:
         """Judge how a command ended; return whether the run is finished."""
         status, printed = command.process.returncode, command.printed
         num_errors = printed.count("miles: error:")
         self._report(f"  exit status {status}")
+
         if "Traceback" in printed:
             self._keep(command, "traceback")
         elif status == LOST and _BUSY in printed:
@@ -234,6 +238,7 @@ class Job:
             self._keep(command, f"exit status {status}")
         elif status > 0 and num_errors != 1:
             self._keep(command, f"{num_errors} messages of an error")
+
         if status > 0:
             error = printed.rpartition("miles: error:")[2]
             self._report(f"  {' '.join(error.split())[:300]}")

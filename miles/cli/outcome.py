@@ -37,11 +37,13 @@ def exit_status_of(command: Callable[[], None]) -> int:
     try:
         command()
         sys.stdout.flush()
+
     except KeyboardInterrupt as error:
         # A terminal has shown "^C" on the line before.
         begin = "\n" if sys.stderr.isatty() else ""
         print(f"{begin}miles: {str(error) or 'Ctrl-C: stopped'}", file=sys.stderr)
         return INTERRUPTED
+
     except MilesError as error:
         _print_error(error, str(error))
         return error.exit_status
@@ -52,6 +54,7 @@ def exit_status_of(command: Callable[[], None]) -> int:
         _print_error(error, _of_the_system(error))
         is_input = isinstance(error, _INPUT_ERRORS)
         return SourceError.exit_status if is_input else WriteError.exit_status
+
     except Exception as error:
         _print_error(error, mistake_of_ours(error))
         return MISTAKE_OF_OURS

@@ -38,6 +38,7 @@ def add_parser(commands: Subparsers) -> None:
         metavar="DIR",
         help="folder (fsspec URL) or hub name",
     )
+
     parser.add_argument(
         "--output", type=path_word, required=True, metavar="DIR", help="the folder to write"
     )
@@ -45,6 +46,7 @@ def add_parser(commands: Subparsers) -> None:
         "--overwrite", action="store_true", help="replace other prepared rows in --output"
     )
     parser.add_argument("--revision", help="branch, tag or commit of the hub's data set")
+
     add_settings(parser, _SETTINGS)
     parser.set_defaults(run=run)
 

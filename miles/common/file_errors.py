@@ -20,7 +20,7 @@ from miles.errors import MilesError, MissingFileError, SourceError, WriteError
 
 
 class Cause(NamedTuple):
-    """Why a file cannot be used, and what the user can do about it."""
+    """The reason for which a file cannot be used, and what the user can do about it."""
 
     text: str
     remedy: str = ""

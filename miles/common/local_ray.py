@@ -29,6 +29,7 @@ from ray._private import worker as ray_worker
 
 from miles.common import ray_address
 from miles.common.ray_failures import explained, is_slow_start
+from miles.common.writable import existing_part
 from miles.errors import ClusterError, MilesError
 
 _VARIABLE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
@@ -202,7 +203,7 @@ def _require_memory(num_bytes: int, folder: Path) -> None:
     Ray puts the store into /dev/shm, or into its folder where that is too small.
     """
     free: dict[str, int] = {}
-    for place in ("/dev/shm", str(_existing(folder))):  # noqa: S108
+    for place in ("/dev/shm", str(existing_part(folder))):  # noqa: S108
         with contextlib.suppress(OSError):
             free[place] = shutil.disk_usage(place).free
     if free and max(free.values()) < num_bytes:
@@ -211,13 +212,6 @@ def _require_memory(num_bytes: int, folder: Path) -> None:
             f"Ray's object store takes {num_bytes / 1e6:,.0f} MB: {found}. Make room, or give the "
             "container a larger /dev/shm (docker run --shm-size=2g)"
         )
-
-
-def _existing(folder: Path) -> Path:
-    """Return a folder, or the nearest one above it that exists."""
-    while not folder.exists() and folder != folder.parent:
-        folder = folder.parent
-    return folder
 
 
 def _lend_token() -> None:

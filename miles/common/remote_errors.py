@@ -92,7 +92,7 @@ _RAY_GUESSES = re.compile(r"\s*Some common causes include:.*", re.S)
 
 @dataclass(frozen=True)
 class RemoteFailure:
-    """What an error of another process means."""
+    """The meaning of an error of another process."""
 
     reason: str
     """the error on one line, with its place in the code where that helps"""

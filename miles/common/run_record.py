@@ -43,6 +43,7 @@ def require_new(save: str, run_dir: str) -> None:
     records = own_files.read_records(storage.join(run_dir, run_folder.ATTEMPTS))
     entries = records.objects if is_own else ()
     starts = [entry for entry in entries if "start" in entry]
+
     is_told = is_own and not records.broken
     iterations = complete_iterations(save)
     if iterations and not (is_told and _may_be_unnamed(save, iterations, starts)):
@@ -52,6 +53,7 @@ def require_new(save: str, run_dir: str) -> None:
         )
     if iterations or not is_own:
         return
+
     is_saved = any(entry.get("how") in _SAVED_ENDS for entry in entries)
     if is_saved or any(_had_checkpoint(start, save) for start in starts):
         raise CheckpointError(
@@ -59,6 +61,7 @@ def require_new(save: str, run_dir: str) -> None:
             f"checkpoints, and {TRACKER} names none: a new run would overwrite its metrics. Bring "
             "the checkpoints back, or begin anew with another --save"
         )
+
     metrics = storage.join(run_dir, run_folder.METRICS)
     if not starts and _has_lines(metrics):
         raise CheckpointError(

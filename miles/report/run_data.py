@@ -184,6 +184,7 @@ def read_first_batch(folder: str) -> FirstBatch | None:
         content = own_files.read_object(path, "tokenizer", "micro_batches")
     except MissingFileError:
         return None
+
     try:
         samples: list[Mapping[str, Any]] = []
         for micro_batch in content["micro_batches"]:
@@ -193,6 +194,7 @@ def read_first_batch(folder: str) -> FirstBatch | None:
         raise BrokenFileError(
             f"{path}: not a first batch that this version can read ({error})"
         ) from error
+
     if not samples or not has_masks:
         raise BrokenFileError(f"{path}: not a first batch that this version can read")
     return FirstBatch(str(content["tokenizer"]), tuple(samples))

@@ -49,11 +49,13 @@ def require_replaceable(
         )
     if overwrite or not names:
         return
+
     if foreign:
         raise ConfigError(
             f"{redact(url)}: holds {_some(foreign)}, which no prepare wrote: give another folder, "
             "or --overwrite to write beside them"
         )
+
     if run_folder.MANIFEST in names:
         if not _is_same(url, manifest, encoder_fingerprint):
             raise ConfigError(

@@ -96,7 +96,7 @@ def step_outcomes(
 
 @dataclass(frozen=True)
 class RowOutcome:
-    """What becomes of one row."""
+    """The sample or the reject that one row becomes."""
 
     result: Encoded | RowRejected
     is_held_out: bool

@@ -265,6 +265,7 @@ class TrainingLoop:
             self._metrics_log.flush()
             self._skipped_steps.flush()
             self._feed.flush()
+
             state = ResumeState(
                 self._feed.cursor(),
                 self._metrics_log.num_lines,
@@ -274,6 +275,7 @@ class TrainingLoop:
                 self._config.precision,
                 tuple(self._metrics_log.unwritten),
             )
+
             self._exporter.abandon()  # that of a checkpoint that failed takes no room here
             content = state.to_json()
             if self._checkpoints.begin(num_done, content, must_succeed=must_succeed):

@@ -61,7 +61,7 @@ class SinkFailure(Exception):
 
 @dataclass(frozen=True)
 class SinkRequest:
-    """What a sink is opened from."""
+    """The settings that a sink is opened from."""
 
     title: str
     """its name for the user"""
