@@ -208,9 +208,10 @@ def _joined(errors: Sequence[MilesError]) -> MilesError:
 
 
 def _shape(config: TrainConfig) -> ModelShape:
-    """Return the model's shape, which the layout can divide."""
+    """Return the model's shape, which fits the layout and the settings."""
     shape = read_shape(config.hf_checkpoint)
     config.cluster.layout.require_fits(shape)
+    config.optimizer.require_fits(shape)
     return shape
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from megatron.core.packed_seq_params import PackedSeqParams
 
+from miles.data.types import DUMMY_ROW_ID
 from miles.train.model.attention_backends import Segments
 from miles.train.model.device_batch import DeviceBatch
 from miles.train.model.rotary import Rotation
@@ -25,6 +26,8 @@ class PackedParams(PackedSeqParams):
     """always there; None only because Megatron's fields before it have defaults"""
     rotation: Rotation | None = None
     """of each token; None where Megatron rotates query and key itself"""
+    num_real: int = 0
+    """tokens of samples; those of padding and of a dummy come behind them"""
 
 
 def packed_params(batch: DeviceBatch, rotation: Rotation | None) -> PackedParams:
@@ -32,6 +35,7 @@ def packed_params(batch: DeviceBatch, rotation: Rotation | None) -> PackedParams
     offsets: list[int] = batch.host.cu_seqlens.tolist()
     ends = offsets[1:]
     lengths = tuple(end - start for start, end in zip(offsets, ends, strict=False))
+    num_samples = int((batch.host.row_ids != DUMMY_ROW_ID).sum())
 
     return PackedParams(
         qkv_format="thd",
@@ -41,4 +45,5 @@ def packed_params(batch: DeviceBatch, rotation: Rotation | None) -> PackedParams
         max_seqlen_kv=batch.longest,
         segments=Segments(batch.cu_seqlens, lengths, batch.short_cu_seqlens),
         rotation=rotation,
+        num_real=offsets[num_samples],
     )

@@ -38,6 +38,8 @@ def load(trainer: Trainer, checkpoint: SavedCheckpoint, *, model_only: bool) -> 
         CheckpointError: a model of another shape, tensors that are missing, or such as are NaN or
             infinite.
     """
+    if not model_only:
+        trainer.restore_extra_state(checkpoint)
     if checkpoint.is_hugging_face:
         weight_boxes.load_weights(trainer, checkpoint.url)
     else:

@@ -90,6 +90,7 @@ class CheckpointWriter:
         from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue
 
         assert self._pending is None, "one checkpoint at a time"
+        extra = {**extra, **self._trainer.extra_state()}
         with writer_processes.lost_with_their_results(self._trainer.rank):
             writer_processes.share_results()
         state = checkpoint_load.state_to_save(
