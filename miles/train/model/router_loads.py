@@ -123,13 +123,15 @@ class RouterLoads:
         """
         if not self._coefficient or num_own == 0:
             return logits
-        from megatron.core.transformer.moe.moe_utils import MoEAuxLossAutoScaler
-
         probabilities = torch.softmax(logits[:num_own].float(), dim=-1).sum((0, 1))
         if self._is_counting:
             self._probabilities.add_(probabilities.detach())
         if not torch.is_grad_enabled():
             return logits
+
+        from megatron.core.transformer.moe.moe_utils import MoEAuxLossAutoScaler
+
+        # Megatron multiplies this gradient by the loss scale, as that of the loss.
         balanced: Tensor = MoEAuxLossAutoScaler.apply(logits, probabilities @ self._weights)
         return balanced
 

@@ -45,9 +45,7 @@ CASES = {
     "one micro-batch": Case(max_tokens=1000),
     "full recomputation by blocks": Case(recompute=RecomputeConfig("full", "block", 2)),
     "DP 2, one rank with a dummy": Case(Layout(2), max_tokens=1000),
-    "EP 2": Case(Layout(2, expert=2)),
     "PP 2, full recomputation": Case(Layout(2, pipeline=2), recompute=FULL),
-    "TP 2 x EP 2, sequence parallel": Case(Layout(4, tensor=2, sequence_parallel=True, expert=2)),
     "TP 2 x EP 2, experts too, sequence parallel": Case(
         Layout(4, tensor=2, sequence_parallel=True, expert=2, expert_tensor=2)
     ),
