@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 
 from miles.common.debugging import is_debugging, mistake_of_ours
 from miles.common.file_errors import cause_of, in_own_words
-from miles.errors import MilesError, SourceError, WriteError
+from miles.errors import MilesError, SourceError, WriteError, brief
 
 MISTAKE_OF_OURS = 1
 INTERRUPTED = 130
@@ -97,6 +97,6 @@ def _print_error(error: Exception, text: str) -> None:
 
     if is_debugging():
         traceback.print_exception(error)
-    paragraph = " ".join(line.strip() for line in text.splitlines())
+    paragraph = " ".join(line.strip() for line in brief(text).splitlines())
     line = Text.assemble(("miles: error:", "red"), f" {paragraph}")
     Screen(stderr=True, highlight=False, markup=False).print(line, soft_wrap=True)

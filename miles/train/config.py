@@ -14,6 +14,7 @@ from miles.common.secret import Secret
 from miles.data.config import DataConfig, SourceConfig
 from miles.errors import ConfigError
 from miles.train.compute_config import AS_USUAL, ComputeConfig
+from miles.train.export_target import require_export
 from miles.train.logging_config import LoggingConfig
 from miles.train.optimizer_settings import OptimizerSettings
 from miles.train.parallel_layout import Layout
@@ -91,7 +92,8 @@ class ClusterConfig:
         Flag(
             "--ray-address",
             "ADDRESS",
-            "a Ray that is running",
+            "a Ray that is running: HOST:PORT of its head node, auto (on this machine), or local for "
+            "none; a dry run asks nobody there, and looks at the form alone",
             default="$RAY_ADDRESS, or a small one on localhost",
         ),
     ] = None
@@ -405,7 +407,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         check_settings(self)
         self._check_precision()
-        self._check_export()
+        require_export(self.save_hf, {"--save": self.save, "--output-dir": self.output_dir})
         self._check_evaluation()
         if self.data.pack.dp_size != self.cluster.layout.data:
             raise ConfigError(
@@ -434,19 +436,6 @@ class TrainConfig:
                 "loss once, but follows the gradients of spread experts by a scale of their own; "
                 "leave out --fp16 (bfloat16 needs no loss scale)"
             )
-
-    def _check_export(self) -> None:
-        """Check that an export would not replace a folder that the run writes into."""
-        if self.save_hf is None:
-            return
-        from miles.common import storage  # fsspec: a quarter of a second that most lines need not
-
-        for flag, url in (("--save", self.save), ("--output-dir", self.output_dir)):
-            if url and storage.is_within(url, self.save_hf):
-                raise ConfigError(
-                    f"--save-hf {self.save_hf} is {flag} {url}, or holds it: an export has a "
-                    "folder of its own; give another one"
-                )
 
     def _check_evaluation(self) -> None:
         """Check that what needs rows to evaluate on has them, from one place."""

@@ -29,6 +29,9 @@ from tests.support.mistakes import CALLS, COMMANDS, Call, Mistake, make_places
 
 CHAINS = ("Traceback", "During handling", "The above exception")
 
+MOST_CHARACTERS = 2_000
+"""Of an error, whatever stands in it."""
+
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory: pytest.TempPathFactory, chatml_tokenizer_folder: Path) -> Any:
@@ -63,6 +66,7 @@ def test_a_mistake_is_one_paragraph(
     paragraph = printed.partition("error:")[2]
     assert mistake.text in paragraph, printed
     assert paragraph.count("\n") == 1
+    assert len(paragraph) < MOST_CHARACTERS
     assert "mistake in miles" not in printed
 
 
@@ -73,6 +77,7 @@ def test_a_mistake_in_a_notebook_stands_alone(
     with pytest.raises((MilesError, RowRejected)) as caught:
         call.call(places, chatml_tokenizer)
     assert call.text in str(caught.value)
+    assert len(str(caught.value)) < MOST_CHARACTERS
     shown = "".join(traceback.format_exception(caught.value))
     assert shown.count("Traceback") == 1
     # The line of the notebook, and those of the decorators.

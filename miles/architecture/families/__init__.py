@@ -16,9 +16,10 @@ import pkgutil
 from collections.abc import Container, Mapping
 from typing import Any, Protocol, cast
 
-from miles.architecture.config import HfConfig, ModelShape, shown
+from miles.architecture.config import HfConfig, ModelShape
 from miles.architecture.parameters import ExtraState, Parameter
 from miles.common import storage
+from miles.common.shown import shown
 from miles.common.untrusted_files import read_json
 from miles.errors import CheckpointError, MissingFileError, SourceError
 

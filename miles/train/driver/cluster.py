@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import ray
 
 from miles.common import local_ray, remote_errors, storage
-from miles.common.ray_address import find_address
+from miles.common.ray_address_form import find_address
 from miles.errors import CheckpointError, NoRoomError
 from miles.train.config import TrainConfig
 from miles.train.driver.group import TrainerGroup

@@ -18,7 +18,7 @@ from miles.common.checkpoint_folder import SavedCheckpoint
 from miles.common.run_record import missing_lines_notice
 from miles.errors import MilesError
 from miles.train.config import TrainConfig
-from miles.train.driver.export_target import target_of
+from miles.train.export_target import target_of
 from miles.train.driver.resolved_settings import describe
 
 LAST_STEP = "the last step"

@@ -16,6 +16,7 @@ from miles.common.writable import existing_part, require_writable
 from miles.errors import ConfigError
 from miles.train.config import TrainConfig
 from miles.train.estimate.memory import state_bytes
+from miles.train.export_target import target_of
 from miles.train.logging_config import LoggingConfig
 from miles.train.precision import Precision
 
@@ -109,4 +110,4 @@ def _export_place(save_hf: str) -> str:
     """Return where an export is written: a local one beside its folder, whose place it takes."""
     if storage.is_local(save_hf):
         return posixpath.dirname(save_hf.rstrip("/")) or "."
-    return save_hf.replace("{rollout_id}", "0")
+    return target_of(save_hf, 0)

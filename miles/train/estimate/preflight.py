@@ -20,6 +20,7 @@ from miles.architecture.config import ModelShape
 from miles.architecture.families import read_shape
 from miles.common import checkpoint_folder, storage
 from miles.common.first_contact import first_contact
+from miles.common.ray_address_form import require_address
 from miles.common.run_record import missing_lines_notice, require_own_run_folder
 from miles.data.config import DataConfig
 from miles.data.stream.counted_stream import CountedStream
@@ -108,6 +109,7 @@ def _look_at_all(config: TrainConfig, *, is_dry_run: bool) -> Preflight:
     shape = mistakes.of(partial(_shape, config))
     for flag, url in places(config):
         mistakes.of(partial(require_place, flag, url))
+    mistakes.of(partial(require_address, config.cluster.ray_address))
     mistakes.of(partial(require_own_run_folder, config.save, config.run_dir))
     mistakes.of(partial(require_sinks, config.logging, config.run_dir))
     mistakes.of(partial(require_exportable, config))
