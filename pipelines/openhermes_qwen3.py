@@ -16,9 +16,10 @@ from miles.data.config import (
     SourceConfig,
     StreamConfig,
 )
-from miles.train.config import ClusterConfig, RecomputeConfig, TrainConfig
+from miles.train.config import ClusterConfig, TrainConfig
 from miles.train.driver.loop import train
 from miles.train.optimizer_settings import OptimizerSettings
+from miles.train.recompute_config import RecomputeConfig
 
 
 def config(hf_checkpoint: str, data: str, save: str, num_gpus: int = 8) -> TrainConfig:

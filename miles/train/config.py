@@ -16,9 +16,11 @@ from miles.errors import ConfigError
 from miles.train.compute_config import AS_USUAL, ComputeConfig
 from miles.train.export_target import require_export
 from miles.train.logging_config import LoggingConfig
+from miles.train.lora_config import FULL, LoraConfig
 from miles.train.optimizer_settings import OptimizerSettings
 from miles.train.parallel_layout import Layout
 from miles.train.precision import Precision
+from miles.train.recompute_config import KEEP_ALL, RecomputeConfig
 
 
 @dataclass(frozen=True)
@@ -152,54 +154,6 @@ class ClusterConfig:
             self.expert,
             self.tensor if self.expert_tensor is None else self.expert_tensor,
         )
-
-
-@dataclass(frozen=True)
-class RecomputeConfig:
-    """Recomputation: activations that the backward pass computes again instead of keeping them."""
-
-    granularity: Annotated[
-        str | None,
-        Flag(
-            "--recompute-granularity",
-            "WHAT",
-            "full: whole layers again; selective: the inner part of attention again",
-            choices=("full", "selective"),
-            default="all are kept",
-        ),
-    ] = None
-    method: Annotated[
-        str | None,
-        Flag(
-            "--recompute-method",
-            "HOW",
-            "of full: uniform, every N layers are a piece whose input is kept; block, the first N "
-            "layers of a pipeline stage are computed again and the others kept",
-            choices=("uniform", "block"),
-        ),
-    ] = None
-    num_layers: Annotated[
-        int | None,
-        Flag("--recompute-num-layers", "N", "the N of --recompute-method"),
-    ] = None
-
-    def __post_init__(self) -> None:
-        check_settings(self)
-        if self.granularity == "full":
-            if self.method is None or self.num_layers is None or self.num_layers < 1:
-                raise ConfigError(
-                    "--recompute-granularity full needs --recompute-method uniform or block and "
-                    f"--recompute-num-layers of at least 1, not {self.method!r} and "
-                    f"{self.num_layers}"
-                )
-        elif self.method is not None or self.num_layers is not None:
-            raise ConfigError(
-                "--recompute-method and --recompute-num-layers go with --recompute-granularity full"
-            )
-
-
-KEEP_ALL = RecomputeConfig()
-"""No activation is computed twice."""
 
 
 @dataclass(frozen=True)
@@ -393,6 +347,7 @@ class TrainConfig:
         ),
     ] = False
     recompute: RecomputeConfig = KEEP_ALL
+    lora: LoraConfig = FULL
     compute: ComputeConfig = AS_USUAL
     evaluation: EvalConfig = field(default_factory=EvalConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)

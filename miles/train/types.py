@@ -20,10 +20,11 @@ from miles.common.checkpoint_folder import SavedCheckpoint
 from miles.data.types import Cursor
 from miles.errors import BrokenFileError, CheckpointError, MissingFileError
 from miles.train.compute_config import AS_USUAL, ComputeConfig
-from miles.train.config import KEEP_ALL, ClusterConfig, RecomputeConfig, TrainConfig
+from miles.train.config import ClusterConfig, TrainConfig
 from miles.train.optimizer_settings import OptimizerSettings
 from miles.train.parallel_layout import Layout
 from miles.train.precision import Precision
+from miles.train.recompute_config import KEEP_ALL, RecomputeConfig
 
 NUM_NAMED_WEIGHTS = 3
 """Weights that an error names, at most."""

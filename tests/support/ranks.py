@@ -32,10 +32,10 @@ from miles.data.types import (
     StepRows,
     StepTiming,
 )
-from miles.train.config import KEEP_ALL, RecomputeConfig
 from miles.train.optimizer_settings import OptimizerSettings
 from miles.train.parallel_layout import Layout
 from miles.train.precision import Precision
+from miles.train.recompute_config import KEEP_ALL, RecomputeConfig
 from miles.train.types import TrainerSettings
 from tests.support.processes import PROJECT, processes, wait_until
 

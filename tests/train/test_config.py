@@ -12,9 +12,10 @@ from miles.common.local_paths import absolute
 from miles.data.config import DataConfig, EncodeConfig, OrderConfig, PackConfig, SourceConfig
 from miles.errors import ConfigError
 from miles.train.compute_config import ComputeConfig
-from miles.train.config import ClusterConfig, RecomputeConfig, TrainConfig
+from miles.train.config import ClusterConfig, TrainConfig
 from miles.train.optimizer_settings import OptimizerSettings, check_schedule
 from miles.train.precision import Precision
+from miles.train.recompute_config import RecomputeConfig
 
 
 @pytest.mark.parametrize(

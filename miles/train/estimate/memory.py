@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 from miles.architecture.config import ModelShape
 from miles.architecture.sizes import key_size, layer_parameters, padded_vocab_size, query_size
 from miles.train.compute_config import AS_USUAL, ComputeConfig
-from miles.train.config import RecomputeConfig
 from miles.train.optimizer_settings import OptimizerSettings
 from miles.train.parallel_layout import Layout
 from miles.train.precision import Precision
+from miles.train.recompute_config import RecomputeConfig
 
 _PLAIN_ADAM = OptimizerSettings()
 """Adam on the GPU, with its state in float32."""

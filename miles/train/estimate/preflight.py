@@ -29,7 +29,7 @@ from miles.data.stream.reject_limits import RejectLimits
 from miles.data.stream.survey import EvalSurvey, Sample, Survey, survey, survey_eval
 from miles.data.stream.token_ids import require_ids_fit
 from miles.data.types import Cursor
-from miles.errors import CheckpointError, MilesError
+from miles.errors import CheckpointError, ConfigError, MilesError
 from miles.train.config import TrainConfig
 from miles.train.estimate.gpu_fit import GpuFit, seen_gpu_gib
 from miles.train.estimate.memory import StageMemory, estimate
@@ -105,6 +105,8 @@ def preflight(config: TrainConfig, *, is_dry_run: bool = False) -> Preflight:
 
 def _look_at_all(config: TrainConfig, *, is_dry_run: bool) -> Preflight:
     """Look at the settings and places, then at the data."""
+    if config.lora.is_on:
+        raise ConfigError("--lora-rank: LoRA is not supported yet; leave it out")
     mistakes = _Mistakes()
     shape = mistakes.of(partial(_shape, config))
     for flag, url in places(config):

@@ -11,7 +11,6 @@ from typing import Any
 from miles.architecture.config import ModelShape
 from miles.architecture.sizes import padded_vocab_size
 from miles.train.compute_config import AS_USUAL, ComputeConfig
-from miles.train.config import RecomputeConfig
 from miles.train.model import device, weight_gradients
 from miles.train.model.experts import CANNOT_GROUP, can_group, group_experts
 from miles.train.model.layer_spec import block_spec
@@ -20,6 +19,7 @@ from miles.train.model.rotary import RotaryFrequencies
 from miles.train.model.transformer_config import transformer_config
 from miles.train.parallel_layout import Layout
 from miles.train.precision import Precision
+from miles.train.recompute_config import RecomputeConfig
 
 
 def build_model(

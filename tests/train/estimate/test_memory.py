@@ -20,11 +20,11 @@ from miles.architecture.sizes import (
     total_parameters,
 )
 from miles.train.compute_config import ComputeConfig
-from miles.train.config import KEEP_ALL, RecomputeConfig
 from miles.train.estimate.memory import estimate
 from miles.train.model import process_groups
 from miles.train.parallel_layout import Layout
 from miles.train.precision import Precision
+from miles.train.recompute_config import KEEP_ALL, RecomputeConfig
 from tests.support.ranks import batch, run_ranks, start, trainer_settings
 
 DENSE = ModelShape("qwen3", 4, 64, 160, 4, 2, 16, 512, 256, 1e6, 1e-6, True, True, False)
