@@ -1,8 +1,8 @@
 """The folder of an export, where `--save-hf` asks for one.
 
-    --save-hf /hf                /hf       after the last step
-    --save-hf /hf/{rollout_id}   /hf/100   after the checkpoint of step 100, and after each other one
-    --save-hf /hf/{step}         refused: nothing takes its place
+--save-hf /hf                /hf       after the last step
+--save-hf /hf/{rollout_id}   /hf/100   after the checkpoint of step 100, and after each other one
+--save-hf /hf/{step}         refused: nothing takes its place
 """
 
 from __future__ import annotations

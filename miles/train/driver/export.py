@@ -23,9 +23,9 @@ from miles.common import atomic_folders, storage
 from miles.common.atomic_folders import StagedFolder
 from miles.errors import CheckpointError, ClusterError, MilesError, RunError, WriteError
 from miles.train.config import TrainConfig
-from miles.train.export_target import STEP, target_of
 from miles.train.driver.group import TrainerGroup
 from miles.train.driver.run_log import RunLog
+from miles.train.export_target import STEP, target_of
 
 if TYPE_CHECKING:
     from miles.convert.export_plan import ExportPlan

@@ -18,8 +18,8 @@ from miles.common.checkpoint_folder import SavedCheckpoint
 from miles.common.run_record import missing_lines_notice
 from miles.errors import MilesError
 from miles.train.config import TrainConfig
-from miles.train.export_target import target_of
 from miles.train.driver.resolved_settings import describe
+from miles.train.export_target import target_of
 
 LAST_STEP = "the last step"
 """How an attempt ended that left nothing to do, in starts.jsonl."""
