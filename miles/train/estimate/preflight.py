@@ -18,7 +18,7 @@ from typing import TypeVar
 
 from miles.architecture.config import ModelShape
 from miles.architecture.families import read_shape
-from miles.common import checkpoint_folder, storage
+from miles.common import storage
 from miles.common.first_contact import first_contact
 from miles.common.ray_address_form import require_address
 from miles.common.run_record import missing_lines_notice, require_own_run_folder
@@ -219,9 +219,7 @@ def _shape(config: TrainConfig) -> ModelShape:
 
 
 def _require_same_model(start: StartPoint, shape: ModelShape) -> None:
-    """Refuse weights of another model, by the headers of their files, or without all files."""
-    if not start.checkpoint.is_hugging_face:
-        checkpoint_folder.require_files(start.url)
+    """Refuse weights of another model, by the headers of their files."""
     if start.checkpoint.is_hugging_face:
         # torch is imported only where there are tensors to look at.
         from miles.convert.hf_boxes import require_weights
