@@ -17,11 +17,13 @@ _LIMITS = tuple(
 _SETTINGS = (*settings_of(RowFormat), *settings_of(EncodeConfig), *_LIMITS)
 """Declared as those of `miles train`, so that the numbers on the card are those of the run."""
 
+NAME = "prepare"
+
 
 def add_parser(commands: Subparsers) -> None:
     """Add the command and its flags."""
     parser = commands.add_parser(
-        "prepare", help="rows -> OpenAI messages in Parquet, with manifest and ledger"
+        NAME, help="rows -> OpenAI messages in Parquet, with manifest and ledger"
     )
     parser.add_argument("dataset", help="openhermes, or the name that the source gets")
     parser.add_argument(

@@ -81,6 +81,8 @@ SECTIONS: dict[str, tuple[str, ...]] = {
         "W&B's server gone",
         "TensorBoard's disk full",
         "disk of the metrics full",
+        "output piped into `head`, which ends",
+        "output on a full disk",
     ),
     "Two runs in one folder, and folders without a tracker": (
         "second run on one `--save`",
@@ -98,6 +100,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     ),
     "Files of a run that are broken": (
         "`miles.json` of the newest checkpoint cut off",
+        "file of the newest checkpoint lost",
         "records of a run with lines that cannot be read, then the same command",
         "`metrics.jsonl` lost a block, then `miles report`",
         "`ledger.json` cut off, then `miles report`",

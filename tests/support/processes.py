@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TextIO
 from unittest.mock import patch
 
 import psutil
@@ -19,6 +20,13 @@ PROJECT = Path(__file__).parents[2]
 
 LIMIT_SECONDS = 240.0
 """How long a test waits for anything: far above what it takes, also on a busy machine."""
+
+
+def closed_pipe() -> TextIO:
+    """Return a stream into a pipe that nobody reads."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    return os.fdopen(writer, "w")
 
 
 def wait_until(condition: Callable[[], object], describe: Callable[[], object] = str) -> None:

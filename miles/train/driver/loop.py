@@ -13,7 +13,7 @@ from functools import partial
 
 from rich.console import Console
 
-from miles.common import checkpoint_folder, ray_health
+from miles.common import checkpoint_folder, output, ray_health
 from miles.common.screen import Screen
 from miles.data.types import StepReport
 from miles.train.config import TrainConfig
@@ -44,7 +44,8 @@ def train(
 
     If a rank, the feed or a stage of the stream is lost, all of them are started again from the
     last complete checkpoint, up to `max_restarts` times from the same one. On SIGTERM, SIGHUP and
-    the first Ctrl-C, the step that is under way is finished and saved, and the call returns.
+    the first Ctrl-C, the step that is under way is finished and saved, and the call returns. Where
+    nobody reads what is printed any more, the run goes on.
 
     Args:
         notices: sentences on the launch line, reported first.
@@ -55,7 +56,8 @@ def train(
             is lost.
     """
     try:
-        return _train(config, console, notices)
+        with output.outlived():
+            return _train(config, console, notices)
     except KeyboardInterrupt as error:
         raise KeyboardInterrupt(str(error) or BETWEEN_STEPS) from None
 

@@ -6,10 +6,13 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import TextIO
 
 import pytest
 
+from miles.cli import main
 from miles.common import run_folder
 from miles.common.checkpoint_tracker import write_tracker
 from miles.train.config import TrainConfig
@@ -17,8 +20,9 @@ from miles.train.driver.finished import LAST_STEP, finished_text, report_if_fini
 from miles.train.driver.resolved_settings import describe
 from miles.train.launch.arguments import parse
 from tests.support.checkpoints import write_checkpoint
+from tests.support.fault_table import NOTHING, observed
 from tests.support.launch import write_model
-from tests.support.processes import PROJECT
+from tests.support.processes import PROJECT, closed_pipe
 
 HEAVY = ("ray", "torch", "megatron", "transformers", "pyarrow", "numpy")
 
@@ -71,6 +75,28 @@ def test_it_needs_neither_ray_nor_torch(folder: Path) -> None:
     assert first == f"  this run is finished: 6 of 6 steps are in {folder}/run/iter_0000006"
     assert last == "0 []"
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("fault", "stream"),
+    [
+        ("output piped into `head`, which ends", closed_pipe),
+        ("output on a full disk", partial(open, "/dev/full", "w")),
+    ],
+)
+def test_it_ends_well_where_nothing_can_be_printed(
+    folder: Path,
+    fault: str,
+    stream: Callable[[], TextIO],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with stream() as lost:
+        monkeypatch.setattr("sys.stdout", lost)
+        assert main(["train", *words(folder)]) == 0
+    printed = capsys.readouterr().err
+    assert printed.count("\n") == 1
+    observed(fault, printed, "miles: the standard output", NOTHING)
 
 
 @pytest.mark.parametrize(

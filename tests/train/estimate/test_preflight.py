@@ -27,7 +27,7 @@ from miles.train.estimate.preflight import preflight
 from miles.train.launch.arguments import parse
 from tests.support.checkpoints import write_checkpoint
 from tests.support.disks import small_disk
-from tests.support.fault_table import NOTHING, observed
+from tests.support.fault_table import NOTHING, SINCE, observed
 from tests.support.object_storage import s3_bucket
 from tests.support.streams import demo_tokenizer
 
@@ -198,9 +198,12 @@ def test_a_checkpoint_of_other_data(line: Line, capsys: pytest.CaptureFixture[st
     assert "Give the old values" in error
     assert "--rollout-seed: the checkpoint has 42, this run 7" in error
 
+    checkpoint = Path(write_checkpoint(run, 3, (checkpoint / "miles.json").read_text()))
+    write_tracker(str(run), 3)
     (checkpoint / "__0_0.distcp").unlink()
     status, error = line.refused(capsys, num_rollout=2)
     assert status == 3
+    observed("file of the newest checkpoint lost", error, "__0_0.distcp", SINCE)
     assert (
         f"{checkpoint}: __0_0.distcp: no such file, so that the checkpoint cannot be read" in error
     )
