@@ -19,14 +19,19 @@ def add_parser(commands: Subparsers) -> None:
     add_launch_flags(parser)
 
 
-def run(words: Sequence[str]) -> None:
-    """Train, or print the estimate of the run."""
+def run(words: Sequence[str], recipe: Sequence[str] = ()) -> None:
+    """Train, or print the estimate of the run.
+
+    Args:
+        words: the line without `miles train`.
+        recipe: a line whose flags hold where `words` say nothing else.
+    """
     from miles.common.secret import hide_in_command_line
     from miles.train.launch.arguments import read_line
     from miles.train.launch.known_flags import secret_flags
 
     hide_in_command_line(secret_flags())
-    line = read_line(words)
+    line = read_line(words, recipe=recipe)
     config = line.config
     console = open_console()
     if config.dry_run:
