@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
+from miles.architecture.adapter import AdapterShape
 from miles.architecture.config import ModelShape
 from miles.architecture.families import read_shape
 from miles.common import storage
@@ -157,7 +158,7 @@ def _look_at_data(
         eval_surveyed = survey_eval(eval_config(config.data, config.evaluation.sources))
 
     continued = start.continued(config) if start is not None else config
-    memory = _memory(continued, shape)
+    memory = run_memory(continued, shape, config.lora.adapter(shape))
     notices = (
         room_notice(continued, shape),
         _ranks_notice(data, stream),
@@ -212,9 +213,10 @@ def _joined(errors: Sequence[MilesError]) -> MilesError:
 
 
 def _shape(config: TrainConfig) -> ModelShape:
-    """Return the model's shape, which the layout can divide."""
+    """Return the model's shape, which the layout can divide and which has LoRA's targets."""
     shape = read_shape(config.hf_checkpoint)
     config.cluster.layout.require_fits(shape)
+    config.lora.adapter(shape)
     return shape
 
 
@@ -227,7 +229,14 @@ def _require_same_model(start: StartPoint, shape: ModelShape) -> None:
         require_weights(start.url, shape)
 
 
-def _memory(config: TrainConfig, shape: ModelShape) -> tuple[StageMemory, ...]:
+def run_memory(
+    config: TrainConfig, shape: ModelShape, adapter: AdapterShape | None
+) -> tuple[StageMemory, ...]:
+    """Return the memory of a rank of each pipeline stage.
+
+    Args:
+        adapter: that alone is trained; None: all weights are.
+    """
     return estimate(
         shape,
         config.cluster.layout,
@@ -236,6 +245,7 @@ def _memory(config: TrainConfig, shape: ModelShape) -> tuple[StageMemory, ...]:
         recompute=config.recompute,
         optimizer=config.optimizer,
         compute=config.compute,
+        adapter=adapter,
     )
 
 
