@@ -24,8 +24,13 @@ def add_parser(commands: Subparsers) -> None:
     add_launch_flags(parser)
 
 
-def run(words: Sequence[str]) -> None:
-    """Train, or print the estimate of the run."""
+def run(words: Sequence[str], recipe: Sequence[str] = ()) -> None:
+    """Train, or print the estimate of the run.
+
+    Args:
+        words: the line without `miles train`.
+        recipe: a line whose flags hold where `words` say nothing else.
+    """
     from miles.common.secret import hide_in_command_line
     from miles.train.launch.arguments import read_line
     from miles.train.launch.known_flags import secret_flags
@@ -33,7 +38,7 @@ def run(words: Sequence[str]) -> None:
 
     hide_in_command_line(secret_flags())
     with patience.until_answered(LOOKING):
-        _run(read_line(words))
+        _run(read_line(words, recipe=recipe))
 
 
 def _run(line: LaunchLine) -> None:

@@ -10,7 +10,6 @@ No torch is needed.
 
 from __future__ import annotations
 
-import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,8 +17,15 @@ from pathlib import Path
 from typing import Any
 
 from miles.common import own_files, storage
-from miles.common.checkpoint_choice import complete_iterations, ways_on
-from miles.common.checkpoint_tracker import TRACKER, tracked
+from miles.common.checkpoint_choice import ways_on
+from miles.common.checkpoint_files import (
+    MARK,
+    is_complete,
+    iterations,
+    missing_files,
+    named_missing,
+)
+from miles.common.checkpoint_tracker import TRACKER, folder_name, tracked
 from miles.errors import BrokenFileError, CheckpointError, MissingFileError, SourceError
 
 EXTRA = "miles.json"
@@ -30,11 +36,6 @@ PRECISION = "precision"
 """Key in it: the format that the run computed in. Missing in older ones."""
 SAVING = ".saving-"
 """Begins the name of a folder that is not a checkpoint yet, or never became one."""
-INDEX = ".metadata"
-"""Names the file of each tensor."""
-_ITERATION = re.compile(r"iter_\d{7,}")
-_PART = re.compile(rb"__\d+_\d+\.distcp")
-_NUM_SHOWN = 3
 
 
 @dataclass(frozen=True)
@@ -63,8 +64,8 @@ def find(url: str, *, weights_only: bool = False) -> SavedCheckpoint | None:
         weights_only: a `miles.json` that cannot be read does not matter.
 
     Raises:
-        CheckpointError: the tracker names a checkpoint that is not there, or is not a tracker; or
-            its `miles.json` cannot be read.
+        CheckpointError: the tracker names a checkpoint that is not there or has lost files, or is
+            not a tracker; or its `miles.json` cannot be read.
     """
     try:
         named = tracked(url)
@@ -74,11 +75,7 @@ def find(url: str, *, weights_only: bool = False) -> SavedCheckpoint | None:
         return None
     name, iteration = named
     folder = storage.join(url, name)
-    if not storage.exists(storage.join(folder, "metadata.json")):
-        raise CheckpointError(
-            f"{storage.join(url, TRACKER)} names {folder}, which is not there or not a torch_dist "
-            f"checkpoint. {ways_on(url)}"
-        )
+    _require_files(folder)
 
     content = None
     try:
@@ -104,39 +101,28 @@ def read_extra(folder: str) -> dict[str, Any] | None:
         return None
 
 
-def missing_files(folder: str) -> list[str]:
-    """Return the names of files that a `torch_dist` checkpoint lacks.
-
-    Without torch: `.metadata` is a pickle, in which the names stand as they are.
+def _require_files(folder: str) -> None:
+    """Refuse a checkpoint that is not complete.
 
     Args:
-        folder: of the checkpoint (fsspec URL).
-    """
-    names = set(storage.names(folder))
-    needed = {"metadata.json", INDEX}
-    if INDEX in names:
-        found = _PART.findall(storage.read_bytes(storage.join(folder, INDEX)))
-        needed.update(name.decode() for name in found)
-    missing = sorted(needed - names)
-    has_parts = any(name.endswith(".distcp") for name in names)
-    return missing if has_parts or len(missing) > 0 else ["*.distcp"]
-
-
-def require_files(folder: str) -> None:
-    """Refuse a `torch_dist` checkpoint that has lost files.
+        folder: that the tracker names.
 
     Raises:
-        CheckpointError: names them, and says what can be done.
+        CheckpointError: names the files that are missing, and says what can be done.
     """
     missing = missing_files(folder)
     if not missing:
         return
-    more = f" and {len(missing) - _NUM_SHOWN} more" if len(missing) > _NUM_SHOWN else ""
+    if MARK in missing:
+        url = folder.rsplit("/", 1)[0]
+        raise CheckpointError(
+            f"{storage.join(url, TRACKER)} names {folder}, which is not there or not a torch_dist "
+            f"checkpoint. {ways_on(url)}"
+        )
     remedy = "Bring the files back, or begin anew with another --save"
-    other = _other_way(folder)
     raise CheckpointError(
-        f"{folder}: {', '.join(missing[:_NUM_SHOWN])}{more}: no such file, so that the checkpoint "
-        f"cannot be read. {other or remedy}"
+        f"{folder}: {named_missing(missing)}, so that the checkpoint cannot be read. "
+        f"{_other_way(folder) or remedy}"
     )
 
 
@@ -157,10 +143,9 @@ def _other_way(folder: str) -> str | None:
     """Return how to go on from the newest other checkpoint beside a folder; None: there is none."""
     url, name = folder.rstrip("/").rsplit("/", 1)
     tracker = storage.join(url, TRACKER)
-    others = [other for other in storage.names(url) if _ITERATION.fullmatch(other)]
-    for other in sorted(set(others) - {name}, reverse=True):
-        if _can_go_on(storage.join(url, other)):
-            step = int(other.removeprefix("iter_"))
+    for step in reversed(iterations(url)):
+        other = folder_name(step)
+        if other != name and _can_go_on(storage.join(url, other)):
             return (
                 f"The checkpoint of step {step} is whole: put {step} into {tracker}, and the same "
                 "command goes on from there"
@@ -171,8 +156,7 @@ def _other_way(folder: str) -> str | None:
 def _can_go_on(folder: str) -> bool:
     """Return whether a checkpoint is complete, and its `miles.json` can be read."""
     try:
-        is_complete = storage.exists(storage.join(folder, "metadata.json"))
-        return is_complete and "cursor" in (read_extra(folder) or {})
+        return is_complete(folder) and "cursor" in (read_extra(folder) or {})
     except SourceError:
         return False
 
@@ -235,8 +219,8 @@ def _weights_in(ref_load: str, hf_checkpoint: str) -> SavedCheckpoint:
 
 
 def _unnamed(url: str) -> str:
-    """Return a sentence on the checkpoints of a folder without a tracker; empty if it has none."""
-    return f"{ways_on(url)}. " if complete_iterations(url) else ""
+    """Return a sentence on the checkpoints of a folder without a tracker; "" if it has none."""
+    return f"{ways_on(url)}. " if iterations(url) else ""
 
 
 def _remedy(ref_load: str, hf_checkpoint: str) -> str:
@@ -278,30 +262,25 @@ def remove_old(url: str, keep_last: int | None, keep_best: int | None) -> list[s
         return []
 
     storage.require_held(url)
-    fs, root = storage.filesystem(url)
-    fs.invalidate_cache(root)  # the newest was written by another process
-    newest, _ = tracked(url) or ("", 0)
-    names = sorted(path.rsplit("/", 1)[-1] for path in fs.ls(root, detail=False))
+    _, newest = tracked(url) or ("", 0)
     # Those after the newest are of a run from which somebody went back: not ours to remove.
-    folders = [f"{root}/{name}" for name in names if _ITERATION.fullmatch(name) and name <= newest]
+    own = [iteration for iteration in iterations(url) if iteration <= newest]
+    folders = [storage.join(url, folder_name(iteration)) for iteration in own]
 
     kept = set(folders[-(keep_last or 1) :])
     if keep_best:
-        losses, unknown = _eval_losses(url, folders)
+        losses, unknown = _eval_losses(folders)
         kept.update(sorted(losses, key=lambda path: losses[path])[:keep_best])
         kept.update(unknown)  # it may be the best
 
     removed = [path for path in folders if path not in kept]
     for path in removed:
-        storage.remove(storage.join(url, path.rsplit("/", 1)[-1]))
+        storage.remove(path)
     return removed
 
 
-def _eval_losses(url: str, folders: Sequence[str]) -> tuple[dict[str, float], list[str]]:
+def _eval_losses(folders: Sequence[str]) -> tuple[dict[str, float], list[str]]:
     """Return the evaluation loss of each checkpoint that has one, by its folder.
-
-    Args:
-        url: of the folder that holds them.
 
     Returns:
         also those whose `miles.json` cannot be read.
@@ -310,7 +289,7 @@ def _eval_losses(url: str, folders: Sequence[str]) -> tuple[dict[str, float], li
     unknown: list[str] = []
     for path in folders:
         try:
-            loss = (read_extra(storage.join(url, path.rsplit("/", 1)[-1])) or {}).get("eval_loss")
+            loss = (read_extra(path) or {}).get("eval_loss")
         except BrokenFileError:
             unknown.append(path)
             continue

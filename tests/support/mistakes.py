@@ -15,6 +15,7 @@ from typing import Any
 
 from miles.data import encode, prepare
 from miles.demo.model import build_model
+from tests.support.checkpoints import SMALLEST
 
 USAGE = 2
 INPUT = 3
@@ -409,14 +410,13 @@ _ONE_EXPERT = {
 
 def _add_runs(places: _Places) -> None:
     """Make folders of runs whose files are broken, of another version, or of another machine."""
+    whole = {f"iter_0000007/{name}": content for name, content in SMALLEST.items()}
     checkpoint = {
+        **whole,
         "latest_checkpointed_iteration.txt": b"7",
-        "iter_0000007/metadata.json": b"{}",
-        "iter_0000007/.metadata": b"",
-        "iter_0000007/__0_0.distcp": b"",
         "iter_0000007/miles.json": b'{"cursor": {"vers',
     }
-    places.add_folder("no_tracker", None, {"iter_0000007/metadata.json": b"{}"})
+    places.add_folder("no_tracker", None, whole)
     broken = {"metrics.jsonl": b"\xff\n", "first_batch.json": b'{"tokenizer": "x", "micro'}
     places.add_folder("broken_run", None, {**checkpoint, **broken})
     newer = {"iter_0000007/miles.json": b'{"cursor": {"version": 99}}'}

@@ -1,7 +1,7 @@
 """Telling from its folder that a run is finished: without Ray, without torch, without its rows.
 
 A run is finished for this launch line if its last attempt ended with the last step, the tracker
-names the checkpoint of that step, whose files are there, the settings that make its length are those
+names the checkpoint of that step, which is complete, the settings that make its length are those
 that it was started with, and what follows the last step is there: the ledger, the metrics, the
 export. Anything else is left to the run itself, which finds out what is missing, and does it or
 names it.
@@ -60,12 +60,8 @@ def _finished_checkpoint(config: TrainConfig) -> SavedCheckpoint | None:
     if not checkpoint.extra or checkpoint.extra.get("unwritten_metrics"):
         return None
 
-    is_complete = (
-        _has_these_settings(config)
-        and _has_results(config, checkpoint)
-        and not checkpoint_folder.missing_files(checkpoint.url)
-    )
-    return checkpoint if is_complete else None
+    is_finished = _has_these_settings(config) and _has_results(config, checkpoint)
+    return checkpoint if is_finished else None
 
 
 def _has_results(config: TrainConfig, checkpoint: SavedCheckpoint) -> bool:

@@ -16,9 +16,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
+from miles.architecture.adapter import AdapterShape
 from miles.architecture.config import ModelShape
 from miles.architecture.families import read_shape
-from miles.common import checkpoint_folder, patience, storage
+from miles.common import patience, storage
 from miles.common.first_contact import first_contact
 from miles.common.ray_address_form import require_address
 from miles.common.run_record import missing_lines_notice, require_own_run_folder
@@ -167,7 +168,7 @@ def _look_at_data(
         eval_surveyed = survey_eval(eval_config(config.data, config.evaluation.sources))
 
     continued = start.continued(config) if start is not None else config
-    memory = _memory(continued, shape)
+    memory = run_memory(continued, shape, config.lora.adapter(shape))
     notices = (
         room_notice(continued, shape),
         _ranks_notice(data, stream),
@@ -222,16 +223,15 @@ def _joined(errors: Sequence[MilesError]) -> MilesError:
 
 
 def _shape(config: TrainConfig) -> ModelShape:
-    """Return the model's shape, which the layout can divide."""
+    """Return the model's shape, which the layout can divide and which has LoRA's targets."""
     shape = read_shape(config.hf_checkpoint)
     config.cluster.layout.require_fits(shape)
+    config.lora.adapter(shape)
     return shape
 
 
 def _require_same_model(start: StartPoint, shape: ModelShape) -> None:
-    """Refuse weights of another model, by the headers of their files, or without all files."""
-    if not start.checkpoint.is_hugging_face:
-        checkpoint_folder.require_files(start.url)
+    """Refuse weights of another model, by the headers of their files."""
     if start.checkpoint.is_hugging_face:
         # torch is imported only where there are tensors to look at.
         from miles.convert.hf_boxes import require_weights
@@ -239,7 +239,14 @@ def _require_same_model(start: StartPoint, shape: ModelShape) -> None:
         require_weights(start.url, shape)
 
 
-def _memory(config: TrainConfig, shape: ModelShape) -> tuple[StageMemory, ...]:
+def run_memory(
+    config: TrainConfig, shape: ModelShape, adapter: AdapterShape | None
+) -> tuple[StageMemory, ...]:
+    """Return the memory of a rank of each pipeline stage.
+
+    Args:
+        adapter: that alone is trained; None: all weights are.
+    """
     return estimate(
         shape,
         config.cluster.layout,
@@ -248,6 +255,7 @@ def _memory(config: TrainConfig, shape: ModelShape) -> tuple[StageMemory, ...]:
         recompute=config.recompute,
         optimizer=config.optimizer,
         compute=config.compute,
+        adapter=adapter,
     )
 
 

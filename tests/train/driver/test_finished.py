@@ -11,13 +11,12 @@ from pathlib import Path
 import pytest
 
 from miles.common import run_folder
-from miles.common.checkpoint_folder import EXTRA, INDEX, require_files
-from miles.common.checkpoint_tracker import folder_name, write_tracker
-from miles.errors import CheckpointError
+from miles.common.checkpoint_tracker import write_tracker
 from miles.train.config import TrainConfig
 from miles.train.driver.finished import LAST_STEP, finished_text, report_if_finished
 from miles.train.driver.resolved_settings import describe
 from miles.train.launch.arguments import parse
+from tests.support.checkpoints import write_checkpoint
 from tests.support.launch import write_model
 from tests.support.processes import PROJECT, without_patience
 
@@ -36,13 +35,7 @@ def folder(tmp_path: Path) -> Path:
     """The files that a finished run leaves."""
     write_model(tmp_path)
     run = tmp_path / "run"
-    checkpoint = run / folder_name(6)
-    checkpoint.mkdir(parents=True)
-    (checkpoint / "metadata.json").write_text("{}")
-    (checkpoint / INDEX).write_bytes(b"\x80\x04__0_0.distcp\x94__1_0.distcp\x94.")
-    (checkpoint / "__0_0.distcp").touch()
-    (checkpoint / "__1_0.distcp").touch()
-    (checkpoint / EXTRA).write_text(json.dumps({"metrics_lines": 6}))
+    write_checkpoint(run, 6, json.dumps({"metrics_lines": 6}))
     write_tracker(str(run), 6)
 
     end = {"end": 1, "how": LAST_STEP, "next_step": 6}
@@ -130,18 +123,3 @@ def test_more_steps_than_are_asked_for() -> None:
     assert finished_text(24, 24, "x").endswith("24 of 24 steps are in x")
     text = finished_text(24, 8, "x")
     assert text.endswith("it has 24 steps, more than the 8 that are asked for; they are in x")
-
-
-def test_a_checkpoint_that_has_lost_files_is_named(folder: Path) -> None:
-    checkpoint = folder / "run/iter_0000006"
-    require_files(str(checkpoint))
-    for path in checkpoint.glob("*.distcp"):
-        path.unlink()
-    with pytest.raises(CheckpointError, match=r"__0_0\.distcp, __1_0\.distcp: no such file"):
-        require_files(str(checkpoint))
-    (checkpoint / INDEX).write_bytes(b"")
-    with pytest.raises(CheckpointError, match=r"iter_0000006: \*\.distcp: no such file"):
-        require_files(str(checkpoint))
-    (checkpoint / INDEX).unlink()
-    with pytest.raises(CheckpointError, match=r"\.metadata: no such file.* Bring the files back"):
-        require_files(str(checkpoint))
