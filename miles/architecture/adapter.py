@@ -28,6 +28,9 @@ MLP_TARGETS = ("gate_proj", "up_proj", "down_proj")
 TARGETS = (*ATTENTION_TARGETS, *MLP_TARGETS)
 """The projections of a layer, by Hugging Face's names, in their order."""
 
+ROW_PARALLEL_TARGETS = ("o_proj", "down_proj")
+"""Projections whose columns tensor parallelism divides; of the others, it divides the rows."""
+
 ALL_LINEAR = "all-linear"
 """Stands for all of them, as in PEFT."""
 
@@ -97,6 +100,17 @@ def projection_sizes(shape: ModelShape, target: str) -> tuple[int, int]:
         "up_proj": (shape.ffn_hidden_size, hidden),
         "down_proj": (hidden, shape.ffn_hidden_size),
     }[target]
+
+
+def pair_parameters(shape: ModelShape, target: str, rank: int) -> int:
+    """Return the parameters of A and B beside one projection."""
+    return rank * sum(projection_sizes(shape, target))
+
+
+def total_adapter_parameters(shape: ModelShape, adapter: AdapterShape) -> int:
+    """Return the parameters of a whole adapter."""
+    pairs = (pair_parameters(shape, target, adapter.rank) for target in adapter.targets)
+    return shape.num_layers * sum(pairs)
 
 
 def module_of(target: str) -> str:

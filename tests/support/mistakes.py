@@ -84,7 +84,13 @@ COMMANDS = (
     Mistake(f"{_PREPARE} {{rows}} --row-shape nonsense", USAGE, "--row-shape"),
     Mistake(f"{_PREPARE} {{rows}} --column-names {{{{", USAGE, "--column-names"),
     Mistake(f"{_PREPARE} {{rows}} --max-bad-fraction 7", USAGE, "must be between 0 and 1, not 7"),
-    Mistake("prepare x --tokenizer {tokenizer} --output {out}", USAGE, "has no path"),
+    Mistake("prepare x --tokenizer {tokenizer} --output {out}", USAGE, "'x' has no files: openher"),
+    Mistake(
+        "prepare s3://b/my.chat.jsonl --tokenizer {tokenizer} --output {out}",
+        USAGE,
+        "behind: miles prepare my --source s3://b/my.chat.jsonl …",
+    ),
+    Mistake("prepare {empty} --tokenizer {tokenizer} --output {out}", USAGE, "looks like a path"),
     Mistake(
         "prepare x --tokenizer {tokenizer} --output {hf} --source {rows}", USAGE, "--overwrite"
     ),
@@ -242,6 +248,18 @@ CALLS = {
     "source is a number": Call(
         lambda places, _: prepare("x", source=5, tokenizer=places["tokenizer"]),  # type: ignore[arg-type]
         "source must be a text or a sequence of texts or None, not 5 (int)",
+    ),
+    "a path in place of the name": Call(
+        lambda places, _: prepare("my rows.jsonl", tokenizer=places["tokenizer"]),
+        "behind: prepare('my-rows', source='my rows.jsonl', tokenizer=…)",
+    ),
+    "a folder in place of the name": Call(
+        lambda places, _: prepare(places["empty"], tokenizer=places["tokenizer"]),
+        "behind: prepare('empty', source='/",
+    ),
+    "a name and no source": Call(
+        lambda places, _: prepare("qwen2.5", tokenizer=places["tokenizer"]),
+        "files: prepare('qwen2.5', source='rows.jsonl', tokenizer=…)",
     ),
     "source is gone": Call(
         lambda places, _: prepare("x", source=places["none"], tokenizer=places["tokenizer"]),

@@ -111,3 +111,12 @@ def miles_here(*words: str | Path, expect: int = 0) -> str:
         status = main([str(word) for word in words])
     assert status == expect, printed.getvalue()
     return printed.getvalue()
+
+
+def without_patience(printed: str) -> str:
+    """Return what stands on an error stream but the lines of a wait, which a busy machine has."""
+    lines = printed.splitlines(keepends=True)
+    return "".join(line for line in lines if not line.startswith(_OF_A_WAIT))
+
+
+_OF_A_WAIT = ("miles: looking at ", "miles: this takes a while")

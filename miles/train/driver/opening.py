@@ -95,6 +95,7 @@ def start_trainers(run: Run, start: StartPoint, data: AttemptData, cleanup: Exit
         run.shape,
         config.cluster.world_size,
         gpu_name if config.precision is Precision.BF16 else None,
+        config.lora.adapter(run.shape),
     )
     return Attempt(run, start, data, group, metrics_log, constants)
 

@@ -16,9 +16,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
+from miles.architecture.adapter import AdapterShape
 from miles.architecture.config import ModelShape
 from miles.architecture.families import read_shape
-from miles.common import storage
+from miles.common import patience, storage
 from miles.common.first_contact import first_contact
 from miles.common.ray_address_form import require_address
 from miles.common.run_record import missing_lines_notice, require_own_run_folder
@@ -40,6 +41,7 @@ from miles.train.estimate.place_checks import (
     require_sinks,
     room_notice,
 )
+from miles.train.launch.notices import LOOKING
 from miles.train.optimizer_settings import check_schedule
 from miles.train.precision import Precision
 from miles.train.run_length import run_steps
@@ -99,8 +101,11 @@ def preflight(config: TrainConfig, *, is_dry_run: bool = False) -> Preflight:
         MilesError: the run could not start. Of several mistakes in the settings, places, tokenizer
             and checkpoint, it names all; its class is that of the first.
     """
-    with first_contact():
-        return _look_at_all(config, is_dry_run=is_dry_run)
+    with first_contact(), patience.until_answered(LOOKING):
+        try:
+            return _look_at_all(config, is_dry_run=is_dry_run)
+        finally:
+            patience.answered()
 
 
 def _look_at_all(config: TrainConfig, *, is_dry_run: bool) -> Preflight:
@@ -108,6 +113,7 @@ def _look_at_all(config: TrainConfig, *, is_dry_run: bool) -> Preflight:
     if config.lora.is_on:
         raise ConfigError("--lora-rank: LoRA is not supported yet; leave it out")
     mistakes = _Mistakes()
+    patience.doing("trying the places to write into")
     shape = mistakes.of(partial(_shape, config))
     for flag, url in places(config):
         mistakes.of(partial(require_place, flag, url))
@@ -116,10 +122,12 @@ def _look_at_all(config: TrainConfig, *, is_dry_run: bool) -> Preflight:
     mistakes.of(partial(require_sinks, config.logging, config.run_dir))
     mistakes.of(partial(require_exportable, config))
     if shape is not None:
+        patience.doing("loading the tokenizer")
         mistakes.of(
             partial(require_ids_fit, config.data.encode, shape.vocab_size, config.hf_checkpoint)
         )
 
+    patience.doing("looking at the checkpoint to begin from")
     missing_start = None
     start = None
     try:
@@ -143,6 +151,7 @@ def _look_at_data(
     missing_start: CheckpointError | None,
 ) -> Preflight:
     """Count the rows and plan the steps, judge a sample, and estimate the memory."""
+    patience.doing("counting the rows of --prompt-data")
     data = config.streamed_data
     stream = CountedStream.count(data)
     num_steps = run_steps(config, stream.plan.num_steps)
@@ -151,13 +160,15 @@ def _look_at_data(
     if start is not None:
         cursor = stream.cursor_from(start.cursor(), start.url)
 
+    patience.doing("encoding a sample of the rows")
     surveyed = survey(data, stream, num_steps)
     eval_surveyed = None
     if config.evaluation.sources:
+        patience.doing("counting the rows of --eval-prompt-data, and encoding a sample")
         eval_surveyed = survey_eval(eval_config(config.data, config.evaluation.sources))
 
     continued = start.continued(config) if start is not None else config
-    memory = _memory(continued, shape)
+    memory = run_memory(continued, shape, config.lora.adapter(shape))
     notices = (
         room_notice(continued, shape),
         _ranks_notice(data, stream),
@@ -212,9 +223,10 @@ def _joined(errors: Sequence[MilesError]) -> MilesError:
 
 
 def _shape(config: TrainConfig) -> ModelShape:
-    """Return the model's shape, which the layout can divide."""
+    """Return the model's shape, which the layout can divide and which has LoRA's targets."""
     shape = read_shape(config.hf_checkpoint)
     config.cluster.layout.require_fits(shape)
+    config.lora.adapter(shape)
     return shape
 
 
@@ -227,7 +239,14 @@ def _require_same_model(start: StartPoint, shape: ModelShape) -> None:
         require_weights(start.url, shape)
 
 
-def _memory(config: TrainConfig, shape: ModelShape) -> tuple[StageMemory, ...]:
+def run_memory(
+    config: TrainConfig, shape: ModelShape, adapter: AdapterShape | None
+) -> tuple[StageMemory, ...]:
+    """Return the memory of a rank of each pipeline stage.
+
+    Args:
+        adapter: that alone is trained; None: all weights are.
+    """
     return estimate(
         shape,
         config.cluster.layout,
@@ -236,6 +255,7 @@ def _memory(config: TrainConfig, shape: ModelShape) -> tuple[StageMemory, ...]:
         recompute=config.recompute,
         optimizer=config.optimizer,
         compute=config.compute,
+        adapter=adapter,
     )
 
 
