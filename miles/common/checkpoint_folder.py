@@ -34,6 +34,9 @@ CHAT_TEMPLATE = "chat_template"
 where the run took the tokenizer's own."""
 PRECISION = "precision"
 """Key in it: the format that the run computed in. Missing in older ones."""
+ADAPTER = "adapter"
+"""Key in it: the shape of the adapter whose tensors the checkpoint holds in place of a model's.
+Missing where all weights are trained."""
 SAVING = ".saving-"
 """Begins the name of a folder that is not a checkpoint yet, or never became one."""
 

@@ -147,6 +147,11 @@ class Checkpoint:
         self.args = _read_args(folder, place, where)
         """`args` of the common part; empty where it has none"""
 
+    @property
+    def dtypes(self) -> dict[str, torch.dtype]:
+        """The dtypes of the model's tensors, by key."""
+        return {key: stored.properties.dtype for key, stored in self.tensors.items()}
+
     def read(self, key: str, offsets: Sequence[int], target: Tensor) -> Tensor:
         """Fill a tensor with a box of a stored one, from all stored boxes that hold parts of it.
 

@@ -21,7 +21,13 @@ from torch import Tensor
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata
 
 from miles.architecture.config import ModelShape
-from miles.architecture.families import hf_shapes, pieces_of, read_shape, stored_names
+from miles.architecture.families import (
+    hf_shapes,
+    parameters_of,
+    pieces_of,
+    read_shape,
+    stored_names,
+)
 from miles.architecture.parameters import Parameter
 from miles.common import storage
 from miles.common.checkpoint_files import MARK
@@ -197,7 +203,7 @@ def _compare_formats(
             f"{weights.where} and {checkpoint.where} are of different models: "
             f"{'; '.join(differences)}"
         )
-    require_complete(checkpoint, shape)
+    require_complete(checkpoint, shape, parameters_of(shape))
 
     def compare(
         piece: tuple[Parameter, tuple[int, ...]], report: storage.Report
