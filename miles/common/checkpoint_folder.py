@@ -26,7 +26,13 @@ from miles.common.checkpoint_files import (
     named_missing,
 )
 from miles.common.checkpoint_tracker import TRACKER, folder_name, tracked
-from miles.errors import BrokenFileError, CheckpointError, MissingFileError, SourceError
+from miles.errors import (
+    BrokenFileError,
+    CheckpointError,
+    MissingFileError,
+    SourceError,
+    WriteError,
+)
 
 EXTRA = "miles.json"
 CHAT_TEMPLATE = "chat_template"
@@ -248,7 +254,17 @@ def is_hugging_face(url: str) -> bool:
     return "config.json" in names and any(name.endswith(".safetensors") for name in names)
 
 
-def remove_old(url: str, keep_last: int | None, keep_best: int | None) -> list[str]:
+@dataclass(frozen=True)
+class Removal:
+    """What became of the old checkpoints of a folder."""
+
+    removed: tuple[str, ...] = ()
+    """their folders"""
+    failure: str | None = None
+    """why one of them is still there; None: none is"""
+
+
+def remove_old(url: str, keep_last: int | None, keep_best: int | None) -> Removal:
     """Remove the checkpoints of a folder that are neither among the newest nor among the best.
 
     The checkpoint that the tracker names is always kept.
@@ -259,10 +275,14 @@ def remove_old(url: str, keep_last: int | None, keep_best: int | None) -> list[s
         keep_best: ones with the lowest evaluation loss to keep beside them; None: none.
 
     Returns:
-        the folders that were removed.
+        what was removed, and why the rest was not.
+
+    Raises:
+        LeaseError: another run has taken the folder over.
+        MilesError: the folder cannot be listed, or its tracker not be read.
     """
     if keep_last is None and keep_best is None:
-        return []
+        return Removal()
 
     storage.require_held(url)
     _, newest = tracked(url) or ("", 0)
@@ -276,10 +296,17 @@ def remove_old(url: str, keep_last: int | None, keep_best: int | None) -> list[s
         kept.update(sorted(losses, key=lambda path: losses[path])[:keep_best])
         kept.update(unknown)  # it may be the best
 
-    removed = [path for path in folders if path not in kept]
-    for path in removed:
-        storage.remove(path)
-    return removed
+    removed: list[str] = []
+    failure = None
+    for path in folders:
+        if path in kept:
+            continue
+        try:
+            storage.remove(path, max_tries=1)  # the training waits, and the next checkpoint tries
+            removed.append(path)
+        except WriteError as error:
+            failure = failure or str(error)
+    return Removal(tuple(removed), failure)
 
 
 def _eval_losses(folders: Sequence[str]) -> tuple[dict[str, float], list[str]]:
@@ -305,7 +332,7 @@ def remove_unfinished(url: str) -> list[str]:
     """Remove the folders of saves that never finished. The process holds the folder (`lease`).
 
     Returns:
-        the names of the folders; none of a remote URL.
+        the names of those that are gone; none of a remote URL.
     """
     if not storage.is_local(url):
         return []
@@ -314,4 +341,4 @@ def remove_unfinished(url: str) -> list[str]:
     unfinished = sorted(root.glob(f"{SAVING}*"))
     for folder in unfinished:
         shutil.rmtree(folder, ignore_errors=True)
-    return [folder.name for folder in unfinished]
+    return [folder.name for folder in unfinished if not folder.exists()]

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -126,8 +125,7 @@ def _save_locally(save: str, content: _Content, console: Console | None) -> None
 
 def _save_remotely(save: str, content: _Content, console: Console | None) -> None:
     """Write the checkpoint on this machine and upload it, the tracker last."""
-    with tempfile.TemporaryDirectory(prefix="miles-convert-") as name:
-        root = Path(name)
+    with storage.temporary_folder("miles-convert-") as root:
         (root / RELEASE).mkdir()
         _write(root / RELEASE, content, console)
         write_tracker(str(root), RELEASE)

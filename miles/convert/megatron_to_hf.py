@@ -18,7 +18,6 @@ from __future__ import annotations
 import contextlib
 import json
 import posixpath
-import tempfile
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -130,9 +129,9 @@ def folder_for(save: str, console: Console | None) -> Iterator[Path]:
         with atomic_folders.appearing(Path(storage.filesystem(save)[1])) as folder:
             yield folder
         return
-    with tempfile.TemporaryDirectory(prefix="miles-convert-") as name:
-        yield Path(name)
-        _replace_remote(Path(name), save, console)
+    with storage.temporary_folder("miles-convert-") as folder:
+        yield folder
+        _replace_remote(folder, save, console)
 
 
 def _replace_remote(folder: Path, save: str, console: Console | None) -> None:

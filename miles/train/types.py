@@ -300,6 +300,8 @@ class SaveFailure:
     """The failure of a checkpoint that could not be written."""
 
     reason: str
+    remedy: str = ""
+    """what mends it; "" where the reason says so, or the number of its error does"""
 
 
 @dataclass(frozen=True)

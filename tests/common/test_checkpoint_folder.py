@@ -19,6 +19,7 @@ from miles.common.checkpoint_folder import (
 from miles.common.checkpoint_tracker import TRACKER, write_tracker
 from miles.errors import CheckpointError
 from tests.support.checkpoints import write_checkpoint
+from tests.support.disks import small_disk
 from tests.support.fault_table import NOTHING, observed
 
 LOSSES = {100: 3.0, 200: 1.0, 300: None, 400: 1.5, 500: 2.0}
@@ -49,7 +50,7 @@ def folder(tmp_path: Path) -> Path:
 def test_the_newest_and_the_best_stay(
     folder: Path, keep_last: int | None, keep_best: int | None, kept: list[int]
 ) -> None:
-    removed = remove_old(str(folder), keep_last, keep_best)
+    removed = remove_old(str(folder), keep_last, keep_best).removed
     assert sorted(path.name for path in folder.iterdir()) == sorted(
         [*(f"iter_{number:07d}" for number in kept), TRACKER, "release", "iter_notes"]
     )
@@ -61,7 +62,7 @@ def test_on_object_storage_as_well(bucket: str) -> None:
     for iteration, loss in LOSSES.items():
         write_checkpoint(url, iteration, json.dumps({"eval_loss": loss}))
     storage.write_text(f"{url}/{TRACKER}", "500")
-    removed = remove_old(url, 1, 1)
+    removed = remove_old(url, 1, 1).removed
     assert [path.rsplit("_", 1)[-1] for path in removed] == ["0000100", "0000300", "0000400"]
     left = [
         iteration for iteration in LOSSES if storage.exists(f"{url}/iter_{iteration:07d}/{EXTRA}")
@@ -72,7 +73,7 @@ def test_on_object_storage_as_well(bucket: str) -> None:
 def test_later_checkpoints_stay_and_do_not_count(folder: Path) -> None:
     """Somebody went back from 500 to 200, and the run has saved 300 again."""
     (folder / TRACKER).write_text("300")
-    assert [Path(path).name for path in remove_old(str(folder), 1, None)] == [
+    assert [Path(path).name for path in remove_old(str(folder), 1, None).removed] == [
         "iter_0000100",
         "iter_0000200",
     ]
@@ -101,6 +102,14 @@ def test_only_a_tracked_checkpoint_is_found(tmp_path: Path) -> None:
     write_tracker(str(tmp_path), 3)
     with pytest.raises(CheckpointError, match=r"names \S+/iter_0000003, which is not there"):
         find(str(tmp_path))
+
+
+def test_a_leaving_that_stays_is_not_called_removed(tmp_path: Path) -> None:
+    for name in ("iter_0000001", "iter_0000002"):
+        write_checkpoint(tmp_path, f"{SAVING}{name}")
+    with small_disk(tmp_path / f"{SAVING}iter_0000001/disk", "size=64k"):
+        assert remove_unfinished(str(tmp_path)) == [f"{SAVING}iter_0000002"]
+    assert remove_unfinished(str(tmp_path)) == [f"{SAVING}iter_0000001"]
 
 
 def torch_dist(folder: Path, name: str, extra: str = "") -> str:
@@ -191,5 +200,5 @@ def test_a_broken_miles_json_is_refused_with_what_else_is_possible(folder: Path)
 
 def test_a_broken_checkpoint_may_be_the_best(folder: Path) -> None:
     (folder / f"iter_0000300/{EXTRA}").write_text('{"eval_loss": 0.')
-    removed = remove_old(str(folder), keep_last=1, keep_best=1)
+    removed = remove_old(str(folder), keep_last=1, keep_best=1).removed
     assert [Path(path).name for path in removed] == ["iter_0000100", "iter_0000400"]

@@ -65,9 +65,11 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     ),
     "Storage and disks": (
         "killed while a checkpoint is written",
+        "config.json on a full disk",
         "disk full before a checkpoint",
         "disk full before a checkpoint, `--on-save-error continue`",
         "disk full while a checkpoint is written",
+        "old checkpoint that cannot be removed",
         "row group corrupt",
         "file gone while the run reads it",
         "file changed since its rows were counted",

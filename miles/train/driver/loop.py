@@ -13,7 +13,7 @@ from functools import partial
 
 from rich.console import Console
 
-from miles.common import checkpoint_folder, output, ray_health
+from miles.common import output, ray_health
 from miles.common.screen import Screen
 from miles.data.types import StepReport
 from miles.train.config import TrainConfig
@@ -25,6 +25,7 @@ from miles.train.driver.export import Exporter
 from miles.train.driver.finished import LAST_STEP
 from miles.train.driver.folder_leases import hold_folders
 from miles.train.driver.metrics import Metrics, RunTotals, step_metrics
+from miles.train.driver.old_checkpoints import OldCheckpoints
 from miles.train.driver.opening import open_data, start_trainers
 from miles.train.driver.preemption import BETWEEN_STEPS, CTRL_C, Stopped, StopSignal
 from miles.train.driver.progress import ProgressLine
@@ -143,6 +144,7 @@ class TrainingLoop:
         self._checkpoints = CheckpointManager(
             self._config, self._group, self._run_log, attempt.start.url, self._on_checkpoint
         )
+        self._old_checkpoints = OldCheckpoints(self._config, self._run_log)
         self._exporter = Exporter(
             self._config, run.shape, self._group, self._run_log, self._schedule.num_steps
         )
@@ -285,12 +287,9 @@ class TrainingLoop:
 
     def _on_checkpoint(self, iteration: int) -> None:
         """Export a checkpoint that has become complete, and remove old ones."""
-        config = self._config
         self._newest_step = iteration
         with self._clock.pause():
             self._attempt_log.note_checkpoint(iteration)
             self._exporter.finish(self._checkpoints.newest, iteration)
-            removed = checkpoint_folder.remove_old(config.save, config.keep_last, config.keep_best)
-            for folder in removed:
-                self._run_log.write(f"removed  {folder}")
+            self._old_checkpoints.remove()
             self._run_log.flush()
