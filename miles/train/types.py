@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from enum import Enum, StrEnum, auto
 
 from miles.architecture.config import ModelShape
-from miles.common import checkpoint_folder, own_files, run_folder, run_record, storage
+from miles.common import adapter_base, checkpoint_folder, own_files, run_folder, run_record, storage
 from miles.common.checkpoint_folder import SavedCheckpoint
 from miles.data.types import Cursor
 from miles.errors import BrokenFileError, CheckpointError, MissingFileError
@@ -87,6 +87,10 @@ class StartPoint:
     checkpoint: SavedCheckpoint
     is_resume: bool
     """True: optimizer, schedule and data continue from it. False: only its weights count."""
+    base: SavedCheckpoint | None = None
+    """of a LoRA run that continues: the frozen weights, of which its checkpoints hold none"""
+    adapter_path: str | None = None
+    """of a LoRA run that begins: a folder in PEFT's format with the adapter to begin from"""
 
     @classmethod
     def find(cls, config: TrainConfig) -> StartPoint:
@@ -107,7 +111,16 @@ class StartPoint:
         checkpoint, is_resume = checkpoint_folder.find_start(
             config.save, config.load, config.ref_load, config.hf_checkpoint
         )
-        return cls(checkpoint, is_resume)
+        if not config.lora.is_on:
+            return cls(checkpoint, is_resume)
+        if not is_resume:
+            return cls(checkpoint, False, adapter_path=config.lora.adapter_path)
+        base = None
+        if checkpoint.has_adapter:  # else `require_same_training` refuses it
+            base = adapter_base.find_base(
+                checkpoint, config.load, config.ref_load, config.hf_checkpoint
+            )
+        return cls(checkpoint, True, base)
 
     @property
     def url(self) -> str:
@@ -118,6 +131,10 @@ class StartPoint:
     def next_step(self) -> int:
         """Return the first step that is not in it."""
         return self.checkpoint.iteration if self.is_resume else 0
+
+    def frozen_weights(self, config: TrainConfig) -> SavedCheckpoint | None:
+        """Return the checkpoint of a LoRA run's frozen weights; None: all weights are trained."""
+        return (self.base or self.checkpoint) if config.lora.is_on else None
 
     def cursor(self) -> Cursor | None:
         """Return the position in the data to resume from; None: the run begins.

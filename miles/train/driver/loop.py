@@ -126,6 +126,8 @@ class TrainingLoop:
         self._evaluator = attempt.data.evaluator
         self._group = attempt.group
         self._metrics_log = attempt.metrics_log
+        frozen = attempt.start.frozen_weights(run.config)
+        self._base_url = frozen.url if frozen else None
 
         self._next_step = self._feed.first_step
         self._newest_step = self._next_step
@@ -290,7 +292,9 @@ class TrainingLoop:
         with self._clock.pause():
             self._attempt_log.note_checkpoint(iteration)
             self._exporter.finish(self._checkpoints.newest, iteration)
-            removed = checkpoint_folder.remove_old(config.save, config.keep_last, config.keep_best)
+            removed = checkpoint_folder.remove_old(
+                config.save, config.keep_last, config.keep_best, self._base_url
+            )
             for folder in removed:
                 self._run_log.write(f"removed  {folder}")
             self._run_log.flush()
