@@ -10,6 +10,7 @@ import pytest
 
 from miles.architecture.adapter import ADAPTER as KEY
 from miles.common.adapter_base import find_base
+from miles.common.checkpoint_files import INDEX
 from miles.common.checkpoint_folder import (
     EXTRA,
     SavedCheckpoint,
@@ -18,20 +19,16 @@ from miles.common.checkpoint_folder import (
     remove_old,
     weights_in,
 )
-from miles.common.checkpoint_files import INDEX, MARK
 from miles.common.checkpoint_tracker import TRACKER, folder_name
 from miles.errors import CheckpointError
+from tests.support.checkpoints import write_checkpoint
 
 STEP = folder_name(7)
 
 
 def torch_dist(folder: Path, name: str, extra: dict[str, Any] | None = None) -> Path:
     """Make a folder whose tracker names a checkpoint; return that of the checkpoint."""
-    (folder / name).mkdir(parents=True)
-    for file in (MARK, INDEX, "__0_0.distcp"):
-        (folder / name / file).touch()
-    if extra is not None:
-        (folder / name / EXTRA).write_text(json.dumps(extra))
+    write_checkpoint(folder, name, json.dumps(extra) if extra else "")
     (folder / TRACKER).write_text(name.removeprefix("iter_"))
     return folder / name
 
@@ -39,7 +36,8 @@ def torch_dist(folder: Path, name: str, extra: dict[str, Any] | None = None) -> 
 def lora_run(folder: Path, base: Path) -> SavedCheckpoint:
     """Make the folder of a LoRA run that began from some weights; return its checkpoint."""
     torch_dist(folder, STEP, {"cursor": {}, "adapter": {"rank": 8}, "base": {"url": str(base)}})
-    (folder / STEP / INDEX).write_text(f"{KEY}.q_proj.lora_A")
+    with (folder / STEP / INDEX).open("a") as index:
+        index.write(f"{KEY}.q_proj.lora_A")
     found = find(str(folder))
     assert found is not None
     assert found.has_adapter
