@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum, StrEnum, auto
 
+from miles.architecture.adapter import AdapterShape
 from miles.architecture.config import ModelShape
 from miles.common import adapter_base, checkpoint_folder, own_files, run_folder, run_record, storage
 from miles.common.checkpoint_folder import SavedCheckpoint
@@ -39,6 +40,27 @@ GPU_VARIABLES = (
 
 
 @dataclass(frozen=True)
+class AdapterSettings:
+    """What a rank needs to train adapters beside frozen weights."""
+
+    adapter: AdapterShape
+    dropout: float
+    """share of an adapter's input that is dropped in training"""
+    seed: int
+    """of the first A, and of what is dropped"""
+
+    @classmethod
+    def of(cls, config: TrainConfig, shape: ModelShape) -> AdapterSettings | None:
+        """Return the settings of a run's adapters; None: all weights are trained.
+
+        Raises:
+            ConfigError: a target that the model does not have.
+        """
+        adapter = config.lora.adapter(shape)
+        return None if adapter is None else cls(adapter, config.lora.dropout, config.seed)
+
+
+@dataclass(frozen=True)
 class TrainerSettings:
     """The settings that a rank builds its trainer from; equal on all ranks."""
 
@@ -53,6 +75,8 @@ class TrainerSettings:
     recompute: RecomputeConfig = KEEP_ALL
     """activations that are computed again in the backward pass"""
     compute: ComputeConfig = AS_USUAL
+    lora: AdapterSettings | None = None
+    """None: all weights are trained"""
 
 
 @dataclass(frozen=True)
@@ -226,6 +250,7 @@ class RankSetup:
             config.precision,
             recompute=config.recompute,
             compute=config.compute,
+            lora=AdapterSettings.of(config, shape),
         )
         return cls(
             settings, start, config.seed, config.cluster.timeout_minutes, config.deterministic
