@@ -45,6 +45,22 @@ def ways_on(url: str) -> str:
     )
 
 
+def merging(adapter: str, hf_checkpoint: str, base: str | None = None) -> str:
+    """Return how to begin from a model with its adapter merged into it, as a sentence.
+
+    Args:
+        adapter: a LoRA run's folder, or one in PEFT's format.
+        hf_checkpoint: the model below.
+        base: its weights, if they lie elsewhere.
+    """
+    weights = f" --ref-load {redact(base)}" if base else ""
+    return (
+        "To begin from the model with it, merge it: miles convert merge-adapter --adapter "
+        f"{redact(adapter)} --hf-checkpoint {redact(hf_checkpoint)}{weights} --save-megatron "
+        "MERGED; then give --ref-load MERGED, and another --save"
+    )
+
+
 def tracker_line(url: str, iteration: int) -> str:
     """Return the line for a shell that makes an iteration the newest checkpoint of a folder."""
     tracker = storage.join(url, TRACKER)

@@ -23,6 +23,8 @@ INDEX = ".metadata"
 """Names the file of each tensor."""
 _ITERATION = re.compile(r"iter_(\d{7,})")
 _PART = re.compile(rb"__\d+_\d+\.distcp")
+_ADAPTER = b"decoder.layers.adapter."
+"""Begins the keys of the tensors of an adapter (`miles.architecture.adapter`)."""
 _NUM_SHOWN = 3
 
 
@@ -45,6 +47,12 @@ def missing_files(folder: str) -> list[str]:
     missing = sorted(needed - names)
     has_parts = any(name.endswith(".distcp") for name in names)
     return missing if has_parts or len(missing) > 0 else ["*.distcp"]
+
+
+def stores_adapter(folder: str) -> bool:
+    """Return whether a checkpoint has the tensors of an adapter, also without `miles.json`."""
+    index = storage.join(folder, INDEX)
+    return storage.exists(index) and _ADAPTER in storage.read_bytes(index)
 
 
 def named_missing(missing: Sequence[str]) -> str:

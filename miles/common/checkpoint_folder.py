@@ -17,13 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from miles.common import own_files, storage
-from miles.common.checkpoint_choice import ways_on
+from miles.common.checkpoint_choice import merging, ways_on
 from miles.common.checkpoint_files import (
     MARK,
     is_complete,
     iterations,
     missing_files,
     named_missing,
+    stores_adapter,
 )
 from miles.common.checkpoint_tracker import TRACKER, folder_name, tracked
 from miles.errors import (
@@ -43,6 +44,12 @@ PRECISION = "precision"
 ADAPTER = "adapter"
 """Key in it: the shape of the adapter whose tensors the checkpoint holds in place of a model's.
 Missing where all weights are trained."""
+BASE = "base"
+"""Key beside it: the folder of the frozen weights (`url`), and what tells them from others
+(`checksums`)."""
+PEFT_CONFIG = "adapter_config.json"
+PEFT_WEIGHTS = "adapter_model.safetensors"
+"""The files of an adapter in PEFT's format."""
 SAVING = ".saving-"
 """Begins the name of a folder that is not a checkpoint yet, or never became one."""
 
@@ -64,6 +71,11 @@ class SavedCheckpoint:
     def is_converted(self) -> bool:
         """Return whether no step was taken yet: `release`, or a Hugging Face folder."""
         return self.iteration == 0
+
+    @property
+    def has_adapter(self) -> bool:
+        """Return whether it holds the adapter of a LoRA run, and so no whole model."""
+        return ADAPTER in (self.extra or {})
 
 
 def find(url: str, *, weights_only: bool = False) -> SavedCheckpoint | None:
@@ -142,10 +154,13 @@ def other_ways(folder: str) -> str:
         folder: of the checkpoint, `…/iter_0000500`.
     """
     url = folder.rstrip("/").rsplit("/", 1)[0]
-    return _other_way(folder) or (
-        f"No other checkpoint in {url} can be gone on from: begin anew from its weights, with "
-        f"another --save and --ref-load {url}"
-    )
+    other_way = _other_way(folder)
+    if other_way is not None:
+        return other_way
+    anew = "begin anew with another --save"
+    if not stores_adapter(folder):
+        anew = f"begin anew from its weights, with another --save and --ref-load {url}"
+    return f"No other checkpoint in {url} can be gone on from: {anew}"
 
 
 def _other_way(folder: str) -> str | None:
@@ -197,7 +212,7 @@ def find_start(
             f"it, or leave --load out to begin from the weights of {ref_load or hf_checkpoint}"
         )
     if ref_load:
-        return _weights_in(ref_load, hf_checkpoint), False
+        return weights_in(ref_load, hf_checkpoint), False
 
     converted = found[load or save]
     if converted is not None:
@@ -210,17 +225,28 @@ def find_start(
     )
 
 
-def _weights_in(ref_load: str, hf_checkpoint: str) -> SavedCheckpoint:
+def weights_in(ref_load: str, hf_checkpoint: str) -> SavedCheckpoint:
     """Return the weights of a folder of either format.
 
     Raises:
-        CheckpointError: it holds none.
+        CheckpointError: it holds none, or an adapter alone.
     """
     checkpoint = find(ref_load, weights_only=True)
     if checkpoint is not None:
+        is_read = checkpoint.extra is not None
+        if checkpoint.has_adapter if is_read else stores_adapter(checkpoint.url):
+            raise CheckpointError(
+                f"--ref-load {ref_load}: holds the adapter of a LoRA run, and no whole model. "
+                f"{merging(ref_load, hf_checkpoint)}"
+            )
         return checkpoint
     if is_hugging_face(ref_load):
         return SavedCheckpoint(ref_load, 0, None, is_hugging_face=True)
+    if PEFT_CONFIG in storage.names(ref_load):
+        raise CheckpointError(
+            f"--ref-load {ref_load}: holds an adapter in PEFT's format, and no whole model. To train "
+            f"it further, give it as --lora-adapter-path. {merging(ref_load, hf_checkpoint)}"
+        )
     raise CheckpointError(
         f"{ref_load}: no Megatron checkpoint there (no {TRACKER}), nor a Hugging Face one "
         f"(config.json and *.safetensors). {_unnamed(ref_load)}{_remedy(ref_load, hf_checkpoint)}"
@@ -250,7 +276,7 @@ def _remedy(ref_load: str, hf_checkpoint: str) -> str:
 
 def is_hugging_face(url: str) -> bool:
     """Return whether a folder holds a configuration and weights in Hugging Face's format."""
-    names = storage.names(url)
+    names = set(storage.names(url)) - {PEFT_WEIGHTS}
     return "config.json" in names and any(name.endswith(".safetensors") for name in names)
 
 
@@ -264,7 +290,9 @@ class Removal:
     """why one of them is still there; None: none is"""
 
 
-def remove_old(url: str, keep_last: int | None, keep_best: int | None) -> Removal:
+def remove_old(
+    url: str, keep_last: int | None, keep_best: int | None, base: str | None = None
+) -> Removal:
     """Remove the checkpoints of a folder that are neither among the newest nor among the best.
 
     The checkpoint that the tracker names is always kept.
@@ -273,6 +301,7 @@ def remove_old(url: str, keep_last: int | None, keep_best: int | None) -> Remova
         url: the folder.
         keep_last: newest ones to keep; None: all, or with `keep_best` the newest alone.
         keep_best: ones with the lowest evaluation loss to keep beside them; None: none.
+        base: the frozen weights of a LoRA run: kept, if they lie there, too.
 
     Returns:
         what was removed, and why the rest was not.
@@ -289,6 +318,8 @@ def remove_old(url: str, keep_last: int | None, keep_best: int | None) -> Remova
     # Those after the newest are of a run from which somebody went back: not ours to remove.
     own = [iteration for iteration in iterations(url) if iteration <= newest]
     folders = [storage.join(url, folder_name(iteration)) for iteration in own]
+    if base is not None:
+        folders = [folder for folder in folders if not storage.is_same(folder, base)]
 
     kept = set(folders[-(keep_last or 1) :])
     if keep_best:

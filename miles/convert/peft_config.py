@@ -17,12 +17,13 @@ from typing import Any
 
 from miles.architecture.adapter import AdapterShape
 from miles.common import storage
+from miles.common.checkpoint_folder import PEFT_CONFIG
 from miles.common.shown import shown
 from miles.common.untrusted_files import read_json
 from miles.convert.path_safety import require_inside
 from miles.errors import CheckpointError, SourceError
 
-CONFIG = "adapter_config.json"
+CONFIG = PEFT_CONFIG
 
 _LARGEST_RANK = 1 << 16
 """Far beyond any adapter."""

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from miles.common import storage
+from miles.common.checkpoint_folder import PEFT_WEIGHTS
 from miles.common.untrusted_files import require_readable
 from miles.convert import parallel, tensor_io
 from miles.convert.path_safety import require_inside
@@ -31,7 +32,7 @@ from miles.errors import CheckpointError, SourceError
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-ADAPTER = "adapter_model.safetensors"
+ADAPTER = PEFT_WEIGHTS
 """The one file of PEFT's tensors."""
 
 DTYPES = {

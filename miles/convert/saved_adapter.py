@@ -6,6 +6,9 @@ A checkpoint of a LoRA run holds A and B and their optimizer state, and no weigh
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from miles.architecture.adapter import TARGETS, AdapterShape
 from miles.common import checkpoint_folder, storage
 from miles.errors import CheckpointError
@@ -21,7 +24,16 @@ def saved_adapter(checkpoint: str) -> AdapterShape | None:
         CheckpointError: `miles.json` says something else of an adapter.
         BrokenFileError: `miles.json` cannot be read.
     """
-    content = (checkpoint_folder.read_extra(checkpoint) or {}).get(checkpoint_folder.ADAPTER)
+    return adapter_in(checkpoint_folder.read_extra(checkpoint) or {}, checkpoint)
+
+
+def adapter_in(extra: Mapping[str, Any], checkpoint: str) -> AdapterShape | None:
+    """Return the adapter of a checkpoint by the content of its `miles.json`.
+
+    Raises:
+        CheckpointError: it says something else of an adapter.
+    """
+    content = extra.get(checkpoint_folder.ADAPTER)
     if content is None:
         return None
     try:
@@ -33,5 +45,6 @@ def saved_adapter(checkpoint: str) -> AdapterShape | None:
         pass
     where = storage.join(checkpoint, checkpoint_folder.EXTRA)
     raise CheckpointError(
-        f"{where}: {checkpoint_folder.ADAPTER} is not the shape of an adapter, as a run writes it"
+        f"{where}: {checkpoint_folder.ADAPTER} is not the shape of an adapter, as a run writes it. "
+        f"{checkpoint_folder.other_ways(checkpoint)}"
     )

@@ -20,6 +20,22 @@ def target_of(save_hf: str, iteration: int) -> str:
     return save_hf.replace(STEP, str(iteration))
 
 
+def is_exported(save_hf: str | None, iteration: int, *, is_adapter: bool) -> bool:
+    """Return whether the export of the checkpoint of an iteration is there, if there is to be one.
+
+    Args:
+        save_hf: None: nothing is exported.
+        is_adapter: it is an adapter in PEFT's format.
+    """
+    if save_hf is None:
+        return True
+    from miles.common import storage  # as in `require_export`
+    from miles.common.checkpoint_folder import PEFT_CONFIG
+
+    mark = PEFT_CONFIG if is_adapter else "config.json"
+    return storage.exists(storage.join(target_of(save_hf, iteration), mark))
+
+
 def require_export(save_hf: str | None, folders: Mapping[str, str]) -> None:
     """Check where the exports of a run go.
 

@@ -190,7 +190,8 @@ def observed(fault: str, printed: str, marker: str, lost: str) -> None:
 
 def without_details(line: str) -> str:
     """Return a line without what differs from run to run: folders, numbers, the machine's name."""
-    line = re.sub(r"\S*/\S*/(?=\S)", "…/", line.strip())
+    # A quote or a bracket before a path stays: its other half stays, too.
+    line = re.sub(r"[^\s('\"]*/\S*/(?=\S)", "…/", line.strip())
     line = re.sub(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\dZ +", "", line)  # of train.log
     line = re.sub(r"(died during )'\w+': .*", r"\1…", line)
     line = re.sub(r"(the data stream failed: \w+): .*(; step)", r"\1 …\2", line)

@@ -46,6 +46,7 @@ _TRAIN = (
     "--num-epoch 1"
 )
 _DRY = f"{_TRAIN} --dry-run"
+_LORA = "--lora-rank 8 --lora-alpha 16 --target-modules q_proj v_proj"
 
 COMMANDS = (
     # The commands themselves.
@@ -193,6 +194,13 @@ COMMANDS = (
     Mistake(f"{_DRY} --save {{newer_run}}", INPUT, "data cursor of version 99"),
     Mistake(f"{_DRY} --save {{tracker_text}}", INPUT, "There is no complete checkpoint in"),
     Mistake(f"{_DRY} --save {{tracker_gone}}", INPUT, "iter_0000007, which is not there"),
+    Mistake(f"{_DRY} --save {{lora_run}}", INPUT, f"To go on with it, give {_LORA}. To begin from"),
+    Mistake(f"{_TRAIN} --load {{lora_run}}", INPUT, "holds the checkpoints of a LoRA run, and w"),
+    Mistake(f"{_DRY} --ref-load {{lora_run}}", INPUT, "no whole model. To begin from the model w"),
+    Mistake(f"{_DRY} --ref-load {{peft}}", INPUT, "give it as --lora-adapter-path. To begin from"),
+    Mistake(
+        f"{_DRY} --save {{lora_broken}}", INPUT, "be gone on from: begin anew with another --save"
+    ),
     Mistake(f"{_TRAIN} --save {{no_tracker}}", INPUT, "To go on from step 7: echo 7 >"),
     Mistake(f"{_DRY} --load {{empty}} --ref-load {{hf}}", INPUT, "no Megatron checkpoint there"),
     Mistake(f"{_DRY} --hf-checkpoint {{one_expert}}", INPUT, "num_experts_per_tok = 1"),
@@ -398,6 +406,14 @@ def make_places(folder: Path, tokenizer: Path) -> dict[str, str]:
     }
 
 
+_KEYS = b"decoder.layers.adapter.q_proj.lora_A"
+_ADAPTER = {
+    "rank": 8,
+    "alpha": 16.0,
+    "targets": ["q_proj", "v_proj"],
+    "is_rank_stabilized": False,
+}
+
 _ONE_EXPERT = {
     "model_type": "qwen3_moe",
     "architectures": ["Qwen3MoeForCausalLM"],
@@ -419,6 +435,12 @@ def _add_runs(places: _Places) -> None:
     places.add_folder("no_tracker", None, whole)
     broken = {"metrics.jsonl": b"\xff\n", "first_batch.json": b'{"tokenizer": "x", "micro'}
     places.add_folder("broken_run", None, {**checkpoint, **broken})
+    for name, adapter in (("lora_run", _ADAPTER), ("lora_broken", {"rank": 8})):
+        extra = json.dumps({"cursor": {}, "adapter": adapter, "base": {"url": "/nowhere"}})
+        files = {"iter_0000007/miles.json": extra.encode(), "iter_0000007/.metadata": _KEYS}
+        places.add_folder(name, None, {**checkpoint, **files})
+    peft = {"adapter_config.json": b"{}", "adapter_model.safetensors": b"", "config.json": b"{}"}
+    places.add_folder("peft", None, peft)
     newer = {"iter_0000007/miles.json": b'{"cursor": {"version": 99}}'}
     places.add_folder("newer_run", None, {**checkpoint, **newer})
 

@@ -9,6 +9,7 @@ names it.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from typing import Any
@@ -19,13 +20,14 @@ from miles.common.run_record import missing_lines_notice
 from miles.errors import MilesError
 from miles.train.config import TrainConfig
 from miles.train.driver.resolved_settings import describe
-from miles.train.export_target import target_of
+from miles.train.export_target import is_exported
+from miles.train.lora_config import FULL
 
 LAST_STEP = "the last step"
 """How an attempt ended that left nothing to do, in starts.jsonl."""
 
-_SETTINGS = ("data", "num_rollout", "hf_checkpoint", "ref_load", "load")
-"""Settings that say which steps a run has."""
+_SETTINGS = ("data", "num_rollout", "hf_checkpoint", "ref_load", "load", "lora")
+"""Settings that say which steps a run has, and what they train."""
 
 
 def report_if_finished(config: TrainConfig, report: Callable[[str], None]) -> bool:
@@ -71,10 +73,8 @@ def _has_results(config: TrainConfig, checkpoint: SavedCheckpoint) -> bool:
         SourceError: the ledger is missing or broken.
     """
     own_files.read_object(storage.join(config.run_dir, run_folder.LEDGER))
-    if config.save_hf:
-        export = target_of(config.save_hf, checkpoint.iteration)
-        if not storage.exists(storage.join(export, "config.json")):
-            return False
+    if not is_exported(config.save_hf, checkpoint.iteration, is_adapter=config.lora.is_on):
+        return False
     num_lines = (checkpoint.extra or {})["metrics_lines"]
     return missing_lines_notice(config.run_dir, num_lines) is None
 
@@ -84,4 +84,6 @@ def _has_these_settings(config: TrainConfig) -> bool:
     text = storage.read_text(storage.join(config.run_dir, run_folder.CONFIG))
     before: dict[str, Any] = json.loads(text)
     now = json.loads(describe(config))
+    if "lora" not in before:  # of an older version
+        before["lora"] = json.loads(json.dumps(dataclasses.asdict(FULL)))
     return all(before[name] == now[name] for name in _SETTINGS)

@@ -127,6 +127,8 @@ class TrainingLoop:
         self._evaluator = attempt.data.evaluator
         self._group = attempt.group
         self._metrics_log = attempt.metrics_log
+        frozen = attempt.start.frozen_weights(run.config)
+        base_url = frozen.url if frozen else None
 
         self._next_step = self._feed.first_step
         self._newest_step = self._next_step
@@ -144,7 +146,7 @@ class TrainingLoop:
         self._checkpoints = CheckpointManager(
             self._config, self._group, self._run_log, attempt.start.url, self._on_checkpoint
         )
-        self._old_checkpoints = OldCheckpoints(self._config, self._run_log)
+        self._old_checkpoints = OldCheckpoints(self._config, self._run_log, base_url)
         self._exporter = Exporter(
             self._config, run.shape, self._group, self._run_log, self._schedule.num_steps
         )

@@ -12,11 +12,16 @@ from miles.train.driver.run_log import RunLog
 
 
 class OldCheckpoints:
-    """The checkpoints of a run that are not to be kept."""
+    """The checkpoints of a run that are not to be kept.
 
-    def __init__(self, config: TrainConfig, run_log: RunLog) -> None:
+    Args:
+        base_url: the frozen weights of a LoRA run, which stay; None: it has none.
+    """
+
+    def __init__(self, config: TrainConfig, run_log: RunLog, base_url: str | None = None) -> None:
         self._config = config
         self._run_log = run_log
+        self._base_url = base_url
         self._has_failed = False
 
     def remove(self) -> None:
@@ -27,7 +32,7 @@ class OldCheckpoints:
         """
         config = self._config
         try:
-            removal = remove_old(config.save, config.keep_last, config.keep_best)
+            removal = remove_old(config.save, config.keep_last, config.keep_best, self._base_url)
         except LeaseError:
             raise
         except MilesError as error:  # the folder cannot be listed

@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from miles.architecture.adapter import total_adapter_parameters
 from miles.architecture.config import ModelShape
 from miles.architecture.sizes import total_parameters
 from miles.common import storage
@@ -79,7 +80,7 @@ def require_exportable(config: TrainConfig) -> None:
     if config.save_hf:
         from miles.convert.megatron_to_hf import require_replaceable
 
-        require_replaceable(config.save_hf, config.hf_checkpoint)
+        require_replaceable(config.save_hf, config.hf_checkpoint, is_adapter=config.lora.is_on)
 
 
 def room_notice(config: TrainConfig, shape: ModelShape) -> str | None:
@@ -89,7 +90,11 @@ def room_notice(config: TrainConfig, shape: ModelShape) -> str | None:
 
     precision = config.precision or Precision.BF16
     state = state_bytes(precision, config.optimizer)
-    num_bytes = total_parameters(shape) * (precision.num_bytes + state.device + state.host)
+    adapter = config.lora.adapter(shape)
+    num_trained = total_parameters(shape)
+    if adapter is not None:  # its checkpoints hold nothing else
+        num_trained = total_adapter_parameters(shape, adapter)
+    num_bytes = num_trained * (precision.num_bytes + state.device + state.host)
 
     folder = existing_part(Path(storage.filesystem(config.save)[1]))
     free_bytes = shutil.disk_usage(folder).free

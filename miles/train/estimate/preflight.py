@@ -32,6 +32,7 @@ from miles.data.stream.token_ids import require_ids_fit
 from miles.data.types import Cursor
 from miles.errors import CheckpointError, ConfigError, MilesError
 from miles.train.config import TrainConfig
+from miles.train.estimate.adapter_checks import require_same_training
 from miles.train.estimate.gpu_fit import GpuFit, seen_gpu_gib
 from miles.train.estimate.memory import StageMemory, estimate
 from miles.train.estimate.place_checks import (
@@ -135,6 +136,7 @@ def _look_at_all(config: TrainConfig, *, is_dry_run: bool) -> Preflight:
     except CheckpointError as error:
         missing_start = error
     if start is not None and shape is not None:
+        mistakes.of(partial(require_same_training, config, shape, start))
         mistakes.of(partial(_require_same_model, start, shape))
     if missing_start is not None and (mistakes.found or not is_dry_run):
         mistakes.found.append(missing_start)
@@ -232,11 +234,13 @@ def _shape(config: TrainConfig) -> ModelShape:
 
 def _require_same_model(start: StartPoint, shape: ModelShape) -> None:
     """Refuse weights of another model, by the headers of their files."""
-    if start.checkpoint.is_hugging_face:
+    for checkpoint in filter(None, (start.checkpoint, start.base)):
+        if not checkpoint.is_hugging_face:
+            continue
         # torch is imported only where there are tensors to look at.
         from miles.convert.hf_boxes import require_weights
 
-        require_weights(start.url, shape)
+        require_weights(checkpoint.url, shape)
 
 
 def run_memory(

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from megatron.core.packed_seq_params import PackedSeqParams
+from torch import Tensor
 
 from miles.train.model.attention_backends import Segments
 from miles.train.model.device_batch import DeviceBatch
@@ -25,9 +26,13 @@ class PackedParams(PackedSeqParams):
     """always there; None only because Megatron's fields before it have defaults"""
     rotation: Rotation | None = None
     """of each token; None where Megatron rotates query and key itself"""
+    token_keys: Tensor | None = None
+    """int64 [tokens], of `adapter_dropout`; None where nothing is dropped"""
 
 
-def packed_params(batch: DeviceBatch, rotation: Rotation | None) -> PackedParams:
+def packed_params(
+    batch: DeviceBatch, rotation: Rotation | None, token_keys: Tensor | None = None
+) -> PackedParams:
     """Return the parameters of a micro-batch."""
     offsets: list[int] = batch.host.cu_seqlens.tolist()
     ends = offsets[1:]
@@ -41,4 +46,5 @@ def packed_params(batch: DeviceBatch, rotation: Rotation | None) -> PackedParams
         max_seqlen_kv=batch.longest,
         segments=Segments(batch.cu_seqlens, lengths, batch.short_cu_seqlens),
         rotation=rotation,
+        token_keys=token_keys,
     )

@@ -82,6 +82,7 @@ class Trainer:
             precision=settings.precision,
             recompute=settings.recompute,
             compute=settings.compute,
+            lora=settings.lora,
         )
         compute = settings.compute.resolved(
             has_gpus=device.has_gpu(), data_parallel=settings.layout.data
@@ -150,7 +151,9 @@ class Trainer:
             _finalize_gradients, num_trained_tokens=report.content.num_trained_tokens
         )
         batches = self._padded(micro_batches)
-        outputs = self._run_micro_batches(batches, self.settings.num_sources, forward_only=False)
+        outputs = self._run_micro_batches(
+            batches, self.settings.num_sources, step=report.position.index, forward_only=False
+        )
 
         end = self._step_optimizer(self._reduce(outputs, self.settings.num_sources))
         self.scheduler.step(1)
@@ -208,7 +211,12 @@ class Trainer:
         return [pad_for_tensor_ranks(batch, self.layout) for batch in micro_batches]
 
     def _run_micro_batches(
-        self, batches: Sequence[MicroBatch], num_sources: int, *, forward_only: bool
+        self,
+        batches: Sequence[MicroBatch],
+        num_sources: int,
+        *,
+        step: int = 0,
+        forward_only: bool,
     ) -> list[MicroBatchSums]:
         """Run forward and, unless `forward_only`, backward over the micro-batches.
 
@@ -218,7 +226,7 @@ class Trainer:
         from megatron.core.pipeline_parallel import get_forward_backward_func
 
         outputs: list[MicroBatchSums] = get_forward_backward_func()(
-            forward_step_func=partial(_forward_step, num_sources=num_sources),
+            forward_step_func=partial(_forward_step, num_sources=num_sources, step=step),
             data_iterator=send_ahead(batches),
             model=[self.model],
             num_microbatches=len(batches),
@@ -326,7 +334,7 @@ class Trainer:
 
 
 def _forward_step(
-    batches: Iterator[DeviceBatch], model: Any, *, num_sources: int
+    batches: Iterator[DeviceBatch], model: Any, *, num_sources: int, step: int
 ) -> tuple[Any, Any]:
     """Run one micro-batch forward; the second result computes the loss from the first."""
     batch = next(batches)
@@ -336,7 +344,7 @@ def _forward_step(
         by_source = sum_by_source(by_segment, batch, num_sources)
         return total, count, MicroBatchSums(by_segment, by_source)
 
-    return forward_packed(model, batch, with_labels=True), loss
+    return forward_packed(model, batch, with_labels=True, step=step), loss
 
 
 def _finalize_gradients(

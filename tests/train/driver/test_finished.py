@@ -107,6 +107,23 @@ def test_another_length_or_order_goes_on(folder: Path, more: list[str]) -> None:
     assert not says_so(parse(words(folder, *more)))
 
 
+def test_a_run_of_adapters_is_another_one(folder: Path) -> None:
+    """A run of an older version, whose settings do not know them, trained all weights."""
+    config = folder / "run" / run_folder.CONFIG
+    settings = json.loads(config.read_text())
+    assert settings.pop("lora")["rank"] == 0
+    config.write_text(json.dumps(settings))
+    assert says_so(parse(words(folder)))
+
+    lora = parse(words(folder, "--lora-rank", "8"))
+    assert not says_so(lora)
+    config.write_text(describe(lora))
+    assert not says_so(lora), "its export is an adapter in PEFT's format"
+    (folder / "export/adapter_config.json").write_text("{}")
+    assert says_so(lora)
+    assert not says_so(parse(words(folder)))
+
+
 def rewrite(name: str, before: str, after: str) -> Callable[[Path], object]:
     def change(folder: Path) -> None:
         path = folder / name

@@ -312,7 +312,7 @@ def test_sinks_without_their_package(
 def stage(total_gib: float) -> StageMemory:
     """Return the memory of a stage that is half weights, half their state."""
     half = int(total_gib * 2**29)
-    return StageMemory(0, 1, 1, half, 0, half, 0, 0)
+    return StageMemory(0, 1, 1, 1, half, 0, half, 0, 0)
 
 
 def test_no_gpu_is_large_enough(line: Line) -> None:
