@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from miles.architecture.config import ModelShape
-from miles.train.config import KEEP_ALL, RecomputeConfig
 from miles.train.estimate.memory import estimate
 from miles.train.parallel_layout import Layout
 from miles.train.precision import Precision
+from miles.train.recompute_config import KEEP_ALL, RecomputeConfig
 
 _QWEN3: dict[str, Any] = {
     "model_type": "qwen3",

@@ -45,10 +45,10 @@ from miles.data.types import (
     StepTiming,
 )
 from miles.train.compute_config import AS_USUAL, ComputeConfig
-from miles.train.config import RecomputeConfig
 from miles.train.optimizer_settings import OptimizerSettings
 from miles.train.parallel_layout import Layout
 from miles.train.precision import Precision
+from miles.train.recompute_config import RecomputeConfig
 from miles.train.types import TrainerSettings
 
 if TYPE_CHECKING:

@@ -48,12 +48,12 @@ from _gpu_peer import WAYS, Peer
 from _gpu_report import print_results
 
 from miles.train.compute_config import AS_USUAL, ComputeConfig
-from miles.train.config import KEEP_ALL
 from miles.train.estimate.flops import peak_flops, training_flops
 from miles.train.model import device
 from miles.train.optimizer_settings import OptimizerSettings
 from miles.train.parallel_layout import Layout
 from miles.train.precision import Precision
+from miles.train.recompute_config import KEEP_ALL
 from miles.train.types import TrainerSettings
 
 SECTIONS = ("ceilings", "step", "profile", "peer", "switches", "further", "estimate")

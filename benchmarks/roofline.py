@@ -14,11 +14,11 @@ from collections.abc import Iterator
 
 from _gpu_models import RECOMPUTE_LAYERS, SHAPES
 
-from miles.train.config import KEEP_ALL, RecomputeConfig
 from miles.train.estimate.memory import estimate
 from miles.train.estimate.roofline import CHIPS, Chip, Floor, StepWork, floor
 from miles.train.parallel_layout import Layout
 from miles.train.precision import Precision
+from miles.train.recompute_config import KEEP_ALL, RecomputeConfig
 
 MODELS = {
     "Qwen3-1.7B, 1 GPU": (SHAPES["qwen3-1.7b"], Layout(1)),

@@ -12,12 +12,39 @@ for our own mistakes (`MILES_DEBUG=1` shows it for all).
 
 from __future__ import annotations
 
+import re
+
+_MOST_OF_A_WORD = 400
+"""Characters. A path is as good as never longer."""
+_MOST_OF_A_TEXT = 6000
+_LONG_WORD = re.compile(rf"\S{{{_MOST_OF_A_WORD + 1},}}")
+
+
+def brief(text: str) -> str:
+    """Return the text of an error without the middle of what is too long to read.
+
+    Values, paths and the texts of libraries stand in errors, and each may be of any length.
+    """
+    if len(text) > _MOST_OF_A_WORD:
+        text = _LONG_WORD.sub(lambda word: _ends_of(word[0], _MOST_OF_A_WORD), text)
+    return text if len(text) <= _MOST_OF_A_TEXT else _ends_of(text, _MOST_OF_A_TEXT)
+
+
+def _ends_of(text: str, most: int) -> str:
+    """Return the first two thirds of what may be shown, and the last third: there is the remedy."""
+    head = text[: most * 2 // 3]
+    tail = text[-(most // 3) :]
+    return f"{head}… ({len(text) - len(head) - len(tail):,} characters left out) …{tail}"
+
 
 class MilesError(Exception):
     """Base of every error that a user's input or surroundings can cause."""
 
     exit_status = 5
     """of the command that it ends"""
+
+    def __str__(self) -> str:
+        return brief(super().__str__())
 
 
 class ConfigError(MilesError):

@@ -1,24 +1,26 @@
-"""OpenHermes-2.5 on Qwen3-4B-Base, on one node of eight GPUs: the recipe of the README.
+"""OpenHermes-2.5 on Qwen3-4B-Base, on one node of eight GPUs, with the rows that `prepare` wrote.
 
-    python -m pipelines.openhermes_qwen3 --hf-checkpoint Qwen3-4B-Base --data messages/ \\
-        --save run/
+    ray job submit --working-dir . --runtime-env-json '{"excludes": ["/runs/"]}' \\
+        -- python3 -m pipelines.openhermes_qwen3 --hf-checkpoint /shared/models/Qwen3-4B-Base \\
+        --data /shared/openhermes-messages --save /shared/runs/openhermes
 """
 
 from __future__ import annotations
 
-import argparse
+import sys
+from collections.abc import Sequence
 
-from miles.data.config import (
-    DataConfig,
-    EncodeConfig,
-    OrderConfig,
-    PackConfig,
-    SourceConfig,
-    StreamConfig,
+from miles.cli.console import path_word
+from miles.train.config import TrainConfig
+from pipelines.recipe import (
+    PACKED_STEPS,
+    configure,
+    gpu_words,
+    launch,
+    parse_flags,
+    recipe_parser_without_places,
+    words_of,
 )
-from miles.train.config import ClusterConfig, RecomputeConfig, TrainConfig
-from miles.train.driver.loop import train
-from miles.train.optimizer_settings import OptimizerSettings
 
 
 def config(hf_checkpoint: str, data: str, save: str, num_gpus: int = 8) -> TrainConfig:
@@ -30,39 +32,36 @@ def config(hf_checkpoint: str, data: str, save: str, num_gpus: int = 8) -> Train
         save: folder for the run's checkpoints.
         num_gpus: GPUs of the node, each a data-parallel rank.
     """
-    max_tokens = 9216
-    data_config = DataConfig(
-        sources=(SourceConfig("openhermes", (data,)),),
-        order=OrderConfig(batch_size=128, shuffle=True, num_epoch=1),
-        encode=EncodeConfig(hf_checkpoint, max_sample_tokens=max_tokens),
-        pack=PackConfig(dp_size=num_gpus, max_tokens_per_gpu=max_tokens),
-        stream=StreamConfig(loader_cpus=8),
-    )
-
-    return TrainConfig(
-        hf_checkpoint=hf_checkpoint,
-        ref_load=None,
-        save=save,
-        data=data_config,
-        save_interval=500,
-        optimizer=OptimizerSettings(lr=1e-5, lr_decay_style="cosine", lr_warmup_iters=100),
-        cluster=ClusterConfig(gpus_per_node=num_gpus),
-        bf16=True,
-        # Without recomputation the activations of a micro-batch take 34 GiB of each GPU
-        # (miles train … --dry-run).
-        recompute=RecomputeConfig("full", "uniform", 1),
-    )
+    return configure(line(hf_checkpoint, data, save, num_gpus))
 
 
-def main() -> None:
-    """Train, with folders from the command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+def line(hf_checkpoint: str, data: str, save: str, num_gpus: int) -> list[str]:
+    """Return the same as a line of `miles train`."""
+    return [
+        "--hf-checkpoint",
+        hf_checkpoint,
+        "--prompt-data",
+        "openhermes",
+        data,
+        "--save",
+        save,
+        *gpu_words(num_gpus),
+        *words_of(PACKED_STEPS),
+        *words_of("--lr 1e-5 --lr-decay-style cosine --lr-warmup-iters 100"),
+        *words_of("--num-epoch 1 --save-interval 500 --loader-cpus 8"),
+    ]
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Train, and return the exit status."""
+    parser = recipe_parser_without_places(__doc__)
     for flag in ("--hf-checkpoint", "--data", "--save"):
-        parser.add_argument(flag, required=True)
+        parser.add_argument(flag, type=path_word, required=True)
     parser.add_argument("--num-gpus", type=int, default=8)
-    flags = parser.parse_args()
-    train(config(flags.hf_checkpoint, flags.data, flags.save, flags.num_gpus))
+    flags = parse_flags(parser, words)
+    places = flags.hf_checkpoint, flags.data, flags.save
+    return launch(lambda: line(*places, flags.num_gpus), flags)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from miles.common.shown import shown
 from miles.errors import CheckpointError
 
 
@@ -111,7 +112,7 @@ class HfConfig:
             CheckpointError: names all that differ.
         """
         unsupported = [
-            f"{name} = {value!r}, only {wanted!r} is supported"
+            f"{name} = {shown(value)}, only {wanted!r} is supported"
             for name, value, wanted in settings
             if value != wanted
         ]
@@ -124,18 +125,6 @@ class HfConfig:
             f"{self.where}: {name} = {shown(value)}; {expected} was expected. Correct it, or copy "
             "the file again from the model's source"
         )
-
-
-_SHOWN = 80
-
-
-def shown(value: object) -> str:
-    """Return a value for an error: not more of it than fits a sentence."""
-    try:
-        text = repr(value)
-    except ValueError:  # Python writes no integers of over 4,300 digits
-        return "a number of thousands of digits"
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
 
 
 def _same_rope(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:

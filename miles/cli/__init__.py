@@ -28,6 +28,8 @@ from miles.cli.parser import CommandParser, require_whole_names
 from miles.common.debugging import show_debugging
 
 _DEBUG = "--debug"
+_LASTING = (demo.NAME, prepare.NAME, convert.NAME, train.NAME, report.NAME, tiny_model.NAME)
+"""Commands that write files: they go on where nobody reads what they print."""
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -41,7 +43,8 @@ def main(words: Sequence[str] | None = None) -> int:
         stream; 1 for a mistake of our own; 130 after Ctrl-C.
     """
     words = sys.argv[1:] if words is None else list(words)
-    return exit_status_of(lambda: _run(words))
+    command = next(filter(lambda word: word != _DEBUG, words), "")
+    return exit_status_of(lambda: _run(words), is_printed=command not in _LASTING)
 
 
 def _run(words: list[str]) -> None:

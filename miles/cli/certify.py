@@ -8,6 +8,7 @@ import json
 from miles.cli.console import Subparsers, open_console, tokenizer_word
 from miles.common.flags import build, settings_of
 from miles.common.local_paths import absolute
+from miles.common.patience import until_answered
 from miles.data.config import EncodeConfig
 from miles.train.launch.parser import add_settings, given_values
 
@@ -35,15 +36,16 @@ def add_parser(commands: Subparsers) -> None:
 
 def run(flags: argparse.Namespace) -> None:
     """Print the certificate, or fail with the reason why there is none."""
-    from miles.common import storage
-    from miles.common.first_contact import first_contact
-    from miles.data.template.certify import certify
-    from miles.data.tokens.load import load_tokenizer
+    with until_answered("looking at the tokenizer and its chat template"):
+        from miles.common import storage
+        from miles.common.first_contact import first_contact
+        from miles.data.template.certify import certify
+        from miles.data.tokens.load import load_tokenizer
 
-    values = given_values(flags, _SETTINGS)
-    config = build(EncodeConfig, values, {"tokenizer": flags.tokenizer})
-    with first_contact():
-        certificate = certify(load_tokenizer(config), config)
+        values = given_values(flags, _SETTINGS)
+        config = build(EncodeConfig, values, {"tokenizer": flags.tokenizer})
+        with first_contact():
+            certificate = certify(load_tokenizer(config), config)
     text = json.dumps(certificate.to_json(), indent=1, ensure_ascii=False)
     if flags.json == "-":
         print(text)

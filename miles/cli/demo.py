@@ -7,10 +7,12 @@ import argparse
 from miles.cli.console import Subparsers, open_console, path_word
 from miles.cli.outcome import on_ctrl_c
 
+NAME = "demo"
+
 
 def add_parser(commands: Subparsers) -> None:
     """Add the command and its flags."""
-    parser = commands.add_parser("demo", help="the main job, end to end, on an embedded default")
+    parser = commands.add_parser(NAME, help="the main job, end to end, on an embedded default")
     parser.add_argument(
         "--output",
         type=path_word,

@@ -10,15 +10,15 @@ With `MILES_DEBUG=1`, or `miles --debug`, the traceback stands above it.
 from __future__ import annotations
 
 import contextlib
-import os
 import select
 import sys
 import traceback
 from collections.abc import Callable, Iterator
 
+from miles.common import output
 from miles.common.debugging import is_debugging, mistake_of_ours
 from miles.common.file_errors import cause_of, in_own_words
-from miles.errors import MilesError, SourceError, WriteError
+from miles.errors import MilesError, SourceError, WriteError, brief
 
 MISTAKE_OF_OURS = 1
 INTERRUPTED = 130
@@ -28,12 +28,22 @@ _READER_GONE = 141
 _INPUT_ERRORS = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 
 
-def exit_status_of(command: Callable[[], None]) -> int:
+def exit_status_of(command: Callable[[], None], *, is_printed: bool = False) -> int:
     """Run a command; print the error that ends it, if one does.
+
+    Args:
+        is_printed: what the command prints is all that it makes, so that it ends where nobody can
+            read that any more.
 
     Returns:
         the exit status.
     """
+    with output.outlived(is_result=is_printed):
+        return _status_of(command)
+
+
+def _status_of(command: Callable[[], None]) -> int:
+    """Run a command, and return its exit status."""
     try:
         command()
         sys.stdout.flush()
@@ -49,7 +59,7 @@ def exit_status_of(command: Callable[[], None]) -> int:
         return error.exit_status
     except OSError as error:
         if isinstance(error, BrokenPipeError) and _is_reader_gone():
-            _drop_output()
+            output.drop(sys.stdout.fileno())
             return _READER_GONE
         _print_error(error, _of_the_system(error))
         is_input = isinstance(error, _INPUT_ERRORS)
@@ -78,15 +88,9 @@ def _of_the_system(error: OSError) -> str:
 
 def _is_reader_gone() -> bool:
     """Return whether nobody reads the output of this process any more."""
-    output = select.poll()
-    output.register(sys.stdout, 0)
-    return any(events & select.POLLERR for _, events in output.poll(0))
-
-
-def _drop_output() -> None:
-    """Have Python's last flush go nowhere: whoever read the output is gone."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, sys.stdout.fileno())
+    watched = select.poll()
+    watched.register(sys.stdout, 0)
+    return any(events & select.POLLERR for _, events in watched.poll(0))
 
 
 def _print_error(error: Exception, text: str) -> None:
@@ -97,6 +101,6 @@ def _print_error(error: Exception, text: str) -> None:
 
     if is_debugging():
         traceback.print_exception(error)
-    paragraph = " ".join(line.strip() for line in text.splitlines())
+    paragraph = " ".join(line.strip() for line in brief(text).splitlines())
     line = Text.assemble(("miles: error:", "red"), f" {paragraph}")
     Screen(stderr=True, highlight=False, markup=False).print(line, soft_wrap=True)

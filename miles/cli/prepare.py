@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 
 from miles.cli.console import Subparsers, open_console, path_word, tokenizer_word
 from miles.common.flags import build, settings_of
 from miles.common.local_paths import absolute
+from miles.common.patience import until_answered
 from miles.common.redact import redact
 from miles.data.config import DataConfig, EncodeConfig, RowFormat
 from miles.train.launch.parser import add_settings, given_values
@@ -17,11 +19,13 @@ _LIMITS = tuple(
 _SETTINGS = (*settings_of(RowFormat), *settings_of(EncodeConfig), *_LIMITS)
 """Declared as those of `miles train`, so that the numbers on the card are those of the run."""
 
+NAME = "prepare"
+
 
 def add_parser(commands: Subparsers) -> None:
     """Add the command and its flags."""
     parser = commands.add_parser(
-        "prepare", help="rows -> OpenAI messages in Parquet, with manifest and ledger"
+        NAME, help="rows -> OpenAI messages in Parquet, with manifest and ledger"
     )
     parser.add_argument("dataset", help="openhermes, or the name that the source gets")
     parser.add_argument(
@@ -54,17 +58,22 @@ def add_parser(commands: Subparsers) -> None:
 def run(flags: argparse.Namespace) -> None:
     """Write the rows as messages and print the card."""
     from miles.common.screen import Screen
-    from miles.data.notebook.dataset import prepare_rows
+    from miles.data.notebook.recipe import require_source
 
-    values = given_values(flags, _SETTINGS)
-    prepared = prepare_rows(
-        flags.dataset,
-        flags.source,
-        build(RowFormat, values),
-        build(EncodeConfig, values, {"tokenizer": flags.tokenizer}),
-        revision=flags.revision,
-        max_bad_fraction=values.get("--max-bad-fraction", DataConfig.max_bad_fraction),
-    )
+    require_source(flags.dataset, flags.source, _line)
+
+    with until_answered("looking at the tokenizer and the rows"):
+        from miles.data.notebook.dataset import prepare_rows  # pyarrow and Ray: they take seconds
+
+        values = given_values(flags, _SETTINGS)
+        prepared = prepare_rows(
+            flags.dataset,
+            flags.source,
+            build(RowFormat, values),
+            build(EncodeConfig, values, {"tokenizer": flags.tokenizer}),
+            revision=flags.revision,
+            max_bad_fraction=values.get("--max-bad-fraction", DataConfig.max_bad_fraction),
+        )
     names = ", ".join(prepared.sources)
     Screen(stderr=True, highlight=False, markup=False).print(
         f"miles: reading the {prepared.num_rows:,} rows of {names}, and writing to "
@@ -74,3 +83,8 @@ def run(flags: argparse.Namespace) -> None:
     prepared.write(flags.output, overwrite=flags.overwrite)
     console = open_console()
     console.print(prepared.to_text(console.width), soft_wrap=True)
+
+
+def _line(name: str, path: str) -> str:
+    """Return the command that reads a path under a name."""
+    return f"miles prepare {name} --source {shlex.quote(path)} …"

@@ -6,10 +6,12 @@ import argparse
 
 from miles.cli.console import Subparsers, open_console, path_word
 
+NAME = "report"
+
 
 def add_parser(commands: Subparsers) -> None:
     """Add the command and its flags."""
-    parser = commands.add_parser("report", help="report.html and loss.png of a run")
+    parser = commands.add_parser(NAME, help="report.html and loss.png of a run")
     parser.add_argument("folder", type=path_word, metavar="RUN", help="the run's folder")
     parser.set_defaults(run=run)
 

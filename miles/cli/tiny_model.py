@@ -6,11 +6,13 @@ import argparse
 
 from miles.cli.console import Subparsers, open_console, path_word
 
+NAME = "tiny-model"
+
 
 def add_parser(commands: Subparsers) -> None:
     """Add the command and its flags."""
     parser = commands.add_parser(
-        "tiny-model", help="a tiny Qwen3 with random weights for a tokenizer, to try things"
+        NAME, help="a tiny Qwen3 with random weights for a tokenizer, to try things"
     )
     parser.add_argument("--tokenizer", type=path_word, required=True, metavar="DIR")
     parser.add_argument("--save", type=path_word, required=True, metavar="DIR")

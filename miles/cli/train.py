@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from miles.cli.console import Subparsers, open_console
 from miles.cli.outcome import on_ctrl_c
+from miles.common import patience
 from miles.train.launch.parser import add_launch_flags
+
+if TYPE_CHECKING:
+    from miles.train.launch.arguments import LaunchLine
 
 NAME = "train"
 
@@ -19,14 +24,25 @@ def add_parser(commands: Subparsers) -> None:
     add_launch_flags(parser)
 
 
-def run(words: Sequence[str]) -> None:
-    """Train, or print the estimate of the run."""
+def run(words: Sequence[str], recipe: Sequence[str] = ()) -> None:
+    """Train, or print the estimate of the run.
+
+    Args:
+        words: the line without `miles train`.
+        recipe: a line whose flags hold where `words` say nothing else.
+    """
     from miles.common.secret import hide_in_command_line
     from miles.train.launch.arguments import read_line
     from miles.train.launch.known_flags import secret_flags
+    from miles.train.launch.notices import LOOKING
 
     hide_in_command_line(secret_flags())
-    line = read_line(words)
+    with patience.until_answered(LOOKING):
+        _run(read_line(words, recipe=recipe))
+
+
+def _run(line: LaunchLine) -> None:
+    """Do what a launch line asks for."""
     config = line.config
     console = open_console()
     if config.dry_run:
@@ -45,6 +61,7 @@ def run(words: Sequence[str]) -> None:
         return
 
     # Ray is imported here: a run that is finished says so without it.
+    patience.doing("loading Ray")
     from miles.train.driver.loop import train
 
     summary = train(config, console, line.notices)

@@ -41,7 +41,8 @@ class StagedFolder:
             self._lock = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
         try:
             _lock(self._lock, self._target)
-            _empty(self.path)
+            with writing(str(self.path), "removed"):
+                _empty(self.path)
         except BaseException:
             os.close(self._lock)
             raise

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any, ParamSpec, TypeVar
 
+from miles.common.shown import shown
 from miles.errors import ConfigError
 
 P = ParamSpec("P")
@@ -40,7 +41,7 @@ def checked(function: Callable[P, T]) -> Callable[P, T]:
             if not _accepts(value, expected):
                 raise ConfigError(
                     f"{plain.__name__}: {name} must be {' or '.join(_words(expected))}, not "
-                    f"{_shown(value)} ({type(value).__name__})"
+                    f"{shown(value)} ({type(value).__name__})"
                 )
         return function(*given.args, **given.kwargs)
 
@@ -122,8 +123,3 @@ def _words(expected: Any) -> Iterator[str]:
         yield f"a sequence of {_PLAIN[item].plural}" if item in _PLAIN else "a sequence"
     else:
         yield _PLAIN[expected].words if expected in _PLAIN else str(expected)
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:60]}…"

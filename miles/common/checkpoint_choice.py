@@ -1,51 +1,35 @@
 """The checkpoints of a folder that a run could go on from, and the line that makes it do so.
 
-SAVE/iter_0000020/metadata.json      complete
-SAVE/iter_0000040/metadata.json      complete
-SAVE/iter_0000060/                   begun
-no tracker                       ->  "There are complete checkpoints of steps 20, 40 in SAVE. To
-                                     go on from step 40: echo 40 > SAVE/latest_checkpointed_…"
+SAVE/iter_0000020/     complete
+SAVE/iter_0000040/     complete
+SAVE/iter_0000060/     lacks a file
+no tracker         ->  "There are complete checkpoints of steps 20, 40 in SAVE. To go on from step
+                       40: echo 40 > SAVE/latest_checkpointed_…"
 """
 
 from __future__ import annotations
 
-import re
 import shlex
 
 from miles.common import storage
+from miles.common.checkpoint_files import complete_iterations, is_complete, iteration_of
 from miles.common.checkpoint_tracker import TRACKER
 from miles.common.redact import redact
 
-_ITERATION = re.compile(r"iter_(\d{7,})")
 _COPIES = {"s3": "aws s3 cp -", "gs": "gcloud storage cp -"}
 """By a URL's scheme: the command that writes its input to a store."""
 _NUM_SHOWN = 6
 
 
-def complete_iterations(url: str) -> list[int]:
-    """Return the iterations of the complete checkpoints in a folder, the oldest first.
-
-    Args:
-        url: the folder (fsspec URL); the tracker is not looked at.
-    """
-    iterations = []
-    for name in storage.names(url):
-        match = _ITERATION.fullmatch(name)
-        if match and storage.exists(storage.join(url, name, "metadata.json")):
-            iterations.append(int(match[1]))
-    return sorted(iterations)
-
-
 def ways_on(url: str) -> str:
     """Return what is there to go on from in a folder, and the line that does it, as sentences."""
-    if storage.exists(storage.join(url, "metadata.json")):
-        parent, _, name = url.rstrip("/").rpartition("/")
-        match = _ITERATION.fullmatch(name)
-        if match:
-            return (
-                f"It is a checkpoint itself: give {redact(parent)}, and to go on from this one: "
-                f"{tracker_line(parent, int(match[1]))}"
-            )
+    own = iteration_of(url)
+    if own is not None and is_complete(url):
+        parent = url.rstrip("/").rpartition("/")[0]
+        return (
+            f"It is a checkpoint itself: give {redact(parent)}, and to go on from this one: "
+            f"{tracker_line(parent, own)}"
+        )
     iterations = complete_iterations(url)
     if not iterations:
         return f"There is no complete checkpoint in {redact(url)}"
@@ -58,6 +42,22 @@ def ways_on(url: str) -> str:
     return (
         f"There {number} of {steps} in {redact(url)}. To go on from step {iterations[-1]}: "
         f"{tracker_line(url, iterations[-1])}"
+    )
+
+
+def merging(adapter: str, hf_checkpoint: str, base: str | None = None) -> str:
+    """Return how to begin from a model with its adapter merged into it, as a sentence.
+
+    Args:
+        adapter: a LoRA run's folder, or one in PEFT's format.
+        hf_checkpoint: the model below.
+        base: its weights, if they lie elsewhere.
+    """
+    weights = f" --ref-load {redact(base)}" if base else ""
+    return (
+        "To begin from the model with it, merge it: miles convert merge-adapter --adapter "
+        f"{redact(adapter)} --hf-checkpoint {redact(hf_checkpoint)}{weights} --save-megatron "
+        "MERGED; then give --ref-load MERGED, and another --save"
     )
 
 

@@ -10,7 +10,6 @@ No torch is needed.
 
 from __future__ import annotations
 
-import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,9 +17,23 @@ from pathlib import Path
 from typing import Any
 
 from miles.common import own_files, storage
-from miles.common.checkpoint_choice import complete_iterations, ways_on
-from miles.common.checkpoint_tracker import TRACKER, tracked
-from miles.errors import BrokenFileError, CheckpointError, MissingFileError, SourceError
+from miles.common.checkpoint_choice import merging, ways_on
+from miles.common.checkpoint_files import (
+    MARK,
+    is_complete,
+    iterations,
+    missing_files,
+    named_missing,
+    stores_adapter,
+)
+from miles.common.checkpoint_tracker import TRACKER, folder_name, tracked
+from miles.errors import (
+    BrokenFileError,
+    CheckpointError,
+    MissingFileError,
+    SourceError,
+    WriteError,
+)
 
 EXTRA = "miles.json"
 CHAT_TEMPLATE = "chat_template"
@@ -31,13 +44,17 @@ PRECISION = "precision"
 EXPERT_CHOICES = "expert_choices"
 """Key in it: how often each expert was chosen in the last step, over all layers. Missing where
 experts are not balanced."""
+ADAPTER = "adapter"
+"""Key in it: the shape of the adapter whose tensors the checkpoint holds in place of a model's.
+Missing where all weights are trained."""
+BASE = "base"
+"""Key beside it: the folder of the frozen weights (`url`), and what tells them from others
+(`checksums`)."""
+PEFT_CONFIG = "adapter_config.json"
+PEFT_WEIGHTS = "adapter_model.safetensors"
+"""The files of an adapter in PEFT's format."""
 SAVING = ".saving-"
 """Begins the name of a folder that is not a checkpoint yet, or never became one."""
-INDEX = ".metadata"
-"""Names the file of each tensor."""
-_ITERATION = re.compile(r"iter_\d{7,}")
-_PART = re.compile(rb"__\d+_\d+\.distcp")
-_NUM_SHOWN = 3
 
 
 @dataclass(frozen=True)
@@ -58,6 +75,11 @@ class SavedCheckpoint:
         """Return whether no step was taken yet: `release`, or a Hugging Face folder."""
         return self.iteration == 0
 
+    @property
+    def has_adapter(self) -> bool:
+        """Return whether it holds the adapter of a LoRA run, and so no whole model."""
+        return ADAPTER in (self.extra or {})
+
 
 def find(url: str, *, weights_only: bool = False) -> SavedCheckpoint | None:
     """Return the newest complete checkpoint of a folder (fsspec URL); None where there is none.
@@ -66,8 +88,8 @@ def find(url: str, *, weights_only: bool = False) -> SavedCheckpoint | None:
         weights_only: a `miles.json` that cannot be read does not matter.
 
     Raises:
-        CheckpointError: the tracker names a checkpoint that is not there, or is not a tracker; or
-            its `miles.json` cannot be read.
+        CheckpointError: the tracker names a checkpoint that is not there or has lost files, or is
+            not a tracker; or its `miles.json` cannot be read.
     """
     try:
         named = tracked(url)
@@ -77,11 +99,7 @@ def find(url: str, *, weights_only: bool = False) -> SavedCheckpoint | None:
         return None
     name, iteration = named
     folder = storage.join(url, name)
-    if not storage.exists(storage.join(folder, "metadata.json")):
-        raise CheckpointError(
-            f"{storage.join(url, TRACKER)} names {folder}, which is not there or not a torch_dist "
-            f"checkpoint. {ways_on(url)}"
-        )
+    _require_files(folder)
 
     content = None
     try:
@@ -107,39 +125,28 @@ def read_extra(folder: str) -> dict[str, Any] | None:
         return None
 
 
-def missing_files(folder: str) -> list[str]:
-    """Return the names of files that a `torch_dist` checkpoint lacks.
-
-    Without torch: `.metadata` is a pickle, in which the names stand as they are.
+def _require_files(folder: str) -> None:
+    """Refuse a checkpoint that is not complete.
 
     Args:
-        folder: of the checkpoint (fsspec URL).
-    """
-    names = set(storage.names(folder))
-    needed = {"metadata.json", INDEX}
-    if INDEX in names:
-        found = _PART.findall(storage.read_bytes(storage.join(folder, INDEX)))
-        needed.update(name.decode() for name in found)
-    missing = sorted(needed - names)
-    has_parts = any(name.endswith(".distcp") for name in names)
-    return missing if has_parts or len(missing) > 0 else ["*.distcp"]
-
-
-def require_files(folder: str) -> None:
-    """Refuse a `torch_dist` checkpoint that has lost files.
+        folder: that the tracker names.
 
     Raises:
-        CheckpointError: names them, and says what can be done.
+        CheckpointError: names the files that are missing, and says what can be done.
     """
     missing = missing_files(folder)
     if not missing:
         return
-    more = f" and {len(missing) - _NUM_SHOWN} more" if len(missing) > _NUM_SHOWN else ""
+    if MARK in missing:
+        url = folder.rsplit("/", 1)[0]
+        raise CheckpointError(
+            f"{storage.join(url, TRACKER)} names {folder}, which is not there or not a torch_dist "
+            f"checkpoint. {ways_on(url)}"
+        )
     remedy = "Bring the files back, or begin anew with another --save"
-    other = _other_way(folder)
     raise CheckpointError(
-        f"{folder}: {', '.join(missing[:_NUM_SHOWN])}{more}: no such file, so that the checkpoint "
-        f"cannot be read. {other or remedy}"
+        f"{folder}: {named_missing(missing)}, so that the checkpoint cannot be read. "
+        f"{_other_way(folder) or remedy}"
     )
 
 
@@ -150,20 +157,22 @@ def other_ways(folder: str) -> str:
         folder: of the checkpoint, `…/iter_0000500`.
     """
     url = folder.rstrip("/").rsplit("/", 1)[0]
-    return _other_way(folder) or (
-        f"No other checkpoint in {url} can be gone on from: begin anew from its weights, with "
-        f"another --save and --ref-load {url}"
-    )
+    other_way = _other_way(folder)
+    if other_way is not None:
+        return other_way
+    anew = "begin anew with another --save"
+    if not stores_adapter(folder):
+        anew = f"begin anew from its weights, with another --save and --ref-load {url}"
+    return f"No other checkpoint in {url} can be gone on from: {anew}"
 
 
 def _other_way(folder: str) -> str | None:
     """Return how to go on from the newest other checkpoint beside a folder; None: there is none."""
     url, name = folder.rstrip("/").rsplit("/", 1)
     tracker = storage.join(url, TRACKER)
-    others = [other for other in storage.names(url) if _ITERATION.fullmatch(other)]
-    for other in sorted(set(others) - {name}, reverse=True):
-        if _can_go_on(storage.join(url, other)):
-            step = int(other.removeprefix("iter_"))
+    for step in reversed(iterations(url)):
+        other = folder_name(step)
+        if other != name and _can_go_on(storage.join(url, other)):
             return (
                 f"The checkpoint of step {step} is whole: put {step} into {tracker}, and the same "
                 "command goes on from there"
@@ -174,8 +183,7 @@ def _other_way(folder: str) -> str | None:
 def _can_go_on(folder: str) -> bool:
     """Return whether a checkpoint is complete, and its `miles.json` can be read."""
     try:
-        is_complete = storage.exists(storage.join(folder, "metadata.json"))
-        return is_complete and "cursor" in (read_extra(folder) or {})
+        return is_complete(folder) and "cursor" in (read_extra(folder) or {})
     except SourceError:
         return False
 
@@ -207,7 +215,7 @@ def find_start(
             f"it, or leave --load out to begin from the weights of {ref_load or hf_checkpoint}"
         )
     if ref_load:
-        return _weights_in(ref_load, hf_checkpoint), False
+        return weights_in(ref_load, hf_checkpoint), False
 
     converted = found[load or save]
     if converted is not None:
@@ -220,17 +228,28 @@ def find_start(
     )
 
 
-def _weights_in(ref_load: str, hf_checkpoint: str) -> SavedCheckpoint:
+def weights_in(ref_load: str, hf_checkpoint: str) -> SavedCheckpoint:
     """Return the weights of a folder of either format.
 
     Raises:
-        CheckpointError: it holds none.
+        CheckpointError: it holds none, or an adapter alone.
     """
     checkpoint = find(ref_load, weights_only=True)
     if checkpoint is not None:
+        is_read = checkpoint.extra is not None
+        if checkpoint.has_adapter if is_read else stores_adapter(checkpoint.url):
+            raise CheckpointError(
+                f"--ref-load {ref_load}: holds the adapter of a LoRA run, and no whole model. "
+                f"{merging(ref_load, hf_checkpoint)}"
+            )
         return checkpoint
     if is_hugging_face(ref_load):
         return SavedCheckpoint(ref_load, 0, None, is_hugging_face=True)
+    if PEFT_CONFIG in storage.names(ref_load):
+        raise CheckpointError(
+            f"--ref-load {ref_load}: holds an adapter in PEFT's format, and no whole model. To train "
+            f"it further, give it as --lora-adapter-path. {merging(ref_load, hf_checkpoint)}"
+        )
     raise CheckpointError(
         f"{ref_load}: no Megatron checkpoint there (no {TRACKER}), nor a Hugging Face one "
         f"(config.json and *.safetensors). {_unnamed(ref_load)}{_remedy(ref_load, hf_checkpoint)}"
@@ -238,8 +257,8 @@ def _weights_in(ref_load: str, hf_checkpoint: str) -> SavedCheckpoint:
 
 
 def _unnamed(url: str) -> str:
-    """Return a sentence on the checkpoints of a folder without a tracker; empty if it has none."""
-    return f"{ways_on(url)}. " if complete_iterations(url) else ""
+    """Return a sentence on the checkpoints of a folder without a tracker; "" if it has none."""
+    return f"{ways_on(url)}. " if iterations(url) else ""
 
 
 def _remedy(ref_load: str, hf_checkpoint: str) -> str:
@@ -260,11 +279,23 @@ def _remedy(ref_load: str, hf_checkpoint: str) -> str:
 
 def is_hugging_face(url: str) -> bool:
     """Return whether a folder holds a configuration and weights in Hugging Face's format."""
-    names = storage.names(url)
+    names = set(storage.names(url)) - {PEFT_WEIGHTS}
     return "config.json" in names and any(name.endswith(".safetensors") for name in names)
 
 
-def remove_old(url: str, keep_last: int | None, keep_best: int | None) -> list[str]:
+@dataclass(frozen=True)
+class Removal:
+    """What became of the old checkpoints of a folder."""
+
+    removed: tuple[str, ...] = ()
+    """their folders"""
+    failure: str | None = None
+    """why one of them is still there; None: none is"""
+
+
+def remove_old(
+    url: str, keep_last: int | None, keep_best: int | None, base: str | None = None
+) -> Removal:
     """Remove the checkpoints of a folder that are neither among the newest nor among the best.
 
     The checkpoint that the tracker names is always kept.
@@ -273,38 +304,47 @@ def remove_old(url: str, keep_last: int | None, keep_best: int | None) -> list[s
         url: the folder.
         keep_last: newest ones to keep; None: all, or with `keep_best` the newest alone.
         keep_best: ones with the lowest evaluation loss to keep beside them; None: none.
+        base: the frozen weights of a LoRA run: kept, if they lie there, too.
 
     Returns:
-        the folders that were removed.
+        what was removed, and why the rest was not.
+
+    Raises:
+        LeaseError: another run has taken the folder over.
+        MilesError: the folder cannot be listed, or its tracker not be read.
     """
     if keep_last is None and keep_best is None:
-        return []
+        return Removal()
 
     storage.require_held(url)
-    fs, root = storage.filesystem(url)
-    fs.invalidate_cache(root)  # the newest was written by another process
-    newest, _ = tracked(url) or ("", 0)
-    names = sorted(path.rsplit("/", 1)[-1] for path in fs.ls(root, detail=False))
+    _, newest = tracked(url) or ("", 0)
     # Those after the newest are of a run from which somebody went back: not ours to remove.
-    folders = [f"{root}/{name}" for name in names if _ITERATION.fullmatch(name) and name <= newest]
+    own = [iteration for iteration in iterations(url) if iteration <= newest]
+    folders = [storage.join(url, folder_name(iteration)) for iteration in own]
+    if base is not None:
+        folders = [folder for folder in folders if not storage.is_same(folder, base)]
 
     kept = set(folders[-(keep_last or 1) :])
     if keep_best:
-        losses, unknown = _eval_losses(url, folders)
+        losses, unknown = _eval_losses(folders)
         kept.update(sorted(losses, key=lambda path: losses[path])[:keep_best])
         kept.update(unknown)  # it may be the best
 
-    removed = [path for path in folders if path not in kept]
-    for path in removed:
-        storage.remove(storage.join(url, path.rsplit("/", 1)[-1]))
-    return removed
+    removed: list[str] = []
+    failure = None
+    for path in folders:
+        if path in kept:
+            continue
+        try:
+            storage.remove(path, max_tries=1)  # the training waits, and the next checkpoint tries
+            removed.append(path)
+        except WriteError as error:
+            failure = failure or str(error)
+    return Removal(tuple(removed), failure)
 
 
-def _eval_losses(url: str, folders: Sequence[str]) -> tuple[dict[str, float], list[str]]:
+def _eval_losses(folders: Sequence[str]) -> tuple[dict[str, float], list[str]]:
     """Return the evaluation loss of each checkpoint that has one, by its folder.
-
-    Args:
-        url: of the folder that holds them.
 
     Returns:
         also those whose `miles.json` cannot be read.
@@ -313,7 +353,7 @@ def _eval_losses(url: str, folders: Sequence[str]) -> tuple[dict[str, float], li
     unknown: list[str] = []
     for path in folders:
         try:
-            loss = (read_extra(storage.join(url, path.rsplit("/", 1)[-1])) or {}).get("eval_loss")
+            loss = (read_extra(path) or {}).get("eval_loss")
         except BrokenFileError:
             unknown.append(path)
             continue
@@ -326,7 +366,7 @@ def remove_unfinished(url: str) -> list[str]:
     """Remove the folders of saves that never finished. The process holds the folder (`lease`).
 
     Returns:
-        the names of the folders; none of a remote URL.
+        the names of those that are gone; none of a remote URL.
     """
     if not storage.is_local(url):
         return []
@@ -335,4 +375,4 @@ def remove_unfinished(url: str) -> list[str]:
     unfinished = sorted(root.glob(f"{SAVING}*"))
     for folder in unfinished:
         shutil.rmtree(folder, ignore_errors=True)
-    return [folder.name for folder in unfinished]
+    return [folder.name for folder in unfinished if not folder.exists()]

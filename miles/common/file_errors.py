@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -27,6 +28,12 @@ class Cause(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.text}. {self.remedy}" if self.remedy else self.text
+
+    @property
+    def repair(self) -> str:
+        """Return the remedy at the place itself, where no other can be named; "" without one."""
+        here = self.remedy.partition(", or name another")[0]
+        return "" if here.startswith("Name ") else here
 
 
 @contextlib.contextmanager
@@ -51,16 +58,22 @@ def reading(url: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def writing(url: str) -> Iterator[None]:
-    """Turn any error of writing a file or folder into a WriteError that names it."""
+def writing(url: str, doing: str = "written") -> Iterator[None]:
+    """Turn any error of writing a file or folder into a WriteError that names it.
+
+    Args:
+        doing: "written" or "removed".
+    """
     try:
         yield
     except MilesError:
         raise
     except Exception as error:
         cause = cause_of(error, url)
+        if cause and doing == "removed":  # it is where it is
+            cause = Cause(cause.text, cause.repair)
         text = f": {cause}" if cause else f", {in_own_words(error)}"
-        raise WriteError(f"{redact(url)}: cannot be written{text}") from error
+        raise WriteError(f"{redact(url)}: cannot be {doing}{text}") from error
 
 
 def in_own_words(error: BaseException) -> str:
@@ -88,6 +101,17 @@ def cause_of(error: BaseException, url: str) -> Cause | None:
     if isinstance(error, PermissionError):
         return Cause("permission denied", "Give this user the right to it, or name another place")
     return _of_number(error) or _of_text(error, url)
+
+
+def cause_in(text: str) -> Cause | None:
+    """Return the cause in the text of an error of the operating system; None: there is none.
+
+    Args:
+        text: such as "Worker failure: [Errno 28] No space left on device: 'x'", of which the
+            exception itself was lost.
+    """
+    found = _NUMBER_IN_TEXT.search(text)
+    return cause_of(OSError(int(found[1]), ""), "") if found else None
 
 
 def is_unreachable(error: BaseException) -> bool:
@@ -229,6 +253,7 @@ _OF_STORES = (
 _OF_COMPRESSION = frozenset(("BadGzipFile", "ZstdError", "EOFError", "error"))
 """What the libraries raise; zlib's is `error`."""
 _RENAME = "Give it another name"
+_NUMBER_IN_TEXT = re.compile(r"\[Errno (\d+)\]")
 _NUMBERS = {
     errno.ENOSPC: Cause("no space left on the disk", "Make room there, or name another disk"),
     errno.EDQUOT: Cause("the quota on the disk is used up", "Make room there, or ask for more"),

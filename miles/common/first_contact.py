@@ -15,10 +15,9 @@ import threading
 from collections.abc import Iterator
 from contextvars import ContextVar
 
+from miles.common.patience import SILENT_SECONDS, others_speak
 from miles.common.redact import redact
 
-SILENT_SECONDS = 2.0
-"""A wait that is longer is announced."""
 MAX_UNREACHABLE_SECONDS = 3.0
 """No try begins later than this where nobody is reached."""
 
@@ -57,7 +56,8 @@ def announced(what: str) -> Iterator[None]:
     timer.daemon = True
     timer.start()
     try:
-        yield
+        with others_speak():
+            yield
     finally:
         is_over.set()
         timer.cancel()

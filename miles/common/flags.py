@@ -23,6 +23,7 @@ from typing import Annotated, Any, TypeVar
 
 from miles.common.local_paths import absolute
 from miles.common.secret import Secret
+from miles.common.shown import shown
 from miles.errors import ConfigError, SourceError
 
 Record = TypeVar("Record")
@@ -278,7 +279,9 @@ def require_allowed(flag: Flag, value: Any) -> None:
         ConfigError: it is none of the flag's choices, outside its bounds, or not finite.
     """
     if flag.choices and value not in flag.choices:
-        raise ConfigError(f"{flag.name} must be one of {', '.join(flag.choices)}, not {value!r}")
+        raise ConfigError(
+            f"{flag.name} must be one of {', '.join(flag.choices)}, not {shown(value)}"
+        )
     if isinstance(value, float) and not math.isfinite(value):
         raise ConfigError(f"{flag.name} must be a finite number, not {value}")
     if isinstance(value, int) and abs(value) > _LARGEST_NUMBER:

@@ -8,7 +8,7 @@
 
 Loaders, the feed and the ranks run in working directories of their own, so a path is made absolute
 once, where it enters: by the records of settings (`flags.check_settings`) and by the commands. No
-library is loaded, and the disk is asked for names of the hub only.
+library is loaded, and the disk is asked only about names that may mean something else.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ _ONE_SLASH = re.compile(
     r"(?P<protocol>s3a?|gs|gcs|hf|https?|file|abfss?|az|memory):/(?!/)(?P<rest>.*)"
 )
 """A URL that lacks a slash. As a path, it would be a folder `s3:` in the working directory."""
+_VARIABLE = re.compile(r"\$\{\w+\}|^\$[A-Za-z_]\w*(?=/|$)", re.ASCII)
+"""`${RUNS}/a`, `$HOME/a`: a shell would have put a value there; in YAML and notebooks nothing does."""
 _CHAINED = re.compile(r"[A-Za-z0-9+.-]+::")
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
@@ -34,9 +36,11 @@ def absolute(path: str) -> str:
     Links are not followed, and `..` stays: it is the path that the user knows. "" stays "".
 
     Raises:
-        ConfigError: control characters, bytes that are not UTF-8, or a URL with one slash.
+        ConfigError: control characters, bytes that are not UTF-8, a URL with one slash, or the name
+            of a variable.
     """
     _require_printable(path)
+    _require_no_variable(path)
     is_local_url = bool(_LOCAL_URL.match(path))
     if path and not is_local_url and (match := _ONE_SLASH.match(path)) and not os.path.exists(path):
         url = f"{match['protocol']}://{match['rest']}"
@@ -83,6 +87,15 @@ def _require_printable(path: str) -> None:
         raise ConfigError(
             f"{path!a}: a path with a line break or another control character; rename it, or "
             "take the character out"
+        )
+
+
+def _require_no_variable(path: str) -> None:
+    """Refuse a variable that nothing has replaced, unless a file or folder has that very name."""
+    if (match := _VARIABLE.search(path)) and not os.path.exists(path):
+        raise ConfigError(
+            f"{path}: {match[0]} would be the name of a folder, for only a shell replaces "
+            "variables; write its value"
         )
 
 

@@ -28,6 +28,7 @@ from ray._private import ray_constants
 from ray._private import worker as ray_worker
 
 from miles.common import ray_address
+from miles.common.ray_address_form import RayAddress, find_address
 from miles.common.ray_failures import explained, is_slow_start
 from miles.common.writable import existing_part
 from miles.errors import ClusterError, MilesError
@@ -112,7 +113,7 @@ def connect(num_cpus: int | None, object_store_bytes: int, address: str | None =
     """
     if ray.is_initialized():
         return False
-    found = ray_address.find_address(address)
+    found = find_address(address)
     if found is None:
         start(num_cpus, object_store_bytes)
     else:
@@ -120,7 +121,7 @@ def connect(num_cpus: int | None, object_store_bytes: int, address: str | None =
     return True
 
 
-def _join(address: ray_address.RayAddress) -> None:
+def _join(address: RayAddress) -> None:
     """Join a cluster, once it has answered."""
     ray_address.use_token(address)
     ray_address.require_answer(address)

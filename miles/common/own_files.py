@@ -13,13 +13,14 @@ once, and ends nothing.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from miles.common import storage
-from miles.errors import BrokenFileError
+from miles.errors import BrokenFileError, SourceError
 
 _SHOWN_NUMBERS = 5
 _NAMES = {dict: "a JSON object", list: "a list", str: "a text", type(None): "null"}
@@ -180,6 +181,18 @@ def mend_text(url: str) -> str:
         storage.write_text(url, content.decode("utf-8", "replace"))
         return f"{url}: not UTF-8 text; the rest is kept. The whole file is in {aside}"
     return ""
+
+
+def write_if_new(url: str, text: str) -> None:
+    """Write a small file, unless it has this content already: so a restart needs no room for it.
+
+    Raises:
+        WriteError: it cannot be written; the error names it.
+    """
+    with contextlib.suppress(SourceError):  # it is not there, or cannot be read
+        if storage.read_bytes(url, max_tries=1) == text.encode():
+            return
+    storage.write_text(url, text)
 
 
 def copy_aside(url: str) -> str:

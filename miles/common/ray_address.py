@@ -1,4 +1,4 @@
-"""The address of a Ray cluster: read, asked whether a Ray answers there, and given its token.
+"""The address of a Ray cluster: asked whether a Ray answers there, and given its token.
 
     "10.0.0.7:6379"   listens? speaks HTTP/2, as gRPC does? takes our token?   ->  ray.init may join
     "auto"            the Ray of this machine
@@ -16,20 +16,16 @@ import socket
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 from ray import exceptions as ray_errors
 from ray._private import services
 
 from miles.common.debugging import one_paragraph
-from miles.errors import ClusterError, ConfigError
+from miles.common.ray_address_form import AUTO, CLIENT_SCHEME, FLAG, VARIABLE, RayAddress
+from miles.errors import ClusterError
 
 _raylet: Any = importlib.import_module("ray._raylet")  # its stub names a few classes alone
-
-AUTO = "auto"
-VARIABLE = "RAY_ADDRESS"
-FLAG = "--ray-address"
 
 _AUTH_MODE = "RAY_AUTH_MODE"
 _ANSWER_SECONDS = 5.0
@@ -37,7 +33,6 @@ _HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\x00\x00\x00\x04\x00\x0
 """What a client of HTTP/2 sends first, with settings of its own: none."""
 _SETTINGS_TYPE = 4
 """Type of the frame that a server of HTTP/2 answers with."""
-_CLIENT_SCHEME = "ray://"
 _REMEDY = (
     f"Correct or remove {FLAG} and the variable {VARIABLE}: without them, a run starts its own Ray. "
     "`ray start --head` on the head node starts a cluster"
@@ -46,32 +41,6 @@ _HOW_TO_GIVE_IT = (
     "Put the token of the cluster (~/.ray/auth_token on its head node) into ~/.ray/auth_token here, "
     "or name its file in RAY_AUTH_TOKEN_PATH"
 )
-
-
-@dataclass(frozen=True)
-class RayAddress:
-    """An address to join, and where the user gave it."""
-
-    text: str
-    origin: str
-    """`FLAG` or `VARIABLE`"""
-
-    def __str__(self) -> str:
-        return f"{self.origin} {self.text}"
-
-
-def find_address(given: str | None) -> RayAddress | None:
-    """Return the address to join; None: a Ray of this process's own is to be started.
-
-    Args:
-        given: of the flag; None: that in RAY_ADDRESS, where a submitted job finds its cluster.
-    """
-    address = RayAddress(given, FLAG) if given else None
-    if address is None and os.environ.get(VARIABLE):
-        address = RayAddress(os.environ[VARIABLE], VARIABLE)
-    if address is None or address.text == "local":
-        return None
-    return address
 
 
 def require_answer(address: RayAddress) -> None:
@@ -84,14 +53,14 @@ def require_answer(address: RayAddress) -> None:
     host, port = _host_and_port(address)
     try:
         with socket.create_connection((host, port), timeout=_ANSWER_SECONDS) as connection:
-            if not address.text.startswith(_CLIENT_SCHEME) and not os.environ.get("RAY_USE_TLS"):
+            if not address.text.startswith(CLIENT_SCHEME) and not os.environ.get("RAY_USE_TLS"):
                 connection.settimeout(_ANSWER_SECONDS)
                 _require_http2(connection)
     except OSError as error:
         reason = "no answer" if isinstance(error, TimeoutError) else str(error)
         raise ClusterError(f"{address}: no Ray answers there: {reason}. {_REMEDY}") from error
 
-    if not address.text.startswith(_CLIENT_SCHEME):
+    if not address.text.startswith(CLIENT_SCHEME):
         _require_token(address, f"{host}:{port}")
 
 
@@ -146,14 +115,7 @@ def _host_and_port(address: RayAddress) -> tuple[str, int]:
                 f"{address}: {one_paragraph(str(error)).split('. ')[0]}. {_REMEDY}"
             ) from error
 
-    host, _, port = text.removeprefix(_CLIENT_SCHEME).rstrip("/").rpartition(":")
-    if "://" in host or not host or not port.isdecimal() or not 0 < int(port) < 65536:
-        raise ConfigError(
-            f"{address}: expected HOST:PORT of the head node (`ray start --head` prints it; its port "
-            "is 6379 by default), auto for the Ray of this machine, or local for a Ray of the run's "
-            "own"
-        )
-    return host.strip("[]"), int(port)
+    return address.host_and_port(text)
 
 
 def _require_http2(connection: socket.socket) -> None:

@@ -82,7 +82,7 @@ def call(
     Raises:
         SourceError: the last try of a read failed too; it names the URL and the number of tries.
         WriteError: the same for a call that does not read.
-        Exception: a lasting error, as it was raised by the first call.
+        Exception: a lasting error, or that of the only try, as it was raised.
     """
     pause = tenacity.wait_exponential(FIRST_PAUSE_SECONDS, MAX_PAUSE_SECONDS)
     jitter = tenacity.wait_random(0, FIRST_PAUSE_SECONDS)
@@ -105,6 +105,8 @@ def call(
         attempt = failed.last_attempt
         error = attempt.exception()
         assert error is not None, "its tries have failed"
+        if attempt.attempt_number == 1:
+            raise error from error.__cause__
         kind = SourceError if doing == "read" else WriteError
         cause = cause_of(error, url)
         remedy = f". {cause.remedy}" if cause and cause.remedy else ""

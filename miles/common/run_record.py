@@ -17,7 +17,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from miles.common import own_files, run_folder, storage
-from miles.common.checkpoint_choice import complete_iterations, ways_on
+from miles.common.checkpoint_choice import ways_on
+from miles.common.checkpoint_files import iterations
 from miles.common.checkpoint_folder import EXTRA, other_ways
 from miles.common.checkpoint_tracker import TRACKER
 from miles.common.redact import redact
@@ -45,13 +46,14 @@ def require_new(save: str, run_dir: str) -> None:
     starts = [entry for entry in entries if "start" in entry]
 
     is_told = is_own and not records.broken
-    iterations = complete_iterations(save)
-    if iterations and not (is_told and _may_be_unnamed(save, iterations, starts)):
+    # An incomplete one counts: it may be all that is left of a run.
+    there = iterations(save)
+    if there and not (is_told and _may_be_unnamed(save, there, starts)):
         raise CheckpointError(
             f"{redact(save)}: {TRACKER} names no checkpoint of a run, and a new run would "
             f"overwrite those that are there. {ways_on(save)}. To begin anew, give another --save"
         )
-    if iterations or not is_own:
+    if there or not is_own:
         return
 
     is_saved = any(entry.get("how") in _SAVED_ENDS for entry in entries)
@@ -154,13 +156,13 @@ def _had_checkpoint(start: dict[str, Any], save: str) -> bool:
     return start.get("first_step", 0) > 0 and storage.is_within(origin, save)
 
 
-def _may_be_unnamed(save: str, iterations: Sequence[int], starts: Sequence[dict[str, Any]]) -> bool:
+def _may_be_unnamed(save: str, there: Sequence[int], starts: Sequence[dict[str, Any]]) -> bool:
     """Return whether checkpoints are those of a run that was killed before it named its first one.
 
     A local one has its name a moment before the tracker names it. In a bucket, files of several may
     lie there that were never complete.
     """
-    if len(iterations) > 1 and storage.is_local(save):
+    if len(there) > 1 and storage.is_local(save):
         return False
     is_of_this_version = bool(starts) and all(FIRST_CHECKPOINT in start for start in starts)
     return is_of_this_version and not any(_had_checkpoint(start, save) for start in starts)

@@ -9,6 +9,8 @@ clear the screen, rename the window, or type into the shell.
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 from collections.abc import Iterable
 
@@ -35,6 +37,10 @@ def printable(text: str) -> str:
 
 class Screen(Console):
     """A console that prints control codes as pictures, whatever they stand in."""
+
+    def on_broken_pipe(self) -> None:
+        """Leave the error to the command; rich would end the process with 1."""
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
 
     def render(
         self, renderable: RenderableType, options: ConsoleOptions | None = None

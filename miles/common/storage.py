@@ -451,14 +451,18 @@ def names(url: str) -> list[str]:
     )
 
 
-def remove(url: str) -> None:
-    """Remove a file or a folder, if it is there."""
+def remove(url: str, max_tries: int | None = None) -> None:
+    """Remove a file or a folder, if it is there.
+
+    Raises:
+        WriteError: it cannot be removed; the error names it.
+    """
     require_held(url)
     fs, path = filesystem(url)
-    with writing(url), contextlib.suppress(FileNotFoundError):
+    with writing(url, "removed"), contextlib.suppress(FileNotFoundError):
         if is_local(url) or not MAGIC.search(path):
-            retry.call(lambda: fs.rm(path, recursive=True), url, "removed")
+            retry.call(lambda: fs.rm(path, recursive=True), url, "removed", max_tries)
             return
         # A store's `rm` takes a name with brackets for a pattern.
         for name in list(files_below(fs, path)) if is_folder(url) else [path]:
-            retry.call(partial(fs.rm_file, name), url, "removed")
+            retry.call(partial(fs.rm_file, name), url, "removed", max_tries)

@@ -12,11 +12,12 @@ from pathlib import Path
 
 from torch import Tensor
 
+from miles.architecture.adapter import AdapterShape, adapter_parameters
 from miles.architecture.config import ModelShape
 from miles.architecture.families import parameters_of, stored_names
 from miles.convert import parallel, tensor_io
 from miles.convert.hf_boxes import CHUNK_BYTES, RowRun, runs_in
-from miles.convert.safetensors_files import Stored, Weights
+from miles.convert.safetensors_files import ADAPTER, SINGLE, Stored, Weights
 
 
 class BoxWriter:
@@ -25,15 +26,20 @@ class BoxWriter:
     Args:
         folder: local, with files that `ExportPlan.create` made.
         shape: of the model.
+        adapter: whose tensors the files hold, made by `AdapterPlan.create`; None: the model's.
 
     Raises:
         CheckpointError: the files are not there, or are not such files.
     """
 
-    def __init__(self, folder: Path, shape: ModelShape) -> None:
+    def __init__(
+        self, folder: Path, shape: ModelShape, adapter: AdapterShape | None = None
+    ) -> None:
+        single = SINGLE if adapter is None else ADAPTER
+        parameters = parameters_of(shape) if adapter is None else adapter_parameters(shape, adapter)
         self._shape = shape
-        self._stored = Weights(str(folder)).tensors
-        self._parameters = {parameter.megatron: parameter for parameter in parameters_of(shape)}
+        self._stored = Weights(str(folder), single=single).tensors
+        self._parameters = {parameter.megatron: parameter for parameter in parameters}
         self._descriptors: dict[str, int] = {}
         for file in sorted({stored.file for stored in self._stored.values()}):
             self._descriptors[file] = os.open(folder / file, os.O_WRONLY)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import posixpath
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,10 @@ TEMPLATE = "chat_template.jinja"
 _TOKENIZER_CONFIG = "tokenizer_config.json"
 _OTHER_TEMPLATES = re.compile(r"chat_template\.json|additional_chat_templates/.*\.jinja")
 """A processor's template, and the named ones that would stand beside the default."""
+_TOKENIZER = re.compile(
+    r"tokenizer.*|added_tokens\.json|special_tokens_map\.json|vocab\.\w+|merges\.txt|spiece\.model|"
+    + _OTHER_TEMPLATES.pattern
+)
 _WEIGHTS = re.compile(
     r".*\.(safetensors|bin|pt|pth|gguf|h5|msgpack|onnx|distcp)(\.index\.json)?"  # and their indices
 )
@@ -60,7 +65,14 @@ def write_companions(hf_checkpoint: str, folder: Path, chat_template: str | None
     Raises:
         CheckpointError: a link that leads out of `hf_checkpoint`; a file that is not JSON.
     """
-    for name in companions(hf_checkpoint):
+    _write(companions(hf_checkpoint), hf_checkpoint, folder, chat_template)
+
+
+def _write(
+    names: Sequence[str], hf_checkpoint: str, folder: Path, chat_template: str | None
+) -> None:
+    """Write some of the files beside the weights."""
+    for name in names:
         url = storage.join(hf_checkpoint, name)
         if chat_template is not None and name == _TOKENIZER_CONFIG:
             (folder / name).write_text(_without_template(url), encoding="utf-8")
@@ -69,6 +81,25 @@ def write_companions(hf_checkpoint: str, folder: Path, chat_template: str | None
 
     if chat_template is not None:
         (folder / TEMPLATE).write_bytes(chat_template.encode())
+
+
+def write_tokenizer(hf_checkpoint: str, folder: Path, chat_template: str | None = None) -> None:
+    """Write the files of the tokenizer into a local folder, as `write_companions` does.
+
+    Raises:
+        CheckpointError: as there.
+    """
+    _write(
+        [name for name in companions(hf_checkpoint) if is_tokenizer(name)],
+        hf_checkpoint,
+        folder,
+        chat_template,
+    )
+
+
+def is_tokenizer(name: str) -> bool:
+    """Return whether a file beside the weights is one of the tokenizer, or a template."""
+    return name == TEMPLATE or _TOKENIZER.fullmatch(name) is not None
 
 
 def _without_template(url: str) -> str:

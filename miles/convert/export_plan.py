@@ -10,11 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Protocol
 
 import torch
 
 from miles.architecture.config import ModelShape
 from miles.architecture.families import pieces_of, stored_names
+from miles.architecture.parameters import Parameter
 from miles.common import atomic_folders, storage
 from miles.common.untrusted_files import read_json
 from miles.convert.companions import write_companions
@@ -30,6 +32,25 @@ from miles.convert.safetensors_files import (
 from miles.errors import CheckpointError
 
 MAX_SHARD_BYTES = 5_000_000_000
+
+
+class FilesPlan(Protocol):
+    """The tensors to write of a checkpoint or of an adapter, and the file of each."""
+
+    pieces: list[tuple[Parameter, tuple[int, ...]]]
+    """the parameters and their places, in the order of the model"""
+    tensors: dict[str, Spec]
+    """dtype and shape, by name"""
+
+    @property
+    def num_bytes(self) -> int:
+        """Return the bytes of all tensors."""
+
+    def create(self, folder: Path) -> ShardedWriter:
+        """Create the files of tensors at their full size in an empty local folder."""
+
+    def complete(self, folder: Path, chat_template: str | None) -> None:
+        """Add the files beside them."""
 
 
 class ExportPlan:
@@ -59,9 +80,11 @@ class ExportPlan:
         stored = {} if original is None else original.tensors
         default = None if is_converted else _config_dtype(hf_checkpoint)
 
+        self.pieces = pieces_of(shape)
+        """the parameters and their places, in the order of the model"""
         self.tensors: dict[str, Spec] = {}
         """dtype and shape, by name"""
-        for parameter, place in pieces_of(shape):
+        for parameter, place in self.pieces:
             own = dtypes[parameter.megatron]
             for name, sizes in zip(parameter.hf_names(place), parameter.shapes, strict=True):
                 names = stored_names(name, shape, stored)

@@ -26,7 +26,7 @@ from miles.architecture.families import (
     TIED_COPY,
     TIED_TO,
     parameters_of,
-    pieces_of,
+    pieces_in,
     read_shape,
     stored_names,
 )
@@ -100,22 +100,26 @@ class HfTensors:
     Args:
         weights: the files.
         shape: of the model.
+        parameters: the map of the tensors in them; None: that of the model.
 
     Raises:
         CheckpointError: names the tensor that is missing, unexpected, of another shape, or of
             another dtype than those that Megatron keeps in one tensor with it.
     """
 
-    def __init__(self, weights: Weights, shape: ModelShape) -> None:
+    def __init__(
+        self, weights: Weights, shape: ModelShape, parameters: Sequence[Parameter] | None = None
+    ) -> None:
+        parameters = parameters_of(shape) if parameters is None else parameters
         self._weights = weights
         self._shape = shape
-        self._parameters = {parameter.megatron: parameter for parameter in parameters_of(shape)}
+        self._parameters = {parameter.megatron: parameter for parameter in parameters}
         self.dtypes: dict[str, torch.dtype] = {}
         """by the key of the Megatron tensor"""
 
         expected: set[str] = set()
         first_of_key: dict[str, str] = {}
-        for parameter, place in pieces_of(shape):
+        for parameter, place in pieces_in(parameters, shape):
             names = self._names_of(parameter, place)
             expected.update(names)
             for name, sizes in zip(names, parameter.shapes, strict=True):

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -24,7 +23,8 @@ from miles.architecture.config import ModelShape
 from miles.architecture.families import extra_states_of, pieces_of, read_shape
 from miles.architecture.sizes import padded_vocab_size
 from miles.common import atomic_folders, storage
-from miles.common.checkpoint_choice import complete_iterations, ways_on
+from miles.common.checkpoint_choice import ways_on
+from miles.common.checkpoint_files import iterations
 from miles.common.checkpoint_tracker import RELEASE, TRACKER, tracked, write_tracker
 from miles.common.debugging import unchained
 from miles.common.writable import require_writable
@@ -107,7 +107,7 @@ def _require_no_run(save: str) -> None:
         raise CheckpointError(
             f"{save}: holds the checkpoints of a run ({TRACKER} names {name}): give another folder"
         )
-    if complete_iterations(save):
+    if iterations(save):
         raise CheckpointError(
             f"{save}: holds the checkpoints of a run that no {TRACKER} names: give another folder. "
             f"{ways_on(save)}"
@@ -125,8 +125,7 @@ def _save_locally(save: str, content: _Content, console: Console | None) -> None
 
 def _save_remotely(save: str, content: _Content, console: Console | None) -> None:
     """Write the checkpoint on this machine and upload it, the tracker last."""
-    with tempfile.TemporaryDirectory(prefix="miles-convert-") as name:
-        root = Path(name)
+    with storage.temporary_folder("miles-convert-") as root:
         (root / RELEASE).mkdir()
         _write(root / RELEASE, content, console)
         write_tracker(str(root), RELEASE)

@@ -3,6 +3,12 @@
     LOAD/iter_0000100/…                            ->   SAVE/*.safetensors
     DIR/config.json, tokenizer.json, …             ->   SAVE/config.json, tokenizer.json, …
 
+A checkpoint of a LoRA run holds an adapter, which becomes a folder in PEFT's format:
+
+    LOAD/iter_0000100/…                            ->   SAVE/adapter_model.safetensors
+                                                        SAVE/adapter_config.json
+    DIR/tokenizer.json, …                          ->   SAVE/tokenizer.json, …
+
 Files are created at their full size. Each tensor goes to its place in them, in whatever order it
 comes.
 """
@@ -12,8 +18,7 @@ from __future__ import annotations
 import contextlib
 import json
 import posixpath
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,21 +26,25 @@ from typing import Any
 from rich.console import Console
 from torch import Tensor
 
+from miles.architecture.adapter import AdapterShape, adapter_parameters
 from miles.architecture.config import ModelShape
-from miles.architecture.families import pieces_of, read_shape, stored_names
+from miles.architecture.families import parameters_of, read_shape, stored_names
 from miles.architecture.parameters import Parameter
 from miles.common import atomic_folders, checkpoint_folder, storage
 from miles.common.checkpoint_tracker import RELEASE
 from miles.common.debugging import unchained
 from miles.common.writable import require_writable
 from miles.convert import parallel, tensor_io, torch_dist
-from miles.convert.companions import TEMPLATE, companions
-from miles.convert.export_plan import ExportPlan
+from miles.convert.companions import TEMPLATE, companions, is_tokenizer
+from miles.convert.export_plan import ExportPlan, FilesPlan
 from miles.convert.mismatch import missing_tensor, unexpected_tensors, wrong_shape
 from miles.convert.path_safety import require_inside
-from miles.convert.safetensors_files import INDEX, SINGLE, is_weights
+from miles.convert.peft_adapter import AdapterPlan
+from miles.convert.peft_config import CONFIG
+from miles.convert.safetensors_files import ADAPTER, INDEX, SINGLE, is_weights
+from miles.convert.saved_adapter import saved_adapter
 from miles.convert.torch_dist import Checkpoint
-from miles.errors import CheckpointError, SourceError
+from miles.errors import CheckpointError, ConfigError, SourceError
 
 
 @unchained
@@ -56,7 +65,7 @@ def megatron_to_hf(
         hf_checkpoint: folder whose configuration, tokenizer and template files are copied. Where it
             holds weights, the tensors are written in the dtypes that they have there; otherwise in
             the dtype of config.json. Without weights, a checkpoint that was only converted keeps
-            its own dtypes.
+            its own dtypes, and an adapter always does.
         save: folder (fsspec URL) to create, or one that an earlier conversion created. It appears
             when it is complete.
         iteration: of the checkpoint; None: the newest.
@@ -72,20 +81,31 @@ def megatron_to_hf(
     Raises:
         CheckpointError: a checkpoint that is missing, incomplete, or of another model; a `save`
             that holds other things.
+        ConfigError: `max_shard_bytes` of an adapter, which is one file.
     """
     require_inside(hf_checkpoint, "config.json", hf_checkpoint)
     shape = read_shape(hf_checkpoint)
-    require_replaceable(save, hf_checkpoint)
-    require_writable(save, "--save")
 
     try:
         url = torch_dist.newest(load, iteration)
+        adapter = saved_adapter(url)
+        if adapter is not None and max_shard_bytes is not None:
+            raise ConfigError(
+                f"--max-shard-size: {url} holds an adapter, which is one file: leave it out"
+            )
+        require_replaceable(save, hf_checkpoint, is_adapter=adapter is not None)
+        require_writable(save, "--save")
+
         watch = partial(parallel.bar, console, "downloading")
         with storage.local_folder(url, "Megatron checkpoint", watch=watch) as source:
             checkpoint = Checkpoint(source, url)
-            plan = _plan(checkpoint, hf_checkpoint, shape, max_shard_bytes)
+            plan: FilesPlan
+            if adapter is None:
+                plan = _plan(checkpoint, hf_checkpoint, shape, max_shard_bytes)
+            else:
+                plan = _adapter_plan(checkpoint, hf_checkpoint, shape, adapter)
             template = _template_of(source) if chat_template is None else chat_template
-            with _folder_for(save, console) as folder:
+            with folder_for(save, console) as folder:
                 _write_weights(checkpoint, shape, plan, folder, console)
                 plan.complete(folder, template)
     except SourceError as error:
@@ -103,26 +123,29 @@ def _template_of(checkpoint: Path) -> str | None:
 
 
 @contextlib.contextmanager
-def _folder_for(save: str, console: Console | None) -> Iterator[Path]:
+def folder_for(save: str, console: Console | None) -> Iterator[Path]:
     """Yield an empty local folder whose files are in `save` when the context ends."""
     if storage.is_local(save):
         with atomic_folders.appearing(Path(storage.filesystem(save)[1])) as folder:
             yield folder
         return
-    with tempfile.TemporaryDirectory(prefix="miles-convert-") as name:
-        yield Path(name)
-        _replace_remote(Path(name), save, console)
+    with storage.temporary_folder("miles-convert-") as folder:
+        yield folder
+        _replace_remote(folder, save, console)
 
 
 def _replace_remote(folder: Path, save: str, console: Console | None) -> None:
     """Upload a folder to the place of an earlier one; what makes it complete goes last."""
     storage.remove(save)
-    last = INDEX if (folder / INDEX).exists() else SINGLE
+    last = next(name for name in (INDEX, SINGLE, CONFIG) if (folder / name).exists())
     storage.upload_folder(folder, save, last, partial(parallel.bar, console, "uploading"))
 
 
-def require_replaceable(save: str, hf_checkpoint: str) -> None:
+def require_replaceable(save: str, hf_checkpoint: str, *, is_adapter: bool = False) -> None:
     """Refuse a folder with files that no conversion of `hf_checkpoint` writes: they would be lost.
+
+    Args:
+        is_adapter: an adapter of it is written; what belongs to a model would be lost, too.
 
     Raises:
         CheckpointError: names what is there.
@@ -130,18 +153,24 @@ def require_replaceable(save: str, hf_checkpoint: str) -> None:
     """
     if storage.is_local(save):
         atomic_folders.require_movable(Path(storage.filesystem(save)[1]))
-    known = {name.split("/")[0] for name in (*companions(hf_checkpoint), TEMPLATE)}
+    beside = [*companions(hf_checkpoint), TEMPLATE]
+    if is_adapter:
+        beside = [*filter(is_tokenizer, beside), CONFIG, ADAPTER]
+    known = {name.split("/")[0] for name in beside}
     if not storage.exists(save):
         return
     if storage.is_same(save, hf_checkpoint):
         raise CheckpointError(f"{save}: is --hf-checkpoint itself: give another folder")
     if not storage.is_folder(save):
         raise CheckpointError(f"{save}: a file, not a folder: give another place")
-    stray = [name for name in storage.names(save) if name not in known and not is_weights(name)]
+    stray = [name for name in storage.names(save) if name not in known]
+    if not is_adapter:
+        stray = [name for name in stray if not is_weights(name)]
     if stray:
+        what = "export of an adapter" if is_adapter else f"conversion of {hf_checkpoint}"
         raise CheckpointError(
-            f"{save}: holds {', '.join(stray[:3])}, which no conversion of {hf_checkpoint} writes, "
-            "and which would be removed: give another folder"
+            f"{save}: holds {', '.join(stray[:3])}, which no {what} writes, and which would be "
+            "removed: give another folder"
         )
 
 
@@ -149,28 +178,44 @@ def _plan(
     checkpoint: Checkpoint, hf_checkpoint: str, shape: ModelShape, max_shard_bytes: int | None
 ) -> ExportPlan:
     """Compare a checkpoint with the model; return the files to write of it."""
+    require_model(checkpoint, hf_checkpoint, shape)
+    require_complete(checkpoint, shape, parameters_of(shape))
+    return ExportPlan(
+        hf_checkpoint,
+        shape,
+        checkpoint.dtypes,
+        is_converted=posixpath.basename(checkpoint.where) == RELEASE,
+        max_shard_bytes=max_shard_bytes,
+    )
+
+
+def _adapter_plan(
+    checkpoint: Checkpoint, hf_checkpoint: str, shape: ModelShape, adapter: AdapterShape
+) -> AdapterPlan:
+    """Compare an adapter's checkpoint with the model; return the files to write of it."""
+    require_model(checkpoint, hf_checkpoint, shape)
+    require_complete(checkpoint, shape, adapter_parameters(shape, adapter))
+    return AdapterPlan(hf_checkpoint, shape, adapter, checkpoint.dtypes)
+
+
+def require_model(checkpoint: Checkpoint, hf_checkpoint: str, shape: ModelShape) -> None:
+    """Refuse a Megatron checkpoint of another model than a folder's.
+
+    Raises:
+        CheckpointError: names each difference.
+    """
     differences = shape.differences(checkpoint.args)
     if differences:
         raise CheckpointError(
             f"{checkpoint.where}: a checkpoint of another model than {hf_checkpoint}: "
             f"{'; '.join(differences)}"
         )
-    require_complete(checkpoint, shape)
-
-    dtypes = {key: stored.properties.dtype for key, stored in checkpoint.tensors.items()}
-    return ExportPlan(
-        hf_checkpoint,
-        shape,
-        dtypes,
-        is_converted=posixpath.basename(checkpoint.where) == RELEASE,
-        max_shard_bytes=max_shard_bytes,
-    )
 
 
 def _write_weights(
     checkpoint: Checkpoint,
     shape: ModelShape,
-    plan: ExportPlan,
+    plan: FilesPlan,
     folder: Path,
     console: Console | None,
 ) -> None:
@@ -185,19 +230,24 @@ def _write_weights(
                     report(plan.tensors[target].num_bytes)
 
         try:
-            parallel.each(pieces_of(shape), convert, report)
+            parallel.each(plan.pieces, convert, report)
             writer.sync()
         finally:
             writer.close()
 
 
-def require_complete(checkpoint: Checkpoint, shape: ModelShape) -> None:
-    """Refuse a Megatron checkpoint whose tensors are not those of a shape.
+def require_complete(
+    checkpoint: Checkpoint, shape: ModelShape, parameters: Sequence[Parameter]
+) -> None:
+    """Refuse a Megatron checkpoint whose tensors are not those of a parameter map.
+
+    Args:
+        parameters: of the model, or of an adapter.
 
     Raises:
         CheckpointError: names the tensor that is missing, unexpected, or of another shape.
     """
-    expected = {parameter.megatron: parameter for parameter, _ in pieces_of(shape)}
+    expected = {parameter.megatron: parameter for parameter in parameters}
     for key, parameter in expected.items():
         if key not in checkpoint.tensors:
             raise missing_tensor(checkpoint.where, key)

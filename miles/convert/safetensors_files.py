@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from miles.common import storage
+from miles.common.checkpoint_folder import PEFT_WEIGHTS
 from miles.common.untrusted_files import require_readable
 from miles.convert import parallel, tensor_io
 from miles.convert.path_safety import require_inside
@@ -31,6 +32,8 @@ from miles.errors import CheckpointError, SourceError
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+ADAPTER = PEFT_WEIGHTS
+"""The one file of PEFT's tensors."""
 
 DTYPES = {
     "BOOL": torch.bool,
@@ -87,18 +90,19 @@ class Weights:
     Args:
         url: the checkpoint's folder.
         where: names it in errors; None: `url`.
+        single: the name of the file where there is only one. An index is that of `SINGLE` alone.
 
     Raises:
         CheckpointError: no safetensors, a file that is missing or cut short, an index that does not
             fit the files or leads out of the folder.
     """
 
-    def __init__(self, url: str, where: str | None = None) -> None:
+    def __init__(self, url: str, where: str | None = None, single: str = SINGLE) -> None:
         self.where = where or url
         self._url = url
-        self.index = self._read_index()
+        self.index = self._read_index() if single == SINGLE else {}
         """tensor -> file; empty without an index"""
-        files = sorted(set(self.index.values())) if self.index else [self._single()]
+        files = sorted(set(self.index.values())) if self.index else [self._require_single(single)]
         self._folder = Path(storage.filesystem(url)[1]) if storage.is_local(url) else None
         self._range_files: dict[str, storage.RangeFile] = {}
         # In threads: a store takes its time to answer, and large models have a hundred files.
@@ -192,18 +196,21 @@ class Weights:
             file = self.tensors[unlisted[0]].file
             raise CheckpointError(f"{self.where}/{file}: tensor {unlisted[0]} is not in {INDEX}")
 
-    def _single(self) -> str:
-        """Return the name of the one file of a checkpoint without an index."""
-        require_inside(self._url, SINGLE, self.where)
-        if storage.exists(storage.join(self._url, SINGLE)):
-            return SINGLE
-        old = next((name for name in _OLD if storage.exists(storage.join(self._url, name))), None)
+    def _require_single(self, name: str) -> str:
+        """Return the name of the one file of a checkpoint without an index, which is there."""
+        require_inside(self._url, name, self.where)
+        if storage.exists(storage.join(self._url, name)):
+            return name
+        old = next(
+            (old for old in _OLD[name] if storage.exists(storage.join(self._url, old))), None
+        )
+        no_index = f", nor {INDEX}" if name == SINGLE else ""
         remedy = (
             f"; {old}, which is there, is a pickle, and is not read: save the model as safetensors"
             if old
             else ""
         )
-        raise CheckpointError(f"{self.where}/{SINGLE}: no such file, nor {INDEX}{remedy}")
+        raise CheckpointError(f"{self.where}/{name}: no such file{no_index}{remedy}")
 
     def _read_header(self, file: str) -> dict[str, Stored]:
         """Return the tensors of a file, after comparing its header with its length."""
@@ -303,7 +310,11 @@ def _count(value: Any) -> int:
     return value
 
 
-_OLD = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+_OLD = {
+    SINGLE: ("pytorch_model.bin", "pytorch_model.bin.index.json"),
+    ADAPTER: ("adapter_model.bin",),
+}
+"""The pickles that would stand in the place of a file."""
 
 
 class ShardedWriter:

@@ -48,6 +48,7 @@ from torch.distributed.checkpoint.planner_helpers import create_read_items_for_c
 from miles.architecture.parameters import EMBEDDING, EXPERTS_NORM, FUSED_NORM, OUTPUT_LAYER
 from miles.common import safe_pickle, storage
 from miles.common.checkpoint_choice import ways_on
+from miles.common.checkpoint_files import MARK, is_complete, missing_files, named_missing
 from miles.common.checkpoint_tracker import TRACKER, folder_name, tracked
 from miles.common.file_errors import in_own_words
 from miles.convert import tensor_io
@@ -88,16 +89,20 @@ def newest(url: str, iteration: int | None = None) -> str:
     """
     named = tracked(url) if iteration is None else (folder_name(iteration), iteration)
     if named is None:
-        if storage.exists(storage.join(url, "metadata.json")):
+        if is_complete(url):
             return url
         raise CheckpointError(
             f"{url}: no Megatron checkpoint there: {TRACKER} is missing. {ways_on(url)}"
         )
     require_inside(url, named[0], url)
     checkpoint = storage.join(url, named[0])
-    if not storage.exists(storage.join(checkpoint, "metadata.json")):
+    missing = missing_files(checkpoint)
+    if missing:
         reason = "" if iteration is not None else f", which {TRACKER} names"
-        raise CheckpointError(f"{checkpoint}{reason}: not there, or not complete. {ways_on(url)}")
+        raise CheckpointError(
+            f"{checkpoint}{reason}: not there, or not complete ({named_missing(missing)}). "
+            f"{ways_on(url)}"
+        )
     return checkpoint
 
 
@@ -141,6 +146,11 @@ class Checkpoint:
         place = self._metadata.storage_data.get(MetadataIndex(_COMMON_OBJECT))
         self.args = _read_args(folder, place, where)
         """`args` of the common part; empty where it has none"""
+
+    @property
+    def dtypes(self) -> dict[str, torch.dtype]:
+        """The dtypes of the model's tensors, by key."""
+        return {key: stored.properties.dtype for key, stored in self.tensors.items()}
 
     def read(self, key: str, offsets: Sequence[int], target: Tensor) -> Tensor:
         """Fill a tensor with a box of a stored one, from all stored boxes that hold parts of it.
@@ -436,7 +446,7 @@ def write_metadata(
     with open(folder / "common.pt", "xb") as file:
         torch.save({"args": args, "checkpoint_version": CHECKPOINT_VERSION, "iteration": 0}, file)
         _sync(file)
-    with open(folder / "metadata.json", "x", encoding="utf-8") as text:
+    with open(folder / MARK, "x", encoding="utf-8") as text:
         json.dump(BACKEND, text)
         _sync(text)
 

@@ -21,9 +21,16 @@ from torch import Tensor
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata
 
 from miles.architecture.config import ModelShape
-from miles.architecture.families import hf_shapes, pieces_of, read_shape, stored_names
+from miles.architecture.families import (
+    hf_shapes,
+    parameters_of,
+    pieces_of,
+    read_shape,
+    stored_names,
+)
 from miles.architecture.parameters import Parameter
 from miles.common import storage
+from miles.common.checkpoint_files import MARK
 from miles.common.checkpoint_tracker import TRACKER
 from miles.common.debugging import unchained
 from miles.convert import parallel, tensor_io, torch_dist
@@ -83,7 +90,7 @@ def verify(one: str, other: str, *, console: Console | None = None) -> Compariso
 def _opened(url: str, console: Console | None) -> Iterator[Weights | Checkpoint]:
     """Open a checkpoint of either format. A remote one is downloaded while the context lasts."""
     watch = partial(parallel.bar, console, "downloading")
-    if _has_one_of(url, TRACKER, "metadata.json"):
+    if _has_one_of(url, TRACKER, MARK):
         checkpoint_url = torch_dist.newest(url)
         with storage.local_folder(checkpoint_url, "Megatron checkpoint", watch=watch) as folder:
             yield Checkpoint(folder, checkpoint_url)
@@ -92,7 +99,7 @@ def _opened(url: str, console: Console | None) -> Iterator[Weights | Checkpoint]
             yield Weights(str(folder), url)
     else:
         raise CheckpointError(
-            f"{url}: neither a Megatron checkpoint ({TRACKER}, metadata.json) nor one of Hugging "
+            f"{url}: neither a Megatron checkpoint ({TRACKER}, {MARK}) nor one of Hugging "
             f"Face ({SINGLE}, {INDEX})"
         )
 
@@ -196,7 +203,7 @@ def _compare_formats(
             f"{weights.where} and {checkpoint.where} are of different models: "
             f"{'; '.join(differences)}"
         )
-    require_complete(checkpoint, shape)
+    require_complete(checkpoint, shape, parameters_of(shape))
 
     def compare(
         piece: tuple[Parameter, tuple[int, ...]], report: storage.Report

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 
 from miles.common.flags import Flag, check_settings
 from miles.common.local_paths import absolute, absolute_or_hub_name
+from miles.common.shown import shown
 from miles.errors import ConfigError
 
 DEFAULT_WINDOW_ROWS = 32_768
@@ -87,17 +88,17 @@ class RowFormat:
             known = ", ".join(dict.fromkeys(fields))
             _require(
                 name in fields,
-                f"--column-names: {name!r} is no field of --row-shape {self.shape}: {known}",
+                f"--column-names: {shown(name)} is no field of --row-shape {self.shape}: {known}",
             )
             _require(
                 isinstance(column, str),
-                f"--column-names: {name!r} must be the name of a column, not {column!r}",
+                f"--column-names: {shown(name)} must be the name of a column, not {shown(column)}",
             )
 
         for name, role in self.roles.items():
             _require(
                 role in ROLE_NAMES,
-                f"--role-names: {name!r} must be one of {', '.join(ROLE_NAMES)}, not {role!r}",
+                f"--role-names: {shown(name)} must be one of {', '.join(ROLE_NAMES)}, not {shown(role)}",
             )
 
 
@@ -115,7 +116,7 @@ class SourceConfig:
     def __post_init__(self) -> None:
         _require(
             bool(self.paths),
-            f"source {self.name!r} has no path; give at least one file, glob or folder",
+            f"source {shown(self.name)} has no path; give at least one file, glob or folder",
         )
         object.__setattr__(self, "paths", tuple(map(absolute, self.paths)))
 

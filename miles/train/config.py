@@ -14,10 +14,13 @@ from miles.common.secret import Secret
 from miles.data.config import DataConfig, SourceConfig
 from miles.errors import ConfigError
 from miles.train.compute_config import AS_USUAL, ComputeConfig
+from miles.train.export_target import require_export
 from miles.train.logging_config import LoggingConfig
+from miles.train.lora_config import FULL, LoraConfig
 from miles.train.optimizer_settings import OptimizerSettings
 from miles.train.parallel_layout import Layout
 from miles.train.precision import Precision
+from miles.train.recompute_config import KEEP_ALL, RecomputeConfig
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,8 @@ class ClusterConfig:
         Flag(
             "--ray-address",
             "ADDRESS",
-            "a Ray that is running",
+            "a Ray that is running: HOST:PORT of its head node, auto (on this machine), or local for "
+            "none; a dry run asks nobody there, and looks at the form alone",
             default="$RAY_ADDRESS, or a small one on localhost",
         ),
     ] = None
@@ -150,54 +154,6 @@ class ClusterConfig:
             self.expert,
             self.tensor if self.expert_tensor is None else self.expert_tensor,
         )
-
-
-@dataclass(frozen=True)
-class RecomputeConfig:
-    """Recomputation: activations that the backward pass computes again instead of keeping them."""
-
-    granularity: Annotated[
-        str | None,
-        Flag(
-            "--recompute-granularity",
-            "WHAT",
-            "full: whole layers again; selective: the inner part of attention again",
-            choices=("full", "selective"),
-            default="all are kept",
-        ),
-    ] = None
-    method: Annotated[
-        str | None,
-        Flag(
-            "--recompute-method",
-            "HOW",
-            "of full: uniform, every N layers are a piece whose input is kept; block, the first N "
-            "layers of a pipeline stage are computed again and the others kept",
-            choices=("uniform", "block"),
-        ),
-    ] = None
-    num_layers: Annotated[
-        int | None,
-        Flag("--recompute-num-layers", "N", "the N of --recompute-method"),
-    ] = None
-
-    def __post_init__(self) -> None:
-        check_settings(self)
-        if self.granularity == "full":
-            if self.method is None or self.num_layers is None or self.num_layers < 1:
-                raise ConfigError(
-                    "--recompute-granularity full needs --recompute-method uniform or block and "
-                    f"--recompute-num-layers of at least 1, not {self.method!r} and "
-                    f"{self.num_layers}"
-                )
-        elif self.method is not None or self.num_layers is not None:
-            raise ConfigError(
-                "--recompute-method and --recompute-num-layers go with --recompute-granularity full"
-            )
-
-
-KEEP_ALL = RecomputeConfig()
-"""No activation is computed twice."""
 
 
 @dataclass(frozen=True)
@@ -391,6 +347,7 @@ class TrainConfig:
         ),
     ] = False
     recompute: RecomputeConfig = KEEP_ALL
+    lora: LoraConfig = FULL
     compute: ComputeConfig = AS_USUAL
     evaluation: EvalConfig = field(default_factory=EvalConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
@@ -405,7 +362,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         check_settings(self)
         self._check_precision()
-        self._check_export()
+        require_export(self.save_hf, {"--save": self.save, "--output-dir": self.output_dir})
         self._check_evaluation()
         if self.data.pack.dp_size != self.cluster.layout.data:
             raise ConfigError(
@@ -434,19 +391,6 @@ class TrainConfig:
                 "loss once, but follows the gradients of spread experts by a scale of their own; "
                 "leave out --fp16 (bfloat16 needs no loss scale)"
             )
-
-    def _check_export(self) -> None:
-        """Check that an export would not replace a folder that the run writes into."""
-        if self.save_hf is None:
-            return
-        from miles.common import storage  # fsspec: a quarter of a second that most lines need not
-
-        for flag, url in (("--save", self.save), ("--output-dir", self.output_dir)):
-            if url and storage.is_within(url, self.save_hf):
-                raise ConfigError(
-                    f"--save-hf {self.save_hf} is {flag} {url}, or holds it: an export has a "
-                    "folder of its own; give another one"
-                )
 
     def _check_evaluation(self) -> None:
         """Check that what needs rows to evaluate on has them, from one place."""

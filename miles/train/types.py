@@ -14,16 +14,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum, StrEnum, auto
 
+from miles.architecture.adapter import AdapterShape
 from miles.architecture.config import ModelShape
-from miles.common import checkpoint_folder, own_files, run_folder, run_record, storage
+from miles.common import adapter_base, checkpoint_folder, own_files, run_folder, run_record, storage
 from miles.common.checkpoint_folder import SavedCheckpoint
 from miles.data.types import Cursor
 from miles.errors import BrokenFileError, CheckpointError, MissingFileError
 from miles.train.compute_config import AS_USUAL, ComputeConfig
-from miles.train.config import KEEP_ALL, ClusterConfig, RecomputeConfig, TrainConfig
+from miles.train.config import ClusterConfig, TrainConfig
 from miles.train.optimizer_settings import OptimizerSettings
 from miles.train.parallel_layout import Layout
 from miles.train.precision import Precision
+from miles.train.recompute_config import KEEP_ALL, RecomputeConfig
 
 NUM_NAMED_WEIGHTS = 3
 """Weights that an error names, at most."""
@@ -35,6 +37,27 @@ GPU_VARIABLES = (
     "PYTORCH_CUDA_ALLOC_CONF",
 )
 """Variables that a rank with a GPU gets unless the user has set them."""
+
+
+@dataclass(frozen=True)
+class AdapterSettings:
+    """What a rank needs to train adapters beside frozen weights."""
+
+    adapter: AdapterShape
+    dropout: float
+    """share of an adapter's input that is dropped in training"""
+    seed: int
+    """of the first A, and of what is dropped"""
+
+    @classmethod
+    def of(cls, config: TrainConfig, shape: ModelShape) -> AdapterSettings | None:
+        """Return the settings of a run's adapters; None: all weights are trained.
+
+        Raises:
+            ConfigError: a target that the model does not have.
+        """
+        adapter = config.lora.adapter(shape)
+        return None if adapter is None else cls(adapter, config.lora.dropout, config.seed)
 
 
 @dataclass(frozen=True)
@@ -52,6 +75,8 @@ class TrainerSettings:
     recompute: RecomputeConfig = KEEP_ALL
     """activations that are computed again in the backward pass"""
     compute: ComputeConfig = AS_USUAL
+    lora: AdapterSettings | None = None
+    """None: all weights are trained"""
 
 
 @dataclass(frozen=True)
@@ -86,6 +111,10 @@ class StartPoint:
     checkpoint: SavedCheckpoint
     is_resume: bool
     """True: optimizer, schedule and data continue from it. False: only its weights count."""
+    base: SavedCheckpoint | None = None
+    """of a LoRA run that continues: the frozen weights, of which its checkpoints hold none"""
+    adapter_path: str | None = None
+    """of a LoRA run that begins: a folder in PEFT's format with the adapter to begin from"""
 
     @classmethod
     def find(cls, config: TrainConfig) -> StartPoint:
@@ -106,7 +135,16 @@ class StartPoint:
         checkpoint, is_resume = checkpoint_folder.find_start(
             config.save, config.load, config.ref_load, config.hf_checkpoint
         )
-        return cls(checkpoint, is_resume)
+        if not config.lora.is_on:
+            return cls(checkpoint, is_resume)
+        if not is_resume:
+            return cls(checkpoint, False, adapter_path=config.lora.adapter_path)
+        base = None
+        if checkpoint.has_adapter:  # else `require_same_training` refuses it
+            base = adapter_base.find_base(
+                checkpoint, config.load, config.ref_load, config.hf_checkpoint
+            )
+        return cls(checkpoint, True, base)
 
     @property
     def url(self) -> str:
@@ -117,6 +155,10 @@ class StartPoint:
     def next_step(self) -> int:
         """Return the first step that is not in it."""
         return self.checkpoint.iteration if self.is_resume else 0
+
+    def frozen_weights(self, config: TrainConfig) -> SavedCheckpoint | None:
+        """Return the checkpoint of a LoRA run's frozen weights; None: all weights are trained."""
+        return (self.base or self.checkpoint) if config.lora.is_on else None
 
     def cursor(self) -> Cursor | None:
         """Return the position in the data to resume from; None: the run begins.
@@ -208,6 +250,7 @@ class RankSetup:
             config.precision,
             recompute=config.recompute,
             compute=config.compute,
+            lora=AdapterSettings.of(config, shape),
         )
         return cls(
             settings, start, config.seed, config.cluster.timeout_minutes, config.deterministic
@@ -316,6 +359,8 @@ class SaveFailure:
     """The failure of a checkpoint that could not be written."""
 
     reason: str
+    remedy: str = ""
+    """what mends it; "" where the reason says so, or the number of its error does"""
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from miles.cli import build_parser, main
 from miles.common import storage
 from miles.common.debugging import VARIABLE
 from miles.errors import SourceError
+from tests.support.processes import closed_pipe
 
 COMMANDS = ("demo", "prepare", "certify", "convert", "train", "inspect", "report", "tiny-model")
 
@@ -107,6 +108,21 @@ def test_an_output_that_nobody_reads_ends_the_command_quietly() -> None:
     command.stdout.close()
     _, printed = command.communicate(timeout=60)
     assert (command.returncode, printed) == (141, "")
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_the_reader_of_a_stream_is_gone(
+    stream: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What makes nothing but its output ends quietly; an error that nobody reads stays one."""
+    with closed_pipe() as pipe:
+        monkeypatch.setattr(sys, stream, pipe)
+        for words, status in (
+            (["completion", "bash"], {"stdout": 141, "stderr": 0}),
+            (["report", str(tmp_path / "none")], {"stdout": 3, "stderr": 3}),
+            (["train", "--num-epochs", "3"], {"stdout": 2, "stderr": 2}),
+        ):
+            assert main(words) == status[stream]
 
 
 def test_a_mistake_on_a_launch_line_is_one_line(

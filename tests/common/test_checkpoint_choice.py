@@ -7,19 +7,19 @@ from pathlib import Path
 
 import pytest
 
-from miles.common import storage
-from miles.common.checkpoint_choice import complete_iterations, tracker_line, ways_on
+from miles.common.checkpoint_choice import tracker_line, ways_on
+from miles.common.checkpoint_files import complete_iterations
 from miles.common.checkpoint_folder import find
 from miles.common.checkpoint_tracker import TRACKER, folder_name
 from miles.convert.torch_dist import newest
 from miles.errors import CheckpointError
+from tests.support.checkpoints import write_checkpoint
 
 
 def with_checkpoints(folder: Path, *iterations: int) -> str:
     """Make a folder with complete checkpoints, one that is not, and no tracker."""
     for iteration in iterations:
-        (folder / folder_name(iteration)).mkdir(parents=True)
-        (folder / folder_name(iteration) / "metadata.json").write_text("{}")
+        write_checkpoint(folder, iteration)
     (folder / folder_name(999)).mkdir(parents=True)
     (folder / "iter_notes").mkdir()
     return str(folder)
@@ -58,7 +58,7 @@ def test_a_checkpoint_itself_is_told(tmp_path: Path) -> None:
 
 
 def test_lines_for_stores(bucket: str) -> None:
-    storage.write_text(f"{bucket}/run/{folder_name(40)}/metadata.json", "{}")
+    write_checkpoint(f"{bucket}/run", 40)
     assert ways_on(f"{bucket}/run").endswith(f"echo 40 | aws s3 cp - {bucket}/run/{TRACKER}")
     assert tracker_line("memory://run", 3) == f"write 3 into memory://run/{TRACKER}"
 

@@ -18,6 +18,8 @@ from miles.common.checkpoint_folder import (
 )
 from miles.common.checkpoint_tracker import TRACKER, write_tracker
 from miles.errors import CheckpointError
+from tests.support.checkpoints import write_checkpoint
+from tests.support.disks import small_disk
 from tests.support.fault_table import NOTHING, observed
 
 LOSSES = {100: 3.0, 200: 1.0, 300: None, 400: 1.5, 500: 2.0}
@@ -26,9 +28,7 @@ LOSSES = {100: 3.0, 200: 1.0, 300: None, 400: 1.5, 500: 2.0}
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     for iteration, loss in LOSSES.items():
-        place = tmp_path / f"iter_{iteration:07d}"
-        place.mkdir()
-        (place / EXTRA).write_text(json.dumps({"eval_loss": loss}))
+        write_checkpoint(tmp_path, iteration, json.dumps({"eval_loss": loss}))
     (tmp_path / TRACKER).write_text("500")
     (tmp_path / "release").mkdir()
     (tmp_path / "iter_notes").mkdir()
@@ -50,7 +50,7 @@ def folder(tmp_path: Path) -> Path:
 def test_the_newest_and_the_best_stay(
     folder: Path, keep_last: int | None, keep_best: int | None, kept: list[int]
 ) -> None:
-    removed = remove_old(str(folder), keep_last, keep_best)
+    removed = remove_old(str(folder), keep_last, keep_best).removed
     assert sorted(path.name for path in folder.iterdir()) == sorted(
         [*(f"iter_{number:07d}" for number in kept), TRACKER, "release", "iter_notes"]
     )
@@ -60,9 +60,9 @@ def test_the_newest_and_the_best_stay(
 def test_on_object_storage_as_well(bucket: str) -> None:
     url = f"{bucket}/run"
     for iteration, loss in LOSSES.items():
-        storage.write_text(f"{url}/iter_{iteration:07d}/{EXTRA}", json.dumps({"eval_loss": loss}))
+        write_checkpoint(url, iteration, json.dumps({"eval_loss": loss}))
     storage.write_text(f"{url}/{TRACKER}", "500")
-    removed = remove_old(url, 1, 1)
+    removed = remove_old(url, 1, 1).removed
     assert [path.rsplit("_", 1)[-1] for path in removed] == ["0000100", "0000300", "0000400"]
     left = [
         iteration for iteration in LOSSES if storage.exists(f"{url}/iter_{iteration:07d}/{EXTRA}")
@@ -73,7 +73,7 @@ def test_on_object_storage_as_well(bucket: str) -> None:
 def test_later_checkpoints_stay_and_do_not_count(folder: Path) -> None:
     """Somebody went back from 500 to 200, and the run has saved 300 again."""
     (folder / TRACKER).write_text("300")
-    assert [Path(path).name for path in remove_old(str(folder), 1, None)] == [
+    assert [Path(path).name for path in remove_old(str(folder), 1, None).removed] == [
         "iter_0000100",
         "iter_0000200",
     ]
@@ -88,8 +88,7 @@ def test_only_a_tracked_checkpoint_is_found(tmp_path: Path) -> None:
     """Whole or half, under its name or before it has one."""
     assert find(str(tmp_path)) is None
     for name in (f"{SAVING}iter_0000002-1f3c", "iter_0000002", "iter_0000001"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "metadata.json").write_text("{}")
+        write_checkpoint(tmp_path, name)
     assert find(str(tmp_path)) is None
     write_tracker(str(tmp_path), 1)
     found = find(str(tmp_path))
@@ -105,12 +104,17 @@ def test_only_a_tracked_checkpoint_is_found(tmp_path: Path) -> None:
         find(str(tmp_path))
 
 
+def test_a_leaving_that_stays_is_not_called_removed(tmp_path: Path) -> None:
+    for name in ("iter_0000001", "iter_0000002"):
+        write_checkpoint(tmp_path, f"{SAVING}{name}")
+    with small_disk(tmp_path / f"{SAVING}iter_0000001/disk", "size=64k"):
+        assert remove_unfinished(str(tmp_path)) == [f"{SAVING}iter_0000002"]
+    assert remove_unfinished(str(tmp_path)) == [f"{SAVING}iter_0000001"]
+
+
 def torch_dist(folder: Path, name: str, extra: str = "") -> str:
     """Make a folder with a tracker and what is looked for in the checkpoint that it names."""
-    (folder / name).mkdir(parents=True)
-    (folder / name / "metadata.json").write_text("{}")
-    if extra:
-        (folder / name / EXTRA).write_text(extra)
+    write_checkpoint(folder, name, extra)
     (folder / TRACKER).write_text(name.removeprefix("iter_"))
     return str(folder)
 
@@ -173,8 +177,6 @@ def test_no_weights_are_named_with_the_remedy(tmp_path: Path) -> None:
 
 def test_a_broken_miles_json_is_refused_with_what_else_is_possible(folder: Path) -> None:
     """It is what a run needs to go on; the weights are whole."""
-    for iteration in LOSSES:
-        (folder / f"iter_{iteration:07d}/metadata.json").write_text("{}")
     extra = folder / f"iter_0000500/{EXTRA}"
     extra.write_text('{"cursor": {"consumed_rows": 16')
     with pytest.raises(CheckpointError, match=r"No other checkpoint in .* can be gone on from"):
@@ -198,5 +200,5 @@ def test_a_broken_miles_json_is_refused_with_what_else_is_possible(folder: Path)
 
 def test_a_broken_checkpoint_may_be_the_best(folder: Path) -> None:
     (folder / f"iter_0000300/{EXTRA}").write_text('{"eval_loss": 0.')
-    removed = remove_old(str(folder), keep_last=1, keep_best=1)
+    removed = remove_old(str(folder), keep_last=1, keep_best=1).removed
     assert [Path(path).name for path in removed] == ["iter_0000100", "iter_0000400"]

@@ -85,3 +85,14 @@ def test_an_error_of_ours_passes() -> None:
         raise SourceError("as it was")
     with pytest.raises(WriteError, match=r"^as it was$"), storage.reading("/a"):
         raise WriteError("as it was")
+
+
+def test_what_cannot_be_removed_has_no_other_place() -> None:
+    for number, text in (
+        (errno.EACCES, "/a: cannot be removed: permission denied. Give this user the right to it"),
+        (errno.EROFS, "/a: cannot be removed: the disk is read-only. Make it writable"),
+        (errno.EBUSY, "/a: cannot be removed: it is in use, as a mount point is"),
+    ):
+        with pytest.raises(WriteError) as raised, storage.writing("/a", "removed"):
+            raise OSError(number, "")
+        assert str(raised.value) == text

@@ -64,3 +64,17 @@ def test_a_url_with_one_slash_is_no_folder(tmp_path: Path, monkeypatch: pytest.M
         absolute("s3:/bucket/run")
     (tmp_path / "s3:/bucket/run").mkdir(parents=True)
     assert absolute("s3:/bucket/run") == f"{tmp_path}/s3:/bucket/run"
+
+
+@pytest.mark.parametrize("typed", ["${RUNS}/a", "$HOME/a", "$RUN", "s3://${BUCKET}/a", "a/${b}/c"])
+def test_a_variable_that_no_shell_replaced_is_no_name(typed: str) -> None:
+    with pytest.raises(ConfigError, match="only a shell replaces variables; write its value"):
+        absolute(typed)
+
+
+def test_a_dollar_in_a_name_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for typed in ("a/$b", "a$b", "$5", "{x}"):
+        assert absolute(typed) == f"{tmp_path}/{typed}"
+    (tmp_path / "$Recycle").mkdir()
+    assert absolute("$Recycle") == f"{tmp_path}/$Recycle"

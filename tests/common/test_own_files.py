@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
-from miles.common.own_files import mend, mend_text, read_object, read_records
-from miles.errors import BrokenFileError, MissingFileError
+from miles.common import run_folder
+from miles.common.own_files import mend, mend_text, read_object, read_records, write_if_new
+from miles.errors import BrokenFileError, MissingFileError, WriteError
+from tests.support.disks import small_disk
+from tests.support.fault_table import NOTHING, observed
 
 WHOLE = json.dumps({"cursor": {"consumed_rows": 7}, "text": "é\u2028"}, indent=1)
 
@@ -87,3 +91,24 @@ def test_a_log_that_is_no_text_is_kept_as_text(tmp_path: Path) -> None:
     assert "not UTF-8 text; the rest is kept" in mend_text(str(path))
     assert path.read_text() == "a\n\ufffd\x00b\n"
     assert mend_text(str(path)) == ""
+
+
+def test_a_record_that_is_there_needs_no_room(tmp_path: Path) -> None:
+    """A restart finds its config.json and certificate.json; a new start on a full disk is refused."""
+    with small_disk(tmp_path / "disk", "size=64k") as disk:
+        config = disk / run_folder.CONFIG
+        write_if_new(str(config), "{}")
+        (disk / "ballast").write_bytes(bytes(shutil.disk_usage(disk).free))
+        written = config.stat().st_mtime_ns
+        write_if_new(str(config), "{}")
+        assert config.stat().st_mtime_ns == written
+        with pytest.raises(WriteError) as refused:
+            write_if_new(str(config), "{1}")
+        assert config.read_text() == "{}"
+        text = str(refused.value)
+        observed("config.json on a full disk", text, run_folder.CONFIG, NOTHING)
+
+        (disk / "ballast").unlink()
+        config.write_bytes(b"\xff")
+        write_if_new(str(config), "{1}")
+        assert config.read_text() == "{1}"

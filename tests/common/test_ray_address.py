@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from miles.common import local_ray, ray_address
+from miles.common.ray_address_form import FLAG, RayAddress, find_address, require_address
 from miles.errors import ClusterError, ConfigError, MilesError
 from tests.support.fault_table import NOTHING, observed
 from tests.support.processes import free_port
@@ -73,28 +74,50 @@ def test_another_program_is_not_waited_for(listener: socket.socket) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["10.0.0.7", "http://10.0.0.7:8265", ":6379", "head:many", "head:70000", "anyscale://x:1"],
+    [
+        *("10.0.0.7", "http://10.0.0.7:8265", ":6379", "head:many", "head:70000", "anyscale://x:1"),
+        *("a b:6379", "x/y:6379", "user@head:6379"),
+    ],
 )
 def test_what_is_no_address_is_refused(text: str) -> None:
     error = refusal(text)
     assert type(error) is ConfigError
     assert str(error).startswith(f"--ray-address {text}: expected HOST:PORT of the head node")
+    with pytest.raises(ConfigError, match="expected HOST:PORT"):
+        require_address(text)
     if text.startswith("http"):
         observed("the dashboard's URL as `--ray-address`", str(error), "expected", NOTHING)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["auto", "local", "head:6379", "10.0.0.7:6379", "[::1]:6379", "ray://head:10001"],
+)
+def test_nobody_is_asked_to_tell_an_address(text: str) -> None:
+    require_address(text)
+
+
+def test_an_empty_address_is_no_ray_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match="--ray-address is empty"):
+        require_address("")
+    monkeypatch.setenv("RAY_ADDRESS", "nonsense")
+    with pytest.raises(ConfigError, match="RAY_ADDRESS nonsense: expected HOST:PORT"):
+        require_address(None)
+    require_address("local")
 
 
 @pytest.mark.parametrize("given", [None, "local"])
 def test_a_ray_of_its_own_is_no_address(given: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    assert ray_address.find_address(given) is None
+    assert find_address(given) is None
     monkeypatch.setenv("RAY_ADDRESS", "local")
-    assert ray_address.find_address(None) is None
+    assert find_address(None) is None
     monkeypatch.setenv("RAY_ADDRESS", "head:6379")
-    assert str(ray_address.find_address("other:6379")) == "--ray-address other:6379"
+    assert str(find_address("other:6379")) == "--ray-address other:6379"
 
 
 def test_the_token_is_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
-    address = ray_address.RayAddress("head:6379", ray_address.FLAG)
+    address = RayAddress("head:6379", FLAG)
     monkeypatch.setenv("RAY_AUTH_TOKEN", "s3cret-token")
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     text = str(ray_address.refused(address, RuntimeError("InvalidAuthToken: s3cret-token")))

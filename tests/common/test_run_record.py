@@ -17,6 +17,7 @@ from miles.common.run_record import (
     require_position,
 )
 from miles.errors import CheckpointError, ConfigError
+from tests.support.checkpoints import write_checkpoint
 
 NEVER = {"start": 1, "first_step": 0, "checkpoint": "hf", "first_checkpoint": None}
 OLDER = {"start": 1, "first_step": 0, "checkpoint": "hf"}
@@ -32,7 +33,7 @@ def make(
 ) -> None:
     """Write what a run may have left in its folder."""
     for iteration in iterations:
-        storage.write_text(storage.join(save, folder_name(iteration), "metadata.json"), "{}")
+        write_checkpoint(save, iteration)
     if entries:
         lines = "".join(json.dumps(entry) + "\n" for entry in entries)
         storage.write_text(storage.join(save, run_folder.ATTEMPTS), lines)

@@ -48,6 +48,10 @@ def test_full_disk_spares_complete_checkpoints(
         with workspace.command(
             save, on_save_error="continue", save_hf=tmp_path / "run/export"
         ) as command:
+            command.until(lambda: f"{save}/iter_0000004 (the same" in command.printed)
+            ballast.unlink()
+            ballast = fill(disk, 0)
+            command.until(lambda: "metrics.jsonl cannot be written" in command.printed)
             command.until(lambda: "the run goes on (--on-save-error continue)" in command.printed)
             ballast.unlink()
             printed = command.wait(0)
@@ -57,6 +61,8 @@ def test_full_disk_spares_complete_checkpoints(
         observed(
             "disk full before a checkpoint, `--on-save-error continue`", printed, marker, NOTHING
         )
+        assert printed.count("metrics.jsonl cannot be written") == 1
+        assert printed.count("metrics.jsonl is written again") == 1
         shutil.copytree(tmp_path / "run/export", save / "export")
         require_same(save, unbroken)
 

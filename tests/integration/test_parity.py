@@ -33,10 +33,11 @@ from miles.convert.hf_to_megatron import hf_to_megatron
 from miles.data.config import DataConfig, PackConfig
 from miles.data.stream.feed import Feed
 from miles.train.compute_config import ComputeConfig
-from miles.train.config import ClusterConfig, RecomputeConfig, TrainConfig
+from miles.train.config import ClusterConfig, TrainConfig
 from miles.train.driver.group import TrainerGroup
 from miles.train.optimizer_settings import OptimizerSettings
 from miles.train.parallel_layout import Layout
+from miles.train.recompute_config import RecomputeConfig
 from miles.train.types import RankSetup, StartPoint
 from tests.support.models import make_hf
 from tests.support.run_numbers import Numbers

@@ -65,9 +65,11 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     ),
     "Storage and disks": (
         "killed while a checkpoint is written",
+        "config.json on a full disk",
         "disk full before a checkpoint",
         "disk full before a checkpoint, `--on-save-error continue`",
         "disk full while a checkpoint is written",
+        "old checkpoint that cannot be removed",
         "row group corrupt",
         "file gone while the run reads it",
         "file changed since its rows were counted",
@@ -81,6 +83,8 @@ SECTIONS: dict[str, tuple[str, ...]] = {
         "W&B's server gone",
         "TensorBoard's disk full",
         "disk of the metrics full",
+        "output piped into `head`, which ends",
+        "output on a full disk",
     ),
     "Two runs in one folder, and folders without a tracker": (
         "second run on one `--save`",
@@ -98,6 +102,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     ),
     "Files of a run that are broken": (
         "`miles.json` of the newest checkpoint cut off",
+        "file of the newest checkpoint lost",
         "records of a run with lines that cannot be read, then the same command",
         "`metrics.jsonl` lost a block, then `miles report`",
         "`ledger.json` cut off, then `miles report`",
@@ -185,7 +190,8 @@ def observed(fault: str, printed: str, marker: str, lost: str) -> None:
 
 def without_details(line: str) -> str:
     """Return a line without what differs from run to run: folders, numbers, the machine's name."""
-    line = re.sub(r"\S*/\S*/(?=\S)", "…/", line.strip())
+    # A quote or a bracket before a path stays: its other half stays, too.
+    line = re.sub(r"[^\s('\"]*/\S*/(?=\S)", "…/", line.strip())
     line = re.sub(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\dZ +", "", line)  # of train.log
     line = re.sub(r"(died during )'\w+': .*", r"\1…", line)
     line = re.sub(r"(the data stream failed: \w+): .*(; step)", r"\1 …\2", line)

@@ -15,6 +15,7 @@ from typing import Any
 
 from miles.data import encode, prepare
 from miles.demo.model import build_model
+from tests.support.checkpoints import SMALLEST
 
 USAGE = 2
 INPUT = 3
@@ -45,11 +46,17 @@ _TRAIN = (
     "--num-epoch 1"
 )
 _DRY = f"{_TRAIN} --dry-run"
+_LORA = "--lora-rank 8 --lora-alpha 16 --target-modules q_proj v_proj"
 
 COMMANDS = (
     # The commands themselves.
     Mistake("", USAGE, "the following arguments are required: COMMAND"),
     Mistake("nonsense", USAGE, "invalid choice"),
+    Mistake("trian", USAGE, "did you mean miles train?"),
+    Mistake("verify", USAGE, "did you mean miles convert verify?"),
+    Mistake("convert hf-to-megtron", USAGE, "did you mean miles convert hf-to-megatron?"),
+    Mistake("completion bsh", USAGE, "did you mean bash?"),
+    Mistake("inspect {out} --colour never", USAGE, "no flag --colour here; did you mean --color?"),
     Mistake("convert", USAGE, "the following arguments are required: DIRECTION"),
     Mistake("completion nonsense", USAGE, "invalid choice"),
     Mistake("report {out} --nonsense", USAGE, "there is no flag --nonsense here"),
@@ -78,7 +85,13 @@ COMMANDS = (
     Mistake(f"{_PREPARE} {{rows}} --row-shape nonsense", USAGE, "--row-shape"),
     Mistake(f"{_PREPARE} {{rows}} --column-names {{{{", USAGE, "--column-names"),
     Mistake(f"{_PREPARE} {{rows}} --max-bad-fraction 7", USAGE, "must be between 0 and 1, not 7"),
-    Mistake("prepare x --tokenizer {tokenizer} --output {out}", USAGE, "has no path"),
+    Mistake("prepare x --tokenizer {tokenizer} --output {out}", USAGE, "'x' has no files: openher"),
+    Mistake(
+        "prepare s3://b/my.chat.jsonl --tokenizer {tokenizer} --output {out}",
+        USAGE,
+        "behind: miles prepare my --source s3://b/my.chat.jsonl …",
+    ),
+    Mistake("prepare {empty} --tokenizer {tokenizer} --output {out}", USAGE, "looks like a path"),
     Mistake(
         "prepare x --tokenizer {tokenizer} --output {hf} --source {rows}", USAGE, "--overwrite"
     ),
@@ -168,6 +181,9 @@ COMMANDS = (
     Mistake(f"{_DRY} --lr nan", USAGE, "--lr"),
     Mistake(f"{_DRY} --save {{file}}", RUN, "--save"),
     Mistake(f"{_DRY} --save-hf {{file}}", INPUT, "a file, not a folder"),
+    Mistake(f"{_DRY} --save-hf {{out}}/{{{{bad}}}}", USAGE, "is all that braces may hold here"),
+    Mistake(f"{_DRY} --save {{out}}/{{{{rollout_id}}}}", USAGE, "in --save-hf alone"),
+    Mistake(f"{_DRY} --save $RUNS/a", USAGE, "$RUNS would be the name of a folder"),
     Mistake(f"{_DRY} --hf-checkpoint {{config_list}}", INPUT, "a JSON object was expected"),
     Mistake(f"{_DRY} --hf-checkpoint {{config_latin}}", INPUT, "not UTF-8 text"),
     Mistake(f"{_DRY} --prompt-data s3://bucket/x.jsonl", INPUT, "no credentials were found"),
@@ -178,13 +194,35 @@ COMMANDS = (
     Mistake(f"{_DRY} --save {{newer_run}}", INPUT, "data cursor of version 99"),
     Mistake(f"{_DRY} --save {{tracker_text}}", INPUT, "There is no complete checkpoint in"),
     Mistake(f"{_DRY} --save {{tracker_gone}}", INPUT, "iter_0000007, which is not there"),
+    Mistake(f"{_DRY} --save {{lora_run}}", INPUT, f"To go on with it, give {_LORA}. To begin from"),
+    Mistake(f"{_TRAIN} --load {{lora_run}}", INPUT, "holds the checkpoints of a LoRA run, and w"),
+    Mistake(f"{_DRY} --ref-load {{lora_run}}", INPUT, "no whole model. To begin from the model w"),
+    Mistake(f"{_DRY} --ref-load {{peft}}", INPUT, "give it as --lora-adapter-path. To begin from"),
+    Mistake(
+        f"{_DRY} --save {{lora_broken}}", INPUT, "be gone on from: begin anew with another --save"
+    ),
     Mistake(f"{_TRAIN} --save {{no_tracker}}", INPUT, "To go on from step 7: echo 7 >"),
     Mistake(f"{_DRY} --load {{empty}} --ref-load {{hf}}", INPUT, "no Megatron checkpoint there"),
     Mistake(f"{_DRY} --hf-checkpoint {{one_expert}}", INPUT, "num_experts_per_tok = 1"),
     Mistake(f"{_TRAIN} --prompt-data {{none}}.jsonl", INPUT, "none.jsonl: no such file"),
     Mistake(f"{_TRAIN} --save {{file}}", RUN, "--save"),
+    # Values of any length.
+    Mistake(f"{_DRY} --lr {'9x' * 50_000}", USAGE, "--lr takes a number, not '9x9x"),
+    Mistake(f"{_DRY} --role-names {'[' * 100_000}", USAGE, "--role-names: not JSON: [[["),
+    Mistake(f"{_DRY} --max-tokens-per-gpu {'9' * 5_000}", USAGE, "a whole number, not '999"),
+    Mistake(f"{_DRY} --max-tokens-per-gpu {'9' * 4_000}", USAGE, "must be at most"),
+    Mistake(f"{_DRY} --row-shape {'x' * 100_000}", USAGE, "--row-shape must be one of"),
+    Mistake(f"{_DRY} --save {{out}}/{'x/' * 5_000}", INPUT, "characters left out)"),
+    Mistake(f"{_DRY} --ray-address {'x' * 100_000}", USAGE, "expected HOST:PORT"),
+    Mistake(f"{_DRY} --{'x' * 100_000} 5", USAGE, "there is no flag --xxx"),
+    Mistake(f"{'x' * 100_000}", USAGE, "invalid choice"),
+    Mistake(f"certify {'n/' * 50_000}", INPUT, "characters left out)"),
+    Mistake(f"{_TO_HF} {{empty}} --ckpt-step {'9' * 5_000}x", USAGE, "--ckpt-step"),
+    Mistake(f"{_TO_HF} {{empty}} --max-shard-size {'9' * 100_000}", USAGE, "a size was expected"),
     # A cluster.
     Mistake(f"{_TRAIN} --ray-address http://127.0.0.1:8265", USAGE, "expected HOST:PORT"),
+    Mistake(f"{_DRY} --ray-address xx", USAGE, "--ray-address xx: expected HOST:PORT"),
+    Mistake(f"{_DRY} --ray-address {{empty_word}}", USAGE, "--ray-address is empty"),
     Mistake(f"{_TRAIN} --ray-address 127.0.0.1:9", CLUSTER, "no Ray answers there"),
 )
 
@@ -218,6 +256,18 @@ CALLS = {
     "source is a number": Call(
         lambda places, _: prepare("x", source=5, tokenizer=places["tokenizer"]),  # type: ignore[arg-type]
         "source must be a text or a sequence of texts or None, not 5 (int)",
+    ),
+    "a path in place of the name": Call(
+        lambda places, _: prepare("my rows.jsonl", tokenizer=places["tokenizer"]),
+        "behind: prepare('my-rows', source='my rows.jsonl', tokenizer=…)",
+    ),
+    "a folder in place of the name": Call(
+        lambda places, _: prepare(places["empty"], tokenizer=places["tokenizer"]),
+        "behind: prepare('empty', source='/",
+    ),
+    "a name and no source": Call(
+        lambda places, _: prepare("qwen2.5", tokenizer=places["tokenizer"]),
+        "files: prepare('qwen2.5', source='rows.jsonl', tokenizer=…)",
     ),
     "source is gone": Call(
         lambda places, _: prepare("x", source=places["none"], tokenizer=places["tokenizer"]),
@@ -356,6 +406,14 @@ def make_places(folder: Path, tokenizer: Path) -> dict[str, str]:
     }
 
 
+_KEYS = b"decoder.layers.adapter.q_proj.lora_A"
+_ADAPTER = {
+    "rank": 8,
+    "alpha": 16.0,
+    "targets": ["q_proj", "v_proj"],
+    "is_rank_stabilized": False,
+}
+
 _ONE_EXPERT = {
     "model_type": "qwen3_moe",
     "architectures": ["Qwen3MoeForCausalLM"],
@@ -368,16 +426,21 @@ _ONE_EXPERT = {
 
 def _add_runs(places: _Places) -> None:
     """Make folders of runs whose files are broken, of another version, or of another machine."""
+    whole = {f"iter_0000007/{name}": content for name, content in SMALLEST.items()}
     checkpoint = {
+        **whole,
         "latest_checkpointed_iteration.txt": b"7",
-        "iter_0000007/metadata.json": b"{}",
-        "iter_0000007/.metadata": b"",
-        "iter_0000007/__0_0.distcp": b"",
         "iter_0000007/miles.json": b'{"cursor": {"vers',
     }
-    places.add_folder("no_tracker", None, {"iter_0000007/metadata.json": b"{}"})
+    places.add_folder("no_tracker", None, whole)
     broken = {"metrics.jsonl": b"\xff\n", "first_batch.json": b'{"tokenizer": "x", "micro'}
     places.add_folder("broken_run", None, {**checkpoint, **broken})
+    for name, adapter in (("lora_run", _ADAPTER), ("lora_broken", {"rank": 8})):
+        extra = json.dumps({"cursor": {}, "adapter": adapter, "base": {"url": "/nowhere"}})
+        files = {"iter_0000007/miles.json": extra.encode(), "iter_0000007/.metadata": _KEYS}
+        places.add_folder(name, None, {**checkpoint, **files})
+    peft = {"adapter_config.json": b"{}", "adapter_model.safetensors": b"", "config.json": b"{}"}
+    places.add_folder("peft", None, peft)
     newer = {"iter_0000007/miles.json": b'{"cursor": {"version": 99}}'}
     places.add_folder("newer_run", None, {**checkpoint, **newer})
 

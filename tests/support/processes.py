@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TextIO
 from unittest.mock import patch
 
 import psutil
@@ -19,6 +20,13 @@ PROJECT = Path(__file__).parents[2]
 
 LIMIT_SECONDS = 240.0
 """How long a test waits for anything: far above what it takes, also on a busy machine."""
+
+
+def closed_pipe() -> TextIO:
+    """Return a stream into a pipe that nobody reads."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    return os.fdopen(writer, "w")
 
 
 def wait_until(condition: Callable[[], object], describe: Callable[[], object] = str) -> None:
@@ -103,3 +111,12 @@ def miles_here(*words: str | Path, expect: int = 0) -> str:
         status = main([str(word) for word in words])
     assert status == expect, printed.getvalue()
     return printed.getvalue()
+
+
+def without_patience(printed: str) -> str:
+    """Return what stands on an error stream but the lines of a wait, which a busy machine has."""
+    lines = printed.splitlines(keepends=True)
+    return "".join(line for line in lines if not line.startswith(_OF_A_WAIT))
+
+
+_OF_A_WAIT = ("miles: looking at ", "miles: this takes a while")

@@ -32,11 +32,11 @@ from miles.data.types import (
     StepRows,
     StepTiming,
 )
-from miles.train.config import KEEP_ALL, RecomputeConfig
 from miles.train.optimizer_settings import OptimizerSettings
 from miles.train.parallel_layout import Layout
 from miles.train.precision import Precision
-from miles.train.types import TrainerSettings
+from miles.train.recompute_config import KEEP_ALL, RecomputeConfig
+from miles.train.types import AdapterSettings, TrainerSettings
 from tests.support.processes import PROJECT, processes, wait_until
 
 SHAPE = ModelShape("qwen3", 2, 64, 128, 4, 2, 16, 512, 256, 1e6, 1e-6, True, True, False)
@@ -102,8 +102,11 @@ def trainer_settings(
     num_sources: int = NUM_SOURCES,
     precision: Precision = Precision.FP32,
     recompute: RecomputeConfig = KEEP_ALL,
+    lora: AdapterSettings | None = None,
 ) -> TrainerSettings:
-    return TrainerSettings(shape, layout, SETTINGS, NUM_STEPS, num_sources, precision, recompute)
+    return TrainerSettings(
+        shape, layout, SETTINGS, NUM_STEPS, num_sources, precision, recompute, lora=lora
+    )
 
 
 def make_trainer(layout: Layout, rank: int, meeting: Path) -> Any:

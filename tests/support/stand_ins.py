@@ -70,63 +70,71 @@ class SlowPack:
             yield packed
 
 
-class StuckPack:
+class PackWithFault:
+    """Packs, and looks at each step before it leaves."""
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+
+    def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
+        for packed in steps_of(stages.pack_steps(table, self.config)):
+            self.meet(packed["step"][0].as_py(), packed)
+            yield packed
+
+    def meet(self, step: int, packed: pa.Table) -> None:
+        """Have the fault, if it is of this step."""
+        raise NotImplementedError
+
+
+class StuckPack(PackWithFault):
     """Packs up to a step, and never goes on from there."""
 
     def __init__(self, step: int, config: Any) -> None:
+        super().__init__(config)
         self.step = step
-        self.config = config
 
-    def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
-        for packed in steps_of(stages.pack_steps(table, self.config)):
-            if packed["step"][0].as_py() == self.step:
-                time.sleep(3600)
-            yield packed
+    def meet(self, step: int, packed: pa.Table) -> None:
+        if step == self.step:
+            time.sleep(3600)
 
 
-class PoisonedPack:
-    """Packs, and dies of one row each time, as a tokenizer's native code might."""
-
-    def __init__(self, folder: str, row_id: int, config: Any) -> None:
-        self.folder = Path(folder)
-        self.row_id = row_id
-        self.config = config
-
-    def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
-        for packed in steps_of(stages.pack_steps(table, self.config)):
-            if self.row_id in packed["segment_row_ids"][0].as_py():
-                (self.folder / f"death-{os.getpid()}").touch()
-                os.kill(os.getpid(), signal.SIGKILL)
-            yield packed
-
-
-class RaisingPack:
+class RaisingPack(PackWithFault):
     """Packs up to a step, and has a mistake in it there."""
 
     def __init__(self, step: int, config: Any) -> None:
+        super().__init__(config)
         self.step = step
-        self.config = config
 
-    def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
-        for packed in steps_of(stages.pack_steps(table, self.config)):
-            if packed["step"][0].as_py() == self.step:
-                raise IndexError("list index out of range")
-            yield packed
+    def meet(self, step: int, packed: pa.Table) -> None:
+        if step == self.step:
+            raise IndexError("list index out of range")
 
 
-class MortalPack:
+class PoisonedPack(PackWithFault):
+    """Packs, and dies of one row each time, as a tokenizer's native code might."""
+
+    def __init__(self, folder: str, row_id: int, config: Any) -> None:
+        super().__init__(config)
+        self.folder = Path(folder)
+        self.row_id = row_id
+
+    def meet(self, step: int, packed: pa.Table) -> None:
+        if self.row_id in packed["segment_row_ids"][0].as_py():
+            (self.folder / f"death-{os.getpid()}").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+class MortalPack(PackWithFault):
     """Packs, and dies when it comes to a step, the first two times."""
 
     def __init__(self, folder: str, step: int, config: Any) -> None:
+        super().__init__(config)
         self.folder = Path(folder)
         self.step = step
-        self.config = config
 
-    def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
-        for packed in steps_of(stages.pack_steps(table, self.config)):
-            for number in range(2):
-                mark = self.folder / f"killed-{number}"
-                if packed["step"][0].as_py() == self.step and not mark.exists():
-                    mark.touch()
-                    os.kill(os.getpid(), signal.SIGKILL)
-            yield packed
+    def meet(self, step: int, packed: pa.Table) -> None:
+        for number in range(2):
+            mark = self.folder / f"killed-{number}"
+            if step == self.step and not mark.exists():
+                mark.touch()
+                os.kill(os.getpid(), signal.SIGKILL)

@@ -12,9 +12,10 @@ from miles.common.local_paths import absolute
 from miles.data.config import DataConfig, EncodeConfig, OrderConfig, PackConfig, SourceConfig
 from miles.errors import ConfigError
 from miles.train.compute_config import ComputeConfig
-from miles.train.config import ClusterConfig, RecomputeConfig, TrainConfig
+from miles.train.config import ClusterConfig, TrainConfig
 from miles.train.optimizer_settings import OptimizerSettings, check_schedule
 from miles.train.precision import Precision
+from miles.train.recompute_config import RecomputeConfig
 
 
 @pytest.mark.parametrize(
@@ -74,6 +75,24 @@ def test_an_export_has_a_folder_of_its_own() -> None:
     for save_hf in ("run/hf", "run-hf", "run/{rollout_id}", "s3://bucket/run"):
         config = TrainConfig("hf", "megatron", "run", data, save_hf=save_hf)
         assert config.save_hf == absolute(save_hf)
+
+
+@pytest.mark.parametrize(
+    "save_hf",
+    ["{bad}", "hf/{step}", "{rollout_id", "rollout_id}", "{}", "{{rollout_id}}", "{rollout_id:04}"],
+)
+def test_an_export_is_named_by_the_step_alone(save_hf: str) -> None:
+    data = DataConfig((SourceConfig("a", ("a.jsonl",)),), OrderConfig(), EncodeConfig("t"))
+    with pytest.raises(ConfigError, match=r"\{rollout_id\} is all that braces may hold here"):
+        TrainConfig("hf", "megatron", "run", data, save_hf=save_hf)
+
+
+def test_no_other_folder_is_named_by_the_step() -> None:
+    data = DataConfig((SourceConfig("a", ("a.jsonl",)),), OrderConfig(), EncodeConfig("t"))
+    with pytest.raises(ConfigError, match=r"--save .*/\{rollout_id\}: .* in --save-hf alone"):
+        TrainConfig("hf", "megatron", "{rollout_id}", data)
+    with pytest.raises(ConfigError, match=r"--output-dir .*/\{rollout_id\}: "):
+        TrainConfig("hf", "megatron", "run", data, output_dir="logs/{rollout_id}")
 
 
 def test_an_optimizer_that_needs_another_device_or_precision_is_refused() -> None:

@@ -13,12 +13,13 @@ from __future__ import annotations
 import importlib
 import itertools
 import pkgutil
-from collections.abc import Container, Mapping
+from collections.abc import Container, Mapping, Sequence
 from typing import Any, Protocol, cast
 
-from miles.architecture.config import HfConfig, ModelShape, shown
+from miles.architecture.config import HfConfig, ModelShape
 from miles.architecture.parameters import ExtraState, Parameter
 from miles.common import storage
+from miles.common.shown import shown
 from miles.common.untrusted_files import read_json
 from miles.errors import CheckpointError, MissingFileError, SourceError
 
@@ -146,13 +147,20 @@ def extra_states_of(shape: ModelShape) -> tuple[ExtraState, ...]:
 
 
 def pieces_of(shape: ModelShape) -> list[tuple[Parameter, tuple[int, ...]]]:
-    """Return every tensor that is converted by itself.
+    """Return every tensor of a model that is converted by itself (`pieces_in`)."""
+    return pieces_in(parameters_of(shape), shape)
+
+
+def pieces_in(
+    parameters: Sequence[Parameter], shape: ModelShape
+) -> list[tuple[Parameter, tuple[int, ...]]]:
+    """Return every tensor of a parameter map that is converted by itself.
 
     Each is a parameter, and its place in the leading axes. Their order is the model's: the
     embedding, layer after layer, what follows the layers.
     """
     pieces = []
-    for parameter in parameters_of(shape):
+    for parameter in parameters:
         axes = [range(size) for size in parameter.stack(shape)]
         pieces += [(parameter, place) for place in itertools.product(*axes)]
 

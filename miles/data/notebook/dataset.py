@@ -43,6 +43,7 @@ from miles.data.notebook.card import Card, Summary
 from miles.data.notebook.output_folder import ENCODER, require_replaceable
 from miles.data.notebook.parts import PartFiles
 from miles.data.notebook.preview import Preview
+from miles.data.notebook.recipe import OPENHERMES, require_source
 from miles.data.packing.shards import unpack
 from miles.data.rows.messages_parquet import ToMessages
 from miles.data.stream import pipeline, row_outcomes, stages
@@ -61,7 +62,7 @@ OBJECT_STORE_BYTES = 512 << 20
 @checked
 @unchained
 def prepare(
-    dataset: str = "openhermes",
+    dataset: str = OPENHERMES,
     *,
     source: str | Sequence[str] | None = None,
     tokenizer: str,
@@ -115,6 +116,9 @@ def prepare(
         MilesError: files that cannot be read, rows of no known shape, or a tokenizer that cannot be
             certified.
     """
+    require_source(
+        dataset, source, lambda name, path: f"prepare({name!r}, source={path!r}, tokenizer=…)"
+    )
     rows = {
         "--row-shape": row_shape,
         "--column-names": column_names,
@@ -156,7 +160,7 @@ def prepare_rows(
     """Do what `prepare` does, from settings that are complete."""
     if not 0 <= max_bad_fraction <= 1:
         raise ConfigError(f"--max-bad-fraction must be between 0 and 1, not {max_bad_fraction}")
-    if dataset == "openhermes":
+    if dataset == OPENHERMES:
         sources = openhermes_sources(source, revision, row_format)
     else:
         paths = (source,) if isinstance(source, str) else tuple(source or ())

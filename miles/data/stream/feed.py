@@ -15,7 +15,7 @@ from typing import Any
 
 import ray
 
-from miles.common import run_folder, storage
+from miles.common import own_files, run_folder, storage
 from miles.common.patient_file import PatientFile, Report
 from miles.data.config import DataConfig
 from miles.data.stream import pipeline, stages
@@ -92,7 +92,7 @@ class Feed:
         # Nothing is written or started before here: a run that is refused leaves no trace.
         encoder = stages.encoder_of(config.encode)
         certificate = json.dumps(encoder.certificate.to_json(), indent=1, ensure_ascii=False)
-        storage.write_text(storage.join(run_dir, run_folder.CERTIFICATE), certificate)
+        own_files.write_if_new(storage.join(run_dir, run_folder.CERTIFICATE), certificate)
 
         pipeline.warm_up(config)
         # A rank has one request in flight, beside those that have a concurrency group.

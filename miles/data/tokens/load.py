@@ -12,7 +12,6 @@ from __future__ import annotations
 import datetime
 import json
 import re
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -216,11 +215,11 @@ def _from_store(url: str, paths: list[str], trust_remote_code: bool) -> PreTrain
         paths: the tokenizer's files. Weights of a checkpoint may lie beside them.
     """
     fs, _ = storage.filesystem(url)
-    with tempfile.TemporaryDirectory(prefix="miles-tokenizer-") as staged:
+    with storage.temporary_folder("miles-tokenizer-") as staged:
         for path in paths:
             name = path.rsplit("/", 1)[-1]
-            storage.copy_file(str(fs.unstrip_protocol(path)), Path(staged) / name)
-        return _from_folder(staged, url, trust_remote_code)
+            storage.copy_file(str(fs.unstrip_protocol(path)), staged / name)
+        return _from_folder(str(staged), url, trust_remote_code)
 
 
 def _from_folder(folder: str, url: str, trust_remote_code: bool) -> PreTrainedTokenizerBase:

@@ -12,6 +12,7 @@ from typing import Any
 
 from miles.common import storage
 from miles.common.checkpoint_tracker import folder_name, write_tracker
+from miles.common.file_errors import cause_in
 from miles.errors import LostError, MilesError, WriteError
 from miles.train.config import TrainConfig
 from miles.train.driver.group import TrainerGroup
@@ -167,7 +168,8 @@ class CheckpointManager:
             f"{self._config.save}: {failure.reason}; the last complete one is {self.newest}"
         )
         if pending.must_succeed or self._config.on_save_error == "end":
-            raise WriteError(
-                f"{text}. Make room and give the same command again: it goes on from there"
-            )
+            cause = cause_in(failure.reason)
+            remedy = failure.remedy or (cause.repair if cause else "")
+            what_to_do = f"{remedy}, then give" if remedy else "Give"
+            raise WriteError(f"{text}. {what_to_do} the same command again: it goes on from there")
         self._run_log.report(f"{text}; the run goes on (--on-save-error continue)")

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 import ray
 
 from miles.common import local_ray, remote_errors, storage
-from miles.common.ray_address import find_address
-from miles.errors import CheckpointError, NoRoomError
+from miles.common.ray_address_form import find_address
+from miles.errors import CheckpointError, NoRoomError, WriteError
 from miles.train.config import TrainConfig
 from miles.train.driver.group import TrainerGroup
 from miles.train.driver.run_log import RunLog
@@ -125,8 +125,8 @@ def require_shared_folder(save: str, group: TrainerGroup) -> None:
     try:
         nodes = group.nodes_without(probe)
     finally:
-        fs, path = storage.filesystem(probe)
-        fs.rm(path)
+        with contextlib.suppress(WriteError):  # an empty file that stays harms nothing
+            storage.remove(probe, max_tries=1)
 
     if nodes:
         raise CheckpointError(

@@ -23,9 +23,9 @@ from miles.common import atomic_folders, storage
 from miles.common.atomic_folders import StagedFolder
 from miles.errors import CheckpointError, ClusterError, MilesError, RunError, WriteError
 from miles.train.config import TrainConfig
-from miles.train.driver.export_target import STEP, target_of
 from miles.train.driver.group import TrainerGroup
 from miles.train.driver.run_log import RunLog
+from miles.train.export_target import STEP, is_exported, target_of
 
 if TYPE_CHECKING:
     from miles.convert.export_plan import ExportPlan
@@ -46,11 +46,9 @@ def export_if_missing(
     config: TrainConfig, checkpoint_url: str, iteration: int, run_log: RunLog
 ) -> None:
     """Export the last checkpoint of a finished run if an interrupted attempt did not come to it."""
-    if not config.save_hf:
-        return
-    target = target_of(config.save_hf, iteration)
-    if not storage.exists(storage.join(target, "config.json")):
-        _convert(config, checkpoint_url, target, run_log)
+    is_there = is_exported(config.save_hf, iteration, is_adapter=config.lora.is_on)
+    if config.save_hf and not is_there:
+        _convert(config, checkpoint_url, target_of(config.save_hf, iteration), run_log)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Telling from its folder that a run is finished: without Ray, without torch, without its rows.
 
 A run is finished for this launch line if its last attempt ended with the last step, the tracker
-names the checkpoint of that step, whose files are there, the settings that make its length are those
+names the checkpoint of that step, which is complete, the settings that make its length are those
 that it was started with, and what follows the last step is there: the ledger, the metrics, the
 export. Anything else is left to the run itself, which finds out what is missing, and does it or
 names it.
@@ -9,6 +9,7 @@ names it.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from typing import Any
@@ -18,14 +19,15 @@ from miles.common.checkpoint_folder import SavedCheckpoint
 from miles.common.run_record import missing_lines_notice
 from miles.errors import MilesError
 from miles.train.config import TrainConfig
-from miles.train.driver.export_target import target_of
 from miles.train.driver.resolved_settings import describe
+from miles.train.export_target import is_exported
+from miles.train.lora_config import FULL
 
 LAST_STEP = "the last step"
 """How an attempt ended that left nothing to do, in starts.jsonl."""
 
-_SETTINGS = ("data", "num_rollout", "hf_checkpoint", "ref_load", "load")
-"""Settings that say which steps a run has."""
+_SETTINGS = ("data", "num_rollout", "hf_checkpoint", "ref_load", "load", "lora")
+"""Settings that say which steps a run has, and what they train."""
 
 
 def report_if_finished(config: TrainConfig, report: Callable[[str], None]) -> bool:
@@ -60,12 +62,8 @@ def _finished_checkpoint(config: TrainConfig) -> SavedCheckpoint | None:
     if not checkpoint.extra or checkpoint.extra.get("unwritten_metrics"):
         return None
 
-    is_complete = (
-        _has_these_settings(config)
-        and _has_results(config, checkpoint)
-        and not checkpoint_folder.missing_files(checkpoint.url)
-    )
-    return checkpoint if is_complete else None
+    is_finished = _has_these_settings(config) and _has_results(config, checkpoint)
+    return checkpoint if is_finished else None
 
 
 def _has_results(config: TrainConfig, checkpoint: SavedCheckpoint) -> bool:
@@ -75,10 +73,8 @@ def _has_results(config: TrainConfig, checkpoint: SavedCheckpoint) -> bool:
         SourceError: the ledger is missing or broken.
     """
     own_files.read_object(storage.join(config.run_dir, run_folder.LEDGER))
-    if config.save_hf:
-        export = target_of(config.save_hf, checkpoint.iteration)
-        if not storage.exists(storage.join(export, "config.json")):
-            return False
+    if not is_exported(config.save_hf, checkpoint.iteration, is_adapter=config.lora.is_on):
+        return False
     num_lines = (checkpoint.extra or {})["metrics_lines"]
     return missing_lines_notice(config.run_dir, num_lines) is None
 
@@ -88,4 +84,6 @@ def _has_these_settings(config: TrainConfig) -> bool:
     text = storage.read_text(storage.join(config.run_dir, run_folder.CONFIG))
     before: dict[str, Any] = json.loads(text)
     now = json.loads(describe(config))
+    if "lora" not in before:  # of an older version
+        before["lora"] = json.loads(json.dumps(dataclasses.asdict(FULL)))
     return all(before[name] == now[name] for name in _SETTINGS)

@@ -13,7 +13,7 @@ from functools import partial
 
 from rich.console import Console
 
-from miles.common import checkpoint_folder, ray_health
+from miles.common import output, ray_health
 from miles.common.screen import Screen
 from miles.data.types import StepReport
 from miles.train.config import TrainConfig
@@ -25,6 +25,7 @@ from miles.train.driver.export import Exporter
 from miles.train.driver.finished import LAST_STEP
 from miles.train.driver.folder_leases import hold_folders
 from miles.train.driver.metrics import Metrics, RunTotals, step_metrics
+from miles.train.driver.old_checkpoints import OldCheckpoints
 from miles.train.driver.opening import open_data, start_trainers
 from miles.train.driver.preemption import BETWEEN_STEPS, CTRL_C, Stopped, StopSignal
 from miles.train.driver.progress import ProgressLine
@@ -44,7 +45,8 @@ def train(
 
     If a rank, the feed or a stage of the stream is lost, all of them are started again from the
     last complete checkpoint, up to `max_restarts` times from the same one. On SIGTERM, SIGHUP and
-    the first Ctrl-C, the step that is under way is finished and saved, and the call returns.
+    the first Ctrl-C, the step that is under way is finished and saved, and the call returns. Where
+    nobody reads what is printed any more, the run goes on.
 
     Args:
         notices: sentences on the launch line, reported first.
@@ -55,7 +57,8 @@ def train(
             is lost.
     """
     try:
-        return _train(config, console, notices)
+        with output.outlived():
+            return _train(config, console, notices)
     except KeyboardInterrupt as error:
         raise KeyboardInterrupt(str(error) or BETWEEN_STEPS) from None
 
@@ -124,6 +127,8 @@ class TrainingLoop:
         self._evaluator = attempt.data.evaluator
         self._group = attempt.group
         self._metrics_log = attempt.metrics_log
+        frozen = attempt.start.frozen_weights(run.config)
+        base_url = frozen.url if frozen else None
 
         self._next_step = self._feed.first_step
         self._newest_step = self._next_step
@@ -141,6 +146,7 @@ class TrainingLoop:
         self._checkpoints = CheckpointManager(
             self._config, self._group, self._run_log, attempt.start.url, self._on_checkpoint
         )
+        self._old_checkpoints = OldCheckpoints(self._config, self._run_log, base_url)
         self._exporter = Exporter(
             self._config, run.shape, self._group, self._run_log, self._schedule.num_steps
         )
@@ -283,12 +289,9 @@ class TrainingLoop:
 
     def _on_checkpoint(self, iteration: int) -> None:
         """Export a checkpoint that has become complete, and remove old ones."""
-        config = self._config
         self._newest_step = iteration
         with self._clock.pause():
             self._attempt_log.note_checkpoint(iteration)
             self._exporter.finish(self._checkpoints.newest, iteration)
-            removed = checkpoint_folder.remove_old(config.save, config.keep_last, config.keep_best)
-            for folder in removed:
-                self._run_log.write(f"removed  {folder}")
+            self._old_checkpoints.remove()
             self._run_log.flush()

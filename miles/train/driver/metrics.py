@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from miles.architecture.adapter import AdapterShape
 from miles.architecture.config import ModelShape
 from miles.data.stream.bottleneck import Timing
 from miles.data.types import STAGES, StepReport
@@ -26,6 +27,8 @@ class RunConstants:
     world_size: int
     device_name: str | None
     """name of the GPU if it computes in bfloat16; None: the MFU is not known"""
+    adapter: AdapterShape | None = None
+    """that alone is trained; None: all weights are"""
 
 
 @dataclass(frozen=True)
@@ -74,8 +77,9 @@ def step_metrics(
         "perf/tokens_per_second": round(report.content.num_tokens / step_seconds, 3),
         "perf/train_seconds": round(result.seconds, 6),
     }
+    content = report.content
     operations = training_flops(
-        constants.shape, report.content.num_tokens, report.content.num_causal_pairs
+        constants.shape, content.num_tokens, content.num_causal_pairs, constants.adapter
     )
     flops_per_second = operations / step_seconds / constants.world_size
     metrics["perf/tflops_per_gpu"] = flops_per_second / 1e12

@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Sequence
 from contextlib import ExitStack
 
-from miles.common import checkpoint_folder, run_folder, storage
+from miles.common import checkpoint_folder, own_files, run_folder, storage
 from miles.data.stream.feed import Feed
 from miles.train.driver.cluster import require_shared_folder
 from miles.train.driver.evaluator import Evaluator
@@ -66,7 +66,7 @@ def start_trainers(run: Run, start: StartPoint, data: AttemptData, cleanup: Exit
         run.run_log.write(f"removed  {name}, a checkpoint that was never complete")
     for folder in remove_unfinished(config):
         run.run_log.write(f"removed  {folder}, an export that was never complete")
-    storage.write_text(storage.join(config.run_dir, run_folder.CONFIG), describe(config))
+    own_files.write_if_new(storage.join(config.run_dir, run_folder.CONFIG), describe(config))
     settings = dataclasses.asdict(config)
     first_step = data.feed.first_step
     is_begun = first_step > 0 or run.attempt_log.is_restarting
@@ -95,6 +95,7 @@ def start_trainers(run: Run, start: StartPoint, data: AttemptData, cleanup: Exit
         run.shape,
         config.cluster.world_size,
         gpu_name if config.precision is Precision.BF16 else None,
+        config.lora.adapter(run.shape),
     )
     return Attempt(run, start, data, group, metrics_log, constants)
 

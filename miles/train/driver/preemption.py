@@ -10,13 +10,13 @@ A further SIGTERM changes nothing. A signal that was ignored before stays ignore
 
 from __future__ import annotations
 
-import contextlib
-import os
 import signal
 import threading
 from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any, Self
+
+from miles.common import output
 
 CTRL_C = "Ctrl-C"
 BETWEEN_STEPS = "Ctrl-C: stopped while no step was under way; nothing is lost"
@@ -88,7 +88,7 @@ class StopSignal:
             self.is_requested = True
             self.name = _NAMES[signal.Signals(number)]
         if number == signal.SIGHUP:
-            drop_output()
+            output.drop(1, 2)  # the terminal is closed
 
         if is_ctrl_c and not (is_first and self._in_steps):
             raise KeyboardInterrupt
@@ -98,10 +98,3 @@ class StopSignal:
             text = f"Ctrl-C: stopping after step {self.step}; once more to stop at once"
             # What was interrupted may be printing, and holds the locks of the screen.
             threading.Thread(target=self._tell, args=(text,), daemon=True).start()
-
-
-def drop_output() -> None:
-    """Have what is printed go nowhere: the terminal is closed, or its reader gone."""
-    with contextlib.suppress(OSError), open(os.devnull, "w") as nowhere:
-        for number in (1, 2):
-            os.dup2(nowhere.fileno(), number)

@@ -12,10 +12,10 @@ import tempfile
 from collections.abc import Mapping
 from typing import Any
 
-from miles.common import run_folder, storage
+from miles.common import own_files, run_folder, storage
 from miles.common.redact import redact
 from miles.common.secret import Secret
-from miles.errors import ConfigError
+from miles.errors import ConfigError, WriteError
 from miles.train.driver.metrics_log import Sink
 from miles.train.driver.sink_process import BackgroundSink, SinkRequest
 from miles.train.estimate.place_checks import require_sinks, wandb_mode
@@ -66,12 +66,15 @@ def _open_wandb(
 ) -> Sink:
     """Open a run of Weights & Biases; a training that resumes continues the same one."""
     folder = _wandb_folder(config, run_dir)
-    kept_in = folder or tempfile.mkdtemp(prefix="miles-wandb-")
+    with storage.writing("a temporary folder ($TMPDIR, or /tmp)"):
+        kept_in = folder or tempfile.mkdtemp(prefix="miles-wandb-")
     content = {
         "board": "wandb",
         "mode": wandb_mode(config),
         "folder": kept_in,
-        "run_id": _wandb_id(run_dir, config.wandb_run_id, is_new=first_step == 0),
+        "run_id": _wandb_id(
+            run_dir, config.wandb_run_id, is_new=first_step == 0, must_write=must_open
+        ),
         "name": run_dir.rstrip("/").rsplit("/", 1)[-1],
         "entity": config.wandb_team,
         "project": config.wandb_project,
@@ -102,18 +105,27 @@ def _wandb_folder(config: LoggingConfig, run_dir: str) -> str | None:
     return storage.filesystem(run_dir)[1] if storage.is_local(run_dir) else None
 
 
-def _wandb_id(run_dir: str, given: str | None, *, is_new: bool) -> str:
+def _wandb_id(run_dir: str, given: str | None, *, is_new: bool, must_write: bool) -> str:
     """Return the id of a run, and keep it in the run folder; a new run gets a new one.
 
     Args:
         given: the id that the user chose, if any.
+        must_write: False: where it cannot be kept, the run goes on under it.
+
+    Raises:
+        WriteError: it cannot be kept.
     """
     path = storage.join(run_dir, run_folder.WANDB_ID)
-    if given:
-        storage.write_text(path, given)
-    elif is_new or not storage.exists(path):
-        storage.write_text(path, secrets.token_hex(4))
-    return storage.read_text(path).strip()
+    if not given and not is_new and storage.exists(path):
+        return storage.read_text(path).strip()
+
+    run_id = (given or secrets.token_hex(4)).strip()
+    try:
+        own_files.write_if_new(path, run_id)
+    except WriteError:
+        if must_write:
+            raise
+    return run_id
 
 
 def _redacted(value: Any) -> Any:

@@ -17,13 +17,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from miles.architecture.adapter import total_adapter_parameters
 from miles.architecture.config import ModelShape
 from miles.architecture.sizes import active_parameters, padded_vocab_size, total_parameters
 from miles.common import storage
 from miles.data.stream.survey import Survey, packed_step
 from miles.train.config import TrainConfig
 from miles.train.estimate.memory import StageMemory
-from miles.train.estimate.preflight import Preflight, preflight
+from miles.train.estimate.preflight import Preflight, preflight, run_memory
 from miles.train.precision import Precision
 from miles.train.run_length import run_length
 from miles.train.types import StartPoint
@@ -70,7 +71,8 @@ def dry_run(config: TrainConfig, console: Console, notices: Sequence[str] = ()) 
         Text.assemble(("Memory of a GPU", "bold"), ", in GiB: an estimate (docs/memory.md)")
     )
     console.print(_memory_table(found.memory))
-    for line in (*found.fit.verdict(), *_of_machine(config, found.memory)):
+    verdict = (*found.fit.verdict(), *_of_machine(config, found.memory))
+    for line in (*verdict, *_beside_full(config, found)):
         console.print(f"  {line}", highlight=False, markup=False)
     console.print()
     _section(console, "Checkpoints", _checkpoints(config, found))
@@ -110,6 +112,15 @@ def _model(config: TrainConfig, shape: ModelShape) -> Iterator[Fact]:
     if config.precision is None and config.optimizer.cpu_offload:
         precision += ", which --optimizer-cpu-offload refuses: it needs --bf16 there"
     yield "precision", precision
+
+    adapter = config.lora.adapter(shape)
+    if adapter is not None:
+        trained = total_adapter_parameters(shape, adapter)
+        yield (
+            "adapter",
+            f"{trained:,} parameters ({trained / total:.2%}) are trained: rank {adapter.rank}, "
+            f"scale {adapter.scale:g}, on {', '.join(adapter.targets)}",
+        )
 
 
 def _data(found: Preflight) -> Iterator[Fact]:
@@ -255,6 +266,15 @@ def _of_machine(config: TrainConfig, memory: Sequence[StageMemory]) -> Iterator[
             f"{gib * num_ranks:,.2f} GiB of the memory of a machine are the optimizer's: "
             f"{gib:,.2f} for each of {num_ranks} rank(s) on it (--optimizer-cpu-offload)"
         )
+
+
+def _beside_full(config: TrainConfig, found: Preflight) -> Iterator[str]:
+    """Say what a run with an adapter saves beside one that trains all weights."""
+    if not config.lora.is_on:
+        return
+    full = max(stage.total for stage in run_memory(config, found.shape, None)) / 2**30
+    own = max(stage.total for stage in found.memory) / 2**30
+    yield f"with LoRA {own:,.2f} GiB; training all weights would take {full:,.2f} GiB"
 
 
 def _checkpoints(config: TrainConfig, found: Preflight) -> Iterator[Fact]:

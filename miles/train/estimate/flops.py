@@ -5,7 +5,8 @@
                 scores, then values
 
 A sample of L tokens has L (L + 1) / 2 such pairs: the causal half counts once, and nothing counts
-across samples. The backward pass takes twice the forward pass. Looking up an embedding is no
+across samples. The backward pass takes twice the forward pass; of frozen matrices, beside which an
+adapter is trained, it takes as much as the forward pass. Looking up an embedding is no
 multiplication. Norms, rotations and the softmax are left out, as is usual. Recomputation is left
 out too, because MFU is about the model's operations.
 
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import re
 
+from miles.architecture.adapter import AdapterShape, total_adapter_parameters
 from miles.architecture.config import ModelShape
 from miles.architecture.sizes import matrix_parameters, query_size
 
@@ -45,15 +47,26 @@ _PART = re.compile(r"\bMIG\b|-\d+[ABCQ]$")
 """Pattern in the name of a part of a GPU: "NVIDIA H100 80GB HBM3 MIG 3g.40gb", "NVIDIA A10-8Q"."""
 
 
-def training_flops(shape: ModelShape, num_tokens: int, num_causal_pairs: int) -> int:
+def training_flops(
+    shape: ModelShape,
+    num_tokens: int,
+    num_causal_pairs: int,
+    adapter: AdapterShape | None = None,
+) -> int:
     """Return the operations of a step, forward and backward.
 
     Args:
         num_tokens: tokens of all samples.
         num_causal_pairs: sum over samples of L (L + 1) / 2.
+        adapter: that alone is trained; None: all weights are.
     """
+    matrices = 2 * matrix_parameters(shape) * num_tokens
     attention = 4 * shape.num_layers * query_size(shape) * num_causal_pairs
-    return 3 * (2 * matrix_parameters(shape) * num_tokens + attention)
+    if adapter is None:
+        return 3 * (matrices + attention)
+
+    of_adapter = 2 * total_adapter_parameters(shape, adapter) * num_tokens
+    return 2 * matrices + 3 * (of_adapter + attention)
 
 
 def peak_flops(device_name: str) -> float | None:

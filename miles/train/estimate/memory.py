@@ -9,13 +9,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from miles.architecture.adapter import (
+    MEGATRON_NAMES,
+    ROW_PARALLEL_TARGETS,
+    AdapterShape,
+    projection_sizes,
+)
 from miles.architecture.config import ModelShape
 from miles.architecture.sizes import key_size, layer_parameters, padded_vocab_size, query_size
 from miles.train.compute_config import AS_USUAL, ComputeConfig
-from miles.train.config import RecomputeConfig
 from miles.train.optimizer_settings import OptimizerSettings
 from miles.train.parallel_layout import Layout
 from miles.train.precision import Precision
+from miles.train.recompute_config import RecomputeConfig
 
 _PLAIN_ADAM = OptimizerSettings()
 """Adam on the GPU, with its state in float32."""
@@ -47,6 +53,8 @@ class StageMemory:
     stage: int
     num_layers: int
     num_parameters: int
+    """with those of an adapter"""
+    num_trained: int
     weights: int
     gradients: int
     optimizer: int
@@ -92,6 +100,7 @@ def estimate(
     recompute: RecomputeConfig,
     optimizer: OptimizerSettings = _PLAIN_ADAM,
     compute: ComputeConfig = AS_USUAL,
+    adapter: AdapterShape | None = None,
 ) -> tuple[StageMemory, ...]:
     """Return the memory of a rank of each pipeline stage, on GPUs.
 
@@ -100,6 +109,7 @@ def estimate(
         max_tokens_per_gpu: tokens of a full micro-batch.
         optimizer: its flags say where its state lies, and in which precision.
         compute: what it leaves to the device is what GPUs take.
+        adapter: that alone is trained; None: all weights are.
 
     Raises:
         ConfigError: the model cannot be divided among the ranks of the layout.
@@ -111,15 +121,19 @@ def estimate(
     value_bytes = precision.num_bytes
     state = state_bytes(precision, optimizer)
     num_layers = shape.num_layers // layout.pipeline
-    layer_bytes = _layer_bytes(shape, layout, value_bytes, compute)
+    layer_bytes = _layer_bytes(shape, layout, value_bytes, compute, adapter)
     input_bytes = _residual_values(shape, layout) * value_bytes
     kept = _kept_bytes(num_layers, layer_bytes, input_bytes, recompute)
 
     stages = []
     for stage in range(layout.pipeline):
-        parameters = _rank_parameters(shape, layout, stage)
+        parameters = trained = _rank_parameters(shape, layout, stage)
+        num_parameters = parameters.total
+        if adapter is not None:
+            trained = RankParameters(num_layers * _adapter_parameters(shape, layout, adapter), 0)
+            num_parameters += trained.total
         # Each data-parallel rank steps a part of the parameters.
-        num_stepped = parameters.dense / layout.data + parameters.experts / layout.expert_data
+        num_stepped = trained.dense / layout.data + trained.experts / layout.expert_data
 
         # The pipeline schedule is 1F1B: earlier stages have more micro-batches under way.
         num_under_way = layout.pipeline - stage
@@ -130,15 +144,16 @@ def estimate(
         if stage == layout.pipeline - 1:
             # The input of the last norm, and a number of it.
             bytes_per_token += input_bytes + _FLOAT32_BYTES
-            loss = _loss_bytes(shape, layout, max_tokens_per_gpu, value_bytes, compute)
+            loss = _loss_bytes(shape, layout, max_tokens_per_gpu, value_bytes, compute, adapter)
 
         stages.append(
             StageMemory(
                 stage=stage,
                 num_layers=num_layers,
-                num_parameters=parameters.total,
-                weights=parameters.total * value_bytes,
-                gradients=parameters.total * GRADIENT_BYTES,
+                num_parameters=num_parameters,
+                num_trained=trained.total,
+                weights=num_parameters * value_bytes,
+                gradients=trained.total * GRADIENT_BYTES,
                 optimizer=int(num_stepped * state.device),
                 activations=int(bytes_per_token * max_tokens_per_gpu),
                 loss=loss,
@@ -167,7 +182,12 @@ def state_bytes(precision: Precision, optimizer: OptimizerSettings) -> StateByte
 
 
 def _loss_bytes(
-    shape: ModelShape, layout: Layout, num_tokens: int, value_bytes: int, compute: ComputeConfig
+    shape: ModelShape,
+    layout: Layout,
+    num_tokens: int,
+    value_bytes: int,
+    compute: ComputeConfig,
+    adapter: AdapterShape | None,
 ) -> int:
     """Return the most bytes that the output layer and the loss take, if every token is trained."""
     num_rows = _vocabulary_rows(shape, layout)
@@ -181,7 +201,8 @@ def _loss_bytes(
     logits = min(compute.loss_chunk_size, num_tokens) * num_rows * bytes_of_logit
 
     handed_on = hidden
-    if not shape.tied_embeddings or layout.pipeline > 1:
+    is_trained = adapter is None  # the output layer has no adapter
+    if is_trained and (not shape.tied_embeddings or layout.pipeline > 1):
         handed_on += num_rows * shape.hidden_size * value_bytes
     return hidden + max(logits, handed_on)
 
@@ -219,6 +240,22 @@ def _rank_parameters(shape: ModelShape, layout: Layout, stage: int) -> RankParam
     return RankParameters(dense, num_layers * experts)
 
 
+def _adapter_parameters(shape: ModelShape, layout: Layout, adapter: AdapterShape) -> int:
+    """Return the parameters of one layer's adapter on each rank.
+
+    Of A and B, the one that is as long as the divided side of the projection is divided.
+    """
+    num_parameters = 0
+    for target in adapter.targets:
+        num_out, num_in = projection_sizes(shape, target)
+        if target in ROW_PARALLEL_TARGETS:
+            num_in //= layout.tensor
+        else:
+            num_out //= layout.tensor
+        num_parameters += adapter.rank * (num_out + num_in)
+    return num_parameters
+
+
 def _kept_bytes(
     num_layers: int, layer: float, layer_input: float, recompute: RecomputeConfig
 ) -> ActivationBytes:
@@ -250,15 +287,22 @@ def _rotation_bytes(shape: ModelShape) -> int:
 
 
 def _layer_bytes(
-    shape: ModelShape, layout: Layout, value_bytes: int, compute: ComputeConfig
+    shape: ModelShape,
+    layout: Layout,
+    value_bytes: int,
+    compute: ComputeConfig,
+    adapter: AdapterShape | None,
 ) -> float:
     """Return the bytes that one layer keeps for one token.
 
     The formula is that of Korthikanti et al. 2022, section 4, for this layer: its attention keeps
-    no scores, and of its norms and its gated activation only the input is kept.
+    no scores, and of its norms and its gated activation only the input is kept. The input of a
+    frozen projection is kept for its adapter alone.
     """
-    # The input and the output of each of two norms.
-    norms = 4 * _residual_values(shape, layout)
+    # The input of each of two norms, and their output, which is the input of projections.
+    has_input = _kept_inputs(adapter)
+    num_outputs = has_input["linear_qkv"] + has_input["linear_fc1"]
+    norms = (2 + num_outputs) * _residual_values(shape, layout)
 
     # Queries, keys and values, and the output of attention, which is projected.
     queries = query_size(shape) / layout.tensor
@@ -276,15 +320,39 @@ def _layer_bytes(
         attention += queries + keys  # before their norms
         rows += heads + shape.num_query_groups / layout.tensor
 
-    values = norms + attention + _mlp_values(shape, layout, compute)
+    values = norms + attention + _mlp_values(shape, layout, compute, adapter)
+    if adapter is not None:
+        values += _adapter_values(layout, adapter)
     return values * value_bytes + (rows + heads) * _FLOAT32_BYTES
 
 
-def _mlp_values(shape: ModelShape, layout: Layout, compute: ComputeConfig) -> float:
+def _kept_inputs(adapter: AdapterShape | None) -> dict[str, bool]:
+    """Return whether the input of each of Megatron's matrices is kept, for a gradient."""
+    if adapter is None:
+        return dict.fromkeys(MEGATRON_NAMES, True)
+    return {
+        name: not set(targets).isdisjoint(adapter.targets)
+        for name, targets in MEGATRON_NAMES.items()
+    }
+
+
+def _adapter_values(layout: Layout, adapter: AdapterShape) -> float:
+    """Return the values that a layer's adapter keeps for one token: what A makes of each input."""
+    values = 0.0
+    for target in adapter.targets:
+        is_divided = layout.sequence_parallel and target in ROW_PARALLEL_TARGETS
+        values += adapter.rank / (layout.tensor if is_divided else 1)
+    return values
+
+
+def _mlp_values(
+    shape: ModelShape, layout: Layout, compute: ComputeConfig, adapter: AdapterShape | None
+) -> float:
     """Return the values that the MLP or the experts of a layer keep for one token."""
     # The gate, the up projection, and their product; Megatron's own SwiGLU keeps two more.
     gated = 3 if compute.swiglu_fusion else 5
     if shape.num_experts is None:
+        gated -= 0 if _kept_inputs(adapter)["linear_fc2"] else 1
         return gated * shape.ffn_hidden_size / layout.tensor
 
     # A copy of the token for each of its experts. Where one expert is computed after another, the

@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from miles.architecture.adapter import total_adapter_parameters
 from miles.architecture.config import ModelShape
 from miles.architecture.sizes import total_parameters
 from miles.common import storage
@@ -16,6 +17,7 @@ from miles.common.writable import existing_part, require_writable
 from miles.errors import ConfigError
 from miles.train.config import TrainConfig
 from miles.train.estimate.memory import state_bytes
+from miles.train.export_target import target_of
 from miles.train.logging_config import LoggingConfig
 from miles.train.precision import Precision
 
@@ -78,7 +80,7 @@ def require_exportable(config: TrainConfig) -> None:
     if config.save_hf:
         from miles.convert.megatron_to_hf import require_replaceable
 
-        require_replaceable(config.save_hf, config.hf_checkpoint)
+        require_replaceable(config.save_hf, config.hf_checkpoint, is_adapter=config.lora.is_on)
 
 
 def room_notice(config: TrainConfig, shape: ModelShape) -> str | None:
@@ -88,7 +90,11 @@ def room_notice(config: TrainConfig, shape: ModelShape) -> str | None:
 
     precision = config.precision or Precision.BF16
     state = state_bytes(precision, config.optimizer)
-    num_bytes = total_parameters(shape) * (precision.num_bytes + state.device + state.host)
+    adapter = config.lora.adapter(shape)
+    num_trained = total_parameters(shape)
+    if adapter is not None:  # its checkpoints hold nothing else
+        num_trained = total_adapter_parameters(shape, adapter)
+    num_bytes = num_trained * (precision.num_bytes + state.device + state.host)
 
     folder = existing_part(Path(storage.filesystem(config.save)[1]))
     free_bytes = shutil.disk_usage(folder).free
@@ -109,4 +115,4 @@ def _export_place(save_hf: str) -> str:
     """Return where an export is written: a local one beside its folder, whose place it takes."""
     if storage.is_local(save_hf):
         return posixpath.dirname(save_hf.rstrip("/")) or "."
-    return save_hf.replace("{rollout_id}", "0")
+    return target_of(save_hf, 0)

@@ -16,10 +16,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
+from miles.architecture.adapter import AdapterShape
 from miles.architecture.config import ModelShape
 from miles.architecture.families import read_shape
-from miles.common import checkpoint_folder, storage
+from miles.common import patience, storage
 from miles.common.first_contact import first_contact
+from miles.common.ray_address_form import require_address
 from miles.common.run_record import missing_lines_notice, require_own_run_folder
 from miles.data.config import DataConfig
 from miles.data.stream.counted_stream import CountedStream
@@ -28,8 +30,9 @@ from miles.data.stream.reject_limits import RejectLimits
 from miles.data.stream.survey import EvalSurvey, Sample, Survey, survey, survey_eval
 from miles.data.stream.token_ids import require_ids_fit
 from miles.data.types import Cursor
-from miles.errors import CheckpointError, MilesError
+from miles.errors import CheckpointError, ConfigError, MilesError
 from miles.train.config import TrainConfig
+from miles.train.estimate.adapter_checks import require_same_training
 from miles.train.estimate.gpu_fit import GpuFit, seen_gpu_gib
 from miles.train.estimate.memory import StageMemory, estimate
 from miles.train.estimate.place_checks import (
@@ -39,6 +42,7 @@ from miles.train.estimate.place_checks import (
     require_sinks,
     room_notice,
 )
+from miles.train.launch.notices import LOOKING
 from miles.train.optimizer_settings import check_schedule
 from miles.train.precision import Precision
 from miles.train.run_length import run_steps
@@ -98,24 +102,33 @@ def preflight(config: TrainConfig, *, is_dry_run: bool = False) -> Preflight:
         MilesError: the run could not start. Of several mistakes in the settings, places, tokenizer
             and checkpoint, it names all; its class is that of the first.
     """
-    with first_contact():
-        return _look_at_all(config, is_dry_run=is_dry_run)
+    with first_contact(), patience.until_answered(LOOKING):
+        try:
+            return _look_at_all(config, is_dry_run=is_dry_run)
+        finally:
+            patience.answered()
 
 
 def _look_at_all(config: TrainConfig, *, is_dry_run: bool) -> Preflight:
     """Look at the settings and places, then at the data."""
+    if config.lora.is_on:
+        raise ConfigError("--lora-rank: LoRA is not supported yet; leave it out")
     mistakes = _Mistakes()
+    patience.doing("trying the places to write into")
     shape = mistakes.of(partial(_shape, config))
     for flag, url in places(config):
         mistakes.of(partial(require_place, flag, url))
+    mistakes.of(partial(require_address, config.cluster.ray_address))
     mistakes.of(partial(require_own_run_folder, config.save, config.run_dir))
     mistakes.of(partial(require_sinks, config.logging, config.run_dir))
     mistakes.of(partial(require_exportable, config))
     if shape is not None:
+        patience.doing("loading the tokenizer")
         mistakes.of(
             partial(require_ids_fit, config.data.encode, shape.vocab_size, config.hf_checkpoint)
         )
 
+    patience.doing("looking at the checkpoint to begin from")
     missing_start = None
     start = None
     try:
@@ -123,6 +136,7 @@ def _look_at_all(config: TrainConfig, *, is_dry_run: bool) -> Preflight:
     except CheckpointError as error:
         missing_start = error
     if start is not None and shape is not None:
+        mistakes.of(partial(require_same_training, config, shape, start))
         mistakes.of(partial(_require_same_model, start, shape))
     if missing_start is not None and (mistakes.found or not is_dry_run):
         mistakes.found.append(missing_start)
@@ -139,6 +153,7 @@ def _look_at_data(
     missing_start: CheckpointError | None,
 ) -> Preflight:
     """Count the rows and plan the steps, judge a sample, and estimate the memory."""
+    patience.doing("counting the rows of --prompt-data")
     data = config.streamed_data
     stream = CountedStream.count(data)
     num_steps = run_steps(config, stream.plan.num_steps)
@@ -147,13 +162,15 @@ def _look_at_data(
     if start is not None:
         cursor = stream.cursor_from(start.cursor(), start.url)
 
+    patience.doing("encoding a sample of the rows")
     surveyed = survey(data, stream, num_steps)
     eval_surveyed = None
     if config.evaluation.sources:
+        patience.doing("counting the rows of --eval-prompt-data, and encoding a sample")
         eval_surveyed = survey_eval(eval_config(config.data, config.evaluation.sources))
 
     continued = start.continued(config) if start is not None else config
-    memory = _memory(continued, shape)
+    memory = run_memory(continued, shape, config.lora.adapter(shape))
     notices = (
         room_notice(continued, shape),
         _ranks_notice(data, stream),
@@ -212,21 +229,29 @@ def _shape(config: TrainConfig) -> ModelShape:
     shape = read_shape(config.hf_checkpoint)
     config.cluster.layout.require_fits(shape)
     config.optimizer.require_fits(shape)
+    config.lora.adapter(shape)
     return shape
 
 
 def _require_same_model(start: StartPoint, shape: ModelShape) -> None:
-    """Refuse weights of another model, by the headers of their files, or without all files."""
-    if not start.checkpoint.is_hugging_face:
-        checkpoint_folder.require_files(start.url)
-    if start.checkpoint.is_hugging_face:
+    """Refuse weights of another model, by the headers of their files."""
+    for checkpoint in filter(None, (start.checkpoint, start.base)):
+        if not checkpoint.is_hugging_face:
+            continue
         # torch is imported only where there are tensors to look at.
         from miles.convert.hf_boxes import require_weights
 
-        require_weights(start.url, shape)
+        require_weights(checkpoint.url, shape)
 
 
-def _memory(config: TrainConfig, shape: ModelShape) -> tuple[StageMemory, ...]:
+def run_memory(
+    config: TrainConfig, shape: ModelShape, adapter: AdapterShape | None
+) -> tuple[StageMemory, ...]:
+    """Return the memory of a rank of each pipeline stage.
+
+    Args:
+        adapter: that alone is trained; None: all weights are.
+    """
     return estimate(
         shape,
         config.cluster.layout,
@@ -235,6 +260,7 @@ def _memory(config: TrainConfig, shape: ModelShape) -> tuple[StageMemory, ...]:
         recompute=config.recompute,
         optimizer=config.optimizer,
         compute=config.compute,
+        adapter=adapter,
     )
 
 

@@ -1,4 +1,4 @@
-"""A launch line, with or without a YAML file -> a `TrainConfig`.
+"""A launch line, with or without a YAML file or a recipe -> a `TrainConfig`.
 
 Each flag fills the field that declares it (`miles.common.flags`). Only the exceptions stand here:
 
@@ -45,23 +45,28 @@ class LaunchLine:
     """sentences on flags that are taken, but have another effect than they say"""
 
 
-def parse(words: Sequence[str], record: type[TrainConfig] = TrainConfig) -> TrainConfig:
+def parse(
+    words: Sequence[str], record: type[TrainConfig] = TrainConfig, recipe: Sequence[str] = ()
+) -> TrainConfig:
     """Return the run that a launch line asks for: `read_line` without its notices."""
-    return read_line(words, record).config
+    return read_line(words, record, recipe).config
 
 
-def read_line(words: Sequence[str], record: type[TrainConfig] = TrainConfig) -> LaunchLine:
+def read_line(
+    words: Sequence[str], record: type[TrainConfig] = TrainConfig, recipe: Sequence[str] = ()
+) -> LaunchLine:
     """Return the run that a launch line asks for, and what is to be said about the line.
 
     Args:
         words: the line without `miles train`.
         record: the settings of a run.
+        recipe: a line whose flags hold where `words`, and a file that they name, say nothing else.
 
     Raises:
         ConfigError: names the flag, what was found, what was expected and what to do.
     """
     settings = launch_settings(record)
-    values = _read(words, record, settings)
+    values = _read(words, recipe, record, settings)
     required = [name for name, setting in settings.items() if setting.is_required]
     missing = [name for name in required if not values.get(name)]
     if missing:
@@ -98,20 +103,36 @@ def read_line(words: Sequence[str], record: type[TrainConfig] = TrainConfig) -> 
     return LaunchLine(build(record, values, run), notices)
 
 
-def _read(words: Sequence[str], record: type, settings: dict[str, Setting]) -> dict[str, Any]:
-    """Return the values of a line and of its `--config` file; the line has the last word."""
+def _read(
+    words: Sequence[str], recipe: Sequence[str], record: type, settings: dict[str, Setting]
+) -> dict[str, Any]:
+    """Return the values of a line, of its `--config` file, and of a recipe.
+
+    The line has the last word, and the file has it before the recipe.
+    """
+    on_line = _values_of(words, record, settings)
+    path = on_line.pop(CONFIG.flag.name, None)
+    values = on_line
+    if path:
+        replaced = names_of_same_values(record, on_line)
+        in_file = read_yaml(path, settings, replaced=[*on_line, *replaced])
+        values = _with_those_below(values, in_file, record)
+    return _with_those_below(values, _values_of(recipe, record, settings), record)
+
+
+def _values_of(words: Sequence[str], record: type, settings: dict[str, Setting]) -> dict[str, Any]:
+    """Return the values of the flags of a line."""
     for flag in written_flags(words):
         require_known(flag, [*settings, CONFIG.flag.name, "--help"])
     namespace = build_parser(record).parse_line(words)
-    on_line = given_values(namespace, settings.values())
+    return given_values(namespace, [*settings.values(), CONFIG])
 
-    path = given_values(namespace, [CONFIG]).get(CONFIG.flag.name)
-    if not path:
-        return on_line
-    replaced = names_of_same_values(record, on_line)
-    in_file = read_yaml(path, settings, replaced=[*on_line, *replaced])
-    kept = {flag: value for flag, value in in_file.items() if flag not in replaced}
-    return {**kept, **on_line}
+
+def _with_those_below(values: Values, below: Values, record: type) -> dict[str, Any]:
+    """Return values with those of another place where they settle nothing themselves."""
+    settled = {*values, *names_of_same_values(record, values)}
+    kept = {flag: value for flag, value in below.items() if flag not in settled}
+    return {**kept, **values}
 
 
 def _require_model(hf_checkpoint: str, layout: Layout, values: Values) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 
 from miles.architecture.config import ModelShape
 from miles.common.flags import Flag, Setting, Values, flag_of
+from miles.common.shown import cut
 from miles.errors import ConfigError
 
 SIZES_TITLE = "The model's sizes: config.json decides; where given they must say the same"
@@ -56,7 +57,6 @@ EXPERT_LAYERS = "moe_layer_freq"
 _TERM = re.compile(r"\[(?P<items>[01](?:,[01])*),?\](?:\*(?P<times>[0-9]{1,4}))?")
 _EVERY = re.compile(r"[0-9]{1,9}")
 _MAX_LAYERS = 10_000
-_MAX_SHOWN = 100
 
 
 def size_settings() -> list[Setting]:
@@ -130,9 +130,8 @@ def expert_layers(written: str, num_layers: int) -> list[bool]:
     for term in text.split("+"):
         match = _TERM.fullmatch(term)
         if match is None or len(layers) > _MAX_LAYERS:
-            shown = written if len(written) <= _MAX_SHOWN else f"{written[:_MAX_SHOWN]}…"
             raise ConfigError(
-                f"{flag_of(EXPERT_LAYERS)} {shown}: a number or a list of 0 and 1 was expected, "
+                f"{flag_of(EXPERT_LAYERS)} {cut(written)}: a number or a list of 0 and 1 was expected, "
                 "such as [0]*3+[1]*75"
             )
         items = [item == "1" for item in match["items"].split(",")]

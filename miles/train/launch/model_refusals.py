@@ -1,7 +1,6 @@
 """Flags that are refused because they ask for another model, or for another way to compute it.
 
---lora-rank 16  ->  --lora-rank belongs to LoRA, which is not supported yet; leave it out: all
-                    weights are trained
+--kv-lora-rank 16  ->  --kv-lora-rank belongs to architectures that are not supported; …
 """
 
 from __future__ import annotations
@@ -10,10 +9,13 @@ from miles.train.launch.refusal import Refusal
 
 _MODEL = (
     Refusal(
-        "belongs to LoRA, which is not supported yet",
-        "leave it out: all weights are trained",
+        "is about LoRA during reinforcement learning, about several adapters at once, or about "
+        "experts",
+        "leave it out; --lora-rank, --lora-alpha, --lora-dropout, --target-modules, "
+        "--exclude-modules and --lora-adapter-path are what LoRA has here",
         """
-        lora_* target_modules exclude_modules experts_shared_outer_loras check_lora_* multi_lora_*
+        lora_base_* lora_sync_* lora_train_only lora_type experts_shared_outer_loras check_lora_*
+        multi_lora_*
         """,
     ),
     Refusal(

@@ -18,6 +18,9 @@ from miles.train.launch.fixed_flags import REPLACED
 from miles.train.launch.known_flags import secret_flags
 from miles.train.logging_config import LoggingConfig
 
+LOOKING = "looking at the settings, the places and the rows"
+"""What is said where all of it takes longer than a moment."""
+
 
 def notices_of(values: Values) -> tuple[str, ...]:
     """Return a sentence for each flag of a launch line that has another effect than it says."""

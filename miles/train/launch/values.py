@@ -13,6 +13,7 @@ import msgspec
 
 from miles.common.flags import Setting
 from miles.common.secret import SHOWN, Secret
+from miles.common.shown import cut
 from miles.errors import ConfigError
 from miles.train.launch.fixed_flags import values_of_fixed
 
@@ -79,9 +80,8 @@ def takes_another(setting: Setting, written: str, hint: str = "") -> ConfigError
         written: the value as the user spelled it; not shown where it is a secret.
         hint: what to do, behind the message.
     """
-    if setting.is_secret:
-        written = SHOWN
-    return ConfigError(f"{setting.flag.name} takes {_kind_of(setting)}, not {written}{hint}")
+    found = SHOWN if setting.is_secret else cut(written)
+    return ConfigError(f"{setting.flag.name} takes {_kind_of(setting)}, not {found}{hint}")
 
 
 def _kind_of(setting: Setting) -> str:
@@ -110,7 +110,7 @@ def _json_object(setting: Setting, text: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
-        found = SHOWN if setting.is_secret else text
+        found = SHOWN if setting.is_secret else cut(text)
         # JSONDecodeError keeps the text, and a debugger would show it.
         cause = None if setting.is_secret else error
         raise ConfigError(f"{setting.flag.name}: not JSON: {found}; {_JSON_EXPECTED}") from cause
@@ -119,7 +119,7 @@ def _json_object(setting: Setting, text: str) -> dict[str, Any]:
 
 def _mapping(setting: Setting, value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
-        found = SHOWN if setting.is_secret else json.dumps(value, default=str)
+        found = SHOWN if setting.is_secret else cut(json.dumps(value, default=str))
         raise ConfigError(f"{setting.flag.name}: {_JSON_EXPECTED}; found {found}")
     return _secrets(setting, value) if setting.is_secret else value
 

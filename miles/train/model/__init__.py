@@ -31,5 +31,7 @@ class of Megatron's, is itself imported inside functions.
                       piece of it
     process_groups    joining the ranks of a layout, and leaving them
     megatron_on_cpu   what lets Megatron run where there is no CUDA
+    adapters          small trained matrices beside the frozen weights (LoRA); adapter_dropout drops
+                      some of their input
     device            the GPU or the CPU of this process
 """

@@ -11,8 +11,8 @@ from typing import Any
 from miles.architecture.config import ModelShape
 from miles.architecture.sizes import padded_vocab_size
 from miles.train.compute_config import AS_USUAL, ComputeConfig
-from miles.train.config import RecomputeConfig
 from miles.train.model import device, weight_gradients
+from miles.train.model.adapters import add_adapters
 from miles.train.model.experts import CANNOT_GROUP, can_group, group_experts
 from miles.train.model.layer_spec import block_spec
 from miles.train.model.padding_rows import mask_padding_rows
@@ -20,6 +20,8 @@ from miles.train.model.rotary import RotaryFrequencies
 from miles.train.model.transformer_config import transformer_config
 from miles.train.parallel_layout import Layout
 from miles.train.precision import Precision
+from miles.train.recompute_config import RecomputeConfig
+from miles.train.types import AdapterSettings
 
 
 def build_model(
@@ -29,11 +31,15 @@ def build_model(
     precision: Precision,
     recompute: RecomputeConfig,
     compute: ComputeConfig = AS_USUAL,
+    lora: AdapterSettings | None = None,
 ) -> Any:
     """Return this rank's part of a `GPTModel`, on the GPU where there is one.
 
     The process groups must have been joined (`process_groups.initialize`). The weights are
     Megatron's random ones.
+
+    Args:
+        lora: adapters that are trained beside the frozen weights; None: the weights are trained.
 
     Raises:
         ConfigError: the model cannot be divided among the ranks of the layout.
@@ -74,6 +80,8 @@ def build_model(
     model.is_loss_fused = compute.loss_fusion
     model.packed_rotary = RotaryFrequencies.of(shape) if compute.packed_rope else None
     mask_padding_rows(model, shape)
+    if lora is not None:
+        add_adapters(model, shape, lora)
     if compute.grouped_experts and shape.num_experts is not None:
         if can_group(precision):
             group_experts(model)

@@ -56,6 +56,8 @@ class DeviceBatch:
     """int64 [tokens]: 0 for the tokens of the first segment, 1 for those of the second, …"""
     source_of_segment: Tensor
     """int64 [segments]"""
+    row_of_segment: Tensor
+    """int64 [segments]: the row id of each"""
     longest: int
     """tokens of the longest segment"""
     num_trained: int
@@ -163,6 +165,7 @@ def _parts(micro_batch: MicroBatch) -> dict[str, _Part]:
         "short_cu_seqlens": offsets_of(np.array(short_lengths, np.int64)).astype(np.int32),
         "segment_of_token": np.repeat(np.arange(len(lengths), dtype=np.int64), lengths),
         "source_of_segment": micro_batch.source_ids.astype(np.int64),
+        "row_of_segment": micro_batch.row_ids.astype(np.int64),
     }
 
     parts = {}
@@ -198,6 +201,7 @@ def _unpacked(micro_batch: MicroBatch, parts: dict[str, _Part], buffer: Tensor) 
         short_cu_seqlens=view("short_cu_seqlens"),
         segment_of_token=view("segment_of_token"),
         source_of_segment=view("source_of_segment"),
+        row_of_segment=view("row_of_segment"),
         longest=int(np.diff(micro_batch.cu_seqlens).max()),
         num_trained=len(parts["trained_positions"].array),
         host=micro_batch,

@@ -15,17 +15,19 @@ from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
 from torch import Tensor
 
 from miles.train.model.output_loss import OutputHead, Targets, TokenLosses, loss_in_pieces
+from miles.train.types import AdapterSettings
 
 
 class PackedGPTModel(GPTModel):  # type: ignore[misc]
     """A `GPTModel` that takes `Targets` as its labels and returns `TokenLosses`.
 
     `loss_chunk_size` is the number of trained tokens in a piece of the loss; 0: the logits of the
-    whole micro-batch, by Megatron.
+    whole micro-batch, by Megatron. `lora` says which adapters are trained; None: all weights are.
     """
 
     loss_chunk_size = 0
     is_loss_fused = True
+    lora: AdapterSettings | None = None
 
     # megatron-core 0.16.1 and 0.19 hand `labels` to this method and to nothing else.
     def _postprocess(

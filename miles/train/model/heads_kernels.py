@@ -94,7 +94,7 @@ class Heads(torch.autograd.Function):
             num_warps=_NUM_WARPS,
             **ctx.sizes,
         )
-        if not has_norm:
+        if not any(ctx.needs_input_grad[1:3]):
             return grad_mixed, None, None, None, None, None
         of_query, of_key = grad_weights.sum(0).to(query_weight.dtype)
         return grad_mixed, of_query, of_key, None, None, None

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from miles.data.types import DUMMY_ROW_ID, MicroBatch
+from miles.train.model.adapter_dropout import token_keys
 from miles.train.model.device_batch import DeviceBatch
 from miles.train.model.output_loss import Targets
 from miles.train.parallel_layout import Layout
@@ -60,12 +61,13 @@ def pad_for_tensor_ranks(micro_batch: MicroBatch, layout: Layout) -> MicroBatch:
     )
 
 
-def forward_packed(model: Any, batch: DeviceBatch, *, with_labels: bool) -> Any:
+def forward_packed(model: Any, batch: DeviceBatch, *, with_labels: bool, step: int = 0) -> Any:
     """Run a model forward over a packed micro-batch.
 
     Args:
         model: a `PackedGPTModel`, or the DDP wrapper around one.
         with_labels: compute the loss.
+        step: number of the step, which the dropout of adapters depends on.
 
     Returns:
         On the last pipeline stage with labels: the losses of the trained tokens, `TokenLosses`.
@@ -75,13 +77,17 @@ def forward_packed(model: Any, batch: DeviceBatch, *, with_labels: bool) -> Any:
     """
     from miles.train.model.packed_params import packed_params
 
-    frequencies = getattr(model, "module", model).packed_rotary
+    gpt = getattr(model, "module", model)
+    frequencies = gpt.packed_rotary
     rotation = None if frequencies is None else frequencies.rotation(batch.position_ids)
+    dropout_keys = None
+    if gpt.lora is not None and gpt.lora.dropout > 0 and gpt.training:
+        dropout_keys = token_keys(batch, gpt.lora.seed, step)
 
     return model(
         input_ids=batch.input_ids,
         position_ids=batch.position_ids,
         attention_mask=None,
         labels=Targets(batch.labels, batch.trained_positions) if with_labels else None,
-        packed_seq_params=packed_params(batch, rotation),
+        packed_seq_params=packed_params(batch, rotation, dropout_keys),
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from megatron.core.packed_seq_params import PackedSeqParams
+from torch import Tensor
 
 from miles.data.types import DUMMY_ROW_ID
 from miles.train.model.attention_backends import Segments
@@ -28,9 +29,13 @@ class PackedParams(PackedSeqParams):
     """of each token; None where Megatron rotates query and key itself"""
     num_real: int = 0
     """tokens of samples; those of padding and of a dummy come behind them"""
+    token_keys: Tensor | None = None
+    """int64 [tokens], of `adapter_dropout`; None where nothing is dropped"""
 
 
-def packed_params(batch: DeviceBatch, rotation: Rotation | None) -> PackedParams:
+def packed_params(
+    batch: DeviceBatch, rotation: Rotation | None, token_keys: Tensor | None = None
+) -> PackedParams:
     """Return the parameters of a micro-batch."""
     offsets: list[int] = batch.host.cu_seqlens.tolist()
     ends = offsets[1:]
@@ -46,4 +51,5 @@ def packed_params(batch: DeviceBatch, rotation: Rotation | None) -> PackedParams
         segments=Segments(batch.cu_seqlens, lengths, batch.short_cu_seqlens),
         rotation=rotation,
         num_real=offsets[num_samples],
+        token_keys=token_keys,
     )

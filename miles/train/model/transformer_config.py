@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from miles.architecture.config import ModelShape
 from miles.errors import ConfigError
 from miles.train.compute_config import ComputeConfig
-from miles.train.config import RecomputeConfig
 from miles.train.model import device
 from miles.train.model.dtypes import DTYPES
 from miles.train.parallel_layout import Layout
 from miles.train.precision import Precision
+from miles.train.recompute_config import RecomputeConfig
 
 
 def transformer_config(

@@ -275,7 +275,8 @@ def _refuse(requests: Sequence[_DiskRequest], folder: Path) -> SaveFailure | Non
         return None
     return SaveFailure(
         f"no space left on device: {num_bytes / 1e6:,.1f} MB are needed in {folder} of "
-        f"{first.host}, {first.free_bytes / 1e6:,.1f} MB are free"
+        f"{first.host}, {first.free_bytes / 1e6:,.1f} MB are free",
+        "Make room there",
     )
 
 

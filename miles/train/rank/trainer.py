@@ -86,6 +86,7 @@ class Trainer:
             precision=settings.precision,
             recompute=settings.recompute,
             compute=settings.compute,
+            lora=settings.lora,
         )
         compute = settings.compute.resolved(
             has_gpus=device.has_gpu(), data_parallel=settings.layout.data
@@ -172,12 +173,17 @@ class Trainer:
             _finalize_gradients, num_trained_tokens=report.content.num_trained_tokens
         )
         batches = self._padded(micro_batches)
+        step = report.position.index
         if self.router_loads is not None:
             if self.router_loads.must_count_ahead:
-                self._count_ahead(self.router_loads, batches)
+                self._count_ahead(self.router_loads, batches, step)
             self.router_loads.begin_step(report.content)
         outputs = self._run_micro_batches(
-            batches, self.settings.num_sources, forward_only=False, loads=self.router_loads
+            batches,
+            self.settings.num_sources,
+            step=step,
+            forward_only=False,
+            loads=self.router_loads,
         )
 
         sums = self._reduce(outputs, self.settings.num_sources, self.router_loads)
@@ -247,6 +253,7 @@ class Trainer:
         batches: Sequence[MicroBatch],
         num_sources: int,
         *,
+        step: int = 0,
         forward_only: bool,
         loads: RouterLoads | None = None,
     ) -> list[MicroBatchSums]:
@@ -261,7 +268,9 @@ class Trainer:
         from megatron.core.pipeline_parallel import get_forward_backward_func
 
         outputs: list[MicroBatchSums] = get_forward_backward_func()(
-            forward_step_func=partial(_forward_step, num_sources=num_sources, loads=loads),
+            forward_step_func=partial(
+                _forward_step, num_sources=num_sources, step=step, loads=loads
+            ),
             data_iterator=send_ahead(batches),
             model=[self.model],
             num_microbatches=len(batches),
@@ -271,12 +280,14 @@ class Trainer:
         )
         return outputs
 
-    def _count_ahead(self, loads: RouterLoads, batches: Sequence[MicroBatch]) -> None:
+    def _count_ahead(self, loads: RouterLoads, batches: Sequence[MicroBatch], step: int) -> None:
         """Count what a step is about to choose, in a forward pass of its own."""
         num_sources = self.settings.num_sources
         loads.forget_step()
         with torch.no_grad():
-            outputs = self._run_micro_batches(batches, num_sources, forward_only=True, loads=loads)
+            outputs = self._run_micro_batches(
+                batches, num_sources, step=step, forward_only=True, loads=loads
+            )
         loads.balance(self._reduce(outputs, num_sources, loads).others)
 
     def _reduce(
@@ -397,7 +408,12 @@ class Trainer:
 
 
 def _forward_step(
-    batches: Iterator[DeviceBatch], model: Any, *, num_sources: int, loads: RouterLoads | None
+    batches: Iterator[DeviceBatch],
+    model: Any,
+    *,
+    num_sources: int,
+    step: int,
+    loads: RouterLoads | None,
 ) -> tuple[Any, Any]:
     """Run one micro-batch forward; the second result computes the loss from the first.
 
@@ -412,7 +428,7 @@ def _forward_step(
         return total, count, MicroBatchSums(by_segment, by_source)
 
     with contextlib.nullcontext() if loads is None else loads.counting():
-        return forward_packed(model, batch, with_labels=True), loss
+        return forward_packed(model, batch, with_labels=True, step=step), loss
 
 
 def _finalize_gradients(

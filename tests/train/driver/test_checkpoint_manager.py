@@ -19,7 +19,7 @@ from miles.train.driver.group import TrainerGroup
 from miles.train.driver.run_log import RunLog
 from miles.train.types import SaveFailure, SaveStage
 
-FULL = SaveFailure("no space left on device")
+FULL = SaveFailure("no space left on device", "Make room there")
 
 
 class PretendedGroup:
@@ -120,7 +120,7 @@ def test_a_failure_ends_the_run_or_is_left_out(tmp_path: Path, stage: str) -> No
 
         ends = on_save_error == "end" or must_succeed
         if ends:
-            with pytest.raises(WriteError, match="Make room and give the same command") as info:
+            with pytest.raises(WriteError, match="Make room there, then give the same") as info:
                 save(bench, must_succeed=must_succeed)
             assert str(info.value).startswith(expected)
         else:
@@ -128,6 +128,23 @@ def test_a_failure_ends_the_run_or_is_left_out(tmp_path: Path, stage: str) -> No
             assert f"{expected}; the run goes on" in bench.screen.getvalue()
         assert bench.complete == []
         assert bench.manager.newest == "megatron/release"
+
+
+@pytest.mark.parametrize(
+    ("reason", "what_to_do"),
+    [
+        ("Worker failure: [Errno 28] No space left: '/x'", "Make room there, then give the same"),
+        ("[Errno 30] Read-only file system: '/x'", "Make it writable, then give the same"),
+        ("[Errno 13] Permission denied: '/x'", "Give this user the right to it, then give the"),
+        ("s3://b/x: cannot be written: no such bucket. Create it", "Give the same command again"),
+        ("RuntimeError: unknown", "Give the same command again"),
+    ],
+)
+def test_the_remedy_is_that_of_the_cause(bench: Bench, reason: str, what_to_do: str) -> None:
+    bench.group.failures["begin_save"] = SaveFailure(reason)
+    with pytest.raises(WriteError) as info:
+        bench.manager.begin(4, {}, must_succeed=True)
+    assert f"is megatron/release. {what_to_do}" in str(info.value)
 
 
 def save(bench: Bench, *, must_succeed: bool) -> None:

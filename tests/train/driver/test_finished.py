@@ -6,20 +6,23 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import TextIO
 
 import pytest
 
+from miles.cli import main
 from miles.common import run_folder
-from miles.common.checkpoint_folder import EXTRA, INDEX, require_files
-from miles.common.checkpoint_tracker import folder_name, write_tracker
-from miles.errors import CheckpointError
+from miles.common.checkpoint_tracker import write_tracker
 from miles.train.config import TrainConfig
 from miles.train.driver.finished import LAST_STEP, finished_text, report_if_finished
 from miles.train.driver.resolved_settings import describe
 from miles.train.launch.arguments import parse
+from tests.support.checkpoints import write_checkpoint
+from tests.support.fault_table import NOTHING, observed
 from tests.support.launch import write_model
-from tests.support.processes import PROJECT
+from tests.support.processes import PROJECT, closed_pipe, without_patience
 
 HEAVY = ("ray", "torch", "megatron", "transformers", "pyarrow", "numpy")
 
@@ -36,13 +39,7 @@ def folder(tmp_path: Path) -> Path:
     """The files that a finished run leaves."""
     write_model(tmp_path)
     run = tmp_path / "run"
-    checkpoint = run / folder_name(6)
-    checkpoint.mkdir(parents=True)
-    (checkpoint / "metadata.json").write_text("{}")
-    (checkpoint / INDEX).write_bytes(b"\x80\x04__0_0.distcp\x94__1_0.distcp\x94.")
-    (checkpoint / "__0_0.distcp").touch()
-    (checkpoint / "__1_0.distcp").touch()
-    (checkpoint / EXTRA).write_text(json.dumps({"metrics_lines": 6}))
+    write_checkpoint(run, 6, json.dumps({"metrics_lines": 6}))
     write_tracker(str(run), 6)
 
     end = {"end": 1, "how": LAST_STEP, "next_step": 6}
@@ -77,7 +74,29 @@ def test_it_needs_neither_ray_nor_torch(folder: Path) -> None:
     first, last = done.stdout.splitlines()
     assert first == f"  this run is finished: 6 of 6 steps are in {folder}/run/iter_0000006"
     assert last == "0 []"
-    assert done.stderr == ""
+    assert without_patience(done.stderr) == ""
+
+
+@pytest.mark.parametrize(
+    ("fault", "stream"),
+    [
+        ("output piped into `head`, which ends", closed_pipe),
+        ("output on a full disk", partial(open, "/dev/full", "w")),
+    ],
+)
+def test_it_ends_well_where_nothing_can_be_printed(
+    folder: Path,
+    fault: str,
+    stream: Callable[[], TextIO],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with stream() as lost:
+        monkeypatch.setattr("sys.stdout", lost)
+        assert main(["train", *words(folder)]) == 0
+    printed = without_patience(capsys.readouterr().err)
+    assert printed.count("\n") == 1
+    observed(fault, printed, "miles: the standard output", NOTHING)
 
 
 @pytest.mark.parametrize(
@@ -86,6 +105,23 @@ def test_it_needs_neither_ray_nor_torch(folder: Path) -> None:
 def test_another_length_or_order_goes_on(folder: Path, more: list[str]) -> None:
     assert says_so(parse(words(folder)))
     assert not says_so(parse(words(folder, *more)))
+
+
+def test_a_run_of_adapters_is_another_one(folder: Path) -> None:
+    """A run of an older version, whose settings do not know them, trained all weights."""
+    config = folder / "run" / run_folder.CONFIG
+    settings = json.loads(config.read_text())
+    assert settings.pop("lora")["rank"] == 0
+    config.write_text(json.dumps(settings))
+    assert says_so(parse(words(folder)))
+
+    lora = parse(words(folder, "--lora-rank", "8"))
+    assert not says_so(lora)
+    config.write_text(describe(lora))
+    assert not says_so(lora), "its export is an adapter in PEFT's format"
+    (folder / "export/adapter_config.json").write_text("{}")
+    assert says_so(lora)
+    assert not says_so(parse(words(folder)))
 
 
 def rewrite(name: str, before: str, after: str) -> Callable[[Path], object]:
@@ -130,18 +166,3 @@ def test_more_steps_than_are_asked_for() -> None:
     assert finished_text(24, 24, "x").endswith("24 of 24 steps are in x")
     text = finished_text(24, 8, "x")
     assert text.endswith("it has 24 steps, more than the 8 that are asked for; they are in x")
-
-
-def test_a_checkpoint_that_has_lost_files_is_named(folder: Path) -> None:
-    checkpoint = folder / "run/iter_0000006"
-    require_files(str(checkpoint))
-    for path in checkpoint.glob("*.distcp"):
-        path.unlink()
-    with pytest.raises(CheckpointError, match=r"__0_0\.distcp, __1_0\.distcp: no such file"):
-        require_files(str(checkpoint))
-    (checkpoint / INDEX).write_bytes(b"")
-    with pytest.raises(CheckpointError, match=r"iter_0000006: \*\.distcp: no such file"):
-        require_files(str(checkpoint))
-    (checkpoint / INDEX).unlink()
-    with pytest.raises(CheckpointError, match=r"\.metadata: no such file.* Bring the files back"):
-        require_files(str(checkpoint))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import math
@@ -17,6 +18,7 @@ import pytest
 from rich.console import Console
 
 from miles.common import json_lines, lease, run_folder
+from miles.common.checkpoint_files import iterations
 from miles.common.checkpoint_folder import EXTRA, SavedCheckpoint
 from miles.common.checkpoint_tracker import TRACKER, folder_name
 from miles.convert import megatron_to_hf
@@ -289,6 +291,27 @@ def test_replaced_run_leaves_everything_as_it_is(tmp_path: Path) -> None:
         run.train(Schedule(NUM_STEPS, save_interval=4), save_interval=4)
     assert run.events[-3:] == ["save 4", "train 4", "commit 4"], "no seal, and no export"
     assert contents(tmp_path) == run.left
+
+
+def test_an_old_checkpoint_that_stays_ends_nothing(tmp_path: Path) -> None:
+    """A disk is mounted in it, as a stale file of a network disk would be in use."""
+    run = PretendedRun(tmp_path)
+    left: list[int] = []
+    with contextlib.ExitStack() as stack:
+
+        def mount() -> None:
+            stack.enter_context(small_disk(tmp_path / folder_name(1) / "disk", "size=64k"))
+
+        run.meanwhile[2] = mount
+        run.meanwhile[4] = lambda: left.extend(iterations(str(tmp_path)))
+        run.meanwhile[5] = stack.close
+        summary = run.train(Schedule(NUM_STEPS, save_interval=1), keep_last=1)
+    assert summary.is_finished
+    printed = run.screen.getvalue()
+    observed("old checkpoint that cannot be removed", printed, "Old checkpoints stay", NOTHING)
+    assert printed.count("cannot be removed") == 1
+    assert left == [1, 3], "the others are removed"
+    assert iterations(str(tmp_path)) == [NUM_STEPS], "and this one as soon as it can be"
 
 
 def test_a_checkpoint_takes_along_the_metrics_that_the_disk_did_not(tmp_path: Path) -> None:

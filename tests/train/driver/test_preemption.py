@@ -12,10 +12,11 @@ from typing import Any, cast
 import pytest
 
 from miles.cli.outcome import exit_status_of
+from miles.errors import ConfigError
 from miles.train.driver import loop
 from miles.train.driver.preemption import Stopped, StopSignal
 from tests.support.fault_table import NOTHING, observed
-from tests.support.processes import wait_until
+from tests.support.processes import closed_pipe, wait_until
 
 
 def send(number: int = signal.SIGTERM) -> None:
@@ -67,6 +68,18 @@ def test_ctrl_c_before_the_start_loses_nothing(
     assert exit_status_of(lambda: loop.train(cast(Any, None)) and None) == 130
     printed = capsys.readouterr().err
     observed("Ctrl-C before the first step", printed, "Ctrl-C", NOTHING)
+
+
+def test_a_run_outlives_its_reader(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(config: object) -> None:
+        print("reading", flush=True)
+        raise ConfigError("the end")
+
+    monkeypatch.setattr(loop, "preflight", refuse)
+    with closed_pipe() as pipe:
+        monkeypatch.setattr("sys.stdout", pipe)
+        with pytest.raises(ConfigError, match="the end"):
+            loop.train(cast(Any, None))
 
 
 def test_a_closed_terminal_is_not_written_to() -> None:

@@ -25,12 +25,12 @@ import pytest
 from miles.common import run_folder, storage
 from miles.common.secret import Secret
 from miles.data.config import DataConfig, EncodeConfig, OrderConfig, SourceConfig
-from miles.errors import ConfigError
+from miles.errors import ConfigError, WriteError
 from miles.train.config import TrainConfig
 from miles.train.driver import sink_process
 from miles.train.driver.metrics import Metrics
 from miles.train.driver.metrics_log import MetricsLog
-from miles.train.driver.sinks import open_sinks
+from miles.train.driver.sinks import _wandb_id, open_sinks
 from miles.train.logging_config import LoggingConfig
 from tests.support.disks import small_disk
 from tests.support.fault_table import NOTHING, observed
@@ -46,6 +46,18 @@ def line(step: int) -> Metrics:
         "data/num_rows": 16 + step,
         "data/step_fingerprint": f"{step:016x}",
     }
+
+
+def test_the_id_at_wandb_ends_no_run_that_has_begun(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", "size=64k") as disk:
+        run_dir = str(disk)
+        first = _wandb_id(run_dir, None, is_new=True, must_write=True)
+        assert _wandb_id(run_dir, None, is_new=False, must_write=True) == first
+        (disk / "ballast").write_bytes(bytes(shutil.disk_usage(disk).free))
+        assert _wandb_id(run_dir, None, is_new=False, must_write=True) == first
+        assert _wandb_id(run_dir, "chosen", is_new=True, must_write=False) == "chosen"
+        with pytest.raises(WriteError, match=r"wandb_id\.txt: cannot be written: no space left"):
+            _wandb_id(run_dir, "chosen", is_new=True, must_write=True)
 
 
 def lines_of(folder: Path) -> list[dict[str, Any]]:

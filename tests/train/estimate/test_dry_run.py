@@ -24,6 +24,7 @@ from miles.errors import CheckpointError, ConfigError, DataError
 from miles.train.driver.loop import train
 from miles.train.estimate.dry_run import dry_run
 from miles.train.launch.arguments import parse
+from tests.support.checkpoints import write_checkpoint
 from tests.support.launch import QWEN3, QWEN3_235B
 from tests.support.models import edit_config
 from tests.support.streams import demo_settings, demo_tokenizer
@@ -186,9 +187,7 @@ def test_tensor_ranks_across_nodes_are_warned_of(folder: Path, tmp_path: Path) -
 def test_ids_beyond_the_vocabulary_stop_both(folder: Path, tmp_path: Path) -> None:
     small = shutil.copytree(folder / "4b", tmp_path / "small")
     edit_config(small, vocab_size=2047)
-    (tmp_path / "release").mkdir()
-    for name in ("metadata.json", ".metadata", "__0_0.distcp"):
-        (tmp_path / "release" / name).touch()
+    write_checkpoint(tmp_path, RELEASE)
     write_tracker(str(tmp_path), RELEASE)
     line = words(folder, tmp_path, str(small), *FOUR_B)
 

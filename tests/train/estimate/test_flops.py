@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import torch
 
+from miles.architecture.adapter import AdapterShape
 from miles.architecture.families import shape_of
-from miles.architecture.sizes import matrix_parameters
+from miles.architecture.sizes import key_size, matrix_parameters, query_size
 from miles.train.estimate.flops import peak_flops, training_flops
 from tests.support.models import EXPERTS, SIZES
 from tests.support.shapes import HAND_COUNTED as DENSE
@@ -58,6 +59,32 @@ def test_torch_counts_the_same_operations(model_type: str) -> None:
     counted = counter.get_total_flops()
     # Eager attention multiplies every pair, also those that the mask then hides.
     assert 3 * counted == training_flops(shape, tokens, tokens * tokens)
+
+
+def test_torch_counts_the_same_of_an_adapter() -> None:
+    """PEFT's model, forward and backward: no gradient of a frozen matrix is computed."""
+    from peft import LoraConfig, get_peft_model
+    from torch.utils.flop_counter import FlopCounterMode
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.for_model("qwen3", vocab_size=192, attn_implementation="eager", **SIZES)
+    model = get_peft_model(
+        AutoModelForCausalLM.from_config(config),
+        LoraConfig(r=4, target_modules=["q_proj", "up_proj", "down_proj"]),
+    )
+    shape = shape_of(config.to_dict(), "there")
+    adapter = AdapterShape(4, 8.0, ("q_proj", "up_proj", "down_proj"))
+    tokens = 20
+    with FlopCounterMode(display=False) as counter:
+        model(torch.zeros(1, tokens, dtype=torch.long)).logits.sum().backward()
+
+    # Nothing below the first adapter has a gradient: the embedding is frozen, too.
+    num_queries, num_keys = query_size(shape), key_size(shape)
+    first = 2 * tokens * shape.hidden_size * (num_queries + 2 * num_keys + adapter.rank)
+    # Nor have the keys and values of the first layer: no gradient of the scores for them.
+    first += 2 * num_queries * tokens * tokens * 2
+    expected = training_flops(shape, tokens, tokens * tokens, adapter)
+    assert counter.get_total_flops() == expected - first
 
 
 def test_torch_counts_the_same_experts() -> None:

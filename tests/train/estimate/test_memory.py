@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from miles.architecture.adapter import TARGETS, AdapterShape, total_adapter_parameters
 from miles.architecture.config import ModelShape
 from miles.architecture.families import shape_of
 from miles.architecture.sizes import (
@@ -20,11 +21,11 @@ from miles.architecture.sizes import (
     total_parameters,
 )
 from miles.train.compute_config import ComputeConfig
-from miles.train.config import KEEP_ALL, RecomputeConfig
 from miles.train.estimate.memory import estimate
 from miles.train.model import process_groups
 from miles.train.parallel_layout import Layout
 from miles.train.precision import Precision
+from miles.train.recompute_config import KEEP_ALL, RecomputeConfig
 from tests.support.ranks import batch, run_ranks, start, trainer_settings
 
 DENSE = ModelShape("qwen3", 4, 64, 160, 4, 2, 16, 512, 256, 1e6, 1e-6, True, True, False)
@@ -359,7 +360,7 @@ def test_transformers_counts_the_same_parameters(model_type: str) -> None:
 
 
 def test_the_docs_example_is_computed() -> None:
-    text = (Path(__file__).parents[3] / "docs/memory.md").read_text()
+    text = (Path(__file__).parents[3] / "docs/memory.md").read_text().split("## LoRA")[0]
     (stage,) = estimate(
         QWEN3_4B,
         Layout(8, tensor=2, sequence_parallel=True),
@@ -370,3 +371,30 @@ def test_the_docs_example_is_computed() -> None:
     for name in ("weights", "gradients", "optimizer", "activations", "loss", "total"):
         (gib,) = re.findall(rf"^\| {name} \|.*\| ([\d.]+) \|$", text, re.MULTILINE)
         assert float(gib) == round(getattr(stage, name) / 2**30, 2), name
+
+
+def test_the_docs_lora_table_is_computed() -> None:
+    """Each row of the table: all weights trained, and adapters of rank 16 on all projections."""
+    text = (Path(__file__).parents[3] / "docs/memory.md").read_text()
+    section = text.split("## LoRA")[1]
+
+    whole, adapted = (
+        estimate(
+            QWEN3_4B,
+            Layout(1),
+            precision=Precision.BF16,
+            max_tokens_per_gpu=9216,
+            recompute=RecomputeConfig("full", "uniform", 1),
+            adapter=adapter,
+        )[0]
+        for adapter in (None, AdapterShape(16, 32.0, TARGETS))
+    )
+    assert f"{adapted.num_trained:,}" in section
+    assert adapted.num_trained == total_adapter_parameters(
+        QWEN3_4B, AdapterShape(16, 32.0, TARGETS)
+    )
+    for name in ("weights", "gradients", "optimizer", "activations", "loss", "total"):
+        row = rf"^\| {name} \| ([\d.]+) \| ([\d.]+) \|$"
+        ((of_whole, of_adapter),) = re.findall(row, section, re.MULTILINE)
+        assert float(of_whole) == round(getattr(whole, name) / 2**30, 2), name
+        assert float(of_adapter) == round(getattr(adapted, name) / 2**30, 2), name

@@ -185,6 +185,9 @@ def test_an_empty_word_is_an_empty_mapping(base: list[str]) -> None:
 
 
 VALUES: dict[str, Any] = {
+    "lora_dropout": 0.5,
+    "target_modules": ["q_proj,k_proj", "linear_proj"],
+    "exclude_modules": ["o_proj"],
     "prompt_data": ["a", "a.parquet", "b", "b.parquet"],
     "prompt_data_weights": [1.0, 3.0],
     "row_shape": "messages",
@@ -225,7 +228,14 @@ VALUES: dict[str, Any] = {
 
 OFFLOADING = {"use_precision_aware_optimizer": True, "optimizer_cpu_offload": True}
 
+WITH_LORA = {"lora_rank": 8}
+
 TOGETHER: dict[str, dict[str, Any]] = {
+    "lora_dropout": WITH_LORA,
+    "target_modules": WITH_LORA,
+    "exclude_modules": {**WITH_LORA, "target_modules": ["all-linear"]},
+    "lora_adapter_path": WITH_LORA,
+    "use_rslora": WITH_LORA,
     "prompt_data_weights": {"prompt_data": VALUES["prompt_data"]},
     "eval_interval": {"eval_fraction": 0.1},
     "eval_samples": {"eval_fraction": 0.1},

@@ -44,7 +44,8 @@ from miles.train.launch.arguments import parse
             "--train-iters is the length of a run by other names; give --num-epoch, or --num-roll",
         ),
         ("--micro-batch-size 1", "packed into micro-batches of --max-tokens-per-gpu"),
-        ("--lora-rank 16", "--lora-rank belongs to LoRA, which is not supported yet; leave it out"),
+        ("--lora-type lora", "--lora-type is about LoRA during reinforcement learning"),
+        ("--target-modules q_proj", "--target-modules belongs to LoRA: give --lora-rank beside it"),
         (
             "--max-token-per-gpu 100",
             "there is no flag --max-token-per-gpu; did you mean --max-tokens-per-gpu?",

@@ -12,11 +12,11 @@ import torch
 
 from miles.architecture.config import ModelShape
 from miles.train.compute_config import AS_USUAL, ComputeConfig
-from miles.train.config import KEEP_ALL
 from miles.train.estimate.memory import estimate
 from miles.train.optimizer_settings import OptimizerSettings
 from miles.train.parallel_layout import Layout
 from miles.train.precision import Precision
+from miles.train.recompute_config import KEEP_ALL
 from tests.support.ranks import SETTINGS, SHAPE, batch, run_ranks, start, trainer_settings
 
 OFFLOADED = replace(SETTINGS, precision_aware=True, cpu_offload=True)

@@ -12,8 +12,8 @@ import torch
 
 from miles.data.types import MicroBatch, StepReport
 from miles.train.compute_config import ComputeConfig
-from miles.train.config import KEEP_ALL, RecomputeConfig
 from miles.train.parallel_layout import Layout
+from miles.train.recompute_config import KEEP_ALL, RecomputeConfig
 from tests.support.ranks import SHAPE, batch, run_ranks, start, trainer_settings
 
 EXPERTS = replace(

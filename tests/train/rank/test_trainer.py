@@ -18,8 +18,8 @@ import torch
 from miles.data.packing.micro_batch import micro_batch
 from miles.data.types import DUMMY_ROW_ID, MicroBatch
 from miles.errors import CheckpointError
-from miles.train.config import KEEP_ALL, RecomputeConfig
 from miles.train.parallel_layout import Layout
+from miles.train.recompute_config import KEEP_ALL, RecomputeConfig
 from tests.support.fault_table import NOTHING, observed
 from tests.support.pickles import ShellCommand
 from tests.support.ranks import (
