@@ -42,7 +42,7 @@ from miles.convert.path_safety import require_inside
 from miles.convert.peft_adapter import AdapterPlan
 from miles.convert.peft_config import CONFIG
 from miles.convert.safetensors_files import ADAPTER, INDEX, SINGLE, is_weights
-from miles.convert.saved_adapter import saved_adapter
+from miles.convert.saved_adapter import saved_adapter, saved_base
 from miles.convert.torch_dist import Checkpoint
 from miles.errors import CheckpointError, ConfigError, SourceError
 
@@ -195,7 +195,8 @@ def _adapter_plan(
     """Compare an adapter's checkpoint with the model; return the files to write of it."""
     require_model(checkpoint, hf_checkpoint, shape)
     require_complete(checkpoint, shape, adapter_parameters(shape, adapter))
-    return AdapterPlan(hf_checkpoint, shape, adapter, checkpoint.dtypes)
+    base = saved_base(checkpoint.where)
+    return AdapterPlan(hf_checkpoint, shape, adapter, checkpoint.dtypes, base=base)
 
 
 def require_model(checkpoint: Checkpoint, hf_checkpoint: str, shape: ModelShape) -> None:

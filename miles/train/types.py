@@ -152,6 +152,15 @@ class StartPoint:
         return self.checkpoint.url
 
     @property
+    def origin(self) -> str:
+        """Return what the ranks load, for the user."""
+        if self.base is not None:
+            return f"the weights of {self.base.url} and the adapter of {self.url}"
+        if self.adapter_path is not None:
+            return f"the weights of {self.url} and the adapter of {self.adapter_path}"
+        return f"the weights of {self.url}"
+
+    @property
     def next_step(self) -> int:
         """Return the first step that is not in it."""
         return self.checkpoint.iteration if self.is_resume else 0

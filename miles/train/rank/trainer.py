@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from miles.architecture.adapter import AdapterShape
 from miles.architecture.config import ModelShape
 from miles.common import checkpoint_folder
 from miles.common.checkpoint_folder import SavedCheckpoint
@@ -117,6 +118,12 @@ class Trainer:
     @property
     def layout(self) -> Layout:
         return self.settings.layout
+
+    @property
+    def adapter(self) -> AdapterShape | None:
+        """Return the shape of the adapter that is trained; None: all weights are."""
+        lora = self.settings.lora
+        return None if lora is None else lora.adapter
 
     @property
     def gpt(self) -> Any:
@@ -370,7 +377,9 @@ class Trainer:
         """Return why a step was skipped, and what made it so: weights of any rank, or rows."""
         self.gather_weights()
         weights: list[Any] = [None] * self.layout.world_size
-        torch.distributed.all_gather_object(weights, names_not_finite(self.gpt, self.shape))
+        torch.distributed.all_gather_object(
+            weights, names_not_finite(self.gpt, self.shape, self.adapter)
+        )
         broken = tuple(dict.fromkeys(chain.from_iterable(weights)))
         if broken:
             return Skip(reason, weights=broken)
