@@ -359,4 +359,6 @@ def _mlp_values(
     # product is kept before and after the router's weight.
     gated = 3 if compute.grouped_experts else gated + 1
     width = shape.moe_ffn_hidden_size / layout.expert_tensor
-    return shape.moe_router_topk * (shape.hidden_size + gated * width)
+    # Tensor ranks route a part of the tokens each; those that share an expert gather them again.
+    num_copies = shape.moe_router_topk * layout.expert_tensor / layout.tensor
+    return num_copies * (shape.hidden_size + gated * width)

@@ -59,8 +59,13 @@ LAYOUTS = {
 }
 EXPERT_LAYOUTS = {
     1: [Layout(1)],
-    2: [Layout(2, expert=2), Layout(2)],
+    2: [
+        Layout(2, expert=2),
+        Layout(2),
+        Layout(2, tensor=2, sequence_parallel=True, expert_tensor=2),
+    ],
     4: [
+        Layout(4, tensor=2, sequence_parallel=True, expert=2, expert_tensor=2),
         Layout(4, tensor=2, sequence_parallel=True, expert=2),
         Layout(4, pipeline=2, expert=2),
         Layout(4, expert=2),
@@ -204,6 +209,28 @@ def test_activations_are_what_autograd_keeps() -> None:
         expected = stage.activations + more_on_a_cpu(shape) * num_tokens * 4
         where = f"{shape.model_type} {compute}: {expected} against {size}"
         assert expected == pytest.approx(size, rel=0.005), where
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("expert_tensor", [1, 2])
+def test_activations_of_experts_on_tensor_ranks(expert_tensor: int) -> None:
+    """Together, the ranks keep what the estimate says of an even load."""
+    layout = Layout(4, tensor=2, sequence_parallel=True, expert=2, expert_tensor=expert_tensor)
+    shape = replace(EXPERTS, hidden_size=256, kv_channels=64, moe_ffn_hidden_size=128)
+    compute = ComputeConfig(rope_fusion=False, grouped_experts=True)
+    by_rank = run_ranks(saved, layout, [(shape, compute)], 200)
+    (stage,) = estimate(
+        shape,
+        layout,
+        precision=Precision.FP32,
+        max_tokens_per_gpu=200,
+        recompute=KEEP_ALL,
+        compute=compute,
+    )
+    expected = stage.activations + more_on_a_cpu(shape) * 200 * 4 / layout.tensor
+    mean = sum(sizes[0] for sizes in by_rank) / len(by_rank)
+    print(mean, expected)
+    assert expected == pytest.approx(mean, rel=0.02)
 
 
 def more_on_a_cpu(shape: ModelShape) -> int:
