@@ -20,6 +20,8 @@ EXPERTS = replace(
     SHAPE, model_type="qwen3_moe", num_experts=4, moe_router_topk=2, moe_ffn_hidden_size=32
 )
 SPREAD = Layout(2, expert=2)
+SPLIT = Layout(4, tensor=2, sequence_parallel=True, expert=2, expert_tensor=2)
+"""Each expert over two tensor-parallel ranks."""
 WHOLE = Layout(1)
 NUM_STEPS = 5
 SAVED_STEP = 3
@@ -61,8 +63,23 @@ def train(
 @pytest.mark.parametrize("has_prefix", [False, True])
 @pytest.mark.parametrize("saved_by", [SPREAD, WHOLE], ids=["spread", "whole"])
 def test_either_layout_continues(tmp_path: Path, saved_by: Layout, has_prefix: bool) -> None:
-    saved = str(tmp_path / "saved")
+    require_continued(tmp_path, saved_by, (SPREAD, WHOLE), has_prefix)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("saved_by", "continued_by"), [(SPLIT, WHOLE), (SPREAD, SPLIT)], ids=["from", "to"]
+)
+def test_split_experts_continue(tmp_path: Path, saved_by: Layout, continued_by: Layout) -> None:
+    require_continued(tmp_path, saved_by, (continued_by,))
+
+
+def require_continued(
+    folder: Path, saved_by: Layout, continued_by: tuple[Layout, ...], has_prefix: bool = False
+) -> None:
+    """Assert that other layouts take the steps behind a checkpoint as the one that wrote it."""
+    saved = str(folder / "saved")
     unbroken = run_ranks(train, saved_by, None, saved, has_prefix)[-1]
-    for layout in (SPREAD, WHOLE):
+    for layout in continued_by:
         resumed = run_ranks(train, layout, saved, None, False)[-1]
         np.testing.assert_allclose(resumed, unbroken[SAVED_STEP:], rtol=2e-5)
