@@ -8,12 +8,12 @@ from collections.abc import Sequence
 
 from miles.cli.console import Subparsers, open_console, path_word
 from miles.cli.model_line import add_model_line, require_known_flags, require_model
-from miles.cli.outcome import on_ctrl_c
+from miles.common.ctrl_c import on_ctrl_c
 from miles.errors import MilesError
 
 NAME = "convert"
 HF_TO_MEGATRON = "hf-to-megatron"
-_LEAVES_NOTHING = "stopped; the files that it had begun are removed, --save is as it was"
+_LEAVES_NOTHING = "stopped; nothing of it is left, and --save is as it was"
 _OWN_FLAGS = (
     "--hf-checkpoint",
     "--save",
@@ -124,11 +124,11 @@ def run_hf_to_megatron(flags: argparse.Namespace) -> None:
     Raises:
         MilesError: the line says another model than config.json, or a file cannot be used.
     """
-    from miles.convert.hf_to_megatron import hf_to_megatron
-
-    require_model(flags)
     console = open_console()
     with on_ctrl_c(_LEAVES_NOTHING):
+        from miles.convert.hf_to_megatron import hf_to_megatron  # torch, which takes seconds
+
+        require_model(flags)
         folder = hf_to_megatron(
             flags.hf_checkpoint,
             flags.save,
@@ -141,10 +141,10 @@ def run_hf_to_megatron(flags: argparse.Namespace) -> None:
 
 def run_megatron_to_hf(flags: argparse.Namespace) -> None:
     """Convert a Megatron checkpoint."""
-    from miles.convert.megatron_to_hf import megatron_to_hf
-
     console = open_console()
     with on_ctrl_c(_LEAVES_NOTHING):
+        from miles.convert.megatron_to_hf import megatron_to_hf  # torch, which takes seconds
+
         folder = megatron_to_hf(
             flags.load,
             flags.hf_checkpoint,

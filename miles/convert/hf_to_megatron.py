@@ -26,6 +26,7 @@ from miles.common import atomic_folders, storage
 from miles.common.checkpoint_choice import ways_on
 from miles.common.checkpoint_files import iterations
 from miles.common.checkpoint_tracker import RELEASE, TRACKER, tracked, write_tracker
+from miles.common.ctrl_c import on_ctrl_c
 from miles.common.debugging import unchained
 from miles.common.writable import require_writable
 from miles.convert import parallel, tensor_io, torch_dist
@@ -49,6 +50,7 @@ class _Content:
 
 
 @unchained
+@on_ctrl_c("stopped; nothing of it is left, and the folder to write is as it was")
 def hf_to_megatron(
     hf_checkpoint: str,
     save: str,

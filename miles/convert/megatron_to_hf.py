@@ -32,6 +32,7 @@ from miles.architecture.families import parameters_of, read_shape, stored_names
 from miles.architecture.parameters import Parameter
 from miles.common import atomic_folders, checkpoint_folder, storage
 from miles.common.checkpoint_tracker import RELEASE
+from miles.common.ctrl_c import on_ctrl_c
 from miles.common.debugging import unchained
 from miles.common.writable import require_writable
 from miles.convert import parallel, tensor_io, torch_dist
@@ -48,6 +49,7 @@ from miles.errors import CheckpointError, ConfigError, SourceError
 
 
 @unchained
+@on_ctrl_c("stopped; nothing of it is left, and the folder to write is as it was")
 def megatron_to_hf(
     load: str,
     hf_checkpoint: str,

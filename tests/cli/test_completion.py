@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from miles.cli import build_parser, main
+from miles.cli import main
+from miles.cli.commands import build_parser
 from miles.cli.completion import SHELLS, completion_script
 from miles.train.launch.parser import build_parser as build_launch_parser
 from tests.support.launch import OneMore
