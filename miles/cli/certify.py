@@ -51,6 +51,6 @@ def run(flags: argparse.Namespace) -> None:
         print(text)
         return
 
-    open_console().print(certificate)
+    open_console().print(certificate, soft_wrap=True)
     if flags.json:
         storage.write_text(absolute(flags.json), text + "\n")

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NoReturn
 
+from miles.common.help_lines import HelpLines
 from miles.errors import brief
 
 _QUOTED_WORD = re.compile(r"(ignored explicit argument) .*")
@@ -31,6 +32,9 @@ class CommandParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Print how the command is used and what is wrong, and end the process with 2."""
         super().error(brief(_QUOTED_WORD.sub(r"\1; see --help", message)))
+
+    def _get_formatter(self) -> argparse.HelpFormatter:
+        return HelpLines(self.prog)
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         """Refuse a word that is none of the choices, and name the one that it is like."""

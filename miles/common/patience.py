@@ -2,7 +2,7 @@
 
     0 s    miles train …
     2 s    miles: looking at the settings, the places and the rows
-    10 s   miles: this takes a while, as on a busy machine or a slow disk: counting the rows
+    10 s   miles: this takes a while: counting the rows
     14 s   the first answer: from here on, the command speaks for itself
 
 A command that answers within 2 s says nothing of it. Servers that do not answer have lines of their
@@ -55,9 +55,7 @@ class _Patience:
         self._say(self._text)
         if self._has_answer.wait(LONG_SECONDS - SILENT_SECONDS):
             return
-        self._say(
-            f"this takes a while, as on a busy machine or a slow disk: {self._doing or self._text}"
-        )
+        self._say(f"this takes a while: {self._doing or self._text}")
 
     def _say(self, text: str) -> None:
         """Print a line, unless the answer has come, or another line says more."""

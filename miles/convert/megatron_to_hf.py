@@ -39,7 +39,7 @@ from miles.convert.path_safety import require_inside
 from miles.convert.peft_adapter import AdapterPlan
 from miles.convert.peft_config import CONFIG
 from miles.convert.safetensors_files import ADAPTER, INDEX, SINGLE, is_weights
-from miles.convert.saved_adapter import saved_adapter
+from miles.convert.saved_adapter import saved_adapter, saved_base
 from miles.convert.torch_dist import Checkpoint
 from miles.errors import CheckpointError, ConfigError, SourceError
 
@@ -110,7 +110,8 @@ def megatron_to_hf(
             else:
                 parameters = adapter_parameters(shape, adapter)
                 tensors = MegatronTensors(checkpoint, shape, parameters)
-                plan = AdapterPlan(hf_checkpoint, shape, adapter, tensors.dtypes)
+                base = saved_base(url)
+                plan = AdapterPlan(hf_checkpoint, shape, adapter, tensors.dtypes, base=base)
 
             template = template_of(str(source)) if chat_template is None else chat_template
             with folder_for(save, console) as folder:

@@ -14,7 +14,7 @@ from miles.common.first_contact import announced
 from miles.train.launch.arguments import LaunchLine, read_line
 from miles.train.launch.notices import LOOKING
 
-LONG = "miles: this takes a while, as on a busy machine or a slow disk: "
+LONG = "miles: this takes a while: "
 
 
 @pytest.fixture
@@ -81,9 +81,9 @@ def test_a_server_that_does_not_answer_has_a_line_of_its_own(
 def test_a_launch_line_is_announced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def read_slowly(words: Sequence[str]) -> LaunchLine:
+    def read_slowly(words: Sequence[str], *, recipe: Sequence[str]) -> LaunchLine:
         wait_for_the_speaker()
-        return read_line(words)
+        return read_line(words, recipe=recipe)
 
     monkeypatch.setattr("miles.train.launch.arguments.read_line", read_slowly)
     assert main(["train", "--save", str(tmp_path)]) == 2

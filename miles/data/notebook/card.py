@@ -10,9 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from rich.table import Table
-from rich.text import Text
 
+from miles.common.facts import Facts
 from miles.common.screen import Screen
 from miles.data.files.manifest import Manifest, ManifestSource
 from miles.data.files.row_shapes import MAIN_FIELDS
@@ -85,13 +84,9 @@ class Card:
 
     def to_text(self, columns: int = 100) -> str:
         """Return the card as a table of at most so many columns."""
-        table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-        for label, value in self.lines():
-            table.add_row(label, Text(value))
-
         console = Screen(width=columns, markup=False, emoji=False)
         with console.capture() as capture:
-            console.print(table)
+            console.print(Facts(self.lines(), indent=0), soft_wrap=True)
         return "\n".join(line.rstrip() for line in capture.get().splitlines())
 
     def to_html(self) -> str:

@@ -5,9 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from rich.table import Table
-from rich.text import Text
-
+from miles.common.facts import Facts
 from miles.data.template.anchors import Anchors
 
 # The texts that `miles certify` prints.
@@ -92,15 +90,5 @@ class Certificate(Anchors):
             ("fingerprint", self.fingerprint),
         ]
 
-    def __rich__(self) -> Table:
-        table = Table(
-            title=Text(f"{self.name} is certified", "bold"),
-            title_justify="left",
-            show_header=False,
-            box=None,
-        )
-        table.add_column(style="dim", no_wrap=True)
-        table.add_column(overflow="fold")
-        for label, text in self.lines():
-            table.add_row(label, Text(text))
-        return table
+    def __rich__(self) -> Facts:
+        return Facts(self.lines(), f"{self.name} is certified")

@@ -21,6 +21,7 @@ from miles.architecture.adapter import total_adapter_parameters
 from miles.architecture.config import ModelShape
 from miles.architecture.sizes import active_parameters, padded_vocab_size, total_parameters
 from miles.common import storage
+from miles.common.facts import Facts
 from miles.data.stream.survey import Survey, packed_step
 from miles.train.config import TrainConfig
 from miles.train.estimate.memory import StageMemory
@@ -30,6 +31,7 @@ from miles.train.run_length import run_length
 from miles.train.types import StartPoint
 
 SHOWN_NODES = 8
+_COLUMN_GAP = 2
 
 _PRECISIONS = {
     None: "bfloat16 on GPUs, optimized in float32; on a CPU float32",
@@ -70,7 +72,7 @@ def dry_run(config: TrainConfig, console: Console, notices: Sequence[str] = ()) 
     console.print(
         Text.assemble(("Memory of a GPU", "bold"), ", in GiB: an estimate (docs/memory.md)")
     )
-    console.print(_memory_table(found.memory))
+    console.print(_memory_table(found.memory, console.width))
     verdict = (*found.fit.verdict(), *_of_machine(config, found.memory))
     for line in (*verdict, *_beside_full(config, found)):
         console.print(f"  {line}", highlight=False, markup=False)
@@ -82,20 +84,7 @@ def dry_run(config: TrainConfig, console: Console, notices: Sequence[str] = ()) 
 
 
 def _section(console: Console, title: str, facts: Iterable[Fact]) -> None:
-    table = Table(
-        title=title,
-        title_justify="left",
-        title_style="bold",
-        show_header=False,
-        box=None,
-        padding=(0, 2),
-    )
-    table.add_column(style="dim", no_wrap=True)
-    table.add_column(overflow="fold")
-    for label, text in facts:
-        table.add_row(Text(label), text if isinstance(text, Text) else Text(text))
-
-    console.print(table)
+    console.print(Facts(facts, title), soft_wrap=True)
     console.print()
 
 
@@ -215,7 +204,8 @@ def _ranks(config: TrainConfig, shape: ModelShape) -> Iterator[Fact]:
         stages = _span(rank // (layout.tensor * layout.data) for rank in ranks)
         replicas = _span(layout.data_rank(rank) for rank in ranks)
         place = f"pipeline stage {stages}, data rank {replicas}"
-        yield f"node {node}", f"ranks {ranks[0]}-{ranks[-1]}: {place}"
+        noun = "rank" if len(ranks) == 1 else "ranks"
+        yield f"node {node}", f"{noun} {_span(ranks)}: {place}"
     if num_nodes > SHOWN_NODES:
         yield "", f"and {num_nodes - SHOWN_NODES} nodes more"
 
@@ -234,13 +224,13 @@ def _span(numbers: Iterable[int]) -> str:
     return f"{distinct[0]}" if len(distinct) == 1 else f"{distinct[0]}-{distinct[-1]}"
 
 
-def _memory_table(memory: Sequence[StageMemory]) -> Table:
-    """Return the table, within 80 columns; of many pipeline stages the first and last two."""
-    table = Table(box=None, padding=(0, 1), pad_edge=False)
-    titles = ("stage", "layers", "parameters", "weights", "grads", "optimizer", "activ.", "loss")
-    for title in (*titles, "total"):
-        table.add_column(title, justify="right", header_style="dim", no_wrap=True)
+def _memory_table(memory: Sequence[StageMemory], num_columns: int) -> Table:
+    """Return the table; of many pipeline stages the first and last two.
 
+    It takes 80 columns at most. On a narrower screen it stands on its side, a column for a stage.
+    """
+    titles = ("stage", "layers", "parameters", "weights", "grads", "optimizer", "activ.", "loss")
+    rows = [[*titles, "total"]]
     shown = memory if len(memory) <= 4 else (*memory[:2], *memory[-2:])
     for stage in shown:
         sizes = (
@@ -252,7 +242,20 @@ def _memory_table(memory: Sequence[StageMemory]) -> Table:
             stage.total,
         )
         gib = [f"{size / 2**30:.2f}" for size in sizes]
-        table.add_row(str(stage.stage), str(stage.num_layers), f"{stage.num_parameters:,}", *gib)
+        rows.append([str(stage.stage), str(stage.num_layers), f"{stage.num_parameters:,}", *gib])
+
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    is_narrow = sum(widths) + _COLUMN_GAP * (len(widths) - 1) > num_columns
+    table = Table(box=None, padding=(0, _COLUMN_GAP // 2), pad_edge=False, show_header=False)
+    for _ in rows if is_narrow else rows[0]:
+        table.add_column(justify="right", no_wrap=True)
+    if is_narrow:
+        for title, *numbers in zip(*rows, strict=True):
+            table.add_row(Text(title, "dim"), *numbers)
+    else:
+        table.add_row(*(Text(title, "dim") for title in rows[0]))
+        for row in rows[1:]:
+            table.add_row(*row)
     return table
 
 

@@ -16,6 +16,7 @@ from miles.common.flags import (
     require_setting_allowed,
     settings_of,
 )
+from miles.common.help_lines import HelpLines
 from miles.errors import ConfigError
 from miles.train.config import TrainConfig
 from miles.train.launch.fixed_flags import (
@@ -36,6 +37,9 @@ class LineParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         message = re.sub("ignored explicit argument .*", "it takes no value", message)
         raise ConfigError(f"{message}; see {self.prog} --help")
+
+    def _get_formatter(self) -> argparse.HelpFormatter:
+        return HelpLines(self.prog)
 
     def parse_line(self, words: Sequence[str]) -> argparse.Namespace:
         """Parse a whole line.

@@ -6,13 +6,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
-from miles.architecture.adapter import AdapterShape
-from miles.architecture.families import read_shape
+from miles.architecture.adapter import AdapterShape, adapter_parameters
+from miles.architecture.families import pieces_in, read_shape
 from miles.common.checkpoint_folder import SavedCheckpoint
-from miles.errors import CheckpointError
+from miles.convert.peft_config import config_text
+from miles.errors import CheckpointError, ConfigError
 from miles.train.config import TrainConfig
-from miles.train.estimate.adapter_checks import line_of, require_same_training
+from miles.train.estimate.adapter_checks import line_of, require_own_adapter, require_same_training
 from miles.train.launch.arguments import parse
 from miles.train.types import StartPoint
 from tests.support.launch import write_model
@@ -84,6 +87,28 @@ def test_a_new_run_trains_what_it_is_told(tmp_path: Path) -> None:
     shape = read_shape(str(tmp_path))
     for line in ("", LINE):
         require_same_training(config_of(tmp_path, line), shape, start)
+
+
+def test_an_adapter_of_another_line_is_refused_with_its_own(tmp_path: Path) -> None:
+    write_model(tmp_path)
+    shape = read_shape(str(tmp_path))
+    (tmp_path / "adapter_config.json").write_text(config_text(OWN, "hf"))
+    tensors = {}
+    for parameter, place in pieces_in(adapter_parameters(shape, OWN), shape):
+        tensors[parameter.hf_names(place)[0]] = torch.zeros(parameter.shape)
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+
+    def check(line: str) -> None:
+        require_own_adapter(config_of(tmp_path, f"{line} --lora-adapter-path {tmp_path}"), shape)
+
+    check(LINE)
+    require_own_adapter(config_of(tmp_path, "--lora-rank 4"), shape)
+    with pytest.raises(ConfigError, match="--lora-rank: the folder has 8, this run 4") as raised:
+        check("--lora-rank 4")
+    text = str(raised.value)
+    assert text.startswith(f"--lora-adapter-path {tmp_path}: another adapter than ")
+    assert "--target-modules: the folder has q_proj v_proj, this run q_proj k_proj" in text
+    assert text.endswith(f"To train it further, give {LINE}")
 
 
 def test_a_line_gives_the_adapter_again(tmp_path: Path) -> None:
