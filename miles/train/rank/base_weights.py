@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from miles.common.adapter_base import base_url, ref_load_line
+from miles.common.adapter_base import ref_load_line
 from miles.common.checkpoint_folder import BASE, SavedCheckpoint
 from miles.common.redact import redact
 from miles.errors import CheckpointError
@@ -84,8 +84,7 @@ class BaseWeights:
             if checksums.get(precision, checksum) != checksum:
                 raise CheckpointError(
                     f"{self.url}: not the weights that the adapter in {checkpoint.url} was trained "
-                    f"beside: their checksum is {checksum}, and that of the weights in "
-                    f"{base_url(checkpoint)} was {checksums[precision]}. Give those, with "
+                    "beside: they have another checksum. Give those that it began from, with "
                     f"{ref_load_line(checkpoint)}"
                 )
 

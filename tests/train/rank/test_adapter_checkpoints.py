@@ -23,6 +23,7 @@ from miles.train.parallel_layout import Layout
 from miles.train.precision import Precision
 from miles.train.types import AdapterSettings, StartPoint
 from tests.support.adapters import save_with_peft
+from tests.support.fault_table import NOTHING, observed
 from tests.support.models import edit_tensors, make_hf
 from tests.support.ranks import SHAPE, batch, run_ranks, start, trainer_settings
 
@@ -219,7 +220,9 @@ def test_another_base_is_refused(hf: Path, saved: Saved, tmp_path: Path) -> None
     edit_tensors(other, flip)
     with pytest.raises(CheckpointError, match=rf"^{other}: not the weights") as raised:
         begin(saved.start(other), hf)
-    assert str(raised.value).endswith(f"Give those, with --ref-load {hf}")
+    text = str(raised.value)
+    assert text.endswith(f"Give those that it began from, with --ref-load {hf}")
+    observed("other base than the one that a LoRA run began from", text, "not the weights", NOTHING)
 
 
 def test_the_base_is_known_in_another_precision(hf: Path, saved: Saved) -> None:
