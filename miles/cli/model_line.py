@@ -13,10 +13,16 @@ from miles.common.flags import Setting, settings_of
 from miles.errors import ConfigError
 from miles.train.compute_config import ComputeConfig
 from miles.train.config import ClusterConfig
-from miles.train.launch.fixed_flags import fixed_settings, replaced_settings, require_fixed
+from miles.train.launch.fixed_flags import (
+    BALANCED_BY,
+    fixed_settings,
+    replaced_settings,
+    require_fixed,
+)
 from miles.train.launch.known_flags import require_known, written_flags
 from miles.train.launch.model_flags import require_sizes, size_settings
 from miles.train.launch.parser import add_settings, given_values, launch_settings
+from miles.train.optimizer_settings import OptimizerSettings
 
 TITLE = "Flags of model scripts: what they say is compared with config.json, or changes no weight"
 
@@ -78,7 +84,8 @@ def require_model(flags: argparse.Namespace) -> None:
 def _settings() -> list[Setting]:
     """Return the settings that this line shares with launch lines.
 
-    Those of `ComputeConfig` are taken, since model scripts give some of them: they change no weight.
+    Those of `ComputeConfig` and the weight of the balancing loss are taken, since model scripts give
+    some of them: they change no weight.
     """
     of_model = []
     for setting in (*fixed_settings(), *replaced_settings()):
@@ -86,5 +93,6 @@ def _settings() -> list[Setting]:
         if name in _OF_THE_MODEL or name.startswith("moe_"):
             of_model.append(setting)
 
+    of_model += [one for one in settings_of(OptimizerSettings) if one.flag.name == BALANCED_BY]
     layout = [setting for setting in settings_of(ClusterConfig) if setting.field in _LAYOUT]
     return [*size_settings(), *of_model, *settings_of(ComputeConfig), *layout]

@@ -41,6 +41,9 @@ CHAT_TEMPLATE = "chat_template"
 where the run took the tokenizer's own."""
 PRECISION = "precision"
 """Key in it: the format that the run computed in. Missing in older ones."""
+EXPERT_CHOICES = "expert_choices"
+"""Key in it: how often each expert was chosen in the last step, over all layers. Missing where
+experts are not balanced."""
 ADAPTER = "adapter"
 """Key in it: the shape of the adapter whose tensors the checkpoint holds in place of a model's.
 Missing where all weights are trained."""

@@ -95,6 +95,7 @@ class AdapterPlan:
         adapter: what is written.
         dtypes: of the Megatron tensors, by key.
         dropout: that the adapter was trained with, for its configuration.
+        base: the folder of its weights, by which PEFT finds them; None: `hf_checkpoint`.
     """
 
     def __init__(
@@ -104,7 +105,9 @@ class AdapterPlan:
         adapter: AdapterShape,
         dtypes: Mapping[str, torch.dtype],
         dropout: float = 0.0,
+        base: str | None = None,
     ) -> None:
+        self._base = base or hf_checkpoint
         self._hf_checkpoint = hf_checkpoint
         self._adapter = adapter
         self._dropout = dropout
@@ -136,7 +139,7 @@ class AdapterPlan:
     def complete(self, folder: Path, chat_template: str | None) -> None:
         """Add the tokenizer of the base, with the template of the run, and the configuration."""
         write_tokenizer(self._hf_checkpoint, folder, chat_template)
-        text = config_text(self._adapter, self._hf_checkpoint, self._dropout)
+        text = config_text(self._adapter, self._base, self._dropout)
         (folder / CONFIG).write_text(text, encoding="utf-8")
 
 

@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from miles.architecture.adapter import TARGETS, AdapterShape
-from miles.common import checkpoint_folder, storage
+from miles.common import adapter_base, checkpoint_folder, storage
+from miles.common.checkpoint_folder import SavedCheckpoint
 from miles.errors import CheckpointError
 
 
@@ -25,6 +26,20 @@ def saved_adapter(checkpoint: str) -> AdapterShape | None:
         BrokenFileError: `miles.json` cannot be read.
     """
     return adapter_in(checkpoint_folder.read_extra(checkpoint) or {}, checkpoint)
+
+
+def saved_base(checkpoint: str) -> str | None:
+    """Return the Hugging Face folder of the weights beside the adapter of a checkpoint.
+
+    Args:
+        checkpoint: its own folder (fsspec URL).
+
+    Returns:
+        None: it is not known, or they were a Megatron checkpoint's.
+    """
+    extra = checkpoint_folder.read_extra(checkpoint)
+    url = adapter_base.base_url(SavedCheckpoint(checkpoint, 0, extra))
+    return url if url is not None and adapter_base.folder_of(url) == url else None
 
 
 def adapter_in(extra: Mapping[str, Any], checkpoint: str) -> AdapterShape | None:

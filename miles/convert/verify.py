@@ -34,7 +34,7 @@ from miles.common.checkpoint_files import MARK
 from miles.common.checkpoint_tracker import TRACKER
 from miles.common.debugging import unchained
 from miles.convert import parallel, tensor_io, torch_dist
-from miles.convert.megatron_to_hf import require_complete, tensors_of
+from miles.convert.megatron_boxes import MegatronTensors, tensors_of
 from miles.convert.safetensors_files import INDEX, SINGLE, Weights, is_weights
 from miles.convert.torch_dist import Checkpoint
 from miles.errors import CheckpointError, SourceError
@@ -203,13 +203,13 @@ def _compare_formats(
             f"{weights.where} and {checkpoint.where} are of different models: "
             f"{'; '.join(differences)}"
         )
-    require_complete(checkpoint, shape, parameters_of(shape))
+    tensors = MegatronTensors(checkpoint, shape, parameters_of(shape))
 
     def compare(
         piece: tuple[Parameter, tuple[int, ...]], report: storage.Report
     ) -> list[Difference]:
         different: list[Difference] = []
-        for name, converted in tensors_of(checkpoint, *piece).items():
+        for name, converted in tensors_of(tensors, *piece).items():
             for target in stored_names(name, shape, weights.tensors):
                 if target not in weights.tensors:
                     different.append(_only_in(target, checkpoint.where))

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from miles.common.flags import Flag, check_settings
 from miles.errors import ConfigError
 
+if TYPE_CHECKING:
+    from miles.architecture.config import ModelShape  # it opens files: fsspec
+
 
 @dataclass(frozen=True)
 class OptimizerSettings:
-    """The optimizer, Adam. Names and meanings as in Megatron's flags."""
+    """The optimizer, Adam. Names and meanings as in Megatron's flags, where nothing else is said."""
 
     lr: Annotated[float, Flag("--lr", "RATE", "highest learning rate", minimum=0)] = 1e-5
     min_lr: Annotated[
@@ -72,6 +75,16 @@ class OptimizerSettings:
             minimum=0,
         ),
     ] = 1.0
+    moe_aux_loss_coeff: Annotated[
+        float,
+        Flag(
+            "--moe-aux-loss-coeff",
+            "X",
+            "weight of the loss that balances the experts: Hugging Face's formula over the tokens "
+            "of a step and all layers, not Megatron's (docs/metrics.md); 0: none",
+            minimum=0,
+        ),
+    ] = 0.0
     precision_aware: Annotated[
         bool,
         Flag(
@@ -166,6 +179,18 @@ class OptimizerSettings:
                     f"{flag} {dtype}: what --optimizer-cpu-offload keeps in the machine's memory "
                     "is float32; leave one of them out"
                 )
+
+    def require_fits(self, shape: ModelShape) -> None:
+        """Check the settings against the model.
+
+        Raises:
+            ConfigError: experts are to be balanced where there are none.
+        """
+        if self.moe_aux_loss_coeff and shape.num_experts is None:
+            raise ConfigError(
+                f"--moe-aux-loss-coeff {self.moe_aux_loss_coeff}: {shape.model_type} has no "
+                "experts to balance: leave it out"
+            )
 
     def require_cpu(self) -> None:
         """Check that the optimizer runs without a GPU.

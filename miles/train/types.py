@@ -152,6 +152,15 @@ class StartPoint:
         return self.checkpoint.url
 
     @property
+    def origin(self) -> str:
+        """Return what the ranks load, for the user."""
+        if self.base is not None:
+            return f"the weights of {self.base.url} and the adapter of {self.url}"
+        if self.adapter_path is not None:
+            return f"the weights of {self.url} and the adapter of {self.adapter_path}"
+        return f"the weights of {self.url}"
+
+    @property
     def next_step(self) -> int:
         """Return the first step that is not in it."""
         return self.checkpoint.iteration if self.is_resume else 0
@@ -289,6 +298,21 @@ def named(weights: Sequence[str]) -> str:
 
 
 @dataclass(frozen=True)
+class RouterStats:
+    """How the tokens of a step were divided among the experts.
+
+    `max_load` and `entropy` are those of the layer that divided them worst.
+    """
+
+    max_load: float
+    """tokens of the fullest expert / mean over the experts of its layer; 1 is even"""
+    entropy: float
+    """of the shares of a layer's experts, in nats; at most the logarithm of their number"""
+    aux_loss: float | None = None
+    """the balancing loss, without its coefficient; None: there is none"""
+
+
+@dataclass(frozen=True)
 class StepResult:
     """The outcome of one step; equal on every rank of the last pipeline stage."""
 
@@ -303,6 +327,8 @@ class StepResult:
     seconds: float
     skip: Skip | None = None
     """None: the optimizer step was taken"""
+    router: RouterStats | None = None
+    """None: the model has no experts, or there was nothing to train"""
 
     @property
     def num_tokens(self) -> int:

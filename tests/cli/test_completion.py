@@ -40,6 +40,8 @@ def completions(script: str, line: str, program: str = "miles") -> list[str]:
         ("miles tr", ["train"]),
         ("miles com", ["completion"]),
         ("miles convert meg", ["megatron-to-hf"]),
+        ("miles convert mer", ["merge-adapter"]),
+        ("miles convert merge-adapter --save-m", ["--save-megatron"]),
         ("miles completion ", ["bash", "zsh", "fish"]),
         ("miles train --max-tok", ["--max-tokens-per-gpu"]),
         ("miles train --lr-d", ["--lr-decay-style"]),

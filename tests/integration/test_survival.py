@@ -169,7 +169,7 @@ def test_sigterm_saves_for_any_layout(workspace: Workspace, unbroken: Path, tmp_
     ]
 
     for layout, at, stop in zip(layouts, (4, 8, 12, NUM_STEPS), [*stops, None], strict=True):
-        with workspace.command(save, **layout) as command:
+        with workspace.command(save, is_read=stop is not None, **layout) as command:
             command.until(lambda at=at: len(lines(save)) >= at)
             if stop is not None:
                 stop[1](command.process.pid)
@@ -188,6 +188,7 @@ def test_sigterm_saves_for_any_layout(workspace: Workspace, unbroken: Path, tmp_
             observed("terminal closed", log, "SIGHUP: stopping after", NOTHING)
 
     assert tracked(save) == NUM_STEPS
+    assert "(nobody reads it any more); the command goes on" in printed
     assert fingerprints(save) == fingerprints(unbroken)
 
     for mine, theirs in zip(lines(save), lines(unbroken), strict=True):

@@ -15,7 +15,14 @@ import psutil
 
 from miles.convert.hf_to_megatron import hf_to_megatron
 from miles.demo.model import build_model
-from tests.support.processes import LIMIT_SECONDS, PROJECT, environment, processes, wait_until
+from tests.support.processes import (
+    LIMIT_SECONDS,
+    PROJECT,
+    closed_pipe,
+    environment,
+    processes,
+    wait_until,
+)
 from tests.support.runs import NUM_STEPS, SAVE_INTERVAL
 from tests.support.streams import demo_settings
 
@@ -69,16 +76,22 @@ class Workspace:
 
     @contextlib.contextmanager
     def command(
-        self, save: str | Path, env: Mapping[str, str] | None = None, **more: Any
+        self,
+        save: str | Path,
+        env: Mapping[str, str] | None = None,
+        *,
+        is_read: bool = True,
+        **more: Any,
     ) -> Iterator[Command]:
         """Start a run; at the end, kill what is left of it.
 
         Args:
             env: beside this process's environment.
+            is_read: False: the standard output is a pipe whose reader has gone.
             more: flags, as in `words`.
         """
         output = self.folder / f"out-{time.time_ns()}"
-        command = Command(self.words(save, **more), output, env or {})
+        command = Command(self.words(save, **more), output, env or {}, is_read=is_read)
         try:
             yield command
         finally:
@@ -88,13 +101,15 @@ class Workspace:
 class Command:
     """A process and its descendants."""
 
-    def __init__(self, words: list[str], output: Path, env: Mapping[str, str]) -> None:
+    def __init__(
+        self, words: list[str], output: Path, env: Mapping[str, str], *, is_read: bool = True
+    ) -> None:
         self._output = output
-        with output.open("w") as stream:
+        with output.open("w") as stream, closed_pipe() as pipe:
             self.process = subprocess.Popen(
                 words,
-                stdout=stream,
-                stderr=subprocess.STDOUT,
+                stdout=stream if is_read else pipe,
+                stderr=stream,
                 cwd=PROJECT,
                 env={**environment(), "COLUMNS": "200", **env},
                 process_group=0,

@@ -196,6 +196,18 @@ COMMANDS = (
     Mistake(f"{_DRY} --save {{tracker_gone}}", INPUT, "iter_0000007, which is not there"),
     Mistake(f"{_DRY} --save {{lora_run}}", INPUT, f"To go on with it, give {_LORA}. To begin from"),
     Mistake(f"{_TRAIN} --load {{lora_run}}", INPUT, "holds the checkpoints of a LoRA run, and w"),
+    Mistake(
+        f"{_DRY} --save {{lora_run}} --lora-rank 16", INPUT, "the checkpoint has 8, this run 16"
+    ),
+    Mistake(
+        f"{_DRY} --save {{newer_run}} --lora-rank 8", INPUT, "trains all weights, and --lora-r"
+    ),
+    Mistake(
+        f"{_DRY} --lora-rank 8 --lora-adapter-path {{peft}}", INPUT, "peft/adapter_config.json"
+    ),
+    Mistake(
+        f"{_DRY} --lora-rank 8 --lora-adapter-path {{hf}}", INPUT, "in PEFT's format was expect"
+    ),
     Mistake(f"{_DRY} --ref-load {{lora_run}}", INPUT, "no whole model. To begin from the model w"),
     Mistake(f"{_DRY} --ref-load {{peft}}", INPUT, "give it as --lora-adapter-path. To begin from"),
     Mistake(

@@ -7,6 +7,8 @@ finish   when the checkpoint of that moment is complete: the folder takes its na
 An export that the ranks cannot write (to a store, to a folder that not all of them see, to a disk
 without room for it beside the checkpoint) is converted from the complete checkpoint by the driver.
 The files are the same.
+
+A LoRA run exports its adapter, in PEFT's format.
 """
 
 from __future__ import annotations
@@ -16,11 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from miles.architecture.adapter import adapter_parameters, total_adapter_parameters
 from miles.architecture.config import ModelShape
 from miles.architecture.families import parameters_of
 from miles.architecture.sizes import total_parameters
 from miles.common import atomic_folders, storage
 from miles.common.atomic_folders import StagedFolder
+from miles.common.checkpoint_folder import SavedCheckpoint
 from miles.errors import CheckpointError, ClusterError, MilesError, RunError, WriteError
 from miles.train.config import TrainConfig
 from miles.train.driver.group import TrainerGroup
@@ -28,7 +32,7 @@ from miles.train.driver.run_log import RunLog
 from miles.train.export_target import STEP, is_exported, target_of
 
 if TYPE_CHECKING:
-    from miles.convert.export_plan import ExportPlan
+    from miles.convert.export_plan import FilesPlan
 
 _CHECKPOINT_BYTES = 16
 """Bytes of a checkpoint a parameter, at most: weights, masters, two moments."""
@@ -58,7 +62,7 @@ class _WrittenExport:
     iteration: int
     target: str
     folder: StagedFolder
-    plan: ExportPlan
+    plan: FilesPlan
 
 
 class Exporter:
@@ -66,6 +70,7 @@ class Exporter:
 
     Args:
         num_steps: of the whole run.
+        frozen: the weights beside the adapter of a LoRA run, which is all that it exports.
     """
 
     def __init__(
@@ -75,8 +80,11 @@ class Exporter:
         group: TrainerGroup,
         run_log: RunLog,
         num_steps: int,
+        frozen: SavedCheckpoint | None = None,
     ) -> None:
         self._config = config
+        self._adapter = config.lora.adapter(shape)
+        self._frozen = frozen
         self._shape = shape
         self._group = group
         self._run_log = run_log
@@ -152,7 +160,8 @@ class Exporter:
     def _require_replaceable(self, target: str) -> None:
         from miles.convert.megatron_to_hf import require_replaceable
 
-        require_replaceable(target, self._config.hf_checkpoint)
+        is_adapter = self._adapter is not None
+        require_replaceable(target, self._config.hf_checkpoint, is_adapter=is_adapter)
 
     def _target_of(self, iteration: int) -> str | None:
         """Return the folder of a checkpoint's export; None where it has none."""
@@ -161,7 +170,7 @@ class Exporter:
             return target_of(save_hf, iteration)
         return None
 
-    def _write(self, folder: Path) -> ExportPlan:
+    def _write(self, folder: Path) -> FilesPlan:
         """Have the ranks write their weights into a folder that is empty; return its plan.
 
         Raises:
@@ -169,18 +178,11 @@ class Exporter:
             LostError: a rank was lost.
             RunError: a rank failed.
         """
-        # torch is imported here because importing this module should not take seconds.
-        from miles.convert.export_plan import ExportPlan
-        from miles.train.model.dtypes import DTYPES
-
         nodes = self._group.nodes_without(str(folder))
         if nodes:
             raise CheckpointError(f"{folder} is not the same folder on {', '.join(nodes)}")
 
-        precision = self._config.precision
-        assert precision is not None, "a run has chosen"
-        own = {parameter.megatron: DTYPES[precision] for parameter in parameters_of(self._shape)}
-        plan = ExportPlan(self._config.hf_checkpoint, self._shape, own)
+        plan = self._plan()
         atomic_folders.require_room(folder, plan.num_bytes + self._pending_bytes(folder))
         plan.create(folder).close()
 
@@ -193,13 +195,36 @@ class Exporter:
             raise CheckpointError(f"{folder}: the ranks wrote {num_bytes:,} bytes")
         return plan
 
+    def _plan(self) -> FilesPlan:
+        """Return the files of an export."""
+        # torch is imported here because importing this module should not take seconds.
+        from miles.convert.export_plan import ExportPlan
+        from miles.convert.peft_adapter import AdapterPlan
+        from miles.train.model.dtypes import DTYPES
+
+        precision = self._config.precision
+        assert precision is not None, "a run has chosen"
+        hf_checkpoint, shape, adapter = self._config.hf_checkpoint, self._shape, self._adapter
+        if adapter is None:
+            own = {parameter.megatron: DTYPES[precision] for parameter in parameters_of(shape)}
+            return ExportPlan(hf_checkpoint, shape, own)
+
+        parameters = adapter_parameters(shape, adapter)
+        own = {parameter.megatron: DTYPES[precision] for parameter in parameters}
+        base = self._frozen.url if self._frozen and self._frozen.is_hugging_face else None
+        return AdapterPlan(hf_checkpoint, shape, adapter, own, base=base)
+
     def _pending_bytes(self, folder: Path) -> int:
         """Return the room that the checkpoint which is being written needs on a folder's disk."""
         if not storage.is_local(self._config.save):
             return 0
         save = Path(storage.filesystem(self._config.save)[1])
         is_same_disk = save.stat().st_dev == folder.stat().st_dev
-        return _CHECKPOINT_BYTES * total_parameters(self._shape) if is_same_disk else 0
+        if not is_same_disk:
+            return 0
+        if self._adapter is not None:
+            return _CHECKPOINT_BYTES * total_adapter_parameters(self._shape, self._adapter)
+        return _CHECKPOINT_BYTES * total_parameters(self._shape)
 
     def _leave_to_driver(self, target: str, reason: str) -> None:
         """Note why an export is converted from the checkpoint, once that is complete."""

@@ -148,7 +148,7 @@ class TrainingLoop:
         )
         self._old_checkpoints = OldCheckpoints(self._config, self._run_log, base_url)
         self._exporter = Exporter(
-            self._config, run.shape, self._group, self._run_log, self._schedule.num_steps
+            self._config, run.shape, self._group, self._run_log, self._schedule.num_steps, frozen
         )
         self._progress = ProgressLine(run.console, self._schedule.num_steps, self._next_step)
 

@@ -12,7 +12,7 @@ from miles.architecture.config import ModelShape
 from miles.data.stream.bottleneck import Timing
 from miles.data.types import STAGES, StepReport
 from miles.train.estimate.flops import peak_flops, training_flops
-from miles.train.types import EvalSums, StepResult
+from miles.train.types import EvalSums, RouterStats, StepResult
 
 Metrics = dict[str, float | int | str]
 """A line of metrics.jsonl."""
@@ -96,6 +96,8 @@ def step_metrics(
     for stage, stage_seconds in report.timing.stage_seconds.items():
         metrics[f"data/{stage}_seconds"] = round(stage_seconds, 6)
     metrics |= _unused_rows(report)
+    if result.router is not None:
+        metrics |= _router_stats(result.router)
     if result.skip is not None:
         metrics["sft/skipped"] = result.skip.reason.value
     return metrics
@@ -151,6 +153,17 @@ def _source_shares(names: Sequence[str], report: StepReport, totals: RunTotals) 
         metrics[f"data/num_rows/{name}"] = report.rows.read[index]
         metrics[f"data/trained_tokens/{name}"] = report.content.source_trained_tokens[index]
         metrics[f"sft/epoch/{name}"] = round(totals.source_epochs[index], 6)
+    return metrics
+
+
+def _router_stats(router: RouterStats) -> Metrics:
+    """Return how evenly the experts were loaded, and the loss that balances them, where any."""
+    metrics: Metrics = {
+        "sft/moe_max_load": router.max_load,
+        "sft/moe_load_entropy": router.entropy,
+    }
+    if router.aux_loss is not None:
+        metrics["sft/moe_aux_loss"] = router.aux_loss
     return metrics
 
 

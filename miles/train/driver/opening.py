@@ -82,9 +82,7 @@ def start_trainers(run: Run, start: StartPoint, data: AttemptData, cleanup: Exit
         num_steps=data.schedule.num_steps,
         num_sources=len(data.feed.info.source_names),
     )
-    run.run_log.show(
-        f"starting {config.cluster.world_size} trainer(s), which load the weights of {start.url}"
-    )
+    run.run_log.show(f"starting {config.cluster.world_size} trainer(s), which load {start.origin}")
     gpu_name = group.setup(setup)
     require_shared_folder(config.save, group)
     group.attach_feed(data.feed.handle, data.feed.first_step, data.schedule.num_steps)

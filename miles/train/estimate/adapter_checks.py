@@ -3,6 +3,7 @@
     --lora-rank over the checkpoints of a run that trains all weights   refused
     no --lora-rank over the checkpoints of a LoRA run                   refused
     another rank, alpha, projections than those of the checkpoint       refused
+    another rank, alpha, projections than those of --lora-adapter-path  refused
 
 Each refusal gives the line that goes on.
 """
@@ -13,8 +14,9 @@ from miles.architecture.adapter import AdapterShape
 from miles.architecture.config import ModelShape
 from miles.common import adapter_base, storage
 from miles.common.checkpoint_choice import merging
+from miles.common.redact import redact
 from miles.convert.saved_adapter import adapter_in
-from miles.errors import CheckpointError
+from miles.errors import CheckpointError, ConfigError
 from miles.train.config import TrainConfig
 from miles.train.types import StartPoint
 
@@ -49,6 +51,27 @@ def require_same_training(config: TrainConfig, shape: ModelShape, start: StartPo
             f"{flag} {folder}: cannot be resumed with another adapter: "
             f"{_differences('the checkpoint', stored, wanted)}. To go on, give {line_of(stored)}; "
             "for another one, begin anew with another --save"
+        )
+
+
+def require_own_adapter(config: TrainConfig, shape: ModelShape) -> None:
+    """Refuse a `--lora-adapter-path` whose adapter is another than that of the line.
+
+    Raises:
+        MilesError: an adapter that cannot be read, or another one; says which flags are its.
+    """
+    path = config.lora.adapter_path
+    wanted = config.lora.adapter(shape)
+    if path is None or wanted is None:
+        return
+    # torch is imported only where there are tensors to look at.
+    from miles.convert.peft_adapter import read_adapter
+
+    found = read_adapter(path, shape).shape
+    if found != wanted:
+        raise ConfigError(
+            f"--lora-adapter-path {redact(path)}: another adapter than that of this line: "
+            f"{_differences('the folder', found, wanted)}. To train it further, give {line_of(found)}"
         )
 
 
@@ -87,7 +110,7 @@ def _differences(place: str, stored: AdapterShape, wanted: AdapterShape) -> str:
 
 def _number(value: float) -> str:
     """Return a number as it is given on a line: 16, not 16.0."""
-    return str(int(value) if value.is_integer() else value)
+    return str(int(value) if float(value).is_integer() else value)
 
 
 def _given(is_on: bool) -> str:

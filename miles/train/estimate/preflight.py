@@ -30,9 +30,9 @@ from miles.data.stream.reject_limits import RejectLimits
 from miles.data.stream.survey import EvalSurvey, Sample, Survey, survey, survey_eval
 from miles.data.stream.token_ids import require_ids_fit
 from miles.data.types import Cursor
-from miles.errors import CheckpointError, ConfigError, MilesError
+from miles.errors import CheckpointError, MilesError
 from miles.train.config import TrainConfig
-from miles.train.estimate.adapter_checks import require_same_training
+from miles.train.estimate.adapter_checks import require_own_adapter, require_same_training
 from miles.train.estimate.gpu_fit import GpuFit, seen_gpu_gib
 from miles.train.estimate.memory import StageMemory, estimate
 from miles.train.estimate.place_checks import (
@@ -111,8 +111,6 @@ def preflight(config: TrainConfig, *, is_dry_run: bool = False) -> Preflight:
 
 def _look_at_all(config: TrainConfig, *, is_dry_run: bool) -> Preflight:
     """Look at the settings and places, then at the data."""
-    if config.lora.is_on:
-        raise ConfigError("--lora-rank: LoRA is not supported yet; leave it out")
     mistakes = _Mistakes()
     patience.doing("trying the places to write into")
     shape = mistakes.of(partial(_shape, config))
@@ -135,6 +133,8 @@ def _look_at_all(config: TrainConfig, *, is_dry_run: bool) -> Preflight:
         start = StartPoint.find(config)
     except CheckpointError as error:
         missing_start = error
+    if start is not None and not start.is_resume and shape is not None:
+        mistakes.of(partial(require_own_adapter, config, shape))
     if start is not None and shape is not None:
         mistakes.of(partial(require_same_training, config, shape, start))
         mistakes.of(partial(_require_same_model, start, shape))
@@ -225,9 +225,10 @@ def _joined(errors: Sequence[MilesError]) -> MilesError:
 
 
 def _shape(config: TrainConfig) -> ModelShape:
-    """Return the model's shape, which the layout can divide and which has LoRA's targets."""
+    """Return the model's shape, which fits the layout and the settings."""
     shape = read_shape(config.hf_checkpoint)
     config.cluster.layout.require_fits(shape)
+    config.optimizer.require_fits(shape)
     config.lora.adapter(shape)
     return shape
 

@@ -20,6 +20,12 @@ REPLACED_TITLE = "Flags of launch scripts that choose a way to compute: taken, w
 
 _SFT_ONLY = ": this is SFT only; leave it out or give {values}"
 _PADDING = "the vocabulary gets the rows of padding that the layout needs, which are no tokens"
+BALANCED_BY = "--moe-aux-loss-coeff"
+"""The flag for the weight of the loss that balances experts, a setting."""
+BALANCING = "moe_router_load_balancing_type"
+"""The flag for what --moe-aux-loss-coeff is the weight of. Beside 0 it has no effect."""
+_STEP_BALANCING = ("aux_loss", "global_aux_loss")
+"""Its values that stand for a loss over the tokens of many samples together."""
 _NO_EXPERT_DROPS = ": no expert drops tokens; leave it out or give {values}"
 
 
@@ -105,9 +111,7 @@ ONE_VALUE: tuple[OneValue, ...] = (
     OneValue("moe_router_num_groups", ("1",)),
     OneValue("moe_router_group_topk", ("1",)),
     OneValue("moe_router_bias_update_rate", ("0",)),
-    # of no effect beside --moe-aux-loss-coeff 0
-    OneValue("moe_router_load_balancing_type", ("none", "aux_loss", "seq_aux_loss")),
-    OneValue("moe_aux_loss_coeff", ("0",)),
+    OneValue(BALANCING, ("none", "aux_loss", "seq_aux_loss", "global_aux_loss")),
     OneValue("moe_z_loss_coeff", ("0",)),
 )
 """Flags that may only say what is always so."""
@@ -197,6 +201,15 @@ def require_fixed(values: Values) -> None:
         if value is not None and not _is_one_of(value, fixed.values):
             refusal = fixed.refusal.format(values=" or ".join(fixed.values))
             raise ConfigError(f"{flag_of(fixed.name)} {value}{refusal}")
+
+    balancing = values.get(flag_of(BALANCING), _STEP_BALANCING[0])
+    coefficient = values.get(BALANCED_BY)
+    if coefficient and balancing not in _STEP_BALANCING:
+        raise ConfigError(
+            f"{flag_of(BALANCING)} {balancing} beside {BALANCED_BY} {coefficient}: experts are "
+            "balanced over all tokens of a step; leave it out or give "
+            f"{' or '.join(_STEP_BALANCING)}"
+        )
 
     for name, meaning in ALWAYS.items():
         if values.get(flag_of(name)) is False:

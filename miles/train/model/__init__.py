@@ -18,6 +18,7 @@ class of Megatron's, is itself imported inside functions.
     experts           the experts of a layer in grouped_product, with weighted_swiglu in between;
                       expert_kernels has what is in Triton
     token_dispatch    tokens to the ranks of their experts and back, by permutation
+    router_loads      the tokens of every expert in a step, and the loss that balances them
     device_batch      a micro-batch on the device, sent one ahead
     packed_forward    the forward pass over a packed micro-batch
     gpt               Megatron's GPTModel with the loss of output_loss

@@ -58,6 +58,7 @@ def add_adapters(model: Any, shape: ModelShape, settings: AdapterSettings) -> No
     Args:
         model: this rank's part, on any pipeline stage.
     """
+    model.lora = settings
     model.requires_grad_(False)
     ranks = _TensorRanks.of(model.config)
     for layer in model.decoder.layers:

@@ -20,18 +20,28 @@ from miles.train.model.output_loss import TokenLosses
 
 @dataclass(frozen=True)
 class SourceSums:
-    """Sums of the loss and counts of the trained tokens, for each source."""
+    """Sums of the loss and counts of the trained tokens, for each source.
+
+    Others may travel with them, such as the loads of experts (`router_loads`).
+    """
 
     vector: Tensor
-    """float64 [2 x sources]: loss sums, then token counts"""
+    """float64 [2 x sources + others]: loss sums, then token counts, then what is added up beside
+    them"""
+    num_sources: int
 
     @classmethod
     def zeros(cls, num_sources: int) -> SourceSums:
-        return cls(torch.zeros(2 * num_sources, dtype=torch.float64, device=torch_device()))
+        vector = torch.zeros(2 * num_sources, dtype=torch.float64, device=torch_device())
+        return cls(vector, num_sources)
+
+    def beside(self, others: Tensor) -> SourceSums:
+        """Return the sums with others behind them, float64 [others]."""
+        return SourceSums(torch.cat([self.vector, others]), self.num_sources)
 
     def on_host(self) -> SourceSums:
         """Return a copy on the host. This waits for the device."""
-        return SourceSums(self.vector.cpu())
+        return SourceSums(self.vector.cpu(), self.num_sources)
 
     def all_reduce(self, group: object) -> None:
         """Replace the sums by those over all ranks of a process group."""
@@ -39,11 +49,17 @@ class SourceSums:
 
     @property
     def losses(self) -> list[float]:
-        return self.vector[: len(self.vector) // 2].tolist()
+        return self.vector[: self.num_sources].tolist()
 
     @property
     def tokens(self) -> list[int]:
-        return [int(count) for count in self.vector[len(self.vector) // 2 :].tolist()]
+        counts = self.vector[self.num_sources : 2 * self.num_sources]
+        return [int(count) for count in counts.tolist()]
+
+    @property
+    def others(self) -> Tensor:
+        """Return what was added up beside them."""
+        return self.vector[2 * self.num_sources :]
 
 
 @dataclass(frozen=True)

@@ -78,6 +78,7 @@ def activate() -> None:
     _replace_torch_cuda()
     _replace_random_states()
     _replace_all_to_all()
+    _replace_uneven_parts()
     _replace_offloading()
     _active = _CudaMeansCpu()
     _active.__enter__()
@@ -145,6 +146,40 @@ def _replace_all_to_all() -> None:
 
 def _as_list(sizes: Any) -> Any:
     return sizes.tolist() if isinstance(sizes, torch.Tensor) else sizes
+
+
+def _replace_uneven_parts() -> None:
+    """Gather and scatter parts of unequal length, as NCCL does.
+
+    An expert's tensor-parallel ranks exchange as many tokens as each received. gloo (torch 2.13)
+    takes equal parts only.
+    """
+    gather = torch.distributed.all_gather
+    scatter = torch.distributed.reduce_scatter
+
+    def all_gather(parts: Any, own: Any, group: Any = None) -> Any:
+        lengths = [len(part) for part in parts]
+        if len(set(lengths)) == 1:
+            return gather(parts, own, group=group)
+
+        padded = own.new_zeros(max(lengths), *own.shape[1:])
+        padded[: len(own)] = own
+        received = [torch.empty_like(padded) for _ in parts]
+        gather(received, padded, group=group)
+        for part, from_rank in zip(parts, received, strict=True):
+            part.copy_(from_rank[: len(part)])
+
+    def reduce_scatter(output: Any, parts: Any, group: Any = None) -> Any:
+        if len({len(part) for part in parts}) == 1:
+            return scatter(output, parts, group=group)
+
+        rows = torch.cat(list(parts))
+        torch.distributed.all_reduce(rows, group=group)
+        sums = rows.split([len(part) for part in parts])
+        output.copy_(sums[torch.distributed.get_rank(group)])
+
+    torch.distributed.all_gather = all_gather
+    torch.distributed.reduce_scatter = reduce_scatter
 
 
 class _HostCopies(TorchFunctionMode):

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from megatron.core.packed_seq_params import PackedSeqParams
 from torch import Tensor
 
+from miles.data.types import DUMMY_ROW_ID
 from miles.train.model.attention_backends import Segments
 from miles.train.model.device_batch import DeviceBatch
 from miles.train.model.rotary import Rotation
@@ -26,6 +27,8 @@ class PackedParams(PackedSeqParams):
     """always there; None only because Megatron's fields before it have defaults"""
     rotation: Rotation | None = None
     """of each token; None where Megatron rotates query and key itself"""
+    num_real: int = 0
+    """tokens of samples; those of padding and of a dummy come behind them"""
     token_keys: Tensor | None = None
     """int64 [tokens], of `adapter_dropout`; None where nothing is dropped"""
 
@@ -37,6 +40,7 @@ def packed_params(
     offsets: list[int] = batch.host.cu_seqlens.tolist()
     ends = offsets[1:]
     lengths = tuple(end - start for start, end in zip(offsets, ends, strict=False))
+    num_samples = int((batch.host.row_ids != DUMMY_ROW_ID).sum())
 
     return PackedParams(
         qkv_format="thd",
@@ -46,5 +50,6 @@ def packed_params(
         max_seqlen_kv=batch.longest,
         segments=Segments(batch.cu_seqlens, lengths, batch.short_cu_seqlens),
         rotation=rotation,
+        num_real=offsets[num_samples],
         token_keys=token_keys,
     )

@@ -90,9 +90,8 @@ class TrainerActor:
         )
 
         self.trainer = Trainer(setup.settings, self.rank)
-        start = setup.start
-        checkpoint_load.load(self.trainer, start.checkpoint, model_only=not start.is_resume)
-        self.checkpoint_writer = CheckpointWriter(self.trainer)
+        base = checkpoint_load.load_start(self.trainer, setup.start)
+        self.checkpoint_writer = CheckpointWriter(self.trainer, base)
         return device.gpu_name()
 
     def attach_feed(self, feed_handle: Any, first_step: int, num_steps: int) -> None:

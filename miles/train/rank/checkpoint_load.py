@@ -6,7 +6,7 @@ parts of the tensors that it holds, and Megatron reads those.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -16,9 +16,12 @@ from miles.architecture.sizes import padded_vocab_size
 from miles.common import checkpoint_folder, safe_pickle, storage
 from miles.common.checkpoint_folder import SavedCheckpoint
 from miles.errors import CheckpointError
+from miles.train.model.adapters import is_adapter
 from miles.train.model.padding_rows import zero_padding_rows
 from miles.train.rank import compatible_keys, finite_weights, optimizer_state, weight_boxes
+from miles.train.rank.base_weights import BaseWeights
 from miles.train.rank.trainer import Trainer
+from miles.train.types import StartPoint
 
 CONTENT_FORMAT = {
     "distrib_optim_sharding_type": "fully_reshardable",
@@ -28,24 +31,57 @@ CONTENT_FORMAT = {
 """The form of the optimizer's state. Written beside it, for Megatron-LM's loader."""
 
 
-def load(trainer: Trainer, checkpoint: SavedCheckpoint, *, model_only: bool) -> None:
-    """Load a checkpoint, or the weights of a Hugging Face folder, into a trainer.
+def load_start(trainer: Trainer, start: StartPoint) -> BaseWeights | None:
+    """Load what an attempt begins from into a trainer. Collective.
+
+    Returns:
+        the frozen weights beside an adapter; None: all weights are trained.
+
+    Raises:
+        CheckpointError: as `load`; a base that is not the one of the adapter; an adapter that
+            cannot be read.
+    """
+    if trainer.adapter is None:
+        load(trainer, start.checkpoint, model_only=not start.is_resume)
+        return None
+
+    frozen = start.base or start.checkpoint
+    load(trainer, frozen, model_only=True)
+    base = BaseWeights.of(trainer, frozen.url)
+    if start.is_resume:
+        base.require_same(start.checkpoint)
+        load(trainer, start.checkpoint, model_only=False, of_adapter=True)
+    elif start.adapter_path is not None:
+        weight_boxes.load_adapter(trainer, start.adapter_path)
+        finite_weights.require_finite(trainer, start.adapter_path, with_optimizer=False)
+    return base
+
+
+def load(
+    trainer: Trainer, checkpoint: SavedCheckpoint, *, model_only: bool, of_adapter: bool = False
+) -> None:
+    """Load a checkpoint, or the weights of a Hugging Face folder, into a trainer. Collective.
 
     Args:
         model_only: leave the optimizer and the schedule as they are, to begin from these weights.
+        of_adapter: the checkpoint holds the adapter, and not the weights of the model.
 
     Raises:
         CheckpointError: a model of another shape, tensors that are missing, or such as are NaN or
             infinite.
     """
+    if not model_only:
+        trainer.restore_extra_state(checkpoint)
     if checkpoint.is_hugging_face:
         weight_boxes.load_weights(trainer, checkpoint.url)
     else:
-        _load_sharded(trainer, checkpoint, model_only=model_only)
+        _load_sharded(trainer, checkpoint, model_only=model_only, of_adapter=of_adapter)
     finite_weights.require_finite(trainer, checkpoint.url, with_optimizer=not model_only)
 
 
-def _load_sharded(trainer: Trainer, checkpoint: SavedCheckpoint, *, model_only: bool) -> None:
+def _load_sharded(
+    trainer: Trainer, checkpoint: SavedCheckpoint, *, model_only: bool, of_adapter: bool
+) -> None:
     from megatron.core import dist_checkpointing
 
     with storage.local_folder(checkpoint.url, "checkpoint") as folder:
@@ -68,10 +104,14 @@ def _load_sharded(trainer: Trainer, checkpoint: SavedCheckpoint, *, model_only: 
             optimizer_state.keep_step_counts(trainer.optimizer)
         try:
             stored = dist_checkpointing.load_tensors_metadata(str(folder))
-            model = compatible_keys.adapt(_model_state(trainer), trainer.shape, stored)
+            _require_kind(checkpoint, stored, of_adapter=of_adapter)
+            own = _model_state(trainer, of_adapter=of_adapter)
+            model = compatible_keys.adapt(own, trainer.shape, stored)
             state = _state(trainer, model, loading=True, model_only=model_only)
             optimizer_state.match_keys(state.get("optimizer", {}), stored)
             loaded = dist_checkpointing.load(state, str(folder), strict="assume_ok_unexpected")
+        except CheckpointError:
+            raise
         except CheckpointException as error:
             raise _unreadable(checkpoint, error) from error
         except Exception as error:  # Megatron's error classes, torch's or pickle's
@@ -91,6 +131,23 @@ def _load_sharded(trainer: Trainer, checkpoint: SavedCheckpoint, *, model_only: 
         trainer.scheduler.load_state_dict(loaded["opt_param_scheduler"])
 
 
+def _require_kind(
+    checkpoint: SavedCheckpoint, stored: Collection[str], *, of_adapter: bool
+) -> None:
+    """Refuse an adapter in the place of a model, and the reverse.
+
+    It is refused before the start by what `miles.json` says, which may be missing.
+    """
+    if any(map(is_adapter, stored)) == of_adapter:
+        return
+    if of_adapter:
+        raise CheckpointError(f"{checkpoint.url}: holds no adapter, as its miles.json says")
+    raise CheckpointError(
+        f"{checkpoint.url}: holds an adapter, and no whole model. Merge the two with miles convert "
+        "merge-adapter, and begin from what it writes"
+    )
+
+
 def _unreadable(checkpoint: SavedCheckpoint, error: CheckpointException) -> CheckpointError:
     """Return the error of files that are missing or broken, as after a copy that broke off.
 
@@ -108,7 +165,8 @@ def state_to_save(
 ) -> dict[str, Any]:
     """Return the state for Megatron's `dist_checkpointing`.
 
-    It has sharded tensors, and a common part with the keys of Megatron-LM.
+    It has sharded tensors, and a common part with the keys of Megatron-LM. Where an adapter is
+    trained, its tensors are the only ones.
 
     Args:
         iteration: steps that the state holds.
@@ -116,7 +174,7 @@ def state_to_save(
         model_only: leave out the optimizer and the schedule.
     """
     trainer.gather_weights()
-    model = _model_state(trainer)
+    model = _model_state(trainer, of_adapter=trainer.adapter is not None)
 
     state = _state(trainer, model, loading=False, model_only=model_only)
     state["model"] = compatible_keys.complete(state, trainer.shape)
@@ -149,9 +207,10 @@ def num_local_bytes(state: Mapping[str, Any]) -> int:
     return num_bytes
 
 
-def _model_state(trainer: Trainer) -> dict[str, Any]:
-    state: dict[str, Any] = trainer.gpt.sharded_state_dict()
-    return state
+def _model_state(trainer: Trainer, *, of_adapter: bool) -> dict[str, Any]:
+    """Return the sharded state of the adapter, or of the model without it."""
+    state = trainer.gpt.sharded_state_dict()
+    return {name: value for name, value in state.items() if is_adapter(value.key) == of_adapter}
 
 
 def _state(

@@ -33,6 +33,7 @@ from miles.common import checkpoint_folder, storage
 from miles.common.checkpoint_tracker import folder_name, write_tracker
 from miles.errors import CheckpointError, MilesError
 from miles.train.rank import checkpoint_load, writer_processes
+from miles.train.rank.base_weights import BaseWeights
 from miles.train.rank.trainer import Trainer
 from miles.train.types import SaveFailure, SaveStage
 
@@ -66,10 +67,15 @@ class _PendingSave:
 
 
 class CheckpointWriter:
-    """Writes one rank's part of the checkpoints, one checkpoint at a time."""
+    """Writes one rank's part of the checkpoints, one checkpoint at a time.
 
-    def __init__(self, trainer: Trainer) -> None:
+    Args:
+        base: the frozen weights beside the adapter, where one is trained.
+    """
+
+    def __init__(self, trainer: Trainer, base: BaseWeights | None = None) -> None:
         self._trainer = trainer
+        self._base = base
         self._pending: _PendingSave | None = None
 
     def begin(
@@ -90,6 +96,7 @@ class CheckpointWriter:
         from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue
 
         assert self._pending is None, "one checkpoint at a time"
+        extra = {**extra, **self._trainer.extra_state()}
         with writer_processes.lost_with_their_results(self._trainer.rank):
             writer_processes.share_results()
         state = checkpoint_load.state_to_save(
@@ -123,7 +130,8 @@ class CheckpointWriter:
         )
         write = request.async_fn and writer_processes.ending_with_its_files(request.async_fn)
         calls.schedule_async_request(request._replace(async_fn=write))
-        self._pending = _PendingSave(url, iteration, extra, folder, calls)
+        content = {**extra, **self._adapter_facts()}
+        self._pending = _PendingSave(url, iteration, content, folder, calls)
         return None
 
     def stage(self) -> SaveStage:
@@ -199,6 +207,15 @@ class CheckpointWriter:
     def _require_pending(self) -> _PendingSave:
         assert self._pending is not None, "no checkpoint was begun"
         return self._pending
+
+    def _adapter_facts(self) -> dict[str, Any]:
+        """Return what `miles.json` says of an adapter: that no whole model is in the checkpoint."""
+        if self._trainer.adapter is None:
+            return {}
+        facts: dict[str, Any] = {checkpoint_folder.ADAPTER: self._trainer.adapter.to_json()}
+        if self._base is not None:
+            facts[checkpoint_folder.BASE] = self._base.to_json()
+        return facts
 
     def _create_folder(self, url: str, iteration: int) -> Path | SaveFailure:
         """Create the folder to write into: one for all ranks if it is local, else one for each."""
@@ -338,14 +355,20 @@ def _upload(pending: _PendingSave) -> None:
 
 
 def save(
-    trainer: Trainer, url: str, iteration: int, extra: dict[str, Any], *, model_only: bool = False
+    trainer: Trainer,
+    url: str,
+    iteration: int,
+    extra: dict[str, Any],
+    *,
+    model_only: bool = False,
+    base: BaseWeights | None = None,
 ) -> str:
     """Write a checkpoint into a local folder, wait for it, and return its folder. Collective.
 
     Raises:
         CheckpointError: it could not be written.
     """
-    writer = CheckpointWriter(trainer)
+    writer = CheckpointWriter(trainer, base)
     failure = writer.begin(url, iteration, extra, model_only=model_only) or writer.seal()
     if failure is not None:
         raise CheckpointError(

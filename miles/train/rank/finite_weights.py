@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from miles.architecture.adapter import AdapterShape, adapter_parameters
 from miles.architecture.config import ModelShape
 from miles.architecture.families import parameters_of
+from miles.architecture.parameters import Parameter
 from miles.convert.hf_boxes import runs_in
 from miles.errors import CheckpointError
 from miles.train.rank.weight_boxes import WeightBox, weight_boxes
@@ -36,7 +38,7 @@ def require_finite(trainer: Trainer, url: str, *, with_optimizer: bool) -> None:
     Raises:
         CheckpointError: names the tensors of this rank.
     """
-    broken = names_not_finite(trainer.gpt, trainer.shape)
+    broken = names_not_finite(trainer.gpt, trainer.shape, trainer.adapter)
     if not broken and with_optimizer and not _all_finite(_state_tensors(trainer.optimizer)):
         broken = ["the state of the optimizer"]
     if broken:
@@ -47,19 +49,25 @@ def require_finite(trainer: Trainer, url: str, *, with_optimizer: bool) -> None:
         )
 
 
-def names_not_finite(gpt: Any, shape: ModelShape) -> list[str]:
+def names_not_finite(gpt: Any, shape: ModelShape, adapter: AdapterShape | None) -> list[str]:
     """Return the names of this rank's weights that are not finite.
 
     They are those of Hugging Face's tensors, or Megatron's key where it has no such tensor.
 
     Args:
         gpt: the `GPTModel`; its weights are those of the last step (`Trainer.gather_weights`).
+        adapter: that it has beside its weights; its tensors have PEFT's names.
     """
+    parameters = parameters_of(shape)
+    if adapter is not None:
+        parameters += adapter_parameters(shape, adapter)
+    by_key = {parameter.megatron: parameter for parameter in parameters}
     boxes = weight_boxes(gpt)
     broken = _not_finite([box.data for box in boxes])
     names: list[str] = []
     for number in broken:
-        names += list(_names_of(boxes[number], shape)) or [boxes[number].key]
+        key = boxes[number].key
+        names += list(_names_of(boxes[number], by_key[key])) if key in by_key else [key]
     return list(dict.fromkeys(names))
 
 
@@ -82,14 +90,8 @@ def _not_finite(tensors: Sequence[Tensor]) -> list[int]:
     return sorted(broken)
 
 
-def _names_of(box: WeightBox, shape: ModelShape) -> Iterator[str]:
+def _names_of(box: WeightBox, parameter: Parameter) -> Iterator[str]:
     """Yield the names of the Hugging Face tensors that have a row of a box that is not finite."""
-    parameters = {parameter.megatron: parameter for parameter in parameters_of(shape)}
-    parameter = parameters.get(box.key)
-    if parameter is None:
-        yield box.key
-        return
-
     num_broken = (~torch.isfinite(box.data)).reshape(len(box.data), -1).sum(dim=1)
     first = box.offsets[0]
     runs_of_names = runs_in(parameter, first, first + len(box.data))

@@ -8,6 +8,7 @@ A training step, on every rank at once:
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -20,7 +21,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from miles.architecture.adapter import AdapterShape
 from miles.architecture.config import ModelShape
+from miles.common import checkpoint_folder
+from miles.common.checkpoint_folder import SavedCheckpoint
 from miles.data.types import DUMMY_ROW_ID, MicroBatch, StepReport
 from miles.train.model import data_parallel, device
 from miles.train.model.build import build_model
@@ -40,6 +44,7 @@ from miles.train.model.optimizer import (
 )
 from miles.train.model.output_loss import TokenLosses
 from miles.train.model.packed_forward import forward_packed, pad_for_tensor_ranks, single_sequence
+from miles.train.model.router_loads import RouterLoads
 from miles.train.parallel_layout import Layout
 from miles.train.precision import Precision
 from miles.train.rank.finite_weights import names_not_finite
@@ -100,6 +105,12 @@ class Trainer:
             # The loss is multiplied by the scale before the backward pass; `prepare_grads` divides.
             self.model.config.grad_scale_func = self.optimizer.scale_loss
 
+        self.router_loads: RouterLoads | None = None
+        if settings.shape.num_experts is not None:
+            self.router_loads = RouterLoads(
+                self.gpt, settings.shape, settings.layout, settings.optimizer.moe_aux_loss_coeff
+            )
+
     @property
     def shape(self) -> ModelShape:
         return self.settings.shape
@@ -107,6 +118,12 @@ class Trainer:
     @property
     def layout(self) -> Layout:
         return self.settings.layout
+
+    @property
+    def adapter(self) -> AdapterShape | None:
+        """Return the shape of the adapter that is trained; None: all weights are."""
+        lora = self.settings.lora
+        return None if lora is None else lora.adapter
 
     @property
     def gpt(self) -> Any:
@@ -127,6 +144,18 @@ class Trainer:
         Call it after the weights were replaced.
         """
         self.optimizer.reload_model_params()
+
+    def extra_state(self) -> dict[str, Any]:
+        """Return what a checkpoint's `miles.json` holds of the trainer: how to balance experts."""
+        if self.router_loads is None or self.router_loads.last_choices is None:
+            return {}
+        return {checkpoint_folder.EXPERT_CHOICES: list(self.router_loads.last_choices)}
+
+    def restore_extra_state(self, checkpoint: SavedCheckpoint) -> None:
+        """Continue from the `extra_state` of a checkpoint. Older ones have none."""
+        choices = (checkpoint.extra or {}).get(checkpoint_folder.EXPERT_CHOICES)
+        if self.router_loads is not None and choices is not None:
+            self.router_loads.continue_from(choices)
 
     def train_step(self, report: StepReport, micro_batches: Sequence[MicroBatch]) -> StepResult:
         """Train on this rank's micro-batches of one step. Collective.
@@ -151,15 +180,31 @@ class Trainer:
             _finalize_gradients, num_trained_tokens=report.content.num_trained_tokens
         )
         batches = self._padded(micro_batches)
+        step = report.position.index
+        if self.router_loads is not None:
+            if self.router_loads.must_count_ahead:
+                self._count_ahead(self.router_loads, batches, step)
+            self.router_loads.begin_step(report.content)
         outputs = self._run_micro_batches(
-            batches, self.settings.num_sources, step=report.position.index, forward_only=False
+            batches,
+            self.settings.num_sources,
+            step=step,
+            forward_only=False,
+            loads=self.router_loads,
         )
 
-        end = self._step_optimizer(self._reduce(outputs, self.settings.num_sources))
+        sums = self._reduce(outputs, self.settings.num_sources, self.router_loads)
+        end = self._step_optimizer(sums)
         self.scheduler.step(1)
         assert sum(end.sums.tokens) == report.content.num_trained_tokens, (
             "the ranks trained other tokens than the step holds"
         )
+
+        router = None
+        if self.router_loads is not None:
+            router = self.router_loads.finish_step(
+                sums.others, end.sums.others, is_taken=end.reason is None
+            )
 
         skip = None
         if end.reason is SkipReason.LOSS_SCALE_TOO_HIGH:
@@ -168,7 +213,7 @@ class Trainer:
             skip = self._skip(end.reason, outputs, batches)
         seconds = time.perf_counter() - started
         losses, tokens = tuple(end.sums.losses), tuple(end.sums.tokens)
-        return StepResult(losses, tokens, end.grad_norm, lr, seconds, skip)
+        return StepResult(losses, tokens, end.grad_norm, lr, seconds, skip, router)
 
     def evaluate(self, steps: Iterable[Sequence[MicroBatch]], num_sources: int) -> SourceSums:
         """Return loss sums and token counts by source, over all data ranks. Collective.
@@ -217,8 +262,12 @@ class Trainer:
         *,
         step: int = 0,
         forward_only: bool,
+        loads: RouterLoads | None = None,
     ) -> list[MicroBatchSums]:
         """Run forward and, unless `forward_only`, backward over the micro-batches.
+
+        Args:
+            loads: of the experts, which count the forward pass; None: nothing does.
 
         Returns:
             the sums of each micro-batch. Empty on every pipeline stage but the last.
@@ -226,7 +275,9 @@ class Trainer:
         from megatron.core.pipeline_parallel import get_forward_backward_func
 
         outputs: list[MicroBatchSums] = get_forward_backward_func()(
-            forward_step_func=partial(_forward_step, num_sources=num_sources, step=step),
+            forward_step_func=partial(
+                _forward_step, num_sources=num_sources, step=step, loads=loads
+            ),
             data_iterator=send_ahead(batches),
             model=[self.model],
             num_microbatches=len(batches),
@@ -236,15 +287,45 @@ class Trainer:
         )
         return outputs
 
-    def _reduce(self, outputs: Sequence[MicroBatchSums], num_sources: int) -> SourceSums:
-        """Add the sums by source over all data ranks. Returns the same on every rank."""
+    def _count_ahead(self, loads: RouterLoads, batches: Sequence[MicroBatch], step: int) -> None:
+        """Count what a step is about to choose, in a forward pass of its own."""
+        num_sources = self.settings.num_sources
+        loads.forget_step()
+        with torch.no_grad():
+            outputs = self._run_micro_batches(
+                batches, num_sources, step=step, forward_only=True, loads=loads
+            )
+        loads.balance(self._reduce(outputs, num_sources, loads).others)
+
+    def _reduce(
+        self,
+        outputs: Sequence[MicroBatchSums],
+        num_sources: int,
+        loads: RouterLoads | None = None,
+    ) -> SourceSums:
+        """Add the sums by source over all data ranks. Returns the same on every rank.
+
+        Args:
+            loads: of the experts, to be added up beside them over all ranks.
+        """
         from megatron.core import parallel_state
 
         sums = SourceSums.zeros(num_sources)
+        for output in outputs:
+            sums.vector.add_(output.by_source)
+        data_group = parallel_state.get_data_parallel_group(with_context_parallel=True)
+        if loads is not None:
+            # Tensor ranks have the same sums by source, but each has routed tokens of its own.
+            if parallel_state.get_tensor_model_parallel_rank() > 0:
+                sums.vector.zero_()
+            sums = sums.beside(loads.sums)
+            sums.all_reduce(data_group)
+            if self.layout.tensor * self.layout.pipeline > 1:
+                sums.all_reduce(parallel_state.get_model_parallel_group())
+            return sums
+
         if self.layout.is_last_stage(self.rank):
-            for output in outputs:
-                sums.vector.add_(output.by_source)
-            sums.all_reduce(parallel_state.get_data_parallel_group(with_context_parallel=True))
+            sums.all_reduce(data_group)
 
         # All pipeline stages must agree on whether to step.
         if self.layout.pipeline > 1:
@@ -296,7 +377,9 @@ class Trainer:
         """Return why a step was skipped, and what made it so: weights of any rank, or rows."""
         self.gather_weights()
         weights: list[Any] = [None] * self.layout.world_size
-        torch.distributed.all_gather_object(weights, names_not_finite(self.gpt, self.shape))
+        torch.distributed.all_gather_object(
+            weights, names_not_finite(self.gpt, self.shape, self.adapter)
+        )
         broken = tuple(dict.fromkeys(chain.from_iterable(weights)))
         if broken:
             return Skip(reason, weights=broken)
@@ -334,9 +417,18 @@ class Trainer:
 
 
 def _forward_step(
-    batches: Iterator[DeviceBatch], model: Any, *, num_sources: int, step: int
+    batches: Iterator[DeviceBatch],
+    model: Any,
+    *,
+    num_sources: int,
+    step: int,
+    loads: RouterLoads | None,
 ) -> tuple[Any, Any]:
-    """Run one micro-batch forward; the second result computes the loss from the first."""
+    """Run one micro-batch forward; the second result computes the loss from the first.
+
+    Args:
+        loads: of the experts, which count it; None: nothing does.
+    """
     batch = next(batches)
 
     def loss(losses: TokenLosses) -> tuple[Tensor, Tensor, MicroBatchSums]:
@@ -344,7 +436,8 @@ def _forward_step(
         by_source = sum_by_source(by_segment, batch, num_sources)
         return total, count, MicroBatchSums(by_segment, by_source)
 
-    return forward_packed(model, batch, with_labels=True, step=step), loss
+    with contextlib.nullcontext() if loads is None else loads.counting():
+        return forward_packed(model, batch, with_labels=True, step=step), loss
 
 
 def _finalize_gradients(

@@ -22,7 +22,9 @@ from miles.common import storage
 from miles.common.storage import Report
 from miles.convert import hf_boxes, parallel
 from miles.convert.box_writer import BoxWriter
+from miles.convert.peft_adapter import read_adapter
 from miles.errors import CheckpointError
+from miles.train.model.adapters import is_adapter
 from miles.train.types import ExportPart, SaveFailure
 
 if TYPE_CHECKING:
@@ -86,39 +88,71 @@ def load_weights(trainer: Trainer, url: str) -> None:
         CheckpointError: a checkpoint of another model, a file that cannot be read, or a folder that
             this machine does not have.
     """
-    if storage.is_local(url) and not storage.exists(url):
-        raise CheckpointError(
-            f"{url} is not on {socket.gethostname()}, where a rank begins from it: give a folder "
-            "that all nodes share, or a URL such as s3://bucket/model"
-        )
+    _require_on_this_machine(url)
     tensors = hf_boxes.open_weights(url, trainer.shape)
 
     def read(box: WeightBox, report: Report) -> None:
         tensors.read(box.key, box.place, box.offsets, box.data)
 
-    parallel.each(weight_boxes(trainer.gpt), read)
+    parallel.each([box for box in weight_boxes(trainer.gpt) if not is_adapter(box.key)], read)
     trainer.copy_weights_to_optimizer()
+
+
+def load_adapter(trainer: Trainer, url: str) -> None:
+    """Read this rank's part of an adapter in PEFT's format, in place.
+
+    Args:
+        url: of the folder.
+
+    Raises:
+        CheckpointError: an adapter that cannot be read, another one than that of the trainer, or a
+            folder that this machine does not have.
+    """
+    _require_on_this_machine(url)
+    found = read_adapter(url, trainer.shape)
+    if found.shape != trainer.adapter:
+        raise CheckpointError(f"{url}: has changed since the run was started: another adapter")
+
+    def read(box: WeightBox, report: Report) -> None:
+        found.read(box.key, box.place, box.offsets, box.data)
+
+    parallel.each([box for box in weight_boxes(trainer.gpt) if is_adapter(box.key)], read)
+    trainer.copy_weights_to_optimizer()
+
+
+def _require_on_this_machine(url: str) -> None:
+    """Refuse a local folder that is not there."""
+    if storage.is_local(url) and not storage.exists(url):
+        raise CheckpointError(
+            f"{url} is not on {socket.gethostname()}, where a rank begins from it: give a folder "
+            "that all nodes share, or a URL such as s3://bucket/model"
+        )
 
 
 def write_weights(trainer: Trainer, folder: Path) -> ExportPart:
     """Write the weights whose main copy this rank holds into the files of a folder. Collective.
 
+    They are those of the adapter, where one is trained.
+
     Args:
-        folder: local, shared by all ranks, with files of the full size (`ExportPlan.create`).
+        folder: local, shared by all ranks, with files of the full size (`ExportPlan.create`,
+            `AdapterPlan.create`).
 
     Returns:
         the bytes that are on the disk now, or why they are not.
     """
     trainer.gather_weights()
     try:
-        writer = BoxWriter(folder, trainer.shape)
+        writer = BoxWriter(folder, trainer.shape, trainer.adapter)
     except (CheckpointError, OSError) as error:
         return ExportPart(0, SaveFailure(str(error)))
 
     def write(box: WeightBox, report: Report) -> int:
         return writer.write(box.key, box.place, box.offsets, box.data)
 
-    own_boxes = [box for box in weight_boxes(trainer.gpt) if box.is_main]
+    main_boxes = [box for box in weight_boxes(trainer.gpt) if box.is_main]
+    of_adapter = trainer.adapter is not None
+    own_boxes = [box for box in main_boxes if is_adapter(box.key) == of_adapter]
     try:
         num_bytes = sum(parallel.each(own_boxes, write))
         writer.sync()

@@ -30,7 +30,7 @@ from miles.train.driver.metrics import (
 )
 from miles.train.driver.progress import ProgressLine
 from miles.train.estimate.flops import training_flops
-from miles.train.types import EvalSums, Skip, SkipReason, StepResult
+from miles.train.types import EvalSums, RouterStats, Skip, SkipReason, StepResult
 from tests.support.shapes import HAND_COUNTED
 
 REPORT = StepReport(
@@ -93,6 +93,16 @@ def test_the_evaluation_loss_is_weighted_by_tokens() -> None:
     }
 
 
+def test_the_balancing_loss_is_no_part_of_the_loss() -> None:
+    """A dense model has no experts to show, and without balancing there is no loss of it."""
+    dense = metrics_of()
+    assert not [key for key in dense if "moe" in key]
+    routed = metrics_of(replace(RESULT, router=RouterStats(max_load=1.5, entropy=1.0)))
+    assert routed == {**dense, "sft/moe_max_load": 1.5, "sft/moe_load_entropy": 1.0}
+    balanced = metrics_of(replace(RESULT, router=RouterStats(1.5, 1.0, aux_loss=2.25)))
+    assert balanced == {**routed, "sft/moe_aux_loss": 2.25}
+
+
 def generalized(key: str) -> str:
     """Return the key of the docs: `data/rows_dropped/no_messages` -> `…/<reason>`."""
     for stage in STAGES:
@@ -105,7 +115,8 @@ def generalized(key: str) -> str:
 def test_the_docs_name_every_key_and_no_other() -> None:
     text = (Path(__file__).parents[3] / "docs/metrics.md").read_text()
     documented = set(re.findall(r"^\| `([^`]+)` \|", text, re.MULTILINE))
-    skipped = replace(RESULT, skip=Skip(SkipReason.LOSS_NOT_FINITE))
+    routed = replace(RESULT, router=RouterStats(max_load=1.5, entropy=1.0, aux_loss=2.25))
+    skipped = replace(routed, skip=Skip(SkipReason.LOSS_NOT_FINITE))
     metrics = metrics_of(skipped, "NVIDIA H200")
     metrics |= eval_metrics(("chat", "code"), EvalSums([1.0, 1.0], [1, 1]), seconds=1.0)
     general = {generalized(key) for key in metrics}

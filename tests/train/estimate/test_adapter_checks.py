@@ -6,19 +6,24 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
-from miles.architecture.adapter import AdapterShape
-from miles.architecture.families import read_shape
+from miles.architecture.adapter import AdapterShape, adapter_parameters
+from miles.architecture.families import pieces_in, read_shape
 from miles.common.checkpoint_folder import SavedCheckpoint
-from miles.errors import CheckpointError
+from miles.convert.peft_config import config_text
+from miles.errors import CheckpointError, ConfigError
 from miles.train.config import TrainConfig
-from miles.train.estimate.adapter_checks import line_of, require_same_training
+from miles.train.estimate.adapter_checks import line_of, require_own_adapter, require_same_training
 from miles.train.launch.arguments import parse
 from miles.train.types import StartPoint
+from tests.support.fault_table import NOTHING, observed
 from tests.support.launch import write_model
 
 OWN = AdapterShape(8, 16.0, ("q_proj", "v_proj"))
 LINE = "--lora-rank 8 --lora-alpha 16 --target-modules q_proj v_proj"
+RANK_16 = LINE.replace("rank 8", "rank 16")
 
 
 def config_of(folder: Path, line: str) -> TrainConfig:
@@ -50,7 +55,7 @@ def test_the_same_adapters_go_on(tmp_path: Path, line: str) -> None:
 @pytest.mark.parametrize(
     ("line", "difference"),
     [
-        (LINE.replace("rank 8", "rank 16"), "--lora-rank: the checkpoint has 8, this run 16"),
+        (RANK_16, "--lora-rank: the checkpoint has 8, this run 16"),
         (f"{LINE} --use-rslora", "--use-rslora: the checkpoint has none, this run it"),
         (LINE.replace("16", "32"), "--lora-alpha: the checkpoint has 16, this run 32"),
         (f"{LINE} o_proj", "the checkpoint has q_proj v_proj, this run q_proj v_proj o_proj"),
@@ -64,6 +69,7 @@ def test_other_adapters_are_refused_with_the_line(
         "--target-modules: the", "the"
     )
     assert f"To go on, give {LINE}; " in text
+    observed("other adapter than the checkpoint's", refused(tmp_path, RANK_16, OWN), LINE, NOTHING)
 
 
 def test_all_weights_and_adapters_are_told_apart(tmp_path: Path) -> None:
@@ -72,10 +78,13 @@ def test_all_weights_and_adapters_are_told_apart(tmp_path: Path) -> None:
     assert text.startswith(f"--save {tmp_path}/run: ")
     assert "a run that trains all weights, and --lora-rank 8 trains an adapter" in text
     assert "leave out --lora-rank" in text
+    fault = "`--lora-rank` over the checkpoints of a run that trains all weights"
+    observed(fault, text, "trains all weights", NOTHING)
     text = refused(tmp_path, "", OWN, "elsewhere")
     assert text.startswith(f"--load {tmp_path}/elsewhere: ")
     assert "holds the checkpoints of a LoRA run" in text
     assert f"give {LINE}. To begin from the model with it, merge it: " in text
+    observed("no `--lora-rank` over the checkpoints of a LoRA run", text, LINE, NOTHING)
 
 
 def test_a_new_run_trains_what_it_is_told(tmp_path: Path) -> None:
@@ -84,6 +93,28 @@ def test_a_new_run_trains_what_it_is_told(tmp_path: Path) -> None:
     shape = read_shape(str(tmp_path))
     for line in ("", LINE):
         require_same_training(config_of(tmp_path, line), shape, start)
+
+
+def test_an_adapter_of_another_line_is_refused_with_its_own(tmp_path: Path) -> None:
+    write_model(tmp_path)
+    shape = read_shape(str(tmp_path))
+    (tmp_path / "adapter_config.json").write_text(config_text(OWN, "hf"))
+    tensors = {}
+    for parameter, place in pieces_in(adapter_parameters(shape, OWN), shape):
+        tensors[parameter.hf_names(place)[0]] = torch.zeros(parameter.shape)
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+
+    def check(line: str) -> None:
+        require_own_adapter(config_of(tmp_path, f"{line} --lora-adapter-path {tmp_path}"), shape)
+
+    check(LINE)
+    require_own_adapter(config_of(tmp_path, "--lora-rank 4"), shape)
+    with pytest.raises(ConfigError, match="--lora-rank: the folder has 8, this run 4") as raised:
+        check("--lora-rank 4")
+    text = str(raised.value)
+    assert text.startswith(f"--lora-adapter-path {tmp_path}: another adapter than ")
+    assert "--target-modules: the folder has q_proj v_proj, this run q_proj k_proj" in text
+    assert text.endswith(f"To train it further, give {LINE}")
 
 
 def test_a_line_gives_the_adapter_again(tmp_path: Path) -> None:

@@ -79,12 +79,30 @@ def test_the_layers_of_the_model_are_taken(experts: list[str], written: str) -> 
         ),
         ("--moe-token-drop-policy none", "none: no expert drops tokens; leave it out or give pr"),
         ("--moe-router-topk-scaling-factor 2.5", "2.5 is not supported; leave it out or give 1.0"),
-        ("--moe-aux-loss-coeff 0.01", "--moe-aux-loss-coeff 0.01 is not supported"),
+        ("--moe-z-loss-coeff 0.01", "--moe-z-loss-coeff 0.01 is not supported"),
+        (
+            "--moe-aux-loss-coeff 0.01 --moe-router-load-balancing-type seq_aux_loss",
+            "seq_aux_loss beside --moe-aux-loss-coeff 0.01: experts are balanced over all tokens "
+            "of a step; leave it out or give aux_loss or global_aux_loss",
+        ),
     ],
 )
 def test_another_size_is_refused(experts: list[str], words: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         parse([*experts, *words.split()])
+
+
+@pytest.mark.parametrize("kind", ["none", "aux_loss", "seq_aux_loss", "global_aux_loss"])
+def test_nothing_is_balanced_by_a_weight_of_0(experts: list[str], kind: str) -> None:
+    words = ["--moe-router-load-balancing-type", kind, "--moe-aux-loss-coeff", "0"]
+    assert parse([*experts, *words]) == parse(experts)
+
+
+@pytest.mark.parametrize("kind", ["", "aux_loss", "global_aux_loss"])
+def test_experts_are_balanced_over_a_step(experts: list[str], kind: str) -> None:
+    words = ["--moe-router-load-balancing-type", kind] if kind else []
+    config = parse([*experts, *words, "--moe-aux-loss-coeff", "0.01"])
+    assert config.optimizer.moe_aux_loss_coeff == 0.01
 
 
 def test_a_dense_model_has_no_layer_with_experts(base: list[str]) -> None:

@@ -42,7 +42,7 @@ def written(folder: Path, text: str) -> str:
         ("column_names: false", "line 1: --column-names: a JSON object was expected"),
         ("loss_type: off", "line 1: --loss-type takes sft_loss, not off"),
         ("n_samples_per_prompt: null", "line 1: --n-samples-per-prompt takes 1, not null"),
-        ("moe_aux_loss_coeff: [0]", "line 1: --moe-aux-loss-coeff takes 0, not a list"),
+        ("moe_z_loss_coeff: [0]", "line 1: --moe-z-loss-coeff takes 0, not a list"),
         ("loss_mask_type:", "line 1: --loss-mask-type takes auto or qwen or qwen3, not nothing"),
         ("lr: 1\noptimizer: sgd", "line 2: --optimizer sgd is not supported; leave it out or"),
         # values that PyYAML cannot make

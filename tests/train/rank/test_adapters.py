@@ -1,23 +1,21 @@
-"""Adapters on one rank: they alone are trained, and without training they change no bit."""
+"""Adapters on one rank: they alone are trained, and untrained they change no bit."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from miles.architecture.adapter import TARGETS, AdapterShape, adapter_parameters
+from miles.architecture.adapter import adapter_parameters
 from miles.train.parallel_layout import Layout
 from miles.train.recompute_config import RecomputeConfig
-from miles.train.types import AdapterSettings
-from tests.support.ranks import NUM_SOURCES, SHAPE, batch, start, trainer_settings
+from tests.support.adapted_ranks import ADAPTER, PROMPT, Case, boxes, evaluate, new_trainer, train
+from tests.support.ranks import SHAPE, start
 
-ONE = Layout(1)
-ALL = AdapterSettings(AdapterShape(4, 8.0, TARGETS), dropout=0.0, seed=3)
-PROMPT = [1, 2, 3, 250, 7]
+LORA = Case()
+BASE = Case(adapter=None)
 FULL = RecomputeConfig("full", "uniform", 1)
 
 
@@ -25,75 +23,41 @@ FULL = RecomputeConfig("full", "uniform", 1)
 def rank(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     from miles.train.model import process_groups
 
-    start(ONE, 0, tmp_path_factory.mktemp("ranks") / "meeting")
+    start(Layout(1), 0, tmp_path_factory.mktemp("ranks") / "meeting")
     yield
     process_groups.shutdown()
 
 
-def new_trainer(lora: AdapterSettings | None, **settings: Any) -> Any:
-    """Return a trainer with the same base weights each time."""
-    from megatron.core import tensor_parallel
-
-    from miles.train.rank.trainer import Trainer
-
-    torch.manual_seed(7)
-    tensor_parallel.model_parallel_cuda_manual_seed(7)
-    return Trainer(trainer_settings(SHAPE, ONE, lora=lora, **settings), 0)
-
-
-def train(trainer: Any, num_steps: int) -> list[float]:
-    """Train some steps; return their losses."""
-    losses = []
-    for step in range(num_steps):
-        report, (micro_batches,) = batch(step, ONE)
-        result = trainer.train_step(report, micro_batches)
-        assert result.skip is None
-        losses.append(result.loss)
-    return losses
-
-
-def evaluate(trainer: Any) -> float:
-    sums = trainer.evaluate([batch(50, ONE)[1][0]], NUM_SOURCES)
-    return sum(sums.losses) / sum(sums.tokens)
-
-
-def weights(trainer: Any, *, of_adapters: bool) -> dict[str, torch.Tensor]:
-    from miles.train.model.adapters import is_adapter
-
-    return {
-        name: weight.detach().clone()
-        for name, weight in trainer.gpt.named_parameters()
-        if is_adapter(name) == of_adapters
-    }
-
-
 def test_an_untrained_adapter_changes_no_bit() -> None:
-    base, adapted = new_trainer(None), new_trainer(ALL)
+    base, adapted = new_trainer(BASE), new_trainer(LORA)
     np.testing.assert_array_equal(base.logits(PROMPT), adapted.logits(PROMPT))
     assert evaluate(base) == evaluate(adapted)
     assert base.generate([PROMPT], [], 4) == adapted.generate([PROMPT], [], 4)
 
 
 def test_only_adapters_are_trained() -> None:
-    trainer = new_trainer(ALL)
-    base, adapter = weights(trainer, of_adapters=False), weights(trainer, of_adapters=True)
-    before = trainer.logits(PROMPT), evaluate(trainer)
+    trainer = new_trainer(LORA)
+    frozen, trained = boxes(trainer, of_adapters=False), boxes(trainer, of_adapters=True)
+    base, adapter = ([box.data.clone() for box in each] for each in (frozen, trained))
+    logits, loss = trainer.logits(PROMPT), evaluate(trainer)
+    answer = trainer.generate([PROMPT], [], 8)
 
-    losses = train(trainer, 10)
+    numbers = train(trainer, range(10))
 
-    for name, weight in weights(trainer, of_adapters=False).items():
-        assert torch.equal(weight, base[name]), name
-    for name, weight in weights(trainer, of_adapters=True).items():
-        assert not torch.equal(weight, adapter[name]), name
-    assert losses[-1] < losses[0]
-    assert np.abs(trainer.logits(PROMPT) - before[0]).max() > 0.1
-    assert evaluate(trainer) != before[1]
+    for box, before in zip(frozen, base, strict=True):
+        assert torch.equal(box.data, before), box.key
+    for box, before in zip(trained, adapter, strict=True):
+        assert not torch.equal(box.data, before), box.key
+    assert numbers[-1][0] < numbers[0][0]
+    assert np.abs(trainer.logits(PROMPT) - logits).max() > 0.1
+    assert evaluate(trainer) != loss
+    assert trainer.generate([PROMPT], [], 8) != answer
 
 
 def test_the_optimizer_and_the_gradients_are_of_adapters() -> None:
-    trainer = new_trainer(ALL)
-    train(trainer, 1)
-    num_values = sum(weight.numel() for weight in weights(trainer, of_adapters=True).values())
+    trainer = new_trainer(LORA)
+    train(trainer, range(1))
+    num_values = sum(box.data.numel() for box in boxes(trainer, of_adapters=True))
 
     (part,) = trainer.optimizer.chained_optimizers
     state = part.optimizer.state
@@ -105,19 +69,31 @@ def test_the_optimizer_and_the_gradients_are_of_adapters() -> None:
         assert weight.grad is None, name
 
 
-def test_recomputed_layers_train_the_same_adapters() -> None:
-    kept, recomputed = new_trainer(ALL), new_trainer(ALL, recompute=FULL)
-    assert train(kept, 3) == train(recomputed, 3)
-    for name, weight in weights(kept, of_adapters=True).items():
-        assert torch.equal(weight, dict(recomputed.gpt.named_parameters())[name]), name
-
-
 def test_a_checkpoint_has_the_keys_of_the_parameter_map() -> None:
-    trainer = new_trainer(ALL)
-    state = trainer.gpt.sharded_state_dict()
+    state = new_trainer(LORA).gpt.sharded_state_dict()
     tensors = [tensor for name, tensor in state.items() if ".adapter." in name]
     shapes = {tensor.key: tensor.global_shape for tensor in tensors}
-    for parameter in adapter_parameters(SHAPE, ALL.adapter):
+    for parameter in adapter_parameters(SHAPE, ADAPTER):
         expected = (*parameter.stack(SHAPE), *parameter.shape)
         assert shapes.pop(parameter.megatron) == expected
     assert not shapes
+
+
+def test_nothing_is_dropped_in_evaluation() -> None:
+    plain, dropping = new_trainer(LORA), new_trainer(Case(dropout=0.5))
+    for trainer in (plain, dropping):
+        for box in boxes(trainer, of_adapters=True):
+            box.data.fill_(0.03)
+    assert evaluate(plain) == evaluate(dropping)
+    np.testing.assert_array_equal(plain.logits(PROMPT), dropping.logits(PROMPT))
+    assert train(plain, range(1)) != train(dropping, range(1))
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_recomputed_layers_train_the_same_adapters(dropout: float) -> None:
+    kept = new_trainer(Case(dropout=dropout))
+    recomputed = new_trainer(Case(dropout=dropout, recompute=FULL))
+    assert train(kept, range(3)) == train(recomputed, range(3))
+    pairs = zip(*(boxes(each, of_adapters=True) for each in (kept, recomputed)), strict=True)
+    for own, other in pairs:
+        assert torch.equal(own.data, other.data), own.key

@@ -13,7 +13,7 @@ from miles.errors import CheckpointError
 from miles.train.rank.weight_boxes import load_weights, write_weights
 from tests.support.ranks import SHAPE
 
-TRAINER = cast(Any, SimpleNamespace(shape=SHAPE, gather_weights=lambda: None))
+TRAINER = cast(Any, SimpleNamespace(shape=SHAPE, adapter=None, gather_weights=lambda: None))
 """These folders are looked at before the model."""
 
 
