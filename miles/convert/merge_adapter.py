@@ -23,11 +23,13 @@ from miles.architecture.config import ModelShape
 from miles.architecture.families import parameters_of, pieces_of, read_shape, stored_names
 from miles.architecture.sizes import padded_vocab_size
 from miles.common import storage
+from miles.common.checkpoint_folder import SavedCheckpoint, read_extra
 from miles.common.checkpoint_tracker import RELEASE, TRACKER
 from miles.common.debugging import unchained
 from miles.common.untrusted_files import require_readable
 from miles.common.writable import require_writable
 from miles.convert import parallel, torch_dist
+from miles.convert.base_checksum import require_base
 from miles.convert.companions import TEMPLATE
 from miles.convert.export_plan import ExportPlan
 from miles.convert.hf_boxes import HfTensors, require_same_model
@@ -78,6 +80,8 @@ class _Adapter:
     tensors: Tensors
     chat_template: str | None
     """that its run was given; None: that of the base"""
+    checkpoint: SavedCheckpoint | None = None
+    """of the LoRA run; None: a folder in PEFT's format, which says nothing about its base"""
 
 
 @dataclass(frozen=True)
@@ -134,6 +138,8 @@ def merge_adapter(
             _opened_adapter(adapter, shape, iteration, console) as opened,
             _opened_base(base_url, shape, console) as base,
         ):
+            if opened.checkpoint is not None:
+                require_base(base_url, base.tensors, shape, opened.checkpoint, console)
             plan = ExportPlan(
                 hf_checkpoint,
                 shape,
@@ -226,7 +232,13 @@ def _opened_adapter(
         require_model(checkpoint, "--hf-checkpoint", shape)
         parameters = adapter_parameters(shape, adapter_shape)
         tensors = MegatronTensors(checkpoint, shape, parameters)
-        yield _Adapter(checkpoint_url, adapter_shape, tensors, template_of(str(folder)))
+        yield _Adapter(
+            checkpoint_url,
+            adapter_shape,
+            tensors,
+            template_of(str(folder)),
+            SavedCheckpoint(checkpoint_url, 0, read_extra(str(folder))),
+        )
 
 
 @contextlib.contextmanager

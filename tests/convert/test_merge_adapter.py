@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import io
-import itertools
 import json
-import re
 import shutil
 import subprocess
 import sys
@@ -29,6 +27,7 @@ from miles.convert.peft_adapter import AdapterPlan
 from miles.convert.safetensors_files import ADAPTER, SINGLE, ShardedWriter, Spec
 from miles.convert.verify import verify
 from tests.support.adapters import ATTENTION, save_as_run, save_with_peft
+from tests.support.bars import last_bars
 from tests.support.launch import QWEN3
 from tests.support.models import edit_tensors, make_hf, require_same_files
 from tests.support.processes import PROJECT
@@ -166,12 +165,10 @@ def test_merging_from_a_store_to_a_store(folder: Path, bucket: str) -> None:
         assert not verify(f"{bucket}/merged", str(folder / "merged")).differences
         assert not verify(f"{bucket}/megatron", str(folder / "megatron")).differences
         assert storage.names(f"{bucket}/merged") == storage.names(str(folder / "merged"))
-    text = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", screen.getvalue())
-    bars = re.findall(r"(\w+) ━+ +([\d.]+)/([\d.]+) kB", text)
-    last = [list(shown)[-1] for _, shown in itertools.groupby(bars, lambda bar: bar[0])]
+    bars = last_bars(screen.getvalue())
     labels = ["downloading", *["converting", "uploading"] * 2]
-    assert [label for label, _, _ in last] == labels * 2
-    assert all(done == num_bytes for _, done, num_bytes in last)
+    assert [label for label, _, _ in bars] == labels * 2
+    assert all(done == num_bytes for _, done, num_bytes in bars)
 
 
 @pytest.mark.parametrize(

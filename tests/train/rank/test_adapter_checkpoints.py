@@ -16,6 +16,7 @@ from miles.architecture.adapter import TARGETS, AdapterShape, adapter_parameters
 from miles.architecture.families import read_shape
 from miles.common.adapter_base import find_base
 from miles.common.checkpoint_folder import EXTRA, SavedCheckpoint, find
+from miles.convert.merge_adapter import Targets, merge_adapter
 from miles.convert.peft_adapter import AdapterPlan
 from miles.errors import CheckpointError
 from miles.train.model.dtypes import DTYPES
@@ -243,6 +244,25 @@ def test_swapped_layers_are_another_base(hf: Path, saved: Saved, tmp_path: Path)
     edit_tensors(other, swap)
     with pytest.raises(CheckpointError, match="not the weights that the adapter in"):
         begin(saved.start(other), hf)
+    with pytest.raises(CheckpointError, match="not the weights that the adapter in"):
+        merge_adapter(saved.url, str(other), Targets(str(tmp_path / "merged"), None))
+    assert not (tmp_path / "merged").exists()
+
+
+def test_merged_weights_compute_what_the_run_does(hf: Path, saved: Saved, tmp_path: Path) -> None:
+    """In either format. The checksum that the ranks stated is that of the files."""
+    targets = Targets(str(tmp_path / "merged"), str(tmp_path / "megatron"))
+    merge_adapter(saved.url, str(hf), targets)
+
+    unmerged, _ = begin(saved.start(hf), hf)
+    base, _ = begin(new_start(hf), hf, None)
+    logits = unmerged.logits(PROMPT)
+    assert np.abs(logits - base.logits(PROMPT)).max() > 1e-3, "the adapter does something"
+    megatron = find(str(tmp_path / "megatron"))
+    assert megatron is not None
+    for start_point in (new_start(tmp_path / "merged"), StartPoint(megatron, False)):
+        merged, _ = begin(start_point, hf, None)
+        np.testing.assert_allclose(merged.logits(PROMPT), logits, rtol=0, atol=1e-4)
 
 
 def test_an_adapter_is_no_model_even_without_its_miles_json(hf: Path, saved: Saved) -> None:
