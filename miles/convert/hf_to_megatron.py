@@ -33,6 +33,7 @@ from miles.convert import parallel, tensor_io, torch_dist
 from miles.convert.hf_boxes import HfTensors
 from miles.convert.megatron_boxes import Tensors
 from miles.convert.path_safety import require_inside
+from miles.convert.remote_lease import hold_remote
 from miles.convert.safetensors_files import Weights, is_weights
 from miles.convert.torch_dist import Box
 from miles.errors import CheckpointError, SourceError
@@ -157,9 +158,11 @@ def _save_remotely(save: str, content: _Content, console: Console | None) -> Non
         _write(root / RELEASE, content, console)
         write_tracker(str(root), RELEASE)
 
-        storage.remove(storage.join(save, TRACKER))
-        storage.remove(storage.join(save, RELEASE))
-        storage.upload_folder(root, save, TRACKER, partial(parallel.bar, console, "uploading"))
+        with hold_remote(save):
+            require_no_run(save)  # one may have begun, and ended, meanwhile
+            storage.remove(storage.join(save, TRACKER))
+            storage.remove(storage.join(save, RELEASE))
+            storage.upload_folder(root, save, TRACKER, partial(parallel.bar, console, "uploading"))
 
 
 def _plan(tensors: Tensors, shape: ModelShape, padded_vocab_size: int) -> list[Box]:

@@ -31,6 +31,7 @@ from miles.common import atomic_folders, checkpoint_folder, storage
 from miles.common.checkpoint_tracker import RELEASE
 from miles.common.ctrl_c import on_ctrl_c
 from miles.common.debugging import unchained
+from miles.common.lease import LEASE
 from miles.common.writable import require_writable
 from miles.convert import parallel, torch_dist
 from miles.convert.companions import TEMPLATE, companions, is_tokenizer
@@ -39,6 +40,7 @@ from miles.convert.megatron_boxes import MegatronTensors, Tensors, require_model
 from miles.convert.path_safety import require_inside
 from miles.convert.peft_adapter import AdapterPlan
 from miles.convert.peft_config import CONFIG
+from miles.convert.remote_lease import hold_remote
 from miles.convert.safetensors_files import ADAPTER, INDEX, SINGLE, is_weights
 from miles.convert.saved_adapter import saved_adapter, saved_base
 from miles.convert.torch_dist import Checkpoint
@@ -144,9 +146,12 @@ def folder_for(save: str, console: Console | None) -> Iterator[Path]:
 
 def _replace_remote(folder: Path, save: str, console: Console | None) -> None:
     """Upload a folder to the place of an earlier one; what makes it complete goes last."""
-    storage.remove(save)
     last = next(name for name in (INDEX, SINGLE, CONFIG) if (folder / name).exists())
-    storage.upload_folder(folder, save, last, partial(parallel.bar, console, "uploading"))
+    with hold_remote(save):
+        for name in storage.names(save):
+            if name != LEASE:
+                storage.remove(storage.join(save, name))
+        storage.upload_folder(folder, save, last, partial(parallel.bar, console, "uploading"))
 
 
 def require_replaceable(save: str, hf_checkpoint: str, *, is_adapter: bool = False) -> None:
@@ -161,9 +166,9 @@ def require_replaceable(save: str, hf_checkpoint: str, *, is_adapter: bool = Fal
     """
     if storage.is_local(save):
         atomic_folders.require_movable(Path(storage.filesystem(save)[1]))
-    beside = [*companions(hf_checkpoint), TEMPLATE]
+    beside = [*companions(hf_checkpoint), TEMPLATE, LEASE]
     if is_adapter:
-        beside = [*filter(is_tokenizer, beside), CONFIG, ADAPTER]
+        beside = [*filter(is_tokenizer, beside), CONFIG, ADAPTER, LEASE]
     known = {name.split("/")[0] for name in beside}
     if not storage.exists(save):
         return

@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from miles.cli import main
-from miles.common import atomic_folders
+from miles.common import atomic_folders, lease, storage
 from miles.common.debugging import VARIABLE
 from miles.data import prepare
 from miles.data.notebook.parts import PartFiles
@@ -28,7 +28,8 @@ from miles.errors import MilesError, WriteError
 from miles.train.launch.parser import launch_settings
 from tests.support.disks import small_disk
 from tests.support.fault_table import NOTHING, observed
-from tests.support.mistakes import CALLS, COMMANDS, Call, Mistake, make_places
+from tests.support.mistakes import CALLS, COMMANDS, RUN, Call, Mistake, make_places
+from tests.support.object_storage import s3_bucket
 from tests.support.processes import without_patience
 
 CHAINS = ("Traceback", "During handling", "The above exception")
@@ -209,6 +210,28 @@ def test_ctrl_c_leaves_nothing_of_a_conversion(
     assert main([*line, str(tmp_path / "out")]) == 0
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names == {"release", "latest_checkpointed_iteration.txt"}
+
+
+def test_one_conversion_at_a_time_writes_into_a_bucket(
+    places: Mapping[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with s3_bucket(monkeypatch) as bucket:
+        to_megatron = ["convert", "hf-to-megatron", "--hf-checkpoint", places["hf"]]
+        to_hf = ["convert", "megatron-to-hf", "--hf-checkpoint", places["hf"]]
+        to_hf += ["--load", f"{bucket}/run"]
+        for line, save in ((to_megatron, f"{bucket}/run"), (to_hf, f"{bucket}/hf")):
+            assert main([*line, "--save", save]) == 0
+            before = storage.names(save)
+            assert lease.LEASE not in before
+
+            capsys.readouterr()
+            with lease.hold(save, "--save", "miles convert", print):
+                assert main([*line, "--save", save]) == RUN
+                assert set(storage.names(save)) == {*before, lease.LEASE}
+            printed = capsys.readouterr().err
+            assert f"--save {save}: another run is writing there: miles convert on host" in printed
+            assert main([*line, "--save", save]) == 0
+            assert storage.names(save) == before
 
 
 def test_ctrl_c_in_a_script_stands_alone(
