@@ -18,6 +18,7 @@ from miles.architecture.adapter import (
 from miles.architecture.config import ModelShape
 from miles.architecture.sizes import key_size, layer_parameters, padded_vocab_size, query_size
 from miles.train.compute_config import AS_USUAL, ComputeConfig
+from miles.train.estimate.host_memory import rounded_up_bytes, saving_bytes
 from miles.train.optimizer_settings import OptimizerSettings
 from miles.train.parallel_layout import Layout
 from miles.train.precision import Precision
@@ -64,6 +65,10 @@ class StageMemory:
     """the output layer's logits and gradients, on the last stage"""
     host: int = 0
     """offloaded optimizer state, in the memory of the machine"""
+    host_rounding: int = 0
+    """by which its pinned blocks are larger"""
+    host_saving: int = 0
+    """in the memory of the machine, while a checkpoint is begun"""
 
     @property
     def total(self) -> int:
@@ -172,6 +177,8 @@ def estimate(
                 ),
                 loss=loss,
                 host=int(num_stepped * state.host),
+                host_rounding=_rounding_bytes(shape, layout, stage, training.optimizer),
+                host_saving=saving_bytes((trained.dense, trained.experts), compute, layout.data),
             )
         )
     return tuple(stages)
@@ -193,6 +200,18 @@ def state_bytes(precision: Precision, optimizer: OptimizerSettings) -> StateByte
     # On the machine a copy of the gradient lies beside them, from which Adam takes its step.
     host = 4 + moments + GRADIENT_BYTES
     return StateBytes(device=(1 - offloaded) * (master + moments), host=offloaded * host)
+
+
+def _rounding_bytes(
+    shape: ModelShape, layout: Layout, stage: int, optimizer: OptimizerSettings
+) -> int:
+    """Return by how much more than its offloaded state a rank has of the machine's memory."""
+    if not optimizer.cpu_offload:
+        return 0
+    num_embeddings = (stage == 0) + (stage == layout.pipeline - 1)
+    if layout.pipeline == 1 and shape.tied_embeddings:
+        num_embeddings = 1
+    return int(optimizer.offload_fraction * rounded_up_bytes(shape, layout, num_embeddings))
 
 
 def _loss_bytes(
@@ -389,7 +408,10 @@ def _mlp_values(
         return gated * shape.ffn_hidden_size / layout.tensor
 
     # A copy of the token for each of its experts. Where one expert is computed after another, the
-    # product is kept before and after the router's weight.
+    # product is kept before and after the router's weight. A tensor-parallel rank sends copies of
+    # its own tokens, and ranks that share an expert all get its copies: as many on each rank, if the
+    # experts get as many.
+    num_copies = shape.moe_router_topk * layout.expert_tensor / layout.tensor
     gated = 3 if compute.grouped_experts else gated + 1
     width = shape.moe_ffn_hidden_size / layout.expert_tensor
-    return shape.moe_router_topk * (shape.hidden_size + gated * width)
+    return num_copies * (shape.hidden_size + gated * width)
