@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from miles.architecture.config import ModelShape
-from miles.train.estimate.memory import estimate
+from miles.train.estimate.memory import Training, estimate
 from miles.train.parallel_layout import Layout
 from miles.train.precision import Precision
 from miles.train.recompute_config import KEEP_ALL, RecomputeConfig
@@ -121,9 +121,8 @@ class Case:
         (stage,) = estimate(
             self.shape,
             Layout(1),
-            precision=precision,
+            Training(precision=precision, recompute=self.recompute),
             max_tokens_per_gpu=self.num_tokens,
-            recompute=self.recompute,
         )
         return stage.total
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 from _gpu_models import RECOMPUTE_LAYERS, SHAPES
 
-from miles.train.estimate.memory import estimate
+from miles.train.estimate.memory import Training, estimate
 from miles.train.estimate.roofline import CHIPS, Chip, Floor, StepWork, floor
 from miles.train.parallel_layout import Layout
 from miles.train.precision import Precision
@@ -111,9 +111,8 @@ def _cell(model: str, rows: Rows, recompute: RecomputeConfig, chip: Chip, tokens
     (memory,) = estimate(
         shape,
         layout,
-        precision=Precision.BF16,
+        Training(precision=Precision.BF16, recompute=recompute),
         max_tokens_per_gpu=tokens,
-        recompute=recompute,
     )
     if memory.total / 2**30 > USABLE_GIB[chip.name]:
         return "does not fit"

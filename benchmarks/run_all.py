@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-BENCHMARKS = ("encode.py", "pack.py", "stream.py", "convert.py", "saving.py")
+BENCHMARKS = ("encode.py", "pack.py", "stream.py", "convert.py", "saving.py", "lora_step.py")
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
     recipe             what they share: the words of a launch line, the flags of a script, the start
     run_qwen3_sft      all weights of Qwen3, with 4 or with 235 billion parameters
+    lora_qwen3_4b      adapters beside the frozen weights of Qwen3-4B-Base
     mixture            several data sets by weight, with the loss of each
     openhermes_qwen3   the run of the README
 

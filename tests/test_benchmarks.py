@@ -161,6 +161,13 @@ def test_pack_prints_its_bars() -> None:
     assert len(BAR.findall(printed)) == 2
 
 
+def test_a_lora_step_is_compared_with_two_others() -> None:
+    size = ["--hidden-size", "128", "--layers", "1", "--sample-tokens", "32", "--steps", "1"]
+    printed = benchmark("lora_step.py", *size)
+    assert re.search(rf"128 tokens a step, .* LoRA {NUMBER} ms, PEFT's {NUMBER} ms", printed)
+    assert len(BAR.findall(printed)) == 2
+
+
 def test_saving_prints_its_bar() -> None:
     printed = benchmark("saving.py", "--fsync-seconds", "0.1", "--save-interval", "8")
     assert re.search(

@@ -35,7 +35,7 @@ def add_parser(commands: Subparsers) -> None:
 
 def run(flags: argparse.Namespace) -> None:
     """Print the script."""
-    from miles.cli import build_parser
+    from miles.cli.commands import build_parser
 
     print(completion_script(build_parser(), flags.shell))
 

@@ -1,4 +1,4 @@
-"""`miles convert`: checkpoints from Hugging Face to Megatron and back, and their comparison."""
+"""`miles convert`: checkpoints from Hugging Face to Megatron and back, merged, and compared."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from collections.abc import Sequence
 
 from miles.cli.console import Subparsers, open_console, path_word
 from miles.cli.model_line import add_model_line, require_known_flags, require_model
-from miles.cli.outcome import on_ctrl_c
+from miles.common.ctrl_c import on_ctrl_c
 from miles.errors import MilesError
 
 NAME = "convert"
 HF_TO_MEGATRON = "hf-to-megatron"
-_LEAVES_NOTHING = "stopped; the files that it had begun are removed, --save is as it was"
+_LEAVES_NOTHING = "stopped; nothing of it is left, and --save is as it was"
+_LEAVES_WHOLE = "stopped; the files that it had begun are removed, what is there is complete"
 _OWN_FLAGS = (
     "--hf-checkpoint",
     "--save",
@@ -30,11 +31,12 @@ class DifferenceFound(MilesError):
 
 
 def add_parser(commands: Subparsers) -> None:
-    """Add the command, its three directions and their flags."""
+    """Add the command, its directions and their flags."""
     parser = commands.add_parser(NAME, help="Hugging Face <-> Megatron torch_dist")
     directions = parser.add_subparsers(required=True, metavar="DIRECTION")
     _add_hf_to_megatron(directions)
     _add_megatron_to_hf(directions)
+    _add_merge_adapter(directions)
     _add_verify(directions)
 
 
@@ -45,6 +47,15 @@ def _add_hf_to_megatron(directions: Subparsers) -> None:
     parser.add_argument("--hf-checkpoint", type=path_word, required=True, metavar="DIR")
     parser.add_argument("--save", type=path_word, required=True, metavar="DIR")
 
+    _add_vocabulary_flag(parser)
+    parser.add_argument(
+        "--padded-vocab-size", type=positive, metavar="ROWS", help="the same, up to so many rows"
+    )
+    add_model_line(parser)
+    parser.set_defaults(run=run_hf_to_megatron)
+
+
+def _add_vocabulary_flag(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--make-vocab-size-divisible-by",
         type=positive,
@@ -53,16 +64,12 @@ def _add_hf_to_megatron(directions: Subparsers) -> None:
         help="add rows of zeros to the embedding and the output layer, up to a multiple of N "
         "(default: 1, none)",
     )
-    parser.add_argument(
-        "--padded-vocab-size", type=positive, metavar="ROWS", help="the same, up to so many rows"
-    )
-    add_model_line(parser)
-    parser.set_defaults(run=run_hf_to_megatron)
 
 
 def _add_megatron_to_hf(directions: Subparsers) -> None:
     parser = directions.add_parser(
-        "megatron-to-hf", help="LOAD/iter_… or LOAD/release -> SAVE/*.safetensors"
+        "megatron-to-hf",
+        help="LOAD/iter_… or LOAD/release -> SAVE/*.safetensors; of a LoRA run, PEFT's adapter",
     )
 
     parser.add_argument("--load", type=path_word, required=True, metavar="DIR")
@@ -74,7 +81,12 @@ def _add_megatron_to_hf(directions: Subparsers) -> None:
         help="config and tokenizer come from here",
     )
     parser.add_argument("--save", type=path_word, required=True, metavar="DIR")
+    _add_export_flags(parser)
+    parser.set_defaults(run=run_megatron_to_hf)
 
+
+def _add_export_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of a checkpoint of a run, and of the files that are written of it."""
     parser.add_argument(
         "--ckpt-step",
         type=int,
@@ -95,7 +107,41 @@ def _add_megatron_to_hf(directions: Subparsers) -> None:
         help="a Jinja file in place of the template in --hf-checkpoint (default: the template that "
         "the run trained with)",
     )
-    parser.set_defaults(run=run_megatron_to_hf)
+
+
+def _add_merge_adapter(directions: Subparsers) -> None:
+    parser = directions.add_parser(
+        "merge-adapter", help="an adapter + its base -> SAVE/*.safetensors, SAVE_MEGATRON/release"
+    )
+    parser.add_argument(
+        "--adapter",
+        type=path_word,
+        required=True,
+        metavar="DIR",
+        help="an adapter in PEFT's format, or the checkpoints of a LoRA run",
+    )
+    parser.add_argument(
+        "--hf-checkpoint",
+        type=path_word,
+        required=True,
+        metavar="DIR",
+        help="config and tokenizer come from here, and the weights of the base",
+    )
+    parser.add_argument(
+        "--ref-load",
+        type=path_word,
+        metavar="DIR",
+        help="the weights of the base, of either format (default: those of --hf-checkpoint)",
+    )
+    parser.add_argument(
+        "--save", type=path_word, metavar="DIR", help="write a Hugging Face checkpoint"
+    )
+    parser.add_argument(
+        "--save-megatron", type=path_word, metavar="DIR", help="write a torch_dist checkpoint"
+    )
+    _add_export_flags(parser)
+    _add_vocabulary_flag(parser)
+    parser.set_defaults(run=run_merge_adapter)
 
 
 def _add_verify(directions: Subparsers) -> None:
@@ -124,11 +170,11 @@ def run_hf_to_megatron(flags: argparse.Namespace) -> None:
     Raises:
         MilesError: the line says another model than config.json, or a file cannot be used.
     """
-    from miles.convert.hf_to_megatron import hf_to_megatron
-
-    require_model(flags)
     console = open_console()
     with on_ctrl_c(_LEAVES_NOTHING):
+        from miles.convert.hf_to_megatron import hf_to_megatron  # torch, which takes seconds
+
+        require_model(flags)
         folder = hf_to_megatron(
             flags.hf_checkpoint,
             flags.save,
@@ -141,10 +187,10 @@ def run_hf_to_megatron(flags: argparse.Namespace) -> None:
 
 def run_megatron_to_hf(flags: argparse.Namespace) -> None:
     """Convert a Megatron checkpoint."""
-    from miles.convert.megatron_to_hf import megatron_to_hf
-
     console = open_console()
     with on_ctrl_c(_LEAVES_NOTHING):
+        from miles.convert.megatron_to_hf import megatron_to_hf  # torch, which takes seconds
+
         folder = megatron_to_hf(
             flags.load,
             flags.hf_checkpoint,
@@ -155,6 +201,28 @@ def run_megatron_to_hf(flags: argparse.Namespace) -> None:
             console=console,
         )
     console.print(f"  {folder}", soft_wrap=True)
+
+
+def run_merge_adapter(flags: argparse.Namespace) -> None:
+    """Merge an adapter into the weights of its base."""
+    from miles.convert.merge_adapter import Targets, merge_adapter
+
+    targets = Targets(
+        flags.save, flags.save_megatron, flags.max_shard_size, flags.make_vocab_size_divisible_by
+    )
+    console = open_console()
+    with on_ctrl_c(_LEAVES_WHOLE):
+        folders = merge_adapter(
+            flags.adapter,
+            flags.hf_checkpoint,
+            targets,
+            ref_load=flags.ref_load,
+            iteration=flags.ckpt_step,
+            chat_template=_text_of(flags.chat_template_path),
+            console=console,
+        )
+    for folder in folders:
+        console.print(f"  {folder}", soft_wrap=True)
 
 
 def _text_of(path: str | None) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from miles.cli.console import Subparsers, open_console, path_word
-from miles.cli.outcome import on_ctrl_c
+from miles.common.ctrl_c import on_ctrl_c
 
 NAME = "demo"
 

@@ -9,11 +9,10 @@ With `MILES_DEBUG=1`, or `miles --debug`, the traceback stands above it.
 
 from __future__ import annotations
 
-import contextlib
 import select
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from miles.common import output
 from miles.common.debugging import is_debugging, mistake_of_ours
@@ -69,15 +68,6 @@ def _status_of(command: Callable[[], None]) -> int:
         _print_error(error, mistake_of_ours(error))
         return MISTAKE_OF_OURS
     return 0
-
-
-@contextlib.contextmanager
-def on_ctrl_c(text: str) -> Iterator[None]:
-    """Have Ctrl-C in the context say what it leaves, unless it does so already."""
-    try:
-        yield
-    except KeyboardInterrupt as error:
-        raise KeyboardInterrupt(str(error) or f"Ctrl-C: {text}") from None
 
 
 def _of_the_system(error: OSError) -> str:

@@ -6,6 +6,7 @@ import argparse
 import shlex
 
 from miles.cli.console import Subparsers, open_console, path_word, tokenizer_word
+from miles.common.ctrl_c import on_ctrl_c
 from miles.common.flags import build, settings_of
 from miles.common.local_paths import absolute
 from miles.common.patience import until_answered
@@ -62,7 +63,8 @@ def run(flags: argparse.Namespace) -> None:
 
     require_source(flags.dataset, flags.source, _line)
 
-    with until_answered("looking at the tokenizer and the rows"):
+    looking = until_answered("looking at the tokenizer and the rows")
+    with looking, on_ctrl_c("stopped; nothing was written"):
         from miles.data.notebook.dataset import prepare_rows  # pyarrow and Ray: they take seconds
 
         values = given_values(flags, _SETTINGS)

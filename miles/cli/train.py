@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from miles.cli.console import Subparsers, open_console
-from miles.cli.outcome import on_ctrl_c
 from miles.common import patience
+from miles.common.ctrl_c import on_ctrl_c
 from miles.train.launch.parser import add_launch_flags
 
 if TYPE_CHECKING:

@@ -46,20 +46,21 @@ def show_debugging() -> None:
 def unchained(
     function: Callable[P, T], kinds: tuple[type[Exception], ...] = (MilesError,)
 ) -> Callable[P, T]:
-    """Have a public function raise an error of ours alone: without its cause and its inner frames.
+    """Have a public function raise an error of ours, or Ctrl-C, without its cause and inner frames.
 
     A generator function stays one. With `MILES_DEBUG=1`, nothing is left out.
 
     Args:
         kinds: the exceptions that are ours.
     """
+    ours: tuple[type[BaseException], ...] = (*kinds, KeyboardInterrupt)
     if inspect.isgeneratorfunction(function):
 
         @functools.wraps(function)
         def generate(*args: P.args, **kwargs: P.kwargs) -> Iterator[Any]:
             try:
                 yield from function(*args, **kwargs)
-            except kinds as error:
+            except ours as error:
                 if is_debugging():
                     raise
                 raise error.with_traceback(None) from None
@@ -70,7 +71,7 @@ def unchained(
     def call(*args: P.args, **kwargs: P.kwargs) -> T:
         try:
             return function(*args, **kwargs)
-        except kinds as error:
+        except ours as error:
             if is_debugging():
                 raise
             raise error.with_traceback(None) from None

@@ -249,14 +249,23 @@ def open_weights(url: str, shape: ModelShape) -> HfTensors:
     Raises:
         CheckpointError: a checkpoint of another model, or one that `HfTensors` refuses.
     """
-    require_inside(url, "config.json", url)
-    differences = shape.differences(read_shape(url).megatron_args())
-    if differences:
-        raise CheckpointError(f"{url}: a checkpoint of another model: {'; '.join(differences)}")
+    require_same_model(url, shape)
     try:
         return HfTensors(Weights(url), shape)
     except SourceError as error:
         raise CheckpointError(str(error)) from error
+
+
+def require_same_model(url: str, shape: ModelShape) -> None:
+    """Refuse a folder whose config.json is that of another model.
+
+    Raises:
+        CheckpointError: names each difference.
+    """
+    require_inside(url, "config.json", url)
+    differences = shape.differences(read_shape(url).megatron_args())
+    if differences:
+        raise CheckpointError(f"{url}: a checkpoint of another model: {'; '.join(differences)}")
 
 
 def require_weights(url: str, shape: ModelShape) -> None:

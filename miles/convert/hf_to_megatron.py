@@ -26,11 +26,14 @@ from miles.common import atomic_folders, storage
 from miles.common.checkpoint_choice import ways_on
 from miles.common.checkpoint_files import iterations
 from miles.common.checkpoint_tracker import RELEASE, TRACKER, tracked, write_tracker
+from miles.common.ctrl_c import on_ctrl_c
 from miles.common.debugging import unchained
 from miles.common.writable import require_writable
 from miles.convert import parallel, tensor_io, torch_dist
 from miles.convert.hf_boxes import HfTensors
+from miles.convert.megatron_boxes import Tensors
 from miles.convert.path_safety import require_inside
+from miles.convert.remote_lease import hold_remote
 from miles.convert.safetensors_files import Weights, is_weights
 from miles.convert.torch_dist import Box
 from miles.errors import CheckpointError, SourceError
@@ -49,6 +52,7 @@ class _Content:
 
 
 @unchained
+@on_ctrl_c("stopped; nothing of it is left, and the folder to write is as it was")
 def hf_to_megatron(
     hf_checkpoint: str,
     save: str,
@@ -77,7 +81,7 @@ def hf_to_megatron(
     shape = read_shape(hf_checkpoint)
     if storage.is_same(save, hf_checkpoint):
         raise CheckpointError(f"{save}: is --hf-checkpoint itself: give another folder")
-    _require_no_run(save)
+    require_no_run(save)
     require_writable(save, "--save")
 
     num_rows = padded_vocab_size(shape, make_vocab_size_divisible_by)
@@ -86,22 +90,46 @@ def hf_to_megatron(
         with storage.local_folder(
             hf_checkpoint, "Hugging Face checkpoint", is_weights, watch
         ) as source:
-            content = _Content(
-                boxes=_plan(Weights(str(source), hf_checkpoint), shape, num_rows),
-                object_keys=_object_keys(shape),
-                args=shape.checkpoint_args(padded_vocab_size=num_rows),
-            )
-            if storage.is_local(save):
-                _save_locally(save, content, console)
-            else:
-                _save_remotely(save, content, console)
+            tensors = HfTensors(Weights(str(source), hf_checkpoint), shape)
+            tensors.require_equal_copies()
+            return write_release(tensors, shape, save, num_rows, console)
     except SourceError as error:
         raise CheckpointError(str(error)) from error
+
+
+def write_release(
+    tensors: Tensors, shape: ModelShape, save: str, num_rows: int, console: Console | None
+) -> str:
+    """Write Megatron tensors as a converted checkpoint, which appears when it is complete.
+
+    Args:
+        tensors: of a model.
+        shape: of the model.
+        save: folder (fsspec URL) that `require_no_run` let pass.
+        num_rows: of the embedding and the output layer, with rows of padding.
+        console: shows a bar; None: nothing is shown.
+
+    Returns:
+        the checkpoint's folder, `SAVE/release`.
+    """
+    content = _Content(
+        boxes=_plan(tensors, shape, num_rows),
+        object_keys=_object_keys(shape),
+        args=shape.checkpoint_args(padded_vocab_size=num_rows),
+    )
+    if storage.is_local(save):
+        _save_locally(save, content, console)
+    else:
+        _save_remotely(save, content, console)
     return storage.join(save, RELEASE)
 
 
-def _require_no_run(save: str) -> None:
-    """Refuse a folder with the checkpoints of a run: its tracker would be replaced."""
+def require_no_run(save: str) -> None:
+    """Refuse a folder with the checkpoints of a run: its tracker would be replaced.
+
+    Raises:
+        CheckpointError: names what is there, and what to do.
+    """
     name, _ = tracked(save) or (RELEASE, 0)
     if name != RELEASE:
         raise CheckpointError(
@@ -130,16 +158,15 @@ def _save_remotely(save: str, content: _Content, console: Console | None) -> Non
         _write(root / RELEASE, content, console)
         write_tracker(str(root), RELEASE)
 
-        storage.remove(storage.join(save, TRACKER))
-        storage.remove(storage.join(save, RELEASE))
-        storage.upload_folder(root, save, TRACKER, partial(parallel.bar, console, "uploading"))
+        with hold_remote(save):
+            require_no_run(save)  # one may have begun, and ended, meanwhile
+            storage.remove(storage.join(save, TRACKER))
+            storage.remove(storage.join(save, RELEASE))
+            storage.upload_folder(root, save, TRACKER, partial(parallel.bar, console, "uploading"))
 
 
-def _plan(weights: Weights, shape: ModelShape, padded_vocab_size: int) -> list[Box]:
-    """Compare the files with the model's map; return the boxes to write, in the model's order."""
-    tensors = HfTensors(weights, shape)
-    tensors.require_equal_copies()
-
+def _plan(tensors: Tensors, shape: ModelShape, padded_vocab_size: int) -> list[Box]:
+    """Return the boxes to write, in the model's order."""
     boxes = []
     for parameter, place in pieces_of(shape):
         num_rows = padded_vocab_size if parameter.is_vocabulary else parameter.shape[0]
@@ -167,7 +194,7 @@ def _object_keys(shape: ModelShape) -> list[str]:
     return keys
 
 
-def _make(tensors: HfTensors, key: str, place: Sequence[int], sizes: Sequence[int]) -> Tensor:
+def _make(tensors: Tensors, key: str, place: Sequence[int], sizes: Sequence[int]) -> Tensor:
     """Return a Megatron tensor at one place of its leading axes.
 
     Args:

@@ -16,31 +16,31 @@ comes.
 from __future__ import annotations
 
 import contextlib
-import json
 import posixpath
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
-from torch import Tensor
 
-from miles.architecture.adapter import AdapterShape, adapter_parameters
+from miles.architecture.adapter import adapter_parameters
 from miles.architecture.config import ModelShape
 from miles.architecture.families import parameters_of, read_shape, stored_names
 from miles.architecture.parameters import Parameter
 from miles.common import atomic_folders, checkpoint_folder, storage
 from miles.common.checkpoint_tracker import RELEASE
+from miles.common.ctrl_c import on_ctrl_c
 from miles.common.debugging import unchained
+from miles.common.lease import LEASE
 from miles.common.writable import require_writable
-from miles.convert import parallel, tensor_io, torch_dist
+from miles.convert import parallel, torch_dist
 from miles.convert.companions import TEMPLATE, companions, is_tokenizer
 from miles.convert.export_plan import ExportPlan, FilesPlan
-from miles.convert.mismatch import missing_tensor, unexpected_tensors, wrong_shape
+from miles.convert.megatron_boxes import MegatronTensors, Tensors, require_model, tensors_of
 from miles.convert.path_safety import require_inside
 from miles.convert.peft_adapter import AdapterPlan
 from miles.convert.peft_config import CONFIG
+from miles.convert.remote_lease import hold_remote
 from miles.convert.safetensors_files import ADAPTER, INDEX, SINGLE, is_weights
 from miles.convert.saved_adapter import saved_adapter, saved_base
 from miles.convert.torch_dist import Checkpoint
@@ -48,6 +48,7 @@ from miles.errors import CheckpointError, ConfigError, SourceError
 
 
 @unchained
+@on_ctrl_c("stopped; nothing of it is left, and the folder to write is as it was")
 def megatron_to_hf(
     load: str,
     hf_checkpoint: str,
@@ -99,26 +100,35 @@ def megatron_to_hf(
         watch = partial(parallel.bar, console, "downloading")
         with storage.local_folder(url, "Megatron checkpoint", watch=watch) as source:
             checkpoint = Checkpoint(source, url)
+            require_model(checkpoint, hf_checkpoint, shape)
             plan: FilesPlan
             if adapter is None:
-                plan = _plan(checkpoint, hf_checkpoint, shape, max_shard_bytes)
+                tensors = MegatronTensors(checkpoint, shape, parameters_of(shape))
+                plan = ExportPlan(
+                    hf_checkpoint,
+                    shape,
+                    tensors.dtypes,
+                    is_converted=posixpath.basename(url) == RELEASE,
+                    max_shard_bytes=max_shard_bytes,
+                )
             else:
-                plan = _adapter_plan(checkpoint, hf_checkpoint, shape, adapter)
-            template = _template_of(source) if chat_template is None else chat_template
+                parameters = adapter_parameters(shape, adapter)
+                tensors = MegatronTensors(checkpoint, shape, parameters)
+                base = saved_base(url)
+                plan = AdapterPlan(hf_checkpoint, shape, adapter, tensors.dtypes, base=base)
+
+            template = template_of(str(source)) if chat_template is None else chat_template
             with folder_for(save, console) as folder:
-                _write_weights(checkpoint, shape, plan, folder, console)
+                write_weights(tensors, shape, plan, folder, console)
                 plan.complete(folder, template)
     except SourceError as error:
         raise CheckpointError(str(error)) from error
     return save
 
 
-def _template_of(checkpoint: Path) -> str | None:
+def template_of(checkpoint: str) -> str | None:
     """Return the chat template that the run of a checkpoint was given; None: it was given none."""
-    path = checkpoint / checkpoint_folder.EXTRA
-    if not path.exists():
-        return None
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    content = checkpoint_folder.read_extra(checkpoint) or {}
     return content.get(checkpoint_folder.CHAT_TEMPLATE)
 
 
@@ -136,9 +146,12 @@ def folder_for(save: str, console: Console | None) -> Iterator[Path]:
 
 def _replace_remote(folder: Path, save: str, console: Console | None) -> None:
     """Upload a folder to the place of an earlier one; what makes it complete goes last."""
-    storage.remove(save)
     last = next(name for name in (INDEX, SINGLE, CONFIG) if (folder / name).exists())
-    storage.upload_folder(folder, save, last, partial(parallel.bar, console, "uploading"))
+    with hold_remote(save):
+        for name in storage.names(save):
+            if name != LEASE:
+                storage.remove(storage.join(save, name))
+        storage.upload_folder(folder, save, last, partial(parallel.bar, console, "uploading"))
 
 
 def require_replaceable(save: str, hf_checkpoint: str, *, is_adapter: bool = False) -> None:
@@ -153,9 +166,9 @@ def require_replaceable(save: str, hf_checkpoint: str, *, is_adapter: bool = Fal
     """
     if storage.is_local(save):
         atomic_folders.require_movable(Path(storage.filesystem(save)[1]))
-    beside = [*companions(hf_checkpoint), TEMPLATE]
+    beside = [*companions(hf_checkpoint), TEMPLATE, LEASE]
     if is_adapter:
-        beside = [*filter(is_tokenizer, beside), CONFIG, ADAPTER]
+        beside = [*filter(is_tokenizer, beside), CONFIG, ADAPTER, LEASE]
     known = {name.split("/")[0] for name in beside}
     if not storage.exists(save):
         return
@@ -174,47 +187,8 @@ def require_replaceable(save: str, hf_checkpoint: str, *, is_adapter: bool = Fal
         )
 
 
-def _plan(
-    checkpoint: Checkpoint, hf_checkpoint: str, shape: ModelShape, max_shard_bytes: int | None
-) -> ExportPlan:
-    """Compare a checkpoint with the model; return the files to write of it."""
-    require_model(checkpoint, hf_checkpoint, shape)
-    require_complete(checkpoint, shape, parameters_of(shape))
-    return ExportPlan(
-        hf_checkpoint,
-        shape,
-        checkpoint.dtypes,
-        is_converted=posixpath.basename(checkpoint.where) == RELEASE,
-        max_shard_bytes=max_shard_bytes,
-    )
-
-
-def _adapter_plan(
-    checkpoint: Checkpoint, hf_checkpoint: str, shape: ModelShape, adapter: AdapterShape
-) -> AdapterPlan:
-    """Compare an adapter's checkpoint with the model; return the files to write of it."""
-    require_model(checkpoint, hf_checkpoint, shape)
-    require_complete(checkpoint, shape, adapter_parameters(shape, adapter))
-    base = saved_base(checkpoint.where)
-    return AdapterPlan(hf_checkpoint, shape, adapter, checkpoint.dtypes, base=base)
-
-
-def require_model(checkpoint: Checkpoint, hf_checkpoint: str, shape: ModelShape) -> None:
-    """Refuse a Megatron checkpoint of another model than a folder's.
-
-    Raises:
-        CheckpointError: names each difference.
-    """
-    differences = shape.differences(checkpoint.args)
-    if differences:
-        raise CheckpointError(
-            f"{checkpoint.where}: a checkpoint of another model than {hf_checkpoint}: "
-            f"{'; '.join(differences)}"
-        )
-
-
-def _write_weights(
-    checkpoint: Checkpoint,
+def write_weights(
+    tensors: Tensors,
     shape: ModelShape,
     plan: FilesPlan,
     folder: Path,
@@ -225,7 +199,7 @@ def _write_weights(
         writer = plan.create(folder)
 
         def convert(piece: tuple[Parameter, tuple[int, ...]], report: storage.Report) -> None:
-            for name, tensor in tensors_of(checkpoint, *piece).items():
+            for name, tensor in tensors_of(tensors, *piece).items():
                 for target in stored_names(name, shape, plan.tensors):
                     writer.write(target, tensor.to(plan.tensors[target].dtype))
                     report(plan.tensors[target].num_bytes)
@@ -235,55 +209,3 @@ def _write_weights(
             writer.sync()
         finally:
             writer.close()
-
-
-def require_complete(
-    checkpoint: Checkpoint, shape: ModelShape, parameters: Sequence[Parameter]
-) -> None:
-    """Refuse a Megatron checkpoint whose tensors are not those of a parameter map.
-
-    Args:
-        parameters: of the model, or of an adapter.
-
-    Raises:
-        CheckpointError: names the tensor that is missing, unexpected, or of another shape.
-    """
-    expected = {parameter.megatron: parameter for parameter in parameters}
-    for key, parameter in expected.items():
-        if key not in checkpoint.tensors:
-            raise missing_tensor(checkpoint.where, key)
-
-        stack = parameter.stack(shape)
-        stored = tuple(checkpoint.tensors[key].size)
-        num_rows = stored[len(stack)] if len(stored) > len(stack) else 0
-        sizes = parameter.shape
-        if parameter.is_vocabulary and num_rows > sizes[0]:  # rows of padding
-            sizes = (num_rows, *sizes[1:])
-        if stored != (*stack, *sizes):
-            raise wrong_shape(checkpoint.where, key, stored, (*stack, *parameter.shape))
-
-    extra = sorted(set(checkpoint.tensors) - set(expected))
-    if extra:
-        raise unexpected_tensors(checkpoint.where, extra)
-
-
-def tensors_of(
-    checkpoint: Checkpoint, parameter: Parameter, place: tuple[int, ...]
-) -> dict[str, Tensor]:
-    """Read the Hugging Face tensors of one parameter at one place.
-
-    Returns:
-        name -> tensor. They are valid until this thread reads others.
-    """
-    dtype = checkpoint.tensors[parameter.megatron].properties.dtype
-    box = tensor_io.buffer("whole", (*(1 for _ in place), *parameter.shape), dtype)
-    checkpoint.read(parameter.megatron, (*place, *(0 for _ in parameter.shape)), box)
-
-    names = parameter.hf_names(place)
-    parts = parameter.layout(box.view(parameter.shape))
-    tensors = {}
-    for number, (name, part, sizes) in enumerate(zip(names, parts, parameter.shapes, strict=True)):
-        if not part.is_contiguous():
-            part = tensor_io.buffer(f"part {number}", part.shape, dtype).copy_(part)
-        tensors[name] = part.view(sizes)
-    return tensors

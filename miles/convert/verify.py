@@ -5,6 +5,7 @@ One tensor of each is in memory at a time. They are compared:
 Hugging Face   Hugging Face   by the names of their tensors
 Megatron       Megatron       by the keys of the model's tensors; the optimizer's are left out
 Hugging Face   Megatron       by the names of Hugging Face, through the family's parameter map
+an adapter     an adapter     by the names of PEFT (`verify_adapters`)
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -34,28 +34,18 @@ from miles.common.checkpoint_files import MARK
 from miles.common.checkpoint_tracker import TRACKER
 from miles.common.debugging import unchained
 from miles.convert import parallel, tensor_io, torch_dist
-from miles.convert.megatron_to_hf import require_complete, tensors_of
+from miles.convert.differences import (
+    Comparison,
+    Difference,
+    difference_of,
+    kind_difference,
+    only_in,
+)
+from miles.convert.megatron_boxes import MegatronTensors, tensors_of
 from miles.convert.safetensors_files import INDEX, SINGLE, Weights, is_weights
 from miles.convert.torch_dist import Checkpoint
+from miles.convert.verify_adapters import are_adapters, compare_adapters
 from miles.errors import CheckpointError, SourceError
-
-
-@dataclass(frozen=True)
-class Difference:
-    """A tensor that is not the same in both checkpoints."""
-
-    tensor: str
-    text: str
-    """how it differs"""
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """The result of comparing two checkpoints."""
-
-    num_tensors: int
-    num_bytes: int
-    differences: tuple[Difference, ...]
 
 
 @unchained
@@ -64,13 +54,17 @@ def verify(one: str, other: str, *, console: Console | None = None) -> Compariso
 
     Args:
         one, other: folders (fsspec URLs): a Hugging Face checkpoint, a folder of Megatron
-            checkpoints, whose newest is taken, or one of these.
+            checkpoints, whose newest is taken, or one of these; or an adapter, in PEFT's format or
+            a LoRA run's.
         console: shows a bar; None: nothing is shown.
 
     Raises:
-        CheckpointError: a checkpoint that cannot be read, or two of different models.
+        CheckpointError: a checkpoint that cannot be read, two of different models, or an adapter
+            and a model.
     """
     try:
+        if are_adapters(one, other):
+            return compare_adapters(one, other, console)
         with _opened(one, console) as a, _opened(other, console) as b:
             if isinstance(a, Weights) and isinstance(b, Weights):
                 return _compare_weights(a, b, console)
@@ -114,8 +108,8 @@ def _compare_weights(a: Weights, b: Weights, console: Console | None) -> Compari
 
     def compare(name: str, report: storage.Report) -> Difference | None:
         if name not in a.tensors or name not in b.tensors:
-            return _only_in(name, a.where if name in a.tensors else b.where)
-        difference = _difference(name, _read(a, name, "first"), _read(b, name, "second"))
+            return only_in(name, a.where if name in a.tensors else b.where)
+        difference = difference_of(name, _read(a, name, "first"), _read(b, name, "second"))
         report(a.tensors[name].num_bytes)
         return difference
 
@@ -132,14 +126,14 @@ def _compare_checkpoints(a: Checkpoint, b: Checkpoint, console: Console | None) 
     """
     keys = sorted(set(a.tensors) | set(b.tensors))
     lone = [key for key in keys if key not in a.tensors or key not in b.tensors]
-    differences = [_only_in(key, a.where if key in a.tensors else b.where) for key in lone]
+    differences = [only_in(key, a.where if key in a.tensors else b.where) for key in lone]
 
     boxes: list[tuple[str, ChunkStorageMetadata]] = []
     for key in sorted(set(keys) - set(lone)):
         mine = a.tensors[key]
         yours = b.tensors[key]
         num_rows = _num_token_rows(a, b, key)
-        text = _kind_difference(
+        text = kind_difference(
             (num_rows, *mine.size[1:]),
             mine.properties.dtype,
             (_num_token_rows(b, a, key), *yours.size[1:]),
@@ -159,7 +153,7 @@ def _compare_checkpoints(a: Checkpoint, b: Checkpoint, console: Console | None) 
         mine = read(a, key, chunk, "first")
         yours = read(b, key, chunk, "second")
         report(mine.nbytes)
-        return _difference(f"{key} at {list(chunk.offsets)}", mine, yours)
+        return difference_of(f"{key} at {list(chunk.offsets)}", mine, yours)
 
     num_bytes = sum(
         stored.size.numel() * stored.properties.dtype.itemsize for stored in a.tensors.values()
@@ -203,20 +197,20 @@ def _compare_formats(
             f"{weights.where} and {checkpoint.where} are of different models: "
             f"{'; '.join(differences)}"
         )
-    require_complete(checkpoint, shape, parameters_of(shape))
+    tensors = MegatronTensors(checkpoint, shape, parameters_of(shape))
 
     def compare(
         piece: tuple[Parameter, tuple[int, ...]], report: storage.Report
     ) -> list[Difference]:
         different: list[Difference] = []
-        for name, converted in tensors_of(checkpoint, *piece).items():
+        for name, converted in tensors_of(tensors, *piece).items():
             for target in stored_names(name, shape, weights.tensors):
                 if target not in weights.tensors:
-                    different.append(_only_in(target, checkpoint.where))
+                    different.append(only_in(target, checkpoint.where))
                     continue
                 stored = _read(weights, target, "first")
                 pair = (stored, converted) if is_weights_first else (converted, stored)
-                if difference := _difference(target, *pair):
+                if difference := difference_of(target, *pair):
                     different.append(difference)
                 report(stored.nbytes)
         return different
@@ -227,7 +221,7 @@ def _compare_formats(
     names: set[str] = set()
     for name in hf_shapes(shape):
         names.update(stored_names(name, shape, weights.tensors))
-    extra = [_only_in(name, weights.where) for name in sorted(set(weights.tensors) - names)]
+    extra = [only_in(name, weights.where) for name in sorted(set(weights.tensors) - names)]
     return Comparison(
         num_tensors=len(names) + len(extra),
         num_bytes=weights.num_bytes,
@@ -238,41 +232,3 @@ def _compare_formats(
 def _read(weights: Weights, name: str, use: str) -> Tensor:
     stored = weights.tensors[name]
     return weights.read(name, tensor_io.buffer(use, stored.shape, stored.dtype))
-
-
-def _only_in(name: str, where: str) -> Difference:
-    return Difference(name, f"only in {where}")
-
-
-def _difference(name: str, a: Tensor, b: Tensor) -> Difference | None:
-    """Compare two tensors; return None where every bit is the same."""
-    text = _kind_difference(tuple(a.shape), a.dtype, tuple(b.shape), b.dtype)
-    if text is not None:
-        if a.shape == b.shape and torch.equal(a.double(), b.double()):
-            text += ", with equal values"
-        return Difference(name, text)
-    if torch.equal(_bits(a), _bits(b)):
-        return None
-    return Difference(name, _distance(a, b))
-
-
-def _kind_difference(
-    shape_a: tuple[int, ...], dtype_a: torch.dtype, shape_b: tuple[int, ...], dtype_b: torch.dtype
-) -> str | None:
-    """Return how two tensors differ in shape or dtype; None where they do not."""
-    if shape_a != shape_b:
-        return f"shape {shape_a} and {shape_b}"
-    return f"dtype {dtype_a} and {dtype_b}" if dtype_a != dtype_b else None
-
-
-def _bits(tensor: Tensor) -> Tensor:
-    """Return a tensor's bytes: in them a NaN equals itself, and 0.0 is not -0.0."""
-    return tensor.contiguous().reshape(-1).view(torch.uint8)
-
-
-def _distance(a: Tensor, b: Tensor) -> str:
-    """Return how many values of two tensors differ, and by how much."""
-    size = a.element_size()
-    is_different = (_bits(a).view(-1, size) != _bits(b).view(-1, size)).any(dim=1)
-    largest = (a.double() - b.double()).abs().max().item()
-    return f"{int(is_different.sum()):,} of {a.numel():,} values differ, by {largest:.3g} at most"

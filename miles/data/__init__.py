@@ -22,12 +22,15 @@ __all__ = ["encode", "prepare"]
 
 def __getattr__(name: str) -> Any:
     """Import a public function when it is first used."""
-    if name == "encode":
-        from miles.data.encoding.encoder import encode
+    from miles.common.ctrl_c import on_ctrl_c
 
-        return encode
-    if name == "prepare":
-        from miles.data.notebook.dataset import prepare
+    with on_ctrl_c("stopped; nothing was begun"):
+        if name == "encode":
+            from miles.data.encoding.encoder import encode
 
-        return prepare
+            return encode
+        if name == "prepare":
+            from miles.data.notebook.dataset import prepare
+
+            return prepare
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

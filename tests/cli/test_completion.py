@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from miles.cli import build_parser, main
+from miles.cli import main
+from miles.cli.commands import build_parser
 from miles.cli.completion import SHELLS, completion_script
 from miles.train.launch.parser import build_parser as build_launch_parser
 from tests.support.launch import OneMore
@@ -39,6 +40,8 @@ def completions(script: str, line: str, program: str = "miles") -> list[str]:
         ("miles tr", ["train"]),
         ("miles com", ["completion"]),
         ("miles convert meg", ["megatron-to-hf"]),
+        ("miles convert mer", ["merge-adapter"]),
+        ("miles convert merge-adapter --save-m", ["--save-megatron"]),
         ("miles completion ", ["bash", "zsh", "fish"]),
         ("miles train --max-tok", ["--max-tokens-per-gpu"]),
         ("miles train --lr-d", ["--lr-decay-style"]),

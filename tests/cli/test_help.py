@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from miles.cli import build_parser
+from miles.cli.commands import build_parser
 from miles.train.launch.parser import build_parser as build_launch_parser
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from miles.cli import build_parser, main
+from miles.cli import main
+from miles.cli.commands import build_parser
 from miles.cli.inspect import encoding_of
 from miles.common.flags import settings_of
 from miles.data.config import EncodeConfig

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from miles import cli
-from miles.cli import build_parser, main
+from miles import __version__
+from miles.cli import main
+from miles.cli.commands import build_parser
 from miles.common import storage
 from miles.common.debugging import VARIABLE
 from miles.errors import SourceError
@@ -29,7 +30,7 @@ def test_the_package_runs_as_a_module() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "miles.cli", "--version"], capture_output=True, text=True
     )
-    assert (done.returncode, done.stdout.strip()) == (0, cli.__version__)
+    assert (done.returncode, done.stdout.strip()) == (0, __version__)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -123,6 +124,23 @@ def test_the_reader_of_a_stream_is_gone(
             (["train", "--num-epochs", "3"], {"stdout": 2, "stderr": 2}),
         ):
             assert main(words) == status[stream]
+
+
+class Interruption:
+    """Ctrl-C while a module is imported."""
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> None:
+        if name == "miles.cli.commands":
+            raise KeyboardInterrupt
+
+
+def test_ctrl_c_while_the_command_is_loaded_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delitem(sys.modules, "miles.cli.commands")
+    monkeypatch.setattr(sys, "meta_path", [Interruption(), *sys.meta_path])
+    assert main(["demo"]) == 130
+    assert capsys.readouterr().err == "miles: Ctrl-C: stopped\n"
 
 
 def test_a_mistake_on_a_launch_line_is_one_line(

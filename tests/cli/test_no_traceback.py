@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import secrets
+import signal
 import subprocess
 import sys
 import traceback
@@ -16,8 +18,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from miles.cli import main
-from miles.common import atomic_folders
+from miles.common import atomic_folders, lease, storage
 from miles.common.debugging import VARIABLE
+from miles.data import prepare
 from miles.data.notebook.parts import PartFiles
 from miles.data.rows.messages_parquet import WRITTEN
 from miles.data.types import RowRejected
@@ -25,7 +28,8 @@ from miles.errors import MilesError, WriteError
 from miles.train.launch.parser import launch_settings
 from tests.support.disks import small_disk
 from tests.support.fault_table import NOTHING, observed
-from tests.support.mistakes import CALLS, COMMANDS, Call, Mistake, make_places
+from tests.support.mistakes import CALLS, COMMANDS, RUN, Call, Mistake, make_places
+from tests.support.object_storage import s3_bucket
 from tests.support.processes import without_patience
 
 CHAINS = ("Traceback", "During handling", "The above exception")
@@ -169,6 +173,81 @@ def test_an_export_onto_a_mount_point_is_refused_before_the_start(
                 atomic_folders.require_movable(disk / "export")
         finally:
             subprocess.run(["umount", "--lazy", str(disk / "export")], check=True)
+
+
+@pytest.mark.parametrize("is_pressed_again", [False, True])
+def test_ctrl_c_leaves_nothing_of_a_conversion(
+    is_pressed_again: bool,
+    places: Mapping[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def interrupt(*_: Any) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+    def write_half(folder: Path, *_: Any) -> None:
+        (folder / "__0_0.distcp").write_bytes(b"half")
+        interrupt()
+
+    def interrupt_clearing_up(folder: atomic_folders.StagedFolder) -> None:
+        os.close(folder._lock)  # as the end of the process does
+        interrupt()
+
+    monkeypatch.setattr("miles.convert.hf_to_megatron._write", write_half)
+    if is_pressed_again:
+        monkeypatch.setattr(atomic_folders.StagedFolder, "discard", interrupt_clearing_up)
+    line = ["convert", "hf-to-megatron", "--hf-checkpoint", places["hf"], "--save"]
+    assert main([*line, str(tmp_path / "out")]) == 130
+    left = [path.name for path in (tmp_path / "out").iterdir()]
+    said = "stopped; nothing of it is left, and the folder to write is as it was"
+    if is_pressed_again:
+        said = "stopped at once; what was begun may be left, and the same command removes it"
+    assert capsys.readouterr().err == f"miles: Ctrl-C: {said}\n"
+    assert left == ([".release.converting"] if is_pressed_again else [])
+
+    monkeypatch.undo()
+    assert main([*line, str(tmp_path / "out")]) == 0
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {"release", "latest_checkpointed_iteration.txt"}
+
+
+def test_one_conversion_at_a_time_writes_into_a_bucket(
+    places: Mapping[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with s3_bucket(monkeypatch) as bucket:
+        to_megatron = ["convert", "hf-to-megatron", "--hf-checkpoint", places["hf"]]
+        to_hf = ["convert", "megatron-to-hf", "--hf-checkpoint", places["hf"]]
+        to_hf += ["--load", f"{bucket}/run"]
+        for line, save in ((to_megatron, f"{bucket}/run"), (to_hf, f"{bucket}/hf")):
+            assert main([*line, "--save", save]) == 0
+            before = storage.names(save)
+            assert lease.LEASE not in before
+
+            capsys.readouterr()
+            with lease.hold(save, "--save", "miles convert", print):
+                assert main([*line, "--save", save]) == RUN
+                assert set(storage.names(save)) == {*before, lease.LEASE}
+            printed = capsys.readouterr().err
+            assert f"--save {save}: another run is writing there: miles convert on host" in printed
+            assert main([*line, "--save", save]) == 0
+            assert storage.names(save) == before
+
+
+def test_ctrl_c_in_a_script_stands_alone(
+    places: Mapping[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: Any) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr("miles.data.notebook.dataset.build_manifest", interrupt)
+    with pytest.raises(KeyboardInterrupt, match="stopped; nothing was written") as caught:
+        prepare("x", source=places["rows"], tokenizer=places["tokenizer"])
+    shown = "".join(traceback.format_exception(caught.value))
+    assert shown.count("Traceback") == 1
+    frames = traceback.extract_tb(caught.value.__traceback__)
+    inner = [frame.filename for frame in frames if "/miles/" in frame.filename]
+    assert all(name.endswith(("checked.py", "debugging.py")) for name in inner), inner
 
 
 def test_a_full_disk_names_the_file_that_prepare_writes(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from miles.common.checkpoint_folder import (
 from miles.common.checkpoint_tracker import TRACKER, folder_name
 from miles.errors import CheckpointError
 from tests.support.checkpoints import write_checkpoint
+from tests.support.fault_table import NOTHING, observed
 
 STEP = folder_name(7)
 
@@ -89,6 +90,7 @@ def test_an_adapter_is_no_model_to_begin_from(tmp_path: Path, broken: bool) -> N
         find_start(str(tmp_path / "new"), None, str(tmp_path / "run"), str(hf))
     line = f"miles convert merge-adapter --adapter {tmp_path}/run --hf-checkpoint {hf} "
     assert line in str(raised.value)
+    observed("adapter of a LoRA run as `--ref-load`", str(raised.value), line, NOTHING)
 
 
 def test_an_adapter_of_peft_is_no_model(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from miles.convert.hf_to_megatron import hf_to_megatron
 from miles.convert.megatron_to_hf import megatron_to_hf
 from miles.convert.verify import verify
 from miles.errors import CheckpointError
+from tests.support.bars import last_bars
 from tests.support.models import edit_tensors, make_hf
 
 TRACKER = "latest_checkpointed_iteration.txt"
@@ -108,9 +109,7 @@ def test_the_bars_count_what_is_moved(bucket: str, tmp_path: Path) -> None:
     console = Console(file=screen, force_terminal=True, width=100, no_color=True)
     hf_to_megatron(f"{bucket}/hf", f"{bucket}/megatron", console=console)
     megatron_to_hf(f"{bucket}/megatron", f"{bucket}/hf", f"{bucket}/back", console=console)
-    bars = re.findall(
-        r"(\w+) ━+ +([\d.]+)/([\d.]+) kB", re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", screen.getvalue())
-    )
+    bars = last_bars(screen.getvalue())
     assert [bar[0] for bar in bars] == ["downloading", "converting", "uploading"] * 2
     assert all(done == num_bytes for _, done, num_bytes in bars)
     assert float(bars[0][1]) == pytest.approx(

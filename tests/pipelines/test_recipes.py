@@ -20,7 +20,7 @@ import pytest
 import pipelines
 from miles.errors import ConfigError
 from miles.train.precision import Precision
-from pipelines import mixture, openhermes_qwen3, run_qwen3_sft
+from pipelines import lora_qwen3_4b, mixture, openhermes_qwen3, run_qwen3_sft
 from pipelines.recipe import configure
 from tests.support.launch import QWEN3, QWEN3_235B
 from tests.support.processes import PROJECT
@@ -121,6 +121,17 @@ def test_a_mixture_has_sources_weights_and_evaluation(shared: Path) -> None:
     rows = shlex.quote(str(shared / "data" / "tulu3.parquet"))
     other = mixture.config(*places, extra_args=f"--prompt-data {rows} --prompt-data-weights 1")
     assert [source.name for source in other.data.sources] == ["tulu3"]
+
+
+def test_adapters_are_trained_alone(shared: Path) -> None:
+    places = str(shared / "models"), str(shared / "data"), str(shared / "run")
+    config = lora_qwen3_4b.config(*places, extra_args="--target-modules q_proj v_proj")
+    assert (config.lora.rank, config.lora.alpha) == (16, 32)
+    assert config.lora.target_modules == ("q_proj", "v_proj")
+    assert config.cluster.world_size == 1
+    plain = lora_qwen3_4b.config(*places)
+    assert plain.lora.target_modules == ("all-linear",)
+    assert plain.optimizer.lr == 10 * run_qwen3_sft.config("Qwen3-4B-Base", *places).optimizer.lr
 
 
 def test_extra_words_win_over_the_recipe_and_over_choices_in_it(shared: Path) -> None:

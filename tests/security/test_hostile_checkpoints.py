@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pickle
+import re
 import struct
 from pathlib import Path
 from typing import Any
@@ -17,14 +18,18 @@ from rich.table import Table
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex
 
+from miles.architecture.adapter import AdapterShape
 from miles.architecture.families import read_shape
 from miles.cli import main
 from miles.common.safe_pickle import require_plain
 from miles.common.screen import Screen, printable
 from miles.convert.companions import write_companions
+from miles.convert.megatron_to_hf import megatron_to_hf
+from miles.convert.peft_adapter import read_adapter
 from miles.convert.safetensors_files import Weights
 from miles.errors import CheckpointError
 from miles.train.driver.run_log import RunLog
+from tests.support.adapters import save_as_run
 from tests.support.fault_table import NOTHING, observed
 from tests.support.models import make_hf
 
@@ -96,6 +101,48 @@ def test_safetensors_headers_that_lie(header: bytes, hf: Path) -> None:
     (hf / "model.safetensors").write_bytes(header)
     with pytest.raises(CheckpointError, match=r"model\.safetensors: "):
         Weights(str(hf))
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
+def test_files_of_an_adapter_that_wait_or_lead_out(name: str, adapter: Path, hf: Path) -> None:
+    path = adapter / name
+    path.rename(adapter.parent / "elsewhere")
+    path.symlink_to(adapter.parent / "elsewhere")
+    with pytest.raises(CheckpointError, match=f"{name} leads out of the folder: refused"):
+        read_adapter(str(adapter), read_shape(str(hf)))
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(CheckpointError, match=f"{name}: (a pipe or a device|not a safet)"):
+        read_adapter(str(adapter), read_shape(str(hf)))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "found"),
+    [
+        ("adapter_config.json", DEEP.encode(), "nested too deeply"),
+        ("adapter_config.json", b"[]", "a JSON object was expected; found list"),
+        ("adapter_config.json", b'{"r": ' + b"9" * 5000 + b"}", "not JSON"),
+        ("adapter_config.json", None, "refused. Files of this kind have a few megabytes"),
+        ("adapter_model.safetensors", struct.pack("<Q", 1 << 62), "its header would have"),
+        ("adapter_model.safetensors", struct.pack("<Q", 2) + b"[]", "not a safetensors header"),
+    ],
+)
+def test_an_adapter_that_lies(
+    name: str, content: bytes | None, found: str, adapter: Path, hf: Path
+) -> None:
+    (adapter / name).write_bytes(content or b"")
+    if content is None:  # a huge file of holes
+        os.truncate(adapter / name, 1 << 40)
+    with pytest.raises(CheckpointError, match=re.escape(name)) as caught:
+        read_adapter(str(adapter), read_shape(str(hf)))
+    assert found in str(caught.value)
+
+
+@pytest.fixture
+def adapter(hf: Path, tmp_path: Path) -> Path:
+    """A folder in PEFT's format."""
+    save_as_run(hf, tmp_path / "run", AdapterShape(4, 8.0, ("q_proj",)))
+    return Path(megatron_to_hf(str(tmp_path / "run"), str(hf), str(tmp_path / "adapter")))
 
 
 @pytest.mark.parametrize("shape", [[1 << 62], [1 << 31, 1 << 31], [-1], [1.5], ["1"], [10**400]])

@@ -19,6 +19,7 @@ from rich.console import Console
 
 from miles.common import lease, local_ray, run_folder, storage
 from miles.common.checked import checked
+from miles.common.ctrl_c import on_ctrl_c
 from miles.common.debugging import unchained
 from miles.common.first_contact import first_contact
 from miles.common.flags import build
@@ -61,6 +62,7 @@ OBJECT_STORE_BYTES = 512 << 20
 
 @checked
 @unchained
+@on_ctrl_c("stopped; nothing was written")
 def prepare(
     dataset: str = OPENHERMES,
     *,

@@ -7,6 +7,7 @@ the driver, and in `miles train --dry-run`, which needs neither Ray nor a GPU. I
 
     flops          operations of a step, the peak of a GPU
     memory         bytes on each rank of a pipeline stage
+    host_memory    bytes of the machine's own memory
     gpu_fit        the GPUs on which that fits
     place_checks   the folders that are written, the packages of sinks
     preflight      all checks before a start, of `train` and `--dry-run` alike

@@ -260,15 +260,27 @@ def _memory_table(memory: Sequence[StageMemory], num_columns: int) -> Table:
 
 
 def _of_machine(config: TrainConfig, memory: Sequence[StageMemory]) -> Iterator[str]:
-    """Say what offloaded optimizer state takes of a machine's own memory."""
-    largest = max(stage.host for stage in memory)
-    if largest:
-        num_ranks = config.cluster.gpus_per_node
-        gib = largest / 2**30
-        yield (
-            f"{gib * num_ranks:,.2f} GiB of the memory of a machine are the optimizer's: "
-            f"{gib:,.2f} for each of {num_ranks} rank(s) on it (--optimizer-cpu-offload)"
-        )
+    """Say what the ranks on a machine take of its own memory."""
+    num_ranks = config.cluster.gpus_per_node
+    fullest = max(memory, key=lambda stage: stage.host + stage.host_rounding + stage.host_saving)
+    state = fullest.host / 2**30 * num_ranks
+    rounding = fullest.host_rounding / 2**30 * num_ranks
+    saving = fullest.host_saving / 2**30 * num_ranks
+    saves = (
+        f"a save takes up to {saving:,.2f} GiB of a machine's memory for a moment: "
+        f"{saving / num_ranks:,.2f} for each of {num_ranks} rank(s)"
+    )
+    if not state:
+        yield saves
+        return
+
+    yield (
+        f"{state:,.2f} GiB of the memory of a machine are the optimizer's: "
+        f"{state / num_ranks:,.2f} for each of {num_ranks} rank(s) on it (--optimizer-cpu-offload)"
+    )
+    yield f"{rounding:,.2f} GiB more as pinned memory is handed out in powers of two"
+    yield saves
+    yield f"a machine needs {state + rounding + saving:,.0f} GiB in all, beside its loaders"
 
 
 def _beside_full(config: TrainConfig, found: Preflight) -> Iterator[str]:

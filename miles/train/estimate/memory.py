@@ -18,10 +18,11 @@ from miles.architecture.adapter import (
 from miles.architecture.config import ModelShape
 from miles.architecture.sizes import key_size, layer_parameters, padded_vocab_size, query_size
 from miles.train.compute_config import AS_USUAL, ComputeConfig
+from miles.train.estimate.host_memory import rounded_up_bytes, saving_bytes
 from miles.train.optimizer_settings import OptimizerSettings
 from miles.train.parallel_layout import Layout
 from miles.train.precision import Precision
-from miles.train.recompute_config import RecomputeConfig
+from miles.train.recompute_config import KEEP_ALL, RecomputeConfig
 
 _PLAIN_ADAM = OptimizerSettings()
 """Adam on the GPU, with its state in float32."""
@@ -64,6 +65,10 @@ class StageMemory:
     """the output layer's logits and gradients, on the last stage"""
     host: int = 0
     """offloaded optimizer state, in the memory of the machine"""
+    host_rounding: int = 0
+    """by which its pinned blocks are larger"""
+    host_saving: int = 0
+    """in the memory of the machine, while a checkpoint is begun"""
 
     @property
     def total(self) -> int:
@@ -91,39 +96,49 @@ class StateBytes:
     """in the memory of the machine"""
 
 
+@dataclass(frozen=True)
+class Training:
+    """How a model is trained, as far as the memory depends on it."""
+
+    precision: Precision
+    """of weights and activations"""
+    recompute: RecomputeConfig = KEEP_ALL
+    optimizer: OptimizerSettings = _PLAIN_ADAM
+    """its flags say where its state lies, and in which precision"""
+    compute: ComputeConfig = AS_USUAL
+    """what it leaves to the device is what GPUs take"""
+    adapter: AdapterShape | None = None
+    """that alone is trained; None: all weights are"""
+
+
 def estimate(
-    shape: ModelShape,
-    layout: Layout,
-    *,
-    precision: Precision,
-    max_tokens_per_gpu: int,
-    recompute: RecomputeConfig,
-    optimizer: OptimizerSettings = _PLAIN_ADAM,
-    compute: ComputeConfig = AS_USUAL,
-    adapter: AdapterShape | None = None,
+    shape: ModelShape, layout: Layout, training: Training, max_tokens_per_gpu: int
 ) -> tuple[StageMemory, ...]:
     """Return the memory of a rank of each pipeline stage, on GPUs.
 
     Args:
-        precision: of weights and activations.
         max_tokens_per_gpu: tokens of a full micro-batch.
-        optimizer: its flags say where its state lies, and in which precision.
-        compute: what it leaves to the device is what GPUs take.
-        adapter: that alone is trained; None: all weights are.
 
     Raises:
         ConfigError: the model cannot be divided among the ranks of the layout.
     """
+    precision, adapter, compute = training.precision, training.adapter, training.compute
     layout.require_fits(shape)
     if compute.grouped_experts is None and precision is not Precision.BF16:
         compute = replace(compute, grouped_experts=False)  # as `experts.can_group` has it
     compute = compute.resolved(has_gpus=True, data_parallel=layout.data)
+
     value_bytes = precision.num_bytes
-    state = state_bytes(precision, optimizer)
+    state = state_bytes(precision, training.optimizer)
     num_layers = shape.num_layers // layout.pipeline
     layer_bytes = _layer_bytes(shape, layout, value_bytes, compute, adapter)
     input_bytes = _residual_values(shape, layout) * value_bytes
-    kept = _kept_bytes(num_layers, layer_bytes, input_bytes, recompute)
+    kept = _kept_bytes(num_layers, layer_bytes, input_bytes, training.recompute)
+
+    joined = ActivationBytes(0.0, 0.0)
+    if adapter is not None:
+        joined_bytes = _joined_values(shape, layout, adapter) * value_bytes
+        joined = _kept_bytes(num_layers, joined_bytes, 0.0, training.recompute)
 
     stages = []
     for stage in range(layout.pipeline):
@@ -155,9 +170,15 @@ def estimate(
                 weights=num_parameters * value_bytes,
                 gradients=trained.total * GRADIENT_BYTES,
                 optimizer=int(num_stepped * state.device),
-                activations=int(bytes_per_token * max_tokens_per_gpu),
+                activations=int(
+                    bytes_per_token * max_tokens_per_gpu
+                    + joined.per_micro_batch * num_under_way
+                    + joined.once
+                ),
                 loss=loss,
                 host=int(num_stepped * state.host),
+                host_rounding=_rounding_bytes(shape, layout, stage, training.optimizer),
+                host_saving=saving_bytes((trained.dense, trained.experts), compute, layout.data),
             )
         )
     return tuple(stages)
@@ -179,6 +200,18 @@ def state_bytes(precision: Precision, optimizer: OptimizerSettings) -> StateByte
     # On the machine a copy of the gradient lies beside them, from which Adam takes its step.
     host = 4 + moments + GRADIENT_BYTES
     return StateBytes(device=(1 - offloaded) * (master + moments), host=offloaded * host)
+
+
+def _rounding_bytes(
+    shape: ModelShape, layout: Layout, stage: int, optimizer: OptimizerSettings
+) -> int:
+    """Return by how much more than its offloaded state a rank has of the machine's memory."""
+    if not optimizer.cpu_offload:
+        return 0
+    num_embeddings = (stage == 0) + (stage == layout.pipeline - 1)
+    if layout.pipeline == 1 and shape.tied_embeddings:
+        num_embeddings = 1
+    return int(optimizer.offload_fraction * rounded_up_bytes(shape, layout, num_embeddings))
 
 
 def _loss_bytes(
@@ -345,6 +378,25 @@ def _adapter_values(layout: Layout, adapter: AdapterShape) -> float:
     return values
 
 
+def _joined_values(shape: ModelShape, layout: Layout, adapter: AdapterShape) -> float:
+    """Return the values of a layer's A and B that are joined for each micro-batch.
+
+    They are those of the projections that are one matrix in Megatron (`model.adapters`).
+    """
+    values = 0.0
+    for targets in MEGATRON_NAMES.values():
+        if len(targets) == 1:
+            continue
+        pairs = [target for target in targets if target in adapter.targets]
+        width = adapter.rank * len(pairs)
+        for target in targets:
+            num_out, num_in = projection_sizes(shape, target)
+            values += width * num_out / layout.tensor
+            if target in pairs and len(pairs) > 1:
+                values += adapter.rank * num_in
+    return values
+
+
 def _mlp_values(
     shape: ModelShape, layout: Layout, compute: ComputeConfig, adapter: AdapterShape | None
 ) -> float:
@@ -356,9 +408,10 @@ def _mlp_values(
         return gated * shape.ffn_hidden_size / layout.tensor
 
     # A copy of the token for each of its experts. Where one expert is computed after another, the
-    # product is kept before and after the router's weight.
+    # product is kept before and after the router's weight. A tensor-parallel rank sends copies of
+    # its own tokens, and ranks that share an expert all get its copies: as many on each rank, if the
+    # experts get as many.
+    num_copies = shape.moe_router_topk * layout.expert_tensor / layout.tensor
     gated = 3 if compute.grouped_experts else gated + 1
     width = shape.moe_ffn_hidden_size / layout.expert_tensor
-    # Tensor ranks route a part of the tokens each; those that share an expert gather them again.
-    num_copies = shape.moe_router_topk * layout.expert_tensor / layout.tensor
     return num_copies * (shape.hidden_size + gated * width)

@@ -34,7 +34,7 @@ from miles.errors import CheckpointError, MilesError
 from miles.train.config import TrainConfig
 from miles.train.estimate.adapter_checks import require_own_adapter, require_same_training
 from miles.train.estimate.gpu_fit import GpuFit, seen_gpu_gib
-from miles.train.estimate.memory import StageMemory, estimate
+from miles.train.estimate.memory import StageMemory, Training, estimate
 from miles.train.estimate.place_checks import (
     places,
     require_exportable,
@@ -255,12 +255,14 @@ def run_memory(
     return estimate(
         shape,
         config.cluster.layout,
-        precision=config.precision or Precision.BF16,
+        Training(
+            precision=config.precision or Precision.BF16,
+            recompute=config.recompute,
+            optimizer=config.optimizer,
+            compute=config.compute,
+            adapter=adapter,
+        ),
         max_tokens_per_gpu=config.data.pack.max_tokens_per_gpu,
-        recompute=config.recompute,
-        optimizer=config.optimizer,
-        compute=config.compute,
-        adapter=adapter,
     )
 
 

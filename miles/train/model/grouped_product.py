@@ -7,7 +7,8 @@ The kernel wants the matrices as one tensor [groups, out, in]. The parameters st
 expert, for the sake of checkpoints; but Megatron lays all parameters of a model into one buffer,
 from the last to the first, so that the same matrix of all experts of a layer lies there at equal
 distances, the last expert first. A strided view of the buffer is that tensor, without a copy, and
-the same holds of the buffer of gradients. So group 0 is the last expert here.
+the same holds of the buffer of gradients. So group 0 is the last expert here. Frozen parameters are
+in no such buffer: they are moved into one of their own.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ class GroupedWeights:
 
     def __init__(self, parameters: Sequence[Any]) -> None:
         self.parameters: tuple[Any, ...] = tuple(reversed(parameters))
+        if not any(parameter.requires_grad for parameter in parameters):
+            lay_together(self.parameters)
         self._weights = _KnownView()
         self._sums = _KnownView()
 
@@ -107,6 +110,13 @@ def view_as_one(matrices: Sequence[Tensor]) -> Tensor | None:
     shape, strides = (len(matrices), *first.shape), (step, *first.stride())
     view: Tensor = first.as_strided(shape, strides, first.storage_offset())
     return view
+
+
+def lay_together(parameters: Sequence[Any]) -> None:
+    """Move parameters of one shape into one tensor, where `view_as_one` finds them."""
+    together = torch.stack([parameter.detach() for parameter in parameters])
+    for parameter, matrix in zip(parameters, together.unbind(0), strict=True):
+        parameter.data = matrix
 
 
 def _place(tensor: Tensor) -> tuple[int, int]:

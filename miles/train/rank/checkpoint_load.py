@@ -230,5 +230,6 @@ def _state(
             )
         if not loading:
             optimizer_state.make_portable(trainer.optimizer, state["optimizer"])
+            optimizer_state.copy_views(state["optimizer"])
         state["opt_param_scheduler"] = trainer.scheduler.state_dict()
     return state

@@ -23,6 +23,7 @@ import tempfile
 import threading
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -32,7 +33,7 @@ import torch
 from miles.common import checkpoint_folder, storage
 from miles.common.checkpoint_tracker import folder_name, write_tracker
 from miles.errors import CheckpointError, MilesError
-from miles.train.rank import checkpoint_load, writer_processes
+from miles.train.rank import checkpoint_load, optimizer_state, writer_processes
 from miles.train.rank.base_weights import BaseWeights
 from miles.train.rank.trainer import Trainer
 from miles.train.types import SaveFailure, SaveStage
@@ -97,7 +98,10 @@ class CheckpointWriter:
 
         assert self._pending is None, "one checkpoint at a time"
         extra = {**extra, **self._trainer.extra_state()}
-        with writer_processes.lost_with_their_results(self._trainer.rank):
+        with (
+            writer_processes.lost_with_their_results(self._trainer.rank),
+            self._forks_without_optimizer(),
+        ):
             writer_processes.share_results()
         state = checkpoint_load.state_to_save(
             self._trainer, iteration, extra, model_only=model_only
@@ -129,10 +133,16 @@ class CheckpointWriter:
             **options,
         )
         write = request.async_fn and writer_processes.ending_with_its_files(request.async_fn)
-        calls.schedule_async_request(request._replace(async_fn=write))
+        with self._forks_without_optimizer():
+            calls.schedule_async_request(request._replace(async_fn=write))
         content = {**extra, **self._adapter_facts()}
         self._pending = _PendingSave(url, iteration, content, folder, calls)
         return None
+
+    def _forks_without_optimizer(self) -> AbstractContextManager[None]:
+        """Leave what lies in the machine's memory of the optimizer out of forked processes."""
+        tensors = optimizer_state.host_tensors(self._trainer.optimizer)
+        return writer_processes.left_out_of_forks(tensors)
 
     def stage(self) -> SaveStage:
         """Return how far this rank is with its part.

@@ -8,6 +8,7 @@ another layout has one. A checkpoint continues with either (`match_keys`, `match
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -74,6 +75,47 @@ def places_without_padding(optimizer: Any) -> Iterator[None]:
     finally:
         for buffer, places in zip(buffers, padded, strict=True):
             buffer.param_index_map = places
+
+
+def copy_views(state: Any) -> None:
+    """Give each tensor of a state to save memory of its own, and free what it was a part of.
+
+    Megatron gathers the masters and both moments of all weights in a large tensor each, of which a
+    weight's are views. Its writer copies the views that this rank writes while the large tensors
+    are still there, so that the machine would hold them twice. Here they go one after another.
+
+    Args:
+        state: of the optimizer, as `sharded_state_dict` gives it. It is changed.
+    """
+    from megatron.core.dist_checkpointing.mapping import apply_factories, is_main_replica
+
+    apply_factories(state)  # the two halves of a gated projection would be views again
+    for of_tensor in _views(state).values():
+        if any(is_main_replica(value.replica_id) for value in of_tensor):
+            for value in of_tensor:
+                value.data = value.data.clone()
+
+
+def _views(state: Any) -> dict[int, list[Any]]:
+    """Return the sharded tensors of a state that are views, by the memory that they are part of."""
+    from megatron.core.dist_checkpointing.dict_utils import nested_values
+
+    views = defaultdict(list)
+    for value in nested_values(state):
+        data: Any = getattr(value, "data", None)
+        if torch.is_tensor(data) and data.untyped_storage().nbytes() > data.nbytes:
+            views[data.untyped_storage().data_ptr()].append(value)
+    return views
+
+
+def host_tensors(optimizer: Any) -> Iterator[torch.Tensor]:
+    """Yield the masters and moments that lie in the memory of the machine."""
+    for part in optimizer.chained_optimizers:
+        for adam in getattr(part.optimizer, "cpu_optimizers", ()):
+            for group in adam.param_groups:
+                yield from group["params"]
+            for state in adam.state.values():
+                yield from (value for value in state.values() if torch.is_tensor(value))
 
 
 def keep_step_counts(optimizer: Any) -> None:

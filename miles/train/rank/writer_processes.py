@@ -7,6 +7,10 @@
 Megatron forks them. It waits without end for the process of a file that was killed (by the kernel,
 where memory is short). So the writer ends where such a process fails, and the rank looks at how the
 writer ended before it believes that the files are there.
+
+A forked process shares the memory of its parent, until either of them writes to it: then the kernel
+copies it. Adam's step writes to all of its state, so what lies in the machine's memory of it would
+be there twice while a writer lives. Writers do not get it (`left_out_of_forks`).
 """
 
 from __future__ import annotations
@@ -14,15 +18,21 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import mmap
 import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import FrameType
 from typing import Any
 
+import torch
+
 from miles.errors import LostError
+
+_DONTFORK, _DOFORK = 10, 11
+"""Of madvise(2), on Linux."""
 
 
 @functools.cache
@@ -59,6 +69,41 @@ def _end_where_a_file_failed(number: int, frame: FrameType | None) -> None:
     for child in tuple(multiprocessing.process._children):  # type: ignore[attr-defined]
         if child.exitcode:
             os._exit(1)
+
+
+@contextlib.contextmanager
+def left_out_of_forks(tensors: Iterable[torch.Tensor]) -> Iterator[None]:
+    """Give processes that are forked in the context no memory of some tensors.
+
+    It leaves out the pages that belong to a tensor alone. On other systems than Linux it does
+    nothing.
+
+    Args:
+        tensors: on the CPU. The forked processes must not read them.
+    """
+    pages = [_own_pages(tensor) for tensor in tensors]
+    _advise(pages, _DONTFORK)
+    try:
+        yield
+    finally:
+        _advise(pages, _DOFORK)
+
+
+def _own_pages(tensor: torch.Tensor) -> range:
+    """Return the addresses of the pages that hold nothing but a tensor's elements."""
+    start = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
+    end = (tensor.data_ptr() + tensor.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
+    return range(start, end)
+
+
+def _advise(pages: Iterable[range], advice: int) -> None:
+    if sys.platform != "linux":
+        return
+    madvise = ctypes.CDLL(None).madvise
+    for addresses in pages:
+        if addresses:
+            # Where it fails, the memory is shared, as it would be without.
+            madvise(ctypes.c_void_p(addresses.start), ctypes.c_size_t(len(addresses)), advice)
 
 
 def require_well(writer: multiprocessing.process.BaseProcess | None, rank: int) -> None:

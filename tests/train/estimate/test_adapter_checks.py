@@ -18,10 +18,12 @@ from miles.train.config import TrainConfig
 from miles.train.estimate.adapter_checks import line_of, require_own_adapter, require_same_training
 from miles.train.launch.arguments import parse
 from miles.train.types import StartPoint
+from tests.support.fault_table import NOTHING, observed
 from tests.support.launch import write_model
 
 OWN = AdapterShape(8, 16.0, ("q_proj", "v_proj"))
 LINE = "--lora-rank 8 --lora-alpha 16 --target-modules q_proj v_proj"
+RANK_16 = LINE.replace("rank 8", "rank 16")
 
 
 def config_of(folder: Path, line: str) -> TrainConfig:
@@ -53,7 +55,7 @@ def test_the_same_adapters_go_on(tmp_path: Path, line: str) -> None:
 @pytest.mark.parametrize(
     ("line", "difference"),
     [
-        (LINE.replace("rank 8", "rank 16"), "--lora-rank: the checkpoint has 8, this run 16"),
+        (RANK_16, "--lora-rank: the checkpoint has 8, this run 16"),
         (f"{LINE} --use-rslora", "--use-rslora: the checkpoint has none, this run it"),
         (LINE.replace("16", "32"), "--lora-alpha: the checkpoint has 16, this run 32"),
         (f"{LINE} o_proj", "the checkpoint has q_proj v_proj, this run q_proj v_proj o_proj"),
@@ -67,6 +69,7 @@ def test_other_adapters_are_refused_with_the_line(
         "--target-modules: the", "the"
     )
     assert f"To go on, give {LINE}; " in text
+    observed("other adapter than the checkpoint's", refused(tmp_path, RANK_16, OWN), LINE, NOTHING)
 
 
 def test_all_weights_and_adapters_are_told_apart(tmp_path: Path) -> None:
@@ -75,10 +78,13 @@ def test_all_weights_and_adapters_are_told_apart(tmp_path: Path) -> None:
     assert text.startswith(f"--save {tmp_path}/run: ")
     assert "a run that trains all weights, and --lora-rank 8 trains an adapter" in text
     assert "leave out --lora-rank" in text
+    fault = "`--lora-rank` over the checkpoints of a run that trains all weights"
+    observed(fault, text, "trains all weights", NOTHING)
     text = refused(tmp_path, "", OWN, "elsewhere")
     assert text.startswith(f"--load {tmp_path}/elsewhere: ")
     assert "holds the checkpoints of a LoRA run" in text
     assert f"give {LINE}. To begin from the model with it, merge it: " in text
+    observed("no `--lora-rank` over the checkpoints of a LoRA run", text, LINE, NOTHING)
 
 
 def test_a_new_run_trains_what_it_is_told(tmp_path: Path) -> None:

@@ -6,26 +6,31 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
-from miles.architecture.adapter import TARGETS, AdapterShape, total_adapter_parameters
+from miles.architecture.adapter import (
+    ATTENTION_TARGETS,
+    TARGETS,
+    AdapterShape,
+    total_adapter_parameters,
+)
 from miles.architecture.config import ModelShape
 from miles.architecture.families import shape_of
 from miles.architecture.sizes import (
     active_parameters,
     key_size,
-    query_size,
     total_parameters,
 )
 from miles.train.compute_config import ComputeConfig
-from miles.train.estimate.memory import estimate
+from miles.train.estimate.memory import Training, estimate
 from miles.train.model import process_groups
 from miles.train.parallel_layout import Layout
 from miles.train.precision import Precision
 from miles.train.recompute_config import KEEP_ALL, RecomputeConfig
+from miles.train.types import AdapterSettings
+from tests.support.kept_activations import Way, more_on_a_cpu, saved
 from tests.support.ranks import batch, run_ranks, start, trainer_settings
 
 DENSE = ModelShape("qwen3", 4, 64, 160, 4, 2, 16, 512, 256, 1e6, 1e-6, True, True, False)
@@ -72,8 +77,12 @@ EXPERT_LAYOUTS = {
     ],
 }
 
-Job = tuple[ModelShape, Layout, Precision]
-"""Model, layout, precision."""
+ALL_LINEAR = AdapterSettings(AdapterShape(8, 16.0, TARGETS), dropout=0.0, seed=1)
+SOME = AdapterSettings(AdapterShape(4, 8.0, ("q_proj", "v_proj", "down_proj")), 0.0, 1)
+ATTENTION = AdapterSettings(AdapterShape(8, 16.0, ATTENTION_TARGETS), dropout=0.0, seed=1)
+
+Job = tuple[ModelShape, Layout, Precision, AdapterSettings | None]
+"""Model, layout, precision, adapters."""
 
 
 def held(layout: Layout, rank: int, meeting: Path, jobs: list[Job]) -> list[dict[str, int]]:
@@ -81,9 +90,9 @@ def held(layout: Layout, rank: int, meeting: Path, jobs: list[Job]) -> list[dict
     from miles.train.rank.trainer import Trainer
 
     counted = []
-    for number, (shape, of_job, precision) in enumerate(jobs):
+    for number, (shape, of_job, precision, lora) in enumerate(jobs):
         start(of_job, rank, meeting.with_name(f"meeting-{number}"))
-        trainer = Trainer(trainer_settings(shape, of_job, precision=precision), rank)
+        trainer = Trainer(trainer_settings(shape, of_job, precision=precision, lora=lora), rank)
         report, micro_batches = batch(0, of_job)
         trainer.train_step(report, micro_batches[of_job.data_rank(rank)])
         buffers = [*trainer.model.buffers, *trainer.model.expert_parallel_buffers]
@@ -122,61 +131,30 @@ def test_the_estimate_is_what_ranks_hold(world: int) -> None:
         (UNTIED, LAYOUTS[world]),
         (EXPERTS, EXPERT_LAYOUTS[world]),
     ):
-        jobs += [(shape, layout, Precision.FP32) for layout in layouts]
-    jobs += [(UNTIED, layout, Precision.BF16) for layout in LAYOUTS[world][:2]]
-    jobs.append((EXPERTS, EXPERT_LAYOUTS[world][0], Precision.BF16))
+        jobs += [(shape, layout, Precision.FP32, None) for layout in layouts]
+    jobs += [(UNTIED, layout, Precision.BF16, None) for layout in LAYOUTS[world][:2]]
+    jobs.append((EXPERTS, EXPERT_LAYOUTS[world][0], Precision.BF16, None))
+    jobs += [(DENSE, layout, Precision.BF16, ALL_LINEAR) for layout in LAYOUTS[world][:2]]
+    jobs.append((UNTIED, LAYOUTS[world][-1], Precision.FP32, SOME))
+    jobs.append((EXPERTS, EXPERT_LAYOUTS[world][0], Precision.BF16, ATTENTION))
 
     by_rank = run_ranks(held, Layout(world), jobs)
-    for number, (shape, layout, precision) in enumerate(jobs):
+    for number, (shape, layout, precision, lora) in enumerate(jobs):
         stages = estimate(
-            shape, layout, precision=precision, max_tokens_per_gpu=64, recompute=KEEP_ALL
+            shape,
+            layout,
+            Training(precision=precision, adapter=lora and lora.adapter),
+            max_tokens_per_gpu=64,
         )
         for counted in (of_rank[number] for of_rank in by_rank):
             stage = stages[counted["stage"]]
-            where = f"{shape.model_type} {layout} {precision}: {counted} against {stage}"
+            where = f"{shape.model_type} {layout} {precision} {lora}: {counted} against {stage}"
             assert stage.weights == counted["weights"], where
             assert stage.gradients == pytest.approx(counted["gradients"], rel=0.1), where
             # Ranks divide the buffer, not the parameters: one may have a few more than its share.
             assert stage.optimizer == pytest.approx(counted["optimizer"], rel=0.1), where
             together = counted["weights"] + counted["optimizer"]
             assert stage.weights + stage.optimizer == pytest.approx(together, rel=0.1), where
-
-
-Way = tuple[ModelShape, ComputeConfig]
-"""A model, and how it is computed."""
-
-
-def saved(layout: Layout, rank: int, meeting: Path, ways: list[Way], tokens: int) -> list[int]:
-    """Return the bytes that autograd keeps of a forward pass, without weights and the loss's."""
-    from miles.train.model.build import build_model
-    from miles.train.model.device_batch import send
-    from miles.train.model.packed_forward import forward_packed, single_sequence
-
-    start(layout, rank, meeting)
-    sizes = []
-    for shape, compute in ways:
-        model = build_model(
-            shape, layout, precision=Precision.FP32, recompute=KEEP_ALL, compute=compute
-        )
-        weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-        storages: dict[int, int] = {}
-        kept: list[Any] = []  # else an address might come again
-
-        def keep(
-            value: torch.Tensor,
-            storages: Any = storages,
-            kept: Any = kept,
-            rows: int = shape.vocab_size,
-        ) -> Any:
-            kept.append(value)
-            if rows not in value.shape:
-                storages[value.untyped_storage().data_ptr()] = value.untyped_storage().nbytes()
-            return value
-
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
-            forward_packed(model, send(single_sequence(range(tokens))), with_labels=True)
-        sizes.append(sum(size for place, size in storages.items() if place not in weights))
-    return sizes
 
 
 @pytest.mark.slow
@@ -190,62 +168,35 @@ def test_activations_are_what_autograd_keeps() -> None:
     ]
     # The kernel that norms and rotates the heads keeps other values, and is for GPUs only.
     plain_heads = ComputeConfig(rope_fusion=False)
-    ways = [(shape, replace(plain_heads, grouped_experts=True)) for shape in larger]
+    grouped = replace(plain_heads, grouped_experts=True)
+    ways: list[Way] = [(shape, grouped, None) for shape in larger]
     plain_gates = replace(plain_heads, swiglu_fusion=False)
     for plain in (plain_heads, plain_gates):
-        ways.append((larger[-1], replace(plain, grouped_experts=False)))
-    ways.append((larger[0], plain_gates))
+        ways.append((larger[-1], replace(plain, grouped_experts=False), None))
+    ways.append((larger[0], plain_gates, None))
+    # What has as many rows as the vocabulary is taken for logits: here, linear_qkv would have.
+    adapted = replace(larger[0], vocab_size=520)
+    ways += [(adapted, grouped, ALL_LINEAR), (larger[1], grouped, SOME)]
 
     (counted,) = run_ranks(saved, Layout(1), ways, num_tokens)
-    for (shape, compute), size in zip(ways, counted, strict=True):
+    for (shape, compute, lora), size in zip(ways, counted, strict=True):
         (stage,) = estimate(
             shape,
             Layout(1),
-            precision=Precision.FP32,
+            Training(precision=Precision.FP32, compute=compute, adapter=lora and lora.adapter),
             max_tokens_per_gpu=num_tokens,
-            recompute=KEEP_ALL,
-            compute=compute,
         )
-        expected = stage.activations + more_on_a_cpu(shape) * num_tokens * 4
-        where = f"{shape.model_type} {compute}: {expected} against {size}"
+        expected = stage.activations + more_on_a_cpu(shape, lora) * num_tokens * 4
+        where = f"{shape.model_type} {compute} {lora}: {expected} against {size}"
         assert expected == pytest.approx(size, rel=0.005), where
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("expert_tensor", [1, 2])
-def test_activations_of_experts_on_tensor_ranks(expert_tensor: int) -> None:
-    """Together, the ranks keep what the estimate says of an even load."""
-    layout = Layout(4, tensor=2, sequence_parallel=True, expert=2, expert_tensor=expert_tensor)
-    shape = replace(EXPERTS, hidden_size=256, kv_channels=64, moe_ffn_hidden_size=128)
-    compute = ComputeConfig(rope_fusion=False, grouped_experts=True)
-    by_rank = run_ranks(saved, layout, [(shape, compute)], 200)
-    (stage,) = estimate(
-        shape,
-        layout,
-        precision=Precision.FP32,
-        max_tokens_per_gpu=200,
-        recompute=KEEP_ALL,
-        compute=compute,
-    )
-    expected = stage.activations + more_on_a_cpu(shape) * 200 * 4 / layout.tensor
-    mean = sum(sizes[0] for sizes in by_rank) / len(by_rank)
-    print(mean, expected)
-    assert expected == pytest.approx(mean, rel=0.02)
-
-
-def more_on_a_cpu(shape: ModelShape) -> int:
-    """Return the values that are kept for a token on a CPU, and not by the kernels of a GPU."""
-    queries, keys = query_size(shape), key_size(shape)
-    # A norm also keeps its normalized values, and attention the values as a part of the whole
-    # projection.
-    layer = 2 * shape.hidden_size
-    layer += 2 * queries + keys if shape.qk_layernorm else queries + keys
-    return shape.num_layers * layer + shape.hidden_size
 
 
 def activations(layout: Layout, recompute: RecomputeConfig = KEEP_ALL) -> list[int]:
     stages = estimate(
-        DENSE, layout, precision=Precision.BF16, max_tokens_per_gpu=64, recompute=recompute
+        DENSE,
+        layout,
+        Training(precision=Precision.BF16, recompute=recompute),
+        max_tokens_per_gpu=64,
     )
     return [stage.activations for stage in stages]
 
@@ -280,10 +231,8 @@ def test_experts_are_grouped_in_bfloat16_only() -> None:
         (stage,) = estimate(
             EXPERTS,
             Layout(1),
-            precision=precision,
+            Training(precision=precision, compute=compute),
             max_tokens_per_gpu=64,
-            recompute=KEEP_ALL,
-            compute=compute,
         )
         return stage.activations
 
@@ -298,10 +247,8 @@ def test_the_kernel_of_the_heads_keeps_the_projection() -> None:
         (stage,) = estimate(
             shape,
             Layout(1),
-            precision=Precision.BF16,
+            Training(precision=Precision.BF16, compute=compute),
             max_tokens_per_gpu=64,
-            recompute=KEEP_ALL,
-            compute=compute,
         )
         return stage.activations
 
@@ -317,10 +264,11 @@ def test_the_loss_takes_pieces_of_the_logits() -> None:
         stages = estimate(
             shape,
             layout,
-            precision=Precision.BF16,
+            Training(
+                precision=Precision.BF16,
+                compute=ComputeConfig(loss_chunk_size=chunk_size, loss_fusion=is_fused),
+            ),
             max_tokens_per_gpu=4096,
-            recompute=KEEP_ALL,
-            compute=ComputeConfig(loss_chunk_size=chunk_size, loss_fusion=is_fused),
         )
         return stages[-1].loss
 
@@ -391,9 +339,8 @@ def test_the_docs_example_is_computed() -> None:
     (stage,) = estimate(
         QWEN3_4B,
         Layout(8, tensor=2, sequence_parallel=True),
-        precision=Precision.BF16,
+        Training(precision=Precision.BF16, recompute=RecomputeConfig("full", "uniform", 1)),
         max_tokens_per_gpu=9216,
-        recompute=RecomputeConfig("full", "uniform", 1),
     )
     for name in ("weights", "gradients", "optimizer", "activations", "loss", "total"):
         (gib,) = re.findall(rf"^\| {name} \|.*\| ([\d.]+) \|$", text, re.MULTILINE)
@@ -409,10 +356,12 @@ def test_the_docs_lora_table_is_computed() -> None:
         estimate(
             QWEN3_4B,
             Layout(1),
-            precision=Precision.BF16,
+            Training(
+                precision=Precision.BF16,
+                recompute=RecomputeConfig("full", "uniform", 1),
+                adapter=adapter,
+            ),
             max_tokens_per_gpu=9216,
-            recompute=RecomputeConfig("full", "uniform", 1),
-            adapter=adapter,
         )[0]
         for adapter in (None, AdapterShape(16, 32.0, TARGETS))
     )

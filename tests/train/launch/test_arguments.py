@@ -145,8 +145,8 @@ def test_the_policies_of_the_data(base: list[str]) -> None:
 
 def test_reading_a_line_loads_no_torch() -> None:
     code = (
-        "import sys, miles.cli, miles.train.launch.arguments, miles.train.launch.flags_table\n"
-        "miles.cli.build_parser()\n"
+        "import sys, miles.cli.commands, miles.train.launch.arguments, miles.train.launch.flags_table\n"
+        "miles.cli.commands.build_parser()\n"
         "heavy = {'torch', 'megatron', 'ray', 'transformers', 'numpy', 'fsspec', 'rich'}\n"
         "sys.exit(', '.join(heavy & sys.modules.keys()) or 0)"
     )

@@ -43,6 +43,24 @@ def one_by_one(rows: Tensor, matrices: list[torch.nn.Parameter]) -> Tensor:
     return torch.cat([part @ matrix.T for part, matrix in pairs])
 
 
+def test_frozen_experts_are_used_where_they_lie() -> None:
+    torch.manual_seed(1)
+    matrices = [torch.nn.Parameter(torch.randn(SIZE, WIDTH), requires_grad=False) for _ in SIZES]
+    before = torch.stack([matrix.detach() for matrix in reversed(matrices)])
+
+    weights = GroupedWeights(matrices)
+    stacked = weights.stacked()
+    assert torch.equal(stacked, before)
+    assert stacked.data_ptr() == matrices[-1].data_ptr()
+
+    rows = torch.randn(sum(SIZES), WIDTH, requires_grad=True)
+    grouped, plain = grouped_linear(rows, ends(), weights), one_by_one(rows, matrices)
+    torch.testing.assert_close(grouped, plain)
+    (mine,) = torch.autograd.grad(grouped.sum(), rows)
+    (theirs,) = torch.autograd.grad(plain.sum(), rows)
+    torch.testing.assert_close(mine, theirs)
+
+
 @pytest.mark.parametrize("gap", [0, 4])
 @pytest.mark.parametrize("dtype", BOUNDS)
 def test_groups_give_what_experts_give(dtype: torch.dtype, gap: int) -> None:

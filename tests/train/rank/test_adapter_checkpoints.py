@@ -16,6 +16,7 @@ from miles.architecture.adapter import TARGETS, AdapterShape, adapter_parameters
 from miles.architecture.families import read_shape
 from miles.common.adapter_base import find_base
 from miles.common.checkpoint_folder import EXTRA, SavedCheckpoint, find
+from miles.convert.merge_adapter import Targets, merge_adapter
 from miles.convert.peft_adapter import AdapterPlan
 from miles.errors import CheckpointError
 from miles.train.model.dtypes import DTYPES
@@ -23,6 +24,7 @@ from miles.train.parallel_layout import Layout
 from miles.train.precision import Precision
 from miles.train.types import AdapterSettings, StartPoint
 from tests.support.adapters import save_with_peft
+from tests.support.fault_table import NOTHING, observed
 from tests.support.models import edit_tensors, make_hf
 from tests.support.ranks import SHAPE, batch, run_ranks, start, trainer_settings
 
@@ -219,7 +221,9 @@ def test_another_base_is_refused(hf: Path, saved: Saved, tmp_path: Path) -> None
     edit_tensors(other, flip)
     with pytest.raises(CheckpointError, match=rf"^{other}: not the weights") as raised:
         begin(saved.start(other), hf)
-    assert str(raised.value).endswith(f"Give those, with --ref-load {hf}")
+    text = str(raised.value)
+    assert text.endswith(f"Give those that it began from, with --ref-load {hf}")
+    observed("other base than the one that a LoRA run began from", text, "not the weights", NOTHING)
 
 
 def test_the_base_is_known_in_another_precision(hf: Path, saved: Saved) -> None:
@@ -240,6 +244,25 @@ def test_swapped_layers_are_another_base(hf: Path, saved: Saved, tmp_path: Path)
     edit_tensors(other, swap)
     with pytest.raises(CheckpointError, match="not the weights that the adapter in"):
         begin(saved.start(other), hf)
+    with pytest.raises(CheckpointError, match="not the weights that the adapter in"):
+        merge_adapter(saved.url, str(other), Targets(str(tmp_path / "merged"), None))
+    assert not (tmp_path / "merged").exists()
+
+
+def test_merged_weights_compute_what_the_run_does(hf: Path, saved: Saved, tmp_path: Path) -> None:
+    """In either format. The checksum that the ranks stated is that of the files."""
+    targets = Targets(str(tmp_path / "merged"), str(tmp_path / "megatron"))
+    merge_adapter(saved.url, str(hf), targets)
+
+    unmerged, _ = begin(saved.start(hf), hf)
+    base, _ = begin(new_start(hf), hf, None)
+    logits = unmerged.logits(PROMPT)
+    assert np.abs(logits - base.logits(PROMPT)).max() > 1e-3, "the adapter does something"
+    megatron = find(str(tmp_path / "megatron"))
+    assert megatron is not None
+    for start_point in (new_start(tmp_path / "merged"), StartPoint(megatron, False)):
+        merged, _ = begin(start_point, hf, None)
+        np.testing.assert_allclose(merged.logits(PROMPT), logits, rtol=0, atol=1e-4)
 
 
 def test_an_adapter_is_no_model_even_without_its_miles_json(hf: Path, saved: Saved) -> None:

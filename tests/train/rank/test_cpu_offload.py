@@ -12,11 +12,10 @@ import torch
 
 from miles.architecture.config import ModelShape
 from miles.train.compute_config import AS_USUAL, ComputeConfig
-from miles.train.estimate.memory import estimate
+from miles.train.estimate.memory import Training, estimate
 from miles.train.optimizer_settings import OptimizerSettings
 from miles.train.parallel_layout import Layout
 from miles.train.precision import Precision
-from miles.train.recompute_config import KEEP_ALL
 from tests.support.ranks import SETTINGS, SHAPE, batch, run_ranks, start, trainer_settings
 
 OFFLOADED = replace(SETTINGS, precision_aware=True, cpu_offload=True)
@@ -225,10 +224,8 @@ def test_the_estimate_counts_what_is_offloaded(runs: dict[str, Run]) -> None:
         (stage,) = estimate(
             SHAPE,
             Layout(2),
-            precision=Precision.BF16,
+            Training(precision=Precision.BF16, optimizer=settings),
             max_tokens_per_gpu=64,
-            recompute=KEEP_ALL,
-            optimizer=settings,
         )
         # Rank 0 of two has a few parameters more. Whole parameters are offloaded, until their share
         # is reached; the first is the largest.

@@ -7,8 +7,10 @@ import os
 import signal
 import time
 from multiprocessing.connection import Connection
+from pathlib import Path
 
 import pytest
+import torch
 
 from miles.errors import LostError
 from miles.train.rank import writer_processes
@@ -40,6 +42,34 @@ def writer(seconds: float) -> tuple[multiprocessing.process.BaseProcess, int]:
     process = FORK.Process(target=write, args=(seconds, sending))
     process.start()
     return process, receiving.recv()
+
+
+def test_a_writer_is_left_without_the_memory_of_tensors() -> None:
+    tensor = torch.ones(1 << 20)
+
+    def is_shared() -> bool:
+        """Return whether a forked process has the page in the middle of the tensor."""
+        address = tensor.data_ptr() + tensor.nbytes // 2
+        receiving, sending = FORK.Pipe(duplex=False)
+        process = FORK.Process(target=lambda: sending.send(has_memory(address)))
+        process.start()
+        answer: bool = receiving.recv()
+        process.join()
+        return answer
+
+    assert is_shared()
+    with writer_processes.left_out_of_forks([tensor, torch.ones(3)]):
+        assert not is_shared()
+    assert is_shared()
+    assert tensor.sum() == len(tensor)
+
+
+def has_memory(address: int) -> bool:
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        start, end = (int(word, 16) for word in line.split()[0].split("-"))
+        if start <= address < end:
+            return True
+    return False
 
 
 def test_killed_process_of_a_file_ends_its_writer() -> None:
