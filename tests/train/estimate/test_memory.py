@@ -70,10 +70,10 @@ EXPERT_LAYOUTS = {
         Layout(2, tensor=2, sequence_parallel=True, expert_tensor=2),
     ],
     4: [
-        Layout(4, tensor=2, sequence_parallel=True, expert=2, expert_tensor=2),
         Layout(4, tensor=2, sequence_parallel=True, expert=2),
         Layout(4, pipeline=2, expert=2),
         Layout(4, expert=2),
+        Layout(4, tensor=2, sequence_parallel=True, expert=2, expert_tensor=2),
     ],
 }
 
