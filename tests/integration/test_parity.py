@@ -14,7 +14,6 @@ Ten steps of AdamW from the same converted weights. Each is a line of docs/parit
 
 from __future__ import annotations
 
-import math
 import os
 import re
 import tempfile
@@ -40,8 +39,9 @@ from miles.train.parallel_layout import Layout
 from miles.train.recompute_config import RecomputeConfig
 from miles.train.types import RankSetup, StartPoint
 from tests.support.models import make_hf
+from tests.support.plain_loop import train_plainly
 from tests.support.run_numbers import Numbers
-from tests.support.streams import config_of, demo_settings, local
+from tests.support.streams import config_of, demo_settings
 
 pytestmark = pytest.mark.slow
 
@@ -103,11 +103,21 @@ class Case:
     batch_size: int = 16
     recompute: RecomputeConfig = field(default_factory=RecomputeConfig)
     compute: ComputeConfig = FAST
+    balancing: float = 0.0
+    """`--moe-aux-loss-coeff`"""
+
+    @property
+    def optimizer(self) -> OptimizerSettings:
+        """Return the settings of the optimizer."""
+        return replace(OPTIMIZER, moe_aux_loss_coeff=self.balancing)
 
 
 REFERENCE = Case(compute=PLAIN)
 FEW = 3
 """Rows of a step, of which four ranks cannot have one each."""
+
+BALANCING = 0.1
+"""The weight of the loss that balances experts, in the lines that are balanced."""
 
 SWITCHES = {
     "--loss-chunk-size 0": Case(compute=replace(FAST, loss_chunk_size=0)),
@@ -160,10 +170,22 @@ MOE_CASES = {
     "EP 2 x DP 4, --overlap-param-gather": Case(Layout(4, expert=2), compute=OVERLAP),
     "PP 2": Case(Layout(2, pipeline=2)),
     "TP 2 x EP 2, sequence parallel": Case(Layout(4, tensor=2, sequence_parallel=True, expert=2)),
+    "TP 2, experts too, sequence parallel": Case(
+        Layout(2, tensor=2, sequence_parallel=True, expert_tensor=2)
+    ),
+    "TP 2 x EP 2, experts too, sequence parallel": Case(
+        Layout(4, tensor=2, sequence_parallel=True, expert=2, expert_tensor=2)
+    ),
     "EP 2 x PP 2, full recomputation": Case(
         Layout(4, pipeline=2, expert=2), recompute=RecomputeConfig("full", "uniform", 1)
     ),
     "3 rows a step, EP 4": Case(Layout(4, expert=4), batch_size=FEW),
+    "balanced, 256 tokens a micro-batch": Case(max_tokens_per_gpu=256, balancing=BALANCING),
+    "balanced, DP 2": Case(Layout(2), balancing=BALANCING),
+    "balanced, EP 2": Case(Layout(2, expert=2), balancing=BALANCING),
+    "balanced, TP 2 x EP 2, sequence parallel": Case(
+        Layout(4, tensor=2, sequence_parallel=True, expert=2), balancing=BALANCING
+    ),
 }
 
 
@@ -251,7 +273,7 @@ class Bench:
             ref_load="",
             save="",
             data=data,
-            optimizer=OPTIMIZER,
+            optimizer=case.optimizer,
             recompute=case.recompute,
             compute=case.compute,
             cluster=cluster,
@@ -275,6 +297,8 @@ class Bench:
             numbers.source_losses.append(tuple(loss / max(count, 1) for loss, count in sums))
             numbers.grad_norms.append(result.grad_norm)
             numbers.rates.append(result.lr)
+            if case.balancing:
+                numbers.balancing_losses.append(result.router.aux_loss)
         return numbers
 
 
@@ -350,80 +374,25 @@ def data_of(model_and_layout: tuple[str, str]) -> tuple[int, int, int]:
 @pytest.mark.parametrize(("name", "layout"), sorted(ALL, key=data_of))
 def test_layout_changes_no_number(bench: Bench, name: str, layout: str) -> None:
     case = case_of(name, layout)
-    reference = bench.run(name, replace(REFERENCE, batch_size=case.batch_size))
+    plain = replace(REFERENCE, batch_size=case.batch_size, balancing=case.balancing)
+    reference = bench.run(name, plain)
     table[name, layout] = difference = bench.run(name, case).difference(reference)
     assert reference.losses[-1] < reference.losses[0], "nothing was learnt"
     assert difference < ROUNDING
 
 
-def rate(step: int) -> float:
-    """Linear from 0 over the warm-up, then half a cosine down to the least."""
-    if step < OPTIMIZER.lr_warmup_iters:
-        return OPTIMIZER.lr * step / OPTIMIZER.lr_warmup_iters
-    share = (step - OPTIMIZER.lr_warmup_iters) / (NUM_STEPS - OPTIMIZER.lr_warmup_iters)
-    return (
-        OPTIMIZER.min_lr + (OPTIMIZER.lr - OPTIMIZER.min_lr) * (1 + math.cos(math.pi * share)) / 2
-    )
-
-
-def plain(hf: Path, config: DataConfig) -> Numbers:
-    """The same ten steps in plain PyTorch: transformers' model, each sample by itself."""
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(hf, dtype=torch.float32)
-    model.train()
-    parameters = list(model.parameters())
-    optimizer = torch.optim.AdamW(
-        [
-            {
-                "params": [one for one in parameters if one.ndim > 1],
-                "weight_decay": OPTIMIZER.weight_decay,
-            },
-            {
-                "params": [one for one in parameters if one.ndim == 1],
-                "weight_decay": 0.0,
-            },  # norms and biases
-        ],
-        lr=0.0,
-        betas=(OPTIMIZER.adam_beta1, OPTIMIZER.adam_beta2),
-        eps=OPTIMIZER.adam_eps,
-    )
-    numbers = Numbers([], [], [], [])
-    for number, step in enumerate(local(config)[:NUM_STEPS]):
-        for group in optimizer.param_groups:
-            group["lr"] = rate(number)
-        optimizer.zero_grad()
-        sums, counts = np.zeros(2), np.zeros(2)
-        for batch in step.micro_batches[0]:
-            for segment, source in enumerate(batch.source_ids):
-                part = slice(batch.cu_seqlens[segment], batch.cu_seqlens[segment + 1])
-                logits = model(torch.from_numpy(batch.input_ids[part])[None]).logits[0]
-                losses = torch.nn.functional.cross_entropy(
-                    logits, torch.from_numpy(batch.labels[part]), reduction="none"
-                )
-                loss = (losses * torch.from_numpy(batch.loss_mask[part])).sum()
-                (loss / step.num_trained_tokens).backward()
-                sums[source] += loss.item()
-                counts[source] += batch.loss_mask[part].sum()
-        numbers.grad_norms.append(
-            float(torch.nn.utils.clip_grad_norm_(parameters, OPTIMIZER.clip_grad))
-        )
-        optimizer.step()
-        numbers.losses.append(float(sums.sum() / counts.sum()))
-        numbers.source_losses.append(tuple(sums / np.maximum(counts, 1)))
-        numbers.rates.append(rate(number))
-    return numbers
-
-
 TRANSFORMERS = "transformers, unpacked"
+BALANCED = "balanced, transformers, unpacked"
+PLAIN_CASES = [*((name, TRANSFORMERS) for name in MODELS), ("Qwen3-MoE", BALANCED)]
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_plain_loop_gives_the_same_numbers(bench: Bench, name: str) -> None:
+@pytest.mark.parametrize(("name", "line"), PLAIN_CASES)
+def test_plain_loop_gives_the_same_numbers(bench: Bench, name: str, line: str) -> None:
     torch.set_num_threads(1)
-    ours = bench.run(name, REFERENCE)
-    theirs = plain(bench.model(name)[0], bench.data(REFERENCE))
-    table[name, TRANSFORMERS] = theirs.difference(ours)
+    case = replace(REFERENCE, balancing=BALANCING if line == BALANCED else 0.0)
+    ours = bench.run(name, case)
+    theirs = train_plainly(bench.model(name)[0], bench.data(case), case.optimizer, NUM_STEPS)
+    table[name, line] = theirs.difference(ours)
     np.testing.assert_allclose(ours.rates, theirs.rates, rtol=1e-12)
     np.testing.assert_allclose(ours.losses, theirs.losses, rtol=0, atol=AGAINST_TRANSFORMERS)
     np.testing.assert_allclose(
@@ -434,7 +403,8 @@ def test_plain_loop_gives_the_same_numbers(bench: Bench, name: str) -> None:
 
 def written(differences: dict[tuple[str, str], float]) -> str:
     """docs/parity.md: what was compared, and a table of the differences."""
-    layouts = [*CASES, *(layout for layout in MOE_CASES if layout not in CASES), TRANSFORMERS]
+    layouts = [*CASES, *(layout for layout in MOE_CASES if layout not in CASES)]
+    layouts += [TRANSFORMERS, BALANCED]
     lines = [
         "# The same numbers on any layout",
         "",
@@ -447,8 +417,8 @@ def written(differences: dict[tuple[str, str], float]) -> str:
         "in the plain way, with every switch of [flags.md](flags.md#the-ways-in-which-a-step-is-computed)",
         "off and a single micro-batch a step: of the loss, of each source's loss, and of the gradient's",
         "norm. The other lines compute in the fast way, as far as a CPU has it: a line with a flag has",
-        "that switch off, or on for `--overlap-…`. The last line compares with a plain PyTorch loop over",
-        "the model of transformers: one sample at a time, unpacked, torch's own AdamW.",
+        "that switch off, or on for `--overlap-…`. The last two lines compare with a plain PyTorch loop",
+        "over the model of transformers: one sample at a time, unpacked, torch's own AdamW.",
         "",
         f"The vocabulary of some models has {ODD:,} tokens, so that two tensor-parallel ranks add a row of",
         f"padding: {', '.join(name for name, (*_, size) in MODELS.items() if size == ODD)}.",
@@ -474,12 +444,14 @@ def written(differences: dict[tuple[str, str], float]) -> str:
         "",
         "DP, TP, PP, EP: data, tensor, pipeline and expert parallel size. Only Qwen3-MoE has experts.",
         "With 3 rows a step on four ranks, a rank has a dummy micro-batch, in which nothing is trained.",
+        "*Experts too*: each expert is split by tensor parallelism as well; else it is whole on a rank.",
+        f"*Balanced* lines train with `--moe-aux-loss-coeff {BALANCING}`, and compare the balancing loss too.",
     ]
     return "\n".join(lines) + "\n"
 
 
 def test_docs_show_this_table() -> None:
-    if len(table) < len(ALL) + len(MODELS):
+    if len(table) < len(ALL) + len(PLAIN_CASES):
         pytest.skip("the table is of all of this file's tests")
     if os.environ.get("MILES_WRITE_DOCS"):
         TABLE.write_text(written(table))
