@@ -53,7 +53,7 @@ from miles.errors import CheckpointError, ConfigError, SourceError
 
 @dataclass(frozen=True)
 class Targets:
-    """Where merged weights are written."""
+    """The folders that merged weights are written to, and how."""
 
     hugging_face: str | None
     """folder (fsspec URL) of a Hugging Face checkpoint; None: none is written"""
@@ -155,6 +155,7 @@ def merge_adapter(
                 dtypes=_dtypes_of(plan, shape, hf_checkpoint),
                 where=opened.url,
             )
+
             written = []
             if targets.hugging_face is not None:
                 with folder_for(targets.hugging_face, console) as folder:

@@ -68,7 +68,7 @@ _MEANINGS: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class PeftConfig:
-    """What an adapter_config.json says about the tensors beside it."""
+    """The facts of an adapter_config.json about the tensors beside it."""
 
     where: str
     """the file"""
@@ -162,6 +162,7 @@ def _require_known(where: str, name: str, value: Any) -> None:
         is_taken = value is None or value is False or value in ("", [], {})
     if is_taken:
         return
+
     meaning = _MEANINGS.get(name)
     raise CheckpointError(
         f"{where}: {name[:100]} is {shown(value)}: "

@@ -18,13 +18,17 @@ from torch import Tensor
 
 from miles.architecture.adapter import PEFT_PREFIX, TARGETS, AdapterShape, adapter_parameters
 from miles.architecture.families import hf_shapes, read_shape
+from miles.architecture.parameters import EMBEDDING
 from miles.cli import main
 from miles.common import storage
+from miles.common.checkpoint_folder import CHAT_TEMPLATE, EXTRA
+from miles.convert import tensor_io
 from miles.convert.hf_to_megatron import hf_to_megatron
 from miles.convert.megatron_to_hf import megatron_to_hf
 from miles.convert.merge_adapter import Targets, merge_adapter
 from miles.convert.peft_adapter import AdapterPlan
 from miles.convert.safetensors_files import ADAPTER, SINGLE, ShardedWriter, Spec
+from miles.convert.torch_dist import Checkpoint
 from miles.convert.verify import verify
 from tests.support.adapters import ATTENTION, save_as_run, save_with_peft
 from tests.support.bars import last_bars
@@ -128,7 +132,10 @@ def test_either_format_of_adapter_and_base_gives_the_same_files(folder: Path) ->
     )  # with rows of padding
     shutil.copytree(folder / "hf", folder / "bare")  # a folder without weights
     (folder / "bare" / SINGLE).unlink()
-    # The template of the run is the template of what is merged, from either folder.
+    extra = folder / "run/iter_0000007" / EXTRA
+    extra.write_text(json.dumps({**json.loads(extra.read_text()), CHAT_TEMPLATE: "of the run"}))
+    megatron_to_hf(str(folder / "run"), str(folder / "hf"), str(folder / "adapter"))
+
     for name, base in (("adapter", ["hf"]), ("run", ["bare", "base"])):
         words = ["convert", "merge-adapter", "--adapter", str(folder / name)]
         words += ["--hf-checkpoint", str(folder / base[0])]
@@ -142,9 +149,29 @@ def test_either_format_of_adapter_and_base_gives_the_same_files(folder: Path) ->
         assert main(words) == 0
         assert main(words) == 0, "what a merge wrote, the next one may replace"
     require_same_files(folder / "hf-adapter", folder / "hf-run")
+    assert (folder / "hf-run/chat_template.jinja").read_text() == "of the run"
     assert not verify(str(folder / "m-adapter"), str(folder / "m-run")).differences
     assert not verify(str(folder / "m-adapter"), str(folder / "hf-run")).differences
     assert verify(str(folder / "hf-run"), str(folder / "hf")).differences
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rows_of_padding_are_zeros(
+    dtype: torch.dtype, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the base has another dtype, and none of them; memory holds other numbers."""
+    make_hf(folder / "other", "qwen3", tied=True, dtype=dtype)
+    hf_to_megatron(str(folder / "other"), str(folder / "base"))
+    buffer = tensor_io.buffer
+    monkeypatch.setattr(tensor_io, "buffer", lambda *of: buffer(*of).fill_(7))
+    targets = Targets(None, str(folder / "merged"), make_vocab_size_divisible_by=100)
+    merge_adapter(str(folder / "run"), str(folder / "hf"), targets, ref_load=str(folder / "base"))
+
+    checkpoint = Checkpoint(folder / "merged/release", "merged")
+    assert checkpoint.tensors[EMBEDDING].size == (200, 64)
+    rows = checkpoint.read(EMBEDDING, (190, 0), torch.ones(10, 64))
+    assert rows[:2].abs().min() > 0
+    assert rows[2:].abs().max() == 0
 
 
 def test_merging_from_a_store_to_a_store(folder: Path, bucket: str) -> None:

@@ -30,7 +30,7 @@ PROMPT = [1, 2, 3, 250, 7]
 
 @dataclass(frozen=True)
 class Case:
-    """What is trained, and how."""
+    """A model with an adapter, and how it is trained."""
 
     adapter: AdapterShape | None = ADAPTER
     dropout: float = 0.0
@@ -53,7 +53,7 @@ class Box:
 
 @dataclass(frozen=True)
 class Trained:
-    """What a rank saw of some steps."""
+    """The outcome of some steps on a rank."""
 
     numbers: list[tuple[float, ...]]
     """loss and gradient norm of each step, then the loss of an evaluation"""
@@ -78,7 +78,7 @@ class Trained:
 
 
 def new_trainer(case: Case, rank: int = 0) -> Any:
-    """Return a trainer with the same frozen weights on any layout. The process is a rank already."""
+    """Return a trainer with the same frozen weights on any layout, in a process that is a rank."""
     from miles.train.rank.trainer import Trainer
 
     lora = None

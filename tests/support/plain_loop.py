@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,15 +17,12 @@ from tests.support.streams import local
 
 
 def train_plainly(
-    hf: Path, config: DataConfig, settings: OptimizerSettings, num_steps: int
+    model: Any, config: DataConfig, settings: OptimizerSettings, num_steps: int
 ) -> Numbers:
-    """Return the numbers of some steps of a model, with the data of one rank.
+    """Return the numbers of some steps of a model of transformers, with the data of one rank.
 
     Experts are balanced by what the step before chose. The first step's choices are counted ahead.
     """
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(hf, dtype=torch.float32)
     model.train()
     optimizer = adamw(model, settings)
     numbers = Numbers([], [], [], [])
@@ -69,7 +65,7 @@ def train_plainly(
 
 def adamw(model: Any, settings: OptimizerSettings) -> torch.optim.AdamW:
     """Return torch's AdamW, which decays matrices alone: no norms and no biases."""
-    parameters = list(model.parameters())
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     matrices = [parameter for parameter in parameters if parameter.ndim > 1]
     vectors = [parameter for parameter in parameters if parameter.ndim == 1]
     return torch.optim.AdamW(

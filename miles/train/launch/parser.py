@@ -178,6 +178,8 @@ def default_of(setting: Setting, *, is_train: bool = True) -> str:
         return setting.flag.default
     if isinstance(setting.default, bool) or setting.default in (None, "", ()):
         return ""
+    if setting.is_list:
+        return " ".join(map(str, setting.default))
     return str(setting.default)
 
 

@@ -9,8 +9,9 @@
 So each rank drops the same elements of the same token, however tokens, channels and layers are
 divided among the ranks; so does a pass that is computed again, and a run that was resumed.
 
-The hashes are the finalizers of splitmix64 (Steele et al., 2014) and, of an element, of MurmurHash3
-(Appleby): each turns a difference of one bit into one of about half of all bits.
+The hash of a key is the finalizer of splitmix64 (Steele et al., 2014). That of an element, of which
+there are many, is the middle of MurmurHash3's (Appleby): what it begins and ends with would be for
+keys that are not random, and for the lower bits.
 """
 
 from __future__ import annotations
@@ -72,11 +73,10 @@ class Dropout:
     def dropped(self) -> Tensor:
         """Return which elements are dropped, bool [tokens, in]."""
         bits = self.row_keys[:, None] ^ self.channels
-        for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
-            bits ^= (bits >> shift) & _ones(32 - shift)
-            bits *= _signed(factor, 32)
-        bits ^= (bits >> 16) & _ones(16)
-        # Every int32 is as likely as any other.
+        bits *= _signed(0x85EBCA6B, 32)
+        bits ^= (bits >> 13) & _ones(19)
+        bits *= _signed(0xC2B2AE35, 32)
+        # Every int32 is as likely as any other. The highest bits count most, which are the best.
         return bits < round(self.share * 2**32) - 2**31
 
     def product(self, inputs: Tensor, weight: Tensor) -> Tensor:
@@ -121,7 +121,7 @@ _SPLITMIX = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
 
 
 def _mix(values: Tensor) -> Tensor:
-    """Return a hash of each value, int64. Products wrap, and shifts to the right fill with zeros."""
+    """Return a hash of each value, int64. Products wrap; shifts to the right fill with zeros."""
     for shift, factor in _SPLITMIX:
         values = (values ^ ((values >> shift) & _ones(64 - shift))) * _signed(factor, 64)
     return values ^ ((values >> 31) & _ones(33))

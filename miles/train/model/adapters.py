@@ -20,8 +20,8 @@ cost less than passes that put three products together.
     column-parallel: q, k, v, gate, up     A on every rank, B divided by rows
     row-parallel: o, down                  A divided by columns, B on every rank
 
-Tensor-parallel ranks exchange z, which is narrow. With sequence parallelism, a weight that every
-rank has has seen the tokens of its rank only: it is marked, so that Megatron adds up its gradients.
+Tensor-parallel ranks exchange z, which is narrow. With sequence parallelism, the gradient of a
+weight that is not divided is of one rank's tokens: it is marked, so that Megatron adds them up.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ def add_adapters(model: Any, shape: ModelShape, settings: AdapterSettings) -> No
     model.requires_grad_(False)
     ranks = _TensorRanks.of(model.config)
     for layer in model.decoder.layers:
-        number, dtype = layer.layer_number - 1, model.config.params_dtype
-        adapter = LayerAdapter(shape, settings, ranks, number, dtype)
+        number = layer.layer_number - 1
+        adapter = LayerAdapter(shape, settings, ranks, number, model.config.params_dtype)
         setattr(layer, _NAME, adapter)
         adapter.attach(layer)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -43,12 +45,32 @@ LAYOUT = Layout(4, tensor=2, sequence_parallel=True, expert=4)
 OFFLOADED = OptimizerSettings(precision_aware=True, cpu_offload=True)
 
 
+@contextlib.contextmanager
+def forks_left_out() -> Iterator[list[int]]:
+    """Yield the bytes of the tensors that each fork in the context is left without."""
+    from miles.train.rank import writer_processes
+
+    leave_out = writer_processes.left_out_of_forks
+    left_out: list[int] = []
+
+    def counted(tensors: Iterable[torch.Tensor]) -> contextlib.AbstractContextManager[None]:
+        own = list(tensors)
+        left_out.append(sum(tensor.nbytes for tensor in own))
+        return leave_out(own)
+
+    writer_processes.left_out_of_forks = counted
+    try:
+        yield left_out
+    finally:
+        writer_processes.left_out_of_forks = leave_out
+
+
 def scaled_down(layout: Layout, rank: int, meeting: Path) -> dict[str, int]:
     """Return the bytes of a rank after a step with offloading, and what a save takes of them."""
     from megatron.core.dist_checkpointing.dict_utils import nested_values
     from megatron.core.dist_checkpointing.mapping import is_main_replica
 
-    from miles.train.rank import checkpoint_load
+    from miles.train.rank import checkpoint_load, checkpoint_writer
     from miles.train.rank.optimizer_state import host_tensors
     from miles.train.rank.trainer import Trainer
 
@@ -73,6 +95,8 @@ def scaled_down(layout: Layout, rank: int, meeting: Path) -> dict[str, int]:
         if torch.is_tensor(data) and is_main_replica(value.replica_id):
             written += data.nbytes
             shared += data.untyped_storage().nbytes() - data.nbytes
+    with forks_left_out() as left_out:
+        checkpoint_writer.save(trainer, str(meeting.parent / "save"), 1, {})
     return {
         "parameters": sum(parameter.numel() for parameter in trainer.gpt.parameters()),
         "weights": sum(parameter.nbytes for parameter in trainer.gpt.parameters()),
@@ -80,6 +104,9 @@ def scaled_down(layout: Layout, rank: int, meeting: Path) -> dict[str, int]:
         "host": sum(own.values()),
         "written": written,
         "shared": shared,
+        "masters and moments": sum(tensor.nbytes for tensor in host_tensors(trainer.optimizer)),
+        "left out": min(left_out),
+        "forks": len(left_out),
     }
 
 
@@ -92,6 +119,9 @@ def test_the_estimate_is_what_ranks_hold_and_save() -> None:
         assert counted["weights"] == stage.weights
         assert counted["gradients"] == pytest.approx(stage.gradients, rel=0.01)
         assert counted["shared"] == 0, "what is written is no view: a save has it once"
+        # The process of the results, and the writer.
+        assert counted["forks"] == 2
+        assert counted["left out"] == counted["masters and moments"]
     assert sum(counted["host"] for counted in by_rank) == pytest.approx(4 * stage.host, rel=0.01)
 
     # Each parameter is written once: a master and two moments. A save gathers no less than that.

@@ -69,7 +69,8 @@ def test_neighbours_are_dropped_independently() -> None:
     ids=str,
 )
 def test_each_part_of_the_place_counts(place: dict[str, int]) -> None:
-    mask, changed = dropped(rows(0, 1)), dropped(rows(0, 1), **place)  # type: ignore[arg-type]
+    mask = dropped(rows(0, 1))
+    changed = dropped(rows(0, 1), **place)  # type: ignore[arg-type]
     both = (mask & changed).double().mean()
     assert both == pytest.approx(SHARE**2, rel=0.5)
 

@@ -29,7 +29,8 @@ def rank(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 def test_an_untrained_adapter_changes_no_bit() -> None:
-    base, adapted = new_trainer(BASE), new_trainer(LORA)
+    base = new_trainer(BASE)
+    adapted = new_trainer(LORA)
     np.testing.assert_array_equal(base.logits(PROMPT), adapted.logits(PROMPT))
     assert evaluate(base) == evaluate(adapted)
     assert base.generate([PROMPT], [], 4) == adapted.generate([PROMPT], [], 4)
@@ -37,9 +38,12 @@ def test_an_untrained_adapter_changes_no_bit() -> None:
 
 def test_only_adapters_are_trained() -> None:
     trainer = new_trainer(LORA)
-    frozen, trained = boxes(trainer, of_adapters=False), boxes(trainer, of_adapters=True)
-    base, adapter = ([box.data.clone() for box in each] for each in (frozen, trained))
-    logits, loss = trainer.logits(PROMPT), evaluate(trainer)
+    frozen = boxes(trainer, of_adapters=False)
+    trained = boxes(trainer, of_adapters=True)
+    base = [box.data.clone() for box in frozen]
+    adapter = [box.data.clone() for box in trained]
+    logits = trainer.logits(PROMPT)
+    loss = evaluate(trainer)
     answer = trainer.generate([PROMPT], [], 8)
 
     numbers = train(trainer, range(10))
@@ -80,7 +84,8 @@ def test_a_checkpoint_has_the_keys_of_the_parameter_map() -> None:
 
 
 def test_nothing_is_dropped_in_evaluation() -> None:
-    plain, dropping = new_trainer(LORA), new_trainer(Case(dropout=0.5))
+    plain = new_trainer(LORA)
+    dropping = new_trainer(Case(dropout=0.5))
     for trainer in (plain, dropping):
         for box in boxes(trainer, of_adapters=True):
             box.data.fill_(0.03)

@@ -90,6 +90,7 @@ def train_peft(model: Any, ours: list[StepResult]) -> list[float]:
     optimizer = torch.optim.AdamW(
         weights, betas=betas, eps=SETTINGS.adam_eps, weight_decay=SETTINGS.weight_decay
     )
+
     losses = []
     for step, result in enumerate(ours):
         optimizer.param_groups[0]["lr"] = result.lr
@@ -104,6 +105,7 @@ def train_peft(model: Any, ours: list[StepResult]) -> list[float]:
                 loss = (loss * torch.from_numpy(packed.loss_mask[part])).sum() / result.num_tokens
                 loss.backward()
                 total += loss.item()
+
         torch.nn.utils.clip_grad_norm_(weights, SETTINGS.clip_grad)
         optimizer.step()
         losses.append(total)
