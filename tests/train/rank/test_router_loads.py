@@ -22,11 +22,12 @@ from tests.support.models import make_hf
 from tests.support.ranks import SETTINGS, SHAPE, batch, run_ranks, start, trainer_settings
 
 COEFFICIENT = 3.0
-FIRST, SECOND = 0, 1
-"""Steps of the data; the learning rate of the first is 0."""
+FIRST, SECOND, FEW = 0, 1, 2
+"""Steps of the data; the learning rate of the first is 0. The last has one sample of five tokens: of
+two data ranks one has a dummy."""
 LENGTHS = (40, 3, 25, 9, 31, 17, 3)
 """Of the samples: they fill three micro-batches, of which one is padded at TP 2."""
-STEPS = [FIRST, FIRST, SECOND, SECOND]
+STEPS = [FIRST, FIRST, SECOND, FEW]
 ALONE = Layout(1)
 FULL = RecomputeConfig("full", "uniform", 1)
 
@@ -44,7 +45,7 @@ ONE_RANK = Case()
 CASES = {
     "one micro-batch": Case(max_tokens=1000),
     "full recomputation by blocks": Case(recompute=RecomputeConfig("full", "block", 2)),
-    "DP 2, one rank with a dummy": Case(Layout(2), max_tokens=1000),
+    "DP 2": Case(Layout(2), max_tokens=1000),
     "PP 2, full recomputation": Case(Layout(2, pipeline=2), recompute=FULL),
     "TP 2 x EP 2, experts too, sequence parallel": Case(
         Layout(4, tensor=2, sequence_parallel=True, expert=2, expert_tensor=2)
@@ -100,7 +101,8 @@ def new_trainer(
 
 def train_on(trainer: Any, step: int, max_tokens: int = 64) -> StepResult:
     """Train on a step of the data; what is evaluated in between counts for nothing."""
-    report, shards = batch(step, trainer.layout, LENGTHS, max_tokens)
+    lengths = (5,) if step == FEW else LENGTHS
+    report, shards = batch(step, trainer.layout, lengths, max_tokens)
     micro_batches = shards[trainer.layout.data_rank(trainer.rank)]
     result: StepResult = trainer.train_step(report, micro_batches)
     trainer.evaluate([micro_batches], trainer.settings.num_sources)
