@@ -25,7 +25,7 @@ from miles.train.rank.actor import TrainerActor
 from miles.train.types import StepResult
 from tests.support.commands import Workspace
 from tests.support.models import require_same_files
-from tests.support.processes import processes, wait_until
+from tests.support.processes import unforked, wait_until
 from tests.support.runs import SAVE_INTERVAL, fingerprints, lines, numbers, tracked
 from tests.support.transformers_loss import loss_by_transformers
 
@@ -77,11 +77,13 @@ def test_a_lora_run_goes_on_after_a_kill(
 
     def kill() -> None:
         wait_until(lambda: len(lines(save)) > SAVE_INTERVAL and tracked(save) >= SAVE_INTERVAL)
-        processes("ray::TrainerActor")[-1].send_signal(signal.SIGKILL)
+        unforked("ray::SlowActor")[-1].send_signal(signal.SIGKILL)
 
     monkeypatch.setattr(group, "TrainerActor", SlowActor)
-    threading.Thread(target=kill).start()
+    killer = threading.Thread(target=kill)
+    killer.start()
     printed = run(settings(workspace, save, ref_load=None, num_rollout=NUM_BEFORE))
+    killer.join()
     assert "starting again from the last complete checkpoint" in printed
     assert f"weights of {workspace.folder}/hf and the adapter of {save}/iter_000000" in printed
 
