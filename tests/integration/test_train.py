@@ -24,7 +24,7 @@ from miles.common import run_folder
 from miles.common.secret import Secret
 from miles.convert.hf_to_megatron import hf_to_megatron
 from miles.convert.megatron_to_hf import megatron_to_hf
-from miles.data.config import DataConfig, PackConfig, StreamConfig
+from miles.data.config import PackConfig, StreamConfig
 from miles.data.stream.eval_rows import eval_config
 from miles.demo.model import TinySizes, build_model
 from miles.demo.tokenizer import CHAT_TEMPLATE
@@ -38,7 +38,8 @@ from miles.train.rank.actor import TrainerActor
 from miles.train.types import StepResult
 from tests.support.models import require_same_files
 from tests.support.scenarios import run
-from tests.support.streams import config_of, demo_settings, demo_tokenizer, local
+from tests.support.streams import config_of, demo_settings, demo_tokenizer
+from tests.support.transformers_loss import loss_by_transformers
 
 pytestmark = pytest.mark.slow
 
@@ -79,22 +80,6 @@ def metrics_of(save: Path) -> list[dict[str, Any]]:
 def console() -> tuple[Console, io.StringIO]:
     screen = io.StringIO()
     return Console(file=screen, width=120, legacy_windows=False), screen
-
-
-def loss_by_transformers(model: Any, config: DataConfig) -> float:
-    """Return the mean loss of trained tokens, each sample by itself."""
-    total, count = 0.0, 0
-    with torch.no_grad():
-        for batch in (batch for step in local(config) for batch in step.micro_batches[0]):
-            for begin, end in zip(batch.cu_seqlens, batch.cu_seqlens[1:], strict=False):
-                part = slice(int(begin), int(end))
-                logits = model(torch.from_numpy(batch.input_ids[part])[None]).logits[0]
-                losses = torch.nn.functional.cross_entropy(
-                    logits, torch.from_numpy(batch.labels[part]), reduction="none"
-                )
-                total += float((losses * torch.from_numpy(batch.loss_mask[part])).sum())
-                count += int(batch.loss_mask[part].sum())
-    return total / count
 
 
 def require_exports_of_ranks(config: TrainConfig, kept: list[int], folder: Path) -> None:

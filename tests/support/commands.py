@@ -21,6 +21,7 @@ from tests.support.processes import (
     closed_pipe,
     environment,
     processes,
+    unforked,
     wait_until,
 )
 from tests.support.runs import NUM_STEPS, SAVE_INTERVAL
@@ -124,10 +125,7 @@ class Command:
         found: list[psutil.Process] = []
 
         def is_there() -> bool:
-            family = processes(name, self.process.pid)
-            pids = {process.pid for process in family}
-            # What such a process has forked is called the same.
-            found[:] = [process for process in family if process.ppid() not in pids]
+            found[:] = unforked(name, self.process.pid)
             return bool(found)
 
         self.until(is_there)

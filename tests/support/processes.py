@@ -57,6 +57,15 @@ def processes(name: str, pid: int | None = None) -> list[psutil.Process]:
     return matching
 
 
+def unforked(name: str, pid: int | None = None) -> list[psutil.Process]:
+    """Return such descendants without what they have forked, which is called the same."""
+    family = processes(name, pid)
+    pids = {process.pid for process in family}
+    with contextlib.suppress(psutil.Error):
+        return [process for process in family if process.ppid() not in pids]
+    return []
+
+
 def environment() -> dict[str, str]:
     """Return this process's environment, without what would lead to a Ray that is running.
 

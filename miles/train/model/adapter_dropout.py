@@ -128,8 +128,11 @@ def _mix(values: Tensor) -> Tensor:
 
 
 def _mix_number(value: int) -> int:
-    """Return the same of a number, less what lies below 0."""
-    return int(_mix(torch.tensor(_signed(value, 64))))
+    """Return the same of a number."""
+    value &= _ones(64)
+    for shift, factor in _SPLITMIX:
+        value = (value ^ (value >> shift)) * factor & _ones(64)
+    return _signed(value ^ (value >> 31), 64)
 
 
 def _low_bits(values: Tensor) -> Tensor:

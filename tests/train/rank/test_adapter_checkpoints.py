@@ -23,6 +23,7 @@ from miles.train.model.dtypes import DTYPES
 from miles.train.parallel_layout import Layout
 from miles.train.precision import Precision
 from miles.train.types import AdapterSettings, StartPoint
+from tests.support import plain_megatron
 from tests.support.adapters import save_with_peft
 from tests.support.fault_table import NOTHING, observed
 from tests.support.models import edit_tensors, make_hf
@@ -271,6 +272,15 @@ def test_an_adapter_is_no_model_even_without_its_miles_json(hf: Path, saved: Sav
     for lora in (None, LORA):
         with pytest.raises(CheckpointError, match="holds an adapter, and no whole model"):
             begin(start, hf, lora)
+
+
+def test_megatrons_own_model_does_not_take_an_adapter_for_one(hf: Path, saved: Saved) -> None:
+    from megatron.core import dist_checkpointing
+    from torch.distributed.checkpoint.api import CheckpointException
+
+    state = plain_megatron.build(read_shape(str(hf))).sharded_state_dict()
+    with pytest.raises(CheckpointException, match="from model not in state dict"):
+        dist_checkpointing.load({"model": state}, f"{saved.url}/iter_0000003")
 
 
 def test_an_adapter_of_peft_trains_on(hf: Path, tmp_path: Path) -> None:
