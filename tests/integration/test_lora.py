@@ -42,6 +42,7 @@ LORA = {
     "eval_interval": 5,
     "keep_last": 1,
     "deterministic_mode": None,
+    "actor_num_gpus_per_node": 1,
     "num_rollout": NUM_STEPS,
 }
 
