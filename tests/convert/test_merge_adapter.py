@@ -21,8 +21,10 @@ from miles.architecture.families import hf_shapes, read_shape
 from miles.architecture.parameters import EMBEDDING
 from miles.cli import main
 from miles.common import storage
-from miles.common.checkpoint_folder import CHAT_TEMPLATE, EXTRA
+from miles.common.checkpoint_folder import BASE, CHAT_TEMPLATE, EXTRA
 from miles.convert import tensor_io
+from miles.convert.base_checksum import checksum_of
+from miles.convert.hf_boxes import open_weights
 from miles.convert.hf_to_megatron import hf_to_megatron
 from miles.convert.megatron_to_hf import megatron_to_hf
 from miles.convert.merge_adapter import Targets, merge_adapter
@@ -219,6 +221,7 @@ def test_merging_from_a_store_to_a_store(folder: Path, bucket: str) -> None:
         ("--adapter dora --save x", 3, "dora/adapter_config.json: use_dora is True: DoRA"),
         ("--adapter nan --save x", 3, "nan: lora_B of up_proj in layer 2 holds NaN or infinity"),
         ("--adapter run --ref-load eight --save x", 3, "float8_e4m3fn: nothing can be merged"),
+        ("--adapter run --ref-load columns --save x", 3, "columns: not the weights that the ad"),
     ],
 )
 def test_refusals_leave_everything_as_it_was(
@@ -240,13 +243,19 @@ def sources(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = shutil.copytree(made, tmp_path_factory.mktemp("sources") / "all")
     hf_to_megatron(str(folder / "hf"), str(folder / "base"))
     make_hf(folder / "moe", "qwen3_moe", tied=False)
-    for name in ("bare", "eight"):
+    for name in ("bare", "eight", "columns"):
         shutil.copytree(folder / "hf", folder / name)
     (folder / "bare" / SINGLE).unlink()
     edit_tensors(
         folder / "eight",
         lambda held: held.update({name: held[name].to(torch.float8_e4m3fn) for name in held}),
     )
+
+    extra = folder / "run/iter_0000007" / EXTRA
+    stated = {"url": str(folder / "hf"), "checksums": {"float32": checksum(folder / "hf")}}
+    extra.write_text(json.dumps({**json.loads(extra.read_text()), BASE: stated}))
+    name = "model.layers.1.mlp.down_proj.weight"
+    edit_tensors(folder / "columns", lambda held: held.update({name: held[name].flip(1)}))
 
     for name in ("dora", "nan"):
         shutil.copytree(folder / "adapter", folder / name)
@@ -256,6 +265,12 @@ def sources(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     tensors[f"{PEFT_PREFIX}model.layers.2.mlp.up_proj.lora_B.weight"][5, 1] = float("nan")
     save_file(tensors, folder / "nan" / ADAPTER)
     return folder
+
+
+def checksum(hf: Path) -> str:
+    """Return the checksum that a run in float32 states of its base."""
+    shape = read_shape(str(hf))
+    return checksum_of(open_weights(str(hf), shape), shape, "float32", None)
 
 
 MEASURE = """

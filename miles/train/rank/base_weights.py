@@ -70,7 +70,7 @@ def _checksum(boxes: list[WeightBox], dtype: torch.dtype) -> int:
     """Return the checksum of some boxes, as if they had a dtype. The host waits once."""
     if not boxes:
         return 0
-    sums = [base_checksum.sum_of_bits(box.data, box.offsets[0], dtype) for box in boxes]
+    sums = [base_checksum.sum_of_bits(box.data, box.offsets, dtype) for box in boxes]
     total = 0
     for box, bits in zip(boxes, torch.stack(sums).tolist(), strict=True):
         total += base_checksum.part_of(box.key, box.place, bits)
