@@ -113,6 +113,19 @@ def total_adapter_parameters(shape: ModelShape, adapter: AdapterShape) -> int:
     return shape.num_layers * sum(pairs)
 
 
+def described(shape: ModelShape, adapter: AdapterShape, num_parameters: int) -> str:
+    """Return what an adapter is, in a phrase.
+
+    Args:
+        num_parameters: of the whole model.
+    """
+    trained = total_adapter_parameters(shape, adapter)
+    return (
+        f"{trained:,} parameters beside {num_parameters:,} frozen ones ({trained / num_parameters:.2%})"
+        f" are trained: rank {adapter.rank}, scale {adapter.scale:g}, on {', '.join(adapter.targets)}"
+    )
+
+
 def module_of(target: str) -> str:
     """Return the Hugging Face module of a projection; `{layer}` stands for a number."""
     part = "self_attn" if target in ATTENTION_TARGETS else "mlp"
@@ -160,7 +173,7 @@ def resolve_targets(
     allowed = ATTENTION_TARGETS if has_experts else TARGETS
     excluded: set[str] = set()
     for name in exclude_modules:
-        excluded.update(_targets_of("--exclude-modules", name))
+        excluded.update(TARGETS if name == ALL_LINEAR else _targets_of("--exclude-modules", name))
 
     chosen: set[str] = set()
     for name in target_modules:
@@ -176,9 +189,10 @@ def resolve_targets(
 
     remaining = tuple(target for target in TARGETS if target in chosen - excluded)
     if not remaining:
+        without = ", and --exclude-modules leaves out all of them" if chosen else " names none"
         raise ConfigError(
-            "--target-modules without --exclude-modules leaves no projection to train: name one of "
-            f"{', '.join(allowed)}"
+            f"there is no projection to train: --target-modules{without}; name some of "
+            f"{', '.join(allowed)}, or {ALL_LINEAR}"
         )
     return remaining
 

@@ -46,6 +46,9 @@ from miles.convert.saved_adapter import saved_adapter, saved_base
 from miles.convert.torch_dist import Checkpoint
 from miles.errors import CheckpointError, ConfigError, SourceError
 
+_COMPLETING = (INDEX, SINGLE, CONFIG)
+"""Of the files of an export, the first of these that it has makes it complete."""
+
 
 @unchained
 @on_ctrl_c("stopped; nothing of it is left, and the folder to write is as it was")
@@ -86,6 +89,7 @@ def megatron_to_hf(
     """
     require_inside(hf_checkpoint, "config.json", hf_checkpoint)
     shape = read_shape(hf_checkpoint)
+    _require_folder(save, hf_checkpoint)
 
     try:
         url = torch_dist.newest(load, iteration)
@@ -146,9 +150,10 @@ def folder_for(save: str, console: Console | None) -> Iterator[Path]:
 
 def _replace_remote(folder: Path, save: str, console: Console | None) -> None:
     """Upload a folder to the place of an earlier one; what makes it complete goes last."""
-    last = next(name for name in (INDEX, SINGLE, CONFIG) if (folder / name).exists())
+    last = next(name for name in _COMPLETING if (folder / name).exists())
     with hold_remote(save):
-        for name in storage.names(save):
+        # First what says that it is complete.
+        for name in sorted(storage.names(save), key=lambda name: name not in _COMPLETING):
             if name != LEASE:
                 storage.remove(storage.join(save, name))
         storage.upload_folder(folder, save, last, partial(parallel.bar, console, "uploading"))
@@ -164,18 +169,13 @@ def require_replaceable(save: str, hf_checkpoint: str, *, is_adapter: bool = Fal
         CheckpointError: names what is there.
         WriteError: a disk is mounted there.
     """
-    if storage.is_local(save):
-        atomic_folders.require_movable(Path(storage.filesystem(save)[1]))
+    _require_folder(save, hf_checkpoint)
     beside = [*companions(hf_checkpoint), TEMPLATE, LEASE]
     if is_adapter:
         beside = [*filter(is_tokenizer, beside), CONFIG, ADAPTER, LEASE]
     known = {name.split("/")[0] for name in beside}
     if not storage.exists(save):
         return
-    if storage.is_same(save, hf_checkpoint):
-        raise CheckpointError(f"{save}: is --hf-checkpoint itself: give another folder")
-    if not storage.is_folder(save):
-        raise CheckpointError(f"{save}: a file, not a folder: give another place")
     stray = [name for name in storage.names(save) if name not in known]
     if not is_adapter:
         stray = [name for name in stray if not is_weights(name)]
@@ -185,6 +185,23 @@ def require_replaceable(save: str, hf_checkpoint: str, *, is_adapter: bool = Fal
             f"{save}: holds {', '.join(stray[:3])}, which no {what} writes, and which would be "
             "removed: give another folder"
         )
+
+
+def _require_folder(save: str, hf_checkpoint: str) -> None:
+    """Refuse a place that no conversion can put a folder into.
+
+    Raises:
+        CheckpointError: it is a file, or `hf_checkpoint` itself.
+        WriteError: a disk is mounted there.
+    """
+    if storage.is_local(save):
+        atomic_folders.require_movable(Path(storage.filesystem(save)[1]))
+    if not storage.exists(save):
+        return
+    if storage.is_same(save, hf_checkpoint):
+        raise CheckpointError(f"{save}: is --hf-checkpoint itself: give another folder")
+    if not storage.is_folder(save):
+        raise CheckpointError(f"{save}: a file, not a folder: give another place")
 
 
 def write_weights(

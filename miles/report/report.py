@@ -127,6 +127,7 @@ def _page(folder: str, metrics: Sequence[Metrics], prepared: Sequence[str], part
         "verdict": parts.made("The bottleneck", lambda: verdict(metrics), ""),
         "ledger": parts.made("The ledger", ledger, {}),
         "rejects": parts.made("The dropped rows", rejects, []),
+        "training": parts.made("What is trained", lambda: run_data.read_training(folder), ""),
         "starts": parts.made("The starts", lambda: run_data.read_starts(folder, note), []),
         "skipped": parts.made(
             "The skipped steps", lambda: run_data.read_skipped_steps(folder, note), []

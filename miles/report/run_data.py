@@ -149,6 +149,24 @@ def read_skipped_steps(folder: str, notify: Notify = print) -> list[dict[str, st
     return steps
 
 
+def read_training(folder: str) -> str:
+    """Return what is trained where that is not all weights; "" where it is, or is not known.
+
+    Raises:
+        BrokenFileError: the run's settings cannot be read.
+    """
+    try:
+        settings = own_files.read_object(storage.join(folder, run_folder.CONFIG))
+    except MissingFileError:
+        return ""
+    lora = settings.get("lora") or {}
+    if not lora.get("rank"):
+        return ""
+    targets = ", ".join(lora["target_modules"])
+    without = f" without {', '.join(lora['exclude_modules'])}" if lora["exclude_modules"] else ""
+    return f"LoRA of rank {lora['rank']}, alpha {lora['alpha']:g}, on {targets}{without}"
+
+
 def read_starts(folder: str, notify: Notify = print) -> list[dict[str, str]]:
     """Return the last starts of a run and how each ended. Empty for a run with one start only."""
     path = storage.join(folder, run_folder.ATTEMPTS)

@@ -10,6 +10,8 @@ from miles.architecture.config import ModelShape
 from miles.common.flags import Flag, check_settings
 from miles.errors import ConfigError
 
+_ALPHA = 16.0
+
 
 @dataclass(frozen=True)
 class LoraConfig:
@@ -27,7 +29,7 @@ class LoraConfig:
     alpha: Annotated[
         float,
         Flag("--lora-alpha", "ALPHA", "adapters are scaled by alpha / rank", above=0),
-    ] = 16.0
+    ] = _ALPHA
     dropout: Annotated[
         float,
         Flag(
@@ -71,6 +73,7 @@ class LoraConfig:
         if self.rank:
             return
         for flag, is_given in (
+            ("--lora-alpha", self.alpha != _ALPHA),
             ("--target-modules", self.target_modules != (ALL_LINEAR,)),
             ("--exclude-modules", self.exclude_modules),
             ("--lora-dropout", self.dropout),
@@ -89,10 +92,15 @@ class LoraConfig:
         """Return the adapter of a model; None: all weights are trained.
 
         Raises:
-            ConfigError: a target that the model does not have.
+            ConfigError: a target that the model does not have; a rank above its hidden size.
         """
         if not self.is_on:
             return None
+        if self.rank > shape.hidden_size:
+            raise ConfigError(
+                f"--lora-rank {self.rank} is more than the model's hidden size, "
+                f"{shape.hidden_size}: such an adapter is larger than the weights beside it"
+            )
         targets = resolve_targets(shape, _names(self.target_modules), _names(self.exclude_modules))
         return AdapterShape(self.rank, self.alpha, targets, self.is_rank_stabilized)
 

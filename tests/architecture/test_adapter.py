@@ -10,8 +10,10 @@ from miles.architecture.adapter import (
     TARGETS,
     AdapterShape,
     adapter_parameters,
+    described,
     projection_sizes,
     resolve_targets,
+    total_adapter_parameters,
 )
 from miles.architecture.families import hf_shapes, shape_of
 from miles.errors import ConfigError
@@ -41,7 +43,9 @@ def test_targets_have_several_names(
     [
         (["w_pack"], [], "--target-modules w_pack: no projection has this name"),
         (["q_proj"], ["lm_head"], "--exclude-modules lm_head: no projection has this name"),
-        (["linear_qkv"], ["q_proj", "k_proj", "v_proj"], "leaves no projection to train"),
+        (["linear_qkv"], ["q_proj", "k_proj", "v_proj"], "--exclude-modules leaves out all"),
+        (["all-linear"], ["all-linear"], "--exclude-modules leaves out all of them"),
+        ([], [], "no projection to train: --target-modules names none"),
     ],
 )
 def test_other_names_are_refused(names: list[str], excluded: list[str], message: str) -> None:
@@ -77,3 +81,11 @@ def test_the_scale_is_alpha_by_rank_or_its_root() -> None:
     stabilized = AdapterShape(16, 32.0, ("q_proj",), is_rank_stabilized=True)
     assert (plain.scale, stabilized.scale) == (2.0, 8.0)
     assert AdapterShape.from_json(stabilized.to_json()) == stabilized
+
+
+def test_an_adapter_is_described_in_a_phrase() -> None:
+    adapter = AdapterShape(4, 8.0, ("q_proj", "down_proj"))
+    trained = total_adapter_parameters(DENSE, adapter)
+    text = described(DENSE, adapter, 100 * trained)
+    assert text.startswith(f"{trained:,} parameters beside {100 * trained:,} frozen ones (1.00%)")
+    assert text.endswith("rank 4, scale 2, on q_proj, down_proj")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,17 @@ def test_the_numbers_on_top(tmp_path: Path) -> None:
     assert "<b>39.2%</b><span>MFU</span>" in evaluated, "(3 x 0.4 + 4 x 0.5 + 5 x 0.3) / 12"
     assert "<b>1</b><span>skipped steps</span>" in evaluated
     assert (tmp_path / run_folder.LOSS_CHART).read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_run_of_adapters_says_so(tmp_path: Path) -> None:
+    lora = {"rank": 8, "alpha": 16.0, "target_modules": ["all-linear"], "exclude_modules": []}
+    settings = tmp_path / run_folder.CONFIG
+    settings.write_text(json.dumps({"lora": lora}))
+    assert "LoRA of rank 8, alpha 16, on all-linear" in page_of(tmp_path, PLAIN_RUN)
+
+    for content in ({"lora": {**lora, "rank": 0}}, {}):
+        settings.write_text(json.dumps(content))
+        assert "LoRA" not in page_of(tmp_path, PLAIN_RUN)
 
 
 def test_skipped_steps_name_their_rows(tmp_path: Path) -> None:

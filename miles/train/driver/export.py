@@ -149,7 +149,7 @@ class Exporter:
             written.folder.discard()
             raise
         written.folder.commit()
-        self._run_log.report(f"Hugging Face checkpoint  {target}")
+        self._run_log.report(_written_line(self._config, target))
 
     def abandon(self) -> None:
         """Remove what the ranks have written for a checkpoint that never became complete."""
@@ -247,4 +247,10 @@ def _convert(config: TrainConfig, checkpoint_url: str, target: str, run_log: Run
         target,
         chat_template=config.data.encode.chat_template,
     )
-    run_log.report(f"Hugging Face checkpoint  {folder}")
+    run_log.report(_written_line(config, folder))
+
+
+def _written_line(config: TrainConfig, folder: str) -> str:
+    """Return the line of an export that is complete."""
+    kind = "adapter, as PEFT writes it" if config.lora.is_on else "Hugging Face checkpoint"
+    return f"{kind}  {folder}"

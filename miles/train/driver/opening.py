@@ -10,6 +10,8 @@ import dataclasses
 from collections.abc import Sequence
 from contextlib import ExitStack
 
+from miles.architecture.adapter import described
+from miles.architecture.sizes import total_parameters
 from miles.common import checkpoint_folder, own_files, run_folder, storage
 from miles.data.stream.feed import Feed
 from miles.train.driver.cluster import require_shared_folder
@@ -122,7 +124,11 @@ def _report_start(run: Run, start: StartPoint, data: AttemptData) -> None:
         length = run_length(config, info.steps_per_epoch, info.num_steps)
         run.run_log.report(f"{data.schedule.num_steps} steps: {length}")
 
-    origin = f"from {start.url}"
+    adapter = config.lora.adapter(run.shape)
+    if adapter is not None:
+        run.run_log.report(f"LoRA: {described(run.shape, adapter, total_parameters(run.shape))}")
+
+    origin = f"from {start.url if start.adapter_path is None else start.origin}"
     if start.is_resume:
         origin = f"going on at step {first_step} from {start.url} ({reason})"
     run.run_log.report(

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from miles.architecture.adapter import total_adapter_parameters
+from miles.architecture.adapter import described
 from miles.architecture.config import ModelShape
 from miles.architecture.sizes import active_parameters, padded_vocab_size, total_parameters
 from miles.common import storage
@@ -104,12 +104,7 @@ def _model(config: TrainConfig, shape: ModelShape) -> Iterator[Fact]:
 
     adapter = config.lora.adapter(shape)
     if adapter is not None:
-        trained = total_adapter_parameters(shape, adapter)
-        yield (
-            "adapter",
-            f"{trained:,} parameters ({trained / total:.2%}) are trained: rank {adapter.rank}, "
-            f"scale {adapter.scale:g}, on {', '.join(adapter.targets)}",
-        )
+        yield "adapter", described(shape, adapter, total)
 
 
 def _data(found: Preflight) -> Iterator[Fact]:
@@ -312,6 +307,8 @@ def _checkpoints(config: TrainConfig, found: Preflight) -> Iterator[Fact]:
 
 
 def _start(start: StartPoint) -> str:
+    if start.adapter_path is not None:
+        return start.origin
     if start.checkpoint.is_hugging_face:
         return f"{start.url}, each rank reads its own part"
     if not start.is_resume:

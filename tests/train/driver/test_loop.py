@@ -358,7 +358,7 @@ def test_ranks_export_at_the_moment_of_a_save(
         return save
 
     monkeypatch.setattr(megatron_to_hf, "megatron_to_hf", convert)
-    monkeypatch.setattr(megatron_to_hf, "require_replaceable", lambda save, hf_checkpoint: None)
+    monkeypatch.setattr(megatron_to_hf, "require_replaceable", lambda *_, **__: None)
     run.train(Schedule(NUM_STEPS, save_interval=4), save_hf=str(tmp_path / "{rollout_id}"))
     saving = run.events[run.events.index("save 4") :]
     assert saving == [

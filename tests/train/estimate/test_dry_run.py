@@ -145,6 +145,17 @@ def test_qwen3_235b_on_four_nodes_of_eight(folder: Path, tmp_path: Path) -> None
     assert "or --optimizer-cpu-offload" not in text
 
 
+def test_lora_says_what_is_trained_and_saved(folder: Path, tmp_path: Path) -> None:
+    rank = ["--lora-rank", "16", "--target-modules", "q_proj", "v_proj"]
+    text = printed(words(folder, tmp_path / "save", "4b", *FOUR_B, "--num-epoch", "1", *rank))
+    trained = 36 * 16 * ((2560 + 4096) + (2560 + 1024))
+    assert f"{trained:,} parameters beside 4,022,468,096 frozen ones" in " ".join(text.split())
+    assert "training all weights would take" in text
+
+    with pytest.raises(ConfigError, match="--lora-rank 2561 is more than the model's hidden size"):
+        printed(words(folder, tmp_path / "save", "4b", *FOUR_B, "--lora-rank", "2561"))
+
+
 def test_what_stops_a_run_stops_the_dry_run(folder: Path, tmp_path: Path) -> None:
     line = "--actor-num-gpus-per-node 4 --pipeline-model-parallel-size 4"
     with pytest.raises(ConfigError, match=r"layers \(94\) cannot be divided"):

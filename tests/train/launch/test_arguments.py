@@ -231,6 +231,7 @@ OFFLOADING = {"use_precision_aware_optimizer": True, "optimizer_cpu_offload": Tr
 WITH_LORA = {"lora_rank": 8}
 
 TOGETHER: dict[str, dict[str, Any]] = {
+    "lora_alpha": WITH_LORA,
     "lora_dropout": WITH_LORA,
     "target_modules": WITH_LORA,
     "exclude_modules": {**WITH_LORA, "target_modules": ["all-linear"]},
