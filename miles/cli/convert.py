@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from miles.cli.console import Subparsers, open_console, path_word
 from miles.cli.model_line import add_model_line, require_known_flags, require_model
 from miles.common.ctrl_c import on_ctrl_c
-from miles.errors import MilesError
+from miles.errors import MilesError, TemplateError
 
 NAME = "convert"
 HF_TO_MEGATRON = "hf-to-megatron"
@@ -197,7 +197,7 @@ def run_megatron_to_hf(flags: argparse.Namespace) -> None:
             flags.save,
             iteration=flags.ckpt_step,
             max_shard_bytes=flags.max_shard_size,
-            chat_template=_text_of(flags.chat_template_path),
+            chat_template=_template_of(flags.chat_template_path),
             console=console,
         )
     console.print(f"  {folder}", soft_wrap=True)
@@ -218,21 +218,33 @@ def run_merge_adapter(flags: argparse.Namespace) -> None:
             targets,
             ref_load=flags.ref_load,
             iteration=flags.ckpt_step,
-            chat_template=_text_of(flags.chat_template_path),
+            chat_template=_template_of(flags.chat_template_path),
             console=console,
         )
     for folder in folders:
         console.print(f"  {folder}", soft_wrap=True)
 
 
-def _text_of(path: str | None) -> str | None:
-    """Return the text of a file; None where there is no path."""
-    from miles.common import storage
+def _template_of(path: str | None) -> str | None:
+    """Return the chat template in a file; None where there is no path.
 
+    Raises:
+        TemplateError: it does not compile, so that neither a run nor a server takes it.
+    """
     if path is None:
         return None
+    from miles.common import storage
+    from miles.data.template.symbols import Untraceable
+    from miles.data.template.trace import Tracer
+
     with storage.reading(path):
-        return storage.read_text(path)
+        template = storage.read_text(path)
+    try:
+        Tracer(template, {})
+    except Untraceable as error:
+        cause = " ".join(str(error).split())
+        raise TemplateError(f"{path}: not a chat template that can run: {cause}") from error
+    return template
 
 
 def run_verify(flags: argparse.Namespace) -> None:

@@ -10,6 +10,7 @@ first byte is written.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -145,10 +146,19 @@ def require_no_run(save: str) -> None:
 def _save_locally(save: str, content: _Content, console: Console | None) -> None:
     """Write the checkpoint beside its place, move it there, and name it in the tracker."""
     root = Path(storage.filesystem(save)[1])
-    with atomic_folders.appearing(root / RELEASE) as folder:
-        _write(folder, content, console)
-        (root / TRACKER).unlink(missing_ok=True)  # it names the one that is replaced
+    with contextlib.ExitStack() as undone:
+        if not root.exists():
+            undone.callback(_remove_empty, root)
+        with atomic_folders.appearing(root / RELEASE) as folder:
+            _write(folder, content, console)
+            (root / TRACKER).unlink(missing_ok=True)  # it names the one that is replaced
+        undone.pop_all()
     write_tracker(str(root), RELEASE)
+
+
+def _remove_empty(folder: Path) -> None:
+    with contextlib.suppress(OSError):  # somebody has put something there
+        folder.rmdir()
 
 
 def _save_remotely(save: str, content: _Content, console: Console | None) -> None:

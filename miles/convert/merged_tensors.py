@@ -3,6 +3,8 @@
 Each weight of a projection with an adapter is computed in float32 and rounded once, to the dtype
 that it is written in. All others are what they are in the base. With Megatron's order of rows, the
 weights of a fused matrix are views of it (`Parameter.layout`), and each has its own B A added.
+
+A weight that the dtype cannot hold is refused: as infinity, it would make a model of NaN.
 """
 
 from __future__ import annotations
@@ -80,7 +82,8 @@ class MergedTensors:
             `target`.
 
         Raises:
-            CheckpointError: a file cannot be read; the adapter holds NaN or infinity.
+            CheckpointError: a file cannot be read; the adapter holds NaN or infinity, or a weight
+                would.
         """
         assert not any(offsets), "whole tensors are merged"
         parameter = self._parameters[key]
@@ -93,17 +96,22 @@ class MergedTensors:
         num_rows = parameter.shape[0]
         weights = parameter.layout(own[:num_rows])
         merged = parameter.layout(target[:num_rows])
-        for name, weight, result in zip(parameter.hf, weights, merged, strict=True):
-            if name in self._targets:
-                self._merge(self._targets[name], place[0], weight, result)
+        names = parameter.hf_names(place)
+        for pattern, name, weight, result in zip(parameter.hf, names, weights, merged, strict=True):
+            if pattern in self._targets:
+                self._merge(name, self._targets[pattern], place[0], weight, result)
             elif own is not target:
                 result.copy_(weight)
+                self._require_finite(name, weight, result)
         return target
 
-    def _merge(self, projection: str, layer: int, weight: Tensor, result: Tensor) -> None:
+    def _merge(
+        self, name: str, projection: str, layer: int, weight: Tensor, result: Tensor
+    ) -> None:
         """Add a projection's adapter to its weight.
 
         Args:
+            name: of the weight, for errors.
             weight: of the base, [rows, in], or [groups, rows of a group, in].
             result: where the sum is written; it may be `weight` itself.
         """
@@ -119,8 +127,34 @@ class MergedTensors:
         for weight_group, result_group, b_group in zip(weight, result, b, strict=True):
             for at in range(0, len(weight_group), chunk_rows):
                 rows = slice(at, at + chunk_rows)
-                delta = (b_group[rows] @ a).mul_(self._adapter_shape.scale)
-                result_group[rows].copy_(delta.add_(weight_group[rows]))
+                total = (b_group[rows] @ a).mul_(self._adapter_shape.scale)
+                total.add_(weight_group[rows])
+                result_group[rows].copy_(total)
+                self._require_finite(name, total, result_group[rows])
+
+    def _require_finite(self, name: str, exact: Tensor, result: Tensor) -> None:
+        """Refuse a weight that is infinity or NaN once it is rounded.
+
+        Args:
+            exact: what was rounded.
+
+        Raises:
+            CheckpointError: says which tensor, and why.
+        """
+        if torch.isfinite(result).all():
+            return
+        dtype = str(result.dtype).removeprefix("torch.")
+        if torch.isfinite(exact).all():
+            largest, limit = float(exact.abs().max()), torch.finfo(result.dtype).max
+            raise CheckpointError(
+                f"{self._where}: tensor {name} would have {largest:.3g}, and {dtype} ends at "
+                f"{limit:.3g}: give an --hf-checkpoint whose weights are bfloat16 or float32, or an "
+                "adapter that is not as large"
+            )
+        raise CheckpointError(
+            f"{self._where}: tensor {name} would hold infinity or NaN: the base holds some there, or "
+            "the adapter is too large. Give weights and an adapter of an earlier step"
+        )
 
     def _matrix(self, projection: str, name: str, layer: int, sizes: tuple[int, int]) -> Tensor:
         """Read A or B of a layer, as float32.

@@ -110,7 +110,7 @@ def test_everything_beside_the_weights_comes_along(folder: Path) -> None:
         assert (back / name).read_bytes() == (folder / "hf" / name).read_bytes()
 
 
-def test_the_template_of_the_run_comes_along(folder: Path) -> None:
+def test_the_template_of_the_run_comes_along(folder: Path, capsys: Any) -> None:
     def template() -> str:
         return (export(folder) / "chat_template.jinja").read_text()
 
@@ -124,9 +124,15 @@ def test_the_template_of_the_run_comes_along(folder: Path) -> None:
     assert template() == "of the run", "what an export wrote, the next one may replace"
 
     (folder / "given.jinja").write_text("given")
+    (folder / "broken.jinja").write_text("{{ messages")
     words = ["--load", folder / "megatron", "--hf-checkpoint", folder / "hf"]
     words += ["--save", folder / "back", "--chat-template-path", folder / "given.jinja"]
     assert main(["convert", "megatron-to-hf", *map(str, words)]) == 0
+    assert (folder / "back/chat_template.jinja").read_text() == "given"
+
+    words[-1] = folder / "broken.jinja"
+    assert main(["convert", "megatron-to-hf", *map(str, words)]) == 3
+    assert "broken.jinja: not a chat template that can run: Templ" in capsys.readouterr().err
     assert (folder / "back/chat_template.jinja").read_text() == "given"
 
 

@@ -222,6 +222,22 @@ def test_merging_from_a_store_to_a_store(folder: Path, bucket: str) -> None:
         ("--adapter nan --save x", 3, "nan: lora_B of up_proj in layer 2 holds NaN or infinity"),
         ("--adapter run --ref-load eight --save x", 3, "float8_e4m3fn: nothing can be merged"),
         ("--adapter run --ref-load columns --save x", 3, "columns: not the weights that the ad"),
+        (
+            "--adapter large --hf-checkpoint half --save x --save-megatron y",
+            3,
+            "large: tensor model.layers.2.mlp.up_proj.weight would have 1e+06, and float16 ends at",
+        ),
+        (
+            "--adapter adapter --ref-load big --hf-checkpoint half --save-megatron y",
+            3,
+            "adapter: tensor model.norm.weight would have 1e+05, and float16 ends at 6.55e+04: give",
+        ),
+        ("--adapter huge --save x", 3, "huge: tensor model.layers.2.mlp.up_proj.weight would hold"),
+        (
+            "--adapter run --save x --chat-template-path broken.jinja",
+            3,
+            "broken.jinja: not a chat template that can run: TemplateSyntaxError: unexpected",
+        ),
     ],
 )
 def test_refusals_leave_everything_as_it_was(
@@ -229,7 +245,7 @@ def test_refusals_leave_everything_as_it_was(
 ) -> None:
     before = sorted(sources.rglob("*"))
     monkeypatch.chdir(sources)
-    line = ["convert", "merge-adapter", *words.split(), "--hf-checkpoint", "hf"]
+    line = ["convert", "merge-adapter", "--hf-checkpoint", "hf", *words.split()]
     assert main(line) == status
     error = capsys.readouterr().err
     assert found in error
@@ -243,7 +259,8 @@ def sources(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = shutil.copytree(made, tmp_path_factory.mktemp("sources") / "all")
     hf_to_megatron(str(folder / "hf"), str(folder / "base"))
     make_hf(folder / "moe", "qwen3_moe", tied=False)
-    for name in ("bare", "eight", "columns"):
+    make_hf(folder / "half", "qwen3", tied=True, dtype=torch.float16)
+    for name in ("bare", "eight", "columns", "big"):
         shutil.copytree(folder / "hf", folder / name)
     (folder / "bare" / SINGLE).unlink()
     edit_tensors(
@@ -257,13 +274,19 @@ def sources(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     name = "model.layers.1.mlp.down_proj.weight"
     edit_tensors(folder / "columns", lambda held: held.update({name: held[name].flip(1)}))
 
-    for name in ("dora", "nan"):
+    edit_tensors(folder / "big", lambda held: held["model.norm.weight"].fill_(1e5))
+    (folder / "broken.jinja").write_text("{% for message in messages %}{{ message }")
+
+    for name in ("dora", "nan", "large", "huge"):
         shutil.copytree(folder / "adapter", folder / name)
     config = folder / "dora/adapter_config.json"
     config.write_text(config.read_text().replace('"use_dora": false', '"use_dora": true'))
-    tensors = load_file(folder / "nan" / ADAPTER)
-    tensors[f"{PEFT_PREFIX}model.layers.2.mlp.up_proj.lora_B.weight"][5, 1] = float("nan")
-    save_file(tensors, folder / "nan" / ADAPTER)
+    module = f"{PEFT_PREFIX}model.layers.2.mlp.up_proj"
+    for name, value in {"nan": float("nan"), "large": 1e6 / 2, "huge": 3e38}.items():
+        tensors = load_file(folder / name / ADAPTER)
+        tensors[f"{module}.lora_A.weight"][1, 7] = 1  # the scale is 2
+        tensors[f"{module}.lora_B.weight"][5, 1] = value
+        save_file(tensors, folder / name / ADAPTER)
     return folder
 
 
