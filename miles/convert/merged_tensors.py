@@ -96,7 +96,7 @@ class MergedTensors:
         num_rows = parameter.shape[0]
         weights = parameter.layout(own[:num_rows])
         merged = parameter.layout(target[:num_rows])
-        names = parameter.hf_names(place)
+        names = parameter.hf_names(tuple(place))
         for pattern, name, weight, result in zip(parameter.hf, names, weights, merged, strict=True):
             if pattern in self._targets:
                 self._merge(name, self._targets[pattern], place[0], weight, result)

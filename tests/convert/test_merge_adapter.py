@@ -114,7 +114,13 @@ def test_merged_weights_are_those_of_peft(
 
 
 def test_bfloat16_is_rounded_once(tmp_path: Path) -> None:
-    """No value is farther from the exact sum than half a unit of its last place."""
+    """No value is farther from the exact sum than half a unit of its last place.
+
+    PEFT does the same, unless it is told to hold A and B in bfloat16.
+    """
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
     hf = make_hf(tmp_path / "hf", "qwen3", tied=False, dtype=torch.bfloat16)
     save_with_peft(hf, tmp_path / "adapter", dtype=torch.bfloat16, target_modules="all-linear")
     merge_adapter(str(tmp_path / "adapter"), str(hf), Targets(str(tmp_path / "merged"), None))
@@ -126,6 +132,16 @@ def test_bfloat16_is_rounded_once(tmp_path: Path) -> None:
         exact = original[name].double() + delta
         half_unit = torch.exp2((exact.frexp().exponent - 9).double())
         assert ((merged[name].double() - exact).abs() <= half_unit * 1.001).all(), name
+
+    shares = []
+    for settings in ({}, {"autocast_adapter_dtype": False}):
+        base = AutoModelForCausalLM.from_pretrained(hf, dtype=torch.bfloat16)
+        adapted = PeftModel.from_pretrained(base, tmp_path / "adapter", **settings)
+        theirs = adapted.merge_and_unload().state_dict()
+        differ = torch.cat([(merged[name] != theirs[name]).flatten() for name in merged])
+        shares.append(float(differ.float().mean()))
+    assert shares[0] < 1e-3
+    assert shares[1] > 0.05
 
 
 def test_either_format_of_adapter_and_base_gives_the_same_files(folder: Path) -> None:
