@@ -24,7 +24,6 @@ from miles.architecture.config import ModelShape
 from miles.architecture.families import extra_states_of, pieces_of, read_shape
 from miles.architecture.sizes import padded_vocab_size
 from miles.common import atomic_folders, storage
-from miles.common.checkpoint_choice import ways_on
 from miles.common.checkpoint_files import iterations
 from miles.common.checkpoint_tracker import RELEASE, TRACKER, tracked, write_tracker
 from miles.common.ctrl_c import on_ctrl_c
@@ -138,8 +137,7 @@ def require_no_run(save: str) -> None:
         )
     if iterations(save):
         raise CheckpointError(
-            f"{save}: holds the checkpoints of a run that no {TRACKER} names: give another folder. "
-            f"{ways_on(save)}"
+            f"{save}: holds the checkpoints of a run that no {TRACKER} names: give another folder"
         )
 
 

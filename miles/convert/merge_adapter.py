@@ -215,6 +215,11 @@ def _opened_adapter(
         yield _Adapter(url, adapter.shape, adapter, _template_beside(url))
         return
 
+    if not storage.exists(url):
+        raise CheckpointError(
+            f"--adapter {url}: no such folder: give one with an adapter in PEFT's format, or with "
+            "the checkpoints of a LoRA run"
+        )
     if not _is_megatron(url):
         raise CheckpointError(
             f"{url}: neither an adapter in PEFT's format ({CONFIG}) nor the checkpoints of a LoRA "

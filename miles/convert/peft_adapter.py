@@ -149,6 +149,13 @@ def _targets_in(weights: Weights, shape: ModelShape, config: PeftConfig) -> tupl
     The names in `target_modules` may be patterns. The tensors say what is there.
     """
     allowed = TARGETS if shape.num_experts is None else ATTENTION_TARGETS
+    others = sorted(set(config.targets) - set(allowed))
+    if others:
+        raise CheckpointError(
+            f"{config.where}: target_modules names {others[0][:100]}, which has no adapter here, only "
+            f"{', '.join(allowed)} have one: train one without it, or merge this one with PEFT "
+            "(merge_and_unload) and begin from the merged weights"
+        )
     found: set[str] = set()
     for name in sorted(weights.tensors):
         target = _target_of(name)

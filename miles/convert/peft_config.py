@@ -106,7 +106,9 @@ def read_config(url: str) -> PeftConfig:
     for name, expected in (("rank_pattern", rank), ("alpha_pattern", alpha)):
         _require_one_value(where, name, content.get(name), expected)
 
-    is_rank_stabilized = content.get("use_rslora", False)
+    is_rank_stabilized = content.get("use_rslora")
+    if is_rank_stabilized is None:  # as PEFT takes it
+        is_rank_stabilized = False
     if not isinstance(is_rank_stabilized, bool):
         raise _not_expected(where, "use_rslora", is_rank_stabilized, "true or false")
     return PeftConfig(where, rank, alpha, is_rank_stabilized, _targets_of(content, where))

@@ -47,7 +47,7 @@ from torch.distributed.checkpoint.planner_helpers import create_read_items_for_c
 
 from miles.architecture.parameters import EMBEDDING, EXPERTS_NORM, FUSED_NORM, OUTPUT_LAYER
 from miles.common import safe_pickle, storage
-from miles.common.checkpoint_choice import ways_on
+from miles.common.checkpoint_choice import ways_to_read
 from miles.common.checkpoint_files import MARK, is_complete, missing_files, named_missing
 from miles.common.checkpoint_tracker import TRACKER, folder_name, tracked
 from miles.common.file_errors import in_own_words
@@ -87,21 +87,28 @@ def newest(url: str, iteration: int | None = None) -> str:
     Raises:
         CheckpointError: there is none.
     """
-    named = tracked(url) if iteration is None else (folder_name(iteration), iteration)
+    if not storage.exists(url):
+        raise CheckpointError(f"{url}: no such folder: give one with Megatron checkpoints")
+    by_step = iteration is not None
+    try:
+        named = (folder_name(iteration), iteration) if iteration is not None else tracked(url)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}. {ways_to_read(url, by_step=by_step)}") from error
     if named is None:
         if is_complete(url):
             return url
         raise CheckpointError(
-            f"{url}: no Megatron checkpoint there: {TRACKER} is missing. {ways_on(url)}"
+            f"{url}: no Megatron checkpoint there: {TRACKER} is missing. "
+            f"{ways_to_read(url, by_step=by_step)}"
         )
     require_inside(url, named[0], url)
     checkpoint = storage.join(url, named[0])
     missing = missing_files(checkpoint)
     if missing:
-        reason = "" if iteration is not None else f", which {TRACKER} names"
+        reason = "" if by_step else f", which {TRACKER} names"
         raise CheckpointError(
             f"{checkpoint}{reason}: not there, or not complete ({named_missing(missing)}). "
-            f"{ways_on(url)}"
+            f"{ways_to_read(url, by_step=by_step)}"
         )
     return checkpoint
 

@@ -226,7 +226,11 @@ def test_ranks_write_the_file_that_a_conversion_writes(qwen3: Path, tmp_path: Pa
         ({"use_rslora": "no"}, "use_rslora is 'no'; true or false"),
         ({"target_modules": [1]}, r"target_modules is \[1\]; a list of names"),
         ({"target_modules": ["q_proj", "v_proj"]}, "target_modules names v_proj, of which"),
-        ({"target_modules": ["q_proj", "lm_head"]}, "target_modules names lm_head, of which"),
+        ({"target_modules": ["q_proj", "lm_head"]}, "names lm_head, which has no adapter here"),
+        (
+            {"target_modules": ["q_proj", "model.embed_tokens"]},
+            "target_modules names embed_tokens, which has no adapter here, only q_proj, k_proj, ",
+        ),
         ({"r": 8}, r"lora_A\.weight has shape \(4, .*; rank 8 \(adapter_config\.json\) and the"),
     ],
 )
@@ -238,6 +242,14 @@ def test_settings_are_refused_by_name(
         read_adapter(str(adapter), read_shape(str(qwen3)))
     assert str(caught.value).startswith(str(adapter))
     assert "\n" not in str(caught.value)
+
+
+def test_what_is_null_is_false(adapter: Path, qwen3: Path) -> None:
+    """As PEFT takes it."""
+    own = read_adapter(str(adapter), read_shape(str(qwen3))).shape
+    names = ("use_rslora", "use_dora", "fan_in_fan_out", "lora_bias", "inference_mode")
+    edit_settings(adapter, **dict.fromkeys(names))
+    assert read_adapter(str(adapter), read_shape(str(qwen3))).shape == own
 
 
 Q0 = f"{PREFIX}model.layers.0.self_attn.q_proj.lora_A.weight"
@@ -278,7 +290,7 @@ def test_tensors_are_refused_by_name(change: Any, found: str, adapter: Path, qwe
 
 def test_experts_have_no_adapters(adapter: Path, models: dict[str, Path]) -> None:
     with pytest.raises(
-        CheckpointError, match=r"mlp\.down_proj\.lora_A\.weight is not one of an ada"
+        CheckpointError, match=r"target_modules names down_proj, which has no adapter here, only q"
     ):
         read_adapter(str(adapter), read_shape(str(models["qwen3_moe"])))
 

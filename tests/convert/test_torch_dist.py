@@ -405,18 +405,34 @@ def test_which_checkpoint_of_a_folder(hf: Path, copy: Path, tmp_path: Path) -> N
     assert torch.equal(norm(copy), changed["model.norm.weight"])
     assert torch.equal(norm(copy, iteration=7), before)
     assert torch.equal(norm(copy / "iter_0000007"), before)
-    with pytest.raises(CheckpointError, match=r"iter_0000008: not there, or not complete"):
-        norm(copy, iteration=8)
-    (copy / "latest_checkpointed_iteration.txt").write_text("9")
+    there = rf"There are complete checkpoints of steps 7, 123 in {copy}"
+    missing = r"not there, or not complete \(.*\)\. "
     with pytest.raises(
-        CheckpointError, match=r"iter_0000009, which latest_.* names: not there, or not complete"
+        CheckpointError, match=rf"iter_0000008: {missing}{there}: give --ckpt-step 123"
+    ):
+        norm(copy, iteration=8)
+    with pytest.raises(CheckpointError, match=r"a checkpoint itself: leave --ckpt-step out$"):
+        norm(copy / "iter_0000007", iteration=7)
+    (copy / "latest_checkpointed_iteration.txt").write_text("9")
+    way = rf"{there}: give {copy}/iter_0000123, or another of them$"
+    with pytest.raises(
+        CheckpointError, match=rf"iter_0000009, which latest_.* names: {missing}{way}"
     ):
         norm(copy)
     (copy / "latest_checkpointed_iteration.txt").write_text("../hf")
     with pytest.raises(
-        CheckpointError, match=r"expected an iteration or 'release', found '\.\./hf'"
+        CheckpointError, match=rf"expected an iteration or 'release', found '\.\./hf'\. {way}"
     ):
         norm(copy)
+    (copy / "latest_checkpointed_iteration.txt").unlink()
+    with pytest.raises(CheckpointError, match=rf"iteration\.txt is missing\. {way}"):
+        norm(copy)
+    with pytest.raises(CheckpointError, match="elsewhere: no such folder: give one with Megatron"):
+        norm(tmp_path / "elsewhere")
+    with pytest.raises(
+        CheckpointError, match="converted checkpoint, without steps: leave --ckpt-s"
+    ):
+        norm(tmp_path / "other-megatron", iteration=8)
 
 
 def test_memory_is_used_again_and_not_shared() -> None:

@@ -14,6 +14,9 @@ from miles.architecture.adapter import AdapterShape
 from miles.architecture.config import ModelShape
 from miles.common import adapter_base, storage
 from miles.common.checkpoint_choice import merging
+from miles.common.checkpoint_files import MARK
+from miles.common.checkpoint_folder import PEFT_CONFIG
+from miles.common.checkpoint_tracker import TRACKER
 from miles.common.redact import redact
 from miles.convert.saved_adapter import adapter_in
 from miles.errors import CheckpointError, ConfigError
@@ -64,6 +67,8 @@ def require_own_adapter(config: TrainConfig, shape: ModelShape) -> None:
     wanted = config.lora.adapter(shape)
     if path is None or wanted is None:
         return
+    if not storage.exists(storage.join(path, PEFT_CONFIG)):
+        _require_peft(path, config.hf_checkpoint)
     # torch is imported only where there are tensors to look at.
     from miles.convert.peft_adapter import read_adapter
 
@@ -72,6 +77,26 @@ def require_own_adapter(config: TrainConfig, shape: ModelShape) -> None:
         raise ConfigError(
             f"--lora-adapter-path {redact(path)}: another adapter than that of this line: "
             f"{_differences('the folder', found, wanted)}. To train it further, give {line_of(found)}"
+        )
+
+
+def _require_peft(path: str, hf_checkpoint: str) -> None:
+    """Refuse a folder that is not there, or that holds a LoRA run's checkpoints.
+
+    Raises:
+        CheckpointError: says what to do.
+    """
+    if not storage.exists(path):
+        raise CheckpointError(
+            f"--lora-adapter-path {redact(path)}: no such folder: give one with an adapter in PEFT's "
+            "format"
+        )
+    if any(storage.exists(storage.join(path, name)) for name in (TRACKER, MARK)):
+        raise CheckpointError(
+            f"--lora-adapter-path {redact(path)}: holds Megatron checkpoints, and an adapter in "
+            "PEFT's format was expected. Make one of a LoRA run's: miles convert megatron-to-hf "
+            f"--load {redact(path)} --hf-checkpoint {redact(hf_checkpoint)} --save ADAPTER; then give "
+            "--lora-adapter-path ADAPTER"
         )
 
 

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from miles.architecture.adapter import AdapterShape, adapter_parameters
 from miles.architecture.families import pieces_in, read_shape
 from miles.common.checkpoint_folder import SavedCheckpoint
+from miles.common.checkpoint_tracker import write_tracker
 from miles.convert.peft_config import config_text
 from miles.errors import CheckpointError, ConfigError
 from miles.train.config import TrainConfig
@@ -115,6 +116,26 @@ def test_an_adapter_of_another_line_is_refused_with_its_own(tmp_path: Path) -> N
     assert text.startswith(f"--lora-adapter-path {tmp_path}: another adapter than ")
     assert "--target-modules: the folder has q_proj v_proj, this run q_proj k_proj" in text
     assert text.endswith(f"To train it further, give {LINE}")
+
+
+def test_a_folder_that_is_no_adapter_is_refused_with_the_way_to_one(tmp_path: Path) -> None:
+    write_model(tmp_path)
+    shape = read_shape(str(tmp_path))
+    run = tmp_path / "run"
+
+    def text() -> str:
+        with pytest.raises(CheckpointError) as raised:
+            require_own_adapter(config_of(tmp_path, f"{LINE} --lora-adapter-path {run}"), shape)
+        return str(raised.value)
+
+    assert text().startswith(f"--lora-adapter-path {run}: no such folder: give one with an adapter")
+    run.mkdir()
+    assert "run/adapter_config.json" in text()
+    write_tracker(str(run), 7)
+    hf = config_of(tmp_path, LINE).hf_checkpoint
+    line = f"miles convert megatron-to-hf --load {run} --hf-checkpoint {hf} --save ADAPTER"
+    assert text().startswith(f"--lora-adapter-path {run}: holds Megatron checkpoints, and an ada")
+    assert text().endswith(f"{line}; then give --lora-adapter-path ADAPTER")
 
 
 def test_a_line_gives_the_adapter_again(tmp_path: Path) -> None:
