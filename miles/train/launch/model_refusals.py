@@ -19,6 +19,11 @@ _MODEL = (
         """,
     ),
     Refusal(
+        "belongs to DoRA, which scales each row of a weight beside its adapter, and is not supported",
+        "leave it out; --use-rslora changes the scale of an adapter",
+        "use_dora lora_use_dora dora_*",
+    ),
+    Refusal(
         "belongs to architectures that are not supported",
         "leave it out if the model has no such part; docs/convert.md names the families, and "
         "docs/adding-a-model.md says how one is added",

@@ -46,6 +46,7 @@ from miles.train.launch.arguments import parse
         ("--micro-batch-size 1", "packed into micro-batches of --max-tokens-per-gpu"),
         ("--lora-type lora", "--lora-type is about LoRA during reinforcement learning"),
         ("--target-modules q_proj", "--target-modules belongs to LoRA: give --lora-rank beside it"),
+        ("--use-dora", "--use-dora belongs to DoRA"),
         ("--lora-alpha 32", "--lora-alpha belongs to LoRA: give --lora-rank beside it"),
         (
             "--max-token-per-gpu 100",
