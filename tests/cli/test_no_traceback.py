@@ -199,7 +199,7 @@ def test_ctrl_c_leaves_nothing_of_a_conversion(
         monkeypatch.setattr(atomic_folders.StagedFolder, "discard", interrupt_clearing_up)
     line = ["convert", "hf-to-megatron", "--hf-checkpoint", places["hf"], "--save"]
     assert main([*line, str(tmp_path / "out")]) == 130
-    left = [path.name for path in (tmp_path / "out").iterdir()]
+    left = [path.name for path in (tmp_path / "out").glob("*")]
     said = "stopped; nothing of it is left, and the folder to write is as it was"
     if is_pressed_again:
         said = "stopped at once; what was begun may be left, and the same command removes it"
