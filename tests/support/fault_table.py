@@ -203,6 +203,10 @@ def without_details(line: str) -> str:
     # Which step it is varies.
     line = re.sub(r"between row .* and row .*", "between row N of … and row N of …", line)
     line = re.sub(r"(the data stream failed: )(?!.*; step).*", r"\1…", line)
+    # A connection ends in one of two ways, whichever side notices first.
+    line = re.sub(
+        r"\((ConnectionResetError|BrokenPipeError): .*?\)", "(ConnectionResetError: …)", line
+    )
     line = re.sub(r"on host [^\s,]+", "on host …", line)
     line = re.sub(r" of [^ ,]+, (?=\S+ MB are free)", " of …, ", line)
     line = re.sub(r"\d+(,\d{3})*(\.\d+)?", "N", line)
