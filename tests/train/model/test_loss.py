@@ -40,8 +40,10 @@ def test_segments_add_up_to_their_sources() -> None:
         [torch.arange(num_segments).double(), torch.ones(num_segments).double()]
     )
 
-    sums = SourceSums(sum_by_source(by_segment, send(micro_batch), NUM_SOURCES))
+    by_source = sum_by_source(by_segment, send(micro_batch), NUM_SOURCES)
+    sums = SourceSums(by_source, NUM_SOURCES).beside(torch.ones(3).double())
 
+    assert sums.others.tolist() == [1.0] * 3
     for source in range(NUM_SOURCES):
         segments = [index for index, of in enumerate(micro_batch.source_ids) if of == source]
         assert sums.losses[source] == sum(segments)
