@@ -352,11 +352,11 @@ def test_a_checkpoint_without_its_files_is_refused(trainer: Any, tmp_path: Path)
     cursor = {"cursor": {"consumed_rows": 0}}
     for iteration in (1, 2):
         checkpoint_writer.save(trainer, str(tmp_path), iteration, cursor)
-    for file in (tmp_path / "iter_0000002").glob("*.distcp"):
-        file.unlink()
-
     found = checkpoint_folder.find(str(tmp_path))
     assert found is not None
+    for file in (tmp_path / "iter_0000002").glob("*.distcp"):
+        file.unlink()  # after the driver has seen them all
+
     with pytest.raises(
         CheckpointError, match=r"iter_0000002: cannot be read \(.*distcp"
     ) as refused:
