@@ -50,7 +50,7 @@ PEFT_PREFIX = "base_model.model."
 
 @dataclass(frozen=True)
 class AdapterShape:
-    """What an adapter's tensors are, and how it is scaled."""
+    """The shape of an adapter's tensors, and its scale."""
 
     rank: int
     alpha: float
@@ -140,10 +140,9 @@ def adapter_parameters(shape: ModelShape, adapter: AdapterShape) -> tuple[Parame
     parameters = []
     for target in adapter.targets:
         num_out, num_in = projection_sizes(shape, target)
-        for name, sizes in (
-            ("lora_A", (adapter.rank, num_in)),
-            ("lora_B", (num_out, adapter.rank)),
-        ):
+        pair = {"lora_A": (adapter.rank, num_in), "lora_B": (num_out, adapter.rank)}
+
+        for name, sizes in pair.items():
             parameters.append(
                 Parameter(
                     f"{ADAPTER}.{target}.{name}",

@@ -133,12 +133,14 @@ def _add_merge_adapter(directions: Subparsers) -> None:
         metavar="DIR",
         help="the weights of the base, of either format (default: those of --hf-checkpoint)",
     )
+
     parser.add_argument(
         "--save", type=path_word, metavar="DIR", help="write a Hugging Face checkpoint"
     )
     parser.add_argument(
         "--save-megatron", type=path_word, metavar="DIR", help="write a torch_dist checkpoint"
     )
+
     _add_export_flags(parser)
     _add_vocabulary_flag(parser)
     parser.set_defaults(run=run_merge_adapter)

@@ -243,6 +243,7 @@ def weights_in(ref_load: str, hf_checkpoint: str) -> SavedCheckpoint:
                 f"{merging(ref_load, hf_checkpoint)}"
             )
         return checkpoint
+
     if is_hugging_face(ref_load):
         return SavedCheckpoint(ref_load, 0, None, is_hugging_face=True)
     if PEFT_CONFIG in storage.names(ref_load):
@@ -285,7 +286,7 @@ def is_hugging_face(url: str) -> bool:
 
 @dataclass(frozen=True)
 class Removal:
-    """What became of the old checkpoints of a folder."""
+    """The outcome of removing the old checkpoints of a folder."""
 
     removed: tuple[str, ...] = ()
     """their folders"""

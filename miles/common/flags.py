@@ -286,6 +286,7 @@ def require_allowed(flag: Flag, value: Any) -> None:
         raise ConfigError(f"{flag.name} must be a finite number, not {value}")
     if isinstance(value, int) and abs(value) > _LARGEST_NUMBER:
         raise ConfigError(f"{flag.name} must be at most {_LARGEST_NUMBER:,}, not {value:,}")
+
     if flag.above is not None and value <= flag.above:
         bound = "be positive" if flag.above == 0 else f"be above {flag.above}"
         raise ConfigError(f"{flag.name} must {bound}, not {value}")

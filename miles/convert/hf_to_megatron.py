@@ -180,6 +180,7 @@ def _plan(tensors: Tensors, shape: ModelShape, padded_vocab_size: int) -> list[B
         num_rows = padded_vocab_size if parameter.is_vocabulary else parameter.shape[0]
         sizes = (num_rows, *parameter.shape[1:])
         stack = parameter.stack(shape)
+
         box = Box(
             key=parameter.megatron,
             offsets=(*place, *(0 for _ in sizes)),

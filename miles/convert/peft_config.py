@@ -122,6 +122,7 @@ def config_text(adapter: AdapterShape, base: str, dropout: float = 0.0) -> str:
         dropout: that it was trained with.
     """
     alpha = int(adapter.alpha) if adapter.alpha.is_integer() else adapter.alpha
+
     content: dict[str, Any] = {
         "alpha_pattern": {},
         "auto_mapping": None,

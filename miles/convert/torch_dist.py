@@ -89,6 +89,7 @@ def newest(url: str, iteration: int | None = None) -> str:
     """
     if not storage.exists(url):
         raise CheckpointError(f"{url}: no such folder: give one with Megatron checkpoints")
+
     by_step = iteration is not None
     try:
         named = (folder_name(iteration), iteration) if iteration is not None else tracked(url)
@@ -101,6 +102,7 @@ def newest(url: str, iteration: int | None = None) -> str:
             f"{url}: no Megatron checkpoint there: {TRACKER} is missing. "
             f"{ways_to_read(url, by_step=by_step)}"
         )
+
     require_inside(url, named[0], url)
     checkpoint = storage.join(url, named[0])
     missing = missing_files(checkpoint)

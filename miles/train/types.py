@@ -41,7 +41,7 @@ GPU_VARIABLES = (
 
 @dataclass(frozen=True)
 class AdapterSettings:
-    """What a rank needs to train adapters beside frozen weights."""
+    """The settings of adapters that a rank trains beside frozen weights."""
 
     adapter: AdapterShape
     dropout: float

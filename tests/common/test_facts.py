@@ -12,7 +12,7 @@ from miles.common.facts import Facts
 from miles.train.estimate.dry_run import _memory_table
 from miles.train.estimate.memory import StageMemory
 
-PATH = "/work/models/a-long-name-of-a-folder/and-another/rows.parquet"
+PATH = "/data/models/a-long-name-of-a-folder/and-another/rows.parquet"
 FACTS = [
     ("rows", f"16,418 rows in 1 file [v2] ({PATH})"),
     ("order", Text.assemble("shuffled", (" by --rollout-seed", "red"))),

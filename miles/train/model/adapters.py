@@ -31,21 +31,23 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from miles.architecture.adapter import ADAPTER, MEGATRON_NAMES, projection_sizes
+from miles.architecture.adapter import (
+    ADAPTER,
+    MEGATRON_NAMES,
+    ROW_PARALLEL_TARGETS,
+    projection_sizes,
+)
 from miles.architecture.config import ModelShape
 from miles.train.model.adapter_dropout import Dropout, channel_keys
 from miles.train.model.data_parallel import await_weights
 from miles.train.types import AdapterSettings
 
-_ROW_PARALLEL = ("linear_proj", "linear_fc2")
-_ROW_PARALLEL_TARGETS = tuple(chain.from_iterable(MEGATRON_NAMES[name] for name in _ROW_PARALLEL))
 _NAME = ADAPTER.rsplit(".", 1)[1]
 """Of the adapter among the parts of a layer."""
 
@@ -206,7 +208,7 @@ class LayerAdapter(torch.nn.Module):
                 whole_a.to(dtype),
                 num_out,
                 ranks,
-                is_row_parallel=target in _ROW_PARALLEL_TARGETS,
+                is_row_parallel=target in ROW_PARALLEL_TARGETS,
                 has_dropout=settings.dropout > 0,
             )
             self.add_module(target, pair)
@@ -326,7 +328,7 @@ def _matrix(
     shape: ModelShape, ranks: _TensorRanks, pairs: Mapping[str, LowRankPair], name: str
 ) -> _Matrix:
     """Return one of Megatron's matrices, by name, with the pairs of its projections."""
-    is_row_parallel = name in _ROW_PARALLEL
+    is_row_parallel = not set(MEGATRON_NAMES[name]).isdisjoint(ROW_PARALLEL_TARGETS)
     # Queries, keys and values take turns; gate and up projection follow each other.
     num_groups = shape.num_query_groups // ranks.size if name == "linear_qkv" else 1
     num_parts = num_groups if is_row_parallel else num_groups * ranks.size
