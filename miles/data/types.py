@@ -38,6 +38,11 @@ REJECT_REASONS = (
     "no_messages",  # the conversation is missing, null or empty
     "bad_message",  # a message that is not an object, or whose content is not text
     "unknown_role",
+    "bad_tool_call",  # the arguments of a tool call are no JSON object
+    "has_image",  # a turn speaks of an image, which is not trained on
+    "fractional_weight",  # a turn's weight is neither 0 nor 1
+    "partial_turn",  # the row trains some characters of a turn, which is not done
+    "empty_answer",  # a trained answer says nothing, under empty_answer="drop"
     "special_text",  # content spells a special token, under special_text="reject"
     "template_error",  # the chat template raised
     "unlocatable_turn",  # an assistant turn whose tokens cannot be told exactly
@@ -66,6 +71,8 @@ class Conversation:
     """[messages]: whether the row says that the message is trained; None: it says nothing"""
     text: str | None = None
     """a row that is no conversation: all of it is trained, without a chat template"""
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    """variables of the row for the chat template; they win over the run's own"""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,112 @@
+"""Files of rows as people have them (`tests/data/cases`), and what miles makes of each.
+
+take("shapes/lima.jsonl")          the conversations and rejects of a file, a folder or files
+refusal("containers/utf16.jsonl")  the error where a source cannot be used
+require_served(taken, 0, …)        the ids of a row are those of apply_chat_template
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from miles.data.config import RowFormat, SourceConfig
+from miles.data.encoding.encoder import Encoder, or_rejected
+from miles.data.files.manifest import Manifest, build_manifest
+from miles.data.files.read import read_rows
+from miles.data.rows.normalize import normalize
+from miles.data.types import Conversation, Encoded, RowRejected
+from miles.errors import SourceError
+
+CASES = Path(__file__).parents[1] / "data" / "cases"
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What a source's rows came to."""
+
+    manifest: Manifest
+    outcomes: list[Conversation | RowRejected]
+    """[rows], in the order of the manifest"""
+
+    @property
+    def conversations(self) -> list[Conversation]:
+        """Every row's conversation; fails where a row was rejected."""
+        for outcome in self.outcomes:
+            if isinstance(outcome, RowRejected):
+                raise outcome
+        return [outcome for outcome in self.outcomes if isinstance(outcome, Conversation)]
+
+    @property
+    def reasons(self) -> list[str | None]:
+        """[rows]: why each was rejected; None: it was not."""
+        return [getattr(outcome, "reason", None) for outcome in self.outcomes]
+
+    @property
+    def shape(self) -> str:
+        """The row shape that was found."""
+        return self.manifest.sources[0].format.shape
+
+    def turns(self, row: int = 0) -> list[tuple[str, str]]:
+        """Return the role and content of each message of a row."""
+        outcome = self.outcomes[row]
+        if isinstance(outcome, RowRejected):
+            raise outcome
+        return [(message["role"], message["content"]) for message in outcome.messages]
+
+
+def take(path: str | Path, format: RowFormat | None = None, **source: Any) -> Taken:
+    """Read every row of a source as a run does, up to its conversation.
+
+    Args:
+        path: within `CASES`, or absolute.
+        format: what the user named of the rows.
+        source: further fields of `SourceConfig`.
+    """
+    config = SourceConfig("case", (str(CASES / path),), format or RowFormat(), **source)
+    manifest = build_manifest([config])
+    payloads = read_rows(manifest, np.arange(manifest.num_rows))
+    shape = manifest.sources[0].format
+    return Taken(manifest, [or_rejected(normalize, payload, shape) for payload in payloads])
+
+
+def refusal(path: str | Path, format: RowFormat | None = None, **source: Any) -> str:
+    """Return the error with which a source is refused when its files are counted."""
+    config = SourceConfig("case", (str(CASES / path),), format or RowFormat(), **source)
+    with pytest.raises(SourceError) as caught:
+        build_manifest([config])
+    message = str(caught.value)
+    assert "\n" not in message, "an error is one paragraph"
+    assert "Traceback" not in message
+    return message
+
+
+def require_served(
+    encoder: Encoder,
+    conversation: Conversation,
+    messages: Sequence[Mapping[str, Any]],
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    template_kwargs: Mapping[str, Any] | None = None,
+) -> Encoded:
+    """Require that a row becomes the ids of `apply_chat_template` on the conversation it means.
+
+    Args:
+        encoder: of some tokenizer.
+        conversation: that the row became.
+        messages, tools, template_kwargs: what the row means, written by hand.
+    """
+    encoded = encoder.encode(conversation)
+    served = encoder.tokenizer.apply_chat_template(
+        list(messages),
+        tools=None if tools is None else list(tools),
+        tokenize=True,
+        return_dict=False,
+        **(template_kwargs or {}),
+    )
+    assert encoded.input_ids.tolist() == list(served)
+    return encoded
