@@ -13,17 +13,16 @@ from miles.common import storage
 from miles.common.patterns import expand
 from miles.errors import SourceError
 
+_COMPRESSIONS = {"": None, ".gz": "gzip", ".zst": "zstd", ".bz2": "bz2", ".xz": "xz"}
+_TEXTS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json"}
+
 FORMATS: dict[str, tuple[str, str | None]] = {
     ".parquet": ("parquet", None),
-    ".jsonl": ("jsonl", None),
-    ".ndjson": ("jsonl", None),
-    ".json": ("json", None),
-    ".jsonl.gz": ("jsonl", "gzip"),
-    ".jsonl.zst": ("jsonl", "zstd"),
-    ".ndjson.gz": ("jsonl", "gzip"),
-    ".ndjson.zst": ("jsonl", "zstd"),
-    ".json.gz": ("json", "gzip"),
-    ".json.zst": ("json", "zstd"),
+    **{
+        text + packed: (format, compression)
+        for packed, compression in _COMPRESSIONS.items()
+        for text, format in _TEXTS.items()
+    },
 }
 """Suffix -> format and compression. None ends with another.
 
