@@ -112,6 +112,16 @@ def known_columns(format: RowFormat) -> frozenset[str]:
     return frozenset(names)
 
 
+def columns_of_shape(format: RowFormat) -> frozenset[str]:
+    """Return every column from which a row of the format's shape could be read."""
+    names = set(format.columns.values())
+    for field in ROW_FIELDS[format.shape]:
+        names.update(USUAL_COLUMNS.get(field, ()))
+    if format.shape == "prompt_completion":
+        names.update(*USUAL_PAIRS)
+    return frozenset(names)
+
+
 def detect_format(
     source: SourceConfig, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]
 ) -> RowFormat:
