@@ -12,8 +12,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from miles.common import storage
+from miles.data.file_formats import format_of
 from miles.data.files import json_index, parquet
-from miles.data.files.locate import format_of
 from miles.errors import SourceError
 
 
