@@ -1,4 +1,4 @@
-"""Questions about Arrow's types: lists in any layout, text, bytes, and what is nested in a field."""
+"""Questions about types of Arrow: lists in any layout, text, bytes, what is nested in a field."""
 
 from __future__ import annotations
 

@@ -13,9 +13,9 @@ from collections.abc import Set
 from dataclasses import dataclass, replace
 
 from miles.common import storage
+from miles.data.file_formats import format_of
 from miles.data.files import json_index, parquet
 from miles.data.files.arrow_columns import Columns
-from miles.data.files.locate import format_of
 from miles.errors import SourceError
 
 

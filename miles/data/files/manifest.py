@@ -35,7 +35,8 @@ from miles.data.files.file import (
     with_text_columns,
 )
 from miles.data.files.first_rows import first_rows
-from miles.data.files.locate import files_of
+from miles.data.files.left_out import LeftOut, merged
+from miles.data.files.locate import Located, locate
 from miles.data.files.row_shapes import (
     columns_of_shape,
     detect_format,
@@ -60,6 +61,9 @@ class ManifestSource:
     """Field -> the column that holds it in the first rows, named or found: for people to read.
     Where none was named, another row may have it under another of the usual names."""
     files: tuple[File, ...]
+    left_out: tuple[LeftOut, ...] = ()
+    """What was found beside the files and is not read, for people to see. Empty also in a manifest
+    of an older version, which did not look."""
 
     @property
     def num_rows(self) -> int:
@@ -181,23 +185,28 @@ def build_manifest(sources: Sequence[SourceConfig]) -> Manifest:
             no row, or rows of no known shape.
         ConfigError: the named columns of a source are not of one shape.
     """
-    paths = [_source_files(source) for source in sources]
+    located = [_locate_source(source) for source in sources]
 
     # Footers and first rows wait on the network. A pool's map keeps their order.
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="miles-manifest") as pool:
-        described = iter(list(pool.map(describe_file, chain.from_iterable(paths))))
-        files = [tuple(islice(described, len(source_paths))) for source_paths in paths]
-        return Manifest(tuple(pool.map(_describe_source, sources, files)))
+        urls = chain.from_iterable(source.urls for source in located)
+        described = iter(list(pool.map(describe_file, urls)))
+        files = [tuple(islice(described, len(source.urls))) for source in located]
+        left_out = [source.left_out for source in located]
+        return Manifest(tuple(pool.map(_describe_source, sources, files, left_out)))
 
 
-def _source_files(source: SourceConfig) -> list[str]:
-    urls: list[str] = []
-    for path in source.paths:
-        urls += files_of(path)
-    return urls
+def _locate_source(source: SourceConfig) -> Located:
+    """Return the files of all paths of a source, in their order."""
+    parts = [locate(path) for path in source.paths]
+    urls = chain.from_iterable(part.urls for part in parts)
+    left_out = chain.from_iterable(part.left_out for part in parts)
+    return Located(tuple(urls), merged(list(left_out)))
 
 
-def _describe_source(source: SourceConfig, files: tuple[File, ...]) -> ManifestSource:
+def _describe_source(
+    source: SourceConfig, files: tuple[File, ...], left_out: tuple[LeftOut, ...]
+) -> ManifestSource:
     first = next((file for file in files if file.num_rows), None)
     if first is None:
         raise SourceError(
@@ -217,7 +226,7 @@ def _describe_source(source: SourceConfig, files: tuple[File, ...]) -> ManifestS
     if first.unread_columns:  # some of them may be read now
         first = with_text_columns(first, needed, named)
         rows, _ = first_rows(first, known_columns(format))
-    return ManifestSource(source.name, format, find_columns(format, rows), files)
+    return ManifestSource(source.name, format, find_columns(format, rows), files, left_out)
 
 
 def _format_in_bytes(source: SourceConfig, first: File, error: SourceError) -> RowFormat:
@@ -265,6 +274,7 @@ def _source_to_json(source: ManifestSource) -> dict[str, Any]:
         "columns": dict(source.columns),
         "num_rows": source.num_rows,
         "files": [_file_to_json(file) for file in source.files],
+        "left_out": [group.to_json() for group in source.left_out],
     }
 
 
@@ -275,6 +285,7 @@ def _source_from_json(content: Mapping[str, Any]) -> ManifestSource:
         RowFormat(named["shape"], named["columns"], named["roles"]),
         content["columns"],
         tuple(_file_from_json(file) for file in content["files"]),
+        tuple(LeftOut.from_json(group) for group in content.get("left_out", ())),
     )
 
 

@@ -37,6 +37,7 @@ USUAL_COLUMNS: Mapping[str, tuple[str, ...]] = {
     "messages": ("messages", "conversations", "conversation"),
     "system": ("system_prompt", "system"),
     "tools": ("tools",),
+    "template_kwargs": ("chat_template_kwargs",),
     "instruction": ("instruction",),
     "input": ("input", "context"),
     "output": ("output", "response"),
@@ -57,7 +58,7 @@ USUAL_PAIRS = (
 )
 """Columns of a prompt and its completion; the first pair without a null is taken."""
 
-_SHARED_FIELDS = ("system", "tools")
+_SHARED_FIELDS = ("system", "tools", "template_kwargs")
 """Fields that several shapes have, and that do not tell them apart."""
 
 

@@ -124,6 +124,13 @@ TOOL_ROW = {
         ),
         ("messages", [{"messages": [ASK, ANSWER], "tools": '[{"name": "f", "default": null}]'}]),
         (
+            "messages",
+            [
+                {"messages": [ASK, ANSWER], "chat_template_kwargs": {"a": None, "b": [1.0, "é"]}},
+                {"messages": [ASK, ANSWER]},
+            ],
+        ),
+        (
             "alpaca",
             [
                 {
