@@ -10,23 +10,40 @@ from __future__ import annotations
 import glob
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import fsspec
 from fsspec.utils import glob_translate
 
 from miles.common import retry, storage
+from miles.common.folder_walk import walk
 from miles.common.local_paths import is_utf8
 from miles.errors import MissingFileError, SourceError
 
 
-def expand(url: str, suffixes: Sequence[str]) -> list[str]:
-    """Return the files that a path, a glob or a folder names, sorted, as URLs.
+@dataclass(frozen=True)
+class Found:
+    """What a path names. All are paths on its filesystem."""
+
+    root: str
+    """the folder that is named, or the part of a pattern before its first sign; of a file, its
+    folder"""
+    is_file: bool
+    """a file is named, by its own name"""
+    is_folder: bool
+    files: tuple[str, ...]
+    hidden: tuple[str, ...] = ()
+    repeated: tuple[str, ...] = ()
+
+
+def find(url: str, *, with_links: bool = True) -> Found:
+    """Return what a path, a glob or a folder names.
 
     Args:
-        url: a file, a folder, or a pattern (`*`, `?`, `[`) where nothing has that very name. From a
-            folder and its sub-folders, the files with one of `suffixes` are taken, except names
-            that begin with a dot or an underscore.
-        suffixes: such as (".parquet", ".jsonl.gz").
+        url: a file, a folder, or a pattern (`*`, `?`, `[`) where nothing has that very name. What
+            is in a folder and its sub-folders is taken, except names that begin with a dot or an
+            underscore; so with a pattern, unless it spells such a name.
+        with_links: follow links to folders.
 
     Raises:
         MissingFileError: nothing is there.
@@ -36,37 +53,70 @@ def expand(url: str, suffixes: Sequence[str]) -> list[str]:
     fs.invalidate_cache()  # a notebook's process lives long
     with storage.reading(url):
         kind = storage.type_of(url)
-        if kind is None and storage.MAGIC.search(path):
-            names = _glob(fs, path)
-        elif kind == "directory":
-            files = storage.files_below(fs, path, visible=True)
-            names = [name for name in files if name.endswith(tuple(suffixes))]
-        else:
-            names = [path] if kind is not None else []
+        if kind == "directory":
+            inside = walk(fs, path, with_links=with_links)
+            return Found(path, False, True, inside.files, inside.hidden, inside.repeated)
+        if kind is not None:
+            return Found(path.rsplit("/", 1)[0], True, False, (path,))
+        if storage.MAGIC.search(path):
+            return _glob(fs, path, with_links)
+    raise MissingFileError(f"{url}: no such file")
 
+
+def expand(url: str, suffixes: Sequence[str]) -> list[str]:
+    """Return the files that a path, a glob or a folder names, sorted, as URLs.
+
+    Args:
+        url: as for `find`; links to folders are not followed.
+        suffixes: from a folder, files with one of them are taken, such as (".parquet",).
+
+    Raises:
+        MissingFileError: nothing is there.
+        SourceError: it may not be listed.
+    """
+    found = find(url, with_links=False)
+    names = [name for name in found.files if not found.is_folder or name.endswith(tuple(suffixes))]
     if not names:
         raise MissingFileError(f"{url}: no such file; nothing with {', '.join(suffixes)} is there")
+    return urls_of(url, names)
+
+
+def urls_of(url: str, names: Sequence[str]) -> list[str]:
+    """Return the URLs of paths on the filesystem of a URL, sorted.
+
+    Raises:
+        SourceError: a name is not UTF-8.
+    """
     for name in names:
-        if not is_utf8(str(name)):
+        if not is_utf8(name):
             raise SourceError(f"{name!a}: its name is not UTF-8; rename it")
+    fs, _ = storage.filesystem(url)
     if storage.is_local(url):
-        return sorted(map(str, names))
+        return sorted(names)
     return sorted(str(fs.unstrip_protocol(name)) for name in names)
 
 
-def _glob(fs: fsspec.AbstractFileSystem, pattern: str) -> list[str]:
-    """Return the files that match a pattern. A folder that is there is no pattern: `run[1]/*.jsonl`."""
+def _glob(fs: fsspec.AbstractFileSystem, pattern: str, with_links: bool) -> Found:
+    """Return what matches a pattern. A folder that is there is no pattern: `run[1]/*.jsonl`."""
     parts = pattern.split("/")
     fixed = 0
     while fixed < len(parts) - 1 and _is_literal(fs, parts[: fixed + 1]):
         fixed += 1
 
-    folder = "/".join(parts[:fixed])
+    folder = "/".join(parts[:fixed]) or fs.root_marker
     depth = None if "**" in parts else len(parts) - fixed
-    is_match = re.compile(glob_translate("/".join([glob.escape(folder), *parts[fixed:]]))).match
-    return [
-        name for name in storage.files_below(fs, folder or fs.root_marker, depth) if is_match(name)
-    ]
+    spells_hidden = any(part.startswith((".", "_")) for part in parts[fixed:])
+    inside = walk(fs, folder, depth, with_hidden=spells_hidden, with_links=with_links)
+
+    matched = "/".join([glob.escape("/".join(parts[:fixed])), *parts[fixed:]])
+    is_match = re.compile(glob_translate(matched)).match
+    return Found(
+        folder,
+        False,
+        False,
+        tuple(filter(is_match, inside.files)),
+        tuple(filter(is_match, inside.hidden)),
+    )
 
 
 def _is_literal(fs: fsspec.AbstractFileSystem, parts: Sequence[str]) -> bool:

@@ -132,24 +132,14 @@ def type_of(url: str) -> str | None:
         return None
 
 
-def files_below(
-    fs: fsspec.AbstractFileSystem, folder: str, depth: int | None = None, visible: bool = False
-) -> Iterator[str]:
-    """Yield the files below a folder. fsspec's own `walk` skips silently what it cannot list.
-
-    Args:
-        depth: levels to go down; None: all.
-        visible: skip names that begin with a dot or an underscore.
-    """
+def files_below(fs: fsspec.AbstractFileSystem, folder: str) -> Iterator[str]:
+    """Yield the files below a folder. fsspec's own `walk` skips silently what it cannot list."""
     for entry in retry.call(lambda: fs.ls(folder, detail=True), str(fs.unstrip_protocol(folder))):
         name = str(entry["name"]).rstrip("/")
-        if name == folder.rstrip("/") or (
-            visible and name.rsplit("/", 1)[-1][:1] in ("", ".", "_")
-        ):
+        if name == folder.rstrip("/"):
             continue
         if entry["type"] == "directory":
-            if depth != 1:
-                yield from files_below(fs, name, depth and depth - 1, visible)
+            yield from files_below(fs, name)
         elif not (entry.get("islink") and fs.isdir(name)):
             yield name
 

@@ -28,9 +28,9 @@ def _require(condition: bool, message: str) -> None:
 
 
 ROW_FIELDS: Mapping[str, tuple[str, ...]] = {
-    "messages": ("messages", "system", "tools"),
-    "alpaca": ("instruction", "input", "output", "system", "history", "tools"),
-    "prompt_completion": ("prompt", "completion", "system", "tools"),
+    "messages": ("messages", "system", "tools", "template_kwargs"),
+    "alpaca": ("instruction", "input", "output", "system", "history", "tools", "template_kwargs"),
+    "prompt_completion": ("prompt", "completion", "system", "tools", "template_kwargs"),
     "text": ("text",),
 }
 """Row shape -> its fields. "messages" are ShareGPT's and OpenAI's, told apart turn by turn."""

@@ -39,6 +39,11 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 
+_UNDERSTOOD_KEYS = ("role", "content", "tool_calls")
+"""Keys of a message that `rows/normalize.py` understands, and leaves in it."""
+_SAY_NOTHING: tuple[Any, ...] = ("", [], {})
+"""Values of a key that is as good as absent."""
+
 
 class _Rendered(NamedTuple):
     """A conversation between rendering and encoding."""
@@ -106,6 +111,24 @@ class Encoder:
         return [
             next(in_order) if isinstance(outcome, _Rendered) else outcome for outcome in outcomes
         ]
+
+    def unused_keys(self, conversation: Conversation) -> tuple[str, ...]:
+        """Return the keys of a row's messages that have a value, and of which nothing is made.
+
+        The chat template does not look at them, and nothing else here understands them. It is
+        quick where every message has a role and a content only.
+        """
+        messages = conversation.messages
+        if all(len(message) == 2 for message in messages):
+            return ()
+
+        unread = self._renderer.unread_keys(messages, conversation.tools)
+        unused = [
+            key
+            for number, key in unread
+            if key not in _UNDERSTOOD_KEYS and messages[number][key] not in _SAY_NOTHING
+        ]
+        return tuple(dict.fromkeys(unused))
 
     def _render(self, conversation: Conversation) -> _Rendered | Encoded:
         """Render a conversation; encode at once a row of one of the two rare kinds."""

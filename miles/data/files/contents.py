@@ -13,7 +13,7 @@ import posixpath
 import re
 from dataclasses import dataclass
 
-from miles.data.files.locate import FORMATS, format_of
+from miles.data.file_formats import FORMATS, format_of
 from miles.errors import SourceError
 
 HEAD_BYTES = 1 << 10

@@ -17,6 +17,7 @@ from miles.common import storage
 from miles.data.files import json_scan, parquet
 from miles.data.files.file import File
 from miles.data.files.json_blocks import json_blocks
+from miles.data.files.row_json import UNREADABLE_ROW, table_to_json
 from miles.data.files.row_shapes import FIRST_ROWS
 from miles.data.types import MAX_ROW_BYTES
 from miles.errors import SourceError
@@ -51,11 +52,10 @@ def first_rows(
 
 
 def _first_parquet_rows(file: File, wanted: frozenset[str]) -> tuple[list[Row], list[str]]:
-    footer = parquet.footer(file.path, file.size_bytes, file.stamp)
-    names = footer.schema.to_arrow_schema().names
-    columns = [name for name in names if name in wanted]
+    names = parquet.footer(file.path, file.size_bytes, file.stamp).columns.names
+    columns = [name for name in names if name in wanted and name not in file.unread_columns]
     if not columns:
-        return [], names
+        return [], list(names)
 
     group = next(number for number, group in enumerate(file.row_groups) if group.num_rows)
     with storage.reading(file.path):
@@ -65,15 +65,10 @@ def _first_parquet_rows(file: File, wanted: frozenset[str]) -> tuple[list[Row], 
         batches = opened.iter_batches(
             FIRST_ROWS, row_groups=[group], columns=columns, use_threads=False
         )
-        table = pa.Table.from_batches([next(batches)])
+        table = pa.Table.from_batches([next(batches)]).select(columns)
 
-    rows = []
-    for number in range(table.num_rows):
-        try:
-            rows += table.slice(number, 1).to_pylist()
-        except (ValueError, OverflowError):  # not UTF-8, or a date that Python does not have
-            continue
-    return rows, names
+    payloads = table_to_json(table)
+    return [json.loads(payload) for payload in payloads if payload != UNREADABLE_ROW], list(names)
 
 
 def _first_json_rows(file: File, any_needed: bool) -> list[Row]:

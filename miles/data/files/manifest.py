@@ -27,10 +27,23 @@ import numpy as np
 
 from miles.common.offsets import offsets_of
 from miles.data.config import RowFormat, SourceConfig
-from miles.data.files.file import File, RowGroup, describe_file
+from miles.data.files.file import (
+    File,
+    RowGroup,
+    describe_file,
+    describe_unread,
+    with_text_columns,
+)
 from miles.data.files.first_rows import first_rows
-from miles.data.files.locate import files_of
-from miles.data.files.row_shapes import detect_format, find_columns, known_columns
+from miles.data.files.left_out import LeftOut, merged
+from miles.data.files.locate import Located, locate
+from miles.data.files.row_shapes import (
+    columns_of_shape,
+    detect_format,
+    find_columns,
+    known_columns,
+)
+from miles.data.files.unused_columns import unused_columns
 from miles.data.types import Int32, Int64
 from miles.errors import ConfigError, SourceError
 
@@ -49,6 +62,12 @@ class ManifestSource:
     """Field -> the column that holds it in the first rows, named or found: for people to read.
     Where none was named, another row may have it under another of the usual names."""
     files: tuple[File, ...]
+    left_out: tuple[LeftOut, ...] = ()
+    """What was found beside the files and is not read, for people to see. Empty also in a manifest
+    of an older version, which did not look."""
+    unused_columns: tuple[str, ...] = ()
+    """Columns of the first rows of which nothing is made. Not part of the fingerprint; empty also
+    in manifests from before they were noted."""
 
     @property
     def num_rows(self) -> int:
@@ -170,23 +189,28 @@ def build_manifest(sources: Sequence[SourceConfig]) -> Manifest:
             no row, or rows of no known shape.
         ConfigError: the named columns of a source are not of one shape.
     """
-    paths = [_source_files(source) for source in sources]
+    located = [_locate_source(source) for source in sources]
 
     # Footers and first rows wait on the network. A pool's map keeps their order.
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="miles-manifest") as pool:
-        described = iter(list(pool.map(describe_file, chain.from_iterable(paths))))
-        files = [tuple(islice(described, len(source_paths))) for source_paths in paths]
-        return Manifest(tuple(pool.map(_describe_source, sources, files)))
+        urls = chain.from_iterable(source.urls for source in located)
+        described = iter(list(pool.map(describe_file, urls)))
+        files = [tuple(islice(described, len(source.urls))) for source in located]
+        left_out = [source.left_out for source in located]
+        return Manifest(tuple(pool.map(_describe_source, sources, files, left_out)))
 
 
-def _source_files(source: SourceConfig) -> list[str]:
-    urls: list[str] = []
-    for path in source.paths:
-        urls += files_of(path)
-    return urls
+def _locate_source(source: SourceConfig) -> Located:
+    """Return the files of all paths of a source, in their order."""
+    parts = [locate(path) for path in source.paths]
+    urls = chain.from_iterable(part.urls for part in parts)
+    left_out = chain.from_iterable(part.left_out for part in parts)
+    return Located(tuple(urls), merged(list(left_out)))
 
 
-def _describe_source(source: SourceConfig, files: tuple[File, ...]) -> ManifestSource:
+def _describe_source(
+    source: SourceConfig, files: tuple[File, ...], left_out: tuple[LeftOut, ...]
+) -> ManifestSource:
     first = next((file for file in files if file.num_rows), None)
     if first is None:
         raise SourceError(
@@ -195,8 +219,46 @@ def _describe_source(source: SourceConfig, files: tuple[File, ...]) -> ManifestS
         )
     is_unknown = source.format.shape == "auto"
     rows, columns = first_rows(first, known_columns(source.format), any_needed=is_unknown)
-    format = detect_format(source, rows, columns)
-    return ManifestSource(source.name, format, find_columns(format, rows), files)
+    try:
+        format = detect_format(source, rows, columns)
+    except SourceError as error:
+        format = _format_in_bytes(source, first, error)
+
+    needed = columns_of_shape(format)
+    named = frozenset(source.format.columns.values())
+    files = tuple(with_text_columns(file, needed, named) for file in files)
+    if first.unread_columns:  # some of them may be read now
+        first = with_text_columns(first, needed, named)
+        rows, _ = first_rows(first, known_columns(format))
+    return ManifestSource(
+        source.name,
+        format,
+        find_columns(format, rows),
+        files,
+        left_out,
+        unused_columns(format, rows, columns),
+    )
+
+
+def _format_in_bytes(source: SourceConfig, first: File, error: SourceError) -> RowFormat:
+    """Detect the shape of rows that may be in columns of bytes, read as text.
+
+    Args:
+        first: a file that has rows.
+        error: that no other column holds rows.
+
+    Raises:
+        SourceError: these do not hold rows either. It says which columns are not read.
+    """
+    if not first.unread_columns:
+        raise error
+    known = known_columns(source.format)
+    with_text = with_text_columns(first, known, frozenset(source.format.columns.values()))
+    rows, columns = first_rows(with_text, known)
+    try:
+        return detect_format(source, rows, columns)
+    except SourceError as other:
+        raise SourceError(f"{other}. {describe_unread(first)}") from None
 
 
 def _fingerprinted(source: ManifestSource) -> list[Any]:
@@ -221,8 +283,10 @@ def _source_to_json(source: ManifestSource) -> dict[str, Any]:
             "roles": dict(source.format.roles),
         },
         "columns": dict(source.columns),
+        "unused_columns": list(source.unused_columns),
         "num_rows": source.num_rows,
         "files": [_file_to_json(file) for file in source.files],
+        "left_out": [group.to_json() for group in source.left_out],
     }
 
 
@@ -233,10 +297,13 @@ def _source_from_json(content: Mapping[str, Any]) -> ManifestSource:
         RowFormat(named["shape"], named["columns"], named["roles"]),
         content["columns"],
         tuple(_file_from_json(file) for file in content["files"]),
+        tuple(LeftOut.from_json(group) for group in content.get("left_out", ())),
+        tuple(content.get("unused_columns", ())),
     )
 
 
 def _file_to_json(file: File) -> dict[str, Any]:
+    unread = {"unread_columns": list(file.unread_columns)} if file.unread_columns else {}
     return {
         "path": file.path,
         "format": file.format,
@@ -244,6 +311,7 @@ def _file_to_json(file: File) -> dict[str, Any]:
         "size_bytes": file.size_bytes,
         "stamp": file.stamp,
         "row_groups": [[g.num_rows, g.offset_bytes, g.length_bytes] for g in file.row_groups],
+        **unread,
     }
 
 
@@ -255,4 +323,5 @@ def _file_from_json(content: Mapping[str, Any]) -> File:
         size_bytes=content["size_bytes"],
         stamp=content["stamp"],
         row_groups=tuple(RowGroup(*group) for group in content["row_groups"]),
+        unread_columns=tuple(content.get("unread_columns", ())),
     )

@@ -37,6 +37,7 @@ USUAL_COLUMNS: Mapping[str, tuple[str, ...]] = {
     "messages": ("messages", "conversations", "conversation"),
     "system": ("system_prompt", "system"),
     "tools": ("tools",),
+    "template_kwargs": ("chat_template_kwargs",),
     "instruction": ("instruction",),
     "input": ("input", "context"),
     "output": ("output", "response"),
@@ -57,7 +58,7 @@ USUAL_PAIRS = (
 )
 """Columns of a prompt and its completion; the first pair without a null is taken."""
 
-_SHARED_FIELDS = ("system", "tools")
+_SHARED_FIELDS = ("system", "tools", "template_kwargs")
 """Fields that several shapes have, and that do not tell them apart."""
 
 
@@ -109,6 +110,16 @@ def known_columns(format: RowFormat) -> frozenset[str]:
     """Return every column from which a row of the format could be read."""
     names = set(format.columns.values())
     names.update(*USUAL_COLUMNS.values(), *USUAL_PAIRS)
+    return frozenset(names)
+
+
+def columns_of_shape(format: RowFormat) -> frozenset[str]:
+    """Return every column from which a row of the format's shape could be read."""
+    names = set(format.columns.values())
+    for field in ROW_FIELDS[format.shape]:
+        names.update(USUAL_COLUMNS.get(field, ()))
+    if format.shape == "prompt_completion":
+        names.update(*USUAL_PAIRS)
     return frozenset(names)
 
 

@@ -29,6 +29,7 @@ from miles.data.config import RowFormat
 from miles.data.files.row_shapes import column_of, describe_pairs, pair_of, possible_columns
 from miles.data.rows.json_text import ROW_DECODER, is_encodable, require_encodable, require_json
 from miles.data.rows.reject import reject, type_of
+from miles.data.rows.template_variables import template_kwargs_of
 from miles.data.rows.tool_calls import tools_of
 from miles.data.rows.turns import Flags, Messages, read_turns
 from miles.data.types import MAX_ROW_BYTES, OVERSIZED_ROW, Conversation
@@ -73,7 +74,8 @@ def normalize(payload: bytes, format: RowFormat = MESSAGES) -> Conversation:
     tools = tools_of(row, format)
     if b"\\ud" in payload or b"\\uD" in payload:  # an escape that may be half of a character
         require_encodable(messages, tools)
-    return Conversation(tuple(messages), tools, tuple(flags))
+    template_kwargs = template_kwargs_of(row, format)
+    return Conversation(tuple(messages), tools, tuple(flags), template_kwargs=template_kwargs)
 
 
 def _parse(payload: bytes) -> dict[str, Any]:

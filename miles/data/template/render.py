@@ -33,7 +33,7 @@ import jinja2
 from miles.data.template.anchors import Anchors
 from miles.data.template.rehearsal import require_ends
 from miles.data.template.symbols import Unbounded, Untraceable
-from miles.data.template.trace import Message, Program, Tool, Tracer
+from miles.data.template.trace import Message, MessageKey, Program, Tool, Tracer
 from miles.data.types import RowRejected
 
 if TYPE_CHECKING:
@@ -130,6 +130,19 @@ class Renderer:
         if isinstance(program.note, RowRejected):
             raise RowRejected(program.note.reason, program.note.detail)
         return text, self._find_spans(program.note, pieces, text)
+
+    def unread_keys(
+        self, messages: Sequence[Message], tools: Sequence[Tool] | None
+    ) -> tuple[MessageKey, ...]:
+        """Return the keys of the messages at which the template does not look.
+
+        They are empty for a row that it does not render.
+        """
+        try:
+            program, _ = self._tracer.program(messages, tools)
+        except Untraceable:
+            return ()
+        return program.unread
 
     def _locate_turns(
         self,

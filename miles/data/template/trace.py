@@ -32,8 +32,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
-from typing import Any
+from typing import Any, NamedTuple
 
+from miles.data.template.read_keys import WatchedMessage
 from miles.data.template.sandbox import Environment
 from miles.data.template.symbols import (
     MAX_CHARACTERS,
@@ -59,6 +60,14 @@ _MAX_KEPT = 1 << 18
 """Guards, parts and strings of all the programs that are kept."""
 
 
+class MessageKey(NamedTuple):
+    """A key of one message of a conversation."""
+
+    message: int
+    """which message, by number"""
+    key: str
+
+
 @dataclass
 class Program:
     """The output of a template for all rows of one shape whose strings give the same answers."""
@@ -67,6 +76,8 @@ class Program:
     """no two literals are neighbours"""
     owners: tuple[frozenset[int], ...]
     """for each part the messages (by number, or `TOOLS_OWNER`) whose strings it is made of"""
+    unread: tuple[MessageKey, ...] = ()
+    """the keys of the messages at which the template did not look"""
     note: Any = None
     """for the owner of the tracer: `render.py` keeps the turns here"""
 
@@ -160,7 +171,7 @@ class Tracer:
 
         try:
             symbolic_messages = [
-                with_reasoning_names(symbolic.message(message, number))
+                WatchedMessage(with_reasoning_names(symbolic.message(message, number)))
                 for number, message in enumerate(messages)
             ]
             symbolic_tools = None
@@ -179,7 +190,7 @@ class Tracer:
 
         parts = join_literals(parts_of(output))
         owners = tuple(symbolic.owners_of(part) for part in parts)
-        return Program(parts, owners), log.answers
+        return Program(parts, owners, _unread_keys(messages, symbolic_messages)), log.answers
 
     def _keep(self, shape: Any, program: Program, answers: Sequence[tuple[Guard, bool]]) -> None:
         """Hang a program into the tree of its shape, below the guards that led to it.
@@ -308,10 +319,29 @@ class _SymbolicRow:
                 raise Untraceable("a key that could be a marker of its own")
 
 
+def _unread_keys(
+    messages: Sequence[Message], watched: Sequence[WatchedMessage]
+) -> tuple[MessageKey, ...]:
+    """Return the keys of a row's messages at which its template did not look.
+
+    Args:
+        watched: what the template was given for each message.
+    """
+    unread = []
+    for number, (message, seen) in enumerate(zip(messages, watched, strict=True)):
+        for key, value in message.items():
+            names = _REASONING_NAMES if key in _REASONING_NAMES else (key,)
+            if value is not None and not seen.has_read(*names):
+                unread.append(MessageKey(number, key))
+    return tuple(unread)
+
+
+_REASONING_NAMES = ("reasoning_content", "thinking", "reasoning")
+
+
 def with_reasoning_names(message: dict[str, Any]) -> dict[str, Any]:
     """Return a message with its reasoning under each name that templates read, as transformers."""
-    names = ("reasoning_content", "thinking", "reasoning")
-    reasoning = next((message[name] for name in names if name in message), None)
+    reasoning = next((message[name] for name in _REASONING_NAMES if name in message), None)
     if reasoning is None:
         return message
     return {"thinking": reasoning, **message, "reasoning_content": reasoning}

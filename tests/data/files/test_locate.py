@@ -12,7 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from miles.data.config import RowFormat, SourceConfig
-from miles.data.files.locate import format_of
+from miles.data.file_formats import format_of
 from miles.data.files.openhermes import openhermes_sources
 from miles.errors import ConfigError, SourceError
 

@@ -1,0 +1,80 @@
+"""The name of a file -> the format of its rows. One table for all who ask "is this a data file?".
+
+a/b.jsonl.gz   format "jsonl", compression "gzip"
+B.JSONL        format "jsonl"
+README.md      none
+"""
+
+from __future__ import annotations
+
+import re
+
+from miles.errors import SourceError
+
+_COMPRESSIONS = {"": None, ".gz": "gzip", ".zst": "zstd", ".bz2": "bz2", ".xz": "xz"}
+_TEXTS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json"}
+
+FORMATS: dict[str, tuple[str, str | None]] = {
+    ".parquet": ("parquet", None),
+    **{
+        text + packed: (format, compression)
+        for packed, compression in _COMPRESSIONS.items()
+        for text, format in _TEXTS.items()
+    },
+}
+"""Suffix, in small letters -> format and compression. None ends with another.
+
+Between "jsonl" and "json" the file's beginning decides. Parquet compresses inside the file.
+"""
+
+FAMILIES: tuple[tuple[str, ...], ...] = (
+    ("parquet",),
+    ("jsonl", "json"),
+    ("arrow",),
+    ("csv", "tsv"),
+)
+"""Formats that are read together where a folder holds several, the first before the next ones."""
+
+_SIDECARS = re.compile(
+    r"dataset_infos?\.json|dataset_dict\.json|state\.json"  # of `datasets` and LLaMA-Factory
+    r"|dataset-metadata\.json|datapackage\.json|croissant\.json"  # of Kaggle and catalogues
+    r"|package(-lock)?\.json"  # of npm
+    r"|cache-.*\.arrow|tmp\w*\.arrow"  # what `datasets` computed and kept beside its data
+    r"|(readme|licen[cs]e|notice|citation|makefile|dockerfile)(\..*)?"
+    r"|.*\.(md|rst|crc|lock|log|py|sh|ipynb|ya?ml|toml|cfg|ini|cff|bib|pdf|html?|png|jpe?g|gif|svg)",
+    re.IGNORECASE,
+)
+"""Names of files that hold no rows, whichever lie beside them."""
+
+
+def suffix_of(path: str) -> str | None:
+    """Return the suffix of a file's name in `FORMATS`; None: it has another one."""
+    name = path.rsplit("/", 1)[-1].lower()
+    return next((suffix for suffix in FORMATS if name.endswith(suffix)), None)
+
+
+def is_sidecar(path: str) -> bool:
+    """Return whether a file is known, by its name, to hold no rows."""
+    return bool(_SIDECARS.fullmatch(path.rsplit("/", 1)[-1]))
+
+
+def family_of(path: str) -> int:
+    """Return the place in `FAMILIES` of a file with a known suffix."""
+    format, _ = format_of(path)
+    places = (place for place, family in enumerate(FAMILIES) if format in family)
+    return next(places, len(FAMILIES))
+
+
+def format_of(path: str) -> tuple[str, str | None]:
+    """Return a file's format and compression, from its suffix: `a/b.jsonl.gz` -> ("jsonl", "gzip").
+
+    Raises:
+        SourceError: the suffix is not in `FORMATS`.
+    """
+    suffix = suffix_of(path)
+    if suffix is None:
+        raise SourceError(
+            f"{path}: its name does not say what is in it; expected one ending in "
+            f"{', '.join(FORMATS)}"
+        )
+    return FORMATS[suffix]
