@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import codecs
 import json
+from collections.abc import Iterator
 from itertools import chain
 from typing import Any
 
@@ -34,7 +35,8 @@ def first_rows(
     """Return the first rows of a file that has rows, and the names of all their columns.
 
     Args:
-        wanted: columns that the rows must have; of Parquet no other one is read.
+        wanted: columns that the rows must have, in any case; of Parquet no other one is read but
+            nested ones with text in them, which may hold turns.
         any_needed: rows of which none can be read tell no shape, and are an error.
 
     Returns:
@@ -52,8 +54,13 @@ def first_rows(
 
 def _first_parquet_rows(file: File, wanted: frozenset[str]) -> tuple[list[Row], list[str]]:
     footer = parquet.footer(file.path, file.size_bytes, file.stamp)
-    names = footer.schema.to_arrow_schema().names
-    columns = [name for name in names if name in wanted]
+    schema = footer.schema.to_arrow_schema()
+    names = schema.names
+    columns = [
+        field.name
+        for field in schema
+        if field.name in wanted or field.name.lower() in wanted or _may_hold_turns(field.type)
+    ]
     if not columns:
         return [], names
 
@@ -74,6 +81,22 @@ def _first_parquet_rows(file: File, wanted: frozenset[str]) -> tuple[list[Row], 
         except (ValueError, OverflowError):  # not UTF-8, or a date that Python does not have
             continue
     return rows, names
+
+
+def _may_hold_turns(kind: pa.DataType) -> bool:
+    """Return whether a type is a list or struct with text in it, and no bytes, which may be large."""
+    leaves = list(_leaves(kind))
+    is_nested = kind.num_fields > 0
+    has_bytes = any(pa.types.is_binary(leaf) or pa.types.is_large_binary(leaf) for leaf in leaves)
+    has_text = any(pa.types.is_string(leaf) or pa.types.is_large_string(leaf) for leaf in leaves)
+    return is_nested and has_text and not has_bytes
+
+
+def _leaves(kind: pa.DataType) -> Iterator[pa.DataType]:
+    if kind.num_fields == 0:
+        yield kind
+    for number in range(kind.num_fields):
+        yield from _leaves(kind.field(number).type)
 
 
 def _first_json_rows(file: File, any_needed: bool) -> list[Row]:

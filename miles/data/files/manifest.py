@@ -31,7 +31,8 @@ from miles.data.files.file import File, RowGroup, describe_file
 from miles.data.files.first_rows import first_rows
 from miles.data.files.left_out import LeftOut, merged
 from miles.data.files.locate import Located, locate
-from miles.data.files.row_shapes import detect_format, find_columns, known_columns
+from miles.data.files.row_columns import known_columns
+from miles.data.files.row_shapes import detect_format, find_columns
 from miles.data.types import Int32, Int64
 from miles.errors import ConfigError, SourceError
 
@@ -204,7 +205,7 @@ def _describe_source(
         )
     is_unknown = source.format.shape == "auto"
     rows, columns = first_rows(first, known_columns(source.format), any_needed=is_unknown)
-    format = detect_format(source, rows, columns)
+    format = detect_format(source, rows, columns, first.path)
     return ManifestSource(source.name, format, find_columns(format, rows), files, left_out)
 
 
