@@ -33,6 +33,7 @@ from miles.data.files.left_out import LeftOut, merged
 from miles.data.files.locate import Located, locate
 from miles.data.files.row_columns import known_columns
 from miles.data.files.row_shapes import detect_format, find_columns
+from miles.data.files.unused_columns import unused_columns
 from miles.data.types import Int32, Int64
 from miles.errors import ConfigError, SourceError
 
@@ -54,6 +55,9 @@ class ManifestSource:
     left_out: tuple[LeftOut, ...] = ()
     """What was found beside the files and is not read, for people to see. Empty also in a manifest
     of an older version, which did not look."""
+    unused_columns: tuple[str, ...] = ()
+    """Columns of the first rows of which nothing is made. Not part of the fingerprint; empty also
+    in manifests from before they were noted."""
 
     @property
     def num_rows(self) -> int:
@@ -206,7 +210,14 @@ def _describe_source(
     is_unknown = source.format.shape == "auto"
     rows, columns = first_rows(first, known_columns(source.format), any_needed=is_unknown)
     format = detect_format(source, rows, columns, first.path)
-    return ManifestSource(source.name, format, find_columns(format, rows), files, left_out)
+    return ManifestSource(
+        source.name,
+        format,
+        find_columns(format, rows),
+        files,
+        left_out,
+        unused_columns(format, rows, columns),
+    )
 
 
 def _fingerprinted(source: ManifestSource) -> list[Any]:
@@ -231,6 +242,7 @@ def _source_to_json(source: ManifestSource) -> dict[str, Any]:
             "roles": dict(source.format.roles),
         },
         "columns": dict(source.columns),
+        "unused_columns": list(source.unused_columns),
         "num_rows": source.num_rows,
         "files": [_file_to_json(file) for file in source.files],
         "left_out": [group.to_json() for group in source.left_out],
@@ -245,6 +257,7 @@ def _source_from_json(content: Mapping[str, Any]) -> ManifestSource:
         content["columns"],
         tuple(_file_from_json(file) for file in content["files"]),
         tuple(LeftOut.from_json(group) for group in content.get("left_out", ())),
+        tuple(content.get("unused_columns", ())),
     )
 
 
