@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import codecs
 import json
-from collections.abc import Iterator
 from itertools import chain
 from typing import Any
 
@@ -16,8 +15,10 @@ import pyarrow as pa
 
 from miles.common import storage
 from miles.data.files import json_scan, parquet
+from miles.data.files.arrow_types import is_text, parts
 from miles.data.files.file import File
 from miles.data.files.json_blocks import json_blocks
+from miles.data.files.row_json import UNREADABLE_ROW, table_to_json
 from miles.data.files.row_shapes import FIRST_ROWS
 from miles.data.types import MAX_ROW_BYTES
 from miles.errors import SourceError
@@ -54,15 +55,14 @@ def first_rows(
 
 def _first_parquet_rows(file: File, wanted: frozenset[str]) -> tuple[list[Row], list[str]]:
     footer = parquet.footer(file.path, file.size_bytes, file.stamp)
-    schema = footer.schema.to_arrow_schema()
-    names = schema.names
+    names = footer.columns.names
     columns = [
-        field.name
-        for field in schema
-        if field.name in wanted or field.name.lower() in wanted or _may_hold_turns(field.type)
+        column.name
+        for column in footer.metadata.schema.to_arrow_schema()
+        if column.name not in file.unread_columns and _may_matter(column, wanted)
     ]
     if not columns:
-        return [], names
+        return [], list(names)
 
     group = next(number for number, group in enumerate(file.row_groups) if group.num_rows)
     with storage.reading(file.path):
@@ -72,31 +72,17 @@ def _first_parquet_rows(file: File, wanted: frozenset[str]) -> tuple[list[Row], 
         batches = opened.iter_batches(
             FIRST_ROWS, row_groups=[group], columns=columns, use_threads=False
         )
-        table = pa.Table.from_batches([next(batches)])
+        table = pa.Table.from_batches([next(batches)]).select(columns)
 
-    rows = []
-    for number in range(table.num_rows):
-        try:
-            rows += table.slice(number, 1).to_pylist()
-        except (ValueError, OverflowError):  # not UTF-8, or a date that Python does not have
-            continue
-    return rows, names
+    payloads = table_to_json(table)
+    return [json.loads(payload) for payload in payloads if payload != UNREADABLE_ROW], list(names)
 
 
-def _may_hold_turns(kind: pa.DataType) -> bool:
-    """Return whether a type is a list or struct with text in it, and no bytes, which may be large."""
-    leaves = list(_leaves(kind))
-    is_nested = kind.num_fields > 0
-    has_bytes = any(pa.types.is_binary(leaf) or pa.types.is_large_binary(leaf) for leaf in leaves)
-    has_text = any(pa.types.is_string(leaf) or pa.types.is_large_string(leaf) for leaf in leaves)
-    return is_nested and has_text and not has_bytes
-
-
-def _leaves(kind: pa.DataType) -> Iterator[pa.DataType]:
-    if kind.num_fields == 0:
-        yield kind
-    for number in range(kind.num_fields):
-        yield from _leaves(kind.field(number).type)
+def _may_matter(column: pa.Field, wanted: frozenset[str]) -> bool:
+    """Return whether a column is wanted, or is a list or struct with text, which may hold turns."""
+    if column.name in wanted or column.name.lower() in wanted:
+        return True
+    return column.type.num_fields > 0 and any(is_text(part.type) for part in parts(column))
 
 
 def _first_json_rows(file: File, any_needed: bool) -> list[Row]:

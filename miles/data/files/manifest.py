@@ -27,11 +27,17 @@ import numpy as np
 
 from miles.common.offsets import offsets_of
 from miles.data.config import RowFormat, SourceConfig
-from miles.data.files.file import File, RowGroup, describe_file
+from miles.data.files.file import (
+    File,
+    RowGroup,
+    describe_file,
+    describe_unread,
+    with_text_columns,
+)
 from miles.data.files.first_rows import first_rows
 from miles.data.files.left_out import LeftOut, merged
 from miles.data.files.locate import Located, locate
-from miles.data.files.row_columns import known_columns
+from miles.data.files.row_columns import columns_of_shape, known_columns
 from miles.data.files.row_shapes import detect_format, find_columns
 from miles.data.files.unused_columns import unused_columns
 from miles.data.types import Int32, Int64
@@ -209,7 +215,17 @@ def _describe_source(
         )
     is_unknown = source.format.shape == "auto"
     rows, columns = first_rows(first, known_columns(source.format), any_needed=is_unknown)
-    format = detect_format(source, rows, columns, first.path)
+    try:
+        format = detect_format(source, rows, columns, first.path)
+    except SourceError as error:
+        format = _format_in_bytes(source, first, error)
+
+    needed = columns_of_shape(format)
+    named = frozenset(source.format.columns.values())
+    files = tuple(with_text_columns(file, needed, named) for file in files)
+    if first.unread_columns:  # some of them may be read now
+        first = with_text_columns(first, needed, named)
+        rows, _ = first_rows(first, known_columns(format))
     return ManifestSource(
         source.name,
         format,
@@ -218,6 +234,27 @@ def _describe_source(
         left_out,
         unused_columns(format, rows, columns),
     )
+
+
+def _format_in_bytes(source: SourceConfig, first: File, error: SourceError) -> RowFormat:
+    """Detect the shape of rows that may be in columns of bytes, read as text.
+
+    Args:
+        first: a file that has rows.
+        error: that no other column holds rows.
+
+    Raises:
+        SourceError: these do not hold rows either. It says which columns are not read.
+    """
+    if not first.unread_columns:
+        raise error
+    known = known_columns(source.format)
+    with_text = with_text_columns(first, known, frozenset(source.format.columns.values()))
+    rows, columns = first_rows(with_text, known)
+    try:
+        return detect_format(source, rows, columns, first.path)
+    except SourceError as other:
+        raise SourceError(f"{other}. {describe_unread(first)}") from None
 
 
 def _fingerprinted(source: ManifestSource) -> list[Any]:
@@ -262,6 +299,7 @@ def _source_from_json(content: Mapping[str, Any]) -> ManifestSource:
 
 
 def _file_to_json(file: File) -> dict[str, Any]:
+    unread = {"unread_columns": list(file.unread_columns)} if file.unread_columns else {}
     return {
         "path": file.path,
         "format": file.format,
@@ -269,6 +307,7 @@ def _file_to_json(file: File) -> dict[str, Any]:
         "size_bytes": file.size_bytes,
         "stamp": file.stamp,
         "row_groups": [[g.num_rows, g.offset_bytes, g.length_bytes] for g in file.row_groups],
+        **unread,
     }
 
 
@@ -280,4 +319,5 @@ def _file_from_json(content: Mapping[str, Any]) -> File:
         size_bytes=content["size_bytes"],
         stamp=content["stamp"],
         row_groups=tuple(RowGroup(*group) for group in content["row_groups"]),
+        unread_columns=tuple(content.get("unread_columns", ())),
     )

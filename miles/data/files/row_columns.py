@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from itertools import chain
 from typing import Any
 
-from miles.data.config import RowFormat
+from miles.data.config import ROW_FIELDS, RowFormat
 from miles.data.files.turn_values import has_turns
 
 USUAL_COLUMNS: Mapping[str, tuple[str, ...]] = {
@@ -230,6 +230,20 @@ def known_columns(format: RowFormat) -> frozenset[str]:
     named = list(format.columns.values())
     roots = [name.partition(".")[0] for name in named]
     return _NAMES.union(named, roots)
+
+
+def columns_of_shape(format: RowFormat) -> frozenset[str]:
+    """Return every column from which a row of the format's shape could be read, by strong names."""
+    names = set(format.columns.values())
+    for field in ROW_FIELDS[format.shape]:
+        names.update(USUAL_COLUMNS.get(field, ()))
+    if format.shape == "alpaca":
+        names.update(FURTHER_COLUMNS["output"])
+    if format.shape == "prompt_completion":
+        names.update(*_ALL_PAIRS)
+    if format.shape == "preference":
+        names.update(PROMPTS)
+    return frozenset(names)
 
 
 def name_in(row: Mapping[str, Any], name: str) -> str:
