@@ -16,15 +16,17 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
-from miles.data.config import RowFormat
-from miles.data.files.row_shapes import known_columns
+from miles.data.files.row_columns import FURTHER_COLUMNS, PROMPTS, USUAL_COLUMNS, USUAL_PAIRS
+from miles.data.files.turn_values import is_turn
 
 _SPACE = re.compile(r"[ \t\n\r]*")
-_TURN_KEYS = frozenset(("role", "from", "speaker", "user", "human", "assistant"))
-"""An object with one of these is a turn, unless it has a column of a row."""
-_TURN_COLUMNS = ("messages", "conversations", "conversation")
+_ROW_COLUMNS = frozenset(chain(*USUAL_COLUMNS.values(), *USUAL_PAIRS, PROMPTS))
+"""An object with one of these is a row."""
+_TURN_COLUMNS = frozenset((*USUAL_COLUMNS["messages"], *FURTHER_COLUMNS["messages"])) - {"data"}
+"""Columns whose objects are turns."""
 _MAX_NAMED = 4
 _ROWS_OF = 'pandas.{read}.to_json(NEW, orient="records", lines=True)'
 
@@ -69,8 +71,7 @@ def look_into(text: str, decoder: json.JSONDecoder) -> HeldRows | Fault | None:
     """
     entries, is_whole = _entries(text, decoder)
     rows = [entry.key for entry in entries if _holds_rows(entry)]
-    columns = known_columns(RowFormat())
-    if any(entry.key.lower() in columns for entry in entries if entry.key not in rows):
+    if any(entry.key.lower() in _ROW_COLUMNS for entry in entries if entry.key not in rows):
         return _columns_fault(entries, is_whole)
     if len(rows) == 1:
         return HeldRows(rows[0])
@@ -88,14 +89,9 @@ def _holds_rows(entry: _Entry) -> bool:
     first = entry.first
     if entry.opening != "[" or not isinstance(first, dict):
         return False
-    if any(isinstance(first.get(column), list) for column in _TURN_COLUMNS):
+    if any(isinstance(first.get(column), list) for column in USUAL_COLUMNS["messages"]):
         return True
-
-    columns = known_columns(RowFormat())
-    if entry.key.lower() in columns:
-        return False
-    keys = {key.lower() for key in first}
-    return bool(keys & (columns - {"text"})) or not keys & _TURN_KEYS
+    return entry.key.lower() not in _ROW_COLUMNS | _TURN_COLUMNS and not is_turn(first)
 
 
 def _columns_fault(entries: Sequence[_Entry], is_whole: bool) -> Fault | None:

@@ -89,9 +89,11 @@ ALIKE = [
         ('\n\n {"rows": [{"b": 1}, {"b": 2}], "n": [1]}\n', 2),
         ('{"conversations": [{"conversations": [{"from": "human"}]}]}', 1),
         ('{"data": [{"user": "who", "messages": []}, {"user": "me"}]}', 2),
+        ('{"rows": [{"input": "a", "output": "b"}, {"input": "c", "output": "d"}]}', 2),
         # One row, whatever it holds.
         ('{"messages": [{"role": "user"}, {"role": "assistant"}]}', 1),
-        ('{"dialog": [{"role": "user"}, {"role": "assistant"}]}', 1),
+        ('{"turns": [{"from": "user", "value": "a"}, {"from": "assistant", "value": "b"}]}', 1),
+        ('{"id": 1, "dialogue": [{"user": "a", "assistant": "b"}]}', 1),
         ('{\n"prompt": "a", "completion": "b", "documents": [{"x": 1}, {"x": 2}]}', 1),
         ('{"prompt": [{"role": "user"}], "completion": [{"role": "assistant"}]}', 1),
         ('{"conversations": ["a", "b"]}', 1),
