@@ -1,13 +1,7 @@
-"""The records that pass between the rooms: frozen dataclasses, and Arrow schemas in the stream.
+"""The records that pass between the rooms: frozen dataclasses. `step_schemas` has the stream's tables.
 
-    RAW_STEP       read -> encode    a step's rows as JSON text
-    ENCODED_STEP   encode -> pack    a step's samples as token ids and masks, in row order
-    PACKED_STEP    pack -> feed      the same samples, rank by rank, micro-batch by micro-batch
-    PREPARED_STEP  read -> prepare   a step's conversations as OpenAI messages, with token counts
-
-One Arrow row is one step, in every stage. `Encoded.loss_mask` marks *tokens* that are trained;
-`MicroBatch.loss_mask` marks *positions* whose label (the next token of the segment) is trained.
-Only packing shifts from one to the other.
+`Encoded.loss_mask` marks *tokens* that are trained; `MicroBatch.loss_mask` marks *positions* whose
+label (the next token of the segment) is trained. Only packing shifts from one to the other.
 """
 
 from __future__ import annotations
@@ -19,9 +13,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
 from miles.data import cursor_differences
+from miles.data.reasons import REASONS
 from miles.errors import CheckpointError
 
 Int32 = npt.NDArray[np.int32]
@@ -32,24 +26,11 @@ Float32 = npt.NDArray[np.float32]
 DUMMY_ROW_ID = -1
 """`row_ids` of a segment that only keeps a rank in step: its loss mask is all zero."""
 
-REJECT_REASONS = (
-    "malformed_json",  # the line or payload is not JSON, or not UTF-8
-    "not_an_object",  # JSON, but not an object
-    "no_messages",  # the conversation is missing, null or empty
-    "bad_message",  # a message that is not an object, or whose content is not text
-    "unknown_role",
-    "bad_tool_call",  # the arguments of a tool call are no JSON object
-    "has_image",  # a turn speaks of an image, which is not trained on
-    "fractional_weight",  # a turn's weight is neither 0 nor 1
-    "partial_turn",  # the row trains some characters of a turn, which is not done
-    "empty_answer",  # a trained answer says nothing, under empty_answer="drop"
-    "special_text",  # content spells a special token, under special_text="reject"
-    "template_error",  # the chat template raised
-    "unlocatable_turn",  # an assistant turn whose tokens cannot be told exactly
-    "nothing_to_train",
-    "too_long",  # more than max_sample_tokens
-)
+REJECT_REASONS = tuple(REASONS)
 """Every reason for which a row can be dropped."""
+
+STAGES = ("read", "normalize", "encode", "pack")
+"""The stages of the loader. A step carries the seconds that each took."""
 
 MAX_ROW_BYTES = 128 << 20
 """A row with more JSON text is dropped, as `too_long`: to decode it takes many times as much
@@ -147,6 +128,16 @@ class StepPosition:
 
 
 @dataclass(frozen=True)
+class KeyCount:
+    """The rows of a source whose messages have a key of which nothing is made."""
+
+    source_id: int
+    key: str
+    """as `unused_names.short_name` keeps it"""
+    num_rows: int
+
+
+@dataclass(frozen=True)
 class StepRows:
     """The rows of a step by what became of them: its entry in the ledger."""
 
@@ -158,6 +149,8 @@ class StepRows:
     """[sources]: rows that this stream leaves to the other one. The training stream leaves out the
     held-out rows, an evaluation stream all others (`DataConfig.held_out`)."""
     rejects: tuple[Reject, ...]
+    unused_keys: tuple[KeyCount, ...] = ()
+    """keys of messages that nothing reads, by source; of the rows that are not left out"""
 
     @classmethod
     def from_columns(cls, columns: Mapping[str, Any]) -> StepRows:
@@ -167,6 +160,7 @@ class StepRows:
             truncated=tuple(columns["source_truncated"]),
             held_out=tuple(columns["source_held_out"]),
             rejects=tuple(Reject(**reject) for reject in columns["rejects"]),
+            unused_keys=tuple(KeyCount(**count) for count in columns["unused_keys"]),
         )
 
     @property
@@ -320,8 +314,11 @@ class Cursor:
     version: int = CURSOR_VERSION
     held_out_fraction: float = 0.0
     """0 also in cursors from before rows were held out"""
+    unused_keys: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    """source name -> key of messages that nothing reads -> rows; empty also in cursors from before
+    keys were counted"""
 
-    COUNTS = ("consumed_rows", "tokens_seen", "ledger_totals")
+    COUNTS = ("consumed_rows", "tokens_seen", "ledger_totals", "unused_keys")
 
     def to_json(self) -> str:
         """Return the cursor as JSON."""
@@ -381,92 +378,3 @@ class Cursor:
                 f"{where} cannot be resumed with these settings, since the rows that follow would "
                 f"not be the ones that would have followed. {differences}"
             )
-
-
-STAGES = ("read", "normalize", "encode", "pack")
-"""The stages of the loader. A step carries the seconds that each took."""
-
-# Every column of the step tables, once.
-_COLUMNS: Mapping[str, pa.DataType] = {
-    # where the step stands
-    "step": pa.int64(),  # counting over epochs
-    "epoch": pa.float64(),  # epochs consumed after the step
-    "next_row": pa.int64(),
-    "num_rows": pa.int32(),
-    # its rows as they were read
-    "row_ids": pa.list_(pa.int64()),
-    "source_ids": pa.list_(pa.int32()),
-    "payloads": pa.large_list(pa.large_binary()),  # each row as JSON text
-    # what became of them: one number a source
-    "source_rows": pa.list_(pa.int64()),
-    "source_truncated": pa.list_(pa.int64()),
-    "source_held_out": pa.list_(pa.int64()),
-    "rejects": pa.list_(  # the fields of `Reject`
-        pa.struct(
-            [
-                pa.field("row_id", pa.int64()),
-                pa.field("source_id", pa.int32()),
-                pa.field("reason", pa.string()),
-                pa.field("detail", pa.string()),
-                pa.field("position", pa.int32()),
-            ]
-        )
-    ),
-    # its samples, in row order
-    "sample_row_ids": pa.list_(pa.int64()),
-    "sample_source_ids": pa.list_(pa.int32()),
-    "sample_lengths": pa.list_(pa.int32()),
-    "sample_trained_tokens": pa.list_(pa.int32()),
-    "conversations": pa.large_list(pa.large_binary()),  # each `Conversation` as JSON
-    # its tokens, sample after sample
-    "input_ids": pa.large_list(pa.int32()),
-    "loss_mask": pa.large_list(pa.uint8()),  # of tokens, not yet shifted
-    "num_straddling_tokens": pa.int32(),
-    "fingerprint": pa.string(),
-    # how it is packed: rank 0's micro-batches, rank 1's, …; segments in that order
-    "dp_size": pa.int32(),
-    "micro_batch_segments": pa.list_(pa.int32()),
-    "segment_lengths": pa.list_(pa.int32()),
-    "segment_row_ids": pa.list_(pa.int64()),
-    "segment_source_ids": pa.list_(pa.int32()),
-    "num_trained_tokens": pa.int64(),
-    "source_trained_tokens": pa.list_(pa.int64()),
-    "pack_fill": pa.float64(),
-    "dp_imbalance": pa.float64(),
-    # what it cost
-    **{f"{stage}_seconds": pa.float64() for stage in STAGES},
-}
-
-POSITION_COLUMNS = ("step", "epoch", "next_row", "num_rows")
-"""Columns that every step table has."""
-_ROW_COUNTS = ("source_rows", "source_truncated", "source_held_out", "rejects")
-_SAMPLES = ("sample_row_ids", "sample_source_ids", "sample_lengths")
-_TOKENS = ("input_ids", "loss_mask", "num_straddling_tokens", "fingerprint")
-_SEGMENTS = (
-    "micro_batch_segments",
-    "segment_lengths",
-    "segment_row_ids",
-    "segment_source_ids",
-)
-_PACKING = ("dp_size", "num_trained_tokens", "source_trained_tokens", "pack_fill", "dp_imbalance")
-
-
-def _step_schema(*names: str) -> pa.Schema:
-    """Return the schema of a step table with these columns."""
-    return pa.schema([pa.field(name, _COLUMNS[name]) for name in (*POSITION_COLUMNS, *names)])
-
-
-def _seconds(*stages: str) -> tuple[str, ...]:
-    """Return the columns that hold the seconds of these stages."""
-    return tuple(f"{stage}_seconds" for stage in stages)
-
-
-RAW_STEP = _step_schema("row_ids", "source_ids", "payloads", *_seconds("read"))
-
-ENCODED_STEP = _step_schema(
-    *_ROW_COUNTS, *_SAMPLES, *_TOKENS, *_seconds("read", "normalize", "encode")
-)
-
-PACKED_STEP = _step_schema(*_ROW_COUNTS, *_TOKENS, *_SEGMENTS, *_PACKING, *_seconds(*STAGES))
-
-PREPARED_STEP = _step_schema(*_ROW_COUNTS, *_SAMPLES, "conversations", "sample_trained_tokens")

@@ -31,7 +31,16 @@ from miles.errors import LostError, RunError
 from tests.support.fault_table import SINCE, observed
 from tests.support.processes import LIMIT_SECONDS, processes
 from tests.support.stand_ins import MortalPack, PoisonedPack, RaisingPack, StuckPack
-from tests.support.streams import config_of, demo_settings, follow, local, opened, seen, with_layout
+from tests.support.streams import (
+    config_of,
+    demo_settings,
+    follow,
+    local,
+    opened,
+    seen,
+    seen_of,
+    with_layout,
+)
 
 
 @pytest.fixture(scope="module")
@@ -117,10 +126,7 @@ def test_dead_feed_ends_the_wait(
 
     with opened(config, str(tmp_path), cursor) as again:
         assert again.first_step == 2
-        assert [
-            [report.position.index, report.content.fingerprint, digest]
-            for report, digest in follow(again, config)
-        ] == unbroken[2:]
+        assert [seen_of(report, digest) for report, digest in follow(again, config)] == unbroken[2:]
 
 
 @pytest.mark.slow

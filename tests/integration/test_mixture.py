@@ -26,6 +26,7 @@ from tests.support.streams import (
     local,
     opened,
     seen,
+    seen_of,
     trained_rows,
     with_layout,
 )
@@ -105,10 +106,7 @@ def test_mixture_resumes_at_another_layout(config: DataConfig, tmp_path: Path) -
 
     layout = with_layout(config, 4)
     with opened(layout, str(tmp_path), cursor) as feed:
-        assert [
-            [report.position.index, report.content.fingerprint, digest]
-            for report, digest in follow(feed, layout)
-        ] == unbroken[7:]
+        assert [seen_of(report, digest) for report, digest in follow(feed, layout)] == unbroken[7:]
 
     for number, step in enumerate(local(config)):
         following = local(with_layout(config, 1 + number % 4), step.next_row)

@@ -26,6 +26,7 @@ from tests.support.row_files import json_lines, random_conversations, write_conv
 from tests.support.scenarios import run, stream_over_ray
 from tests.support.streams import (
     Seen,
+    add_unread_keys,
     config_of,
     delivered,
     demo_settings,
@@ -42,7 +43,9 @@ MILES_WRITE_GOLDEN=1 pytest tests/integration/test_order.py -k golden"""
 
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return demo_settings(tmp_path_factory.mktemp("order"))
+    settings = demo_settings(tmp_path_factory.mktemp("order"))
+    add_unread_keys(settings)
+    return settings
 
 
 @pytest.fixture(scope="module")

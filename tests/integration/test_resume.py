@@ -24,13 +24,16 @@ from miles.data.types import Cursor, Step
 from miles.errors import CheckpointError
 from tests.support.row_files import random_conversations, write_conversations
 from tests.support.streams import (
+    UNREAD_KEY,
     Seen,
+    add_unread_keys,
     config_of,
     demo_settings,
     follow,
     local,
     opened,
     seen,
+    seen_of,
     trained_rows,
     with_layout,
 )
@@ -40,7 +43,9 @@ DP_SIZES = (1, 2, 4, 8)
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
-    return config_of(demo_settings(tmp_path_factory.mktemp("resume")))
+    settings = demo_settings(tmp_path_factory.mktemp("resume"))
+    add_unread_keys(settings)
+    return config_of(settings)
 
 
 ORDERS = {
@@ -85,7 +90,7 @@ def test_feed_resumes_at_other_layouts(config: DataConfig, tmp_path: Path) -> No
         with opened(layout, str(tmp_path), cursor) as feed:
             assert feed.first_step == len(taken)
             for report, digest in follow(feed, layout, num_steps):
-                taken.append([report.position.index, report.content.fingerprint, digest])
+                taken.append(seen_of(report, digest))
             text = feed.cursor().to_json()
         cursor = Cursor.from_json(text, "there")
         assert cursor.to_json() == text
@@ -99,6 +104,9 @@ def test_feed_resumes_at_other_layouts(config: DataConfig, tmp_path: Path) -> No
     assert read_rows == {
         source.name: 2 * source.num_rows for source in build_manifest(config.sources).sources
     }
+
+    num_with_key = len(range(0, cursor.ledger_totals["chat"]["read"] // 2, 5))
+    assert cursor.unused_keys == {"chat": {UNREAD_KEY: 2 * num_with_key}}
 
     num_rejected = sum(
         counts["read"] - counts["trained"] for counts in cursor.ledger_totals.values()

@@ -37,7 +37,7 @@ from miles.data.stream import pipeline
 from miles.train.driver.loop import train
 from tests.support.processes import PROJECT, environment, free_port, processes, wait_until
 from tests.support.stand_ins import SlowPack
-from tests.support.streams import Seen, config_of, follow, opened, seen
+from tests.support.streams import Seen, config_of, follow, opened, seen, seen_of
 
 OBJECT_STORE_BYTES = 200 << 20
 
@@ -111,9 +111,7 @@ def attacked(settings: Any, run_dir: str, num_kills: int, seed: int) -> dict[str
         feed.finish()
 
     return {
-        "seen": [
-            [report.position.index, report.content.fingerprint, digest] for report, digest in taken
-        ],
+        "seen": [seen_of(report, digest) for report, digest in taken],
         "rows": [report.rows.num_read for report, _ in taken],
         "rejected": [[reject.row_id for reject in report.rows.rejects] for report, _ in taken],
         "totals": feed.cursor().ledger_totals,

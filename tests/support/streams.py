@@ -10,6 +10,7 @@ with opened(config, run_dir) as feed:         the same over Ray and a feed
 from __future__ import annotations
 
 import contextlib
+import json
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -37,7 +38,10 @@ from miles.demo import rows
 from miles.demo.tokenizer import build_tokenizer
 
 Seen = list[Any]
-"""[step, fingerprint, digest of what the ranks got]: what must be the same everywhere."""
+"""What must be the same of a step everywhere: [step, fingerprint, digest of what the ranks got,
+rejected rows, keys that nothing reads]."""
+
+UNREAD_KEY = "mood"
 
 
 @cache
@@ -76,6 +80,17 @@ def demo_settings(folder: Path, **order: Any) -> dict[str, Any]:
         "pack": {"dp_size": 2, "max_tokens_per_gpu": 512},
         "stream": {},
     }
+
+
+def add_unread_keys(settings: Mapping[str, Any]) -> None:
+    """Give the first turn of every fifth row of the first source a key that nothing reads."""
+    path = Path(next(iter(settings["sources"].values())))
+    lines = path.read_text(encoding="utf-8").split("\n")
+    for number in range(0, len(lines), 5):
+        row = json.loads(lines[number])
+        row["conversations"][0][UNREAD_KEY] = "calm"
+        lines[number] = json.dumps(row, ensure_ascii=False)
+    path.write_text("\n".join(lines), encoding="utf-8")
 
 
 def config_of(settings: Mapping[str, Any]) -> DataConfig:
@@ -128,7 +143,19 @@ def delivered(ranks: Iterable[Iterable[MicroBatch]]) -> str:
 
 def seen(step: Step) -> Seen:
     """Return what must be the same of a step everywhere."""
-    return [step.index, step.fingerprint, delivered(step.micro_batches)]
+    return seen_of(step.report, delivered(step.micro_batches))
+
+
+def seen_of(report: StepReport, digest: str) -> Seen:
+    """Return the same of a step whose report and digest (`delivered`) are known."""
+    rows = report.rows
+    return [
+        report.position.index,
+        report.content.fingerprint,
+        digest,
+        [[reject.row_id, reject.reason, reject.detail] for reject in rows.rejects],
+        [[count.source_id, count.key, count.num_rows] for count in rows.unused_keys],
+    ]
 
 
 def trained_rows(step: Step) -> list[int]:

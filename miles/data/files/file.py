@@ -9,11 +9,13 @@ refused by its size and stamp.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Set
+from dataclasses import dataclass, replace
 
 from miles.common import storage
 from miles.data.file_formats import format_of
 from miles.data.files import json_index, parquet
+from miles.data.files.arrow_columns import Columns
 from miles.errors import SourceError
 
 
@@ -42,6 +44,9 @@ class File:
     stamp: str
     """The filesystem's entity tag, or the time of the last change."""
     row_groups: tuple[RowGroup, ...]
+    unread_columns: tuple[str, ...] = ()
+    """Columns of a table that are not read: their values have no place in JSON. Bytes among the
+    columns that are read are text."""
 
     @property
     def num_rows(self) -> int:
@@ -49,25 +54,58 @@ class File:
 
 
 def describe_file(url: str) -> File:
-    """Return a file's entry in the manifest.
+    """Return a file's entry in the manifest, as if no column of bytes were needed.
 
     Raises:
         SourceError: the file is missing, unreadable, corrupt or of an unknown format.
     """
     kind, compression = format_of(url)
     size_bytes, stamp = _size_and_stamp(url)
+    unread: tuple[str, ...] = ()
 
     if kind == "parquet":
         footer = parquet.footer(url, size_bytes, stamp)
+        unread = footer.columns.unread
         groups = tuple(
-            RowGroup(footer.row_group(number).num_rows, 0, 0)
-            for number in range(footer.num_row_groups)
+            RowGroup(footer.metadata.row_group(number).num_rows, 0, 0)
+            for number in range(footer.metadata.num_row_groups)
         )
     else:
         kind, extents = json_index.extents(url, compression, size_bytes, stamp)
         groups = tuple(RowGroup(*extent) for extent in extents)
 
-    return File(url, kind, compression, size_bytes, stamp, groups)
+    return File(url, kind, compression, size_bytes, stamp, groups, unread)
+
+
+def with_text_columns(file: File, needed: Set[str], named: Set[str]) -> File:
+    """Return a file of which those columns of bytes are read, as text, that fields may be in.
+
+    Args:
+        file: as `describe_file` returned it.
+        needed: names of columns where fields of the rows are looked for.
+        named: those among them that the user named.
+
+    Raises:
+        SourceError: a column that the user named has no place in JSON.
+    """
+    if needed.isdisjoint(file.unread_columns):
+        return file
+    columns = _columns_of(file)
+    columns.require_readable(file.path, named)
+    unread = [name for name in columns.unread if name in columns.no_json or name not in needed]
+    return replace(file, unread_columns=tuple(unread))
+
+
+def describe_unread(file: File) -> str:
+    """Return a sentence on the columns of a file that are not read."""
+    columns = _columns_of(file)
+    reasons = columns.no_json | columns.binary
+    parts = [f"{name} ({reasons[name]})" for name in columns.unread]
+    return f"Of {file.path} not read, since JSON has no place for it: {', '.join(parts)}"
+
+
+def _columns_of(file: File) -> Columns:
+    return parquet.footer(file.path, file.size_bytes, file.stamp).columns
 
 
 def require_unchanged(file: File) -> None:

@@ -27,11 +27,19 @@ import numpy as np
 
 from miles.common.offsets import offsets_of
 from miles.data.config import RowFormat, SourceConfig
-from miles.data.files.file import File, RowGroup, describe_file
+from miles.data.files.file import (
+    File,
+    RowGroup,
+    describe_file,
+    describe_unread,
+    with_text_columns,
+)
 from miles.data.files.first_rows import first_rows
 from miles.data.files.left_out import LeftOut, merged
 from miles.data.files.locate import Located, locate
-from miles.data.files.row_shapes import detect_format, find_columns, known_columns
+from miles.data.files.row_columns import columns_of_shape, known_columns
+from miles.data.files.row_shapes import detect_format, find_columns
+from miles.data.files.unused_columns import unused_columns
 from miles.data.types import Int32, Int64
 from miles.errors import ConfigError, SourceError
 
@@ -53,6 +61,9 @@ class ManifestSource:
     left_out: tuple[LeftOut, ...] = ()
     """What was found beside the files and is not read, for people to see. Empty also in a manifest
     of an older version, which did not look."""
+    unused_columns: tuple[str, ...] = ()
+    """Columns of the first rows of which nothing is made. Not part of the fingerprint; empty also
+    in manifests from before they were noted."""
 
     @property
     def num_rows(self) -> int:
@@ -206,8 +217,46 @@ def _describe_source(
         )
     is_unknown = source.format.shape == "auto"
     rows, columns = first_rows(first, known_columns(source.format), any_needed=is_unknown)
-    format = detect_format(source, rows, columns)
-    return ManifestSource(source.name, format, find_columns(format, rows), files, left_out)
+    try:
+        format = detect_format(source, rows, columns, first.path)
+    except SourceError as error:
+        format = _format_in_bytes(source, first, error)
+
+    needed = columns_of_shape(format)
+    named = frozenset(source.format.columns.values())
+    files = tuple(with_text_columns(file, needed, named) for file in files)
+    if first.unread_columns:  # some of them may be read now
+        first = with_text_columns(first, needed, named)
+        rows, _ = first_rows(first, known_columns(format))
+    return ManifestSource(
+        source.name,
+        format,
+        find_columns(format, rows),
+        files,
+        left_out,
+        unused_columns(format, rows, columns),
+    )
+
+
+def _format_in_bytes(source: SourceConfig, first: File, error: SourceError) -> RowFormat:
+    """Detect the shape of rows that may be in columns of bytes, read as text.
+
+    Args:
+        first: a file that has rows.
+        error: that no other column holds rows.
+
+    Raises:
+        SourceError: these do not hold rows either. It says which columns are not read.
+    """
+    if not first.unread_columns:
+        raise error
+    known = known_columns(source.format)
+    with_text = with_text_columns(first, known, frozenset(source.format.columns.values()))
+    rows, columns = first_rows(with_text, known)
+    try:
+        return detect_format(source, rows, columns, first.path)
+    except SourceError as other:
+        raise SourceError(f"{other}. {describe_unread(first)}") from None
 
 
 def _fingerprinted(source: ManifestSource) -> list[Any]:
@@ -232,6 +281,7 @@ def _source_to_json(source: ManifestSource) -> dict[str, Any]:
             "roles": dict(source.format.roles),
         },
         "columns": dict(source.columns),
+        "unused_columns": list(source.unused_columns),
         "num_rows": source.num_rows,
         "files": [_file_to_json(file) for file in source.files],
         "left_out": [group.to_json() for group in source.left_out],
@@ -246,10 +296,12 @@ def _source_from_json(content: Mapping[str, Any]) -> ManifestSource:
         content["columns"],
         tuple(_file_from_json(file) for file in content["files"]),
         tuple(LeftOut.from_json(group) for group in content.get("left_out", ())),
+        tuple(content.get("unused_columns", ())),
     )
 
 
 def _file_to_json(file: File) -> dict[str, Any]:
+    unread = {"unread_columns": list(file.unread_columns)} if file.unread_columns else {}
     return {
         "path": file.path,
         "format": file.format,
@@ -257,6 +309,7 @@ def _file_to_json(file: File) -> dict[str, Any]:
         "size_bytes": file.size_bytes,
         "stamp": file.stamp,
         "row_groups": [[g.num_rows, g.offset_bytes, g.length_bytes] for g in file.row_groups],
+        **unread,
     }
 
 
@@ -268,4 +321,5 @@ def _file_from_json(content: Mapping[str, Any]) -> File:
         size_bytes=content["size_bytes"],
         stamp=content["stamp"],
         row_groups=tuple(RowGroup(*group) for group in content["row_groups"]),
+        unread_columns=tuple(content.get("unread_columns", ())),
     )

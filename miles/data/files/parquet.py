@@ -1,23 +1,24 @@
 """Parquet files: their footers, kept while a process lives, and row groups read by byte ranges.
 
-    footer(url, size, stamp)                 -> FileMetaData     kept for the last 64 files
+    footer(url, size, stamp)                 -> Footer           kept for the last 64 files
     group_batches(url, size, stamp, group)   -> record batches   of one row group, bounded memory
 
-A column that has no place in a JSON object is refused when the footer is read.
+A column that could run code, or that shares its name, is refused when the footer is read.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from miles.common import storage
 from miles.common.file_errors import in_own_words
+from miles.data.files.arrow_columns import Columns, columns_of
 from miles.errors import SourceError
 
 BATCH_ROWS = 1_000
@@ -31,39 +32,24 @@ STREAM_BUFFER_BYTES = 4 << 20
 _FOOTERS = 64
 _locks = [threading.Lock() for _ in range(_FOOTERS)]
 
-_IS_PLAIN = (
-    pa.types.is_string,
-    pa.types.is_large_string,
-    pa.types.is_string_view,
-    pa.types.is_boolean,
-    pa.types.is_integer,
-    pa.types.is_floating,
-    pa.types.is_decimal,
-    pa.types.is_null,
-    pa.types.is_date,
-    pa.types.is_time,
-    pa.types.is_timestamp,
-    pa.types.is_duration,
-    pa.types.is_struct,
-    pa.types.is_list,
-    pa.types.is_large_list,
-    pa.types.is_fixed_size_list,
-    pa.types.is_list_view,
-    pa.types.is_large_list_view,
-)
-"""Tests for the types whose values have a place in a JSON object."""
+
+@dataclass(frozen=True)
+class Footer:
+    """What a file's footer says."""
+
+    metadata: pq.FileMetaData
+    columns: Columns
 
 
-def footer(url: str, size_bytes: int, stamp: str) -> Any:
-    """Return a file's `pyarrow.parquet.FileMetaData`.
+def footer(url: str, size_bytes: int, stamp: str) -> Footer:
+    """Return a file's footer.
 
     Args:
         size_bytes, stamp: the file's, as its `File` has them. Without a stamp nothing is kept.
 
     Raises:
-        SourceError: the file is missing, unreadable or no Parquet; or a column has no place in a
-            JSON object: it is not text, numbers, booleans, dates, structs or lists of them, or
-            shares its name with another.
+        SourceError: the file is missing, unreadable or no Parquet; or a column is of an extension
+            type that could run code, or shares its name with another.
     """
     if not stamp:
         return _read_footer(url, size_bytes, stamp)
@@ -71,7 +57,7 @@ def footer(url: str, size_bytes: int, stamp: str) -> Any:
         return _kept_footer(url, size_bytes, stamp)
 
 
-def _read_footer(url: str, size_bytes: int, stamp: str) -> Any:
+def _read_footer(url: str, size_bytes: int, stamp: str) -> Footer:
     with storage.reading(url):
         try:
             file = pq.ParquetFile(storage.RangeFile(url, size_bytes))
@@ -84,8 +70,7 @@ def _read_footer(url: str, size_bytes: int, stamp: str) -> Any:
                 f"{url}: cannot be read: not a Parquet file, or cut off ({size_bytes:,} bytes). "
                 f"Copy or write it again. The library says {in_own_words(error)}"
             ) from error
-        _require_readable(url, file.schema_arrow)
-        return file.metadata
+        return Footer(file.metadata, columns_of(url, file.schema_arrow))
 
 
 _kept_footer = lru_cache(maxsize=_FOOTERS)(_read_footer)
@@ -101,13 +86,15 @@ def open_file(url: str, size_bytes: int, stamp: str, *, buffer_bytes: int = 0) -
     """
     return pq.ParquetFile(
         storage.RangeFile(url, size_bytes),
-        metadata=footer(url, size_bytes, stamp),
+        metadata=footer(url, size_bytes, stamp).metadata,
         pre_buffer=not buffer_bytes,
         buffer_size=buffer_bytes,
     )
 
 
-def group_batches(url: str, size_bytes: int, stamp: str, group: int) -> Iterator[pa.RecordBatch]:
+def group_batches(
+    url: str, size_bytes: int, stamp: str, group: int, unread: Collection[str] = ()
+) -> Iterator[pa.RecordBatch]:
     """Yield the rows of one row group, in order and in bounded memory.
 
     The row group is read only as far as it is iterated.
@@ -115,8 +102,10 @@ def group_batches(url: str, size_bytes: int, stamp: str, group: int) -> Iterator
     Args:
         size_bytes, stamp: as for `footer`.
         group: its number within the file.
+        unread: columns that are left out.
     """
-    metadata = footer(url, size_bytes, stamp).row_group(group)
+    kept = footer(url, size_bytes, stamp)
+    metadata = kept.metadata.row_group(group)
     stored_bytes = sum(
         metadata.column(number).total_compressed_size for number in range(metadata.num_columns)
     )
@@ -127,71 +116,12 @@ def group_batches(url: str, size_bytes: int, stamp: str, group: int) -> Iterator
 
     file = open_file(url, size_bytes, stamp, buffer_bytes=buffer_bytes)
     # One thread: the loader's share of the machine is an explicit number of processes.
-    yield from file.iter_batches(batch_rows, row_groups=[group], use_threads=False)
+    if not unread:
+        yield from file.iter_batches(batch_rows, row_groups=[group], use_threads=False)
+        return
 
-
-def _require_readable(url: str, schema: pa.Schema) -> None:
-    """Refuse columns that have no place in a JSON object.
-
-    Raises:
-        SourceError: there is one; the error names it and says how to write it instead.
-    """
-    repeated = _first_repeated(schema.names)
-    if repeated is not None:
-        raise SourceError(
-            f"{url}: two columns are called {repeated!r}, and a row has one value of a name. "
-            "Rename one of them"
-        )
-    for column in schema:
-        for part in _parts(column):
-            _require_readable_part(url, column, part)
-
-
-def _require_readable_part(url: str, column: pa.Field, part: pa.Field) -> None:
-    """Refuse a field, nested in a column or the column itself, whose type is not read."""
-    name = f"column {column.name!r}"
-    is_extension = isinstance(part.type, pa.BaseExtensionType)
-    if is_extension or b"ARROW:extension:name" in (part.metadata or {}):
-        raise SourceError(
-            f"{url}: {name} is of an Arrow extension type ({part.type}), which is not read: such "
-            "types can run code when they are loaded. Write the column as plain Arrow data"
-        )
-
-    if pa.types.is_map(part.type):
-        raise SourceError(
-            f"{url}: {name} is of type {column.type}, and a map is no JSON object: its keys need "
-            "not be text, nor differ. Write it as a struct, a list of pairs, or JSON text"
-        )
-
-    if not _is_plain(part.type):
-        raise SourceError(
-            f"{url}: {name} is of type {column.type}; expected text, numbers, booleans, dates, "
-            "structs or lists of them. The content of bytes (an image, a pickled object) is never "
-            "loaded: leave the column out"
-        )
-
-    if pa.types.is_struct(part.type):
-        repeated = _first_repeated([inner.name for inner in part.type])
-        if repeated is not None:
-            raise SourceError(
-                f"{url}: two fields of {name} are called {repeated!r}, and a row has one value of "
-                "a name. Rename one"
-            )
-
-
-def _is_plain(kind: pa.DataType) -> bool:
-    if pa.types.is_dictionary(kind):
-        return _is_plain(kind.value_type)
-    return any(is_kind(kind) for is_kind in _IS_PLAIN)
-
-
-def _parts(field: pa.Field) -> Iterator[pa.Field]:
-    """Yield a field and all that are nested in it."""
-    yield field
-    for number in range(field.type.num_fields):
-        yield from _parts(field.type.field(number))
-
-
-def _first_repeated(names: Sequence[str]) -> str | None:
-    """Return the first name that occurs again."""
-    return next((name for number, name in enumerate(names) if name in names[:number]), None)
+    columns = [name for name in kept.columns.names if name not in unread]
+    for batch in file.iter_batches(
+        batch_rows, row_groups=[group], columns=columns, use_threads=False
+    ):
+        yield batch.select(columns)  # "a" brings a column called "a.b" along

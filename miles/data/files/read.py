@@ -4,8 +4,9 @@
     ascending ids    ->  lists of rows, as they are read, in bounded memory
 
 The rows of a JSON file are returned as the bytes that they are; `normalize` judges whether they are
-JSON. The rows of Parquet become JSON (`row_json`). All columns are read, not only the ones that
-`normalize` looks at: a value that is not text rejects its row, whichever column it is in.
+JSON. The rows of Parquet become JSON (`row_json`). All columns are read that have a place in JSON,
+not only the ones that `normalize` looks at: a text that is not UTF-8 rejects its row, whichever
+column it is in.
 
 Of a remote set several pieces are fetched at a time: a window of a shuffled epoch touches dozens of
 files, and each costs a few requests that one waits for.
@@ -20,14 +21,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
-import pyarrow as pa
 
 from miles.common import storage
 from miles.data.files import json_scan, parquet
 from miles.data.files.file import File, require_unchanged
 from miles.data.files.json_blocks import json_blocks
 from miles.data.files.manifest import Manifest
-from miles.data.files.row_json import table_to_json
+from miles.data.files.row_json import rows_to_json
 from miles.data.types import Int64
 from miles.errors import SourceError
 
@@ -177,11 +177,12 @@ def _parquet_rows(file: File, group: int, wanted: Int64) -> Iterator[list[bytes]
         wanted: int64 [rows], numbers within the row group, ascending.
     """
     first = 0
-    for batch in parquet.group_batches(file.path, file.size_bytes, file.stamp, group):
+    for batch in parquet.group_batches(
+        file.path, file.size_bytes, file.stamp, group, file.unread_columns
+    ):
         begin, end = np.searchsorted(wanted, (first, first + batch.num_rows))
         if begin < end:
-            rows = pa.array(wanted[begin:end] - first)
-            yield table_to_json(pa.Table.from_batches([batch]).take(rows))
+            yield rows_to_json(batch, wanted[begin:end] - first)
         first += batch.num_rows
         if first > wanted[-1]:
             return

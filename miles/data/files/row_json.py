@@ -1,6 +1,9 @@
 """Rows of an Arrow table -> JSON text, as a JSON file would hold them.
 
-    timestamp   "2024-05-01T12:30:00"      decimal   "1.50"      NaN   null
+    timestamp   "2024-05-01T12:30:00"      decimal   "1.50"      NaN     null
+    bytes       text, as they are UTF-8    UUID      "3b55…"     a map   an object
+
+Null fields of structs are left out (`arrow_values`); a column that is null is null.
 
 A row that cannot be made text stands as `UNREADABLE_ROW`, which is no JSON: it is rejected when it
 is normalized.
@@ -16,16 +19,34 @@ from typing import Any
 import orjson
 import pyarrow as pa
 
+from miles.data.files.arrow_types import has_map, has_views
+from miles.data.files.arrow_values import has_padding, remove_padding
+from miles.data.types import Int64
+
 UNREADABLE_ROW = b"\xff"
 """Stands for a row that cannot be made text, such as one with a string that is not UTF-8."""
+
+
+def rows_to_json(batch: pa.RecordBatch, numbers: Int64) -> list[bytes]:
+    """Return some rows of a batch, each as a JSON object in UTF-8.
+
+    Args:
+        numbers: int64 [rows], of the rows within the batch.
+    """
+    table = pa.Table.from_batches([batch])
+    if any(map(has_views, batch.schema)):
+        rows = table_to_json(table)
+        return [rows[number] for number in numbers]
+    return table_to_json(table.take(pa.array(numbers)))
 
 
 def table_to_json(table: pa.Table) -> list[bytes]:
     """Return each row as a JSON object in UTF-8."""
     table = _with_microseconds(table)
     try:
-        rows = table.to_pylist()
-    except (ValueError, OverflowError):  # not UTF-8, or a date that Python does not have
+        rows = _rows(table)
+    # Text that is not UTF-8, a date that Python does not have, or a map with a key twice.
+    except (ValueError, OverflowError, KeyError):
         if table.num_rows == 1:
             return [UNREADABLE_ROW]
         payloads = []
@@ -33,6 +54,17 @@ def table_to_json(table: pa.Table) -> list[bytes]:
             payloads += table_to_json(table.slice(number, 1))
         return payloads
     return [_row_to_json(row) for row in rows]
+
+
+def _rows(table: pa.Table) -> list[dict[str, Any]]:
+    """Return each row as an object, without the padding of structs."""
+    # Without maps it is many times as fast.
+    maps = "strict" if any(map(has_map, table.schema)) else None
+    rows: list[dict[str, Any]] = table.to_pylist(maps_as_pydicts=maps)
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        if any(map(has_padding, column.chunks)):
+            remove_padding(column.combine_chunks(), [row[name] for row in rows])
+    return rows
 
 
 def _with_microseconds(table: pa.Table) -> pa.Table:
@@ -48,13 +80,18 @@ def _row_to_json(row: dict[str, Any]) -> bytes:
     try:
         # NaN becomes null.
         return orjson.dumps(row, default=_to_text, option=orjson.OPT_PASSTHROUGH_DATETIME)
-    except TypeError:  # nested deeper than orjson goes
-        return _ENCODER.encode(_without_nan(row)).encode("ascii")
+    except TypeError:  # nested deeper than orjson goes, or bytes that are no text
+        try:
+            return _ENCODER.encode(_without_nan(row)).encode("ascii")
+        except UnicodeDecodeError:
+            return UNREADABLE_ROW
 
 
 def _to_text(value: Any) -> str:
     if isinstance(value, (datetime.datetime, datetime.date, datetime.time)):
         return value.isoformat()
+    if isinstance(value, bytes):
+        return value.decode()
     return str(value)
 
 

@@ -1,4 +1,4 @@
-"""The card of a data set, as text and as HTML: rows, tokens, share trained, lengths, rejects.
+"""The card of a data set, as text and as HTML: rows, tokens, lengths, what is dropped or not used.
 
 numbers of the rows that were encoded  ->  lines (label, value)  ->  a table, or a box of HTML
 """
@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import html
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from miles.common.facts import Facts
 from miles.common.screen import Screen
 from miles.data.files.manifest import Manifest, ManifestSource
 from miles.data.files.row_shapes import MAIN_FIELDS
+from miles.data.stream import account
 from miles.data.types import Int64
 
 NUM_BARS = 40
@@ -51,6 +53,8 @@ class Summary:
     num_trained_tokens: int
     reasons: Mapping[str, int]
     """reason -> rows that were rejected for it"""
+    unused_keys: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    """source name -> key of messages that nothing reads -> rows that have it"""
 
     @property
     def num_tokens(self) -> int:
@@ -79,6 +83,8 @@ class Card:
             ("trained", f"{self.summary.trained_share:.1%} of the tokens"),
             ("row length", self._lengths()),
             ("dropped", self._dropped()),
+            *(("", remedy) for remedy in account.remedies(self.summary.reasons)),
+            *account.lines(self._not_used()),
             ("numbers", self._basis()),
         ]
 
@@ -131,9 +137,16 @@ class Card:
         return f"median {median}, 90th percentile {percentile_90}, 99th {percentile_99} tokens"
 
     def _dropped(self) -> str:
-        reasons = sorted(self.summary.reasons.items())
-        counts = ", ".join(f"{count} {reason}" for reason, count in reasons) or "none"
+        reasons = account.reasons_of(self.summary.reasons).items()
+        counts = ", ".join(f"{count:,} {reason}" for reason, count in reasons) or "none"
         return f"{counts} of {self.summary.num_rows:,} rows"
+
+    def _not_used(self) -> dict[str, dict[str, Any]]:
+        keys = self.summary.unused_keys
+        sources = self.manifest.sources
+        return {
+            source.name: account.not_used(source, keys.get(source.name, {})) for source in sources
+        }
 
     def _basis(self) -> str:
         if self.is_sample:

@@ -47,10 +47,12 @@ from miles.data.notebook.preview import Preview
 from miles.data.notebook.recipe import OPENHERMES, require_source
 from miles.data.packing.shards import unpack
 from miles.data.rows.messages_parquet import ToMessages
-from miles.data.stream import pipeline, row_outcomes, stages
+from miles.data.stream import account, pipeline, stages
 from miles.data.stream.ledger import Ledger
 from miles.data.stream.reject_limits import RejectLimits
+from miles.data.stream.row_outcomes import RowOutcome, row_outcome
 from miles.data.types import Encoded, Int64, RowRejected, Step, StepRows
+from miles.data.unused_names import count_row
 from miles.errors import ConfigError
 
 SAMPLE_ROWS = 2_000
@@ -99,7 +101,7 @@ def prepare(
         revision: of the hub's data set.
         messages_key: column of the conversation; short for `column_names={"messages": …}`.
         tools_key: column of the tools; short for `column_names={"tools": …}`.
-        row_shape: "messages", "alpaca", "prompt_completion" or "text"; "auto": found from the first
+        row_shape: one of `config.ROW_FIELDS`, such as "messages"; "auto": found from the first
             rows.
         column_names: field of the shape (`config.ROW_FIELDS`) -> column; others are looked for
             under usual names.
@@ -218,8 +220,8 @@ class Prepared:
         num_candidates = min(self.num_rows, CANDIDATES_A_ROW * num_rows)
         samples: list[tuple[int, Encoded]] = []
         for row_id, outcome in self._outcomes(np.arange(num_candidates, dtype=np.int64)):
-            if isinstance(outcome, Encoded) and len(samples) < num_rows:
-                samples.append((row_id, outcome))
+            if isinstance(outcome.result, Encoded) and len(samples) < num_rows:
+                samples.append((row_id, outcome.result))
         return Preview(samples, stages.encoder_of(self._encode).tokenizer)
 
     @checked
@@ -386,18 +388,13 @@ class Prepared:
         to_messages = ToMessages(self.manifest.source_names)
         lengths: list[int] = []
         num_trained_tokens = 0
-        num_rows = 0
-        reasons: Counter[str] = Counter()
 
         for row in pipeline.iterate(pipeline.build_prepared(self.manifest, config)):
             values = row.drop_columns(["conversations"]).to_pylist()[0]
-            step_rows = StepRows.from_columns(values)
-            ledger.commit(values["step"], step_rows)
+            ledger.commit(values["step"], StepRows.from_columns(values))
 
             lengths += values["sample_lengths"]
             num_trained_tokens += sum(values["sample_trained_tokens"])
-            num_rows += values["num_rows"]
-            reasons.update(reject.reason for reject in step_rows.rejects)
             if parts:
                 parts.add(to_messages(row))
 
@@ -405,32 +402,45 @@ class Prepared:
         ledger.require_written()
         if parts:
             ledger.require_trained()
-        return ledger, Summary(num_rows, np.array(lengths, np.int64), num_trained_tokens, reasons)
+        return ledger, Summary(
+            ledger.num_read,
+            np.array(lengths, np.int64),
+            num_trained_tokens,
+            account.reasons_of(account.total(ledger.totals().values())),
+            ledger.unused_keys(),
+        )
 
     def _summarize_sample(self) -> Summary:
         num_sampled = min(SAMPLE_ROWS, self.num_rows)
         row_ids = np.unique(np.linspace(0, self.num_rows - 1, num_sampled).astype(np.int64))
+        sources = self.manifest.source_of(row_ids).tolist()
         lengths: list[int] = []
         num_trained_tokens = 0
         reasons: Counter[str] = Counter()
+        unused_keys: dict[str, dict[str, int]] = {}
 
-        for _, outcome in self._outcomes(row_ids):
-            if isinstance(outcome, RowRejected):
-                reasons[outcome.reason] += 1
+        for source, (_, outcome) in zip(sources, self._outcomes(row_ids), strict=True):
+            if isinstance(outcome.result, RowRejected):
+                reasons[outcome.result.reason] += 1
             else:
-                lengths.append(len(outcome.input_ids))
-                num_trained_tokens += int(outcome.loss_mask.sum())
+                lengths.append(len(outcome.result.input_ids))
+                num_trained_tokens += int(outcome.result.loss_mask.sum())
+            if outcome.unused_keys:
+                name = self.manifest.source_names[source]
+                count_row(unused_keys.setdefault(name, {}), outcome.unused_keys)
 
-        return Summary(len(row_ids), np.array(lengths, np.int64), num_trained_tokens, reasons)
+        return Summary(
+            len(row_ids), np.array(lengths, np.int64), num_trained_tokens, reasons, unused_keys
+        )
 
-    def _outcomes(self, row_ids: Int64) -> Iterator[tuple[int, Encoded | RowRejected]]:
+    def _outcomes(self, row_ids: Int64) -> Iterator[tuple[int, RowOutcome]]:
         """Encode rows here, without Ray."""
         encoder = stages.encoder_of(self._encode)
         sources = self.manifest.source_of(row_ids)
         payloads = read_rows(self.manifest, row_ids)
         for row_id, source, payload in zip(row_ids.tolist(), sources, payloads, strict=True):
             row_format = self.manifest.sources[int(source)].format
-            yield row_id, row_outcomes.encode_row(payload, row_format, encoder)
+            yield row_id, row_outcome(payload, row_format, encoder)
 
     def _card(self) -> Card:
         return Card(self.manifest, self.summary(), self._is_sample)

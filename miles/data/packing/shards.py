@@ -19,8 +19,8 @@ import pyarrow as pa
 
 from miles.common.offsets import offsets_of
 from miles.data.packing.micro_batch import micro_batch
+from miles.data.step_schemas import PACKED_STEP
 from miles.data.types import (
-    PACKED_STEP,
     STAGES,
     Chunk,
     Int32,

@@ -4,6 +4,7 @@
     messages   [{role: user, content: 2+2?, …},                     null
                 {role: assistant, content: "4", weight: 0, …}]
     tools      JSON                                                 null
+    chat_template_kwargs  JSON                                      null
     text       null                                                 …
 
 Arguments of tool calls are JSON text, as OpenAI has them, and read back to the object that they
@@ -45,6 +46,7 @@ WRITTEN = pa.schema(
         ("source", pa.string()),
         ("messages", pa.list_(_MESSAGE)),
         ("tools", pa.string()),  # JSON
+        ("chat_template_kwargs", pa.string()),  # JSON
         ("text", pa.string()),
     ]
 )
@@ -74,7 +76,7 @@ class ToMessages:
 
 def _written_row(conversation: dict[str, Any]) -> dict[str, Any]:
     if conversation["text"] is not None:
-        return {"messages": None, "tools": None, "text": conversation["text"]}
+        return {"text": conversation["text"]}
 
     messages = []
     for message, flag in zip(conversation["messages"], conversation["flags"], strict=True):
@@ -82,10 +84,11 @@ def _written_row(conversation: dict[str, Any]) -> dict[str, Any]:
         messages.append(_written_message(message) | {"weight": weight})
 
     tools = conversation["tools"]
+    variables = conversation["template_kwargs"]
     return {
         "messages": messages,
         "tools": json.dumps(tools, ensure_ascii=False) if tools else None,
-        "text": None,
+        "chat_template_kwargs": json.dumps(variables, ensure_ascii=False) if variables else None,
     }
 
 

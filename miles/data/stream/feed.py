@@ -55,6 +55,7 @@ class Feed:
             totals=cursor.ledger_totals or None,
             next_step=self.first_step,
             report=self._tell,
+            unused_keys=cursor.unused_keys,
         )
         path = storage.join(run_dir, run_folder.FIRST_BATCH)
         self._first_batch = PatientFile(path, report=self._tell)
@@ -129,6 +130,7 @@ class Feed:
             consumed_rows=report.position.next_row,
             tokens_seen=self._cursor.tokens_seen + report.content.num_trained_tokens,
             ledger_totals=self._ledger.totals(),
+            unused_keys=self._ledger.unused_keys(),
         )
         return report
 

@@ -4,6 +4,8 @@
 
     read == trained + held_out + reasons; the truncated rows are among the trained
 
+Beside them stand the keys of messages that nothing reads, with the rows that have each.
+
 The counts reconcile at every step. A step is entered when it was consumed, in step order, and
 once only. `rejects.jsonl` names each dropped row, one JSON object a line, and never what it holds:
 
@@ -22,14 +24,15 @@ limits, it is as if they were not there.
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
 from miles.common.patient_file import PatientFile, Report
 from miles.data.files.manifest import Manifest
+from miles.data.stream.account import not_used, sentence, total
 from miles.data.stream.reject_limits import FATAL_ADVICE, LENGTH_FLAGS, RejectLimits, Streak
-from miles.data.types import REJECT_REASONS, Reject, StepRows
+from miles.data.types import Reject, StepRows
+from miles.data.unused_names import add_count
 from miles.errors import CheckpointError, DataError
 
 MIN_ROWS_TO_JUDGE = 1_000
@@ -50,6 +53,8 @@ class Ledger:
         totals: Mapping[str, Mapping[str, int]] | None = None,
         next_step: int = 0,
         report: Report = print,
+        *,
+        unused_keys: Mapping[str, Mapping[str, int]] | None = None,
     ) -> None:
         """Begin a ledger, or continue one.
 
@@ -61,6 +66,7 @@ class Ledger:
             totals: of a cursor, to continue from.
             next_step: the step that is committed next.
             report: is told if the file cannot be written; the run goes on.
+            unused_keys: of a cursor, to continue from.
 
         Raises:
             CheckpointError: totals of other sources, or that do not reconcile.
@@ -76,6 +82,9 @@ class Ledger:
         }
         for source, counts in (totals or {}).items():
             self._restore(source, counts)
+        self._unused_keys: dict[str, dict[str, int]] = {}
+        for source, by_key in (unused_keys or {}).items():
+            self._restore_keys(source, by_key)
         self._listed: set[tuple[str, str, int]] = set()
         self._lines: list[str] = []
         self._file: PatientFile | None = None
@@ -112,6 +121,14 @@ class Ledger:
         """
         return {source: dict(counts) for source, counts in self._counts.items()}
 
+    def unused_keys(self) -> dict[str, dict[str, int]]:
+        """Return the keys of messages that nothing reads; JSON-able.
+
+        Returns:
+            source -> {key: rows that have it}; only sources with such keys
+        """
+        return {source: dict(counts) for source, counts in self._unused_keys.items()}
+
     def epochs(self) -> tuple[float, ...]:
         """Return how many times each source was read: over 1 where a mixture repeats it."""
         return tuple(
@@ -123,7 +140,8 @@ class Ledger:
 
         Returns:
             source -> {"row_shape": …, "columns": {field: column}, "rows": of the source,
-            "epochs": how many times it was read, "counts": as in `totals`}
+            "epochs": how many times it was read, "counts": as in `totals`, and what
+            `account.not_used` has of it}
         """
         return {
             source.name: {
@@ -132,6 +150,7 @@ class Ledger:
                 "rows": source.num_rows,
                 "epochs": round(epochs, 6),
                 "counts": _in_order(self._counts[source.name]),
+                **not_used(source, self._unused_keys.get(source.name, {})),
             }
             for source, epochs in zip(self._manifest.sources, self.epochs(), strict=True)
         }
@@ -232,6 +251,10 @@ class Ledger:
             counts["trained"] -= 1
             counts[reject.reason] = counts.get(reject.reason, 0) + 1
 
+        for key_count in rows.unused_keys:
+            by_key = self._unused_keys.setdefault(names[key_count.source_id], {})
+            add_count(by_key, key_count.key, key_count.num_rows)
+
         for counts in self._counts.values():
             assert counts["trained"] >= counts.get("truncated", 0), "more truncated than trained"
 
@@ -245,11 +268,8 @@ class Ledger:
 
         Begins on a new line. Ends with where the dropped rows are named.
         """
-        total = Counter[str]()
-        for counts in self._counts.values():
-            total.update(counts)
-        lines = [_sentence("in all", total)]
-        lines += [_sentence(source, counts) for source, counts in self._counts.items()]
+        lines = [sentence("in all", total(self._counts.values()))]
+        lines += [sentence(source, counts) for source, counts in self._counts.items()]
         if self._path is not None:
             lines.append(f"each dropped row is named in {self._path}")
         return "".join(f"\n  {line}" for line in lines)
@@ -266,6 +286,14 @@ class Ledger:
                 f"ledger totals of the checkpoint do not reconcile for {source!r}: {dict(counts)}"
             )
         self._counts[source] = dict(counts)
+
+    def _restore_keys(self, source: str, by_key: Mapping[str, int]) -> None:
+        """Take over the counts of a source's keys from a checkpoint."""
+        if source not in self._counts or not isinstance(by_key, Mapping):
+            raise CheckpointError(
+                f"unused keys of the checkpoint: source {source!r} is unknown, or has no counts"
+            )
+        self._unused_keys[source] = dict(by_key)
 
     def _open(self, file: PatientFile, keep: bool) -> None:
         """Open the list of rejects: what is in it stays, or it begins empty."""
@@ -296,18 +324,3 @@ def _in_order(counts: Mapping[str, int]) -> dict[str, int]:
         key: counts[key] for key in ("read", "trained", "truncated", "held_out") if key in counts
     }
     return first | {reason: counts[reason] for reason in sorted(counts) if reason not in first}
-
-
-def _sentence(name: str, counts: Mapping[str, int]) -> str:
-    """Return a source's counts as a sentence.
-
-    chat: 300 rows read, 268 trained (5 truncated), 30 held out, 2 no_messages
-    """
-    truncated = f" ({counts['truncated']} truncated)" if counts.get("truncated") else ""
-    parts = [f"{counts['read']} rows read", f"{counts['trained']} trained{truncated}"]
-    if counts.get("held_out"):
-        parts.append(f"{counts['held_out']} held out")
-    reasons = [reason for reason in REJECT_REASONS if counts.get(reason)]
-    reasons.sort(key=lambda reason: -counts[reason])
-    parts += [f"{counts[reason]} {reason}" for reason in reasons]
-    return f"{name}: " + ", ".join(parts)

@@ -24,7 +24,8 @@ from miles.data.config import RowFormat
 from miles.data.encoding.encoder import Encoder, or_rejected
 from miles.data.rows.normalize import normalize
 from miles.data.stream.step_tables import list_values
-from miles.data.types import Conversation, Encoded, Reject, RowRejected
+from miles.data.types import Conversation, Encoded, KeyCount, Reject, RowRejected
+from miles.data.unused_names import count_row
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,8 @@ class StepOutcome:
     """which of the table's rows this stream leaves to the other one"""
     rejects: list[dict[str, Any]]
     """the fields of a `Reject` for each row that cannot be used"""
+    unused_keys: list[dict[str, Any]]
+    """the fields of a `KeyCount` for each key of messages that nothing reads"""
     normalize_seconds: float
     encode_seconds: float
 
@@ -89,6 +92,7 @@ def step_outcomes(
             encoded=list(compress(results, is_sample)),  # type: ignore[arg-type]
             left_out_rows=left_out,
             rejects=_rejects(rows, results, row_ids, source_ids),
+            unused_keys=_unused_keys(rows, normalized, source_ids, encoder),
             normalize_seconds=normalized_at - started,
             encode_seconds=time.perf_counter() - normalized_at,
         )
@@ -99,24 +103,21 @@ class RowOutcome:
     """The sample or the reject that one row becomes."""
 
     result: Encoded | RowRejected
+    unused_keys: tuple[str, ...]
+    """keys of its messages that nothing reads"""
     is_held_out: bool
     """it is left to the evaluation"""
 
 
 def row_outcome(
-    payload: bytes, row_format: RowFormat, encoder: Encoder, held_out_fraction: float
+    payload: bytes, row_format: RowFormat, encoder: Encoder, held_out_fraction: float = 0.0
 ) -> RowOutcome:
     """Return what becomes of one row, given as JSON text."""
     normalized = or_rejected(normalize, payload, row_format)
     is_held_out = held_out_fraction > 0 and is_in_stream(normalized, held_out_fraction, "only")
     (result,) = _encode_all([normalized], encoder)
-    return RowOutcome(result, is_held_out)
-
-
-def encode_row(payload: bytes, row_format: RowFormat, encoder: Encoder) -> Encoded | RowRejected:
-    """Return the sample of one row, given as JSON text, or why it cannot be used."""
-    (result,) = _encode_all([or_rejected(normalize, payload, row_format)], encoder)
-    return result
+    unused_keys = () if isinstance(normalized, RowRejected) else encoder.unused_keys(normalized)
+    return RowOutcome(result, unused_keys, is_held_out)
 
 
 def hash_share(conversation: Conversation) -> float:
@@ -175,3 +176,29 @@ def _rejects(
             )
             rejects.append(asdict(reject))
     return rejects
+
+
+def _unused_keys(
+    rows: Sequence[int],
+    normalized: Sequence[Conversation | RowRejected],
+    source_ids: Sequence[int],
+    encoder: Encoder,
+) -> list[dict[str, Any]]:
+    """Return the fields of a `KeyCount` for each source and key of messages that nothing reads.
+
+    Args:
+        rows: which of the table's rows the conversations are of.
+        normalized: a step's rows, without those left out. A row that is rejected later counts.
+        source_ids: [rows of the table].
+        encoder: knows what the chat template reads.
+    """
+    by_source: dict[int, dict[str, int]] = {}
+    for row, conversation in zip(rows, normalized, strict=True):
+        if isinstance(conversation, Conversation) and (keys := encoder.unused_keys(conversation)):
+            count_row(by_source.setdefault(source_ids[row], {}), keys)
+
+    counts = []
+    for source_id, by_key in by_source.items():
+        for key, num_rows in by_key.items():
+            counts.append(asdict(KeyCount(source_id, key, num_rows)))
+    return counts

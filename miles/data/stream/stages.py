@@ -32,6 +32,7 @@ from miles.data.files.read import read_rows, stream_rows
 from miles.data.order.plan import Plan, PlannedStep, WindowRef
 from miles.data.packing.pack import PackStats, pack, pack_stats
 from miles.data.packing.shards import unpack
+from miles.data.step_schemas import ENCODED_STEP, PACKED_STEP, PREPARED_STEP, RAW_STEP
 from miles.data.stream.row_outcomes import StepOutcome, step_outcomes
 from miles.data.stream.step_tables import (
     ListColumn,
@@ -43,10 +44,6 @@ from miles.data.stream.step_tables import (
     step_table,
 )
 from miles.data.types import (
-    ENCODED_STEP,
-    PACKED_STEP,
-    PREPARED_STEP,
-    RAW_STEP,
     Encoded,
     Int32,
     Int64,
@@ -199,6 +196,7 @@ def _outcome_columns(
         "source_truncated": by_source(kept[is_truncated]),
         "source_held_out": by_source(left_out),
         "rejects": [outcome.rejects for outcome in outcomes],
+        "unused_keys": [outcome.unused_keys for outcome in outcomes],
         "sample_row_ids": ListColumn(row_ids[kept], counts),
         "sample_source_ids": ListColumn(row_sources[kept], counts),
     }

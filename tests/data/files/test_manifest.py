@@ -85,10 +85,37 @@ def test_json_round_trip(mixture: list[SourceConfig]) -> None:
     again = Manifest.from_json(manifest.to_json())
     assert again == manifest
     assert again.fingerprint == manifest.fingerprint
+    before = json.loads(manifest.to_json())
+    for source in before["sources"]:
+        del source["unused_columns"]
+    old = Manifest.from_json(json.dumps(before))
+    assert old.fingerprint == manifest.fingerprint
+    assert old.sources[0].files == manifest.sources[0].files
     odd_shape = manifest.to_json().replace('"shape": "text"', '"shape": "round"')
     for text in ("[]", "{", '{"version": 1}', '{"version": 2}', '{"version": 99}', odd_shape):
         with pytest.raises(SourceError, match=r"m\.json: "):
             Manifest.from_json(text, "m.json")
+
+
+def test_columns_that_nothing_is_made_of_are_named(tmp_path: Path) -> None:
+    """As the first rows have them; one that is null in all of them says nothing."""
+    row = {"id": 7, "question": "2+2?", "answer": "4", "text": None, "context": None, "tools": []}
+    (tmp_path / "a.jsonl").write_text(json.dumps(row) + "\n" + json.dumps(row | {"score": 1}))
+    pq.write_table(pa.Table.from_pylist([row | {"text": "?", "x": 1}]), tmp_path / "b.parquet")
+    sources = [
+        SourceConfig("a", (str(tmp_path / "a.jsonl"),)),
+        SourceConfig("b", (str(tmp_path / "b.parquet"),)),
+        SourceConfig("text", (str(tmp_path / "b.parquet"),), RowFormat("text")),
+        SourceConfig("named", (str(tmp_path / "b.parquet"),), RowFormat("text", {"text": "x"})),
+    ]
+    manifest = build_manifest(sources)
+    assert [source.unused_columns for source in manifest.sources] == [
+        ("id", "score"),
+        ("id", "text", "x"),
+        ("id", "question", "answer", "tools", "x"),
+        ("id", "question", "answer", "text", "tools"),
+    ]
+    assert Manifest.from_json(manifest.to_json()) == manifest
 
 
 def test_fingerprint_ignores_the_folder(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 from miles.data.config import SourceConfig
 from miles.data.files.manifest import Manifest, build_manifest
 from miles.data.notebook.card import Card, Summary
+from miles.data.reasons import REASONS
 
 
 @pytest.fixture
@@ -27,15 +28,17 @@ def summary(num_rows: int, lengths: list[int], **reasons: int) -> Summary:
 
 def test_the_lines_of_all_rows(manifest: Manifest) -> None:
     card = Card(manifest, summary(4_000, [10, 20, 30], too_long=3, no_messages=1), False)
-    assert dict(card.lines()) == {
-        "rows": "4,000 in 1 file",
-        "sources": "a <b> (messages in messages)",
-        "tokens": "60 (20 a row)",
-        "trained": "25.0% of the tokens",
-        "row length": "median 20, 90th percentile 28, 99th 29 tokens",
-        "dropped": "1 no_messages, 3 too_long of 4,000 rows",
-        "numbers": "every row read",
-    }
+    assert card.lines() == [
+        ("rows", "4,000 in 1 file"),
+        ("sources", "a <b> (messages in messages)"),
+        ("tokens", "60 (20 a row)"),
+        ("trained", "25.0% of the tokens"),
+        ("row length", "median 20, 90th percentile 28, 99th 29 tokens"),
+        ("dropped", "3 too_long, 1 no_messages of 4,000 rows"),
+        ("", f"too_long: {REASONS['too_long'].remedy}"),
+        ("", f"no_messages: {REASONS['no_messages'].remedy}"),
+        ("numbers", "every row read"),
+    ]
 
 
 def test_a_sample_is_scaled_up(manifest: Manifest) -> None:
@@ -56,7 +59,27 @@ def test_the_html_holds_the_lines_and_two_charts(manifest: Manifest) -> None:
     assert not re.search(r"https?:|<script|<link|<style|<b>", fragment)
 
 
+def test_what_is_not_used_is_named_in_short(tmp_path: Path) -> None:
+    row = {"text": "a", **{f"column {number}": 1 for number in range(30)}}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row))
+    manifest = build_manifest((SourceConfig("wide", (str(tmp_path / "rows.jsonl"),)),))
+    numbers = Summary(1, np.array([3]), 3, {}, {"wide": {"<mood>": 1, "thought": 1_200}})
+    card = Card(manifest, numbers, False)
+    lines = dict(card.lines())
+    assert lines["keys not used"] == "thought (1,200 rows), <mood> (1 row)"
+    columns = ", ".join(f"column {number}" for number in range(6))
+    assert lines["columns not used"] == f"{columns} and 24 more"
+    assert "&lt;mood&gt;" in card.to_html()
+    assert "column 5 and 24 more" in card.to_html()
+    assert max(map(len, card.to_text(80).splitlines())) <= 80
+
+
+def test_nothing_is_said_where_all_is_used(manifest: Manifest) -> None:
+    card = Card(manifest, summary(4_000, [10, 20, 30]), False)
+    assert "not used" not in card.to_text() + card.to_html()
+
+
 def test_no_usable_row_is_no_error(manifest: Manifest) -> None:
     card = Card(manifest, summary(4_000, [], nothing_to_train=4_000), False)
-    assert "4000 nothing_to_train of 4,000 rows" in card.to_text()
+    assert "4,000 nothing_to_train of 4,000 rows" in card.to_text()
     assert "<svg" not in card.to_html()

@@ -22,7 +22,8 @@ from miles.data.rows.json_text import MAX_DEPTH
 from miles.data.rows.messages_parquet import WRITTEN, ToMessages
 from miles.data.rows.normalize import normalize
 from miles.data.rows.turns import EXTRA
-from miles.data.types import PREPARED_STEP, Conversation
+from miles.data.step_schemas import PREPARED_STEP
+from miles.data.types import Conversation
 
 
 def write(conversations: list[Conversation]) -> pa.Table:
@@ -123,6 +124,13 @@ TOOL_ROW = {
             ],
         ),
         ("messages", [{"messages": [ASK, ANSWER], "tools": '[{"name": "f", "default": null}]'}]),
+        (
+            "messages",
+            [
+                {"messages": [ASK, ANSWER], "chat_template_kwargs": {"a": None, "b": [1.0, "é"]}},
+                {"messages": [ASK, ANSWER]},
+            ],
+        ),
         (
             "alpaca",
             [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import fsspec
 import pytest
@@ -22,7 +22,8 @@ from miles.data.config import (
 from miles.data.files.manifest import Manifest, build_manifest
 from miles.data.stream.ledger import Ledger
 from miles.data.stream.reject_limits import RejectLimits
-from miles.data.types import Reject, StepRows
+from miles.data.types import Cursor, KeyCount, Reject, StepRows
+from miles.data.unused_names import MAX_NAMES, OTHERS
 from miles.errors import CheckpointError, DataError
 
 NUM_ROWS = {"a": 600, "b": 900}
@@ -51,14 +52,21 @@ def entry(
     *rejects: Reject,
     truncated: tuple[int, ...] = (0, 0),
     held_out: tuple[int, ...] = (0, 0),
+    keys: tuple[KeyCount, ...] = (),
 ) -> Entry:
-    return Entry(index, StepRows(read, truncated, held_out, rejects))
+    return Entry(index, StepRows(read, truncated, held_out, rejects, keys))
 
 
 STEPS = [
-    entry(0, (10, 5), Reject(3, 0, "no_messages", "turn 1"), Reject(602, 1, "too_long", "")),
-    entry(1, (0, 15), truncated=(0, 2)),
-    entry(2, (5, 10), Reject(700, 1, "too_long", "9000 tokens")),
+    entry(
+        0,
+        (10, 5),
+        Reject(3, 0, "no_messages", "turn 1"),
+        Reject(602, 1, "too_long", ""),
+        keys=(KeyCount(1, "mood", 5), KeyCount(1, "a", 1)),
+    ),
+    entry(1, (0, 15), truncated=(0, 2), keys=(KeyCount(1, "b", 15),)),
+    entry(2, (5, 10), Reject(700, 1, "too_long", "9000 tokens"), keys=(KeyCount(1, "a", 4),)),
     entry(3, (10, 5), Reject(3, 0, "no_messages", "turn 1")),  # the next epoch, the same row again
 ]
 
@@ -138,22 +146,82 @@ def test_resume_at_every_step(manifest: Manifest, tmp_path: Path, remote: bool) 
     for saved in range(len(STEPS) + 1):
         for killed in range(saved, len(STEPS) + 1):
             name = f"{saved}-{killed}.jsonl"
-            first, totals = Ledger(manifest, f"{folder}/{name}", RejectLimits(1.0)), "{}"
-            for step in STEPS[:killed]:
-                if step.index == saved:
-                    totals = json.dumps(first.totals())
-                first.commit(*step)
-            if saved == killed:
-                totals = json.dumps(first.totals())
+            first = Ledger(manifest, f"{folder}/{name}", RejectLimits(1.0))
+            kept = ""
+            for step in [*STEPS[:killed], None]:
+                if step is None or step.index == saved:
+                    kept = kept or json.dumps([first.totals(), first.unused_keys()], sort_keys=True)
+                if step is not None:
+                    first.commit(*step)
+            totals, keys = json.loads(kept)
             second = Ledger(
-                manifest, f"{folder}/{name}", RejectLimits(1.0), json.loads(totals), next_step=saved
+                manifest,
+                f"{folder}/{name}",
+                RejectLimits(1.0),
+                totals,
+                next_step=saved,
+                unused_keys=keys,
             )
             for step in STEPS[saved:]:
                 second.commit(*step)
             assert second.totals() == whole.totals()
+            assert second.unused_keys() == whole.unused_keys()
+            assert json.dumps(second.summary()) == json.dumps(whole.summary())
             assert content(name) == content("whole.jsonl")
     if remote:
         fsspec.filesystem("memory").rm("/ledger", recursive=True)
+
+
+def test_keys_that_nothing_reads_are_counted_by_source(manifest: Manifest) -> None:
+    ledger = Ledger(manifest, None, RejectLimits(1.0))
+    for step in STEPS:
+        ledger.commit(*step)
+        ledger.commit(*step)
+    assert ledger.unused_keys() == {"b": {"mood": 5, "a": 5, "b": 15}}
+    assert list(ledger.summary()["b"]["keys_not_used"].items()) == [
+        ("b", 15),
+        ("a", 5),
+        ("mood", 5),
+    ]
+    assert ledger.summary()["a"]["keys_not_used"] == {}
+
+
+def test_keys_of_a_source_are_bounded(manifest: Manifest) -> None:
+    """Resumed after any step, the same ones are kept."""
+    steps = []
+    for index in range(6):
+        keys = [KeyCount(0, f"key {number}", 1) for number in range(30 * index, 30 * index + 45)]
+        steps.append(entry(index, (1, 0), keys=tuple(keys)))
+    whole = Ledger(manifest, None, RejectLimits(1.0))
+    for step in steps:
+        whole.commit(*step)
+    counts = whole.unused_keys()["a"]
+    assert len(counts) == MAX_NAMES + 1
+    assert sum(counts.values()) == 6 * 45
+    assert list(whole.summary()["a"]["keys_not_used"])[-1] == OTHERS
+
+    ledger = Ledger(manifest, None, RejectLimits(1.0))
+    for number, step in enumerate(steps):
+        ledger.commit(*step)
+        kept = json.loads(json.dumps([ledger.totals(), ledger.unused_keys()], sort_keys=True))
+        ledger = Ledger(manifest, None, RejectLimits(1.0), kept[0], number + 1, unused_keys=kept[1])
+    assert ledger.unused_keys() == whole.unused_keys()
+
+
+def test_a_cursor_from_before_keys_were_counted_is_read() -> None:
+    new = Cursor(1, 2, True, 3, 4, False, (), "m", "e", unused_keys={"a": {"mood": 5}})
+    fields = json.loads(new.to_json())
+    del fields["unused_keys"]
+    old = Cursor.from_json(json.dumps(fields), "there")
+    assert old == replace(new, unused_keys={})
+    assert Cursor.from_json(new.to_json(), "there") == new
+    old.require_same_data(new, "there")
+
+
+@pytest.mark.parametrize("keys", [{"elsewhere": {"x": 1}}, {"a": 3}])
+def test_unused_keys_that_cannot_be(manifest: Manifest, keys: dict[str, Any]) -> None:
+    with pytest.raises(CheckpointError, match="unused keys of the checkpoint"):
+        Ledger(manifest, None, RejectLimits(1.0), unused_keys=keys)
 
 
 def test_half_a_line_is_dropped(manifest: Manifest, tmp_path: Path) -> None:

@@ -1,0 +1,115 @@
+"""The tables of the stream, in Arrow: one row is one step, in every stage.
+
+RAW_STEP       read -> encode    a step's rows as JSON text
+ENCODED_STEP   encode -> pack    a step's samples as token ids and masks, in row order
+PACKED_STEP    pack -> feed      the same samples, rank by rank, micro-batch by micro-batch
+PREPARED_STEP  read -> prepare   a step's conversations as OpenAI messages, with token counts
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pyarrow as pa
+
+from miles.data.types import STAGES
+
+# Every column of the step tables, once.
+_COLUMNS: Mapping[str, pa.DataType] = {
+    # where the step stands
+    "step": pa.int64(),  # counting over epochs
+    "epoch": pa.float64(),  # epochs consumed after the step
+    "next_row": pa.int64(),
+    "num_rows": pa.int32(),
+    # its rows as they were read
+    "row_ids": pa.list_(pa.int64()),
+    "source_ids": pa.list_(pa.int32()),
+    "payloads": pa.large_list(pa.large_binary()),  # each row as JSON text
+    # what became of them: one number a source
+    "source_rows": pa.list_(pa.int64()),
+    "source_truncated": pa.list_(pa.int64()),
+    "source_held_out": pa.list_(pa.int64()),
+    "rejects": pa.list_(  # the fields of `Reject`
+        pa.struct(
+            [
+                pa.field("row_id", pa.int64()),
+                pa.field("source_id", pa.int32()),
+                pa.field("reason", pa.string()),
+                pa.field("detail", pa.string()),
+                pa.field("position", pa.int32()),
+            ]
+        )
+    ),
+    "unused_keys": pa.list_(  # the fields of `KeyCount`
+        pa.struct(
+            [
+                pa.field("source_id", pa.int32()),
+                pa.field("key", pa.string()),
+                pa.field("num_rows", pa.int64()),
+            ]
+        )
+    ),
+    # its samples, in row order
+    "sample_row_ids": pa.list_(pa.int64()),
+    "sample_source_ids": pa.list_(pa.int32()),
+    "sample_lengths": pa.list_(pa.int32()),
+    "sample_trained_tokens": pa.list_(pa.int32()),
+    "conversations": pa.large_list(pa.large_binary()),  # each `Conversation` as JSON
+    # its tokens, sample after sample
+    "input_ids": pa.large_list(pa.int32()),
+    "loss_mask": pa.large_list(pa.uint8()),  # of tokens, not yet shifted
+    "num_straddling_tokens": pa.int32(),
+    "fingerprint": pa.string(),
+    # how it is packed: rank 0's micro-batches, rank 1's, …; segments in that order
+    "dp_size": pa.int32(),
+    "micro_batch_segments": pa.list_(pa.int32()),
+    "segment_lengths": pa.list_(pa.int32()),
+    "segment_row_ids": pa.list_(pa.int64()),
+    "segment_source_ids": pa.list_(pa.int32()),
+    "num_trained_tokens": pa.int64(),
+    "source_trained_tokens": pa.list_(pa.int64()),
+    "pack_fill": pa.float64(),
+    "dp_imbalance": pa.float64(),
+    # what it cost
+    **{f"{stage}_seconds": pa.float64() for stage in STAGES},
+}
+
+POSITION_COLUMNS = ("step", "epoch", "next_row", "num_rows")
+"""Columns that every step table has."""
+_ROW_COUNTS = (
+    "source_rows",
+    "source_truncated",
+    "source_held_out",
+    "rejects",
+    "unused_keys",
+)
+_SAMPLES = ("sample_row_ids", "sample_source_ids", "sample_lengths")
+_TOKENS = ("input_ids", "loss_mask", "num_straddling_tokens", "fingerprint")
+_SEGMENTS = (
+    "micro_batch_segments",
+    "segment_lengths",
+    "segment_row_ids",
+    "segment_source_ids",
+)
+_PACKING = ("dp_size", "num_trained_tokens", "source_trained_tokens", "pack_fill", "dp_imbalance")
+
+
+def _step_schema(*names: str) -> pa.Schema:
+    """Return the schema of a step table with these columns."""
+    return pa.schema([pa.field(name, _COLUMNS[name]) for name in (*POSITION_COLUMNS, *names)])
+
+
+def _seconds(*stages: str) -> tuple[str, ...]:
+    """Return the columns that hold the seconds of these stages."""
+    return tuple(f"{stage}_seconds" for stage in stages)
+
+
+RAW_STEP = _step_schema("row_ids", "source_ids", "payloads", *_seconds("read"))
+
+ENCODED_STEP = _step_schema(
+    *_ROW_COUNTS, *_SAMPLES, *_TOKENS, *_seconds("read", "normalize", "encode")
+)
+
+PACKED_STEP = _step_schema(*_ROW_COUNTS, *_TOKENS, *_SEGMENTS, *_PACKING, *_seconds(*STAGES))
+
+PREPARED_STEP = _step_schema(*_ROW_COUNTS, *_SAMPLES, "conversations", "sample_trained_tokens")
