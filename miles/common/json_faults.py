@@ -12,8 +12,15 @@ from __future__ import annotations
 import json
 import re
 
+SINGLE_QUOTES = "single quotes, as Python writes a dict"
+PYTHON_WORDS = "None, True or False, as Python writes them"
+LATIN_1 = "Latin-1 or Windows-1252"
+
 _WORD = re.compile(r"(None|True|False)\b")
 _NAME = re.compile(r"[A-Za-z_$][\w$]*\s*:")
+_NOT_ASCII = re.compile(rb"[\x80-\xff]")
+_RUN = re.compile(rb"[\x80-\xff]{3,}")
+"""Letters of a Western language stand between ASCII ones."""
 _TYPOGRAPHIC = ("\u201c", "\u201d", "\u201e", "\u2018", "\u2019", "\xe2\x80\x9c", "\xe2\x80\x9d")
 """Quotes, and those of UTF-8 that is read as Latin-1."""
 
@@ -32,7 +39,7 @@ def likely_fault(error: json.JSONDecodeError, text: str) -> str:
     found = text[at : at + 1]
     before = text[:at].rstrip()[-1:] if at < len(text) else ""
     if found == "'":
-        return "single quotes, as Python writes a dict"
+        return SINGLE_QUOTES
     if found == "," and error.msg == "Extra data":
         return "a comma behind the object"
     if found == "{" and error.msg == "Extra data":
@@ -40,7 +47,7 @@ def likely_fault(error: json.JSONDecodeError, text: str) -> str:
     if (before == "," and found in ("}", "]")) or error.msg.startswith("Illegal trailing comma"):
         return "a comma behind the last entry"
     if _WORD.match(text, at):
-        return "None, True or False, as Python writes them"
+        return PYTHON_WORDS
     if text.startswith(("//", "/*", "#"), at):
         return "a comment"
     if text.startswith(_TYPOGRAPHIC, at):
@@ -61,9 +68,13 @@ def likely_encoding(content: bytes) -> str:
     """
     if b"\0" in content:
         return "UTF-16"
-    if not content.decode("utf-8", "ignore").isascii():
-        return "damaged, or of several encodings"
-    return "Latin-1 or Windows-1252"
+    num_bytes = len(_NOT_ASCII.findall(content))
+    valid = content.decode("utf-8", "ignore").encode()
+    if 2 * len(_NOT_ASCII.findall(valid)) > num_bytes:
+        return "damaged UTF-8, or several encodings"
+    if 2 * sum(map(len, _RUN.findall(content))) > num_bytes:
+        return "another encoding, such as GBK, Shift-JIS or Windows-1251"
+    return LATIN_1
 
 
 def described(cause: str, likely: str) -> str:

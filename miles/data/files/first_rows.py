@@ -6,7 +6,6 @@ the first row group.
 
 from __future__ import annotations
 
-import codecs
 import json
 from itertools import chain
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 
 from miles.common import storage
-from miles.data.files import json_scan, parquet
+from miles.data.files import first_faults, json_scan, parquet
 from miles.data.files.arrow_types import is_text, parts
 from miles.data.files.file import File
 from miles.data.files.json_blocks import json_blocks
@@ -24,8 +23,6 @@ from miles.data.types import MAX_ROW_BYTES
 from miles.errors import SourceError
 
 _BUFFER_BYTES = 1 << 20
-_CAUSE_CHARACTERS = 120
-_KINDS: dict[type, str] = {list: "a list", str: "a text", bool: "true or false", type(None): "null"}
 
 Row = dict[str, Any]
 
@@ -91,38 +88,22 @@ def _first_json_rows(file: File, any_needed: bool) -> list[Row]:
         (block,) = json_blocks(file, [group])
         payloads = json_scan.split_rows(file.format, block)
 
-    rows = []
-    first_cause = ""
-    for payload in payloads[:FIRST_ROWS]:
-        row = _parsed(payload)
-        if isinstance(row, dict):
-            rows.append(row)
-        else:
-            first_cause = first_cause or row
+    rows = [row for payload in payloads[:FIRST_ROWS] if (row := _parsed(payload)) is not None]
     if any_needed and not rows:
         num_looked_at = min(len(payloads), FIRST_ROWS)
         raise SourceError(
-            f"{file.path}: none of the first {num_looked_at} rows can be read; the first one "
-            f"{first_cause}. Each row must be a JSON object, in UTF-8: write the file anew (in "
-            'Python: open(PATH, "w", encoding="utf-8") and json.dumps of each row), or name it by '
-            "what is in it (.parquet, .gz, .zst)"
+            f"{file.path}: none of the first {num_looked_at} rows can be read. The first one is at "
+            f"{first_faults.describe(file, block, payloads[0])}"
         )
     return rows
 
 
-def _parsed(payload: bytes) -> Row | str:
-    """Return a row, or why it is none: the end of a sentence."""
+def _parsed(payload: bytes) -> Row | None:
+    """Return a row; None: it cannot be read."""
     if len(payload) > MAX_ROW_BYTES:
-        return f"has {len(payload):,} bytes, and at most {MAX_ROW_BYTES:,} are read"
-    if payload.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return "begins as UTF-16 text does"
+        return None
     try:
         row = json.loads(payload.decode())
-    except UnicodeDecodeError as error:
-        byte = payload[error.start]
-        return f"is not UTF-8 text (byte 0x{byte:02x} at {error.start} of the row)"
-    except RecursionError:
-        return "is nested too deeply"
-    except ValueError as error:
-        return f"is not JSON ({str(error)[:_CAUSE_CHARACTERS]})"
-    return row if isinstance(row, dict) else f"is {_KINDS.get(type(row), 'a number')}, no object"
+    except (ValueError, RecursionError):
+        return None
+    return row if isinstance(row, dict) else None

@@ -6,7 +6,7 @@
 
 Only the footers of Parquet files are read. A JSON file is scanned once, and the byte offsets of its
 row groups are kept (`json_index`). The first rows of each source's first file are read to detect
-their shape (`row_shapes`).
+their shape (`row_shapes`), and those of a few others, which must have it too (`other_files`).
 
 The fingerprint is the same wherever the files lie. It changes when a file is added, renamed or
 written anew, or when rows are read in another way.
@@ -37,6 +37,7 @@ from miles.data.files.file import (
 from miles.data.files.first_rows import first_rows
 from miles.data.files.left_out import LeftOut, merged
 from miles.data.files.locate import Located, locate
+from miles.data.files.other_files import require_one_shape, with_hint
 from miles.data.files.row_columns import columns_of_shape, known_columns
 from miles.data.files.row_shapes import detect_format, find_columns
 from miles.data.files.unused_columns import unused_columns
@@ -211,16 +212,16 @@ def _describe_source(
 ) -> ManifestSource:
     first = next((file for file in files if file.num_rows), None)
     if first is None:
+        without_rows = ", ".join(map(_without_rows, files))
         raise SourceError(
-            f"source {source.name!r} has no row: {', '.join(file.path for file in files)}. Write "
-            "rows into it, or name another file"
+            f"source {source.name!r} has no row: {without_rows}. Write rows into it, or name another file"
         )
     is_unknown = source.format.shape == "auto"
     rows, columns = first_rows(first, known_columns(source.format), any_needed=is_unknown)
     try:
         format = detect_format(source, rows, columns, first.path)
     except SourceError as error:
-        format = _format_in_bytes(source, first, error)
+        format = _format_in_bytes(source, files, error)
 
     needed = columns_of_shape(format)
     named = frozenset(source.format.columns.values())
@@ -228,28 +229,39 @@ def _describe_source(
     if first.unread_columns:  # some of them may be read now
         first = with_text_columns(first, needed, named)
         rows, _ = first_rows(first, known_columns(format))
+    found = find_columns(format, rows)
+    require_one_shape(source, format, found, files)
     return ManifestSource(
         source.name,
         format,
-        find_columns(format, rows),
+        found,
         files,
         left_out,
         unused_columns(format, rows, columns),
     )
 
 
-def _format_in_bytes(source: SourceConfig, first: File, error: SourceError) -> RowFormat:
+def _without_rows(file: File) -> str:
+    """Return a file's path, and what it holds instead of rows."""
+    if file.size_bytes == 0:
+        return f"{file.path} (an empty file)"
+    is_blank = file.format == "jsonl" and file.compression is None
+    return f"{file.path} ({'only blanks' if is_blank else 'no row'})"
+
+
+def _format_in_bytes(source: SourceConfig, files: Sequence[File], error: SourceError) -> RowFormat:
     """Detect the shape of rows that may be in columns of bytes, read as text.
 
     Args:
-        first: a file that has rows.
+        files: of which one has rows.
         error: that no other column holds rows.
 
     Raises:
         SourceError: these do not hold rows either. It says which columns are not read.
     """
+    first = next(file for file in files if file.num_rows)
     if not first.unread_columns:
-        raise error
+        raise with_hint(error, source, files)
     known = known_columns(source.format)
     with_text = with_text_columns(first, known, frozenset(source.format.columns.values()))
     rows, columns = first_rows(with_text, known)

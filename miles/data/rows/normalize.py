@@ -26,6 +26,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
+from miles.common.json_faults import described, likely_encoding, likely_fault
 from miles.data.config import RowFormat
 from miles.data.files.row_columns import column_of, possible_columns, with_usual_names
 from miles.data.rows.exchanges import (
@@ -116,9 +117,11 @@ def _parse(payload: bytes) -> Mapping[str, Any]:
     except UnicodeDecodeError as error:
         if payload.startswith(OVERSIZED_ROW):
             _reject_oversized(int(payload.removeprefix(OVERSIZED_ROW)))
-        reject("malformed_json", f"not UTF-8 at byte {error.start}")
+        cause = f"not UTF-8 at byte {error.start}"
+        reject("malformed_json", described(cause, likely_encoding(payload)))
     except json.JSONDecodeError as error:
-        reject("malformed_json", f"{error.msg} at character {error.pos}")
+        cause = f"{error.msg} at character {error.pos}"
+        reject("malformed_json", described(cause, likely_fault(error, error.doc)))
     except ValueError:
         reject("malformed_json", "a number of too many digits")
     except RecursionError:

@@ -50,6 +50,13 @@ def test_separators_of_unicode_end_no_row() -> None:
 
 
 REFUSED = {
+    "containers/latin1.jsonl": (
+        r"none of the first 3 rows can be read\. The first one is at line 1, column 46: not UTF-8 "
+        r"\(byte 0xf6; it looks like Latin-1 or Windows-1252\)\. Convert it: iconv -f WINDOWS-1252"
+    ),
+    "containers/array_of_arrays.json": (
+        r"at line 1: a list, no object\. .*json\.dumps\(\{\"messages\": row\}\)"
+    ),
     "containers/utf16.jsonl": "UTF-16 text; UTF-8 was expected. Convert it: iconv -f UTF-16 ",
     "containers/utf16_array.json": "UTF-16 text; UTF-8 was expected. Convert it: iconv -f UTF-16 ",
     "containers/columns.json": "columns .* where one object a row was expected. .*DataFrame.*orient=.records",
@@ -129,6 +136,11 @@ def require_rows(path: Path, text: str, rows: int) -> None:
         ('{"a": 1}{"a": 2}\n{"a" 3}', r"byte 22 \(line 2\): .* in row 2 .* begins at byte 17"),
         ('{\n"a": 1}\n{\n"a": \'x\'}', r"line 4\).*single quotes, as Python writes a dict"),
         ('[{"n": 1},\n{"data": [{"a": 1}, {"a": None}]}]', r"line 2\): .*None, True or False"),
+        ("\n{'a': None}\n{'a': None}", r"line 2, column 2: not JSON .*single quotes.*literal_eval"),
+        ('{\n"a": 1,\n}\n{\n"a": 2,\n}\n', r"at line 3, column 1: .*a comma behind the last entry"),
+        ('{\n "a": 1\n "b": 2}', r"at line 3, column 2: not JSON \(Expecting ',' delimiter"),
+        ("prose, not rows", r"at line 1, column 1: not JSON \(Expecting value\)"),
+        ("[" * 100_000, "too deeply"),
         ("\0" * 100, "NUL bytes, as a file has that was cut off"),
         ('<?xml version="1.0"?><Error>', "XML, such as a store's error"),
         ("PK\x03\x04", "a zip archive. Unpack it"),

@@ -241,18 +241,18 @@ def test_errors_name_the_broken_file(tmp_path: Path, fault: str, remote: bool) -
         fs.rm(path, recursive=True)
 
 
-@pytest.mark.parametrize("name", ["x.parquet", "x.jsonl", "x.jsonl.zst"])
-def test_late_damage_names_the_file(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_late_damage_names_the_file(tmp_path: Path, kind: str) -> None:
     """A file that goes bad when its rows were counted, and looks as it did."""
-    kind = {"x.parquet": "parquet", "x.jsonl": "lines", "x.jsonl.zst": "lines.zst"}[name]
+    name, content = content_of(kind, tmp_path)
     path = tmp_path / name
-    content = content_of(kind, tmp_path)[1]
     path.write_bytes(content)
     manifest, before = manifest_of(path), path.stat()
     path.write_bytes(content[:4] + b"\n" * 100 + content[104:])
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
-    with pytest.raises(SourceError, match=name):
+    with pytest.raises(SourceError, match=name) as caught:
         read_rows(manifest, np.arange(NUM_ROWS))
+    assert "\n" not in str(caught.value)
 
 
 def test_a_file_whose_permission_was_taken(tmp_path: Path) -> None:
