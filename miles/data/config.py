@@ -39,8 +39,9 @@ ROW_FIELDS: Mapping[str, tuple[str, ...]] = {
 """Row shape -> its fields. "messages" are ShareGPT's and OpenAI's, told apart turn by turn; of
 "preference" the chosen side is taken."""
 
-ROLE_NAMES = ("system", "user", "assistant", "tool")
-"""Roles of a normalized message."""
+ROLE_NAMES = ("system", "user", "assistant", "tool", "tool_call")
+"""Roles that a name in the rows can stand for. A turn of the role "tool_call" is the assistant's, and
+its content a call; a message has one of the others."""
 
 
 @dataclass(frozen=True)

@@ -104,8 +104,8 @@ def prepare(
             rows.
         column_names: field of the shape (`config.ROW_FIELDS`) -> column; others are looked for
             under usual names.
-        role_names: name of a role in the rows -> system, user, assistant or tool; beside the known
-            ones.
+        role_names: name of a role in the rows -> system, user, assistant, tool or tool_call; beside
+            the known ones.
         max_bad_fraction: a larger share of rejected rows is an error.
         chat_template_path: a Jinja file in place of the tokenizer's own template.
         template_kwargs: what the template gets beside the messages.
