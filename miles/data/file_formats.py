@@ -11,21 +11,20 @@ import re
 
 from miles.errors import SourceError
 
+_COMPRESSIONS = {"": None, ".gz": "gzip", ".zst": "zstd", ".bz2": "bz2", ".xz": "xz"}
+_TEXTS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json"}
+
 FORMATS: dict[str, tuple[str, str | None]] = {
     ".parquet": ("parquet", None),
-    ".jsonl": ("jsonl", None),
-    ".ndjson": ("jsonl", None),
-    ".json": ("json", None),
-    ".jsonl.gz": ("jsonl", "gzip"),
-    ".jsonl.zst": ("jsonl", "zstd"),
-    ".ndjson.gz": ("jsonl", "gzip"),
-    ".ndjson.zst": ("jsonl", "zstd"),
-    ".json.gz": ("json", "gzip"),
-    ".json.zst": ("json", "zstd"),
+    **{
+        text + packed: (format, compression)
+        for packed, compression in _COMPRESSIONS.items()
+        for text, format in _TEXTS.items()
+    },
 }
 """Suffix, in small letters -> format and compression. None ends with another.
 
-Between "jsonl" and "json" the file's first byte decides. Parquet compresses inside the file.
+Between "jsonl" and "json" the file's beginning decides. Parquet compresses inside the file.
 """
 
 FAMILIES: tuple[tuple[str, ...], ...] = (

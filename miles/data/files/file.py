@@ -37,9 +37,9 @@ class File:
     path: str
     """fsspec URL"""
     format: str
-    """"parquet", "jsonl" or "json" (one array)"""
+    """"parquet", "jsonl" or "json" (values that are found by a scan, such as an array's elements)"""
     compression: str | None
-    """None, "gzip" or "zstd\""""
+    """None, "gzip", "zstd", "bz2" or "xz\""""
     size_bytes: int
     stamp: str
     """The filesystem's entity tag, or the time of the last change."""

@@ -169,15 +169,14 @@ def _one_side(
         return [{"role": role, "content": "", "tool_calls": tool_calls}], [None]
     if type(value) is str:
         return [{"role": role, "content": value}], [None]
-    if type(value) not in (list, dict):
+    is_texts = type(value) is list and bool(value) and type(value[0]) is str
+    if type(value) not in (list, dict) or is_texts:  # texts are several answers, not turns
         reject(
             "bad_message",
             f"column {column} is {type_of(value)}, neither text nor a list of messages",
         )
 
     turns = turn_list(value, column)
-    if type(turns[0]) is str:
-        reject("bad_message", f"column {column} is a list of texts, which does not say who speaks")
     return read_turns(turns, f"column {column}, turn", format)
 
 

@@ -43,6 +43,7 @@ def eval_config(data: DataConfig, sources: tuple[SourceConfig, ...]) -> DataConf
     step_rows = max(STEP_ROWS, RANK_ROWS * data.pack.dp_size)
     if sources:
         order = OrderConfig(batch_size=step_rows, window_rows=WINDOW_ROWS, num_epoch=1)
+        sources = tuple(replace(source, is_evaluation=True) for source in sources)
         return replace(
             data, sources=sources, order=order, held_out_fraction=0.0, held_out="leave_out"
         )
