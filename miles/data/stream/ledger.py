@@ -221,7 +221,7 @@ class Ledger:
         if self._limits.is_share_exceeded(self.num_rejected, num_rows):
             rows = f"{num_rows} rows read" + (" and not held out" if self.num_held_out else "")
             raise self._limits.share_error(
-                self.num_rejected, rows, account=f"{self._advice()}{self._account()}"
+                self.num_rejected, rows, advice=self._advice(), account=self._account()
             )
 
     def require_trained(self) -> None:
