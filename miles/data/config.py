@@ -285,6 +285,16 @@ class EncodeConfig:
             choices=("mask", "train"),
         ),
     ] = "mask"
+    empty_answer: Annotated[
+        str,
+        Flag(
+            "--empty-answer",
+            "POLICY",
+            "an answer that would be trained and says nothing (no text, no reasoning, no tool "
+            "call): drop the row, or train the model to end at once",
+            choices=("drop", "train"),
+        ),
+    ] = "drop"
     history: Annotated[
         str,
         Flag(
