@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-import numpy as np
 
 from miles.common.checked import checked
 from miles.common.debugging import unchained
@@ -31,6 +30,7 @@ from miles.data.encoding.loss_mask import (
     require_answers,
     select_turns,
 )
+from miles.data.encoding.plain_text import TextFrame, text_frame
 from miles.data.template.certificate import Certificate
 from miles.data.template.certify import certify
 from miles.data.template.render import Renderer, RowVariables, Span, strings_of
@@ -172,7 +172,10 @@ class Encoder:
         certificate = template.certificate
 
         if self.config.empty_answer == "drop":
-            require_answers(conversation.messages, selected, certificate.terminator)
+            # Escaped, a terminator in an answer is ordinary text.
+            is_text = self.config.special_text == "escape"
+            ends = () if is_text else (certificate.terminator,)
+            require_answers(conversation.messages, selected, ends)
         if not certificate.accepts_tools and _calls_tools(conversation):
             raise RowRejected(
                 "unlocatable_turn",
@@ -229,10 +232,7 @@ class Encoder:
     # Rows that are plain text
 
     def _encode_text(self, text: str) -> Encoded:
-        """Encode plain text: the tokenizer's own tokens around it, and EOS.
-
-        Everything is trained but the tokens before the text.
-        """
+        """Encode plain text, with the special tokens around it that it lacks (`plain_text.py`)."""
         self._require_short(text)
         if self.config.special_text == "reject" and (special := self._special_text.search(text)):
             raise RowRejected("special_text", special.group())
@@ -242,29 +242,12 @@ class Encoder:
         else:
             ids = self._text_encoder.encode(text)
 
-        before, after = self._ids_around_text
-        ids = np.concatenate([before, ids, after])
-        loss_mask = np.ones(len(ids), np.uint8)
-        loss_mask[: len(before)] = 0
+        ids, loss_mask = self._text_frame.around(text, ids)
         if len(ids) < 2:  # no position has a label
             raise RowRejected(
                 "nothing_to_train", f"{len(ids)} tokens, and the first has none before it"
             )
         return self._limit_length(ids, loss_mask)
-
-    @cached_property
-    def _ids_around_text(self) -> tuple[Int32, Int32]:
-        """The ids before and after plain text: those that the tokenizer adds, and EOS."""
-        backend = self._text_encoder.backend
-        bare = backend.encode("a", add_special_tokens=False).ids
-        full = backend.encode("a", add_special_tokens=True).ids
-        begin = next(at for at in range(len(full)) if full[at : at + len(bare)] == bare)
-
-        after = full[begin + len(bare) :]
-        eos = self.tokenizer.eos_token_id
-        if eos is not None and eos not in after:
-            after = [*after, eos]
-        return np.array(full[:begin], np.int32), np.array(after, np.int32)
 
     # Rows that spell control tokens
 
@@ -342,6 +325,11 @@ class Encoder:
     @cached_property
     def _row_templates(self) -> RowTemplates:
         return RowTemplates(self.tokenizer, self.config, self._run_template)
+
+    @cached_property
+    def _text_frame(self) -> TextFrame:
+        url = self.config.tokenizer
+        return text_frame(self.tokenizer, self._text_encoder, url, self.certificate.terminator)
 
     @cached_property
     def _escaper(self) -> Escaper:

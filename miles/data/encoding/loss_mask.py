@@ -51,15 +51,15 @@ def select_turns(conversation: Conversation, turns: str) -> list[bool]:
 
 
 def require_answers(
-    messages: Sequence[Mapping[str, Any]], selected: Sequence[bool], terminator: str
+    messages: Sequence[Mapping[str, Any]], selected: Sequence[bool], ends: tuple[str, ...]
 ) -> None:
     """Require that every answer that is trained says something: text, reasoning or a tool call.
 
-    Blanks say nothing, nor do an empty think block and the terminator, which the template adds.
+    Blanks say nothing, nor does an empty think block.
 
     Args:
         selected: as `select_turns` returns it.
-        terminator: the text that ends a turn.
+        ends: texts that end a turn and say nothing else: the terminator, where content may spell it.
 
     Raises:
         RowRejected: "empty_answer"
@@ -69,7 +69,7 @@ def require_answers(
         if not is_trained or message.get("tool_calls"):
             continue
         texts = (message.get(key) for key in _ANSWER_KEYS)
-        if all(text is None or _is_blank(text, terminator) for text in texts):
+        if all(text is None or _is_blank(text, ends) for text in texts):
             raise RowRejected("empty_answer", f"assistant turn {turn} says nothing")
 
 
@@ -77,18 +77,18 @@ _ANSWER_KEYS = ("content", "reasoning_content", "thinking", "reasoning")
 _EMPTY_THINK = re.compile(r"(<think>)?\s*</think>")
 
 
-def _is_blank(text: Any, terminator: str) -> bool:
+def _is_blank(text: Any, ends: tuple[str, ...]) -> bool:
     """Return whether a text, or a list of parts with a text each, says nothing."""
     if isinstance(text, list):
-        return all(
-            isinstance(part, Mapping) and _is_blank(part.get("text"), terminator) for part in text
-        )
+        return all(isinstance(part, Mapping) and _is_blank(part.get("text"), ends) for part in text)
     if not isinstance(text, str):
         return False
     stripped = text.strip()
-    if not stripped.startswith(("<think>", "</think>", terminator)):  # most answers
+    if not stripped.startswith(("<think>", "</think>", *ends)):  # most answers
         return not stripped
-    return not _EMPTY_THINK.sub("", stripped.replace(terminator, "")).strip()
+    for end in ends:
+        stripped = stripped.replace(end, "")
+    return not _EMPTY_THINK.sub("", stripped).strip()
 
 
 def mark_points(spans: Sequence[Span], terminator: str, empty_think: str) -> list[int]:

@@ -56,6 +56,11 @@ def test_an_answer_that_says_something_is_trained(
     assert isinstance(outcome(chatml_tokenizer_folder, QUESTION, message), Encoded)
 
 
+def test_a_terminator_that_is_ordinary_text_says_something(chatml_tokenizer) -> None:
+    encoded = encode([QUESTION, answer("<|im_end|>")], chatml_tokenizer, special_text="escape")
+    assert trained_text(chatml_tokenizer, encoded) == ["<|im_end|><|im_end|>"]
+
+
 def test_turns_that_are_not_trained_are_not_judged(chatml_tokenizer_folder: Path) -> None:
     turns = (QUESTION, answer(""), QUESTION, answer("Two."))
     assert isinstance(outcome(chatml_tokenizer_folder, *turns, turns="last"), Encoded)
@@ -77,9 +82,9 @@ def test_an_empty_answer_is_trained_where_that_is_asked_for(chatml_tokenizer) ->
 def test_parts_of_content_are_judged_by_their_text() -> None:
     for parts in ([], [{"type": "text", "text": " "}]):
         with pytest.raises(RowRejected, match="empty_answer"):
-            require_answers([QUESTION, answer(parts)], [True], "</s>")
-    require_answers([answer([{"type": "text", "text": "4"}])], [True], "</s>")
-    require_answers([answer([{"type": "image"}])], [True], "</s>")
+            require_answers([QUESTION, answer(parts)], [True], ("</s>",))
+    require_answers([answer([{"type": "text", "text": "4"}])], [True], ("</s>",))
+    require_answers([answer([{"type": "image"}])], [True], ("</s>",))
 
 
 def test_the_blank_row_of_a_file(chatml_tokenizer_folder: Path) -> None:

@@ -17,11 +17,11 @@ from tests.support.row_cases import require_served, take
 QUESTION = {"role": "user", "content": "What is 2+2?"}
 ANSWER = {"role": "assistant", "content": "It is 4."}
 CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 2}}}
+RESULT = {"role": "tool", "content": "4"}
 CONVERSATIONS: tuple[tuple[dict[str, Any], ...], ...] = (
     (QUESTION, ANSWER),
     (QUESTION, ANSWER, QUESTION, {**ANSWER, "reasoning_content": "2 and 2."}),
-    (QUESTION, {**ANSWER, "content": "", "tool_calls": [CALL]}, {"role": "tool", "content": "4"})
-    + (ANSWER,),
+    (QUESTION, {**ANSWER, "content": "", "tool_calls": [CALL]}, RESULT, ANSWER),
 )
 
 CLOSED_THINK = """\
