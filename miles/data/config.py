@@ -27,13 +27,17 @@ def _require(condition: bool, message: str) -> None:
         raise ConfigError(message)
 
 
+_COMMON_FIELDS = ("system", "tools", "template_kwargs")
 ROW_FIELDS: Mapping[str, tuple[str, ...]] = {
-    "messages": ("messages", "system", "tools", "template_kwargs"),
-    "alpaca": ("instruction", "input", "output", "system", "history", "tools", "template_kwargs"),
-    "prompt_completion": ("prompt", "completion", "system", "tools", "template_kwargs"),
+    "messages": ("messages", *_COMMON_FIELDS),
+    "alpaca": ("instruction", "input", "output", "history", "reasoning", *_COMMON_FIELDS),
+    "prompt_completion": ("prompt", "completion", "reasoning", *_COMMON_FIELDS),
+    "preference": ("chosen", "prompt", "input", *_COMMON_FIELDS),
+    "transcript": ("transcript", *_COMMON_FIELDS),
     "text": ("text",),
 }
-"""Row shape -> its fields. "messages" are ShareGPT's and OpenAI's, told apart turn by turn."""
+"""Row shape -> its fields. "messages" are ShareGPT's and OpenAI's, told apart turn by turn; of
+"preference" the chosen side is taken."""
 
 ROLE_NAMES = ("system", "user", "assistant", "tool")
 """Roles of a normalized message."""

@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from miles.common import storage
 from miles.data.files import json_scan, parquet
+from miles.data.files.arrow_types import is_text, parts
 from miles.data.files.file import File
 from miles.data.files.json_blocks import json_blocks
 from miles.data.files.row_json import UNREADABLE_ROW, table_to_json
@@ -35,7 +36,8 @@ def first_rows(
     """Return the first rows of a file that has rows, and the names of all their columns.
 
     Args:
-        wanted: columns that the rows must have; of Parquet no other one is read.
+        wanted: columns that the rows must have, in any case; of Parquet no other one is read but
+            nested ones with text in them, which may hold turns.
         any_needed: rows of which none can be read tell no shape, and are an error.
 
     Returns:
@@ -52,8 +54,13 @@ def first_rows(
 
 
 def _first_parquet_rows(file: File, wanted: frozenset[str]) -> tuple[list[Row], list[str]]:
-    names = parquet.footer(file.path, file.size_bytes, file.stamp).columns.names
-    columns = [name for name in names if name in wanted and name not in file.unread_columns]
+    footer = parquet.footer(file.path, file.size_bytes, file.stamp)
+    names = footer.columns.names
+    columns = [
+        column.name
+        for column in footer.metadata.schema.to_arrow_schema()
+        if column.name not in file.unread_columns and _may_matter(column, wanted)
+    ]
     if not columns:
         return [], list(names)
 
@@ -69,6 +76,13 @@ def _first_parquet_rows(file: File, wanted: frozenset[str]) -> tuple[list[Row], 
 
     payloads = table_to_json(table)
     return [json.loads(payload) for payload in payloads if payload != UNREADABLE_ROW], list(names)
+
+
+def _may_matter(column: pa.Field, wanted: frozenset[str]) -> bool:
+    """Return whether a column is wanted, or is a list or struct with text, which may hold turns."""
+    if column.name in wanted or column.name.lower() in wanted:
+        return True
+    return column.type.num_fields > 0 and any(is_text(part.type) for part in parts(column))
 
 
 def _first_json_rows(file: File, any_needed: bool) -> list[Row]:

@@ -37,12 +37,8 @@ from miles.data.files.file import (
 from miles.data.files.first_rows import first_rows
 from miles.data.files.left_out import LeftOut, merged
 from miles.data.files.locate import Located, locate
-from miles.data.files.row_shapes import (
-    columns_of_shape,
-    detect_format,
-    find_columns,
-    known_columns,
-)
+from miles.data.files.row_columns import columns_of_shape, known_columns
+from miles.data.files.row_shapes import detect_format, find_columns
 from miles.data.files.unused_columns import unused_columns
 from miles.data.types import Int32, Int64
 from miles.errors import ConfigError, SourceError
@@ -220,7 +216,7 @@ def _describe_source(
     is_unknown = source.format.shape == "auto"
     rows, columns = first_rows(first, known_columns(source.format), any_needed=is_unknown)
     try:
-        format = detect_format(source, rows, columns)
+        format = detect_format(source, rows, columns, first.path)
     except SourceError as error:
         format = _format_in_bytes(source, first, error)
 
@@ -256,7 +252,7 @@ def _format_in_bytes(source: SourceConfig, first: File, error: SourceError) -> R
     with_text = with_text_columns(first, known, frozenset(source.format.columns.values()))
     rows, columns = first_rows(with_text, known)
     try:
-        return detect_format(source, rows, columns)
+        return detect_format(source, rows, columns, first.path)
     except SourceError as other:
         raise SourceError(f"{other}. {describe_unread(first)}") from None
 

@@ -100,7 +100,7 @@ def prepare(
         revision: of the hub's data set.
         messages_key: column of the conversation; short for `column_names={"messages": …}`.
         tools_key: column of the tools; short for `column_names={"tools": …}`.
-        row_shape: "messages", "alpaca", "prompt_completion" or "text"; "auto": found from the first
+        row_shape: one of `config.ROW_FIELDS`, such as "messages"; "auto": found from the first
             rows.
         column_names: field of the shape (`config.ROW_FIELDS`) -> column; others are looked for
             under usual names.

@@ -5,12 +5,13 @@
     ->  messages  system "Be brief.", user "2+2?", assistant "4"
         flags     None, None, True
 
-A `RowFormat` says which of four shapes the row has:
+A `RowFormat` says which shape the row has:
 
     messages           turns of ShareGPT or OpenAI (`turns`)
-    alpaca             [system,] pairs of the history, then instruction + "\\n" + input -> output
-                       (no newline if one of the two is empty)
+    alpaca             [system,] pairs of the history, then instruction and input -> output
     prompt_completion  two texts; or two lists of messages, where only the completion's are trained
+    preference         the chosen side of two answers (`exchanges`, like the two above)
+    transcript         one text with the names of its speakers (`transcripts`)
     text               one text, all of it trained
 
 A key whose value is null is as good as absent, at any depth, and NaN is as null: Parquet gives
@@ -26,17 +27,29 @@ from collections.abc import Mapping
 from typing import Any, NoReturn
 
 from miles.data.config import RowFormat
-from miles.data.files.row_shapes import column_of, describe_pairs, pair_of, possible_columns
-from miles.data.rows.json_text import ROW_DECODER, is_encodable, require_encodable, require_json
+from miles.data.files.row_columns import column_of, possible_columns, with_usual_names
+from miles.data.rows.exchanges import (
+    alpaca,
+    as_functions,
+    calls_tools,
+    conversation_of,
+    missing,
+    preference,
+    prompt_and_completion,
+    text_of,
+)
+from miles.data.rows.json_text import ROW_DECODER, is_encodable, require_encodable
+from miles.data.rows.number_texts import text_of_row, with_number_texts
 from miles.data.rows.reject import reject, type_of
 from miles.data.rows.template_variables import template_kwargs_of
 from miles.data.rows.tool_calls import tools_of
+from miles.data.rows.transcripts import announced_tools
+from miles.data.rows.turn_lists import turn_list
 from miles.data.rows.turns import Flags, Messages, read_turns
 from miles.data.types import MAX_ROW_BYTES, OVERSIZED_ROW, Conversation
 
 MESSAGES = RowFormat("messages")
 
-_BOM = b"\xef\xbb\xbf"
 _MAX_VALUES = 16 << 20
 """A row with more commas and opening brackets is rejected: three bytes of it, such as `[],`, take
 seventy bytes of memory."""
@@ -55,36 +68,51 @@ def normalize(payload: bytes, format: RowFormat = MESSAGES) -> Conversation:
     """
     assert format.shape != "auto", "the shape is detected before rows are read"
     row = _parse(payload)
-    if format.shape == "text":
-        return _plain_text(row, format)
-
+    if format.columns or not "".join(row).islower():  # most rows have the usual names
+        row = with_usual_names(row, format.columns)
     if format.shape == "messages":
         messages, flags = read_turns(_turns(row, format), "turn", format)
-    elif format.shape == "alpaca":
-        messages, flags = _alpaca(row, format)
     else:
-        messages, flags = _prompt_and_completion(row, format)
+        row = with_number_texts(row, payload, format)
+        if format.shape == "text":
+            return _plain_text(row, format)
+        messages, flags = _messages(row, format)
     _require_trainable(messages, flags)
 
     prompt = _system(row, format)
-    if prompt is not None and not any(message["role"] == "system" for message in messages):
+    tools = tools_of(row, format)
+    if format.shape == "transcript" and prompt is not None:
+        prompt, announced = announced_tools(prompt)
+        tools = tools or announced
+    elif tools is not None and format.shape == "prompt_completion" and calls_tools(row, format):
+        tools = as_functions(tools)
+
+    if prompt and not any(message["role"] == "system" for message in messages):
         messages.insert(0, {"role": "system", "content": prompt})
         flags.insert(0, None)
 
-    tools = tools_of(row, format)
     if b"\\ud" in payload or b"\\uD" in payload:  # an escape that may be half of a character
         require_encodable(messages, tools)
     template_kwargs = template_kwargs_of(row, format)
     return Conversation(tuple(messages), tools, tuple(flags), template_kwargs=template_kwargs)
 
 
-def _parse(payload: bytes) -> dict[str, Any]:
+def _messages(row: Mapping[str, Any], format: RowFormat) -> tuple[Messages, Flags]:
+    """Return the turns of a row whose column is no list of them."""
+    if format.shape == "alpaca":
+        return alpaca(row, format)
+    if format.shape == "prompt_completion":
+        return prompt_and_completion(row, format)
+    if format.shape == "preference":
+        return preference(row, format)
+    return conversation_of(row, format)
+
+
+def _parse(payload: bytes) -> Mapping[str, Any]:
     if len(payload) > _MAX_VALUES:  # most rows are much shorter
         _require_moderate(payload)
-    if payload.startswith(_BOM):
-        payload = payload[len(_BOM) :]
     try:
-        row = ROW_DECODER.decode(payload.decode("utf-8"))
+        row = ROW_DECODER.decode(text_of_row(payload))
     except UnicodeDecodeError as error:
         if payload.startswith(OVERSIZED_ROW):
             _reject_oversized(int(payload.removeprefix(OVERSIZED_ROW)))
@@ -123,9 +151,9 @@ def _require_trainable(messages: Messages, flags: Flags) -> None:
 
 
 def _plain_text(row: Mapping[str, Any], format: RowFormat) -> Conversation:
-    text = _text_of(row, "text", format)
+    text = text_of(row, "text", format)
     if text is None:
-        reject("no_messages", _missing("text", format))
+        reject("no_messages", missing("text", format))
     if not text or text.isspace():
         reject("nothing_to_train", "the text is empty")
     if not is_encodable(text):
@@ -137,85 +165,9 @@ def _turns(row: Mapping[str, Any], format: RowFormat) -> list[Any]:
     """Return the turns of a row of the shape "messages": a list, or the JSON text of one."""
     column = column_of("messages", row, format.columns)
     if column is None:
-        reject("no_messages", _missing("messages", format))
+        reject("no_messages", missing("messages", format))
     turns = row[column]
-    if type(turns) is str:
-        turns = require_json(turns, f"column {column}", ROW_DECODER)
-    if type(turns) is not list:
-        reject("no_messages", f"column {column} is {type_of(turns)}, not a list")
-    if not turns:
-        reject("no_messages", f"column {column} is empty")
-    return turns
-
-
-def _alpaca(row: Mapping[str, Any], format: RowFormat) -> tuple[Messages, Flags]:
-    instruction = _text_of(row, "instruction", format)
-    context = _text_of(row, "input", format)
-    output = _text_of(row, "output", format)
-    if output is None:
-        reject("no_messages", _missing("output", format))
-    question = "\n".join(part for part in (instruction, context) if part)
-    if not question:
-        missing = _missing("instruction", format)
-        reject("no_messages", f"neither instruction nor input: {missing}, or empty")
-
-    messages: Messages = []
-    for user, assistant in [*_history(row, format), (question, output)]:
-        messages.append({"role": "user", "content": user})
-        messages.append({"role": "assistant", "content": assistant})
-    return messages, [None] * len(messages)
-
-
-def _history(row: Mapping[str, Any], format: RowFormat) -> list[Any]:
-    """Return Alpaca's earlier exchanges, [user, assistant] each; they are trained like the last."""
-    column = column_of("history", row, format.columns)
-    if column is None:
-        return []
-
-    pairs = row[column]
-    if type(pairs) is str:
-        pairs = require_json(pairs, f"column {column}") if pairs.strip() else []
-    if type(pairs) is not list:
-        reject("bad_message", f"column {column} is {type_of(pairs)}, not a list")
-    for number, pair in enumerate(pairs):
-        if type(pair) is not list or len(pair) != 2 or not all(type(text) is str for text in pair):
-            reject("bad_message", f"column {column}: entry {number} is not a list of two texts")
-    return pairs
-
-
-def _prompt_and_completion(row: Mapping[str, Any], format: RowFormat) -> tuple[Messages, Flags]:
-    pair = pair_of(row, format.columns)
-    if pair is None:
-        reject(
-            "no_messages",
-            f"no columns {describe_pairs(format.columns)}, or one of them is null",
-        )
-    prompt, _ = _one_side(row, pair[0], "user", format)
-    completion, flags = _one_side(row, pair[1], "assistant", format)
-
-    # Whatever the prompt says of its turns, they are not trained.
-    prompt_flags = [False if message["role"] == "assistant" else None for message in prompt]
-    return prompt + completion, prompt_flags + flags
-
-
-def _one_side(
-    row: Mapping[str, Any], column: str, role: str, format: RowFormat
-) -> tuple[Messages, Flags]:
-    """Return the messages and flags of a prompt or completion: a text, or a list of messages.
-
-    Args:
-        role: of a text, which is one turn.
-    """
-    value = row[column]
-    if type(value) is str:
-        return [{"role": role, "content": value}], [None]
-    if type(value) is list and value:
-        return read_turns(value, f"column {column}, turn", format)
-    if value == []:
-        reject("no_messages", f"column {column} is empty")
-    reject(
-        "bad_message", f"column {column} is {type_of(value)}, neither text nor a list of messages"
-    )
+    return turns if type(turns) is list and turns else turn_list(turns, column)
 
 
 def _system(row: Mapping[str, Any], format: RowFormat) -> str | None:
@@ -226,18 +178,3 @@ def _system(row: Mapping[str, Any], format: RowFormat) -> str | None:
                 reject("bad_message", f"column {column} is {type_of(value)}, not text")
             return value
     return None
-
-
-def _text_of(row: Mapping[str, Any], field: str, format: RowFormat) -> str | None:
-    """Return the text of a field; None if there is no column for it, or it is null."""
-    column = column_of(field, row, format.columns)
-    if column is None:
-        return None
-    text = row[column]
-    if type(text) is not str:
-        reject("bad_message", f"column {column} is {type_of(text)}, not text")
-    return text
-
-
-def _missing(field: str, format: RowFormat) -> str:
-    return f"no column {' or '.join(possible_columns(field, format.columns))}, or it is null"

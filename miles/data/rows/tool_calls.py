@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from miles.data.config import RowFormat
-from miles.data.files.row_shapes import column_of
+from miles.data.files.row_columns import column_of
 from miles.data.rows.json_text import read_json, require_json, without_nulls
 from miles.data.rows.reject import reject, type_of
 

@@ -11,14 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from miles.data.config import ROW_FIELDS, RowFormat, SourceConfig
-from miles.data.files.row_shapes import (
-    MAIN_FIELDS,
-    USUAL_COLUMNS,
-    USUAL_PAIRS,
-    detect_format,
-    find_columns,
-    known_columns,
-)
+from miles.data.files.row_columns import USUAL_COLUMNS, USUAL_PAIRS, known_columns
+from miles.data.files.row_shapes import MAIN_FIELDS, detect_format, find_columns
 from miles.errors import ConfigError, SourceError
 
 CHAT = [{"role": "user", "content": "2+2?"}]
@@ -98,10 +92,8 @@ def test_most_rows_decide_the_shape() -> None:
 
 @given(st.lists(st.sampled_from(list(MAIN_FIELDS)), min_size=1, max_size=8))
 def test_the_shape_is_the_most_frequent(shapes: list[str]) -> None:
-    rows = [
-        {field: CHAT if field == "messages" else "a" for field in MAIN_FIELDS[shape]}
-        for shape in shapes
-    ]
+    values = {"messages": CHAT, "chosen": CHAT, "transcript": "Human: a"}
+    rows = [{field: values.get(field, "a") for field in MAIN_FIELDS[shape]} for shape in shapes]
     found = detect(rows).shape
     assert shapes.count(found) == max(shapes.count(shape) for shape in shapes)
     assert all(

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from miles.data.config import ROLE_NAMES, ROW_FIELDS, RowFormat, SourceConfig
 from miles.data.files.manifest import build_manifest
 from miles.data.files.read import read_rows
-from miles.data.files.row_shapes import USUAL_PAIRS
+from miles.data.files.row_columns import USUAL_PAIRS
 from miles.data.rows.normalize import normalize
 from miles.data.rows.turns import TRAIN_FLAGS
 from miles.data.types import Conversation, RowRejected

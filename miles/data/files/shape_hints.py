@@ -1,0 +1,241 @@
+"""What rows look like that fit no row shape, and the flag that would mend it.
+
+    {"role": "user", "text": "Hi", "parent_id": null}      a message a row, which no flag can join
+    {"id": 1, "steps": [{"role": "user", …}, …]}           --input-key steps
+    {"extra": {"question": "2+2?", "answer": "4"}}         --column-names '{"prompt": "extra.question", …
+    {"prompt": "2+2?"}                                     questions without answers
+
+A hint names columns and types, and roles; it never quotes a row's text.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from miles.common.shown import cut, shown
+from miles.data.files.row_columns import FURTHER_PAIRS, PROMPTS, USUAL_PAIRS, name_in
+from miles.data.files.turn_values import CONTENT_KEYS, ROLE_KEYS, has_turns, is_turn
+
+TREE_KEYS = (
+    *("message_tree_id", "conversation_id", "thread_id", "parent_id", "parent_message_id"),
+    *("parent", "message_id"),
+)
+"""Columns that say to which conversation, or to which message, a message belongs."""
+
+_SPEAKERS = frozenset(
+    ("user", "human", "prompter", "assistant", "gpt", "bot", "model", "system", "tool", "chatgpt")
+)
+_MOST_LEVELS = 6
+_MOST_PATHS = 200
+_ROLE_CHARACTERS = 40
+
+
+@dataclass(frozen=True)
+class Hint:
+    """What rows look like, and what to do about it: two sentences, without their stops."""
+
+    found: str
+    remedy: str
+
+
+def in_place_of_text(rows: Sequence[Mapping[str, Any]]) -> Hint | None:
+    """Return what stands beside a column called text and is a stronger sign than its name."""
+    return _message_a_row(rows) or _turns_elsewhere(rows)
+
+
+def closest(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> Hint | None:
+    """Return what rows come closest to that fit no shape; None: to nothing.
+
+    Args:
+        columns: all columns of the rows.
+    """
+    return (
+        _message_a_row(rows)
+        or _turns_elsewhere(rows)
+        or _answer_without_question(rows)
+        or _nested(rows)
+        or _questions_without_answers(rows)
+        or _two_texts(rows, columns)
+        or _one_text(rows)
+    )
+
+
+def column_flag(columns: Mapping[str, str]) -> str:
+    """Return the flag that names columns, to be typed in a shell."""
+    return f"--column-names '{json.dumps(dict(columns), ensure_ascii=False)}'"
+
+
+def _message_a_row(rows: Sequence[Mapping[str, Any]]) -> Hint | None:
+    """Return a hint where most rows are one message each, as in a tree of messages."""
+    found = [keys for keys in map(_message_keys, rows) if keys is not None]
+    if not found or 2 * len(found) < len(rows):
+        return None
+
+    role, content, link = found[0]
+    roles = sorted({row[role] for row in rows if type(row.get(role)) is str})
+    quoted = ", ".join(shown(cut(name, _ROLE_CHARACTERS)) for name in roles[:4])
+    group = f" (column {link} says to which others it belongs)" if link else ""
+    by = f"by {link}" if link else "by what they have in common"
+    return Hint(
+        f"each row is one message of a conversation: column {role} is its speaker ({quoted}), "
+        f"column {content} what is said{group}",
+        "miles cannot join rows. Write them anew with a script, one conversation a row: group the "
+        f'messages {by}, follow each from question to answer, and write {{"messages": [{{"role": '
+        '"user", "content": "…"}, {"role": "assistant", "content": "…"}]}; or take a set that is '
+        "joined already, as openassistant-guanaco is of the trees of oasst",
+    )
+
+
+def _message_keys(row: Mapping[str, Any]) -> tuple[str, str, str] | None:
+    """Return the columns of the speaker, of what is said and of what joins messages, of a row that
+    is one message; None: it is none."""
+    role = next((key for key in ROLE_KEYS if type(row.get(key)) is str), None)
+    content = next((key for key in CONTENT_KEYS if type(row.get(key)) is str), None)
+    if role is None or content is None:
+        return None
+    group = next((key for key in TREE_KEYS if key in row), "")
+    is_speaker = row[role].lower() in _SPEAKERS
+    return (role, content, group) if group or is_speaker else None
+
+
+def _turns_elsewhere(rows: Sequence[Mapping[str, Any]]) -> Hint | None:
+    """Return a hint where a column of no usual name holds objects with a speaker."""
+    for row in rows:
+        for name, value in row.items():
+            if type(value) in (list, dict) and _has_speakers(value):
+                return Hint(
+                    f"Column {name} holds the turns of a conversation",
+                    f"Take it: --input-key {name}",
+                )
+    return None
+
+
+def _has_speakers(value: Any) -> bool:
+    """Return whether a value is a list of turns that name their speakers, one an answer's."""
+    if type(value) is dict:
+        return has_turns(value)
+    roles = [turn.get(key) for turn in value if is_turn(turn) for key in ROLE_KEYS]
+    return len({role for role in roles if type(role) is str}) > 1
+
+
+def _answer_without_question(rows: Sequence[Mapping[str, Any]]) -> Hint | None:
+    for row in rows:
+        if type(row.get("chosen")) is str:
+            return Hint(
+                "Column chosen holds the preferred answer of a pair, without its question",
+                f"Name the question's column: {column_flag({'prompt': 'COLUMN'})}",
+            )
+    return None
+
+
+def _nested(rows: Sequence[Mapping[str, Any]]) -> Hint | None:
+    """Return a hint where a question and its answer lie inside of columns."""
+    for row in rows:
+        paths = dict(_paths(row))
+        columns = _nested_pair(paths) or _nested_turns(paths)
+        if columns is None:
+            continue
+        found = " and ".join(columns.values())
+        if "messages" in columns:
+            return Hint(
+                f"Column {found} holds the turns of a conversation", f"Take it: --input-key {found}"
+            )
+        return Hint(
+            f"Columns {found} look like a question and its answer",
+            f"Take them: {column_flag(columns)}",
+        )
+    return None
+
+
+def _nested_pair(paths: Mapping[str, Any]) -> dict[str, str] | None:
+    """Return prompt and completion where they lie in one object under usual names."""
+    for prompt, completion in USUAL_PAIRS + FURTHER_PAIRS:
+        for path, value in paths.items():
+            parent, dot, name = path.rpartition(".")
+            answer = f"{parent}{dot}{completion}"
+            if dot and name == prompt and _is_filled(value) and _is_filled(paths.get(answer)):
+                return {"prompt": path, "completion": answer}
+    return None
+
+
+def _nested_turns(paths: Mapping[str, Any]) -> dict[str, str] | None:
+    """Return the path of a conversation; or of turns that ask, and of a message that answers."""
+    answers = [path for path, value in paths.items() if is_turn(value) and _is_answer(value)]
+    for path, value in paths.items():
+        if type(value) is not list or not value or not is_turn(value[-1]):
+            continue
+        if _is_answer(value[-1]):
+            return {"messages": path}
+        others = [answer for answer in answers if not answer.startswith(path + ".")]
+        if others:
+            return {"prompt": path, "completion": others[0]}
+    return None
+
+
+def _is_answer(turn: Mapping[str, Any]) -> bool:
+    return turn.get("role", turn.get("from")) in ("assistant", "gpt")
+
+
+def _is_filled(value: Any) -> bool:
+    return isinstance(value, (str, list)) and bool(value)
+
+
+def _paths(row: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield the paths and values of what a row holds, its first list items included."""
+    waiting: list[tuple[str, Any, int]] = [(name, value, 1) for name, value in row.items()]
+    for path, value, level in waiting:
+        yield path, value
+        if level >= _MOST_LEVELS or len(waiting) >= _MOST_PATHS:
+            continue
+        if type(value) is dict:
+            waiting += [(f"{path}.{key}", item, level + 1) for key, item in value.items()]
+        elif type(value) is list and value and type(value[0]) is dict:
+            waiting.append((f"{path}.0", value[0], level + 1))
+
+
+def _questions_without_answers(rows: Sequence[Mapping[str, Any]]) -> Hint | None:
+    """Return a hint where rows have a question, and no other column that could be its answer."""
+    for row in rows:
+        asked = next((name for name in PROMPTS if _is_filled(row.get(name_in(row, name)))), None)
+        if asked is None:
+            continue
+        asked = name_in(row, asked)
+        others = [name for name in row if name != asked and _is_filled(row[name])]
+        if others:
+            columns = {"prompt": asked, "completion": others[-1]}
+            return Hint(
+                f"Column {asked} holds a question, and no column has a usual name of an answer",
+                f"If column {others[-1]} is the answer: {column_flag(columns)}",
+            )
+        return Hint(
+            f"Column {asked} holds questions, and no column holds their answers: there is nothing "
+            "to train (such rows serve reinforcement learning)",
+            "Give rows with answers",
+        )
+    return None
+
+
+def _two_texts(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> Hint | None:
+    texts = [name for name in columns if any(type(row.get(name)) is str for row in rows)]
+    if len(texts) != 2:
+        return None
+    flag = column_flag({"prompt": texts[0], "completion": texts[1]})
+    return Hint(
+        f"Columns {texts[0]} and {texts[1]} hold texts, and their names do not say which of them "
+        "asks, nor whether they are a question and its answer",
+        f"If {texts[0]} is what is asked and {texts[1]} the answer: {flag}",
+    )
+
+
+def _one_text(rows: Sequence[Mapping[str, Any]]) -> Hint | None:
+    for row in rows:
+        names = [name for name, value in row.items() if type(value) is str]
+        if len(names) == 1:
+            return Hint(
+                f"Column {names[0]} is the only one that holds text",
+                f"To train all of it without a chat template: {column_flag({'text': names[0]})}",
+            )
+    return None
