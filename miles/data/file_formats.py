@@ -22,6 +22,15 @@ FORMATS: dict[str, tuple[str, str | None]] = {
     ".ndjson.zst": ("jsonl", "zstd"),
     ".json.gz": ("json", "gzip"),
     ".json.zst": ("json", "zstd"),
+    ".arrow": ("arrow", None),
+    ".feather": ("arrow", None),
+    ".ipc": ("arrow", None),
+    ".csv": ("csv", None),
+    ".tsv": ("tsv", None),
+    ".csv.gz": ("csv", "gzip"),
+    ".tsv.gz": ("tsv", "gzip"),
+    ".csv.zst": ("csv", "zstd"),
+    ".tsv.zst": ("tsv", "zstd"),
 }
 """Suffix, in small letters -> format and compression. None ends with another.
 

@@ -45,6 +45,8 @@ _SCHEMA = 1
 _DICTIONARY = 2
 _RECORD_BATCH = 3
 """Kinds of messages, as the format numbers them."""
+_UNREADABLE = pa.record_batch({"": pa.array([b"\xff"])})
+"""A row that is not UTF-8."""
 
 
 @dataclass(frozen=True)
@@ -104,28 +106,29 @@ def _read_layout(url: str, size_bytes: int, stamp: str) -> Layout:
     if first is None or first.kind != _SCHEMA:
         raise _broken(url, size_bytes, "it does not begin with a schema")
     content = _read(url, size_bytes, first)
-    try:
-        schema = pa.ipc.read_schema(pa.py_buffer(content))
-    except (pa.ArrowException, OSError) as error:
-        raise _broken(url, size_bytes, f"the library says {in_own_words(error)}") from error
-    has_dictionaries = any(map(_has_dictionary, schema))
-    return Layout(content, schema, columns_of(url, schema), has_dictionaries)
+    with storage.reading(url):
+        try:
+            schema = pa.ipc.read_schema(pa.py_buffer(content))
+            columns = columns_of(url, schema)
+        except (pa.ArrowException, UnicodeDecodeError) as error:
+            raise _broken(url, size_bytes, f"the library says {in_own_words(error)}") from error
+    return Layout(content, schema, columns, any(map(_has_dictionary, schema)))
 
 
 _kept_layout = lru_cache(maxsize=64)(_read_layout)
 
 
 def group_batches(
-    url: str, size_bytes: int, stamp: str, extent: Extent, unread: Collection[str] = ()
+    url: str, size_bytes: int, stamp: str, place: tuple[int, int], unread: Collection[str] = ()
 ) -> Iterator[pa.RecordBatch]:
     """Yield the rows of a record batch, a few at a time.
 
     Args:
-        extent: the batch's, as `scan` found it.
+        place: the batch's offset and length in bytes, as `scan` found them.
         unread: columns that are left out.
     """
     kept = layout(url, size_bytes, stamp)
-    _, offset, length = extent
+    offset, length = place
     parts = [kept.schema_message]
     if kept.has_dictionaries:
         for message in _kept_dictionaries(url, size_bytes, stamp):
@@ -138,6 +141,26 @@ def group_batches(
     options = pa.ipc.IpcReadOptions(included_fields=wanted if unread else None, use_threads=False)
     with pa.ipc.open_stream(pa.py_buffer(b"".join(parts)), options=options) as reader:
         batch = reader.read_next_batch()
+    yield from _valid(batch)
+
+
+def _valid(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+    """Yield the rows of a batch, a few at a time, none with offsets that lead outside of it.
+
+    A row that is not valid, such as one with text that is not UTF-8, is given as one that cannot be
+    read.
+    """
+    try:
+        batch.validate(full=True)
+    except pa.ArrowInvalid:
+        for number in range(batch.num_rows):
+            row = batch.slice(number, 1)
+            try:
+                row.validate(full=True)
+            except pa.ArrowInvalid:
+                row = _UNREADABLE
+            yield row
+        return
     for begin in range(0, batch.num_rows, BATCH_ROWS):
         yield batch.slice(begin, BATCH_ROWS)
 

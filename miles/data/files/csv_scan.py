@@ -1,7 +1,7 @@
 """CSV and TSV files as byte ranges: where the rows are, found in one pass that minds quotes.
 
     prompt,completion\\n            header: the names of the columns
-    "a,\\n""b""",A\\r\\n              one row: within quotes, line breaks and commas are text
+    "a,\\n""b"" c",A\\r\\n            one row: within quotes, line breaks and commas are text
                                    a blank line is no row
 
 Quoting is RFC 4180's: a field that begins with a quotation mark ends with one, and a mark within it
@@ -74,6 +74,8 @@ def read_header(url: str, kind: str, compression: str | None) -> Header:
         content += chunk
         if len(content) > MAX_HEADER_BYTES or _line_end(content) >= 0:
             break
+    if not content.strip():  # a file without rows
+        return Header((), ",", len(content))
     bom_bytes = len(_BOM) if content.startswith(_BOM) else 0
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in content[:100]:
         raise SourceError(f"{url}: UTF-16, or no text at all. Save it as UTF-8")
@@ -132,16 +134,14 @@ class _Scanner:
         for chunk in chunks:
             for newline in self._row_ends(chunk).tolist():
                 end = base + newline
-                if end < self._skip_bytes:
+                if end < begin:  # of the header
                     continue
-                piece = chunk[max(begin - base, 0) : newline]
-                if not (is_blank and piece in (b"", b"\r")):
+                if not (is_blank and _is_blank(chunk, begin - base, newline)):
                     yield begin, end
                 begin = end + 1
                 is_blank = True
 
-            rest = chunk[max(begin - base, 0) :]
-            is_blank = is_blank and rest in (b"", b"\r")
+            is_blank = is_blank and _is_blank(chunk, begin - base, len(chunk))
             base += len(chunk)
             if base - begin > MAX_ROW_BYTES:
                 raise SourceError(
@@ -158,6 +158,8 @@ class _Scanner:
 
     def _row_ends(self, chunk: bytes) -> Int64:
         """Return the places of the line feeds of a chunk that lie outside of quotes: int64 [rows]."""
+        if chunk.startswith(_BOM) and self._line == 1:  # before the first mark, as a delimiter is
+            chunk = bytes((self._delimiter,)) * len(_BOM) + chunk[len(_BOM) :]
         content = np.frombuffer(chunk, np.uint8)
         newlines = np.flatnonzero(content == _NEWLINE)
         quotes = np.flatnonzero(content == _QUOTE)
@@ -174,24 +176,29 @@ class _Scanner:
         return ends
 
     def _require_places(self, content: np.ndarray, quotes: Int64, newlines: Int64) -> None:
-        """Refuse a quotation mark that begins within a field.
+        """Refuse a quotation mark that neither begins nor ends a field, nor is doubled.
 
-        Every second mark opens: after a delimiter, a line's end, or the mark that it doubles.
+        Every second mark opens: after a delimiter, a line's end, or the mark that it doubles. The
+        others close: before one of these.
         """
         opening = quotes[int(self._is_open) :: 2]
-        before = content[np.maximum(opening - 1, 0)].copy()
-        before[opening == 0] = self._before
-        allowed = (self._delimiter, _NEWLINE, _RETURN, _QUOTE)
-        is_right = np.isin(before, allowed)
-        if not is_right.all():
-            place = int(opening[~is_right][0])
+        closing = quotes[1 - int(self._is_open) :: 2]
+        before = np.where(opening > 0, content[np.maximum(opening - 1, 0)], self._before)
+        # What follows the chunk is not known: its end is taken for a line's.
+        last = len(content) - 1
+        after = np.where(closing < last, content[np.minimum(closing + 1, last)], _NEWLINE)
+
+        neighbours = np.concatenate([before, after])
+        is_wrong = ~np.isin(neighbours, (self._delimiter, _NEWLINE, _RETURN, _QUOTE))
+        if is_wrong.any():
+            place = np.concatenate([opening, closing])[is_wrong].min()
             raise self._out_of_place(self._line + int(np.searchsorted(newlines, place)))
 
     def _out_of_place(self, line: int) -> SourceError:
         return SourceError(
-            f"{self._url}: line {line:,} has a quotation mark inside a field that does not begin "
-            "with one, so that it is not clear where its row ends. Quote the field and double the "
-            'mark: "the 5"" disk"'
+            f"{self._url}: line {line:,} has a quotation mark within a field, so that it is not "
+            "clear where its row ends. Put the whole field in quotation marks and double the ones "
+            'in it: "the 5"" disk"'
         )
 
 
@@ -214,6 +221,12 @@ def _checked(url: str, chunks: Iterator[bytes]) -> Iterator[bytes]:
             yield chunk
 
 
+def _is_blank(chunk: bytes, begin: int, end: int) -> bool:
+    """Return whether a line, of which a chunk has a part, is empty there."""
+    begin = max(begin, 0)
+    return end <= begin or (end - begin == 1 and chunk[begin] == _RETURN)
+
+
 def _line_end(content: bytes) -> int:
     """Return the place of the first line feed outside of quotes; -1: there is none."""
     at = -1
@@ -229,11 +242,11 @@ def _require_names(url: str, names: list[str]) -> None:
     Raises:
         SourceError: it says how the first line differs.
     """
+    if not any(names):
+        raise _no_header(url, "it is empty")
     repeated = [name for number, name in enumerate(names) if name in names[:number]]
     if repeated:
         raise _no_header(url, f"two columns are called {repeated[0][:_NAME_CHARACTERS]!r}")
-    if not any(names):
-        raise _no_header(url, "it is empty")
     if any(len(name) > _NAME_CHARACTERS for name in names):
         raise _no_header(url, f"a field has more than {_NAME_CHARACTERS} characters")
 

@@ -64,8 +64,8 @@ def scan(url: str, compression: str | None) -> tuple[str, list[Extent]]:
         head, start = _head(chunks)
         chunks = itertools.chain([head], chunks)
         if _is_array(head.lstrip()):
-            return "json", _group(_ArrayScanner(url, chunks, start).elements())
-        return "jsonl", _group(_lines(chunks, start))
+            return "json", group_rows(_ArrayScanner(url, chunks, start).elements())
+        return "jsonl", group_rows(_lines(chunks, start))
 
 
 def _head(chunks: Iterator[bytes]) -> tuple[bytes, int]:
@@ -155,7 +155,7 @@ def _zstd_chunks(raw: IO[bytes]) -> Iterator[bytes]:
         yield bytes(ready)
 
 
-def _group(rows: Iterator[tuple[int, int]]) -> list[Extent]:
+def group_rows(rows: Iterator[tuple[int, int]]) -> list[Extent]:
     """Join neighbouring rows, (begin, end) in bytes, to extents."""
     extents: list[Extent] = []
     num_rows = first = last = 0

@@ -28,6 +28,7 @@ import numpy as np
 from miles.common.offsets import offsets_of
 from miles.data.config import RowFormat, SourceConfig
 from miles.data.files.file import (
+    CSV,
     File,
     RowGroup,
     describe_file,
@@ -241,11 +242,14 @@ def _format_in_bytes(source: SourceConfig, first: File, error: SourceError) -> R
 
     Args:
         first: a file that has rows.
-        error: that no other column holds rows.
+        error: that no other column holds rows. It is raised where there are no such columns, with
+            what may be the cause.
 
     Raises:
         SourceError: these do not hold rows either. It says which columns are not read.
     """
+    if first.format in CSV:
+        raise SourceError(f"{error}. The first line of a CSV file names its columns") from None
     if not first.unread_columns:
         raise error
     known = known_columns(source.format)
