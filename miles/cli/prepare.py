@@ -11,13 +11,19 @@ from miles.common.flags import build, settings_of
 from miles.common.local_paths import absolute
 from miles.common.patience import until_answered
 from miles.common.redact import redact
-from miles.data.config import DataConfig, EncodeConfig, RowFormat
+from miles.data.config import DataConfig, EncodeConfig, RowFormat, SourceConfig
+from miles.data.source_names import splits_for
 from miles.train.launch.parser import add_settings, given_values
 
 _LIMITS = tuple(
     setting for setting in settings_of(DataConfig) if setting.field == "max_bad_fraction"
 )
-_SETTINGS = (*settings_of(RowFormat), *settings_of(EncodeConfig), *_LIMITS)
+_SETTINGS = (
+    *settings_of(RowFormat),
+    *settings_of(SourceConfig),
+    *settings_of(EncodeConfig),
+    *_LIMITS,
+)
 """Declared as those of `miles train`, so that the numbers on the card are those of the run."""
 
 NAME = "prepare"
@@ -74,6 +80,7 @@ def run(flags: argparse.Namespace) -> None:
             build(RowFormat, values),
             build(EncodeConfig, values, {"tokenizer": flags.tokenizer}),
             revision=flags.revision,
+            split=splits_for(values.get("--split", ()), 1)[0],
             max_bad_fraction=values.get("--max-bad-fraction", DataConfig.max_bad_fraction),
         )
     names = ", ".join(prepared.sources)

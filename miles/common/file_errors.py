@@ -100,7 +100,7 @@ def cause_of(error: BaseException, url: str) -> Cause | None:
         return Cause("no such file")
     if isinstance(error, PermissionError):
         return Cause("permission denied", "Give this user the right to it, or name another place")
-    return _of_number(error) or _of_text(error, url)
+    return _of_number(error) or _of_text(error)
 
 
 def cause_in(text: str) -> Cause | None:
@@ -124,18 +124,13 @@ def _of_number(error: BaseException) -> Cause | None:
     return _NUMBERS.get(error.errno or 0) if isinstance(error, OSError) else None
 
 
-def _of_text(error: BaseException, url: str) -> Cause | None:
+def _of_text(error: BaseException) -> Cause | None:
     """Return what is wrong with a file's text, or with its name."""
     if isinstance(error, UnicodeDecodeError):
         byte = error.object[error.start]
         return Cause(f"not UTF-8 text (byte 0x{byte:02x} at {error.start})", "Save it as UTF-8")
     if isinstance(error, UnicodeEncodeError):
         return Cause("its name is not Unicode", _RENAME)
-    if url.endswith((".gz", ".zst")) and _names_of(error) & _OF_COMPRESSION:
-        return Cause(
-            f"not a gzip or zstd file, as its name says, or damaged or cut off ({in_own_words(error)})",
-            "Copy or write it again, or give it the name of what it is",
-        )
     if isinstance(error, ValueError) and "null byte" in str(error):
         return Cause("its name holds a NUL byte", _RENAME)
     return None
@@ -250,8 +245,6 @@ _OF_STORES = (
     _DENIED,
 )
 
-_OF_COMPRESSION = frozenset(("BadGzipFile", "ZstdError", "EOFError", "error"))
-"""What the libraries raise; zlib's is `error`."""
 _RENAME = "Give it another name"
 _NUMBER_IN_TEXT = re.compile(r"\[Errno (\d+)\]")
 _NUMBERS = {

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -39,8 +40,9 @@ ROW_FIELDS: Mapping[str, tuple[str, ...]] = {
 """Row shape -> its fields. "messages" are ShareGPT's and OpenAI's, told apart turn by turn; of
 "preference" the chosen side is taken."""
 
-ROLE_NAMES = ("system", "user", "assistant", "tool")
-"""Roles of a normalized message."""
+ROLE_NAMES = ("system", "user", "assistant", "tool", "tool_call")
+"""Roles that a name in the rows can stand for. A turn of the role "tool_call" is the assistant's, and
+its content a call; a message has one of the others."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,21 @@ class RowFormat:
             )
 
 
+def _require_split(split: str | None) -> None:
+    """Refuse an empty name of a split, and the shares that Megatron calls a split."""
+    if split is None:
+        return
+    _require(
+        all(name.strip() for name in split.split("+")),
+        f"--split {shown(split)}: a name is empty; give such as train, train+validation, or all",
+    )
+    _require(
+        not re.fullmatch(r"[\d.,]+", split),
+        f"--split {split}: shares of one set, as in Megatron-LM, are not supported. --split takes "
+        "the name of a split, such as train; --eval-fraction holds a share of the rows out",
+    )
+
+
 @dataclass(frozen=True)
 class SourceConfig:
     """One data set of a mixture."""
@@ -116,8 +133,25 @@ class SourceConfig:
     """fsspec URLs, patterns or folders, local ones absolute; Parquet, JSON lines (plain, .gz, .zst)
     or one JSON array."""
     format: RowFormat = RowFormat()
+    split: Annotated[
+        str | None,
+        Flag(
+            "--split",
+            "NAME",
+            "splits of a source's folder, told by the names of its files, such as train_sft, "
+            "train+validation, or all; one word, or one a source",
+            default="train, where names say so",
+            written_as=tuple[str, ...],
+        ),
+    ] = None
+    """Of a folder or pattern; names with `+` between them, or "all"; None: train, where names say
+    so, or for evaluation validation, or else test. A file that is named itself is read."""
+    is_evaluation: bool = False
+    """The rows are evaluated, not trained on."""
 
     def __post_init__(self) -> None:
+        check_settings(self)
+        _require_split(self.split)
         _require(
             bool(self.paths),
             f"source {shown(self.name)} has no path; give at least one file, glob or folder",

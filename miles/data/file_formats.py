@@ -11,30 +11,23 @@ import re
 
 from miles.errors import SourceError
 
+_COMPRESSIONS = {"": None, ".gz": "gzip", ".zst": "zstd", ".bz2": "bz2", ".xz": "xz"}
+_TEXTS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".tsv": "tsv"}
+
 FORMATS: dict[str, tuple[str, str | None]] = {
     ".parquet": ("parquet", None),
-    ".jsonl": ("jsonl", None),
-    ".ndjson": ("jsonl", None),
-    ".json": ("json", None),
-    ".jsonl.gz": ("jsonl", "gzip"),
-    ".jsonl.zst": ("jsonl", "zstd"),
-    ".ndjson.gz": ("jsonl", "gzip"),
-    ".ndjson.zst": ("jsonl", "zstd"),
-    ".json.gz": ("json", "gzip"),
-    ".json.zst": ("json", "zstd"),
+    **{
+        text + packed: (format, compression)
+        for packed, compression in _COMPRESSIONS.items()
+        for text, format in _TEXTS.items()
+    },
     ".arrow": ("arrow", None),
     ".feather": ("arrow", None),
     ".ipc": ("arrow", None),
-    ".csv": ("csv", None),
-    ".tsv": ("tsv", None),
-    ".csv.gz": ("csv", "gzip"),
-    ".tsv.gz": ("tsv", "gzip"),
-    ".csv.zst": ("csv", "zstd"),
-    ".tsv.zst": ("tsv", "zstd"),
 }
 """Suffix, in small letters -> format and compression. None ends with another.
 
-Between "jsonl" and "json" the file's first byte decides. Parquet compresses inside the file.
+Between "jsonl" and "json" the file's beginning decides. Parquet compresses inside the file.
 """
 
 FAMILIES: tuple[tuple[str, ...], ...] = (

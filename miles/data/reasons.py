@@ -67,7 +67,7 @@ REASONS: Mapping[str, Reason] = {
     ),
     "unlocatable_turn": Reason(
         "has an answer whose tokens cannot be told exactly",
-        "miles certify says what is proven of the chat template; --chat-template-path takes another",
+        "miles certify says what is proven of the template; --chat-template-path takes another",
     ),
     "nothing_to_train": Reason(
         "has no answer that is trained",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import json
+import lzma
 import random
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -15,7 +17,18 @@ import zstandard
 
 NUM_ROWS = 57
 
-KINDS = ["parquet", "lines", "array", "lines.gz", "lines.zst", "array.zst"]
+KINDS = [
+    "parquet",
+    "lines",
+    "array",
+    "values",
+    "wrapped",
+    "lines.gz",
+    "lines.zst",
+    "lines.bz2",
+    "lines.xz",
+    "array.zst",
+]
 
 
 def content_of(kind: str, tmp_path: Path) -> tuple[str, bytes]:
@@ -28,14 +41,20 @@ def content_of(kind: str, tmp_path: Path) -> tuple[str, bytes]:
     rows = [{"i": i, "text": "é中😀" * (i % 5)} for i in range(NUM_ROWS)]
     lines = "\n\n".join(json.dumps(row, ensure_ascii=False) for row in rows).encode()
     array = json.dumps(rows, ensure_ascii=False, indent=1).encode()
+    values = "\n".join(json.dumps(row, ensure_ascii=False, indent=1) for row in rows).encode()
+    wrapped = json.dumps({"n": 1, "data": rows, "o": {}}, ensure_ascii=False, indent=1).encode()
     if kind == "parquet":
         pq.write_table(pa.Table.from_pylist(rows), tmp_path / "made", row_group_size=10)
         return "x.parquet", (tmp_path / "made").read_bytes()
     return {
         "lines": ("x.jsonl", lines),
         "array": ("x.json", array),
+        "values": ("x.json", values),
+        "wrapped": ("x.json", wrapped),
         "lines.gz": ("x.jsonl.gz", gzip.compress(lines)),
         "lines.zst": ("x.jsonl.zst", zstandard.compress(lines)),
+        "lines.bz2": ("x.jsonl.bz2", bz2.compress(lines)),
+        "lines.xz": ("x.jsonl.xz", lzma.compress(lines)),
         "array.zst": ("x.json.zst", zstandard.compress(array)),
     }[kind]
 

@@ -41,9 +41,10 @@ class File:
     path: str
     """fsspec URL"""
     format: str
-    """"parquet", "arrow", "jsonl", "json" (one array), "csv" or "tsv\""""
+    """"parquet", "arrow", "jsonl", "json" (values that are found by a scan, such as an array's
+    elements), "csv" or "tsv\""""
     compression: str | None
-    """None, "gzip" or "zstd\""""
+    """None, "gzip", "zstd", "bz2" or "xz\""""
     size_bytes: int
     stamp: str
     """The filesystem's entity tag, or the time of the last change."""

@@ -2,7 +2,7 @@
 
     $MILES_CACHE/index/<hash of the URL>.json
 
-    {"version": 1, "url": …, "size_bytes": …, "stamp": …, "cut": …, "format": "jsonl",
+    {"version": 2, "url": …, "size_bytes": …, "stamp": …, "cut": …, "format": "jsonl",
      "extents": [[1000, 0, 81920], …]}
 
 `MILES_CACHE` is a folder (an fsspec URL); without it, `~/.cache/miles`. An entry holds while the
@@ -25,7 +25,8 @@ from miles.common import storage
 from miles.data.files import arrow_ipc, csv_scan, json_scan
 from miles.data.files.json_scan import Extent
 
-INDEX_VERSION = 1
+INDEX_VERSION = 2
+"""Raised whenever a scan finds other rows in some file than before."""
 CACHE_VARIABLE = "MILES_CACHE"
 _FORMATS = ("json", "jsonl", "arrow", "csv", "tsv")
 

@@ -9,6 +9,7 @@ rows is decided here, for all commands, by names alone (`file_formats`):
 
     a.parquet b.jsonl README.md .git/    a.parquet   Parquet: JSON beside it describes the data
     a.jsonl B.JSONL state.json c.csv     a.jsonl B.JSONL
+    train.jsonl test.jsonl               train.jsonl   unless --split says another (`split_choice`)
 """
 
 from __future__ import annotations
@@ -17,11 +18,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from miles.common import patterns
+from miles.common.shown import cut
 from miles.data.file_formats import FORMATS as FORMATS
 from miles.data.file_formats import family_of, is_sidecar, suffix_of
 from miles.data.file_formats import format_of as format_of
 from miles.data.files.left_out import LeftOut, merged
+from miles.data.files.split_choice import choose
+from miles.data.files.splits import FileSplit, splits_of
 from miles.errors import MissingFileError, SourceError
+
+_MOST_SPLITS = 8
+_SPLIT_CHARACTERS = 40
 
 
 @dataclass(frozen=True)
@@ -34,34 +41,58 @@ class Located:
     """of a folder, or of what matches a pattern"""
 
 
-def locate(path: str) -> Located:
+def locate(path: str, split: str | None = None, *, is_evaluation: bool = False) -> Located:
     """Return the files that a path, glob or folder names, and what is left out.
 
-    A file that is named by its own name is taken. From a folder, those of one family of formats are
-    taken.
+    A file that is named by its own name is taken. From a folder, those of one family of formats and
+    of one split are taken.
+
+    Args:
+        path: fsspec URL.
+        split: names of splits, or "all"; None: what the use asks for.
+        is_evaluation: the rows are evaluated, not trained on.
 
     Raises:
-        SourceError: nothing is there, nothing of it holds rows, or it cannot be listed.
+        SourceError: nothing is there, nothing of it holds rows, or it cannot be listed; or no file
+            is of the split, or for training only held-out ones are.
     """
     if not path:
         raise SourceError("the path of the rows is empty, such as a variable that is not set")
     found = patterns.find(path)
-    if found.is_file:
+    if found.is_file and split is None:
         return Located(tuple(patterns.urls_of(path, found.files)))
 
     def below(names: Sequence[str]) -> list[str]:
         return [_below(name, found.root) for name in names]
 
-    taken, left_out = _files_of_rows(below(found.files), is_folder=found.is_folder)
+    names = below(found.files)
+    left_out: list[LeftOut] = []
+    if found.is_file:
+        rows = names
+    else:
+        rows, left_out = _files_of_rows(names, is_folder=found.is_folder)
+    choice = choose(splits_of(rows, names), split, path, is_evaluation=is_evaluation)
+    left_out += _of_splits(choice.left)
     left_out.append(LeftOut.of("hidden", below(found.hidden), False))
     left_out.append(LeftOut.of("in a folder that is there twice", below(found.repeated), False))
     left_out = [group for group in left_out if group.num_files]
 
-    if not taken:
+    if not rows:
         raise _nothing(path, left_out)
-    wanted = set(taken)
-    names = [name for name in found.files if _below(name, found.root) in wanted]
-    return Located(tuple(patterns.urls_of(path, names)), merged(left_out))
+    taken = {split.path for split in choice.taken}
+    files = [name for name in found.files if _below(name, found.root) in taken]
+    return Located(tuple(patterns.urls_of(path, files)), merged(left_out))
+
+
+def _of_splits(left: Sequence[FileSplit]) -> list[LeftOut]:
+    """Return what is said of the files of other splits."""
+    by_reason: dict[str, list[str]] = {}
+    for split in left:
+        reason = f"of split {cut(split.shown, _SPLIT_CHARACTERS)}" if split.sign else "of no split"
+        if reason not in by_reason and len(by_reason) == _MOST_SPLITS:
+            reason = "of other splits"
+        by_reason.setdefault(reason, []).append(split.path)
+    return [LeftOut.of(reason, paths, True) for reason, paths in by_reason.items()]
 
 
 def _files_of_rows(names: Sequence[str], *, is_folder: bool) -> tuple[list[str], list[LeftOut]]:

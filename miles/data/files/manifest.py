@@ -199,7 +199,9 @@ def build_manifest(sources: Sequence[SourceConfig]) -> Manifest:
 
 def _locate_source(source: SourceConfig) -> Located:
     """Return the files of all paths of a source, in their order."""
-    parts = [locate(path) for path in source.paths]
+    parts = [
+        locate(path, source.split, is_evaluation=source.is_evaluation) for path in source.paths
+    ]
     urls = chain.from_iterable(part.urls for part in parts)
     left_out = chain.from_iterable(part.left_out for part in parts)
     return Located(tuple(urls), merged(list(left_out)))

@@ -22,7 +22,10 @@ _DETECTED = RowFormat()
 
 
 def openhermes_sources(
-    source: str | Sequence[str] | None, revision: str | None = None, format: RowFormat = _DETECTED
+    source: str | Sequence[str] | None,
+    revision: str | None = None,
+    format: RowFormat = _DETECTED,
+    split: str | None = None,
 ) -> tuple[SourceConfig, ...]:
     """Return OpenHermes-2.5 as the one source of a run.
 
@@ -31,6 +34,7 @@ def openhermes_sources(
         revision: branch, tag or commit on the hub; only its files are taken, Parquet where it has
             any, else the array. None: what the hub has now.
         format: how the rows are laid out.
+        split: of a folder, as for `SourceConfig`.
 
     Raises:
         SourceError: the hub cannot be reached, asks for a login, or has no such revision.
@@ -44,7 +48,7 @@ def openhermes_sources(
         raise ConfigError(
             f"revision {revision!r} is one of the hub's; with source= there is none to choose"
         )
-    return (SourceConfig("openhermes", paths, format),)
+    return (SourceConfig("openhermes", paths, format, split),)
 
 
 def _hub_files(revisions: Sequence[str]) -> tuple[str, ...]:

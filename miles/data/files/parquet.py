@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from miles.common import storage
 from miles.common.file_errors import in_own_words
+from miles.data.files import contents
 from miles.data.files.arrow_columns import Columns, columns_of
 from miles.errors import SourceError
 
@@ -74,6 +75,8 @@ def _read_footer(url: str, size_bytes: int, stamp: str) -> Footer:
                 raise _encrypted(url) from error
             if type(error) is not pa.ArrowInvalid and not is_footer:
                 raise
+            head = storage.RangeFile(url, size_bytes).read(contents.HEAD_BYTES)
+            contents.require_parquet(url, head)
             raise SourceError(
                 f"{url}: cannot be read: not a Parquet file, or cut off ({size_bytes:,} bytes). "
                 f"Copy or write it again. The library says {in_own_words(error)}"

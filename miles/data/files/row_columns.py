@@ -23,7 +23,7 @@ from miles.data.files.turn_values import has_turns
 USUAL_COLUMNS: Mapping[str, tuple[str, ...]] = {
     "messages": ("messages", "conversations", "conversation"),
     "system": ("system_prompt", "system", "meta_instruction"),
-    "tools": ("tools",),
+    "tools": ("tools", "functions", "available_tools"),
     "template_kwargs": ("chat_template_kwargs",),
     "instruction": ("instruction",),
     "input": ("input", "context"),

@@ -77,6 +77,7 @@ def prepare(
     row_shape: str = RowFormat.shape,
     column_names: Mapping[str, str] | None = None,
     role_names: Mapping[str, str] | None = None,
+    split: str | None = SourceConfig.split,
     max_bad_fraction: float = DataConfig.max_bad_fraction,
     chat_template_path: str | None = None,
     template_kwargs: Mapping[str, Any] | None = None,
@@ -104,8 +105,10 @@ def prepare(
             rows.
         column_names: field of the shape (`config.ROW_FIELDS`) -> column; others are looked for
             under usual names.
-        role_names: name of a role in the rows -> system, user, assistant or tool; beside the known
-            ones.
+        role_names: name of a role in the rows -> system, user, assistant, tool or tool_call; beside
+            the known ones.
+        split: of a folder, such as "train_sft", "train+validation" or "all"; None: train, where
+            the names of its files say so.
         max_bad_fraction: a larger share of rejected rows is an error.
         chat_template_path: a Jinja file in place of the tokenizer's own template.
         template_kwargs: what the template gets beside the messages.
@@ -148,6 +151,7 @@ def prepare(
         build(RowFormat, rows),
         build(EncodeConfig, encoding, {"tokenizer": tokenizer}),
         revision=revision,
+        split=split,
         max_bad_fraction=max_bad_fraction,
     )
 
@@ -159,16 +163,17 @@ def prepare_rows(
     encode: EncodeConfig,
     *,
     revision: str | None,
+    split: str | None,
     max_bad_fraction: float,
 ) -> Prepared:
     """Do what `prepare` does, from settings that are complete."""
     if not 0 <= max_bad_fraction <= 1:
         raise ConfigError(f"--max-bad-fraction must be between 0 and 1, not {max_bad_fraction}")
     if dataset == OPENHERMES:
-        sources = openhermes_sources(source, revision, row_format)
+        sources = openhermes_sources(source, revision, row_format, split)
     else:
         paths = (source,) if isinstance(source, str) else tuple(source or ())
-        sources = (SourceConfig(dataset, paths, row_format),)
+        sources = (SourceConfig(dataset, paths, row_format, split),)
     with first_contact():
         stages.encoder_of(encode)
         return Prepared(build_manifest(sources), sources, encode, max_bad_fraction)

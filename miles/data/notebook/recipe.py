@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 
 from miles.common.local_paths import is_utf8
 from miles.common.shown import shown
+from miles.data.source_names import is_path, plain_name
 from miles.errors import ConfigError
 
 OPENHERMES = "openhermes"
@@ -22,7 +23,6 @@ Line = Callable[[str, str], str]
 
 _OF_A_PATH = re.compile(r"[/\\*?~]|\.[A-Za-z]\w{1,7}$")
 """A slash, a pattern, a suffix such as `.jsonl` or `.gz`; `qwen2.5` is none."""
-_NO_PART_OF_A_NAME = re.compile(r"[^A-Za-z0-9_-]+")
 
 
 def require_source(dataset: str, source: str | Sequence[str] | None, line: Line) -> None:
@@ -31,7 +31,10 @@ def require_source(dataset: str, source: str | Sequence[str] | None, line: Line)
     Raises:
         ConfigError: says what to write, by `line`.
     """
-    if dataset == OPENHERMES or source:
+    if dataset == OPENHERMES:
+        return
+    if source:
+        _require_name(dataset, source, line)
         return
     if not _is_path(dataset):
         raise ConfigError(
@@ -40,7 +43,19 @@ def require_source(dataset: str, source: str | Sequence[str] | None, line: Line)
         )
     raise ConfigError(
         f"{shown(dataset)} stands where the name of a data set belongs, and looks like a path. "
-        f"Name it, and give the path behind: {line(_name_of(dataset), dataset)}"
+        f"Name it, and give the path behind: {line(plain_name(dataset), dataset)}"
+    )
+
+
+def _require_name(dataset: str, source: str | Sequence[str], line: Line) -> None:
+    """Refuse a path where the name of a source with files of its own belongs."""
+    if not is_path(dataset):
+        return
+    first = source if isinstance(source, str) else source[0]
+    raise ConfigError(
+        f"{shown(dataset)} stands where the name of a data set belongs, and looks like a path. For "
+        f"the rows of {shown(first)} alone: {line(plain_name(first), first)}. If it is a further "
+        "file of the same rows, give it with the others"
     )
 
 
@@ -48,9 +63,3 @@ def _is_path(dataset: str) -> bool:
     if _OF_A_PATH.search(dataset):
         return True
     return is_utf8(dataset) and "\0" not in dataset and os.path.exists(dataset)
-
-
-def _name_of(path: str) -> str:
-    """Return a name for the rows of a path: `s3://b/chat.jsonl.gz` -> `chat`."""
-    last = path.rstrip("/").rsplit("/", 1)[-1].split(".")[0]
-    return _NO_PART_OF_A_NAME.sub("-", last).strip("-") or "rows"

@@ -169,7 +169,8 @@ def _one_side(
         return [{"role": role, "content": "", "tool_calls": tool_calls}], [None]
     if type(value) is str:
         return [{"role": role, "content": value}], [None]
-    if type(value) not in (list, dict):
+    is_texts = type(value) is list and bool(value) and type(value[0]) is str
+    if type(value) not in (list, dict) or is_texts:  # texts are several answers, not turns
         reject(
             "bad_message",
             f"column {column} is {type_of(value)}, neither text nor a list of messages",

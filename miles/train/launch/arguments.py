@@ -22,6 +22,7 @@ from typing import Any
 from miles.common.flags import Setting, Values, build, names_of_same_values
 from miles.common.local_paths import absolute
 from miles.data.config import DataConfig, EncodeConfig, PackConfig, RowFormat, SourceConfig
+from miles.data.source_names import named_paths, splits_for
 from miles.errors import ConfigError
 from miles.train.config import ClusterConfig, EvalConfig, TrainConfig
 from miles.train.launch.fixed_flags import require_fixed
@@ -159,10 +160,11 @@ def _sources(flag: str, values: Values, row_format: RowFormat) -> tuple[SourceCo
                 "file of their own"
             )
 
-    if len(words) == 1:
-        name = words[0].rstrip("/").rsplit("/", 1)[-1].split(".")[0] or "data"
-        return (SourceConfig(name, (words[0],), row_format),)
-    if len(words) % 2:
-        raise ConfigError(f"{flag} takes one path, or NAME PATH pairs; found {len(words)} words")
-    pairs = zip(words[::2], words[1::2], strict=True)
-    return tuple(SourceConfig(name, (path,), row_format) for name, path in pairs)
+    pairs = named_paths(flag, words) if words else []
+    # Rows to evaluate are taken from the split that is named for it.
+    wanted = values.get("--split", ()) if flag == "--prompt-data" else ()
+    splits = splits_for(wanted, len(pairs))
+    return tuple(
+        SourceConfig(name, (path,), row_format, split)
+        for (name, path), split in zip(pairs, splits, strict=True)
+    )

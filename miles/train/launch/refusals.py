@@ -112,7 +112,7 @@ _EVALUATION = (
         "belongs to the evaluation or the data of pre-training in Megatron-LM",
         "leave it out: rows come from --prompt-data",
         """
-        data_path split train_data_path valid_data_path test_data_path data_cache_path
+        data_path train_data_path valid_data_path test_data_path data_cache_path
         tokenizer_type tokenizer_model vocab_file merge_file eval_iters dataloader_type num_workers
         reset_position_ids reset_attention_mask eod_mask_loss mock_data data_args_path
         per_split_data_args_path no_mmap_bin_files num_dataset_builder_threads tokenizer_metadata

@@ -62,9 +62,9 @@ BAD = {
     "null messages": (line({"messages": None, "id": SECRET}), "no_messages"),
     "empty messages": (line({"messages": [], "id": SECRET}), "no_messages"),
     "messages are a number": (line({"messages": 3, "id": SECRET}), "no_messages"),
-    "a message is text": (line({"messages": [SECRET]}), "bad_message"),
+    "a message is text": (line({"messages": [SECRET, {"role": "user"}]}), "bad_message"),
     "a message is null": (line({"messages": [None], "id": SECRET}), "bad_message"),
-    "unknown role": (line({"messages": [{"role": SECRET, "content": "a"}]}), "unknown_role"),
+    "unknown role": (line({"messages": [{"role": "npc", "content": SECRET}]}), "unknown_role"),
     "a role that is a list": (
         line({"messages": [{"role": [SECRET], "content": "a"}]}),
         "unknown_role",

@@ -124,7 +124,7 @@ DAMAGES = {
     "cut off": lambda text: text[: len(text) // 2],
     "empty": lambda text: "",
     "no object": lambda text: "[]",
-    "another version": lambda text: text.replace('"version": 1', '"version": 0'),
+    "another version": lambda text: text.replace('"version": 2', '"version": 1'),
     "another cut": lambda text: text.replace('"cut": [10,', '"cut": [11,'),
     "another file's": lambda text: text.replace("counting://", "elsewhere://"),
     "ranges that overlap": lambda text: json.dumps(

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from miles.data.files import json_scan
+from miles.data.files import json_scan, json_values
 from miles.errors import SourceError
 
 ROWS = [
@@ -115,7 +115,8 @@ def test_groups_end_by_rows_or_bytes(tmp_path: Path) -> None:
         ('[{"a": 1}, {"a": nope}]', 17, "Expecting value"),
         ('[{"é": 1}, {"a" 2}]', 17, "delimiter"),
         ('[{"a": 1} {"a": 2}]', 10, "comma"),
-        ('[{"a": 1},]', 10, "Expecting value"),
+        ('[{"a": 1},,{}]', 10, "Expecting value"),
+        ("[,]", 1, "Expecting value"),
         ('[{"a": 1}', 9, "ends before"),
         ('[{"a": "1', 7, "Unterminated"),
         ("[", 1, "ends before"),
@@ -137,7 +138,7 @@ def test_a_broken_array_names_its_byte(
     path.write_text(text, encoding="utf-8")
     with pytest.raises(SourceError, match=what) as caught:
         json_scan.scan(str(path), None)
-    assert f"{path}: broken JSON at byte {offset}:" in str(caught.value)
+    assert f"{path}: broken JSON at byte {offset} (line 1):" in str(caught.value)
 
 
 @pytest.fixture
@@ -161,7 +162,7 @@ def test_a_late_break_is_found_at_once(tmp_path: Path, bytes_read: list[int]) ->
     path = tmp_path / "rows.json"
     element = json.dumps({"a": "x" * 90})
     path.write_text("[" + f"{element}, " * 100 + '{"a" "b"}, ' + f"{element}, " * 10_000 + "1]")
-    with pytest.raises(SourceError, match=f"byte {1 + 100 * (len(element) + 2) + 5}:"):
+    with pytest.raises(SourceError, match=f"byte {1 + 100 * (len(element) + 2) + 5} "):
         json_scan.scan(str(path), None)
     assert sum(bytes_read) < 20_000
 
@@ -169,7 +170,7 @@ def test_a_late_break_is_found_at_once(tmp_path: Path, bytes_read: list[int]) ->
 def test_an_unclosed_element_is_given_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bytes_read: list[int]
 ) -> None:
-    monkeypatch.setattr(json_scan, "MAX_ELEMENT_BYTES", 10_000)
+    monkeypatch.setattr(json_values, "MAX_ELEMENT_BYTES", 10_000)
     path = tmp_path / "rows.json"
     path.write_text('[{"a": [' + '{"b": 1}, ' * 100_000)
     with pytest.raises(SourceError, match="broken JSON at byte"):

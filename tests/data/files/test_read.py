@@ -200,18 +200,18 @@ FAULTS = {
     "plain text called gzip": (
         "x.jsonl.gz",
         lambda content: b'{"text": "a"}\n',
-        "Not a gzip|not a gzip",
+        "not a gzip file, as its name says, but JSON text. Name it x.jsonl$",
     ),
     "zstd that is cut": ("x.jsonl.zst", lambda content: content[:-20], "ends within a zstd frame"),
     "plain text called zstd": (
         "x.jsonl.zst",
         lambda content: b'{"text": "a"}\n',
-        "not a gzip or zstd",
+        "not a zstd file, as its name says, but JSON text. Name it x.jsonl$",
     ),
     "a broken element of an array": (
         "x.json",
         lambda content: b'[{"text": "a"},\n {"text" "b"}]',
-        "at byte 25:",
+        r"at byte 25 \(line 2\): ",
     ),
     "an array that is cut": ("x.json", lambda content: content[:-3], "broken JSON at byte"),
     "no row": ("x.jsonl", lambda content: b"\n \n", "has no row"),

@@ -1,0 +1,71 @@
+"""What a text that is not JSON, or not UTF-8, looks like: in plain words, without quoting it.
+
+{'a': 1}            single quotes, as Python writes a dict
+{"a": 1},           a comma behind the object
+{"a": 1,}           a comma behind the last entry
+{"a": None}         None, True or False, as Python writes them
+b'{"a": "\\xf6"}'    Latin-1 or Windows-1252
+"""
+
+from __future__ import annotations
+
+import json
+import re
+
+_WORD = re.compile(r"(None|True|False)\b")
+_NAME = re.compile(r"[A-Za-z_$][\w$]*\s*:")
+_TYPOGRAPHIC = ("\u201c", "\u201d", "\u201e", "\u2018", "\u2019", "\xe2\x80\x9c", "\xe2\x80\x9d")
+"""Quotes, and those of UTF-8 that is read as Latin-1."""
+
+
+def likely_fault(error: json.JSONDecodeError, text: str) -> str:
+    """Return what a text looks like that is not JSON.
+
+    Args:
+        error: the decoder's.
+        text: that it decoded.
+
+    Returns:
+        a noun phrase; "": nothing is known.
+    """
+    at = error.pos
+    found = text[at : at + 1]
+    before = text[:at].rstrip()[-1:] if at < len(text) else ""
+    if found == "'":
+        return "single quotes, as Python writes a dict"
+    if found == "," and error.msg == "Extra data":
+        return "a comma behind the object"
+    if found == "{" and error.msg == "Extra data":
+        return "another object on the same line"
+    if (before == "," and found in ("}", "]")) or error.msg.startswith("Illegal trailing comma"):
+        return "a comma behind the last entry"
+    if _WORD.match(text, at):
+        return "None, True or False, as Python writes them"
+    if text.startswith(("//", "/*", "#"), at):
+        return "a comment"
+    if text.startswith(_TYPOGRAPHIC, at):
+        return "typographic quotes"
+    if error.msg.startswith("Expecting property name") and _NAME.match(text, at):
+        return "a name without quotes"
+    if error.msg.startswith("Invalid control character"):
+        return "a line break or control character within a text"
+    is_cut = at >= len(text.rstrip()) or error.msg.startswith("Unterminated")
+    return "cut off" if is_cut and text.strip() else ""
+
+
+def likely_encoding(content: bytes) -> str:
+    """Return what text looks like that is not UTF-8.
+
+    Returns:
+        a noun phrase; "": nothing is known.
+    """
+    if b"\0" in content:
+        return "UTF-16"
+    if not content.decode("utf-8", "ignore").isascii():
+        return "damaged, or of several encodings"
+    return "Latin-1 or Windows-1252"
+
+
+def described(cause: str, likely: str) -> str:
+    """Return a cause with what it looks like: "Extra data (it looks like …)"."""
+    return f"{cause} (it looks like {likely})" if likely else cause
