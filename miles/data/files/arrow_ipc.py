@@ -23,6 +23,7 @@ import pyarrow as pa
 
 from miles.common import storage
 from miles.common.file_errors import in_own_words
+from miles.data.files import contents
 from miles.data.files.arrow_columns import Columns, columns_of
 from miles.data.files.json_scan import Extent
 from miles.errors import SourceError
@@ -225,13 +226,14 @@ def _start(url: str, size_bytes: int) -> int:
         SourceError: it is cut off, or of an older format.
     """
     content = storage.RangeFile(url, size_bytes)
-    head = content.read_range(0, min(len(_MAGIC), size_bytes))
+    head = content.read_range(0, min(contents.HEAD_BYTES, size_bytes))
+    contents.require_arrow(url, head)
     if head.startswith(_FEATHER_1):
         raise SourceError(
             f"{url}: Feather of version 1, which is not read. Write it again: with pandas, "
             "pandas.read_feather(OLD).to_feather(NEW)"
         )
-    if head != _MAGIC:
+    if not head.startswith(_MAGIC):
         return 0
     if content.read_range(max(size_bytes - len(_MAGIC), 0), size_bytes) != _MAGIC:
         raise _broken(url, size_bytes, "its end is missing")

@@ -21,6 +21,7 @@ from functools import lru_cache
 import numpy as np
 
 from miles.common import storage
+from miles.data.files import contents
 from miles.data.files.json_scan import Extent, group_rows, read_chunks
 from miles.data.types import MAX_ROW_BYTES, Int64
 from miles.errors import SourceError
@@ -76,10 +77,8 @@ def read_header(url: str, kind: str, compression: str | None) -> Header:
             break
     if not content.strip():  # a file without rows
         return Header((), ",", len(content))
+    contents.require_text(url, content[: contents.HEAD_BYTES], compression, "CSV")
     bom_bytes = len(_BOM) if content.startswith(_BOM) else 0
-    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in content[:100]:
-        raise SourceError(f"{url}: UTF-16, or no text at all. Save it as UTF-8")
-
     end = _line_end(content)
     line = content[bom_bytes : end if end >= 0 else len(content)]
     if len(line) > MAX_HEADER_BYTES:

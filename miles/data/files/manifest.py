@@ -6,7 +6,7 @@
 
 Only the footers of Parquet files are read. A JSON file is scanned once, and the byte offsets of its
 row groups are kept (`json_index`). The first rows of each source's first file are read to detect
-their shape (`row_shapes`).
+their shape (`row_shapes`), and those of a few other files to see that they have it (`other_files`).
 
 The fingerprint is the same wherever the files lie. It changes when a file is added, renamed or
 written anew, or when rows are read in another way.
@@ -38,6 +38,7 @@ from miles.data.files.file import (
 from miles.data.files.first_rows import first_rows
 from miles.data.files.left_out import LeftOut, merged
 from miles.data.files.locate import Located, locate
+from miles.data.files.other_files import other_shape, require_one_shape
 from miles.data.files.row_columns import columns_of_shape, known_columns
 from miles.data.files.row_shapes import detect_format, find_columns
 from miles.data.files.unused_columns import unused_columns
@@ -221,7 +222,10 @@ def _describe_source(
     try:
         format = detect_format(source, rows, columns, first.path)
     except SourceError as error:
-        format = _format_in_bytes(source, first, error)
+        elsewhere = other_shape(source, first, files)
+        if elsewhere:
+            raise SourceError(f"{error}. {elsewhere}") from None
+        format = _format_in_bytes(source, first)
 
     needed = columns_of_shape(format)
     named = frozenset(source.format.columns.values())
@@ -229,6 +233,7 @@ def _describe_source(
     if first.unread_columns:  # some of them may be read now
         first = with_text_columns(first, needed, named)
         rows, _ = first_rows(first, known_columns(format))
+    require_one_shape(source, format, first, files)
     return ManifestSource(
         source.name,
         format,
@@ -239,28 +244,29 @@ def _describe_source(
     )
 
 
-def _format_in_bytes(source: SourceConfig, first: File, error: SourceError) -> RowFormat:
+def _format_in_bytes(source: SourceConfig, first: File) -> RowFormat:
     """Detect the shape of rows that may be in columns of bytes, read as text.
 
     Args:
-        first: a file that has rows.
-        error: that no other column holds rows. It is raised where there are no such columns, with
-            what may be the cause.
+        first: a file that has rows, which its other columns do not hold.
 
     Raises:
-        SourceError: these do not hold rows either. It says which columns are not read.
+        SourceError: these do not hold rows either. It says what all columns look like, and which
+            are not read.
     """
-    if first.format in CSV:
-        raise SourceError(f"{error}. The first line of a CSV file names its columns") from None
-    if not first.unread_columns:
-        raise error
     known = known_columns(source.format)
     with_text = with_text_columns(first, known, frozenset(source.format.columns.values()))
-    rows, columns = first_rows(with_text, known)
+    _, columns = first_rows(with_text, known)
+    rows, _ = first_rows(with_text, known.union(columns))
     try:
         return detect_format(source, rows, columns, first.path)
-    except SourceError as other:
-        raise SourceError(f"{other}. {describe_unread(first)}") from None
+    except SourceError as error:
+        notes = [str(error)]
+        if first.unread_columns:
+            notes.append(describe_unread(first))
+        if first.format in CSV:
+            notes.append("The first line of a CSV file names its columns")
+        raise SourceError(". ".join(notes)) from None
 
 
 def _fingerprinted(source: ManifestSource) -> list[Any]:

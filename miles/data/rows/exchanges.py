@@ -224,14 +224,18 @@ def _never_trained(prompt: Messages) -> Flags:
 
 
 def _calls(value: Any, column: str) -> list[Any] | None:
-    """Return the calls that a completion consists of; None: it is no list of calls."""
-    if type(value) is str:
-        if column.lower() != CALLS or not value.lstrip().startswith("["):
-            return None
+    """Return the calls that a completion consists of; None: it is no list of calls.
+
+    JSON in a column that is known to hold calls, and that does not, rejects the row.
+    """
+    if column.lower() == CALLS and type(value) is str and value.lstrip()[:1] in ("[", "{"):
         try:
             value = read_json(value, ROW_DECODER)
         except ValueError:
             return None
+        value = value if type(value) is list else [value]
+        if not value or not all(map(_is_call, value)):
+            reject("bad_message", f"column {column} is JSON, and no list of calls with a name")
     if type(value) is not list or not value:
         return None
     return value if all(map(_is_call, value)) else None

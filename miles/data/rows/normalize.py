@@ -43,7 +43,7 @@ from miles.data.rows.number_texts import text_of_row, with_number_texts
 from miles.data.rows.reject import reject, type_of
 from miles.data.rows.template_variables import template_kwargs_of
 from miles.data.rows.tools import shows_tools, tools_of
-from miles.data.rows.transcripts import announced_tools
+from miles.data.rows.transcripts import with_announced_tools
 from miles.data.rows.turn_lists import turn_list
 from miles.data.rows.turns import Flags, Messages, read_turns
 from miles.data.types import MAX_ROW_BYTES, OVERSIZED_ROW, Conversation
@@ -82,8 +82,7 @@ def normalize(payload: bytes, format: RowFormat = MESSAGES) -> Conversation:
     prompt = _system(row, format)
     tools = tools_of(row, format)
     if format.shape == "transcript" and prompt is not None:
-        prompt, announced = announced_tools(prompt)
-        tools = tools or announced
+        prompt, tools = with_announced_tools(prompt, tools)
     elif tools is not None and format.shape == "prompt_completion" and calls_tools(row, format):
         tools = as_functions(tools)
 

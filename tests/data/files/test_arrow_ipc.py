@@ -179,9 +179,13 @@ def test_a_cut_is_named_wherever_it_is(tmp_path: Path, kind: str) -> None:
 def test_junk_is_an_error_of_the_file(tmp_path: Path, draw: Random) -> None:
     content = write(tmp_path / "whole.arrow", plain()).read_bytes()
     path = tmp_path / "x.arrow"
-    for junk in (b"version https://git-lfs.github.com/spec/v1\n", draw.randbytes(500), b"[1, 2]"):
+    for junk, what in (
+        (b"version https://git-lfs.github.com/spec/v1\n", "Arrow data, .* but a Git LFS pointer"),
+        (b"PAR1" + bytes(50), r"but a Parquet file. Name it x\.parquet"),
+        (draw.randbytes(500), "cannot be read: not an Arrow IPC file"),
+    ):
         path.write_bytes(junk)
-        with pytest.raises(SourceError, match=r"x\.arrow: cannot be read: not an Arrow IPC file"):
+        with pytest.raises(SourceError, match=rf"x\.arrow: .*{what}"):
             manifest_of(path)
     for _ in range(60):
         broken = bytearray(content)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bz2
 import csv
 import gzip
 import io
@@ -53,7 +54,7 @@ def test_the_case_is_read() -> None:
     assert take("containers/rows.csv").turns() == [("user", "a?"), ("assistant", "A")]
 
 
-@pytest.mark.parametrize("name", ["x.csv", "x.tsv", "x.csv.gz", "x.tsv.zst", "semicolons.CSV"])
+@pytest.mark.parametrize("name", ["x.csv", "x.tsv", "x.csv.bz2", "x.tsv.zst", "semicolons.CSV"])
 @pytest.mark.parametrize("buffer_bytes", [1, 7, 64, 1 << 20])
 def test_rows_are_those_of_a_csv_library(
     tmp_path: Path,
@@ -70,7 +71,7 @@ def test_rows_are_those_of_a_csv_library(
     content = written(rows, draw.choice(["\n", "\r\n"]), delimiter)
     if draw.random() < 0.5:
         content = b"\xef\xbb\xbf" + content.rstrip(b"\r\n")
-    pack = {"gz": gzip.compress, "zst": zstandard.compress}.get(name.rsplit(".", 1)[-1], bytes)
+    pack = {"bz2": bz2.compress, "zst": zstandard.compress}.get(name.rsplit(".", 1)[-1], bytes)
     (tmp_path / name).write_bytes(pack(content))
 
     manifest = manifest_of(tmp_path / name)
@@ -109,7 +110,9 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "a mark within a field": (b'text,b\na,b\n"x\ny",5" disk\n', "line 4 has a quotation mark"),
     "a field that goes on": (b'text,b\n"a"b,c\n', "line 2 has a quotation mark"),
     "a mark not closed": (b'text,b\na,b\n"c,d\ne,f\n', "byte 11 is not closed when the file ends"),
-    "UTF-16": ("text,b\na,b\n".encode("utf-16"), "UTF-16, or no text .* Save it as UTF-8"),
+    "UTF-16": ("text,b\na,b\n".encode("utf-16"), "not CSV, but UTF-16 text; .* iconv"),
+    "a web page": (b"<!DOCTYPE html>\n<html>", "not CSV, but an HTML page"),
+    "gzip under another name": (gzip.compress(b"text\na\n"), r"Name it x\.csv\.gz"),
     "Latin-1": ("text\nWörter\ncafé\n".encode("latin-1"), r"byte 0xf6 in line 2\). Save it as"),
     "Latin-1 in the header": ("tëxt\na\n".encode("latin-1"), "byte 0xeb in line 1"),
     "a carriage return alone": (b"text,b\ra,b\r", "lines end with a carriage return alone"),
