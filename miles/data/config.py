@@ -130,8 +130,7 @@ class SourceConfig:
     name: str
     """The source's name in metrics and in the ledger."""
     paths: tuple[str, ...]
-    """fsspec URLs, patterns or folders, local ones absolute; Parquet, JSON lines (plain, .gz, .zst)
-    or one JSON array."""
+    """fsspec URLs, patterns or folders, local ones absolute; Parquet, Arrow, JSON or CSV."""
     format: RowFormat = RowFormat()
     split: Annotated[
         str | None,

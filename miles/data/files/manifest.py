@@ -28,6 +28,7 @@ import numpy as np
 from miles.common.offsets import offsets_of
 from miles.data.config import RowFormat, SourceConfig
 from miles.data.files.file import (
+    CSV,
     File,
     RowGroup,
     describe_file,
@@ -260,8 +261,12 @@ def _format_in_bytes(source: SourceConfig, first: File) -> RowFormat:
     try:
         return detect_format(source, rows, columns, first.path)
     except SourceError as error:
-        unread = f". {describe_unread(first)}" if first.unread_columns else ""
-        raise SourceError(f"{error}{unread}") from None
+        notes = [str(error)]
+        if first.unread_columns:
+            notes.append(describe_unread(first))
+        if first.format in CSV:
+            notes.append("The first line of a CSV file names its columns")
+        raise SourceError(". ".join(notes)) from None
 
 
 def _fingerprinted(source: ManifestSource) -> list[Any]:
