@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-
 from miles.common.checked import checked
 from miles.common.debugging import unchained
 from miles.data.config import EncodeConfig
