@@ -91,7 +91,13 @@ SLOT = {
     "parameters": {"type": "object", "properties": {"day": {"type": "string"}}},
 }
 SLOT_TOOL = {"type": "function", "function": SLOT}
-SLOT_CALL = {"type": "function", "function": {"name": "get_slot", "arguments": {"day": "Monday"}}}
+
+
+def slot_call(day: str) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": "get_slot", "arguments": {"day": day}}}
+
+
+SLOT_CALL = slot_call("Monday")
 
 
 @pytest.fixture(scope="module")
@@ -161,6 +167,77 @@ HERMES_CALL = '<tool_call>\n{"name": "get_slot", "arguments": {"day": "Monday"}}
             None,
         ),
         (
+            "nulls/meant.jsonl",
+            [
+                said("user", "Hot?"),
+                called(
+                    "",
+                    {
+                        "type": "function",
+                        "function": {"name": "f", "arguments": {"city": "Ulm", "unit": None}},
+                    },
+                ),
+                said("tool", "mild"),
+                said("assistant", "Mild."),
+            ],
+            [
+                {
+                    "type": "function",
+                    "function": {
+                        "name": "f",
+                        "description": "d",
+                        "parameters": {
+                            "type": "object",
+                            "properties": {"unit": {"type": ["string", "null"], "default": None}},
+                        },
+                    },
+                }
+            ],
+        ),
+        (
+            "parallel-tool-results/parallel.jsonl",
+            [
+                said("user", "Both files?"),
+                called("", slot_call("1"), slot_call("2")),
+                said("tool", "one"),
+                said("tool", "two"),
+                said("assistant", "One and two."),
+            ],
+            [SLOT_TOOL],
+        ),
+        (
+            "list-arguments/list_args.parquet",
+            [
+                said("user", "Find it."),
+                called(
+                    "",
+                    {
+                        "type": "function",
+                        "function": {"name": "search", "arguments": {"entities": ["Ulm", "Bonn"]}},
+                    },
+                ),
+                said("tool", "two"),
+                said("assistant", "Two."),
+            ],
+            None,
+        ),
+        *(
+            (
+                f"tool-arguments/{name}.jsonl",
+                [
+                    said("user", "What time is it?"),
+                    called(
+                        "",
+                        {"type": "function", "function": {"name": "get_slot", "arguments": {}}},
+                    ),
+                    said("tool", "noon"),
+                    said("assistant", "Noon."),
+                ],
+                [SLOT_TOOL],
+            )
+            for name in ("empty", "blank", "object_text")
+        ),
+        (
             "content-null/content.jsonl",
             [SLOT_ASKED, called("", SLOT_CALL), BOOKED[0], said("assistant", "Nine.")],
             [SLOT_TOOL],
@@ -172,3 +249,51 @@ def test_cases_with_tools_become_what_is_served(
 ) -> None:
     for conversation in take(case).conversations:
         require_served(encoder, conversation, messages, tools)
+
+
+@pytest.mark.parametrize(
+    "case",
+    ["tool-arguments/list_text", "tool-arguments-2/python_dict", "tool-arguments-2/cut"],
+)
+def test_cases_with_arguments_that_are_no_object(case: str) -> None:
+    assert take(f"{case}.jsonl").reasons == ["bad_tool_call"] * 3
+
+
+def test_what_hermes_writes_stands_there_once(encoder: Encoder) -> None:
+    (conversation, *_) = take("shapes/hermes.jsonl").conversations
+    ids = encoder.encode(conversation).input_ids
+    text = encoder.tokenizer.decode(ids)
+    assert text.count("get_slot") == 1  # in the call; the case's system turn abbreviates its tools
+    for mark in ("<tools>", "<tool_call>", "<tool_response>"):
+        assert text.count(mark) == 1
+
+
+def test_a_turn_with_its_call_is_trained_as_it_is_served(encoder: Encoder) -> None:
+    """Of ms-swift's rows, a text and the calls after it are one turn, as are several calls."""
+    call = json.dumps(slot_call("Monday")["function"])
+    turns = [
+        SLOT_ASKED,
+        said("assistant", "Looking."),
+        said("tool_call", call),
+        said("tool_call", f"[{call}, {call}]"),
+        said("tool_response", "nine"),
+        said("tool_response", "ten"),
+        said("assistant", "Nine."),
+    ]
+    conversation = normalized({"messages": turns, "tools": [SLOT_TOOL]})
+    served = [
+        SLOT_ASKED,
+        called("Looking.", SLOT_CALL, SLOT_CALL, SLOT_CALL),
+        said("tool", "nine"),
+        said("tool", "ten"),
+        said("assistant", "Nine."),
+    ]
+    encoded = require_served(encoder, conversation, served, [SLOT_TOOL])
+    trained = encoder.tokenizer.decode(encoded.input_ids[encoded.loss_mask == 1])
+    assert trained.count("<tool_call>") == 3
+
+    for flags, flag in (((0, 0), False), ((1, 1), True)):
+        flagged = [{**turns[1], "loss": flags[0]}, {**turns[2], "loss": flags[1]}]
+        assert normalized({"messages": [SLOT_ASKED, *flagged, turns[-1]]}).flags[1] is flag
+    flagged = [{**turns[1], "loss": 0}, {**turns[2], "loss": 1}]
+    assert rejected({"messages": [SLOT_ASKED, *flagged, turns[-1]]})[0] == "partial_turn"
