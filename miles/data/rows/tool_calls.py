@@ -45,8 +45,10 @@ def function_calls(value: Any, where: str) -> list[dict[str, Any]]:
         if function is None:
             reject("bad_message", f"{where}: function call {number} is not an object with a name")
         function = _with_arguments(function, f"{where}: function call {number}")
-        further = {key: value for key, value in function.items() if key not in ("id", "type")}
-        tool_calls.append(new_call(further, call.get("id")))
+        id = call.get("id")
+        for key in ("id", "type"):  # of a call without `function` around name and arguments
+            function.pop(key, None)
+        tool_calls.append(new_call(function, id))
     return tool_calls
 
 
@@ -142,7 +144,11 @@ def _function_of(call: Any) -> dict[str, Any] | None:
 
 
 def _with_arguments(function: dict[str, Any], where: str) -> dict[str, Any]:
-    """Return a call's function with its arguments as an object, whichever key they stood under."""
+    """Return a new object of a call's function, with arguments, whichever key they stood under."""
+    if len(function) == 2 and "arguments" in function:  # most
+        arguments = tool_arguments(function["arguments"], where)
+        return {"name": function["name"], "arguments": arguments}
+
     for key in _ARGUMENT_KEYS:
         if function.get(key) is not None:
             arguments = tool_arguments(function[key], where)

@@ -61,8 +61,8 @@ def _tools(value: Any, column: str) -> list[dict[str, Any]]:
     require_shallow(value, f"column {column}")
     for _ in range(2):  # it may have been encoded twice
         if type(value) is str:
-            is_nothing = value.strip().casefold() in _NOTHING
-            value = [] if is_nothing else require_json(value, f"column {column}")
+            has_text = value.strip()[:5].casefold() not in _NOTHING
+            value = require_json(value, f"column {column}") if has_text else []
     if value is None:
         return []
     if type(value) is dict and _is_tool(value):

@@ -23,12 +23,13 @@ _ORDER = ("system", *_SPEAKERS)
 
 
 def as_objects(turns: Sequence[Any], what: str) -> Sequence[Any]:
-    """Return turns as objects; those that are objects already are not looked at.
+    """Return turns as objects; those that are none of these forms stay as they are.
 
     Args:
+        turns: one or more.
         what: the name of a turn in the detail of a reject.
     """
-    first = turns[0] if turns else None
+    first = turns[0]
     if type(first) is str:
         return _objects_of_json(turns) or _in_turn(turns, what)
     if type(first) is list:

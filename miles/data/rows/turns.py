@@ -54,9 +54,12 @@ def read_turns(turns: Sequence[Any], what: str, format: RowFormat) -> tuple[Mess
         where it says nothing.
     """
     roles = {**ROLES, **format.roles} if format.roles else ROLES
-    read = _Messages(format.roles)
-    messages, flags = read.messages, read.flags
-    for position, turn in enumerate(as_objects(turns, what)):
+    if turns and type(turns[0]) is not dict:
+        turns = as_objects(turns, what)
+
+    messages: Messages = []
+    flags: Flags = []
+    for position, turn in enumerate(turns):
         if type(turn) is not dict:
             reject("bad_message", f"{what} {position} is {type_of(turn)}, not an object")
 
@@ -73,24 +76,24 @@ def read_turns(turns: Sequence[Any], what: str, format: RowFormat) -> tuple[Mess
             messages.append({"role": role, "content": content})
             flags.append(None)
         else:
-            read.add_turn(turn, f"{what} {position}")
+            _Turns(messages, flags, format.roles).add(turn, f"{what} {position}")
     return messages, flags
 
 
-class _Messages:
-    """The messages that were read so far, with a flag for each.
+class _Turns:
+    """The messages and flags of the turns so far, to which a turn of any form is added.
 
     Args:
         named: the roles that the user named.
     """
 
-    def __init__(self, named: Mapping[str, str]) -> None:
-        self.messages: Messages = []
-        self.flags: Flags = []
+    def __init__(self, messages: Messages, flags: Flags, named: Mapping[str, str]) -> None:
+        self._messages = messages
+        self._flags = flags
         self._named = named
 
-    def add_turn(self, turn: Mapping[str, Any], where: str) -> None:
-        """Add what a turn of any form says.
+    def add(self, turn: Mapping[str, Any], where: str) -> None:
+        """Add what a turn says.
 
         Args:
             where: its place in the row, for the detail of a reject.
@@ -102,7 +105,7 @@ class _Messages:
             pair = pair_of_turns(turn, self._named)
             if pair is not None:
                 for part in pair:
-                    self.add_turn(part, where)
+                    self.add(part, where)
                 return
 
         name = None if role_key is None else turn[role_key]
@@ -118,30 +121,32 @@ class _Messages:
             self._add_calls(content, keys, train_flag(turn, where), where)
         elif role == "assistant":
             keys = _with_function_call(keys, turn.get(_FUNCTION_CALL), where)
-            self._add(_assistant_message(content, keys, where), train_flag(turn, where))
+            self._add_message(_assistant_message(content, keys, where), train_flag(turn, where))
         else:
             _require_no_calls(role, keys, turn, where)
             for message in _messages_of(role, content, keys, where):
-                self._add(message, None)
+                self._add_message(message, None)
 
-    def _add(self, message: Mapping[str, Any], flag: bool | None) -> None:
-        self.messages.append(message)
-        self.flags.append(flag)
+    def _add_message(self, message: Mapping[str, Any], flag: bool | None) -> None:
+        self._messages.append(message)
+        self._flags.append(flag)
 
     def _add_calls(
         self, content: Any, keys: Mapping[str, Any], flag: bool | None, where: str
     ) -> None:
         """Add a turn that is a call, to the assistant's turn before it where there is one."""
         calls = function_calls(content, where)
-        if not self.messages or self.messages[-1]["role"] != "assistant":
-            self._add({"role": "assistant", "content": "", **keys, "tool_calls": calls}, flag)
+        if not self._messages or self._messages[-1]["role"] != "assistant":
+            self._add_message(
+                {"role": "assistant", "content": "", **keys, "tool_calls": calls}, flag
+            )
             return
 
-        if flag is not self.flags[-1]:
+        if flag is not self._flags[-1]:
             reject("partial_turn", f"{where} is a call, flagged otherwise than the text before it")
-        before = self.messages[-1]
+        before = self._messages[-1]
         calls = [*before.get("tool_calls", ()), *calls]
-        self.messages[-1] = {**keys, **before, "tool_calls": calls}
+        self._messages[-1] = {**keys, **before, "tool_calls": calls}
 
     def _further_keys(
         self, turn: Mapping[str, Any], role: str, content: Any, where: str
