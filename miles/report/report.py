@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
@@ -152,7 +153,8 @@ def _page(folder: str, metrics: Sequence[Metrics], prepared: Sequence[str], part
 def _not_used(ledger: Mapping[str, Mapping[str, Any]]) -> list[account.Line]:
     """Return what to do about the dropped rows, and what of the rows is not used."""
     counts = account.total(entry["counts"] for entry in ledger.values())
-    remedies = [("what to do", text) for text in account.remedies(counts)]
+    labels = chain(("what to do",), repeat(""))
+    remedies = zip(labels, account.remedies(counts), strict=False)
     return [*remedies, *account.lines(ledger)]
 
 

@@ -142,8 +142,9 @@ def _evaluation(config: TrainConfig, found: Preflight) -> Iterator[Fact]:
         manifest = found.eval_survey.manifest
         names = ", ".join(manifest.source_names)
         yield "evaluation", f"{manifest.num_rows:,} rows of {names}, {when}"
-        yield from account.of_manifest(manifest)
-        yield from account.of_keys(found.eval_survey.sample.unused_keys)
+        keys = account.of_keys(found.eval_survey.sample.unused_keys)
+        for label, text in (*keys, *account.of_manifest(manifest)):
+            yield label, f"evaluation: {text}"
     elif config.data.held_out_fraction:
         share = f"{config.data.held_out_fraction:.1%} of the rows"
         yield "evaluation", f"{share}, not trained on, {when}"

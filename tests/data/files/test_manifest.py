@@ -120,6 +120,27 @@ def test_columns_that_nothing_is_made_of_are_named(tmp_path: Path) -> None:
     assert Manifest.from_json(manifest.to_json()) == manifest
 
 
+def test_metadata_is_used_where_it_holds_tools(tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]
+    for number, metadata in enumerate(({"x": "1"}, {"tools": "[]"}, '{"tools": []}', "x", None)):
+        rows = [{"messages": turns, "metadata": metadata}]
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / f"{number}.parquet")
+        (tmp_path / f"{number}.jsonl").write_text(json.dumps(rows[0]))
+
+        expected = ("metadata",) if number in (0, 3) else ()
+        for path in (f"{tmp_path}/{number}.parquet", f"{tmp_path}/{number}.jsonl"):
+            (source,) = build_manifest([SourceConfig("s", (path,))]).sources
+            assert source.unused_columns == expected, path
+
+
+def test_names_of_columns_in_any_case_and_nested_ones_are_used(tmp_path: Path) -> None:
+    row = {"ID": 1, "Question": "?", "extra": {"answer": "!"}, "Blob": b"\xff"}
+    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "a.parquet")
+    format = RowFormat("prompt_completion", {"prompt": "Question", "completion": "extra.answer"})
+    (source,) = build_manifest([SourceConfig("s", (f"{tmp_path}/a.parquet",), format)]).sources
+    assert source.unused_columns == ("ID", "Blob")
+
+
 def test_fingerprint_ignores_the_folder(tmp_path: Path) -> None:
     first = write_lines(tmp_path / "x/rows.jsonl", 3)
     moved = write_lines(tmp_path / "y/rows.jsonl", 3)
