@@ -43,9 +43,25 @@ def run(flags: argparse.Namespace) -> None:
 
     console = open_console(flags.color)
     inspect_run(flags.folder, console, flags.samples)
+    for line in account_of(flags.folder):
+        console.print(Text(line, style="dim"), soft_wrap=True)
     if (words := encoding_of(flags.folder)) is not None:
         settings = shlex.join(words) or "the defaults"
         console.print(Text(f"encoded with {settings}", style="dim"), soft_wrap=True)
+
+
+def account_of(folder: str) -> list[str]:
+    """Return what a finished run dropped and did not use, in short.
+
+    Nothing where its ledger is missing, as while it runs, or broken.
+    """
+    from miles.data.stream import account
+    from miles.report.run_data import read_ledger
+
+    try:
+        return account.sentences(read_ledger(folder))
+    except (LookupError, TypeError, AttributeError, SourceError):
+        return []
 
 
 def encoding_of(folder: str) -> list[str] | None:

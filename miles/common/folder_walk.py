@@ -25,6 +25,8 @@ class Walk:
     """What a folder holds. All are paths on its filesystem."""
 
     files: tuple[str, ...]
+    folders: tuple[str, ...]
+    """those that are not hidden, links to folders among them"""
     hidden: tuple[str, ...]
     """files and folders whose name begins with a dot or an underscore; a folder ends with a slash"""
     repeated: tuple[str, ...]
@@ -65,6 +67,7 @@ def walk(
         with_links: follow links to folders.
     """
     files: list[str] = []
+    inner_folders: list[str] = []
     hidden: list[str] = []
     repeated: list[str] = []
     is_local = isinstance(fs, LocalFileSystem)
@@ -87,11 +90,14 @@ def walk(
                 hidden.append(entry.shown)
             elif not entry.is_folder:
                 files.append(entry.name)
-            elif levels != 1 and (with_links or not entry.is_link):
+            else:
+                inner_folders.append(entry.name)
                 inner = (entry.name, None if levels is None else levels - 1)
-                (links if entry.is_link else folders).append(inner)
+                if levels != 1 and (with_links or not entry.is_link):
+                    (links if entry.is_link else folders).append(inner)
 
-    return Walk(tuple(sorted(files)), tuple(sorted(hidden)), tuple(sorted(repeated)))
+    lists = (files, inner_folders, hidden, repeated)
+    return Walk(*(tuple(sorted(names)) for names in lists))
 
 
 def _entries(fs: fsspec.AbstractFileSystem, folder: str) -> list[_Entry]:

@@ -34,6 +34,8 @@ class Found:
     files: tuple[str, ...]
     hidden: tuple[str, ...] = ()
     repeated: tuple[str, ...] = ()
+    folders: tuple[str, ...] = ()
+    """that match a pattern; what is in them is not taken"""
 
 
 def find(url: str, *, with_links: bool = True) -> Found:
@@ -116,6 +118,7 @@ def _glob(fs: fsspec.AbstractFileSystem, pattern: str, with_links: bool) -> Foun
         False,
         tuple(filter(is_match, inside.files)),
         tuple(filter(is_match, inside.hidden)),
+        folders=tuple(filter(is_match, inside.folders)),
     )
 
 

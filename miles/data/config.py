@@ -40,8 +40,9 @@ ROW_FIELDS: Mapping[str, tuple[str, ...]] = {
 """Row shape -> its fields. "messages" are ShareGPT's and OpenAI's, told apart turn by turn; of
 "preference" the chosen side is taken."""
 
-ROLE_NAMES = ("system", "user", "assistant", "tool")
-"""Roles of a normalized message."""
+ROLE_NAMES = ("system", "user", "assistant", "tool", "tool_call")
+"""Roles that a name in the rows can stand for. A turn of the role "tool_call" is the assistant's, and
+its content a call; a message has one of the others."""
 
 
 @dataclass(frozen=True)
@@ -129,8 +130,7 @@ class SourceConfig:
     name: str
     """The source's name in metrics and in the ledger."""
     paths: tuple[str, ...]
-    """fsspec URLs, patterns or folders, local ones absolute; Parquet, JSON lines (plain, .gz, .zst)
-    or one JSON array."""
+    """fsspec URLs, patterns or folders, local ones absolute; Parquet, Arrow, JSON or CSV."""
     format: RowFormat = RowFormat()
     split: Annotated[
         str | None,
@@ -284,6 +284,16 @@ class EncodeConfig:
             choices=("mask", "train"),
         ),
     ] = "mask"
+    empty_answer: Annotated[
+        str,
+        Flag(
+            "--empty-answer",
+            "POLICY",
+            "an answer that would be trained and says nothing (no text, no reasoning, no tool "
+            "call): drop the row, or train the model to end at once",
+            choices=("drop", "train"),
+        ),
+    ] = "drop"
     history: Annotated[
         str,
         Flag(

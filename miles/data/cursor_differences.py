@@ -17,6 +17,7 @@ FLAGS = {
     "drop_last": "--drop-last",
     "mixture": "--prompt-data-weights",
     "held_out_fraction": "--eval-fraction",
+    "empty_answer": "--empty-answer",
 }
 """Field of a cursor -> the flag that gives it."""
 

@@ -12,7 +12,7 @@ import re
 from miles.errors import SourceError
 
 _COMPRESSIONS = {"": None, ".gz": "gzip", ".zst": "zstd", ".bz2": "bz2", ".xz": "xz"}
-_TEXTS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json"}
+_TEXTS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".tsv": "tsv"}
 
 FORMATS: dict[str, tuple[str, str | None]] = {
     ".parquet": ("parquet", None),
@@ -21,6 +21,9 @@ FORMATS: dict[str, tuple[str, str | None]] = {
         for packed, compression in _COMPRESSIONS.items()
         for text, format in _TEXTS.items()
     },
+    ".arrow": ("arrow", None),
+    ".feather": ("arrow", None),
+    ".ipc": ("arrow", None),
 }
 """Suffix, in small letters -> format and compression. None ends with another.
 

@@ -31,27 +31,27 @@ REASONS: Mapping[str, Reason] = {
         "name the columns with --input-key or --column-names",
     ),
     "bad_message": Reason(
-        "has a message that is no object, or whose content is not text",
-        "content must be text, or a list of parts that are text",
+        "has a message, or a value in one, of a form that is not understood",
+        "the detail says where; content must be text, or a list of parts that are text",
     ),
     "unknown_role": Reason(
         "has a turn whose role is not known",
         """say what the role means with --role-names '{"NAME": "assistant"}'""",
     ),
     "bad_tool_call": Reason(
-        "calls a tool with arguments that are no JSON object",
+        "has a tool call that is not understood, such as arguments that are no JSON object",
         "write the arguments as a JSON object, or as the text of one",
     ),
     "has_image": Reason(
-        "has a turn that speaks of an image, which a text model does not see",
-        "leave such rows out, or write in words what the image shows",
+        "has an image, sound or video in a turn, which is not trained on",
+        "leave such rows out, or say in words what is to be seen and heard",
     ),
     "fractional_weight": Reason(
         "gives a turn a weight that is neither 0 nor 1", "round the weights to 0 or 1"
     ),
     "partial_turn": Reason(
-        "trains only some characters of a turn (`train_detail`)",
-        "train whole turns: split the turn, or flag it as a whole",
+        "trains only a part of a turn (`train_detail`, a call flagged otherwise than its text)",
+        "flag the turn as a whole, or split it",
     ),
     "empty_answer": Reason(
         "has an answer that says nothing and would be trained",
@@ -63,11 +63,11 @@ REASONS: Mapping[str, Reason] = {
     ),
     "template_error": Reason(
         "made the chat template fail",
-        "the detail has the template's own words; --chat-template-path takes another template",
+        "the detail says what it raised; --chat-template-path takes another template",
     ),
     "unlocatable_turn": Reason(
         "has an answer whose tokens cannot be told exactly",
-        "miles certify says what is proven of the chat template; --chat-template-path takes another",
+        "miles certify says what is proven of the template; --chat-template-path takes another",
     ),
     "nothing_to_train": Reason(
         "has no answer that is trained",

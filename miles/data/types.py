@@ -317,6 +317,8 @@ class Cursor:
     unused_keys: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     """source name -> key of messages that nothing reads -> rows; empty also in cursors from before
     keys were counted"""
+    empty_answer: str | None = None
+    """None in cursors from before it was a setting; it matches any"""
 
     COUNTS = ("consumed_rows", "tokens_seen", "ledger_totals", "unused_keys")
 
@@ -371,6 +373,9 @@ class Cursor:
         """
         saved, followed = asdict(self), asdict(current)
         for name in self.COUNTS:
+            del saved[name], followed[name]
+        unknown = [name for name, value in saved.items() if value is None]
+        for name in unknown:
             del saved[name], followed[name]
         differences = cursor_differences.describe(saved, followed)
         if differences:

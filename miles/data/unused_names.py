@@ -20,7 +20,8 @@ OTHERS = "(others)"
 
 
 def short_name(name: str) -> str:
-    """Return a name as it is kept: cut where it is long, and text that UTF-8 can hold."""
+    """Return a name as it is kept: in one line, cut where it is long, and fit for UTF-8."""
+    name = name.replace("\n", "↵")
     if len(name) > MAX_CHARACTERS:
         name = f"{name[: MAX_CHARACTERS - 1]}…"
     return name.encode("utf-8", "replace").decode()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from jinja2 import Environment, FileSystemLoader
 from miles.common import run_folder, storage
 from miles.common.debugging import one_paragraph, unchained
 from miles.common.local_paths import absolute
+from miles.data.stream import account
 from miles.data.stream.bottleneck import Bottleneck
 from miles.errors import MilesError
 from miles.report import run_data
@@ -119,13 +121,15 @@ def _page(folder: str, metrics: Sequence[Metrics], prepared: Sequence[str], part
         return base64.b64encode(to_png(run_chart(metrics))).decode()
 
     note = parts.leave_out
+    accounts = parts.made("The ledger", ledger, {})
     sample, origin = parts.made("The first batch", first_batch, ("", ""))
     shown: dict[str, Any] = {
         "epoch": parts.made("The epoch", lambda: float(metrics[-1]["sft/epoch"]), 0.0),
         "numbers": parts.made("The numbers on top", lambda: _numbers(metrics), []),
         "chart": parts.made("The charts", chart, ""),
         "verdict": parts.made("The bottleneck", lambda: verdict(metrics), ""),
-        "ledger": parts.made("The ledger", ledger, {}),
+        "ledger": accounts,
+        "not_used": parts.made("What is not used", lambda: _not_used(accounts), []),
         "rejects": parts.made("The dropped rows", rejects, []),
         "training": parts.made("What is trained", lambda: run_data.read_training(folder), ""),
         "starts": parts.made("The starts", lambda: run_data.read_starts(folder, note), []),
@@ -144,6 +148,14 @@ def _page(folder: str, metrics: Sequence[Metrics], prepared: Sequence[str], part
         left_out=parts.left_out,
         **shown,
     )
+
+
+def _not_used(ledger: Mapping[str, Mapping[str, Any]]) -> list[account.Line]:
+    """Return what to do about the dropped rows, and what of the rows is not used."""
+    counts = account.total(entry["counts"] for entry in ledger.values())
+    labels = chain(("what to do",), repeat(""))
+    remedies = zip(labels, account.remedies(counts), strict=False)
+    return [*remedies, *account.lines(ledger)]
 
 
 def _numbers(metrics: Sequence[Metrics]) -> list[tuple[str, str]]:

@@ -108,3 +108,24 @@ def test_a_heading_is_never_cut(folder: Path, capsys: pytest.CaptureFixture[str]
     path.write_text(path.read_text().replace("[/bold]", "[/bold]" + 300 * "x"))
     assert main(["inspect", str(folder)]) == 0
     assert 300 * "x" + ".jsonl row 3 · 2 tokens, 1 trained\n" in capsys.readouterr().out
+
+
+def test_what_a_finished_run_did_not_use_is_said(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    entry = {
+        "row_shape": "messages",
+        "rows": 9,
+        "epochs": 1.0,
+        "counts": {"read": 9, "trained": 7, "unknown_role": 2},
+        "keys_not_used": {"mood": 3},
+    }
+    (folder / "ledger.json").write_text(json.dumps({"chat": entry}))
+    assert main(["inspect", str(folder)]) == 0
+    printed = capsys.readouterr().out
+    assert "\ndropped: 2 unknown_role\n    unknown_role: say what the role means" in printed
+    assert "\nkeys not used: mood (3 rows)\n" in printed
+
+    (folder / "ledger.json").write_text('{"chat": {"counts": []}}')
+    assert main(["inspect", str(folder)]) == 0
+    assert "not used" not in capsys.readouterr().out

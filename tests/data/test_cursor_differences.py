@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import asdict, replace
 
@@ -13,7 +14,7 @@ from miles.errors import CheckpointError
 from miles.train.config import TrainConfig
 from miles.train.launch.parser import launch_settings
 
-CURSOR = Cursor(0, 42, True, 96, 32, False, (3, 1), "m" * 32, "e" * 32)
+CURSOR = Cursor(0, 42, True, 96, 32, False, (3, 1), "m" * 32, "e" * 32, empty_answer="drop")
 
 
 def refused(**changes: object) -> str:
@@ -47,3 +48,13 @@ def test_no_hash_is_asked_for() -> None:
     assert not re.search(r"(\w)\1{31}", files + tokens)
     both = refused(manifest_fingerprint="n" * 32, batch_size=16)
     assert "Give the old values, and bring the old files back, or start anew" in both
+
+
+def test_an_old_cursor_matches_any_value_of_a_new_setting() -> None:
+    fields = json.loads(CURSOR.to_json())
+    del fields["empty_answer"]
+    old = Cursor.from_json(json.dumps(fields), "run")
+    for policy in ("drop", "train"):
+        old.require_same_data(replace(CURSOR, empty_answer=policy), "run")
+    error = refused(empty_answer="train")
+    assert error.endswith("\n  --empty-answer: the checkpoint has drop, this run train")

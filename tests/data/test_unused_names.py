@@ -24,6 +24,10 @@ def test_half_a_character_becomes_text() -> None:
     assert short_name("a\ud800") == "a?"
 
 
+def test_a_name_stays_in_one_line() -> None:
+    assert short_name("a\nb") == "a↵b"
+
+
 def test_a_row_counts_once_for_each_name() -> None:
     counts: dict[str, int] = {}
     count_row(counts, ("a", "x" * 50 + "1", "x" * 50 + "2"))

@@ -330,7 +330,7 @@ def test_too_many_rejects_are_named_by_reason(config: DataConfig, tmp_path: Path
         r"more than the share 0\.29 that --max-bad-fraction allows: "
         r"2 too_long \(first: row 7 \(from 0\) of .*own\.jsonl, .* at most 256.*\), "
         r"1 no_messages \(first: row 8 \(from 0\) of .*own\.jsonl, .*\)\. "
-        r"Mend or remove them, or raise the share"
+        r"Most often: too_long\. What to do: raise --max-sample-tokens, .*\. Mend or remove them, or raise the share"
     )
     with pytest.raises(DataError, match=message):
         EvalSet.open(eval_config(replace(config, max_bad_fraction=0.29), sources))

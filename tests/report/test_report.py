@@ -110,3 +110,21 @@ def test_the_last_answers_are_shown_escaped(tmp_path: Path) -> None:
     assert page.count('<table class="answer">') == MAX_ANSWERS
     assert "&lt;b&gt;four&lt;/b&gt; 0 …</div>" in page, "cut before its end"
     assert "&lt;b&gt;four&lt;/b&gt; 1</div>" in page
+
+
+def test_the_ledger_says_what_is_not_used(tmp_path: Path) -> None:
+    counts = {"read": 9, "trained": 7, "unknown_role": 2}
+    entry = {"row_shape": "messages", "rows": 9, "epochs": 1.0, "counts": counts}
+    path = tmp_path / run_folder.LEDGER
+    path.write_text(json.dumps({"chat": entry}))
+    older = page_of(tmp_path, PLAIN_RUN)
+    assert "<td>2 unknown_role</td>" in older
+    assert "not used" not in older
+
+    names = {"keys_not_used": {"<mood>": 3}, "columns_not_used": ["id"], "left_out": []}
+    path.write_text(json.dumps({"chat": entry | names}))
+    page = page_of(tmp_path, PLAIN_RUN)
+    assert "<th>keys not used</th><td>&lt;mood&gt; (3 rows)</td>" in page
+    assert "<th>columns not used</th><td>id</td>" in page
+    assert "<th>what to do</th><td>unknown_role: say what the role means" in page
+    assert "files left out" not in page

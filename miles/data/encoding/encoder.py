@@ -19,16 +19,21 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-import numpy as np
-
 from miles.common.checked import checked
 from miles.common.debugging import unchained
 from miles.data.config import EncodeConfig
 from miles.data.encoding.escape import Escaper, any_of
-from miles.data.encoding.loss_mask import decide_loss_mask, mark_points, select_turns
+from miles.data.encoding.loss_mask import (
+    decide_loss_mask,
+    mark_points,
+    require_answers,
+    select_turns,
+)
+from miles.data.encoding.plain_text import TextFrame, text_frame
 from miles.data.template.certificate import Certificate
 from miles.data.template.certify import certify
-from miles.data.template.render import Renderer, Span, strings_of
+from miles.data.template.render import Renderer, RowVariables, Span, strings_of
+from miles.data.template.row_variables import RowTemplate, RowTemplates
 from miles.data.tokens.bpe import TextEncoder, Tokens, text_encoder
 from miles.data.tokens.load import load_tokenizer
 from miles.data.types import Conversation, Encoded, Int32, RowRejected, UInt8
@@ -41,6 +46,8 @@ _T = TypeVar("_T")
 
 _UNDERSTOOD_KEYS = ("role", "content", "tool_calls")
 """Keys of a message that `rows/normalize.py` understands, and leaves in it."""
+_VARIABLES = "chat_template_kwargs"
+"""Stands before the name of a row's template variable where it is counted."""
 _SAY_NOTHING: tuple[Any, ...] = ("", [], {})
 """Values of a key that is as good as absent."""
 
@@ -52,6 +59,8 @@ class _Rendered(NamedTuple):
     spans: Sequence[Span]
     selected: Sequence[bool]
     """whether each assistant turn is trained"""
+    certificate: Certificate
+    """under the variables of the row"""
 
 
 @dataclass(frozen=True)
@@ -83,7 +92,7 @@ class Encoder:
         """Encode one conversation, or plain text.
 
         Raises:
-            RowRejected: special_text, template_error, unlocatable_turn, nothing_to_train, too_long;
+            RowRejected: empty_answer, special_text, template_error, unlocatable_turn, nothing_to_train, too_long;
                 bad_message for text that is not Unicode; malformed_json for data nested too deeply.
         """
         (outcome,) = self.encode_all([conversation])
@@ -100,7 +109,7 @@ class Encoder:
         # One call for all texts: tiktoken takes them laid end to end.
         rendered = [outcome for outcome in outcomes if isinstance(outcome, _Rendered)]
         texts = [row.text for row in rendered]
-        points = [self._points(row.spans) for row in rendered]
+        points = [self._points(row.spans, row.certificate) for row in rendered]
         tokens = self._text_encoder.encode_all(texts, points)
 
         masked = [
@@ -115,15 +124,33 @@ class Encoder:
     def unused_keys(self, conversation: Conversation) -> tuple[str, ...]:
         """Return the keys of a row's messages that have a value, and of which nothing is made.
 
-        The chat template does not look at them, and nothing else here understands them. It is
-        quick where every message has a role and a content only.
+        The chat template does not look at them, and nothing else here understands them. So with
+        the row's template variables: "chat_template_kwargs.NAME". It is quick where every message
+        has a role and a content only.
         """
         messages = conversation.messages
-        if all(len(message) == 2 for message in messages):
+        variables = conversation.template_kwargs
+        if not variables and all(len(message) == 2 for message in messages):
             return ()
 
-        unread = self._renderer.unread_keys(messages, conversation.tools)
-        unused = [
+        template = self._run_template
+        unused: list[str] = []
+        if variables:
+            try:
+                template = self._row_templates.of(variables)
+            except RowRejected:
+                return ()
+            unread_names = self._row_templates.unread(variables)
+            unused += [
+                f"{_VARIABLES}.{name}"
+                for name in unread_names
+                if variables[name] is not None and variables[name] not in _SAY_NOTHING
+            ]
+
+        unread = template.renderer.unread_keys(
+            messages, conversation.tools, template.of_row.variables
+        )
+        unused += [
             key
             for number, key in unread
             if key not in _UNDERSTOOD_KEYS and messages[number][key] not in _SAY_NOTHING
@@ -138,7 +165,17 @@ class Encoder:
         selected = select_turns(conversation, self.config.turns)
         if True not in selected:
             raise RowRejected("nothing_to_train", "no assistant turn is trained")
-        if not self.certificate.accepts_tools and _calls_tools(conversation):
+        template = self._run_template
+        if conversation.template_kwargs:
+            template = self._row_templates.of(conversation.template_kwargs)
+        certificate = template.certificate
+
+        if self.config.empty_answer == "drop":
+            # Escaped, a terminator in an answer is ordinary text.
+            is_text = self.config.special_text == "escape"
+            ends = () if is_text else (certificate.terminator,)
+            require_answers(conversation.messages, selected, ends)
+        if not certificate.accepts_tools and _calls_tools(conversation):
             raise RowRejected(
                 "unlocatable_turn",
                 "tool calls, for which this chat template could not be certified",
@@ -146,18 +183,20 @@ class Encoder:
 
         if self.config.special_text != "allow" and self._must_escape(conversation):
             return self._encode_escaped(conversation, selected)
-        text, spans = self._renderer.render(conversation.messages, conversation.tools)
+        text, spans = template.renderer.render(
+            conversation.messages, conversation.tools, template.of_row
+        )
         self._require_short(text)
-        return _Rendered(text, spans, selected)
+        return _Rendered(text, spans, selected, certificate)
 
-    def _points(self, spans: Sequence[Span]) -> list[int]:
-        return mark_points(spans, self.certificate.terminator, self.config.empty_think)
+    def _points(self, spans: Sequence[Span], certificate: Certificate) -> list[int]:
+        return mark_points(spans, certificate.terminator, self.config.empty_think)
 
     def _mask(self, row: _Rendered, tokens: Tokens | RowRejected) -> Encoded:
         if isinstance(tokens, RowRejected):
             raise tokens
         loss_mask, num_straddling = decide_loss_mask(
-            tokens, row.selected, self.certificate.terminator_ids
+            tokens, row.selected, row.certificate.terminator_ids
         )
         return self._limit_length(tokens.ids, loss_mask, num_straddling)
 
@@ -192,10 +231,7 @@ class Encoder:
     # Rows that are plain text
 
     def _encode_text(self, text: str) -> Encoded:
-        """Encode plain text: the tokenizer's own tokens around it, and EOS.
-
-        Everything is trained but the tokens before the text.
-        """
+        """Encode plain text, with the special tokens around it that it lacks (`plain_text.py`)."""
         self._require_short(text)
         if self.config.special_text == "reject" and (special := self._special_text.search(text)):
             raise RowRejected("special_text", special.group())
@@ -205,29 +241,12 @@ class Encoder:
         else:
             ids = self._text_encoder.encode(text)
 
-        before, after = self._ids_around_text
-        ids = np.concatenate([before, ids, after])
-        loss_mask = np.ones(len(ids), np.uint8)
-        loss_mask[: len(before)] = 0
+        ids, loss_mask = self._text_frame.around(text, ids)
         if len(ids) < 2:  # no position has a label
             raise RowRejected(
                 "nothing_to_train", f"{len(ids)} tokens, and the first has none before it"
             )
         return self._limit_length(ids, loss_mask)
-
-    @cached_property
-    def _ids_around_text(self) -> tuple[Int32, Int32]:
-        """The ids before and after plain text: those that the tokenizer adds, and EOS."""
-        backend = self._text_encoder.backend
-        bare = backend.encode("a", add_special_tokens=False).ids
-        full = backend.encode("a", add_special_tokens=True).ids
-        begin = next(at for at in range(len(full)) if full[at : at + len(bare)] == bare)
-
-        after = full[begin + len(bare) :]
-        eos = self.tokenizer.eos_token_id
-        if eos is not None and eos not in after:
-            after = [*after, eos]
-        return np.array(full[:begin], np.int32), np.array(after, np.int32)
 
     # Rows that spell control tokens
 
@@ -237,7 +256,9 @@ class Encoder:
         Raises:
             RowRejected: "special_text": it spells a special token, and such rows are rejected.
         """
-        row_strings = list(strings_of([conversation.messages, conversation.tools]))
+        row_strings = list(
+            strings_of([conversation.messages, conversation.tools, conversation.template_kwargs])
+        )
         if self.config.special_text == "escape":
             return self._escaper.is_needed_for(row_strings)
         for text in row_strings:
@@ -248,17 +269,21 @@ class Encoder:
     def _encode_escaped(self, conversation: Conversation, selected: Sequence[bool]) -> Encoded:
         messages = list(conversation.messages)
         tools = conversation.tools and list(conversation.tools)
-        text, spans = self._renderer.render(self._escaper.mark(messages), self._escaper.mark(tools))
+        template = self._row_templates.of(self._escaper.mark(conversation.template_kwargs))
+        text, spans = template.renderer.render(
+            self._escaper.mark(messages), self._escaper.mark(tools), template.of_row
+        )
         self._require_short(text)
-        tokens = self._escaper.encode_at(text, self._points(spans))
-        self._require_transformers_ids(tokens.ids, messages, tools)
-        return self._mask(_Rendered(text, spans, selected), tokens)
+        tokens = self._escaper.encode_at(text, self._points(spans, template.certificate))
+        self._require_transformers_ids(tokens.ids, messages, tools, conversation.template_kwargs)
+        return self._mask(_Rendered(text, spans, selected, template.certificate), tokens)
 
     def _require_transformers_ids(
         self,
         ids: Int32,
         messages: Sequence[Mapping[str, Any]],
         tools: Sequence[Mapping[str, Any]] | None,
+        template_kwargs: Mapping[str, Any],
     ) -> None:
         """Compare an escaped row with transformers. Such rows are rare, so each one is compared.
 
@@ -272,7 +297,7 @@ class Encoder:
                 tokenize=True,
                 return_dict=False,
                 sanitize_control_tokens=True,
-                **self.config.template_kwargs,
+                **{**self.config.template_kwargs, **template_kwargs},
             )
         except ValueError as error:  # transformers: ordinary text comes to that token, too
             raise RowRejected(
@@ -291,8 +316,19 @@ class Encoder:
         return text_encoder(self.tokenizer.backend_tokenizer)
 
     @cached_property
-    def _renderer(self) -> Renderer:
-        return Renderer(self.tokenizer, self.config.template_kwargs, self.certificate)
+    def _run_template(self) -> RowTemplate:
+        """The template for a row that brings no variables."""
+        renderer = Renderer(self.tokenizer, self.config.template_kwargs, self.certificate)
+        return RowTemplate(renderer, RowVariables({}, self.certificate), self.certificate)
+
+    @cached_property
+    def _row_templates(self) -> RowTemplates:
+        return RowTemplates(self.tokenizer, self.config, self._run_template)
+
+    @cached_property
+    def _text_frame(self) -> TextFrame:
+        url = self.config.tokenizer
+        return text_frame(self.tokenizer, self._text_encoder, url, self.certificate.terminator)
 
     @cached_property
     def _escaper(self) -> Escaper:
@@ -331,6 +367,7 @@ def encode(
     turns: str = EncodeConfig.turns,
     flags: Sequence[bool | None] | None = None,
     empty_think: str = EncodeConfig.empty_think,
+    empty_answer: str = EncodeConfig.empty_answer,
     history: str = EncodeConfig.history,
     special_text: str = EncodeConfig.special_text,
     too_long: str = EncodeConfig.too_long,
@@ -355,6 +392,8 @@ def encode(
         flags: one for each message: True to train it, False to exclude it, None to leave it to
             `turns`.
         empty_think: "mask" or "train" an empty think block that the template puts before an answer.
+        empty_answer: an answer that would be trained and says nothing, with no text, reasoning or
+            tool call: "drop" rejects the conversation, "train" trains the model to end at once.
         history: earlier turns as the template renders them ("as_served").
         special_text: content that spells a control token: "allow" it to become that token, "escape"
             it to ordinary text (as `apply_chat_template(..., sanitize_control_tokens=True)`), or
@@ -378,6 +417,7 @@ def encode(
         template_kwargs=dict(template_kwargs or {}),
         turns=turns,
         empty_think=empty_think,
+        empty_answer=empty_answer,
         history=history,
         special_text=special_text,
         too_long=too_long,

@@ -29,6 +29,7 @@ class Columns:
 
     names: tuple[str, ...]
     """all of them, in order"""
+    schema: pa.Schema
     no_json: dict[str, str] = field(default_factory=dict)
     """column -> why it has no place in JSON: the end of a sentence that begins with its name"""
     binary: dict[str, str] = field(default_factory=dict)
@@ -74,7 +75,7 @@ def columns_of(url: str, schema: pa.Schema) -> Columns:
             "Rename one of them"
         )
 
-    columns = Columns(tuple(schema.names))
+    columns = Columns(tuple(schema.names), schema)
     for column in schema:
         fields = list(parts(column))
         for part in fields:

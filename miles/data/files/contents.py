@@ -47,10 +47,11 @@ _COMPRESSIONS = {
     "xz": _Magic((b"\xfd7zXZ\x00",), "xz data", ".xz"),
 }
 _PARQUET = _Magic((b"PAR1",), "a Parquet file", ".parquet")
+_ARROW = _Magic((b"ARROW1", b"\xff\xff\xff\xff"), "Arrow data", ".arrow")
 _MAGICS = (
     *_COMPRESSIONS.values(),
     _PARQUET,
-    _Magic((b"ARROW1", b"\xff\xff\xff\xff"), "Arrow data", ".arrow"),
+    _ARROW,
     _Magic((b"PK\x03\x04", b"PK\x05\x06"), "a zip archive", remedy=_UNPACK),
     _Magic((b"7z\xbc\xaf\x27\x1c",), "a 7z archive", remedy=_UNPACK),
     _Magic((b"ustar",), "a tar archive", remedy=_UNPACK, at=257),
@@ -74,12 +75,15 @@ _DOWNLOAD = (
 )
 
 
-def require_text(url: str, head: bytes, compression: str | None = None) -> None:
-    """Refuse a file of JSON that begins as something else does.
+def require_text(
+    url: str, head: bytes, compression: str | None = None, expected: str = "JSON"
+) -> None:
+    """Refuse a file of text that begins as something else does.
 
     Args:
         head: its first bytes, decompressed: `HEAD_BYTES`, or all that there are.
         compression: of the file, as its name says.
+        expected: what the text is, by the file's name.
 
     Raises:
         SourceError: it does; the error says what it is, and what to do.
@@ -87,7 +91,7 @@ def require_text(url: str, head: bytes, compression: str | None = None) -> None:
     found = _text_fault(url, head) or _magic_fault(url, head, compression)
     if found:
         where = f"{url}: " + (f"within the {compression} data: " if compression else "")
-        raise SourceError(f"{where}not JSON, but {found}")
+        raise SourceError(f"{where}not {expected}, but {found}")
 
 
 def require_compression(url: str, compression: str, head: bytes) -> None:
@@ -118,13 +122,22 @@ def require_parquet(url: str, head: bytes) -> None:
     Raises:
         SourceError: it does not, and what it is can be told.
     """
-    if not head or _begins(head, _PARQUET):
+    _require_table(url, head, _PARQUET)
+
+
+def require_arrow(url: str, head: bytes) -> None:
+    """Refuse a file that does not begin as Arrow IPC does. As `require_parquet`."""
+    _require_table(url, head, _ARROW)
+
+
+def _require_table(url: str, head: bytes, expected: _Magic) -> None:
+    if not head or _begins(head, expected):
         return
     found = _text_fault(url, head) or _magic_fault(url, head, None)
     if not found and head.lstrip()[:1] in (b"{", b"["):
         found = f"JSON text. Name it {_renamed(url, '.jsonl')}"
     if found:
-        raise SourceError(f"{url}: not a Parquet file, as its name says, but {found}")
+        raise SourceError(f"{url}: not {expected.what}, as its name says, but {found}")
 
 
 def _text_fault(url: str, head: bytes) -> str:

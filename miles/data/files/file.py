@@ -14,9 +14,13 @@ from dataclasses import dataclass, replace
 
 from miles.common import storage
 from miles.data.file_formats import format_of
-from miles.data.files import json_index, parquet
+from miles.data.files import arrow_ipc, json_index, parquet
 from miles.data.files.arrow_columns import Columns
 from miles.errors import SourceError
+
+TABLES = ("parquet", "arrow")
+"""Formats whose columns have types."""
+CSV = ("csv", "tsv")
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,8 @@ class File:
     path: str
     """fsspec URL"""
     format: str
-    """"parquet", "jsonl" or "json" (values that are found by a scan, such as an array's elements)"""
+    """"parquet", "arrow", "jsonl", "json" (values that are found by a scan, such as an array's
+    elements), "csv" or "tsv\""""
     compression: str | None
     """None, "gzip", "zstd", "bz2" or "xz\""""
     size_bytes: int
@@ -52,6 +57,14 @@ class File:
     def num_rows(self) -> int:
         return sum(group.num_rows for group in self.row_groups)
 
+    @property
+    def columns(self) -> Columns:
+        """The columns of a table. The file is asked, where it was not lately."""
+        place = self.path, self.size_bytes, self.stamp
+        if self.format == "parquet":
+            return parquet.footer(*place).columns
+        return arrow_ipc.layout(*place).columns
+
 
 def describe_file(url: str) -> File:
     """Return a file's entry in the manifest, as if no column of bytes were needed.
@@ -61,20 +74,19 @@ def describe_file(url: str) -> File:
     """
     kind, compression = format_of(url)
     size_bytes, stamp = _size_and_stamp(url)
-    unread: tuple[str, ...] = ()
 
     if kind == "parquet":
         footer = parquet.footer(url, size_bytes, stamp)
-        unread = footer.columns.unread
-        groups = tuple(
-            RowGroup(footer.metadata.row_group(number).num_rows, 0, 0)
+        extents = [
+            (footer.metadata.row_group(number).num_rows, 0, 0)
             for number in range(footer.metadata.num_row_groups)
-        )
+        ]
     else:
-        kind, extents = json_index.extents(url, compression, size_bytes, stamp)
-        groups = tuple(RowGroup(*extent) for extent in extents)
+        kind, extents = json_index.extents(url, kind, compression, size_bytes, stamp)
 
-    return File(url, kind, compression, size_bytes, stamp, groups, unread)
+    groups = tuple(RowGroup(*extent) for extent in extents)
+    file = File(url, kind, compression, size_bytes, stamp, groups)
+    return replace(file, unread_columns=file.columns.unread) if kind in TABLES else file
 
 
 def with_text_columns(file: File, needed: Set[str], named: Set[str]) -> File:
@@ -88,24 +100,25 @@ def with_text_columns(file: File, needed: Set[str], named: Set[str]) -> File:
     Raises:
         SourceError: a column that the user named has no place in JSON.
     """
-    if needed.isdisjoint(file.unread_columns):
+    if not file.unread_columns:
         return file
-    columns = _columns_of(file)
-    columns.require_readable(file.path, named)
-    unread = [name for name in columns.unread if name in columns.no_json or name not in needed]
+    file.columns.require_readable(file.path, named | {name.split(".")[0] for name in named})
+
+    may_be_text = set(file.columns.binary)
+    unread = []
+    for name in file.columns.unread:
+        is_needed = name in needed or name.lower() in needed
+        if not (is_needed and name in may_be_text):
+            unread.append(name)
     return replace(file, unread_columns=tuple(unread))
 
 
 def describe_unread(file: File) -> str:
     """Return a sentence on the columns of a file that are not read."""
-    columns = _columns_of(file)
+    columns = file.columns
     reasons = columns.no_json | columns.binary
     parts = [f"{name} ({reasons[name]})" for name in columns.unread]
     return f"Of {file.path} not read, since JSON has no place for it: {', '.join(parts)}"
-
-
-def _columns_of(file: File) -> Columns:
-    return parquet.footer(file.path, file.size_bytes, file.stamp).columns
 
 
 def require_unchanged(file: File) -> None:

@@ -13,16 +13,15 @@ from typing import Any
 import pyarrow as pa
 
 from miles.common import storage
-from miles.data.files import first_faults, json_scan, parquet
+from miles.data.files import first_faults
 from miles.data.files.arrow_types import is_text, parts
-from miles.data.files.file import File
-from miles.data.files.json_blocks import json_blocks
+from miles.data.files.file import TABLES, File
+from miles.data.files.json_blocks import json_blocks, rows_of_block
 from miles.data.files.row_json import UNREADABLE_ROW, table_to_json
 from miles.data.files.row_shapes import FIRST_ROWS
+from miles.data.files.table_rows import first_batch
 from miles.data.types import MAX_ROW_BYTES
 from miles.errors import SourceError
-
-_BUFFER_BYTES = 1 << 20
 
 Row = dict[str, Any]
 
@@ -44,35 +43,26 @@ def first_rows(
     Raises:
         SourceError: the file cannot be read, or none of its first rows can, and one is needed.
     """
-    if file.format == "parquet":
-        return _first_parquet_rows(file, wanted)
+    if file.format in TABLES:
+        return _first_table_rows(file, wanted)
     rows = _first_json_rows(file, any_needed)
     return rows, list(dict.fromkeys(chain.from_iterable(rows)))
 
 
-def _first_parquet_rows(file: File, wanted: frozenset[str]) -> tuple[list[Row], list[str]]:
-    footer = parquet.footer(file.path, file.size_bytes, file.stamp)
-    names = footer.columns.names
+def _first_table_rows(file: File, wanted: frozenset[str]) -> tuple[list[Row], list[str]]:
+    names = list(file.columns.names)
     columns = [
         column.name
-        for column in footer.metadata.schema.to_arrow_schema()
+        for column in file.columns.schema
         if column.name not in file.unread_columns and _may_matter(column, wanted)
     ]
     if not columns:
-        return [], list(names)
+        return [], names
 
-    group = next(number for number, group in enumerate(file.row_groups) if group.num_rows)
     with storage.reading(file.path):
-        opened = parquet.open_file(
-            file.path, file.size_bytes, file.stamp, buffer_bytes=_BUFFER_BYTES
-        )
-        batches = opened.iter_batches(
-            FIRST_ROWS, row_groups=[group], columns=columns, use_threads=False
-        )
-        table = pa.Table.from_batches([next(batches)]).select(columns)
-
+        table = pa.Table.from_batches([first_batch(file, columns, FIRST_ROWS)])
     payloads = table_to_json(table)
-    return [json.loads(payload) for payload in payloads if payload != UNREADABLE_ROW], list(names)
+    return [json.loads(payload) for payload in payloads if payload != UNREADABLE_ROW], names
 
 
 def _may_matter(column: pa.Field, wanted: frozenset[str]) -> bool:
@@ -86,7 +76,7 @@ def _first_json_rows(file: File, any_needed: bool) -> list[Row]:
     group = next(group for group in file.row_groups if group.num_rows)
     with storage.reading(file.path):
         (block,) = json_blocks(file, [group])
-        payloads = json_scan.split_rows(file.format, block)
+        payloads = rows_of_block(file, block)
 
     rows = [row for payload in payloads[:FIRST_ROWS] if (row := _parsed(payload)) is not None]
     if any_needed and not rows:

@@ -12,8 +12,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 from miles.common import storage
-from miles.data.files import json_scan
-from miles.data.files.file import File, RowGroup
+from miles.data.files import csv_scan, json_scan
+from miles.data.files.csv_rows import block_to_json
+from miles.data.files.file import CSV, File, RowGroup
 from miles.data.types import MAX_ROW_BYTES, OVERSIZED_ROW
 from miles.errors import SourceError
 
@@ -33,6 +34,14 @@ def json_blocks(file: File, groups: Sequence[RowGroup]) -> Iterator[bytes]:
             yield b"".join(pieces)
         else:
             yield without_oversized(pieces)
+
+
+def rows_of_block(file: File, block: bytes) -> list[bytes]:
+    """Return the rows in the bytes of a row group, each as JSON text."""
+    if file.format in CSV:
+        header = csv_scan.kept_header(file.path, file.format, file.compression, file.stamp)
+        return block_to_json(block, header)
+    return json_scan.split_rows(file.format, block)
 
 
 def without_oversized(pieces: Iterable[bytes]) -> bytes:

@@ -22,21 +22,22 @@ from pathlib import Path
 from typing import Any
 
 from miles.common import storage
-from miles.data.files import json_scan
+from miles.data.files import arrow_ipc, csv_scan, json_scan
 from miles.data.files.json_scan import Extent
 
 INDEX_VERSION = 2
 """Raised whenever a scan finds other rows in some file than before."""
 CACHE_VARIABLE = "MILES_CACHE"
-_FORMATS = ("json", "jsonl")
+_FORMATS = ("json", "jsonl", "arrow", "csv", "tsv")
 
 
 def extents(
-    url: str, compression: str | None, size_bytes: int, stamp: str
+    url: str, kind: str, compression: str | None, size_bytes: int, stamp: str
 ) -> tuple[str, list[Extent]]:
-    """Return what `json_scan.scan` finds in a file, from the cache where the file is unchanged.
+    """Return what a scan finds in a file, from the cache where the file is unchanged.
 
     Args:
+        kind: the format that its name says.
         compression: as for `json_scan.scan`.
         size_bytes, stamp: the file's, as they are now.
 
@@ -44,7 +45,7 @@ def extents(
         SourceError: as `json_scan.scan`.
     """
     if not stamp:
-        return json_scan.scan(url, compression)
+        return _scan(url, kind, compression, size_bytes)
 
     identity = {
         "version": INDEX_VERSION,
@@ -57,9 +58,20 @@ def extents(
     if kept is not None:
         return kept
 
-    kind, scanned = json_scan.scan(url, compression)
+    kind, scanned = _scan(url, kind, compression, size_bytes)
     _save(url, identity | {"format": kind, "extents": scanned})
     return kind, scanned
+
+
+def _scan(
+    url: str, kind: str, compression: str | None, size_bytes: int
+) -> tuple[str, list[Extent]]:
+    """Return the format of a file, and the extents of its row groups."""
+    if kind == "arrow":
+        return kind, arrow_ipc.scan(url, size_bytes)
+    if kind in ("csv", "tsv"):
+        return kind, csv_scan.scan(url, kind, compression)
+    return json_scan.scan(url, compression)
 
 
 def _entry_url(url: str) -> str:

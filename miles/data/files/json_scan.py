@@ -48,7 +48,7 @@ def scan(url: str, compression: str | None) -> tuple[str, list[Extent]]:
         scanner = ValueScanner(url, chunks, head.start, head.num_lines)
         if layout is Layout.WRAPPED:
             try:
-                return "json", _group(scanner.rows(layout, head.found.key))
+                return "json", group_rows(scanner.rows(layout, head.found.key))
             except NotOneObjectError:
                 # It was a row like the others, which follow it.
                 layout = head.found.if_not_alone
@@ -56,8 +56,8 @@ def scan(url: str, compression: str | None) -> tuple[str, list[Extent]]:
                 scanner = ValueScanner(url, chunks, head.start, head.num_lines)
 
         if layout is Layout.LINES:
-            return "jsonl", _group(_lines(chunks, head.start))
-        return "json", _group(scanner.rows(layout))
+            return "jsonl", group_rows(_lines(chunks, head.start))
+        return "json", group_rows(scanner.rows(layout))
 
 
 def _beginning(url: str, compression: str | None) -> tuple[Head, Iterator[bytes]]:
@@ -113,7 +113,7 @@ def read_chunks(url: str, compression: str | None) -> Iterator[bytes]:
     return decompress.chunks_of(url, compression, BUFFER_BYTES)
 
 
-def _group(rows: Iterator[tuple[int, int]]) -> list[Extent]:
+def group_rows(rows: Iterator[tuple[int, int]]) -> list[Extent]:
     """Join neighbouring rows, (begin, end) in bytes, to extents."""
     extents: list[Extent] = []
     num_rows = first = last = 0

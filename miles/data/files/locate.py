@@ -78,7 +78,7 @@ def locate(path: str, split: str | None = None, *, is_evaluation: bool = False) 
     left_out = [group for group in left_out if group.num_files]
 
     if not rows:
-        raise _nothing(path, left_out)
+        raise _nothing(path, left_out, len(found.folders))
     taken = {split.path for split in choice.taken}
     files = [name for name in found.files if _below(name, found.root) in taken]
     return Located(tuple(patterns.urls_of(path, files)), merged(left_out))
@@ -120,9 +120,18 @@ def _files_of_rows(names: Sequence[str], *, is_folder: bool) -> tuple[list[str],
     ]
 
 
-def _nothing(path: str, left_out: Sequence[LeftOut]) -> SourceError:
-    """Return the error where no file can be taken."""
+def _nothing(path: str, left_out: Sequence[LeftOut], num_folders: int) -> SourceError:
+    """Return the error where no file can be taken.
+
+    Args:
+        num_folders: that match the path, a pattern.
+    """
     expected = f"expected a name that ends in {', '.join(FORMATS)}"
+    if num_folders and not left_out:
+        return MissingFileError(
+            f"{path}: no such file; the pattern matches {num_folders} folder(s). For what is in "
+            f"them and below: '{path.rstrip('/')}/**/*'"
+        )
     if not left_out:
         return MissingFileError(f"{path}: no such file; nothing is there; {expected}")
     found = "; ".join(map(str, left_out))

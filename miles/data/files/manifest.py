@@ -6,7 +6,7 @@
 
 Only the footers of Parquet files are read. A JSON file is scanned once, and the byte offsets of its
 row groups are kept (`json_index`). The first rows of each source's first file are read to detect
-their shape (`row_shapes`), and those of a few others, which must have it too (`other_files`).
+their shape (`row_shapes`), and those of a few other files to see that they have it (`other_files`).
 
 The fingerprint is the same wherever the files lie. It changes when a file is added, renamed or
 written anew, or when rows are read in another way.
@@ -28,6 +28,7 @@ import numpy as np
 from miles.common.offsets import offsets_of
 from miles.data.config import RowFormat, SourceConfig
 from miles.data.files.file import (
+    CSV,
     File,
     RowGroup,
     describe_file,
@@ -37,10 +38,10 @@ from miles.data.files.file import (
 from miles.data.files.first_rows import first_rows
 from miles.data.files.left_out import LeftOut, merged
 from miles.data.files.locate import Located, locate
-from miles.data.files.other_files import require_one_shape, with_hint
+from miles.data.files.other_files import other_shape, require_one_shape
 from miles.data.files.row_columns import columns_of_shape, known_columns
 from miles.data.files.row_shapes import detect_format, find_columns
-from miles.data.files.unused_columns import unused_columns
+from miles.data.files.unused_columns import METADATA, unused_columns
 from miles.data.types import Int32, Int64
 from miles.errors import ConfigError, SourceError
 
@@ -214,27 +215,31 @@ def _describe_source(
     if first is None:
         without_rows = ", ".join(map(_without_rows, files))
         raise SourceError(
-            f"source {source.name!r} has no row: {without_rows}. Write rows into it, or name another file"
+            f"source {source.name!r} has no row: {without_rows}. Write rows into it, or name "
+            "another file"
         )
     is_unknown = source.format.shape == "auto"
-    rows, columns = first_rows(first, known_columns(source.format), any_needed=is_unknown)
+    wanted = known_columns(source.format) | {METADATA}
+    rows, columns = first_rows(first, wanted, any_needed=is_unknown)
     try:
         format = detect_format(source, rows, columns, first.path)
     except SourceError as error:
-        format = _format_in_bytes(source, files, error)
+        elsewhere = other_shape(source, first, files)
+        if elsewhere:
+            raise SourceError(f"{error}. {elsewhere}") from None
+        format = _format_in_bytes(source, first)
 
     needed = columns_of_shape(format)
     named = frozenset(source.format.columns.values())
     files = tuple(with_text_columns(file, needed, named) for file in files)
     if first.unread_columns:  # some of them may be read now
         first = with_text_columns(first, needed, named)
-        rows, _ = first_rows(first, known_columns(format))
-    found = find_columns(format, rows)
-    require_one_shape(source, format, found, files)
+        rows, _ = first_rows(first, known_columns(format) | {METADATA})
+    require_one_shape(source, format, first, files)
     return ManifestSource(
         source.name,
         format,
-        found,
+        find_columns(format, rows),
         files,
         left_out,
         unused_columns(format, rows, columns),
@@ -249,26 +254,29 @@ def _without_rows(file: File) -> str:
     return f"{file.path} ({'only blanks' if is_blank else 'no row'})"
 
 
-def _format_in_bytes(source: SourceConfig, files: Sequence[File], error: SourceError) -> RowFormat:
+def _format_in_bytes(source: SourceConfig, first: File) -> RowFormat:
     """Detect the shape of rows that may be in columns of bytes, read as text.
 
     Args:
-        files: of which one has rows.
-        error: that no other column holds rows.
+        first: a file that has rows, which its other columns do not hold.
 
     Raises:
-        SourceError: these do not hold rows either. It says which columns are not read.
+        SourceError: these do not hold rows either. It says what all columns look like, and which
+            are not read.
     """
-    first = next(file for file in files if file.num_rows)
-    if not first.unread_columns:
-        raise with_hint(error, source, files)
     known = known_columns(source.format)
     with_text = with_text_columns(first, known, frozenset(source.format.columns.values()))
-    rows, columns = first_rows(with_text, known)
+    _, columns = first_rows(with_text, known)
+    rows, _ = first_rows(with_text, known.union(columns))
     try:
         return detect_format(source, rows, columns, first.path)
-    except SourceError as other:
-        raise SourceError(f"{other}. {describe_unread(first)}") from None
+    except SourceError as error:
+        notes = [str(error)]
+        if first.unread_columns:
+            notes.append(describe_unread(first))
+        if first.format in CSV:
+            notes.append("The first line of a CSV file names its columns")
+        raise SourceError(". ".join(notes)) from None
 
 
 def _fingerprinted(source: ManifestSource) -> list[Any]:

@@ -1,87 +1,82 @@
-"""The other files of a source: do their first rows have the shape of the first file's?
+"""The files of a source behind its first one: whether their rows have the same shape.
 
-    a.jsonl  messages     b.jsonl  messages     c.jsonl  prompt, completion   ->  c.jsonl is named
+    a.jsonl  {"messages": […]}      ->  messages
+    b.jsonl  {"messages": […]}          fits
+    c.jsonl  {"question": …, …}         refused: no row fits, and all fit prompt_completion
 
-The first file with rows decides the shape, as its order in the manifest says. A few others are
-looked at, whatever their number: of 100 files the 25th, 50th, 75th and last.
+A few files are looked at, spread over the source, the last among them. One whose rows fit no shape
+at all is no reason to refuse: its rows are dropped, and counted, as any others that cannot be used.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from miles.data.config import RowFormat, SourceConfig
 from miles.data.files.file import File
 from miles.data.files.first_rows import first_rows
 from miles.data.files.row_columns import known_columns
-from miles.data.files.row_shapes import MAIN_FIELDS, count_shapes, detect_format
-from miles.errors import MilesError, SourceError
+from miles.data.files.row_shapes import MAIN_FIELDS, count_shapes, find_columns, fits
+from miles.errors import SourceError
 
-NUM_FILES = 4
-"""Files that are looked at beside the first."""
-_MAX_COLUMNS = 10
+_MOST_FILES = 3
 
 
 def require_one_shape(
-    source: SourceConfig, format: RowFormat, found: Mapping[str, str], files: Sequence[File]
+    source: SourceConfig, format: RowFormat, first: File, files: Sequence[File]
 ) -> None:
-    """Refuse a source whose later files have rows of another shape than the first.
-
-    A file that has the first one's columns, if without values, has its shape.
+    """Refuse a source with a file whose rows have another shape than those of its first file.
 
     Args:
-        source: as the user gave it; a shape that the user named is not doubted.
-        format: that the first file's rows have.
-        found: field -> column in the first file's rows.
-        files: of the source.
+        format: that was detected from the first file; what the user names is not doubted.
+        first: the first file with rows.
+        files: all files of the source.
 
     Raises:
-        SourceError: there is such a file, or none of its first rows can be read.
+        SourceError: the error names both files, their shapes and columns; or none of the first rows
+            of a file can be read.
     """
     if source.format.shape != "auto":
         return
-    main = {found.get(field) for field in MAIN_FIELDS[format.shape]}
-    first, *others = _looked_at(files)
-    for file in others:
-        rows, columns = first_rows(file, known_columns(format), any_needed=True)
-        if main.issubset(columns) or count_shapes(rows, format.columns, [format.shape]):
+    for file in _some_others(first, files):
+        rows, _ = first_rows(file, known_columns(source.format), any_needed=True)
+        if any(fits(row, format.shape, source.format.columns) for row in rows):
+            continue
+        counts = count_shapes(rows, source.format.columns, tuple(MAIN_FIELDS))
+        if not counts:
             continue
 
-        named = ", ".join(columns[:_MAX_COLUMNS]) or "no columns"
+        shape = max(counts, key=lambda name: counts[name])
+        columns = ", ".join(find_columns(RowFormat(shape), rows).values())
         raise SourceError(
-            f"source {source.name!r}: its files are not of one shape: the rows of {first.path} are "
-            f"of shape {format.shape}, and the first {len(rows)} rows of {file.path} are not: they "
-            f"have {named}. Give them as two sources (--prompt-data ONE PATH TWO PATH), leave that "
-            f"file out, or give --row-shape {format.shape}, which drops the rows that do not have "
-            "it"
+            f"source {source.name!r} has rows of two shapes: those of {first.path} are "
+            f"{format.shape}, and those of {file.path} are {shape} ({columns}). Make them two "
+            "sources: --prompt-data NAME PATH NAME PATH; or, to drop the rows that do not have it, "
+            f"name one: --row-shape {format.shape}"
         )
 
 
-def with_hint(error: SourceError, source: SourceConfig, files: Sequence[File]) -> SourceError:
-    """Return the error of a first file that has no known shape, with what others have.
+def other_shape(source: SourceConfig, first: File, files: Sequence[File]) -> str:
+    """Return a sentence on a file that has rows of a known shape, where the first one has none.
 
-    Args:
-        error: that names the first file.
-        source: as the user gave it.
-        files: of the source.
+    It is empty where there is no such file, or none was found among those that are looked at.
     """
-    _, *others = _looked_at(files)
-    for file in others:
-        try:
-            rows, columns = first_rows(file, known_columns(source.format), any_needed=True)
-            shape = detect_format(source, rows, columns).shape
-        except MilesError:
-            continue
-        return SourceError(
-            f"{error}. The rows of {file.path} are of shape {shape}: if the other file holds no "
-            "rows, leave it out"
-        )
-    return error
+    for file in _some_others(first, files):
+        # A file that cannot be read is no reason to say less of the first one.
+        rows, _ = first_rows(file, known_columns(source.format))
+        counts = count_shapes(rows, source.format.columns, tuple(MAIN_FIELDS))
+        if counts:
+            shape = max(counts, key=lambda name: counts[name])
+            return (
+                f"Another file of the source, {file.path}, has rows of the shape {shape}: if "
+                f"{first.path} holds no rows, leave it out"
+            )
+    return ""
 
 
-def _looked_at(files: Sequence[File]) -> list[File]:
-    """Return the first file with rows, and a few others at even distances up to the last."""
-    with_rows = [file for file in files if file.num_rows]
-    num_others = min(NUM_FILES, len(with_rows) - 1)
-    places = [(len(with_rows) - 1) * (part + 1) // num_others for part in range(num_others)]
-    return [with_rows[0], *(with_rows[place] for place in places)]
+def _some_others(first: File, files: Sequence[File]) -> list[File]:
+    """Return up to `_MOST_FILES` files with rows behind the first one, spread, and the last."""
+    others = [file for file in files if file.num_rows and file.path != first.path]
+    num_looked_at = min(_MOST_FILES, len(others))
+    last = [(number + 1) * len(others) // num_looked_at - 1 for number in range(num_looked_at)]
+    return [others[number] for number in last]

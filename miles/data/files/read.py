@@ -4,9 +4,9 @@
     ascending ids    ->  lists of rows, as they are read, in bounded memory
 
 The rows of a JSON file are returned as the bytes that they are; `normalize` judges whether they are
-JSON. The rows of Parquet become JSON (`row_json`). All columns are read that have a place in JSON,
-not only the ones that `normalize` looks at: a text that is not UTF-8 rejects its row, whichever
-column it is in.
+JSON. The rows of tables and of CSV become JSON (`row_json`, `csv_rows`). All columns are read that
+have a place in JSON, not only the ones that `normalize` looks at: a text that is not UTF-8 rejects
+its row, whichever column it is in.
 
 Of a remote set several pieces are fetched at a time: a window of a shuffled epoch touches dozens of
 files, and each costs a few requests that one waits for.
@@ -23,13 +23,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from miles.common import storage
-from miles.data.files import json_scan, parquet
-from miles.data.files.file import File, require_unchanged
-from miles.data.files.json_blocks import json_blocks
+from miles.data.files.file import TABLES, File, require_unchanged
+from miles.data.files.json_blocks import json_blocks, rows_of_block
 from miles.data.files.manifest import Manifest
-from miles.data.files.row_json import rows_to_json
+from miles.data.files.table_rows import table_rows, wrong_count
 from miles.data.types import Int64
-from miles.errors import SourceError
 
 READ_THREADS = 8
 AHEAD_ROWS = 4_000
@@ -160,37 +158,18 @@ def _read_piece(piece: _Piece) -> Iterator[list[bytes]]:
         require_unchanged(piece.file)
 
     with storage.reading(piece.file.path):
-        if piece.file.format == "parquet":
+        if piece.file.format in TABLES:
             for group, wanted in zip(piece.groups, piece.wanted, strict=True):
-                yield from _parquet_rows(piece.file, group, wanted)
+                yield from table_rows(piece.file, group, wanted)
         else:
-            yield from _json_rows(piece)
+            yield from _text_rows(piece)
 
     if piece.is_last:
         require_unchanged(piece.file)
 
 
-def _parquet_rows(file: File, group: int, wanted: Int64) -> Iterator[list[bytes]]:
-    """Yield the wanted rows of a row group, which is read only as far as they go.
-
-    Args:
-        wanted: int64 [rows], numbers within the row group, ascending.
-    """
-    first = 0
-    for batch in parquet.group_batches(
-        file.path, file.size_bytes, file.stamp, group, file.unread_columns
-    ):
-        begin, end = np.searchsorted(wanted, (first, first + batch.num_rows))
-        if begin < end:
-            yield rows_to_json(batch, wanted[begin:end] - first)
-        first += batch.num_rows
-        if first > wanted[-1]:
-            return
-    raise _wrong_count(file, group)
-
-
-def _json_rows(piece: _Piece) -> Iterator[list[bytes]]:
-    """Yield the wanted rows of each row group of a JSON file."""
+def _text_rows(piece: _Piece) -> Iterator[list[bytes]]:
+    """Yield the wanted rows of each row group of a JSON or CSV file."""
     file = piece.file
     groups = [file.row_groups[number] for number in piece.groups]
 
@@ -198,13 +177,9 @@ def _json_rows(piece: _Piece) -> Iterator[list[bytes]]:
         piece.groups, json_blocks(file, groups), piece.wanted, strict=True
     ):
         try:
-            rows = json_scan.split_rows(file.format, block)
+            rows = rows_of_block(file, block)
         except (ValueError, RecursionError):  # they were JSON when they were counted
             rows = []
         if len(rows) != file.row_groups[number].num_rows:
-            raise _wrong_count(file, number)
+            raise wrong_count(file, number)
         yield [rows[row] for row in wanted]
-
-
-def _wrong_count(file: File, group: int) -> SourceError:
-    return SourceError(f"{file.path}: row group {group} no longer holds the rows that were counted")

@@ -18,12 +18,12 @@ from itertools import chain
 from typing import Any
 
 from miles.data.config import ROW_FIELDS, RowFormat
-from miles.data.files.turn_values import has_turns
+from miles.data.files.turn_values import CONTENT_KEYS, ROLE_KEYS, TREE_KEYS, has_turns
 
 USUAL_COLUMNS: Mapping[str, tuple[str, ...]] = {
     "messages": ("messages", "conversations", "conversation"),
     "system": ("system_prompt", "system", "meta_instruction"),
-    "tools": ("tools",),
+    "tools": ("tools", "functions", "available_tools"),
     "template_kwargs": ("chat_template_kwargs",),
     "instruction": ("instruction",),
     "input": ("input", "context"),
@@ -225,11 +225,13 @@ def describe_pairs(columns: Mapping[str, str]) -> str:
 
 
 def known_columns(format: RowFormat) -> frozenset[str]:
-    """Return every column from which a row of the format could be read, in lower case where it is
-    a usual name."""
+    """Return every column that matters for the shape of a row, usual names in lower case.
+
+    Some tell that a row is one message, and no conversation.
+    """
     named = list(format.columns.values())
     roots = [name.partition(".")[0] for name in named]
-    return _NAMES.union(named, roots)
+    return _NAMES.union(named, roots, ROLE_KEYS, CONTENT_KEYS, TREE_KEYS)
 
 
 def columns_of_shape(format: RowFormat) -> frozenset[str]:

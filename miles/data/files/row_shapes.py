@@ -119,6 +119,15 @@ def count_shapes(
     return {shape: counts[shape] for shape in shapes if counts[shape]}
 
 
+def fits(row: Mapping[str, Any], shape: str, columns: Mapping[str, str]) -> bool:
+    """Return whether a row could be read by a shape, whatever else it could be.
+
+    Args:
+        columns: the ones that the user named.
+    """
+    return _fits(with_usual_names(row, columns), shape, columns)
+
+
 def find_columns(format: RowFormat, rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """Return field -> column, from the first row where each field of the shape is not null.
 
@@ -178,7 +187,8 @@ def _require_one_reading(
         if readings[:2] == ["alpaca", "prompt_completion"]:  # alpaca has the pair, and more
             readings.remove("prompt_completion")
         named = with_usual_names(row, columns)
-        is_usual = any(_fits_usual(named, name, columns) for name in readings)
+        usual = [name for name in readings if name in _USUAL_SHAPES]
+        is_usual = any(_fits_usual(named, name, columns) for name in usual)
         if shape in readings and len(readings) > 1 and not is_usual:
             found = [_with_columns(row, name, columns) for name in readings]
             raise SourceError(

@@ -17,13 +17,7 @@ from typing import Any
 
 from miles.common.shown import cut, shown
 from miles.data.files.row_columns import FURTHER_PAIRS, PROMPTS, USUAL_PAIRS, name_in
-from miles.data.files.turn_values import CONTENT_KEYS, ROLE_KEYS, has_turns, is_turn
-
-TREE_KEYS = (
-    *("message_tree_id", "conversation_id", "thread_id", "parent_id", "parent_message_id"),
-    *("parent", "message_id"),
-)
-"""Columns that say to which conversation, or to which message, a message belongs."""
+from miles.data.files.turn_values import CONTENT_KEYS, ROLE_KEYS, TREE_KEYS, has_turns, is_turn
 
 _SPEAKERS = frozenset(
     ("user", "human", "prompter", "assistant", "gpt", "bot", "model", "system", "tool", "chatgpt")
@@ -74,18 +68,18 @@ def _message_a_row(rows: Sequence[Mapping[str, Any]]) -> Hint | None:
     if not found or 2 * len(found) < len(rows):
         return None
 
-    role, content, link = found[0]
+    role, content, group = found[0]
     roles = sorted({row[role] for row in rows if type(row.get(role)) is str})
     quoted = ", ".join(shown(cut(name, _ROLE_CHARACTERS)) for name in roles[:4])
-    group = f" (column {link} says to which others it belongs)" if link else ""
-    by = f"by {link}" if link else "by what they have in common"
+    belongs = f", and {group} to which others it belongs" if group else ""
     return Hint(
-        f"each row is one message of a conversation: column {role} is its speaker ({quoted}), "
-        f"column {content} what is said{group}",
-        "miles cannot join rows. Write them anew with a script, one conversation a row: group the "
-        f'messages {by}, follow each from question to answer, and write {{"messages": [{{"role": '
-        '"user", "content": "…"}, {"role": "assistant", "content": "…"}]}; or take a set that is '
-        "joined already, as openassistant-guanaco is of the trees of oasst",
+        f"Each row is one message of a conversation: column {role} is its speaker ({quoted}), "
+        f"{content} what is said{belongs}",
+        "Miles cannot join rows. Join them with a script: group the rows by "
+        f"{group or 'their conversation'}, follow each conversation from its first message to an "
+        'answer, and write it as one row, {"messages": [{"role": "user", "content": "…"}, '
+        '{"role": "assistant", "content": "…"}]}; or take a set that is joined already, as '
+        "openassistant-guanaco is of the trees of oasst",
     )
 
 
@@ -98,7 +92,8 @@ def _message_keys(row: Mapping[str, Any]) -> tuple[str, str, str] | None:
         return None
     group = next((key for key in TREE_KEYS if key in row), "")
     is_speaker = row[role].lower() in _SPEAKERS
-    return (role, content, group) if group or is_speaker else None
+    is_linked = bool(group) and role != "from"  # who wrote a mail is no speaker
+    return (role, content, group) if is_linked or is_speaker else None
 
 
 def _turns_elsewhere(rows: Sequence[Mapping[str, Any]]) -> Hint | None:

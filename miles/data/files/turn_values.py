@@ -20,6 +20,11 @@ ROLE_KEYS = ("role", "from", "speaker")
 """Keys of a turn that name its speaker."""
 CONTENT_KEYS = ("content", "value", "text")
 """Keys of a turn that hold what is said."""
+TREE_KEYS = (
+    *("message_tree_id", "conversation_id", "thread_id", "parent_id", "parent_message_id"),
+    *("parent", "message_id"),
+)
+"""Columns that say to which conversation, or to which message, a message belongs."""
 NUMBERED_TURN = re.compile(r"turn_([0-9]{1,6})")
 """Key of a turn in an object of turns."""
 

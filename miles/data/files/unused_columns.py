@@ -6,12 +6,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from miles.data.config import RowFormat
 from miles.data.files.row_shapes import find_columns
 from miles.data.unused_names import few_names
+
+METADATA = "metadata"
+"""A column that is used where tools stand in it (`rows.tools`)."""
+_TOOLS = '"tools"'
 
 
 def unused_columns(
@@ -27,10 +32,16 @@ def unused_columns(
     used: set[str] = set()
     for row in rows:
         used.update(find_columns(format, [row]).values())
+        if _TOOLS in _as_text(row.get(METADATA)):
+            used.add(METADATA)
     # A column that is named by a path is used as far as the path goes.
     used |= {name.split(".")[0] for name in used}
 
     return few_names(name for name in columns if name not in used and _may_speak(name, rows))
+
+
+def _as_text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
 def _may_speak(column: str, rows: Sequence[Mapping[str, Any]]) -> bool:

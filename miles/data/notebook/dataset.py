@@ -83,6 +83,7 @@ def prepare(
     template_kwargs: Mapping[str, Any] | None = None,
     turns: str = EncodeConfig.turns,
     empty_think: str = EncodeConfig.empty_think,
+    empty_answer: str = EncodeConfig.empty_answer,
     history: str = EncodeConfig.history,
     special_text: str = EncodeConfig.special_text,
     too_long: str = EncodeConfig.too_long,
@@ -105,8 +106,8 @@ def prepare(
             rows.
         column_names: field of the shape (`config.ROW_FIELDS`) -> column; others are looked for
             under usual names.
-        role_names: name of a role in the rows -> system, user, assistant or tool; beside the known
-            ones.
+        role_names: name of a role in the rows -> system, user, assistant, tool or tool_call; beside
+            the known ones.
         split: of a folder, such as "train_sft", "train+validation" or "all"; None: train, where
             the names of its files say so.
         max_bad_fraction: a larger share of rejected rows is an error.
@@ -114,6 +115,8 @@ def prepare(
         template_kwargs: what the template gets beside the messages.
         turns: assistant turns that are trained: "all", "last" or "flags".
         empty_think: an empty think block before an answer: "mask" or "train".
+        empty_answer: a row with an answer that would be trained and says nothing: "drop" or
+            "train".
         history: earlier turns that a template changes: "as_served".
         special_text: content that spells a control token: "allow", "escape" or "reject".
         too_long: "drop", "truncate_end" or "error".
@@ -138,6 +141,7 @@ def prepare(
         "--apply-chat-template-kwargs": template_kwargs,
         "--loss-mask-turns": turns,
         "--empty-think": empty_think,
+        "--empty-answer": empty_answer,
         "--history": history,
         "--special-text": special_text,
         "--too-long": too_long,

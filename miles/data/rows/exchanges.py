@@ -169,7 +169,8 @@ def _one_side(
         return [{"role": role, "content": "", "tool_calls": tool_calls}], [None]
     if type(value) is str:
         return [{"role": role, "content": value}], [None]
-    if type(value) not in (list, dict):
+    is_texts = type(value) is list and bool(value) and type(value[0]) is str
+    if type(value) not in (list, dict) or is_texts:  # texts are several answers, not turns
         reject(
             "bad_message",
             f"column {column} is {type_of(value)}, neither text nor a list of messages",
@@ -223,14 +224,18 @@ def _never_trained(prompt: Messages) -> Flags:
 
 
 def _calls(value: Any, column: str) -> list[Any] | None:
-    """Return the calls that a completion consists of; None: it is no list of calls."""
-    if type(value) is str:
-        if column.lower() != CALLS or not value.lstrip().startswith("["):
-            return None
+    """Return the calls that a completion consists of; None: it is no list of calls.
+
+    JSON in a column that is known to hold calls, and that does not, rejects the row.
+    """
+    if column.lower() == CALLS and type(value) is str and value.lstrip()[:1] in ("[", "{"):
         try:
             value = read_json(value, ROW_DECODER)
         except ValueError:
             return None
+        value = value if type(value) is list else [value]
+        if not value or not all(map(_is_call, value)):
+            reject("bad_message", f"column {column} is JSON, and no list of calls with a name")
     if type(value) is not list or not value:
         return None
     return value if all(map(_is_call, value)) else None

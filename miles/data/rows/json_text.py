@@ -31,7 +31,7 @@ def read_json(text: str, decoder: json.JSONDecoder = _DECODER, max_depth: int = 
         value = decoder.decode(text)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
-    if text.count("{") + text.count("[") > max_depth and _is_deep(value, max_depth):
+    if text.count("{") + text.count("[") > max_depth and is_deep(value, max_depth):
         raise ValueError("nested too deeply")
     if "\\ud" in text or "\\uD" in text:
         json.dumps(value, ensure_ascii=False).encode("utf-8")  # raises UnicodeEncodeError
@@ -54,25 +54,14 @@ def require_json(text: str, what: str, decoder: json.JSONDecoder = _DECODER) -> 
         reject("malformed_json", f"the {what}: nested too deeply, or a number of too many digits")
 
 
-def without_nulls(value: Any, where: str, depth: int = 0) -> Any:
-    """Return a value without the keys whose value is null, at any depth.
-
-    A value that is nested too deeply is rejected.
+def require_shallow(value: Any, where: str, max_depth: int = MAX_DEPTH) -> None:
+    """Reject a row with a value that is nested too deeply.
 
     Args:
         where: the value's place in the row, for the detail.
     """
-    if depth > MAX_DEPTH:
+    if isinstance(value, (dict, list)) and is_deep(value, max_depth):
         reject("bad_message", f"{where}: nested too deeply")
-    if type(value) is dict:
-        return {
-            key: without_nulls(item, where, depth + 1)
-            for key, item in value.items()
-            if item is not None
-        }
-    if type(value) is list:
-        return [without_nulls(item, where, depth + 1) for item in value]
-    return value
 
 
 def require_encodable(
@@ -96,10 +85,12 @@ def is_encodable(value: Any) -> bool:
     return True
 
 
-def _is_deep(value: Any, max_depth: int) -> bool:
+def is_deep(value: Any, max_depth: int) -> bool:
     """Return whether lists and objects are nested in more than `max_depth` layers."""
     layer = [value]
     for _ in range(max_depth):
+        if not layer:
+            return False
         next_layer: list[Any] = []
         for part in layer:
             if isinstance(part, dict):

@@ -20,7 +20,6 @@ from typing import Any
 
 import pyarrow as pa
 
-from miles.data.rows.tool_calls import tool_arguments
 from miles.data.rows.turns import EXTRA
 
 _FUNCTION = pa.struct([("name", pa.string()), ("arguments", pa.string())])
@@ -122,7 +121,6 @@ def _is_plain_call(call: Mapping[str, Any]) -> bool:
         and all(isinstance(call.get(key, ""), str) for key in ("id", "type"))
         and isinstance(function, dict)
         and set(function) == {"name", "arguments"}
-        and tool_arguments(_arguments_text(function["arguments"])) == function["arguments"]
     )
 
 

@@ -14,10 +14,9 @@ A `RowFormat` says which shape the row has:
     transcript         one text with the names of its speakers (`transcripts`)
     text               one text, all of it trained
 
-A key whose value is null is as good as absent, at any depth, and NaN is as null: Parquet gives
-every struct every field of its column. JSON text within a row is left as its author wrote it:
-tools, and the arguments of a call (`tool_calls`). The detail of a rejected row gives positions
-and types, never its text.
+A null at the top of a row or directly in a turn is as good as absent, and NaN is as null. Below
+that a null is what its author wrote (Arrow's padding is gone before a row is JSON). The detail of a
+rejected row gives positions and types, never its text; a role that is not known is quoted.
 """
 
 from __future__ import annotations
@@ -40,11 +39,12 @@ from miles.data.rows.exchanges import (
     text_of,
 )
 from miles.data.rows.json_text import ROW_DECODER, is_encodable, require_encodable
+from miles.data.rows.media import require_no_media
 from miles.data.rows.number_texts import text_of_row, with_number_texts
 from miles.data.rows.reject import reject, type_of
 from miles.data.rows.template_variables import template_kwargs_of
-from miles.data.rows.tool_calls import tools_of
-from miles.data.rows.transcripts import announced_tools
+from miles.data.rows.tools import shows_tools, tools_of
+from miles.data.rows.transcripts import with_announced_tools
 from miles.data.rows.turn_lists import turn_list
 from miles.data.rows.turns import Flags, Messages, read_turns
 from miles.data.types import MAX_ROW_BYTES, OVERSIZED_ROW, Conversation
@@ -83,8 +83,7 @@ def normalize(payload: bytes, format: RowFormat = MESSAGES) -> Conversation:
     prompt = _system(row, format)
     tools = tools_of(row, format)
     if format.shape == "transcript" and prompt is not None:
-        prompt, announced = announced_tools(prompt)
-        tools = tools or announced
+        prompt, tools = with_announced_tools(prompt, tools)
     elif tools is not None and format.shape == "prompt_completion" and calls_tools(row, format):
         tools = as_functions(tools)
 
@@ -92,6 +91,9 @@ def normalize(payload: bytes, format: RowFormat = MESSAGES) -> Conversation:
         messages.insert(0, {"role": "system", "content": prompt})
         flags.insert(0, None)
 
+    require_no_media(row, messages)
+    if tools is not None and shows_tools(messages):
+        tools = None
     if b"\\ud" in payload or b"\\uD" in payload:  # an escape that may be half of a character
         require_encodable(messages, tools)
     template_kwargs = template_kwargs_of(row, format)

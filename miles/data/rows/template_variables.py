@@ -4,7 +4,7 @@
     {"messages": […], "chat_template_kwargs": "{\\"enable_thinking\\": false}"}  ->  the same
 
 What its author wrote stays, nulls too. Which names may stand here depends on the tokenizer, so the
-encoder checks them (`template/variables.py`).
+encoder checks them (`template/row_variables.py`).
 """
 
 from __future__ import annotations

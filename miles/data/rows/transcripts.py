@@ -10,7 +10,7 @@ end-of-text mark behind an answer, are the transcript's and not the speaker's. W
 the first name would be lost, so that a text that does not begin with one is no transcript.
 
 Glaive calls a function by `<functioncall> {"name": "f", "arguments": '{"x": 1}'}`, and its system
-text announces the functions; both become what a chat template has for them (`announced_tools`).
+text announces the functions; both become what a chat template has for them (`with_announced_tools`).
 """
 
 from __future__ import annotations
@@ -76,21 +76,25 @@ def without_cue(messages: Messages) -> Messages:
     return messages
 
 
-def announced_tools(system: str) -> tuple[str, tuple[Mapping[str, Any], ...] | None]:
+def with_announced_tools(
+    system: str, tools: tuple[Mapping[str, Any], ...] | None
+) -> tuple[str, tuple[Mapping[str, Any], ...] | None]:
     """Return a system text without the functions that it announces, and these as tools.
 
-    A text that announces none, or not as JSON objects to its end, stays as it is.
+    A text that announces none, or not as JSON objects to its end, stays as it is; and so it does
+    beside tools of the row's own.
+
+    Args:
+        tools: of the row's own.
     """
     text = system.removeprefix("SYSTEM:").strip()
     announcement = _ANNOUNCEMENT.search(text)
-    if announcement is None:
-        return text, None
+    functions = [] if announcement is None else _objects(text[announcement.end() :])
+    if announcement is None or tools is not None or not functions:
+        return text, tools
 
-    functions = _objects(text[announcement.end() :])
-    if not functions:
-        return text, None
-    tools = [{"type": "function", "function": function} for function in functions]
-    return text[: announcement.start()].rstrip(), tuple(tools)
+    announced = [{"type": "function", "function": function} for function in functions]
+    return text[: announcement.start()].rstrip(), tuple(announced)
 
 
 def _objects(text: str) -> list[dict[str, Any]]:

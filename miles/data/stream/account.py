@@ -1,10 +1,11 @@
-"""The account of a source in words: what was read, dropped and not used, and what to do about it.
+"""The account of sources in words: what was read, dropped and not used, and what to do about it.
 
     ledger                                        lines for a card, a log, a page
     counts            5 unknown_role, 2 too_long  dropped           5 unknown_role, 2 too_long
-                                                                    unknown_role: say what the role …
+                                                                    unknown_role: say what …
     keys_not_used     thought: 7                  keys not used     thought (7 rows)
-    columns_not_used  id, source, …, 30 names     columns not used  id, source, …, and 24 more
+    columns_not_used  id, source, …, 30 names     columns not used  id, source, … and 24 more
+    left_out          [{names: [test.jsonl], …}]  files left out    1 of split test (test.jsonl)
 
 Every part is short, whatever the rows are, and absent where there is nothing to say.
 """
@@ -15,7 +16,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from miles.data.files.manifest import ManifestSource
+from miles.data.files.manifest import Manifest, ManifestSource
 from miles.data.reasons import REASONS
 from miles.data.types import REJECT_REASONS
 from miles.data.unused_names import OTHERS
@@ -25,8 +26,13 @@ SHOWN_NAMES = 6
 SHOWN_REMEDIES = 3
 """Reasons for which it is said what to do, the most frequent ones."""
 
+SHOWN_FILES = 2
+"""Files that are shown of each group that is left out."""
+
 KEYS = "keys_not_used"
 COLUMNS = "columns_not_used"
+LEFT_OUT = "left_out"
+"""Keys of a source's entry in `ledger.json`."""
 
 Line = tuple[str, str]
 """A label and a text."""
@@ -58,18 +64,78 @@ def remedies(counts: Mapping[str, int]) -> list[str]:
     return [f"{reason}: {REASONS[reason].remedy}" for reason in reasons]
 
 
+def dropped(counts: Mapping[str, int]) -> list[Line]:
+    """Return the rows that were dropped by reason, and what to do; nothing where there are none."""
+    numbers = ", ".join(f"{number:,} {reason}" for reason, number in reasons_of(counts).items())
+    return [("dropped", numbers), *(("", text) for text in remedies(counts))] if numbers else []
+
+
+def advice(counts: Mapping[str, int], first: str = "") -> str:
+    """Say what to do about the most frequent reason. Begins with a blank; "" without a reason.
+
+    Args:
+        counts: rows by reason; other keys are passed over.
+        first: the first row that was dropped for it, and why; "": it is known already.
+    """
+    reasons = list(reasons_of(counts))
+    if not reasons:
+        return ""
+
+    reason = reasons[0]
+    text = f" What to do: {REASONS[reason].remedy}."
+    if first:
+        reason += f" (first: {first})"
+    if first or len(reasons) > 1:
+        text = f" {'Most often' if len(reasons) > 1 else 'All'}: {reason}.{text}"
+    return text
+
+
 def not_used(source: ManifestSource, keys: Mapping[str, int]) -> dict[str, Any]:
-    """Return what of a source's rows is read and not used; JSON-able, for `lines`.
+    """Return what of a source's rows and files is not used; JSON-able, for `lines`.
 
     Args:
         source: of the manifest.
         keys: keys of messages that nothing reads -> rows that have them.
     """
-    by_frequency = sorted(keys, key=lambda key: (key == OTHERS, -keys[key], key))
     return {
-        KEYS: {key: keys[key] for key in by_frequency},
+        KEYS: _by_frequency(keys),
         COLUMNS: list(source.unused_columns),
+        LEFT_OUT: [group.to_json() for group in source.left_out],
     }
+
+
+def _by_frequency(keys: Mapping[str, int]) -> dict[str, int]:
+    ordered = sorted(keys, key=lambda key: (key == OTHERS, -keys[key], key))
+    return {key: keys[key] for key in ordered}
+
+
+def of_manifest(manifest: Manifest) -> list[Line]:
+    """Return the columns and files of all sources that are not used, as `lines` does."""
+    return lines({source.name: not_used(source, {}) for source in manifest.sources})
+
+
+def of_keys(keys: Mapping[str, Mapping[str, int]]) -> list[Line]:
+    """Return the keys of all sources that nothing reads, as `lines` does.
+
+    Args:
+        keys: source -> key -> rows; of all sources of the data.
+    """
+    return lines({name: {KEYS: _by_frequency(counts)} for name, counts in keys.items()})
+
+
+def sentences(ledger: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return what was dropped and not used, as lines of a log.
+
+    Args:
+        ledger: as `Ledger.summary` returns it.
+    """
+    counts = total(entry["counts"] for entry in ledger.values())
+    return as_text([*dropped(counts), *lines(ledger)])
+
+
+def as_text(found: Iterable[Line], prefix: str = "") -> list[str]:
+    """Return lines with their labels before them; what follows without one is indented."""
+    return [f"{prefix}{label}: {text}" if label else f"    {text}" for label, text in found]
 
 
 def lines(ledger: Mapping[str, Mapping[str, Any]]) -> list[Line]:
@@ -81,13 +147,13 @@ def lines(ledger: Mapping[str, Mapping[str, Any]]) -> list[Line]:
     found: list[Line] = []
     for label, key, described in (
         ("keys not used", KEYS, _keys),
-        ("columns not used", COLUMNS, _columns),
+        ("columns not used", COLUMNS, some),
+        ("files left out", LEFT_OUT, _files),
     ):
-        by_source = {
-            name: described(entry[key]) for name, entry in ledger.items() if entry.get(key)
-        }
-        for name, text in by_source.items():
-            found.append((label, text if len(ledger) == 1 else f"{name}: {text}"))
+        for name, entry in ledger.items():
+            text = described(entry[key]) if entry.get(key) else ""
+            if text:
+                found.append((label, text if len(ledger) == 1 else f"{name}: {text}"))
     return found
 
 
@@ -99,8 +165,15 @@ def _keys(counts: Mapping[str, int]) -> str:
     return some(names)
 
 
-def _columns(names: Sequence[str]) -> str:
-    return some(names)
+def _files(groups: Sequence[Mapping[str, Any]]) -> str:
+    """Return the files that may hold rows and are not read: 2 of split test (a.jsonl, b.jsonl)."""
+    texts = []
+    for group in groups:
+        if group["looks_like_rows"]:
+            num_files = group["num_files"]
+            names = [*group["names"][:SHOWN_FILES], *(["…"] if num_files > SHOWN_FILES else [])]
+            texts.append(f"{num_files:,} {group['reason']} ({', '.join(names)})")
+    return "; ".join(texts)
 
 
 def some(names: Sequence[str]) -> str:

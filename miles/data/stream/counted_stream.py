@@ -104,4 +104,5 @@ def _cursor_at_beginning(config: DataConfig, info: StreamInfo) -> Cursor:
         manifest_fingerprint=info.manifest_fingerprint,
         encoder_fingerprint=info.encoder_fingerprint,
         held_out_fraction=config.held_out_fraction,
+        empty_answer=config.encode.empty_answer,
     )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import chain
 
 from miles.data.config import DEFAULT_WINDOW_ROWS, DataConfig, OrderConfig, SourceConfig
 from miles.data.files.manifest import Manifest
+from miles.data.stream.account import advice
 from miles.data.stream.reject_limits import FATAL_ADVICE, RejectLimits, describe_rejects
 from miles.data.types import Reject
 from miles.errors import ConfigError, DataError
@@ -78,7 +80,12 @@ def require_usable(
         )
     if config.held_out != "only" and limits.is_share_exceeded(len(rejects), num_rows):
         rows = f"{num_rows} rows to evaluate"
-        raise limits.share_error(len(rejects), rows, reasons=describe_rejects(rejects, manifest))
+        raise limits.share_error(
+            len(rejects),
+            rows,
+            reasons=describe_rejects(rejects, manifest),
+            advice=_advice(rejects),
+        )
 
 
 def nothing_to_evaluate(
@@ -89,11 +96,15 @@ def nothing_to_evaluate(
     if config.held_out == "only":
         return DataError(
             f"nothing to evaluate: --eval-fraction {config.held_out_fraction} holds out {num_rows} "
-            f"of {manifest.num_rows} rows, and none of these can be used{dropped}. Raise it, or "
-            "give --eval-prompt-data"
+            f"of {manifest.num_rows} rows, and none of these can be used{dropped}."
+            f"{_advice(rejects)} Raise it, or give --eval-prompt-data"
         )
     paths = ", ".join(chain.from_iterable(source.paths for source in config.sources))
     return DataError(
         f"nothing to evaluate: none of the {num_rows} rows of --eval-prompt-data {paths} can be "
-        f"used{dropped}"
+        f"used{dropped}.{_advice(rejects)}"
     )
+
+
+def _advice(rejects: Sequence[Reject]) -> str:
+    return advice(Counter(reject.reason for reject in rejects))

@@ -9,6 +9,7 @@ their content holds out (`row_outcomes.hash_share`). Nothing here moves the trai
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, compress
@@ -23,8 +24,10 @@ from miles.data.files.group_sizes import largest_read_rows
 from miles.data.files.manifest import Manifest, build_manifest
 from miles.data.packing import shards
 from miles.data.stream import pipeline, stages
+from miles.data.stream.account import KEYS, Line, dropped, lines, not_used
 from miles.data.stream.eval_rows import nothing_to_evaluate, require_usable
 from miles.data.types import Chunk, MicroBatch, StepReport, UInt8
+from miles.data.unused_names import add_count
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,8 @@ class EvalSet:
     evaluated. Each step has as many micro-batches on every rank."""
     manifest: Manifest
     encode: EncodeConfig
+    account: Sequence[Line] = ()
+    """what is dropped and what is not used of the rows, in words"""
 
     @classmethod
     def open(cls, config: DataConfig, manifest: Manifest | None = None) -> EvalSet:
@@ -108,6 +113,7 @@ class EvalSet:
             references=references,
             manifest=manifest,
             encode=config.encode,
+            account=_account(reports, manifest, is_held_out=config.held_out == "only"),
         )
 
     def prompts(self, count: int) -> list[EvalPrompt]:
@@ -159,6 +165,27 @@ def micro_batches(references: Sequence[ray.ObjectRef]) -> Iterator[tuple[MicroBa
     """
     for reference in references:
         yield from shards.micro_batches(_fetch(reference))
+
+
+def _account(reports: Sequence[StepReport], manifest: Manifest, *, is_held_out: bool) -> list[Line]:
+    """Say what is dropped and what is not used of the rows to evaluate.
+
+    Args:
+        is_held_out: the rows are of training sources, whose files the training has told of.
+    """
+    reasons: Counter[str] = Counter()
+    keys: dict[str, dict[str, int]] = {}
+    for report in reports:
+        reasons.update(reject.reason for reject in report.rows.rejects)
+        for count in report.rows.unused_keys:
+            name = manifest.source_names[count.source_id]
+            add_count(keys.setdefault(name, {}), count.key, count.num_rows)
+
+    ledger = {}
+    for source in manifest.sources:
+        entry = not_used(source, keys.get(source.name, {}))
+        ledger[source.name] = {KEYS: entry[KEYS]} if is_held_out else entry
+    return [*dropped(reasons), *lines(ledger)]
 
 
 def _pack_all(

@@ -29,7 +29,7 @@ from typing import Any
 
 from miles.common.patient_file import PatientFile, Report
 from miles.data.files.manifest import Manifest
-from miles.data.stream.account import not_used, sentence, total
+from miles.data.stream.account import advice, not_used, reasons_of, sentence, total
 from miles.data.stream.reject_limits import FATAL_ADVICE, LENGTH_FLAGS, RejectLimits, Streak
 from miles.data.types import Reject, StepRows
 from miles.data.unused_names import add_count
@@ -184,8 +184,8 @@ class Ledger:
             raise DataError(
                 f"{longest.num_rows} rows in a row were dropped, from "
                 f"{self._where(longest.first_row_id)} to {self._where(longest.last_row_id)}; "
-                f"--max-bad-rows-in-a-row ends the run at {max_in_a_row}. Mend or remove them, or "
-                f"raise the limit.{self._account()}"
+                f"--max-bad-rows-in-a-row ends the run at {max_in_a_row}.{self._advice()} Mend or "
+                f"remove them, or raise the limit.{self._account()}"
             )
         if self.num_read - self.num_held_out >= MIN_ROWS_TO_JUDGE:
             self.judge()
@@ -220,7 +220,9 @@ class Ledger:
         num_rows = self.num_read - self.num_held_out
         if self._limits.is_share_exceeded(self.num_rejected, num_rows):
             rows = f"{num_rows} rows read" + (" and not held out" if self.num_held_out else "")
-            raise self._limits.share_error(self.num_rejected, rows, account=self._account())
+            raise self._limits.share_error(
+                self.num_rejected, rows, advice=self._advice(), account=self._account()
+            )
 
     def require_trained(self) -> None:
         """Refuse to end without a row that was trained.
@@ -231,7 +233,7 @@ class Ledger:
         if self.num_read and not any(counts["trained"] for counts in self._counts.values()):
             raise DataError(
                 f"none of the {self.num_read} rows read can be used: nothing was trained. See "
-                f"--row-shape, {LENGTH_FLAGS} and --eval-fraction.{self._account()}"
+                f"--row-shape, {LENGTH_FLAGS} and --eval-fraction.{self._advice()}{self._account()}"
             )
 
     def _count(self, rows: StepRows) -> None:
@@ -262,6 +264,16 @@ class Ledger:
         """Name a row in an error."""
         source, file, row = self._manifest.locate(row_id)
         return f"row {row} (from 0) of {file} (source {source!r})"
+
+    def _advice(self) -> str:
+        """Say what to do about the most frequent reason, with the first row of it."""
+        counts = total(self._counts.values())
+        reason = next(iter(reasons_of(counts)), None)
+        for reject in self.rejects:
+            if reject["reason"] == reason:
+                where = f"row {reject['row']} (from 0) of {reject['file']}"
+                return advice(counts, f"{where}, {reject['detail']}")
+        return advice(counts)
 
     def _account(self) -> str:
         """Say what was read and dropped so far, of all sources and of each.

@@ -65,7 +65,13 @@ class RejectLimits:
         return num_rejected > self.max_bad_fraction * num_rows
 
     def share_error(
-        self, num_rejected: int, rows: str, *, reasons: str = "", account: str = ""
+        self,
+        num_rejected: int,
+        rows: str,
+        *,
+        reasons: str = "",
+        advice: str = "",
+        account: str = "",
     ) -> DataError:
         """Return the error of a share that is exceeded.
 
@@ -73,13 +79,14 @@ class RejectLimits:
             num_rejected: rows that were rejected.
             rows: among which they are counted: "500 rows read".
             reasons: of the rejects.
-            account: follows the sentence, on lines of its own.
+            advice: on the most frequent one: `account.advice`.
+            account: follows on lines of its own.
         """
         named = f": {reasons}" if reasons else ""
         return DataError(
             f"{num_rejected} of the {rows} were dropped, more than the share "
-            f"{self.max_bad_fraction} that --max-bad-fraction allows{named}. Mend or remove them, "
-            f"or raise the share.{account}"
+            f"{self.max_bad_fraction} that --max-bad-fraction allows{named}.{advice} Mend or remove "
+            f"them, or raise the share.{account}"
         )
 
 

@@ -9,6 +9,7 @@ it says the same, of a larger one only that no row of it can be used.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,10 +19,12 @@ from miles.data.files.manifest import Manifest, build_manifest
 from miles.data.files.read import read_rows
 from miles.data.packing.pack import pack, pack_stats
 from miles.data.stream import eval_rows, stages
+from miles.data.stream.account import advice
 from miles.data.stream.counted_stream import CountedStream
 from miles.data.stream.reject_limits import LENGTH_FLAGS, RejectLimits, describe_rejects
 from miles.data.stream.row_outcomes import row_outcome
 from miles.data.types import Int64, Reject, RowRejected
+from miles.data.unused_names import count_row
 from miles.errors import DataError
 
 SAMPLE_PLACES = 16
@@ -48,6 +51,8 @@ class Sample:
     held_out_rejects: tuple[Reject, ...]
     is_whole: bool
     """every row of the set is in it"""
+    unused_keys: Mapping[str, Mapping[str, int]]
+    """source name -> key of messages that nothing reads -> rows of the sample that have it"""
 
     @property
     def reasons(self) -> Counter[str]:
@@ -141,6 +146,7 @@ def take_sample(manifest: Manifest, config: DataConfig) -> Sample:
     num_held_out = 0
     rejects: list[Reject] = []
     held_out_rejects: list[Reject] = []
+    unused_keys: dict[str, dict[str, int]] = {name: {} for name in manifest.source_names}
     num_rows = 0
     num_bytes = 0
     payloads = read_rows(manifest, row_ids)
@@ -154,6 +160,8 @@ def take_sample(manifest: Manifest, config: DataConfig) -> Sample:
         else:
             lengths.append(len(result.input_ids))
             num_trained_tokens += int(result.loss_mask.sum())
+        if outcome.unused_keys:
+            count_row(unused_keys[manifest.source_names[source]], outcome.unused_keys)
 
         num_rows += 1
         num_bytes += len(payload)
@@ -168,6 +176,7 @@ def take_sample(manifest: Manifest, config: DataConfig) -> Sample:
         num_held_out,
         tuple(sorted(held_out_rejects, key=lambda reject: reject.row_id)),
         is_whole=num_rows == manifest.num_rows,
+        unused_keys=unused_keys,
     )
 
 
@@ -234,9 +243,10 @@ def _require_samples(sample: Sample, manifest: Manifest) -> None:
     rejects = (*sample.rejects, *sample.held_out_rejects)
     dropped = f": {describe_rejects(rejects, manifest)}" if rejects else ""
     held_out = f", and {sample.num_held_out} are held out" if sample.num_held_out else ""
+    remedy = advice(Counter(reject.reason for reject in rejects))
     raise DataError(
-        f"none of {sample.num_rows} sampled rows can be used{dropped}{held_out}. Nothing would be "
-        f"trained: see --row-shape, {LENGTH_FLAGS}, and miles inspect, which shows a row"
+        f"none of {sample.num_rows} sampled rows can be used{dropped}{held_out}.{remedy} Nothing "
+        f"would be trained: see --row-shape, {LENGTH_FLAGS}"
     )
 
 
@@ -248,7 +258,10 @@ def _judge(sample: Sample, config: DataConfig, manifest: Manifest) -> None:
     if limits.is_share_exceeded(len(sample.rejects), num_rows):
         rows = f"{num_rows} rows" + (" that are not held out" if sample.num_held_out else "")
         raise limits.share_error(
-            len(sample.rejects), rows, reasons=describe_rejects(sample.rejects, manifest)
+            len(sample.rejects),
+            rows,
+            reasons=describe_rejects(sample.rejects, manifest),
+            advice=advice(Counter(reject.reason for reject in sample.rejects)),
         )
 
 

@@ -44,8 +44,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-def certify(tokenizer: PreTrainedTokenizerBase, config: EncodeConfig) -> Certificate:
+def certify(
+    tokenizer: PreTrainedTokenizerBase, config: EncodeConfig, fingerprint: str = ""
+) -> Certificate:
     """Learn how a chat template begins and ends assistant turns, and prove it on the probes.
+
+    Args:
+        fingerprint: the certificate's; "": that of the tokenizer and the settings.
 
     Raises:
         TemplateError: names the template and what failed.
@@ -63,7 +68,7 @@ def certify(tokenizer: PreTrainedTokenizerBase, config: EncodeConfig) -> Certifi
     encoder = text_encoder(tokenizer.backend_tokenizer)
     bos_count = _bos_count(tokenizer, texts.one_turn, config, name)
     with calling(config.tokenizer):
-        fingerprint = encoder_fingerprint(tokenizer, config)
+        fingerprint = fingerprint or encoder_fingerprint(tokenizer, config)
 
     # Prove.
     try:

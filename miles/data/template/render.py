@@ -73,6 +73,14 @@ class _Turn(NamedTuple):
     """after the terminator"""
 
 
+class RowVariables(NamedTuple):
+    """The variables that a row brings, and what they make of the template."""
+
+    variables: dict[str, Any]
+    anchors: Anchors
+    """under these variables; the run's own for a row without"""
+
+
 class Renderer:
     """Renders conversations by one chat template, and finds their assistant turns.
 
@@ -87,8 +95,9 @@ class Renderer:
         anchors: Anchors,
     ) -> None:
         self._tokenizer = tokenizer
-        self._kwargs = template_kwargs
+        self._kwargs = dict(template_kwargs)
         self._anchors = anchors
+        self._of_run = RowVariables({}, anchors)
         reserved = set(anchors.turn_header + anchors.terminator) - set(_WORD_CHARACTERS)
         self._tracer = Tracer(
             str(tokenizer.chat_template),
@@ -96,13 +105,23 @@ class Renderer:
             "".join(reserved),
         )
 
+    @property
+    def variable_names(self) -> frozenset[str]:
+        """The variables that the template reads."""
+        return self._tracer.names
+
     def render(
-        self, messages: Sequence[Message], tools: Sequence[Tool] | None
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Tool] | None,
+        of_row: RowVariables | None = None,
     ) -> tuple[str, list[Span]]:
         """Render a conversation and find its assistant turns.
 
         Args:
             messages, tools: plain JSON types.
+            of_row: the row's own variables, and the anchors under them. They have this renderer's
+                terminator, and a turn header that begins with this renderer's.
 
         Returns:
             The text, as `tokenizer.apply_chat_template(..., tokenize=False)` gives it, and one span
@@ -112,34 +131,39 @@ class Renderer:
             RowRejected: "template_error" where the template raises or does not end;
                 "unlocatable_turn" where it cannot be followed, or a turn cannot be located.
         """
+        of_row = of_row or self._of_run
         try:
-            program, strings = self._tracer.program(messages, tools)
+            program, strings = self._tracer.program(messages, tools, of_row.variables)
             pieces = program.run(strings)
         except Unbounded as error:  # transformers sets no bounds, so it must not run this
             raise _endless(error) from error
         except Untraceable as error:
             # Raises "template_error" if the template itself fails on this row.
-            render_text(self._tokenizer, messages, tools, self._kwargs)
+            render_text(self._tokenizer, messages, tools, self._kwargs | of_row.variables)
             raise RowRejected(
                 "unlocatable_turn", f"the chat template cannot be followed: it takes {error}"
             ) from error
 
         text = "".join(pieces)
         if program.note is None:
-            program.note = self._locate_turns(program, messages, tools, text)
+            kwargs = self._kwargs | of_row.variables
+            program.note = self._locate_turns(program, messages, tools, kwargs, text)
         if isinstance(program.note, RowRejected):
             raise RowRejected(program.note.reason, program.note.detail)
-        return text, self._find_spans(program.note, pieces, text)
+        return text, _find_spans(of_row.anchors, program.note, pieces, text)
 
     def unread_keys(
-        self, messages: Sequence[Message], tools: Sequence[Tool] | None
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Tool] | None,
+        variables: Mapping[str, Any],
     ) -> tuple[MessageKey, ...]:
         """Return the keys of the messages at which the template does not look.
 
         They are empty for a row that it does not render.
         """
         try:
-            program, _ = self._tracer.program(messages, tools)
+            program, _ = self._tracer.program(messages, tools, variables)
         except Untraceable:
             return ()
         return program.unread
@@ -149,12 +173,13 @@ class Renderer:
         program: Program,
         messages: Sequence[Message],
         tools: Sequence[Tool] | None,
+        kwargs: Mapping[str, Any],
         text: str,
     ) -> list[_Turn] | RowRejected:
         """Return the turns of a new program, or the reason to reject all rows that take it."""
         try:
             # Its trace has ended within the limits: no rehearsal.
-            served = _served_text(self._tokenizer, messages, tools, self._kwargs)
+            served = _served_text(self._tokenizer, messages, tools, kwargs)
             if text != served:
                 raise RowRejected(
                     "unlocatable_turn",
@@ -165,27 +190,6 @@ class Renderer:
         except RowRejected as rejected:
             return RowRejected(rejected.reason, rejected.detail)  # kept: without a traceback
         return turns
-
-    def _find_spans(self, turns: Sequence[_Turn], pieces: Sequence[str], text: str) -> list[Span]:
-        """Return where a program's turns lie in the text of one row."""
-        anchors = self._anchors
-        starts = list(accumulate(map(len, pieces), initial=0))
-        spans = []
-        for turn in turns:
-            begin = starts[turn.begin.part] + turn.begin.character
-            header_end = begin + len(anchors.turn_header)
-            end = starts[turn.end.part] + turn.end.character
-
-            start = header_end
-            if text.startswith(anchors.generation_prompt, begin):
-                start = begin + len(anchors.generation_prompt)
-            answer = start
-            for think in anchors.empty_thinks:
-                if text.startswith(think, header_end):
-                    answer = max(start, header_end + len(think))
-                    break
-            spans.append(Span(start, answer, end))
-        return spans
 
 
 # Turns of a program
@@ -252,6 +256,31 @@ def _require_own_turns(
             raise RowRejected(
                 "unlocatable_turn", f"assistant turn {number} would hold text of another message"
             )
+
+
+def _find_spans(
+    anchors: Anchors, turns: Sequence[_Turn], pieces: Sequence[str], text: str
+) -> list[Span]:
+    """Return where a program's turns lie in the text of one row."""
+    starts = list(accumulate(map(len, pieces), initial=0))
+    spans = []
+    for turn in turns:
+        begin = starts[turn.begin.part] + turn.begin.character
+        if not text.startswith(anchors.turn_header, begin):  # by text of the row's variables
+            raise RowRejected("unlocatable_turn", "an assistant turn that begins in another way")
+        header_end = begin + len(anchors.turn_header)
+        end = starts[turn.end.part] + turn.end.character
+
+        start = header_end
+        if text.startswith(anchors.generation_prompt, begin):
+            start = begin + len(anchors.generation_prompt)
+        answer = start
+        for think in anchors.empty_thinks:
+            if text.startswith(think, header_end):
+                answer = max(start, header_end + len(think))
+                break
+        spans.append(Span(start, answer, end))
+    return spans
 
 
 # The text that transformers renders

@@ -10,7 +10,8 @@
              messages[1].content.lstrip("\\n")
              "<|im_end|>\\n"
 
-The shape of a row is everything in it but its strings: roles, keys, numbers, how lists are nested.
+The shape of a row is everything in it but its strings: roles, keys, numbers, how lists are nested;
+of its messages, its tools and the variables that it brings.
 Each string reaches the template as a `Symbol` (`symbols.py`), in a sandbox (`sandbox.py`).
 
 The programs of a shape hang in a tree. Its inner nodes are guards, its leaves programs:
@@ -34,6 +35,8 @@ from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any, NamedTuple
 
+from jinja2 import meta
+
 from miles.data.template.read_keys import WatchedMessage
 from miles.data.template.sandbox import Environment
 from miles.data.template.symbols import (
@@ -55,6 +58,11 @@ Tool = Mapping[str, Any]
 
 TOOLS_OWNER = -1
 """The owner of a part that is made of the tools' strings."""
+_VARIABLES_OWNER = -2
+"""The owner of the strings in a row's variables. They may stand in any turn, as the run's own may,
+so parts that are made of them alone have no owner."""
+
+_NO_VARIABLES: Mapping[str, Any] = {}
 
 _MAX_KEPT = 1 << 18
 """Guards, parts and strings of all the programs that are kept."""
@@ -125,24 +133,30 @@ class Tracer:
         except Exception as error:  # of Jinja's compiler, or of Python's for what Jinja made
             raise Untraceable(f"{type(error).__name__}: {error}") from error
         self._variables = dict(variables)
+        self.names = frozenset(meta.find_undeclared_variables(self._environment.parse(template)))
+        """the variables that the template reads"""
         self._reserved = frozenset(reserved)
         self._programs: dict[Any, _Branch | Program] = {}
         self._num_kept = 0
 
     def program(
-        self, messages: Sequence[Message], tools: Sequence[Tool] | None
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Tool] | None,
+        variables: Mapping[str, Any] = _NO_VARIABLES,
     ) -> tuple[Program, list[str]]:
         """Return the program for a row, traced if there is none yet, and the row's strings.
 
         Args:
             messages, tools: plain JSON types.
+            variables: the row's own, of plain JSON types; they win over those of the tracer.
 
         Raises:
             Untraceable: for this row the template does what cannot be followed, or fails.
             Unbounded: it does not end, or what it makes has no bounds.
         """
         try:
-            shape, strings = shape_of(messages, tools)
+            shape, strings = shape_of(messages, tools, variables)
             node = self._programs.get(shape)
         except (TypeError, RecursionError) as error:  # not hashable; nested too deeply
             raise Untraceable("data that is not JSON, or nested too deeply") from error
@@ -152,7 +166,7 @@ class Tracer:
         if node is not None:
             return node, strings  # type: ignore[return-value]
 
-        program, answers = self._trace(messages, tools, strings)
+        program, answers = self._trace(messages, tools, variables, strings)
         num_new = len(answers) + len(program.parts) + len(strings)
         self._num_kept += num_new
         if self._num_kept > _MAX_KEPT:  # start afresh
@@ -162,7 +176,11 @@ class Tracer:
         return program, strings
 
     def _trace(
-        self, messages: Sequence[Message], tools: Sequence[Tool] | None, strings: list[str]
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Tool] | None,
+        variables: Mapping[str, Any],
+        strings: list[str],
     ) -> tuple[Program, list[tuple[Guard, bool]]]:
         """Run the template on symbols. Return its program, and each guard with the row's answer."""
         log = GuardLog(strings)
@@ -177,11 +195,12 @@ class Tracer:
             symbolic_tools = None
             if tools is not None:
                 symbolic_tools = [symbolic.data(tool, TOOLS_OWNER) for tool in tools]
+            symbolic_variables = symbolic.data(variables, _VARIABLES_OWNER)
             output = self._template.render(
                 messages=symbolic_messages,
                 tools=symbolic_tools,
                 documents=None,
-                **{"add_generation_prompt": False, **self._variables},
+                **{"add_generation_prompt": False, **self._variables, **symbolic_variables},
             )
         except Untraceable:
             raise
@@ -229,7 +248,9 @@ class Tracer:
 
 
 def shape_of(
-    messages: Sequence[Message], tools: Sequence[Tool] | None
+    messages: Sequence[Message],
+    tools: Sequence[Tool] | None,
+    variables: Mapping[str, Any] = _NO_VARIABLES,
 ) -> tuple[tuple[Any, ...], list[str]]:
     """Return the shape of a row, hashable, and its strings in order: all but roles and keys.
 
@@ -251,6 +272,8 @@ def shape_of(
 
     if tools is not None:
         shape.append(("tools", *[_data_shape(tool, strings) for tool in tools]))
+    if variables:
+        shape.append(("variables", _data_shape(variables, strings)))
     return tuple(shape), strings
 
 
@@ -277,7 +300,7 @@ class _SymbolicRow:
         self._log = log
         self._reserved = reserved
         self._owners: list[int] = []
-        """for each string the message that holds it, by number, or `TOOLS_OWNER`"""
+        """for each string the message that holds it, by number, or one of the other owners"""
 
     def message(self, message: Message, number: int) -> dict[str, Any]:
         """Return a message with symbols, and without keys that are null, as in transformers."""
@@ -311,7 +334,7 @@ class _SymbolicRow:
     def owners_of(self, part: Part) -> frozenset[int]:
         """Return the messages of whose strings a part is made; none for a literal."""
         sources = part.sources if isinstance(part, Derived) else ()
-        return frozenset(self._owners[number] for number in sources)
+        return frozenset(self._owners[number] for number in sources) - {_VARIABLES_OWNER}
 
     def _require_plain(self, keys: Iterable[Any]) -> None:
         for key in keys:

@@ -6,6 +6,7 @@ import json
 
 from miles.common import run_folder, storage
 from miles.common.patient_file import PatientFile
+from miles.data.stream import account
 from miles.data.stream.feed import Feed
 from miles.train.config import TrainConfig
 from miles.train.driver.export import export_if_missing
@@ -19,6 +20,8 @@ from miles.train.types import StartPoint
 def write_ledger(config: TrainConfig, feed: Feed, run_log: RunLog) -> None:
     """Write the account of all rows into the run folder, and judge those that were dropped.
 
+    What was dropped or not used is said in short.
+
     If it cannot be written, the run says so, and the same command does it later.
 
     Raises:
@@ -26,9 +29,12 @@ def write_ledger(config: TrainConfig, feed: Feed, run_log: RunLog) -> None:
     """
     path = storage.join(config.run_dir, run_folder.LEDGER)
     file = PatientFile(path, report=run_log.report)
-    file.replace([json.dumps(feed.ledger_summary(), indent=1)])
+    ledger = feed.ledger_summary()
+    file.replace([json.dumps(ledger, indent=1)])
     file.close()
     feed.finish()
+    for line in account.sentences(ledger):
+        run_log.report(line)
 
 
 def conclude_finished_run(run: Run, start: StartPoint, data: AttemptData) -> RunSummary:

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 
 from miles.common import json_lines, run_folder, storage
 from miles.common.patient_file import PatientFile, Report
+from miles.data.stream import account
 from miles.data.stream.eval_rows import eval_config
 from miles.data.stream.eval_set import EvalPrompt, EvalSet
 from miles.data.stream.survey import EvalSurvey
@@ -61,6 +62,8 @@ class Evaluator:
             f"evaluation: {rows.num_samples:,} samples, {rows.num_trained_tokens:,} trained "
             f"tokens, of {', '.join(rows.source_names)}"
         )
+        for line in account.as_text(rows.account, "evaluation, "):
+            run_log.report(line)
         return cls(config, rows, run_log.report)
 
     def run(self, group: TrainerGroup, num_done: int) -> Metrics:

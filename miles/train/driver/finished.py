@@ -21,7 +21,6 @@ from miles.errors import MilesError
 from miles.train.config import TrainConfig
 from miles.train.driver.resolved_settings import describe
 from miles.train.export_target import is_exported
-from miles.train.lora_config import FULL
 
 LAST_STEP = "the last step"
 """How an attempt ended that left nothing to do, in starts.jsonl."""
@@ -83,7 +82,29 @@ def _has_these_settings(config: TrainConfig) -> bool:
     """Return whether the last start had the settings of this one that say which steps there are."""
     text = storage.read_text(storage.join(config.run_dir, run_folder.CONFIG))
     before: dict[str, Any] = json.loads(text)
+    before = _with_defaults(before, config)
     now = json.loads(describe(config))
-    if "lora" not in before:  # of an older version
-        before["lora"] = json.loads(json.dumps(dataclasses.asdict(FULL)))
     return all(before[name] == now[name] for name in _SETTINGS)
+
+
+def _with_defaults(before: Any, now: Any) -> Any:
+    """Return settings that an older version wrote, with the defaults of fields that came later.
+
+    Args:
+        before: from JSON.
+        now: the records that follow from them.
+    """
+    if isinstance(before, list) and isinstance(now, tuple) and len(before) == len(now):
+        return [_with_defaults(old, new) for old, new in zip(before, now, strict=True)]
+    if not isinstance(before, dict) or not dataclasses.is_dataclass(now):
+        return before
+
+    filled = dict(before)
+    for field in dataclasses.fields(now):
+        if field.name in before:
+            filled[field.name] = _with_defaults(before[field.name], getattr(now, field.name))
+        elif field.default is not dataclasses.MISSING:
+            default = field.default
+            is_record = dataclasses.is_dataclass(default) and not isinstance(default, type)
+            filled[field.name] = dataclasses.asdict(default) if is_record else default
+    return json.loads(json.dumps(filled, default=str))

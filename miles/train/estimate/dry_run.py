@@ -22,6 +22,7 @@ from miles.architecture.config import ModelShape
 from miles.architecture.sizes import active_parameters, padded_vocab_size, total_parameters
 from miles.common import storage
 from miles.common.facts import Facts
+from miles.data.stream import account
 from miles.data.stream.survey import Survey, packed_step
 from miles.train.config import TrainConfig
 from miles.train.estimate.memory import StageMemory
@@ -112,6 +113,7 @@ def _data(found: Preflight) -> Iterator[Fact]:
         files = f"{len(source.files)} file{'s' if len(source.files) > 1 else ''}"
         rows = f"{source.num_rows:,} rows in {files}"
         yield source.name, f"{rows}, {source.format.shape} ({source.files[0].path})"
+    yield from account.of_manifest(found.survey.stream.manifest)
 
 
 def _steps(config: TrainConfig, found: Preflight) -> Iterator[Fact]:
@@ -140,6 +142,9 @@ def _evaluation(config: TrainConfig, found: Preflight) -> Iterator[Fact]:
         manifest = found.eval_survey.manifest
         names = ", ".join(manifest.source_names)
         yield "evaluation", f"{manifest.num_rows:,} rows of {names}, {when}"
+        keys = account.of_keys(found.eval_survey.sample.unused_keys)
+        for label, text in (*keys, *account.of_manifest(manifest)):
+            yield label, f"evaluation: {text}"
     elif config.data.held_out_fraction:
         share = f"{config.data.held_out_fraction:.1%} of the rows"
         yield "evaluation", f"{share}, not trained on, {when}"
@@ -157,8 +162,8 @@ def _tokens(config: TrainConfig, surveyed: Survey) -> Iterator[Fact]:
     rows = f"{sample.num_rows:,} of {plan.num_rows:,} rows"
     yield "sample", f"{rows}; the numbers below are estimated from them"
 
-    reasons = [f"{count} {reason}" for reason, count in sample.reasons.most_common()]
-    yield "dropped", ", ".join(reasons) or "none"
+    yield from account.dropped(sample.reasons) or [("dropped", "none")]
+    yield from account.of_keys(sample.unused_keys)
 
     percentiles = [f"{int(length):,}" for length in np.percentile(lengths, [50, 95, 100])]
     within = f"half / 95 % / all of the rows are within {' / '.join(percentiles)}"

@@ -62,9 +62,9 @@ BAD = {
     "null messages": (line({"messages": None, "id": SECRET}), "no_messages"),
     "empty messages": (line({"messages": [], "id": SECRET}), "no_messages"),
     "messages are a number": (line({"messages": 3, "id": SECRET}), "no_messages"),
-    "a message is text": (line({"messages": [SECRET]}), "bad_message"),
+    "a message is text": (line({"messages": [SECRET, {"role": "user"}]}), "bad_message"),
     "a message is null": (line({"messages": [None], "id": SECRET}), "bad_message"),
-    "unknown role": (line({"messages": [{"role": SECRET, "content": "a"}]}), "unknown_role"),
+    "unknown role": (line({"messages": [{"role": "npc", "content": SECRET}]}), "unknown_role"),
     "a role that is a list": (
         line({"messages": [{"role": [SECRET], "content": "a"}]}),
         "unknown_role",
@@ -226,7 +226,9 @@ def test_thousands_of_odd_rows(tmp_path: Path, chatml_tokenizer_folder: Path) ->
     file = tmp_path / "rows.jsonl"
     file.write_bytes(b"\n".join([GOOD, *(line(row) for row in rows)]))
     config = config_of([file], chatml_tokenizer_folder)
-    got = run(dataclasses.replace(config, order=OrderConfig(batch_size=500)), tmp_path)
+    encode = dataclasses.replace(config.encode, empty_answer="train")
+    order = OrderConfig(batch_size=500)
+    got = run(dataclasses.replace(config, order=order, encode=encode), tmp_path)
     assert len(got.trained) > 1_000
     assert len(got.dropped) > 500
     rows_of_file = [chat("4"), *rows]

@@ -88,7 +88,7 @@ def rows_of(*contents: str) -> list[dict[str, Any]]:
 
 
 def escaped(tokenizer: Any, messages: list[dict[str, Any]], **options: Any) -> Encoded:
-    encoded = encode(messages, tokenizer, special_text="escape", **options)
+    encoded = encode(messages, tokenizer, special_text="escape", empty_answer="train", **options)
     assert encoded.input_ids.tolist() == served(tokenizer, messages)
     return encoded
 
@@ -156,6 +156,7 @@ def test_turns_that_are_not_selected_stay_masked(chatml_tokenizer: Any) -> None:
 def test_any_row(template: str, chatml_tokenizer_folder: Path) -> None:
     encoder = Encoder.from_config(
         EncodeConfig(
+            empty_answer="train",
             tokenizer=str(chatml_tokenizer_folder),
             chat_template=TEMPLATES[template],
             special_text="escape",
@@ -393,6 +394,7 @@ def test_marked_text_as_in_transformers(kind: str, chatml_tokenizer: Any) -> Non
 def test_real_rows(assets: Path) -> None:
     encoder = Encoder.from_config(
         EncodeConfig(
+            empty_answer="train",
             tokenizer=str(assets / "qwen3-tokenizer"),
             special_text="escape",
             max_sample_tokens=32_768,

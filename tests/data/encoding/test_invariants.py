@@ -271,7 +271,7 @@ def decomposed(text: str) -> str:
 def encoder_of(tokenizer: Any, template: Template) -> Encoder | None:
     """Return None where the template cannot be certified."""
     tokenizer.chat_template = template.jinja()
-    config = EncodeConfig(tokenizer="generated")
+    config = EncodeConfig(tokenizer="generated", empty_answer="train")
     try:
         return Encoder(tokenizer, config, certify(tokenizer, config))
     except TemplateError:

@@ -90,6 +90,15 @@ def test_a_folder_without_rows_says_what_it_holds(tmp_path: Path) -> None:
         locate(str(tmp_path / "*.parquet"))
 
 
+def test_a_pattern_of_folders_says_how_to_take_what_is_in_them(tmp_path: Path) -> None:
+    fill(tmp_path, "shard_0/a.jsonl shard_1/x/b.jsonl")
+    with pytest.raises(MissingFileError) as caught:
+        locate(f"{tmp_path}/shard_*")
+    pattern = str(caught.value).split("below: ")[1].strip("'")
+    assert "no such file; the pattern matches 2 folder(s)" in str(caught.value)
+    assert taken(Path(pattern), tmp_path) == ["shard_0/a.jsonl", "shard_1/x/b.jsonl"]
+
+
 def test_linked_folders_are_followed_once(tmp_path: Path) -> None:
     for name in ("mix/own.jsonl", "store/x/a.jsonl"):
         (tmp_path / name).parent.mkdir(parents=True)

@@ -21,8 +21,10 @@ def test_formats() -> None:
     assert format_of("s3://b/A.PARQUET") == ("parquet", None)
     assert format_of("a.jsonl.zst") == ("jsonl", "zstd")
     assert format_of("a.json.gz") == ("json", "gzip")
-    with pytest.raises(SourceError, match=r"a\.csv: .*\.parquet"):
-        format_of("a.csv")
+    assert format_of("a.csv.gz") == ("csv", "gzip")
+    assert format_of("a.feather") == ("arrow", None)
+    with pytest.raises(SourceError, match=r"a\.txt: .*\.parquet"):
+        format_of("a.txt")
 
 
 def test_openhermes_from_the_users_files() -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import re
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import numpy as np
@@ -116,6 +118,27 @@ def test_columns_that_nothing_is_made_of_are_named(tmp_path: Path) -> None:
         ("id", "question", "answer", "text", "tools"),
     ]
     assert Manifest.from_json(manifest.to_json()) == manifest
+
+
+def test_metadata_is_used_where_it_holds_tools(tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]
+    for number, metadata in enumerate(({"x": "1"}, {"tools": "[]"}, '{"tools": []}', "x", None)):
+        rows = [{"messages": turns, "metadata": metadata}]
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / f"{number}.parquet")
+        (tmp_path / f"{number}.jsonl").write_text(json.dumps(rows[0]))
+
+        expected = ("metadata",) if number in (0, 3) else ()
+        for path in (f"{tmp_path}/{number}.parquet", f"{tmp_path}/{number}.jsonl"):
+            (source,) = build_manifest([SourceConfig("s", (path,))]).sources
+            assert source.unused_columns == expected, path
+
+
+def test_names_of_columns_in_any_case_and_nested_ones_are_used(tmp_path: Path) -> None:
+    row = {"ID": 1, "Question": "?", "extra": {"answer": "!"}, "Blob": b"\xff"}
+    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "a.parquet")
+    format = RowFormat("prompt_completion", {"prompt": "Question", "completion": "extra.answer"})
+    (source,) = build_manifest([SourceConfig("s", (f"{tmp_path}/a.parquet",), format)]).sources
+    assert source.unused_columns == ("ID", "Blob")
 
 
 def test_fingerprint_ignores_the_folder(tmp_path: Path) -> None:
@@ -359,3 +382,76 @@ def test_extension_types_are_refused(tmp_path: Path, nested: bool, registered: b
     finally:
         if registered:
             pa.unregister_extension_type("miles.test.opaque")
+
+
+def write_rows(folder: Path, files: dict[str, dict[str, Any]]) -> str:
+    """Write a row into each file of a folder; return the folder's path."""
+    folder.mkdir()
+    for name, row in files.items():
+        if name.endswith(".parquet"):
+            pq.write_table(pa.Table.from_pylist([row]), folder / name)
+        else:
+            (folder / name).write_text(json.dumps(row) + "\n")
+    return str(folder)
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_a_later_file_of_another_shape_is_named(tmp_path: Path, suffix: str) -> None:
+    chat = {"messages": CHAT}
+    pair = {"Question": "a", "Answer": "b"}
+    names = [f"{number}.{suffix}" for number in range(9)]
+    files: dict[str, dict[str, Any]] = dict.fromkeys(names, chat)
+    path = write_rows(tmp_path / "mixed", {**files, names[8]: pair})
+    with pytest.raises(SourceError) as caught:
+        build_manifest([SourceConfig("s", (path,))])
+    message = str(caught.value)
+    assert names[0] in message
+    assert f"{names[8]} are prompt_completion (Question, Answer)" in message
+    assert "--row-shape messages" in message
+    build_manifest([SourceConfig("s", (path,), RowFormat("messages"))])  # drops the others
+
+
+def test_a_first_file_without_rows_of_a_shape_is_named(tmp_path: Path) -> None:
+    files: dict[str, dict[str, Any]] = {
+        "a.jsonl": {"splits": {"train": 3}},
+        "b.jsonl": {"messages": CHAT},
+    }
+    with pytest.raises(SourceError) as caught:
+        build_manifest([SourceConfig("s", (write_rows(tmp_path / "rows", files),))])
+    message = str(caught.value)
+    assert "a.jsonl: which columns hold its rows is not clear" in message
+    assert "b.jsonl, has rows of the shape messages" in message
+
+
+def test_files_may_call_their_columns_differently(tmp_path: Path) -> None:
+    files: dict[str, dict[str, Any]] = {
+        "a.jsonl": {"messages": CHAT},
+        "b.jsonl": {"conversations": CHAT, "text": "a"},
+        "c.jsonl": {"error": "none"},  # of no shape: its rows are dropped
+    }
+    path = write_rows(tmp_path / "rows", files)
+    (source,) = build_manifest([SourceConfig("s", (path,))]).sources
+    assert source.format == RowFormat("messages")
+
+
+def test_nested_columns_of_parquet_are_found(tmp_path: Path) -> None:
+    row = {"id": 1, "Extra": {"question": "a", "answer": "b"}, "log": CHAT}
+    for name, flag in (("log", "--input-key log"), ("Extra", '"prompt": "Extra.question"')):
+        kept = {key: row[key] for key in ("id", name)}
+        path = write_rows(tmp_path / name, {"a.parquet": kept})
+        with pytest.raises(SourceError, match=flag):
+            build_manifest([SourceConfig("s", (path,))])
+
+
+def test_a_tree_of_messages_in_parquet_is_no_text(tmp_path: Path) -> None:
+    row = {"message_id": "1", "parent_id": None, "text": "Hi", "role": "prompter", "lang": "en"}
+    path = write_rows(tmp_path / "tree", {"a.parquet": row})
+    with pytest.raises(SourceError, match=r"Each row is one message .*'prompter'"):
+        build_manifest([SourceConfig("s", (path,))])
+
+
+def test_columns_of_unknown_names_are_looked_at_for_the_error(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "pairs", {"a.parquet": {"french": "a", "english": "b", "n": 1}})
+    flag = """'{"prompt": "french", "completion": "english"}'"""
+    with pytest.raises(SourceError, match=re.escape(flag)):
+        build_manifest([SourceConfig("s", (path,))])

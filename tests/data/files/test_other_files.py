@@ -33,8 +33,8 @@ def error_of(folder: Path, format: RowFormat | None = None) -> str:
 def test_a_later_file_of_another_shape_is_named(tmp_path: Path) -> None:
     write(tmp_path, a=CHAT, b=CHAT, c=PAIR)
     message = error_of(tmp_path)
-    assert f"{tmp_path}/a.jsonl are of shape messages" in message
-    assert f"rows of {tmp_path}/c.jsonl are not: they have prompt, completion." in message
+    assert f"those of {tmp_path}/a.jsonl are messages" in message
+    assert f"those of {tmp_path}/c.jsonl are prompt_completion (prompt, completion)" in message
     assert "--row-shape messages" in message
 
 
@@ -54,7 +54,7 @@ def test_a_first_file_without_a_shape_is_told_from_the_others(tmp_path: Path) ->
     write(tmp_path, a={"splits": "train"}, b=CHAT)
     message = error_of(tmp_path)
     assert f"{tmp_path}/a.jsonl" in message
-    assert f"The rows of {tmp_path}/b.jsonl are of shape messages: if the other file" in message
+    assert f"{tmp_path}/b.jsonl, has rows of the shape messages: if {tmp_path}/a.jsonl" in message
 
 
 def test_a_later_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
@@ -74,7 +74,7 @@ def test_few_of_many_files_are_looked_at(tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(other_files, "first_rows", noted)
     build_manifest([SourceConfig("s", (str(tmp_path),))])
-    assert looked_at == ["025.jsonl", "050.jsonl", "075.jsonl", "100.jsonl"]
+    assert looked_at == ["033.jsonl", "066.jsonl", "100.jsonl"]
 
 
 def test_a_source_without_a_row_says_what_its_files_hold(tmp_path: Path) -> None:

@@ -84,13 +84,13 @@ def test_needed_groups_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
     (tmp_path / name).write_bytes(content)
     manifest = manifest_of(tmp_path / name)
     groups: list[int] = []
-    original = read._parquet_rows
+    original = read.table_rows
 
     def watching(file, group, wanted):  # type: ignore[no-untyped-def]
         groups.append(group)
         return original(file, group, wanted)
 
-    monkeypatch.setattr(read, "_parquet_rows", watching)
+    monkeypatch.setattr(read, "table_rows", watching)
     read_rows(manifest, np.array([31, 2, 30, 5]))
     assert groups == [0, 3]
 

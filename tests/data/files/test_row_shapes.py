@@ -11,7 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from miles.data.config import ROW_FIELDS, RowFormat, SourceConfig
-from miles.data.files.row_columns import USUAL_COLUMNS, USUAL_PAIRS, known_columns
+from miles.data.files.row_columns import (
+    FURTHER_PAIRS,
+    USUAL_COLUMNS,
+    USUAL_PAIRS,
+    known_columns,
+)
 from miles.data.files.row_shapes import MAIN_FIELDS, detect_format, find_columns
 from miles.errors import ConfigError, SourceError
 
@@ -171,3 +176,137 @@ def test_names_of_two_shapes_are_refused() -> None:
         RowFormat("text", {"prompt": "a"})
     with pytest.raises(ConfigError, match="must be the name of a column, not 3"):
         RowFormat("text", {"text": 3})  # type: ignore[dict-item]
+
+
+TURNS = [*CHAT, {"role": "assistant", "content": "4"}]
+
+
+@pytest.mark.parametrize(
+    ("row", "shape", "columns"),
+    [
+        ({"text": "a", "problem": "2+2?", "solution": "4"}, "prompt_completion", None),
+        ({"text": "a", "instruction": "2+2?", "output": 4}, "alpaca", None),
+        ({"text": "a", "data": TURNS}, "messages", {"messages": "data"}),
+        ({"text": "a", "data": "a", "content": "b", "chat": "c"}, "text", {"text": "text"}),
+        ({"text": "a", "chosen": TURNS}, "preference", {"chosen": "chosen"}),
+        (
+            {"chat": "USER: 2+2?", "system": "s"},
+            "transcript",
+            {"transcript": "chat", "system": "system"},
+        ),
+        ({"chat": {"turn_1": {"Human": "a", "MOSS": "b"}}}, "messages", {"messages": "chat"}),
+        ({"data": ["2+2?", "4"]}, "messages", {"messages": "data"}),
+        ({"dialog": [["2+2?", "4"]]}, "messages", {"messages": "dialog"}),
+        ({"messages": {"role": ["user"], "content": ["a"]}}, "messages", {"messages": "messages"}),
+        (
+            {"instruction": "a", "input": "b", "target": "c"},
+            "alpaca",
+            {"instruction": "instruction", "input": "input", "output": "target"},
+        ),
+        (
+            {"question": "a", "attempt": "b", "solution": "c", "thinking": "d"},
+            "prompt_completion",
+            {"prompt": "question", "completion": "attempt", "reasoning": "thinking"},
+        ),
+        (
+            {"question": "a", "attempt": "b", "solution": "c", "thinking": "off"},
+            "prompt_completion",
+            {"prompt": "question", "completion": "solution"},
+        ),
+        (
+            {"Question": "a", "Answer": "b", "Text": "c", "Thinking": "d"},
+            "prompt_completion",
+            {"prompt": "Question", "completion": "Answer", "reasoning": "Thinking"},
+        ),
+        (
+            {"prompt": "a", "response": "b", "chosen": TURNS},
+            "prompt_completion",
+            {"prompt": "prompt", "completion": "response"},
+        ),
+    ],
+)
+def test_the_strongest_sign_in_a_row_counts(
+    row: dict[str, Any], shape: str, columns: dict[str, str] | None
+) -> None:
+    format = detect([row])
+    assert format == RowFormat(shape)
+    if columns is not None:
+        assert find_columns(format, [row]) == columns
+
+
+@pytest.mark.parametrize("pair", FURTHER_PAIRS)
+def test_every_further_pair(pair: tuple[str, str]) -> None:
+    row = {pair[0]: "a", pair[1]: "b"}
+    if pair[1] == "attempt":
+        row["cot"] = "c"
+    found = find_columns(detect([row]), [row])
+    assert (found["prompt"], found["completion"]) == pair
+
+
+@pytest.mark.parametrize(
+    ("row", "parts"),
+    [
+        ({"input": 3, "output": 5}, ("input, output",)),  # a table of numbers
+        (
+            {"text": "a", "steps": TURNS},
+            ("column steps holds the turns", "--input-key steps", "--row-shape text"),
+        ),
+        ({"body": {"log": TURNS}}, ("--input-key body.log",)),
+        (
+            {"meta": {"q": [{"Question": "no"}], "problem": "a", "solution": "b"}},
+            ('--column-names \'{"prompt": "meta.problem", "completion": "meta.solution"}\'',),
+        ),
+        ({"prompt": "a", "id": 3}, ("no column holds their answers",)),
+        (
+            {"prompt": "a", "gold": "b"},
+            ('--column-names \'{"prompt": "prompt", "completion": "gold"}\'',),
+        ),
+        (
+            {"french": "a", "english": "b"},
+            ("french and english", '\'{"prompt": "french", "completion": "english"}\''),
+        ),
+        ({"body": "a"}, ('--column-names \'{"text": "body"}\'',)),
+        (
+            {"chosen": "a", "rejected": "b"},
+            ("without its question", '--column-names \'{"prompt": "COLUMN"}\''),
+        ),
+        (
+            {"role": "User", "content": "a"},
+            ("one message of a conversation", "'User'", "cannot join rows"),
+        ),
+        (
+            {"speaker": "Ann", "text": "a", "thread_id": 1},
+            ("group the rows by thread_id", "--row-shape text"),
+        ),
+        (
+            {"data": TURNS, "problem": "a", "solution": "b"},
+            ("messages (data), or prompt_completion (problem, solution)", "--row-shape messages"),
+        ),
+        (
+            {"chosen": TURNS, "prompt": "a", "output": "b"},
+            ("preference (chosen)", "--row-shape prompt_completion or preference"),
+        ),
+    ],
+)
+def test_a_refusal_says_what_rows_look_like(row: dict[str, Any], parts: tuple[str, ...]) -> None:
+    with pytest.raises(SourceError) as caught:
+        detect([row])
+    message = str(caught.value)
+    for part in parts:
+        assert part.lower() in message.lower()
+    assert "\n" not in message
+
+
+def test_a_mail_is_a_text() -> None:
+    mail = {"text": "Dear all", "from": "ann@example.org", "message_id": "m1"}
+    assert detect([mail]).shape == "text"
+
+
+def test_the_flag_of_a_refusal_is_taken() -> None:
+    row = {"data": TURNS, "problem": "a", "solution": "b", "steps": TURNS}
+    for shape in ("messages", "prompt_completion"):
+        assert detect([row], shape) == RowFormat(shape)
+    assert detect([row], messages="steps") == RowFormat("messages", {"messages": "steps"})
+    nested = {"meta": {"log": TURNS}}
+    format = detect([nested], messages="meta.log")
+    assert find_columns(format, [nested]) == {"messages": "meta.log"}

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from miles.common import storage
 from miles.data.config import RowFormat, SourceConfig
 from miles.data.files.locate import locate
 from miles.data.files.manifest import build_manifest
+from miles.data.files.read import read_rows
 from miles.data.files.splits import splits_of
 from miles.errors import ConfigError, SourceError
 from tests.support.row_cases import CASES, refusal, take
@@ -149,6 +153,8 @@ def test_a_hub_snapshot_trains_its_train_split() -> None:
         "1 of split validation (data/validation-00000-of-00001.parquet)",
         "1 known to hold no rows (README.md)",
     ]
+    evaluated = take("splits-and-sidecars/splits", is_evaluation=True).manifest.sources[0]
+    assert [Path(file.path).name[:10] for file in evaluated.files] == ["validation"]
     everything = take("splits-and-sidecars/splits", split="all")
     assert everything.manifest.num_rows > case.manifest.num_rows
     assert (
@@ -196,3 +202,48 @@ def test_a_source_without_splits_keeps_its_fingerprint(tmp_path: Path) -> None:
 def test_a_split_has_a_name(split: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         SourceConfig("s", ("a.jsonl",), split=split)
+
+
+HUB_LIKE = """README.md .gitattributes dataset_infos.json data/train-00000-of-00001.jsonl
+data/test-00000-of-00001.jsonl lang=en/split=train/part-0.JSONL lang=en/.part-0.jsonl.crc _SUCCESS
+data/d.docx"""
+
+
+def test_a_bucket_is_read_as_a_folder_is(bucket: str, tmp_path: Path) -> None:
+    """Folders, patterns, and names that look like patterns or hold blanks, on either side."""
+    names = ["odd/rows[v2].jsonl", "odd/a b.jsonl", "odd/~c.jsonl", "odd/100%+#ü.jsonl"]
+    for name in [*HUB_LIKE.split(), *names]:
+        (tmp_path / "rows" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "rows" / name).write_text(f'{{"text": {json.dumps(name)}}}\n')
+    storage.upload_folder(tmp_path / "rows", f"{bucket}/rows")
+
+    def read(root: str, path: str, split: str | None = None) -> tuple[list[str], list[str]]:
+        located = locate(f"{root}/{path}", split)
+        return [url.removeprefix(f"{root}/") for url in located.urls], list(
+            map(str, located.left_out)
+        )
+
+    local = str(tmp_path / "rows")
+    remote = f"{bucket}/rows"
+    for path in ("", "data", "**/*", "*/*.jsonl", "odd", "odd/rows[v2].jsonl", "odd/r*"):
+        assert read(local, path) == read(remote, path), path
+        assert read(local, path, "all") == read(remote, path, "all"), path
+    files, left_out = read(remote, "")
+    assert files == [
+        "data/train-00000-of-00001.jsonl",
+        "lang=en/split=train/part-0.JSONL",
+        *sorted(names),
+    ]
+    assert [group.split(" (")[0] for group in left_out] == [
+        "1 of an unknown format",
+        "1 of split test",
+        "2 known to hold no rows",
+        "3 hidden",
+    ]
+
+    for root in (local, remote):
+        for name in names:
+            manifest = build_manifest([SourceConfig("s", (f"{root}/{name}",), RowFormat("text"))])
+            assert read_rows(manifest, np.array([0])) == [
+                (tmp_path / "rows" / name).read_bytes().strip()
+            ]

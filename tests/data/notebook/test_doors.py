@@ -54,8 +54,11 @@ def template(tmp_path: Path) -> str:
 
 @pytest.fixture
 def rows(tmp_path: Path) -> str:
-    (tmp_path / "rows.jsonl").write_text(json.dumps(ROW) + "\n")
-    return str(tmp_path / "rows.jsonl")
+    """A folder whose rows for testing are the ones that are asked for."""
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "rows/test_sft.jsonl").write_text(json.dumps(ROW) + "\n")
+    (tmp_path / "rows/train.jsonl").write_text(json.dumps({"chat": ROW["chat"][:2]}) + "\n")
+    return str(tmp_path / "rows")
 
 
 @pytest.fixture
@@ -63,7 +66,7 @@ def flags(template: str) -> list[str]:
     """Give settings of encoding and of rows, none of them a default."""
     line = f"""--loss-mask-turns last --empty-think train --history as_served --special-text escape
         --too-long truncate_end --max-sample-tokens 120 --chat-template-path {template}
-        --row-shape messages --input-key chat"""
+        --row-shape messages --input-key chat --split test_sft"""
     mappings = ["--apply-chat-template-kwargs", '{"mark": "!"}', "--role-names", json.dumps(ROLES)]
     return [*line.split(), *mappings]
 
@@ -116,6 +119,7 @@ def test_a_notebook_shows_it(trained: DataConfig, rows: str, template: str) -> N
         messages_key="chat",
         row_shape="messages",
         role_names=ROLES,
+        split="test_sft",
         chat_template_path=template,
         template_kwargs={"mark": "!"},
         turns="last",

@@ -27,13 +27,15 @@ SECRET = "hunter2"
         ({"conversations": []}, "no_messages"),
         ({"conversations": {SECRET: 1}}, "no_messages"),
         ({"messages": "{" + SECRET}, "malformed_json"),
-        ({"conversations": [SECRET]}, "bad_message"),
+        ({"conversations": [SECRET]}, "nothing_to_train"),
+        ({"conversations": [SECRET, 3]}, "bad_message"),
+        ({"conversations": [[SECRET, SECRET], [SECRET]]}, "bad_message"),
         ({"conversations": [ASK, {"from": "gpt", "value": None}]}, "bad_message"),
         ({"conversations": [ASK, {"from": "gpt", "value": 4}]}, "bad_message"),
         ({"conversations": [ASK, {"from": "gpt", "value": {SECRET: 4}}]}, "bad_message"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image", "text": SECRET}]}]},
-            "bad_message",
+            "has_image",
         ),
         (
             {
@@ -45,7 +47,7 @@ SECRET = "hunter2"
         ),
         ({"messages": [{"role": "assistant", "content": "", "tool_calls": SECRET}]}, "bad_message"),
         ({"conversations": [ASK, {"from": "gpt", "value": SECRET + "\ud800"}]}, "bad_message"),
-        ({"conversations": [{"from": SECRET, "value": ""}]}, "unknown_role"),
+        ({"conversations": [{"from": 40 * "x" + SECRET, "value": ""}]}, "unknown_role"),
         ({"conversations": [{"value": SECRET}, ANSWER]}, "unknown_role"),
         ({"conversations": [{"from": ["gpt"], "value": SECRET}]}, "unknown_role"),
         ({"conversations": [{"from": "human", "value": SECRET}]}, "nothing_to_train"),
@@ -98,7 +100,7 @@ def test_rejects(row: Any, reason: str) -> None:
         ("prompt_completion", {"prompt": [SECRET], "completion": "4"}, "bad_message"),
         (
             "prompt_completion",
-            {"prompt": [{"role": SECRET, "content": ""}], "completion": "4"},
+            {"prompt": [{"role": "x", "content": SECRET}], "completion": "4"},
             "unknown_role",
         ),
         ("text", {"text": None, "a": SECRET}, "no_messages"),

@@ -152,7 +152,7 @@ def test_the_flag_that_a_refusal_names_reads_the_rows(
 
 def test_questions_without_answers_are_refused() -> None:
     message = refusal("shapes/prompt_only.jsonl")
-    assert "column prompt holds questions, and no column holds their answers" in message.lower()
+    assert "Column prompt holds questions, and no column holds their answers" in message
     assert "The first 3 rows have prompt, label" in message
 
 

@@ -1,4 +1,4 @@
-"""Tools and tool calls of OpenAI and ShareGPT, as objects and as JSON text."""
+"""Tool calls of OpenAI and ShareGPT, as objects and as JSON text."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from miles.data.types import Conversation, RowRejected
 from tests.support.raw_rows import ANSWER, ASK, normalized, rejected
 
 
@@ -22,7 +23,7 @@ def test_openai_messages_keep_what_templates_read() -> None:
             {
                 "role": "assistant",
                 "content": None,
-                "tool_calls": [call | {"index": None}],
+                "tool_calls": [call],
                 "reasoning_content": "hm",
             },
             {"role": "tool", "content": "4", "tool_call_id": "c1", "tool_calls": None},
@@ -67,62 +68,105 @@ def test_sharegpt_function_calls() -> None:
         assert (reason, detail[:6]) == ("bad_message", "turn 1")
 
 
-def test_tools_as_text_or_list() -> None:
-    tool = {"type": "function", "function": {"name": "f", "parameters": {"default": None}}}
-    row = {"conversations": [ASK, ANSWER]}
-    without_nulls = {"type": "function", "function": {"name": "f", "parameters": {}}}
-    assert normalized(row | {"tools": json.dumps([tool])}).tools == (tool,)  # its author's text
-    assert normalized(row | {"tools": [json.dumps(tool)]}).tools == (tool,)
-    assert normalized(row | {"tools": [tool]}).tools == (without_nulls,)  # Parquet's nulls
-    assert normalized(row | {"functions": [without_nulls]}, tools="functions").tools == (
-        without_nulls,
-    )
-    for nothing in (None, "", " ", [], "[]"):
-        assert normalized(row | {"tools": nothing}).tools is None
-    assert rejected(row | {"tools": "[{"})[0] == "malformed_json"
-    for no_list in ({"a": 1}, '{"a": 1}', "0", 0, "false"):
-        assert rejected(row | {"tools": no_list})[0] == "bad_message"
-    assert rejected(row | {"tools": [3]})[0] == "bad_message"
-    for other in ({"instruction": "a", "output": "b"}, {"prompt": "a", "completion": "b"}):
-        shape = "alpaca" if "output" in other else "prompt_completion"
-        assert normalized(other | {"tools": json.dumps([tool])}, shape).tools == (tool,)
-
-
 @pytest.mark.parametrize(
     ("text", "arguments"),
     [
         ('{"a":  1, "b": null}', {"a": 1, "b": None}),
         (' {"é": "\\u00e9"}', {"é": "é"}),
         ("{}", {}),
-        ("", ""),
-        ("[1]", "[1]"),
-        ("null", "null"),
-        ('"a"', '"a"'),
-        ("{not json}", "{not json}"),
-        ('{"a": 1', '{"a": 1'),
-        ('{"a": NaN}', '{"a": NaN}'),
-        ('{"a": 1e999}', '{"a": 1e999}'),
-        ('{"a": "\\ud800"}', '{"a": "\\ud800"}'),
-        ('{"a":' + 200 * "[" + 200 * "]" + "}", '{"a":' + 200 * "[" + 200 * "]" + "}"),
+        ("", {}),
+        (" \n", {}),
+        ("null", {}),
+        (' "{\\"a\\": 1}"', {"a": 1}),  # encoded twice
+        ('""', {}),
         (None, {}),
-        ({"a": 1, "b": None}, {"a": 1}),
-        ([1], [1]),
+        ({"a": 1}, {"a": 1}),
     ],
 )
-def test_arguments_as_text_become_objects(text: Any, arguments: Any) -> None:
+def test_arguments_become_objects(text: Any, arguments: Any) -> None:
     for call in (
         {"name": "f", "arguments": text},
         {"function": {"arguments": text, "name": "f"}, "type": "function"},
     ):
-        row = {
-            "messages": [
-                {"role": "user", "content": "?"},
-                {"role": "assistant", "tool_calls": [call]},
-            ]
-        }
-        (read,) = normalized(row).messages[1]["tool_calls"]
+        (read,) = with_call(call).messages[1]["tool_calls"]
         assert read.get("function", read) == {"name": "f", "arguments": arguments}
         assert list(read) in (
             ["type", "function"],
             ["name", "arguments"],
         )  # a template may write it as JSON
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("[1]", "the JSON text of a list"),
+        ('"a"', "text that is not JSON: Expecting value at character 0 of 1"),
+        ("3", "the JSON text of a number"),
+        ("true", "the JSON text of true or false"),
+        ("{not json}", "text that is not JSON"),
+        ("{'a': 1}", "text that is not JSON"),
+        ('{"a": 1', "text that is not JSON: Expecting ',' delimiter at character 7 of 7"),
+        ('{"a": NaN}', "a number"),
+        ('{"a": 1e999}', "a number"),
+        ('{"a": "\\ud800"}', "half of a character"),
+        ('{"a":' + 200 * "[" + 200 * "]" + "}", "nested too deeply"),
+        ('"\\"\\\\\\"{}\\\\\\"\\""', "the JSON text of text"),  # encoded four times
+        ([1], "a list, not an object"),
+        (3, "a number, not an object"),
+        (False, "true or false, not an object"),
+    ],
+)
+def test_other_arguments_drop_the_row(text: Any, what: str) -> None:
+    for call in ({"name": "f", "arguments": text}, {"function": {"name": "f", "arguments": text}}):
+        with pytest.raises(RowRejected) as caught:
+            with_call({"name": "g"}, call)
+        assert caught.value.reason == "bad_tool_call"
+        assert caught.value.detail.startswith("turn 1: tool call 1: its arguments are ")
+        assert what in caught.value.detail
+    turns = [ASK, {"from": "function_call", "value": json.dumps({"name": "f", "arguments": text})}]
+    assert rejected({"conversations": [*turns, ANSWER]})[0] == "bad_tool_call"
+
+
+@pytest.mark.parametrize("key", ["parameters", "args", "input"])
+def test_arguments_under_other_names(key: str) -> None:
+    (read,) = with_call({"id": "1", "name": "f", "arguments": None, key: '{"a": 1}'}).messages[1][
+        "tool_calls"
+    ]
+    assert read == {"id": "1", "name": "f", "arguments": {"a": 1}}
+    own = {"name": "f", "arguments": {}, key: {"a": 1}}
+    assert with_call(own).messages[1]["tool_calls"] == [own]
+
+
+def with_call(*calls: Any) -> Conversation:
+    """Return the conversation of a row with these tool calls in its answer."""
+    asked = {"role": "user", "content": "?"}
+    return normalized({"messages": [asked, {"role": "assistant", "tool_calls": list(calls)}]})
+
+
+def test_legacy_function_call() -> None:
+    called = {"name": "f", "arguments": '{"x": 1}'}
+    calls = [{"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}]
+    for content, text in ((None, ""), ("I shall look.", "I shall look.")):
+        for call in (called, json.dumps(called)):
+            answer = {"role": "assistant", "content": content, "function_call": call}
+            result = {"role": "function", "name": "f", "content": "nine"}
+            conversation = normalized({"messages": [ASK, answer, result, ANSWER]})
+            assert conversation.messages[1:3] == (
+                {"role": "assistant", "content": text, "tool_calls": calls},
+                {"role": "tool", "content": "nine", "name": "f"},
+            )
+    for nothing in (None, "", " ", {}, {"name": None, "arguments": None}):
+        answer = {"role": "assistant", "content": "4", "function_call": nothing}
+        asked = {"role": "user", "content": "?", "function_call": nothing}
+        assert normalized({"messages": [asked, answer]}).messages[1] == {
+            "role": "assistant",
+            "content": "4",
+        }
+    both = {"role": "assistant", "function_call": called, "tool_calls": [called]}
+    assert rejected({"messages": [ASK, both]})[0] == "bad_tool_call"
+    for key, value in (("function_call", called), ("tool_calls", [called])):
+        asked = {"role": "user", "content": "?", key: value}
+        assert rejected({"messages": [asked, ANSWER]})[0] == "bad_tool_call"
+    for bad, reason in (({"x": 1}, "bad_message"), ({**called, "arguments": [1]}, "bad_tool_call")):
+        answer = {"role": "assistant", "content": "", "function_call": bad}
+        assert rejected({"messages": [ASK, answer]})[0] == reason

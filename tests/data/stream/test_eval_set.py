@@ -336,7 +336,7 @@ def test_own_sources_are_evaluated_in_full(
         config, order=replace(config.order, weights=(3.0, 1.0), drop_last=True, num_epoch=4)
     )
     own = eval_config(weighted, (SourceConfig("own", ("x.jsonl",)),))
-    assert [source.name for source in own.sources] == ["own"]
+    assert [(source.name, source.is_evaluation) for source in own.sources] == [("own", True)]
     assert (own.held_out_fraction, own.held_out) == (0.0, "leave_out")
 
     held_out = eval_config(weighted, ())

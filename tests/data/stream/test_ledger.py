@@ -20,6 +20,7 @@ from miles.data.config import (
     StreamConfig,
 )
 from miles.data.files.manifest import Manifest, build_manifest
+from miles.data.reasons import REASONS
 from miles.data.stream.ledger import Ledger
 from miles.data.stream.reject_limits import RejectLimits
 from miles.data.types import Cursor, KeyCount, Reject, StepRows
@@ -258,7 +259,7 @@ def test_file_of_two_sources_is_named_twice(tmp_path: Path) -> None:
 
 def test_too_many_rejects_end_the_run(manifest: Manifest, tmp_path: Path) -> None:
     path = str(tmp_path / "rejects.jsonl")
-    rejects = tuple(Reject(row, 0, "too_long", "") for row in range(11))
+    rejects = tuple(Reject(row, 0, "too_long", "9000 tokens") for row in range(11))
     ledger = Ledger(manifest, path, RejectLimits(0.01))
     ledger.commit(*entry(0, (500, 0), *rejects))  # 2.2 %, but too early to say
     with pytest.raises(
@@ -267,12 +268,18 @@ def test_too_many_rejects_end_the_run(manifest: Manifest, tmp_path: Path) -> Non
         ledger.judge()
     with pytest.raises(DataError, match="11 of the 1000 rows") as caught:
         ledger.commit(*entry(1, (0, 500)))
+    remedy = (
+        f" All: too_long (first: row 0 (from 0) of {tmp_path / 'a.jsonl'}, 9000 tokens). "
+        f"What to do: {REASONS['too_long'].remedy}."
+    )
     account = """
   in all: 1000 rows read, 989 trained, 11 too_long
   a: 500 rows read, 489 trained, 11 too_long
   b: 500 rows read, 500 trained
   each dropped row is named in """
-    assert str(caught.value).endswith(account + path)
+    assert str(caught.value).endswith(
+        f"allows.{remedy} Mend or remove them, or raise the share.{account}{path}"
+    )
     assert ledger.num_read == 1000
     exactly = Ledger(manifest, path, RejectLimits(0.01))
     exactly.commit(*entry(0, (500, 500), *rejects[:10]))
@@ -455,7 +462,10 @@ def test_a_run_in_which_nothing_was_trained_does_not_end_well(manifest: Manifest
     ledger.require_trained()
     ledger.commit(*entry(0, (2, 0), bad(0, 4), bad(1, 7)))
     ledger.judge()
-    with pytest.raises(DataError, match="none of the 2 rows read can be used: nothing was trained"):
+    with pytest.raises(
+        DataError,
+        match=r"none of the 2 rows read can be used: nothing was trained.* All: too_long \(first: row 4",
+    ):
         ledger.require_trained()
     ledger.commit(*entry(1, (2, 0), bad(0, 8)))
     ledger.require_trained()

@@ -107,6 +107,18 @@ def test_another_length_or_order_goes_on(folder: Path, more: list[str]) -> None:
     assert not says_so(parse(words(folder, *more)))
 
 
+def test_settings_that_came_later_have_their_defaults(folder: Path) -> None:
+    """A run of an older version does not know --split; its files were those that are read now."""
+    config = folder / "run" / run_folder.CONFIG
+    settings = json.loads(config.read_text())
+    assert settings["data"]["sources"][0].pop("split") is None
+    assert settings["data"].pop("held_out_fraction") == 0
+    config.write_text(json.dumps(settings))
+    assert says_so(parse(words(folder)))
+    assert not says_so(parse(words(folder, "--split", "all")))
+    assert not says_so(parse(words(folder, "--eval-fraction", "0.1")))
+
+
 def test_a_run_of_adapters_is_another_one(folder: Path) -> None:
     """A run of an older version, whose settings do not know them, trained all weights."""
     config = folder / "run" / run_folder.CONFIG

@@ -56,6 +56,15 @@ def test_a_mixture_is_name_path_pairs(base: list[str]) -> None:
     ]
 
 
+def test_a_split_is_one_for_all_or_one_a_source(base: list[str]) -> None:
+    line = [*base, "--prompt-data", "a", "a", "b", "b", "--eval-prompt-data", "a"]
+    for words, splits in (([], [None] * 2), (["train_sft"], ["train_sft"] * 2), (["x", "all"], 0)):
+        config = parse([*line, *(["--split", *words] if words else [])])
+        assert [source.split for source in config.data.sources] == (splits or ["x", "all"])
+        # Rows to evaluate are of the split that is named for it.
+        assert [source.split for source in config.evaluation.sources] == [None]
+
+
 def test_local_paths_are_absolute_from_the_line_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
