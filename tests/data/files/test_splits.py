@@ -132,7 +132,7 @@ def test_a_folder_of_test_files_is_not_trained_by_itself(tmp_path: Path) -> None
     with pytest.raises(SourceError) as caught:
         locate(str(tmp_path / "only"))
     assert str(caught.value).endswith(
-        "only: holds no rows to train on by the names of its files: its files are of test, "
+        "only: no file is for training, by their names: its files are of test, "
         "validation. To train on them, say so: --split test, or all for every file"
     )
     observed("folder of test files alone", str(caught.value), "only", NOTHING)
