@@ -85,6 +85,13 @@ def test_the_first_family_of_formats_is_taken(tmp_path: Path) -> None:
             assert bool(said(folder)) == bool(beside)
 
 
+def test_json_alone_beside_arrow_describes_it(tmp_path: Path) -> None:
+    fill(tmp_path, "a/data-00000-of-00001.arrow a/stats.json b/x.arrow b/stats.json b/rows.jsonl")
+    assert taken(tmp_path / "a", tmp_path / "a") == ["data-00000-of-00001.arrow"]
+    assert said(tmp_path / "a") == "1 in another format than the others (stats.json)"
+    assert taken(tmp_path / "b", tmp_path / "b") == ["rows.jsonl", "stats.json"]
+
+
 def test_a_file_by_its_own_name_is_always_taken(tmp_path: Path) -> None:
     fill(tmp_path, "state.json _rows.jsonl rows.txt a/b.jsonl")
     for name in ("state.json", "_rows.jsonl", "rows.txt", "_*.jsonl"):
