@@ -8,6 +8,7 @@ README.md      none
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from miles.errors import SourceError
 
@@ -36,7 +37,11 @@ FAMILIES: tuple[tuple[str, ...], ...] = (
     ("arrow",),
     ("csv", "tsv"),
 )
-"""Formats that are read together where a folder holds several, the first before the next ones."""
+"""Formats that are read together where a folder holds several."""
+
+_ORDER = ("parquet", "jsonl", "arrow", "json", "csv", "tsv")
+"""Of a folder that holds several, the first format that is there says which family is read: JSON
+that stands alone beside tables describes them."""
 
 _SIDECARS = re.compile(
     r"dataset_infos?\.json|dataset_dict\.json|state\.json"  # of `datasets` and LLaMA-Factory
@@ -61,11 +66,12 @@ def is_sidecar(path: str) -> bool:
     return bool(_SIDECARS.fullmatch(path.rsplit("/", 1)[-1]))
 
 
-def family_of(path: str) -> int:
-    """Return the place in `FAMILIES` of a file with a known suffix."""
-    format, _ = format_of(path)
-    places = (place for place, family in enumerate(FAMILIES) if format in family)
-    return next(places, len(FAMILIES))
+def of_one_family(paths: Sequence[str]) -> list[str]:
+    """Return those of some files with rows that are read together."""
+    formats = [format_of(path)[0] for path in paths]
+    first = min(formats, key=_ORDER.index, default="")
+    family = next((family for family in FAMILIES if first in family), ())
+    return [path for path, format in zip(paths, formats, strict=True) if format in family]
 
 
 def format_of(path: str) -> tuple[str, str | None]:

@@ -11,6 +11,7 @@ from miles.data.file_formats import FORMATS
 from miles.data.notebook.recipe import require_source
 from miles.data.source_names import is_path, name_of, named_paths, splits_for
 from miles.errors import ConfigError
+from tests.support.fault_table import NOTHING, observed
 
 
 @pytest.mark.parametrize(
@@ -50,6 +51,8 @@ def test_two_files_are_no_name_and_path(flag: str, words: str) -> None:
     first, second, *_more = words.split()
     assert message.startswith(f"{flag} {shlex.join([first, second])}")
     assert "where the name of a source belongs" in message
+    if flag == "--prompt-data" and words == "a.jsonl b.jsonl":
+        observed("two files behind `--prompt-data`", message, flag, NOTHING)
     # Both lines to type are taken.
     pairs = message.split(f"name each: {flag} ")[1].split(". For files")[0].removesuffix(" …")
     assert [path for _, path in named_paths(flag, shlex.split(pairs))] == [first, second]

@@ -117,6 +117,8 @@ SECTIONS: dict[str, tuple[str, ...]] = {
         "relative paths, and `--ray-address`",
         "file with the name of a pattern, `rows[v2].jsonl`",
         "empty path, of a variable that is not set",
+        "two files behind `--prompt-data`",
+        "folder of test files alone",
         "URL with one slash",
         "flag without an effect beside the others",
         "flag given twice",

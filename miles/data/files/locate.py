@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from miles.common import patterns
 from miles.common.shown import cut
 from miles.data.file_formats import FORMATS as FORMATS
-from miles.data.file_formats import family_of, is_sidecar, suffix_of
 from miles.data.file_formats import format_of as format_of
+from miles.data.file_formats import is_sidecar, of_one_family, suffix_of
 from miles.data.files.left_out import LeftOut, merged
 from miles.data.files.split_choice import choose
 from miles.data.files.splits import FileSplit, splits_of
@@ -107,10 +107,7 @@ def _files_of_rows(names: Sequence[str], *, is_folder: bool) -> tuple[list[str],
     rows = [name for name in candidates if suffix_of(name) is not None]
     unknown = sorted(set(candidates) - set(rows))
 
-    taken = rows
-    if is_folder and rows:
-        first = min(map(family_of, rows))
-        taken = [name for name in rows if family_of(name) == first]
+    taken = of_one_family(rows) if is_folder else rows
     beside = sorted(set(rows) - set(taken))
 
     return taken, [

@@ -5,16 +5,16 @@
     ->           RowFormat("prompt_completion"), in columns prompt: question, completion: answer
 
 A row fits a shape where each of the shape's main columns is filled: text or a list, and not empty;
-a number beside a text, too. Null is not filled: Parquet gives every row every column. A row counts
-for the strongest signs in it:
+a number beside a text, too. Null is not filled: Parquet gives every row every column. The shape
+that most rows fit is taken; of equals, the first in `MAIN_FIELDS`. Where that is none by the usual
+columns, or `text`, a row counts for the strongest signs in it alone:
 
-    1. the usual columns of messages, alpaca and prompt_completion
+    1. the usual columns of messages, alpaca and prompt_completion, in any case
     2. their further columns; a preference; a transcript
     3. a column called text
 
-The shape that most rows count for is taken; of equals, the first in `MAIN_FIELDS`. Two readings of
-the second kind that train different text are refused, and so is a text beside which a message's
-role stands, or a list of turns (`shape_hints`).
+Two readings of the second kind that train different text are refused, and so is a text beside which
+a message's role stands, or a list of turns (`shape_hints`).
 
 A shape that the user named is not doubted. Which column holds a field: `row_columns`.
 """
@@ -86,19 +86,14 @@ def detect_format(
 
     where = f"source {source.name!r}" + (f": {file}" if file else "")
     shapes = _possible_shapes(source)
-    counts = count_shapes(rows, format.columns, shapes)
-    if not counts:
-        raise SourceError(_no_shape(where, rows, columns, format, shapes))
-
-    shape = max(counts, key=lambda name: counts[name])  # the first of equals
-    if shape == "text" and "text" not in format.columns:
-        hint = in_place_of_text(rows)
-        if hint is not None:
-            raise SourceError(
-                f"{where}: {hint.found}. {hint.remedy}; to train column text alone: --row-shape "
-                "text"
-            )
-    _require_one_reading(where, shape, rows, format.columns, shapes)
+    shape = _plain_shape(rows, format.columns, shapes)
+    if shape is None:
+        counts = count_shapes(rows, format.columns, shapes)
+        if not counts:
+            raise SourceError(_no_shape(where, rows, columns, format, shapes))
+        shape = max(counts, key=lambda name: counts[name])  # the first of equals
+        _require_no_stronger_sign(where, shape, rows, format.columns)
+        _require_one_reading(where, shape, rows, format.columns, shapes)
 
     named = {field: name for field, name in format.columns.items() if field in ROW_FIELDS[shape]}
     return replace(format, shape=shape, columns=named)
@@ -157,6 +152,29 @@ def _possible_shapes(source: SourceConfig) -> list[str]:
     return shapes
 
 
+def _plain_shape(
+    rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], shapes: Sequence[str]
+) -> str | None:
+    """Return the shape that most rows fit as they are: by usual columns, with text or lists.
+
+    Returns:
+        None: there is none, or it is "text", beside which a row may have a stronger sign.
+    """
+    counts: Counter[str] = Counter()
+    for row in rows:
+        counts.update(shape for shape in shapes if _fits_plainly(row, shape, columns))
+    shape = max(shapes, key=lambda name: counts[name])  # the first of equals
+    return shape if counts[shape] and shape != "text" else None
+
+
+def _fits_plainly(row: Mapping[str, Any], shape: str, columns: Mapping[str, str]) -> bool:
+    if shape not in (*_USUAL_SHAPES, "text") or not _fits_usual(row, shape, columns):
+        return False
+    by_field = _columns(row, shape, columns)
+    kinds = (str,) if shape in ("alpaca", "text") else (str, list)
+    return all(isinstance(row[by_field[field]], kinds) for field in MAIN_FIELDS[shape])
+
+
 def _readings(
     row: Mapping[str, Any], columns: Mapping[str, str], shapes: Sequence[str]
 ) -> list[str]:
@@ -171,6 +189,19 @@ def _readings(
     return ["text"] if "text" in shapes and _fits(row, "text", columns) else []
 
 
+def _require_no_stronger_sign(
+    where: str, shape: str, rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]
+) -> None:
+    """Refuse texts beside which stands what makes them part of a conversation."""
+    if shape != "text" or "text" in columns:
+        return
+    hint = in_place_of_text([row for row in rows if row.get("text")])
+    if hint is not None:
+        raise SourceError(
+            f"{where}: {hint.found}. {hint.remedy}; to train column text alone: --row-shape text"
+        )
+
+
 def _require_one_reading(
     where: str,
     shape: str,
@@ -178,10 +209,8 @@ def _require_one_reading(
     columns: Mapping[str, str],
     shapes: Sequence[str],
 ) -> None:
-    """Refuse rows that fit two shapes equally well, and train other text by one than by the other.
-
-    The rows of `_USUAL_SHAPES` are taken by the order of the shapes, as they always were.
-    """
+    """Refuse rows that fit two shapes equally well, and train other text by one than by the
+    other."""
     for row in rows:
         readings = _readings(row, columns, shapes)
         if readings[:2] == ["alpaca", "prompt_completion"]:  # alpaca has the pair, and more

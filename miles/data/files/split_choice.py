@@ -80,7 +80,7 @@ def _matches(splits: Sequence[FileSplit], name: str) -> list[FileSplit]:
 def _for_training(splits: Sequence[FileSplit], where: str) -> Choice:
     if splits and all(split.is_held_out for split in splits):
         raise SourceError(
-            f"{where}: holds no rows to train on by the names of its files: {_found(splits)}. To "
+            f"{where}: no file is for training, by their names: {_found(splits)}. To "
             f"train on them, say so: --split {splits[0].shown}, or all for every file"
         )
 

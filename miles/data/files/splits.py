@@ -25,14 +25,18 @@ HELD_OUT = ("validation", "test")
 KINDS: dict[str, str] = {
     "train": TRAIN,
     "training": TRAIN,
+    "trainset": TRAIN,
     "validation": "validation",
     "valid": "validation",
     "val": "validation",
     "dev": "validation",
     "heldout": "validation",
     "holdout": "validation",
+    "valset": "validation",
+    "devset": "validation",
     "test": "test",
     "testing": "test",
+    "testset": "test",
     "eval": "test",
     "evaluation": "test",
 }
@@ -169,6 +173,6 @@ def _place_of_kind(words: Sequence[str]) -> int | None:
     """
     places = [place for place, word in enumerate(words) if word in KINDS]
     for place in places:
-        if words[place] in ("train", "training") or place in (0, len(words) - 1):
+        if KINDS[words[place]] == TRAIN or place in (0, len(words) - 1):
             return place
     return None

@@ -10,6 +10,7 @@ import pyarrow as pa
 from miles.common.file_errors import in_own_words
 from miles.data.files import arrow_ipc, parquet
 from miles.data.files.file import File
+from miles.data.files.media_columns import with_unread_media
 from miles.data.files.row_json import rows_to_json
 from miles.data.types import Int64
 from miles.errors import SourceError
@@ -29,7 +30,8 @@ def table_rows(file: File, group: int, wanted: Int64) -> Iterator[list[bytes]]:
     for batch in batches(file, group, file.unread_columns):
         begin, end = np.searchsorted(wanted, (first, first + batch.num_rows))
         if begin < end:
-            yield rows_to_json(batch, wanted[begin:end] - first)
+            rows = rows_to_json(batch, wanted[begin:end] - first)
+            yield with_unread_media(rows, file.unread_columns)
         first += batch.num_rows
         if first > wanted[-1]:
             return

@@ -2,6 +2,6 @@
 
 In comes a row as JSON text and the format of its source; out comes a `Conversation`, or a
 `RowRejected` (`normalize.py`). `messages_parquet.py` writes conversations as rows again. Both run
-in the loaders' tasks. May import `row_columns` and `turn_values` of `miles.data.files`,
-`miles.data.config`, `miles.data.types`, `miles.common` and `miles.errors`.
+in the loaders' tasks. May import `row_columns`, `turn_values` and `media_columns` of
+`miles.data.files`, `miles.data.config`, `miles.data.types`, `miles.common` and `miles.errors`.
 """

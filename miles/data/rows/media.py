@@ -10,17 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from miles.data.files.media_columns import MEDIA
 from miles.data.rows.reject import reject
-
-MEDIA: Mapping[str, str] = {
-    "image": "<image>",
-    "images": "<image>",
-    "audio": "<audio>",
-    "audios": "<audio>",
-    "video": "<video>",
-    "videos": "<video>",
-}
-"""Key of a row or a turn -> what stands for it in a text."""
 
 _KEYS = frozenset(MEDIA)
 _PART_TYPES = frozenset(

@@ -18,10 +18,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from miles.data.config import RowFormat
+from miles.data.files.media_columns import MEDIA
 from miles.data.files.turn_values import CONTENT_KEYS, ROLE_KEYS
 from miles.data.rows import content_parts
 from miles.data.rows.json_text import MAX_DEPTH, read_json, require_shallow
-from miles.data.rows.media import MEDIA
 from miles.data.rows.reject import reject, type_of
 from miles.data.rows.roles import CALL, ROLES, find_role, reject_unknown_role
 from miles.data.rows.tool_calls import function_calls, openai_calls

@@ -68,6 +68,28 @@ def test_json_beside_parquet_is_left_out_by_name(tmp_path: Path) -> None:
     # A pattern says itself which formats it wants.
     assert taken(tmp_path / "*.json*", tmp_path) == ["manifest.json", "rejects.jsonl"]
     assert said(tmp_path / "*") == "1 known to hold no rows (run.log)"
+    assert len(taken(tmp_path / "**/*", tmp_path)) == 4
+
+
+def test_the_first_family_of_formats_is_taken(tmp_path: Path) -> None:
+    """Which one it is depends on no order of names."""
+    suffixes = {format: suffix for suffix, (format, _) in reversed(FORMATS.items())}
+    families = [[suffixes[name] for name in family if name in suffixes] for family in FAMILIES]
+    for number, family in enumerate(families):
+        folder = tmp_path / str(number)
+        names = [f"z{suffix}" for suffix in family]
+        beside = [f"a{suffix}" for later in families[number + 1 :] for suffix in later]
+        fill(folder, " ".join([*names, *beside]))
+        if names:
+            assert taken(folder, folder) == sorted(names)
+            assert bool(said(folder)) == bool(beside)
+
+
+def test_json_alone_beside_arrow_describes_it(tmp_path: Path) -> None:
+    fill(tmp_path, "a/data-00000-of-00001.arrow a/stats.json b/x.arrow b/stats.json b/rows.jsonl")
+    assert taken(tmp_path / "a", tmp_path / "a") == ["data-00000-of-00001.arrow"]
+    assert said(tmp_path / "a") == "1 in another format than the others (stats.json)"
+    assert taken(tmp_path / "b", tmp_path / "b") == ["rows.jsonl", "stats.json"]
 
 
 def test_a_file_by_its_own_name_is_always_taken(tmp_path: Path) -> None:

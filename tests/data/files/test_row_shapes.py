@@ -95,7 +95,14 @@ def test_most_rows_decide_the_shape() -> None:
     assert detect([{}, {"other": 1}, text]).shape == "text"
 
 
-@given(st.lists(st.sampled_from(list(MAIN_FIELDS)), min_size=1, max_size=8))
+PLAIN_SHAPES = ("messages", "alpaca", "prompt_completion", "text")
+OTHER_SHAPES = ("preference", "transcript", "text")
+
+
+@given(
+    st.lists(st.sampled_from(PLAIN_SHAPES), min_size=1, max_size=8)
+    | st.lists(st.sampled_from(OTHER_SHAPES), min_size=1, max_size=8)
+)
 def test_the_shape_is_the_most_frequent(shapes: list[str]) -> None:
     values = {"messages": CHAT, "chosen": CHAT, "transcript": "Human: a"}
     rows = [{field: values.get(field, "a") for field in MAIN_FIELDS[shape]} for shape in shapes]
@@ -295,6 +302,13 @@ def test_a_refusal_says_what_rows_look_like(row: dict[str, Any], parts: tuple[st
     for part in parts:
         assert part.lower() in message.lower()
     assert "\n" not in message
+
+
+def test_the_usual_columns_of_any_row_come_first() -> None:
+    chat = {"messages": CHAT}
+    for other in ({"chosen": TURNS}, {"problem": "a", "solution": "b"}, {"chat": "USER: a"}):
+        assert detect([other]).shape != "messages"
+        assert detect([other, other, chat]).shape == "messages"
 
 
 def test_a_mail_is_a_text() -> None:

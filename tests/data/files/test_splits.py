@@ -16,6 +16,7 @@ from miles.data.files.manifest import build_manifest
 from miles.data.files.read import read_rows
 from miles.data.files.splits import splits_of
 from miles.errors import ConfigError, SourceError
+from tests.support.fault_table import NOTHING, observed
 from tests.support.row_cases import CASES, refusal, take
 from tests.support.row_folders import fill, said, taken
 
@@ -35,6 +36,7 @@ from tests.support.row_folders import fill, said, taken
         ("alpaca-eval-v2.json", "HINT", "alpaca-eval", "test"),
         ("my_train_v2.jsonl", "HINT", "my_train", "train"),
         ("unit-test-generation.jsonl", "NONE", "", None),
+        ("trainset-1/a.jsonl", "CERTAIN", "trainset", "train"),
         ("latest.jsonl", "NONE", "", None),
         ("contest/evaluator.jsonl", "NONE", "", None),
         ("lang=test/part-00000-of-00002.parquet", "NONE", "", None),
@@ -130,9 +132,10 @@ def test_a_folder_of_test_files_is_not_trained_by_itself(tmp_path: Path) -> None
     with pytest.raises(SourceError) as caught:
         locate(str(tmp_path / "only"))
     assert str(caught.value).endswith(
-        "only: holds no rows to train on by the names of its files: its files are of test, "
+        "only: no file is for training, by their names: its files are of test, "
         "validation. To train on them, say so: --split test, or all for every file"
     )
+    observed("folder of test files alone", str(caught.value), "only", NOTHING)
     assert len(locate(str(tmp_path / "only"), "test").urls) == 1
     assert len(locate(str(tmp_path / "only"), is_evaluation=True).urls) == 1
     # Who names the file, or its folder, has said so.

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from miles.data.rows.media import MEDIA
+from miles.data.files.media_columns import MEDIA
 from tests.support.raw_rows import ANSWER, ASK, normalized, rejected
 from tests.support.row_cases import take
 
@@ -37,3 +40,16 @@ def test_a_turn_with_an_image(key: str) -> None:
 
 def test_cases_with_images() -> None:
     assert take("shapes/llava.jsonl").reasons == ["has_image"] * 3
+
+
+def test_images_that_are_bytes_are_not_read_and_not_forgotten(tmp_path: Path) -> None:
+    def turns(text: str) -> list[dict[str, str]]:
+        return [{"role": "user", "content": text}, {"role": "assistant", "content": "4"}]
+
+    messages = [turns("<image>\nWhat is this?"), turns("2+2?")]
+    table = pa.table({"messages": messages, "images": [[{"bytes": b"\xff"}], None]})
+    pq.write_table(table, tmp_path / "rows.parquet")
+    taken = take(tmp_path / "rows.parquet")
+    assert taken.reasons == ["has_image", None]
+    assert taken.turns(1) == [("user", "2+2?"), ("assistant", "4")]
+    assert take("arrow-types/image.parquet").turns()[0] == ("user", "Name a tree, number 0.")

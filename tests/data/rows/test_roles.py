@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 
 from miles.data.rows.roles import MAX_QUOTED, ROLES, find_role
+from miles.data.stream.reject_limits import describe_rejects
+from miles.data.types import Reject, RowRejected
 from tests.support.raw_rows import ANSWER, ASK, normalized, rejected
 from tests.support.row_cases import take
 
@@ -71,3 +76,17 @@ def test_cases_of_roles() -> None:
     greeting = [("user", "Hi"), ("assistant", "Hello")]
     assert take("unknown-roles/prompter.jsonl").turns() == greeting
     assert take("unknown-roles/llama_style.jsonl").turns() == greeting
+
+
+def test_the_error_of_a_source_says_the_role_and_the_flag(tmp_path: Path) -> None:
+    row = {"messages": [{"role": "npc", "content": "Hi"}, {"role": "user", "content": "Who?"}]}
+    (tmp_path / "rows.jsonl").write_text(3 * (json.dumps(row) + "\n"))
+    taken = take(tmp_path / "rows.jsonl")
+    rejects = [
+        Reject(number, 0, outcome.reason, outcome.detail)
+        for number, outcome in enumerate(taken.outcomes)
+        if isinstance(outcome, RowRejected)
+    ]
+    text = describe_rejects(rejects, taken.manifest)
+    assert text.startswith("3 unknown_role (first: row 0")
+    assert """turn 0: its role "npc" is not known; --role-names '{"npc": "user"}'""" in text

@@ -106,6 +106,26 @@ def test_a_struct_of_lists_is_turns(encoder: Encoder) -> None:
     assert normalized(nulls).messages == (user("Hi"), answer("Yes"))
 
 
+def test_turns_of_moss_are_in_their_order() -> None:
+    def turn(number: int, **keys: str) -> dict[str, str]:
+        return {
+            "Human": f"<|Human|>: ask {number}<eoh>\n",
+            "Inner Thoughts": "<|Inner Thoughts|>: None<eot>\n",
+            "Commands": "<|Commands|>: None<eoc>\n",
+            "MOSS": f"<|MOSS|>: say {number}<eom>\n",
+            **keys,
+        }
+
+    chat = {f"turn_{number}": turn(number) for number in (10, 2, 1)}
+    said = [content for _, content in texts(normalized({"chat": chat}))]
+    assert said == ["ask 1", "say 1", "ask 2", "say 2", "ask 10", "say 10"]
+
+    plugin = {"turn_1": turn(1, Commands='<|Commands|>: Search("larch")<eoc>\n')}
+    reason, detail = rejected({"chat": plugin})
+    assert reason == "bad_message"
+    assert "turn_1 has thoughts, commands or results" in detail
+
+
 def test_calls_of_xlam_are_tool_calls(encoder: Encoder) -> None:
     taken = take("shapes/xlam.jsonl")
     assert taken.shape == "prompt_completion"

@@ -111,7 +111,7 @@ from miles.train.launch.arguments import parse
         ("--max-bad-rows-in-a-row 0", "--max-bad-rows-in-a-row must be positive"),
         (
             "--row-shape xml",
-            "--row-shape must be one of auto, messages, alpaca, prompt_completion, text",
+            "--row-shape must be one of auto, messages, alpaca, prompt_completion, ",
         ),
         (
             "--row-shape text --input-key chat",
