@@ -64,7 +64,7 @@ class _Message:
 
 @dataclass(frozen=True)
 class Layout:
-    """What precedes the record batches of a file."""
+    """The schema of a file, which precedes its record batches."""
 
     schema_message: bytes
     schema: pa.Schema
@@ -137,11 +137,12 @@ def group_batches(
                 parts.append(_read(url, size_bytes, message))
     parts.append(storage.RangeFile(url, size_bytes).read_range(offset, offset + length))
 
-    names = kept.columns.names
-    wanted = [number for number, name in enumerate(names) if name not in unread]
+    wanted = [number for number, name in enumerate(kept.columns.names) if name not in unread]
     options = pa.ipc.IpcReadOptions(included_fields=wanted if unread else None, use_threads=False)
     with pa.ipc.open_stream(pa.py_buffer(b"".join(parts)), options=options) as reader:
         batch = reader.read_next_batch()
+    if not wanted:  # an empty list includes all fields
+        batch = batch.select([])
     yield from _valid(batch)
 
 
@@ -151,19 +152,22 @@ def _valid(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
     A row that is not valid, such as one with text that is not UTF-8, is given as one that cannot be
     read.
     """
+    for begin in range(0, batch.num_rows, BATCH_ROWS):
+        part = batch.slice(begin, BATCH_ROWS)
+        if _is_valid(part):
+            yield part
+            continue
+        for number in range(part.num_rows):
+            row = part.slice(number, 1)
+            yield row if _is_valid(row) else _UNREADABLE
+
+
+def _is_valid(batch: pa.RecordBatch) -> bool:
     try:
         batch.validate(full=True)
     except pa.ArrowInvalid:
-        for number in range(batch.num_rows):
-            row = batch.slice(number, 1)
-            try:
-                row.validate(full=True)
-            except pa.ArrowInvalid:
-                row = _UNREADABLE
-            yield row
-        return
-    for begin in range(0, batch.num_rows, BATCH_ROWS):
-        yield batch.slice(begin, BATCH_ROWS)
+        return False
+    return True
 
 
 @lru_cache(maxsize=64)
@@ -233,6 +237,7 @@ def _start(url: str, size_bytes: int) -> int:
             f"{url}: Feather of version 1, which is not read. Write it again: with pandas, "
             "pandas.read_feather(OLD).to_feather(NEW)"
         )
+
     if not head.startswith(_MAGIC):
         return 0
     if content.read_range(max(size_bytes - len(_MAGIC), 0), size_bytes) != _MAGIC:

@@ -60,8 +60,11 @@ def has_map(column: pa.Field) -> bool:
 
 def has_views(column: pa.Field) -> bool:
     """Return whether text or bytes of a column are views, of which pyarrow takes no single rows."""
-    tests = (pa.types.is_string_view, pa.types.is_binary_view)
-    return any(test(part.type) for part in parts(column) for test in tests)
+    return any(_is_view(part.type) for part in parts(column))
+
+
+def _is_view(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string_view(kind) or pa.types.is_binary_view(kind))
 
 
 def is_binary(kind: pa.DataType) -> bool:

@@ -5,7 +5,7 @@
                                    a blank line is no row
 
 Quoting is RFC 4180's: a field that begins with a quotation mark ends with one, and a mark within it
-is doubled. A mark anywhere else would leave open where rows end: the file is refused, with the line.
+is doubled. A mark anywhere else would leave open where rows end, and refuses the file.
 Offsets count decompressed bytes, and begin behind the header.
 """
 
@@ -156,9 +156,10 @@ class _Scanner:
             yield begin, base
 
     def _row_ends(self, chunk: bytes) -> Int64:
-        """Return the places of the line feeds of a chunk that lie outside of quotes: int64 [rows]."""
+        """Return the places of a chunk's line feeds that lie outside of quotes: int64 [rows]."""
         if chunk.startswith(_BOM) and self._line == 1:  # before the first mark, as a delimiter is
             chunk = bytes((self._delimiter,)) * len(_BOM) + chunk[len(_BOM) :]
+
         content = np.frombuffer(chunk, np.uint8)
         newlines = np.flatnonzero(content == _NEWLINE)
         quotes = np.flatnonzero(content == _QUOTE)
@@ -169,6 +170,7 @@ class _Scanner:
             ends = newlines[num_before % 2 == 0]
         else:
             ends = newlines
+
         self._is_open = bool((len(quotes) + self._is_open) % 2)
         self._before = chunk[-1]
         self._line += len(newlines)

@@ -19,7 +19,7 @@ from miles.data.files.file import TABLES, File
 from miles.data.files.json_blocks import json_blocks, rows_of_block
 from miles.data.files.row_json import UNREADABLE_ROW, table_to_json
 from miles.data.files.row_shapes import FIRST_ROWS
-from miles.data.files.table_rows import first_batch
+from miles.data.files.table_rows import first_batches
 from miles.data.types import MAX_ROW_BYTES
 from miles.errors import SourceError
 
@@ -60,9 +60,10 @@ def _first_table_rows(file: File, wanted: frozenset[str]) -> tuple[list[Row], li
         return [], names
 
     with storage.reading(file.path):
-        table = pa.Table.from_batches([first_batch(file, columns, FIRST_ROWS)])
-    payloads = table_to_json(table)
-    return [json.loads(payload) for payload in payloads if payload != UNREADABLE_ROW], names
+        batches = first_batches(file, columns, FIRST_ROWS)
+        payloads = chain.from_iterable(table_to_json(pa.table(batch)) for batch in batches)
+        rows = [json.loads(payload) for payload in payloads if payload != UNREADABLE_ROW]
+    return rows, names
 
 
 def _may_matter(column: pa.Field, wanted: frozenset[str]) -> bool:

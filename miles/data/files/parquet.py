@@ -41,7 +41,7 @@ _locks = [threading.Lock() for _ in range(_FOOTERS)]
 
 @dataclass(frozen=True)
 class Footer:
-    """What a file's footer says."""
+    """The footer of a file."""
 
     metadata: pq.FileMetaData
     columns: Columns

@@ -38,8 +38,8 @@ def table_rows(file: File, group: int, wanted: Int64) -> Iterator[list[bytes]]:
     raise wrong_count(file, group)
 
 
-def first_batch(file: File, columns: Collection[str], num_rows: int) -> pa.RecordBatch:
-    """Return the first rows of a file that has rows.
+def first_batches(file: File, columns: Collection[str], num_rows: int) -> Iterator[pa.RecordBatch]:
+    """Yield the first rows of a file that has rows. Of Parquet it is one batch.
 
     Args:
         columns: that are read.
@@ -50,7 +50,12 @@ def first_batch(file: File, columns: Collection[str], num_rows: int) -> pa.Recor
     """
     group = next(number for number, group in enumerate(file.row_groups) if group.num_rows)
     unread = [name for name in file.columns.names if name not in columns]
-    return next(batches(file, group, unread, num_rows)).slice(0, num_rows)
+    num_left = num_rows
+    for batch in batches(file, group, unread, num_rows):
+        yield batch.slice(0, num_left)
+        num_left -= batch.num_rows
+        if num_left <= 0 or file.format == "parquet":
+            return
 
 
 def batches(

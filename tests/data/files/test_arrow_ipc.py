@@ -151,6 +151,9 @@ def test_a_row_that_is_no_text_is_rejected_alone(tmp_path: Path) -> None:
     texts = pa.array([b"a", b"\xff", b"c"]).view(pa.string())
     rows = read_rows(manifest_of(write(tmp_path / "x.arrow", pa.table({"t": texts}))), np.arange(3))
     assert rows == [b'{"t":"a"}', UNREADABLE_ROW, b'{"t":"c"}']
+    texts = pa.array([b"\xff", b"a", b"b"]).view(pa.string())
+    taken = take(write(tmp_path / "y.arrow", pa.table({"text": texts})))
+    assert taken.reasons == ["malformed_json", None, None]
 
 
 def test_offsets_that_lead_outside_end_no_process(tmp_path: Path) -> None:
