@@ -44,20 +44,27 @@ check: $(STAMP)
 audit: $(STAMP)
 	@$(BIN)/python -m tests.support.audit
 
-# Two processes, which share out the files; what the first prints is shown when both have ended.
-define LIGHT_TESTS
-	@$(BIN)/pytest --quick --part 1/2 > $(VENV)/part-1.log 2>&1 & first=$$!; \
-	$(BIN)/pytest --quick --part 2/2; second=$$?; \
-	wait $$first; first=$$?; cat $(VENV)/part-1.log; \
-	exit $$((first || second))
-endef
+# `make test` has two of these going at any time, each in a process of its own: what it prints is
+# shown when it ends, and one that fails ends none of the others. The processors have a process
+# each: more threads would wait for one another. What Python compiles is kept: a run of the tests
+# starts hundreds of processes.
+LIGHT_PARTS := light-1 light-2
+HEAVY_PARTS := heavy-1 heavy-2
+ONE_BY_ONE  := --keep-going --output-sync --no-print-directory
+unexport PYTHONDONTWRITEBYTECODE
 
-quick: check
-	$(LIGHT_TESTS)
+.PHONY: $(LIGHT_PARTS) $(HEAVY_PARTS)
+$(LIGHT_PARTS): light-%: $(STAMP)
+	@OMP_NUM_THREADS=1 $(BIN)/pytest --quick --part $*/$(words $(LIGHT_PARTS))
 
-test: check
-	$(LIGHT_TESTS)
-	$(BIN)/pytest --heavy
+$(HEAVY_PARTS): heavy-%: $(STAMP)
+	@OMP_NUM_THREADS=1 $(BIN)/pytest --heavy --part $*/$(words $(HEAVY_PARTS))
+
+quick: $(STAMP)
+	@$(MAKE) --jobs=3 $(ONE_BY_ONE) check $(LIGHT_PARTS)
+
+test: $(STAMP)
+	@$(MAKE) --jobs=2 $(ONE_BY_ONE) check $(LIGHT_PARTS) $(HEAVY_PARTS)
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/run_all.py

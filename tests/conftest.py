@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.support.chatml import save_chatml_tokenizer
-from tests.support.heavy import is_heavy, part_of_light_files
+from tests.support.heavy import is_heavy, part_of_files
 from tests.support.object_storage import s3_bucket
 
 PROJECT = Path(__file__).parent.parent
@@ -24,7 +24,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--quick", action="store_true", help="leave out files that start Ray or Megatron"
     )
     parser.addoption("--heavy", action="store_true", help="only files that start Ray or Megatron")
-    parser.addoption("--part", metavar="K/N", help="with --quick: one of N shares of the files")
+    parser.addoption("--part", metavar="K/N", help="of --quick or --heavy: share K of N")
     parser.addoption("--seed", type=int, help="of random choices; by default another each time")
     parser.addoption(
         "--chaos-seeds", type=int, default=0, metavar="N", help="of tests of chaos: from --seed on"
@@ -59,7 +59,8 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
         return True
     if config.option.part:
         part, num_parts = map(int, config.option.part.split("/"))
-        return collection_path not in part_of_light_files(part, num_parts) or None
+        own_files = part_of_files(part, num_parts, heavy=config.option.heavy)
+        return collection_path not in own_files or None
     return None
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.fault_table import FAULTS, PAGE, page, rows_of_page
-from tests.support.heavy import is_heavy, part_of_light_files
+from tests.support.heavy import SECONDS, is_heavy, part_of_files
 
 TESTS = Path(__file__).parent
 
@@ -40,11 +40,24 @@ def test_no_test_imports_another(folder: str) -> None:
         assert not borrowed, f"{file.relative_to(TESTS.parent)} imports {borrowed[0]}"
 
 
-def test_parts_hold_every_light_file_once() -> None:
-    files = {file for file in TESTS.rglob("test_*.py") if not is_heavy(file)}
-    parts = [part_of_light_files(part, 3) for part in (1, 2, 3)]
+@pytest.mark.parametrize("heavy", [False, True], ids=["light", "heavy"])
+def test_parts_hold_every_file_once(heavy: bool) -> None:
+    files = {file for file in TESTS.rglob("test_*.py") if is_heavy(file) == heavy}
+    parts = [part_of_files(part, 3, heavy=heavy) for part in (1, 2, 3)]
+    assert all(parts)
     assert sum(map(len, parts)) == len(files)
     assert frozenset.union(*parts) == files
+
+
+def test_files_with_much_to_do_are_known_and_parted() -> None:
+    """Those that are compared with one run are in one part: another part would need its own run."""
+    for name in SECONDS:
+        assert is_heavy(TESTS / name), f"{name} is no heavy file"
+    parts = [part_of_files(part, 2, heavy=True) for part in (1, 2)]
+    of_one_run = {TESTS / "integration" / name for name in ("test_chaos.py", "test_survival.py")}
+    assert any(of_one_run <= part for part in parts)
+    loads = [sum(SECONDS.get(str(file.relative_to(TESTS)), 0) for file in part) for part in parts]
+    assert max(loads) < 0.6 * sum(loads)
 
 
 def test_heavy_files_are_known() -> None:
