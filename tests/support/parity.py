@@ -1,7 +1,8 @@
-"""Ten steps of a tiny model on ranks that stay alive, and the same steps in plain PyTorch."""
+"""A few steps of a tiny model on ranks that stay alive, and the same steps in plain PyTorch."""
 
 from __future__ import annotations
 
+import copy
 import tempfile
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -29,7 +30,7 @@ from tests.support.plain_loop import train_plainly
 from tests.support.run_numbers import Numbers
 from tests.support.streams import config_of, demo_settings
 
-NUM_STEPS = 10
+NUM_STEPS = 6
 OPTIMIZER = OptimizerSettings(lr=2e-3, min_lr=2e-4, lr_warmup_iters=2, weight_decay=0.1)
 
 EVEN = 2048
@@ -49,6 +50,8 @@ MODELS = {
 
 
 ONE_RANK = Layout(1)
+MAX_RANKS = 4
+"""of a case"""
 
 FAST = ComputeConfig(grouped_experts=True)
 """The ways of a GPU, as far as a CPU has them."""
@@ -102,21 +105,21 @@ BALANCING = 0.1
 class Bench:
     """Trainers that stay alive, models as they are asked for, and one open feed.
 
-    The first block of a feed holds more than ten steps, and stays as long as none beyond it is
+    The first block of a feed holds more steps than are taken, and stays as long as none beyond it is
     needed: every model that takes the same data reads them from the same feed.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.settings = demo_settings(folder, batch_size=16, num_epoch=1)
-        self.groups: dict[int, TrainerGroup] = {}
+        self.everyone: TrainerGroup | None = None
         self.known: dict[tuple[str, Case], Numbers] = {}
         self.open_feed: tuple[DataConfig, Feed] | None = None
 
     def close(self) -> None:
         """Close the feed and end the trainers."""
-        for group in self.groups.values():
-            group.shut_down()
+        if self.everyone is not None:
+            self.everyone.shut_down()
         if self.open_feed is not None:
             self.open_feed[1].close()
 
@@ -154,13 +157,15 @@ class Bench:
         return self.open_feed[1]
 
     def group(self, cluster: ClusterConfig) -> TrainerGroup:
-        """Return as many trainers as a cluster has ranks."""
-        if cluster.world_size not in self.groups:
-            self.groups[cluster.world_size] = TrainerGroup(cluster, on_gpu=False)
-        return self.groups[cluster.world_size]
+        """Return as many trainers as a cluster has ranks: the first ones of those that are there."""
+        if self.everyone is None:
+            self.everyone = TrainerGroup(replace(cluster, gpus_per_node=MAX_RANKS), on_gpu=False)
+        group = copy.copy(self.everyone)
+        group._actors = self.everyone._actors[: cluster.world_size]
+        return group
 
     def run(self, name: str, case: Case) -> Numbers:
-        """Return the numbers of ten steps of a model on a layout."""
+        """Return the numbers of a model's steps on a layout."""
         if (name, case) not in self.known:
             self.known[name, case] = self._run(name, case)
         return self.known[name, case]
@@ -237,7 +242,7 @@ def adapted(model: Any, shape: ModelShape) -> Any:
 
 
 def plain(hf: Path, config: DataConfig, case: Case) -> Numbers:
-    """The same ten steps in plain PyTorch: transformers' model, each sample by itself."""
+    """The same steps in plain PyTorch: transformers' model, each sample by itself."""
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(hf, dtype=torch.float32)
