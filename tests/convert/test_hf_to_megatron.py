@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import re
 import shutil
 import signal
@@ -27,7 +26,7 @@ from miles.errors import CheckpointError
 from miles.train.parallel_layout import Layout
 from tests.support.disks import small_disk
 from tests.support.models import edit_config, edit_tensors, make_hf, require_same_files
-from tests.support.processes import LIMIT_SECONDS, wait_until
+from tests.support.processes import LIMIT_SECONDS, miles_here, wait_until
 from tests.support.ranks import run_ranks
 
 TRACKER = "latest_checkpointed_iteration.txt"
@@ -328,13 +327,7 @@ def test_interrupted_it_leaves_nothing_that_looks_complete(
         assert not verify(str(source), str(tmp_path / "megatron")).differences
     else:
         assert not target.exists()
-    done = subprocess.run(
-        [*line[:2], "miles.cli", *line[3:]],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "COLUMNS": "300"},
-    )
-    assert done.returncode == 0, done.stderr
+    miles_here("convert", direction, *words)
     assert not staged.exists()
     if direction == "megatron-to-hf":
         assert (source / "model.safetensors").read_bytes() == (

@@ -42,7 +42,7 @@ def test_lost_node_is_replaced_or_named(
         "ray_address": nodes.address,
         "actor_num_nodes": 2,
         "actor_num_gpus_per_node": 1,
-        "distributed_timeout_minutes": 0.75,
+        "distributed_timeout_minutes": 1.25,
         "no_bf16": True,  # the nodes call processors GPUs, on which bfloat16 would be the default
         "save_hf": save / "export",
     }
@@ -63,13 +63,13 @@ def test_lost_node_is_replaced_or_named(
             nodes.lose(nodes.with_trainers()[-1])
             printed = command.wait(4)
         assert (
-            "waited 0.75 minutes (--distributed-timeout-minutes) "
+            "waited 1.25 minutes (--distributed-timeout-minutes) "
             "for 2 node(s) with 1 free GPUs and CPUs" in printed
         )
         assert "Ray has 2 node(s): " in printed
         observed("node lost, none is free", printed, "miles: error: waited", SINCE)
         nodes.add()
-        flags["save_hf"] = relative(save / "export")
+        flags |= {"save_hf": relative(save / "export"), "distributed_timeout_minutes": 4}
         with workspace.command(relative(save), **flags, **relative_inputs(workspace)) as command:
             command.wait(0)
         require_same(save, unbroken)

@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from miles.data.notebook.dataset import prepare
 from miles.demo import rows
 from miles.demo.model import build_model
 from tests.support.object_storage import SECRETS
-from tests.support.processes import miles
+from tests.support.processes import miles, miles_here
 from tests.support.streams import demo_tokenizer, local
 
 
@@ -79,7 +79,7 @@ def prepare_and_convert(bucket: str) -> str:
     source = f"--source {bucket}/rows/chat.jsonl --tokenizer {bucket}/hf"
     printed = miles(*f"prepare chat {source} --output {bucket}/data/chat".split())
     convert = f"convert hf-to-megatron --hf-checkpoint {bucket}/hf --save {bucket}/megatron"
-    return printed + miles(*convert.split())
+    return printed + miles_here(*convert.split())
 
 
 def train_on(bucket: str, *, num_ranks: int) -> str:
@@ -99,7 +99,7 @@ def export_and_report(bucket: str) -> str:
     """Convert the trained checkpoint back, and look at the run."""
     run = f"{bucket}/run"
     export = f"convert megatron-to-hf --load {run} --hf-checkpoint {bucket}/hf --save {run}/hf"
-    return miles(*export.split()) + miles("inspect", run) + miles("report", run)
+    return miles(*export.split()) + miles_here("inspect", run) + miles_here("report", run)
 
 
 def local_fingerprints(files: Mapping[str, Path], folder: Path) -> list[str]:
@@ -150,7 +150,7 @@ def test_errors_hold_no_secret(
     store = s3fs.S3FileSystem()
     store.pipe_file("bucket/rows/cut.parquet", b"PAR1 and then nothing")
 
-    def refused(source: str) -> str:
+    def refused(source: str, run: Callable[..., str] = miles_here) -> str:
         words = (
             "prepare",
             "x",
@@ -161,7 +161,7 @@ def test_errors_hold_no_secret(
             "--output",
             f"{bucket}/out",
         )
-        printed = miles(*words, expect=3)
+        printed = run(*words, expect=3)
         assert printed.count("miles: error:") == 1
 
         no_secret_in(printed.encode(), printed)
@@ -169,12 +169,12 @@ def test_errors_hold_no_secret(
 
     assert "bucket/none.parquet: no such file" in refused(f"{bucket}/none.parquet")
     assert "nobucket" in refused("s3://nobucket/rows/*.parquet")
-    assert "cut.parquet: cannot be read" in refused(f"{bucket}/rows/cut.parquet")
+    assert "cut.parquet: cannot be read" in refused(f"{bucket}/rows/cut.parquet", miles)
     assert "holds a password" in refused(f"s3://{key}:{secret}@bucket/rows.parquet")
     assert not store.exists("bucket/out"), "nothing was written"
     for name in SECRETS:
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    assert "credentials" in refused(f"{bucket}/rows/cut.parquet").lower(), (
+    assert "credentials" in refused(f"{bucket}/rows/cut.parquet", miles).lower(), (
         "they come from the environment alone"
     )
