@@ -64,9 +64,14 @@ def require_answers(
     Raises:
         RowRejected: "empty_answer"
     """
-    answers = [message for message in messages if message.get("role") == "assistant"]
-    for turn, (message, is_trained) in enumerate(zip(answers, selected, strict=True)):
-        if not is_trained or message.get("tool_calls"):
+    turn = -1
+    for message in messages:
+        if message.get("role") != "assistant":
+            continue
+        turn += 1
+        content = message.get("content")
+        begins_with_word = type(content) is str and content[:1].isalnum()  # as most answers do
+        if begins_with_word or not selected[turn] or message.get("tool_calls"):
             continue
         texts = (message.get(key) for key in _ANSWER_KEYS)
         if all(text is None or _is_blank(text, ends) for text in texts):

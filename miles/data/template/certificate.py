@@ -47,6 +47,8 @@ class Certificate(Anchors):
     tool_grouping: str
     """the results of two tools in a row: "grouped" in one turn, or "separate"; "one call" where the
     template takes no two calls, "none" where it takes no tools"""
+    composes: bool
+    """whether text is brought into NFC; but for that, the ids decode to the text on every probe"""
     date: str
     """"none", or the date that is written on every day (a `strftime_now` in the template)"""
     engine: str
@@ -76,6 +78,7 @@ class Certificate(Anchors):
         terminator_ids = ", ".join(map(str, self.terminator_ids))
 
         return [
+            ("text", f"the ids decode to it on every probe{' (in NFC)' if self.composes else ''}"),
             ("ids", f"equal to apply_chat_template on every probe; by {self.engine}"),
             ("generation prompt", f"{self.generation_prompt!r}; a rendered last turn {begins}"),
             ("turn header", repr(self.turn_header)),

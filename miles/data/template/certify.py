@@ -37,6 +37,7 @@ from miles.data.template.symbols import Unbounded, Untraceable
 from miles.data.tokens.bpe import TextEncoder, text_encoder
 from miles.data.tokens.library import calling
 from miles.data.tokens.load import PINNED_DATE, encoder_fingerprint, has_pinned_date
+from miles.data.tokens.round_trip import composes, find_loss
 from miles.data.types import RowRejected
 from miles.errors import TemplateError
 
@@ -50,7 +51,8 @@ def certify(
     """Learn how a chat template begins and ends assistant turns, and prove it on the probes.
 
     Args:
-        fingerprint: the certificate's; "": that of the tokenizer and the settings.
+        fingerprint: the certificate's, of a tokenizer that has been certified under other variables
+            of the template; "": that of the tokenizer and the settings.
 
     Raises:
         TemplateError: names the template and what failed.
@@ -68,7 +70,9 @@ def certify(
     encoder = text_encoder(tokenizer.backend_tokenizer)
     bos_count = _bos_count(tokenizer, texts.one_turn, config, name)
     with calling(config.tokenizer):
-        fingerprint = fingerprint or encoder_fingerprint(tokenizer, config)
+        if not fingerprint:
+            _require_round_trip(encoder, config)
+            fingerprint = encoder_fingerprint(tokenizer, config)
 
     # Prove.
     try:
@@ -97,6 +101,7 @@ def certify(
         accepts_system=accepts_system,
         accepts_tools=tool_grouping != "none",
         tool_grouping=tool_grouping,
+        composes=composes(encoder.backend),
         date=f"pinned to {PINNED_DATE}" if has_pinned_date(tokenizer.chat_template) else "none",
         engine=encoder.engine,
         fingerprint=fingerprint,
@@ -204,6 +209,17 @@ def _bos_count(
             f"{name} begins a conversation with two BOS tokens {tokenizer.bos_token}"
         )
     return int(ids[0] == tokenizer.bos_token_id)
+
+
+def _require_round_trip(encoder: TextEncoder, config: EncodeConfig) -> None:
+    """Refuse a tokenizer whose ids do not decode to the text that they stand for."""
+    loss = find_loss(encoder.backend)
+    if loss is not None:
+        raise TemplateError(
+            f"{config.tokenizer}: the tokenizer does not keep its text: {loss}. A model would be "
+            "trained on text without them. Give a tokenizer that keeps all text, such as a "
+            "byte-level BPE or SentencePiece with byte fallback"
+        )
 
 
 def _extends_prefix(texts: RenderedProbes, terminator: str) -> bool:
