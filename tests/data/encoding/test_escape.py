@@ -94,10 +94,9 @@ def escaped(tokenizer: Any, messages: list[dict[str, Any]], **options: Any) -> E
 
 
 def sentencepiece_like(split: bool = True) -> Any:
-    """Return a Unigram tokenizer with a blank before text, without byte-level."""
+    """Return a Unigram tokenizer with a blank before text, and bytes for unknown characters."""
     tokenizer = Tokenizer(models.Unigram())
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=split)
-    tokenizer.decoder = decoders.Metaspace(prepend_scheme="first", split=split)
     characters = "".join(map(chr, range(32, 127))) + "\n"
     trainer = trainers.UnigramTrainer(
         vocab_size=200,
@@ -109,6 +108,16 @@ def sentencepiece_like(split: bool = True) -> Any:
 
     tokenizer.train_from_iterator(
         ["the quick brown fox <|im_start|>user\nassistant\n<|im_end|>\n", characters] * 9, trainer
+    )
+    definition = json.loads(tokenizer.to_str())
+    definition["model"]["vocab"] += [[f"<0x{byte:02X}>", -99.0] for byte in range(256)]
+    definition["model"]["byte_fallback"] = True
+    tokenizer = Tokenizer.from_str(json.dumps(definition))
+    tokenizer.decoder = decoders.Sequence(
+        [
+            *(decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()),
+            decoders.Strip(" ", 1, 0),
+        ]
     )
     tokenizer.add_special_tokens(
         [AddedToken(t, normalized=False) for t in ("<|im_start|>", "<|im_end|>")]
@@ -230,7 +239,9 @@ def test_tokens_that_overlap(chatml_tokenizer: Any) -> None:
         escaped(chatml_tokenizer, rows_of(text, text))
 
 
-@pytest.mark.parametrize("normalizer", [None, normalizers.NFKC(), normalizers.Lowercase()])
+@pytest.mark.parametrize(
+    "normalizer", [None, normalizers.NFC(), normalizers.Replace("\u212b", "\u00c5")]
+)
 def test_other_normalizers(chatml_tokenizer: Any, normalizer: Any) -> None:
     chatml_tokenizer.backend_tokenizer.normalizer = normalizer
     encoded = escaped(
@@ -241,7 +252,7 @@ def test_other_normalizers(chatml_tokenizer: Any, normalizer: Any) -> None:
 
 def test_a_control_token_that_the_normalizer_changes(chatml_tokenizer: Any) -> None:
     chatml_tokenizer.add_special_tokens({"additional_special_tokens": ["<|STOP|>"]})
-    chatml_tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
+    chatml_tokenizer.backend_tokenizer.normalizer = normalizers.Replace("STOP", "stop")
     encoded = escaped(chatml_tokenizer, rows_of("q", "<|STOP|>"))
     assert trained_text(chatml_tokenizer, encoded) == ["<|stop|><|im_end|>"]
 
