@@ -65,14 +65,14 @@ def composes(backend: tokenizers.Tokenizer) -> bool:
 
 def find_loss(backend: tokenizers.Tokenizer) -> Loss | None:
     """Return the first of the probes that the tokenizer's ids do not keep; None: they keep all."""
-    form = "NFC" if composes(backend) else None
+    is_composed = composes(backend)
     for text in PROBES:
         try:
             ids = encode_by(backend, text).ids
         except RowRejected:
             return Loss("text", text, "")
         decoded = backend.decode(ids, skip_special_tokens=False).lstrip(" ")
-        meant = text if form is None else unicodedata.normalize(form, text)
+        meant = unicodedata.normalize("NFC", text) if is_composed else text
         if decoded != meant:
             return Loss(_what_is_lost(meant, decoded), meant, decoded)
     return None
