@@ -76,6 +76,14 @@ def test_a_special_token_is_added_where_it_is_missing(
     assert shown(encoder_of(llama_folder), text) == (whole, [trained])
 
 
+def test_a_bos_is_not_trained_where_the_tokenizer_adds_none(llama_folder: Path) -> None:
+    file = llama_folder / "tokenizer.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"post_processor": None}))
+    encoder = encoder_of(llama_folder)
+    assert shown(encoder, "words") == (f"words{EOS}", [f"words{EOS}"])
+    assert shown(encoder, f"{BOS}words") == (f"{BOS}words{EOS}", [f"words{EOS}"])
+
+
 def test_where_a_server_stops_is_an_end(llama_folder: Path) -> None:
     encoder = encoder_of(llama_folder)
     ends = [encoder.tokenizer.convert_tokens_to_ids(token) for token in (EOS, "<|eom_id|>")]
