@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import fsspec
@@ -22,13 +23,14 @@ from miles.common import retry
 
 @dataclass(frozen=True)
 class Walk:
-    """What a folder holds. All are paths on its filesystem."""
+    """The names in a folder and below it. All are paths on its filesystem."""
 
     files: tuple[str, ...]
     folders: tuple[str, ...]
     """those that are not hidden, links to folders among them"""
     hidden: tuple[str, ...]
-    """files and folders whose name begins with a dot or an underscore; a folder ends with a slash"""
+    """files and folders whose name begins with a dot or an underscore; a folder's ends with a
+    slash"""
     repeated: tuple[str, ...]
     """links and folders that lead to a folder whose files are taken already, or to one above"""
 
@@ -58,6 +60,7 @@ def walk(
     *,
     with_hidden: bool = False,
     with_links: bool = True,
+    is_wanted: Callable[[str], bool] = lambda folder: True,
 ) -> Walk:
     """List a folder. fsspec's own `walk` skips silently what it cannot list.
 
@@ -65,6 +68,7 @@ def walk(
         depth: levels to go down; None: all.
         with_hidden: take hidden names like the others.
         with_links: follow links to folders.
+        is_wanted: whether to look into a folder.
     """
     files: list[str] = []
     inner_folders: list[str] = []
@@ -93,7 +97,8 @@ def walk(
             else:
                 inner_folders.append(entry.name)
                 inner = (entry.name, None if levels is None else levels - 1)
-                if levels != 1 and (with_links or not entry.is_link):
+                is_followed = levels != 1 and (with_links or not entry.is_link)
+                if is_followed and is_wanted(entry.name):
                     (links if entry.is_link else folders).append(inner)
 
     lists = (files, inner_folders, hidden, repeated)

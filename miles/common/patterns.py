@@ -7,6 +7,7 @@ run[1]/rows[v2].json  the file of that very name, where there is one, before the
 
 from __future__ import annotations
 
+import fnmatch
 import glob
 import re
 from collections.abc import Sequence
@@ -23,7 +24,7 @@ from miles.errors import MissingFileError, SourceError
 
 @dataclass(frozen=True)
 class Found:
-    """What a path names. All are paths on its filesystem."""
+    """The files that a path names, and their neighbours. All are paths on its filesystem."""
 
     root: str
     """the folder that is named, or the part of a pattern before its first sign; of a file, its
@@ -108,7 +109,23 @@ def _glob(fs: fsspec.AbstractFileSystem, pattern: str, with_links: bool) -> Foun
     folder = "/".join(parts[:fixed]) or fs.root_marker
     depth = None if "**" in parts else len(parts) - fixed
     spells_hidden = any(part.startswith((".", "_")) for part in parts[fixed:])
-    inside = walk(fs, folder, depth, with_hidden=spells_hidden, with_links=with_links)
+
+    def may_match_below(inner: str) -> bool:
+        for name, part in zip(inner.split("/")[fixed:], parts[fixed:], strict=False):
+            if part == "**":
+                return True
+            if not fnmatch.fnmatchcase(name, part):
+                return False
+        return True
+
+    inside = walk(
+        fs,
+        folder,
+        depth,
+        with_hidden=spells_hidden,
+        with_links=with_links,
+        is_wanted=may_match_below,
+    )
 
     matched = "/".join([glob.escape("/".join(parts[:fixed])), *parts[fixed:]])
     is_match = re.compile(glob_translate(matched)).match
@@ -118,7 +135,8 @@ def _glob(fs: fsspec.AbstractFileSystem, pattern: str, with_links: bool) -> Foun
         False,
         tuple(filter(is_match, inside.files)),
         tuple(filter(is_match, inside.hidden)),
-        folders=tuple(filter(is_match, inside.folders)),
+        inside.repeated,
+        tuple(filter(is_match, inside.folders)),
     )
 
 

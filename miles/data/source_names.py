@@ -43,7 +43,7 @@ def name_of(path: str) -> str:
 
 
 def plain_name(path: str) -> str:
-    """Return a name for the rows of a path, as an error proposes it: `s3://b/c d.jsonl` -> `c-d`."""
+    """Return the name that an error proposes for a path: `s3://b/c d.jsonl` -> `c-d`."""
     return _NO_PART_OF_A_NAME.sub("-", name_of(path)).strip("-") or "rows"
 
 
@@ -95,7 +95,8 @@ def splits_for(splits: Sequence[str], num_sources: int) -> list[str | None]:
 
 def _two_meanings(flag: str, words: Sequence[str], found: str) -> str:
     """Return the error where a path stands in the place of a name, with both lines to type."""
-    first, second = words[0], words[1]
+    first = words[0]
+    second = words[1]
     names = [plain_name(first), plain_name(second)]
     if names[0] == names[1]:
         names = [f"{names[0]}-1", f"{names[1]}-2"]

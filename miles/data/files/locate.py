@@ -66,21 +66,20 @@ def locate(path: str, split: str | None = None, *, is_evaluation: bool = False) 
         return [_below(name, found.root) for name in names]
 
     names = below(found.files)
+    rows = names
     left_out: list[LeftOut] = []
-    if found.is_file:
-        rows = names
-    else:
+    if not found.is_file:
         rows, left_out = _files_of_rows(names, is_folder=found.is_folder)
-    choice = choose(splits_of(rows, names), split, path, is_evaluation=is_evaluation)
-    left_out += _of_splits(choice.left)
-    left_out.append(LeftOut.of("hidden", below(found.hidden), False))
-    left_out.append(LeftOut.of("in a folder that is there twice", below(found.repeated), False))
-    left_out = [group for group in left_out if group.num_files]
-
+        left_out.append(LeftOut.of("hidden", below(found.hidden), False))
+        left_out.append(LeftOut.of("in a folder that is there twice", below(found.repeated), False))
+        left_out = [group for group in left_out if group.num_files]
     if not rows:
         raise _nothing(path, left_out, len(found.folders))
-    taken = {split.path for split in choice.taken}
+
+    choice = choose(splits_of(rows, names), split, path, is_evaluation=is_evaluation)
+    taken = {chosen.path for chosen in choice.taken}
     files = [name for name in found.files if _below(name, found.root) in taken]
+    left_out = [*_of_splits(choice.left), *left_out]
     return Located(tuple(patterns.urls_of(path, files)), merged(left_out))
 
 

@@ -86,12 +86,15 @@ def _for_training(splits: Sequence[FileSplit], where: str) -> Choice:
 
     if any(split.kind == TRAIN for split in splits):
         return Choice.of(splits, _is_trained_among(splits))
-    siblings = {split.rest for split in splits if split.kind is None}
+    siblings: set[str] = set()
+    for split in splits:
+        if split.kind is None:
+            siblings |= {split.rest, *split.words}
     return Choice.of(splits, lambda split: not _is_set_apart(split, siblings))
 
 
 def _is_trained_among(splits: Sequence[FileSplit]) -> Callable[[FileSplit], bool]:
-    """Return the question whether a file is trained, where some files are of splits for training."""
+    """Return the question whether a file is trained, where some are of splits for training."""
     trained = [split for split in splits if split.kind == TRAIN]
     names = {split.name.lower() for split in trained}
     declared = {split.name.lower() for split in trained if split.sign == Sign.DECLARED}
@@ -113,7 +116,8 @@ def _is_set_apart(split: FileSplit, siblings: set[str]) -> bool:
     """Return whether a file is held out where no file is named train.
 
     Args:
-        siblings: names of files without a split: `chat` makes a test set of `chat_test`.
+        siblings: names of files without a split, and of their folders: `chat` makes a test set of
+            `chat_test`.
     """
     return split.is_held_out and (split.sign >= Sign.CERTAIN or split.rest in siblings)
 

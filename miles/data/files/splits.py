@@ -89,7 +89,7 @@ class FileSplit:
 
 @dataclass(frozen=True)
 class _Name:
-    """What the name of a file or of a folder says."""
+    """The split that the name of a file or of a folder speaks of."""
 
     sign: Sign
     name: str
@@ -136,7 +136,7 @@ def _split_of(path: str, dict_folders: Collection[str]) -> FileSplit:
     words = frozenset(name.name.lower() for name in names)
     found = _surest(names)
     if found is None:
-        return FileSplit(path, Sign.NONE, "", None, names[0].name.lower(), words)
+        return FileSplit(path, Sign.NONE, "", None, names[0].rest, words)
     return FileSplit(path, found.sign, found.name, found.kind, found.rest, words)
 
 

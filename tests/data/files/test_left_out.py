@@ -108,6 +108,8 @@ def test_a_folder_without_rows_says_what_it_holds(tmp_path: Path) -> None:
         "hold no rows (README.md); expected a name that ends in .parquet, .jsonl"
         in str(caught.value)
     )
+    with pytest.raises(SourceError, match="holds no file of rows"):
+        locate(str(tmp_path), "train")
     with pytest.raises(MissingFileError, match="no such file"):
         locate(str(tmp_path / "*.parquet"))
 
@@ -145,6 +147,10 @@ def test_a_real_folder_goes_before_a_link_to_it(tmp_path: Path) -> None:
     (tmp_path / "a").symlink_to("z")
     assert taken(tmp_path, tmp_path) == ["z/rows.jsonl"]
     assert taken(tmp_path / "*" / "*.jsonl", tmp_path) == ["z/rows.jsonl"]
+    assert said(tmp_path / "*" / "*.jsonl") == "1 in a folder that is there twice (a/)"
+    # A folder that no part of the pattern matches takes nothing away.
+    assert taken(tmp_path / "a*" / "*.jsonl", tmp_path) == ["a/rows.jsonl"]
+    assert taken(tmp_path / "a*" / "**" / "*.jsonl", tmp_path) == ["a/rows.jsonl"]
 
 
 def test_names_are_few_and_short() -> None:

@@ -73,6 +73,7 @@ TRAINED = [
     # No file says train: what surely is held out, or stands beside its own rows, is left out.
     ("chat.jsonl test.jsonl", "chat.jsonl", "1 of split test (test.jsonl)"),
     ("chat.jsonl chat_test.jsonl code_test.jsonl", "chat.jsonl code_test.jsonl", "1 of split test (chat_test.jsonl)"),
+    ("chat/0.jsonl chat_test/0.jsonl", "chat/0.jsonl", "1 of split test (chat_test/0.jsonl)"),
     ("unit-test-generation.jsonl dev-chat.jsonl", "dev-chat.jsonl unit-test-generation.jsonl", ""),
 ]  # fmt: skip
 
@@ -238,8 +239,8 @@ def test_a_bucket_is_read_as_a_folder_is(bucket: str, tmp_path: Path) -> None:
         *sorted(names),
     ]
     assert [group.split(" (")[0] for group in left_out] == [
-        "1 of an unknown format",
         "1 of split test",
+        "1 of an unknown format",
         "2 known to hold no rows",
         "3 hidden",
     ]
