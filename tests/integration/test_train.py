@@ -137,6 +137,8 @@ def test_run_evaluates_answers_keeps_and_exports(folder: Path, tmp_path: Path) -
     held_out = sum(line.get("data/rows_held_out", 0) for line in lines)
     ledger = json.loads((tmp_path / "run/ledger.json").read_text())
     assert 0 < held_out == sum(source["counts"]["held_out"] for source in ledger.values())
+    assert ledger["chat"]["columns_not_used"][-2:] == ["id", "source"]
+    assert "columns not used: chat: " in screen.getvalue()
 
     tokenizer = AutoTokenizer.from_pretrained(export)
     assert tokenizer.chat_template == template

@@ -127,7 +127,8 @@ class PretendedRun:
         return "chat", "rows.jsonl", row
 
     def ledger_summary(self) -> dict[str, Any]:
-        return {"chat": {}}
+        counts = {"read": 9, "trained": 7, "unknown_role": 2}
+        return {"chat": {"counts": counts, "keys_not_used": {"mood": 3}}}
 
     def flush(self) -> None: ...
 
@@ -199,8 +200,13 @@ def test_a_run_to_its_end(tmp_path: Path) -> None:
     checkpoint = f"{tmp_path}/iter_0000006"
     assert summary == RunSummary(NUM_STEPS, 8.0, 3.0, NUM_STEPS, checkpoint, NUM_STEPS, True)
     assert (tmp_path / TRACKER).read_text() == "6"
-    assert (tmp_path / run_folder.LEDGER).exists()
     assert run.lines(run_folder.ATTEMPTS)[-1]["how"] == "the last step"
+
+    assert (tmp_path / run_folder.LEDGER).exists()
+    log = (tmp_path / run_folder.RUN_LOG).read_text()
+    assert "Z  dropped: 2 unknown_role\n" in log
+    assert "Z      unknown_role: say what the role means with" in log
+    assert "Z  keys not used: mood (3 rows)\n" in log
 
     metrics = run.lines(run_folder.METRICS)
     assert [line["step"] for line in metrics] == list(range(NUM_STEPS))
