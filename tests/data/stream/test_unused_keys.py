@@ -20,7 +20,8 @@ from miles.data.stream.reject_limits import RejectLimits
 from miles.data.stream.survey import take_sample
 from miles.data.types import Step, StepRows
 from miles.data.unused_names import OTHERS
-from tests.support.conversations import assistant, user
+from tests.support.conversations import assistant, trained_text, user
+from tests.support.row_cases import require_served, take
 
 LONG = "a key whose name is a sentence of more than forty characters"
 
@@ -124,6 +125,24 @@ def test_resume_after_every_step_counts_the_same(config: DataConfig) -> None:
         assert [one.report.rows for one in following] == [
             one.report.rows for one in steps[number + 1 :]
         ]
+
+
+@pytest.mark.parametrize("key", ["reasoning_content", "reasoning", "thinking"])
+def test_a_thought_under_each_of_its_names_is_used(config: DataConfig, key: str) -> None:
+    """As transformers gives it to a template under all of them."""
+    encoder = stages.encoder_of(config.encode)
+    for conversation in take(f"reasoning-fields/{key}.jsonl").conversations:
+        messages = [dict(message) for message in conversation.messages]
+        encoded = require_served(encoder, conversation, messages)
+        assert messages[-1][key] in "".join(trained_text(encoder.tokenizer, encoded))
+        assert encoder.unused_keys(conversation) == ()
+
+
+def test_a_thought_within_the_answer_is_used(config: DataConfig) -> None:
+    encoder = stages.encoder_of(config.encode)
+    for conversation in take("think-close-only/rows.jsonl").conversations:
+        require_served(encoder, conversation, [dict(one) for one in conversation.messages])
+        assert encoder.unused_keys(conversation) == ()
 
 
 def test_a_row_of_ten_thousand_keys_is_counted_in_few(tmp_path: Path, config: DataConfig) -> None:
