@@ -21,7 +21,8 @@ class Reason:
 
 REASONS: Mapping[str, Reason] = {
     "malformed_json": Reason(
-        "is not JSON, or not UTF-8", "write the row again, as one JSON object in UTF-8"
+        "cannot be read: not JSON, not UTF-8, or not of its table's columns",
+        "mend or remove the row; the detail says where it breaks",
     ),
     "not_an_object": Reason(
         "is JSON, but no object", "each row must be an object that names its columns"
