@@ -443,6 +443,12 @@ def test_nested_columns_of_parquet_are_found(tmp_path: Path) -> None:
             build_manifest([SourceConfig("s", (path,))])
 
 
+def test_turns_beside_a_text_in_parquet_are_seen(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "both", {"a.parquet": {"text": "a", "steps": CHAT}})
+    with pytest.raises(SourceError, match="--input-key steps; to train column text alone"):
+        build_manifest([SourceConfig("s", (path,))])
+
+
 def test_a_tree_of_messages_in_parquet_is_no_text(tmp_path: Path) -> None:
     row = {"message_id": "1", "parent_id": None, "text": "Hi", "role": "prompter", "lang": "en"}
     path = write_rows(tmp_path / "tree", {"a.parquet": row})
