@@ -35,7 +35,9 @@ what it has no column for."""
 _FUNCTION_CALL = "function_call"
 _NOT_IN_MESSAGE = frozenset((*TRAIN_FLAGS, TRAIN_DETAIL, _FUNCTION_CALL))
 _PLAIN_ROLES = frozenset(("system", "user", "assistant"))
-_OPEN, _CLOSE = "<tool_response>", "</tool_response>"
+_THOUGHTS = ("reasoning_content", "reasoning", "thinking")
+_OPEN = "<tool_response>"
+_CLOSE = "</tool_response>"
 
 Messages = list[Mapping[str, Any]]
 Flags = list[bool | None]
@@ -145,6 +147,9 @@ class _Turns:
         if flag is not self._flags[-1]:
             reject("partial_turn", f"{where} is a call, flagged otherwise than the text before it")
         before = self._messages[-1]
+        for key in _THOUGHTS:
+            if key in keys and key in before:
+                reject("bad_message", f"{where} is a call, and has {key} beside that of its text")
         calls = [*before.get("tool_calls", ()), *calls]
         self._messages[-1] = {**keys, **before, "tool_calls": calls}
 

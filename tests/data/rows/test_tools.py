@@ -269,7 +269,7 @@ def test_what_hermes_writes_stands_there_once(encoder: Encoder) -> None:
 
 
 def test_a_turn_with_its_call_is_trained_as_it_is_served(encoder: Encoder) -> None:
-    """Of ms-swift's rows, a text and the calls after it are one turn, as are several calls."""
+    """A text and the calls after it are one turn in ms-swift's rows, as are several calls."""
     call = json.dumps(slot_call("Monday")["function"])
     turns = [
         SLOT_ASKED,
@@ -297,3 +297,8 @@ def test_a_turn_with_its_call_is_trained_as_it_is_served(encoder: Encoder) -> No
         assert normalized({"messages": [SLOT_ASKED, *flagged, turns[-1]]}).flags[1] is flag
     flagged = [{**turns[1], "loss": 0}, {**turns[2], "loss": 1}]
     assert rejected({"messages": [SLOT_ASKED, *flagged, turns[-1]]})[0] == "partial_turn"
+    thoughts = [{**turns[1], "reasoning_content": "a"}, {**turns[2], "reasoning_content": "b"}]
+    assert rejected({"messages": [SLOT_ASKED, *thoughts, turns[-1]]})[0] == "bad_message"
+    thoughts = [{**turns[1], "id": 1}, {**turns[2], "reasoning_content": "b", "id": 2}]
+    message = normalized({"messages": [SLOT_ASKED, *thoughts, turns[-1]]}).messages[1]
+    assert (message["reasoning_content"], message["id"]) == ("b", 1)
