@@ -92,8 +92,9 @@ class Encoder:
         """Encode one conversation, or plain text.
 
         Raises:
-            RowRejected: empty_answer, special_text, template_error, unlocatable_turn, nothing_to_train, too_long;
-                bad_message for text that is not Unicode; malformed_json for data nested too deeply.
+            RowRejected: empty_answer, special_text, template_error, unlocatable_turn,
+                nothing_to_train, too_long; bad_message for text that is not Unicode, or a template
+                variable that is not the row's to give; malformed_json for data nested too deeply.
         """
         (outcome,) = self.encode_all([conversation])
         if isinstance(outcome, RowRejected):

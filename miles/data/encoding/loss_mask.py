@@ -59,7 +59,7 @@ def require_answers(
 
     Args:
         selected: as `select_turns` returns it.
-        ends: texts that end a turn and say nothing else: the terminator, where content may spell it.
+        ends: texts that end a turn, and say nothing: the terminator, where content may spell it.
 
     Raises:
         RowRejected: "empty_answer"

@@ -1,7 +1,8 @@
 """Follows the variables that a row brings for the chat template (`chat_template_kwargs`).
 
-    {"enable_thinking": true}    generation prompt  <|im_start|>assistant\\n
-    {"enable_thinking": false}   generation prompt  <|im_start|>assistant\\n<think>\\n\\n</think>\\n\\n
+    variables                    generation prompt
+    {"enable_thinking": true}    <|im_start|>assistant\\n
+    {"enable_thinking": false}   <|im_start|>assistant\\n<think>\\n\\n</think>\\n\\n
 
 Variables can change how a turn begins, and with that what is trained. So the template is certified
 under them as it is under the run's own, with the same result as if they were the run's.
