@@ -90,9 +90,8 @@ class ValueScanner:
         self._take("{")
         is_found = False
         while self._next_character() != "}":
-            begin = self._at
-            end = self._value_end()
-            name = json.loads(self._text[begin:end].encode("latin-1"))
+            end = self._value_end()  # the cursor may have moved with the buffer
+            name = json.loads(self._text[self._at : end].encode("latin-1"))
             self._at = end
             self._take(":")
 

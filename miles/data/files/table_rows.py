@@ -92,4 +92,7 @@ def batches(
 
 def wrong_count(file: File, group: int) -> SourceError:
     """Return the error for a row group that has other rows than were counted."""
-    return SourceError(f"{file.path}: row group {group} no longer holds the rows that were counted")
+    return SourceError(
+        f"{file.path}: row group {group} no longer holds the rows that were counted: the file was "
+        "damaged or written anew since. Copy or bring back the file that was counted"
+    )

@@ -81,6 +81,8 @@ ALIKE = [
     # Rows that would each hold rows, if they were alone.
     ('{"data": [{"b": 1}, {"b": 2}]}\n{"data": [{"b": 1}]}\n', 2),
     ('{\n"data": [{"b": 1}, {"b": 2}]}\n{"data": [{"b": 1}]}\n', 2),
+    # Rows that would each be columns.
+    ('{"tokens": ["a", "b", "c", "d", "e", "f"], "ids": [1, 2, 3, 4, 5, 6]}\n{"text": "a"}\n', 2),
     # And one that is alone.
     ('{"data": [{"b": 1}, {"b": 2}], "n": 1}\n', 2),
 ]

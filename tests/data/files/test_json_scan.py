@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import json
+import lzma
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import zstandard
 
-from miles.data.files import json_scan, json_values
+from miles.data.files import decompress, json_scan, json_values
+from miles.data.files.json_layout import Layout
+from miles.data.files.json_values import ValueScanner
 from miles.errors import SourceError
 
 ROWS = [
@@ -49,6 +53,20 @@ def test_array_wherever_the_buffer_is_cut(
     assert kind == "json"
     assert [json.loads(row) for row in rows] == elements
     assert [extent[0] for extent in json_scan.scan(str(path), None)[1]] == [2, 2, 2, 2, 2]
+
+
+@pytest.mark.parametrize("chunk_bytes", [1, 2, 7, 64])
+def test_values_wherever_the_chunks_are_cut(chunk_bytes: int) -> None:
+    values = [json.dumps(row, ensure_ascii=False, indent=1).encode() for row in ROWS]
+    held = b'{"n": [1, {}], "\xc3\xa9": ' + b"[" + b",\n".join(values) + b',] , "o": "]"}'
+    for layout, key, content in (
+        (Layout.VALUES, "", b" \n".join(values)),
+        (Layout.VALUES, "", b",\r".join(values) + b",\n"),
+        (Layout.WRAPPED, "\u00e9", held),
+    ):
+        chunks = [content[at : at + chunk_bytes] for at in range(0, len(content), chunk_bytes)]
+        places = ValueScanner("x.json", iter(chunks), 0).rows(layout, key)
+        assert [content[begin:end] for begin, end in places] == values
 
 
 @pytest.mark.parametrize("buffer_bytes", [1, 5, 4 << 20])
@@ -141,6 +159,14 @@ def test_a_broken_array_names_its_byte(
     assert f"{path}: broken JSON at byte {offset} (line 1):" in str(caught.value)
 
 
+@pytest.mark.parametrize("chunk_bytes", [3, 4 << 20])
+def test_a_broken_value_names_its_line(chunk_bytes: int) -> None:
+    content = b'{"a":\n 1}\n\n' * 20 + b'{"a":\n nope}'
+    chunks = [content[at : at + chunk_bytes] for at in range(0, len(content), chunk_bytes)]
+    with pytest.raises(SourceError, match=r"\(line 63\): .* in row 20 .* byte 260 \(line 62\)"):
+        list(ValueScanner("x.json", iter(chunks), 0, num_lines=1).rows(Layout.VALUES))
+
+
 @pytest.fixture
 def bytes_read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How much of the file was read, chunk by chunk of 1,000 bytes."""
@@ -185,23 +211,45 @@ def test_nesting_that_python_cannot_follow(tmp_path: Path) -> None:
         json_scan.scan(str(path), None)
 
 
-def test_compressed_in_several_members(tmp_path: Path) -> None:
+PACK = {
+    "gzip": gzip.compress,
+    "zstd": zstandard.compress,
+    "bz2": bz2.compress,
+    "xz": lzma.compress,
+}
+SUFFIXES = {"gzip": ".gz", "zstd": ".zst", "bz2": ".bz2", "xz": ".xz"}
+
+
+@pytest.mark.parametrize("compression", PACK)
+@pytest.mark.parametrize("buffer_bytes", [3, 4 << 20])
+def test_compressed_in_several_members(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compression: str, buffer_bytes: int
+) -> None:
+    monkeypatch.setattr(json_scan, "BUFFER_BYTES", buffer_bytes)
     halves = [b'{"a": 1}\n{"a"', b": 2}\n"]
-    zipped, framed = tmp_path / "rows.jsonl.gz", tmp_path / "rows.jsonl.zst"
-    zipped.write_bytes(b"".join(gzip.compress(half) for half in halves))
-    framed.write_bytes(b"".join(zstandard.compress(half) for half in halves))
-    assert rows_in(zipped, "gzip") == ("jsonl", [b'{"a": 1}', b'{"a": 2}'])
-    assert rows_in(framed, "zstd") == ("jsonl", [b'{"a": 1}', b'{"a": 2}'])
+    padding = b"\0" * 4 if compression == "xz" else b""
+    path = tmp_path / f"rows.jsonl{SUFFIXES[compression]}"
+    path.write_bytes(padding.join(map(PACK[compression], halves)) + padding)
+    assert rows_in(path, compression) == ("jsonl", [b'{"a": 1}', b'{"a": 2}'])
 
 
-@pytest.mark.parametrize(
-    ("name", "compression"), [("rows.jsonl.gz", "gzip"), ("rows.jsonl.zst", "zstd")]
-)
-def test_truncated_and_false_compression(tmp_path: Path, name: str, compression: str) -> None:
+@pytest.mark.parametrize("compression", PACK)
+def test_truncated_and_false_compression(tmp_path: Path, compression: str) -> None:
     content = b"".join(b'{"a": %d}\n' % i for i in range(50_000))
-    packed = gzip.compress(content) if compression == "gzip" else zstandard.compress(content)
-    path = tmp_path / name
-    for broken in (packed[: len(packed) // 2], packed[:-1], b"not compressed at all"):
+    packed = PACK[compression](content)
+    path = tmp_path / f"rows.jsonl{SUFFIXES[compression]}"
+    for broken in (packed[: len(packed) // 2], packed[:-1], packed + b"junk"):
         path.write_bytes(broken)
-        with pytest.raises(SourceError, match=name):
+        with pytest.raises(SourceError, match=f"{path.name}: damaged or cut off .*Copy or write"):
             json_scan.scan(str(path), compression)
+    path.write_bytes(b"not compressed at all")
+    with pytest.raises(SourceError, match=f"{path.name}: not a {compression} file, as its name"):
+        json_scan.scan(str(path), compression)
+
+
+def test_xz_that_needs_much_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decompress, "MAX_WINDOW_BYTES", 1 << 20)
+    path = tmp_path / "rows.jsonl.xz"
+    path.write_bytes(lzma.compress(b'{"a": 1}'))
+    with pytest.raises(SourceError, match=r"more memory than that: at most 1 MiB .*xz -6"):
+        json_scan.scan(str(path), "xz")

@@ -253,6 +253,7 @@ def test_late_damage_names_the_file(tmp_path: Path, kind: str) -> None:
     with pytest.raises(SourceError, match=name) as caught:
         read_rows(manifest, np.arange(NUM_ROWS))
     assert "\n" not in str(caught.value)
+    assert "JSONDecodeError" not in str(caught.value)
 
 
 def test_a_file_whose_permission_was_taken(tmp_path: Path) -> None:
