@@ -25,11 +25,17 @@ def with_unread_media(rows: list[bytes], unread: Collection[str]) -> list[bytes]
     """Return rows of a table whose JSON names the columns of images, … that were not read.
 
     Args:
-        rows: each a JSON object with at least one key, or what stands for a row without JSON.
+        rows: each a JSON object, or what stands for a row without JSON.
         unread: columns of the table that were not read.
     """
     names = [name for name in MEDIA if name in unread]
     if not names:
         return rows
-    ending = "".join(f',"{name}":true' for name in names).encode() + b"}"
-    return [row[:-1] + ending if row.endswith(b"}") else row for row in rows]
+    keys = ",".join(f'"{name}":true' for name in names).encode() + b"}"
+    named = []
+    for row in rows:
+        if row == b"{}":  # no other column was read
+            named.append(b"{" + keys)
+        else:
+            named.append(row[:-1] + b"," + keys if row.endswith(b"}") else row)
+    return named

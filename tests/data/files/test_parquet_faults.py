@@ -69,11 +69,16 @@ def test_a_file_without_rows_is_no_error_beside_others(tmp_path: Path) -> None:
     assert manifest_of(tmp_path).num_rows == 1
 
 
+def test_an_image_is_named_where_no_other_column_is_read(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"image": [b"\xff"]}), tmp_path / "x.parquet")
+    assert read_rows(manifest_of(tmp_path / "x.parquet"), np.arange(1)) == [b'{"image":true}']
+
+
 def test_rows_without_columns_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.parquet"
-    pq.write_table(pa.table({"image": [b"\xff", b"\xfe"]}), path)
-    assert "image (is of type binary)" in refusal(path)
+    pq.write_table(pa.table({"photo": [b"\xff", b"\xfe"]}), path)
+    assert "photo (is of type binary)" in refusal(path)
     assert read_rows(manifest_of(path), np.arange(2)) == [b"{}", b"{}"]
-    with pa.ipc.new_file(tmp_path / "x.arrow", pa.schema([("image", pa.binary())])) as writer:
-        writer.write_table(pa.table({"image": [b"\xff", b"\xfe"]}))
+    with pa.ipc.new_file(tmp_path / "x.arrow", pa.schema([("photo", pa.binary())])) as writer:
+        writer.write_table(pa.table({"photo": [b"\xff", b"\xfe"]}))
     assert read_rows(manifest_of(tmp_path / "x.arrow"), np.arange(2)) == [b"{}", b"{}"]
