@@ -51,7 +51,7 @@ def main() -> None:
         )
         (folder / "page.html").write_text(page)
         command = [browser, "--headless", "--no-sandbox", "--hide-scrollbars"]
-        command += ["--window-size=810,755", f"--screenshot={PICTURE}"]
+        command += ["--window-size=810,835", f"--screenshot={PICTURE}"]
         command += [f"file://{folder}/page.html"]
         subprocess.run(command, check=True, capture_output=True)  # noqa: S603
     print(PICTURE)

@@ -29,7 +29,7 @@ REASONS: Mapping[str, Reason] = {
     ),
     "no_messages": Reason(
         "lacks its conversation or text, or has an empty one",
-        "name the columns with --input-key or --column-names",
+        "fill the column, or name another one with --input-key or --column-names",
     ),
     "bad_message": Reason(
         "has a message, or a value in one, of a form that is not understood",

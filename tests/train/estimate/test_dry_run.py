@@ -225,9 +225,9 @@ def test_rows_of_padding_are_counted(folder: Path, tmp_path: Path) -> None:
 def test_names_are_printed_as_they_are(folder: Path, tmp_path: Path) -> None:
     line = words(folder, tmp_path / "[/red]", "4b", *FOUR_B)
     name = line.index("--prompt-data") + 1
-    line[name] = "[red]x[/red]"
+    line[name] = "[red]x[bold]"
     text = printed(line)
-    assert "[red]x[/red]" in text
+    assert "[red]x[bold]" in text
     assert "/[/red], at the end" in text
 
 
