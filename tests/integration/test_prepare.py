@@ -198,7 +198,7 @@ def test_the_format_of_rows_can_be_given(chatml_tokenizer_folder: Path, tmp_path
             column_names={"messages": "x"},
         )
     with pytest.raises(
-        SourceError, match="source 'rows': which columns hold its rows is not clear"
+        SourceError, match=r"source 'rows': .*rows\.jsonl: which columns hold its rows is not clear"
     ):
         prepare("rows", source=source, tokenizer=tokenizer, messages_key="nowhere")
 
