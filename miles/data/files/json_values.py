@@ -79,10 +79,15 @@ class ValueScanner:
     def _elements(self) -> Iterator[tuple[int, int]]:
         """Yield the places of an array's elements, and move behind it."""
         self._take("[")
-        while self._next_character() != "]":
+        following = self._next_character()
+        while following != "]":
             yield self._row()
-            if self._next_character() != "]":
-                self._take(",", "expected a comma or ]")
+            following = self._next_character()
+            if following == ",":
+                self._at += 1
+                following = self._next_character()
+            elif following != "]":
+                raise self._broken(self._at, "expected a comma or ]")
         self._at += 1
 
     def _held(self, key: str) -> Iterator[tuple[int, int]]:
@@ -124,7 +129,6 @@ class ValueScanner:
 
     def _row(self) -> tuple[int, int]:
         """Decode the row at the cursor and move behind it."""
-        self._next_character()
         end = self._value_end()
         span = self._base + self._at, self._base + end
         self._at = end
@@ -133,7 +137,6 @@ class ValueScanner:
 
     def _value_end(self) -> int:
         """Return where the value at the cursor ends, reading on while it may be cut."""
-        self._next_character()
         while True:
             try:
                 _, end = DECODER.raw_decode(self._text, self._at)
