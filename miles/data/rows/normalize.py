@@ -23,11 +23,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from itertools import chain
 from typing import Any, NoReturn
 
 from miles.common.json_faults import described, likely_encoding, likely_fault
 from miles.data.config import RowFormat
-from miles.data.files.row_columns import column_of, possible_columns, with_usual_names
+from miles.data.files.media_columns import MEDIA
+from miles.data.files.row_columns import (
+    USUAL_COLUMNS,
+    column_of,
+    possible_columns,
+    with_usual_names,
+)
 from miles.data.rows.exchanges import (
     alpaca,
     as_functions,
@@ -43,13 +50,23 @@ from miles.data.rows.media import require_no_media
 from miles.data.rows.number_texts import text_of_row, with_number_texts
 from miles.data.rows.reject import reject, type_of
 from miles.data.rows.template_variables import template_kwargs_of
-from miles.data.rows.tools import shows_tools, tools_of
+from miles.data.rows.tools import TOOLS_WITHIN, Tools, shows_tools, tools_of
 from miles.data.rows.transcripts import with_announced_tools
 from miles.data.rows.turn_lists import turn_list
 from miles.data.rows.turns import Flags, Messages, read_turns
 from miles.data.types import MAX_ROW_BYTES, OVERSIZED_ROW, Conversation
 
 MESSAGES = RowFormat("messages")
+
+_BESIDE = frozenset(
+    chain(
+        *(USUAL_COLUMNS[field] for field in ("system", "tools", "template_kwargs")),
+        (TOOLS_WITHIN,),
+        MEDIA,
+    )
+)
+"""Columns that matter beside the turns."""
+_NO_VARIABLES: Mapping[str, Any] = {}
 
 _MAX_VALUES = 16 << 20
 """A row with more commas and opening brackets is rejected: three bytes of it, such as `[],`, take
@@ -79,7 +96,20 @@ def normalize(payload: bytes, format: RowFormat = MESSAGES) -> Conversation:
             return _plain_text(row, format)
         messages, flags = _messages(row, format)
     _require_trainable(messages, flags)
+    if not format.columns and _BESIDE.isdisjoint(row):  # most rows
+        tools, template_kwargs = None, _NO_VARIABLES
+    else:
+        tools, template_kwargs = _take_beside(row, format, messages, flags)
 
+    if b"\\ud" in payload or b"\\uD" in payload:  # an escape that may be half of a character
+        require_encodable(messages, tools)
+    return Conversation(tuple(messages), tools, tuple(flags), None, template_kwargs)
+
+
+def _take_beside(
+    row: Mapping[str, Any], format: RowFormat, messages: Messages, flags: Flags
+) -> tuple[Tools | None, Mapping[str, Any]]:
+    """Return the tools and the template variables of a row; add its system turn to its messages."""
     prompt = _system(row, format)
     tools = tools_of(row, format)
     if format.shape == "transcript" and prompt is not None:
@@ -94,10 +124,7 @@ def normalize(payload: bytes, format: RowFormat = MESSAGES) -> Conversation:
     require_no_media(row, messages)
     if tools is not None and shows_tools(messages):
         tools = None
-    if b"\\ud" in payload or b"\\uD" in payload:  # an escape that may be half of a character
-        require_encodable(messages, tools)
-    template_kwargs = template_kwargs_of(row, format)
-    return Conversation(tuple(messages), tools, tuple(flags), template_kwargs=template_kwargs)
+    return tools, template_kwargs_of(row, format)
 
 
 def _messages(row: Mapping[str, Any], format: RowFormat) -> tuple[Messages, Flags]:

@@ -25,7 +25,8 @@ Tools = tuple[Mapping[str, Any], ...]
 
 _NOTHING = frozenset(("", "none", "null"))
 _FUNCTIONS = "functions"
-_METADATA = "metadata"
+TOOLS_WITHIN = "metadata"
+"""Column that may hold tools within an object."""
 
 
 def tools_of(row: Mapping[str, Any], format: RowFormat) -> Tools | None:
@@ -37,8 +38,8 @@ def tools_of(row: Mapping[str, Any], format: RowFormat) -> Tools | None:
             if tools:
                 return tuple(tools)
 
-    if "tools" not in format.columns and row.get(_METADATA) is not None:
-        return _tools_of_metadata(row[_METADATA])
+    if "tools" not in format.columns and row.get(TOOLS_WITHIN) is not None:
+        return _tools_of_metadata(row[TOOLS_WITHIN])
     return None
 
 
@@ -110,13 +111,13 @@ def _tools_of_metadata(metadata: Any) -> Tools | None:
     if type(metadata) is str:
         if '"tools"' not in metadata:
             return None
-        metadata = require_json(metadata, f"column {_METADATA}")
+        metadata = require_json(metadata, f"column {TOOLS_WITHIN}")
     tools = metadata.get("tools") if type(metadata) is dict else None
 
     is_list = type(tools) is list and all(map(_is_tool, tools))
     is_text = type(tools) is str and tools.lstrip().startswith(("[", "{"))
     if tools and (is_list or is_text):
-        return tuple(_tools(tools, _METADATA)) or None
+        return tuple(_tools(tools, TOOLS_WITHIN)) or None
     return None
 
 
