@@ -48,6 +48,8 @@ _UNDERSTOOD_KEYS = ("role", "content", "tool_calls")
 """Keys of a message that `rows/normalize.py` understands, and leaves in it."""
 _VARIABLES = "chat_template_kwargs"
 """Stands before the name of a row's template variable where it is counted."""
+_FEW_KEYS = frozenset((1, 2))
+"""Numbers of keys of messages that have a role and a content only."""
 _SAY_NOTHING: tuple[Any, ...] = ("", [], {})
 """Values of a key that is as good as absent."""
 
@@ -131,7 +133,7 @@ class Encoder:
         """
         messages = conversation.messages
         variables = conversation.template_kwargs
-        if not variables and all(len(message) == 2 for message in messages):
+        if not variables and _FEW_KEYS.issuperset(map(len, messages)):  # most rows
             return ()
 
         template = self._run_template

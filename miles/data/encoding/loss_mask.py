@@ -40,6 +40,10 @@ def select_turns(conversation: Conversation, turns: str) -> list[bool]:
             flag excludes its turn under each of them.
     """
     is_trained_without_flag = turns != "flags"
+    if turns == "all" and conversation.flags.count(None) == len(conversation.flags):  # most rows
+        return [True] * [message.get("role") for message in conversation.messages].count(
+            "assistant"
+        )
     selected = [
         is_trained_without_flag if flag is None else flag
         for message, flag in zip(conversation.messages, conversation.flags, strict=True)
@@ -70,8 +74,9 @@ def require_answers(
             continue
         turn += 1
         content = message.get("content")
-        begins_with_word = type(content) is str and content[:1].isalnum()  # as most answers do
-        if begins_with_word or not selected[turn] or message.get("tool_calls"):
+        if type(content) is str and content[:1].isalnum():  # most answers
+            continue
+        if not selected[turn] or message.get("tool_calls"):
             continue
         texts = (message.get(key) for key in _ANSWER_KEYS)
         if all(text is None or _is_blank(text, ends) for text in texts):

@@ -262,13 +262,14 @@ def _find_spans(
     anchors: Anchors, turns: Sequence[_Turn], pieces: Sequence[str], text: str
 ) -> list[Span]:
     """Return where a program's turns lie in the text of one row."""
+    header = anchors.turn_header
     starts = list(accumulate(map(len, pieces), initial=0))
     spans = []
     for turn in turns:
         begin = starts[turn.begin.part] + turn.begin.character
-        if not text.startswith(anchors.turn_header, begin):  # by text of the row's variables
+        if not text.startswith(header, begin):  # by text of the row's variables
             raise RowRejected("unlocatable_turn", "an assistant turn that begins in another way")
-        header_end = begin + len(anchors.turn_header)
+        header_end = begin + len(header)
         end = starts[turn.end.part] + turn.end.character
 
         start = header_end

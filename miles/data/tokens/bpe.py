@@ -109,10 +109,11 @@ class TextEncoder:
 
     def is_surely_longer(self, text: str, num_tokens: int) -> bool:
         """Return whether the length of a text alone says that it has more tokens than that."""
-        if self._bpe is None:
+        limit = num_tokens * self._max_token_bytes
+        if self._bpe is None or len(text) <= limit:  # most texts
             return False
         shrinks = 1 if text.isascii() or not self._has_normalizer else _NFC_SHRINKS
-        return len(text) > num_tokens * self._max_token_bytes * shrinks
+        return len(text) > limit * shrinks
 
     def _groups(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the numbers of texts to encode together: all that begin with an added token."""
