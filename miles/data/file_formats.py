@@ -61,6 +61,14 @@ def suffix_of(path: str) -> str | None:
     return next((suffix for suffix in FORMATS if name.endswith(suffix)), None)
 
 
+def known_suffixes() -> str:
+    """Return the suffixes of `FORMATS` for an error: ".parquet, .jsonl, … (text also .gz, …)"."""
+    plain = [suffix for suffix, (_, compression) in FORMATS.items() if compression is None]
+    packed = [suffix for suffix, (_, compression) in FORMATS.items() if compression is not None]
+    further = dict.fromkeys(f".{suffix.rsplit('.', 1)[1]}" for suffix in packed)
+    return f"{', '.join(plain)} (text also packed: {', '.join(further)})"
+
+
 def is_sidecar(path: str) -> bool:
     """Return whether a file is known, by its name, to hold no rows."""
     return bool(_SIDECARS.fullmatch(path.rsplit("/", 1)[-1]))
@@ -84,6 +92,6 @@ def format_of(path: str) -> tuple[str, str | None]:
     if suffix is None:
         raise SourceError(
             f"{path}: its name does not say what is in it; expected one ending in "
-            f"{', '.join(FORMATS)}"
+            f"{known_suffixes()}"
         )
     return FORMATS[suffix]

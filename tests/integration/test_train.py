@@ -74,7 +74,11 @@ def config_in(folder: Path, save: Path, **more: Any) -> TrainConfig:
 
 
 def metrics_of(save: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (save / "metrics.jsonl").read_text().splitlines()]
+    return lines_of(save / "metrics.jsonl")
+
+
+def lines_of(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
 
 
 def console() -> tuple[Console, io.StringIO]:
@@ -142,9 +146,7 @@ def test_run_evaluates_answers_keeps_and_exports(folder: Path, tmp_path: Path) -
 
     tokenizer = AutoTokenizer.from_pretrained(export)
     assert tokenizer.chat_template == template
-    answers = [
-        json.loads(line) for line in (tmp_path / "run/eval_samples.jsonl").read_text().splitlines()
-    ]
+    answers = lines_of(tmp_path / "run/eval_samples.jsonl")
     assert [answer["step"] for answer in answers] == [
         done for done in sorted(evaluated) for _ in range(2)
     ]

@@ -19,9 +19,7 @@ from dataclasses import dataclass
 
 from miles.common import patterns
 from miles.common.shown import cut
-from miles.data.file_formats import FORMATS as FORMATS
-from miles.data.file_formats import format_of as format_of
-from miles.data.file_formats import is_sidecar, of_one_family, suffix_of
+from miles.data.file_formats import is_sidecar, known_suffixes, of_one_family, suffix_of
 from miles.data.files.left_out import LeftOut, merged
 from miles.data.files.split_choice import choose
 from miles.data.files.splits import FileSplit, splits_of
@@ -122,7 +120,7 @@ def _nothing(path: str, left_out: Sequence[LeftOut], num_folders: int) -> Source
     Args:
         num_folders: that match the path, a pattern.
     """
-    expected = f"expected a name that ends in {', '.join(FORMATS)}"
+    expected = f"expected a name that ends in {known_suffixes()}"
     if num_folders and not left_out:
         return MissingFileError(
             f"{path}: no such file; the pattern matches {num_folders} folder(s). For what is in "

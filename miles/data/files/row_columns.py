@@ -64,6 +64,9 @@ USUAL_PAIRS = (
 )
 """Columns of a prompt and its completion; the first pair without a null is taken."""
 
+_SHOWN_PAIRS = (("prompt", "completion"), ("prompt", "response"), ("question", "answer"))
+"""Pairs that stand for all in an error."""
+
 FURTHER_PAIRS = (
     ("question", "attempt"),  # where a column of reasoning stands beside
     ("question", "solution"),
@@ -216,10 +219,10 @@ def reasoning_of(row: Mapping[str, Any], columns: Mapping[str, str]) -> tuple[st
 
 
 def describe_pairs(columns: Mapping[str, str]) -> str:
-    """Return the pairs of columns that `pair_of` looks for first: "a and b or a and c"."""
+    """Return some of the pairs of columns that `pair_of` looks for: "a and b or a and c"."""
     pairs = [
         f"{columns.get('prompt', prompt)} and {columns.get('completion', completion)}"
-        for prompt, completion in USUAL_PAIRS
+        for prompt, completion in _SHOWN_PAIRS
     ]
     return " or ".join(dict.fromkeys(pairs))
 

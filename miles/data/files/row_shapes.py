@@ -320,14 +320,17 @@ def _no_shape(
 ) -> str:
     """Return the text of the error where no row fits a shape."""
     hint = closest(rows, columns)
-    closer = f"{hint.found}. {hint.remedy}. " if hint is not None else ""
+    unclear = f"{where}: which columns hold its rows is not clear."
+    found = f"The first {len(rows)} rows have {', '.join(columns) or 'no columns'}"
+    if hint is not None:
+        return f"{unclear} {hint.found}. {hint.remedy}. {found}"
+
     expected = [_expected(shape, format.columns) for shape in shapes]
     return (
-        f"{where}: which columns hold its rows is not clear. {closer}The first "
-        f"{len(rows)} rows have {', '.join(columns) or 'no columns'}; expected columns that "
-        f"hold text or lists, for {', or '.join(expected)}. Name them: --input-key COLUMN for "
-        'messages, --column-names \'{"prompt": "COLUMN", "completion": "COLUMN"}\' for others; '
-        "or give their shape with --row-shape, which drops the rows that do not have it"
+        f"{unclear} {found}; expected columns that hold text or lists, for "
+        f"{', or '.join(expected)}, or other names of docs/rows.md. Name them: --input-key COLUMN "
+        'for messages, --column-names \'{"prompt": "COLUMN", "completion": "COLUMN"}\' for '
+        "others; or give their shape with --row-shape, which drops the rows that do not have it"
     )
 
 

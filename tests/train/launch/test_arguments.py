@@ -205,6 +205,7 @@ VALUES: dict[str, Any] = {
     "apply_chat_template_kwargs": {"enable_thinking": False},
     "loss_mask_turns": "last",
     "empty_think": "train",
+    "empty_answer": "train",
     "history": "as_served",
     "special_text": "escape",
     "too_long": "error",
