@@ -22,7 +22,10 @@ from miles.data.files.turn_values import CONTENT_KEYS, ROLE_KEYS, TREE_KEYS, has
 
 USUAL_COLUMNS: Mapping[str, tuple[str, ...]] = {
     "messages": ("messages", "conversations", "conversation"),
-    "system": ("system_prompt", "system", "meta_instruction"),
+    "system": (
+        *("system_prompt", "system", "meta_instruction"),
+        *("system_instruction", "systeminstruction"),
+    ),
     "tools": ("tools", "functions", "available_tools"),
     "template_kwargs": ("chat_template_kwargs",),
     "instruction": ("instruction",),
@@ -46,7 +49,7 @@ USUAL_COLUMNS: Mapping[str, tuple[str, ...]] = {
 """Field -> where it is looked for. A prompt and its completion are a pair: `USUAL_PAIRS`."""
 
 FURTHER_COLUMNS: Mapping[str, tuple[str, ...]] = {
-    "messages": ("chat", "data", "dialog", "dialogue"),
+    "messages": ("chat", "data", "dialog", "dialogue", "contents"),
     "output": ("answer", "completion", "target", "solution"),
 }
 """Field -> where it is looked for, too. Of "messages" such a name is a weak sign: a column of it

@@ -157,16 +157,24 @@ def _nested_pair(paths: Mapping[str, Any]) -> dict[str, str] | None:
 
 
 def _nested_turns(paths: Mapping[str, Any]) -> dict[str, str] | None:
-    """Return the path of a conversation; or of turns that ask, and of a message that answers."""
-    answers = [path for path, value in paths.items() if is_turn(value) and _is_answer(value)]
+    """Return the path of a conversation; or of turns that ask, and of what answers them."""
+    questions: list[str] = []
+    answers: list[str] = []
     for path, value in paths.items():
-        if type(value) is not list or not value or not is_turn(value[-1]):
+        turns = value if type(value) is list else [value]
+        if not turns or not all(map(is_turn, turns)):
             continue
-        if _is_answer(value[-1]):
+        if all(map(_is_answer, turns)):
+            answers.append(path)
+        elif _is_answer(turns[-1]):
             return {"messages": path}
-        others = [answer for answer in answers if not answer.startswith(path + ".")]
-        if others:
-            return {"prompt": path, "completion": others[0]}
+        elif type(value) is list:
+            questions.append(path)
+
+    for question in questions:
+        for answer in answers:
+            if not answer.startswith(question + "."):
+                return {"prompt": question, "completion": answer}
     return None
 
 

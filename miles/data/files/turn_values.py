@@ -18,7 +18,7 @@ from typing import Any
 
 ROLE_KEYS = ("role", "from", "speaker")
 """Keys of a turn that name its speaker."""
-CONTENT_KEYS = ("content", "value", "text")
+CONTENT_KEYS = ("content", "value", "text", "parts")
 """Keys of a turn that hold what is said."""
 TREE_KEYS = (
     *("message_tree_id", "conversation_id", "thread_id", "parent_id", "parent_message_id"),

@@ -35,6 +35,8 @@ from miles.data.files.row_columns import (
     possible_columns,
     with_usual_names,
 )
+from miles.data.files.turn_values import CONTENT_KEYS
+from miles.data.rows.content_parts import text_of as text_of_parts
 from miles.data.rows.exchanges import (
     alpaca,
     as_functions,
@@ -52,6 +54,7 @@ from miles.data.rows.reject import reject, type_of
 from miles.data.rows.template_variables import template_kwargs_of
 from miles.data.rows.tools import TOOLS_WITHIN, Tools, shows_tools, tools_of
 from miles.data.rows.transcripts import with_announced_tools
+from miles.data.rows.turn_forms import first_key
 from miles.data.rows.turn_lists import turn_list
 from miles.data.rows.turns import Flags, Messages, read_turns
 from miles.data.types import MAX_ROW_BYTES, OVERSIZED_ROW, Conversation
@@ -206,7 +209,8 @@ def _system(row: Mapping[str, Any], format: RowFormat) -> str | None:
     """Return the system turn that a column holds; None if there is none, or it is empty."""
     for column in possible_columns("system", format.columns):
         if value := row.get(column):
-            if type(value) is not str:
-                reject("bad_message", f"column {column} is {type_of(value)}, not text")
-            return value
+            if type(value) is dict:  # a message, as Gemini's system instruction
+                key = first_key(value, CONTENT_KEYS)
+                value = value if key is None else value[key]
+            return value if type(value) is str else text_of_parts(value, f"column {column}")
     return None

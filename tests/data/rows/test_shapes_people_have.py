@@ -170,6 +170,41 @@ def test_the_flag_that_a_refusal_names_reads_the_rows(
     require_served(encoder, first, messages)
 
 
+def test_what_gemini_is_tuned_on_is_read(tmp_path: Path) -> None:
+    instruction = {"role": "system", "parts": [{"text": "Be brief."}]}
+    row = {
+        "systemInstruction": instruction,
+        "contents": [
+            {"role": "user", "parts": [{"text": "2+"}, {"text": "2?"}]},
+            {"role": "model", "parts": [{"text": "4"}]},
+        ],
+    }
+    file = tmp_path / "rows.jsonl"
+    file.write_text(json.dumps(row))
+    turns = [("system", "Be brief."), ("user", "2+2?"), ("assistant", "4")]
+    assert take(file).turns() == turns
+
+    file.write_text(json.dumps(row | {"systemInstruction": [{"text": "Be brief."}]}))
+    assert take(file).turns() == turns
+    call = {"role": "model", "parts": [{"functionCall": {"name": "f", "args": {}}}]}
+    file.write_text(json.dumps({"contents": [*row["contents"], call]}))
+    assert take(file).reasons == ["bad_message"]
+
+
+def test_a_preferred_answer_is_not_proposed_without_its_question(tmp_path: Path) -> None:
+    row = {
+        "input": {"messages": [user("2+2?")], "tools": []},
+        "preferred_output": [answer("4")],
+        "non_preferred_output": [answer("5")],
+    }
+    file = tmp_path / "rows.jsonl"
+    file.write_text(json.dumps(row))
+    columns = {"prompt": "input.messages", "completion": "preferred_output"}
+    assert f"--column-names '{json.dumps(columns)}'" in refusal(file)
+    taken = take(file, RowFormat(columns=columns))
+    assert taken.turns() == [("user", "2+2?"), ("assistant", "4")]
+
+
 def test_questions_without_answers_are_refused() -> None:
     message = refusal("shapes/prompt_only.jsonl")
     assert "Column prompt holds questions, and no column holds their answers" in message
