@@ -277,6 +277,7 @@ CHANGES: dict[str, tuple[str, dict[str, Any]]] = {
     "drop_last": ("order", {"drop_last": True}),
     "mixture": ("order", {"weights": (2.0, 1.0)}),
     "encoder_fingerprint": ("encode", {"max_sample_tokens": 255}),
+    "empty_answer": ("encode", {"empty_answer": "train"}),
     "manifest_fingerprint": ("", {}),
     "held_out_fraction": ("", {"held_out_fraction": 0.05}),
 }
