@@ -11,9 +11,12 @@ its own.
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
+from miles.common.json_faults import described, likely_fault
 from miles.data.config import RowFormat
 from miles.data.files.row_columns import (
     column_of,
@@ -23,17 +26,21 @@ from miles.data.files.row_columns import (
     prompt_of,
     reasoning_of,
 )
-from miles.data.files.turn_values import has_turns, is_transcript
+from miles.data.files.turn_values import ROLE_KEYS, has_turns, is_transcript, is_turn
 from miles.data.rows.json_text import ROW_DECODER, read_json, require_json
 from miles.data.rows.reject import reject, type_of
+from miles.data.rows.roles import find_role
 from miles.data.rows.tool_calls import function_calls
 from miles.data.rows.transcripts import read_transcript, without_cue
+from miles.data.rows.turn_forms import first_key
 from miles.data.rows.turn_lists import turn_list
 from miles.data.rows.turns import Flags, Messages, read_turns
 
 CALLS = "answers"
 """A completion's column that may hold calls of the row's tools as JSON text, as xLAM's does."""
 _THOUGHTS_END = "</think>"
+_CALLS_BEGIN = re.compile(r"""\s*\[?\s*\{\s*["']""")
+"""How the text of calls begins, as JSON or as Python writes it."""
 
 
 def alpaca(row: Mapping[str, Any], format: RowFormat) -> tuple[Messages, Flags]:
@@ -65,7 +72,10 @@ def prompt_and_completion(row: Mapping[str, Any], format: RowFormat) -> tuple[Me
             f"no columns {describe_pairs(format.columns)}, or one of them is null",
         )
     prompt, _ = _one_side(row, pair[0], "user", format)
-    completion, flags = _one_side(row, pair[1], "assistant", format)
+    is_chat = type(row[pair[0]]) is not str or _is_chat_text(row[pair[0]], format)
+    completion, flags = _one_side(row, pair[1], "assistant", format, is_chat=is_chat)
+    if completion[0]["role"] != "assistant":
+        completion, flags = _without_prompt(prompt, completion, flags)
     if len(completion) == 1:
         _add_reasoning(completion, row, format)
     return prompt + completion, _never_trained(prompt) + flags
@@ -122,7 +132,7 @@ def missing(field: str, format: RowFormat) -> str:
 def calls_tools(row: Mapping[str, Any], format: RowFormat) -> bool:
     """Return whether a row's answer is a list of calls that stand for themselves, as xLAM's."""
     pair = pair_of(row, format.columns)
-    return pair is not None and _calls(row[pair[1]], pair[1]) is not None
+    return pair is not None and _calls(row, pair[1], format) is not None
 
 
 def as_functions(tools: tuple[Mapping[str, Any], ...]) -> tuple[Mapping[str, Any], ...]:
@@ -155,22 +165,24 @@ def _history(row: Mapping[str, Any], format: RowFormat) -> list[Any]:
 
 
 def _one_side(
-    row: Mapping[str, Any], column: str, role: str, format: RowFormat
+    row: Mapping[str, Any], column: str, role: str, format: RowFormat, *, is_chat: bool = True
 ) -> tuple[Messages, Flags]:
     """Return the messages and flags of a prompt or completion: a text, or a list of messages.
 
     Args:
         role: of a text, which is one turn.
+        is_chat: JSON text of any messages is these messages; else it is where the assistant alone
+            speaks in it, and a text that an answer may well be where others do.
     """
     value = row[column]
-    calls = _calls(value, column) if role == "assistant" else None
+    calls = _calls(row, column, format) if role == "assistant" else None
     if calls is not None:
         tool_calls = function_calls(calls, f"column {column}")
         return [{"role": role, "content": "", "tool_calls": tool_calls}], [None]
-    if type(value) is str:
+    if type(value) is str and not _is_chat_text(value, format, is_answer=not is_chat):
         return [{"role": role, "content": value}], [None]
     is_texts = type(value) is list and bool(value) and type(value[0]) is str
-    if type(value) not in (list, dict) or is_texts:  # texts are several answers, not turns
+    if type(value) not in (str, list, dict) or is_texts:  # texts are several answers, not turns
         reject(
             "bad_message",
             f"column {column} is {type_of(value)}, neither text nor a list of messages",
@@ -178,6 +190,31 @@ def _one_side(
 
     turns = turn_list(value, column)
     return read_turns(turns, f"column {column}, turn", format)
+
+
+def _is_chat_text(text: str, format: RowFormat, *, is_answer: bool = False) -> bool:
+    """Return whether a text is the JSON of a list of messages, each with a role that is known.
+
+    Args:
+        is_answer: only the assistant's messages count.
+    """
+    if text.lstrip()[:1] != "[" or not has_turns(text):  # most texts
+        return False
+    for turn in json.loads(text):
+        key = first_key(turn, ROLE_KEYS) if is_turn(turn) else None
+        role = None if key is None else find_role(turn[key], format.roles)
+        if role is None or (is_answer and role != "assistant"):
+            return False
+    return True
+
+
+def _without_prompt(prompt: Messages, completion: Messages, flags: Flags) -> tuple[Messages, Flags]:
+    """Return a completion without the prompt's turns, where it is the whole conversation."""
+    asked = [message for message in prompt if message["role"] != "system"]
+    for begin in (prompt, asked):
+        if begin and len(completion) > len(begin) and completion[: len(begin)] == begin:
+            return completion[len(begin) :], flags[len(begin) :]
+    return completion, flags
 
 
 def _conversation(
@@ -223,15 +260,17 @@ def _never_trained(prompt: Messages) -> Flags:
     return [False if message["role"] == "assistant" else None for message in prompt]
 
 
-def _calls(value: Any, column: str) -> list[Any] | None:
+def _calls(row: Mapping[str, Any], column: str, format: RowFormat) -> list[Any] | None:
     """Return the calls that a completion consists of; None: it is no list of calls.
 
     JSON in a column that is known to hold calls, and that does not, rejects the row.
     """
+    value = row[column]
     if column.lower() == CALLS and type(value) is str and value.lstrip()[:1] in ("[", "{"):
         try:
             value = read_json(value, ROW_DECODER)
-        except ValueError:
+        except ValueError as error:
+            _require_no_broken_calls(row, column, format, error)
             return None
         value = value if type(value) is list else [value]
         if not value or not all(map(_is_call, value)):
@@ -239,6 +278,24 @@ def _calls(value: Any, column: str) -> list[Any] | None:
     if type(value) is not list or not value:
         return None
     return value if all(map(_is_call, value)) else None
+
+
+def _require_no_broken_calls(
+    row: Mapping[str, Any], column: str, format: RowFormat, error: ValueError
+) -> None:
+    """Reject a row with tools whose answer looks like calls of them, and is not JSON."""
+    has_tools = any(row.get(name) for name in possible_columns("tools", format.columns))
+    if not has_tools or _CALLS_BEGIN.match(row[column]) is None:
+        return
+    cause, likely = "nested too deeply, or with half of a character", ""
+    if isinstance(error, json.JSONDecodeError):
+        cause = f"{error.msg} at character {error.pos} of {len(row[column])}"
+        likely = likely_fault(error, row[column])
+    reject(
+        "bad_tool_call",
+        f"column {column} looks like calls of the row's tools, and is not JSON: "
+        f"{described(cause, likely)}",
+    )
 
 
 def _is_call(value: Any) -> bool:

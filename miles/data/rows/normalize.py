@@ -113,21 +113,37 @@ def _take_beside(
     row: Mapping[str, Any], format: RowFormat, messages: Messages, flags: Flags
 ) -> tuple[Tools | None, Mapping[str, Any]]:
     """Return the tools and the template variables of a row; add its system turn to its messages."""
-    prompt = _system(row, format)
+    column, prompt = _system(row, format)
     tools = tools_of(row, format)
     if format.shape == "transcript" and prompt is not None:
         prompt, tools = with_announced_tools(prompt, tools)
     elif tools is not None and format.shape == "prompt_completion" and calls_tools(row, format):
         tools = as_functions(tools)
 
-    if prompt and not any(message["role"] == "system" for message in messages):
-        messages.insert(0, {"role": "system", "content": prompt})
-        flags.insert(0, None)
+    if prompt:
+        _add_system(prompt, column, messages, flags)
 
     require_no_media(row, messages)
     if tools is not None and shows_tools(messages):
         tools = None
     return tools, template_kwargs_of(row, format)
+
+
+def _add_system(prompt: str, column: str, messages: Messages, flags: Flags) -> None:
+    """Add the text of a system column to the messages, whose system turns may hold it already."""
+    turns = [number for number, message in enumerate(messages) if message["role"] == "system"]
+    told = [messages[number]["content"] for number in turns]
+    if not turns:
+        messages.insert(0, {"role": "system", "content": prompt})
+        flags.insert(0, None)
+    elif not any(text.strip() for text in told):
+        messages[turns[0]] = {**messages[turns[0]], "content": prompt}
+    elif not any(prompt.strip() in text for text in told):
+        reject(
+            "bad_message",
+            f"column {column} holds a system turn, and message {turns[0]} is another one: which of "
+            "them is meant is not clear. Remove one of them, or write the same text in both",
+        )
 
 
 def _messages(row: Mapping[str, Any], format: RowFormat) -> tuple[Messages, Flags]:
@@ -205,12 +221,13 @@ def _turns(row: Mapping[str, Any], format: RowFormat) -> list[Any]:
     return turns if type(turns) is list and turns else turn_list(turns, column)
 
 
-def _system(row: Mapping[str, Any], format: RowFormat) -> str | None:
-    """Return the system turn that a column holds; None if there is none, or it is empty."""
+def _system(row: Mapping[str, Any], format: RowFormat) -> tuple[str, str | None]:
+    """Return the column of the system turn, and its text; None if there is none, or it is empty."""
     for column in possible_columns("system", format.columns):
         if value := row.get(column):
             if type(value) is dict:  # a message, as Gemini's system instruction
                 key = first_key(value, CONTENT_KEYS)
                 value = value if key is None else value[key]
-            return value if type(value) is str else text_of_parts(value, f"column {column}")
-    return None
+            text = value if type(value) is str else text_of_parts(value, f"column {column}")
+            return column, text
+    return "", None

@@ -129,6 +129,61 @@ def test_a_preference_that_is_not_clear_is_dropped(row: dict[str, Any], reason: 
 
 
 @pytest.mark.parametrize(
+    ("prompt", "completion"),
+    [
+        (json.dumps(CHAT[:1]), json.dumps(CHAT[1:])),
+        (json.dumps(CHAT[:1]), "Hello"),
+        ("Hi", json.dumps(CHAT[1:])),
+        (CHAT[:1], json.dumps(CHAT[1:])),
+        (CHAT[:1], CHAT),  # the whole conversation: its question is not asked twice
+        (json.dumps(CHAT[:1]), json.dumps(CHAT)),
+        ("Hi", CHAT),
+    ],
+)
+def test_sides_as_json_text_and_whole_conversations(prompt: Any, completion: Any) -> None:
+    row = {"prompt": prompt, "completion": completion}
+    conversation = normalized(row, "prompt_completion")
+    assert texts(conversation) == HI_HELLO
+    assert conversation.flags == (None, None)
+
+
+@pytest.mark.parametrize(
+    "completion",
+    [
+        json.dumps(CHAT),  # asked for as JSON
+        '[{"role": "engineer", "content": "Ann"}]',
+        '["a", "b"]',
+        "[not JSON]",
+    ],
+)
+def test_json_that_an_answer_says_is_text(completion: str) -> None:
+    row = {"prompt": "Write a chat as JSON.", "completion": completion}
+    assert texts(normalized(row, "prompt_completion"))[1] == ("assistant", completion)
+
+
+def test_a_system_turn_before_a_whole_conversation() -> None:
+    system = {"role": "system", "content": "s"}
+    row = {"prompt": [system, CHAT[0]], "completion": CHAT}
+    assert texts(normalized(row, "prompt_completion")) == [("system", "s"), *HI_HELLO]
+
+
+@pytest.mark.parametrize(
+    ("answers", "cause"),
+    [
+        ("[{'name': 'f', 'arguments': {}}]", "single quotes"),
+        ('[{"name": "f", "argum', "cut off"),
+        ('{"name": "f", "arguments": {}', "cut off"),
+    ],
+)
+def test_calls_that_cannot_be_read_drop_the_row(answers: str, cause: str) -> None:
+    row = {"query": "2+2?", "answers": answers}
+    reason, detail = rejected(row | {"tools": '[{"name": "f"}]'}, "prompt_completion")
+    assert reason == "bad_tool_call"
+    assert cause in detail
+    assert texts(normalized(row, "prompt_completion"))[1] == ("assistant", answers)
+
+
+@pytest.mark.parametrize(
     ("answers", "reason"),
     [
         ("[]", "bad_message"),

@@ -41,9 +41,26 @@ def test_openhermes_own_columns() -> None:
     assert conversation.tools is None
     for empty in (None, ""):
         assert len(normalized(row | {"system_prompt": empty}).messages) == 2
-    own = [{"from": "system", "value": "Rhyme."}, *row["conversations"]]
-    assert normalized(row | {"conversations": own}).messages[0]["content"] == "Rhyme."
-    assert len(normalized(row | {"conversations": own}).messages) == 3
+
+
+@pytest.mark.parametrize(
+    ("turn", "told"),
+    [(" Be brief.\n", " Be brief.\n"), ("", "Be brief."), ("You are K. Be brief.", None)],
+)
+def test_a_system_column_beside_a_system_turn(turn: str, told: str | None) -> None:
+    row = {
+        "conversations": [{"from": "system", "value": turn}, ASK, ANSWER],
+        "system_prompt": "Be brief.",
+    }
+    assert texts(normalized(row))[0] == ("system", told or turn)
+    assert len(normalized(row).messages) == 3
+
+
+def test_two_system_turns_that_differ_drop_the_row() -> None:
+    turns = [{"from": "system", "value": "Rhyme."}, ASK, ANSWER]
+    reason, detail = rejected({"conversations": turns, "system_prompt": "Be brief."})
+    assert reason == "bad_message"
+    assert "column system_prompt holds a system turn, and message 0 is another one" in detail
 
 
 @pytest.mark.parametrize(
