@@ -33,6 +33,8 @@ class Walk:
     slash"""
     repeated: tuple[str, ...]
     """links and folders that lead to a folder whose files are taken already, or to one above"""
+    links: tuple[str, ...] = ()
+    """files that are links to files"""
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ class _Entry:
     is_folder: bool
     is_link: bool
     """a link to a folder"""
+    is_file_link: bool = False
 
     @property
     def is_hidden(self) -> bool:
@@ -74,6 +77,7 @@ def walk(
     inner_folders: list[str] = []
     hidden: list[str] = []
     repeated: list[str] = []
+    file_links: list[str] = []
     is_local = isinstance(fs, LocalFileSystem)
     real_root = os.path.realpath(root) if is_local else ""
     seen: set[str] = set()
@@ -94,6 +98,8 @@ def walk(
                 hidden.append(entry.shown)
             elif not entry.is_folder:
                 files.append(entry.name)
+                if entry.is_file_link:
+                    file_links.append(entry.name)
             else:
                 inner_folders.append(entry.name)
                 inner = (entry.name, None if levels is None else levels - 1)
@@ -101,7 +107,7 @@ def walk(
                 if is_followed and is_wanted(entry.name):
                     (links if entry.is_link else folders).append(inner)
 
-    lists = (files, inner_folders, hidden, repeated)
+    lists = (files, inner_folders, hidden, repeated, file_links)
     return Walk(*(tuple(sorted(names)) for names in lists))
 
 
@@ -114,8 +120,10 @@ def _entries(fs: fsspec.AbstractFileSystem, folder: str) -> list[_Entry]:
         # A store lists a folder's own marker as an entry of it.
         if name == folder.rstrip("/") or not name.rsplit("/", 1)[-1]:
             continue
-        is_link = bool(entry.get("islink")) and entry["type"] != "directory" and fs.isdir(name)
-        entries.append(_Entry(name, is_link or entry["type"] == "directory", is_link))
+        is_any_link = bool(entry.get("islink"))
+        is_link = is_any_link and entry["type"] != "directory" and fs.isdir(name)
+        is_folder = is_link or entry["type"] == "directory"
+        entries.append(_Entry(name, is_folder, is_link, is_any_link and not is_folder))
     return sorted(entries, key=lambda entry: entry.name)
 
 

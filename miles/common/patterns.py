@@ -37,6 +37,8 @@ class Found:
     repeated: tuple[str, ...] = ()
     folders: tuple[str, ...] = ()
     """that match a pattern; what is in them is not taken"""
+    links: tuple[str, ...] = ()
+    """files that are links to files; further ones than `files` may be among them"""
 
 
 def find(url: str, *, with_links: bool = True) -> Found:
@@ -58,7 +60,8 @@ def find(url: str, *, with_links: bool = True) -> Found:
         kind = storage.type_of(url)
         if kind == "directory":
             inside = walk(fs, path, with_links=with_links)
-            return Found(path, False, True, inside.files, inside.hidden, inside.repeated)
+            lists = (inside.files, inside.hidden, inside.repeated)
+            return Found(path, False, True, *lists, links=inside.links)
         if kind is not None:
             return Found(path.rsplit("/", 1)[0], True, False, (path,))
         if storage.MAGIC.search(path):
@@ -137,6 +140,7 @@ def _glob(fs: fsspec.AbstractFileSystem, pattern: str, with_links: bool) -> Foun
         tuple(filter(is_match, inside.hidden)),
         inside.repeated,
         tuple(filter(is_match, inside.folders)),
+        inside.links,
     )
 
 

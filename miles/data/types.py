@@ -40,6 +40,13 @@ OVERSIZED_ROW = b"\xff oversized "
 """Stands for a row that is not read because it is larger; its size in bytes follows. It is no
 UTF-8, so that no row that is read can look like it."""
 
+UNREADABLE_ROW = b"\xff"
+"""Stands for a row that cannot be made text, such as one with a string that is not UTF-8."""
+
+OTHER_FIELDS_ROW = b"\xff fields "
+"""Stands for a row of a CSV file that has other fields than its header; what was found follows, in
+words. No row that is read can look like it."""
+
 
 @dataclass(frozen=True)
 class Conversation:

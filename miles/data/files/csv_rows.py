@@ -12,7 +12,8 @@ from pyarrow import csv
 
 from miles.data.files import csv_scan
 from miles.data.files.csv_scan import Header
-from miles.data.files.row_json import UNREADABLE_ROW, table_to_json
+from miles.data.files.row_json import table_to_json
+from miles.data.types import OTHER_FIELDS_ROW, UNREADABLE_ROW
 
 
 def block_to_json(block: bytes, header: Header) -> list[bytes]:
@@ -24,11 +25,23 @@ def block_to_json(block: bytes, header: Header) -> list[bytes]:
     except pa.ArrowInvalid:  # one row has too many fields or too few, or is not UTF-8
         rows = csv_scan.split_rows(block, header.delimiter)
         if len(rows) == 1:
-            return [UNREADABLE_ROW]
+            return [_unreadable(rows[0], header)]
         payloads = []
         for row in rows:
             payloads += block_to_json(row, header)
         return payloads
+
+
+def _unreadable(row: bytes, header: Header) -> bytes:
+    """Return what stands for a row that cannot be read."""
+    outside = row.split(b'"')[::2]  # of quotation marks
+    num_fields = sum(part.count(header.delimiter.encode()) for part in outside) + 1
+    num_columns = len(header.names)
+    if num_fields == num_columns:
+        return UNREADABLE_ROW
+    fields = "1 field" if num_fields == 1 else f"{num_fields:,} fields"
+    columns = "1 column" if num_columns == 1 else f"{num_columns:,} columns"
+    return OTHER_FIELDS_ROW + f"{fields}, and the header has {columns}".encode()
 
 
 def _parsed(block: bytes, header: Header) -> pa.Table:

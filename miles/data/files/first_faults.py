@@ -21,7 +21,7 @@ from miles.common.json_faults import (
 from miles.data.files import json_scan
 from miles.data.files.file import File
 from miles.data.files.turn_values import has_turns
-from miles.data.types import MAX_ROW_BYTES
+from miles.data.types import MAX_ROW_BYTES, OTHER_FIELDS_ROW
 
 _KINDS: dict[type, str] = {list: "a list", str: "a text", bool: "true or false", type(None): "null"}
 _EXPECTED = (
@@ -43,6 +43,13 @@ def describe(file: File, block: bytes, payload: bytes) -> str:
         return (
             f"line {line}: a row of {len(payload):,} bytes, and at most {MAX_ROW_BYTES:,} are "
             "read. If one object holds all rows, write one object a row"
+        )
+
+    if payload.startswith(OTHER_FIELDS_ROW):
+        found = payload.removeprefix(OTHER_FIELDS_ROW).decode()
+        return (
+            f"line {line}: {found}. The file's first line must name the columns, without a comment "
+            "before it; a field that holds the delimiter is put in quotation marks"
         )
 
     try:

@@ -17,10 +17,10 @@ from miles.data.files import first_faults
 from miles.data.files.arrow_types import is_text, parts
 from miles.data.files.file import TABLES, File
 from miles.data.files.json_blocks import json_blocks, rows_of_block
-from miles.data.files.row_json import UNREADABLE_ROW, table_to_json
+from miles.data.files.row_json import table_to_json
 from miles.data.files.row_shapes import FIRST_ROWS
 from miles.data.files.table_rows import first_batches
-from miles.data.types import MAX_ROW_BYTES
+from miles.data.types import MAX_ROW_BYTES, UNREADABLE_ROW
 from miles.errors import SourceError
 
 Row = dict[str, Any]

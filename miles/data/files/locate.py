@@ -10,23 +10,28 @@ rows is decided here, for all commands, by names alone (`file_formats`):
     a.parquet b.jsonl README.md .git/    a.parquet   Parquet: JSON beside it describes the data
     a.jsonl B.JSONL state.json c.csv     a.jsonl B.JSONL
     train.jsonl test.jsonl               train.jsonl   unless --split says another (`split_choice`)
+    train.jsonl test.parquet             train.jsonl   the split is told before the format
+    a.jsonl b.jsonl -> a.jsonl           a.jsonl       a file is read once, whatever links there are
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from miles.common import patterns
+from miles.common.patterns import Found
 from miles.common.shown import cut
 from miles.data.file_formats import is_sidecar, known_suffixes, of_one_family, suffix_of
 from miles.data.files.left_out import LeftOut, merged
-from miles.data.files.split_choice import choose
-from miles.data.files.splits import FileSplit, splits_of
+from miles.data.files.split_choice import ALL, choose
+from miles.data.files.splits import FileSplit, Sign, splits_of
 from miles.errors import MissingFileError, SourceError
 
 _MOST_SPLITS = 8
 _SPLIT_CHARACTERS = 40
+_SAME_CHARACTERS = 80
 
 
 @dataclass(frozen=True)
@@ -67,18 +72,66 @@ def locate(path: str, split: str | None = None, *, is_evaluation: bool = False) 
     rows = names
     left_out: list[LeftOut] = []
     if not found.is_file:
-        rows, left_out = _files_of_rows(names, is_folder=found.is_folder)
+        rows, left_out = _files_of_rows(names)
         left_out.append(LeftOut.of("hidden", below(found.hidden), False))
         left_out.append(LeftOut.of("in a folder that is there twice", below(found.repeated), False))
-        left_out = [group for group in left_out if group.num_files]
     if not rows:
+        left_out = [group for group in left_out if group.num_files]
         raise _nothing(path, left_out, len(found.folders))
 
-    choice = choose(splits_of(rows, names), split, path, is_evaluation=is_evaluation)
-    taken = {chosen.path for chosen in choice.taken}
-    files = [name for name in found.files if _below(name, found.root) in taken]
-    left_out = [*_of_splits(choice.left), *left_out]
+    splits = splits_of(rows, names)
+    if found.is_folder:
+        splits = _candidates(splits, is_asked_for=split not in (None, ALL))
+    choice = choose(splits, split, path, is_evaluation=is_evaluation)
+    taken = [chosen.path for chosen in choice.taken]
+    if found.is_folder:  # a pattern says itself which formats are read
+        taken = of_one_family(taken)
+        others = set(rows) - set(taken) - {other.path for other in choice.left}
+        left_out.append(LeftOut.of("in another format than the others", others, True))
+    taken, twice = _read_once(taken, found)
+
+    wanted = set(taken)
+    files = [name for name in found.files if _below(name, found.root) in wanted]
+    left_out = [group for group in (*_of_splits(choice.left), *left_out, *twice) if group.num_files]
     return Located(tuple(patterns.urls_of(path, files)), merged(left_out))
+
+
+def _candidates(splits: Sequence[FileSplit], *, is_asked_for: bool) -> list[FileSplit]:
+    """Return those files of a folder between which the split decides.
+
+    The split is told before the format: a test set may have another one. A file whose name speaks
+    of no split, in another format than the others, describes them, and is none.
+
+    Args:
+        is_asked_for: a split is named, which may be a file's name.
+    """
+    of_the_format = set(of_one_family([split.path for split in splits]))
+    return [
+        split
+        for split in splits
+        if is_asked_for or split.path in of_the_format or split.sign != Sign.NONE
+    ]
+
+
+def _read_once(names: Sequence[str], found: Found) -> tuple[list[str], list[LeftOut]]:
+    """Divide files into those that are read, and those that lead to the same ones by a link."""
+    if not found.links:
+        return list(names), []
+    root = found.root.rstrip("/")
+    links = {_below(link, found.root) for link in found.links}
+    kept: dict[str, str] = {}
+    twice: dict[str, str] = {}
+    for name in sorted(names, key=lambda name: (name in links, name)):
+        place = os.path.realpath(f"{root}/{name}")
+        if place in kept:
+            twice[name] = kept[place]
+        else:
+            kept[place] = name
+
+    first = next(iter(twice.values()), "")
+    same = cut(first, _SAME_CHARACTERS) if set(twice.values()) == {first} else "others"
+    taken = [name for name in names if name not in twice]
+    return taken, [LeftOut.of(f"the same file as {same}, by a link", twice, True)]
 
 
 def _of_splits(left: Sequence[FileSplit]) -> list[LeftOut]:
@@ -92,23 +145,14 @@ def _of_splits(left: Sequence[FileSplit]) -> list[LeftOut]:
     return [LeftOut.of(reason, paths, True) for reason, paths in by_reason.items()]
 
 
-def _files_of_rows(names: Sequence[str], *, is_folder: bool) -> tuple[list[str], list[LeftOut]]:
-    """Divide files by their names into those with rows, and those that are left out and why.
-
-    Args:
-        is_folder: a folder was named: then only one family of formats is taken. A pattern says
-            itself which.
-    """
+def _files_of_rows(names: Sequence[str]) -> tuple[list[str], list[LeftOut]]:
+    """Divide files by their names into those with rows, and those that are left out and why."""
     sidecars = [name for name in names if is_sidecar(name)]
     candidates = sorted(set(names) - set(sidecars))
     rows = [name for name in candidates if suffix_of(name) is not None]
     unknown = sorted(set(candidates) - set(rows))
 
-    taken = of_one_family(rows) if is_folder else rows
-    beside = sorted(set(rows) - set(taken))
-
-    return taken, [
-        LeftOut.of("in another format than the others", beside, True),
+    return rows, [
         LeftOut.of("of an unknown format", unknown, True),
         LeftOut.of("known to hold no rows", sidecars, False),
     ]

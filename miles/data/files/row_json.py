@@ -21,10 +21,7 @@ import pyarrow as pa
 
 from miles.data.files.arrow_types import has_map, has_views
 from miles.data.files.arrow_values import has_padding, remove_padding
-from miles.data.types import Int64
-
-UNREADABLE_ROW = b"\xff"
-"""Stands for a row that cannot be made text, such as one with a string that is not UTF-8."""
+from miles.data.types import UNREADABLE_ROW, Int64
 
 
 def rows_to_json(batch: pa.RecordBatch, numbers: Int64) -> list[bytes]:

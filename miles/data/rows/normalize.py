@@ -57,7 +57,13 @@ from miles.data.rows.transcripts import with_announced_tools
 from miles.data.rows.turn_forms import first_key
 from miles.data.rows.turn_lists import turn_list
 from miles.data.rows.turns import Flags, Messages, read_turns
-from miles.data.types import MAX_ROW_BYTES, OVERSIZED_ROW, Conversation
+from miles.data.types import (
+    MAX_ROW_BYTES,
+    OTHER_FIELDS_ROW,
+    OVERSIZED_ROW,
+    UNREADABLE_ROW,
+    Conversation,
+)
 
 MESSAGES = RowFormat("messages")
 
@@ -163,8 +169,7 @@ def _parse(payload: bytes) -> Mapping[str, Any]:
     try:
         row = ROW_DECODER.decode(text_of_row(payload))
     except UnicodeDecodeError as error:
-        if payload.startswith(OVERSIZED_ROW):
-            _reject_oversized(int(payload.removeprefix(OVERSIZED_ROW)))
+        _reject_stand_in(payload)
         cause = f"not UTF-8 at byte {error.start}"
         reject("malformed_json", described(cause, likely_encoding(payload)))
     except json.JSONDecodeError as error:
@@ -186,6 +191,16 @@ def _require_moderate(payload: bytes) -> None:
         _reject_oversized(len(payload))
     if sum(map(payload.count, (b",", b"[", b"{"))) > _MAX_VALUES:
         reject("malformed_json", f"lists and objects of more than {_MAX_VALUES:,} values")
+
+
+def _reject_stand_in(payload: bytes) -> None:
+    """Reject what stands for a row that was not read, as what it says."""
+    if payload.startswith(OVERSIZED_ROW):
+        _reject_oversized(int(payload.removeprefix(OVERSIZED_ROW)))
+    if payload.startswith(OTHER_FIELDS_ROW):
+        reject("malformed_json", payload.removeprefix(OTHER_FIELDS_ROW).decode())
+    if payload == UNREADABLE_ROW:
+        reject("malformed_json", "a value that cannot be made text, such as bytes not UTF-8")
 
 
 def _reject_oversized(num_bytes: int) -> NoReturn:

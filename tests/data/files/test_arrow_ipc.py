@@ -19,7 +19,7 @@ from miles.data.config import RowFormat, SourceConfig
 from miles.data.files import arrow_ipc
 from miles.data.files.manifest import Manifest, build_manifest
 from miles.data.files.read import read_rows
-from miles.data.files.row_json import UNREADABLE_ROW
+from miles.data.types import UNREADABLE_ROW
 from miles.errors import SourceError
 from tests.support.row_cases import take
 

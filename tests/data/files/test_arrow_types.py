@@ -17,7 +17,8 @@ from miles.data.config import RowFormat, SourceConfig
 from miles.data.files.arrow_types import has_views
 from miles.data.files.manifest import Manifest, build_manifest
 from miles.data.files.read import read_rows
-from miles.data.files.row_json import UNREADABLE_ROW, table_to_json
+from miles.data.files.row_json import table_to_json
+from miles.data.types import UNREADABLE_ROW
 from miles.errors import SourceError
 from tests.support.row_cases import refusal, take
 

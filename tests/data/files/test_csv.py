@@ -20,7 +20,8 @@ from miles.data.files.csv_rows import block_to_json
 from miles.data.files.csv_scan import Header
 from miles.data.files.manifest import Manifest, build_manifest
 from miles.data.files.read import read_rows, stream_rows
-from miles.data.files.row_json import UNREADABLE_ROW
+from miles.data.rows.normalize import normalize
+from miles.data.types import OTHER_FIELDS_ROW, RowRejected
 from miles.errors import SourceError
 from tests.support.row_cases import refusal, take
 
@@ -91,11 +92,27 @@ def test_a_row_of_other_fields_is_rejected_alone() -> None:
     header = Header(("a", "b"), ",", 0)
     assert block_to_json(b'1,2\n3\n\n"4\n",5\r\n6,7,8\n9,', header) == [
         b'{"a":"1","b":"2"}',
-        UNREADABLE_ROW,
+        OTHER_FIELDS_ROW + b"1 field, and the header has 2 columns",
         b'{"a":"4\\n","b":"5"}',
-        UNREADABLE_ROW,
+        OTHER_FIELDS_ROW + b"3 fields, and the header has 2 columns",
         b'{"a":"9","b":""}',
     ]
+
+
+def test_other_fields_are_named(tmp_path: Path) -> None:
+    """Never as another encoding: the bytes that stand for such a row are miles' own."""
+    (tmp_path / "x.csv").write_bytes(b'prompt,completion\na,b\n"x, y",b, c\n')
+    rows = read_rows(manifest_of(tmp_path / "x.csv"), np.arange(2))
+    with pytest.raises(
+        RowRejected, match=r"^malformed_json: 3 fields, and the header has 2 columns$"
+    ) as caught:
+        normalize(rows[1], RowFormat("prompt_completion"))
+    assert caught.value.reason == "malformed_json"
+
+    (tmp_path / "x.csv").write_bytes(b"# an export\nprompt,completion\na,b\n")
+    message = refusal(tmp_path / "x.csv")
+    assert "line 2: 2 fields, and the header has 1 column. The file's first line" in message
+    assert "UTF-8" not in message
 
 
 def test_values_are_text_as_they_stand(tmp_path: Path) -> None:

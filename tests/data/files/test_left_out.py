@@ -136,10 +136,28 @@ def test_linked_folders_are_followed_once(tmp_path: Path) -> None:
     (mix / "again").symlink_to(tmp_path / "store/x")  # the same rows by another name
     (mix / "up").symlink_to("..")
     (tmp_path / "store/x/loop").symlink_to(tmp_path / "store")
-    (mix / "b.jsonl").symlink_to("own.jsonl")  # a link to a file is a file
+    (tmp_path / "c.jsonl").write_bytes(b"")
+    (mix / "b.jsonl").symlink_to("../c.jsonl")  # a link to a file is a file
     assert taken(mix, tmp_path) == ["mix/again/a.jsonl", "mix/b.jsonl", "mix/own.jsonl"]
     assert said(mix) == "3 in a folder that is there twice (again/loop/x/, up/, x/)"
     assert taken(mix / "**" / "*.jsonl", tmp_path) == taken(mix, tmp_path)
+
+
+def test_a_file_with_two_names_is_read_once(tmp_path: Path) -> None:
+    fill(tmp_path, "rows/z.jsonl hub/blobs/1")
+    (tmp_path / "rows/a.jsonl").symlink_to("z.jsonl")
+    for path in (tmp_path / "rows", tmp_path / "rows/*.jsonl"):
+        assert taken(path, tmp_path) == ["rows/z.jsonl"]
+        assert said(path) == "1 the same file as z.jsonl, by a link (a.jsonl)"
+    # Who names the link means it.
+    assert taken(tmp_path / "rows/a.jsonl", tmp_path) == ["rows/a.jsonl"]
+
+    # The hub's cache: the file itself has a name without a suffix, and a link in each snapshot.
+    for snapshot in ("x", "y"):
+        (tmp_path / "hub" / snapshot).mkdir()
+        (tmp_path / "hub" / snapshot / "rows.jsonl").symlink_to("../blobs/1")
+    assert taken(tmp_path / "hub", tmp_path) == ["hub/x/rows.jsonl"]
+    assert "1 the same file as x/rows.jsonl, by a link (y/rows.jsonl)" in said(tmp_path / "hub")
 
 
 def test_a_real_folder_goes_before_a_link_to_it(tmp_path: Path) -> None:

@@ -78,6 +78,28 @@ TRAINED = [
 ]  # fmt: skip
 
 
+OF_SEVERAL_FORMATS = [
+    ("train.jsonl test.parquet", "train.jsonl", "1 of split test (test.parquet)"),
+    ("train.csv val.jsonl test.parquet", "train.csv",
+     "1 of split test (test.parquet); 1 of split val (val.jsonl)"),
+    ("train.parquet train.jsonl test.csv about.json", "train.parquet",
+     "1 of split test (test.csv); 2 in another format than the others (about.json, train.jsonl)"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("names", "trained", "left_out"), OF_SEVERAL_FORMATS)
+def test_the_split_is_told_before_the_format(
+    tmp_path: Path, names: str, trained: str, left_out: str
+) -> None:
+    fill(tmp_path, names)
+    assert taken(tmp_path, tmp_path) == trained.split()
+    assert said(tmp_path) == left_out
+    (evaluated,) = locate(str(tmp_path), is_evaluation=True).urls
+    (tested,) = locate(str(tmp_path), "test").urls
+    assert Path(evaluated).stem == ("val" if "val" in names else "test")
+    assert Path(tested).stem == "test"
+
+
 @pytest.mark.parametrize(("names", "trained", "left_out"), TRAINED)
 def test_training_takes_the_split_named_train(
     tmp_path: Path, names: str, trained: str, left_out: str
