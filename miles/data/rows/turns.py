@@ -57,7 +57,7 @@ def read_turns(turns: Sequence[Any], what: str, format: RowFormat) -> tuple[Mess
     """
     roles = {**ROLES, **format.roles} if format.roles else ROLES
     if turns and type(turns[0]) is not dict:
-        turns = as_objects(turns, what)
+        turns = as_objects(turns, what, format.roles or {})
 
     messages: Messages = []
     flags: Flags = []

@@ -71,6 +71,51 @@ def test_other_lists_drop_the_row(turns: Any, reason: str) -> None:
     assert rejected({"messages": turns})[0] == reason
 
 
+@pytest.mark.parametrize(
+    "turns",
+    [
+        [["user", "2+2?"], ["assistant", "4"]],
+        [["HUMAN", "2+2?"], ["ai", [{"type": "text", "text": "4"}]]],
+        [["Guest", "2+2?"], ["Ai", "4"]],
+        ["user", "2+2?", "assistant", "4"],
+        ["User: 2+2?", "Assistant:4"],
+        ["guest:\n2+2?", "AI: 4"],
+        [["Human: 2+2?", "Assistant: 4"]],
+    ],
+)
+def test_names_of_roles_beside_what_is_said(turns: Any) -> None:
+    """A role's name is neither what the user says nor trained."""
+    assert texts(read(turns, guest="user")) == TWO
+    assert texts(read(json.dumps(turns), guest="user")) == TWO
+
+
+def test_roles_beside_what_is_said_come_in_any_order() -> None:
+    turns = [["system", "Add."], ["human", "2+2?"], ["ai", "4"]]
+    assert texts(read(turns)) == [("system", "Add."), *TWO]
+    said = ["System: Add.", "Human: 2+2?", "AI: 4"]
+    assert texts(read(said)) == [("system", "Add."), *TWO]
+    assert texts(read(["Model: X5", "4"])) == [("user", "Model: X5"), ("assistant", "4")]
+
+
+@pytest.mark.parametrize(
+    ("turns", "detail"),
+    [
+        ([["user", "2+2?"], ["npc", "4"]], "1 of 2"),
+        (["user", "2+2?", "npc", "4"], "1 of 2"),
+        (["user", "2+2?", "assistant"], "2 of 2"),
+        (["2+2?", "Assistant: 4"], "turn 1 begins"),
+        ([["2+2?", "<|assistant|>4"]], "turn 1 begins"),
+        (["<|im_start|>user\n2+2?", "4"], "turn 0 begins"),
+        (["You add.", "2+2?", "4"], "3 texts without roles"),
+        (["2+2?"], "1 texts without roles"),
+    ],
+)
+def test_texts_that_may_be_roles_drop_the_row(turns: Any, detail: str) -> None:
+    reason, told = rejected({"messages": turns})
+    assert reason == "bad_message"
+    assert detail in told
+
+
 def test_answers_in_a_list_are_no_turns() -> None:
     """`completion` holds other answers to the question then, as evaluation sets have them."""
     row = {"prompt": "2+2?", "completion": ["4", "four"]}
