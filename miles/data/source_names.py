@@ -19,6 +19,7 @@ from miles.data.file_formats import suffix_of
 from miles.errors import ConfigError
 
 _PATTERN = re.compile(r"[*?]")
+_SIGN = re.compile(r"[*?[]")
 _ENDS = " -_."
 _NO_PART_OF_A_NAME = re.compile(r"[^A-Za-z0-9_-]+")
 
@@ -103,13 +104,40 @@ def _two_meanings(flag: str, words: Sequence[str], found: str) -> str:
     pairs = shlex.join([names[0], first, names[1], second])
     more = " …" if len(words) > 2 else ""
 
-    folder = os.path.dirname(first) if "/" in first else "."
-    suffix = suffix_of(first) or ""
+    together = _pattern_of(words)
+    if together:
+        one_source = f"For files of one source, give a pattern in quotes: {flag} {together}"
+    else:
+        one_source = "For files of one source, put them into a folder of their own, and give that"
     return (
         f"{flag} {shlex.join(words[:2])}{more}: {found} where the name of a source belongs. For "
-        f"sources of their own, name each: {flag} {pairs}{more}. For files of one source, give "
-        f"their folder, or a pattern in quotes: {flag} '{folder}/*{suffix}'"
+        f"sources of their own, name each: {flag} {pairs}{more}. {one_source}"
     )
+
+
+def _pattern_of(words: Sequence[str]) -> str:
+    """Return a pattern, in quotes, that matches some local files and no others; "": there is none.
+
+    It is that of a folder's files with one suffix.
+    """
+    folders = {os.path.dirname(word) for word in words}
+    suffixes = {suffix_of(word) for word in words}
+    if len(folders) != 1 or len(suffixes) != 1 or None in suffixes:
+        return ""
+    (folder,) = folders
+    (suffix,) = suffixes
+    if _SIGN.search(folder):
+        return ""
+    try:
+        names = os.listdir(folder or ".")
+    except (OSError, ValueError):  # in a store, or not there
+        return ""
+    matched = {
+        name for name in names if name.endswith(f"{suffix}") and not name.startswith(("_", "."))
+    }
+    if matched != {os.path.basename(word) for word in words}:
+        return ""
+    return shlex.quote(f"{folder or '.'}/*{suffix}")
 
 
 def _exists(name: str) -> bool:

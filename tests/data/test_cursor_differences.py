@@ -41,7 +41,7 @@ def test_values_are_shown_as_one_gives_them() -> None:
 def test_no_hash_is_asked_for() -> None:
     files = refused(manifest_fingerprint="n" * 32)
     assert "Bring the old ones back, or start anew" in files
-    assert "--prompt-data: other files than the checkpoint's, or files that were written" in files
+    assert "--prompt-data or --split: other files than the checkpoint's, or files" in files
     tokens = refused(encoder_fingerprint="f" * 32)
     assert "--hf-checkpoint or --chat-template-path: another tokenizer" in tokens
     assert "old values" not in files + tokens

@@ -12,6 +12,7 @@ from miles.data.notebook.recipe import require_source
 from miles.data.source_names import is_path, name_of, named_paths, splits_for
 from miles.errors import ConfigError
 from tests.support.fault_table import NOTHING, observed
+from tests.support.row_folders import fill, taken
 
 
 @pytest.mark.parametrize(
@@ -44,7 +45,12 @@ def test_a_file_is_no_name(suffix: str) -> None:
 
 @pytest.mark.parametrize("flag", ["--prompt-data", "--eval-prompt-data"])
 @pytest.mark.parametrize("words", ["a.jsonl b.jsonl", "a.jsonl b.jsonl c.jsonl", "d/x d/y", "~ b"])
-def test_two_files_are_no_name_and_path(flag: str, words: str) -> None:
+def test_two_files_are_no_name_and_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flag: str, words: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if "jsonl" in words:
+        fill(tmp_path, words)
     with pytest.raises(ConfigError) as caught:
         named_paths(flag, words.split())
     message = str(caught.value)
@@ -56,9 +62,27 @@ def test_two_files_are_no_name_and_path(flag: str, words: str) -> None:
     # Both lines to type are taken.
     pairs = message.split(f"name each: {flag} ")[1].split(". For files")[0].removesuffix(" …")
     assert [path for _, path in named_paths(flag, shlex.split(pairs))] == [first, second]
-    (pattern,) = shlex.split(message.split(f"in quotes: {flag} ")[1])
-    assert "*" in pattern
-    assert named_paths(flag, [pattern])
+    if "jsonl" in words:
+        (pattern,) = shlex.split(message.split(f"in quotes: {flag} ")[1])
+        assert named_paths(flag, [pattern])
+        assert taken(tmp_path / pattern, tmp_path) == words.split()
+    else:
+        assert message.endswith("put them into a folder of their own, and give that")
+
+
+@pytest.mark.parametrize("words", ["x/a.jsonl y/b.jsonl", "x/a.jsonl x/c.parquet", "y/b.jsonl y/b"])
+def test_no_pattern_is_proposed_that_takes_other_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: str
+) -> None:
+    """Neither one that misses the second file, nor one that takes a third."""
+    monkeypatch.chdir(tmp_path)
+    fill(tmp_path, f"{words} x/more.jsonl")
+    for line in (words, "x/a.jsonl x/more.jsonl x/a.jsonl"):
+        fill(tmp_path, "x/third.jsonl")
+        with pytest.raises(ConfigError) as caught:
+            named_paths("--prompt-data", line.split())
+        assert "*" not in str(caught.value)
+        assert "name each: --prompt-data" in str(caught.value)
 
 
 def test_a_name_that_is_a_path_here_is_refused(
