@@ -63,12 +63,12 @@ REASONS: Mapping[str, Reason] = {
         "--special-text escape keeps such rows, with the token as ordinary text",
     ),
     "template_error": Reason(
-        "made the chat template fail",
+        "made the chat template fail, or has an answer of which it writes nothing",
         "the detail says what it raised; --chat-template-path takes another template",
     ),
     "unlocatable_turn": Reason(
         "has an answer whose tokens cannot be told exactly",
-        "miles certify says what is proven of the template; --chat-template-path takes another",
+        "see the detail; miles certify says what is proven, --chat-template-path takes another template",
     ),
     "nothing_to_train": Reason(
         "has no answer that is trained",

@@ -22,11 +22,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from miles.common.checked import checked
 from miles.common.debugging import unchained
 from miles.data.config import EncodeConfig
+from miles.data.encoding.empty_answer import (
+    require_answers,
+    require_written,
+    silent_tokens,
+)
 from miles.data.encoding.escape import Escaper, any_of
+from miles.data.encoding.given_messages import require_given_messages
 from miles.data.encoding.loss_mask import (
     decide_loss_mask,
     mark_points,
-    require_answers,
     select_turns,
 )
 from miles.data.encoding.plain_text import TextFrame, text_frame
@@ -174,10 +179,9 @@ class Encoder:
         certificate = template.certificate
 
         if self.config.empty_answer == "drop":
-            # Escaped, a terminator in an answer is ordinary text.
-            is_text = self.config.special_text == "escape"
-            ends = () if is_text else (certificate.terminator,)
-            require_answers(conversation.messages, selected, ends)
+            # Escaped, an end token in an answer is ordinary text.
+            silent = () if self.config.special_text == "escape" else self._silent_tokens
+            require_answers(conversation.messages, selected, silent)
         if not certificate.accepts_tools and _calls_tools(conversation):
             raise RowRejected(
                 "unlocatable_turn",
@@ -189,6 +193,7 @@ class Encoder:
         text, spans = template.renderer.render(
             conversation.messages, conversation.tools, template.of_row
         )
+        require_written(text, spans, conversation.messages, selected, certificate.terminator)
         self._require_short(text)
         return _Rendered(text, spans, selected, certificate)
 
@@ -276,6 +281,8 @@ class Encoder:
         text, spans = template.renderer.render(
             self._escaper.mark(messages), self._escaper.mark(tools), template.of_row
         )
+        terminator = template.certificate.terminator
+        require_written(text, spans, messages, selected, terminator)
         self._require_short(text)
         tokens = self._escaper.encode_at(text, self._points(spans, template.certificate))
         self._require_transformers_ids(tokens.ids, messages, tools, conversation.template_kwargs)
@@ -336,6 +343,12 @@ class Encoder:
     @cached_property
     def _escaper(self) -> Escaper:
         return Escaper(self.tokenizer, self._text_encoder)
+
+    @cached_property
+    def _silent_tokens(self) -> tuple[str, ...]:
+        url, certificate = self.config.tokenizer, self.certificate
+        ids = certificate.terminator_ids
+        return silent_tokens(self.tokenizer, url, ids, certificate.terminator)
 
     @cached_property
     def _special_text(self) -> re.Pattern[str]:
@@ -408,7 +421,8 @@ def encode(
     Raises:
         TemplateError: the template cannot be certified.
         RowRejected: the conversation cannot be used; it gives the reason.
-        ConfigError: a setting has no such value, or `flags` has not one entry for each message.
+        ConfigError: a setting has no such value, `flags` has not one entry for each message, or a
+            message has a flag of its own (`weight`) beside no `flags`.
     """
     if not getattr(tokenizer, "is_fast", False):
         raise ConfigError(
@@ -433,6 +447,7 @@ def encode(
             f"flags has {len(message_flags)} entries for {len(messages)} messages; "
             "give one for each"
         )
+    require_given_messages(messages, has_flags=flags is not None)
     conversation = Conversation(
         tuple(messages), None if tools is None else tuple(tools), message_flags
     )

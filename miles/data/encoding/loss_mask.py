@@ -11,19 +11,16 @@ the terminator, whatever the generation prompt supplies, and an empty think bloc
 A token that begins before the trained text and ends inside it (the header's newline, merged with a
 newline at the answer's start) never occurs in serving. It is not trained, but counted: straddling.
 
-Four steps, all pure functions:
+Three steps, all pure functions:
 
     select_turns      which assistant turns are trained
-    require_answers   a row in which one of them says nothing is rejected (`empty_answer="drop"`)
     mark_points       the characters at which each turn's trained text, and its terminator, begin
     decide_loss_mask  the mask, from the tokens that lie at those characters
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -52,53 +49,6 @@ def select_turns(conversation: Conversation, turns: str) -> list[bool]:
     if turns == "last":
         selected[:-1] = [False] * (len(selected) - 1)
     return selected
-
-
-def require_answers(
-    messages: Sequence[Mapping[str, Any]], selected: Sequence[bool], ends: tuple[str, ...]
-) -> None:
-    """Require that every answer that is trained says something: text, reasoning or a tool call.
-
-    Blanks say nothing, nor does an empty think block.
-
-    Args:
-        selected: as `select_turns` returns it.
-        ends: texts that end a turn, and say nothing: the terminator, where content may spell it.
-
-    Raises:
-        RowRejected: "empty_answer"
-    """
-    turn = -1
-    for message in messages:
-        if message.get("role") != "assistant":
-            continue
-        turn += 1
-        content = message.get("content")
-        if type(content) is str and content[:1].isalnum():  # most answers
-            continue
-        if not selected[turn] or message.get("tool_calls"):
-            continue
-        texts = (message.get(key) for key in _ANSWER_KEYS)
-        if all(text is None or _is_blank(text, ends) for text in texts):
-            raise RowRejected("empty_answer", f"assistant turn {turn} says nothing")
-
-
-_ANSWER_KEYS = ("content", "reasoning_content", "thinking", "reasoning")
-_EMPTY_THINK = re.compile(r"(<think>)?\s*</think>")
-
-
-def _is_blank(text: Any, ends: tuple[str, ...]) -> bool:
-    """Return whether a text, or a list of parts with a text each, says nothing."""
-    if isinstance(text, list):
-        return all(isinstance(part, Mapping) and _is_blank(part.get("text"), ends) for part in text)
-    if not isinstance(text, str):
-        return False
-    stripped = text.strip()
-    if not stripped.startswith(("<think>", "</think>", *ends)):  # most answers
-        return not stripped
-    for end in ends:
-        stripped = stripped.replace(end, "")
-    return not _EMPTY_THINK.sub("", stripped).strip()
 
 
 def mark_points(spans: Sequence[Span], terminator: str, empty_think: str) -> list[int]:

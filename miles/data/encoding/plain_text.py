@@ -106,13 +106,20 @@ def text_frame(
     if eos is not None and eos not in after:
         after = [*after, eos]
 
+    ends = end_tokens(tokenizer, url, encoder.encode(terminator).tolist())
+    return TextFrame(tuple(full[:begin]), tuple(after), tokenizer.bos_token_id, tuple(ends.items()))
+
+
+def end_tokens(
+    tokenizer: PreTrainedTokenizerBase, url: str, terminator_ids: Sequence[int]
+) -> dict[int, str]:
+    """Return the id and the text of each token that ends a text."""
     ends: dict[int, str] = {}
-    terminator_ids = encoder.encode(terminator).tolist()
-    for token in end_ids(eos, terminator_ids, _generation_ends(url)):
+    for token in end_ids(tokenizer.eos_token_id, terminator_ids, _generation_ends(url)):
         content = tokenizer.convert_ids_to_tokens(token)
         if isinstance(content, str) and token in tokenizer.added_tokens_decoder:
             ends[token] = content
-    return TextFrame(tuple(full[:begin]), tuple(after), tokenizer.bos_token_id, tuple(ends.items()))
+    return ends
 
 
 def end_ids(

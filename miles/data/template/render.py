@@ -33,7 +33,7 @@ import jinja2
 from miles.data.template.anchors import Anchors
 from miles.data.template.rehearsal import require_ends
 from miles.data.template.symbols import Unbounded, Untraceable
-from miles.data.template.trace import Message, MessageKey, Program, Tool, Tracer
+from miles.data.template.trace import MarkerKey, Message, MessageKey, Program, Tool, Tracer
 from miles.data.types import RowRejected
 
 if TYPE_CHECKING:
@@ -137,6 +137,8 @@ class Renderer:
             pieces = program.run(strings)
         except Unbounded as error:  # transformers sets no bounds, so it must not run this
             raise _endless(error) from error
+        except MarkerKey as error:
+            raise RowRejected("unlocatable_turn", str(error)) from error
         except Untraceable as error:
             # Raises "template_error" if the template itself fails on this row.
             render_text(self._tokenizer, messages, tools, self._kwargs | of_row.variables)
@@ -187,6 +189,7 @@ class Renderer:
                 )
             turns = _pair_anchors(program, self._anchors.turn_header, self._anchors.terminator)
             _require_own_turns(program, turns, messages)
+            _require_parts_written(program, messages)
         except RowRejected as rejected:
             return RowRejected(rejected.reason, rejected.detail)  # kept: without a traceback
         return turns
@@ -255,6 +258,27 @@ def _require_own_turns(
         if not all(owners <= {message} for owners in owners_of_parts):
             raise RowRejected(
                 "unlocatable_turn", f"assistant turn {number} would hold text of another message"
+            )
+
+
+def _require_parts_written(program: Program, messages: Sequence[Message]) -> None:
+    """Require that something is written of each message whose content is a list of parts.
+
+    Templates that know text only leave such content out without a word.
+
+    Raises:
+        RowRejected: "template_error"
+    """
+    written = frozenset[int]().union(*program.owners)
+    for number, message in enumerate(messages):
+        content = message.get("content")
+        if number in written or not isinstance(content, (list, tuple)):
+            continue
+        if any(isinstance(part, Mapping) and "text" in part for part in content):
+            raise RowRejected(
+                "template_error",
+                f"the chat template writes nothing of message {number}, whose content is a list of "
+                "parts; join their texts",
             )
 
 

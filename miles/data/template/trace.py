@@ -68,6 +68,10 @@ _MAX_KEPT = 1 << 18
 """Guards, parts and strings of all the programs that are kept."""
 
 
+class MarkerKey(Untraceable):
+    """A key of a row could be taken for a marker of the template's."""
+
+
 class MessageKey(NamedTuple):
     """A key of one message of a conversation."""
 
@@ -339,7 +343,10 @@ class _SymbolicRow:
     def _require_plain(self, keys: Iterable[Any]) -> None:
         for key in keys:
             if type(key) is not str or not self._reserved.isdisjoint(key):
-                raise Untraceable("a key that could be a marker of its own")
+                raise MarkerKey(
+                    "a key of the row holds characters of the chat template's markers, such as a "
+                    "line break; rename it"
+                )
 
 
 def _unread_keys(
