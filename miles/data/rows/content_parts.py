@@ -10,7 +10,8 @@
     {"type": "text", "text": …}           the user's message
 
 Templates write reasoning, then text, then calls. Parts of a turn in another order would be moved,
-so such a row is dropped, and so is one with an image, sound or film.
+so such a row is dropped, and so is one with an image, sound or film. Gemini's part with `"thought":
+true` is thinking, too. A flag that leaves out a part of a turn drops the row.
 """
 
 from __future__ import annotations
@@ -20,10 +21,14 @@ from typing import Any
 
 from miles.data.rows.media import is_media_part
 from miles.data.rows.reject import reject, type_of
-from miles.data.rows.tool_calls import new_call, tool_arguments
+from miles.data.rows.tool_calls import new_call, with_arguments
+from miles.data.rows.train_flags import TRAIN_FLAGS, train_flag
 
 _TEXT_TYPES = ("text", "input_text", "output_text", None)
 _ORDER = ("thinking", "text", "tool_use")
+_PLAIN_KEYS = frozenset(("type", "text"))
+_SAYS_MORE = ("thinking", "reasoning_content", "reasoning", "functionCall", "tool_calls")
+"""Keys that would be lost in a part that is text."""
 
 
 def text_of(parts: Any, where: str) -> str:
@@ -51,8 +56,11 @@ def assistant_keys(parts: Sequence[Any], where: str) -> dict[str, Any]:
             reject("bad_message", f"{where}: part {number} of the content is not in its order")
         last = _ORDER.index(kind)
 
+        if kind != "text":
+            _require_whole(part, f"{where}: part {number}")
         if kind == "thinking":
-            thoughts.append(_string(part.get("thinking"), number, where))
+            key = "text" if part.get("thinking") is None else "thinking"
+            thoughts.append(_string(part.get(key), number, where))
         elif kind == "tool_use":
             calls.append(_call(part, f"{where}: part {number}"))
         else:
@@ -83,7 +91,9 @@ def user_messages(parts: Sequence[Any], where: str) -> list[dict[str, Any]]:
 
 def _kind(part: Any) -> str:
     """Return which of Anthropic's kinds a part is; text where it is none."""
-    kind = part.get("type") if type(part) is dict else None
+    if type(part) is not dict:
+        return "text"
+    kind = "thinking" if part.get("thought") is True else part.get("type")
     return kind if kind in ("thinking", "tool_use", "tool_result") else "text"
 
 
@@ -92,7 +102,24 @@ def _text(part: Any, number: int, where: str) -> str:
     if is_media_part(part):
         reject("has_image", f"{where}: part {number} of the content is an image, sound or film")
     is_text_part = type(part) is dict and part.get("type") in _TEXT_TYPES
+    if is_text_part and not part.keys() <= _PLAIN_KEYS:
+        _require_only_text(part, f"{where}: part {number} of the content")
     return _string(part.get("text") if is_text_part else part, number, where)
+
+
+def _require_only_text(part: Mapping[str, Any], where: str) -> None:
+    """Reject a row with a part of text that says something else, or is not trained."""
+    if part.get("thought") is True:
+        reject("bad_message", f"{where} is a thought, and the turn is not the assistant's")
+    for key in _SAYS_MORE:
+        if part.get(key):
+            reject("bad_message", f"{where} has {key} beside its text; write a part for each")
+    _require_whole(part, where)
+
+
+def _require_whole(part: Mapping[str, Any], where: str) -> None:
+    if not part.keys().isdisjoint(TRAIN_FLAGS) and train_flag(part, where) is False:
+        reject("partial_turn", f"{where} is flagged as not trained; only whole turns can be")
 
 
 def _string(text: Any, number: int, where: str) -> str:
@@ -106,7 +133,7 @@ def _call(part: Mapping[str, Any], where: str) -> dict[str, Any]:
     name = part.get("name")
     if type(name) is not str:
         reject("bad_message", f"{where} is a call without a name")
-    arguments = tool_arguments(part.get("input"), where)
+    arguments = with_arguments({**part}, where)["arguments"]
     return new_call({"name": name, "arguments": arguments}, part.get("id"))
 
 

@@ -99,3 +99,12 @@ def is_deep(value: Any, max_depth: int) -> bool:
                 next_layer += part
         layer = next_layer
     return any(isinstance(part, (dict, list)) for part in layer)
+
+
+def has_no_finite_form(value: Any) -> bool:
+    """Return whether a number in a value, of 100 layers at most, is infinite or none."""
+    try:
+        json.dumps(value, allow_nan=False)
+    except ValueError:
+        return True
+    return False

@@ -49,7 +49,7 @@ from miles.data.rows.exchanges import (
 )
 from miles.data.rows.json_text import ROW_DECODER, is_encodable, require_encodable
 from miles.data.rows.media import require_no_media
-from miles.data.rows.number_texts import text_of_row, with_number_texts
+from miles.data.rows.number_texts import require_finite, text_of_row, with_number_texts
 from miles.data.rows.reject import reject, type_of
 from miles.data.rows.template_variables import template_kwargs_of
 from miles.data.rows.tools import TOOLS_WITHIN, Tools, shows_tools, tools_of
@@ -112,6 +112,8 @@ def normalize(payload: bytes, format: RowFormat = MESSAGES) -> Conversation:
 
     if b"\\ud" in payload or b"\\uD" in payload:  # an escape that may be half of a character
         require_encodable(messages, tools)
+    if b"NaN" in payload or b"Infinity" in payload:  # read as null
+        require_finite(payload)
     return Conversation(tuple(messages), tools, tuple(flags), None, template_kwargs)
 
 
@@ -130,7 +132,7 @@ def _take_beside(
         _add_system(prompt, column, messages, flags)
 
     require_no_media(row, messages)
-    if tools is not None and shows_tools(messages):
+    if tools is not None and shows_tools(messages, tools):
         tools = None
     return tools, template_kwargs_of(row, format)
 

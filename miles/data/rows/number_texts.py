@@ -4,6 +4,7 @@
     {"question": "1+0.5", "answer": 1.50}  ->  answer "1.50"
     {"question": "1>0?", "answer": true}   ->  answer "true"
 
+NaN and Infinity, which JSON does not have, are null, but for calls and weights: these drop the row.
 The value of a number has lost how it was written, so that the row is decoded once more.
 """
 
@@ -23,7 +24,13 @@ from miles.data.files.row_columns import (
     USUAL_PAIRS,
     with_usual_names,
 )
+from miles.data.rows.json_text import has_no_finite_form
+from miles.data.rows.reject import reject
+from miles.data.rows.train_flags import TRAIN_FLAGS
 
+_CALLS = ("tool_calls", "function_call", "arguments", "content")
+"""Keys of a turn, or of a call in a column of its own, that may hold a call's arguments."""
+_INFINITIES = (float("inf"), float("-inf"))
 _BOM = b"\xef\xbb\xbf"
 _NUMBERS = frozenset((int, float, bool))
 _FIELDS = ("instruction", "input", "output", "prompt", "completion", "chosen", "text")
@@ -74,6 +81,25 @@ def with_number_texts(
     written = with_usual_names(_AS_WRITTEN.decode(text_of_row(payload)), format.columns)
     texts = {name: _text(written[name]) for name in numbers}
     return {**row, **texts}
+
+
+def require_finite(payload: bytes) -> None:
+    """Reject a row with NaN or Infinity in a call's arguments, or with an infinite weight.
+
+    Args:
+        payload: the row's JSON, which has been decoded.
+    """
+    for column, turns in json.loads(text_of_row(payload)).items():
+        for number, turn in enumerate(turns if type(turns) is list else ()):
+            if type(turn) is not dict:
+                continue
+            where = f"column {column}, entry {number}"
+            for key in TRAIN_FLAGS:
+                if type(turn.get(key)) is float and turn[key] in _INFINITIES:
+                    reject("fractional_weight", f"{where}: {key} is infinite")
+            for key in _CALLS:
+                if type(turn.get(key)) in (dict, list) and has_no_finite_form(turn[key]):
+                    reject("bad_tool_call", f"{where}: {key} has a number that JSON does not have")
 
 
 def _text(value: Any) -> str:

@@ -5,21 +5,38 @@
     {"type": "tool_use", "name": "f", "input": {…}}  ->  the same
 
 Arguments that are "", blank or null are `{}`. The text of an object may have been encoded twice.
-A row whose arguments are anything else is dropped as `bad_tool_call`: they would be trained.
+A row whose arguments are anything else is dropped as `bad_tool_call`: they would be trained. So is
+one whose arguments may stand under a key that is not read, or that has other ones in two places.
 """
 
 from __future__ import annotations
 
 import json
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NoReturn
 
-from miles.data.rows.json_text import read_json
+from miles.common.shown import cut
+from miles.data.rows.json_text import has_no_finite_form, read_json
 from miles.data.rows.reject import reject, type_of
+from miles.data.rows.train_flags import TRAIN_FLAGS, train_flag
 
 _ARGUMENT_KEYS = ("arguments", "parameters", "args", "input")
-"""Where a call has its arguments, by the custom of its tool; the first that is not null is taken."""
+"""Where a call has its arguments, by the custom of its tool."""
+_NOT_READ = frozenset(
+    (
+        *("kwargs", "args_json", "arguments_json", "argument", "params", "parameter"),
+        *("action_input", "tool_input", "function_args", "function_arguments"),
+    )
+)
+"""Where some calls have arguments, too; with them, a call is not understood."""
+_HARMLESS = frozenset(
+    ("id", "type", "index", "name", "function", "call_id", "tool_call_id", "status", "caller")
+)
+"""Keys of a call that cannot be arguments of it."""
 _CALL_KEYS = ("id", "type", "function", "name", "arguments")
 _BAD = "bad_tool_call"
+_MAX_KEY = 40
+_PLAIN = frozenset((str, int, bool, type(None)))
 
 
 def function_calls(value: Any, where: str) -> list[dict[str, Any]]:
@@ -44,7 +61,7 @@ def function_calls(value: Any, where: str) -> list[dict[str, Any]]:
         function = _function_of(call)
         if function is None:
             reject("bad_message", f"{where}: function call {number} is not an object with a name")
-        function = _with_arguments(function, f"{where}: function call {number}")
+        function = _read(call, function, f"{where}: function call {number}")
         id = call.get("id")
         for key in ("id", "type"):  # of a call without `function` around name and arguments
             function.pop(key, None)
@@ -72,9 +89,9 @@ def openai_calls(calls: Any, where: str) -> list[dict[str, Any]]:
         function = _function_of(call)
         if function is None:
             reject("bad_message", f"{where}: tool call {number} has no function with a name")
-        function = _with_arguments(function, f"{where}: tool call {number}")
+        function = _read(call, function, f"{where}: tool call {number}")
         is_flat = call.get("function") is None
-        tool_calls.append(function if is_flat else _in_order(call | {"function": function}))
+        tool_calls.append(function if is_flat else _whole_call(call, function))
     return tool_calls
 
 
@@ -94,6 +111,8 @@ def tool_arguments(value: Any, where: str) -> dict[str, Any]:
         where: the call's place in the row, for the detail of a reject.
     """
     if type(value) is dict:
+        if not _PLAIN.issuperset(map(type, value.values())) and has_no_finite_form(value):
+            reject(_BAD, f"{where}: its arguments have a number that JSON does not have")
         return value
     if value is None:
         return {}
@@ -143,18 +162,80 @@ def _function_of(call: Any) -> dict[str, Any] | None:
     return function
 
 
-def _with_arguments(function: dict[str, Any], where: str) -> dict[str, Any]:
+def _whole_call(call: dict[str, Any], function: dict[str, Any]) -> dict[str, Any]:
+    """Return a call around its function, without flags of training."""
+    further = {key: value for key, value in call.items() if key not in TRAIN_FLAGS}
+    return _in_order(further | {"function": function})
+
+
+def _read(call: Mapping[str, Any], function: dict[str, Any], where: str) -> dict[str, Any]:
+    """Return a new object of a call's function, when the call is understood.
+
+    Args:
+        call: around the function, or the function itself.
+    """
+    if call is not function:
+        beside = [key for key in call if key not in _HARMLESS and _is_filled(call[key])]
+        if beside:
+            _require_understood(call, function, beside, where)
+    return with_arguments(function, where)
+
+
+def _require_understood(
+    call: Mapping[str, Any], function: Mapping[str, Any], beside: list[str], where: str
+) -> None:
+    """Reject a call that may have arguments beside its function, or that is not trained.
+
+    Args:
+        beside: keys of the call that are not known, and not empty.
+    """
+    if any(function.get(key) is not None for key in _ARGUMENT_KEYS):
+        not_read = _NOT_READ.union(_ARGUMENT_KEYS)
+    else:
+        not_read = frozenset(beside) - frozenset(TRAIN_FLAGS)
+    for key in beside:
+        if key in not_read:
+            _reject_key(key, "stands beside function, not in it", where)
+    _require_trained(call, where)
+
+
+def with_arguments(function: dict[str, Any], where: str) -> dict[str, Any]:
     """Return a new object of a call's function, with arguments, whichever key they stood under."""
     if len(function) == 2 and "arguments" in function:  # most
         arguments = tool_arguments(function["arguments"], where)
         return {"name": function["name"], "arguments": arguments}
 
-    for key in _ARGUMENT_KEYS:
-        if function.get(key) is not None:
-            arguments = tool_arguments(function[key], where)
-            further = {name: value for name, value in function.items() if name != key}
-            return _in_order(further | {"arguments": arguments})
-    return _in_order(function | {"arguments": {}})
+    used = [key for key in _ARGUMENT_KEYS if function.get(key) is not None]
+    arguments = tool_arguments(function[used[0]], where) if used else {}
+    for key in used[1:]:
+        if tool_arguments(function[key], where) != arguments:
+            _reject_key(key, f"differs from {used[0]}", where)
+    for key, value in function.items():
+        is_lost = key in _NOT_READ if used else key not in _HARMLESS
+        if is_lost and _is_filled(value):
+            _reject_key(key, "may hold arguments, and is not read", where)
+
+    _require_trained(function, where)
+    unused = (*_ARGUMENT_KEYS, *TRAIN_FLAGS)
+    further = {key: value for key, value in function.items() if key not in unused}
+    return _in_order(further | {"arguments": arguments})
+
+
+def _reject_key(key: str, fault: str, where: str) -> NoReturn:
+    quoted = json.dumps(cut(key, _MAX_KEY))
+    reject(_BAD, f"{where}: its key {quoted} {fault}; expected all arguments under arguments")
+
+
+def _require_trained(call: Mapping[str, Any], where: str) -> None:
+    if train_flag(call, where) is False:
+        reject("partial_turn", f"{where} is flagged as not trained; only whole turns can be")
+
+
+def _is_filled(value: Any) -> bool:
+    """Return whether a value says something: it is not null, blank or empty."""
+    if type(value) is str:
+        return bool(value.strip())
+    return value is not None and value not in ([], {})
 
 
 def _in_order(call: dict[str, Any]) -> dict[str, Any]:

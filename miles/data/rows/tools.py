@@ -43,18 +43,26 @@ def tools_of(row: Mapping[str, Any], format: RowFormat) -> Tools | None:
     return None
 
 
-def shows_tools(messages: Sequence[Mapping[str, Any]]) -> bool:
+def shows_tools(messages: Sequence[Mapping[str, Any]], tools: Tools) -> bool:
     """Return whether a system turn lists the tools in its own text, between <tools> and </tools>.
 
-    The template would write them a second time.
+    The template would write them a second time. A list begins with a bracket, or names a tool.
     """
     for message in messages:
         if message["role"] == "system":
             for after in message["content"].split("<tools>")[1:]:
                 shown, closed, _ = after.partition("</tools>")
-                if closed and shown.strip():
+                if closed and _is_list_of_tools(shown.strip(), tools):
                     return True
     return False
+
+
+def _is_list_of_tools(text: str, tools: Tools) -> bool:
+    if text.startswith(("[", "{")):
+        return True
+    functions = [tool.get("function", tool) for tool in tools]
+    names = [function.get("name") for function in functions if type(function) is dict]
+    return any(type(name) is str and bool(name) and name in text for name in names)
 
 
 def _tools(value: Any, column: str) -> list[dict[str, Any]]:

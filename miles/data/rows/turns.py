@@ -187,6 +187,8 @@ def _assistant_message(content: Any, keys: Mapping[str, Any], where: str) -> dic
     Args:
         keys: of the message, beside role and content.
     """
+    if not keys.keys().isdisjoint(_THOUGHTS):
+        keys = _with_one_reasoning(keys, where)
     if content is None and "tool_calls" in keys:
         content = ""
     if content_parts.has_special_parts(content):
@@ -196,6 +198,21 @@ def _assistant_message(content: Any, keys: Mapping[str, Any], where: str) -> dic
         return {"role": "assistant", **special, **keys}
     text = content if type(content) is str else content_parts.text_of(content, where)
     return {"role": "assistant", "content": text, **keys}
+
+
+def _with_one_reasoning(keys: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Return the keys of a message whose reasoning is one text, without values that say nothing.
+
+    The template gets it under each of the names, so that of two texts one would be lost.
+    """
+    empty = [key for key in _THOUGHTS if key in keys and keys[key] in (False, [], {})]
+    thoughts = {key: keys[key] for key in _THOUGHTS if key in keys and key not in empty}
+    for key, thought in thoughts.items():
+        if type(thought) is not str:
+            reject("bad_message", f"{where}: {key} is {type_of(thought)}, not text")
+    if len({thought.strip() for thought in thoughts.values()} - {""}) > 1:
+        reject("bad_message", f"{where}: {' and '.join(thoughts)} hold different texts")
+    return {key: value for key, value in keys.items() if key not in empty}
 
 
 def _messages_of(

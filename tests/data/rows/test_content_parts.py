@@ -110,3 +110,65 @@ def test_parts_and_keys_that_say_the_same_drop_the_row() -> None:
 def test_tags_around_a_result_are_taken_off(content: str, results: list[str]) -> None:
     assert read("tool", content) == [{"role": "tool", "content": text} for text in results]
     assert read("user", content) == [{"role": "user", "content": content}]
+
+
+def answered(parts: Any, **keys: Any) -> dict[str, Any]:
+    asked = {"role": "user", "content": "2+2?"}
+    return {"messages": [asked, {"role": "assistant", "content": parts, **keys}]}
+
+
+def test_a_thought_of_gemini_is_reasoning() -> None:
+    parts = [{"text": "Two twos.", "thought": True}, {"text": "4", "thought": False}]
+    message = normalized(answered(parts)).messages[1]
+    assert message == {"role": "assistant", "content": "4", "reasoning_content": "Two twos."}
+    assert rejected(answered(parts[::-1]))[0] == "bad_message"
+    asked = {"messages": [{"role": "user", "content": parts}, answered("4")["messages"][1]]}
+    assert rejected(asked)[0] == "bad_message"
+
+
+@pytest.mark.parametrize(
+    ("part", "reason"),
+    [
+        ({"type": "text", "text": "4", "weight": 0}, "partial_turn"),
+        ({"type": "text", "text": "4", "train": False}, "partial_turn"),
+        ({"type": "thinking", "thinking": "4", "train": False}, "partial_turn"),
+        ({"type": "text", "text": "4", "weight": 0.5}, "fractional_weight"),
+        ({"type": "text", "text": "4", "thinking": "Two twos."}, "bad_message"),
+        ({"type": "text", "text": "4", "reasoning_content": "Two twos."}, "bad_message"),
+        ({"type": "tool_use", "name": "f", "city": "Paris"}, "bad_tool_call"),
+    ],
+)
+def test_keys_of_a_part_that_are_not_lost(part: Any, reason: str) -> None:
+    assert rejected(answered([part]))[0] == reason
+
+
+def test_keys_of_a_part_that_change_nothing() -> None:
+    part = {"type": "text", "text": "4", "weight": 1, "thinking": "", "citations": None}
+    assert normalized(answered([part])).messages[1] == {"role": "assistant", "content": "4"}
+    call = {"type": "tool_use", "id": "1", "name": "f", "arguments": {"x": 1}}
+    [read] = normalized(answered([call])).messages[1]["tool_calls"]
+    assert read["function"] == {"name": "f", "arguments": {"x": 1}}
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"reasoning_content": ["a", "b"]},
+        {"reasoning": {"text": "a"}},
+        {"thinking": 3},
+        {"reasoning_content": "a", "thinking": "b"},
+    ],
+)
+def test_reasoning_that_is_not_one_text(keys: dict[str, Any]) -> None:
+    assert rejected(answered("4", **keys))[0] == "bad_message"
+
+
+def test_reasoning_that_is_one_text() -> None:
+    keys = {"reasoning_content": "a", "reasoning": "a", "thinking": []}
+    message = normalized(answered("4", **keys)).messages[1]
+    assert message == {
+        "role": "assistant",
+        "content": "4",
+        "reasoning_content": "a",
+        "reasoning": "a",
+    }

@@ -128,9 +128,7 @@ def test_further_keys_as_json_text() -> None:
         return normalized({"messages": [{"role": "assistant", "content": "4", **keys}]}).messages[0]
 
     plain = {"role": "assistant", "content": "4"}
-    assert message(extra='{"thinking": {"a": null}, "role": "user"}') == plain | {
-        "thinking": {"a": None}
-    }
+    assert message(extra='{"note": {"a": null}, "role": "user"}') == plain | {"note": {"a": None}}
     assert message(extra='{"tool_calls": [{"name": "f"}]}')["tool_calls"] == [
         {"name": "f", "arguments": {}}
     ]

@@ -133,8 +133,8 @@ def test_arguments_under_other_names(key: str) -> None:
         "tool_calls"
     ]
     assert read == {"id": "1", "name": "f", "arguments": {"a": 1}}
-    own = {"name": "f", "arguments": {}, key: {"a": 1}}
-    assert with_call(own).messages[1]["tool_calls"] == [own]
+    twice = {"name": "f", "arguments": {"a": 1}, key: {"a": 1}}
+    assert with_call(twice).messages[1]["tool_calls"] == [{"name": "f", "arguments": {"a": 1}}]
 
 
 def with_call(*calls: Any) -> Conversation:
@@ -170,3 +170,63 @@ def test_legacy_function_call() -> None:
     for bad, reason in (({"x": 1}, "bad_message"), ({**called, "arguments": [1]}, "bad_tool_call")):
         answer = {"role": "assistant", "content": "", "function_call": bad}
         assert rejected({"messages": [ASK, answer]})[0] == reason
+
+
+def assistant(**keys: Any) -> dict[str, Any]:
+    asked = {"role": "user", "content": "Slot?"}
+    return {"messages": [asked, {"role": "assistant", "content": "", **keys}]}
+
+
+@pytest.mark.parametrize(
+    ("call", "reason", "key"),
+    [
+        ({"name": "f", "kwargs": {"x": 1}}, "bad_tool_call", "kwargs"),
+        ({"name": "f", "arguments": {}, "args_json": '{"x": 1}'}, "bad_tool_call", "args_json"),
+        ({"name": "f", "city": "Paris"}, "bad_tool_call", "city"),
+        ({"function": {"name": "f"}, "arguments": {"x": 1}}, "bad_tool_call", "arguments"),
+        ({"function": {"name": "f", "arguments": {}}, "input": {"x": 1}}, "bad_tool_call", "input"),
+        ({"name": "f", "arguments": {}, "parameters": {"x": 1}}, "bad_tool_call", "parameters"),
+        ({"name": "f", "arguments": {"x": [1e999]}}, "bad_tool_call", "number"),
+        ({"name": "f", "arguments": {"x": float("nan")}}, "bad_tool_call", "number"),
+        ({"name": "f", "arguments": '{"x": 1e999}'}, "bad_tool_call", "number"),
+        ({"function": {"name": "f", "arguments": {}}, "weight": 0}, "partial_turn", "not trained"),
+        ({"name": "f", "arguments": {}, "train": False}, "partial_turn", "not trained"),
+    ],
+)
+def test_calls_that_are_not_understood_whole(call: Any, reason: str, key: str) -> None:
+    """No argument is lost, and none of a number that JSON does not have is trained."""
+    for row in (assistant(tool_calls=[call]), assistant(function_call=call)):
+        if call.get("function") and "function_call" in row["messages"][1]:
+            call = {"type": "function", **call}
+        found, detail = rejected(row)
+        assert found == reason
+        assert key in detail
+        assert "Paris" not in detail
+
+
+def test_keys_of_a_call_that_cannot_be_arguments() -> None:
+    flat = {
+        "id": "1",
+        "type": "function",
+        "index": 0,
+        "name": "f",
+        "kwargs": {},
+        "parameters": None,
+    }
+    call = normalized(assistant(tool_calls=[flat])).messages[1]["tool_calls"][0]
+    assert call["arguments"] == {}
+    same = {"name": "f", "arguments": '{"x": 1}', "input": {"x": 1}, "train": 1}
+    call = normalized(assistant(tool_calls=[same])).messages[1]["tool_calls"][0]
+    assert call == {"name": "f", "arguments": {"x": 1}}
+    beside = {"function": {"name": "f", "arguments": {"x": 1.5}}, "weight": 1, "city": "Paris"}
+    call = normalized(assistant(tool_calls=[beside])).messages[1]["tool_calls"][0]
+    assert call == {"function": {"name": "f", "arguments": {"x": 1.5}}, "city": "Paris"}
+
+
+@pytest.mark.parametrize("number", [b"1e999", b"[1e999]", b"NaN", b"-Infinity"])
+def test_numbers_that_json_does_not_have(number: bytes) -> None:
+    call = json.dumps(assistant(tool_calls=[{"name": "f", "arguments": {"x": 7}}])).encode()
+    assert rejected(call.replace(b"7", number))[0] == "bad_tool_call"
+    weighed = json.dumps(assistant(weight=7) | {"note": "NaN"}).encode()
+    for infinity in (b"1e999", b"Infinity"):
+        assert rejected(weighed.replace(b"7", infinity))[0] == "fractional_weight"

@@ -76,6 +76,8 @@ def test_tools_that_the_system_turn_shows_are_not_given_again() -> None:
     for text, tools in (
         ("Call: <tools></tools> <tools> [..] </tools>", None),
         ("Call within <tools></tools>.", (TOOL,)),
+        ("They stand in <tools>a list</tools>.", (TOOL,)),
+        ("They are <tools>\nf(x)</tools>.", None),
         ("Call <tools> that", (TOOL,)),
     ):
         turns = [{"from": "system", "value": text}, ASK, ANSWER]
