@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fnmatch
 import glob
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from fsspec.utils import glob_translate
 from miles.common import retry, storage
 from miles.common.folder_walk import walk
 from miles.common.local_paths import is_utf8
+from miles.common.shown import shown
 from miles.errors import MissingFileError, SourceError
 
 
@@ -66,6 +68,9 @@ def find(url: str, *, with_links: bool = True) -> Found:
             return Found(path.rsplit("/", 1)[0], True, False, (path,))
         if storage.MAGIC.search(path):
             return _glob(fs, path, with_links)
+    if storage.is_local(url) and os.path.islink(path):
+        target = shown(os.readlink(path))
+        raise MissingFileError(f"{url}: no such file: it is a link to {target}, which is not there")
     raise MissingFileError(f"{url}: no such file")
 
 

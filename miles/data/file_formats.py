@@ -55,6 +55,19 @@ _SIDECARS = re.compile(
 """Names of files that hold no rows, whichever lie beside them."""
 
 
+_OTHER_NAMES = {
+    ".jsonlines": ".jsonl",
+    ".ldjson": ".jsonl",
+    ".jl": ".jsonl",
+    ".gzip": ".gz",
+    ".zstd": ".zst",
+    ".bzip2": ".bz2",
+    ".tab": ".tsv",
+    ".pq": ".parquet",
+}
+"""A suffix that others write -> that of `FORMATS`."""
+
+
 def suffix_of(path: str) -> str | None:
     """Return the suffix of a file's name in `FORMATS`; None: it has another one."""
     name = path.rsplit("/", 1)[-1].lower()
@@ -67,6 +80,19 @@ def known_suffixes() -> str:
     packed = [suffix for suffix, (_, compression) in FORMATS.items() if compression is not None]
     further = dict.fromkeys(f".{suffix.rsplit('.', 1)[1]}" for suffix in packed)
     return f"{', '.join(plain)} (text also packed: {', '.join(further)})"
+
+
+def remedy_for(path: str) -> str:
+    """Return what to do about a file whose suffix is not in `FORMATS`: a sentence."""
+    stem, dot, end = path.rsplit("/", 1)[-1].rpartition(".")
+    suffix = f"{dot}{end}".lower() if stem else ""
+    if suffix in (".zip", ".tar", ".tgz", ".7z", ".rar") or ".tar." in path.lower():
+        return "Unpack it, and name what was in it"
+    if suffix in _OTHER_NAMES:
+        return f"Name it {stem}{_OTHER_NAMES[suffix]}"
+    if suffix in (".xls", ".xlsx", ".ods"):
+        return "Save its table as CSV"
+    return f"If it holds a JSON object a line, name it {stem or end}.jsonl"
 
 
 def is_sidecar(path: str) -> bool:
@@ -92,6 +118,6 @@ def format_of(path: str) -> tuple[str, str | None]:
     if suffix is None:
         raise SourceError(
             f"{path}: its name does not say what is in it; expected one ending in "
-            f"{known_suffixes()}"
+            f"{known_suffixes()}. {remedy_for(path)}"
         )
     return FORMATS[suffix]

@@ -9,6 +9,7 @@ b"\\xff\\xfe{\\0…"                   UTF-16 text: iconv …
 
 from __future__ import annotations
 
+import codecs
 import posixpath
 import re
 from dataclasses import dataclass
@@ -70,6 +71,10 @@ _BOMS = (
 )
 _HTML = re.compile(rb"<(!doctype\s+html|html|head|body)\b", re.IGNORECASE)
 _XML = re.compile(rb"<(\?xml|Error>)")
+_JSON = re.compile(rb"\s*[{\[]\s*[\"{\[]")
+"""JSON's beginning; in CSV the mark would stand within a field."""
+_NAME = r"\"?[A-Za-z_][\w .-]{0,40}\"?"
+_CSV_HEADER = re.compile(rf"{_NAME}([,;\t|]){_NAME}(?:\1{_NAME})*", re.ASCII)
 _DOWNLOAD = (
     "Something else than the file was downloaded: do so again, with the credentials that it needs"
 )
@@ -110,7 +115,26 @@ def require_compression(url: str, compression: str, head: bytes) -> None:
     if not found and head.lstrip()[:1] in (b"{", b"["):
         found = f"JSON text. Name it {_without(url, own.suffix)}"
     found = found or "something else. Copy or write it again, or give it the name of what it is"
-    raise SourceError(f"{url}: not a {compression} file, as its name says, but {found}")
+    article = "an" if compression == "xz" else "a"
+    raise SourceError(f"{url}: not {article} {compression} file, as its name says, but {found}")
+
+
+def require_csv(url: str, head: bytes, compression: str | None) -> None:
+    """Refuse a file of CSV that is JSON. As `require_text`."""
+    begin = head.removeprefix(codecs.BOM_UTF8)
+    if _JSON.match(begin):
+        packed = _COMPRESSIONS[compression].suffix if compression else ""
+        suffix = ".json" if begin.lstrip()[:1] == b"[" else ".jsonl"
+        name = _renamed(url, suffix + packed)
+        raise SourceError(f"{url}: not CSV, as its name says, but JSON text. Name it {name}")
+
+
+def csv_suffix(line: str) -> str:
+    """Return the suffix of a file of CSV whose header a line may be; "": it looks like none."""
+    header = _CSV_HEADER.fullmatch(line.strip().removeprefix("\ufeff"))
+    if header is None:
+        return ""
+    return ".tsv" if header[1] == "\t" else ".csv"
 
 
 def require_parquet(url: str, head: bytes) -> None:
@@ -136,6 +160,9 @@ def _require_table(url: str, head: bytes, expected: _Magic) -> None:
     found = _text_fault(url, head) or _magic_fault(url, head, None)
     if not found and head.lstrip()[:1] in (b"{", b"["):
         found = f"JSON text. Name it {_renamed(url, '.jsonl')}"
+    if not found and b"\n" in head:
+        suffix = csv_suffix(head.partition(b"\n")[0].decode("utf-8", "replace"))
+        found = f"CSV text. Name it {_renamed(url, suffix)}" if suffix else ""
     if found:
         raise SourceError(f"{url}: not {expected.what}, as its name says, but {found}")
 

@@ -78,6 +78,7 @@ def read_header(url: str, kind: str, compression: str | None) -> Header:
     if not content.strip():  # a file without rows
         return Header((), ",", len(content))
     contents.require_text(url, content[: contents.HEAD_BYTES], compression, "CSV")
+    contents.require_csv(url, content[: contents.HEAD_BYTES], compression)
     bom_bytes = len(_BOM) if content.startswith(_BOM) else 0
     end = _line_end(content)
     line = content[bom_bytes : end if end >= 0 else len(content)]

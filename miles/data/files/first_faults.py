@@ -18,15 +18,14 @@ from miles.common.json_faults import (
     likely_encoding,
     likely_fault,
 )
-from miles.data.files import json_scan
+from miles.data.files import contents, json_scan
 from miles.data.files.file import File
 from miles.data.files.turn_values import has_turns
 from miles.data.types import MAX_ROW_BYTES, OTHER_FIELDS_ROW
 
 _KINDS: dict[type, str] = {list: "a list", str: "a text", bool: "true or false", type(None): "null"}
 _EXPECTED = (
-    "Each row must be a JSON object, in UTF-8: write the file anew (in Python: open(PATH, "
-    '"w", encoding="utf-8") and json.dumps of each row)'
+    "Each row must be a JSON object: write the file anew (in Python: json.dumps of each row)"
 )
 
 
@@ -57,11 +56,17 @@ def describe(file: File, block: bytes, payload: bytes) -> str:
     except UnicodeDecodeError as error:
         return _not_utf8(file, line, payload, error)
     except json.JSONDecodeError as error:
+        suffix = contents.csv_suffix(payload.decode())
+        if suffix:
+            return (
+                f"line {line}: names with {'tabs' if suffix == '.tsv' else 'a delimiter'} between "
+                f"them: it looks like CSV. If it is, give it a name that ends in {suffix}"
+            )
         return _not_json(line, block, payload, error)
     except RecursionError:
-        return f"line {line}: nested too deeply. {_EXPECTED}"
+        return f"line {line}: nested too deeply. Write such a value as a text, or leave it out"
     except ValueError:
-        return f"line {line}: a number of too many digits. {_EXPECTED}"
+        return f"line {line}: a number of too many digits. Write it as a text"
     return f"line {line}: {_not_an_object(row)}"
 
 
@@ -105,6 +110,11 @@ def _not_an_object(row: Any) -> str:
         return (
             f"{kind}, no object. If each {kind.removeprefix('a ')} is a conversation, write it as "
             'one: in Python, json.dumps({"messages": row}) of each row'
+        )
+    if isinstance(row, list) and row and all(isinstance(item, dict) for item in row):
+        return (
+            "a list of objects, no object. If several lists follow each other, write their objects "
+            "one a line: jq -c '.[]' FILE > NEW.jsonl"
         )
     return f"{kind}, no object. {_EXPECTED}"
 

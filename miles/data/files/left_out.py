@@ -33,7 +33,7 @@ class LeftOut:
     def of(cls, reason: str, names: Iterable[str], looks_like_rows: bool) -> LeftOut:
         """Return the entry of some files."""
         ordered = sorted(names)
-        shown = tuple(cut(name, _NAME_CHARACTERS) for name in ordered[:_MOST_NAMES])
+        shown = tuple(cut(_on_one_line(name), _NAME_CHARACTERS) for name in ordered[:_MOST_NAMES])
         return cls(reason, len(ordered), shown, looks_like_rows)
 
     def __str__(self) -> str:
@@ -58,6 +58,10 @@ class LeftOut:
             tuple(content["names"]),
             content["looks_like_rows"],
         )
+
+
+def _on_one_line(name: str) -> str:
+    return name if name.isprintable() else repr(name)[1:-1]
 
 
 def merged(groups: Sequence[LeftOut]) -> tuple[LeftOut, ...]:

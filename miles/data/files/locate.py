@@ -23,7 +23,13 @@ from dataclasses import dataclass
 from miles.common import patterns
 from miles.common.patterns import Found
 from miles.common.shown import cut
-from miles.data.file_formats import is_sidecar, known_suffixes, of_one_family, suffix_of
+from miles.data.file_formats import (
+    is_sidecar,
+    known_suffixes,
+    of_one_family,
+    remedy_for,
+    suffix_of,
+)
 from miles.data.files.left_out import LeftOut, merged
 from miles.data.files.split_choice import ALL, choose
 from miles.data.files.splits import FileSplit, Sign, splits_of
@@ -32,6 +38,7 @@ from miles.errors import MissingFileError, SourceError
 _MOST_SPLITS = 8
 _SPLIT_CHARACTERS = 40
 _SAME_CHARACTERS = 80
+_UNKNOWN = "of an unknown format"
 
 
 @dataclass(frozen=True)
@@ -77,7 +84,7 @@ def locate(path: str, split: str | None = None, *, is_evaluation: bool = False) 
         left_out.append(LeftOut.of("in a folder that is there twice", below(found.repeated), False))
     if not rows:
         left_out = [group for group in left_out if group.num_files]
-        raise _nothing(path, left_out, len(found.folders))
+        raise _nothing(path, left_out, len(found.folders), is_folder=found.is_folder)
 
     splits = splits_of(rows, names)
     if found.is_folder:
@@ -153,12 +160,14 @@ def _files_of_rows(names: Sequence[str]) -> tuple[list[str], list[LeftOut]]:
     unknown = sorted(set(candidates) - set(rows))
 
     return rows, [
-        LeftOut.of("of an unknown format", unknown, True),
+        LeftOut.of(_UNKNOWN, unknown, True),
         LeftOut.of("known to hold no rows", sidecars, False),
     ]
 
 
-def _nothing(path: str, left_out: Sequence[LeftOut], num_folders: int) -> SourceError:
+def _nothing(
+    path: str, left_out: Sequence[LeftOut], num_folders: int, *, is_folder: bool
+) -> SourceError:
     """Return the error where no file can be taken.
 
     Args:
@@ -170,10 +179,17 @@ def _nothing(path: str, left_out: Sequence[LeftOut], num_folders: int) -> Source
             f"{path}: no such file; the pattern matches {num_folders} folder(s). For what is in "
             f"them and below: '{path.rstrip('/')}/**/*'"
         )
+    if not left_out and is_folder:
+        return MissingFileError(
+            f"{path}: no such file; the folder is empty. Put the files there, or name another; "
+            f"{expected}"
+        )
     if not left_out:
         return MissingFileError(f"{path}: no such file; nothing is there; {expected}")
     found = "; ".join(map(str, left_out))
-    return SourceError(f"{path}: holds no file of rows, only {found}; {expected}")
+    unknown = [group.names[0] for group in left_out if group.reason == _UNKNOWN]
+    remedy = f". {unknown[0]}: {remedy_for(unknown[0])}" if unknown else ""
+    return SourceError(f"{path}: holds no file of rows, only {found}; {expected}{remedy}")
 
 
 def _below(name: str, root: str) -> str:

@@ -199,3 +199,43 @@ def test_large_files_are_never_held_whole(
         tracemalloc.stop()
     assert manifest.num_rows == 8_000
     assert json.loads(rows[0]) == json.loads(row)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("x.jsonl", "prompt,completion\na,b\n", r"looks like CSV. .* ends in \.csv$"),
+        ("x.jsonl", '"prompt"\t"completion"\na\tb\n', r"looks like CSV. .* ends in \.tsv$"),
+        ("x.parquet", "prompt,completion\na,b\n", r"CSV text. Name it x\.csv$"),
+        ("x.json", '[{"a": 1}]\n[{"a": 2}]', r"line 1: a list of objects, .* jq -c '\.\[\]'"),
+        (
+            "x.jsonl",
+            '{"a":' + "[" * 100_000 + "\n{",
+            "nested too deeply. Write such a value as a text",
+        ),
+        ("x.jsonl.xz", "{}", "not an xz file"),
+        ("x.jsonlines", "{}", r"\. Name it x\.jsonl$"),
+        ("x.txt", "{}", r"If it holds a JSON object a line, name it x\.jsonl$"),
+        ("x.jsonl.gzip", "{}", r"\. Name it x\.jsonl\.gz$"),
+        ("x.zip", "PK", "Unpack it, and name what was in it$"),
+    ],
+)
+def test_what_a_file_looks_like_and_its_right_name(
+    tmp_path: Path, name: str, text: str, said: str
+) -> None:
+    (tmp_path / name).write_text(text)
+    message = refusal(tmp_path / name)
+    assert re.search(said, message), message
+    assert "UTF-8" not in message
+
+
+def test_a_dead_link_and_an_empty_folder(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").symlink_to("gone.jsonl")
+    message = refusal(tmp_path / "a.jsonl")
+    assert "it is a link to 'gone.jsonl', which is not there" in message
+    (tmp_path / "empty").mkdir()
+    assert "the folder is empty" in refusal(tmp_path / "empty")
+    (tmp_path / "empty/a\nb.zip").touch()
+    message = refusal(tmp_path / "empty")
+    assert "\n" not in message
+    assert message.endswith("b.zip: Unpack it, and name what was in it")

@@ -130,6 +130,8 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "UTF-16": ("text,b\na,b\n".encode("utf-16"), "not CSV, but UTF-16 text; .* iconv"),
     "a web page": (b"<!DOCTYPE html>\n<html>", "not CSV, but an HTML page"),
     "gzip under another name": (gzip.compress(b"text\na\n"), r"Name it x\.csv\.gz"),
+    "JSON lines": (b'{"a": 1}\n', r"not CSV, as its name says, but JSON text. Name it x\.jsonl$"),
+    "a JSON array": (b'[\n {"a": 1}]\n', r"JSON text. Name it x\.json$"),
     "Latin-1": ("text\nWörter\ncafé\n".encode("latin-1"), r"byte 0xf6 in line 2\). Save it as"),
     "Latin-1 in the header": ("tëxt\na\n".encode("latin-1"), "byte 0xeb in line 1"),
     "a carriage return alone": (b"text,b\ra,b\r", "lines end with a carriage return alone"),
