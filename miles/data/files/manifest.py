@@ -38,6 +38,7 @@ from miles.data.files.file import (
 from miles.data.files.first_rows import first_rows
 from miles.data.files.left_out import LeftOut, merged
 from miles.data.files.locate import Located, locate
+from miles.data.files.named_columns import require_named_columns
 from miles.data.files.other_files import other_shape, require_one_shape
 from miles.data.files.row_columns import columns_of_shape, known_columns
 from miles.data.files.row_shapes import detect_format, find_columns
@@ -195,7 +196,9 @@ def build_manifest(sources: Sequence[SourceConfig]) -> Manifest:
         described = iter(list(pool.map(describe_file, urls)))
         files = [tuple(islice(described, len(source.urls))) for source in located]
         left_out = [source.left_out for source in located]
-        return Manifest(tuple(pool.map(_describe_source, sources, files, left_out)))
+        described_sources = tuple(pool.map(_describe_source, sources, files, left_out))
+    require_named_columns(sources, files, [source.columns for source in described_sources])
+    return Manifest(described_sources)
 
 
 def _locate_source(source: SourceConfig) -> Located:

@@ -38,7 +38,7 @@ def require_one_shape(
     """
     if source.format.shape != "auto":
         return
-    for file in _some_others(first, files):
+    for file in some_others(first, files):
         rows, _ = first_rows(file, known_columns(source.format), any_needed=True)
         if any(fits(row, format.shape, source.format.columns) for row in rows):
             continue
@@ -61,7 +61,7 @@ def other_shape(source: SourceConfig, first: File, files: Sequence[File]) -> str
 
     It is empty where there is no such file, or none was found among those that are looked at.
     """
-    for file in _some_others(first, files):
+    for file in some_others(first, files):
         # A file that cannot be read is no reason to say less of the first one.
         rows, _ = first_rows(file, known_columns(source.format))
         counts = count_shapes(rows, source.format.columns, tuple(MAIN_FIELDS))
@@ -74,7 +74,7 @@ def other_shape(source: SourceConfig, first: File, files: Sequence[File]) -> str
     return ""
 
 
-def _some_others(first: File, files: Sequence[File]) -> list[File]:
+def some_others(first: File, files: Sequence[File]) -> list[File]:
     """Return up to `_MOST_FILES` files with rows behind the first one, spread, and the last."""
     others = [file for file in files if file.num_rows and file.path != first.path]
     num_looked_at = min(_MOST_FILES, len(others))

@@ -39,8 +39,8 @@ from miles.data.files.row_columns import (
     reasoning_of,
     with_usual_names,
 )
-from miles.data.files.shape_hints import closest, in_place_of_text
-from miles.data.files.turn_values import has_turns, is_transcript, is_turn
+from miles.data.files.shape_hints import closest, column_flag, in_place_of_text
+from miles.data.files.turn_values import ROLE_KEYS, has_turns, is_transcript, is_turn
 from miles.errors import ConfigError, SourceError
 
 FIRST_ROWS = 100
@@ -95,6 +95,8 @@ def detect_format(
         _require_no_stronger_sign(where, shape, rows, format.columns)
         _require_one_reading(where, shape, rows, format.columns, shapes)
 
+    if shape == "messages" and "messages" not in format.columns:
+        _require_no_ranking(where, rows)
     named = {field: name for field, name in format.columns.items() if field in ROW_FIELDS[shape]}
     return replace(format, shape=shape, columns=named)
 
@@ -187,6 +189,23 @@ def _readings(
     if further:
         return further
     return ["text"] if "text" in shapes and _fits(row, "text", columns) else []
+
+
+def _require_no_ranking(where: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse conversations whose last turn asks, and whose answer stands in a column chosen."""
+    for row in rows:
+        column = column_of("messages", row, {})
+        turns = None if column is None else row[column]
+        if not isinstance(turns, list) or not turns or not is_turn(turns[-1]):
+            continue
+        asks = any(turns[-1].get(key) in ("user", "human") for key in ROLE_KEYS)
+        if asks and (is_turn(row.get("chosen")) or has_turns(row.get("chosen"))):
+            raise SourceError(
+                f"{where}: column {column} ends with a question, and column chosen holds its "
+                f"preferred answer. Take both: --row-shape preference "
+                f"{column_flag({'prompt': str(column)})}; or the conversation alone: "
+                f"--input-key {column}"
+            )
 
 
 def _require_no_stronger_sign(

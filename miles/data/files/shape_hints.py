@@ -11,12 +11,13 @@ A hint names columns and types, and roles; it never quotes a row's text.
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from miles.common.shown import cut, shown
-from miles.data.files.row_columns import FURTHER_PAIRS, PROMPTS, USUAL_PAIRS, name_in
+from miles.data.files.row_columns import FURTHER_PAIRS, PROMPTS, USUAL_PAIRS, name_in, value_at
 from miles.data.files.turn_values import CONTENT_KEYS, ROLE_KEYS, TREE_KEYS, has_turns, is_turn
 
 _SPEAKERS = frozenset(
@@ -25,6 +26,8 @@ _SPEAKERS = frozenset(
 _MOST_LEVELS = 6
 _MOST_PATHS = 200
 _ROLE_CHARACTERS = 40
+_MOST_NAMES = 8
+_PAIRS = (*USUAL_PAIRS, ("instruction", "output"), ("instruction", "response"), *FURTHER_PAIRS)
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,7 @@ def closest(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> Hint |
         or _turns_elsewhere(rows)
         or _answer_without_question(rows)
         or _nested(rows)
+        or _empty_side(rows, columns)
         or _questions_without_answers(rows)
         or _two_texts(rows, columns)
         or _one_text(rows)
@@ -59,7 +63,7 @@ def closest(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> Hint |
 
 def column_flag(columns: Mapping[str, str]) -> str:
     """Return the flag that names columns, to be typed in a shell."""
-    return f"--column-names '{json.dumps(dict(columns), ensure_ascii=False)}'"
+    return f"--column-names {shlex.quote(json.dumps(dict(columns), ensure_ascii=False))}"
 
 
 def _message_a_row(rows: Sequence[Mapping[str, Any]]) -> Hint | None:
@@ -103,7 +107,7 @@ def _turns_elsewhere(rows: Sequence[Mapping[str, Any]]) -> Hint | None:
             if type(value) in (list, dict) and _has_speakers(value):
                 return Hint(
                     f"Column {name} holds the turns of a conversation",
-                    f"Take it: --input-key {name}",
+                    f"Take it: --input-key {shlex.quote(name)}",
                 )
     return None
 
@@ -133,16 +137,65 @@ def _nested(rows: Sequence[Mapping[str, Any]]) -> Hint | None:
         columns = _nested_pair(paths) or _nested_turns(paths)
         if columns is None:
             continue
+        many = _many_rows(rows, columns) or _rows_by_key(row, columns)
+        if many is not None:
+            return many
         found = " and ".join(columns.values())
         if "messages" in columns:
             return Hint(
-                f"Column {found} holds the turns of a conversation", f"Take it: --input-key {found}"
+                f"Column {found} holds the turns of a conversation",
+                f"Take it: --input-key {shlex.quote(found)}",
             )
         return Hint(
             f"Columns {found} look like a question and its answer",
             f"Take them: {column_flag(columns)}",
         )
     return None
+
+
+def _many_rows(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> Hint | None:
+    """Return a hint where paths lead to the first item of a list of which some row has more."""
+    for path in columns.values():
+        parts = path.split(".")
+        for number, part in enumerate(parts):
+            holder = ".".join(parts[:number])
+            lists = [value_at(row, holder) for row in rows] if part == "0" and holder else []
+            most = max((len(value) for value in lists if type(value) is list), default=0)
+            if most > 1:
+                is_exchange = set(parts[number + 1 :]) <= set(sum(USUAL_PAIRS, ()))
+                chat = f"; or, if they are one conversation: --input-key {shlex.quote(holder)}"
+                return Hint(
+                    f"Column {holder} holds many rows within one: a list of up to {most}",
+                    "Miles does not divide rows: write one row for each, with a script"
+                    f"{chat if is_exchange else ''}",
+                )
+    return None
+
+
+def _rows_by_key(row: Mapping[str, Any], columns: Mapping[str, str]) -> Hint | None:
+    """Return a hint where an object holds rows under their keys, as pandas writes an index."""
+    parents = {path.rpartition(".")[0] for path in columns.values()}
+    if len(parents) > 1:
+        return None
+    holder, _, _ = parents.pop().rpartition(".")
+    items = value_at(row, holder) if holder else row
+    names = [path.rpartition(".")[2] for path in columns.values()]
+    keys = []
+    for key, item in items.items() if isinstance(items, Mapping) else ():
+        if type(item) is dict and all(_is_filled(item.get(name)) for name in names):
+            keys.append(key)
+    if len(keys) < 2:
+        return None
+    return Hint(
+        f"{f'Column {holder}' if holder else 'The object'} holds many rows within one, each under "
+        f"a key of its own ({_few(keys)})",
+        "Write one row for each, with a script: a JSON object a line",
+    )
+
+
+def _few(names: Sequence[str]) -> str:
+    more = ", …" if len(names) > _MOST_NAMES else ""
+    return ", ".join(cut(name, _ROLE_CHARACTERS) for name in names[:_MOST_NAMES]) + more
 
 
 def _nested_pair(paths: Mapping[str, Any]) -> dict[str, str] | None:
@@ -199,20 +252,47 @@ def _paths(row: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             waiting.append((f"{path}.0", value[0], level + 1))
 
 
+def _empty_side(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> Hint | None:
+    """Return a hint where one of a pair of columns is there, and says nothing in any row."""
+    spelled = {name.lower(): name for name in columns}
+    for pair in _PAIRS:
+        names = [spelled[name] for name in pair if name in spelled]
+        empty = [name for name in names if not any(map(_says, (row.get(name) for row in rows)))]
+        if len(names) < 2 or len(empty) != 1:
+            continue
+        (name,) = empty
+        values = [row[name] for row in rows if name in row]
+        cause = "empty" if any(value is not None for value in values) else "null"
+        cause = cause if values else "null, or of a type that is not read,"
+        flag = {"prompt": names[0], "completion": names[1]}
+        flag["prompt" if name == names[0] else "completion"] = "COLUMN"
+        return Hint(
+            f"Column {name} is {cause} in all of the first {len(rows)} rows, and column "
+            f"{next(other for other in names if other != name)} has what belongs to it",
+            f"Fill it, or name the column that has it: {column_flag(flag)}",
+        )
+    return None
+
+
+def _says(value: Any) -> bool:
+    return value is not None and value != "" and value != []
+
+
 def _questions_without_answers(rows: Sequence[Mapping[str, Any]]) -> Hint | None:
-    """Return a hint where rows have a question, and no other column that could be its answer."""
+    """Return a hint where rows have a question, and no column of a usual name for its answer."""
     for row in rows:
         asked = next((name for name in PROMPTS if _is_filled(row.get(name_in(row, name)))), None)
         if asked is None:
             continue
         asked = name_in(row, asked)
         others = [name for name in row if name != asked and _is_filled(row[name])]
+        found = f"Column {asked} holds a question, and no column has a usual name of an answer"
+        if len(others) == 1:
+            columns = {"prompt": asked, "completion": others[0]}
+            return Hint(found, f"If column {others[0]} is the answer: {column_flag(columns)}")
         if others:
-            columns = {"prompt": asked, "completion": others[-1]}
-            return Hint(
-                f"Column {asked} holds a question, and no column has a usual name of an answer",
-                f"If column {others[-1]} is the answer: {column_flag(columns)}",
-            )
+            columns = {"prompt": asked, "completion": "COLUMN"}
+            return Hint(found, f"If one of {_few(others)} is the answer: {column_flag(columns)}")
         return Hint(
             f"Column {asked} holds questions, and no column holds their answers: there is nothing "
             "to train (such rows serve reinforcement learning)",

@@ -41,6 +41,15 @@ CALLS = "answers"
 _THOUGHTS_END = "</think>"
 _CALLS_BEGIN = re.compile(r"""\s*\[?\s*\{\s*["']""")
 """How the text of calls begins, as JSON or as Python writes it."""
+_RENDERED = re.compile(
+    r"\s*(?:<s>|<bos>|<\|begin_of_text\|>|<\|startoftext\|>)?\s*"
+    r"(?:<\|im_start\|>(?:system|user|assistant)\b"
+    r"|<\|start_header_id\|>(?:system|user|assistant)<"
+    r"|<start_of_turn>(?:user|model)\b"
+    r"|\[INST\].*\[/INST\]\s*$)",
+    re.DOTALL,
+)
+"""How a prompt begins that a chat template has rendered."""
 
 
 def alpaca(row: Mapping[str, Any], format: RowFormat) -> tuple[Messages, Flags]:
@@ -179,6 +188,13 @@ def _one_side(
     if calls is not None:
         tool_calls = function_calls(calls, f"column {column}")
         return [{"role": role, "content": "", "tool_calls": tool_calls}], [None]
+    if type(value) is str and role == "user" and _RENDERED.match(value) is not None:
+        reject(
+            "bad_message",
+            f"column {column} was rendered by a chat template beforehand, and would be rendered "
+            "again. Give the plain question; or join the question and its answer in one column, "
+            "text",
+        )
     if type(value) is str and not _is_chat_text(value, format, is_answer=not is_chat):
         return [{"role": role, "content": value}], [None]
     is_texts = type(value) is list and bool(value) and type(value[0]) is str

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
@@ -80,8 +81,9 @@ def reject_unknown_role(name: Any, where: str) -> NoReturn:
 
     text = cut(name, MAX_QUOTED).encode("utf-8", "replace").decode("utf-8")
     quoted = json.dumps(text, ensure_ascii=False)
-    such_as = f"'{{{quoted}: \"user\"}}'" if len(name) <= MAX_QUOTED else "JSON"
+    such_as = shlex.quote(f'{{{quoted}: "ROLE"}}') if len(name) <= MAX_QUOTED else "JSON"
     reject(
         "unknown_role",
-        f"{where}: its role {quoted} is not known; --role-names {such_as} would say what it is",
+        f"{where}: its role {quoted} is not known; --role-names {such_as} would say what it is "
+        "(system, user, assistant or tool)",
     )

@@ -260,6 +260,39 @@ def test_every_further_pair(pair: tuple[str, str]) -> None:
             ("column steps holds the turns", "--input-key steps", "--row-shape text"),
         ),
         ({"body": {"log": TURNS}}, ("--input-key body.log",)),
+        ({"body": {"it's": TURNS}}, ("--input-key 'body.it'\"'\"'s'",)),
+        (
+            {"id": 1, "qa": [{"question": "a", "answer": "b"}] * 2},
+            ("Column qa holds many rows within one", "--input-key qa"),
+        ),
+        (
+            {"data": {"train": [{"problem": "a", "solution": "b"}] * 3}},
+            ("Column data.train holds many rows within one: a list of up to 3",),
+        ),
+        (
+            {"0": {"prompt": "a", "output": "b"}, "1": {"prompt": "c", "output": "d"}},
+            ("The object holds many rows within one, each under a key of its own (0, 1)",),
+        ),
+        (
+            {"prompt": "a", "completion": None},
+            ("Column completion is null", '{"prompt": "prompt", "completion": "COLUMN"}'),
+        ),
+        (
+            {"prompt": "", "completion": "b"},
+            ("Column prompt is empty", '{"prompt": "COLUMN", "completion": "completion"}'),
+        ),
+        (
+            {"prompt": "a", "canonical": "b", "test": "c", "entry": "d"},
+            ("one of canonical, test, entry", '{"prompt": "prompt", "completion": "COLUMN"}'),
+        ),
+        (
+            {"prompt": "a", "agent's": "b"},
+            ('"agent\'"\'"\'s"',),
+        ),
+        (
+            {"conversations": CHAT, "chosen": TURNS[-1], "rejected": TURNS[-1]},
+            ('--row-shape preference --column-names \'{"prompt": "conversations"}\'',),
+        ),
         (
             {"meta": {"q": [{"Question": "no"}], "problem": "a", "solution": "b"}},
             ('--column-names \'{"prompt": "meta.problem", "completion": "meta.solution"}\'',),

@@ -161,6 +161,31 @@ def test_json_that_an_answer_says_is_text(completion: str) -> None:
     assert texts(normalized(row, "prompt_completion"))[1] == ("assistant", completion)
 
 
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "<|im_start|>user\n2+2?<|im_end|>\n<|im_start|>assistant\n",
+        "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n2+2?<|eot_id|>",
+        "<bos><start_of_turn>user\n2+2?<end_of_turn>\n",
+        "<s>[INST] 2+2? [/INST]",
+    ],
+)
+def test_a_prompt_that_was_rendered_is_not_rendered_again(prompt: str) -> None:
+    row = {"prompt": prompt, "completion": "4"}
+    reason, detail = rejected(row, "prompt_completion")
+    assert reason == "bad_message"
+    assert "rendered by a chat template beforehand" in detail
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    ["<|im_start|> is which token?", "What is <|im_start|>user?", "[INST] in Llama 2?", "<s> 2+2?"],
+)
+def test_a_question_about_templates_is_kept(prompt: str) -> None:
+    row = {"prompt": prompt, "completion": "4"}
+    assert texts(normalized(row, "prompt_completion"))[0] == ("user", prompt)
+
+
 def test_a_system_turn_before_a_whole_conversation() -> None:
     system = {"role": "system", "content": "s"}
     row = {"prompt": [system, CHAT[0]], "completion": CHAT}

@@ -44,7 +44,7 @@ def test_a_role_can_stand_for_tool_calls() -> None:
     [
         (
             {"from": "npc", "value": ""},
-            'turn 1: its role "npc" is not known; --role-names \'{"npc": "user"}\' would say what '
+            'turn 1: its role "npc" is not known; --role-names \'{"npc": "ROLE"}\' would say what '
             "it is",
         ),
         ({"role": "a\n\ud800é", "content": ""}, 'turn 1: its role "a\\n?é" is not known'),
@@ -89,4 +89,4 @@ def test_the_error_of_a_source_says_the_role_and_the_flag(tmp_path: Path) -> Non
     ]
     text = describe_rejects(rejects, taken.manifest)
     assert text.startswith("3 unknown_role (first: row 0")
-    assert """turn 0: its role "npc" is not known; --role-names '{"npc": "user"}'""" in text
+    assert """turn 0: its role "npc" is not known; --role-names '{"npc": "ROLE"}'""" in text

@@ -205,6 +205,32 @@ def test_a_preferred_answer_is_not_proposed_without_its_question(tmp_path: Path)
     assert taken.turns() == [("user", "2+2?"), ("assistant", "4")]
 
 
+def test_a_ranking_is_read_by_the_flags_of_its_refusal(tmp_path: Path) -> None:
+    turns = [{"from": "human", "value": "2+2?"}]
+    sides = {"chosen": {"from": "gpt", "value": "4"}, "rejected": {"from": "gpt", "value": "5"}}
+    file = tmp_path / "rows.jsonl"
+    file.write_text(json.dumps({"conversations": turns, **sides}))
+    assert "--row-shape preference" in refusal(file)
+    taken = take(file, RowFormat("preference", {"prompt": "conversations"}))
+    assert taken.turns() == [("user", "2+2?"), ("assistant", "4")]
+
+
+@pytest.mark.parametrize("field", ["tools", "system"])
+def test_a_named_column_that_no_row_has_is_refused(tmp_path: Path, field: str) -> None:
+    file = tmp_path / "rows.jsonl"
+    row = {"prompt": "2+2?", "completion": "4", "apis": None}
+    file.write_text(json.dumps(row))
+    message = refusal(file, RowFormat(columns={field: "apiz"}))
+    for part in ("column apiz", "prompt, completion, apis", "did you mean apis?"):
+        assert part in message
+    # A name that is there, or that is looked for anyway, is taken; so where others have it.
+    for columns in ({field: "apis"}, {field: field}):
+        assert take(file, RowFormat(columns=columns)).reasons == [None]
+    (tmp_path / "more.jsonl").write_text(json.dumps(row | {"apiz": ""}))
+    assert take(tmp_path, RowFormat(columns={field: "apiz"})).reasons == [None, None]
+    assert take(file, RowFormat(columns={field: "apiz"}), is_evaluation=True).reasons == [None]
+
+
 def test_questions_without_answers_are_refused() -> None:
     message = refusal("shapes/prompt_only.jsonl")
     assert "Column prompt holds questions, and no column holds their answers" in message
