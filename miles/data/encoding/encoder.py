@@ -193,7 +193,8 @@ class Encoder:
         text, spans = template.renderer.render(
             conversation.messages, conversation.tools, template.of_row
         )
-        require_written(text, spans, conversation.messages, selected, certificate.terminator)
+        if self.config.empty_answer == "drop":
+            require_written(text, spans, conversation.messages, selected, certificate.terminator)
         self._require_short(text)
         return _Rendered(text, spans, selected, certificate)
 
@@ -281,8 +282,9 @@ class Encoder:
         text, spans = template.renderer.render(
             self._escaper.mark(messages), self._escaper.mark(tools), template.of_row
         )
-        terminator = template.certificate.terminator
-        require_written(text, spans, messages, selected, terminator)
+        if self.config.empty_answer == "drop":
+            terminator = template.certificate.terminator
+            require_written(text, spans, messages, selected, terminator)
         self._require_short(text)
         tokens = self._escaper.encode_at(text, self._points(spans, template.certificate))
         self._require_transformers_ids(tokens.ids, messages, tools, conversation.template_kwargs)

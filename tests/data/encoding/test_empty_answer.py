@@ -97,10 +97,7 @@ TEXT_ONLY = (
 )
 
 
-@pytest.mark.parametrize("policy", ["drop", "train"])
-def test_what_the_template_leaves_out_is_not_trained_as_an_empty_answer(
-    chatml_tokenizer, policy: str
-) -> None:
+def test_what_the_template_leaves_out_is_not_trained_as_an_empty_answer(chatml_tokenizer) -> None:
     chatml_tokenizer.chat_template = TEXT_ONLY
     parts = [{"type": "text", "text": "4"}]
     for turns, detail in (
@@ -109,7 +106,13 @@ def test_what_the_template_leaves_out_is_not_trained_as_an_empty_answer(
         ([QUESTION, answer("<think>hm</think>"), QUESTION, answer("4")], "assistant turn 0"),
     ):
         with pytest.raises(RowRejected, match=f"template_error: .* writes nothing of {detail}"):
-            encode(turns, chatml_tokenizer, empty_answer=policy)
+            encode(turns, chatml_tokenizer)
+
+    thoughts = [QUESTION, answer("<think>hm</think>")]
+    encoded = encode(thoughts, chatml_tokenizer, empty_answer="train")
+    assert trained_text(chatml_tokenizer, encoded) == ["<|im_end|>"]
+    with pytest.raises(RowRejected, match="template_error"):
+        encode([QUESTION, answer(parts)], chatml_tokenizer, empty_answer="train")
 
 
 @pytest.mark.parametrize("key", ["weight", "train", "train_detail"])

@@ -178,7 +178,7 @@ def test_no_text_of_a_row_is_literal(where: str) -> None:
     else:
         message["role"] = forged
     with pytest.raises(
-        Untraceable, match=r"a key that could be a marker|a role that is not a plain word"
+        Untraceable, match=r"a key of the row holds|a role that is not a plain word"
     ):
         tracer.program([message], tools)
 
