@@ -30,7 +30,10 @@ _NOT_READ = frozenset(
 )
 """Where some calls have arguments, too; with them, a call is not understood."""
 _HARMLESS = frozenset(
-    ("id", "type", "index", "name", "function", "call_id", "tool_call_id", "status", "caller")
+    (
+        *("id", "type", "index", "name", "function", "strict"),
+        *("call_id", "tool_call_id", "status", "caller"),
+    )
 )
 """Keys of a call that cannot be arguments of it."""
 _CALL_KEYS = ("id", "type", "function", "name", "arguments")

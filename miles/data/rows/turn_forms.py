@@ -160,7 +160,7 @@ def _in_turn(texts: Sequence[Any], what: str, named: Mapping[str, str]) -> list[
         if (name is not None and name.casefold() in _PLAIN_SPEAKERS) or _MARK.match(text):
             _reject_prefix(f"{what} {position}")
 
-    if len(texts) % 2:
+    if len(texts) > 1 and len(texts) % 2:  # one alone has nothing to train
         reject(
             "bad_message",
             f"{len(texts)} texts without roles, an odd count: a system text may be the first, or "

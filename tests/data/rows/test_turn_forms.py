@@ -107,7 +107,6 @@ def test_roles_beside_what_is_said_come_in_any_order() -> None:
         ([["2+2?", "<|assistant|>4"]], "turn 1 begins"),
         (["<|im_start|>user\n2+2?", "4"], "turn 0 begins"),
         (["You add.", "2+2?", "4"], "3 texts without roles"),
-        (["2+2?"], "1 texts without roles"),
     ],
 )
 def test_texts_that_may_be_roles_drop_the_row(turns: Any, detail: str) -> None:
