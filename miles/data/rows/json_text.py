@@ -19,6 +19,7 @@ MAX_DEPTH = 100
 ROW_DECODER = json.JSONDecoder(parse_constant=lambda name: None)
 """Decodes rows: NaN and infinities become null."""
 _DECODER = json.JSONDecoder()
+_FINITE_ENCODER = json.JSONEncoder(allow_nan=False)
 
 
 def read_json(text: str, decoder: json.JSONDecoder = _DECODER, max_depth: int = MAX_DEPTH) -> Any:
@@ -104,7 +105,7 @@ def is_deep(value: Any, max_depth: int) -> bool:
 def has_no_finite_form(value: Any) -> bool:
     """Return whether a number in a value, of 100 layers at most, is infinite or none."""
     try:
-        json.dumps(value, allow_nan=False)
+        _FINITE_ENCODER.encode(value)
     except ValueError:
         return True
     return False

@@ -49,7 +49,13 @@ from miles.data.rows.exchanges import (
 )
 from miles.data.rows.json_text import ROW_DECODER, is_encodable, require_encodable
 from miles.data.rows.media import require_no_media
-from miles.data.rows.number_texts import require_finite, text_of_row, with_number_texts
+from miles.data.rows.number_texts import (
+    FINITE_DECODER,
+    NotFiniteError,
+    require_finite,
+    text_of_row,
+    with_number_texts,
+)
 from miles.data.rows.reject import reject, type_of
 from miles.data.rows.template_variables import template_kwargs_of
 from miles.data.rows.tools import TOOLS_WITHIN, Tools, shows_tools, tools_of
@@ -94,7 +100,7 @@ def normalize(payload: bytes, format: RowFormat = MESSAGES) -> Conversation:
         RowRejected: the row cannot be used, with one of `REJECT_REASONS`.
     """
     assert format.shape != "auto", "the shape is detected before rows are read"
-    row = _parse(payload)
+    row = _parse(payload, format)
     if format.columns or not "".join(row).islower():  # most rows have the usual names
         row = with_usual_names(row, format.columns)
     if format.shape == "messages":
@@ -112,8 +118,6 @@ def normalize(payload: bytes, format: RowFormat = MESSAGES) -> Conversation:
 
     if b"\\ud" in payload or b"\\uD" in payload:  # an escape that may be half of a character
         require_encodable(messages, tools)
-    if b"NaN" in payload or b"Infinity" in payload:  # read as null
-        require_finite(payload)
     return Conversation(tuple(messages), tools, tuple(flags), None, template_kwargs)
 
 
@@ -165,11 +169,16 @@ def _messages(row: Mapping[str, Any], format: RowFormat) -> tuple[Messages, Flag
     return conversation_of(row, format)
 
 
-def _parse(payload: bytes) -> Mapping[str, Any]:
+def _parse(payload: bytes, format: RowFormat) -> Mapping[str, Any]:
     if len(payload) > _MAX_VALUES:  # most rows are much shorter
         _require_moderate(payload)
     try:
-        row = ROW_DECODER.decode(text_of_row(payload))
+        try:
+            row = FINITE_DECODER.decode(text_of_row(payload))
+        except NotFiniteError:  # read as null
+            row = ROW_DECODER.decode(text_of_row(payload))
+            if format.shape != "text" and type(row) is dict:
+                require_finite(payload)
     except UnicodeDecodeError as error:
         _reject_stand_in(payload)
         cause = f"not UTF-8 at byte {error.start}"

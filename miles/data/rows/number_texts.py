@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from itertools import chain
-from typing import Any
+from typing import Any, NoReturn
 
 from miles.data.config import RowFormat
 from miles.data.files.row_columns import (
@@ -45,6 +45,18 @@ _COLUMNS = frozenset(
     )
 )
 _AS_WRITTEN = json.JSONDecoder(parse_int=str, parse_float=str, parse_constant=lambda name: None)
+
+
+class NotFiniteError(Exception):
+    """A row has NaN or an infinity, which JSON does not have."""
+
+
+def _refuse(name: str) -> NoReturn:
+    raise NotFiniteError(name)
+
+
+FINITE_DECODER = json.JSONDecoder(parse_constant=_refuse)
+"""Decodes most rows; raises `NotFiniteError`."""
 
 
 def text_of_row(payload: bytes) -> str:

@@ -177,7 +177,7 @@ def _read(call: Mapping[str, Any], function: dict[str, Any], where: str) -> dict
     Args:
         call: around the function, or the function itself.
     """
-    if call is not function:
+    if call is not function and not _HARMLESS.issuperset(call):
         beside = [key for key in call if key not in _HARMLESS and _is_filled(call[key])]
         if beside:
             _require_understood(call, function, beside, where)
