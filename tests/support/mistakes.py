@@ -65,7 +65,7 @@ COMMANDS = (
     Mistake(f"{_PREPARE} {{empty_word}}", INPUT, "the path of the rows is empty"),
     Mistake(f"{_PREPARE} {{file}}", INPUT, "its name does not say what is in it"),
     Mistake(f"{_PREPARE} {{file}}/x.jsonl", INPUT, "no such file"),
-    Mistake(f"{_PREPARE} {{empty}}", INPUT, "no such file; nothing is there"),
+    Mistake(f"{_PREPARE} {{empty}}", INPUT, "no such file; the folder is empty"),
     Mistake(f"{_PREPARE} {{long}}.jsonl", INPUT, "its name is too long. Give it another name"),
     Mistake(f"{_PREPARE} {{nul}}", USAGE, "control character"),
     Mistake(f"{_PREPARE} {{not_parquet}}", INPUT, "cannot be read: not a Parquet file, or cut off"),
@@ -334,7 +334,7 @@ CALLS = {
     ),
     "content is a number": Call(
         lambda _, tokenizer: encode([{"role": "user", "content": 5}, _MESSAGES[1]], tokenizer),
-        "template_error",
+        "its content is a number, not text",
     ),
     "nothing to train": Call(
         lambda _, tokenizer: encode(_MESSAGES[:1], tokenizer), "nothing_to_train"
