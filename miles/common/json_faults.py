@@ -40,12 +40,14 @@ def likely_fault(error: json.JSONDecodeError, text: str) -> str:
     before = text[:at].rstrip()[-1:] if at < len(text) else ""
     if found == "'":
         return SINGLE_QUOTES
+
     if found == "," and error.msg == "Extra data":
         return "a comma behind the object"
     if found == "{" and error.msg == "Extra data":
         return "another object on the same line"
     if (before == "," and found in ("}", "]")) or error.msg.startswith("Illegal trailing comma"):
         return "a comma behind the last entry"
+
     if _WORD.match(text, at):
         return PYTHON_WORDS
     if text.startswith(("//", "/*", "#"), at):
@@ -56,6 +58,7 @@ def likely_fault(error: json.JSONDecodeError, text: str) -> str:
         return "a name without quotes"
     if error.msg.startswith("Invalid control character"):
         return "a line break or control character within a text"
+
     is_cut = at >= len(text.rstrip()) or error.msg.startswith("Unterminated")
     return "cut off" if is_cut and text.strip() else ""
 

@@ -128,10 +128,12 @@ def _pattern_of(words: Sequence[str]) -> str:
     (suffix,) = suffixes
     if _SIGN.search(folder):
         return ""
+
     try:
         names = os.listdir(folder or ".")
     except (OSError, ValueError):  # in a store, or not there
         return ""
+
     matched = {
         name for name in names if name.endswith(f"{suffix}") and not name.startswith(("_", "."))
     }

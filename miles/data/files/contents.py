@@ -176,6 +176,7 @@ def _text_fault(url: str, head: bytes) -> str:
             f"a Git LFS pointer{held}: the file itself was not downloaded. In its repository: "
             "git lfs pull"
         )
+
     encoding = _encoding_of(head)
     if encoding:
         name = posixpath.basename(url)
@@ -183,11 +184,13 @@ def _text_fault(url: str, head: bytes) -> str:
             f"{encoding} text; UTF-8 was expected. Convert it: iconv -f {encoding} -t UTF-8 "
             f"{name} > NEW"
         )
+
     begin = head.lstrip()
     if _HTML.match(begin):
         return f"an HTML page, such as of a sign-in or an error. {_DOWNLOAD}"
     if _XML.match(begin):
         return f"XML, such as a store's error. {_DOWNLOAD}"
+
     if head[:8] == b"\0" * 8:
         return (
             "NUL bytes, as a file has that was cut off by a crash or a full disk. Copy or write it "

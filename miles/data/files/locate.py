@@ -179,6 +179,7 @@ def _nothing(
             f"{path}: no such file; the pattern matches {num_folders} folder(s). For what is in "
             f"them and below: '{path.rstrip('/')}/**/*'"
         )
+
     if not left_out and is_folder:
         return MissingFileError(
             f"{path}: no such file; the folder is empty. Put the files there, or name another; "
@@ -186,6 +187,7 @@ def _nothing(
         )
     if not left_out:
         return MissingFileError(f"{path}: no such file; nothing is there; {expected}")
+
     found = "; ".join(map(str, left_out))
     unknown = [group.names[0] for group in left_out if group.reason == _UNKNOWN]
     remedy = f". {unknown[0]}: {remedy_for(unknown[0])}" if unknown else ""

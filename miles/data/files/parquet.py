@@ -75,12 +75,14 @@ def _read_footer(url: str, size_bytes: int, stamp: str) -> Footer:
                 raise _encrypted(url) from error
             if type(error) is not pa.ArrowInvalid and not is_footer:
                 raise
+
             head = storage.RangeFile(url, size_bytes).read(contents.HEAD_BYTES)
             contents.require_parquet(url, head)
             raise SourceError(
                 f"{url}: cannot be read: not a Parquet file, or cut off ({size_bytes:,} bytes). "
                 f"Copy or write it again. The library says {in_own_words(error)}"
             ) from error
+
         # pyarrow (26.0) aborts the process when it is asked about an encrypted column. A footer in
         # plain text is signed where there is one.
         if tail.footer_bytes == file.metadata.serialized_size + _SIGNATURE_BYTES:

@@ -32,7 +32,7 @@ _PAIRS = (*USUAL_PAIRS, ("instruction", "output"), ("instruction", "response"), 
 
 @dataclass(frozen=True)
 class Hint:
-    """What rows look like, and what to do about it: two sentences, without their stops."""
+    """Two sentences, without their stops: what rows look like, and what to do about it."""
 
     found: str
     remedy: str
@@ -140,6 +140,7 @@ def _nested(rows: Sequence[Mapping[str, Any]]) -> Hint | None:
         many = _many_rows(rows, columns) or _rows_by_key(row, columns)
         if many is not None:
             return many
+
         found = " and ".join(columns.values())
         if "messages" in columns:
             return Hint(
@@ -177,6 +178,7 @@ def _rows_by_key(row: Mapping[str, Any], columns: Mapping[str, str]) -> Hint | N
     parents = {path.rpartition(".")[0] for path in columns.values()}
     if len(parents) > 1:
         return None
+
     holder, _, _ = parents.pop().rpartition(".")
     items = value_at(row, holder) if holder else row
     names = [path.rpartition(".")[2] for path in columns.values()]
@@ -184,6 +186,7 @@ def _rows_by_key(row: Mapping[str, Any], columns: Mapping[str, str]) -> Hint | N
     for key, item in items.items() if isinstance(items, Mapping) else ():
         if type(item) is dict and all(_is_filled(item.get(name)) for name in names):
             keys.append(key)
+
     if len(keys) < 2:
         return None
     return Hint(
@@ -260,12 +263,14 @@ def _empty_side(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> Hi
         empty = [name for name in names if not any(map(_says, (row.get(name) for row in rows)))]
         if len(names) < 2 or len(empty) != 1:
             continue
+
         (name,) = empty
         values = [row[name] for row in rows if name in row]
         cause = "empty" if any(value is not None for value in values) else "null"
         cause = cause if values else "null, or of a type that is not read,"
         flag = {"prompt": names[0], "completion": names[1]}
         flag["prompt" if name == names[0] else "completion"] = "COLUMN"
+
         return Hint(
             f"Column {name} is {cause} in all of the first {len(rows)} rows, and column "
             f"{next(other for other in names if other != name)} has what belongs to it",
@@ -284,6 +289,7 @@ def _questions_without_answers(rows: Sequence[Mapping[str, Any]]) -> Hint | None
         asked = next((name for name in PROMPTS if _is_filled(row.get(name_in(row, name)))), None)
         if asked is None:
             continue
+
         asked = name_in(row, asked)
         others = [name for name in row if name != asked and _is_filled(row[name])]
         found = f"Column {asked} holds a question, and no column has a usual name of an answer"
@@ -293,6 +299,7 @@ def _questions_without_answers(rows: Sequence[Mapping[str, Any]]) -> Hint | None
         if others:
             columns = {"prompt": asked, "completion": "COLUMN"}
             return Hint(found, f"If one of {_few(others)} is the answer: {column_flag(columns)}")
+
         return Hint(
             f"Column {asked} holds questions, and no column holds their answers: there is nothing "
             "to train (such rows serve reinforcement learning)",

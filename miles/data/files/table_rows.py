@@ -81,6 +81,7 @@ def batches(
     except (pa.ArrowException, OSError) as error:
         if getattr(error, "errno", None) is not None:  # the disk's own
             raise
+
         begin = sum(other.num_rows for other in file.row_groups[:group])
         end = begin + file.row_groups[group].num_rows
         raise SourceError(

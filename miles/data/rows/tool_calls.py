@@ -136,6 +136,7 @@ def _parsed(text: str, where: str) -> Any:
     """Return the value of JSON text; null for blank text."""
     if not text.strip():
         return None
+
     try:
         parsed = read_json(text)
         json.dumps(parsed, allow_nan=False)
@@ -151,6 +152,7 @@ def _parsed(text: str, where: str) -> Any:
             f"{where}: its arguments are JSON text nested too deeply, or with a number or half of "
             "a character that JSON does not have",
         )
+
     return parsed
 
 
