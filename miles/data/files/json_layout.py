@@ -12,6 +12,7 @@ keys tell (`json_objects`), and that nothing follows it.
 
 from __future__ import annotations
 
+import codecs
 import enum
 import json
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ from miles.data.files import json_objects
 PEEK_BYTES = 4 << 20
 """A first row of more is not decoded to tell the layout."""
 
-BOM = b"\xef\xbb\xbf"
+BOM = codecs.BOM_UTF8
 # Numbers stay text: their value does not matter here, and Python refuses integers of over 4,300
 # digits.
 DECODER = json.JSONDecoder(parse_int=str, parse_float=str)

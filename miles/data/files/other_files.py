@@ -10,7 +10,8 @@ at all is no reason to refuse: its rows are dropped, and counted, as any others 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from miles.data.config import RowFormat, SourceConfig
 from miles.data.files.file import File
@@ -42,11 +43,10 @@ def require_one_shape(
         rows, _ = first_rows(file, known_columns(source.format), any_needed=True)
         if any(fits(row, format.shape, source.format.columns) for row in rows):
             continue
-        counts = count_shapes(rows, source.format.columns, tuple(MAIN_FIELDS))
-        if not counts:
+        shape = _likeliest_shape(source, rows)
+        if not shape:
             continue
 
-        shape = max(counts, key=lambda name: counts[name])
         columns = ", ".join(find_columns(RowFormat(shape), rows).values())
         raise SourceError(
             f"source {source.name!r} has rows of two shapes: those of {first.path} are "
@@ -64,14 +64,19 @@ def other_shape(source: SourceConfig, first: File, files: Sequence[File]) -> str
     for file in some_others(first, files):
         # A file that cannot be read is no reason to say less of the first one.
         rows, _ = first_rows(file, known_columns(source.format))
-        counts = count_shapes(rows, source.format.columns, tuple(MAIN_FIELDS))
-        if counts:
-            shape = max(counts, key=lambda name: counts[name])
+        shape = _likeliest_shape(source, rows)
+        if shape:
             return (
                 f"Another file of the source, {file.path}, has rows of the shape {shape}: if "
                 f"{first.path} holds no rows, leave it out"
             )
     return ""
+
+
+def _likeliest_shape(source: SourceConfig, rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return the shape that most rows of a source count for; "" where none counts for any."""
+    counts = count_shapes(rows, source.format.columns, tuple(MAIN_FIELDS))
+    return max(counts, key=lambda name: counts[name]) if counts else ""
 
 
 def some_others(first: File, files: Sequence[File]) -> list[File]:

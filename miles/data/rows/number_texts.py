@@ -10,6 +10,7 @@ The value of a number has lost how it was written, so that the row is decoded on
 
 from __future__ import annotations
 
+import codecs
 import json
 from collections.abc import Mapping
 from itertools import chain
@@ -31,7 +32,7 @@ from miles.data.rows.train_flags import TRAIN_FLAGS
 _CALLS = ("tool_calls", "function_call", "arguments", "content")
 """Keys of a turn, or of a call in a column of its own, that may hold a call's arguments."""
 _INFINITIES = (float("inf"), float("-inf"))
-_BOM = b"\xef\xbb\xbf"
+_BOM = codecs.BOM_UTF8
 _NUMBERS = frozenset((int, float, bool))
 _FIELDS = ("instruction", "input", "output", "prompt", "completion", "chosen", "text")
 """Fields that hold text."""
