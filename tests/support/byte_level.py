@@ -7,7 +7,7 @@ from typing import Any
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
-from miles.data.tokens.bpe import TextEncoder, by_offsets
+from miles.data.tokens.text_encoder import TextEncoder, by_offsets
 
 ADDED = ("<|im_start|>", "<|im_end|>", "<think>")
 CORPUS = (

@@ -39,8 +39,9 @@ from miles.data.template.certificate import Certificate
 from miles.data.template.certify import certify
 from miles.data.template.render import Renderer, RowVariables, Span, strings_of
 from miles.data.template.row_variables import RowTemplate, RowTemplates
-from miles.data.tokens.bpe import TextEncoder, Tokens, text_encoder
+from miles.data.tokens.bpe import text_encoder
 from miles.data.tokens.load import load_tokenizer
+from miles.data.tokens.text_encoder import TextEncoder, Tokens
 from miles.data.types import Conversation, Encoded, Int32, RowRejected, UInt8
 from miles.errors import ConfigError, MilesError
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from miles.data.template.sandbox import literals
-from miles.data.tokens.bpe import TextEncoder, Tokens, by_offsets, encode_by
+from miles.data.tokens.text_encoder import TextEncoder, Tokens, by_offsets, encode_by
 from miles.data.types import RowRejected
 
 if TYPE_CHECKING:

@@ -25,7 +25,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from miles.data.template.render import Span
-from miles.data.tokens.bpe import Tokens
+from miles.data.tokens.text_encoder import Tokens
 from miles.data.types import Conversation, RowRejected, UInt8
 
 

@@ -25,7 +25,7 @@ import numpy as np
 
 from miles.common import storage
 from miles.common.untrusted_files import require_readable
-from miles.data.tokens.bpe import TextEncoder
+from miles.data.tokens.text_encoder import TextEncoder
 from miles.data.types import Int32, UInt8
 from miles.errors import MilesError, TemplateError
 

@@ -34,10 +34,11 @@ from miles.data.template.probes import (
 )
 from miles.data.template.render import Renderer, Span, render_text
 from miles.data.template.symbols import Unbounded, Untraceable
-from miles.data.tokens.bpe import TextEncoder, text_encoder
+from miles.data.tokens.bpe import text_encoder
 from miles.data.tokens.library import calling
 from miles.data.tokens.load import PINNED_DATE, encoder_fingerprint, has_pinned_date
 from miles.data.tokens.round_trip import composes, find_loss
+from miles.data.tokens.text_encoder import TextEncoder
 from miles.data.types import RowRejected
 from miles.errors import TemplateError
 

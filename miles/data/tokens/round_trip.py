@@ -18,7 +18,7 @@ from typing import Any
 
 import tokenizers
 
-from miles.data.tokens.bpe import encode_by
+from miles.data.tokens.text_encoder import encode_by
 from miles.data.types import RowRejected
 
 PROBES = (

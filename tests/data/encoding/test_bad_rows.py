@@ -17,7 +17,7 @@ from miles.data.files.manifest import build_manifest
 from miles.data.stream import stages
 from miles.data.stream.ledger import Ledger
 from miles.data.stream.reject_limits import RejectLimits
-from miles.data.tokens.bpe import TextEncoder, Tokens
+from miles.data.tokens.text_encoder import TextEncoder, Tokens
 from miles.data.types import RowRejected
 from miles.errors import DataError
 from tests.support.bad_rows import (

@@ -5,7 +5,7 @@ import pytest
 
 from miles.data.encoding.loss_mask import decide_loss_mask, mark_points, select_turns
 from miles.data.template.render import Span
-from miles.data.tokens.bpe import Tokens
+from miles.data.tokens.text_encoder import Tokens
 from miles.data.types import Conversation, RowRejected
 
 HEADER, ANSWER, END, NEWLINE = range(1, 5)

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, normalizers, processors
 
 from miles.data.tokens import bpe
-from miles.data.tokens.bpe import TextEncoder, text_encoder
+from miles.data.tokens.bpe import text_encoder
+from miles.data.tokens.text_encoder import _NFC_SHRINKS, TextEncoder, Tokens
 from miles.data.types import RowRejected
 from tests.support.byte_level import (
     ADDED,
@@ -73,7 +74,7 @@ def test_texts_together_are_as_each_by_itself(encoder: TextEncoder, texts: list[
     together = encoder.encode_all(texts, points)
     for text, places, tokens in zip(texts[:-1], points, together, strict=False):
         alone = encoder.encode_at(text, places)
-        assert isinstance(tokens, bpe.Tokens)
+        assert isinstance(tokens, Tokens)
         assert (tokens.ids.tolist(), *tokens[1:]) == (alone.ids.tolist(), *alone[1:])
     assert isinstance(together[-1], RowRejected)
 
@@ -175,7 +176,7 @@ def test_nfc_shrinks_no_text_more_than_assumed() -> None:
         longest = max(
             len(unicodedata.normalize("NFD", character).encode()), len(character.encode())
         )
-        assert longest <= bpe._NFC_SHRINKS * len(composed.encode())
+        assert longest <= _NFC_SHRINKS * len(composed.encode())
 
 
 # The copy
