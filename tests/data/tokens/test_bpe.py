@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, normalizers, processors
 
 from miles.data.tokens import bpe
 from miles.data.tokens.bpe import text_encoder
-from miles.data.tokens.text_encoder import _NFC_SHRINKS, TextEncoder, Tokens
+from miles.data.tokens.text_encoder import _NFC_SHRINKS, TextEncoder, Tokens, encode_by
 from miles.data.types import RowRejected
 from tests.support.byte_level import (
     ADDED,
@@ -133,7 +133,7 @@ def test_other_exceptions_pass() -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        bpe.encode_by(Stopped(), "a")  # type: ignore[arg-type]
+        encode_by(Stopped(), "a")  # type: ignore[arg-type]
 
 
 def test_text_in_no_word_is_kept() -> None:
