@@ -39,7 +39,8 @@ from miles.data.template.certificate import Certificate
 from miles.data.template.certify import certify
 from miles.data.template.render import Renderer, RowVariables, Span, strings_of
 from miles.data.template.row_variables import RowTemplate, RowTemplates
-from miles.data.tokens.bpe import text_encoder
+from miles.data.tokens.bpe import text_encoder_of
+from miles.data.tokens.carried_tokenizer import CarriedTokenizer
 from miles.data.tokens.load import load_tokenizer
 from miles.data.tokens.text_encoder import TextEncoder, Tokens
 from miles.data.types import Conversation, Encoded, Int32, RowRejected, UInt8
@@ -75,7 +76,7 @@ class _Rendered(NamedTuple):
 class Encoder:
     """A tokenizer, its certificate and the settings. `encode` is a pure function."""
 
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: PreTrainedTokenizerBase | CarriedTokenizer
     config: EncodeConfig
     certificate: Certificate
 
@@ -326,7 +327,7 @@ class Encoder:
 
     @cached_property
     def _text_encoder(self) -> TextEncoder:
-        return text_encoder(self.tokenizer.backend_tokenizer)
+        return text_encoder_of(self.tokenizer)
 
     @cached_property
     def _run_template(self) -> RowTemplate:

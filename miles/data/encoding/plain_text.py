@@ -25,6 +25,7 @@ import numpy as np
 
 from miles.common import storage
 from miles.common.untrusted_files import require_readable
+from miles.data.tokens.carried_tokenizer import CarriedTokenizer
 from miles.data.tokens.text_encoder import TextEncoder
 from miles.data.types import Int32, UInt8
 from miles.errors import MilesError, TemplateError
@@ -115,7 +116,7 @@ def end_tokens(
 ) -> dict[int, str]:
     """Return the id and the text of each token that ends a text."""
     ends: dict[int, str] = {}
-    for token in end_ids(tokenizer.eos_token_id, terminator_ids, _generation_ends(url)):
+    for token in end_ids(tokenizer.eos_token_id, terminator_ids, _serving_ends(tokenizer, url)):
         content = tokenizer.convert_ids_to_tokens(token)
         if isinstance(content, str) and token in tokenizer.added_tokens_decoder:
             ends[token] = content
@@ -134,7 +135,13 @@ def end_ids(
     return list(dict.fromkeys(found))
 
 
-def _generation_ends(url: str) -> list[int]:
+def _serving_ends(tokenizer: PreTrainedTokenizerBase | CarriedTokenizer, url: str) -> Sequence[int]:
+    if isinstance(tokenizer, CarriedTokenizer):  # read where it was certified
+        return tokenizer.facts.serving_ends
+    return read_serving_ends(url)
+
+
+def read_serving_ends(url: str) -> list[int]:
     """Return the end tokens in the generation_config.json beside a tokenizer, if there is one."""
     try:
         path = storage.join(url, _GENERATION_CONFIG)

@@ -11,7 +11,6 @@ located, holds its own words and no others, and ends in one terminator, and the 
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -34,7 +33,8 @@ from miles.data.template.probes import (
 )
 from miles.data.template.render import Renderer, Span, render_text
 from miles.data.template.symbols import Unbounded, Untraceable
-from miles.data.tokens.bpe import text_encoder
+from miles.data.tokens.bpe import text_encoder_of
+from miles.data.tokens.carried_tokenizer import own_arguments
 from miles.data.tokens.library import calling
 from miles.data.tokens.load import PINNED_DATE, encoder_fingerprint, has_pinned_date
 from miles.data.tokens.round_trip import composes, find_loss
@@ -68,7 +68,7 @@ def certify(
     _require_plain_variables(tokenizer, kwargs, name)
     texts = _render_probes(tokenizer, kwargs, name)
     anchors = _learn_anchors(tokenizer, texts, config, name)
-    encoder = text_encoder(tokenizer.backend_tokenizer)
+    encoder = text_encoder_of(tokenizer)
     bos_count = _bos_count(tokenizer, texts.one_turn, config, name)
     with calling(config.tokenizer):
         if not fingerprint:
@@ -129,8 +129,7 @@ def _require_plain_variables(
     tokenizer: PreTrainedTokenizerBase, kwargs: Mapping[str, Any], name: str
 ) -> None:
     """Refuse template variables that transformers would take for arguments of its own."""
-    own_arguments = inspect.signature(tokenizer.apply_chat_template).parameters
-    reserved = {"messages", "strftime_now", *own_arguments}
+    reserved = {"messages", "strftime_now", *own_arguments(tokenizer)}
     taken = sorted(reserved & set(kwargs))
     if taken:
         raise TemplateError(

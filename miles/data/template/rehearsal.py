@@ -24,7 +24,8 @@ from jinja2.visitor import NodeTransformer
 
 from miles.data.template.sandbox import Environment
 from miles.data.template.symbols import Unbounded, Untraceable
-from miles.data.template.trace import Message, Tool, with_reasoning_names
+from miles.data.template.trace import Message, Tool
+from miles.data.tokens.served_chat import with_reasoning_names
 
 _KEPT_TEMPLATES = 4
 

@@ -14,7 +14,6 @@ the texts of the anchors are read anew for each value.
 
 from __future__ import annotations
 
-import inspect
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -29,6 +28,7 @@ from miles.data.template.render import Renderer, RowVariables, render_text
 from miles.data.template.sandbox import Environment
 from miles.data.template.symbols import Untraceable
 from miles.data.template.trace import Program, Tracer
+from miles.data.tokens.carried_tokenizer import own_arguments
 from miles.data.types import RowRejected
 from miles.errors import TemplateError
 
@@ -190,11 +190,10 @@ class RowTemplates:
 
 def _reserved_names(tokenizer: PreTrainedTokenizerBase) -> frozenset[str]:
     """Return the names that no row may give: arguments, special tokens, what templates call."""
-    own_arguments = inspect.signature(tokenizer.apply_chat_template).parameters
     return frozenset(
         (
             *("self", "messages", "strftime_now", "additional_special_tokens"),
-            *(*own_arguments, *_SPECIAL_TOKENS, *tokenizer.special_tokens_map),
+            *(*own_arguments(tokenizer), *_SPECIAL_TOKENS, *tokenizer.special_tokens_map),
             *Environment().globals,
         )
     )

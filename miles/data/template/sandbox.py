@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 
 import jinja2
 from jinja2 import nodes
-from jinja2.ext import Extension, loopcontrols
+from jinja2.ext import loopcontrols
 from jinja2.nativetypes import NativeCodeGenerator
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from markupsafe import Markup, soft_str
@@ -45,6 +45,7 @@ from miles.data.template.symbols import (
     Untraceable,
     refuse,
 )
+from miles.data.tokens.served_chat import Generation, TemplateDict
 
 MAX_STEPS = 1 << 20
 """Calls, turns of loops, and 64 characters or values that are made, each count as a step. A
@@ -91,20 +92,6 @@ class _CodeGenerator(NativeCodeGenerator):
     visit_ScopedEvalContextModifier = visit_EvalContextModifier
 
 
-class _Generation(Extension):
-    """`{% generation %}`, with which some templates mark answers: it puts out what is inside."""
-
-    tags = {"generation"}  # noqa: RUF012
-
-    def parse(self, parser: Any) -> nodes.Node:
-        line = next(parser.stream).lineno
-        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        return nodes.CallBlock(self.call_method("_inside"), [], [], body).set_lineno(line)
-
-    def _inside(self, caller: Callable[[], Any]) -> Any:
-        return caller()
-
-
 def literals(template: str) -> set[str]:
     """Return every text that a template can write by itself: its data and its string constants.
 
@@ -134,14 +121,14 @@ class Environment(ImmutableSandboxedEnvironment):
 
     def __init__(self) -> None:
         super().__init__(
-            trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
+            trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
         )
         self.num_steps = 0
         self._install_filters()
         self._install_tests()
         self.globals |= {
             "raise_exception": _raise_exception,
-            "dict": _Dict(),
+            "dict": TemplateDict(),
             "strftime_now": refuse("today's date"),
             "lipsum": refuse("random text"),
         }
@@ -266,13 +253,3 @@ def _is_same(value: Any, other: Any) -> bool:
 
 def _raise_exception(message: Any) -> NoReturn:
     raise Untraceable("the template raises an exception")
-
-
-class _Dict:
-    """The `dict` that transformers gives to templates: a call and `fromkeys`, nothing else."""
-
-    def __call__(self, *pairs: Any, **more: Any) -> dict[Any, Any]:
-        return dict(*pairs, **more)
-
-    def fromkeys(self, keys: Any, value: Any = None) -> dict[Any, Any]:
-        return dict.fromkeys(keys, value)

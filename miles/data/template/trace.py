@@ -52,6 +52,7 @@ from miles.data.template.symbols import (
     join_literals,
     parts_of,
 )
+from miles.data.tokens.served_chat import REASONING_NAMES, with_reasoning_names
 
 Message = Mapping[str, Any]
 Tool = Mapping[str, Any]
@@ -360,18 +361,7 @@ def _unread_keys(
     unread = []
     for number, (message, seen) in enumerate(zip(messages, watched, strict=True)):
         for key, value in message.items():
-            names = _REASONING_NAMES if key in _REASONING_NAMES else (key,)
+            names = REASONING_NAMES if key in REASONING_NAMES else (key,)
             if value is not None and not seen.has_read(*names):
                 unread.append(MessageKey(number, key))
     return tuple(unread)
-
-
-_REASONING_NAMES = ("reasoning_content", "thinking", "reasoning")
-
-
-def with_reasoning_names(message: dict[str, Any]) -> dict[str, Any]:
-    """Return a message with its reasoning under each name that templates read, as transformers."""
-    reasoning = next((message[name] for name in _REASONING_NAMES if name in message), None)
-    if reasoning is None:
-        return message
-    return {"thinking": reasoning, **message, "reasoning_content": reasoning}

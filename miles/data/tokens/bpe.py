@@ -9,16 +9,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tiktoken
 import tokenizers
 import xxhash
 
-from miles.data.tokens.bpe_proof import Inexact, prove
+from miles.data.tokens.bpe_proof import Inexact, Proven, prove
+from miles.data.tokens.carried_tokenizer import CarriedTokenizer
+from miles.data.tokens.packed_proof import PackedProof
 from miles.data.tokens.text_encoder import TextEncoder, by_offsets
 from miles.errors import TemplateError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 _MAX_ENCODERS = 8
 
@@ -60,6 +65,17 @@ def text_encoder(backend: tokenizers.Tokenizer) -> TextEncoder:
         _encoders.pop(next(iter(_encoders)), None)
     _encoders[key] = encoder
     return encoder
+
+
+def text_encoder_of(tokenizer: PreTrainedTokenizerBase | CarriedTokenizer) -> TextEncoder:
+    """Return the encoder of a tokenizer of transformers, or of one that was carried here with it.
+
+    Raises:
+        TemplateError: as from `text_encoder`.
+    """
+    if isinstance(tokenizer, CarriedTokenizer):
+        return tokenizer.text_encoder
+    return text_encoder(tokenizer.backend_tokenizer)
 
 
 def _definition_of(backend: tokenizers.Tokenizer) -> str:
@@ -125,7 +141,27 @@ def _stop_trimming(post_processor: Any) -> bool:
 
 
 def _convert(backend: tokenizers.Tokenizer, definition: Mapping[str, Any]) -> TextEncoder:
-    pattern, ranks, added = prove(backend, definition)
+    proven = prove(backend, definition)
+    has_normalizer = backend.normalizer is not None
+    return encoder_from_proof(
+        backend, proven, PackedProof.of(proven), has_normalizer=has_normalizer
+    )
+
+
+def encoder_from_proof(
+    backend: Any, proven: Proven, packed: PackedProof, *, has_normalizer: bool
+) -> TextEncoder:
+    """Return the encoder by tiktoken for a tokenizer that is proven to be tiktoken's.
+
+    Args:
+        backend: the tokenizer of `tokenizers`, or one that is made when it is first used.
+        proven, packed: the proof, and the same as arrays.
+        has_normalizer: of the tokenizer.
+
+    Raises:
+        Inexact: tiktoken does not take it.
+    """
+    pattern, ranks, added = proven
     try:
         encoding = tiktoken.Encoding(
             "miles",
@@ -138,8 +174,7 @@ def _convert(backend: tokenizers.Tokenizer, definition: Mapping[str, Any]) -> Te
         raise Inexact(f"tiktoken does not take it ({type(error).__name__})") from error
 
     token_bytes = np.zeros(max([*ranks.values(), *added.values()]) + 1, np.int64)
-    for token, rank in ranks.items():
-        token_bytes[rank] = len(token)
+    token_bytes[packed.token_ids] = packed.token_lengths
     for text, rank in added.items():
         token_bytes[rank] = len(text.encode())
 
@@ -150,7 +185,8 @@ def _convert(backend: tokenizers.Tokenizer, definition: Mapping[str, Any]) -> Te
         frozenset(added),
         token_bytes,
         int(token_bytes.max()),
-        _has_normalizer=backend.normalizer is not None,
+        _has_normalizer=has_normalizer,
+        proof=packed,
     )
 
 

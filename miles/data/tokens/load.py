@@ -93,6 +93,11 @@ def pin_date(template: str) -> str:
     return pinned
 
 
+def note_pinned_date(template: str) -> None:
+    """Note that `pin_date` put its date into a template, in another process."""
+    _pinned.add(template)
+
+
 def has_pinned_date(template: str) -> bool:
     """Return whether `pin_date` put its date into a template."""
     return template in _pinned

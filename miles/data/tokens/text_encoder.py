@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tokenizers
 
+from miles.data.tokens.packed_proof import PackedProof
 from miles.data.types import Int32, Int64, RowRejected
 
 _NFC_SHRINKS = 3
@@ -49,6 +50,8 @@ class TextEncoder:
     """int64 [vocabulary]: bytes of each token"""
     _max_token_bytes: int = 0
     _has_normalizer: bool = False
+    proof: PackedProof | None = None
+    """what the engine is made of; None: `tokenizers` encodes all text"""
 
     @cached_property
     def _openings(self) -> tuple[str, ...]:
