@@ -21,7 +21,9 @@ from miles.errors import CheckpointError
 Int32 = npt.NDArray[np.int32]
 Int64 = npt.NDArray[np.int64]
 UInt8 = npt.NDArray[np.uint8]
+Bool = npt.NDArray[np.bool_]
 Float32 = npt.NDArray[np.float32]
+Float64 = npt.NDArray[np.float64]
 
 DUMMY_ROW_ID = -1
 """`row_ids` of a segment that only keeps a rank in step: its loss mask is all zero."""
@@ -100,6 +102,33 @@ class Encoded:
     """tokens that begin before a trained span and end inside it; they are not trained"""
     is_truncated: bool = False
     """whether tokens at its end were cut off (`too_long="truncate_end"`)"""
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """Samples end to end: what `Encoded` says of one, of many."""
+
+    lengths: Int32
+    """int32 [samples], in tokens"""
+    input_ids: Int32
+    """int32 [tokens]"""
+    loss_mask: UInt8
+    """uint8 [tokens]"""
+    num_straddling_tokens: Int32
+    """int32 [samples]"""
+    is_truncated: Bool
+    """bool [samples]"""
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedRows:
+    """What encoding makes of many rows: samples in the order of the rows, and rejects."""
+
+    samples: Samples
+    kept_rows: Int64
+    """int64 [samples]: the number of each sample's row, ascending"""
+    rejected: Mapping[int, RowRejected]
+    """number of a row, ascending -> why it has no sample"""
 
 
 @dataclass(frozen=True)

@@ -141,7 +141,7 @@ def slow_down(patch: pytest.MonkeyPatch, stage: str) -> None:
     target, name, calls_a_step = {
         "read": (stages, "read_rows", 1 / 4),  # all steps of a window at once
         "normalize": (row_outcomes, "normalize", STEP_ROWS),
-        "encode": (Encoder, "encode_all", 1),
+        "encode": (Encoder, "encode_rows", 1 / 4),  # all steps of a table at once
         "pack": (stages, "pack", 1),
     }[stage]
     original = getattr(target, name)

@@ -35,6 +35,7 @@ from miles.data.encoding.loss_mask import (
     select_turns,
 )
 from miles.data.encoding.plain_text import TextFrame, text_frame
+from miles.data.encoding.samples import encoded_rows
 from miles.data.template.certificate import Certificate
 from miles.data.template.certify import certify
 from miles.data.template.render import Renderer, RowVariables, Span, strings_of
@@ -43,7 +44,14 @@ from miles.data.tokens.bpe import text_encoder_of
 from miles.data.tokens.carried_tokenizer import CarriedTokenizer
 from miles.data.tokens.load import load_tokenizer
 from miles.data.tokens.text_encoder import TextEncoder, Tokens
-from miles.data.types import Conversation, Encoded, Int32, RowRejected, UInt8
+from miles.data.types import (
+    Conversation,
+    Encoded,
+    EncodedRows,
+    Int32,
+    RowRejected,
+    UInt8,
+)
 from miles.errors import ConfigError, MilesError
 
 if TYPE_CHECKING:
@@ -109,6 +117,10 @@ class Encoder:
         if isinstance(outcome, RowRejected):
             raise outcome
         return outcome
+
+    def encode_rows(self, conversations: Sequence[Conversation]) -> EncodedRows:
+        """Encode many conversations, into samples end to end."""
+        return encoded_rows(self.encode_all(conversations))
 
     def encode_all(self, conversations: Sequence[Conversation]) -> list[Encoded | RowRejected]:
         """Encode many conversations; what `encode` would raise is in its row's place."""

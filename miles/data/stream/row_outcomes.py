@@ -11,51 +11,64 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
-from itertools import compress, pairwise
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import compress
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import xxhash
 
-from miles.common.offsets import offsets_of
 from miles.data.config import RowFormat
 from miles.data.encoding.encoder import Encoder, or_rejected
 from miles.data.rows.normalize import normalize
 from miles.data.stream.step_tables import list_values
-from miles.data.types import Conversation, Encoded, KeyCount, Reject, RowRejected
+from miles.data.types import (
+    Conversation,
+    Encoded,
+    EncodedRows,
+    Float64,
+    Int32,
+    Int64,
+    KeyCount,
+    Reject,
+    RowRejected,
+    Samples,
+)
 from miles.data.unused_names import count_row
 
 
-@dataclass(frozen=True)
-class StepOutcome:
-    """The rows of one step by what became of them. The samples are in row order."""
+@dataclass(frozen=True, eq=False)
+class TableOutcome:
+    """The rows of some steps by what became of them. The samples are in row order."""
 
-    kept_rows: list[int]
-    """[samples]: which of the table's rows each comes from"""
+    sample_counts: Int64
+    """int64 [steps]: samples of each"""
+    kept_rows: Int64
+    """int64 [samples]: which of the table's rows each comes from"""
     conversations: list[Conversation]
     """[samples]"""
-    encoded: list[Encoded]
-    """[samples]"""
-    left_out_rows: list[int]
-    """which of the table's rows this stream leaves to the other one"""
-    rejects: list[dict[str, Any]]
-    """the fields of a `Reject` for each row that cannot be used"""
-    unused_keys: list[dict[str, Any]]
-    """the fields of a `KeyCount` for each key of messages that nothing reads"""
-    normalize_seconds: float
-    encode_seconds: float
+    samples: Samples
+    left_out_rows: Int64
+    """int64: which of the table's rows this stream leaves to the other one"""
+    rejects: list[list[dict[str, Any]]]
+    """[steps]: the fields of a `Reject` for each row that cannot be used"""
+    unused_keys: list[list[dict[str, Any]]]
+    """[steps]: the fields of a `KeyCount` for each key of messages that nothing reads"""
+    normalize_seconds: Float64
+    """float64 [steps]: what each took, by its rows"""
+    encode_seconds: Float64
 
 
-def step_outcomes(
+def table_outcome(
     table: pa.Table,
     formats: Sequence[RowFormat],
     encoder: Encoder,
     held_out_fraction: float = 0.0,
     held_out: str = "leave_out",
-) -> Iterator[StepOutcome]:
-    """Yield what becomes of each step's rows, for a table of RAW_STEP.
+) -> TableOutcome:
+    """Return what becomes of the rows of a table, encoded all at once.
 
     Args:
         table: RAW_STEP.
@@ -64,37 +77,74 @@ def step_outcomes(
         held_out_fraction: rows whose `hash_share` is below are held out.
         held_out: as in `DataConfig`.
     """
-    row_ids = list_values(table, "row_ids").tolist()
-    source_ids = list_values(table, "source_ids").tolist()
-    payloads = table["payloads"].combine_chunks().flatten().to_pylist()
-    leaves_out = held_out_fraction > 0 or held_out == "only"
+    started = time.perf_counter()
+    rows = _RowPlaces.of(table)
+    normalized = _normalize_rows(table, rows.source_ids, formats)
+    left_out = np.zeros(0, np.int64)
+    if held_out_fraction > 0 or held_out == "only":
+        is_kept = [is_in_stream(row, held_out_fraction, held_out) for row in normalized]
+        normalized = list(compress(normalized, is_kept))
+        left_out = rows.numbers[~np.array(is_kept, np.bool_)]
+        rows = rows.kept(is_kept)
 
-    # A step at a time: what lives longer costs the garbage collector.
-    for begin, end in pairwise(offsets_of(table["num_rows"]).tolist()):
-        started = time.perf_counter()
-        rows: Sequence[int] = range(begin, end)
-        left_out: list[int] = []
-        normalized = [
-            or_rejected(normalize, payloads[row], formats[source_ids[row]]) for row in rows
-        ]
-        if leaves_out:
-            is_kept = [is_in_stream(row, held_out_fraction, held_out) for row in normalized]
-            left_out = [row for row, kept in zip(rows, is_kept, strict=True) if not kept]
-            rows = list(compress(rows, is_kept))
-            normalized = list(compress(normalized, is_kept))
+    normalized_at = time.perf_counter()
+    encoded = _encode_rows(normalized, encoder)
+    unused_keys = _unused_keys(normalized, rows, encoder)
+    encoded_at = time.perf_counter()
 
-        normalized_at = time.perf_counter()
-        results = _encode_all(normalized, encoder)
-        is_sample = [isinstance(result, Encoded) for result in results]
-        yield StepOutcome(
-            kept_rows=list(compress(rows, is_sample)),
-            conversations=list(compress(normalized, is_sample)),  # type: ignore[arg-type]
-            encoded=list(compress(results, is_sample)),  # type: ignore[arg-type]
-            left_out_rows=left_out,
-            rejects=_rejects(rows, results, row_ids, source_ids),
-            unused_keys=_unused_keys(rows, normalized, source_ids, encoder),
-            normalize_seconds=normalized_at - started,
-            encode_seconds=time.perf_counter() - normalized_at,
+    row_shares = table["num_rows"].to_numpy() / max(rows.num_in_table, 1)
+    return TableOutcome(
+        sample_counts=np.bincount(rows.steps[encoded.kept_rows], minlength=rows.num_steps),
+        kept_rows=rows.numbers[encoded.kept_rows],
+        conversations=[normalized[row] for row in encoded.kept_rows.tolist()],  # type: ignore[misc]
+        samples=encoded.samples,
+        left_out_rows=left_out,
+        rejects=_rejects(encoded.rejected, rows),
+        unused_keys=unused_keys,
+        normalize_seconds=row_shares * (normalized_at - started),
+        encode_seconds=row_shares * (encoded_at - normalized_at),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _RowPlaces:
+    """Some rows of a table of RAW_STEP, in its order, and where they come from."""
+
+    num_steps: int
+    """of the table"""
+    num_in_table: int
+    """rows of the table"""
+    numbers: Int64
+    """int64 [rows]: which of the table's rows each is"""
+    steps: Int64
+    """int64 [rows]: which of the table's steps it is in"""
+    row_ids: Int64
+    """int64 [rows]"""
+    source_ids: Int32
+    """int32 [rows]"""
+
+    @classmethod
+    def of(cls, table: pa.Table) -> _RowPlaces:
+        """Return the places of all rows of a table."""
+        row_ids = list_values(table, "row_ids")
+        return cls(
+            num_steps=table.num_rows,
+            num_in_table=len(row_ids),
+            numbers=np.arange(len(row_ids)),
+            steps=np.repeat(np.arange(table.num_rows), table["num_rows"].to_numpy()),
+            row_ids=row_ids,
+            source_ids=list_values(table, "source_ids"),
+        )
+
+    def kept(self, is_kept: Sequence[bool]) -> _RowPlaces:
+        """Return the places of some of the rows."""
+        mask = np.array(is_kept, np.bool_)
+        return replace(
+            self,
+            numbers=self.numbers[mask],
+            steps=self.steps[mask],
+            row_ids=self.row_ids[mask],
+            source_ids=self.source_ids[mask],
         )
 
 
@@ -115,9 +165,10 @@ def row_outcome(
     """Return what becomes of one row, given as JSON text."""
     normalized = or_rejected(normalize, payload, row_format)
     is_held_out = held_out_fraction > 0 and is_in_stream(normalized, held_out_fraction, "only")
-    (result,) = _encode_all([normalized], encoder)
-    unused_keys = () if isinstance(normalized, RowRejected) else encoder.unused_keys(normalized)
-    return RowOutcome(result, unused_keys, is_held_out)
+    if isinstance(normalized, RowRejected):
+        return RowOutcome(normalized, (), is_held_out)
+    (result,) = encoder.encode_all([normalized])
+    return RowOutcome(result, encoder.unused_keys(normalized), is_held_out)
 
 
 def hash_share(conversation: Conversation) -> float:
@@ -145,58 +196,71 @@ def is_in_stream(row: Conversation | RowRejected, held_out_fraction: float, held
     return is_held_out == (held_out == "only")
 
 
-def _encode_all(
-    normalized: Sequence[Conversation | RowRejected], encoder: Encoder
-) -> list[Encoded | RowRejected]:
+def _normalize_rows(
+    table: pa.Table, source_ids: Int32, formats: Sequence[RowFormat]
+) -> list[Conversation | RowRejected]:
+    """Return the conversation of each row of a table, or why it has none."""
+    payloads = table["payloads"].combine_chunks().flatten().to_pylist()
+    return [
+        or_rejected(normalize, payload, formats[source_id])
+        for payload, source_id in zip(payloads, source_ids.tolist(), strict=True)
+    ]
+
+
+def _encode_rows(normalized: Sequence[Conversation | RowRejected], encoder: Encoder) -> EncodedRows:
     """Encode the rows that have a conversation; the others stay rejected."""
-    conversations = [row for row in normalized if isinstance(row, Conversation)]
-    encoded = iter(encoder.encode_all(conversations))
-    return [next(encoded) if isinstance(row, Conversation) else row for row in normalized]
+    rejected = {row: item for row, item in enumerate(normalized) if isinstance(item, RowRejected)}
+    if not rejected:  # most tables
+        return encoder.encode_rows(normalized)  # type: ignore[arg-type]
+
+    conversations = [item for item in normalized if isinstance(item, Conversation)]
+    encoded = encoder.encode_rows(conversations)
+    rows = np.delete(np.arange(len(normalized)), list(rejected))
+    rejected |= {int(rows[number]): reject for number, reject in encoded.rejected.items()}
+    return EncodedRows(encoded.samples, rows[encoded.kept_rows], dict(sorted(rejected.items())))
 
 
-def _rejects(
-    rows: Sequence[int],
-    results: Sequence[Encoded | RowRejected],
-    row_ids: Sequence[int],
-    source_ids: Sequence[int],
-) -> list[dict[str, Any]]:
-    """Return the fields of a `Reject` for each row that was rejected.
+def _rejects(rejected: Mapping[int, RowRejected], rows: _RowPlaces) -> list[list[dict[str, Any]]]:
+    """Return for each step the fields of a `Reject` for each row that was rejected.
 
     Args:
-        rows: which of the table's rows the results are of.
-        results: of a step's rows, without those left out.
-        row_ids: [rows of the table].
-        source_ids: [rows of the table].
+        rejected: number of a row, among those not left out, ascending -> the reason.
+        rows: the rows that are not left out.
     """
-    rejects = []
-    for position, (row, result) in enumerate(zip(rows, results, strict=True)):
-        if isinstance(result, RowRejected):
-            reject = Reject(
-                row_ids[row], source_ids[row], result.reason, result.detail, position=position
-            )
-            rejects.append(asdict(reject))
-    return rejects
+    by_step: list[list[dict[str, Any]]] = [[] for _ in range(rows.num_steps)]
+    for row, rejection in rejected.items():
+        step = int(rows.steps[row])
+        reject = Reject(
+            int(rows.row_ids[row]),
+            int(rows.source_ids[row]),
+            rejection.reason,
+            rejection.detail,
+            position=row - int(rows.steps.searchsorted(step)),
+        )
+        by_step[step].append(asdict(reject))
+    return by_step
 
 
 def _unused_keys(
-    rows: Sequence[int],
-    normalized: Sequence[Conversation | RowRejected],
-    source_ids: Sequence[int],
-    encoder: Encoder,
-) -> list[dict[str, Any]]:
-    """Return the fields of a `KeyCount` for each source and key of messages that nothing reads.
+    normalized: Sequence[Conversation | RowRejected], rows: _RowPlaces, encoder: Encoder
+) -> list[list[dict[str, Any]]]:
+    """Return for each step the fields of a `KeyCount` for each key of messages that nothing reads.
 
     Args:
-        rows: which of the table's rows the conversations are of.
-        normalized: a step's rows, without those left out. A row that is rejected later counts.
-        source_ids: [rows of the table].
+        normalized: the rows that are not left out. A row that is rejected later counts.
+        rows: the places of the same rows.
         encoder: knows what the chat template reads.
     """
-    by_source: dict[int, dict[str, int]] = {}
-    for row, conversation in zip(rows, normalized, strict=True):
+    by_step: list[dict[int, dict[str, int]]] = [{} for _ in range(rows.num_steps)]
+    for row, conversation in enumerate(normalized):
         if isinstance(conversation, Conversation) and (keys := encoder.unused_keys(conversation)):
-            count_row(by_source.setdefault(source_ids[row], {}), keys)
+            by_source = by_step[rows.steps[row]]
+            count_row(by_source.setdefault(int(rows.source_ids[row]), {}), keys)
+    return [_key_counts(by_source) for by_source in by_step]
 
+
+def _key_counts(by_source: Mapping[int, Mapping[str, int]]) -> list[dict[str, Any]]:
+    """Return the fields of a `KeyCount` for each source and key."""
     counts = []
     for source_id, by_key in by_source.items():
         for key, num_rows in by_key.items():

@@ -33,7 +33,7 @@ from miles.data.order.plan import Plan, PlannedStep, WindowRef
 from miles.data.packing.pack import PackStats, pack, pack_stats
 from miles.data.packing.shards import unpack
 from miles.data.step_schemas import ENCODED_STEP, PACKED_STEP, PREPARED_STEP, RAW_STEP
-from miles.data.stream.row_outcomes import StepOutcome, step_outcomes
+from miles.data.stream.row_outcomes import TableOutcome, table_outcome
 from miles.data.stream.step_tables import (
     ListColumn,
     carried,
@@ -44,9 +44,9 @@ from miles.data.stream.step_tables import (
     step_table,
 )
 from miles.data.types import (
-    Encoded,
     Int32,
     Int64,
+    Samples,
     Step,
     UInt8,
 )
@@ -126,102 +126,81 @@ def encode_steps(
         held_out_fraction: rows whose `hash_share` is below are held out.
         held_out: as in `DataConfig`. Rows that are left out are neither encoded nor rejected.
     """
-    outcomes = list(step_outcomes(table, formats, encoder, held_out_fraction, held_out))
-    encoded = _samples(outcomes)
-    ids = concatenated([sample.input_ids for sample in encoded], np.int32)
-    mask = concatenated([sample.loss_mask for sample in encoded], np.uint8)
-    lengths = _lengths(encoded)
-
-    sample_offsets = offsets_of([len(outcome.encoded) for outcome in outcomes])
-    token_offsets = offsets_of(lengths)[sample_offsets]
-    num_straddling = offsets_of([sample.num_straddling_tokens for sample in encoded])
-    spans = zip(pairwise(sample_offsets), pairwise(token_offsets), strict=True)
-    fingerprints = [
-        _fingerprint(lengths[slice(*samples)], ids[slice(*tokens)], mask[slice(*tokens)])
-        for samples, tokens in spans
-    ]
+    outcome = table_outcome(table, formats, encoder, held_out_fraction, held_out)
+    samples = outcome.samples
+    sample_offsets = offsets_of(outcome.sample_counts)
+    token_offsets = offsets_of(samples.lengths)[sample_offsets]
+    num_straddling = offsets_of(samples.num_straddling_tokens)[sample_offsets]
     columns = {
         **carried(table, ENCODED_STEP),
-        **_outcome_columns(table, outcomes, encoded, len(formats)),
-        "fingerprint": fingerprints,
-        "sample_lengths": ListColumn(lengths, np.diff(sample_offsets)),
-        "input_ids": ListColumn(ids, np.diff(token_offsets)),
-        "loss_mask": ListColumn(mask, np.diff(token_offsets)),
-        "num_straddling_tokens": np.diff(num_straddling[sample_offsets]),
-        "normalize_seconds": [outcome.normalize_seconds for outcome in outcomes],
-        "encode_seconds": [outcome.encode_seconds for outcome in outcomes],
+        **_outcome_columns(table, outcome, len(formats)),
+        "fingerprint": _fingerprints(samples, sample_offsets, token_offsets),
+        "input_ids": ListColumn(samples.input_ids, np.diff(token_offsets)),
+        "loss_mask": ListColumn(samples.loss_mask, np.diff(token_offsets)),
+        "num_straddling_tokens": np.diff(num_straddling),
+        "normalize_seconds": outcome.normalize_seconds,
+        "encode_seconds": outcome.encode_seconds,
     }
     return step_table(ENCODED_STEP, columns)
 
 
 def prepare_steps(table: pa.Table, formats: Sequence[RowFormat], encoder: Encoder) -> pa.Table:
     """Turn RAW_STEP into PREPARED_STEP, with all rows; arguments as in `encode_steps`."""
-    outcomes = list(step_outcomes(table, formats, encoder))
-    encoded = _samples(outcomes)
-    conversations = chain.from_iterable(outcome.conversations for outcome in outcomes)
-    texts = [json.dumps(vars(conversation)).encode() for conversation in conversations]
-    trained = np.array([sample.loss_mask.sum() for sample in encoded], np.int32)
-    counts = [len(outcome.encoded) for outcome in outcomes]
-
+    outcome = table_outcome(table, formats, encoder)
+    texts = [json.dumps(vars(conversation)).encode() for conversation in outcome.conversations]
+    trained_before = offsets_of(outcome.samples.loss_mask)[offsets_of(outcome.samples.lengths)]
     columns = {
         **carried(table, PREPARED_STEP),
-        **_outcome_columns(table, outcomes, encoded, len(formats)),
-        "conversations": ListColumn(texts, counts),
-        "sample_lengths": ListColumn(_lengths(encoded), counts),
-        "sample_trained_tokens": ListColumn(trained, counts),
+        **_outcome_columns(table, outcome, len(formats)),
+        "conversations": ListColumn(texts, outcome.sample_counts),
+        "sample_trained_tokens": ListColumn(np.diff(trained_before), outcome.sample_counts),
     }
     return step_table(PREPARED_STEP, columns)
 
 
-def _outcome_columns(
-    table: pa.Table,
-    outcomes: Sequence[StepOutcome],
-    encoded: Sequence[Encoded],
-    num_sources: int,
-) -> dict[str, Any]:
+def _outcome_columns(table: pa.Table, outcome: TableOutcome, num_sources: int) -> dict[str, Any]:
     """Return the columns that ENCODED_STEP and PREPARED_STEP both have of a step's rows."""
     row_ids = list_values(table, "row_ids")
     row_sources = list_values(table, "source_ids")
     row_steps = np.repeat(np.arange(table.num_rows), table["num_rows"].to_numpy())
-    kept = _rows(outcome.kept_rows for outcome in outcomes)
-    left_out = _rows(outcome.left_out_rows for outcome in outcomes)
-    is_truncated = np.array([sample.is_truncated for sample in encoded], bool)
-    counts = [len(outcome.encoded) for outcome in outcomes]
+    kept = outcome.kept_rows
+    counts = outcome.sample_counts
 
     def by_source(rows: Int64) -> ListColumn:
         return count_by_source(row_steps[rows], row_sources[rows], table.num_rows, num_sources)
 
     return {
         "source_rows": by_source(np.arange(len(row_ids))),
-        "source_truncated": by_source(kept[is_truncated]),
-        "source_held_out": by_source(left_out),
-        "rejects": [outcome.rejects for outcome in outcomes],
-        "unused_keys": [outcome.unused_keys for outcome in outcomes],
+        "source_truncated": by_source(kept[outcome.samples.is_truncated]),
+        "source_held_out": by_source(outcome.left_out_rows),
+        "rejects": outcome.rejects,
+        "unused_keys": outcome.unused_keys,
         "sample_row_ids": ListColumn(row_ids[kept], counts),
         "sample_source_ids": ListColumn(row_sources[kept], counts),
+        "sample_lengths": ListColumn(outcome.samples.lengths, counts),
     }
 
 
-def _samples(outcomes: Sequence[StepOutcome]) -> list[Encoded]:
-    """Return the samples of all steps, end to end."""
-    return list(chain.from_iterable(outcome.encoded for outcome in outcomes))
+def _fingerprints(samples: Samples, sample_offsets: Int64, token_offsets: Int64) -> list[str]:
+    """Return a hash of each step's samples.
 
-
-def _lengths(encoded: Sequence[Encoded]) -> Int32:
-    """Return the tokens of each sample: int32 [samples]."""
-    return np.array([len(sample.input_ids) for sample in encoded], np.int32)
-
-
-def _rows(parts: Iterator[list[int]]) -> Int64:
-    """Return rows of a table, given step by step: int64 [rows]."""
-    return np.fromiter(chain.from_iterable(parts), np.int64)
+    Args:
+        sample_offsets, token_offsets: int64 [steps + 1]: where each step begins, and the end.
+    """
+    fingerprints = []
+    spans = zip(pairwise(sample_offsets.tolist()), pairwise(token_offsets.tolist()), strict=True)
+    for (first_sample, last_sample), (first_token, last_token) in spans:
+        lengths = samples.lengths[first_sample:last_sample]
+        ids = samples.input_ids[first_token:last_token]
+        fingerprints.append(_fingerprint(lengths, ids, samples.loss_mask[first_token:last_token]))
+    return fingerprints
 
 
 def _fingerprint(lengths: Int32, ids: Int32, mask: UInt8) -> str:
     """Return a hash of a step's samples, hex."""
     digest = xxhash.xxh64()
     for part in (lengths, ids, mask):
-        digest.update(part.tobytes())
+        digest.update(np.ascontiguousarray(part).data)
     return digest.hexdigest()
 
 
