@@ -38,7 +38,7 @@ from miles.data.config import (
     SourceConfig,
     StreamConfig,
 )
-from miles.data.encoding.encoder import or_rejected
+from miles.data.encoding.rejecting import or_rejected
 from miles.data.files.manifest import build_manifest
 from miles.data.files.read import read_rows
 from miles.data.packing import shards

@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 
 from miles.data.config import RowFormat, SourceConfig
-from miles.data.encoding.encoder import Encoder, or_rejected
+from miles.data.encoding.encoder import Encoder
+from miles.data.encoding.rejecting import or_rejected
 from miles.data.files.manifest import Manifest, build_manifest
 from miles.data.files.read import read_rows
 from miles.data.rows.normalize import normalize

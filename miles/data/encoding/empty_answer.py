@@ -68,7 +68,7 @@ def require_answers(
             continue
         turn += 1
         content = message.get("content")
-        if type(content) is str and (first := content[:1]).isalnum() and first not in _FILLERS:
+        if type(content) is str and begins_word(content[:1]):
             continue  # most answers
         if selected[turn] and _says_nothing(message, silent):
             raise RowRejected(
@@ -94,7 +94,7 @@ def require_written(
     for turn, (_, answer, end) in enumerate(spans):
         if text[answer].isalnum():  # most answers
             continue
-        if not selected[turn] or _SAYS.search(text, answer, end - len(terminator)):
+        if not selected[turn] or not shows_nothing(text, answer, end - len(terminator)):
             continue
         answers = [message for message in messages if message.get("role") == "assistant"]
         if not _says_nothing(answers[turn], (terminator,)):
@@ -103,18 +103,28 @@ def require_written(
             )
 
 
+def begins_word(first: str) -> bool:
+    """Return whether an answer with this first character surely says something."""
+    return first.isalnum() and first not in _FILLERS
+
+
+def shows_nothing(text: str, begin: int, end: int) -> bool:
+    """Return whether there is nothing to see in a stretch of a text."""
+    return not _SAYS.search(text, begin, end)
+
+
 def _says_nothing(message: Mapping[str, Any], silent: tuple[str, ...]) -> bool:
     if message.get("tool_calls"):
         return False
     texts = (message.get(key) for key in _ANSWER_KEYS)
-    return all(text is None or _is_blank(text, silent) for text in texts)
+    return all(text is None or is_blank(text, silent) for text in texts)
 
 
-def _is_blank(text: Any, silent: tuple[str, ...]) -> bool:
+def is_blank(text: Any, silent: tuple[str, ...]) -> bool:
     """Return whether a text, or a list of parts with a text each, says nothing."""
     if isinstance(text, list):
         return all(
-            isinstance(part, Mapping) and _is_blank(part.get("text"), silent) for part in text
+            isinstance(part, Mapping) and is_blank(part.get("text"), silent) for part in text
         )
     if not isinstance(text, str):
         return False

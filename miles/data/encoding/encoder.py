@@ -14,10 +14,10 @@ from __future__ import annotations
 
 import re
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from miles.common.checked import checked
 from miles.common.debugging import unchained
@@ -35,7 +35,8 @@ from miles.data.encoding.loss_mask import (
     select_turns,
 )
 from miles.data.encoding.plain_text import TextFrame, text_frame
-from miles.data.encoding.samples import encoded_rows
+from miles.data.encoding.samples import outcomes_of
+from miles.data.encoding.step_encoder import RenderedRow, StepEncoder
 from miles.data.template.certificate import Certificate
 from miles.data.template.certify import certify
 from miles.data.template.render import Renderer, RowVariables, Span, strings_of
@@ -57,8 +58,6 @@ from miles.errors import ConfigError, MilesError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_T = TypeVar("_T")
-
 _UNDERSTOOD_KEYS = ("role", "content", "tool_calls")
 """Keys of a message that `rows/normalize.py` understands, and leaves in it."""
 _VARIABLES = "chat_template_kwargs"
@@ -67,17 +66,6 @@ _FEW_KEYS = frozenset((1, 2))
 """Numbers of keys of messages that have a role and a content only."""
 _SAY_NOTHING: tuple[Any, ...] = ("", [], {})
 """Values of a key that is as good as absent."""
-
-
-class _Rendered(NamedTuple):
-    """A conversation between rendering and encoding."""
-
-    text: str
-    spans: Sequence[Span]
-    selected: Sequence[bool]
-    """whether each assistant turn is trained"""
-    certificate: Certificate
-    """under the variables of the row"""
 
 
 @dataclass(frozen=True)
@@ -113,35 +101,19 @@ class Encoder:
                 nothing_to_train, too_long; bad_message for text that is not Unicode, or a template
                 variable that is not the row's to give; malformed_json for data nested too deeply.
         """
-        (outcome,) = self.encode_all([conversation])
-        if isinstance(outcome, RowRejected):
-            raise outcome
-        return outcome
+        rendered = self._render(conversation)
+        if isinstance(rendered, Encoded):
+            return rendered
+        points = self._points(rendered.spans, rendered.certificate)
+        return self._mask(rendered, self._text_encoder.encode_at(rendered.text, points))
 
     def encode_rows(self, conversations: Sequence[Conversation]) -> EncodedRows:
-        """Encode many conversations, into samples end to end."""
-        return encoded_rows(self.encode_all(conversations))
+        """Encode many conversations, into samples end to end: a step's rows at once."""
+        return self._step_encoder.encode_rows(conversations)
 
     def encode_all(self, conversations: Sequence[Conversation]) -> list[Encoded | RowRejected]:
         """Encode many conversations; what `encode` would raise is in its row's place."""
-        outcomes: list[Encoded | RowRejected | _Rendered] = [
-            or_rejected(self._render, conversation) for conversation in conversations
-        ]
-
-        # One call for all texts: tiktoken takes them laid end to end.
-        rendered = [outcome for outcome in outcomes if isinstance(outcome, _Rendered)]
-        texts = [row.text for row in rendered]
-        points = [self._points(row.spans, row.certificate) for row in rendered]
-        tokens = self._text_encoder.encode_all(texts, points)
-
-        masked = [
-            or_rejected(self._mask, row, row_tokens)
-            for row, row_tokens in zip(rendered, tokens, strict=True)
-        ]
-        in_order = iter(masked)
-        return [
-            next(in_order) if isinstance(outcome, _Rendered) else outcome for outcome in outcomes
-        ]
+        return outcomes_of(self.encode_rows(conversations))
 
     def unused_keys(self, conversation: Conversation) -> tuple[str, ...]:
         """Return the keys of a row's messages that have a value, and of which nothing is made.
@@ -179,7 +151,7 @@ class Encoder:
         ]
         return tuple(dict.fromkeys(unused))
 
-    def _render(self, conversation: Conversation) -> _Rendered | Encoded:
+    def _render(self, conversation: Conversation) -> RenderedRow | Encoded:
         """Render a conversation; encode at once a row of one of the two rare kinds."""
         if conversation.text is not None:
             return self._encode_text(conversation.text)
@@ -193,9 +165,7 @@ class Encoder:
         certificate = template.certificate
 
         if self.config.empty_answer == "drop":
-            # Escaped, an end token in an answer is ordinary text.
-            silent = () if self.config.special_text == "escape" else self._silent_tokens
-            require_answers(conversation.messages, selected, silent)
+            require_answers(conversation.messages, selected, self._silent_in_answers)
         if not certificate.accepts_tools and _calls_tools(conversation):
             raise RowRejected(
                 "unlocatable_turn",
@@ -210,14 +180,12 @@ class Encoder:
         if self.config.empty_answer == "drop":
             require_written(text, spans, conversation.messages, selected, certificate.terminator)
         self._require_short(text)
-        return _Rendered(text, spans, selected, certificate)
+        return RenderedRow(text, spans, selected, certificate)
 
     def _points(self, spans: Sequence[Span], certificate: Certificate) -> list[int]:
         return mark_points(spans, certificate.terminator, self.config.empty_think)
 
-    def _mask(self, row: _Rendered, tokens: Tokens | RowRejected) -> Encoded:
-        if isinstance(tokens, RowRejected):
-            raise tokens
+    def _mask(self, row: RenderedRow, tokens: Tokens) -> Encoded:
         loss_mask, num_straddling = decide_loss_mask(
             tokens, row.selected, row.certificate.terminator_ids
         )
@@ -282,12 +250,18 @@ class Encoder:
         row_strings = list(
             strings_of([conversation.messages, conversation.tools, conversation.template_kwargs])
         )
+        if self.config.special_text == "reject":
+            for text in row_strings:
+                if match := self._special_text.search(text):
+                    raise RowRejected("special_text", match.group())
+            return False
+        return self._escaper.is_needed_for(row_strings)
+
+    def _spells_special(self, row_strings: Sequence[str]) -> bool:
+        """Return whether a row with these strings is escaped, or rejected."""
         if self.config.special_text == "escape":
             return self._escaper.is_needed_for(row_strings)
-        for text in row_strings:
-            if match := self._special_text.search(text):
-                raise RowRejected("special_text", match.group())
-        return False
+        return any(map(self._special_text.search, row_strings))
 
     def _encode_escaped(self, conversation: Conversation, selected: Sequence[bool]) -> Encoded:
         messages = list(conversation.messages)
@@ -302,7 +276,7 @@ class Encoder:
         self._require_short(text)
         tokens = self._escaper.encode_at(text, self._points(spans, template.certificate))
         self._require_transformers_ids(tokens.ids, messages, tools, conversation.template_kwargs)
-        return self._mask(_Rendered(text, spans, selected, template.certificate), tokens)
+        return self._mask(RenderedRow(text, spans, selected, template.certificate), tokens)
 
     def _require_transformers_ids(
         self,
@@ -348,6 +322,20 @@ class Encoder:
         return RowTemplate(renderer, RowVariables({}, self.certificate), self.certificate)
 
     @cached_property
+    def _step_encoder(self) -> StepEncoder:
+        return StepEncoder(
+            config=self.config,
+            certificate=self.certificate,
+            renderer=self._run_template.renderer,
+            text_encoder=self._text_encoder,
+            silent_tokens=self._silent_in_answers,
+            spells_special=self._spells_special,
+            render=self._render,
+            encode=self.encode,
+            limit_length=self._limit_length,
+        )
+
+    @cached_property
     def _row_templates(self) -> RowTemplates:
         return RowTemplates(self.tokenizer, self.config, self._run_template)
 
@@ -361,7 +349,10 @@ class Encoder:
         return Escaper(self.tokenizer, self._text_encoder)
 
     @cached_property
-    def _silent_tokens(self) -> tuple[str, ...]:
+    def _silent_in_answers(self) -> tuple[str, ...]:
+        """The tokens that say nothing in an answer."""
+        if self.config.empty_answer != "drop" or self.config.special_text == "escape":
+            return ()  # escaped, an end token in an answer is ordinary text
         url, certificate = self.config.tokenizer, self.certificate
         ids = certificate.terminator_ids
         return silent_tokens(self.tokenizer, url, ids, certificate.terminator)
@@ -370,16 +361,6 @@ class Encoder:
     def _special_text(self) -> re.Pattern[str]:
         added = self.tokenizer.added_tokens_decoder.values()
         return any_of([token.content for token in added if token.special])
-
-
-def or_rejected(step: Callable[..., _T], *arguments: Any) -> _T | RowRejected:
-    """Run a step on a row. Return its result, or the exception with which it rejects the row."""
-    try:
-        return step(*arguments)
-    except RowRejected as rejected:
-        return rejected
-    except RecursionError:
-        return RowRejected("malformed_json", "nested too deeply")
 
 
 def _calls_tools(conversation: Conversation) -> bool:

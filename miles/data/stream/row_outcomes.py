@@ -21,7 +21,8 @@ import pyarrow as pa
 import xxhash
 
 from miles.data.config import RowFormat
-from miles.data.encoding.encoder import Encoder, or_rejected
+from miles.data.encoding.encoder import Encoder
+from miles.data.encoding.rejecting import or_rejected
 from miles.data.rows.normalize import normalize
 from miles.data.stream.step_tables import list_values
 from miles.data.types import (

@@ -25,15 +25,25 @@ import re
 import string
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import accumulate
+from itertools import accumulate, repeat
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jinja2
+import numpy as np
 
 from miles.data.template.anchors import Anchors
 from miles.data.template.rehearsal import require_ends
-from miles.data.template.symbols import Unbounded, Untraceable
-from miles.data.template.trace import MarkerKey, Message, MessageKey, Program, Tool, Tracer
+from miles.data.template.symbols import MAX_CHARACTERS, Strings, Unbounded, Untraceable
+from miles.data.template.trace import (
+    MarkerKey,
+    Message,
+    MessageKey,
+    Program,
+    Shape,
+    Tool,
+    Tracer,
+)
+from miles.data.template.turn_places import Place, Spans, Turn, TurnPlaces
 from miles.data.types import RowRejected
 
 if TYPE_CHECKING:
@@ -43,6 +53,8 @@ _WORD_CHARACTERS = string.ascii_letters + string.digits + "_ "
 """Roles and keys may hold these; no anchor is made of these alone."""
 
 _MAX_DETAIL_CHARACTERS = 200
+_FEW_ROWS = 4
+"""Fewer rows of a program are rendered quicker one by one."""
 
 
 class Span(NamedTuple):
@@ -56,29 +68,23 @@ class Span(NamedTuple):
     """after the terminator"""
 
 
-class _Place(NamedTuple):
-    """A character of a program's output."""
-
-    part: int
-    character: int
-    """in that part"""
-
-
-class _Turn(NamedTuple):
-    """An assistant turn in a program's output."""
-
-    begin: _Place
-    """of the header"""
-    end: _Place
-    """after the terminator"""
-
-
 class RowVariables(NamedTuple):
     """The variables that a row brings, and what they make of the template."""
 
     variables: dict[str, Any]
     anchors: Anchors
     """under these variables; the run's own for a row without"""
+
+
+class RenderedRows(NamedTuple):
+    """Rows of one program."""
+
+    numbers: list[int]
+    """[rows]: which of the rows that were given"""
+    texts: list[str]
+    spans: Spans
+    opening: str
+    """text of the template's own with which each of the texts begins"""
 
 
 class Renderer:
@@ -152,7 +158,33 @@ class Renderer:
             program.note = self._locate_turns(program, messages, tools, kwargs, text)
         if isinstance(program.note, RowRejected):
             raise RowRejected(program.note.reason, program.note.detail)
-        return text, _find_spans(of_row.anchors, program.note, pieces, text)
+        return text, _find_spans(of_row.anchors, program.note.turns, pieces, text)
+
+    def render_known(self, shape: Shape, rows: Sequence[Strings]) -> list[RenderedRows]:
+        """Render rows of one shape without variables, as far as their programs are known.
+
+        A row that is in none of the results has to be rendered by itself: its program is new, is
+        refused, or has few rows.
+
+        Args:
+            shape: as `trace.shape_of` returns it.
+            rows: the strings of each row.
+        """
+        rendered = []
+        try:
+            taken = self._tracer.walk(shape, rows)
+        except Untraceable:
+            return []
+        for program, numbers in taken:
+            if program is None or not isinstance(program.note, TurnPlaces):
+                continue
+            if len(numbers) < _FEW_ROWS or not program.note.computes:
+                continue
+            is_all = len(numbers) == len(rows)
+            strings = rows if is_all else [rows[number] for number in numbers]
+            if group := _render_rows(program, program.note, numbers, strings):
+                rendered.append(group)
+        return rendered
 
     def unread_keys(
         self,
@@ -177,7 +209,7 @@ class Renderer:
         tools: Sequence[Tool] | None,
         kwargs: Mapping[str, Any],
         text: str,
-    ) -> list[_Turn] | RowRejected:
+    ) -> TurnPlaces | RowRejected:
         """Return the turns of a new program, or the reason to reject all rows that take it."""
         try:
             # Its trace has ended within the limits: no rehearsal.
@@ -192,13 +224,32 @@ class Renderer:
             _require_parts_written(program, messages)
         except RowRejected as rejected:
             return RowRejected(rejected.reason, rejected.detail)  # kept: without a traceback
-        return turns
+        return TurnPlaces.of(program.parts, turns, self._anchors)
+
+
+def _render_rows(
+    program: Program, places: TurnPlaces, numbers: list[int], strings: Sequence[Strings]
+) -> RenderedRows | None:
+    """Render rows of one program; None where a text has no bounds."""
+    try:
+        derived = [list(map(compute, strings)) for compute in places.computes]
+    except Untraceable:
+        return None
+    lengths = np.array([list(map(len, column)) for column in derived], np.int64).T
+
+    columns = iter(derived)
+    parts = [repeat(part) if isinstance(part, str) else next(columns) for part in program.parts]
+    texts = list(map("".join, zip(*parts, strict=False)))
+    if max(map(len, texts)) > MAX_CHARACTERS:
+        return None
+    opening = program.parts[0] if isinstance(program.parts[0], str) else ""
+    return RenderedRows(numbers, texts, places.spans(texts, lengths), opening)
 
 
 # Turns of a program
 
 
-def _pair_anchors(program: Program, header: str, terminator: str) -> list[_Turn]:
+def _pair_anchors(program: Program, header: str, terminator: str) -> list[Turn]:
     """Return the turns that a program writes: from each header to the next terminator.
 
     Headers before that terminator are of the same turn (reasoning in a block of its own).
@@ -207,23 +258,23 @@ def _pair_anchors(program: Program, header: str, terminator: str) -> list[_Turn]
         RowRejected: "unlocatable_turn": a turn has no terminator.
     """
     ends = _find_anchor(program, terminator)
-    turns: list[_Turn] = []
+    turns: list[Turn] = []
     for begin in _find_anchor(program, header):
         if turns and begin < turns[-1].end:
             continue
 
-        header_end = _Place(begin.part, begin.character + len(header))
+        header_end = Place(begin.part, begin.character + len(header))
         number = bisect_left(ends, header_end)
         if number == len(ends):
             raise RowRejected(
                 "unlocatable_turn", f"assistant turn {len(turns)} is not ended by {terminator}"
             )
         end = ends[number]
-        turns.append(_Turn(begin, _Place(end.part, end.character + len(terminator))))
+        turns.append(Turn(begin, Place(end.part, end.character + len(terminator))))
     return turns
 
 
-def _find_anchor(program: Program, anchor: str) -> list[_Place]:
+def _find_anchor(program: Program, anchor: str) -> list[Place]:
     """Return where an anchor is in the template's own text: in a program's literal parts."""
     places = []
     for number, part in enumerate(program.parts):
@@ -231,13 +282,13 @@ def _find_anchor(program: Program, anchor: str) -> list[_Place]:
             continue
         position = part.find(anchor)
         while position >= 0:
-            places.append(_Place(number, position))
+            places.append(Place(number, position))
             position = part.find(anchor, position + len(anchor))
     return places
 
 
 def _require_own_turns(
-    program: Program, turns: Sequence[_Turn], messages: Sequence[Message]
+    program: Program, turns: Sequence[Turn], messages: Sequence[Message]
 ) -> None:
     """Require one turn for each assistant message, with no text of another message in it.
 
@@ -283,7 +334,7 @@ def _require_parts_written(program: Program, messages: Sequence[Message]) -> Non
 
 
 def _find_spans(
-    anchors: Anchors, turns: Sequence[_Turn], pieces: Sequence[str], text: str
+    anchors: Anchors, turns: Sequence[Turn], pieces: Sequence[str], text: str
 ) -> list[Span]:
     """Return where a program's turns lie in the text of one row."""
     header = anchors.turn_header

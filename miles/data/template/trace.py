@@ -32,7 +32,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from operator import itemgetter
+from itertools import compress
+from operator import itemgetter, not_
 from typing import Any, NamedTuple
 
 from jinja2 import meta
@@ -56,6 +57,8 @@ from miles.data.tokens.served_chat import REASONING_NAMES, with_reasoning_names
 
 Message = Mapping[str, Any]
 Tool = Mapping[str, Any]
+Shape = tuple[Any, ...]
+"""What `shape_of` returns: of a conversation of texts, the roles."""
 
 TOOLS_OWNER = -1
 """The owner of a part that is made of the tools' strings."""
@@ -179,6 +182,35 @@ class Tracer:
             self._num_kept = num_new
         self._keep(shape, program, answers)
         return program, strings
+
+    def walk(self, shape: Shape, rows: Sequence[Strings]) -> list[tuple[Program | None, list[int]]]:
+        """Divide rows of one shape by the programs that they take; None where there is none yet.
+
+        Args:
+            shape: as `shape_of` returns it.
+            rows: the strings of each row.
+
+        Raises:
+            Untraceable: a string is too long for a guard.
+        """
+        taken: list[tuple[Program | None, list[int]]] = []
+        nodes = [(self._programs.get(shape), list(range(len(rows))))]
+        while nodes:
+            node, numbers = nodes.pop()
+            if not isinstance(node, _Branch):
+                taken.append((node, numbers))
+                continue
+
+            asked = rows if len(numbers) == len(rows) else [rows[number] for number in numbers]
+            answers = list(map(node.guard, asked))
+            if all(answers):
+                nodes.append((node.if_true, numbers))
+            elif not any(answers):
+                nodes.append((node.if_false, numbers))
+            else:
+                nodes.append((node.if_true, list(compress(numbers, answers))))
+                nodes.append((node.if_false, list(compress(numbers, map(not_, answers)))))
+        return taken
 
     def _trace(
         self,

@@ -9,16 +9,19 @@ and one with a part that lies in no word.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain, compress, pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
 import tokenizers
 
+from miles.common.offsets import offsets_of
+from miles.data.tokens.nfc import is_inert
 from miles.data.tokens.packed_proof import PackedProof
-from miles.data.types import Int32, Int64, RowRejected
+from miles.data.types import Bool, Int32, Int64, RowRejected
 
 _NFC_SHRINKS = 3
 """A text of n bytes in NFC had at most 3 n bytes before: three Hangul letters become a syllable."""
@@ -33,6 +36,37 @@ class Tokens(NamedTuple):
     """for each point the first token that begins there or after it"""
     straddled: list[bool]
     """for each point whether a token that begins before it ends after it"""
+
+
+@dataclass(frozen=True, eq=False)
+class JoinedTokens:
+    """The tokens of texts that were encoded end to end."""
+
+    numbers: Int64
+    """int64 [texts]: which of the texts that were given each is, ascending"""
+    ids: Int32
+    """int32 [tokens]"""
+    text_starts: Int64
+    """int64 [texts + 1]: where each text begins, and the end of the last, in characters"""
+    token_ends: Int64
+    """int64 [tokens]: where each token ends, in bytes"""
+    continuations: Int64
+    """of all the texts, as `_continuations` returns them"""
+
+    def tokens_at(self, points: Int64) -> tuple[Int64, Bool]:
+        """Return the first token at each point or after it, and whether a token straddles it.
+
+        Args:
+            points: positions of characters in the texts end to end, of any shape and order.
+        """
+        if not len(self.ids):
+            return np.zeros(points.shape, np.int64), np.zeros(points.shape, np.bool_)
+        edges = points
+        if len(self.continuations):
+            edges = points + self.continuations.searchsorted(points)  # in bytes
+        at = self.token_ends.searchsorted(edges)  # the token that ends at an edge, or straddles it
+        is_inside = edges > 0
+        return (at + 1) * is_inside, (self.token_ends.take(at) != edges) & is_inside
 
 
 @dataclass(frozen=True)
@@ -89,57 +123,73 @@ class TextEncoder:
         Texts that begin with an added token go through tiktoken end to end, in one call: no merge
         crosses an added token.
         """
+        begins_new = [text.startswith(self._openings) for text in texts]
+        together = [number for number, is_new in enumerate(begins_new) if is_new]
+        groups = [together, *([number] for number, is_new in enumerate(begins_new) if not is_new)]
+
         encoded: dict[int, Tokens] = {}
-        if self._bpe is not None:
-            for numbers in self._groups(texts):
-                encoded |= self._encode_together(texts, points, numbers)
+        for group in groups:
+            joined = self.join([texts[number] for number in group])
+            if joined is not None:
+                numbers = [group[number] for number in joined.numbers.tolist()]
+                encoded |= _by_text(joined, numbers, [points[number] for number in numbers])
 
         return [
             encoded[number] if number in encoded else self._encode_by_backend(text, points[number])
             for number, text in enumerate(texts)
         ]
 
+    @property
+    def joins(self) -> bool:
+        """Whether texts can be encoded end to end: there is an engine beside `tokenizers`."""
+        return self._bpe is not None
+
+    def join(self, texts: Sequence[str]) -> JoinedTokens | None:
+        """Encode texts end to end, in one call of the engine.
+
+        Args:
+            texts: each but the first begins with an added token (`opens`).
+
+        Returns:
+            The tokens, without the texts that the engine must not encode. None: it encodes none of
+            them.
+        """
+        if self._bpe is None:
+            return None
+        is_normal = self._are_normal(texts)
+        normal = list(compress(texts, is_normal))
+        text = "".join(normal)
+        ids = self._tiktoken_ids(text)
+        if ids is None:
+            return None
+
+        # What the engine drops is in no word; then nothing is known of where the tokens lie.
+        assert self._token_bytes is not None
+        token_ends = self._token_bytes.take(ids).cumsum()
+        continuations = _continuations(text)
+        num_bytes = len(text) + len(continuations)
+        if num_bytes != (token_ends[-1] if len(ids) else 0):
+            return None
+
+        text_lengths = np.fromiter(map(len, normal), np.int64, len(normal))
+        numbers = np.flatnonzero(is_normal)
+        return JoinedTokens(numbers, ids, offsets_of(text_lengths), token_ends, continuations)
+
+    def opens(self, text: str) -> bool:
+        """Return whether a text begins with an added token: no merge crosses its start."""
+        return text.startswith(self._openings)
+
     def is_surely_longer(self, text: str, num_tokens: int) -> bool:
         """Return whether the length of a text alone says that it has more tokens than that."""
-        limit = num_tokens * self._max_token_bytes
-        if self._bpe is None or len(text) <= limit:  # most texts
+        limit = self.max_characters(num_tokens)
+        if limit is None or len(text) <= limit:  # most texts
             return False
         shrinks = 1 if text.isascii() or not self._has_normalizer else _NFC_SHRINKS
         return len(text) > limit * shrinks
 
-    def _groups(self, texts: Sequence[str]) -> list[list[int]]:
-        """Return the numbers of texts to encode together: all that begin with an added token."""
-        together: list[int] = []
-        groups = [together]
-        for number, text in enumerate(texts):
-            if text.startswith(self._openings):
-                together.append(number)
-            else:
-                groups.append([number])
-        return groups
-
-    def _encode_together(
-        self, texts: Sequence[str], points: Sequence[Sequence[int]], numbers: Sequence[int]
-    ) -> dict[int, Tokens]:
-        """Encode the texts of these numbers by tiktoken, end to end in one call.
-
-        Returns:
-            Number -> tokens. A text that tiktoken must not encode is missing; all are, if it fails.
-        """
-        normal = [number for number in numbers if self._is_normal(texts[number])]
-        ids = self._tiktoken_ids("".join([texts[number] for number in normal]))
-        if ids is None:
-            return {}
-
-        assert self._token_bytes is not None
-        ends = self._token_bytes[ids].cumsum()
-        edges = _byte_edges([(texts[number], points[number]) for number in normal])
-        num_bytes = edges[-1] if edges else 0
-        if num_bytes != (ends[-1] if len(ends) else 0):  # it dropped what is in no word
-            return {}
-
-        first, straddled = _tokens_at(ends, edges)
-        return _by_text(ids, first, straddled, {number: len(points[number]) for number in normal})
+    def max_characters(self, num_tokens: int) -> int | None:
+        """Return how long a text of that many tokens can be, unless it is normalized; None: any."""
+        return None if self._bpe is None else num_tokens * self._max_token_bytes
 
     def _tiktoken_ids(self, text: str) -> Int32 | None:
         """Return the ids that tiktoken gives; None if it gives up."""
@@ -148,12 +198,23 @@ class TextEncoder:
         except ValueError:
             # Not Unicode; or (tiktoken 0.14) the stack of fancy-regex is full, at a million blanks.
             return None
-        return np.frombuffer(buffer, np.uint32).astype(np.int32)
+        return np.frombuffer(buffer, np.int32).copy()
+
+    def _are_normal(self, texts: Sequence[str]) -> list[bool]:
+        """Return for each text whether the normalizer leaves it as it is."""
+        is_ascii = list(map(str.isascii, texts))
+        if not self._has_normalizer or all(is_ascii):
+            return [True] * len(texts)
+
+        others = [text for text, is_plain in zip(texts, is_ascii, strict=True) if not is_plain]
+        if is_inert(others):  # most texts
+            return [True] * len(texts)
+        return [
+            is_plain or is_inert([text]) or self._is_normal(text)
+            for text, is_plain in zip(texts, is_ascii, strict=True)
+        ]
 
     def _is_normal(self, text: str) -> bool:
-        """Return whether the normalizer leaves the text as it is."""
-        if text.isascii() or not self._has_normalizer:
-            return True
         try:
             return bool(self.backend.normalizer.normalize_str(text) == text)
         except ValueError:  # half of a surrogate pair
@@ -203,65 +264,42 @@ def by_offsets(
     ]
 
 
-def _byte_edges(texts: Sequence[tuple[str, Sequence[int]]]) -> list[int]:
-    """Return where the points and the end of each text lie, in bytes of all texts end to end.
+def _continuations(text: str) -> Int64:
+    """Return for each byte of a text that does not begin a character the number of its character.
 
-    Args:
-        texts: a text, and positions of characters in it, ascending.
+    int64, ascending: "h\u00e9" has one such byte, of character 1.
     """
-    edges: list[int] = []
-    begin = 0
-    for text, points in texts:
-        if text.isascii():
-            edges += [begin + point for point in points]
-            begin += len(text)
-        else:
-            edges += [begin + offset for offset in _byte_offsets(text, points)]
-            begin += len(text.encode())
-        edges.append(begin)
-    return edges
-
-
-def _byte_offsets(text: str, points: Sequence[int]) -> list[int]:
-    offsets = []
-    at = num_bytes = 0
-    for point in points:
-        num_bytes += len(text[at:point].encode())
-        offsets.append(num_bytes)
-        at = point
-    return offsets
-
-
-def _tokens_at(ends: Int64, edges: list[int]) -> tuple[list[int], list[bool]]:
-    """Return the first token that begins at each edge or after it, and whether one straddles it.
-
-    Args:
-        ends: int64 [tokens]: where each token ends, in bytes.
-        edges: ascending, none after the last end.
-    """
-    at = ends.searchsorted(edges)  # the token that ends at an edge, or straddles it
-    is_over = (ends[at] != edges).tolist() if len(ends) else [False] * len(edges)
-    first = [token + 1 if edge else 0 for token, edge in zip(at.tolist(), edges, strict=True)]
-    straddled = [over and edge > 0 for over, edge in zip(is_over, edges, strict=True)]
-    return first, straddled
+    if text.isascii():
+        return np.zeros(0, np.int64)
+    utf8 = np.frombuffer(text.encode(), np.int8)
+    places = np.flatnonzero(utf8 < -0x40)  # 10xxxxxx, as a signed number
+    places -= np.arange(1, len(places) + 1)
+    return places
 
 
 def _by_text(
-    ids: Int32, first: list[int], straddled: list[bool], num_points: Mapping[int, int]
+    joined: JoinedTokens, numbers: Sequence[int], points: Sequence[Sequence[int]]
 ) -> dict[int, Tokens]:
-    """Cut the tokens of texts that lie end to end into those of each.
+    """Cut tokens that lie end to end into those of each text.
 
     Args:
-        first, straddled: for the points and the end of each text, as `_tokens_at` returns them.
-        num_points: number of each text, in order -> how many points it has.
+        numbers: of the texts, as the result names them.
+        points: of each text.
     """
+    num_points = list(map(len, points))
+    text_starts = joined.text_starts
+    starts = np.repeat(text_starts[:-1], num_points)
+    places = starts + np.fromiter(chain.from_iterable(points), np.int64, len(starts))
+    first, straddled = joined.tokens_at(places)
+    token_starts, _ = joined.tokens_at(text_starts)
+    first -= np.repeat(token_starts[:-1], num_points)
+
     tokens: dict[int, Tokens] = {}
-    edge = begin = 0
-    for number, count in num_points.items():
-        last_edge = edge + count  # the text's end
-        end = first[last_edge]
-        of_points = [token - begin for token in first[edge:last_edge]]
-        tokens[number] = Tokens(ids[begin:end], of_points, straddled[edge:last_edge])
-        edge = last_edge + 1
-        begin = end
+    point_offsets = offsets_of(num_points).tolist()
+    spans = zip(pairwise(token_starts.tolist()), pairwise(point_offsets), strict=True)
+    for number, ((begin, end), (first_point, last_point)) in zip(numbers, spans, strict=True):
+        of_text = slice(first_point, last_point)
+        tokens[number] = Tokens(
+            joined.ids[begin:end], first[of_text].tolist(), straddled[of_text].tolist()
+        )
     return tokens

@@ -17,8 +17,7 @@ from miles.data.files.manifest import build_manifest
 from miles.data.stream import stages
 from miles.data.stream.ledger import Ledger
 from miles.data.stream.reject_limits import RejectLimits
-from miles.data.tokens.text_encoder import TextEncoder, Tokens
-from miles.data.types import RowRejected
+from miles.data.tokens.text_encoder import JoinedTokens, TextEncoder
 from miles.errors import DataError
 from tests.support.bad_rows import (
     GOOD,
@@ -285,15 +284,13 @@ def test_a_huge_row_is_not_tokenised(
 ) -> None:
     """50 MB; to tokenise them takes a quarter of a minute."""
     lengths: list[int] = []
-    encode_all = TextEncoder.encode_all
+    join = TextEncoder.join
 
-    def noted(
-        encoder: TextEncoder, texts: Sequence[str], points: Sequence[Sequence[int]]
-    ) -> list[Tokens | RowRejected]:
+    def noted(encoder: TextEncoder, texts: Sequence[str]) -> JoinedTokens | None:
         lengths.extend(map(len, texts))
-        return encode_all(encoder, texts, points)
+        return join(encoder, texts)
 
-    monkeypatch.setattr(TextEncoder, "encode_all", noted)
+    monkeypatch.setattr(TextEncoder, "join", noted)
     got = run_lines(
         [GOOD, line(chat(SECRET * 10_000_000)), GOOD], tmp_path, chatml_tokenizer_folder
     )

@@ -1,0 +1,20 @@
+"""Turns the exception with which a row is rejected into a value."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from miles.data.types import RowRejected
+
+_T = TypeVar("_T")
+
+
+def or_rejected(step: Callable[..., _T], *arguments: Any) -> _T | RowRejected:
+    """Run a step on a row. Return its result, or the exception with which it rejects the row."""
+    try:
+        return step(*arguments)
+    except RowRejected as rejected:
+        return rejected
+    except RecursionError:
+        return RowRejected("malformed_json", "nested too deeply")
