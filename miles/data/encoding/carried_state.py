@@ -121,7 +121,7 @@ def pack(encoder: Encoder) -> bytes | None:
     return buffer.getvalue()
 
 
-def unpack(state: bytes, config: EncodeConfig) -> Encoder | None:
+def unpack(state: bytes | memoryview, config: EncodeConfig) -> Encoder | None:
     """Return the encoder of a state; None where it is of other settings, or of other versions.
 
     Args:

@@ -21,6 +21,7 @@ from miles.data.config import DataConfig
 from miles.data.files.manifest import Manifest
 from miles.data.packing import shards
 from miles.data.stream import pipeline, stages
+from miles.data.stream.carried_encoder import CarriedEncoder
 from miles.data.stream.ready_steps import ReadySteps
 from miles.data.types import StepReport
 from miles.errors import LostError, MilesError, RunError
@@ -43,9 +44,11 @@ class FeedActor:
         start_row: int,
         num_ranks: int,
         loader: pipeline.LoaderStages = pipeline.LOADER,
+        encoder: CarriedEncoder | None = None,
     ) -> None:
         self._config = config
         self._loader = loader
+        self._encoder = encoder
         self._first_step = stages.make_plan(manifest, config).step_at(start_row)
         self._first_block: Any = None  # PACKED_STEP, of the first step, until it is inspected
         self._ready = ReadySteps(
@@ -150,7 +153,9 @@ class FeedActor:
         gate = Gate(context.current_actor) if context.get_actor_id() else None
 
         try:
-            dataset = pipeline.build(manifest, self._config, start_row, gate, self._loader)
+            dataset = pipeline.build(
+                manifest, self._config, start_row, gate, self._loader, self._encoder
+            )
             for block in pipeline.blocks(dataset):
                 self.put(block)
             newest = self._ready.newest

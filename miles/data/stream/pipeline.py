@@ -26,6 +26,7 @@ from miles.data.config import DataConfig, EncodeConfig, PackConfig, RowFormat
 from miles.data.files.manifest import Manifest
 from miles.data.order.plan import Plan, WindowRef
 from miles.data.stream import stages
+from miles.data.stream.carried_encoder import CarriedEncoder
 from miles.errors import MilesError, NoRoomError
 
 Gate = Callable[[int], None]
@@ -54,7 +55,7 @@ class Read:
 
 
 class Encode:
-    """RAW_STEP -> ENCODED_STEP. The encoder is certified once a process."""
+    """RAW_STEP -> ENCODED_STEP. The encoder is made once a process."""
 
     def __init__(self, config: DataConfig, formats: list[RowFormat]) -> None:
         self.config = config
@@ -108,10 +109,17 @@ class _Chain:
 
     def __init__(self, *chained: Stage) -> None:
         self.chained = chained
+        self.encoder: CarriedEncoder | None = None
+        """rebuilt in the loader's process before its first stage"""
 
     def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
         _collect_rarely()
-        return _judged(_run(table, self.chained), table)
+        return _judged(self._tables(table), table)
+
+    def _tables(self, table: pa.Table) -> Iterator[pa.Table]:
+        if self.encoder is not None:
+            self.encoder.rebuild()
+        yield from _run(table, self.chained)
 
 
 class StageFailure(Exception):
@@ -185,20 +193,20 @@ def require_loader_cpus(config: DataConfig) -> None:
         )
 
 
-def warm_up(config: DataConfig) -> None:
-    """Start the loader's processes, and let each certify the tokenizer, while other things start.
+def warm_up(config: DataConfig, encoder: CarriedEncoder) -> None:
+    """Start the loader's processes, and let each rebuild the encoder, while other things start.
 
     The stream's tasks find these processes idle. Without them, the first step would wait for their
-    start and for the certification.
+    start.
     """
     task = ray.remote(num_cpus=1, max_retries=0, scheduling_strategy="SPREAD")(_warm_up)
     for _ in range(config.stream.loader_cpus):
-        task.remote(config.encode)
+        task.remote(encoder)
 
 
-def _warm_up(config: EncodeConfig) -> None:
-    """Certify the tokenizer in this process."""
-    stages.encoder_of(config)
+def _warm_up(encoder: CarriedEncoder) -> None:
+    """Make the encoder in this process."""
+    encoder.rebuild()
 
 
 def build(
@@ -207,6 +215,7 @@ def build(
     start_row: int = 0,
     gate: Gate | None = None,
     loader: LoaderStages = LOADER,
+    encoder: CarriedEncoder | None = None,
 ) -> Dataset:
     """Return the stream from `start_row` consumed rows to the last epoch's end: PACKED_STEP rows.
 
@@ -220,12 +229,13 @@ def build(
             ahead of their use until the share of the object store is full that Ray Data allows
             itself.
         loader: the stages of the loader.
+        encoder: of the config's settings; None: this process makes it.
     """
     encode = Encode(config, stages.source_formats(manifest))
     plan = stages.make_plan(manifest, config)
     read = loader.read(ray.put((manifest, plan)), start_row, gate)
     chain = _Chain(read, encode, loader.pack(config.pack))
-    return _over_windows(plan.windows(start_row), chain, config)
+    return _over_windows(plan.windows(start_row), chain, config, encoder)
 
 
 def build_prepared(manifest: Manifest, config: DataConfig) -> Dataset:
@@ -236,9 +246,15 @@ def build_prepared(manifest: Manifest, config: DataConfig) -> Dataset:
     return _over_windows(plan.windows(0), chain, config)
 
 
-def _over_windows(refs: Iterable[WindowRef], chain: _Chain, config: DataConfig) -> Dataset:
+def _over_windows(
+    refs: Iterable[WindowRef],
+    chain: _Chain,
+    config: DataConfig,
+    encoder: CarriedEncoder | None = None,
+) -> Dataset:
     """Return the data set that runs a chain of stages over windows, a task a window, in order."""
     windows = [asdict(ref) for ref in refs]
+    chain.encoder = encoder or CarriedEncoder.put(config.encode)
 
     # A copy of the context, so that no other data set of this process is changed.
     before = DataContext.get_current()

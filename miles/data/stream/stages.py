@@ -15,8 +15,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
-from functools import lru_cache
+from dataclasses import dataclass
 from itertools import chain, islice, pairwise
 from typing import Any
 
@@ -26,6 +25,7 @@ import xxhash
 
 from miles.common.offsets import offsets_of
 from miles.data.config import DataConfig, EncodeConfig, PackConfig, RowFormat
+from miles.data.encoding import kept_encoders
 from miles.data.encoding.encoder import Encoder
 from miles.data.files.manifest import Manifest
 from miles.data.files.read import read_rows, stream_rows
@@ -325,14 +325,8 @@ def source_formats(manifest: Manifest) -> list[RowFormat]:
 
 
 def encoder_of(config: EncodeConfig) -> Encoder:
-    """Return the process's encoder for a configuration: certified once."""
-    return _encoder_of(json.dumps(asdict(config), sort_keys=True))
-
-
-@lru_cache(maxsize=4)
-def _encoder_of(config: str) -> Encoder:
-    """Certify a tokenizer and return its encoder. JSON, because a configuration has no hash."""
-    return Encoder.from_config(EncodeConfig(**json.loads(config)))
+    """Return the process's encoder for a configuration: certified, or rebuilt, once."""
+    return kept_encoders.encoder_of(config)
 
 
 def local_steps(manifest: Manifest, config: DataConfig, consumed_rows: int = 0) -> Iterator[Step]:
