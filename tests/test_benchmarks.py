@@ -56,22 +56,22 @@ def test_encode_prints_every_path(assets: Path) -> None:
 
 SMALL_STREAM = {
     "steady": [
-        *("--rows", 4356, "--bare-rows", 4356, "--peer-rows", 256),
+        *("--rows", 4356, "--peer-rows", 64),
         *("--steady-rounds", 1, "--window-rows", 1024),
     ],
     "slow": ["--rows", 8192, "--slow-steps", 16, "--slow-window", 1024],
     "resume": ["--rows", 8192, "--window-rows", 1024, "--rounds", 1],
     "growth": [
-        *("--growth", 4, "--growth-rows", 4096, "--growth-window", 512),
-        *("--growth-hold-seconds", 0.1, "--rounds", 1),
+        *("--growth", 4, "--growth-rows", 2048, "--growth-window", 256, "--batch-size", 64),
+        *("--growth-hold-seconds", 0.05, "--rounds", 1),
     ],
     "feed": ["--rows", 8192],
 }
 SECTIONS = {
-    "steady": ["share of the bare encoders", "stream, end to end", "peer, end to end"],
+    "steady": ["outside normalize and encode", "  others", "rows a CPU second", "peer, end to end"],
     "slow": ["waited after the first step", "longest wait", "steps ready", "peak memory"],
     "resume": ["from row 0", "from row 7,296"],
-    "growth": ["4,096 rows: first step", "16,384 rows: first step", "peak memory"],
+    "growth": ["2,048 rows: first step", "8,192 rows: first step", "peak memory"],
     "feed": ["1 data ranks", "1,024 data ranks"],
 }
 """Lines of each section."""
@@ -100,7 +100,12 @@ def check_steady(found: dict[str, Any]) -> None:
     (stream,) = found["streams"]
     assert stream["num_rows"] == 4356, "as many in each of 12 files"
     assert stream["num_steps"] == 35
-    assert found["peer"]["num_rows"] == 256
+    assert set(stream["loader_us"]) == {"read", "normalize", "encode", "tables", "pack", "ray"}
+    assert {"feed", "driver", "consumer", "ray"} <= set(stream["others_us"])
+    costs = [*stream["loader_us"].values(), *stream["others_us"].values()]
+    assert min(costs) >= 0, "a role may rest in so short a time"
+    assert stream["loader_us"]["encode"] > stream["loader_us"]["pack"] > 0
+    assert found["peer"]["num_rows"] == 64
 
 
 def check_slow(found: dict[str, Any]) -> None:
@@ -112,7 +117,7 @@ def check_resume(found: dict[str, Any]) -> None:
 
 
 def check_growth(found: dict[str, Any]) -> None:
-    assert [stream["num_rows"] for stream in found["streams"]] == [4096, 16_384]
+    assert [stream["num_rows"] for stream in found["streams"]] == [2048, 8192]
     of_memory = [bar for bar in found["bars"] if bar["name"].startswith("peak of ")]
     assert len(of_memory) == 4
     for bar in of_memory:
