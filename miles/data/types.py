@@ -49,6 +49,10 @@ OTHER_FIELDS_ROW = b"\xff fields "
 """Stands for a row of a CSV file that has other fields than its header; what was found follows, in
 words. No row that is read can look like it."""
 
+EXTRA = "extra"
+"""Key of a turn, and of a message in Parquet: a JSON object of the keys that have no field of their
+own."""
+
 
 @dataclass(frozen=True)
 class Conversation:

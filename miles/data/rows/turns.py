@@ -27,10 +27,7 @@ from miles.data.rows.roles import CALL, ROLES, find_role, reject_unknown_role
 from miles.data.rows.tool_calls import function_calls, openai_calls
 from miles.data.rows.train_flags import TRAIN_DETAIL, TRAIN_FLAGS, train_flag
 from miles.data.rows.turn_forms import as_objects, first_key, pair_of_turns
-
-EXTRA = "extra"
-"""Key of a turn with further keys of it, as the JSON text of an object: `Prepared.write` puts there
-what it has no column for."""
+from miles.data.types import EXTRA
 
 _FUNCTION_CALL = "function_call"
 _NOT_IN_MESSAGE = frozenset((*TRAIN_FLAGS, TRAIN_DETAIL, _FUNCTION_CALL))

@@ -9,7 +9,6 @@ the windows (`preserve_order`), whichever task finishes first.
 
 from __future__ import annotations
 
-import gc
 import logging
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -21,11 +20,12 @@ import pyarrow as pa
 import ray
 from ray.data import DataContext, Dataset
 
-from miles.common import remote_errors
+from miles.common import garbage, remote_errors
 from miles.data.config import DataConfig, EncodeConfig, PackConfig, RowFormat
 from miles.data.files.manifest import Manifest
 from miles.data.order.plan import Plan, WindowRef
-from miles.data.stream import stages
+from miles.data.rows.message_parts import PartLimits
+from miles.data.stream import prepared, stages
 from miles.data.stream.carried_encoder import CarriedEncoder
 from miles.errors import MilesError, NoRoomError
 
@@ -82,15 +82,44 @@ class Pack:
 
 
 class Prepare:
-    """RAW_STEP -> PREPARED_STEP."""
+    """Windows -> PREPARED_STEP."""
 
-    def __init__(self, config: EncodeConfig, formats: list[RowFormat]) -> None:
+    def __init__(self, plan: Any, config: EncodeConfig) -> None:
+        self.plan = plan
         self.config = config
-        self.formats = formats
 
     def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
-        """Encode the rows of a table, and keep their conversations."""
-        yield stages.prepare_steps(table, self.formats, stages.encoder_of(self.config))
+        """Prepare the windows of a table."""
+        manifest, plan = _fetch(self.plan)
+        encoder = stages.encoder_of(self.config)
+        for row in table.to_pylist():
+            yield from self.of_window(
+                prepared.prepared_steps(manifest, plan, WindowRef(**row), encoder)
+            )
+
+    def of_window(self, steps: Iterator[pa.Table]) -> Iterator[pa.Table]:
+        """Return what is made of the steps of a window: these themselves."""
+        return steps
+
+
+class Messages(Prepare):
+    """Windows -> tables of `MESSAGES`, a row for each conversation."""
+
+    def of_window(self, steps: Iterator[pa.Table]) -> Iterator[pa.Table]:
+        """Return the rows of a window."""
+        return map(prepared.rows_of, steps)
+
+
+class Parts(Prepare):
+    """Windows -> PARTS_STEP: counts, and Parquet files of messages."""
+
+    def __init__(self, plan: Any, config: EncodeConfig, limits: PartLimits) -> None:
+        super().__init__(plan, config)
+        self.limits = limits
+
+    def of_window(self, steps: Iterator[pa.Table]) -> Iterator[pa.Table]:
+        """Return the steps of a window, with files."""
+        return prepared.with_parts(steps, self.limits)
 
 
 @dataclass(frozen=True)
@@ -157,16 +186,8 @@ def _run(table: pa.Table, chained: tuple[Stage, ...]) -> Iterator[pa.Table]:
         yield from _run(result, chained[1:])
 
 
-@cache
-def _collect_rarely() -> None:
-    """Let this process look for reference cycles less often.
-
-    Rows become many small objects that refer to one another in no circle. Looking for circles among
-    them, and among what the tokenizer keeps, takes a tenth of a loader's time.
-    """
-    gc.freeze()
-    gc.set_threshold(100_000, 20, 50)
-
+_collect_rarely = cache(garbage.collect_rarely)
+"""Done once a process."""
 
 _fetched: dict[Any, tuple[Manifest, Plan]] = {}
 
@@ -191,6 +212,11 @@ def require_loader_cpus(config: DataConfig) -> None:
             f"Ray has {cpus:g} CPUs; --loader-cpus {config.stream.loader_cpus} needs as many or "
             "more: lower it, or give Ray more CPUs"
         )
+
+
+def num_cpus() -> int:
+    """Return the CPUs that Ray has, in whole ones."""
+    return max(int(ray.cluster_resources().get("CPU", 1)), 1)
 
 
 def warm_up(config: DataConfig, encoder: CarriedEncoder) -> None:
@@ -238,11 +264,17 @@ def build(
     return _over_windows(plan.windows(start_row), chain, config, encoder)
 
 
-def build_prepared(manifest: Manifest, config: DataConfig) -> Dataset:
-    """Return PREPARED_STEP rows, in file order: conversations with their token counts."""
-    prepare = Prepare(config.encode, stages.source_formats(manifest))
+def build_parts(manifest: Manifest, config: DataConfig, limits: PartLimits) -> Dataset:
+    """Return PARTS_STEP rows, in file order: the counts of steps, and Parquet files of messages."""
     plan = stages.make_plan(manifest, config)
-    chain = _Chain(Read(ray.put((manifest, plan)), 0, None), prepare)
+    chain = _Chain(Parts(ray.put((manifest, plan)), config.encode, limits))
+    return _over_windows(plan.windows(0), chain, config)
+
+
+def build_messages(manifest: Manifest, config: DataConfig) -> Dataset:
+    """Return rows with the columns of `MESSAGES`, in file order."""
+    plan = stages.make_plan(manifest, config)
+    chain = _Chain(Messages(ray.put((manifest, plan)), config.encode))
     return _over_windows(plan.windows(0), chain, config)
 
 
@@ -294,9 +326,7 @@ def iterate(dataset: Dataset) -> Iterator[pa.Table]:
     Raises:
         MilesError: as `blocks` does.
     """
-    for table in blocks(dataset):
-        for index in range(table.num_rows):
-            yield table.slice(index, 1)
+    yield from stages.each_step(blocks(dataset))
 
 
 def blocks(dataset: Dataset) -> Iterator[pa.Table]:

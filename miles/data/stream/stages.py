@@ -3,7 +3,7 @@
     read_window    which window   ->  RAW_STEP       rows as JSON text
     encode_steps   RAW_STEP       ->  ENCODED_STEP   normalized, held-out rows left out, tokenised
     pack_steps     ENCODED_STEP   ->  PACKED_STEP    laid out rank by rank
-    prepare_steps  RAW_STEP       ->  PREPARED_STEP  conversations and token counts, for `prepare`
+    prepare_steps  RAW_STEP       ->  PREPARED_STEP  messages and token counts, for `prepare`
 
 A table has some steps, of about `TABLE_ROWS` rows together, so that the cost of Arrow is paid once
 for all of them. Which steps share a table changes nothing in them. `local_steps` composes the
@@ -12,9 +12,8 @@ functions in one process, without Ray: the definition that the stream is tested 
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice, pairwise
 from typing import Any
@@ -32,6 +31,7 @@ from miles.data.files.read import read_rows, stream_rows
 from miles.data.order.plan import Plan, PlannedStep, WindowRef
 from miles.data.packing.pack import PackStats, pack, pack_stats
 from miles.data.packing.shards import unpack
+from miles.data.rows.messages_parquet import messages_table
 from miles.data.step_schemas import ENCODED_STEP, PACKED_STEP, PREPARED_STEP, RAW_STEP
 from miles.data.stream.row_outcomes import TableOutcome, table_outcome
 from miles.data.stream.step_tables import (
@@ -144,17 +144,26 @@ def encode_steps(
     return step_table(ENCODED_STEP, columns)
 
 
-def prepare_steps(table: pa.Table, formats: Sequence[RowFormat], encoder: Encoder) -> pa.Table:
-    """Turn RAW_STEP into PREPARED_STEP, with all rows; arguments as in `encode_steps`."""
+def prepare_steps(table: pa.Table, manifest: Manifest, encoder: Encoder) -> pa.Table:
+    """Turn RAW_STEP into PREPARED_STEP, with all rows.
+
+    Args:
+        table: RAW_STEP.
+        manifest: of its rows.
+        encoder: of this process.
+    """
+    formats = source_formats(manifest)
     outcome = table_outcome(table, formats, encoder)
-    texts = [json.dumps(vars(conversation)).encode() for conversation in outcome.conversations]
     trained_before = offsets_of(outcome.samples.loss_mask)[offsets_of(outcome.samples.lengths)]
     columns = {
         **carried(table, PREPARED_STEP),
         **_outcome_columns(table, outcome, len(formats)),
-        "conversations": ListColumn(texts, outcome.sample_counts),
         "sample_trained_tokens": ListColumn(np.diff(trained_before), outcome.sample_counts),
     }
+
+    row_ids, source_ids = columns["sample_row_ids"].values, columns["sample_source_ids"].values
+    rows = messages_table(row_ids, source_ids, manifest.source_names, outcome.conversations)
+    columns["rows"] = ListColumn(rows.to_struct_array().combine_chunks(), outcome.sample_counts)
     return step_table(PREPARED_STEP, columns)
 
 
@@ -327,6 +336,13 @@ def source_formats(manifest: Manifest) -> list[RowFormat]:
 def encoder_of(config: EncodeConfig) -> Encoder:
     """Return the process's encoder for a configuration: certified, or rebuilt, once."""
     return kept_encoders.encoder_of(config)
+
+
+def each_step(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """Yield the steps of tables, each as a table of one row."""
+    for table in tables:
+        for index in range(table.num_rows):
+            yield table.slice(index, 1)
 
 
 def local_steps(manifest: Manifest, config: DataConfig, consumed_rows: int = 0) -> Iterator[Step]:
