@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 from miles.data.config import EncodeConfig
-from miles.data.encoding import carried_state
+from miles.data.encoding import carried_state, state_cache
 from miles.data.encoding.encoder import Encoder
 
 _MAX_KEPT = 4
@@ -24,7 +24,7 @@ class _Kept:
 
     encoder: Encoder
     state: bytes | None
-    """None: it cannot be carried, or it was carried here"""
+    """None: it cannot be carried, or was carried here"""
 
 
 _kept: dict[str, _Kept] = {}
@@ -65,12 +65,43 @@ def rebuild(config: EncodeConfig, fetch: Callable[[], bytes | memoryview]) -> No
         _keep(key, _Kept(encoder, None))
 
 
+def known(config: EncodeConfig) -> Encoder | None:
+    """Return the encoder of these settings where nothing has to be loaded or certified for it.
+
+    Raises:
+        TemplateError: there is no tokenizer, or its files are refused.
+    """
+    key = _key_of(config)
+    if key not in _kept and (found := _of_earlier_start(state_cache.key_of(config), config)):
+        _keep(key, found)
+    return _kept[key].encoder if key in _kept else None
+
+
 def _certified(config: EncodeConfig) -> _Kept:
     key = _key_of(config)
     if key not in _kept:
-        encoder = Encoder.from_config(config)
-        _keep(key, _Kept(encoder, carried_state.pack(encoder)))
+        cached = state_cache.key_of(config)
+        _keep(key, _of_earlier_start(cached, config) or _of_this_start(cached, config))
     return _kept[key]
+
+
+def _of_earlier_start(cached: str | None, config: EncodeConfig) -> _Kept | None:
+    found = None if cached is None else state_cache.find(cached, config)
+    return None if found is None else _Kept(*found)
+
+
+def _of_this_start(cached: str | None, config: EncodeConfig) -> _Kept:
+    """Certify an encoder, and keep it in the cache.
+
+    Args:
+        cached: its key there; None: it is not kept.
+    """
+    encoder = Encoder.from_config(config)
+    state = carried_state.pack(encoder)
+    # Asked again: while they were loaded, the files may have become others.
+    if state is not None and cached is not None and state_cache.key_of(config) == cached:
+        state_cache.keep(cached, state)
+    return _Kept(encoder, state)
 
 
 def _keep(key: str, kept: _Kept) -> None:

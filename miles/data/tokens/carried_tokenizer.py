@@ -115,6 +115,14 @@ class CarriedTokenizer:
     def added_tokens_encoder(self) -> dict[str, int]:
         return {content: number for number, content, _ in sorted(self.facts.added_tokens)}
 
+    @property
+    def largest_id(self) -> int:
+        """The largest id of any token."""
+        proof = self.text_encoder.proof
+        if proof is None:
+            return max(self.get_vocab().values())
+        return max(int(proof.token_ids.max()), *self.added_tokens_decoder)
+
     def get_vocab(self) -> dict[str, int]:
         """Return every token and its id."""
         return self.backend_tokenizer.get_vocab(with_added_tokens=True)
