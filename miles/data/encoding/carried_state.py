@@ -133,7 +133,7 @@ def unpack(state: bytes | memoryview, config: EncodeConfig) -> Encoder | None:
     if header["versions"] != versions() or header["config"] != _as_json(asdict(config)):
         return None
 
-    backend: Any = LazyBackend(lambda: content["definition"].tobytes())
+    backend: Any = LazyBackend(content["definition"].tobytes())
     if "pattern" in header:
         proof = PackedProof(
             header["pattern"],
