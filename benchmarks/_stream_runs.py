@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import _feed_costs
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -42,8 +43,6 @@ from miles.data.config import (
     SourceConfig,
     StreamConfig,
 )
-from miles.data.files.manifest import build_manifest
-from miles.data.packing import shards
 from miles.data.stream import pipeline, stages
 from miles.data.stream.feed import Feed
 from miles.data.stream.step_iterator import StepIterator
@@ -337,61 +336,19 @@ def _certify(config: EncodeConfig) -> None:
 
 def handing_out(
     setup: Setup, dp_sizes: Sequence[int], num_rounds: int
-) -> dict[int, dict[str, float]]:
+) -> dict[int, dict[str, dict[str, float]]]:
     """Measure the cost of one block of the stream in the feed's actor, by number of data ranks.
 
     Returns:
-        For each: the block's tokens and bytes, and median milliseconds to cut it and put its chunks
-        into the object store, and of one rank's request for its chunk, from another process.
+        For each, what `_feed_costs.costs` returns: with a chunk for each "rank", as it was before,
+        and for each "node".
     """
-    manifest = build_manifest(setup.config.sources)
-    plan = stages.make_plan(manifest, setup.config)
-    formats = stages.source_formats(manifest)
-    encoder = stages.encoder_of(setup.config.encode)
-    encoded: list[pa.Table] = []
-
-    for raw in stages.read_window(manifest, plan, next(plan.windows(0)), 0):
-        encoded.append(stages.encode_steps(raw, formats, encoder))
-        if sum(table.nbytes for table in encoded) >= setup.block_bytes:
-            break
-
-    costs = {}
+    encoded = _feed_costs.block_of(setup.config, setup.block_bytes)
+    found = {}
     with _own_ray(setup):
-        server = ray.remote(num_cpus=0)(_Server).remote()
         for dp_size in dp_sizes:
-            config = PackConfig(dp_size=dp_size)
-            block = pa.concat_tables(
-                [stages.pack_steps(table, config) for table in encoded]
-            ).combine_chunks()
-
-            cutting = []
-            asking = []
-            for _ in range(num_rounds):
-                started = time.monotonic()
-                references = [
-                    ray.put(chunk) for chunk in shards.chunks(block, shards.reports(block))
-                ]
-                cutting.append(time.monotonic() - started)
-                ray.get(server.keep.remote(references[:1]))
-                started = time.monotonic()
-                ray.get([server.fetch.remote() for _ in range(100)])
-                asking.append((time.monotonic() - started) / 100)
-
-            costs[dp_size] = {
-                "num_tokens": sum(len(ids) for ids in block["input_ids"]),
-                "num_bytes": block.nbytes,
-                "cut_milliseconds": 1e3 * float(np.median(cutting)),
-                "fetch_milliseconds": 1e3 * float(np.median(asking)),
+            found[dp_size] = {
+                name: _feed_costs.costs(setup.config, encoded, dp_size, node_ranks, num_rounds)
+                for name, node_ranks in (("rank", 1), ("node", _feed_costs.NODE_RANKS))
             }
-
-    return costs
-
-
-class _Server:
-    """Answers as the feed does."""
-
-    def keep(self, references: list[Any]) -> None:
-        self.references = references
-
-    def fetch(self) -> list[Any]:
-        return self.references
+    return found

@@ -274,19 +274,24 @@ def growth(flags: argparse.Namespace, folder: Path) -> Section:
 
 def feed(flags: argparse.Namespace, folder: Path) -> Section:
     """Measure the cost of a block of the stream in the actor that hands it out."""
-    costs = runs.in_own_process(runs.handing_out, _setup(flags, folder), FEED_RANKS, 20)
-    lines = [
-        (
-            f"{dp_size:,} data ranks",
-            f"{got['cut_milliseconds']:.1f} ms to cut and store a block, "
-            f"{got['fetch_milliseconds']:.2f} ms a request",
-        )
-        for dp_size, got in costs.items()
-    ]
-    block = costs[FEED_RANKS[0]]
+    costs = runs.in_own_process(
+        runs.handing_out, _setup(flags, folder), FEED_RANKS, flags.feed_rounds
+    )
+    lines = []
+    for dp_size, by_cut in costs.items():
+        for name, got in by_cut.items():
+            lines.append(
+                (
+                    f"{dp_size:,} data ranks, a chunk for each {name}",
+                    f"take {got['take_ms']:.1f} ms, cut and store {got['cut_ms']:.1f}, "
+                    f"requests {got['ask_ms']:.1f} ({got['request_ms']:.2f} each); "
+                    f"a rank reads it in {got['read_ms']:.1f}",
+                )
+            )
+    block = costs[FEED_RANKS[0]]["node"]
     title = (
-        f"feed: the cost of a block of {block['num_tokens']:,} tokens, "
-        f"{block['num_bytes'] / MIB:.1f} MiB"
+        f"feed: CPU time for a block of {block['num_rows']:,.0f} rows, "
+        f"{block['num_tokens']:,.0f} tokens, {block['num_bytes'] / MIB:.1f} MiB"
     )
     return Section(title, lines, [], {"by_ranks": costs})
 
@@ -389,6 +394,7 @@ def _parse() -> argparse.Namespace:
         "--growth-hold-seconds", type=float, default=0.02, help="how long a consumer keeps a step"
     )
     parser.add_argument("--growth-window", type=int, default=4_096)
+    parser.add_argument("--feed-rounds", type=int, default=10, help="of blocks handed out")
     parser.add_argument("--rounds", type=int, default=5, help="of first steps, whose median counts")
     parser.add_argument(
         "--json", metavar="FILE", help="write the numbers here; '-': to the standard output"

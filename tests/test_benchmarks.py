@@ -65,7 +65,7 @@ SMALL_STREAM = {
         *("--growth", 4, "--growth-rows", 2048, "--growth-window", 256, "--batch-size", 64),
         *("--growth-hold-seconds", 0.05, "--rounds", 1),
     ],
-    "feed": ["--rows", 8192],
+    "feed": ["--rows", 4356, "--block-kib", 512, "--feed-rounds", 1],
 }
 SECTIONS = {
     "steady": ["outside normalize and encode", "  others", "rows a CPU second", "peer, end to end"],
@@ -126,10 +126,11 @@ def check_growth(found: dict[str, Any]) -> None:
 
 
 def check_feed(found: dict[str, Any]) -> None:
-    assert (
-        len({(block["num_tokens"], block["num_bytes"] > 0) for block in found["by_ranks"].values()})
-        == 1
-    )
+    by_ranks = found["by_ranks"]
+    assert list(by_ranks) == ["1", "8", "64", "1024"]
+    assert len({cut["num_tokens"] for by_cut in by_ranks.values() for cut in by_cut.values()}) == 1
+    many = by_ranks["1024"]
+    assert many["node"]["cut_ms"] < many["rank"]["cut_ms"], "128 chunks instead of 1,024"
 
 
 CHECKS = {

@@ -3,6 +3,7 @@
 In: a normalized conversation, a tokenizer with its chat template, the settings of `EncodeConfig`.
 Out: an `Encoded` (ids and mask), or `RowRejected` with the reason.
 The mask is decided in `loss_mask.py`; `encoder.py` leads a row there; `escape.py` is for rows that
-spell control tokens. Runs in the loader processes, and in a notebook through `miles.data.encode`.
+spell control tokens. An encoder is certified once (`kept_encoders.py`) and travels as data
+(`carried_state.py`). Runs in the loader processes, and in a notebook through `miles.data.encode`.
 May import `template`, `tokens`, `data.types` and `data.config`; nothing of Ray.
 """
