@@ -14,6 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 from tests.support.processes import PROJECT
@@ -161,6 +162,38 @@ def test_converting_holds_little_memory(tmp_path: Path) -> None:
         assert re.search(rf"{contender} +│(?: +{NUMBER} │){{3}}", printed), contender
     assert len(BAR.findall(printed)) == 2
     assert re.search(r"peak memory of a conversion, GB +│ .*, bar: at most 1\.1, met", printed)
+
+
+def test_prepare_compares_two_checkouts(
+    assets: Path, chatml_tokenizer_folder: Path, tmp_path: Path
+) -> None:
+    rows = pq.read_table(assets / "data/openhermes_sample.parquet").slice(0, 64)
+    pq.write_table(rows, tmp_path / "rows.parquet")
+    size: list[str | Path] = [
+        "--section",
+        "array",
+        "--rows",
+        "128",
+        "--rounds",
+        "1",
+        "--part-rows",
+        "128",
+        "--against",
+        PROJECT,
+    ]
+    source: list[str | Path] = [
+        "--source",
+        tmp_path / "rows.parquet",
+        "--tokenizer",
+        chatml_tokenizer_folder,
+    ]
+    printed = benchmark("prepare.py", *source, *size)
+    assert "array: 128 rows" in printed
+    for name in ("ours", "theirs"):
+        assert re.search(rf"{name} +│ +first (?:│ +{NUMBER} ){{4}}│", printed)
+    parts = ("count the rows", "read", "normalize, encode", "write Parquet")
+    assert all(re.search(rf"{part}.*│ +{NUMBER} us", printed) for part in parts)
+    assert len(BAR.findall(printed)) == 3
 
 
 def test_pack_prints_its_bars() -> None:
