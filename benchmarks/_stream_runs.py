@@ -1,7 +1,6 @@
 """The measurements of `stream.py`, one function each, which runs in a process of its own.
 
     write_files      sample -> Parquet files
-    bare_encoders    processes that only normalize and encode: the most that the cores can do
     stream_pass      files -> steps in the hands of consumers: their times, and the peak of memory
     first_steps      several streams in turn, each only as far as its first step
     handing_out      the cost of a block of the stream in the feed
@@ -13,8 +12,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import multiprocessing
-import multiprocessing.synchronize
+import os
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -23,12 +25,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import _feed_costs
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
+from _loader_costs import loader_costs, metered_loader
 from _watch import LOOK_SECONDS, RESTING_LOOK_SECONDS, Watch
 
+import miles
 from miles.common import local_ray
 from miles.data.config import (
     DataConfig,
@@ -38,19 +43,12 @@ from miles.data.config import (
     SourceConfig,
     StreamConfig,
 )
-from miles.data.encoding.rejecting import or_rejected
-from miles.data.files.manifest import build_manifest
-from miles.data.files.read import read_rows
-from miles.data.packing import shards
-from miles.data.rows.normalize import normalize
-from miles.data.stream import stages
+from miles.data.stream import pipeline, stages
 from miles.data.stream.feed import Feed
 from miles.data.stream.step_iterator import StepIterator
-from miles.data.types import STAGES, Conversation, Cursor
+from miles.data.types import Cursor
 
 GROUP_ROWS = 1_000
-WARM_UP_ROWS = 2_000
-
 
 _T = TypeVar("_T")
 
@@ -88,6 +86,31 @@ def in_own_process(work: Callable[..., _T], *arguments: Any) -> _T:
         return pool.submit(work, *arguments).result()
 
 
+def stream_pass_of(checkout: Path, setup: Setup) -> dict[str, Any]:
+    """Call `stream_pass` in a new process with the `miles` of another checkout."""
+    line = "import _stream_runs as runs; runs.answer()"
+    done = subprocess.run(
+        [sys.executable, "-c", line],
+        input=json.dumps(dataclasses.asdict(setup)),
+        stdout=subprocess.PIPE,
+        check=True,
+        text=True,
+        cwd=Path(__file__).parent,
+        env={**os.environ, "PYTHONPATH": str(checkout)},
+    )
+    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    assert Path(answer["miles"]).is_relative_to(checkout.resolve()), answer["miles"]
+    return answer
+
+
+def answer() -> None:
+    """Print the result of a pass as JSON; its setup comes on the standard input."""
+    fields = json.load(sys.stdin)
+    setup = Setup(**{**fields, "paths": tuple(fields["paths"])})
+    answer = {**stream_pass(setup), "miles": miles.__file__}
+    print(json.dumps(answer))
+
+
 def write_files(folder: Path, source: str, num_files: int, rows_per_file: int) -> tuple[str, ...]:
     """Write the rows of `source` again and again, into files of equal size."""
     sample = pq.read_table(source)
@@ -98,62 +121,6 @@ def write_files(folder: Path, source: str, num_files: int, rows_per_file: int) -
         paths.append(str(folder / f"part-{number:05}.parquet"))
         pq.write_table(part, paths[-1], row_group_size=GROUP_ROWS)
     return tuple(paths)
-
-
-# --- the most that the cores can do
-
-
-def bare_encoders(setup: Setup, num_rows: int) -> float:
-    """Return the rows a second of as many plain processes as the loader has CPUs.
-
-    Args:
-        num_rows: of all processes together, shared out evenly.
-    """
-    context = multiprocessing.get_context("spawn")
-    processes = setup.loader_cpus
-    barrier = context.Barrier(processes)
-    with ProcessPoolExecutor(processes, context, _keep_barrier, (barrier,)) as pool:
-        parts = [
-            pool.submit(_bare_encoder, setup, slice(first, num_rows, processes))
-            for first in range(processes)
-        ]
-        return sum(part.result() for part in parts)
-
-
-_barrier: multiprocessing.synchronize.Barrier | None = None
-
-
-def _keep_barrier(barrier: multiprocessing.synchronize.Barrier) -> None:
-    global _barrier
-    _barrier = barrier
-
-
-def _bare_encoder(setup: Setup, part: slice) -> float:
-    """Return the rows a second from JSON text to ids and masks, a step at a time.
-
-    The first rows are not counted.
-    """
-    manifest = build_manifest(setup.config.sources)
-    encoder = stages.encoder_of(setup.config.encode)
-    row_format = manifest.sources[0].format
-    payloads = read_rows(manifest, np.arange(manifest.num_rows, dtype=np.int64)[part])
-    steps = [
-        payloads[start : start + setup.batch_size]
-        for start in range(0, len(payloads), setup.batch_size)
-    ]
-    num_warm_up = -(-WARM_UP_ROWS // setup.batch_size)
-    assert _barrier is not None
-    assert len(steps) > num_warm_up, "too few rows"
-
-    started = 0.0
-    for number, step in enumerate(steps):
-        if number == num_warm_up:
-            _barrier.wait(timeout=600)
-            started = time.monotonic()
-        outcomes = [or_rejected(normalize, payload, row_format) for payload in step]
-        encoder.encode_all([outcome for outcome in outcomes if isinstance(outcome, Conversation)])
-
-    return sum(len(step) for step in steps[num_warm_up:]) / (time.monotonic() - started)
 
 
 # --- the stream
@@ -186,7 +153,6 @@ class Consumer:
                     "wait_seconds": came - asked,
                     "rows": report.rows.num_read,
                     "tokens": report.content.num_tokens,
-                    "stage_seconds": dict(report.timing.stage_seconds),
                 }
             )
             if seconds:
@@ -207,7 +173,12 @@ def start_consumers(setup: Setup) -> list[Any]:
     return consumers
 
 
-def open_feed(setup: Setup, run_dir: str, cursor: Cursor | None = None) -> Feed:
+def open_feed(
+    setup: Setup,
+    run_dir: str,
+    cursor: Cursor | None = None,
+    loader: pipeline.LoaderStages = pipeline.LOADER,
+) -> Feed:
     """Open the stream of a setup, at its beginning or at a cursor."""
     return Feed.open(
         setup.config,
@@ -215,6 +186,7 @@ def open_feed(setup: Setup, run_dir: str, cursor: Cursor | None = None) -> Feed:
         cursor_path="the cursor",
         num_ranks=setup.dp_size,
         run_dir=run_dir,
+        loader=loader,
     )
 
 
@@ -230,11 +202,15 @@ def stream_pass(
         Seconds of each phase, the trail of the steps, and the peaks of memory in bytes.
     """
     started = time.monotonic()
-    with _own_ray(setup), tempfile.TemporaryDirectory() as run_dir:
+    with (
+        _own_ray(setup),
+        tempfile.TemporaryDirectory() as run_dir,
+        tempfile.TemporaryDirectory() as cost_dir,
+    ):
         with Watch(RESTING_LOOK_SECONDS if hold_seconds else LOOK_SECONDS) as watch:
             consumers = start_consumers(setup)
             ray_up = time.monotonic()
-            feed = open_feed(setup, run_dir)
+            feed = open_feed(setup, run_dir, loader=metered_loader(cost_dir))
             num_steps = min(feed.info.num_steps, max_steps or feed.info.num_steps)
             reads = [
                 consumer.read.remote(feed.handle, rank, 0, num_steps, hold_seconds)
@@ -246,11 +222,13 @@ def stream_pass(
                 depths = [feed.commit(step).timing.queue_depth for step in range(num_steps)]
             trails = ray.get(reads)
         feed.close()
+        loader_us = loader_costs(cost_dir)
     assert all(len(trail) == num_steps for trail in trails), "steps are missing"
     return {
         "num_steps": num_steps,
         "queue_depths": depths,
         "peak_bytes": watch.peak_bytes,
+        "loader_us": loader_us,
         **_phases(trails, watch, started, ray_up),
     }
 
@@ -276,9 +254,7 @@ def _phases(
     seconds = arrived[-1] - arrived[0]
     rows = sum(step["rows"] for step in after_first)
     tokens = sum(step["tokens"] for step in after_first)
-    stage_seconds: dict[str, float] = {}
-    for name in STAGES:
-        stage_seconds[name] = sum(step["stage_seconds"][name] for step in steps)
+    cpu_seconds = watch.cpu_seconds(arrived[0], arrived[-1])
 
     return {
         "num_rows": sum(step["rows"] for step in steps),
@@ -291,8 +267,9 @@ def _phases(
         "steady_tokens_per_second": tokens / seconds,
         "steady_wait_seconds": sum(waited[1:]),
         "longest_wait_seconds": max(waited[1:]),
-        "stage_seconds": stage_seconds,
-        "cpu_seconds": watch.cpu_seconds(arrived[0], arrived[-1]),
+        "others_us": {
+            role: cpu / rows * 1e6 for role, cpu in cpu_seconds.items() if role != "loader"
+        },
     }
 
 
@@ -359,61 +336,19 @@ def _certify(config: EncodeConfig) -> None:
 
 def handing_out(
     setup: Setup, dp_sizes: Sequence[int], num_rounds: int
-) -> dict[int, dict[str, float]]:
+) -> dict[int, dict[str, dict[str, float]]]:
     """Measure the cost of one block of the stream in the feed's actor, by number of data ranks.
 
     Returns:
-        For each: the block's tokens and bytes, and median milliseconds to cut it and put its chunks
-        into the object store, and of one rank's request for its chunk, from another process.
+        For each, what `_feed_costs.costs` returns: with a chunk for each "rank", as it was before,
+        and for each "node".
     """
-    manifest = build_manifest(setup.config.sources)
-    plan = stages.make_plan(manifest, setup.config)
-    formats = stages.source_formats(manifest)
-    encoder = stages.encoder_of(setup.config.encode)
-    encoded: list[pa.Table] = []
-
-    for raw in stages.read_window(manifest, plan, next(plan.windows(0)), 0):
-        encoded.append(stages.encode_steps(raw, formats, encoder))
-        if sum(table.nbytes for table in encoded) >= setup.block_bytes:
-            break
-
-    costs = {}
+    encoded = _feed_costs.block_of(setup.config, setup.block_bytes)
+    found = {}
     with _own_ray(setup):
-        server = ray.remote(num_cpus=0)(_Server).remote()
         for dp_size in dp_sizes:
-            config = PackConfig(dp_size=dp_size)
-            block = pa.concat_tables(
-                [stages.pack_steps(table, config) for table in encoded]
-            ).combine_chunks()
-
-            cutting = []
-            asking = []
-            for _ in range(num_rounds):
-                started = time.monotonic()
-                references = [
-                    ray.put(chunk) for chunk in shards.chunks(block, shards.reports(block))
-                ]
-                cutting.append(time.monotonic() - started)
-                ray.get(server.keep.remote(references[:1]))
-                started = time.monotonic()
-                ray.get([server.fetch.remote() for _ in range(100)])
-                asking.append((time.monotonic() - started) / 100)
-
-            costs[dp_size] = {
-                "num_tokens": sum(len(ids) for ids in block["input_ids"]),
-                "num_bytes": block.nbytes,
-                "cut_milliseconds": 1e3 * float(np.median(cutting)),
-                "fetch_milliseconds": 1e3 * float(np.median(asking)),
+            found[dp_size] = {
+                name: _feed_costs.costs(setup.config, encoded, dp_size, node_ranks, num_rounds)
+                for name, node_ranks in (("rank", 1), ("node", _feed_costs.NODE_RANKS))
             }
-
-    return costs
-
-
-class _Server:
-    """Answers as the feed does."""
-
-    def keep(self, references: list[Any]) -> None:
-        self.references = references
-
-    def fetch(self) -> list[Any]:
-        return self.references
+    return found

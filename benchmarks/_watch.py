@@ -31,7 +31,7 @@ class Watch:
         self.peak_bytes: dict[str, int] = {}
         self._titles: dict[int, str] = {}
         self._own_bytes: dict[int, int] = defaultdict(int)
-        # At each moment: process -> its CPU seconds up to then.
+        # At each moment: process -> its CPU seconds up to then. This thread's do not count.
         self._cpu: list[tuple[float, dict[int, float]]] = []
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
@@ -87,6 +87,8 @@ class Watch:
                 own = memory.rss - getattr(memory, "shared", 0)
                 self._own_bytes[process.pid] = max(self._own_bytes[process.pid], own)
                 cpu[process.pid] = times.user + times.system
+                if process is driver:
+                    cpu[process.pid] -= time.thread_time()
                 if title != "ray::IDLE" or process.pid not in self._titles:
                     self._titles[process.pid] = title
         self._cpu.append((time.monotonic(), cpu))

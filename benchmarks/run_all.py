@@ -9,7 +9,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-BENCHMARKS = ("encode.py", "pack.py", "stream.py", "convert.py", "saving.py", "lora_step.py")
+BENCHMARKS = (
+    "encode.py",
+    "pack.py",
+    "stream.py",
+    "convert.py",
+    "saving.py",
+    "lora_step.py",
+    "startup.py",
+)
 
 
 def main() -> None:

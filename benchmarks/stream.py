@@ -3,8 +3,8 @@
     python benchmarks/stream.py                      # all sections, about 200,000 rows
     python benchmarks/stream.py --section resume --check
 
-- steady: as many bare encoder processes as the loader has CPUs, the stream, the bare encoders
-  again, and so on; and the peer, which tokenises as Miles does it: a batch at a time, in one
+- steady: the stream's CPU time a row, by process and part; with `--against`, in turn with the stream
+  of an older checkout; and the peer, which tokenises as Miles does it: a batch at a time, in one
   process, through transformers' template and mask functions
 - slow: consumers that keep each step for 100 ms: how long they are without one, from asking to
   micro-batches in hand
@@ -28,7 +28,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import chain, pairwise
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -84,14 +84,14 @@ def main() -> None:
 
 
 def steady(flags: argparse.Namespace, folder: Path) -> Section:
-    """Compare the stream with bare encoders around it, and with the peer."""
+    """Measure the stream's CPU time; compare it with an older stream's, and with the peer."""
     setup = _setup(flags, folder)
-    bare_rows = min(flags.bare_rows, flags.rows)
-    encoders = [runs.in_own_process(runs.bare_encoders, setup, bare_rows)]
     streams = []
+    older = []
     for _ in range(flags.steady_rounds):
         streams.append(runs.in_own_process(runs.stream_pass, setup))
-        encoders.append(runs.in_own_process(runs.bare_encoders, setup, bare_rows))
+        if flags.against:
+            older.append(runs.stream_pass_of(Path(flags.against), setup))
     peer = runs.in_own_process(
         _peer.batch_by_batch,
         setup.paths,
@@ -100,25 +100,22 @@ def steady(flags: argparse.Namespace, folder: Path) -> Section:
         min(flags.peer_rows, flags.rows),
     )
 
-    # Each stream against the bare encoders before and after it; the median round is shown.
-    around = [(before + after) / 2 for before, after in pairwise(encoders)]
-    shares = [
-        stream["steady_rows_per_second"] / bare
-        for stream, bare in zip(streams, around, strict=True)
-    ]
-    ours = streams[shares.index(statistics.median_low(shares))]
+    ours = _median_round(streams)
     # The peer gets fewer rows; its start-up counts once, as ours does.
     batches_seconds = peer["batches_seconds"] * ours["num_rows"] / peer["num_rows"]
     peer_seconds = peer["start_up_seconds"] + batches_seconds
     ratio = peer_seconds / ours["whole_seconds"]
 
-    bars = [
-        Bar("share of bare encoders", statistics.median(shares), flags.min_share, is_lower=True)
-    ]
+    bars = [Bar("CPU us a row outside normalize and encode", _outside_us(ours), flags.max_outside)]
+    lines = _cost_lines("", ours, streams)
+    if older:
+        before = _median_round(older)
+        gain = _whole_us(before) / _whole_us(ours)
+        bars.append(Bar("rows a CPU second, against before", gain, flags.min_gain, is_lower=True))
+        lines += _cost_lines("before: ", before, older)
     if flags.min_peer_ratio is not None:
         bars.append(Bar("times the peer", ratio, flags.min_peer_ratio, is_lower=True))
-    lines = [
-        *_encoder_lines(setup, ours, encoders, shares, statistics.median(around)),
+    lines += [
         *_end_to_end_lines(ours, peer, peer_seconds),
         ("peak memory", _peaks(ours["peak_bytes"])),
     ]
@@ -126,53 +123,48 @@ def steady(flags: argparse.Namespace, folder: Path) -> Section:
         f"steady: {ours['num_rows']:,} rows, {ours['num_tokens']:,} tokens, "
         f"{ours['num_steps']:,} steps"
     )
-    raw = {
-        "bare_rows_per_second": encoders,
-        "shares": shares,
-        "peer_ratio": ratio,
-        "streams": streams,
-        "peer": peer,
-    }
+    raw = {"peer_ratio": ratio, "streams": streams, "before": older, "peer": peer}
     return Section(title, lines, bars, raw)
 
 
-def _encoder_lines(
-    setup: runs.Setup,
-    ours: dict[str, Any],
-    encoders: list[float],
-    shares: list[float],
-    bare_rows_per_second: float,
-) -> list[tuple[str, str]]:
-    """Return the lines that compare the stream with bare encoders."""
-    cpus = setup.loader_cpus
-    stage_us = {
-        stage: seconds / ours["num_rows"] * 1e6 for stage, seconds in ours["stage_seconds"].items()
-    }
-    steps_after_first = ours["num_steps"] - 1
-    cpu_ms = {
-        role: seconds / steps_after_first * 1e3 for role, seconds in ours["cpu_seconds"].items()
-    }
+def _outside_us(stream: dict[str, Any]) -> float:
+    """Return the CPU microseconds a row of all processes, without normalize and encode."""
+    loader = stream["loader_us"]
+    return _whole_us(stream) - loader["normalize"] - loader["encode"]
 
+
+def _whole_us(stream: dict[str, Any]) -> float:
+    """Return the CPU microseconds a row of all processes."""
+    return sum(stream["loader_us"].values()) + sum(stream["others_us"].values())
+
+
+def _median_round(streams: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the round whose cost outside normalize and encode is the median."""
+    return sorted(streams, key=_outside_us)[(len(streams) - 1) // 2]
+
+
+def _cost_lines(
+    prefix: str, shown: dict[str, Any], streams: list[dict[str, Any]]
+) -> list[tuple[str, str]]:
+    """Return the lines on the CPU time of a stream, from the round that is shown."""
+    outside = [_outside_us(stream) for stream in streams]
     return [
         (
-            f"{cpus} bare encoders",
-            f"{bare_rows_per_second:,.0f} rows/s ({min(encoders):,.0f} to {max(encoders):,.0f})",
+            f"{prefix}CPU, us a row, outside normalize and encode",
+            f"{_outside_us(shown):.1f} (median of {len(outside)}: "
+            f"{min(outside):.1f} to {max(outside):.1f})",
+        ),
+        ("  a loader", _numbers(shown["loader_us"])),
+        ("  others", _numbers(shown["others_us"])),
+        (
+            f"{prefix}rows a CPU second",
+            f"{1e6 / _whole_us(shown):,.0f} ({_whole_us(shown):.1f} us a row)",
         ),
         (
-            "stream, after the first step",
-            f"{ours['steady_rows_per_second']:,.0f} rows/s, "
-            f"{ours['steady_tokens_per_second']:,.0f} tokens/s",
+            f"{prefix}after the first step",
+            f"{shown['steady_rows_per_second']:,.0f} rows/s, "
+            f"{shown['steady_tokens_per_second']:,.0f} tokens/s",
         ),
-        (
-            "share of the bare encoders",
-            f"{statistics.median(shares):.1%} (median of {len(shares)}: "
-            f"{min(shares):.1%} to {max(shares):.1%})",
-        ),
-        (
-            "  stages, us a row",
-            f"{_numbers(stage_us)}; a bare encoder {cpus / bare_rows_per_second * 1e6:.0f}",
-        ),
-        ("  CPU time, ms a step", _numbers(cpu_ms)),
     ]
 
 
@@ -282,19 +274,24 @@ def growth(flags: argparse.Namespace, folder: Path) -> Section:
 
 def feed(flags: argparse.Namespace, folder: Path) -> Section:
     """Measure the cost of a block of the stream in the actor that hands it out."""
-    costs = runs.in_own_process(runs.handing_out, _setup(flags, folder), FEED_RANKS, 20)
-    lines = [
-        (
-            f"{dp_size:,} data ranks",
-            f"{got['cut_milliseconds']:.1f} ms to cut and store a block, "
-            f"{got['fetch_milliseconds']:.2f} ms a request",
-        )
-        for dp_size, got in costs.items()
-    ]
-    block = costs[FEED_RANKS[0]]
+    costs = runs.in_own_process(
+        runs.handing_out, _setup(flags, folder), FEED_RANKS, flags.feed_rounds
+    )
+    lines = []
+    for dp_size, by_cut in costs.items():
+        for name, got in by_cut.items():
+            lines.append(
+                (
+                    f"{dp_size:,} data ranks, a chunk for each {name}",
+                    f"take {got['take_ms']:.1f} ms, cut and store {got['cut_ms']:.1f}, "
+                    f"requests {got['ask_ms']:.1f} ({got['request_ms']:.2f} each); "
+                    f"a rank reads it in {got['read_ms']:.1f}",
+                )
+            )
+    block = costs[FEED_RANKS[0]]["node"]
     title = (
-        f"feed: the cost of a block of {block['num_tokens']:,} tokens, "
-        f"{block['num_bytes'] / MIB:.1f} MiB"
+        f"feed: CPU time for a block of {block['num_rows']:,.0f} rows, "
+        f"{block['num_tokens']:,.0f} tokens, {block['num_bytes'] / MIB:.1f} MiB"
     )
     return Section(title, lines, [], {"by_ranks": costs})
 
@@ -376,11 +373,9 @@ def _parse() -> argparse.Namespace:
     parser.add_argument(
         "--block-kib", type=int, default=StreamConfig.target_block_bytes >> 10, help="of the stream"
     )
+    parser.add_argument("--steady-rounds", type=int, default=3, help="of the stream")
     parser.add_argument(
-        "--bare-rows", type=int, default=65_536, help="of the bare encoders together"
-    )
-    parser.add_argument(
-        "--steady-rounds", type=int, default=5, help="of the stream between bare encoders"
+        "--against", metavar="PATH", help="a checkout of an older miles, measured in turn"
     )
     parser.add_argument("--peer-rows", type=int, default=16_418)
     parser.add_argument(
@@ -399,12 +394,18 @@ def _parse() -> argparse.Namespace:
         "--growth-hold-seconds", type=float, default=0.02, help="how long a consumer keeps a step"
     )
     parser.add_argument("--growth-window", type=int, default=4_096)
+    parser.add_argument("--feed-rounds", type=int, default=10, help="of blocks handed out")
     parser.add_argument("--rounds", type=int, default=5, help="of first steps, whose median counts")
     parser.add_argument(
         "--json", metavar="FILE", help="write the numbers here; '-': to the standard output"
     )
     add_check_flag(parser)
-    parser.add_argument("--min-share", type=float, default=0.7, help="of the bare encoders' rows/s")
+    parser.add_argument(
+        "--max-outside", type=float, default=16.0, help="CPU us a row outside normalize and encode"
+    )
+    parser.add_argument(
+        "--min-gain", type=float, default=2.5, help="rows a CPU second against the older miles"
+    )
     parser.add_argument("--min-peer-ratio", type=float, help="end to end; no bar by default")
     parser.add_argument("--max-wait", type=float, default=0.01, help="of a slow consumer's time")
     parser.add_argument("--max-resume", type=float, default=1.5)

@@ -14,6 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 from tests.support.processes import PROJECT
@@ -56,22 +57,22 @@ def test_encode_prints_every_path(assets: Path) -> None:
 
 SMALL_STREAM = {
     "steady": [
-        *("--rows", 4356, "--bare-rows", 4356, "--peer-rows", 256),
+        *("--rows", 4356, "--peer-rows", 64),
         *("--steady-rounds", 1, "--window-rows", 1024),
     ],
     "slow": ["--rows", 8192, "--slow-steps", 16, "--slow-window", 1024],
     "resume": ["--rows", 8192, "--window-rows", 1024, "--rounds", 1],
     "growth": [
-        *("--growth", 4, "--growth-rows", 4096, "--growth-window", 512),
-        *("--growth-hold-seconds", 0.1, "--rounds", 1),
+        *("--growth", 4, "--growth-rows", 2048, "--growth-window", 256, "--batch-size", 64),
+        *("--growth-hold-seconds", 0.05, "--rounds", 1),
     ],
-    "feed": ["--rows", 8192],
+    "feed": ["--rows", 4356, "--block-kib", 512, "--feed-rounds", 1],
 }
 SECTIONS = {
-    "steady": ["share of the bare encoders", "stream, end to end", "peer, end to end"],
+    "steady": ["outside normalize and encode", "  others", "rows a CPU second", "peer, end to end"],
     "slow": ["waited after the first step", "longest wait", "steps ready", "peak memory"],
     "resume": ["from row 0", "from row 7,296"],
-    "growth": ["4,096 rows: first step", "16,384 rows: first step", "peak memory"],
+    "growth": ["2,048 rows: first step", "8,192 rows: first step", "peak memory"],
     "feed": ["1 data ranks", "1,024 data ranks"],
 }
 """Lines of each section."""
@@ -100,7 +101,12 @@ def check_steady(found: dict[str, Any]) -> None:
     (stream,) = found["streams"]
     assert stream["num_rows"] == 4356, "as many in each of 12 files"
     assert stream["num_steps"] == 35
-    assert found["peer"]["num_rows"] == 256
+    assert set(stream["loader_us"]) == {"read", "normalize", "encode", "tables", "pack", "ray"}
+    assert {"feed", "driver", "consumer", "ray"} <= set(stream["others_us"])
+    costs = [*stream["loader_us"].values(), *stream["others_us"].values()]
+    assert min(costs) >= 0, "a role may rest in so short a time"
+    assert stream["loader_us"]["encode"] > stream["loader_us"]["pack"] > 0
+    assert found["peer"]["num_rows"] == 64
 
 
 def check_slow(found: dict[str, Any]) -> None:
@@ -112,7 +118,7 @@ def check_resume(found: dict[str, Any]) -> None:
 
 
 def check_growth(found: dict[str, Any]) -> None:
-    assert [stream["num_rows"] for stream in found["streams"]] == [4096, 16_384]
+    assert [stream["num_rows"] for stream in found["streams"]] == [2048, 8192]
     of_memory = [bar for bar in found["bars"] if bar["name"].startswith("peak of ")]
     assert len(of_memory) == 4
     for bar in of_memory:
@@ -121,10 +127,11 @@ def check_growth(found: dict[str, Any]) -> None:
 
 
 def check_feed(found: dict[str, Any]) -> None:
-    assert (
-        len({(block["num_tokens"], block["num_bytes"] > 0) for block in found["by_ranks"].values()})
-        == 1
-    )
+    by_ranks = found["by_ranks"]
+    assert list(by_ranks) == ["1", "8", "64", "1024"]
+    assert len({cut["num_tokens"] for by_cut in by_ranks.values() for cut in by_cut.values()}) == 1
+    many = by_ranks["1024"]
+    assert many["node"]["cut_ms"] < many["rank"]["cut_ms"], "128 chunks instead of 1,024"
 
 
 CHECKS = {
@@ -155,6 +162,38 @@ def test_converting_holds_little_memory(tmp_path: Path) -> None:
         assert re.search(rf"{contender} +│(?: +{NUMBER} │){{3}}", printed), contender
     assert len(BAR.findall(printed)) == 2
     assert re.search(r"peak memory of a conversion, GB +│ .*, bar: at most 1\.1, met", printed)
+
+
+def test_prepare_compares_two_checkouts(
+    assets: Path, chatml_tokenizer_folder: Path, tmp_path: Path
+) -> None:
+    rows = pq.read_table(assets / "data/openhermes_sample.parquet").slice(0, 64)
+    pq.write_table(rows, tmp_path / "rows.parquet")
+    size: list[str | Path] = [
+        "--section",
+        "array",
+        "--rows",
+        "128",
+        "--rounds",
+        "1",
+        "--part-rows",
+        "128",
+        "--against",
+        PROJECT,
+    ]
+    source: list[str | Path] = [
+        "--source",
+        tmp_path / "rows.parquet",
+        "--tokenizer",
+        chatml_tokenizer_folder,
+    ]
+    printed = benchmark("prepare.py", *source, *size)
+    assert "array: 128 rows" in printed
+    for name in ("ours", "theirs"):
+        assert re.search(rf"{name} +│ +first (?:│ +{NUMBER} ){{4}}│", printed)
+    parts = ("count the rows", "read", "normalize, encode", "write Parquet")
+    assert all(re.search(rf"{part}.*│ +{NUMBER} us", printed) for part in parts)
+    assert len(BAR.findall(printed)) == 3
 
 
 def test_pack_prints_its_bars() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
+from dataclasses import replace
 
 from miles.cli.console import Subparsers, open_console, path_word, tokenizer_word
 from miles.common.ctrl_c import on_ctrl_c
@@ -11,18 +12,25 @@ from miles.common.flags import build, settings_of
 from miles.common.local_paths import absolute
 from miles.common.patience import until_answered
 from miles.common.redact import redact
-from miles.data.config import DataConfig, EncodeConfig, RowFormat, SourceConfig
+from miles.data.config import DataConfig, EncodeConfig, RowFormat, SourceConfig, StreamConfig
 from miles.data.source_names import splits_for
 from miles.train.launch.parser import add_settings, given_values
 
+_CPUS = "CPUs that read and encode, together; a small data set is read without loaders"
 _LIMITS = tuple(
     setting for setting in settings_of(DataConfig) if setting.field == "max_bad_fraction"
+)
+_LOADER = tuple(
+    replace(setting, flag=replace(setting.flag, help=_CPUS, default="all"))
+    for setting in settings_of(StreamConfig)
+    if setting.field == "loader_cpus"
 )
 _SETTINGS = (
     *settings_of(RowFormat),
     *settings_of(SourceConfig),
     *settings_of(EncodeConfig),
     *_LIMITS,
+    *_LOADER,
 )
 """Declared as those of `miles train`, so that the numbers on the card are those of the run."""
 
@@ -71,7 +79,9 @@ def run(flags: argparse.Namespace) -> None:
 
     looking = until_answered("looking at the tokenizer and the rows")
     with looking, on_ctrl_c("stopped; nothing was written"):
-        from miles.data.notebook.dataset import prepare_rows  # pyarrow and Ray: they take seconds
+        from miles.data.notebook.dataset import (
+            prepare_rows,
+        )  # pyarrow and others: they take seconds
 
         values = given_values(flags, _SETTINGS)
         prepared = prepare_rows(
@@ -89,7 +99,7 @@ def run(flags: argparse.Namespace) -> None:
         f"{redact(flags.output)}",
         soft_wrap=True,
     )
-    prepared.write(flags.output, overwrite=flags.overwrite)
+    prepared.write(flags.output, overwrite=flags.overwrite, loader_cpus=values.get("--loader-cpus"))
     console = open_console()
     console.print(prepared.to_text(console.width), soft_wrap=True)
 

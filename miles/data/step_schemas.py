@@ -1,9 +1,12 @@
 """The tables of the stream, in Arrow: one row is one step, in every stage.
 
-RAW_STEP       read -> encode    a step's rows as JSON text
+RAW_STEP       read -> encode    a step's rows as plain turns, or as JSON text
 ENCODED_STEP   encode -> pack    a step's samples as token ids and masks, in row order
 PACKED_STEP    pack -> feed      the same samples, rank by rank, micro-batch by micro-batch
-PREPARED_STEP  read -> prepare   a step's conversations as OpenAI messages, with token counts
+PREPARED_STEP  read -> prepare   a step's rows as OpenAI messages, with token counts
+PARTS_STEP     prepare -> parts  the counts, and the Parquet file that is full after the step
+
+`MESSAGES` is the one table here of which a row is a row: what `prepare` writes.
 """
 
 from __future__ import annotations
@@ -12,7 +15,41 @@ from collections.abc import Mapping
 
 import pyarrow as pa
 
-from miles.data.types import STAGES
+from miles.data.types import EXTRA, STAGES
+
+_FUNCTION = pa.struct([("name", pa.string()), ("arguments", pa.string())])
+_CALL = pa.struct([("id", pa.string()), ("type", pa.string()), ("function", _FUNCTION)])
+_MESSAGE = pa.struct(
+    [
+        ("role", pa.string()),
+        ("content", pa.string()),
+        ("reasoning_content", pa.string()),
+        ("name", pa.string()),
+        ("tool_call_id", pa.string()),
+        ("tool_calls", pa.list_(_CALL)),
+        # JSON: an object of the keys that have no field of their own above.
+        (EXTRA, pa.string()),
+        # 1 or 0: the row flags this turn as trained or not; null: it has no flag.
+        ("weight", pa.int8()),
+    ]
+)
+MESSAGES = pa.schema(
+    [
+        ("row_id", pa.int64()),
+        ("source", pa.string()),
+        ("messages", pa.list_(_MESSAGE)),
+        ("tools", pa.string()),  # JSON
+        ("chat_template_kwargs", pa.string()),  # JSON
+        ("text", pa.string()),
+    ]
+)
+"""The columns of prepared rows. A row has messages or a text."""
+
+PAYLOAD = pa.large_binary()
+"""A row as JSON text."""
+TURN = pa.struct([("role", pa.large_string()), ("content", pa.large_string())])
+TURNS = pa.large_list(TURN)
+"""A row as plain turns: the role's name and the content of each, as they were written."""
 
 # Every column of the step tables, once.
 _COLUMNS: Mapping[str, pa.DataType] = {
@@ -24,7 +61,8 @@ _COLUMNS: Mapping[str, pa.DataType] = {
     # its rows as they were read
     "row_ids": pa.list_(pa.int64()),
     "source_ids": pa.list_(pa.int32()),
-    "payloads": pa.large_list(pa.large_binary()),  # each row as JSON text
+    "payloads": pa.large_list(PAYLOAD),  # null where a row is plain turns
+    "turns": pa.large_list(TURNS),  # null where a row is JSON text
     # what became of them: one number a source
     "source_rows": pa.list_(pa.int64()),
     "source_truncated": pa.list_(pa.int64()),
@@ -54,7 +92,8 @@ _COLUMNS: Mapping[str, pa.DataType] = {
     "sample_source_ids": pa.list_(pa.int32()),
     "sample_lengths": pa.list_(pa.int32()),
     "sample_trained_tokens": pa.list_(pa.int32()),
-    "conversations": pa.large_list(pa.large_binary()),  # each `Conversation` as JSON
+    "rows": pa.large_list(pa.struct(list(MESSAGES))),  # its samples as `MESSAGES`
+    "part": pa.large_binary(),  # a Parquet file that ends with the step; null: none does
     # its tokens, sample after sample
     "input_ids": pa.large_list(pa.int32()),
     "loss_mask": pa.large_list(pa.uint8()),  # of tokens, not yet shifted
@@ -104,7 +143,7 @@ def _seconds(*stages: str) -> tuple[str, ...]:
     return tuple(f"{stage}_seconds" for stage in stages)
 
 
-RAW_STEP = _step_schema("row_ids", "source_ids", "payloads", *_seconds("read"))
+RAW_STEP = _step_schema("row_ids", "source_ids", "payloads", "turns", *_seconds("read"))
 
 ENCODED_STEP = _step_schema(
     *_ROW_COUNTS, *_SAMPLES, *_TOKENS, *_seconds("read", "normalize", "encode")
@@ -112,4 +151,6 @@ ENCODED_STEP = _step_schema(
 
 PACKED_STEP = _step_schema(*_ROW_COUNTS, *_TOKENS, *_SEGMENTS, *_PACKING, *_seconds(*STAGES))
 
-PREPARED_STEP = _step_schema(*_ROW_COUNTS, *_SAMPLES, "conversations", "sample_trained_tokens")
+_PREPARED = (*_ROW_COUNTS, *_SAMPLES, "sample_trained_tokens")
+PREPARED_STEP = _step_schema(*_PREPARED, "rows")
+PARTS_STEP = _step_schema(*_PREPARED, "part")

@@ -49,6 +49,10 @@ OTHER_FIELDS_ROW = b"\xff fields "
 """Stands for a row of a CSV file that has other fields than its header; what was found follows, in
 words. No row that is read can look like it."""
 
+EXTRA = "extra"
+"""Key of a turn, and of a message in Parquet: a JSON object of the keys that have no field of their
+own."""
+
 
 @dataclass(frozen=True)
 class Conversation:
@@ -264,12 +268,17 @@ class StepReport:
 
 @dataclass(frozen=True, eq=False)
 class Chunk:
-    """One data rank's shards of steps that travel together, end to end and not yet shifted."""
+    """The shards of a node's data ranks, of steps that travel together, not yet shifted.
+
+    Step after step, and in a step the shards of `data_ranks` end to end.
+    """
 
     reports: tuple[StepReport, ...]
     """one a step, without what is measured when it is handed out"""
+    data_ranks: tuple[int, ...]
+    """ascending"""
     step_micro_batches: Int32
-    """int32 [steps]"""
+    """int32 [steps]: of each of the data ranks"""
     micro_batch_segments: Int32
     """int32 [micro-batches]"""
     segment_lengths: Int32

@@ -135,6 +135,12 @@ class Layout:
         """Return the data-parallel rank: the replica whose data a rank reads."""
         return rank // self.tensor % self.data
 
+    def node_data_ranks(self, rank: int, ranks_per_node: int) -> tuple[int, ...]:
+        """Return the data-parallel ranks of all ranks on a rank's node, ascending."""
+        first = rank - rank % ranks_per_node
+        ranks = range(first, min(first + ranks_per_node, self.world_size))
+        return tuple(sorted({self.data_rank(neighbour) for neighbour in ranks}))
+
     def stage(self, rank: int) -> int:
         """Return the pipeline stage of a rank."""
         return rank // (self.tensor * self.data)

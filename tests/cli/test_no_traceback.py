@@ -22,7 +22,8 @@ from miles.common import atomic_folders, lease, storage
 from miles.common.debugging import VARIABLE
 from miles.data import prepare
 from miles.data.notebook.parts import PartFiles
-from miles.data.rows.messages_parquet import WRITTEN
+from miles.data.rows.message_parts import LIMITS, PartMaker
+from miles.data.step_schemas import MESSAGES
 from miles.data.types import RowRejected
 from miles.errors import MilesError, WriteError
 from miles.train.launch.parser import launch_settings
@@ -253,8 +254,12 @@ def test_ctrl_c_in_a_script_stands_alone(
 def test_a_full_disk_names_the_file_that_prepare_writes(tmp_path: Path) -> None:
     def fill(folder: Path) -> None:
         texts = [{"text": secrets.token_hex(500)} for _ in range(500)]
+        maker = PartMaker(LIMITS)
+        maker.add(pa.Table.from_pylist(texts, schema=MESSAGES))
+        part = maker.finish()
+        assert part is not None
         with PartFiles(str(folder)) as files:
-            files.add(pa.Table.from_pylist(texts, schema=WRITTEN))
+            files.add(part)
 
     with small_disk(tmp_path / "disk", "size=128k") as disk:
         with pytest.raises(WriteError) as caught:

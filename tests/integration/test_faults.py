@@ -217,7 +217,11 @@ def test_without_retries_the_first_death_counts(
 
 
 def test_killed_loader_changes_neither_order_nor_counts(config: DataConfig, tmp_path: Path) -> None:
-    """In the midst of a window: the steps that it gave are neither lost nor counted twice."""
+    """In the midst of a window: the steps that it gave are neither lost nor counted twice.
+
+    Each loader has its encoder from the driver, also one that takes the place of another: none
+    imports transformers or torch.
+    """
     unbroken = [step.report for step in local(config)]
     loader = pipeline.LoaderStages(pack=partial(MortalPack, str(tmp_path), 8))
     manifest = build_manifest(config.sources)
@@ -235,6 +239,9 @@ def test_killed_loader_changes_neither_order_nor_counts(config: DataConfig, tmp_
             reports.append(report)
 
     assert (tmp_path / "killed-1").exists(), "no loader was killed"
+    imported = {path.name: path.read_text() for path in tmp_path.glob("imported-*")}
+    assert len(imported) >= 3, "two were killed, and one went on"
+    assert not any(imported.values()), imported
     assert [r.content.fingerprint for r in reports] == [r.content.fingerprint for r in unbroken]
     assert [r.rows.rejects for r in reports] == [r.rows.rejects for r in unbroken]
     assert ledger.totals() == expected.totals()

@@ -100,7 +100,7 @@ def in_thread(call: Any, *arguments: Any) -> tuple[threading.Thread, list[Any]]:
 
 def test_depth_is_zero_where_any_rank_waited(actor: ByHand, packed: list[pa.Table]) -> None:
     """Also where a later rank finds the step."""
-    waiting, fetched = in_thread(actor.fetch, 0, 1, 1)
+    waiting, fetched = in_thread(actor.fetch, 0, 1, [1])
     actor.begin(0)  # rank 1 has to wait
     time.sleep(0.1)
     actor.give(packed[0])
@@ -141,7 +141,7 @@ def test_last_steps_are_reported_once_measured(
 
 
 def test_reading_ahead_measures_nothing(actor: ByHand, packed: list[pa.Table]) -> None:
-    waiting, _ = in_thread(actor.fetch, 0, 0, 0)
+    waiting, _ = in_thread(actor.fetch, 0, 0, [0])
     actor.give(*packed[:3])
     waiting.join(LIMIT_SECONDS)
     actor.begin(0)
@@ -157,10 +157,10 @@ def test_window_is_bounded_and_lets_chunks_go(actor: ByHand, packed: list[pa.Tab
     wait_until(lambda: ready.newest >= 3)
     assert (ready.newest, len(ready.held_steps)) == (3, 2)
 
-    chunk = ray.get(actor.fetch(0, 0, 0)[0])
+    chunk = ray.get(actor.fetch(0, 0, [0])[0])
     assert [report.position.index for report in chunk.reports] == [0, 1]
 
-    actor.fetch(1, 1, 1)
+    actor.fetch(1, 1, [1])
     assert ready.held_steps == [(0, 1), (2, 3)], "fetched, and still needed"
 
     depths = []
@@ -169,14 +169,14 @@ def test_window_is_bounded_and_lets_chunks_go(actor: ByHand, packed: list[pa.Tab
         depths.append(actor.commit(step).timing.queue_depth)
         for rank in (0, 1):
             if step % 2 == 0 and step > 0:
-                actor.fetch(step, rank, rank)
+                actor.fetch(step, rank, [rank])
         wait_until(lambda step=step: ready.newest >= min(step + 3, last))
         assert ready.newest - step <= 4
         assert len(ready.held_steps) <= 3
 
     producing.join(LIMIT_SECONDS)
     with pytest.raises(RunError, match="step 0 of the data stream is gone"):
-        actor.fetch(0, 0, 0)
+        actor.fetch(0, 0, [0])
     assert [end for _, end in ready.held_steps] == [last]
     assert depths == [3] * (len(packed) - 2) + [2, 1]
 
@@ -187,7 +187,7 @@ def test_wait_has_a_limit(actor: ByHand, monkeypatch: pytest.MonkeyPatch) -> Non
 
     def read_ahead() -> None:
         try:
-            actor.fetch(3, 1, 0)
+            actor.fetch(3, 1, [0])
         except LostError as error:
             errors.append(str(error))
 
@@ -255,7 +255,7 @@ def test_rank_learns_which_file_changed(config: DataConfig, tmp_path: Path) -> N
     actor = FeedActor(manifest, config, 0, 1)
     for _ in range(2):
         with pytest.raises(SourceError, match=r"rows\.jsonl"):
-            actor.fetch(0, 0, 0)
+            actor.fetch(0, 0, [0])
 
 
 def test_huge_row_group_is_refused(config: DataConfig, tmp_path: Path) -> None:

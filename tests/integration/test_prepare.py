@@ -18,6 +18,8 @@ from miles.data.files.manifest import Manifest
 from miles.data.notebook import dataset as dataset_module
 from miles.data.notebook import parts
 from miles.data.notebook.dataset import Prepared, prepare
+from miles.data.rows import message_parts
+from miles.data.rows.message_parts import PartLimits
 from miles.errors import ConfigError, SourceError
 from tests.support.fault_table import observed
 
@@ -233,8 +235,7 @@ def test_the_command_takes_the_same_names(
 def test_an_earlier_write_leaves_nothing(
     chatml_tokenizer_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(parts, "FILE_ROWS", 1)  # a file for each step
-    monkeypatch.setattr(parts, "GROUP_ROWS", 10)
+    monkeypatch.setattr(message_parts, "LIMITS", PartLimits(group_rows=10, part_rows=10))
     out = str(tmp_path / "out")
     dataset(tmp_path, chatml_tokenizer_folder, [conversation(n) for n in range(25)], "long").write(
         out

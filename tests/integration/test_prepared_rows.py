@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from miles.data.notebook import every_row
 from miles.data.notebook.dataset import prepare
+from miles.data.rows import message_parts
+from miles.data.rows.message_parts import PartLimits
 from miles.demo import rows
 from miles.errors import ConfigError, MilesError, SourceError
 from tests.support.streams import demo_tokenizer
@@ -47,6 +51,30 @@ def test_prepared_rows_keep_their_tokens(tmp_path: Path) -> None:
     assert "412 in 1 file" in repr(ds)
     assert "412 in 1 file</td>" in ds._repr_html_()
     assert ds.to_ray().count() == 410
+
+
+def test_loaders_write_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In this process, and by two loaders on Ray: windows of 100 rows, and one of all rows."""
+    monkeypatch.setattr(message_parts, "LIMITS", PartLimits(group_rows=10, part_rows=100))
+    lines = rows.paths()["chat"].read_bytes().splitlines(keepends=True)
+    (tmp_path / "plain").mkdir()
+    for begin in range(0, len(lines), 90):
+        (tmp_path / f"plain/{begin:03}.jsonl").write_bytes(b"".join(lines[begin : begin + 90]))
+    (tmp_path / "gzip").mkdir()
+    (tmp_path / "gzip/all.jsonl.gz").write_bytes(gzip.compress(b"".join(lines)))
+
+    for name, num_parts in (("plain", 5), ("gzip", 4)):
+        source = tmp_path / name
+        data = prepare("chat", source=str(source), tokenizer=str(demo_tokenizer()))
+        written = []
+        for loader_cpus, ray_rows in ((1, 0), (None, 10_000), (2, 0)):
+            monkeypatch.setattr(every_row, "RAY_ROWS", ray_rows)
+            folder = tmp_path / f"{name}-{loader_cpus}"
+            data.write(str(folder), loader_cpus=loader_cpus)
+            written.append({file.name: file.read_bytes() for file in folder.iterdir()})
+        assert written[0] == written[1] == written[2]
+        assert sum(file.startswith("part-") for file in written[0]) == num_parts
+        assert len(written[0]) == num_parts + 3
 
 
 def test_missing_source_is_named(tmp_path: Path) -> None:

@@ -222,17 +222,19 @@ def test_refused_export_is_refused_before_training(folder: Path, tmp_path: Path)
 class SlowActor(TrainerActor):
     """Takes longer for every step, as its environment says, and as long as the queue is not full."""
 
-    def attach_feed(self, feed_handle: Any, first_step: int, num_steps: int) -> None:
+    def attach_feed(
+        self, feed_handle: Any, first_step: int, num_steps: int, ranks_per_node: int
+    ) -> None:
         self.feed_handle = feed_handle
         self.next_step = first_step
         self.last_step = num_steps - 1
-        super().attach_feed(feed_handle, first_step, num_steps)
+        super().attach_feed(feed_handle, first_step, num_steps, ranks_per_node)
 
     def train_step(self) -> StepResult:
         result = super().train_step()
         time.sleep(float(os.environ["SLOW_SECONDS"]))
         ahead = min(self.next_step + StreamConfig.prefetch_steps, self.last_step)
-        ray.get(self.feed_handle.fetch.remote(ahead, self.rank, 0))
+        ray.get(self.feed_handle.fetch.remote(ahead, self.rank, [0]))
         self.next_step += 1
         return result
 

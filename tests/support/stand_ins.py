@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -125,7 +126,7 @@ class PoisonedPack(PackWithFault):
 
 
 class MortalPack(PackWithFault):
-    """Packs, and dies when it comes to a step, the first two times."""
+    """Packs, and dies when it comes to a step, the first two times. Notes what is imported."""
 
     def __init__(self, folder: str, step: int, config: Any) -> None:
         super().__init__(config)
@@ -133,6 +134,8 @@ class MortalPack(PackWithFault):
         self.step = step
 
     def meet(self, step: int, packed: pa.Table) -> None:
+        large = [name for name in ("torch", "transformers") if name in sys.modules]
+        (self.folder / f"imported-{os.getpid()}").write_text(" ".join(large))
         for number in range(2):
             mark = self.folder / f"killed-{number}"
             if step == self.step and not mark.exists():

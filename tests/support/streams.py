@@ -222,4 +222,4 @@ def follow(
 
 def wait_until_ready(feed: Feed, step: int) -> None:
     """Wait until the feed holds a step, or the last one; the wait measures nothing."""
-    ray.get(feed.handle.fetch.remote(min(step, feed.info.num_steps - 1), 0, 0))
+    ray.get(feed.handle.fetch.remote(min(step, feed.info.num_steps - 1), 0, [0]))

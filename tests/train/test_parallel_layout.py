@@ -102,6 +102,14 @@ def test_a_replica_reads_the_same_data() -> None:
     assert [layout.is_last_stage(rank) for rank in range(8)] == [False] * 4 + [True] * 4
 
 
+def test_a_node_reads_the_data_of_its_ranks() -> None:
+    layout = Layout(8, tensor=2, pipeline=2)
+    by_rank = [layout.node_data_ranks(rank, 4) for rank in range(8)]
+    assert by_rank == [(0, 1)] * 8
+    assert [layout.node_data_ranks(rank, 2) for rank in (0, 3, 5)] == [(0,), (1,), (0,)]
+    assert Layout(5).node_data_ranks(4, 3) == (3, 4), "the last node has fewer"
+
+
 def test_few_ranks_hold_the_same_experts() -> None:
     spread = Layout(8, tensor=2, pipeline=2, sequence_parallel=True, expert=2)
     assert spread.expert_data == 2

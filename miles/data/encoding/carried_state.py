@@ -121,7 +121,7 @@ def pack(encoder: Encoder) -> bytes | None:
     return buffer.getvalue()
 
 
-def unpack(state: bytes, config: EncodeConfig) -> Encoder | None:
+def unpack(state: bytes | memoryview, config: EncodeConfig) -> Encoder | None:
     """Return the encoder of a state; None where it is of other settings, or of other versions.
 
     Args:
@@ -133,7 +133,7 @@ def unpack(state: bytes, config: EncodeConfig) -> Encoder | None:
     if header["versions"] != versions() or header["config"] != _as_json(asdict(config)):
         return None
 
-    backend: Any = LazyBackend(lambda: content["definition"].tobytes())
+    backend: Any = LazyBackend(content["definition"].tobytes())
     if "pattern" in header:
         proof = PackedProof(
             header["pattern"],

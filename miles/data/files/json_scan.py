@@ -22,6 +22,7 @@ from miles.common import storage
 from miles.data.files import contents, decompress
 from miles.data.files.json_layout import DECODER, Head, Layout, read_head
 from miles.data.files.json_values import NotOneObjectError, ValueScanner, skip_space
+from miles.data.files.raw_values import raw_values
 from miles.errors import SourceError
 
 Extent = tuple[int, int, int]
@@ -95,6 +96,10 @@ def split_rows(kind: str, block: bytes) -> list[bytes]:
     """
     if kind == "jsonl":
         return [line for line in block.split(b"\n") if line and not line.isspace()]
+
+    values = raw_values(block)
+    if values is not None:
+        return [bytes(value) for value in values]
 
     rows = []
     text = block.decode("latin-1")

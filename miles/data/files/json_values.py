@@ -17,12 +17,16 @@ from collections.abc import Iterator
 
 from miles.common.json_faults import described, likely_fault
 from miles.data.files.json_layout import CUT_TOKEN, DECODER, Layout, is_cut
+from miles.data.files.raw_values import raw_values
 from miles.errors import SourceError
 
 MAX_ELEMENT_BYTES = 256 << 20
 """An element that is longer is taken for one that is not closed."""
 
 _SPACE = re.compile(r"[ \t\n\r]*")
+_COMMA = re.compile(r"[ \t\n\r]*,[ \t\n\r]*")
+_BEGINNING = re.compile(r'\{\s*"[^"\\]{0,200}"')
+"""An object as far as its first key."""
 
 
 class NotOneObjectError(Exception):
@@ -48,6 +52,8 @@ class ValueScanner:
         self._num_lines = num_lines  # newlines before text[0]
         self._at = 0  # the cursor, in the text
         self._num_rows = 0
+        self._border = ""  # the end of an element, a comma, and the beginning of the next element
+        self._last_try = -1  # the base of the text that was searched for many rows
 
     def rows(self, layout: Layout, key: str = "") -> Iterator[tuple[int, int]]:
         """Yield (begin, end) in bytes of every row.
@@ -81,11 +87,18 @@ class ValueScanner:
         self._take("[")
         following = self._next_character()
         while following != "]":
-            yield self._row()
+            rows = self._many_rows()
+            if rows:
+                yield from rows
+            else:
+                yield self._row()
+
+            end = self._base + self._at
             following = self._next_character()
             if following == ",":
                 self._at += 1
                 following = self._next_character()
+                self._note_border(end)
             elif following != "]":
                 raise self._broken(self._at, "expected a comma or ]")
         self._at += 1
@@ -126,6 +139,45 @@ class ValueScanner:
                 return self._text[found] == "{"
             if not self._read_on():
                 return False
+
+    def _note_border(self, end: int) -> None:
+        """Remember what lies between two rows: the next ones will have the same between them.
+
+        Args:
+            end: the byte behind the row before the cursor.
+        """
+        begin = end - self._base - 1
+        if not self._border and begin >= 0:
+            first_key = _BEGINNING.match(self._text, self._at)
+            self._border = self._text[begin : first_key.end() if first_key else self._at + 1]
+
+    def _many_rows(self) -> list[tuple[int, int]]:
+        """Find the rows from the cursor to the last border in the text, and move behind them.
+
+        Returns:
+            (begin, end) in bytes of each; none where they are not found at once.
+        """
+        if not self._border or self._last_try == self._base:
+            return []
+        self._last_try = self._base
+        end = self._text.rfind(self._border, self._at) + 1
+        if end <= self._at:
+            return []
+        # The border may lie within a row; then what is before it is no list of values.
+        values = raw_values(self._text[self._at : end].encode("latin-1"))
+        if not values:
+            return []
+
+        spans = []
+        for value in values:
+            length = len(memoryview(value))
+            spans.append((self._base + self._at, self._base + self._at + length))
+            self._at += length
+            comma = _COMMA.match(self._text, self._at, end)
+            if comma is not None:
+                self._at = comma.end()
+        self._num_rows += len(spans)
+        return spans
 
     def _row(self) -> tuple[int, int]:
         """Decode the row at the cursor and move behind it."""

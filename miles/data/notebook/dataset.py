@@ -11,13 +11,12 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import ray
 from rich.console import Console
 
-from miles.common import lease, local_ray, run_folder, storage
+from miles.common import lease, run_folder, storage
 from miles.common.checked import checked
 from miles.common.ctrl_c import on_ctrl_c
 from miles.common.debugging import unchained
@@ -39,27 +38,27 @@ from miles.data.files.group_sizes import largest_read_rows, require_small_groups
 from miles.data.files.manifest import Manifest, build_manifest
 from miles.data.files.openhermes import openhermes_sources
 from miles.data.files.read import read_rows
-from miles.data.notebook import parts
 from miles.data.notebook.card import Card, Summary
+from miles.data.notebook.every_row import OBJECT_STORE_BYTES, on_ray, read_every_row
 from miles.data.notebook.output_folder import ENCODER, require_replaceable
 from miles.data.notebook.parts import PartFiles
 from miles.data.notebook.preview import Preview
 from miles.data.notebook.recipe import OPENHERMES, require_source
 from miles.data.packing.shards import unpack
-from miles.data.rows.messages_parquet import ToMessages
-from miles.data.stream import account, pipeline, stages
-from miles.data.stream.ledger import Ledger
-from miles.data.stream.reject_limits import RejectLimits
+from miles.data.rows import message_parts
+from miles.data.stream import stages
 from miles.data.stream.row_outcomes import RowOutcome, row_outcome
-from miles.data.types import Encoded, Int64, RowRejected, Step, StepRows
+from miles.data.types import Encoded, Int64, RowRejected, Step
 from miles.data.unused_names import count_row
 from miles.errors import ConfigError
+
+if TYPE_CHECKING:
+    import ray
 
 SAMPLE_ROWS = 2_000
 """Rows that a card is made from until all have been read."""
 CANDIDATES_A_ROW = 20
 """Rows that a preview looks at for each that it shows; rejected ones are passed over."""
-OBJECT_STORE_BYTES = 512 << 20
 
 
 @checked
@@ -230,7 +229,7 @@ class Prepared:
 
     @checked
     @unchained
-    def write(self, url: str, *, overwrite: bool = False) -> None:
+    def write(self, url: str, *, overwrite: bool = False, loader_cpus: int | None = None) -> None:
         """Write every usable row as OpenAI messages, or plain text as text.
 
         The folder gets part-00000.parquet and so on, rejects.jsonl, summary.json, manifest.json.
@@ -239,6 +238,8 @@ class Prepared:
             url: a folder (fsspec URL). Without `overwrite`, it is empty, or holds what an earlier
                 write of the same rows under the same settings left.
             overwrite: replace other prepared rows there.
+            loader_cpus: that read and encode, through Ray; None: all that there are. A small data
+                set is read by this process alone. Changes nothing of what is written.
 
         Raises:
             MilesError: a source that fails, or too many rejected rows; a folder with other content,
@@ -248,19 +249,23 @@ class Prepared:
             raise ConfigError(
                 "write: url is empty, such as a variable that is not set; give a path"
             )
+        if loader_cpus is not None and loader_cpus < 1:
+            raise ConfigError(f"write: loader_cpus must be at least 1, not {loader_cpus}")
         url = absolute(url)
         require_writable(url, "the folder to write")
         self._require_no_source_in(url)
         fingerprint = stages.encoder_of(self._encode).fingerprint
         with lease.hold(url, "--output", "miles prepare", Console(stderr=True, markup=False).print):
             require_replaceable(url, self.manifest, fingerprint, overwrite=overwrite)
-            self._write_all(url, fingerprint)
+            self._write_all(url, fingerprint, loader_cpus)
 
-    def _write_all(self, url: str, encoder_fingerprint: str) -> None:
+    def _write_all(self, url: str, encoder_fingerprint: str, loader_cpus: int | None) -> None:
         """Write the rows, what was dropped, the counts, and the manifest, into a folder."""
         try:
             with PartFiles(url) as parts:
-                ledger, summary = self._read_all(url, parts)
+                ledger, summary = read_every_row(
+                    self.manifest, self._config(), url, parts, loader_cpus
+                )
         except KeyboardInterrupt:
             raise KeyboardInterrupt(
                 f"Ctrl-C: {url} may have parts, and has no manifest: it is not complete. The same "
@@ -286,7 +291,7 @@ class Prepared:
     def ledger(self) -> list[dict[str, Any]]:
         """Return every rejected row, `{source, file, row, reason, detail}`; read all rows once."""
         if self._rejects is None:
-            ledger, self._summary = self._read_all(None, None)
+            ledger, self._summary = read_every_row(self.manifest, self._config(), None, None, None)
             self._is_sample = False
             self._rejects = ledger.rejects
         return self._rejects
@@ -334,26 +339,30 @@ class Prepared:
             StreamConfig(loader_cpus),
         )
 
+        from miles.common import local_ray  # Ray: it takes seconds
+        from miles.data.stream import pipeline
+
         local_ray.connect(loader_cpus, OBJECT_STORE_BYTES)
         for block in pipeline.blocks(pipeline.build(self.manifest, config, start_row)):
             yield from unpack(block)
 
     @unchained
     def to_ray(self) -> ray.data.Dataset:
-        """Return a Ray data set with the columns of `WRITTEN`, one row a conversation."""
-        config = self._config()
-        local_ray.connect(config.stream.loader_cpus, OBJECT_STORE_BYTES)
-        return pipeline.build_prepared(self.manifest, config).map_batches(
-            ToMessages(self.manifest.source_names), batch_size=None, batch_format="pyarrow"
-        )
+        """Return a Ray data set with the columns of `MESSAGES`, one row a conversation."""
+        from miles.data.stream import pipeline  # Ray: it takes seconds
+
+        return pipeline.build_messages(self.manifest, on_ray(self._config(), None))
 
     def _config(self) -> DataConfig:
+        # A window has the rows of a file: no more than one is made at a time in each loader.
+        limits = message_parts.LIMITS
+        window_rows = max(limits.part_rows, largest_read_rows(self.manifest))
         return DataConfig(
             self._sources,
-            OrderConfig(batch_size=parts.GROUP_ROWS, window_rows=self._file_order_rows()),
+            OrderConfig(batch_size=limits.group_rows, window_rows=window_rows),
             self._encode,
             PackConfig(1, self._encode.max_sample_tokens),
-            StreamConfig(loader_cpus=1),
+            StreamConfig(),
             self._max_bad_fraction,
         )
 
@@ -374,45 +383,6 @@ class Prepared:
                         f"{url}: the source {file.path} lies in the folder to write; name another "
                         "folder"
                     )
-
-    def _read_all(self, url: str | None, parts: PartFiles | None) -> tuple[Ledger, Summary]:
-        """Read every row once, through Ray Data.
-
-        Args:
-            url: where rejects.jsonl is written, if anywhere.
-            parts: where the messages are written, if anywhere.
-        """
-        config = self._config()
-        local_ray.connect(config.stream.loader_cpus, OBJECT_STORE_BYTES)
-        ledger = Ledger(
-            self.manifest,
-            storage.join(url, run_folder.REJECTS) if url else None,
-            RejectLimits.of(config),
-        )
-        to_messages = ToMessages(self.manifest.source_names)
-        lengths: list[int] = []
-        num_trained_tokens = 0
-
-        for row in pipeline.iterate(pipeline.build_prepared(self.manifest, config)):
-            values = row.drop_columns(["conversations"]).to_pylist()[0]
-            ledger.commit(values["step"], StepRows.from_columns(values))
-
-            lengths += values["sample_lengths"]
-            num_trained_tokens += sum(values["sample_trained_tokens"])
-            if parts:
-                parts.add(to_messages(row))
-
-        ledger.judge()
-        ledger.require_written()
-        if parts:
-            ledger.require_trained()
-        return ledger, Summary(
-            ledger.num_read,
-            np.array(lengths, np.int64),
-            num_trained_tokens,
-            account.reasons_of(account.total(ledger.totals().values())),
-            ledger.unused_keys(),
-        )
 
     def _summarize_sample(self) -> Summary:
         num_sampled = min(SAMPLE_ROWS, self.num_rows)

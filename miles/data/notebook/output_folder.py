@@ -20,6 +20,8 @@ from miles.errors import ConfigError
 
 PART = re.compile(r"part-\d{5,}\.parquet")
 """Names of the files with rows."""
+UNFINISHED = re.compile(r"\.part-\d{5,}\.parquet\.[0-9a-f]{32}\.tmp")
+"""Names of what is left of one by a process that was killed while it wrote."""
 _OTHERS = (run_folder.MANIFEST, run_folder.SUMMARY, run_folder.REJECTS)
 ENCODER = "encoder_fingerprint"
 """Key in `summary.json`."""

@@ -1,25 +1,22 @@
-"""The Parquet files of a prepared folder, in the order of the rows: part-00000.parquet, …"""
+"""The Parquet files of a prepared folder, in the order of the rows: part-00000.parquet, …
+
+A local file appears whole, under its name, and so does a store's. Some are written at a time, beside
+the work on the next ones.
+"""
 
 from __future__ import annotations
 
-import contextlib
-from typing import Any
-
-import pyarrow as pa
-import pyarrow.parquet as pq
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
 
 from miles.common import run_folder, storage
-from miles.data.notebook.output_folder import PART
-from miles.data.rows.messages_parquet import WRITTEN
+from miles.data.notebook.output_folder import PART, UNFINISHED
 
-GROUP_ROWS = 1_000
-"""Rows of a row group."""
-FILE_ROWS = 100_000
-"""Rows after which the next file is begun."""
+_THREADS = 4
 
 
 class PartFiles:
-    """The parts of one folder, in order. The last is complete when the context ends.
+    """The parts of one folder, in order. All are there when the context ends without an error.
 
     Args:
         url: the folder (fsspec URL). Parts and manifest of an earlier write are removed.
@@ -27,11 +24,9 @@ class PartFiles:
 
     def __init__(self, url: str) -> None:
         self._url = url
-        self._fs, self._folder = storage.filesystem(url)
         self._num_files = 0
-        self._rows_in_file = 0
-        self._stream: Any = None
-        self._writer: pq.ParquetWriter | None = None
+        self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="miles-parts")
+        self._pending: deque[Future[None]] = deque()
 
     def __enter__(self) -> PartFiles:
         with storage.writing(self._url):
@@ -39,50 +34,33 @@ class PartFiles:
         return self
 
     def _clear(self) -> None:
+        fs, folder = storage.filesystem(self._url)
         if storage.is_local(self._url):  # a store has no folders, and s3fs would make a bucket
-            self._fs.makedirs(self._folder, exist_ok=True)
-        # An earlier write's parts would be read back as rows of this one, and its manifest would
-        # call the folder complete.
-        names = [name for name in storage.names(self._url) if PART.fullmatch(name)]
-        earlier = [f"{self._folder}/{name}" for name in names]
-        for path in (*earlier, f"{self._folder}/{run_folder.MANIFEST}"):
-            if self._fs.exists(path):
-                self._fs.rm_file(path)
+            fs.makedirs(folder, exist_ok=True)
+        # An earlier write's manifest would call the folder complete, and its parts would be read
+        # back as rows of this one.
+        names = storage.names(self._url)
+        manifest = [name for name in names if name == run_folder.MANIFEST]
+        parts = [name for name in names if PART.fullmatch(name) or UNFINISHED.fullmatch(name)]
+        for name in (*manifest, *parts):
+            fs.rm_file(f"{folder}/{name}")
 
     def __exit__(self, kind: object, *_: object) -> None:
-        # After an error, one of closing the file says nothing more.
-        with contextlib.suppress(Exception) if kind else storage.writing(self._part):
-            self._finish_file()
+        # After an error, one of a file says nothing more.
+        try:
+            while self._pending and kind is None:
+                self._pending.popleft().result()
+        finally:
+            self._pool.shutdown(cancel_futures=True)
 
-    @property
-    def _part(self) -> str:
-        """Return the URL of the file that is written."""
-        return storage.join(self._url, f"part-{self._num_files:05d}.parquet")
-
-    def add(self, table: pa.Table) -> None:
-        """Append rows with the columns of `WRITTEN`.
+    def add(self, content: bytes) -> None:
+        """Write the next file.
 
         Raises:
-            WriteError: they cannot be written.
+            WriteError: it cannot be written, or one before it.
         """
-        with storage.writing(self._part):
-            self._add(table)
-
-    def _add(self, table: pa.Table) -> None:
-        if self._writer is None:
-            storage.require_held(self._url)
-            self._stream = self._fs.open(storage.filesystem(self._part)[1], "wb")
-            self._writer = pq.ParquetWriter(self._stream, WRITTEN)
-        self._writer.write_table(table, row_group_size=GROUP_ROWS)
-        self._rows_in_file += table.num_rows
-        if self._rows_in_file >= FILE_ROWS:
-            self._finish_file()
-
-    def _finish_file(self) -> None:
-        if self._writer is None:
-            return
-        self._writer.close()
-        self._stream.close()
-        self._writer = None
+        url = storage.join(self._url, f"part-{self._num_files:05d}.parquet")
         self._num_files += 1
-        self._rows_in_file = 0
+        self._pending.append(self._pool.submit(storage.write_bytes, url, content))
+        if len(self._pending) > _THREADS:
+            self._pending.popleft().result()

@@ -1,16 +1,18 @@
-"""PACKED_STEP -> a report of each step, and each rank's shard of some steps.
+"""PACKED_STEP -> a report of each step, and the shards of some data ranks.
 
-    a block of 3 steps, 2 ranks    [r0 r0 r1 r1] [r0 r1] [r0 r0 r1 r1]    micro-batches by rank
-    -> a chunk for each rank       r0 r0 | r0 | r0 r0      r1 r1 | r1 | r1 r1
+    a block of 3 steps, 4 ranks       [0 0 1 1 2 2 3 3] [0 1 2 3] [0 0 1 1 2 2 3 3]
+    -> a chunk for ranks 2 and 3       2 2 3 3         | 2 3     | 2 2 3 3
+    -> rank 3's micro-batches              3 3         |   3     |     3 3
 
-Steps that Ray Data put into one block travel together, which makes handing them out cheap. Arrays
-are cut from the block as they are; only `micro_batches` shifts labels, where the rank needs them.
+Steps that Ray Data put into one block travel together, which makes handing them out cheap. A node
+gets one chunk for all of its data ranks; each cuts its own shard where it reads it, from the shared
+memory. Arrays stay as they are; only `micro_batches` shifts labels, where the rank needs them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -74,48 +76,71 @@ def reports(table: pa.Table) -> list[StepReport]:
     ]
 
 
-def chunks(table: pa.Table, step_reports: list[StepReport]) -> list[Chunk]:
-    """Return each data-parallel rank's shard of PACKED_STEP rows: [dp_size].
+def whole(table: pa.Table, step_reports: Sequence[StepReport]) -> Chunk:
+    """Return the shards of all data ranks of PACKED_STEP rows, without a copy.
 
     Args:
         step_reports: the reports of the same rows.
     """
-    counts, batch_starts = _values(table, "micro_batch_segments")
-    arrays = {name: _values(table, name)[0] for name in _OF_SHARDS}
-    segment_starts = offsets_of(counts)
-    token_starts = offsets_of(arrays["segment_lengths"])
-
     num_ranks = table["dp_size"][0].as_py()
-    step_batches = np.diff(batch_starts) // num_ranks  # of one rank
-
-    shards = []
-    for rank in range(num_ranks):
-        # The rank's part of each step: in micro-batches, in segments, in tokens.
-        begins = batch_starts[:-1] + rank * step_batches
-        in_batches = list(map(slice, begins, begins + step_batches))
-        in_segments = _at(segment_starts, in_batches)
-        in_tokens = _at(token_starts, in_segments)
-        shards.append(
-            Chunk(
-                reports=tuple(step_reports),
-                step_micro_batches=step_batches.astype(np.int32),
-                micro_batch_segments=_cut(counts, in_batches),
-                segment_lengths=_cut(arrays["segment_lengths"], in_segments),
-                segment_row_ids=_cut(arrays["segment_row_ids"], in_segments),
-                segment_source_ids=_cut(arrays["segment_source_ids"], in_segments),
-                input_ids=_cut(arrays["input_ids"], in_tokens),
-                loss_mask=_cut(arrays["loss_mask"], in_tokens),
-            )
-        )
-    return shards
+    counts, batch_starts = _values(table, "micro_batch_segments")
+    return Chunk(
+        reports=tuple(step_reports),
+        data_ranks=tuple(range(num_ranks)),
+        step_micro_batches=(np.diff(batch_starts) // num_ranks).astype(np.int32),
+        micro_batch_segments=counts,
+        **{name: _values(table, name)[0] for name in _OF_SHARDS},
+    )
 
 
-def micro_batches(chunk: Chunk) -> Iterator[tuple[MicroBatch, ...]]:
-    """Yield a rank's micro-batches of one step after another, labels shifted."""
+def cut(chunk: Chunk, data_ranks: Sequence[int]) -> Chunk:
+    """Return the chunk of some of a chunk's data ranks; without a copy if it has no others.
+
+    Args:
+        data_ranks: ascending.
+    """
+    if tuple(data_ranks) == chunk.data_ranks:
+        return chunk
+
+    # Neighbours are cut in one piece. Each step's piece: in micro-batches, in segments, in tokens.
+    in_batches = []
+    for begins, count in _shard_starts(chunk):
+        for first, last in _neighbours([chunk.data_ranks.index(rank) for rank in data_ranks]):
+            in_batches.append(slice(begins[first], begins[last] + count))
+    in_segments = _at(offsets_of(chunk.micro_batch_segments), in_batches)
+    in_tokens = _at(offsets_of(chunk.segment_lengths), in_segments)
+
+    return replace(
+        chunk,
+        data_ranks=tuple(data_ranks),
+        micro_batch_segments=_cut(chunk.micro_batch_segments, in_batches),
+        segment_lengths=_cut(chunk.segment_lengths, in_segments),
+        segment_row_ids=_cut(chunk.segment_row_ids, in_segments),
+        segment_source_ids=_cut(chunk.segment_source_ids, in_segments),
+        input_ids=_cut(chunk.input_ids, in_tokens),
+        loss_mask=_cut(chunk.loss_mask, in_tokens),
+    )
+
+
+def chunks(table: pa.Table, step_reports: Sequence[StepReport]) -> list[Chunk]:
+    """Return a chunk for each data rank of PACKED_STEP rows: [dp_size].
+
+    Args:
+        step_reports: the reports of the same rows.
+    """
+    all_ranks = whole(table, step_reports)
+    return [cut(all_ranks, [rank]) for rank in all_ranks.data_ranks]
+
+
+def micro_batches(chunk: Chunk, data_rank: int) -> Iterator[tuple[MicroBatch, ...]]:
+    """Yield a data rank's micro-batches of one step after another, labels shifted."""
     segment_starts = offsets_of(chunk.micro_batch_segments)
     token_starts = offsets_of(chunk.segment_lengths)
+    number = chunk.data_ranks.index(data_rank)
 
-    for begin, end in pairwise(offsets_of(chunk.step_micro_batches)):
+    for begins, count in _shard_starts(chunk):
+        begin = begins[number]
+        end = begin + count
         batches = []
         for first, last in pairwise(segment_starts[begin : end + 1]):
             tokens = slice(token_starts[first], token_starts[last])
@@ -143,7 +168,7 @@ class Segment:
 
 
 def segments(chunk: Chunk) -> Iterator[Segment]:
-    """Return the samples of a chunk, micro-batch after micro-batch."""
+    """Return the samples of a chunk, micro-batch after micro-batch of a step, rank after rank."""
     spans = pairwise(offsets_of(chunk.segment_lengths).tolist())
     for row_id, (begin, end) in zip(chunk.segment_row_ids.tolist(), spans, strict=True):
         yield Segment(row_id, chunk.input_ids[begin:end], chunk.loss_mask[begin:end])
@@ -152,9 +177,29 @@ def segments(chunk: Chunk) -> Iterator[Segment]:
 def unpack(table: pa.Table) -> list[Step]:
     """Return PACKED_STEP rows as the steps that users hold."""
     step_reports = reports(table)
-    by_rank = [micro_batches(chunk) for chunk in chunks(table, step_reports)]
+    chunk = whole(table, step_reports)
+    by_rank = [micro_batches(chunk, rank) for rank in chunk.data_ranks]
     by_step = zip(*by_rank, strict=True)
     return [Step(report, ranks) for report, ranks in zip(step_reports, by_step, strict=True)]
+
+
+def _shard_starts(chunk: Chunk) -> Iterator[tuple[Int64, int]]:
+    """Yield of each step where its shards begin, and how long each is, in micro-batches."""
+    num_ranks = len(chunk.data_ranks)
+    starts = offsets_of(chunk.step_micro_batches) * num_ranks
+    for start, count in zip(starts[:-1], chunk.step_micro_batches.tolist(), strict=True):
+        yield start + count * np.arange(num_ranks), count
+
+
+def _neighbours(numbers: Sequence[int]) -> list[tuple[int, int]]:
+    """Return the first and last of each run of consecutive numbers."""
+    runs: list[tuple[int, int]] = []
+    for number in numbers:
+        if runs and runs[-1][1] + 1 == number:
+            runs[-1] = (runs[-1][0], number)
+        else:
+            runs.append((number, number))
+    return runs
 
 
 def _values(table: pa.Table, name: str) -> tuple[Any, Int64]:

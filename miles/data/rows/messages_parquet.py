@@ -10,93 +10,89 @@
 Arguments of tool calls are JSON text, as OpenAI has them, and read back to the object that they
 were. A key of a message that has no column, or a value that its column cannot hold exactly, goes
 into the JSON object `extra`.
+
+The columns are made whole, column by column: most messages have a role and a content, and cost no
+object here.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
-from miles.data.rows.turns import EXTRA
+from miles.common.offsets import offsets_of
+from miles.data.step_schemas import MESSAGES
+from miles.data.types import EXTRA, Conversation, Int32, Int64
 
-_FUNCTION = pa.struct([("name", pa.string()), ("arguments", pa.string())])
-_CALL = pa.struct([("id", pa.string()), ("type", pa.string()), ("function", _FUNCTION)])
-_MESSAGE = pa.struct(
-    [
-        ("role", pa.string()),
-        ("content", pa.string()),
-        ("reasoning_content", pa.string()),
-        ("name", pa.string()),
-        ("tool_call_id", pa.string()),
-        ("tool_calls", pa.list_(_CALL)),
-        # JSON: an object of the keys that have no field of their own above.
-        (EXTRA, pa.string()),
-        # 1 or 0: the row flags this turn as trained or not; null: it has no flag.
-        ("weight", pa.int8()),
-    ]
-)
 _TEXT_FIELDS = ("reasoning_content", "name", "tool_call_id")
-WRITTEN = pa.schema(
-    [
-        ("row_id", pa.int64()),
-        ("source", pa.string()),
-        ("messages", pa.list_(_MESSAGE)),
-        ("tools", pa.string()),  # JSON
-        ("chat_template_kwargs", pa.string()),  # JSON
-        ("text", pa.string()),
-    ]
-)
-"""The columns. A row has messages or a text."""
+_FURTHER_FIELDS = (*_TEXT_FIELDS, "tool_calls", EXTRA)
+_PLAIN_KEYS = 2
+"""Every message has a role and a content; one with as many keys has nothing else."""
+_LIST = MESSAGES.field("messages").type
 
 
-class ToMessages:
-    """Turns PREPARED_STEP rows into a table of `WRITTEN`."""
+def messages_table(
+    row_ids: Int64, source_ids: Int32, source_names: Sequence[str], rows: Sequence[Conversation]
+) -> pa.Table:
+    """Return conversations as a table of `MESSAGES`.
 
-    def __init__(self, source_names: tuple[str, ...]) -> None:
-        self.source_names = source_names
-
-    def __call__(self, table: pa.Table) -> pa.Table:
-        rows = []
-        for step in table.to_pylist():
-            samples = zip(
-                step["sample_row_ids"],
-                step["sample_source_ids"],
-                step["conversations"],
-                strict=True,
-            )
-            for row_id, source_id, text in samples:
-                written = _written_row(json.loads(text))
-                rows.append({"row_id": row_id, "source": self.source_names[source_id], **written})
-        return pa.Table.from_pylist(rows, schema=WRITTEN)
-
-
-def _written_row(conversation: dict[str, Any]) -> dict[str, Any]:
-    if conversation["text"] is not None:
-        return {"text": conversation["text"]}
-
-    messages = []
-    for message, flag in zip(conversation["messages"], conversation["flags"], strict=True):
-        weight = None if flag is None else int(flag)
-        messages.append(_written_message(message) | {"weight": weight})
-
-    tools = conversation["tools"]
-    variables = conversation["template_kwargs"]
-    return {
-        "messages": messages,
-        "tools": json.dumps(tools, ensure_ascii=False) if tools else None,
-        "chat_template_kwargs": json.dumps(variables, ensure_ascii=False) if variables else None,
+    Args:
+        row_ids: int64 [rows].
+        source_ids: int32 [rows].
+        source_names: of all sources.
+        rows: the conversations.
+    """
+    names = pa.array(source_names, pa.string())
+    columns = {
+        "row_id": pa.array(row_ids, pa.int64()),
+        "source": names.take(pa.array(source_ids)),
+        "messages": _messages_column(rows),
+        "tools": pa.array([_json_or_null(row.tools) for row in rows], pa.string()),
+        "chat_template_kwargs": pa.array(
+            [_json_or_null(row.template_kwargs) for row in rows], pa.string()
+        ),
+        "text": pa.array([row.text for row in rows], pa.string()),
     }
+    return pa.Table.from_pydict(columns, schema=MESSAGES)
 
 
-def _written_message(message: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields of `_MESSAGE`; whatever they cannot hold exactly is in `EXTRA`."""
-    written: dict[str, Any] = {"role": message["role"], "content": message["content"]}
+def _messages_column(rows: Sequence[Conversation]) -> pa.Array:
+    """Return the messages of conversations: a list for each, null for a plain text."""
+    messages = list(chain.from_iterable(row.messages for row in rows))
+    flags = chain.from_iterable(row.flags for row in rows)
+    further = [
+        _further_fields(message) if len(message) > _PLAIN_KEYS else {} for message in messages
+    ]
+    columns: dict[str, list[Any]] = {
+        "role": [message["role"] for message in messages],
+        "content": [message["content"] for message in messages],
+        "weight": [None if flag is None else int(flag) for flag in flags],
+    }
+    for name in _FURTHER_FIELDS:
+        columns[name] = [fields.get(name) for fields in further]
+
+    fields = [pa.array(columns[field.name], field.type) for field in _LIST.value_type]
+    values = pa.StructArray.from_arrays(fields, fields=list(_LIST.value_type))
+    offsets = offsets_of([len(row.messages) for row in rows]).astype(np.int32)
+    is_text = pa.array([row.text is not None for row in rows], pa.bool_())
+    return pa.ListArray.from_arrays(pa.array(offsets), values, type=_LIST, mask=is_text)
+
+
+def _json_or_null(value: Any) -> str | None:
+    return json.dumps(value, ensure_ascii=False) if value else None
+
+
+def _further_fields(message: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a message's other fields; whatever they cannot hold exactly is in `EXTRA`."""
+    written: dict[str, Any] = {}
     extra = {}
     for key, value in message.items():
-        if key in written:
+        if key in ("role", "content"):
             continue
         if key in _TEXT_FIELDS and isinstance(value, str):
             written[key] = value

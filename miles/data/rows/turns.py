@@ -27,17 +27,14 @@ from miles.data.rows.roles import CALL, ROLES, find_role, reject_unknown_role
 from miles.data.rows.tool_calls import function_calls, openai_calls
 from miles.data.rows.train_flags import TRAIN_DETAIL, TRAIN_FLAGS, train_flag
 from miles.data.rows.turn_forms import as_objects, first_key, pair_of_turns
-
-EXTRA = "extra"
-"""Key of a turn with further keys of it, as the JSON text of an object: `Prepared.write` puts there
-what it has no column for."""
+from miles.data.types import EXTRA
 
 _FUNCTION_CALL = "function_call"
 _NOT_IN_MESSAGE = frozenset((*TRAIN_FLAGS, TRAIN_DETAIL, _FUNCTION_CALL))
 _PLAIN_ROLES = frozenset(("system", "user", "assistant"))
 _THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 _OPEN = "<tool_response>"
-_CLOSE = "</tool_response>"
+CLOSE = "</tool_response>"
 
 Messages = list[Mapping[str, Any]]
 Flags = list[bool | None]
@@ -73,7 +70,7 @@ def read_turns(turns: Sequence[Any], what: str, format: RowFormat) -> tuple[Mess
             content = turn.get("value")
 
         role = roles.get(name) if type(name) is str else None
-        is_plain = role in _PLAIN_ROLES or (role == "tool" and _CLOSE not in str(content))
+        is_plain = role in _PLAIN_ROLES or (role == "tool" and CLOSE not in str(content))
         if is_plain and len(turn) == 2 and type(content) is str:  # most turns
             messages.append({"role": role, "content": content})
             flags.append(None)
@@ -234,7 +231,7 @@ def _without_wrappers(text: str) -> list[str]:
 
     Templates that want these tags write them. Several results in one turn are several messages.
     """
-    *wrapped, after = text.split(_CLOSE)
+    *wrapped, after = text.split(CLOSE)
     if not wrapped or after.strip():
         return [text]
     results = []

@@ -164,7 +164,10 @@ def micro_batches(references: Sequence[ray.ObjectRef]) -> Iterator[tuple[MicroBa
         LostError: a chunk is lost, with its `EvalSet` or the node that held it.
     """
     for reference in references:
-        yield from shards.micro_batches(_fetch(reference))
+        chunk = _fetch(reference)
+        (data_rank,) = chunk.data_ranks
+        yield from shards.micro_batches(chunk, data_rank)
+        del chunk  # or the next one would come beside it
 
 
 def _account(reports: Sequence[StepReport], manifest: Manifest, *, is_held_out: bool) -> list[Line]:

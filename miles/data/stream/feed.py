@@ -19,6 +19,7 @@ from miles.common import own_files, run_folder, storage
 from miles.common.patient_file import PatientFile, Report
 from miles.data.config import DataConfig
 from miles.data.stream import pipeline, stages
+from miles.data.stream.carried_encoder import CarriedEncoder
 from miles.data.stream.counted_stream import CountedStream
 from miles.data.stream.feed_actor import FeedActor
 from miles.data.stream.ledger import Ledger
@@ -95,14 +96,17 @@ class Feed:
         certificate = json.dumps(encoder.certificate.to_json(), indent=1, ensure_ascii=False)
         own_files.write_if_new(storage.join(run_dir, run_folder.CERTIFICATE), certificate)
 
-        pipeline.warm_up(config)
+        carried = CarriedEncoder.put(config.encode)
+        pipeline.warm_up(config, carried)
         # A rank has one request in flight, beside those that have a concurrency group.
         actor = ray.remote(
             num_cpus=0,
             max_concurrency=num_ranks + 4,
             concurrency_groups={"clock": 1, "gate": config.stream.loader_cpus + 1},
         )(FeedActor)
-        handle = actor.remote(stream.manifest, config, start.consumed_rows, num_ranks, loader)
+        handle = actor.remote(
+            stream.manifest, config, start.consumed_rows, num_ranks, loader, carried
+        )
         return cls(stream, config, start, handle, run_dir)
 
     def commit(self, step: int) -> StepReport:

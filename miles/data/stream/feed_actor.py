@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 import threading
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -21,8 +22,9 @@ from miles.data.config import DataConfig
 from miles.data.files.manifest import Manifest
 from miles.data.packing import shards
 from miles.data.stream import pipeline, stages
+from miles.data.stream.carried_encoder import CarriedEncoder
 from miles.data.stream.ready_steps import ReadySteps
-from miles.data.types import StepReport
+from miles.data.types import Chunk, StepReport
 from miles.errors import LostError, MilesError, RunError
 
 WAIT_SECONDS = 1800.0
@@ -43,9 +45,11 @@ class FeedActor:
         start_row: int,
         num_ranks: int,
         loader: pipeline.LoaderStages = pipeline.LOADER,
+        encoder: CarriedEncoder | None = None,
     ) -> None:
         self._config = config
         self._loader = loader
+        self._encoder = encoder
         self._first_step = stages.make_plan(manifest, config).step_at(start_row)
         self._first_block: Any = None  # PACKED_STEP, of the first step, until it is inspected
         self._ready = ReadySteps(
@@ -66,23 +70,26 @@ class FeedActor:
         )
         threading.Thread(target=self.run_stream, args=(manifest, start_row), daemon=True).start()
 
-    def fetch(self, step: int, rank: int, dp_rank: int) -> list[Any]:
-        """Return [reference to a data rank's `Chunk` that holds a step]; wait until it is there.
+    def fetch(self, step: int, rank: int, data_ranks: Sequence[int]) -> list[Any]:
+        """Return [reference to the `Chunk` that holds a step]; wait until it is there.
 
         Reading ahead is not needing: nothing is measured here.
+
+        Args:
+            data_ranks: of the rank's node, ascending: the chunk has their shards.
 
         Raises:
             MilesError: the stream ended before the step, or a rank has waited too long.
         """
         with self._has_come:
-            while (reference := self._ready.fetch(step, rank, dp_rank)) is None:
+            while (content := self._ready.fetch(step, rank)) is None:
                 self._has_come.wait(WAIT_SECONDS)
                 overdue = self._ready.overdue_step(time.perf_counter(), WAIT_SECONDS)
                 if overdue is not None:
                     raise LostError(
                         f"waited {WAIT_SECONDS:g} seconds for step {overdue} of the data stream"
                     )
-            return [reference]
+        return [content.reference(tuple(data_ranks))]
 
     @ray.method(concurrency_group="gate")
     def may_load(self, first_step: int) -> bool:
@@ -128,20 +135,20 @@ class FeedActor:
             block = self._first_block
             self._first_block = None
 
+        chunk = shards.whole(block, shards.reports(block))
+        segments = shards.segments(chunk)
         batches = []
-        for chunk in shards.chunks(block, shards.reports(block)):
-            segments = shards.segments(chunk)
-            for count in chunk.micro_batch_segments.tolist():
-                batches.append(
-                    [
-                        {
-                            "row_id": segment.row_id,
-                            "input_ids": segment.input_ids.tolist(),
-                            "loss_mask": segment.loss_mask.tolist(),
-                        }
-                        for segment in itertools.islice(segments, count)
-                    ]
-                )
+        for count in chunk.micro_batch_segments.tolist():
+            batches.append(
+                [
+                    {
+                        "row_id": segment.row_id,
+                        "input_ids": segment.input_ids.tolist(),
+                        "loss_mask": segment.loss_mask.tolist(),
+                    }
+                    for segment in itertools.islice(segments, count)
+                ]
+            )
         return batches
 
     def run_stream(self, manifest: Manifest, start_row: int) -> None:
@@ -150,7 +157,9 @@ class FeedActor:
         gate = Gate(context.current_actor) if context.get_actor_id() else None
 
         try:
-            dataset = pipeline.build(manifest, self._config, start_row, gate, self._loader)
+            dataset = pipeline.build(
+                manifest, self._config, start_row, gate, self._loader, self._encoder
+            )
             for block in pipeline.blocks(dataset):
                 self.put(block)
             newest = self._ready.newest
@@ -164,12 +173,12 @@ class FeedActor:
     def put(self, block: pa.Table) -> None:
         """Take a block of the stream, once there is room."""
         reports = shards.reports(block)
-        references = [ray.put(chunk) for chunk in shards.chunks(block, reports)]
+        content = _SharedChunk(shards.whole(block, reports))
         with self._is_needed:
             self._is_needed.wait_for(lambda: self._ready.has_room)
             if reports[0].position.index == self._first_step:
                 self._first_block = block.slice(0, 1)
-            self._ready.put(reports, references, time.perf_counter())
+            self._ready.put(reports, content, time.perf_counter())
             self._has_come.notify_all()
             self._is_measured.notify_all()
 
@@ -197,6 +206,22 @@ class FeedActor:
                     f"{first} ({name}) and row {high} of {last}"
                 )
         return "no step was to come next"
+
+
+class _SharedChunk:
+    """A block of the stream, and the chunks that were cut from it: one for each node that asked."""
+
+    def __init__(self, chunk: Chunk) -> None:
+        self._chunk = chunk
+        self._references: dict[tuple[int, ...], Any] = {}
+        self._lock = threading.Lock()
+
+    def reference(self, data_ranks: tuple[int, ...]) -> Any:
+        """Return a reference to the chunk of a node's data ranks."""
+        with self._lock:
+            if data_ranks not in self._references:
+                self._references[data_ranks] = ray.put(shards.cut(self._chunk, data_ranks))
+            return self._references[data_ranks]
 
 
 class Gate:

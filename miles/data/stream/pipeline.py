@@ -9,7 +9,6 @@ the windows (`preserve_order`), whichever task finishes first.
 
 from __future__ import annotations
 
-import gc
 import logging
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -21,11 +20,13 @@ import pyarrow as pa
 import ray
 from ray.data import DataContext, Dataset
 
-from miles.common import remote_errors
+from miles.common import garbage, remote_errors
 from miles.data.config import DataConfig, EncodeConfig, PackConfig, RowFormat
 from miles.data.files.manifest import Manifest
 from miles.data.order.plan import Plan, WindowRef
-from miles.data.stream import stages
+from miles.data.rows.message_parts import PartLimits
+from miles.data.stream import prepared, stages
+from miles.data.stream.carried_encoder import CarriedEncoder
 from miles.errors import MilesError, NoRoomError
 
 Gate = Callable[[int], None]
@@ -54,7 +55,7 @@ class Read:
 
 
 class Encode:
-    """RAW_STEP -> ENCODED_STEP. The encoder is certified once a process."""
+    """RAW_STEP -> ENCODED_STEP. The encoder is made once a process."""
 
     def __init__(self, config: DataConfig, formats: list[RowFormat]) -> None:
         self.config = config
@@ -81,15 +82,44 @@ class Pack:
 
 
 class Prepare:
-    """RAW_STEP -> PREPARED_STEP."""
+    """Windows -> PREPARED_STEP."""
 
-    def __init__(self, config: EncodeConfig, formats: list[RowFormat]) -> None:
+    def __init__(self, plan: Any, config: EncodeConfig) -> None:
+        self.plan = plan
         self.config = config
-        self.formats = formats
 
     def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
-        """Encode the rows of a table, and keep their conversations."""
-        yield stages.prepare_steps(table, self.formats, stages.encoder_of(self.config))
+        """Prepare the windows of a table."""
+        manifest, plan = _fetch(self.plan)
+        encoder = stages.encoder_of(self.config)
+        for row in table.to_pylist():
+            yield from self.of_window(
+                prepared.prepared_steps(manifest, plan, WindowRef(**row), encoder)
+            )
+
+    def of_window(self, steps: Iterator[pa.Table]) -> Iterator[pa.Table]:
+        """Return what is made of the steps of a window: these themselves."""
+        return steps
+
+
+class Messages(Prepare):
+    """Windows -> tables of `MESSAGES`, a row for each conversation."""
+
+    def of_window(self, steps: Iterator[pa.Table]) -> Iterator[pa.Table]:
+        """Return the rows of a window."""
+        return map(prepared.rows_of, steps)
+
+
+class Parts(Prepare):
+    """Windows -> PARTS_STEP: counts, and Parquet files of messages."""
+
+    def __init__(self, plan: Any, config: EncodeConfig, limits: PartLimits) -> None:
+        super().__init__(plan, config)
+        self.limits = limits
+
+    def of_window(self, steps: Iterator[pa.Table]) -> Iterator[pa.Table]:
+        """Return the steps of a window, with files."""
+        return prepared.with_parts(steps, self.limits)
 
 
 @dataclass(frozen=True)
@@ -108,10 +138,17 @@ class _Chain:
 
     def __init__(self, *chained: Stage) -> None:
         self.chained = chained
+        self.encoder: CarriedEncoder | None = None
+        """rebuilt in the loader's process before its first stage"""
 
     def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
         _collect_rarely()
-        return _judged(_run(table, self.chained), table)
+        return _judged(self._tables(table), table)
+
+    def _tables(self, table: pa.Table) -> Iterator[pa.Table]:
+        if self.encoder is not None:
+            self.encoder.rebuild()
+        yield from _run(table, self.chained)
 
 
 class StageFailure(Exception):
@@ -149,16 +186,8 @@ def _run(table: pa.Table, chained: tuple[Stage, ...]) -> Iterator[pa.Table]:
         yield from _run(result, chained[1:])
 
 
-@cache
-def _collect_rarely() -> None:
-    """Let this process look for reference cycles less often.
-
-    Rows become many small objects that refer to one another in no circle. Looking for circles among
-    them, and among what the tokenizer keeps, takes a tenth of a loader's time.
-    """
-    gc.freeze()
-    gc.set_threshold(100_000, 20, 50)
-
+_collect_rarely = cache(garbage.collect_rarely)
+"""Done once a process."""
 
 _fetched: dict[Any, tuple[Manifest, Plan]] = {}
 
@@ -185,20 +214,25 @@ def require_loader_cpus(config: DataConfig) -> None:
         )
 
 
-def warm_up(config: DataConfig) -> None:
-    """Start the loader's processes, and let each certify the tokenizer, while other things start.
+def num_cpus() -> int:
+    """Return the CPUs that Ray has, in whole ones."""
+    return max(int(ray.cluster_resources().get("CPU", 1)), 1)
+
+
+def warm_up(config: DataConfig, encoder: CarriedEncoder) -> None:
+    """Start the loader's processes, and let each rebuild the encoder, while other things start.
 
     The stream's tasks find these processes idle. Without them, the first step would wait for their
-    start and for the certification.
+    start.
     """
     task = ray.remote(num_cpus=1, max_retries=0, scheduling_strategy="SPREAD")(_warm_up)
     for _ in range(config.stream.loader_cpus):
-        task.remote(config.encode)
+        task.remote(encoder)
 
 
-def _warm_up(config: EncodeConfig) -> None:
-    """Certify the tokenizer in this process."""
-    stages.encoder_of(config)
+def _warm_up(encoder: CarriedEncoder) -> None:
+    """Make the encoder in this process."""
+    encoder.rebuild()
 
 
 def build(
@@ -207,6 +241,7 @@ def build(
     start_row: int = 0,
     gate: Gate | None = None,
     loader: LoaderStages = LOADER,
+    encoder: CarriedEncoder | None = None,
 ) -> Dataset:
     """Return the stream from `start_row` consumed rows to the last epoch's end: PACKED_STEP rows.
 
@@ -220,25 +255,38 @@ def build(
             ahead of their use until the share of the object store is full that Ray Data allows
             itself.
         loader: the stages of the loader.
+        encoder: of the config's settings; None: this process makes it.
     """
     encode = Encode(config, stages.source_formats(manifest))
     plan = stages.make_plan(manifest, config)
     read = loader.read(ray.put((manifest, plan)), start_row, gate)
     chain = _Chain(read, encode, loader.pack(config.pack))
-    return _over_windows(plan.windows(start_row), chain, config)
+    return _over_windows(plan.windows(start_row), chain, config, encoder)
 
 
-def build_prepared(manifest: Manifest, config: DataConfig) -> Dataset:
-    """Return PREPARED_STEP rows, in file order: conversations with their token counts."""
-    prepare = Prepare(config.encode, stages.source_formats(manifest))
+def build_parts(manifest: Manifest, config: DataConfig, limits: PartLimits) -> Dataset:
+    """Return PARTS_STEP rows, in file order: the counts of steps, and Parquet files of messages."""
     plan = stages.make_plan(manifest, config)
-    chain = _Chain(Read(ray.put((manifest, plan)), 0, None), prepare)
+    chain = _Chain(Parts(ray.put((manifest, plan)), config.encode, limits))
     return _over_windows(plan.windows(0), chain, config)
 
 
-def _over_windows(refs: Iterable[WindowRef], chain: _Chain, config: DataConfig) -> Dataset:
+def build_messages(manifest: Manifest, config: DataConfig) -> Dataset:
+    """Return rows with the columns of `MESSAGES`, in file order."""
+    plan = stages.make_plan(manifest, config)
+    chain = _Chain(Messages(ray.put((manifest, plan)), config.encode))
+    return _over_windows(plan.windows(0), chain, config)
+
+
+def _over_windows(
+    refs: Iterable[WindowRef],
+    chain: _Chain,
+    config: DataConfig,
+    encoder: CarriedEncoder | None = None,
+) -> Dataset:
     """Return the data set that runs a chain of stages over windows, a task a window, in order."""
     windows = [asdict(ref) for ref in refs]
+    chain.encoder = encoder or CarriedEncoder.put(config.encode)
 
     # A copy of the context, so that no other data set of this process is changed.
     before = DataContext.get_current()
@@ -278,9 +326,7 @@ def iterate(dataset: Dataset) -> Iterator[pa.Table]:
     Raises:
         MilesError: as `blocks` does.
     """
-    for table in blocks(dataset):
-        for index in range(table.num_rows):
-            yield table.slice(index, 1)
+    yield from stages.each_step(blocks(dataset))
 
 
 def blocks(dataset: Dataset) -> Iterator[pa.Table]:
@@ -292,13 +338,15 @@ def blocks(dataset: Dataset) -> Iterator[pa.Table]:
         MilesError: a stage raised it in its task, or the stream failed after its retries.
     """
     try:
-        # Ray 2.60 hands a block out only when it has the next `prefetch_batches` ones. None: what
-        # is ready comes at once. Ray's executor makes blocks ahead, and the feed holds steps ready.
-        for table in dataset.iter_batches(
-            batch_size=None, batch_format="pyarrow", prefetch_batches=0
-        ):
-            if table.num_rows:
-                yield table
+        # Not `iter_batches`: Ray 2.60 passes each block through five threads there, and may hold one
+        # back until it has the next. Ray's executor makes blocks ahead; the feed holds steps ready.
+        for bundle in dataset.iter_internal_ref_bundles():
+            for reference in bundle.block_refs:
+                table = ray.get(reference)
+                if table.num_rows:
+                    yield table
+                del table, reference
+            del bundle  # or its blocks would outlive the next wait
     except Exception as error:
         # A task's error arrives wrapped, differently from release to release.
         raise cause_of(error) from error

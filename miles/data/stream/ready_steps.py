@@ -3,7 +3,7 @@
     call             what happens                                   newest  needed  ready
     put(4, 5, 6, 7)  a block of the stream comes as one chunk          7       3      4
     begin(4)         a rank needs step 4: the queue depth is 4         7       4      3
-    fetch(4)         each rank takes its share of the chunk            7       4      3
+    fetch(4)         each rank takes the chunk                         7       4      3
     begin(8)         nothing is ready: depth 0, the rank waits         7       8      0
     put(8, 9)        step 8 is measured, with its wait; the first
                      chunk is released, if every rank fetched it       9       8      1
@@ -29,8 +29,7 @@ class _HeldChunk:
 
     first_step: int
     last_step: int
-    shares: Sequence[Any]
-    """[data ranks]"""
+    content: Any
     fetched_by: set[int]
 
 
@@ -77,18 +76,18 @@ class ReadySteps:
         """Return whether a window that begins with this step is near enough to be loaded."""
         return first_step <= self._needed + self._max_ahead_steps
 
-    def put(self, reports: Sequence[StepReport], shares: Sequence[Any], now: float) -> None:
+    def put(self, reports: Sequence[StepReport], content: Any, now: float) -> None:
         """Take the next block of the stream.
 
         Args:
             reports: of its steps, which follow the newest.
-            shares: [data ranks], handed out by `fetch`.
+            content: handed out by `fetch`.
             now: seconds of a steady clock.
         """
         first = reports[0].position.index
         last = reports[-1].position.index
         assert first == self._newest + 1, f"step {first} came after step {self._newest}"
-        self._chunks.append(_HeldChunk(first, last, shares, set()))
+        self._chunks.append(_HeldChunk(first, last, content, set()))
         self._newest = last
         self._reports.update((report.position.index, report) for report in reports)
 
@@ -99,8 +98,8 @@ class ReadySteps:
         """Note why no step comes after the newest."""
         self._end = error
 
-    def fetch(self, step: int, rank: int, dp_rank: int) -> Any:
-        """Return a data rank's share of the chunk that holds a step; None: it has not come yet.
+    def fetch(self, step: int, rank: int) -> Any:
+        """Give a rank the content of the chunk that holds a step; None: it has not come yet.
 
         Raises:
             MilesError: why the stream ended before the step.
@@ -110,7 +109,7 @@ class ReadySteps:
             if chunk.first_step <= step <= chunk.last_step:
                 chunk.fetched_by.add(rank)
                 self._release()
-                return chunk.shares[dp_rank]
+                return chunk.content
 
         if step <= self._newest:
             raise RunError(

@@ -1,9 +1,9 @@
 """The pure functions over Arrow: one table row is one step, before and after each of them.
 
-    read_window    which window   ->  RAW_STEP       rows as JSON text
+    read_window    which window   ->  RAW_STEP       rows as plain turns, or as JSON text
     encode_steps   RAW_STEP       ->  ENCODED_STEP   normalized, held-out rows left out, tokenised
     pack_steps     ENCODED_STEP   ->  PACKED_STEP    laid out rank by rank
-    prepare_steps  RAW_STEP       ->  PREPARED_STEP  conversations and token counts, for `prepare`
+    prepare_steps  RAW_STEP       ->  PREPARED_STEP  messages and token counts, for `prepare`
 
 A table has some steps, of about `TABLE_ROWS` rows together, so that the cost of Arrow is paid once
 for all of them. Which steps share a table changes nothing in them. `local_steps` composes the
@@ -12,12 +12,10 @@ functions in one process, without Ray: the definition that the stream is tested 
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
-from functools import lru_cache
-from itertools import chain, islice, pairwise
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain, pairwise
 from typing import Any
 
 import numpy as np
@@ -26,12 +24,14 @@ import xxhash
 
 from miles.common.offsets import offsets_of
 from miles.data.config import DataConfig, EncodeConfig, PackConfig, RowFormat
+from miles.data.encoding import kept_encoders
 from miles.data.encoding.encoder import Encoder
 from miles.data.files.manifest import Manifest
-from miles.data.files.read import read_rows, stream_rows
+from miles.data.files.read import read_raw_rows
 from miles.data.order.plan import Plan, PlannedStep, WindowRef
 from miles.data.packing.pack import PackStats, pack, pack_stats
 from miles.data.packing.shards import unpack
+from miles.data.rows.messages_parquet import messages_table
 from miles.data.step_schemas import ENCODED_STEP, PACKED_STEP, PREPARED_STEP, RAW_STEP
 from miles.data.stream.row_outcomes import TableOutcome, table_outcome
 from miles.data.stream.step_tables import (
@@ -71,14 +71,15 @@ def read_window(
         return
 
     started = time.perf_counter()
-    payloads = _read_payloads(manifest, np.concatenate([step.row_ids for step in steps]))
+    groups = list(_groups(steps))
+    group_ids = [np.concatenate([step.row_ids for step in group]) for group in groups]
+    parts = read_raw_rows(manifest, np.concatenate(group_ids), list(map(len, group_ids)))
     window_seconds = (time.perf_counter() - started) / len(steps)
 
-    for group in _groups(steps):
+    for group, row_ids in zip(groups, group_ids, strict=True):
         started = time.perf_counter()
         counts = [len(step.row_ids) for step in group]
-        group_payloads = list(islice(payloads, sum(counts)))
-        row_ids = np.concatenate([step.row_ids for step in group])
+        rows = next(parts)
         step_seconds = window_seconds + (time.perf_counter() - started) / len(group)
         columns = {
             "step": [step.step for step in group],
@@ -87,18 +88,11 @@ def read_window(
             "num_rows": counts,
             "row_ids": ListColumn(row_ids, counts),
             "source_ids": ListColumn(manifest.source_of(row_ids), counts),
-            "payloads": ListColumn(group_payloads, counts),
+            "payloads": ListColumn(rows.payloads, counts),
+            "turns": ListColumn(rows.turns, counts),
             "read_seconds": [step_seconds] * len(group),
         }
         yield step_table(RAW_STEP, columns)
-
-
-def _read_payloads(manifest: Manifest, row_ids: Int64) -> Iterator[bytes]:
-    """Return the JSON text of rows, in this order. In file order, it is read as it is consumed."""
-    is_file_order = (np.diff(row_ids) > 0).all()
-    if is_file_order:
-        return chain.from_iterable(stream_rows(manifest, row_ids))
-    return iter(read_rows(manifest, row_ids))
 
 
 def _groups(steps: Sequence[PlannedStep]) -> Iterator[Sequence[PlannedStep]]:
@@ -144,17 +138,26 @@ def encode_steps(
     return step_table(ENCODED_STEP, columns)
 
 
-def prepare_steps(table: pa.Table, formats: Sequence[RowFormat], encoder: Encoder) -> pa.Table:
-    """Turn RAW_STEP into PREPARED_STEP, with all rows; arguments as in `encode_steps`."""
+def prepare_steps(table: pa.Table, manifest: Manifest, encoder: Encoder) -> pa.Table:
+    """Turn RAW_STEP into PREPARED_STEP, with all rows.
+
+    Args:
+        table: RAW_STEP.
+        manifest: of its rows.
+        encoder: of this process.
+    """
+    formats = source_formats(manifest)
     outcome = table_outcome(table, formats, encoder)
-    texts = [json.dumps(vars(conversation)).encode() for conversation in outcome.conversations]
     trained_before = offsets_of(outcome.samples.loss_mask)[offsets_of(outcome.samples.lengths)]
     columns = {
         **carried(table, PREPARED_STEP),
         **_outcome_columns(table, outcome, len(formats)),
-        "conversations": ListColumn(texts, outcome.sample_counts),
         "sample_trained_tokens": ListColumn(np.diff(trained_before), outcome.sample_counts),
     }
+
+    row_ids, source_ids = columns["sample_row_ids"].values, columns["sample_source_ids"].values
+    rows = messages_table(row_ids, source_ids, manifest.source_names, outcome.conversations)
+    columns["rows"] = ListColumn(rows.to_struct_array().combine_chunks(), outcome.sample_counts)
     return step_table(PREPARED_STEP, columns)
 
 
@@ -325,14 +328,15 @@ def source_formats(manifest: Manifest) -> list[RowFormat]:
 
 
 def encoder_of(config: EncodeConfig) -> Encoder:
-    """Return the process's encoder for a configuration: certified once."""
-    return _encoder_of(json.dumps(asdict(config), sort_keys=True))
+    """Return the process's encoder for a configuration: certified, or rebuilt, once."""
+    return kept_encoders.encoder_of(config)
 
 
-@lru_cache(maxsize=4)
-def _encoder_of(config: str) -> Encoder:
-    """Certify a tokenizer and return its encoder. JSON, because a configuration has no hash."""
-    return Encoder.from_config(EncodeConfig(**json.loads(config)))
+def each_step(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """Yield the steps of tables, each as a table of one row."""
+    for table in tables:
+        for index in range(table.num_rows):
+            yield table.slice(index, 1)
 
 
 def local_steps(manifest: Manifest, config: DataConfig, consumed_rows: int = 0) -> Iterator[Step]:

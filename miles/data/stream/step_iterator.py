@@ -5,7 +5,7 @@
 
 A rank fetches its next chunk while it computes on the one that it has. By `begin`, a rank tells the
 actor that it needs a step. A rank that has to wait does so at once. Rank 0 does so for every step,
-several in one call if they follow within milliseconds. (A chunk that is ready but on its way from
+several in one call if they follow within 20 ms. (A chunk that is ready but on its way from
 another node is not counted as waiting.)
 """
 
@@ -16,7 +16,7 @@ import itertools
 import queue
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import ray
@@ -26,7 +26,7 @@ from miles.data.stream import pipeline
 from miles.data.types import Chunk, MicroBatch, StepReport
 from miles.errors import MilesError
 
-BEGIN_SECONDS = 0.005
+BEGIN_SECONDS = 0.02
 """How long rank 0 gathers steps that it has in hand before it tells the actor of them."""
 
 StepData = tuple[StepReport, tuple[MicroBatch, ...]]
@@ -42,17 +42,26 @@ class StepIterator:
     Args:
         handle: `Feed.handle`.
         rank: of the trainer, among all.
-        dp_rank: whose data it reads.
+        data_rank: whose data it reads.
         first_step: where it begins.
         num_steps: of the whole run; it ends there.
+        node_data_ranks: of all trainers of the node, ascending: they share a chunk. None: it has
+            chunks of its own.
     """
 
     def __init__(
-        self, handle: Any, rank: int, dp_rank: int, first_step: int, num_steps: int
+        self,
+        handle: Any,
+        rank: int,
+        data_rank: int,
+        first_step: int,
+        num_steps: int,
+        node_data_ranks: Sequence[int] | None = None,
     ) -> None:
         self._handle = handle
         self._rank = rank
-        self._dp_rank = dp_rank
+        self._data_rank = data_rank
+        self._node_data_ranks = tuple(node_data_ranks or [data_rank])
         self._step = first_step
         self._num_steps = num_steps
         self._steps: Iterator[StepData] = iter(())
@@ -96,7 +105,7 @@ class StepIterator:
             self._failure = chunk
             raise chunk
         num_skipped = self._step - chunk.reports[0].position.index
-        steps = zip(chunk.reports, shards.micro_batches(chunk), strict=True)
+        steps = zip(chunk.reports, shards.micro_batches(chunk, self._data_rank), strict=True)
         return itertools.islice(steps, num_skipped, None)
 
     def _tell_begun(self) -> None:
@@ -114,7 +123,9 @@ class StepIterator:
         """Fetch chunk after chunk, one beyond the one in use. The body of the iterator's thread."""
         try:
             while step < self._num_steps:
-                (reference,) = ray.get(self._handle.fetch.remote(step, self._rank, self._dp_rank))
+                (reference,) = ray.get(
+                    self._handle.fetch.remote(step, self._rank, self._node_data_ranks)
+                )
                 chunk: Chunk = ray.get(reference)
                 del reference  # or it would outlive the chunk
                 step = chunk.reports[-1].position.index + 1

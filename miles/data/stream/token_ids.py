@@ -5,6 +5,8 @@ from __future__ import annotations
 import heapq
 
 from miles.data.config import EncodeConfig
+from miles.data.encoding import kept_encoders
+from miles.data.tokens.carried_tokenizer import CarriedTokenizer
 from miles.data.tokens.load import load_tokenizer
 from miles.errors import ConfigError
 
@@ -26,7 +28,11 @@ def require_ids_fit(config: EncodeConfig, vocab_size: int, model: str) -> None:
         ConfigError: names the tokens with the largest ids, the vocabulary's size and what to do.
         TemplateError: the tokenizer cannot be loaded.
     """
-    ids = load_tokenizer(config).get_vocab()
+    known = kept_encoders.known(config)  # then nothing has to be loaded
+    tokenizer = load_tokenizer(config) if known is None else known.tokenizer
+    if isinstance(tokenizer, CarriedTokenizer) and tokenizer.largest_id < vocab_size:
+        return
+    ids = tokenizer.get_vocab()
     beyond = {token: number for token, number in ids.items() if number >= vocab_size}
     if not beyond:
         return

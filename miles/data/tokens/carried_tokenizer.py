@@ -12,6 +12,7 @@ tokens.
 from __future__ import annotations
 
 import inspect
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import tokenizers
 
+from miles.common import free_memory
 from miles.data.tokens.served_chat import served_text
 from miles.data.tokens.text_encoder import TextEncoder
 
@@ -115,6 +117,14 @@ class CarriedTokenizer:
     def added_tokens_encoder(self) -> dict[str, int]:
         return {content: number for number, content, _ in sorted(self.facts.added_tokens)}
 
+    @property
+    def largest_id(self) -> int:
+        """The largest id of any token."""
+        proof = self.text_encoder.proof
+        if proof is None:
+            return max(self.get_vocab().values())
+        return max(int(proof.token_ids.max()), *self.added_tokens_decoder)
+
     def get_vocab(self) -> dict[str, int]:
         """Return every token and its id."""
         return self.backend_tokenizer.get_vocab(with_added_tokens=True)
@@ -178,17 +188,28 @@ class CarriedTokenizer:
 
 
 class LazyBackend:
-    """A tokenizer of `tokenizers` that is made when it is first used: that takes 0.3 seconds."""
+    """A tokenizer of `tokenizers` that is made when it is first used: that takes 0.3 seconds.
 
-    def __init__(self, definition: Callable[[], bytes]) -> None:
+    Args:
+        definition: as `Tokenizer.to_str` gives it, UTF-8.
+    """
+
+    def __init__(self, definition: bytes) -> None:
         self._definition = definition
-
-    @cached_property
-    def _made(self) -> tokenizers.Tokenizer:
-        return tokenizers.Tokenizer.from_buffer(self._definition())
+        self._made: tokenizers.Tokenizer | None = None
+        self._lock = threading.Lock()
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._made, name)
+        return getattr(self._backend(), name)
+
+    def _backend(self) -> tokenizers.Tokenizer:
+        if self._made is None:
+            with self._lock:
+                if self._made is None:  # no other thread was quicker
+                    self._made = tokenizers.Tokenizer.from_buffer(self._definition)
+                    self._definition = b""
+                    free_memory.give_back()
+        return self._made
 
 
 def own_arguments(tokenizer: PreTrainedTokenizerBase | CarriedTokenizer) -> frozenset[str]:

@@ -10,6 +10,7 @@ where a tokenizer is loaded: a process that only plans or hands out steps starts
 from __future__ import annotations
 
 import datetime
+import hashlib
 import json
 import re
 from collections.abc import Sequence
@@ -81,6 +82,32 @@ def load_tokenizer(config: EncodeConfig) -> PreTrainedTokenizerBase:
     tokenizer.chat_template = template
     _loaded[key] = (tokenizer, template)
     return tokenizer
+
+
+def content_hash(config: EncodeConfig) -> str | None:
+    """Return the hash of the files that transformers makes a tokenizer of.
+
+    None for a name of the hub, and where there is no tokenizer.json: then other libraries have a
+    say in what is made of the files. None as well where a file cannot be read.
+
+    Raises:
+        TemplateError: as `load_tokenizer`, where there is no tokenizer or its files are refused.
+    """
+    files = _tokenizer_files(config.tokenizer)
+    names = [path.rstrip("/").rsplit("/", 1)[-1] for path, *_ in files or ()]
+    if "tokenizer.json" not in names:
+        return None
+    digest = hashlib.sha256()
+    try:
+        folder = storage.join(config.tokenizer, _TEMPLATES_FOLDER)
+        names += [f"{_TEMPLATES_FOLDER}/{name}" for name in storage.names(folder)]
+        for name in names:
+            content = storage.read_bytes(storage.join(config.tokenizer, name))
+            digest.update(f"{name}\0{len(content)}\0".encode())
+            digest.update(content)
+    except (MilesError, OSError):
+        return None
+    return digest.hexdigest()
 
 
 def pin_date(template: str) -> str:

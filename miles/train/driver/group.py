@@ -53,6 +53,7 @@ class TrainerGroup:
 
     def __init__(self, cluster: ClusterConfig, *, on_gpu: bool) -> None:
         self._timeout_seconds = cluster.timeout_minutes * 60
+        self._ranks_per_node = cluster.gpus_per_node
         self._place = self._reserve(cluster) if on_gpu else None
 
         # On a CPU the ranks reserve none: all that Ray has is the loader's, and nobody starves.
@@ -73,7 +74,9 @@ class TrainerGroup:
 
     def attach_feed(self, feed_handle: Any, first_step: int, num_steps: int) -> None:
         """Have the ranks read their data from this feed."""
-        self._call(TrainerActor.attach_feed, feed_handle, first_step, num_steps)
+        self._call(
+            TrainerActor.attach_feed, feed_handle, first_step, num_steps, self._ranks_per_node
+        )
 
     def train_step(self) -> StepResult:
         """Train on the next step of the feed."""

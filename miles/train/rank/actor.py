@@ -94,10 +94,17 @@ class TrainerActor:
         self.checkpoint_writer = CheckpointWriter(self.trainer, base)
         return device.gpu_name()
 
-    def attach_feed(self, feed_handle: Any, first_step: int, num_steps: int) -> None:
+    def attach_feed(
+        self, feed_handle: Any, first_step: int, num_steps: int, ranks_per_node: int
+    ) -> None:
         """Take the data of `train_step` from this feed from now on. Not collective."""
         self.steps = StepIterator(
-            feed_handle, self.rank, self.layout.data_rank(self.rank), first_step, num_steps
+            feed_handle,
+            self.rank,
+            self.layout.data_rank(self.rank),
+            first_step,
+            num_steps,
+            self.layout.node_data_ranks(self.rank, ranks_per_node),
         )
 
     def train_step(self) -> StepResult:

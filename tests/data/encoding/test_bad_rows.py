@@ -162,13 +162,12 @@ def test_deep_nesting_ends_no_run(
 
     manifest = build_manifest(config.sources)
     plan = stages.make_plan(manifest, config)
-    formats = stages.source_formats(manifest)
     encoder = stages.encoder_of(config.encode)
     prepared_rows: list[int] = []
     positions: list[int] = []
     for ref in plan.windows(0):
         for raw in stages.read_window(manifest, plan, ref, 0):
-            for step in stages.prepare_steps(raw, formats, encoder).to_pylist():
+            for step in stages.prepare_steps(raw, manifest, encoder).to_pylist():
                 prepared_rows += step["sample_row_ids"]
                 positions += [reject["position"] for reject in step["rejects"]]
     assert sorted(prepared_rows) == got.trained

@@ -8,9 +8,12 @@ import json
 import lzma
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import zstandard
+from hypothesis import given
+from hypothesis import strategies as st
 
 from miles.data.files import decompress, json_scan, json_values
 from miles.data.files.json_layout import Layout
@@ -67,6 +70,63 @@ def test_values_wherever_the_chunks_are_cut(chunk_bytes: int) -> None:
         chunks = [content[at : at + chunk_bytes] for at in range(0, len(content), chunk_bytes)]
         places = ValueScanner("x.json", iter(chunks), 0).rows(layout, key)
         assert [content[begin:end] for begin, end in places] == values
+
+
+JSON = st.recursive(
+    st.one_of(
+        st.none(),
+        st.booleans(),
+        st.integers(),
+        st.floats(),  # also those that JSON does not have
+        st.text('ab"\\{}[],: \n\u00e9\ud800', max_size=4),
+    ),
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text("ab"), inner)),
+    max_leaves=6,
+)
+
+
+@given(
+    rows=st.lists(st.one_of(JSON, st.fixed_dictionaries({"a": JSON, "b": JSON}))),
+    comma=st.sampled_from([",", ", ", "\n ,\n", ",\r\n  "]),
+    is_ascii=st.booleans(),
+    chunk_bytes=st.sampled_from([1, 9, 40, 1000]),
+)
+def test_many_rows_at_once_are_the_same_rows(
+    rows: list[Any], comma: str, is_ascii: bool, chunk_bytes: int
+) -> None:
+    texts = [json.dumps(row, ensure_ascii=is_ascii) for row in rows]
+    content = f"[{comma.join(texts)}]".encode("utf-8", "surrogatepass")
+
+    def places() -> list[tuple[int, int]]:
+        chunks = [content[at : at + chunk_bytes] for at in range(0, len(content), chunk_bytes)]
+        return list(ValueScanner("x.json", iter(chunks), 0).rows(Layout.ARRAY))
+
+    def pieces() -> list[bytes]:
+        return json_scan.split_rows("json", content[1:-1])
+
+    found, split = places(), pieces()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(json_values, "raw_values", lambda text: None)
+        patch.setattr(json_scan, "raw_values", lambda text: None)
+        assert (found, split) == (places(), pieces())
+    assert split == [text.encode("utf-8", "surrogatepass") for text in texts]
+    assert split == [content[begin:end] for begin, end in found]
+
+
+def test_most_rows_of_an_array_are_found_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where rows hold lists of objects, whose borders look like theirs."""
+    row = {"turns": [{"from": "a"}, {"from": "b"}], "note": None}
+    content = json.dumps([row] * 1000).encode()
+    decoded = []
+    find_one = ValueScanner._row
+    monkeypatch.setattr(ValueScanner, "_row", lambda self: decoded.append(1) or find_one(self))
+    chunks = iter([content[:30_000], content[30_000:]])
+    assert len(list(ValueScanner("x.json", chunks, 0).rows(Layout.ARRAY))) == 1000
+    assert len(decoded) < 6
+
+    chunks = iter([content[:30_000], content[30_000:-1], b', {"turns": oops}]'])
+    with pytest.raises(SourceError, match=r"in row 1000 \(counting from 0\)"):
+        list(ValueScanner("x.json", chunks, 0).rows(Layout.ARRAY))
 
 
 @pytest.mark.parametrize("buffer_bytes", [1, 5, 4 << 20])

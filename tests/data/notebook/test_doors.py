@@ -140,9 +140,7 @@ def test_miles_prepare_writes_it(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     prepared: list[Prepared] = []
-    monkeypatch.setattr(
-        dataset.Prepared, "write", lambda data, url, overwrite: prepared.append(data)
-    )
+    monkeypatch.setattr(dataset.Prepared, "write", lambda data, url, **_: prepared.append(data))
     line = ["prepare", "rows", "--source", rows, "--tokenizer", trained.encode.tokenizer]
     assert main([*line, "--output", str(tmp_path / "out"), *flags]) == 0
     said = f"rows of rows, and writing to {tmp_path}/out\n"

@@ -20,23 +20,15 @@ from miles.data.files.manifest import build_manifest
 from miles.data.files.read import read_rows
 from miles.data.files.row_json import table_to_json
 from miles.data.rows.json_text import MAX_DEPTH
-from miles.data.rows.messages_parquet import WRITTEN, ToMessages
+from miles.data.rows.messages_parquet import messages_table
 from miles.data.rows.normalize import normalize
-from miles.data.rows.turns import EXTRA
-from miles.data.step_schemas import PREPARED_STEP
-from miles.data.types import Conversation, RowRejected
+from miles.data.step_schemas import MESSAGES
+from miles.data.types import EXTRA, Conversation, RowRejected
 
 
 def write(conversations: list[Conversation]) -> pa.Table:
-    step = {
-        "sample_row_ids": list(range(len(conversations))),
-        "sample_source_ids": [0] * len(conversations),
-        "conversations": [
-            json.dumps(asdict(conversation)).encode() for conversation in conversations
-        ],
-    }
-    schema = pa.schema([PREPARED_STEP.field(name) for name in step])
-    return ToMessages(("rows",))(pa.Table.from_pylist([step], schema=schema))
+    row_ids = np.arange(len(conversations), dtype=np.int64)
+    return messages_table(row_ids, np.zeros(len(row_ids), np.int32), ("rows",), conversations)
 
 
 def read_back(
@@ -174,7 +166,7 @@ def test_arguments_are_json_text_and_flags_weights() -> None:
         ]
     }
     table = write([normalize(json.dumps(row).encode())])
-    assert table.schema == WRITTEN
+    assert table.schema == MESSAGES
     (written,) = table.to_pylist()
     assert [message["weight"] for message in written["messages"]] == [None, 0, 1, None]
     (function,) = [one["function"] for one in written["messages"][2]["tool_calls"]]

@@ -28,11 +28,10 @@ def report(step: int) -> StepReport:
     )
 
 
-def put(ready: ReadySteps, first: int, count: int, now: float = 0.0, num_ranks: int = 2) -> None:
-    """Put a block whose shares name their steps and data rank."""
+def put(ready: ReadySteps, first: int, count: int, now: float = 0.0) -> None:
+    """Put a block whose content names its steps."""
     steps = range(first, first + count)
-    shares = [(rank, list(steps)) for rank in range(num_ranks)]
-    ready.put([report(step) for step in steps], shares, now)
+    ready.put([report(step) for step in steps], list(steps), now)
 
 
 def two_ranks(first_step: int = 0) -> ReadySteps:
@@ -62,9 +61,9 @@ def test_waited_step_has_depth_zero() -> None:
 
 def test_fetching_ahead_measures_nothing() -> None:
     ready = two_ranks()
-    assert ready.fetch(0, 0, 0) is None
+    assert ready.fetch(0, 0) is None
     put(ready, 0, 2)
-    assert ready.fetch(0, 0, 0) == (0, [0, 1])
+    assert ready.fetch(0, 0) == [0, 1]
     assert not ready.is_measured(0)
     with pytest.raises(LostError, match="never begun"):
         ready.commit(0)
@@ -74,13 +73,13 @@ def test_chunk_is_released_after_all_ranks() -> None:
     ready = two_ranks()
     put(ready, 0, 2)
     put(ready, 2, 2)
-    ready.fetch(0, 0, 0)
+    ready.fetch(0, 0)
     ready.begin(2, 0.0)
     assert ready.held_steps == [(0, 1), (2, 3)], "one rank has not fetched it"
-    ready.fetch(1, 1, 1)
+    ready.fetch(1, 1)
     assert ready.held_steps == [(2, 3)]
     with pytest.raises(RunError, match="step 0 of the data stream is gone"):
-        ready.fetch(0, 0, 0)
+        ready.fetch(0, 0)
 
 
 def test_room_follows_the_needed_step() -> None:
@@ -98,10 +97,10 @@ def test_end_is_raised_beyond_the_newest_step() -> None:
     ready = two_ranks()
     put(ready, 0, 2)
     ready.end(DataError("no more"))
-    assert ready.fetch(1, 0, 0) == (0, [0, 1])
+    assert ready.fetch(1, 0) == [0, 1]
     assert (ready.is_beyond_end(1), ready.is_beyond_end(2)) == (False, True)
     with pytest.raises(DataError, match="no more"):
-        ready.fetch(2, 0, 0)
+        ready.fetch(2, 0)
     ready.begin(1, 0.0)
     assert timing(ready, 1) == (1, 0)
     with pytest.raises(DataError, match="no more"):
@@ -110,7 +109,7 @@ def test_end_is_raised_beyond_the_newest_step() -> None:
 
 def test_only_needed_steps_become_overdue() -> None:
     ready = two_ranks()
-    ready.fetch(3, 0, 0)
+    ready.fetch(3, 0)
     assert ready.overdue_step(1_000.0, 5.0) is None
     ready.begin(0, now=10.0)
     assert ready.overdue_step(14.0, 5.0) is None
@@ -141,10 +140,8 @@ class Rank:
     def fetch(self) -> None:
         step = self.in_hand[-1] + 1 if self.in_hand else len(self.taken)
         if step < self.num_steps:
-            share = self.ready.fetch(step, self.number, self.number)
-            if share is not None:
-                data_rank, steps = share
-                assert data_rank == self.number
+            steps = self.ready.fetch(step, self.number)
+            if steps is not None:
                 self.in_hand += steps
 
     def take(self, now: float) -> None:
@@ -170,7 +167,7 @@ def test_any_interleaving_gives_each_step_once(data: st.DataObject) -> None:
 
     def put_next() -> None:
         if blocks and ready.has_room:
-            put(ready, ready.newest + 1, blocks.pop(0), now, num_ranks)
+            put(ready, ready.newest + 1, blocks.pop(0), now)
 
     actions = [put_next]
     for rank in ranks:

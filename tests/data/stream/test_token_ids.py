@@ -8,6 +8,8 @@ import pytest
 from transformers import AutoTokenizer
 
 from miles.data.config import EncodeConfig
+from miles.data.encoding import carried_state, kept_encoders
+from miles.data.stream import token_ids
 from miles.data.stream.token_ids import require_ids_fit
 from miles.errors import ConfigError
 from tests.support.streams import demo_tokenizer
@@ -40,3 +42,19 @@ def test_added_and_special_tokens_count(tmp_path: Path) -> None:
         "vocab_size in s3://models/tiny/config.json is 2047, so that ids go up to 2046" in message
     )
     assert "resize_token_embeddings(2051)" in message
+
+
+def test_a_certified_tokenizer_has_the_same_ids() -> None:
+    """Without transformers, which would be loaded for this alone."""
+    config = EncodeConfig(str(demo_tokenizer()), max_sample_tokens=99)
+    state = kept_encoders.state_of(config)
+    assert state is not None
+    encoder = carried_state.unpack(state, config)
+    assert encoder is not None
+    assert encoder.tokenizer.largest_id == NUM_TOKENS - 1
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kept_encoders, "known", lambda config: encoder)
+        patch.setattr(token_ids, "load_tokenizer", lambda config: pytest.fail("it was loaded"))
+        require_ids_fit(config, NUM_TOKENS, "model")
+        with pytest.raises(ConfigError, match=r"1 of the tokenizer's 2048 tokens .* is 2047;"):
+            require_ids_fit(config, NUM_TOKENS - 1, "model")

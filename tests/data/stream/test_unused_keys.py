@@ -97,12 +97,11 @@ def test_the_sample_and_prepare_count_the_same(config: DataConfig) -> None:
 
     once = replace(config, order=OrderConfig(batch_size=8))
     plan = stages.make_plan(manifest, once)
-    formats = stages.source_formats(manifest)
     encoder = stages.encoder_of(config.encode)
     rows: list[StepRows] = []
     for ref in plan.windows(0):
         for raw in stages.read_window(manifest, plan, ref, 0):
-            prepared = stages.prepare_steps(raw, formats, encoder).to_pylist()
+            prepared = stages.prepare_steps(raw, manifest, encoder).to_pylist()
             rows += [StepRows.from_columns(columns) for columns in prepared]
     assert counted(once, rows)[1] == EXPECTED
 

@@ -1,0 +1,115 @@
+"""The encoders of this process: each is made once.
+
+encoder_of   kept here, else certified
+state_of     the same as bytes, for other processes
+rebuild      in another process: from those bytes
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+from miles.data.config import EncodeConfig
+from miles.data.encoding import carried_state, state_cache
+from miles.data.encoding.encoder import Encoder
+
+_MAX_KEPT = 4
+
+
+@dataclass
+class _Kept:
+    """An encoder, and what it is as bytes."""
+
+    encoder: Encoder
+    state: bytes | None
+    """None: it cannot be carried, or was carried here"""
+
+
+_kept: dict[str, _Kept] = {}
+"""settings -> the encoder; the oldest make room"""
+
+
+def encoder_of(config: EncodeConfig) -> Encoder:
+    """Return the encoder of these settings.
+
+    Raises:
+        TemplateError: as `Encoder.from_config`.
+    """
+    return _certified(config).encoder
+
+
+def state_of(config: EncodeConfig) -> bytes | None:
+    """Return the encoder of these settings as bytes; None where it cannot be carried.
+
+    Raises:
+        TemplateError: as `Encoder.from_config`.
+    """
+    return _certified(config).state
+
+
+def rebuild(config: EncodeConfig, fetch: Callable[[], bytes | memoryview]) -> None:
+    """Make the encoder of these settings from its state, unless this process has it.
+
+    A state of other versions is passed over: `encoder_of` will certify anew.
+
+    Args:
+        fetch: returns what `state_of` returned in another process.
+    """
+    key = _key_of(config)
+    if key in _kept:
+        return
+    encoder = carried_state.unpack(fetch(), config)
+    if encoder is not None:
+        _keep(key, _Kept(encoder, None))
+
+
+def known(config: EncodeConfig) -> Encoder | None:
+    """Return the encoder of these settings where nothing has to be loaded or certified for it.
+
+    Raises:
+        TemplateError: there is no tokenizer, or its files are refused.
+    """
+    key = _key_of(config)
+    if key not in _kept and (found := _of_earlier_start(state_cache.key_of(config), config)):
+        _keep(key, found)
+    return _kept[key].encoder if key in _kept else None
+
+
+def _certified(config: EncodeConfig) -> _Kept:
+    key = _key_of(config)
+    if key not in _kept:
+        cached = state_cache.key_of(config)
+        _keep(key, _of_earlier_start(cached, config) or _of_this_start(cached, config))
+    return _kept[key]
+
+
+def _of_earlier_start(cached: str | None, config: EncodeConfig) -> _Kept | None:
+    found = None if cached is None else state_cache.find(cached, config)
+    return None if found is None else _Kept(*found)
+
+
+def _of_this_start(cached: str | None, config: EncodeConfig) -> _Kept:
+    """Certify an encoder, and keep it in the cache.
+
+    Args:
+        cached: its key there; None: it is not kept.
+    """
+    encoder = Encoder.from_config(config)
+    state = carried_state.pack(encoder)
+    # Asked again: while they were loaded, the files may have become others.
+    if state is not None and cached is not None and state_cache.key_of(config) == cached:
+        state_cache.keep(cached, state)
+    return _Kept(encoder, state)
+
+
+def _keep(key: str, kept: _Kept) -> None:
+    while len(_kept) >= _MAX_KEPT:
+        _kept.pop(next(iter(_kept)), None)
+    _kept[key] = kept
+
+
+def _key_of(config: EncodeConfig) -> str:
+    """Return the settings as JSON: they hold mappings, which have no hash."""
+    return json.dumps(asdict(config), sort_keys=True)
