@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from miles.data.config import DataConfig, EncodeConfig, OrderConfig, RowFormat, SourceConfig
-from miles.data.encoding.encoder import or_rejected
+from miles.data.encoding.rejecting import or_rejected
 from miles.data.files import plain_rows
 from miles.data.files.manifest import build_manifest
 from miles.data.files.plain_rows import raw_rows
