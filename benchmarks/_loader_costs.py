@@ -1,119 +1,120 @@
-"""The CPU time of a loader, by part, for each table that it makes.
+"""The CPU time of a loader's process, by part: the child process of `pack.py`.
 
-    Read    [MeteredRead: read]  -> Encode [encode: normalize, encode, tables] -> [MeteredPack: pack]
-    -> Ray builds blocks, and takes them away [ray]
+    python benchmarks/_loader_costs.py SETTINGS      a round for each line of standard input
 
-The stages are the stream's own, with a clock around them. It is the process's CPU time, so that
-what others do on the machine does not count. Encode has no place for a clock: it is what lies
-between Read and Pack, and is shared out by the times that it writes into its table.
+Runs the chain of a loader without Ray, with whichever `miles` the import path has: so that
+`pack.py` compares two checkouts, in turn. Only names are used that older checkouts have, too.
 """
 
 from __future__ import annotations
 
+import functools
+import gc
 import json
-import os
+import sys
 import time
-from collections import Counter
-from collections.abc import Iterator
-from functools import partial
-from pathlib import Path
+from collections import defaultdict
+from collections.abc import Callable
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
+from miles.data.config import DataConfig, EncodeConfig, OrderConfig, PackConfig, SourceConfig
+from miles.data.files.manifest import build_manifest
+from miles.data.order.plan import Plan
+from miles.data.step_schemas import ENCODED_STEP, PACKED_STEP, RAW_STEP
+from miles.data.stream import row_outcomes, stages
 
-from miles.data.config import PackConfig
-from miles.data.stream import pipeline
-
-PARTS = ("read", "normalize", "encode", "tables", "pack", "ray")
-"""Of a loader. "tables": what Encode does beside normalizing and encoding; "ray": the process's
-time outside the stages."""
+_SCHEMAS = ((RAW_STEP, "table of rows"), (ENCODED_STEP, "table of samples"), (PACKED_STEP, "block"))
 
 
-def metered_loader(folder: str) -> pipeline.LoaderStages:
-    """Return the loader's stages with clocks; each process writes into a file of the folder."""
-    return pipeline.LoaderStages(partial(MeteredRead, folder), partial(MeteredPack, folder))
+class _CpuClock:
+    """Stands in for `time` in the stages, so that what they report as seconds is CPU time."""
+
+    perf_counter = staticmethod(time.process_time)
 
 
-class MeteredRead(pipeline.Read):
-    """Reads as ever, and notes the CPU time."""
+class _Parts:
+    """CPU seconds by part. A part inside another is not counted in that one."""
 
-    def __init__(self, folder: str, *arguments: Any) -> None:
-        super().__init__(*arguments)
-        self._folder = folder
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+        self._inner = [0.0]
 
-    def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
-        """Read the windows of a table."""
-        tables = super().__call__(table)
-        while True:
+    def timed(self, name: Callable[..., str], work: Callable[..., Any]) -> Callable[..., Any]:
+        """Return the function, timed; `name` gives the part from its arguments."""
+
+        @functools.wraps(work)
+        def call(*arguments: Any) -> Any:
             started = time.process_time()
-            raw = next(tables, None)
-            _Clock.read_seconds += time.process_time() - started
-            if raw is None:
-                return
-            _Clock.encode_began = (time.process_time(), time.perf_counter())
-            yield raw
+            self._inner.append(0.0)
+            result = work(*arguments)
+            spent = time.process_time() - started
+            self.seconds[name(*arguments)] += spent - self._inner.pop()
+            self._inner[-1] += spent
+            return result
+
+        return call
+
+    def time_attribute(self, owner: Any, attribute: str, name: Callable[..., str] | str) -> None:
+        """Time a function where it stands, if it does."""
+        namer = name if callable(name) else lambda *_: name
+        if hasattr(owner, attribute):
+            setattr(owner, attribute, self.timed(namer, getattr(owner, attribute)))
 
 
-class MeteredPack(pipeline.Pack):
-    """Packs as ever, and writes a line with the CPU times of the table."""
-
-    def __init__(self, folder: str, config: PackConfig) -> None:
-        super().__init__(config)
-        self._folder = folder
-
-    def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
-        """Pack the samples of a table."""
-        began = time.process_time()
-        began_cpu, began_wall = _Clock.encode_began
-        encode_cpu = began - began_cpu
-        encode_wall = time.perf_counter() - began_wall
-        (packed,) = super().__call__(table)
-
-        # A preempted process loses wall time anywhere: the shares of it hold for CPU time.
-        shares = {
-            name: min(_sum(table, f"{name}_seconds") / encode_wall, 1.0)
-            for name in ("normalize", "encode")
-        }
-        now = time.process_time()
-        line = {
-            "at": now,
-            "rows": _sum(table, "num_rows"),
-            "read": _Clock.read_seconds,
-            "normalize": encode_cpu * shares["normalize"],
-            "encode": encode_cpu * shares["encode"],
-            "tables": encode_cpu * (1 - shares["normalize"] - shares["encode"]),
-            "pack": now - began,
-        }
-        _Clock.read_seconds = 0.0
-        with open(Path(self._folder, f"{os.getpid()}.jsonl"), "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-        yield packed
+def _table_name(schema: Any, _: Any) -> str:
+    """Return the part that a step table belongs to."""
+    return next((name for known, name in _SCHEMAS if schema is known), "other tables")
 
 
-class _Clock:
-    """This process's times, from one stage to the next."""
+def main() -> None:
+    settings = json.loads(sys.argv[1])
+    config = DataConfig(
+        sources=(SourceConfig("rows", tuple(settings["paths"])),),
+        order=OrderConfig(
+            batch_size=settings["batch_size"], shuffle=True, window_rows=settings["window_rows"]
+        ),
+        encode=EncodeConfig(settings["tokenizer"]),
+        pack=PackConfig(dp_size=settings["dp_size"]),
+    )
+    manifest = build_manifest(config.sources)
+    plan = stages.make_plan(manifest, config)
+    encoder = stages.encoder_of(config.encode)
+    formats = stages.source_formats(manifest)
 
-    read_seconds = 0.0
-    encode_began = (0.0, 0.0)
+    parts = _Parts()
+    for module in (stages, row_outcomes):
+        module.time = _CpuClock  # type: ignore[attr-defined]
+    parts.time_attribute(Plan, "window_steps", "plan")
+    parts.time_attribute(stages, "step_table", _table_name)
+    parts.time_attribute(stages, "_fingerprint", "fingerprint")
+    parts.time_attribute(stages, "pack", "pack")
+    parts.time_attribute(stages, "pack_stats", "pack")
+    parts.time_attribute(stages, "encode_steps", "encode_steps")
+    parts.time_attribute(stages, "pack_steps", "the rest of packing")
+
+    gc.freeze()
+    gc.set_threshold(100_000, 20, 50)
+    print("ready", flush=True)
+    for _ in sys.stdin:
+        parts.seconds.clear()
+        known = sum(_window(plan, ref, manifest, formats, encoder, parts, config) for ref in plan.windows(0))
+        print(json.dumps({"rows": known, "parts": parts.seconds}), flush=True)
 
 
-def _sum(table: pa.Table, name: str) -> float:
-    return float(pc.sum(table[name]).as_py())
+def _window(
+    plan: Any, ref: Any, manifest: Any, formats: Any, encoder: Any, parts: _Parts, config: Any
+) -> int:
+    """Run the chain on a window, and return its rows."""
+    num_rows = 0
+    take = parts.timed(lambda *_: "the rest of reading", next)
+    raw_tables = stages.read_window(manifest, plan, ref, 0)
+    while (raw := take(raw_tables, None)) is not None:
+        packed = stages.pack_steps(stages.encode_steps(raw, formats, encoder), config.pack)
+        num_rows += int(sum(packed["num_rows"].to_pylist()))
+        for stage in ("normalize", "encode"):
+            parts.seconds[stage] += sum(packed[f"{stage}_seconds"].to_pylist())
+    return num_rows
 
 
-def loader_costs(folder: str) -> dict[str, float]:
-    """Return the microseconds a row of each of `PARTS`, over all processes.
-
-    The first table of each process is not counted: with it, the tokenizer is certified.
-    """
-    seconds: Counter[str] = Counter()
-    whole = rows = 0.0
-    for file in Path(folder).iterdir():
-        lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-        for line in lines[1:]:
-            seconds.update({part: line[part] for part in PARTS if part != "ray"})
-        whole += lines[-1]["at"] - lines[0]["at"]
-        rows += sum(line["rows"] for line in lines[1:])
-    seconds["ray"] = whole - seconds.total()
-    return {part: seconds[part] / rows * 1e6 for part in PARTS}
+if __name__ == "__main__":
+    main()

@@ -18,7 +18,7 @@ computed.
 from __future__ import annotations
 
 import heapq
-from bisect import bisect_left, insort
+from bisect import bisect_left, bisect_right, insort
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -38,8 +38,16 @@ _MAX_OFFERS = 256
 
 _Bin = list[int]
 """The samples of a micro-batch."""
-_Rank = list[_Bin]
-"""The micro-batches of a rank."""
+
+
+@dataclass(slots=True)
+class _Rank:
+    """The micro-batches of a rank, while they are filled."""
+
+    bins: list[_Bin]
+    tokens: int
+    cost: int
+    """of attention: the sum of squared lengths"""
 
 
 def pack(lengths: Int32, config: PackConfig) -> list[list[list[int]]]:
@@ -61,8 +69,7 @@ def pack(lengths: Int32, config: PackConfig) -> list[list[list[int]]]:
     )
     assert len(lengths) == 0 or int(lengths.min()) > 0, "an empty sample"
 
-    order = np.argsort(-lengths.astype(np.int64), kind="stable")
-    longest_first = list(zip(order.tolist(), lengths[order].tolist(), strict=True))
+    longest_first = np.argsort(-lengths.astype(np.int64), kind="stable").tolist()
     tokens = lengths.tolist()
 
     # One micro-batch more on every rank, until all samples fit.
@@ -71,12 +78,14 @@ def pack(lengths: Int32, config: PackConfig) -> list[list[list[int]]]:
         num_micro_batches += 1
 
     must_hold = max(-(-sum(tokens) // num_ranks), max(tokens, default=0))
-    ranks = _level(ranks, tokens, capacity, int(_LEVEL * must_hold))
+    _level(ranks, tokens, capacity, int(_LEVEL * must_hold))
 
     packed = []
     for rank in ranks:
-        bins = [sorted(bin_) for bin_ in rank]
-        packed.append(sorted(bins, key=lambda bin_: _fullest_first(bin_, tokens)))
+        bins = [sorted(bin_) for bin_ in rank.bins]
+        if num_micro_batches > 1:
+            bins.sort(key=lambda bin_: _fullest_first(bin_, tokens))
+        packed.append(bins)
     return packed
 
 
@@ -106,7 +115,7 @@ def _fullest_first(bin_: _Bin, tokens: list[int]) -> tuple[int, int, _Bin]:
 
 
 def _fill(
-    longest_first: list[tuple[int, int]],
+    longest_first: list[int],
     tokens: list[int],
     num_ranks: int,
     num_micro_batches: int,
@@ -115,45 +124,109 @@ def _fill(
     """Return ranks of `num_micro_batches` each; None if no way is found to fit all samples.
 
     Args:
-        longest_first: (sample, length).
+        longest_first: the samples.
         tokens: the length of each sample.
     """
     # First way: even ranks, with all samples where they fit.
-    ranks = _fill_evenly(longest_first, num_ranks, num_micro_batches, capacity)
+    ranks = _fill_evenly(longest_first, tokens, num_ranks, num_micro_batches, capacity)
     if ranks is not None:
         return ranks
 
     # Second way: as many bins as all ranks have together, filled evenly without regard to the
     # capacity, then levelled until none is above it.
     num_bins = num_ranks * num_micro_batches
-    unlimited = sum(tokens)
-    even = _fill_evenly(longest_first, num_bins, 1, unlimited) or []
-    level = _level(even, tokens, unlimited, capacity)
-    bins: list[_Bin] | None = [bin_ for (bin_,) in level]
+    even = _spread(longest_first, tokens, num_bins)
+    _level(even, tokens, sum(tokens), capacity)
+    bins: list[_Bin] | None = [rank.bins[0] for rank in even]
 
     # Third way: each sample where it leaves the least room.
-    if max(_load(bin_, tokens)[0] for (bin_,) in level) > capacity:
-        bins = _fill_tightly(longest_first, num_bins, capacity)
+    if max(rank.tokens for rank in even) > capacity:
+        bins = _fill_tightly(longest_first, tokens, num_bins, capacity)
 
     return None if bins is None else _to_ranks(bins, tokens, num_ranks)
 
 
-def _fill_evenly(
-    longest_first: list[tuple[int, int]], num_ranks: int, num_micro_batches: int, capacity: int
-) -> list[_Rank] | None:
-    """Put each sample on the rank with the fewest tokens, there into the emptiest bin.
+def _spread(longest_first: list[int], tokens: list[int], num_ranks: int) -> list[_Rank]:
+    """Put each sample on the rank with the fewest tokens, without regard to the capacity.
 
     Between ranks with equally many tokens, the one with the least attention comes first.
 
     Returns:
+        Ranks of one bin each.
+    """
+    ranks: list[_Bin] = [[] for _ in range(num_ranks)]
+    lengths = [tokens[sample] for sample in longest_first]
+
+    # A load is one integer, which is quick to add to and to compare: tokens, attention, number.
+    number_bits = num_ranks.bit_length()
+    cost_bits = (sum(lengths) * max(lengths, default=0)).bit_length()
+    one_token = 1 << (cost_bits + number_bits)
+    number_mask = (1 << number_bits) - 1
+    added = [length * (one_token + (length << number_bits)) for length in lengths]
+
+    loads = list(range(num_ranks))  # a heap
+    for sample, load in zip(longest_first, added, strict=True):
+        emptiest = loads[0]
+        ranks[emptiest & number_mask].append(sample)
+        heapq.heapreplace(loads, emptiest + load)
+
+    cost_mask = (1 << cost_bits) - 1
+    filled = [_Rank([bin_], 0, 0) for bin_ in ranks]
+    for load in loads:
+        rank = filled[load & number_mask]
+        rank.tokens = load >> (cost_bits + number_bits)
+        rank.cost = (load >> number_bits) & cost_mask
+    return filled
+
+
+def _fill_evenly(
+    longest_first: list[int],
+    tokens: list[int],
+    num_ranks: int,
+    num_micro_batches: int,
+    capacity: int,
+) -> list[_Rank] | None:
+    """Put each sample on the rank with the fewest tokens, there into the emptiest bin.
+
+    A rank whose emptiest bin does not hold a sample is left out for that sample.
+
+    Returns:
         None if a sample fits nowhere.
     """
-    samples: list[_Rank] = [[[] for _ in range(num_micro_batches)] for _ in range(num_ranks)]
+    # A bin only grows: if all are within the capacity in the end, no rank was ever left out.
+    ranks = _spread(longest_first, tokens, num_ranks)
+    fullest = max(rank.tokens for rank in ranks)
+    if num_micro_batches > 1:
+        for rank in ranks:
+            bins = _spread(rank.bins[0], tokens, num_micro_batches)
+            rank.bins = [one_bin.bins[0] for one_bin in bins]
+            fullest = max(one_bin.tokens for one_bin in bins)
+            if fullest > capacity:
+                break
+    if fullest <= capacity:
+        return ranks
+
+    # The emptiest bin of all does not hold a sample.
+    if num_ranks == 1 or num_micro_batches == 1:
+        return None
+    return _fill_where_it_fits(longest_first, tokens, num_ranks, num_micro_batches, capacity)
+
+
+def _fill_where_it_fits(
+    longest_first: list[int],
+    tokens: list[int],
+    num_ranks: int,
+    num_micro_batches: int,
+    capacity: int,
+) -> list[_Rank] | None:
+    """Do what `_fill_evenly` does, sample by sample."""
+    samples: list[list[_Bin]] = [[[] for _ in range(num_micro_batches)] for _ in range(num_ranks)]
     # Heaps of (tokens, attention, number): of all ranks, and of each rank's bins.
     ranks = [(0, 0, rank) for rank in range(num_ranks)]
     bins = [[(0, 0, index) for index in range(num_micro_batches)] for _ in range(num_ranks)]
 
-    for sample, length in longest_first:
+    for sample in longest_first:
+        length = tokens[sample]
         full = []
         while ranks and bins[ranks[0][2]][0][0] + length > capacity:
             full.append(heapq.heappop(ranks))
@@ -161,18 +234,20 @@ def _fill_evenly(
             return None
 
         rank_tokens, rank_cost, rank = ranks[0]
-        tokens, cost, index = bins[rank][0]
+        bin_tokens, bin_cost, index = bins[rank][0]
         samples[rank][index].append(sample)
-        heapq.heapreplace(bins[rank], (tokens + length, cost + length * length, index))
+        heapq.heapreplace(bins[rank], (bin_tokens + length, bin_cost + length * length, index))
         heapq.heapreplace(ranks, (rank_tokens + length, rank_cost + length * length, rank))
 
         for entry in full:  # a shorter sample may still fit
             heapq.heappush(ranks, entry)
-    return samples
+
+    loads = sorted(ranks, key=lambda entry: entry[2])
+    return [_Rank(samples[rank], *load) for *load, rank in loads]
 
 
 def _fill_tightly(
-    longest_first: list[tuple[int, int]], num_bins: int, capacity: int
+    longest_first: list[int], tokens: list[int], num_bins: int, capacity: int
 ) -> list[_Bin] | None:
     """Put each sample into the fullest bin that still holds it.
 
@@ -181,7 +256,8 @@ def _fill_tightly(
     """
     samples: list[_Bin] = [[] for _ in range(num_bins)]
     room = [(capacity, index) for index in range(num_bins)]  # ascending
-    for sample, length in longest_first:
+    for sample in longest_first:
+        length = tokens[sample]
         place = bisect_left(room, (length, -1))
         if place == num_bins:
             return None
@@ -197,108 +273,129 @@ def _to_ranks(bins: list[_Bin], tokens: list[int], num_ranks: int) -> list[_Rank
     Fullest bin first, each goes to the rank with the fewest tokens (then the least attention) that
     still lacks bins.
     """
-    ranks: list[_Rank] = [[] for _ in range(num_ranks)]
-    heap = [(0, 0, rank) for rank in range(num_ranks)]
+    ranks = [_Rank([], 0, 0) for _ in range(num_ranks)]
+    heap = [(0, 0, number) for number in range(num_ranks)]
     fullest_first = sorted(_fullest_first(bin_, tokens) for bin_ in bins)
     for minus_tokens, minus_cost, bin_ in fullest_first:
-        rank_tokens, rank_cost, rank = heap[0]
-        ranks[rank].append(bin_)
-        if len(ranks[rank]) == len(bins) // num_ranks:
+        rank = ranks[heap[0][2]]
+        rank.bins.append(bin_)
+        rank.tokens -= minus_tokens
+        rank.cost -= minus_cost
+        if len(rank.bins) == len(bins) // num_ranks:
             heapq.heappop(heap)
         else:
-            heapq.heapreplace(heap, (rank_tokens - minus_tokens, rank_cost - minus_cost, rank))
+            heapq.heapreplace(heap, (rank.tokens, rank.cost, heap[0][2]))
     return ranks
 
 
-def _level(ranks: list[_Rank], tokens: list[int], capacity: int, limit: int) -> list[_Rank]:
+def _level(ranks: list[_Rank], tokens: list[int], capacity: int, limit: int) -> None:
     """Let the fullest rank exchange samples until no rank holds more than `limit` tokens.
 
-    Each time it exchanges with the emptiest rank that makes it less full.
+    Each time it exchanges with the emptiest rank that makes it less full. If no exchange helps it,
+    it keeps more than `limit`.
 
     Args:
+        ranks: are changed.
         tokens: the length of each sample.
         capacity: tokens of a micro-batch.
-
-    Returns:
-        The ranks. The fullest holds no more than before; more than `limit` if no exchange helps
-        it.
     """
-    # Ascending (tokens, attention, rank).
-    loads = sorted(
-        (*_load(list(chain.from_iterable(rank)), tokens), number)
-        for number, rank in enumerate(ranks)
-    )
-    if loads[-1][0] <= limit:
-        return ranks
+    if max(rank.tokens for rank in ranks) <= limit:
+        return
 
-    ranks = [[list(bin_) for bin_ in rank] for rank in ranks]
+    # Ascending (tokens, attention, rank).
+    loads = sorted((rank.tokens, rank.cost, number) for number, rank in enumerate(ranks))
     partner = 0  # the position in `loads` of the rank to exchange with
     for _ in range(_MAX_TRIALS):
-        most, most_cost, giver = loads[-1]
-        least, least_cost, taker = loads[partner]
-        if most <= limit or most - least < 2:
+        giver = ranks[loads[-1][2]]
+        taker = ranks[loads[partner][2]]
+        if giver.tokens <= limit or giver.tokens - taker.tokens < 2:
             break
-
-        moved = _exchange(
-            ranks[giver], ranks[taker], tokens, capacity, most - least, most_cost - least_cost
-        )
-        if moved is None:
+        exchange = _best_exchange(giver, taker, tokens, capacity)
+        if exchange is None:
             partner += 1
             continue
 
-        moved_tokens, moved_cost = moved
-        del loads[-1], loads[partner]
-        insort(loads, (most - moved_tokens, most_cost - moved_cost, giver))
-        insort(loads, (least + moved_tokens, least_cost + moved_cost, taker))
+        exchange.make(giver, taker, tokens)
+        fullest, emptiest = loads.pop(), loads.pop(partner)
+        insort(loads, (giver.tokens, giver.cost, fullest[2]))
+        insort(loads, (taker.tokens, taker.cost, emptiest[2]))
         partner = 0
-    return ranks
 
 
-def _exchange(
-    giver: _Rank, taker: _Rank, tokens: list[int], capacity: int, more_tokens: int, more_cost: int
-) -> tuple[int, int] | None:
-    """Move a sample from `giver` to `taker`, for a shorter one or for none, to make them most even.
+@dataclass(frozen=True)
+class _Exchange:
+    """A sample of one rank, and what another one gives for it."""
 
-    Args:
-        more_tokens: tokens that `giver` holds above `taker`.
-        more_cost: the same of attention, which decides between equals.
+    from_bin: _Bin
+    given: int
+    to_bin: _Bin
+    taken: int | None
+    """None: nothing"""
+
+    def make(self, giver: _Rank, taker: _Rank, tokens: list[int]) -> None:
+        """Let the sample go from `giver` to `taker`."""
+        self.from_bin.remove(self.given)
+        self.to_bin.append(self.given)
+        longer, shorter = tokens[self.given], 0
+        if self.taken is not None:
+            self.to_bin.remove(self.taken)
+            self.from_bin.append(self.taken)
+            shorter = tokens[self.taken]
+
+        giver.tokens -= longer - shorter
+        taker.tokens += longer - shorter
+        giver.cost -= longer**2 - shorter**2
+        taker.cost += longer**2 - shorter**2
+
+
+def _best_exchange(
+    giver: _Rank, taker: _Rank, tokens: list[int], capacity: int
+) -> _Exchange | None:
+    """Return the exchange of a sample for a shorter one, or for none, that leaves two ranks most
+    even: in tokens, then in attention, then the first in the order of the bins.
 
     Returns:
-        Tokens and attention that moved, net. None, and nothing moves, if every exchange leaves one
-        of the two as full as `giver` is.
+        None if every exchange leaves one of the two as full as `giver` is.
     """
-    given = [(bin_, sample, tokens[sample]) for bin_ in giver for sample in bin_]
+    given = [(bin_, sample) for bin_ in giver.bins for sample in bin_]
+    given = given[:: 1 + len(given) // _MAX_OFFERS]
     taken: list[tuple[_Bin, int | None, int, int]] = []  # the last is the room in the bin
-    for bin_ in taker:
+    for bin_ in taker.bins:
         room = capacity - sum([tokens[sample] for sample in bin_])
         taken += [(bin_, sample, tokens[sample], room) for sample in bin_]
         taken.append((bin_, None, 0, room))
-    given = given[:: 1 + len(given) // _MAX_OFFERS]
     taken = taken[:: 1 + len(taken) // _MAX_OFFERS]
 
-    # All pairs: how uneven the two ranks are after it, where the sample fits into the bin.
-    longer = np.array([[length] for *_, length in given])
-    shorter = np.array([length for *_, length, _ in taken])
-    rooms = np.array([room for *_, room in taken])
-    moved = longer - shorter  # int64 [given, taken]
-    uneven = np.abs(2 * moved - more_tokens)
-    uneven[moved > rooms] = more_tokens
-    if uneven.min() >= more_tokens:
+    more_tokens = giver.tokens - taker.tokens
+    more_cost = giver.cost - taker.cost
+    half = (more_tokens + 1) // 2
+    ascending = sorted([(tokens[sample], place) for place, (_, sample) in enumerate(given)])
+    lengths = [length for length, _ in ascending]
+
+    # For a shorter sample, the best of those that fit is the first that is longer by half of what
+    # the ranks differ by, or the one before it.
+    least = more_tokens
+    most_even: list[tuple[int, int]] = []
+    for column, (_, _, shorter, room) in enumerate(taken):
+        num_fitting = bisect_right(lengths, shorter + room)
+        place = bisect_left(lengths, shorter + half, 0, num_fitting)
+        for longer in lengths[max(place - 1, 0) : min(place + 1, num_fitting)]:
+            uneven = abs(2 * (longer - shorter) - more_tokens)
+            if uneven < least:
+                least = uneven
+                most_even.clear()
+            if uneven == least:
+                most_even.append((longer, column))
+    if least == more_tokens:
         return None
 
-    # Among the most even pairs, take the one that makes attention most even.
-    rows, columns = np.nonzero(uneven == uneven.min())
-    moved_cost = longer[rows, 0] ** 2 - shorter[columns] ** 2
-    best = int(np.abs(2 * moved_cost - more_cost).argmin())
-
-    from_bin, sample, _ = given[rows[best]]
-    to_bin, exchanged, _, _ = taken[columns[best]]
-    from_bin.remove(sample)
-    to_bin.append(sample)
-    if exchanged is not None:
-        to_bin.remove(exchanged)
-        from_bin.append(exchanged)
-    return int(moved[rows[best], columns[best]]), int(moved_cost[best])
+    ranked = []
+    for longer, column in most_even:
+        moved_cost = longer**2 - taken[column][2] ** 2
+        row = ascending[bisect_left(lengths, longer)][1]
+        ranked.append((abs(2 * moved_cost - more_cost), row, column))
+    _, row, column = min(ranked)
+    return _Exchange(*given[row], *taken[column][:2])
 
 
 @dataclass(frozen=True)
