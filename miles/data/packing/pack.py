@@ -417,9 +417,10 @@ def pack_stats(
         lengths: int32 [samples].
         micro_batches: the result of `pack` for them.
     """
-    rank_tokens = [
-        sum(int(lengths[sample]) for sample in chain.from_iterable(rank)) for rank in micro_batches
-    ]
+    tokens = lengths.tolist()
+    rank_tokens = []
+    for rank in micro_batches:
+        rank_tokens.append(sum([tokens[sample] for sample in chain.from_iterable(rank)]))
     total_tokens = sum(rank_tokens)
     if total_tokens == 0:
         return PackStats(pack_fill=0.0, dp_imbalance=1.0)
