@@ -97,7 +97,9 @@ def main() -> None:
     print("ready", flush=True)
     for _ in sys.stdin:
         parts.seconds.clear()
-        known = sum(_window(plan, ref, manifest, formats, encoder, parts, config) for ref in plan.windows(0))
+        known = sum(
+            _window(plan, ref, manifest, formats, encoder, parts, config) for ref in plan.windows(0)
+        )
         print(json.dumps({"rows": known, "parts": parts.seconds}), flush=True)
 
 
