@@ -1,6 +1,6 @@
 """The CPU time of a loader's process, by part: the child process of `pack.py`.
 
-    python benchmarks/_loader_costs.py SETTINGS      a round for each line of standard input
+    python benchmarks/_chain_costs.py SETTINGS      a round for each line of standard input
 
 Runs the chain of a loader without Ray, with whichever `miles` the import path has: so that
 `pack.py` compares two checkouts, in turn. Only names are used that older checkouts have, too.
@@ -23,7 +23,14 @@ from miles.data.order.plan import Plan
 from miles.data.step_schemas import ENCODED_STEP, PACKED_STEP, RAW_STEP
 from miles.data.stream import row_outcomes, stages
 
-_SCHEMAS = ((RAW_STEP, "table of rows"), (ENCODED_STEP, "table of samples"), (PACKED_STEP, "block"))
+READING = "the rest of reading"
+OUTCOMES = "the rest of encoding"
+PACKING = "the rest of packing"
+_SCHEMAS = (
+    (RAW_STEP, "table of rows"),
+    (ENCODED_STEP, "table of samples"),
+    (PACKED_STEP, "table of segments"),
+)
 
 
 class _CpuClock:
@@ -89,33 +96,31 @@ def main() -> None:
     parts.time_attribute(stages, "_fingerprint", "fingerprint")
     parts.time_attribute(stages, "pack", "pack")
     parts.time_attribute(stages, "pack_stats", "pack")
-    parts.time_attribute(stages, "encode_steps", "encode_steps")
-    parts.time_attribute(stages, "pack_steps", "the rest of packing")
+    parts.time_attribute(stages, "encode_steps", OUTCOMES)
+    parts.time_attribute(stages, "pack_steps", PACKING)
 
-    gc.freeze()
+    gc.freeze()  # as the loader does it
     gc.set_threshold(100_000, 20, 50)
     print("ready", flush=True)
+    take = parts.timed(lambda *_: READING, next)
     for _ in sys.stdin:
         parts.seconds.clear()
-        known = sum(
-            _window(plan, ref, manifest, formats, encoder, parts, config) for ref in plan.windows(0)
-        )
-        print(json.dumps({"rows": known, "parts": parts.seconds}), flush=True)
+        num_rows = 0
+        for ref in plan.windows(0):
+            raw_tables = stages.read_window(manifest, plan, ref, 0)
+            while (raw := take(raw_tables, None)) is not None:
+                packed = stages.pack_steps(stages.encode_steps(raw, formats, encoder), config.pack)
+                num_rows += sum(packed["num_rows"].to_pylist())
+                _split_encoding(packed, parts.seconds)
+        print(json.dumps({"rows": num_rows, "seconds": parts.seconds}), flush=True)
 
 
-def _window(
-    plan: Any, ref: Any, manifest: Any, formats: Any, encoder: Any, parts: _Parts, config: Any
-) -> int:
-    """Run the chain on a window, and return its rows."""
-    num_rows = 0
-    take = parts.timed(lambda *_: "the rest of reading", next)
-    raw_tables = stages.read_window(manifest, plan, ref, 0)
-    while (raw := take(raw_tables, None)) is not None:
-        packed = stages.pack_steps(stages.encode_steps(raw, formats, encoder), config.pack)
-        num_rows += int(sum(packed["num_rows"].to_pylist()))
-        for stage in ("normalize", "encode"):
-            parts.seconds[stage] += sum(packed[f"{stage}_seconds"].to_pylist())
-    return num_rows
+def _split_encoding(packed: Any, seconds: dict[str, float]) -> None:
+    """Take from the time of `encode_steps` what the stages' own columns say of it."""
+    for stage in ("normalize", "encode"):
+        spent = sum(packed[f"{stage}_seconds"].to_pylist())
+        seconds[stage] += spent
+        seconds[OUTCOMES] -= spent
 
 
 if __name__ == "__main__":
