@@ -2,7 +2,7 @@
 
     python benchmarks/encode.py
 
-- ours: rows of a Parquet file -> JSON text -> conversation -> ids and mask, as the loader does it
+- ours: rows of a Parquet file -> conversation -> ids and mask, as the loader does it
 - transformers: messages that are there already ->
   `apply_chat_template(return_assistant_tokens_mask=True)` with trl's training template for Qwen3,
   which marks what is trained; `trl` itself takes this path
@@ -40,8 +40,10 @@ from transformers import AutoTokenizer
 from miles.data.config import EncodeConfig, RowFormat, SourceConfig
 from miles.data.encoding.encoder import Encoder
 from miles.data.files.manifest import build_manifest
-from miles.data.files.read import read_rows
-from miles.data.rows.normalize import normalize
+from miles.data.files.raw_rows import RawRows
+from miles.data.files.read import read_raw_rows
+from miles.data.stream.row_outcomes import normalize_rows
+from miles.data.stream.stages import TABLE_ROWS
 from miles.data.types import Conversation, Encoded
 
 CHUNK_ROWS = 4_096
@@ -112,10 +114,9 @@ class Contenders:
 
     def _encode(self, row_ids: np.ndarray) -> tuple[list[Encoded], list[Any]]:
         """Encode rows by every path; assert that all give the same ids."""
-        payloads = self._timed("  read", lambda: read_rows(self.manifest, row_ids))
-        conversations = self._timed(
-            "  normalize", lambda: [normalize(row, self._format) for row in payloads]
-        )
+        counts = np.diff(np.append(np.arange(0, len(row_ids), TABLE_ROWS), len(row_ids))).tolist()
+        parts = self._timed("  read", lambda: list(read_raw_rows(self.manifest, row_ids, counts)))
+        conversations = self._timed("  normalize", lambda: self._normalized(parts))
         ours = self._timed("  encode", lambda: _in_steps(self.encoder, conversations))
 
         messages = [list(conversation.messages) for conversation in conversations]
@@ -130,6 +131,13 @@ class Contenders:
         )
         assert [row.input_ids.tolist() for row in ours] == [row.ids for row in bare], "other ids"
         return ours, theirs
+
+    def _normalized(self, parts: Sequence[RawRows]) -> list[Any]:
+        """Normalize the rows of tables, as the loader does it."""
+        rows: list[Any] = []
+        for part in parts:
+            rows += normalize_rows(part, np.zeros(len(part), np.int32), [self._format])
+        return rows
 
     def _timed(self, path: str, work: Callable[[], Any]) -> Any:
         """Add the seconds of a call to those of a path; return the call's result."""

@@ -1,6 +1,6 @@
 """The tables of the stream, in Arrow: one row is one step, in every stage.
 
-RAW_STEP       read -> encode    a step's rows as JSON text
+RAW_STEP       read -> encode    a step's rows as plain turns, or as JSON text
 ENCODED_STEP   encode -> pack    a step's samples as token ids and masks, in row order
 PACKED_STEP    pack -> feed      the same samples, rank by rank, micro-batch by micro-batch
 PREPARED_STEP  read -> prepare   a step's rows as OpenAI messages, with token counts
@@ -45,6 +45,12 @@ MESSAGES = pa.schema(
 )
 """The columns of prepared rows. A row has messages or a text."""
 
+PAYLOAD = pa.large_binary()
+"""A row as JSON text."""
+TURN = pa.struct([("role", pa.large_string()), ("content", pa.large_string())])
+TURNS = pa.large_list(TURN)
+"""A row as plain turns: the role's name and the content of each, as they were written."""
+
 # Every column of the step tables, once.
 _COLUMNS: Mapping[str, pa.DataType] = {
     # where the step stands
@@ -55,7 +61,8 @@ _COLUMNS: Mapping[str, pa.DataType] = {
     # its rows as they were read
     "row_ids": pa.list_(pa.int64()),
     "source_ids": pa.list_(pa.int32()),
-    "payloads": pa.large_list(pa.large_binary()),  # each row as JSON text
+    "payloads": pa.large_list(PAYLOAD),  # null where a row is plain turns
+    "turns": pa.large_list(TURNS),  # null where a row is JSON text
     # what became of them: one number a source
     "source_rows": pa.list_(pa.int64()),
     "source_truncated": pa.list_(pa.int64()),
@@ -136,7 +143,7 @@ def _seconds(*stages: str) -> tuple[str, ...]:
     return tuple(f"{stage}_seconds" for stage in stages)
 
 
-RAW_STEP = _step_schema("row_ids", "source_ids", "payloads", *_seconds("read"))
+RAW_STEP = _step_schema("row_ids", "source_ids", "payloads", "turns", *_seconds("read"))
 
 ENCODED_STEP = _step_schema(
     *_ROW_COUNTS, *_SAMPLES, *_TOKENS, *_seconds("read", "normalize", "encode")

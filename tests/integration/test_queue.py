@@ -139,8 +139,8 @@ class SlowRead(pipeline.Read):
 def slow_down(patch: pytest.MonkeyPatch, stage: str) -> None:
     """Have a stage take `SLOW_SECONDS` more for each step."""
     target, name, calls_a_step = {
-        "read": (stages, "read_rows", 1 / 4),  # all steps of a window at once
-        "normalize": (row_outcomes, "normalize", STEP_ROWS),
+        "read": (stages, "read_raw_rows", 1 / 4),  # all steps of a window at once
+        "normalize": (row_outcomes, "normalize_rows", 1 / 4),
         "encode": (Encoder, "encode_rows", 1 / 4),  # all steps of a table at once
         "pack": (stages, "pack", 1),
     }[stage]

@@ -7,6 +7,7 @@ require_served(taken, 0, …)        the ids of a row are those of apply_chat_te
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +19,9 @@ import pytest
 from miles.data.config import RowFormat, SourceConfig
 from miles.data.encoding.encoder import Encoder, or_rejected
 from miles.data.files.manifest import Manifest, build_manifest
-from miles.data.files.read import read_rows
+from miles.data.files.read import read_raw_rows, read_rows
 from miles.data.rows.normalize import normalize
+from miles.data.stream.row_outcomes import hash_share, normalize_rows
 from miles.data.types import Conversation, Encoded, RowRejected
 from miles.errors import SourceError
 
@@ -61,7 +63,7 @@ class Taken:
 
 
 def take(path: str | Path, format: RowFormat | None = None, **source: Any) -> Taken:
-    """Read every row of a source as a run does, up to its conversation.
+    """Read every row of a source as a run does, up to its conversation, and from its JSON.
 
     Args:
         path: within `CASES`, or absolute.
@@ -70,9 +72,22 @@ def take(path: str | Path, format: RowFormat | None = None, **source: Any) -> Ta
     """
     config = SourceConfig("case", (str(CASES / path),), format or RowFormat(), **source)
     manifest = build_manifest([config])
-    payloads = read_rows(manifest, np.arange(manifest.num_rows))
+    row_ids = np.arange(manifest.num_rows)
+    payloads = read_rows(manifest, row_ids)
     shape = manifest.sources[0].format
-    return Taken(manifest, [or_rejected(normalize, payload, shape) for payload in payloads])
+    outcomes = [or_rejected(normalize, payload, shape) for payload in payloads]
+
+    (rows,) = read_raw_rows(manifest, row_ids, [manifest.num_rows])
+    in_a_run = normalize_rows(rows, np.zeros(len(rows), np.int32), [shape])
+    assert list(map(facts_of, in_a_run)) == list(map(facts_of, outcomes))
+    return Taken(manifest, outcomes)
+
+
+def facts_of(outcome: Conversation | RowRejected) -> tuple[Any, ...]:
+    """Return all that a row came to, with the order of its keys."""
+    if isinstance(outcome, RowRejected):
+        return outcome.reason, outcome.detail
+    return json.dumps(vars(outcome)), hash_share(outcome), outcome
 
 
 def refusal(path: str | Path, format: RowFormat | None = None, **source: Any) -> str:

@@ -40,9 +40,9 @@ from miles.data.files.left_out import LeftOut, merged
 from miles.data.files.locate import Located, locate
 from miles.data.files.named_columns import require_named_columns
 from miles.data.files.other_files import other_shape, require_one_shape
-from miles.data.files.row_columns import columns_of_shape, known_columns
+from miles.data.files.row_columns import TOOLS_WITHIN, columns_of_shape, known_columns
 from miles.data.files.row_shapes import detect_format, find_columns
-from miles.data.files.unused_columns import METADATA, unused_columns
+from miles.data.files.unused_columns import unused_columns
 from miles.data.types import Int32, Int64
 from miles.errors import ConfigError, SourceError
 
@@ -222,7 +222,7 @@ def _describe_source(
             "another file"
         )
     is_unknown = source.format.shape == "auto"
-    wanted = known_columns(source.format) | {METADATA}
+    wanted = known_columns(source.format) | {TOOLS_WITHIN}
     rows, columns = first_rows(first, wanted, any_needed=is_unknown)
     try:
         format = detect_format(source, rows, columns, first.path)
@@ -237,7 +237,7 @@ def _describe_source(
     files = tuple(with_text_columns(file, needed, named) for file in files)
     if first.unread_columns:  # some of them may be read now
         first = with_text_columns(first, needed, named)
-        rows, _ = first_rows(first, known_columns(format) | {METADATA})
+        rows, _ = first_rows(first, known_columns(format) | {TOOLS_WITHIN})
     require_one_shape(source, format, first, files)
     return ManifestSource(
         source.name,

@@ -18,6 +18,7 @@ from itertools import chain
 from typing import Any
 
 from miles.data.config import ROW_FIELDS, RowFormat
+from miles.data.files.media_columns import MEDIA
 from miles.data.files.turn_values import CONTENT_KEYS, ROLE_KEYS, TREE_KEYS, has_turns
 
 USUAL_COLUMNS: Mapping[str, tuple[str, ...]] = {
@@ -54,6 +55,18 @@ FURTHER_COLUMNS: Mapping[str, tuple[str, ...]] = {
 }
 """Field -> where it is looked for, too. Of "messages" such a name is a weak sign: a column of it
 counts where it holds turns."""
+
+TOOLS_WITHIN = "metadata"
+"""Column that may hold tools within an object, or within its JSON text."""
+
+BESIDE_TURNS = frozenset(
+    chain(
+        *(USUAL_COLUMNS[field] for field in ("system", "tools", "template_kwargs")),
+        (TOOLS_WITHIN,),
+        MEDIA,
+    )
+)
+"""Columns that matter beside the turns."""
 
 USUAL_PAIRS = (
     ("prompt", "completion"),

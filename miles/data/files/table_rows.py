@@ -1,4 +1,4 @@
-"""Tables, Parquet or Arrow IPC: record batches of a row group, and its rows as JSON."""
+"""Tables, Parquet or Arrow IPC: record batches of a row group, and its rows."""
 
 from __future__ import annotations
 
@@ -8,20 +8,26 @@ import numpy as np
 import pyarrow as pa
 
 from miles.common.file_errors import in_own_words
+from miles.data.config import RowFormat
 from miles.data.files import arrow_ipc, parquet
 from miles.data.files.file import File
-from miles.data.files.media_columns import with_unread_media
+from miles.data.files.media_columns import MEDIA, with_unread_media
+from miles.data.files.plain_rows import raw_rows
+from miles.data.files.raw_rows import RawRows, json_rows
 from miles.data.files.row_json import rows_to_json
 from miles.data.types import Int64
 from miles.errors import SourceError
 
 
-def table_rows(file: File, group: int, wanted: Int64) -> Iterator[list[bytes]]:
-    """Yield the wanted rows of a row group as JSON. It is read only as far as they go.
+def table_rows(
+    file: File, group: int, wanted: Int64, format: RowFormat | None
+) -> Iterator[RawRows]:
+    """Yield the wanted rows of a row group. It is read only as far as they go.
 
     Args:
         group: its number within the file.
         wanted: int64 [rows], numbers within the row group, ascending.
+        format: of the source; None: all rows are wanted as JSON.
 
     Raises:
         SourceError: the row group is damaged, or has fewer rows than were counted.
@@ -30,8 +36,12 @@ def table_rows(file: File, group: int, wanted: Int64) -> Iterator[list[bytes]]:
     for batch in batches(file, group, file.unread_columns):
         begin, end = np.searchsorted(wanted, (first, first + batch.num_rows))
         if begin < end:
-            rows = rows_to_json(batch, wanted[begin:end] - first)
-            yield with_unread_media(rows, file.unread_columns)
+            numbers = wanted[begin:end] - first
+            if format is None or not MEDIA.keys().isdisjoint(file.unread_columns):
+                rows = rows_to_json(batch, numbers)
+                yield json_rows(with_unread_media(rows, file.unread_columns))
+            else:
+                yield raw_rows(batch, numbers, format)
         first += batch.num_rows
         if first > wanted[-1]:
             return

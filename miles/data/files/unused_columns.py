@@ -11,11 +11,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from miles.data.config import RowFormat
+from miles.data.files.row_columns import TOOLS_WITHIN
 from miles.data.files.row_shapes import find_columns
 from miles.data.unused_names import few_names
 
-METADATA = "metadata"
-"""A column that is used where tools stand in it (`rows.tools`)."""
 _TOOLS = '"tools"'
 
 
@@ -32,8 +31,8 @@ def unused_columns(
     used: set[str] = set()
     for row in rows:
         used.update(find_columns(format, [row]).values())
-        if _TOOLS in _as_text(row.get(METADATA)):
-            used.add(METADATA)
+        if _TOOLS in _as_text(row.get(TOOLS_WITHIN)):
+            used.add(TOOLS_WITHIN)
     # A column that is named by a path is used as far as the path goes.
     used |= {name.split(".")[0] for name in used}
 

@@ -22,15 +22,13 @@ rejected row gives positions and types, never its text; a role that is not known
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from itertools import chain
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 from miles.common.json_faults import described, likely_encoding, likely_fault
 from miles.data.config import RowFormat
-from miles.data.files.media_columns import MEDIA
 from miles.data.files.row_columns import (
-    USUAL_COLUMNS,
+    BESIDE_TURNS,
     column_of,
     possible_columns,
     with_usual_names,
@@ -58,7 +56,7 @@ from miles.data.rows.number_texts import (
 )
 from miles.data.rows.reject import reject, type_of
 from miles.data.rows.template_variables import template_kwargs_of
-from miles.data.rows.tools import TOOLS_WITHIN, Tools, shows_tools, tools_of
+from miles.data.rows.tools import Tools, shows_tools, tools_of
 from miles.data.rows.transcripts import with_announced_tools
 from miles.data.rows.turn_forms import first_key
 from miles.data.rows.turn_lists import turn_list
@@ -73,14 +71,6 @@ from miles.data.types import (
 
 MESSAGES = RowFormat("messages")
 
-_BESIDE = frozenset(
-    chain(
-        *(USUAL_COLUMNS[field] for field in ("system", "tools", "template_kwargs")),
-        (TOOLS_WITHIN,),
-        MEDIA,
-    )
-)
-"""Columns that matter beside the turns."""
 _NO_VARIABLES: Mapping[str, Any] = {}
 
 _MAX_VALUES = 16 << 20
@@ -111,7 +101,7 @@ def normalize(payload: bytes, format: RowFormat = MESSAGES) -> Conversation:
             return _plain_text(row, format)
         messages, flags = _messages(row, format)
     _require_trainable(messages, flags)
-    if not format.columns and _BESIDE.isdisjoint(row):  # most rows
+    if not format.columns and BESIDE_TURNS.isdisjoint(row):  # most rows
         tools, template_kwargs = None, _NO_VARIABLES
     else:
         tools, template_kwargs = _take_beside(row, format, messages, flags)
@@ -119,6 +109,22 @@ def normalize(payload: bytes, format: RowFormat = MESSAGES) -> Conversation:
     if b"\\ud" in payload or b"\\uD" in payload:  # an escape that may be half of a character
         require_encodable(messages, tools)
     return Conversation(tuple(messages), tools, tuple(flags), None, template_kwargs)
+
+
+def normalize_turns(turns: Sequence[Any], format: RowFormat) -> Conversation:
+    """Read a row of which the turns are known, and that has nothing of meaning beside them.
+
+    Args:
+        turns: objects with a role and a content, both text.
+        format: as for `normalize`.
+
+    Raises:
+        RowRejected: as from `normalize`.
+    """
+    messages, flags = read_turns(turns, "turn", format)
+    _require_trainable(messages, flags)
+    require_encodable(messages, None)
+    return Conversation(tuple(messages), None, tuple(flags), None, _NO_VARIABLES)
 
 
 def _take_beside(

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from miles.data.config import RowFormat
-from miles.data.files.row_columns import possible_columns
+from miles.data.files.row_columns import TOOLS_WITHIN, possible_columns
 from miles.data.rows.json_text import read_json, require_json, require_shallow
 from miles.data.rows.reject import reject, type_of
 
@@ -25,8 +25,6 @@ Tools = tuple[Mapping[str, Any], ...]
 
 _NOTHING = frozenset(("", "none", "null"))
 _FUNCTIONS = "functions"
-TOOLS_WITHIN = "metadata"
-"""Column that may hold tools within an object."""
 
 
 def tools_of(row: Mapping[str, Any], format: RowFormat) -> Tools | None:

@@ -34,7 +34,7 @@ _NOT_IN_MESSAGE = frozenset((*TRAIN_FLAGS, TRAIN_DETAIL, _FUNCTION_CALL))
 _PLAIN_ROLES = frozenset(("system", "user", "assistant"))
 _THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 _OPEN = "<tool_response>"
-_CLOSE = "</tool_response>"
+CLOSE = "</tool_response>"
 
 Messages = list[Mapping[str, Any]]
 Flags = list[bool | None]
@@ -70,7 +70,7 @@ def read_turns(turns: Sequence[Any], what: str, format: RowFormat) -> tuple[Mess
             content = turn.get("value")
 
         role = roles.get(name) if type(name) is str else None
-        is_plain = role in _PLAIN_ROLES or (role == "tool" and _CLOSE not in str(content))
+        is_plain = role in _PLAIN_ROLES or (role == "tool" and CLOSE not in str(content))
         if is_plain and len(turn) == 2 and type(content) is str:  # most turns
             messages.append({"role": role, "content": content})
             flags.append(None)
@@ -231,7 +231,7 @@ def _without_wrappers(text: str) -> list[str]:
 
     Templates that want these tags write them. Several results in one turn are several messages.
     """
-    *wrapped, after = text.split(_CLOSE)
+    *wrapped, after = text.split(CLOSE)
     if not wrapped or after.strip():
         return [text]
     results = []

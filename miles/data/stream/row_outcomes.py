@@ -1,6 +1,6 @@
 """The outcome of each row of a step: left out, rejected, or a sample.
 
-    payload (JSON text) -> normalize -> [hold out] -> encode -> sample
+    plain turns, or JSON text -> normalize -> [hold out] -> encode -> sample
                               reject      left out      reject
 
 A stream leaves out the held-out rows (training) or all others (evaluation). Which rows are held out
@@ -22,7 +22,9 @@ import xxhash
 
 from miles.data.config import RowFormat
 from miles.data.encoding.encoder import Encoder, or_rejected
+from miles.data.files.raw_rows import RawRows
 from miles.data.rows.normalize import normalize
+from miles.data.rows.plain_turns import normalize_plain
 from miles.data.stream.step_tables import list_values
 from miles.data.types import (
     Conversation,
@@ -79,7 +81,7 @@ def table_outcome(
     """
     started = time.perf_counter()
     rows = _RowPlaces.of(table)
-    normalized = _normalize_rows(table, rows.source_ids, formats)
+    normalized = normalize_rows(raw_rows_of(table), rows.source_ids, formats)
     left_out = np.zeros(0, np.int64)
     if held_out_fraction > 0 or held_out == "only":
         is_kept = [is_in_stream(row, held_out_fraction, held_out) for row in normalized]
@@ -148,6 +150,34 @@ class _RowPlaces:
         )
 
 
+def raw_rows_of(table: pa.Table) -> RawRows:
+    """Return the rows of a table of RAW_STEP, end to end."""
+    payloads, turns = (table[name].combine_chunks().flatten() for name in ("payloads", "turns"))
+    return RawRows(payloads, turns)
+
+
+def normalize_rows(
+    rows: RawRows, source_ids: Int32, formats: Sequence[RowFormat]
+) -> list[Conversation | RowRejected]:
+    """Return the conversation of each row, or why it has none.
+
+    Args:
+        rows: as they were read.
+        source_ids: int32 [rows].
+        formats: the row format of each source.
+    """
+    is_plain = rows.turns.is_valid().to_numpy(zero_copy_only=False)
+    plain = normalize_plain(rows.turns.drop_null(), source_ids[is_plain], formats)
+    if len(plain) == len(rows):  # most tables
+        return plain
+
+    following = iter(plain)
+    return [
+        next(following) if payload is None else or_rejected(normalize, payload, formats[source_id])
+        for payload, source_id in zip(rows.payloads.to_pylist(), source_ids.tolist(), strict=True)
+    ]
+
+
 @dataclass(frozen=True)
 class RowOutcome:
     """The sample or the reject that one row becomes."""
@@ -194,17 +224,6 @@ def is_in_stream(row: Conversation | RowRejected, held_out_fraction: float, held
     """
     is_held_out = isinstance(row, Conversation) and hash_share(row) < held_out_fraction
     return is_held_out == (held_out == "only")
-
-
-def _normalize_rows(
-    table: pa.Table, source_ids: Int32, formats: Sequence[RowFormat]
-) -> list[Conversation | RowRejected]:
-    """Return the conversation of each row of a table, or why it has none."""
-    payloads = table["payloads"].combine_chunks().flatten().to_pylist()
-    return [
-        or_rejected(normalize, payload, formats[source_id])
-        for payload, source_id in zip(payloads, source_ids.tolist(), strict=True)
-    ]
 
 
 def _encode_rows(normalized: Sequence[Conversation | RowRejected], encoder: Encoder) -> EncodedRows:

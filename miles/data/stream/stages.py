@@ -1,6 +1,6 @@
 """The pure functions over Arrow: one table row is one step, before and after each of them.
 
-    read_window    which window   ->  RAW_STEP       rows as JSON text
+    read_window    which window   ->  RAW_STEP       rows as plain turns, or as JSON text
     encode_steps   RAW_STEP       ->  ENCODED_STEP   normalized, held-out rows left out, tokenised
     pack_steps     ENCODED_STEP   ->  PACKED_STEP    laid out rank by rank
     prepare_steps  RAW_STEP       ->  PREPARED_STEP  messages and token counts, for `prepare`
@@ -15,7 +15,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain, islice, pairwise
+from itertools import chain, pairwise
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,7 @@ from miles.data.config import DataConfig, EncodeConfig, PackConfig, RowFormat
 from miles.data.encoding import kept_encoders
 from miles.data.encoding.encoder import Encoder
 from miles.data.files.manifest import Manifest
-from miles.data.files.read import read_rows, stream_rows
+from miles.data.files.read import read_raw_rows
 from miles.data.order.plan import Plan, PlannedStep, WindowRef
 from miles.data.packing.pack import PackStats, pack, pack_stats
 from miles.data.packing.shards import unpack
@@ -71,14 +71,15 @@ def read_window(
         return
 
     started = time.perf_counter()
-    payloads = _read_payloads(manifest, np.concatenate([step.row_ids for step in steps]))
+    groups = list(_groups(steps))
+    group_ids = [np.concatenate([step.row_ids for step in group]) for group in groups]
+    parts = read_raw_rows(manifest, np.concatenate(group_ids), list(map(len, group_ids)))
     window_seconds = (time.perf_counter() - started) / len(steps)
 
-    for group in _groups(steps):
+    for group, row_ids in zip(groups, group_ids, strict=True):
         started = time.perf_counter()
         counts = [len(step.row_ids) for step in group]
-        group_payloads = list(islice(payloads, sum(counts)))
-        row_ids = np.concatenate([step.row_ids for step in group])
+        rows = next(parts)
         step_seconds = window_seconds + (time.perf_counter() - started) / len(group)
         columns = {
             "step": [step.step for step in group],
@@ -87,18 +88,11 @@ def read_window(
             "num_rows": counts,
             "row_ids": ListColumn(row_ids, counts),
             "source_ids": ListColumn(manifest.source_of(row_ids), counts),
-            "payloads": ListColumn(group_payloads, counts),
+            "payloads": ListColumn(rows.payloads, counts),
+            "turns": ListColumn(rows.turns, counts),
             "read_seconds": [step_seconds] * len(group),
         }
         yield step_table(RAW_STEP, columns)
-
-
-def _read_payloads(manifest: Manifest, row_ids: Int64) -> Iterator[bytes]:
-    """Return the JSON text of rows, in this order. In file order, it is read as it is consumed."""
-    is_file_order = (np.diff(row_ids) > 0).all()
-    if is_file_order:
-        return chain.from_iterable(stream_rows(manifest, row_ids))
-    return iter(read_rows(manifest, row_ids))
 
 
 def _groups(steps: Sequence[PlannedStep]) -> Iterator[Sequence[PlannedStep]]:

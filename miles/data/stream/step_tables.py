@@ -95,7 +95,9 @@ def _array(kind: pa.DataType, column: Any) -> Any:
     if not isinstance(column, ListColumn):
         return pa.array(column, kind)
 
-    values = pa.array(column.values, kind.value_type)
+    values = column.values
+    if not isinstance(values, pa.Array):
+        values = pa.array(values, kind.value_type)
     offsets = offsets_of(column.counts)
     if pa.types.is_large_list(kind):
         return pa.LargeListArray.from_arrays(pa.array(offsets), values)

@@ -86,9 +86,9 @@ def test_needed_groups_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
     groups: list[int] = []
     original = read.table_rows
 
-    def watching(file, group, wanted):  # type: ignore[no-untyped-def]
+    def watching(file, group, wanted, format):  # type: ignore[no-untyped-def]
         groups.append(group)
-        return original(file, group, wanted)
+        return original(file, group, wanted, format)
 
     monkeypatch.setattr(read, "table_rows", watching)
     read_rows(manifest, np.array([31, 2, 30, 5]))

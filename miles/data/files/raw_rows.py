@@ -1,0 +1,57 @@
+"""Rows as they were read, in Arrow: each is JSON text, or plain turns.
+
+    row   payloads                turns
+    0     null                    [{role: human, content: 2+2?}, {role: gpt, content: "4"}]
+    1     {"messages": […], …}    null
+
+Most rows of tables are plain (`plain_rows`), and need no Python object before they are normalized.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from miles.data.step_schemas import PAYLOAD, TURNS
+from miles.data.types import Int64
+
+
+@dataclass(frozen=True, eq=False)
+class RawRows:
+    """Rows in Arrow. Each is null in one of the two columns."""
+
+    payloads: pa.Array
+    """`PAYLOAD` [rows]: JSON text"""
+    turns: pa.Array
+    """`TURNS` [rows]: role and content of each turn, texts as they were written"""
+
+    def __len__(self) -> int:
+        return len(self.payloads)
+
+    def slice(self, begin: int, num_rows: int) -> RawRows:
+        """Return rows that follow one another."""
+        return RawRows(self.payloads.slice(begin, num_rows), self.turns.slice(begin, num_rows))
+
+    def take(self, numbers: Int64) -> RawRows:
+        """Return some rows, in the order asked."""
+        indices = pa.array(numbers)
+        return RawRows(self.payloads.take(indices), self.turns.take(indices))
+
+
+def json_rows(payloads: Sequence[bytes]) -> RawRows:
+    """Return rows that are JSON text, all of them."""
+    return RawRows(pa.array(payloads, PAYLOAD), pa.nulls(len(payloads), TURNS))
+
+
+def joined(parts: Sequence[RawRows]) -> RawRows:
+    """Return the rows of all parts, end to end."""
+    if len(parts) == 1:
+        return parts[0]
+    payloads = [part.payloads for part in parts]
+    turns = [part.turns for part in parts]
+    return RawRows(
+        pa.concat_arrays(payloads) if parts else pa.array([], PAYLOAD),
+        pa.concat_arrays(turns) if parts else pa.array([], TURNS),
+    )
