@@ -196,10 +196,20 @@ def test_prepare_compares_two_checkouts(
     assert len(BAR.findall(printed)) == 3
 
 
-def test_pack_prints_its_bars() -> None:
-    printed = benchmark("pack.py", "--rows", "5000")
+def test_pack_prints_its_bars(assets: Path, chatml_tokenizer_folder: Path) -> None:
+    source: list[str | Path] = [
+        "--source",
+        assets / "data/openhermes_sample.parquet",
+        "--tokenizer",
+        chatml_tokenizer_folder,
+    ]
+    printed = benchmark(
+        "pack.py", "--rows", "5000", "--chain-rows", "256", "--chain-rounds", "1", *source
+    )
     assert "5,000 samples" in printed
-    assert len(BAR.findall(printed)) == 2
+    parts = ("plan", "the rest of reading", "fingerprint", "pack", "table of segments", "encode")
+    assert all(re.search(rf"{part} +│ {NUMBER} ", printed) for part in parts)
+    assert len(BAR.findall(printed)) == 3
 
 
 def test_a_lora_step_is_compared_with_two_others() -> None:

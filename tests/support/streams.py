@@ -43,6 +43,9 @@ rejected rows, keys that nothing reads]."""
 
 UNREAD_KEY = "mood"
 
+NODE_RANKS = 2
+"""Ranks that share a chunk where `follow` reads a feed."""
+
 
 @cache
 def demo_tokenizer() -> Path:
@@ -210,7 +213,10 @@ def follow(
     """
     last = feed.info.num_steps if num_steps is None else feed.first_step + num_steps
     ranks = range(config.pack.dp_size)
-    iterators = [StepIterator(feed.handle, rank, rank, feed.first_step, last) for rank in ranks]
+    iterators = []
+    for rank in ranks:
+        node = [neighbour for neighbour in ranks if neighbour // NODE_RANKS == rank // NODE_RANKS]
+        iterators.append(StepIterator(feed.handle, rank, rank, feed.first_step, last, node))
     for step in range(feed.first_step, last):
         given = [next(iterator) for iterator in iterators]
         assert {report.position.index for report, _ in given} == {step}

@@ -98,9 +98,8 @@ def _of_this_start(cached: str | None, config: EncodeConfig) -> _Kept:
     """
     encoder = Encoder.from_config(config)
     state = carried_state.pack(encoder)
-    # Asked again: while they were loaded, the files may have become others.
-    if state is not None and cached is not None and state_cache.key_of(config) == cached:
-        state_cache.keep(cached, state)
+    if state is not None and cached is not None:
+        state_cache.keep(cached, config, state)
     return _Kept(encoder, state)
 
 

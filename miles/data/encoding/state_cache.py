@@ -3,8 +3,8 @@
     key    hash of the tokenizer's files, every setting, and the versions of all that is involved
     file   `carried_state`'s bytes, in the user's cache (`common/cache_files.py`)
 
-A tokenizer that is named by the hub's name is not kept: which files that means is for the hub to
-say. Nor is one that may bring code of its own.
+Of a name of the hub, the files are those of the hub's cache, which are loaded first. A tokenizer
+that may bring code of its own is not kept.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from miles.common import cache_files
 from miles.data.config import EncodeConfig
 from miles.data.encoding import carried_state
 from miles.data.encoding.encoder import Encoder
-from miles.data.tokens.load import content_hash
+from miles.data.tokens.load import content_hash, load_with_content
 
-_KIND = "encoders"
+KIND = "encoders"
 _MAX_FILES = 8
 """Of Qwen3's tokenizer, each has 7.5 MB."""
 
@@ -32,16 +32,18 @@ def key_of(config: EncodeConfig) -> str | None:
     """
     if config.trust_remote_code or cache_files.folder() is None:
         return None
-    files = content_hash(config)
-    if files is None:
-        return None
-    involved = [files, asdict(config), dict(carried_state.versions())]
+    content = content_hash(config)
+    return None if content is None else _key_of(content, config)
+
+
+def _key_of(content: str, config: EncodeConfig) -> str:
+    involved = [content, asdict(config), dict(carried_state.versions())]
     return hashlib.sha256(json.dumps(involved, sort_keys=True).encode()).hexdigest()
 
 
 def find(key: str, config: EncodeConfig) -> tuple[Encoder, bytes] | None:
     """Return the encoder that is kept under a key, and its state."""
-    state = cache_files.read(_KIND, key)
+    state = cache_files.read(KIND, key)
     if state is None:
         return None
     try:
@@ -51,6 +53,12 @@ def find(key: str, config: EncodeConfig) -> tuple[Encoder, bytes] | None:
     return None if encoder is None else (encoder, state)
 
 
-def keep(key: str, state: bytes) -> None:
-    """Keep an encoder, as far as the cache can be written."""
-    cache_files.write(_KIND, key, state, _MAX_FILES)
+def keep(key: str, config: EncodeConfig, state: bytes) -> None:
+    """Keep the encoder that this process has certified, as far as the cache can be written.
+
+    It is not kept where the tokenizer was made of other files than the key says: they changed while
+    they were loaded, or after this process had loaded them.
+    """
+    _, content = load_with_content(config)
+    if content is not None and _key_of(content, config) == key:
+        cache_files.write(KIND, key, state, _MAX_FILES)

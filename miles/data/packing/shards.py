@@ -11,8 +11,10 @@ memory. Arrays stay as they are; only `micro_batches` shifts labels, where the r
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -85,12 +87,26 @@ def whole(table: pa.Table, step_reports: Sequence[StepReport]) -> Chunk:
     num_ranks = table["dp_size"][0].as_py()
     counts, batch_starts = _values(table, "micro_batch_segments")
     return Chunk(
-        reports=tuple(step_reports),
+        reports=_PickledOnce(step_reports),
         data_ranks=tuple(range(num_ranks)),
         step_micro_batches=(np.diff(batch_starts) // num_ranks).astype(np.int32),
         micro_batch_segments=counts,
         **{name: _values(table, name)[0] for name in _OF_SHARDS},
     )
+
+
+class _PickledOnce(tuple[StepReport, ...]):
+    """Reports that go to many nodes, and arrive as a tuple.
+
+    Ray pickles dataclasses in Python, which takes longer than all else about a node's chunk.
+    """
+
+    @cached_property
+    def _pickled(self) -> bytes:
+        return pickle.dumps(tuple(self), protocol=5)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return pickle.loads, (self._pickled,)
 
 
 def cut(chunk: Chunk, data_ranks: Sequence[int]) -> Chunk:
@@ -102,13 +118,19 @@ def cut(chunk: Chunk, data_ranks: Sequence[int]) -> Chunk:
     if tuple(data_ranks) == chunk.data_ranks:
         return chunk
 
-    # Neighbours are cut in one piece. Each step's piece: in micro-batches, in segments, in tokens.
-    in_batches = []
-    for begins, count in _shard_starts(chunk):
-        for first, last in _neighbours([chunk.data_ranks.index(rank) for rank in data_ranks]):
-            in_batches.append(slice(begins[first], begins[last] + count))
-    in_segments = _at(offsets_of(chunk.micro_batch_segments), in_batches)
-    in_tokens = _at(offsets_of(chunk.segment_lengths), in_segments)
+    # Neighbours are cut in one piece: [steps, pieces]. Step after step, as the chunk lies itself.
+    pieces = np.array(_neighbours([chunk.data_ranks.index(rank) for rank in data_ranks]))
+    starts = _step_starts(chunk)[:-1, None]
+    counts = chunk.step_micro_batches[:, None]
+    begins = (starts + counts * pieces[:, 0]).ravel()
+    ends = (starts + counts * pieces[:, 1]).ravel()
+
+    # In micro-batches, in segments, in tokens.
+    segments = offsets_of(chunk.micro_batch_segments)
+    tokens = offsets_of(chunk.segment_lengths)
+    in_batches = _slices(begins, ends)
+    in_segments = _slices(segments[begins], segments[ends])
+    in_tokens = _slices(tokens[segments[begins]], tokens[segments[ends]])
 
     return replace(
         chunk,
@@ -137,10 +159,10 @@ def micro_batches(chunk: Chunk, data_rank: int) -> Iterator[tuple[MicroBatch, ..
     segment_starts = offsets_of(chunk.micro_batch_segments)
     token_starts = offsets_of(chunk.segment_lengths)
     number = chunk.data_ranks.index(data_rank)
+    counts = chunk.step_micro_batches
+    begins = _step_starts(chunk)[:-1] + counts * number
 
-    for begins, count in _shard_starts(chunk):
-        begin = begins[number]
-        end = begin + count
+    for begin, end in zip(begins, begins + counts, strict=True):
         batches = []
         for first, last in pairwise(segment_starts[begin : end + 1]):
             tokens = slice(token_starts[first], token_starts[last])
@@ -183,22 +205,20 @@ def unpack(table: pa.Table) -> list[Step]:
     return [Step(report, ranks) for report, ranks in zip(step_reports, by_step, strict=True)]
 
 
-def _shard_starts(chunk: Chunk) -> Iterator[tuple[Int64, int]]:
-    """Yield of each step where its shards begin, and how long each is, in micro-batches."""
-    num_ranks = len(chunk.data_ranks)
-    starts = offsets_of(chunk.step_micro_batches) * num_ranks
-    for start, count in zip(starts[:-1], chunk.step_micro_batches.tolist(), strict=True):
-        yield start + count * np.arange(num_ranks), count
+def _step_starts(chunk: Chunk) -> Int64:
+    """Return where each step begins, and the end of the last: int64 [steps + 1], micro-batches."""
+    starts: Int64 = offsets_of(chunk.step_micro_batches) * len(chunk.data_ranks)
+    return starts
 
 
 def _neighbours(numbers: Sequence[int]) -> list[tuple[int, int]]:
-    """Return the first and last of each run of consecutive numbers."""
+    """Return each run of consecutive numbers: the first, and the one behind the last."""
     runs: list[tuple[int, int]] = []
     for number in numbers:
-        if runs and runs[-1][1] + 1 == number:
-            runs[-1] = (runs[-1][0], number)
+        if runs and runs[-1][1] == number:
+            runs[-1] = (runs[-1][0], number + 1)
         else:
-            runs.append((number, number))
+            runs.append((number, number + 1))
     return runs
 
 
@@ -210,9 +230,8 @@ def _values(table: pa.Table, name: str) -> tuple[Any, Int64]:
     return values, starts - starts[0]
 
 
-def _at(offsets: Int64, parts: list[slice]) -> list[slice]:
-    """Return where parts of a list lie in the values that its elements consist of."""
-    return [slice(offsets[part.start], offsets[part.stop]) for part in parts]
+def _slices(begins: Int64, ends: Int64) -> list[slice]:
+    return list(map(slice, begins.tolist(), ends.tolist()))
 
 
 def _cut(values: Any, parts: list[slice]) -> Any:

@@ -29,6 +29,9 @@ from miles.data.stream import prepared, stages
 from miles.data.stream.carried_encoder import CarriedEncoder
 from miles.errors import MilesError, NoRoomError
 
+BLOCK_RANKS = 32
+"""Data ranks that a block of `target_block_bytes` is for. With more, blocks are larger."""
+
 Gate = Callable[[int], None]
 """Returns when the window that begins with a step may be loaded."""
 
@@ -278,6 +281,11 @@ def build_messages(manifest: Manifest, config: DataConfig) -> Dataset:
     return _over_windows(plan.windows(0), chain, config)
 
 
+def _block_bytes(config: DataConfig) -> int:
+    """Return about how large a block is: the feed's work for each of them grows with the ranks."""
+    return config.stream.target_block_bytes * max(config.pack.dp_size // BLOCK_RANKS, 1)
+
+
 def _over_windows(
     refs: Iterable[WindowRef],
     chain: _Chain,
@@ -291,7 +299,7 @@ def _over_windows(
     # A copy of the context, so that no other data set of this process is changed.
     before = DataContext.get_current()
     context = before.copy()
-    context.target_max_block_size = config.stream.target_block_bytes
+    context.target_max_block_size = _block_bytes(config)
     context.execution_options.preserve_order = True
     context.execution_options.resource_limits = context.execution_options.resource_limits.copy(
         cpu=config.stream.loader_cpus
@@ -338,8 +346,8 @@ def blocks(dataset: Dataset) -> Iterator[pa.Table]:
         MilesError: a stage raised it in its task, or the stream failed after its retries.
     """
     try:
-        # Not `iter_batches`: Ray 2.60 passes each block through five threads there, and may hold one
-        # back until it has the next. Ray's executor makes blocks ahead; the feed holds steps ready.
+        # Not `iter_batches`: Ray 2.60 passes each block through more threads there, and may hold
+        # one back until it has the next. Ray's executor makes blocks ahead; the feed holds steps ready.
         for bundle in dataset.iter_internal_ref_bundles():
             for reference in bundle.block_refs:
                 table = ray.get(reference)

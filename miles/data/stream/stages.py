@@ -37,10 +37,10 @@ from miles.data.stream.row_outcomes import TableOutcome, table_outcome
 from miles.data.stream.step_tables import (
     ListColumn,
     carried,
-    concatenated,
     count_by_source,
     list_counts,
     list_values,
+    reordered,
     step_table,
 )
 from miles.data.types import (
@@ -254,37 +254,26 @@ def _segment_columns(
     table: pa.Table, packed: Sequence[_PackedStep], lengths: Int32, counts: Int64
 ) -> dict[str, Any]:
     """Return the columns of samples and tokens, in the order of ranks and micro-batches."""
-    order = _packed_order(packed, counts)
-    token_offsets = offsets_of(lengths)
-    num_tokens = np.diff(token_offsets[offsets_of(counts)])
-    spans = zip(token_offsets[:-1][order], token_offsets[1:][order], strict=True)
-    slices = [slice(begin, end) for begin, end in spans]
-    ids = list_values(table, "input_ids")
-    mask = list_values(table, "loss_mask")
-
-    all_batches = chain.from_iterable(step.micro_batches for step in packed)
-    batch_segments = np.array([len(batch) for batch in all_batches], np.int32)
+    batches = list(chain.from_iterable(step.micro_batches for step in packed))
     num_batches = [len(step.micro_batches) for step in packed]
+    batch_segments = np.fromiter(map(len, batches), np.int32, len(batches))
+
+    # The table's samples in the order in which they are packed.
+    sample_offsets = offsets_of(counts)
+    order = np.fromiter(chain.from_iterable(batches), np.int64, len(lengths))
+    order += np.repeat(sample_offsets[:-1], counts)
+
+    num_tokens = np.diff(offsets_of(lengths)[sample_offsets])
+    ids = reordered(list_values(table, "input_ids"), lengths, order)
+    mask = reordered(list_values(table, "loss_mask"), lengths, order)
     return {
         "micro_batch_segments": ListColumn(batch_segments, num_batches),
         "segment_lengths": ListColumn(lengths[order], counts),
         "segment_row_ids": ListColumn(list_values(table, "sample_row_ids")[order], counts),
         "segment_source_ids": ListColumn(list_values(table, "sample_source_ids")[order], counts),
-        "input_ids": ListColumn(concatenated([ids[part] for part in slices], np.int32), num_tokens),
-        "loss_mask": ListColumn(
-            concatenated([mask[part] for part in slices], np.uint8), num_tokens
-        ),
+        "input_ids": ListColumn(ids, num_tokens),
+        "loss_mask": ListColumn(mask, num_tokens),
     }
-
-
-def _packed_order(packed: Sequence[_PackedStep], counts: Int64) -> Int64:
-    """Return the table's samples in the order in which they are packed: int64 [samples]."""
-    parts = []
-    for first, step in zip(offsets_of(counts)[:-1], packed, strict=True):
-        samples = np.fromiter(chain.from_iterable(step.micro_batches), np.int64)
-        parts.append(first + samples)
-    order: Int64 = concatenated(parts, np.int64)
-    return order
 
 
 def _trained_columns(table: pa.Table, lengths: Int32, counts: Int64) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import xxhash
 
@@ -44,8 +44,23 @@ _STRFTIME_NOW = re.compile(r"""strftime_now\(\s*(["'])(?P<format>[^"']*)\1\s*\)"
 _pinned: set[str] = set()
 """templates that `pin_date` changed"""
 
-_loaded: dict[tuple[Any, ...], tuple[PreTrainedTokenizerBase, str]] = {}
-"""key of content -> the tokenizer, and the chat template that it was given"""
+
+class _Loaded(NamedTuple):
+    """A tokenizer of this process."""
+
+    tokenizer: PreTrainedTokenizerBase
+    template: str
+    """that it was given"""
+    content: str | None
+    """`content_hash` of the files that it was made of; None: they changed meanwhile"""
+
+
+_loaded: dict[tuple[Any, ...], _Loaded] = {}
+"""names, sizes and stamps of the files, and what else decides -> the tokenizer"""
+
+
+_remote_content: dict[tuple[tuple[str, int, str], ...], str] = {}
+"""names, sizes and stamps of files in a store -> `content_hash`, so that they are read once"""
 
 
 def load_tokenizer(config: EncodeConfig) -> PreTrainedTokenizerBase:
@@ -57,14 +72,23 @@ def load_tokenizer(config: EncodeConfig) -> PreTrainedTokenizerBase:
         TemplateError: there is no such folder or hub name, or no tokenizer in it; or it is not
             "fast" (without character offsets), or has not exactly one chat template.
     """
+    return load_with_content(config)[0]
+
+
+def load_with_content(config: EncodeConfig) -> tuple[PreTrainedTokenizerBase, str | None]:
+    """Return what `load_tokenizer` does, and the `content_hash` of the files it was made of.
+
+    None in place of the hash where it is not known, or the files changed while they were read.
+    """
     url = config.tokenizer
     files = _tokenizer_files(url)
     key = (url, files, config.chat_template, config.trust_remote_code)
     if key in _loaded:
-        tokenizer, template = _loaded[key]
+        tokenizer, template, content = _loaded[key]
         if tokenizer.chat_template == template:  # nobody has changed it in the meantime
-            return tokenizer
+            return tokenizer, content
 
+    before = content_hash(config)
     if files is None:
         tokenizer = _from_hub(url, config.trust_remote_code)
     elif storage.is_local(url):
@@ -80,34 +104,56 @@ def load_tokenizer(config: EncodeConfig) -> PreTrainedTokenizerBase:
 
     template = pin_date(_single_template(tokenizer, config))
     tokenizer.chat_template = template
-    _loaded[key] = (tokenizer, template)
-    return tokenizer
+    content = before if content_hash(config) == before else None
+    _loaded[key] = _Loaded(tokenizer, template, content)
+    return tokenizer, content
 
 
 def content_hash(config: EncodeConfig) -> str | None:
     """Return the hash of the files that transformers makes a tokenizer of.
 
-    None for a name of the hub, and where there is no tokenizer.json: then other libraries have a
-    say in what is made of the files. None as well where a file cannot be read.
+    None where there is no tokenizer.json: then other libraries have a say in what is made of the
+    files. None as well for a name of the hub that is not in its cache, and where a file cannot be
+    read.
 
     Raises:
         TemplateError: as `load_tokenizer`, where there is no tokenizer or its files are refused.
     """
-    files = _tokenizer_files(config.tokenizer)
-    names = [path.rstrip("/").rsplit("/", 1)[-1] for path, *_ in files or ()]
+    url = config.tokenizer
+    files = _tokenizer_files(url)
+    names = [path.rsplit("/", 1)[-1] for path, *_ in files or ()]
+    if files is None:
+        url = _hub_snapshot(url)
+        names = [name for name in storage.names(url) if url and name.endswith(_TOKENIZER_SUFFIXES)]
     if "tokenizer.json" not in names:
         return None
+    if files in _remote_content:
+        return _remote_content[files]
+
     digest = hashlib.sha256()
     try:
-        folder = storage.join(config.tokenizer, _TEMPLATES_FOLDER)
+        folder = storage.join(url, _TEMPLATES_FOLDER)
         names += [f"{_TEMPLATES_FOLDER}/{name}" for name in storage.names(folder)]
         for name in names:
-            content = storage.read_bytes(storage.join(config.tokenizer, name))
+            content = storage.read_bytes(storage.join(url, name))
             digest.update(f"{name}\0{len(content)}\0".encode())
             digest.update(content)
     except (MilesError, OSError):
         return None
+    if files is not None and not storage.is_local(url):
+        _remote_content[files] = digest.hexdigest()
     return digest.hexdigest()
+
+
+def _hub_snapshot(name: str) -> str:
+    """Return the folder in the hub's cache that its name means; "" if there is none."""
+    import huggingface_hub
+
+    try:
+        path = huggingface_hub.try_to_load_from_cache(name, "tokenizer.json")
+    except (OSError, ValueError):  # not a name of the hub's
+        return ""
+    return str(Path(path).parent) if isinstance(path, str) else ""
 
 
 def pin_date(template: str) -> str:

@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from miles.common import storage
+from miles.common import cache_files, storage
 from miles.data.config import EncodeConfig
 from miles.data.encoding import carried_state, kept_encoders, state_cache
 from miles.data.encoding.encoder import Encoder
 from miles.data.encoding.kept_encoders import encoder_of, known, state_of
+from miles.data.tokens import load
 from miles.data.tokens.carried_tokenizer import CarriedTokenizer
 from miles.data.types import Conversation
 from miles.errors import TemplateError
@@ -110,14 +111,27 @@ def test_other_files_are_another_tokenizer(config: EncodeConfig, name: str) -> N
 def test_a_tokenizer_that_changes_while_it_is_loaded_is_not_kept(
     config: EncodeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    load = Encoder.from_config
+    from_folder = load._from_folder
 
-    def slowly(config: EncodeConfig) -> Encoder:
-        encoder = load(config)
-        Path(config.tokenizer, "chat_template.jinja").write_text(CHATML + " ")
-        return encoder
+    def slowly(folder: str, *given: Any) -> Any:
+        tokenizer = from_folder(folder, *given)
+        Path(folder, "chat_template.jinja").write_text(CHATML + " ")
+        return tokenizer
 
-    monkeypatch.setattr(Encoder, "from_config", slowly)
+    monkeypatch.setattr(load, "_from_folder", slowly)
+    encoder_of(config)
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_tokenizer_that_changed_since_it_was_loaded_is_not_kept(
+    config: EncodeConfig, tmp_path: Path
+) -> None:
+    """This process keeps the tokenizer by the file's size and time, which can be the same."""
+    load.load_tokenizer(config)
+    file = Path(config.tokenizer, "chat_template.jinja")
+    before = file.stat()
+    file.write_text(file.read_text().replace("assistant", "ASSISTANT"))
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
     encoder_of(config)
     assert not (tmp_path / "cache").exists()
 
@@ -135,7 +149,7 @@ def test_a_tampered_state_is_made_anew(config: EncodeConfig, tmp_path: Path) -> 
     )
     for state in states:
         assert state is not None
-        state_cache.keep(key, state)
+        cache_files.write(state_cache.KIND, key, state, 8)
         again = next_start(config)
         assert not is_of_cache(again)
         assert again.certificate == first.certificate
@@ -161,7 +175,7 @@ def test_nothing_in_the_cache_can_run(config: EncodeConfig, tmp_path: Path, name
     arrays[name] = np.array([Runs(tmp_path / "ran")], object)
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
-    state_cache.keep(cache_file(tmp_path).stem, buffer.getvalue())
+    cache_files.write(state_cache.KIND, cache_file(tmp_path).stem, buffer.getvalue(), 8)
 
     encoder = next_start(config)
     with contextlib.suppress(ValueError):
@@ -195,6 +209,39 @@ def test_a_remote_tokenizer_is_known_by_its_content(config: EncodeConfig) -> Non
     assert is_of_cache(next_start(remote))
     storage.write_text(f"{remote.tokenizer}/chat_template.jinja", CHATML + " ")
     assert not is_of_cache(next_start(remote))
+
+
+def test_a_name_of_the_hub_means_its_cached_files(
+    config: EncodeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub = tmp_path / "hub"
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(hub))
+    monkeypatch.setattr("huggingface_hub.file_download.HF_HUB_CACHE", str(hub), raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    named = replace(config, tokenizer="ada/small")
+    assert state_cache.key_of(named) is None
+
+    def show(commit: str) -> Path:
+        """Have the hub's cache say that the name means this commit."""
+        repository = hub / "models--ada--small"
+        (repository / "refs").mkdir(parents=True, exist_ok=True)
+        for name in ("config.json", "adapter_config.json", "processor_config.json"):
+            absent = repository / ".no_exist" / commit / name  # as the hub has said
+            absent.parent.mkdir(parents=True, exist_ok=True)
+            absent.touch()
+        (repository / "refs/main").write_text(commit)
+        return repository / "snapshots" / commit
+
+    shutil.copytree(config.tokenizer, show("a" * 40))
+    first = state_cache.key_of(named)
+    assert not is_of_cache(next_start(named))
+    assert is_of_cache(next_start(named))
+    newer = shutil.copytree(config.tokenizer, show("b" * 40))
+    (newer / "chat_template.jinja").write_text(CHATML + " ")
+    second = state_cache.key_of(named)
+    assert second not in (first, None)
+    assert not is_of_cache(next_start(named))
+    assert cache_file(tmp_path).stem == first, "this process still has the older tokenizer"
 
 
 def test_a_tokenizer_that_is_gone_is_refused(config: EncodeConfig) -> None:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import miles.data.packing.pack
+import miles.data.packing.level
 from miles.data.config import EncodeConfig, PackConfig, SourceConfig
 from miles.data.files.manifest import build_manifest
 from miles.data.files.read import read_rows
@@ -19,6 +19,7 @@ from miles.data.packing.pack import min_micro_batches, pack, pack_stats
 from miles.data.rows.normalize import normalize
 from miles.data.stream.stages import encoder_of
 from miles.data.types import Encoded
+from tests.support.packing_rules import packed_by_the_rules
 
 
 def int32(values: list[int]) -> np.ndarray:
@@ -95,6 +96,32 @@ def test_every_sample_is_packed_once(lengths: list[int], dp_size: int, capacity:
     assert ranks == pack(int32(lengths), config)
 
 
+@settings(max_examples=300, deadline=None)
+@given(
+    length_shares=st.lists(st.floats(0, 1), max_size=40),
+    longest=st.sampled_from([3, 12, 100, 1 << 28]),
+    room=st.sampled_from([1.0, 1.2, 3.0, 20.0]),
+    dp_size=st.integers(1, 9),
+)
+def test_shortcuts_change_nothing(
+    length_shares: list[float], longest: int, room: float, dp_size: int
+) -> None:
+    # Short lengths are equal in many ways; the longest need more than 64 bits for a load.
+    lengths = [1 + int(share * (longest - 1)) for share in length_shares]
+    capacity = int(longest * room)
+    by_the_rules = packed_by_the_rules(lengths, dp_size, capacity)
+    assert pack(int32(lengths), config_of(dp_size, capacity)) == by_the_rules
+
+
+@pytest.mark.parametrize(
+    "lengths",
+    [[24, 30, 17, 12, 20, 7], [16, 11, 12, 27, 14, 29, 30, 17, 30, 13, 20, 2]],
+    ids=["the best exchange does not fit", "half of the difference does not fit"],
+)
+def test_an_exchange_is_for_what_fits(lengths: list[int]) -> None:
+    assert pack(int32(lengths), config_of(2, 30)) == packed_by_the_rules(lengths, 2, 30)
+
+
 @pytest.mark.parametrize("capacity", [1024, 2048, 4096, 8192, 9216])
 def test_ranks_are_level_with_few_micro_batches(row_lengths: np.ndarray, capacity: int) -> None:
     rows = row_lengths[row_lengths <= capacity]
@@ -136,7 +163,7 @@ def test_limits_of_the_exchange_lose_no_sample(
     ]
     unlimited = [pack(lengths, config) for lengths in steps]
 
-    monkeypatch.setattr(miles.data.packing.pack, name, value)
+    monkeypatch.setattr(miles.data.packing.level, name, value)
     limited = [pack(lengths, config) for lengths in steps]
     assert limited != unlimited
 

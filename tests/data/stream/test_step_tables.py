@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 import pyarrow as pa
+import pytest
 
 from miles.data.stream.step_tables import (
     ListColumn,
     carried,
-    concatenated,
     count_by_source,
     list_counts,
     list_values,
+    reordered,
     step_table,
 )
 
@@ -61,5 +62,15 @@ def test_items_are_counted_by_step_and_source() -> None:
     assert sums.values.tolist() == [0, 11, 7, 0, 0, 0]
 
 
-def test_nothing_concatenated_keeps_its_type() -> None:
-    assert concatenated([], np.int32).dtype == np.int32
+@pytest.mark.parametrize("dtype", [np.int32, np.uint8])
+def test_lists_come_in_another_order(dtype: type) -> None:
+    values = np.array([7, 8, 9, 5, 6], dtype)
+    lengths = np.array([2, 0, 1, 2], np.int32)
+    moved = reordered(values, lengths, np.array([3, 1, 0, 2], np.int64))
+    assert moved.tolist() == [5, 6, 7, 8, 9]
+    assert moved.dtype == dtype
+
+
+def test_no_list_in_another_order_keeps_its_type() -> None:
+    nothing = reordered(np.zeros(0, np.int32), np.zeros(0, np.int32), np.zeros(0, np.int64))
+    assert (nothing.tolist(), nothing.dtype) == ([], np.int32)
