@@ -296,7 +296,7 @@ def _trained_labels(loss_mask: UInt8, lengths: Int32) -> Int64:
     if not len(lengths):
         return np.zeros(0, np.int64)
     starts = offsets_of(lengths)[:-1]
-    counts: Int64 = np.add.reduceat(loss_mask.astype(np.int64), starts)
+    counts: Int64 = np.add.reduceat(loss_mask, starts, dtype=np.int32).astype(np.int64)
     return counts - loss_mask[starts]
 
 
