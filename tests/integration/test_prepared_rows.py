@@ -76,6 +76,12 @@ def test_loaders_write_the_same_bytes(tmp_path: Path, monkeypatch: pytest.Monkey
         assert sum(file.startswith("part-") for file in written[0]) == num_parts
         assert len(written[0]) == num_parts + 3
 
+    data = prepare("chat", source=str(tmp_path / "plain"), tokenizer=str(demo_tokenizer()))
+    (tmp_path / "plain/360.jsonl").write_text("{}")
+    with pytest.raises(SourceError, match=r"360\.jsonl: changed since its rows were counted"):
+        data.write(str(tmp_path / "changed"), loader_cpus=2)
+    assert not (tmp_path / "changed/manifest.json").exists()
+
 
 def test_missing_source_is_named(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="nowhere"):

@@ -92,11 +92,11 @@ def on_ray(config: DataConfig, loader_cpus: int | None) -> DataConfig:
         NoRoomError: it has fewer CPUs than are asked for.
     """
     from miles.common import local_ray  # Ray: it takes seconds
-    from miles.data.stream import pipeline
+    from miles.data.stream import ray_cpus
 
     local_ray.connect(loader_cpus or local_cpus(), OBJECT_STORE_BYTES)
-    config = replace(config, stream=StreamConfig(loader_cpus or pipeline.num_cpus()))
-    pipeline.require_loader_cpus(config)
+    config = replace(config, stream=StreamConfig(loader_cpus or ray_cpus.num_cpus()))
+    ray_cpus.require_loader_cpus(config)
     return config
 
 
@@ -108,7 +108,7 @@ def _steps(
         yield from prepared.local_parts(manifest, config, message_parts.LIMITS)
         return
 
-    from miles.data.stream import pipeline
+    from miles.data.stream import prepare_tasks
 
     config = on_ray(config, loader_cpus)
-    yield from pipeline.iterate(pipeline.build_parts(manifest, config, message_parts.LIMITS))
+    yield from prepare_tasks.parts_on_ray(manifest, config, message_parts.LIMITS)

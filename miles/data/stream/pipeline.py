@@ -24,10 +24,10 @@ from miles.common import garbage, remote_errors
 from miles.data.config import DataConfig, EncodeConfig, PackConfig, RowFormat
 from miles.data.files.manifest import Manifest
 from miles.data.order.plan import Plan, WindowRef
-from miles.data.rows.message_parts import PartLimits
 from miles.data.stream import prepared, stages
 from miles.data.stream.carried_encoder import CarriedEncoder
-from miles.errors import MilesError, NoRoomError
+from miles.data.stream.ray_cpus import require_loader_cpus as require_loader_cpus
+from miles.errors import MilesError
 
 BLOCK_RANKS = 32
 """Data ranks that a block of `target_block_bytes` is for. With more, blocks are larger."""
@@ -84,8 +84,8 @@ class Pack:
         yield stages.pack_steps(table, self.config)
 
 
-class Prepare:
-    """Windows -> PREPARED_STEP."""
+class Messages:
+    """Windows -> tables of `MESSAGES`, a row for each conversation."""
 
     def __init__(self, plan: Any, config: EncodeConfig) -> None:
         self.plan = plan
@@ -96,33 +96,8 @@ class Prepare:
         manifest, plan = _fetch(self.plan)
         encoder = stages.encoder_of(self.config)
         for row in table.to_pylist():
-            yield from self.of_window(
-                prepared.prepared_steps(manifest, plan, WindowRef(**row), encoder)
-            )
-
-    def of_window(self, steps: Iterator[pa.Table]) -> Iterator[pa.Table]:
-        """Return what is made of the steps of a window: these themselves."""
-        return steps
-
-
-class Messages(Prepare):
-    """Windows -> tables of `MESSAGES`, a row for each conversation."""
-
-    def of_window(self, steps: Iterator[pa.Table]) -> Iterator[pa.Table]:
-        """Return the rows of a window."""
-        return map(prepared.rows_of, steps)
-
-
-class Parts(Prepare):
-    """Windows -> PARTS_STEP: counts, and Parquet files of messages."""
-
-    def __init__(self, plan: Any, config: EncodeConfig, limits: PartLimits) -> None:
-        super().__init__(plan, config)
-        self.limits = limits
-
-    def of_window(self, steps: Iterator[pa.Table]) -> Iterator[pa.Table]:
-        """Return the steps of a window, with files."""
-        return prepared.with_parts(steps, self.limits)
+            steps = prepared.prepared_steps(manifest, plan, WindowRef(**row), encoder)
+            yield from map(prepared.rows_of, steps)
 
 
 @dataclass(frozen=True)
@@ -203,25 +178,6 @@ def _fetch(reference: Any) -> tuple[Manifest, Plan]:
     return _fetched[reference]
 
 
-def require_loader_cpus(config: DataConfig) -> None:
-    """Refuse a cluster too small for the loader: Ray Data would wait for its CPUs for ever.
-
-    Raises:
-        NoRoomError: Ray has fewer CPUs than `--loader-cpus`.
-    """
-    cpus = ray.cluster_resources().get("CPU", 0)
-    if cpus < config.stream.loader_cpus:
-        raise NoRoomError(
-            f"Ray has {cpus:g} CPUs; --loader-cpus {config.stream.loader_cpus} needs as many or "
-            "more: lower it, or give Ray more CPUs"
-        )
-
-
-def num_cpus() -> int:
-    """Return the CPUs that Ray has, in whole ones."""
-    return max(int(ray.cluster_resources().get("CPU", 1)), 1)
-
-
 def warm_up(config: DataConfig, encoder: CarriedEncoder) -> None:
     """Start the loader's processes, and let each rebuild the encoder, while other things start.
 
@@ -265,13 +221,6 @@ def build(
     read = loader.read(ray.put((manifest, plan)), start_row, gate)
     chain = _Chain(read, encode, loader.pack(config.pack))
     return _over_windows(plan.windows(start_row), chain, config, encoder)
-
-
-def build_parts(manifest: Manifest, config: DataConfig, limits: PartLimits) -> Dataset:
-    """Return PARTS_STEP rows, in file order: the counts of steps, and Parquet files of messages."""
-    plan = stages.make_plan(manifest, config)
-    chain = _Chain(Parts(ray.put((manifest, plan)), config.encode, limits))
-    return _over_windows(plan.windows(0), chain, config)
 
 
 def build_messages(manifest: Manifest, config: DataConfig) -> Dataset:

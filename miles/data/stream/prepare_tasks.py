@@ -1,0 +1,138 @@
+"""`prepare` on Ray: a task for each window, whose steps and files come in the order of the windows.
+
+    windows   0 1 2 | 3 4 5 …      as many run as there are loaders, and one waits
+    yielded   0: a file, a file;  1: a file;  …
+
+It is Ray's core alone. Ray Data would bring two actors and its own libraries into every loader,
+half a gigabyte, for what is needed nowhere here: blocks that it cuts, and stages between them.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
+from functools import cache
+from itertools import islice
+from typing import Any
+
+import pyarrow as pa
+import ray
+
+from miles.common import garbage, remote_errors
+from miles.data.config import DataConfig
+from miles.data.files.manifest import Manifest
+from miles.data.order.plan import Plan, WindowRef
+from miles.data.rows.message_parts import PartLimits
+from miles.data.stream import prepared, stages
+from miles.data.stream.carried_encoder import CarriedEncoder
+from miles.errors import MilesError
+
+_AHEAD = 2
+"""Tables that a task makes before one of them is taken."""
+
+
+class PrepareFailure(Exception):
+    """The error of a task on its way through Ray, which cannot carry every exception."""
+
+    error: MilesError
+
+
+@dataclass(frozen=True)
+class _Shared:
+    """What all tasks have in common."""
+
+    plan: Any
+    """a reference to the manifest and the plan"""
+    encoder: CarriedEncoder
+    limits: PartLimits
+
+
+def parts_on_ray(
+    manifest: Manifest, config: DataConfig, limits: PartLimits
+) -> Generator[pa.Table, None, None]:
+    """Yield the steps of a data set, PARTS_STEP, as `prepared.local_parts` does, made by loaders.
+
+    Ray must be initialised. Tasks that run are cancelled where it is closed.
+
+    Raises:
+        MilesError: a task raised it, or failed after its retries.
+    """
+    plan = stages.make_plan(manifest, config)
+    shared = _Shared(ray.put((manifest, plan)), CarriedEncoder.put(config.encode), limits)
+    task = ray.remote(
+        num_cpus=1,
+        num_returns="streaming",
+        max_retries=config.stream.max_retries,
+        scheduling_strategy="SPREAD",
+        _generator_backpressure_num_objects=_AHEAD,
+    )(_tables_of_window)
+    windows = iter(plan.windows(0))
+    running: deque[Any] = deque()
+
+    try:
+        for ref in islice(windows, config.stream.loader_cpus + 1):
+            running.append(task.remote(shared, ref))
+        while running:
+            yield from stages.each_step(map(ray.get, running[0]))
+            running.popleft()
+            for ref in islice(windows, 1):
+                running.append(task.remote(shared, ref))
+    except Exception as error:
+        raise _cause_of(error) from error
+    finally:
+        for tables in running:
+            ray.cancel(tables)
+
+
+def _tables_of_window(shared: _Shared, ref: WindowRef) -> Iterator[pa.Table]:
+    """Yield the steps of a window in this process, PARTS_STEP: a table for each file."""
+    _collect_rarely()
+    try:
+        yield from _joined(_steps_of_window(shared, ref))
+    except Exception as error:
+        subject = f"preparing failed in steps {ref.first_step} to {ref.last_step}"
+        failure = PrepareFailure()
+        failure.error = remote_errors.judge(error).as_error(subject)
+        raise failure from error
+
+
+def _steps_of_window(shared: _Shared, ref: WindowRef) -> Iterator[pa.Table]:
+    shared.encoder.rebuild()
+    encoder = stages.encoder_of(shared.encoder.config)
+    manifest, plan = _fetch(shared.plan)
+    return prepared.with_parts(prepared.prepared_steps(manifest, plan, ref, encoder), shared.limits)
+
+
+def _joined(steps: Iterator[pa.Table]) -> Iterator[pa.Table]:
+    """Yield the steps up to each one that ends a file, as a table."""
+    waiting = []
+    for step in steps:
+        waiting.append(step)
+        if step["part"][0].is_valid:
+            yield pa.concat_tables(waiting).combine_chunks()
+            waiting = []
+    if waiting:
+        yield pa.concat_tables(waiting).combine_chunks()
+
+
+_collect_rarely = cache(garbage.collect_rarely)
+"""Done once a process."""
+
+_fetched: dict[Any, tuple[Manifest, Plan]] = {}
+
+
+def _fetch(reference: Any) -> tuple[Manifest, Plan]:
+    """Return the manifest and plan of a data set, read from the object store once a process."""
+    if reference not in _fetched:
+        _fetched.clear()
+        _fetched[reference] = ray.get(reference)
+    return _fetched[reference]
+
+
+def _cause_of(error: Exception) -> MilesError:
+    """Return the error of ours inside what Ray made of it, or what another error means."""
+    for seen in (error, getattr(error, "cause", None)):
+        if isinstance(seen, PrepareFailure):
+            return seen.error
+    return remote_errors.judge(error).as_error("preparing failed")
