@@ -335,6 +335,16 @@ class EncodeConfig:
     trust_remote_code: Annotated[
         bool, Flag("--trust-remote-code", help="run code that the tokenizer's folder brings")
     ] = False
+    tokenizer_engine: Annotated[
+        str,
+        Flag(
+            "--tokenizer-engine",
+            "ENGINE",
+            "what encodes text: auto is the fastest that is installed and proven to give the "
+            "tokenizer's ids. In no fingerprint: a run goes on with another",
+            choices=("auto", "tiktoken", "fastokens", "tokenizers"),
+        ),
+    ] = "auto"
 
     def __post_init__(self) -> None:
         check_settings(self)

@@ -91,7 +91,7 @@ def pack(encoder: Encoder) -> bytes | None:
         encoder: made by `Encoder.from_config`.
     """
     tokenizer = encoder.tokenizer
-    engine = text_encoder(tokenizer.backend_tokenizer)
+    engine = text_encoder(tokenizer.backend_tokenizer, encoder.config.tokenizer_engine)
     if encoder.config.trust_remote_code or not _has_own_methods(tokenizer):
         return None
     if engine.backend is tokenizer.backend_tokenizer:  # it is another one when saved and loaded
@@ -105,6 +105,7 @@ def pack(encoder: Encoder) -> bytes | None:
         "certificate": encoder.certificate.to_json(),
         "facts": asdict(facts),
         "engine": engine.engine,
+        "kind": engine.kind,
         "has_normalizer": engine.backend.normalizer is not None,
     }
     arrays: dict[str, Any] = {"definition": np.frombuffer(definition, np.uint8)}
@@ -142,8 +143,14 @@ def unpack(state: bytes | memoryview, config: EncodeConfig) -> Encoder | None:
             content["token_lengths"],
             content["token_ids"],
         )
-        has_normalizer = header["has_normalizer"]
-        engine = encoder_from_proof(backend, proof.unpack(), proof, has_normalizer=has_normalizer)
+        engine = encoder_from_proof(
+            backend,
+            proof.unpack(),
+            proof,
+            has_normalizer=header["has_normalizer"],
+            kind=header["kind"],
+            engine=header["engine"],
+        )
     else:
         engine = TextEncoder(backend, header["engine"])
 

@@ -313,7 +313,7 @@ class Encoder:
 
     @cached_property
     def _text_encoder(self) -> TextEncoder:
-        return text_encoder_of(self.tokenizer)
+        return text_encoder_of(self.tokenizer, self.config.tokenizer_engine)
 
     @cached_property
     def _run_template(self) -> RowTemplate:

@@ -87,6 +87,7 @@ def prepare(
     special_text: str = EncodeConfig.special_text,
     too_long: str = EncodeConfig.too_long,
     trust_remote_code: bool = EncodeConfig.trust_remote_code,
+    tokenizer_engine: str = EncodeConfig.tokenizer_engine,
 ) -> Prepared:
     """Count a data set's rows, tell their shape from the first ones, and certify the tokenizer.
 
@@ -120,6 +121,8 @@ def prepare(
         special_text: content that spells a control token: "allow", "escape" or "reject".
         too_long: "drop", "truncate_end" or "error".
         trust_remote_code: run code that the tokenizer's folder brings.
+        tokenizer_engine: what encodes text: "auto" (the fastest that is proven), "tiktoken",
+            "fastokens" or "tokenizers". All give the same ids.
 
     Raises:
         MilesError: files that cannot be read, rows of no known shape, or a tokenizer that cannot be
@@ -146,6 +149,7 @@ def prepare(
         "--too-long": too_long,
         "--max-sample-tokens": max_sample_tokens,
         "--trust-remote-code": trust_remote_code,
+        "--tokenizer-engine": tokenizer_engine,
     }
 
     return prepare_rows(

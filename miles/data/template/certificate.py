@@ -52,7 +52,7 @@ class Certificate(Anchors):
     date: str
     """"none", or the date that is written on every day (a `strftime_now` in the template)"""
     engine: str
-    """"tiktoken", proven exact, or "tokenizers: " and why"""
+    """"fastokens" or "tiktoken", proven exact, or "tokenizers"; and why not the faster one"""
     fingerprint: str
     """`encoder_fingerprint`"""
 

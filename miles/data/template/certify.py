@@ -68,7 +68,7 @@ def certify(
     _require_plain_variables(tokenizer, kwargs, name)
     texts = _render_probes(tokenizer, kwargs, name)
     anchors = _learn_anchors(tokenizer, texts, config, name)
-    encoder = text_encoder_of(tokenizer)
+    encoder = text_encoder_of(tokenizer, config.tokenizer_engine)
     bos_count = _bos_count(tokenizer, texts.one_turn, config, name)
     with calling(config.tokenizer):
         if not fingerprint:

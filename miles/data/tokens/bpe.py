@@ -1,30 +1,42 @@
-"""A tokenizer -> its `TextEncoder`: by tiktoken where that is proven exact.
+"""A tokenizer -> its `TextEncoder`: by fastokens or tiktoken where that is proven exact.
 
 A tokenizer that `bpe_proof` proves to be tiktoken's goes through tiktoken, which is several times
-as fast. The proof is then tried on every added token, random Unicode, code, runs of blanks and
-digits. A tokenizer that fails any of these is used as it is.
+as fast; one that `fastokens_proof` proves to be fastokens's, too, through fastokens. The proof is
+then tried on every added token, random Unicode, code, runs of blanks and digits. A tokenizer that
+fails any of these is used as it is, unless an engine was asked for by name.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import tiktoken
 import tokenizers
 import xxhash
 
 from miles.data.tokens.bpe_proof import Inexact, Proven, prove
 from miles.data.tokens.carried_tokenizer import CarriedTokenizer
+from miles.data.tokens.engines import (
+    FASTOKENS,
+    TIKTOKEN,
+    TOKENIZERS,
+    FastokensCore,
+    engine_from,
+    is_installed,
+)
+from miles.data.tokens.fastokens_proof import require_proven
 from miles.data.tokens.packed_proof import PackedProof
 from miles.data.tokens.text_encoder import TextEncoder, by_offsets
-from miles.errors import TemplateError
+from miles.errors import ConfigError, TemplateError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+AUTO = "auto"
+_ASKED = "as --tokenizer-engine asks"
 _MAX_ENCODERS = 8
 
 _SELF_TEST_SEED = 20_260_101
@@ -34,16 +46,20 @@ _encoders: dict[str, TextEncoder] = {}
 """hash of a tokenizer's content -> its encoder; the oldest make room"""
 
 
-def text_encoder(backend: tokenizers.Tokenizer) -> TextEncoder:
+def text_encoder(backend: tokenizers.Tokenizer, choice: str = AUTO) -> TextEncoder:
     """Return the encoder for a tokenizer.
 
     It is made and tried once in a process for each content, whatever the object.
 
+    Args:
+        choice: `EncodeConfig.tokenizer_engine`.
+
     Raises:
         TemplateError: ids that int32 cannot hold.
+        ConfigError: the engine that is asked for cannot be used.
     """
     definition = _definition_of(backend)
-    key = xxhash.xxh3_128_hexdigest(definition.encode())
+    key = choice + xxhash.xxh3_128_hexdigest(definition.encode())
     if key in _encoders:
         return _encoders[key]
 
@@ -55,27 +71,32 @@ def text_encoder(backend: tokenizers.Tokenizer) -> TextEncoder:
     # A copy, which changes by others do not reach.
     own = _read(definition)
     if own is None or not _is_copy(own, backend, fields):
-        return TextEncoder(
-            backend,
-            "tokenizers: it is another one when saved and loaded (its ids have gaps or twins)",
-        )
+        reason = "it is another one when saved and loaded (its ids have gaps or twins)"
+        if choice != TOKENIZERS:
+            _require_free_choice(choice, f"of this tokenizer, {reason}")
+        return TextEncoder(backend, f"{TOKENIZERS}: {reason}")
 
-    encoder = _make(own, fields)
+    encoder = _make(own, fields, choice)
     while len(_encoders) >= _MAX_ENCODERS:
         _encoders.pop(next(iter(_encoders)), None)
     _encoders[key] = encoder
     return encoder
 
 
-def text_encoder_of(tokenizer: PreTrainedTokenizerBase | CarriedTokenizer) -> TextEncoder:
+def text_encoder_of(
+    tokenizer: PreTrainedTokenizerBase | CarriedTokenizer, choice: str = AUTO
+) -> TextEncoder:
     """Return the encoder of a tokenizer of transformers, or of one that was carried here with it.
+
+    Args:
+        choice: `EncodeConfig.tokenizer_engine`; what was carried here was made under it.
 
     Raises:
         TemplateError: as from `text_encoder`.
     """
     if isinstance(tokenizer, CarriedTokenizer):
         return tokenizer.text_encoder
-    return text_encoder(tokenizer.backend_tokenizer)
+    return text_encoder(tokenizer.backend_tokenizer, choice)
 
 
 def _definition_of(backend: tokenizers.Tokenizer) -> str:
@@ -91,13 +112,53 @@ def _definition_of(backend: tokenizers.Tokenizer) -> str:
     return bare.to_str()
 
 
-def _make(own: tokenizers.Tokenizer, fields: Mapping[str, Any]) -> TextEncoder:
+def _make(own: tokenizers.Tokenizer, fields: Mapping[str, Any], choice: str) -> TextEncoder:
+    """Make the encoder by the fastest engine that is proven, or by the one that is asked for.
+
+    Raises:
+        ConfigError: the one that is asked for is not proven, or not installed.
+    """
+    if choice == TOKENIZERS:
+        return TextEncoder(own, f"{TOKENIZERS}: {_ASKED}")
     try:
         encoder = _convert(own, fields)
         _try_out(encoder)
     except Inexact as reason:
-        return TextEncoder(own, f"tokenizers: {reason}")
-    return encoder
+        _require_free_choice(choice, f"the tokenizer is not proven to be tiktoken's: {reason}")
+        return TextEncoder(own, f"{TOKENIZERS}: {reason}")
+
+    if choice == TIKTOKEN:
+        return encoder
+    try:
+        return _with_fastokens(encoder)
+    except Inexact as reason:
+        _require_free_choice(choice, str(reason))
+        return replace(encoder, engine=f"{TIKTOKEN}, not {FASTOKENS}: {reason}")
+
+
+def _require_free_choice(choice: str, reason: str) -> None:
+    if choice != AUTO:
+        raise ConfigError(
+            f"--tokenizer-engine {choice} cannot be used: {reason}; leave the flag out, and the "
+            "fastest engine that is proven for the tokenizer is taken"
+        )
+
+
+def _with_fastokens(encoder: TextEncoder) -> TextEncoder:
+    """Return an encoder of the same tokenizer by fastokens.
+
+    Raises:
+        Inexact: it is not installed, or not proven for this tokenizer.
+    """
+    if not is_installed():
+        raise Inexact("it is not installed (pip install 'miles[fast]')")
+    assert encoder.proof is not None
+    core = engine_from(*encoder.proof.unpack(), FASTOKENS)
+    assert isinstance(core, FastokensCore)
+    require_proven(core)
+    faster = replace(encoder, engine=FASTOKENS, _engine_core=core)
+    _try_out(faster)
+    return faster
 
 
 def _read(definition: str) -> tokenizers.Tokenizer | None:
@@ -149,30 +210,28 @@ def _convert(backend: tokenizers.Tokenizer, definition: Mapping[str, Any]) -> Te
 
 
 def encoder_from_proof(
-    backend: Any, proven: Proven, packed: PackedProof, *, has_normalizer: bool
+    backend: Any,
+    proven: Proven,
+    packed: PackedProof,
+    *,
+    has_normalizer: bool,
+    kind: str = TIKTOKEN,
+    engine: str = "",
 ) -> TextEncoder:
-    """Return the encoder by tiktoken for a tokenizer that is proven to be tiktoken's.
+    """Return the encoder for a tokenizer that is proven to be tiktoken's. Prove nothing again.
 
     Args:
         backend: the tokenizer of `tokenizers`, or one that is made when it is first used.
         proven, packed: the proof, and the same as arrays.
         has_normalizer: of the tokenizer.
+        kind: "tiktoken", or "fastokens" where that is proven, too.
+        engine: the certificate's words for it; "": the kind.
 
     Raises:
-        Inexact: tiktoken does not take it.
+        Inexact: the engine does not take it.
     """
-    pattern, ranks, added = proven
-    try:
-        encoding = tiktoken.Encoding(
-            "miles",
-            pat_str=pattern,
-            mergeable_ranks=ranks,
-            special_tokens=added,
-            explicit_n_vocab=None,
-        )
-    except Exception as error:  # whatever its Rust side makes of a pattern that it does not take
-        raise Inexact(f"tiktoken does not take it ({type(error).__name__})") from error
-
+    core = engine_from(*proven, kind)
+    _, ranks, added = proven
     token_bytes = np.zeros(max([*ranks.values(), *added.values()]) + 1, np.int64)
     token_bytes[packed.token_ids] = packed.token_lengths
     for text, rank in added.items():
@@ -180,8 +239,8 @@ def encoder_from_proof(
 
     return TextEncoder(
         backend,
-        "tiktoken",
-        encoding._core_bpe,
+        engine or kind,
+        core,
         frozenset(added),
         token_bytes,
         int(token_bytes.max()),
@@ -191,19 +250,21 @@ def encoder_from_proof(
 
 
 def _try_out(encoder: TextEncoder) -> None:
-    """Compare tiktoken with `tokenizers` on texts; raise `Inexact` where they differ."""
-    for text in _self_test_texts(sorted(encoder._added)):
+    """Compare an engine with `tokenizers` on texts; raise `Inexact` where they differ."""
+    texts = list(_self_test_texts(sorted(encoder._added)))
+    normal = [text for text in texts if encoder._is_normal(text)]
+    for text in [*texts, "".join(normal)]:
         points = list(range(0, len(text) + 1, 3))
         encoding = encoder.backend.encode(text, add_special_tokens=False)
         ids, first, straddled = encoder.encode_at(text, points)
         if ids.tolist() != encoding.ids or (first, straddled) != by_offsets(
             encoding.offsets, points
         ):
-            raise Inexact("tiktoken gave other ids in a self-test")
+            raise Inexact(f"{encoder.kind} gave other ids in a self-test")
 
 
 def _self_test_texts(added: Sequence[str]) -> Iterator[str]:
-    """Yield texts on which tiktoken and `tokenizers` are compared: the same ones every time."""
+    """Yield texts on which an engine and `tokenizers` are compared: the same ones every time."""
     yield from (
         "",
         "def f(x):\n\treturn {'a': x[0] ** 2, \"b\": not x}  # don't\r\n\r\n\n  if __name__ == "

@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 import tiktoken
 import tokenizers
 
-_GPT2_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+GPT2_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 """The expression by which the ByteLevel pre-tokenizer of `tokenizers` cuts, if it is asked to."""
 
 _CHARACTERS = r"\\[pP]\{(?:L|Lu|Ll|Lt|Lm|Lo|M|N|P|S)\}|\\[sS]"
@@ -64,7 +64,7 @@ class Proven(NamedTuple):
     """A tokenizer as tiktoken takes it."""
 
     pattern: str
-    """cuts text into words"""
+    """cuts text into words, as the tokenizer has it"""
     ranks: dict[bytes, int]
     """tokens of the model -> ids"""
     added: dict[str, int]
@@ -108,7 +108,7 @@ def prove(backend: tokenizers.Tokenizer, definition: Mapping[str, Any]) -> Prove
     ranks = _byte_ranks(vocabulary)
     _require_same_merges(backend.model, vocabulary, model["merges"])
     _require_same_characters(words)
-    return Proven(_grouped(words), ranks, added)
+    return Proven(words, ranks, added)
 
 
 def _word_pattern(pre_tokenizer: Mapping[str, Any] | None) -> str:
@@ -119,7 +119,7 @@ def _word_pattern(pre_tokenizer: Mapping[str, Any] | None) -> str:
     if not steps or steps[-1]["type"] != "ByteLevel" or steps[-1]["add_prefix_space"]:
         raise Inexact("it is not byte-level, or puts a blank before text")
     if len(steps) == 1 and steps[0]["use_regex"]:
-        return _GPT2_WORDS
+        return GPT2_WORDS
     if len(steps) == 2 and steps[0]["type"] == "Split" and not steps[1]["use_regex"]:
         split = steps[0]
         if split["behavior"] == "Isolated" and not split["invert"] and "Regex" in split["pattern"]:
@@ -138,7 +138,7 @@ def _require_portable(pattern: str) -> str:
     return pattern
 
 
-def _grouped(pattern: str) -> str:
+def grouped(pattern: str) -> str:
     """Group the alternatives before the first that looks ahead: `a|b|c(?!d)` -> `(?:a|b)|c(?!d)`.
 
     It matches alike, and the group as a whole goes to the fast one of fancy-regex's engines.

@@ -2,25 +2,27 @@
 
     "…assistant\\n4<|im_end|>\\n", [11, 12]  ->  ids, first tokens [4, 5], straddled [False, False]
 
-Texts go through tiktoken where that is proven exact (`bpe.py` makes the encoder). Still,
-`tokenizers` encodes a text that NFC would change, one that tiktoken gives up on (a million blanks),
-and one with a part that lies in no word.
+Texts go through fastokens or tiktoken where that is proven exact (`bpe.py` makes the encoder).
+Still, `tokenizers` encodes a text that NFC would change, one that tiktoken gives up on (a million
+blanks), and one with a part that lies in no word. It encodes a sample of all others again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain, compress, pairwise
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import tokenizers
 
 from miles.common.offsets import offsets_of
+from miles.data.tokens.engines import TOKENIZERS, EngineCore
 from miles.data.tokens.nfc import is_inert
 from miles.data.tokens.packed_proof import PackedProof
+from miles.data.tokens.sample_check import check_sample
 from miles.data.types import Bool, Int32, Int64, RowRejected
 
 _NFC_SHRINKS = 3
@@ -68,6 +70,11 @@ class JoinedTokens:
         is_inside = edges > 0
         return (at + 1) * is_inside, (self.token_ends.take(at) != edges) & is_inside
 
+    def ids_of(self, number: int) -> Int32:
+        """Return the ids of one of the texts: int32 [tokens]."""
+        (begin, end), _ = self.tokens_at(self.text_starts[number : number + 2])
+        return self.ids[begin:end]
+
 
 @dataclass(frozen=True)
 class TextEncoder:
@@ -76,9 +83,9 @@ class TextEncoder:
     backend: tokenizers.Tokenizer
     """a copy, whose offsets include the blanks of a token"""
     engine: str
-    """"tiktoken", or "tokenizers: " and the reason"""
-    _bpe: Any = None
-    """tiktoken's core, which takes (text, allowed special tokens)"""
+    """"fastokens", "tiktoken" or "tokenizers", and why not the faster one"""
+    _engine_core: EngineCore | None = None
+    """None: `tokenizers` encodes all text"""
     _added: frozenset[str] = frozenset()
     _token_bytes: Int64 | None = None
     """int64 [vocabulary]: bytes of each token"""
@@ -86,6 +93,11 @@ class TextEncoder:
     _has_normalizer: bool = False
     proof: PackedProof | None = None
     """what the engine is made of; None: `tokenizers` encodes all text"""
+
+    @property
+    def kind(self) -> str:
+        """The engine: "fastokens", "tiktoken" or "tokenizers"."""
+        return TOKENIZERS if self._engine_core is None else self._engine_core.kind
 
     @cached_property
     def _openings(self) -> tuple[str, ...]:
@@ -142,7 +154,7 @@ class TextEncoder:
     @property
     def joins(self) -> bool:
         """Whether texts can be encoded end to end: there is an engine beside `tokenizers`."""
-        return self._bpe is not None
+        return self._engine_core is not None
 
     def join(self, texts: Sequence[str]) -> JoinedTokens | None:
         """Encode texts end to end, in one call of the engine.
@@ -154,12 +166,12 @@ class TextEncoder:
             The tokens, without the texts that the engine must not encode. None: it encodes none of
             them.
         """
-        if self._bpe is None:
+        if self._engine_core is None:
             return None
         is_normal = self._are_normal(texts)
         normal = list(compress(texts, is_normal))
         text = "".join(normal)
-        ids = self._tiktoken_ids(text)
+        ids = self._engine_core.ids(text)
         if ids is None:
             return None
 
@@ -173,7 +185,9 @@ class TextEncoder:
 
         text_lengths = np.fromiter(map(len, normal), np.int64, len(normal))
         numbers = np.flatnonzero(is_normal)
-        return JoinedTokens(numbers, ids, offsets_of(text_lengths), token_ends, continuations)
+        joined = JoinedTokens(numbers, ids, offsets_of(text_lengths), token_ends, continuations)
+        self.check_sample(normal, joined.ids_of)
+        return joined
 
     def opens(self, text: str) -> bool:
         """Return whether a text begins with an added token: no merge crosses its start."""
@@ -189,16 +203,20 @@ class TextEncoder:
 
     def max_characters(self, num_tokens: int) -> int | None:
         """Return how long a text of that many tokens can be, unless it is normalized; None: any."""
-        return None if self._bpe is None else num_tokens * self._max_token_bytes
+        return None if self._engine_core is None else num_tokens * self._max_token_bytes
 
-    def _tiktoken_ids(self, text: str) -> Int32 | None:
-        """Return the ids that tiktoken gives; None if it gives up."""
-        try:
-            buffer = self._bpe.encode_to_tiktoken_buffer(text, self._added)
-        except ValueError:
-            # Not Unicode; or (tiktoken 0.14) the stack of fancy-regex is full, at a million blanks.
-            return None
-        return np.frombuffer(buffer, np.int32).copy()
+    def check_sample(self, texts: Sequence[str], ids_of: Callable[[int], Int32]) -> None:
+        """Compare a sample of what the engine encoded with `tokenizers`.
+
+        Args:
+            texts: that were encoded together.
+            ids_of: number of a text -> its ids, int32 [tokens].
+
+        Raises:
+            RunError: the ids differ.
+        """
+        assert self.proof is not None
+        check_sample(self.backend, self.proof.added, self.kind, texts, ids_of)
 
     def _are_normal(self, texts: Sequence[str]) -> list[bool]:
         """Return for each text whether the normalizer leaves it as it is."""

@@ -36,7 +36,7 @@ from tests.support.byte_level import (
     ],
 )
 def test_what_does_not_look_ahead_is_grouped(pattern: str, grouped: str) -> None:
-    assert bpe_proof._grouped(pattern) == grouped
+    assert bpe_proof.grouped(pattern) == grouped
 
 
 def add(*tokens: AddedToken) -> Callable[[Tokenizer], Tokenizer]:
@@ -283,7 +283,7 @@ def test_special_tokens_within_the_vocabulary() -> None:
     tokenizer = small(None, special_tokens=["<s>", "</s>"], added=["<think>"])
     assert tokenizer.token_to_id("<s>") == 0
     encoder = text_encoder(tokenizer)
-    assert encoder.engine == "tiktoken"
+    assert encoder.kind != "tokenizers"
     for text in (*TEXTS, "<s>the</s><s><s", "s>"):
         require_same(tokenizer, encoder, text)
 
@@ -291,7 +291,7 @@ def test_special_tokens_within_the_vocabulary() -> None:
 def test_a_sequence_within_a_sequence() -> None:
     tokenizer = small()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split_by(QWEN)])
-    assert text_encoder(tokenizer).engine == "tiktoken"
+    assert text_encoder(tokenizer).kind != "tokenizers"
 
 
 def test_words_that_are_looked_up_first() -> None:
@@ -301,7 +301,7 @@ def test_words_that_are_looked_up_first() -> None:
 
     tokenizer = changed(small(added=[]), change)
     encoder = text_encoder(tokenizer)
-    assert encoder.engine == "tiktoken"
+    assert encoder.kind != "tokenizers"
     assert encoder.encode("zqzq").tolist() == [2_000]
     assert len(encoder.encode("zqzqx")) == 5
     for text in (*TEXTS, "zqzq zqzq xzqzq", "zqzq\ne\u0301"):
@@ -373,14 +373,15 @@ def test_random_merges(monkeypatch: pytest.MonkeyPatch) -> None:
         tokenizer = perturbed(rng)
         encoder = text_encoder(tokenizer)
         engines.append(encoder.engine)
-        if encoder.engine == "tiktoken":
+        if encoder.kind != "tokenizers":
             for _ in range(60):
                 text = "".join(rng.choices("aaabbc ", k=rng.choice([3, 7, 12, 30, 700])))
                 assert (
                     encoder.encode(text).tolist()
                     == tokenizer.encode(text, add_special_tokens=False).ids
                 )
-    assert 20 < engines.count("tiktoken") < 140
+    num_proven = sum(not engine.startswith("tokenizers") for engine in engines)
+    assert 20 < num_proven < 140
     assert (
         "tokenizers: tiktoken gave other ids in a self-test" not in engines
     )  # the proof alone has refused it
@@ -416,7 +417,7 @@ def test_classes_hold_the_same_of_all_code_points() -> None:
         assert matched_by_tiktoken(endings, probes) == matched_by_tokenizers(endings, probes)
 
 
-@pytest.mark.parametrize("pattern", [QWEN, LLAMA3, GPT_OSS, bpe_proof._GPT2_WORDS])
+@pytest.mark.parametrize("pattern", [QWEN, LLAMA3, GPT_OSS, bpe_proof.GPT2_WORDS])
 def test_cuts_at_every_edge_between_categories(pattern: str) -> None:
     """Cuts of both where Unicode's category changes from one code point to the next, in several
     surroundings.
