@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import compress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -252,7 +253,7 @@ def encoder_from_proof(
 def _try_out(encoder: TextEncoder) -> None:
     """Compare an engine with `tokenizers` on texts; raise `Inexact` where they differ."""
     texts = list(_self_test_texts(sorted(encoder._added)))
-    normal = [text for text in texts if encoder._is_normal(text)]
+    normal = compress(texts, encoder._are_normal(texts))
     for text in [*texts, "".join(normal)]:
         points = list(range(0, len(text) + 1, 3))
         encoding = encoder.backend.encode(text, add_special_tokens=False)
