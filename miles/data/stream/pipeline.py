@@ -20,7 +20,7 @@ import pyarrow as pa
 import ray
 from ray.data import DataContext, Dataset
 
-from miles.common import garbage, remote_errors
+from miles.common import garbage, remote_errors, small_ray_data
 from miles.data.config import DataConfig, EncodeConfig, PackConfig, RowFormat
 from miles.data.files.manifest import Manifest
 from miles.data.order.plan import Plan, WindowRef
@@ -242,6 +242,7 @@ def _over_windows(
     encoder: CarriedEncoder | None = None,
 ) -> Dataset:
     """Return the data set that runs a chain of stages over windows, a task a window, in order."""
+    small_ray_data.keep_actors_away()
     windows = [asdict(ref) for ref in refs]
     chain.encoder = encoder or CarriedEncoder.put(config.encode)
 
@@ -294,6 +295,7 @@ def blocks(dataset: Dataset) -> Iterator[pa.Table]:
     Raises:
         MilesError: a stage raised it in its task, or the stream failed after its retries.
     """
+    small_ray_data.keep_actors_away()
     try:
         # Not `iter_batches`: Ray 2.60 passes each block through more threads there, and may hold
         # one back until it has the next. Ray's executor makes blocks ahead; the feed holds steps ready.
