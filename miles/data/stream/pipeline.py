@@ -29,9 +29,6 @@ from miles.data.stream.carried_encoder import CarriedEncoder
 from miles.data.stream.ray_cpus import require_loader_cpus as require_loader_cpus
 from miles.errors import MilesError
 
-BLOCK_RANKS = 32
-"""Data ranks that a block of `target_block_bytes` is for. With more, blocks are larger."""
-
 Gate = Callable[[int], None]
 """Returns when the window that begins with a step may be loaded."""
 
@@ -230,11 +227,6 @@ def build_messages(manifest: Manifest, config: DataConfig) -> Dataset:
     return _over_windows(plan.windows(0), chain, config)
 
 
-def _block_bytes(config: DataConfig) -> int:
-    """Return about how large a block is: the feed's work for each of them grows with the ranks."""
-    return config.stream.target_block_bytes * max(config.pack.dp_size // BLOCK_RANKS, 1)
-
-
 def _over_windows(
     refs: Iterable[WindowRef],
     chain: _Chain,
@@ -249,7 +241,7 @@ def _over_windows(
     # A copy of the context, so that no other data set of this process is changed.
     before = DataContext.get_current()
     context = before.copy()
-    context.target_max_block_size = _block_bytes(config)
+    context.target_max_block_size = config.stream.target_block_bytes
     context.execution_options.preserve_order = True
     context.execution_options.resource_limits = context.execution_options.resource_limits.copy(
         cpu=config.stream.loader_cpus
