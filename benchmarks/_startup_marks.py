@@ -33,7 +33,10 @@ MARKED = {
         "Trainer.__init__": "model",
         "Trainer.train_step": "first step",
     },
-    "miles.train.rank.actor": {"TrainerActor.setup": "trainer"},
+    "miles.train.rank.actor": {
+        "TrainerActor.load_modules": "imports of the trainers",
+        "TrainerActor.setup": "trainer",
+    },
     "miles.data.stream.step_iterator": {"StepIterator.__next__": "first block"},
 }
 """Functions by module, and the stage that each of them is."""

@@ -31,9 +31,24 @@ def checked(function: Callable[P, T]) -> Callable[P, T]:
     """
     plain = inspect.unwrap(function)
     signature = inspect.signature(plain)
+    positional = [
+        name
+        for name, parameter in signature.parameters.items()
+        if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+    ]
+    required = {
+        name
+        for name, parameter in signature.parameters.items()
+        if parameter.default is parameter.empty
+    }
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        named = {**dict(zip(positional, args, strict=False)), **kwargs}
+        is_complete = len(named) == len(args) + len(kwargs) and required <= named.keys()
+        if is_complete and _are_sound(plain, named):  # most calls
+            return function(*args, **kwargs)
+
         given = signature.bind(*args, **kwargs)
         for name, value in given.arguments.items():
             expected = _hints_of(plain).get(name, Any)
@@ -57,6 +72,34 @@ def _hints_of(function: Callable[..., Any]) -> Mapping[str, Any]:
             return typing.get_type_hints(function, localns=unknown)
         except NameError as error:
             unknown[str(error.name)] = Any
+
+
+def _are_sound(function: Callable[..., Any], named: Mapping[str, Any]) -> bool:
+    """Return whether all arguments of a call are accepted as they are."""
+    sure_types = _sure_types(function)
+    for name, value in named.items():
+        if name not in sure_types:
+            return False
+        if type(value) in sure_types[name]:  # most arguments
+            continue
+        expected = _hints_of(function).get(name, Any)
+        if _plain(value, expected) is not value or not _accepts(value, expected):
+            return False
+    return True
+
+
+@functools.cache
+def _sure_types(function: Callable[..., Any]) -> Mapping[str, frozenset[type]]:
+    """Return for each argument the types whose values are surely accepted, as they are."""
+    hints = _hints_of(function)
+    sure_types = {}
+    for name in inspect.signature(function).parameters:
+        expected = hints.get(name, Any)
+        members = typing.get_args(expected) or (expected,)
+        is_union = typing.get_origin(expected) in (typing.Union, types.UnionType)
+        plain = members if is_union else (expected,)
+        sure_types[name] = frozenset(kind for kind in plain if kind in _PLAIN)
+    return sure_types
 
 
 def _plain(value: Any, expected: Any) -> Any:

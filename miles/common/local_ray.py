@@ -30,6 +30,7 @@ from ray._private import worker as ray_worker
 from miles.common import ray_address
 from miles.common.ray_address_form import RayAddress, find_address
 from miles.common.ray_failures import explained, is_slow_start
+from miles.common.small_ray import small_ray
 from miles.common.writable import existing_part
 from miles.errors import ClusterError, MilesError
 
@@ -72,7 +73,7 @@ def start(num_cpus: int | None, object_store_bytes: int) -> None:
 
 def _start_once(num_cpus: int | None, object_store_bytes: int, folder: Path) -> None:
     explaining = _explaining("Ray could not be started", "starting")
-    with explaining, _bound_to_loopback(), _deaf_to_hang_ups():
+    with explaining, _bound_to_loopback(), _deaf_to_hang_ups(), small_ray():
         ray.init(
             address="local",
             num_cpus=num_cpus,

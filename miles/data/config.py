@@ -402,8 +402,8 @@ class StreamConfig:
         ),
     ] = 8
     target_block_bytes: int = 4 << 20
-    """Ray Data cuts a stage's output into blocks of about this size; past 32 data ranks, of this size
-    for each 32."""
+    """Ray Data cuts a stage's output into blocks of about this size; past 32 ranks, the feed's blocks
+    have this size for each 32."""
     max_retries: int = 3
     """Times that a task whose worker died is tried again before the run fails."""
 

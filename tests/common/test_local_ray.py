@@ -55,7 +55,11 @@ def test_a_start_that_takes_too_long_is_made_once_more(
     monkeypatch.setattr("ray.init", slow_init)
     local_ray.start(1, 80 << 20)
     assert ray.is_initialized()
+    parts = {part for process in processes("", os.getpid()) for part in process.cmdline()}
     ray.shutdown()
+    unused = ("monitor.py", "log_monitor.py", "dashboard.py")
+    assert not [part for part in parts if part.endswith(unused)], "nobody asks them"
+    assert any(part.endswith("raylet/raylet") for part in parts)
     assert "starting it once more" in capsys.readouterr().err
 
     num_starts = 0

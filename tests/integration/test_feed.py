@@ -377,3 +377,5 @@ def test_two_ranks_read_the_same_steps(tmp_path: Path) -> None:
     with opened(config, str(tmp_path), cursor) as feed:
         assert feed.first_step == 4
         assert read(feed, 4, len(unbroken)) == [expected[4:]] * 2
+    actors = ray.util.list_named_actors(all_namespaces=True)
+    assert not actors, "Ray Data has started none in a Ray that is ours"

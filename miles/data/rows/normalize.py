@@ -45,7 +45,7 @@ from miles.data.rows.exchanges import (
     prompt_and_completion,
     text_of,
 )
-from miles.data.rows.json_text import ROW_DECODER, is_encodable, require_encodable
+from miles.data.rows.json_text import ROW_DECODER, is_encodable, require_encodable, strict_object
 from miles.data.rows.media import require_no_media
 from miles.data.rows.number_texts import (
     FINITE_DECODER,
@@ -90,7 +90,13 @@ def normalize(payload: bytes, format: RowFormat = MESSAGES) -> Conversation:
         RowRejected: the row cannot be used, with one of `REJECT_REASONS`.
     """
     assert format.shape != "auto", "the shape is detected before rows are read"
-    row = _parse(payload, format)
+    row: Mapping[str, Any] | None = None
+    if len(payload) <= _MAX_VALUES:  # most rows are much shorter
+        row = strict_object(payload)
+    # Halves of surrogate pairs come from elsewhere, or from JSON within a transcript.
+    has_no_halves = row is not None and format.shape == "messages"
+    if row is None:
+        row = _parse(payload, format)
     if format.columns or not "".join(row).islower():  # most rows have the usual names
         row = with_usual_names(row, format.columns)
     if format.shape == "messages":
@@ -106,7 +112,8 @@ def normalize(payload: bytes, format: RowFormat = MESSAGES) -> Conversation:
     else:
         tools, template_kwargs = _take_beside(row, format, messages, flags)
 
-    if b"\\ud" in payload or b"\\uD" in payload:  # an escape that may be half of a character
+    # An escape may be half of a character.
+    if not has_no_halves and (b"\\ud" in payload or b"\\uD" in payload):
         require_encodable(messages, tools)
     return Conversation(tuple(messages), tools, tuple(flags), None, template_kwargs)
 
@@ -176,7 +183,7 @@ def _messages(row: Mapping[str, Any], format: RowFormat) -> tuple[Messages, Flag
 
 
 def _parse(payload: bytes, format: RowFormat) -> Mapping[str, Any]:
-    if len(payload) > _MAX_VALUES:  # most rows are much shorter
+    if len(payload) > _MAX_VALUES:
         _require_moderate(payload)
     try:
         try:

@@ -26,6 +26,9 @@ from miles.data.stream.ledger import Ledger
 from miles.data.stream.reject_limits import RejectLimits
 from miles.data.types import Cursor, StepReport
 
+BLOCK_RANKS = 32
+"""Ranks that a block of `StreamConfig.target_block_bytes` is for. For more, blocks are larger."""
+
 
 class Feed:
     """Starts the stream, and enters the steps that were trained into the ledger and the cursor."""
@@ -104,8 +107,9 @@ class Feed:
             max_concurrency=num_ranks + 4,
             concurrency_groups={"clock": 1, "gate": config.stream.loader_cpus + 1},
         )(FeedActor)
+        sized = _with_blocks_for(config, num_ranks)
         handle = actor.remote(
-            stream.manifest, config, start.consumed_rows, num_ranks, loader, carried
+            stream.manifest, sized, start.consumed_rows, num_ranks, loader, carried
         )
         return cls(stream, config, start, handle, run_dir)
 
@@ -189,3 +193,10 @@ class Feed:
                 segment.update(source=source, file=file, row=row)
         content = {"tokenizer": self._config.encode.tokenizer, "micro_batches": batches}
         self._first_batch.replace([json.dumps(content)])
+
+
+def _with_blocks_for(config: DataConfig, num_ranks: int) -> DataConfig:
+    """Return the configuration with larger blocks for many ranks, each of which asks for each."""
+    num_bytes = config.stream.target_block_bytes * max(num_ranks // BLOCK_RANKS, 1)
+    stream = dataclasses.replace(config.stream, target_block_bytes=num_bytes)
+    return dataclasses.replace(config, stream=stream)

@@ -20,7 +20,7 @@ import pyarrow as pa
 import ray
 from ray.data import DataContext, Dataset
 
-from miles.common import garbage, remote_errors
+from miles.common import garbage, remote_errors, small_ray_data
 from miles.data.config import DataConfig, EncodeConfig, PackConfig, RowFormat
 from miles.data.files.manifest import Manifest
 from miles.data.order.plan import Plan, WindowRef
@@ -28,9 +28,6 @@ from miles.data.stream import prepared, stages
 from miles.data.stream.carried_encoder import CarriedEncoder
 from miles.data.stream.ray_cpus import require_loader_cpus as require_loader_cpus
 from miles.errors import MilesError
-
-BLOCK_RANKS = 32
-"""Data ranks that a block of `target_block_bytes` is for. With more, blocks are larger."""
 
 Gate = Callable[[int], None]
 """Returns when the window that begins with a step may be loaded."""
@@ -230,11 +227,6 @@ def build_messages(manifest: Manifest, config: DataConfig) -> Dataset:
     return _over_windows(plan.windows(0), chain, config)
 
 
-def _block_bytes(config: DataConfig) -> int:
-    """Return about how large a block is: the feed's work for each of them grows with the ranks."""
-    return config.stream.target_block_bytes * max(config.pack.dp_size // BLOCK_RANKS, 1)
-
-
 def _over_windows(
     refs: Iterable[WindowRef],
     chain: _Chain,
@@ -242,13 +234,14 @@ def _over_windows(
     encoder: CarriedEncoder | None = None,
 ) -> Dataset:
     """Return the data set that runs a chain of stages over windows, a task a window, in order."""
+    small_ray_data.keep_actors_away()
     windows = [asdict(ref) for ref in refs]
     chain.encoder = encoder or CarriedEncoder.put(config.encode)
 
     # A copy of the context, so that no other data set of this process is changed.
     before = DataContext.get_current()
     context = before.copy()
-    context.target_max_block_size = _block_bytes(config)
+    context.target_max_block_size = config.stream.target_block_bytes
     context.execution_options.preserve_order = True
     context.execution_options.resource_limits = context.execution_options.resource_limits.copy(
         cpu=config.stream.loader_cpus
@@ -294,6 +287,7 @@ def blocks(dataset: Dataset) -> Iterator[pa.Table]:
     Raises:
         MilesError: a stage raised it in its task, or the stream failed after its retries.
     """
+    small_ray_data.keep_actors_away()
     try:
         # Not `iter_batches`: Ray 2.60 passes each block through more threads there, and may hold
         # one back until it has the next. Ray's executor makes blocks ahead; the feed holds steps ready.

@@ -22,7 +22,6 @@ from typing import Any
 import ray
 
 from miles.data.packing import shards
-from miles.data.stream import pipeline
 from miles.data.types import Chunk, MicroBatch, StepReport
 from miles.errors import MilesError
 
@@ -132,4 +131,7 @@ class StepIterator:
                 self._ahead.put(chunk)
                 del chunk
         except Exception as error:  # of the stream, or of an actor that is gone
+            # Imported here, for `ray.data` takes a rank a second that only a failure needs.
+            from miles.data.stream import pipeline
+
             self._ahead.put(pipeline.cause_of(error))

@@ -122,10 +122,14 @@ class TextEncoder:
         Raises:
             RowRejected: as in `encode`.
         """
-        (tokens,) = self.encode_all([text], [points])
-        if isinstance(tokens, RowRejected):
-            raise tokens
-        return tokens
+        if self._engine_core is not None and (text.isascii() or self._are_normal([text])[0]):
+            tokens = self._encode_alone(text, points)
+            if tokens is not None:
+                return tokens
+        by_backend = self._encode_by_backend(text, points)
+        if isinstance(by_backend, RowRejected):
+            raise by_backend
+        return by_backend
 
     def encode_all(
         self, texts: Sequence[str], points: Sequence[Sequence[int]]
@@ -218,6 +222,28 @@ class TextEncoder:
         assert self.proof is not None
         check_sample(self.backend, self.proof.added, self.kind, texts, ids_of)
 
+    def _encode_alone(self, text: str, points: Sequence[int]) -> Tokens | None:
+        """Encode one text by the engine; None where it cannot."""
+        assert self._engine_core is not None
+        ids = self._engine_core.ids(text)
+        if ids is None:
+            return None
+        self.check_sample([text], lambda _: ids)
+        assert self._token_bytes is not None
+        token_ends = self._token_bytes.take(ids).cumsum()
+        edges = points if text.isascii() else _byte_offsets(text, points)
+        num_bytes = len(text) if text.isascii() else len(text.encode())
+        if num_bytes != (token_ends[-1] if len(ids) else 0):  # see `join`
+            return None
+        if not num_bytes:
+            return Tokens(ids, [0] * len(points), [False] * len(points))
+
+        at = token_ends.searchsorted(edges)
+        ends = token_ends.take(at).tolist()
+        first = [token + 1 if edge else 0 for token, edge in zip(at.tolist(), edges, strict=True)]
+        straddled = [edge > 0 and end != edge for end, edge in zip(ends, edges, strict=True)]
+        return Tokens(ids, first, straddled)
+
     def _are_normal(self, texts: Sequence[str]) -> list[bool]:
         """Return for each text whether the normalizer leaves it as it is."""
         is_ascii = list(map(str.isascii, texts))
@@ -280,6 +306,17 @@ def by_offsets(
         token > 0 and offsets[token - 1][1] > point
         for token, point in zip(first, points, strict=True)
     ]
+
+
+def _byte_offsets(text: str, points: Sequence[int]) -> list[int]:
+    """Return the bytes before each point; the points are ascending."""
+    offsets = []
+    at = num_bytes = 0
+    for point in points:
+        num_bytes += len(text[at:point].encode())
+        offsets.append(num_bytes)
+        at = point
+    return offsets
 
 
 def _continuations(text: str) -> Int64:

@@ -13,6 +13,7 @@ from miles.errors import CheckpointError, NoRoomError, WriteError
 from miles.train.config import TrainConfig
 from miles.train.driver.group import TrainerGroup
 from miles.train.driver.run_log import RunLog
+from miles.train.estimate.gpu_fit import has_gpu
 from miles.train.precision import Precision
 from miles.train.types import StartPoint
 
@@ -35,10 +36,7 @@ def ray_cluster(
     """
     if not ray.is_initialized():
         show(_what_comes(config.cluster.ray_address))
-    # torch is imported here because importing this module should not take seconds.
-    from miles.train.model import device
-
-    num_cpus = None if device.has_gpu() else config.data.stream.loader_cpus
+    num_cpus = None if has_gpu() else config.data.stream.loader_cpus
     is_own = local_ray.connect(
         num_cpus, config.cluster.object_store_bytes, config.cluster.ray_address
     )

@@ -66,6 +66,8 @@ class TrainerGroup:
             self._actors.append(
                 actor.options(scheduling_strategy=strategy).remote(rank, environment)
             )
+            # Not waited for: the calls of an actor follow one another.
+            self._actors[-1].load_modules.remote()
 
     def setup(self, setup: RankSetup) -> str | None:
         """Join the ranks and load the checkpoint. Return the GPU's name; None on a CPU."""
@@ -120,13 +122,14 @@ class TrainerGroup:
         return self._call(TrainerActor.write_export, folder)
 
     def shut_down(self) -> None:
-        """End the actors, and free their place."""
+        """End the actors, and free their place. A second call does nothing."""
         # After a loss, Ray itself may be gone: that is not to hide the loss.
         with contextlib.suppress(ray.exceptions.RayError):
-            for actor in self._actors:
-                ray.kill(actor)
+            while self._actors:
+                ray.kill(self._actors.pop())
             if self._place is not None:
                 remove_placement_group(self._place)
+                self._place = None
 
     def _call(
         self, method: Callable[Concatenate[TrainerActor, P], R], *args: P.args, **kwargs: P.kwargs
@@ -166,7 +169,7 @@ class TrainerGroup:
         deadline = time.monotonic() + self._timeout_seconds
 
         while pending:  # one by one, so that the first failure is seen at once
-            ready, pending = ray.wait(pending, timeout=max(0.0, deadline - time.monotonic()))
+            ready, pending = _wait_for_one(pending, max(0.0, deadline - time.monotonic()))
             if not ready:
                 raise LostError(
                     f"{len(pending)} of {len(references)} trainers did not finish {method!r} "
@@ -176,6 +179,17 @@ class TrainerGroup:
 
             _raise_cause(method, references, ready[0], pending)
         return list(ray.get(references))
+
+
+def _wait_for_one(references: list[Any], timeout: float) -> tuple[list[Any], list[Any]]:
+    """Return the first calls that have ended, and the others.
+
+    Ray 2.60 makes a `SystemError` of what a signal's handler raises just when the wait ends.
+    """
+    try:
+        return ray.wait(references, timeout=timeout)
+    except SystemError as error:
+        raise error.__cause__ or error from None
 
 
 def _failure_of(reference: Any) -> RemoteFailure | None:

@@ -26,7 +26,7 @@ from miles.train.driver.finished import LAST_STEP
 from miles.train.driver.folder_leases import hold_folders
 from miles.train.driver.metrics import Metrics, RunTotals, step_metrics
 from miles.train.driver.old_checkpoints import OldCheckpoints
-from miles.train.driver.opening import open_data, start_trainers
+from miles.train.driver.opening import open_data, start_processes, start_trainers
 from miles.train.driver.preemption import BETWEEN_STEPS, CTRL_C, Stopped, StopSignal
 from miles.train.driver.progress import ProgressLine
 from miles.train.driver.records import open_run_log
@@ -99,10 +99,13 @@ def run_attempt(run: Run, start: StartPoint) -> RunSummary:
     ray_health.require_node()  # an attempt may have ended because its Ray had
     try:
         with contextlib.ExitStack() as cleanup:
+            is_finished = run.preflight.is_finished
+            early_group = None if is_finished else start_processes(run, cleanup)
             data = open_data(run, start, cleanup)
             if data.is_finished:
                 return conclude_finished_run(run, start, data)
-            attempt = start_trainers(run, start, data, cleanup)
+            group = early_group or start_processes(run, cleanup)
+            attempt = start_trainers(run, start, data, group, cleanup)
             return TrainingLoop(attempt).run()
     except Stopped:
         run.run_log.report(f"{run.stop_signal.name}: stopping before the first step")

@@ -1,7 +1,8 @@
 """Opening an attempt: first its data, then, if a step is left, its trainers.
 
+start_processes  the trainer actors, which import torch and Megatron while the data are opened
 open_data        the evaluation set, the feed at the checkpoint's cursor, the schedule
-start_trainers   the logs, the trainer actors with the checkpoint loaded, the entry in starts.jsonl
+start_trainers   the logs, the checkpoint in the trainers, the entry in starts.jsonl
 """
 
 from __future__ import annotations
@@ -28,6 +29,17 @@ from miles.train.driver.sinks import open_sinks
 from miles.train.precision import Precision
 from miles.train.run_length import run_length
 from miles.train.types import RankSetup, StartPoint
+
+
+def start_processes(run: Run, cleanup: ExitStack) -> TrainerGroup:
+    """Start the trainers' processes; `cleanup` ends them.
+
+    Raises:
+        NoRoomError: the cluster has no place for them.
+    """
+    group = TrainerGroup(run.config.cluster, on_gpu=run.on_gpu)
+    cleanup.callback(group.shut_down)
+    return group
 
 
 def open_data(run: Run, start: StartPoint, cleanup: ExitStack) -> AttemptData:
@@ -57,8 +69,12 @@ def open_data(run: Run, start: StartPoint, cleanup: ExitStack) -> AttemptData:
     return AttemptData(state, evaluator, feed, schedule)
 
 
-def start_trainers(run: Run, start: StartPoint, data: AttemptData, cleanup: ExitStack) -> Attempt:
-    """Open the logs and start the trainers of an attempt; `cleanup` closes and ends them.
+def start_trainers(
+    run: Run, start: StartPoint, data: AttemptData, group: TrainerGroup, cleanup: ExitStack
+) -> Attempt:
+    """Open the logs and have the trainers of an attempt load its checkpoint.
+
+    `cleanup` closes the logs, and ends the trainers before the feed that they read from.
 
     Raises:
         MilesError: a sink, a cluster or a checkpoint that cannot be used.
@@ -75,7 +91,6 @@ def start_trainers(run: Run, start: StartPoint, data: AttemptData, cleanup: Exit
     sinks = open_sinks(config.logging, config.run_dir, first_step, settings, must_open=not is_begun)
     metrics_log = cleanup.enter_context(open_metrics(run, data, sinks))
 
-    group = TrainerGroup(config.cluster, on_gpu=run.on_gpu)
     cleanup.callback(group.shut_down)
     setup = RankSetup.of(
         config,

@@ -22,8 +22,8 @@ SPARE = 0.1
 """Share of a card that is left to CUDA, NCCL and fragmentation."""
 LARGE_CARD_GIB = 80
 """If a run needs more than this, the text says what would lower its need."""
-_GPU_DEVICES = ("/dev/nvidiactl", "/dev/dxg")
-"""Files of a machine with GPUs: of Linux, and of Linux within Windows."""
+_GPU_DEVICES = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
+"""Files of a machine with GPUs: of Linux, of Linux within Windows, and of AMD's."""
 
 
 @dataclass(frozen=True)
@@ -90,15 +90,22 @@ class GpuFit:
             )
 
 
-def seen_gpu_gib() -> float | None:
-    """Return the memory of this machine's smallest GPU in GiB; None where it has none."""
+def has_gpu() -> bool:
+    """Return whether torch has a GPU to compute on, on this machine."""
     # torch takes seconds to import: it is asked only where there is something to ask for.
     if not any(os.path.exists(path) for path in _GPU_DEVICES):
+        return False
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def seen_gpu_gib() -> float | None:
+    """Return the memory of this machine's smallest GPU in GiB; None where it has none."""
+    if not has_gpu():
         return None
     import torch
 
-    if not torch.cuda.is_available():
-        return None
     devices = range(torch.cuda.device_count())
     return min(torch.cuda.get_device_properties(gpu).total_memory for gpu in devices) / 2**30
 

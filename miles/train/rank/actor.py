@@ -1,7 +1,7 @@
 """A trainer rank as a Ray actor: a `Trainer` fed by a `StepIterator`.
 
 The driver imports this module to start the actors, so torch and Megatron are imported in the
-methods, which run in the rank's process.
+methods, which run in the rank's process. `ray.data` is imported where there is an evaluation.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 import ray
 
 from miles.common import storage
-from miles.data.stream import eval_set
 from miles.data.stream.step_iterator import StepIterator
 from miles.train.rank.environment import find_nvlink, variables_to_set
 from miles.train.types import (
@@ -54,6 +53,13 @@ class TrainerActor:
         self.steps: StepIterator
         self.layout: Layout
         self._listener: socket.socket | None = None
+
+    def load_modules(self) -> None:
+        """Import torch and Megatron, ahead of `setup`. Not collective."""
+        from miles.train.rank import checkpoint_load, checkpoint_writer, rank_process, trainer
+
+        del checkpoint_load, checkpoint_writer, trainer
+        rank_process.load_megatron()
 
     def listen(self) -> str:
         """Open the port at which the ranks meet, and return its address. Rank 0 only.
@@ -119,6 +125,8 @@ class TrainerActor:
             references: `EvalSet.references`.
             num_sources: sources of the evaluation set.
         """
+        from miles.data.stream import eval_set
+
         data_rank = self.layout.data_rank(self.rank)
         own_references = [chunk_references[data_rank] for chunk_references in references]
         micro_batches = eval_set.micro_batches(own_references)

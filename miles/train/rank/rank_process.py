@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
+import sys
+from collections.abc import Iterator
 
 import torch
 
@@ -22,6 +25,33 @@ def be_deterministic() -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False
 
 
+_NOT_USED = ("wandb", "tensorboard")
+"""Packages that megatron-core 0.16.1 imports where they are there, for what no rank does: to log
+its timers and an inference server. They take a process half a second. The driver has our sinks."""
+
+
+def load_megatron() -> None:
+    """Import Megatron, on the CPU layer where there is no GPU. A second call does nothing."""
+    with _hidden(_NOT_USED):
+        if not device.has_gpu():
+            megatron_on_cpu.activate()
+        from megatron.core import parallel_state, tensor_parallel
+
+        del parallel_state, tensor_parallel
+
+
+@contextlib.contextmanager
+def _hidden(names: tuple[str, ...]) -> Iterator[None]:
+    """Have packages that are not imported yet look as if they were not installed."""
+    hidden = [name for name in names if name not in sys.modules]
+    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]  # None, for an import
+    try:
+        yield
+    finally:
+        for name in hidden:
+            del sys.modules[name]
+
+
 def start_rank(
     layout: Layout,
     rank: int,
@@ -35,8 +65,8 @@ def start_rank(
     Arguments as for `process_groups.initialize`.
     """
     _unpickle_plain_values_only()
+    load_megatron()
     if not device.has_gpu():
-        megatron_on_cpu.activate()
         torch.set_num_threads(1)
     process_groups.initialize(layout, rank, address, seed, timeout_minutes, listener)
 

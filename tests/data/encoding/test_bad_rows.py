@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import gzip
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -17,7 +16,7 @@ from miles.data.files.manifest import build_manifest
 from miles.data.stream import stages
 from miles.data.stream.ledger import Ledger
 from miles.data.stream.reject_limits import RejectLimits
-from miles.data.tokens.text_encoder import JoinedTokens, TextEncoder
+from miles.data.tokens.text_encoder import TextEncoder
 from miles.errors import DataError
 from tests.support.bad_rows import (
     GOOD,
@@ -283,13 +282,13 @@ def test_a_huge_row_is_not_tokenised(
 ) -> None:
     """50 MB; to tokenise them takes a quarter of a minute."""
     lengths: list[int] = []
-    join = TextEncoder.join
+    tiktoken_ids = TextEncoder._tiktoken_ids
 
-    def noted(encoder: TextEncoder, texts: Sequence[str]) -> JoinedTokens | None:
-        lengths.extend(map(len, texts))
-        return join(encoder, texts)
+    def noted(encoder: TextEncoder, text: str) -> Any:
+        lengths.append(len(text))
+        return tiktoken_ids(encoder, text)
 
-    monkeypatch.setattr(TextEncoder, "join", noted)
+    monkeypatch.setattr(TextEncoder, "_tiktoken_ids", noted)
     got = run_lines(
         [GOOD, line(chat(SECRET * 10_000_000)), GOOD], tmp_path, chatml_tokenizer_folder
     )

@@ -148,6 +148,17 @@ def test_a_straddling_token_is_counted_not_trained(chatml_tokenizer) -> None:
     assert plain.num_straddling_tokens == 0
 
 
+def test_an_added_token_takes_effect(chatml_tokenizer) -> None:
+    messages = [{"role": "user", "content": "a larch"}, {"role": "assistant", "content": "larch"}]
+    for _ in range(2):  # the second call finds the encoder of the first
+        before = encode(messages, chatml_tokenizer)
+    chatml_tokenizer.add_tokens(["larch"])
+    token = chatml_tokenizer.convert_tokens_to_ids("larch")
+    after = encode(messages, chatml_tokenizer)
+    assert token not in before.input_ids
+    assert token in after.input_ids[after.loss_mask == 1]
+
+
 def test_a_changed_template_takes_effect(chatml_tokenizer) -> None:
     assert trained_text(chatml_tokenizer, encode([QUESTION, ANSWER], chatml_tokenizer)) == [
         "It is 4.<|im_end|>"

@@ -105,8 +105,12 @@ import os, sys
 from miles.train.rank.actor import TrainerActor
 from miles.train.types import RankEnvironment
 assert "torch" not in sys.modules
-TrainerActor(0, RankEnvironment(True, {"TOKEN": "hunter2"}))
+actor = TrainerActor(0, RankEnvironment(True, {"TOKEN": "hunter2"}))
 assert "torch" not in sys.modules, "it reads its variables when it is imported"
+actor.load_modules()
+assert "megatron.core" in sys.modules
+unused = {"wandb", "tensorboard", "ray.data", "pandas", "transformers"} & sys.modules.keys()
+assert not unused, f"a rank does not need {unused}"
 print({name: text for name, text in os.environ.items() if name in sys.argv})
 """
 
