@@ -5,7 +5,9 @@ on from.
 from __future__ import annotations
 
 import contextlib
+import os
 import re
+import shutil
 import signal
 import threading
 import time
@@ -223,6 +225,7 @@ def test_killed_loader_changes_neither_order_nor_counts(config: DataConfig, tmp_
     imports transformers or torch.
     """
     unbroken = [step.report for step in local(config)]
+    shutil.rmtree(os.environ["MILES_CACHE"], ignore_errors=True)  # so that none has it from there
     loader = pipeline.LoaderStages(pack=partial(MortalPack, str(tmp_path), 8))
     manifest = build_manifest(config.sources)
     expected, ledger = (

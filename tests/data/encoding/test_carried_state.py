@@ -18,7 +18,7 @@ from miles.data.config import EncodeConfig
 from miles.data.encoding import carried_state
 from miles.data.encoding.encoder import Encoder
 from miles.data.template.certify import certify
-from miles.data.tokens import carried_tokenizer
+from miles.data.tokens import carried_tokenizer, load
 from miles.data.types import Conversation, Encoded, RowRejected
 from tests.support.chatml import CHATML
 from tests.support.kinds_of_tokenizers import KEEPING, save_for_chat
@@ -72,6 +72,7 @@ def carried(encoder: Encoder) -> Encoder:
     """Return an encoder that was packed and rebuilt."""
     state = carried_state.pack(encoder)
     assert state is not None
+    load._pinned.clear()  # as in another process
     rebuilt = carried_state.unpack(state, encoder.config)
     assert rebuilt is not None
     return rebuilt
