@@ -92,10 +92,25 @@ def block_of(config: DataConfig, num_bytes: int) -> list[pa.Table]:
     return encoded
 
 
+def start_ranks() -> list[Any]:
+    """Start the processes of a node's ranks, and one more for the requests of all others."""
+    processes = [Ranks.remote() for _ in range(NODE_RANKS + 1)]
+    ray.get([process.ready.remote() for process in processes])
+    return processes
+
+
 def costs(
-    config: DataConfig, encoded: Sequence[pa.Table], num_ranks: int, node_ranks: int, rounds: int
+    config: DataConfig,
+    encoded: Sequence[pa.Table],
+    processes: Sequence[Any],
+    num_ranks: int,
+    node_ranks: int,
+    rounds: int,
 ) -> dict[str, float]:
-    """Measure a number of data ranks, so many to a node. Ray must be initialised.
+    """Measure a number of data ranks, so many to a node.
+
+    Args:
+        processes: of `start_ranks`.
 
     Returns:
         The block's tokens and bytes; CPU milliseconds of the feed for a block: to take it, to cut
@@ -110,9 +125,8 @@ def costs(
     )(GivenFeed)
     handle = actor.remote(build_manifest(config.sources), config, 0, num_ranks)
     local = min(node_ranks, num_ranks)
-    readers = [Ranks.remote() for _ in range(min(NODE_RANKS, num_ranks))]
-    others = Ranks.remote()
-    ray.get([rank.ready.remote() for rank in (*readers, others)])
+    readers = processes[: min(NODE_RANKS, num_ranks)]
+    others = processes[-1]
 
     nodes = []
     for first in range(0, num_ranks, local):
@@ -134,8 +148,7 @@ def costs(
         asking = ray.get(handle.cpu_seconds.remote()) - before
         ray.get(handle.begin.options(num_returns=1).remote(step + block.num_rows - 1))
         found.append((give, cut, asking, asking / num_ranks, read))
-    for each in (handle, others, *readers):
-        ray.kill(each)
+    ray.kill(handle)
 
     names = ("take", "cut", "ask", "request", "read")
     middle = np.median(np.array(found[1:]), axis=0) * 1e3

@@ -344,11 +344,13 @@ def handing_out(
         and for each "node".
     """
     encoded = _feed_costs.block_of(setup.config, setup.block_bytes)
-    found = {}
+    found: dict[int, dict[str, dict[str, float]]] = {}
     with _own_ray(setup):
+        processes = _feed_costs.start_ranks()
         for dp_size in dp_sizes:
-            found[dp_size] = {
-                name: _feed_costs.costs(setup.config, encoded, dp_size, node_ranks, num_rounds)
-                for name, node_ranks in (("rank", 1), ("node", _feed_costs.NODE_RANKS))
-            }
+            found[dp_size] = {}
+            for name, node_ranks in (("rank", 1), ("node", _feed_costs.NODE_RANKS)):
+                found[dp_size][name] = _feed_costs.costs(
+                    setup.config, encoded, processes, dp_size, node_ranks, num_rounds
+                )
     return found

@@ -73,7 +73,7 @@ SECTIONS = {
     "slow": ["waited after the first step", "longest wait", "steps ready", "peak memory"],
     "resume": ["from row 0", "from row 7,296"],
     "growth": ["2,048 rows: first step", "8,192 rows: first step", "peak memory"],
-    "feed": ["1 data ranks", "1,024 data ranks"],
+    "feed": ["1 data ranks, a chunk for each rank", "1,024 data ranks, a chunk for each node"],
 }
 """Lines of each section."""
 
