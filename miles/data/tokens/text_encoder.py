@@ -228,13 +228,13 @@ class TextEncoder:
         ids = self._engine_core.ids(text)
         if ids is None:
             return None
-        self.check_sample([text], lambda _: ids)
         assert self._token_bytes is not None
         token_ends = self._token_bytes.take(ids).cumsum()
         edges = points if text.isascii() else _byte_offsets(text, points)
         num_bytes = len(text) if text.isascii() else len(text.encode())
         if num_bytes != (token_ends[-1] if len(ids) else 0):  # see `join`
             return None
+        self.check_sample([text], lambda _: ids)
         if not num_bytes:
             return Tokens(ids, [0] * len(points), [False] * len(points))
 

@@ -16,7 +16,7 @@ from miles.data.files.manifest import build_manifest
 from miles.data.stream import stages
 from miles.data.stream.ledger import Ledger
 from miles.data.stream.reject_limits import RejectLimits
-from miles.data.tokens.text_encoder import TextEncoder
+from miles.data.tokens.engines import FastokensCore, TiktokenCore
 from miles.errors import DataError
 from tests.support.bad_rows import (
     GOOD,
@@ -282,13 +282,14 @@ def test_a_huge_row_is_not_tokenised(
 ) -> None:
     """50 MB; to tokenise them takes a quarter of a minute."""
     lengths: list[int] = []
-    tiktoken_ids = TextEncoder._tiktoken_ids
+    for engine in (TiktokenCore, FastokensCore):
+        ids = engine.ids
 
-    def noted(encoder: TextEncoder, text: str) -> Any:
-        lengths.append(len(text))
-        return tiktoken_ids(encoder, text)
+        def noted(core: Any, text: str, ids: Any = ids) -> Any:
+            lengths.append(len(text))
+            return ids(core, text)
 
-    monkeypatch.setattr(TextEncoder, "_tiktoken_ids", noted)
+        monkeypatch.setattr(engine, "ids", noted)
     got = run_lines(
         [GOOD, line(chat(SECRET * 10_000_000)), GOOD], tmp_path, chatml_tokenizer_folder
     )
