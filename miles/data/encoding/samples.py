@@ -72,7 +72,7 @@ def merged(parts: Sequence[tuple[Int64, Samples]], others: EncodedRows) -> Encod
 
     rows = np.concatenate([part_rows for part_rows, _ in parts])
     order = rows.argsort()
-    samples = taken(_concatenated([samples for _, samples in parts]), order)
+    samples = taken(concatenated([samples for _, samples in parts]), order)
     return EncodedRows(samples, rows[order], others.rejected)
 
 
@@ -95,7 +95,8 @@ def taken(samples: Samples, numbers: Int64) -> Samples:
     )
 
 
-def _concatenated(parts: Sequence[Samples]) -> Samples:
+def concatenated(parts: Sequence[Samples]) -> Samples:
+    """Lay samples end to end that lie so in some parts, at least one."""
     return Samples(
         lengths=np.concatenate([part.lengths for part in parts]),
         input_ids=np.concatenate([part.input_ids for part in parts]),

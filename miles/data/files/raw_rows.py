@@ -12,8 +12,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from miles.common.offsets import offsets_of
 from miles.data.step_schemas import PAYLOAD, TURNS
 from miles.data.types import Int64
 
@@ -29,6 +32,17 @@ class RawRows:
 
     def __len__(self) -> int:
         return len(self.payloads)
+
+    def num_bytes(self) -> Int64:
+        """Return the bytes of each row's text: int64 [rows]."""
+        of_payloads = pc.fill_null(pc.binary_length(self.payloads), 0).to_numpy()
+        fields = self.turns.flatten()
+        of_turns = sum(
+            pc.binary_length(fields.field(name)).to_numpy() for name in ("role", "content")
+        )
+        counts = pc.fill_null(self.turns.value_lengths(), 0).to_numpy()
+        num_bytes: Int64 = of_payloads + np.diff(offsets_of(of_turns)[offsets_of(counts)])
+        return num_bytes
 
     def slice(self, begin: int, num_rows: int) -> RawRows:
         """Return rows that follow one another."""

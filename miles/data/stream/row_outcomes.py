@@ -3,6 +3,9 @@
     plain turns, or JSON text -> normalize -> [hold out] -> encode -> sample
                               reject      left out      reject
 
+A table goes this way some rows at a time (`_CHUNK_BYTES`), so that the objects, texts and arrays in
+between are those of a few long rows, not of the table's thousand.
+
 A stream leaves out the held-out rows (training) or all others (evaluation). Which rows are held out
 is decided by a hash of what they say (`hash_share`), wherever they lie.
 """
@@ -11,23 +14,26 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import compress
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import xxhash
 
+from miles.common.offsets import offsets_of
 from miles.data.config import RowFormat
 from miles.data.encoding.encoder import Encoder
 from miles.data.encoding.rejecting import or_rejected
+from miles.data.encoding.samples import concatenated
 from miles.data.files.raw_rows import RawRows
 from miles.data.rows.normalize import normalize
 from miles.data.rows.plain_turns import normalize_plain
 from miles.data.stream.step_tables import list_values
 from miles.data.types import (
+    Bool,
     Conversation,
     Encoded,
     EncodedRows,
@@ -41,6 +47,12 @@ from miles.data.types import (
 )
 from miles.data.unused_names import count_row
 
+_CHUNK_BYTES = 8 << 20
+"""Rows are normalized and encoded together up to this size as they were read, or one row alone."""
+
+TakeKept = Callable[[Int64, Sequence[Conversation]], None]
+"""Is given the kept rows of each chunk, by their number in the table, and their conversations."""
+
 
 @dataclass(frozen=True, eq=False)
 class TableOutcome:
@@ -50,8 +62,6 @@ class TableOutcome:
     """int64 [steps]: samples of each"""
     kept_rows: Int64
     """int64 [samples]: which of the table's rows each comes from"""
-    conversations: list[Conversation]
-    """[samples]"""
     samples: Samples
     left_out_rows: Int64
     """int64: which of the table's rows this stream leaves to the other one"""
@@ -70,8 +80,9 @@ def table_outcome(
     encoder: Encoder,
     held_out_fraction: float = 0.0,
     held_out: str = "leave_out",
+    take_kept: TakeKept | None = None,
 ) -> TableOutcome:
-    """Return what becomes of the rows of a table, encoded all at once.
+    """Return what becomes of the rows of a table, encoded many at once.
 
     Args:
         table: RAW_STEP.
@@ -79,34 +90,30 @@ def table_outcome(
         encoder: of this process.
         held_out_fraction: rows whose `hash_share` is below are held out.
         held_out: as in `DataConfig`.
+        take_kept: what to do with the conversations, which are not kept here.
     """
-    started = time.perf_counter()
-    rows = _RowPlaces.of(table)
-    normalized = normalize_rows(raw_rows_of(table), rows.source_ids, formats)
-    left_out = np.zeros(0, np.int64)
-    if held_out_fraction > 0 or held_out == "only":
-        is_kept = [is_in_stream(row, held_out_fraction, held_out) for row in normalized]
-        normalized = list(compress(normalized, is_kept))
-        left_out = rows.numbers[~np.array(is_kept, np.bool_)]
-        rows = rows.kept(is_kept)
+    places = _RowPlaces.of(table)
+    raw = raw_rows_of(table)
+    counts = _KeyCounts(places.num_steps)
+    chunks = []
+    for begin, end in _chunks(raw):
+        started = time.perf_counter()
+        rows = places.between(begin, end)
+        normalized = normalize_rows(raw.slice(begin, end - begin), rows.source_ids, formats)
+        if held_out_fraction > 0 or held_out == "only":
+            is_kept = [is_in_stream(row, held_out_fraction, held_out) for row in normalized]
+            normalized = list(compress(normalized, is_kept))
+            rows = rows.kept(is_kept)
 
-    normalized_at = time.perf_counter()
-    encoded = _encode_rows(normalized, encoder)
-    unused_keys = _unused_keys(normalized, rows, encoder)
-    encoded_at = time.perf_counter()
-
-    row_shares = table["num_rows"].to_numpy() / max(rows.num_in_table, 1)
-    return TableOutcome(
-        sample_counts=np.bincount(rows.steps[encoded.kept_rows], minlength=rows.num_steps),
-        kept_rows=rows.numbers[encoded.kept_rows],
-        conversations=[normalized[row] for row in encoded.kept_rows.tolist()],  # type: ignore[misc]
-        samples=encoded.samples,
-        left_out_rows=left_out,
-        rejects=_rejects(encoded.rejected, rows),
-        unused_keys=unused_keys,
-        normalize_seconds=row_shares * (normalized_at - started),
-        encode_seconds=row_shares * (encoded_at - normalized_at),
-    )
+        normalized_at = time.perf_counter()
+        encoded = _encode_rows(normalized, encoder)
+        counts.add(normalized, rows, encoder)
+        if take_kept is not None:
+            kept = [normalized[row] for row in encoded.kept_rows.tolist()]
+            take_kept(rows.numbers[encoded.kept_rows], kept)  # type: ignore[arg-type]
+        seconds = (normalized_at - started, time.perf_counter() - normalized_at)
+        chunks.append(_Chunk(rows, encoded, *seconds))
+    return _joined(chunks, places, counts)
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,8 +122,6 @@ class _RowPlaces:
 
     num_steps: int
     """of the table"""
-    num_in_table: int
-    """rows of the table"""
     numbers: Int64
     """int64 [rows]: which of the table's rows each is"""
     steps: Int64
@@ -132,23 +137,86 @@ class _RowPlaces:
         row_ids = list_values(table, "row_ids")
         return cls(
             num_steps=table.num_rows,
-            num_in_table=len(row_ids),
             numbers=np.arange(len(row_ids)),
             steps=np.repeat(np.arange(table.num_rows), table["num_rows"].to_numpy()),
             row_ids=row_ids,
             source_ids=list_values(table, "source_ids"),
         )
 
-    def kept(self, is_kept: Sequence[bool]) -> _RowPlaces:
+    def between(self, begin: int, end: int) -> _RowPlaces:
+        """Return the places of rows that follow one another."""
+        return self._some(slice(begin, end))
+
+    def kept(self, is_kept: Sequence[bool] | Bool) -> _RowPlaces:
         """Return the places of some of the rows."""
-        mask = np.array(is_kept, np.bool_)
+        return self._some(np.array(is_kept, np.bool_))
+
+    def _some(self, which: slice | Bool) -> _RowPlaces:
         return replace(
             self,
-            numbers=self.numbers[mask],
-            steps=self.steps[mask],
-            row_ids=self.row_ids[mask],
-            source_ids=self.source_ids[mask],
+            numbers=self.numbers[which],
+            steps=self.steps[which],
+            row_ids=self.row_ids[which],
+            source_ids=self.source_ids[which],
         )
+
+
+class _Chunk(NamedTuple):
+    """Rows that were encoded together, without those that are left out."""
+
+    places: _RowPlaces
+    encoded: EncodedRows
+    """its rows are numbered within the chunk"""
+    normalize_seconds: float
+    encode_seconds: float
+
+
+def _chunks(raw: RawRows) -> Iterator[tuple[int, int]]:
+    """Yield the first row of each chunk of a table, and the row after its last."""
+    if raw.payloads.nbytes + raw.turns.nbytes <= _CHUNK_BYTES:  # most tables
+        yield 0, len(raw)
+        return
+
+    ends = raw.num_bytes().cumsum()
+    begin = 0
+    while begin < len(raw):
+        bytes_before = ends[begin - 1] if begin else 0
+        end = int(ends.searchsorted(bytes_before + _CHUNK_BYTES, side="right"))
+        end = max(end, begin + 1)
+        yield begin, end
+        begin = end
+
+
+def _joined(chunks: Sequence[_Chunk], table: _RowPlaces, counts: _KeyCounts) -> TableOutcome:
+    """Return the outcome of a table from those of its chunks.
+
+    Args:
+        table: the places of all its rows.
+        counts: the unused keys of all its rows.
+    """
+    in_stream = np.concatenate([chunk.places.numbers for chunk in chunks])
+    rows = table.kept(np.isin(table.numbers, in_stream, assume_unique=True))
+    first_rows = offsets_of([len(chunk.places.numbers) for chunk in chunks]).tolist()
+    parts = [chunk.encoded.samples for chunk in chunks]
+    kept = []
+    rejected: dict[int, RowRejected] = {}
+    for chunk, first_row in zip(chunks, first_rows[:-1], strict=True):
+        kept.append(chunk.encoded.kept_rows + first_row)
+        for row, reject in chunk.encoded.rejected.items():
+            rejected[row + first_row] = reject
+
+    kept_rows = np.concatenate(kept)
+    row_shares = np.bincount(table.steps, minlength=table.num_steps) / max(len(table.steps), 1)
+    return TableOutcome(
+        sample_counts=np.bincount(rows.steps[kept_rows], minlength=table.num_steps),
+        kept_rows=rows.numbers[kept_rows],
+        samples=parts[0] if len(parts) == 1 else concatenated(parts),
+        left_out_rows=np.setdiff1d(table.numbers, in_stream, assume_unique=True),
+        rejects=_rejects(rejected, rows),
+        unused_keys=counts.by_step(),
+        normalize_seconds=row_shares * sum(chunk.normalize_seconds for chunk in chunks),
+        encode_seconds=row_shares * sum(chunk.encode_seconds for chunk in chunks),
+    )
 
 
 def raw_rows_of(table: pa.Table) -> RawRows:
@@ -261,22 +329,35 @@ def _rejects(rejected: Mapping[int, RowRejected], rows: _RowPlaces) -> list[list
     return by_step
 
 
-def _unused_keys(
-    normalized: Sequence[Conversation | RowRejected], rows: _RowPlaces, encoder: Encoder
-) -> list[list[dict[str, Any]]]:
-    """Return for each step the fields of a `KeyCount` for each key of messages that nothing reads.
+class _KeyCounts:
+    """Counts the rows that have a key of messages which nothing reads, by step and source."""
 
-    Args:
-        normalized: the rows that are not left out. A row that is rejected later counts.
-        rows: the places of the same rows.
-        encoder: knows what the chat template reads.
-    """
-    by_step: list[dict[int, dict[str, int]]] = [{} for _ in range(rows.num_steps)]
-    for row, conversation in enumerate(normalized):
-        if isinstance(conversation, Conversation) and (keys := encoder.unused_keys(conversation)):
-            by_source = by_step[rows.steps[row]]
-            count_row(by_source.setdefault(int(rows.source_ids[row]), {}), keys)
-    return [_key_counts(by_source) for by_source in by_step]
+    def __init__(self, num_steps: int) -> None:
+        self._steps: list[dict[int, dict[str, int]]] = [{} for _ in range(num_steps)]
+
+    def add(
+        self,
+        normalized: Sequence[Conversation | RowRejected],
+        rows: _RowPlaces,
+        encoder: Encoder,
+    ) -> None:
+        """Count rows.
+
+        Args:
+            normalized: the rows that are not left out. A row that is rejected later counts.
+            rows: the places of the same rows.
+            encoder: knows what the chat template reads.
+        """
+        for row, conversation in enumerate(normalized):
+            if isinstance(conversation, RowRejected):
+                continue
+            if keys := encoder.unused_keys(conversation):
+                by_source = self._steps[rows.steps[row]]
+                count_row(by_source.setdefault(int(rows.source_ids[row]), {}), keys)
+
+    def by_step(self) -> list[list[dict[str, Any]]]:
+        """Return for each step the fields of a `KeyCount` for each source and key."""
+        return list(map(_key_counts, self._steps))
 
 
 def _key_counts(by_source: Mapping[int, Mapping[str, int]]) -> list[dict[str, Any]]:

@@ -44,6 +44,7 @@ from miles.data.stream.step_tables import (
     step_table,
 )
 from miles.data.types import (
+    Conversation,
     Int32,
     Int64,
     Samples,
@@ -147,17 +148,22 @@ def prepare_steps(table: pa.Table, manifest: Manifest, encoder: Encoder) -> pa.T
         encoder: of this process.
     """
     formats = source_formats(manifest)
-    outcome = table_outcome(table, formats, encoder)
+    row_ids, source_ids = list_values(table, "row_ids"), list_values(table, "source_ids")
+    parts: list[pa.Table] = []
+
+    def write(kept: Int64, conversations: Sequence[Conversation]) -> None:
+        names = manifest.source_names
+        parts.append(messages_table(row_ids[kept], source_ids[kept], names, conversations))
+
+    outcome = table_outcome(table, formats, encoder, take_kept=write)
+    rows = pa.concat_tables(parts).to_struct_array().combine_chunks()
     trained_before = offsets_of(outcome.samples.loss_mask)[offsets_of(outcome.samples.lengths)]
     columns = {
         **carried(table, PREPARED_STEP),
         **_outcome_columns(table, outcome, len(formats)),
         "sample_trained_tokens": ListColumn(np.diff(trained_before), outcome.sample_counts),
+        "rows": ListColumn(rows, outcome.sample_counts),
     }
-
-    row_ids, source_ids = columns["sample_row_ids"].values, columns["sample_source_ids"].values
-    rows = messages_table(row_ids, source_ids, manifest.source_names, outcome.conversations)
-    columns["rows"] = ListColumn(rows.to_struct_array().combine_chunks(), outcome.sample_counts)
     return step_table(PREPARED_STEP, columns)
 
 
