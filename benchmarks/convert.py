@@ -184,13 +184,8 @@ def _make(folder: Path, gigabytes: float) -> None:
     import torch
 
     from miles.architecture.families import hf_shapes, shape_of
-    from miles.convert.safetensors_files import (
-        INDEX,
-        ShardedWriter,
-        Spec,
-        index_text,
-        split_into_files,
-    )
+    from miles.convert.safetensors_files import ShardedWriter, Spec, index_text, split_into_files
+    from miles.convert.safetensors_headers import INDEX
 
     def planned(num_layers: int) -> dict[str, Spec]:
         shape = shape_of({**CONFIG, "num_hidden_layers": num_layers}, "made up")

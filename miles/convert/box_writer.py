@@ -17,7 +17,8 @@ from miles.architecture.config import ModelShape
 from miles.architecture.families import parameters_of, stored_names
 from miles.convert import parallel, tensor_io
 from miles.convert.hf_boxes import CHUNK_BYTES, RowRun, runs_in
-from miles.convert.safetensors_files import ADAPTER, SINGLE, Stored, Weights
+from miles.convert.safetensors_files import Stored, Weights
+from miles.convert.safetensors_headers import ADAPTER, SINGLE
 
 
 class BoxWriter:

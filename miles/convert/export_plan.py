@@ -21,14 +21,13 @@ from miles.common import atomic_folders, storage
 from miles.common.untrusted_files import read_json
 from miles.convert.companions import write_companions
 from miles.convert.safetensors_files import (
-    INDEX,
-    SINGLE,
     ShardedWriter,
     Spec,
     Weights,
     index_text,
     split_into_files,
 )
+from miles.convert.safetensors_headers import INDEX, SINGLE
 from miles.errors import CheckpointError
 
 MAX_SHARD_BYTES = 5_000_000_000

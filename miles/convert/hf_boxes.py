@@ -26,15 +26,11 @@ from miles.architecture.families import (
     TIED_COPY,
     TIED_TO,
     parameters_of,
-    pieces_in,
-    read_shape,
-    stored_names,
 )
 from miles.architecture.parameters import Parameter
 from miles.convert import tensor_io
-from miles.convert.mismatch import missing_tensor, unexpected_tensors, wrong_shape
-from miles.convert.path_safety import require_inside
-from miles.convert.safetensors_files import Weights
+from miles.convert.expected_tensors import names_in, require_same_model, require_tensors
+from miles.convert.safetensors_files import DTYPES, Weights
 from miles.errors import CheckpointError, SourceError
 
 CHUNK_BYTES = 16 << 20
@@ -114,26 +110,10 @@ class HfTensors:
         self._weights = weights
         self._shape = shape
         self._parameters = {parameter.megatron: parameter for parameter in parameters}
-        self.dtypes: dict[str, torch.dtype] = {}
+        found = require_tensors(weights.headers, shape, parameters)
+        self.dtypes = {key: DTYPES[name] for key, name in found.type_names.items()}
         """by the key of the Megatron tensor"""
-
-        expected: set[str] = set()
-        first_of_key: dict[str, str] = {}
-        for parameter, place in pieces_in(parameters, shape):
-            names = self._names_of(parameter, place)
-            expected.update(names)
-            for name, sizes in zip(names, parameter.shapes, strict=True):
-                _require_tensor(weights, name, sizes)
-                first = first_of_key.setdefault(parameter.megatron, name)
-                _require_one_dtype(weights, name, first, parameter.megatron)
-            self.dtypes[parameter.megatron] = weights.tensors[names[0]].dtype
-
-        extra = sorted(set(weights.tensors) - expected)
-        self._has_copy = shape.tied_embeddings and TIED_COPY in extra
-        if self._has_copy:
-            extra.remove(TIED_COPY)
-        if extra:
-            raise unexpected_tensors(f"{weights.where}/{weights.tensors[extra[0]].file}", extra)
+        self._has_copy = found.has_copy
 
     def require_equal_copies(self) -> None:
         """Refuse an output layer that differs from the embedding in a model that ties them.
@@ -195,9 +175,7 @@ class HfTensors:
 
     def _names_of(self, parameter: Parameter, place: tuple[int, ...]) -> list[str]:
         """Return the names under which the tensors of a parameter are read from the files."""
-        stored = self._weights.tensors
-        names = parameter.hf_names(place)
-        return [stored_names(name, self._shape, stored)[0] for name in names]
+        return names_in(self._weights.headers, self._shape, parameter, place)
 
     def _fits_as_it_is(self, name: str, target: Tensor) -> bool:
         """Return whether the bytes of rows in the file are those of the target."""
@@ -256,35 +234,6 @@ def open_weights(url: str, shape: ModelShape) -> HfTensors:
         raise CheckpointError(str(error)) from error
 
 
-def require_same_model(url: str, shape: ModelShape) -> None:
-    """Refuse a folder whose config.json is that of another model.
-
-    Raises:
-        CheckpointError: names each difference.
-    """
-    require_inside(url, "config.json", url)
-    differences = shape.differences(read_shape(url).megatron_args())
-    if differences:
-        raise CheckpointError(f"{url}: a checkpoint of another model: {'; '.join(differences)}")
-
-
-def require_weights(url: str, shape: ModelShape) -> None:
-    """Refuse a folder whose weights a model cannot begin from. Hardly more than headers are read.
-
-    Raises:
-        CheckpointError: as `open_weights` and `HfTensors.require_equal_copies` do; or the weights
-            are quantized.
-    """
-    tensors = open_weights(url, shape)
-    for key, dtype in tensors.dtypes.items():
-        if not dtype.is_floating_point or dtype.itemsize == 1:
-            raise CheckpointError(
-                f"{url}: the tensors of {key} are {dtype}: quantized weights cannot be trained; "
-                "give a folder with bfloat16, float16 or float32"
-            )
-    tensors.require_equal_copies()
-
-
 def _spans(runs: Sequence[RowRun]) -> Iterator[tuple[int, int]]:
     """Yield the first row, and the one behind the last, of each stretch of runs without a gap.
 
@@ -300,29 +249,3 @@ def _spans(runs: Sequence[RowRun]) -> Iterator[tuple[int, int]]:
         end = run.hf_row + run.num_rows
     if end > begin:
         yield begin, end
-
-
-def _require_tensor(weights: Weights, name: str, shape: tuple[int, ...]) -> None:
-    """Refuse a checkpoint without a tensor, or with one of another shape."""
-    stored = weights.tensors.get(name)
-    if stored is None:
-        raise missing_tensor(weights.where, name)
-    if stored.shape != shape:
-        raise wrong_shape(f"{weights.where}/{stored.file}", name, stored.shape, shape)
-
-
-def _require_one_dtype(weights: Weights, name: str, first: str, key: str) -> None:
-    """Refuse tensors of several dtypes that Megatron keeps in one.
-
-    Args:
-        name: of the Hugging Face tensor.
-        first: the first one that is a part of the same Megatron tensor.
-        key: of the Megatron tensor.
-    """
-    stored = weights.tensors[name]
-    dtype = weights.tensors[first].dtype
-    if stored.dtype != dtype:
-        raise CheckpointError(
-            f"{weights.where}/{stored.file}: tensor {name} is {stored.dtype}, {first} {dtype}: "
-            f"Megatron keeps them in one tensor, {key}, of one dtype"
-        )

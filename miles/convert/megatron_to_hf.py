@@ -41,7 +41,8 @@ from miles.convert.path_safety import require_inside
 from miles.convert.peft_adapter import AdapterPlan
 from miles.convert.peft_config import CONFIG
 from miles.convert.remote_lease import hold_remote
-from miles.convert.safetensors_files import ADAPTER, INDEX, SINGLE, is_weights
+from miles.convert.safetensors_files import is_weights
+from miles.convert.safetensors_headers import ADAPTER, INDEX, SINGLE
 from miles.convert.saved_adapter import saved_adapter, saved_base
 from miles.convert.torch_dist import Checkpoint
 from miles.errors import CheckpointError, ConfigError, SourceError

@@ -31,8 +31,9 @@ from miles.common.writable import require_writable
 from miles.convert import parallel, torch_dist
 from miles.convert.base_checksum import require_base
 from miles.convert.companions import TEMPLATE
+from miles.convert.expected_tensors import require_same_model
 from miles.convert.export_plan import ExportPlan
-from miles.convert.hf_boxes import HfTensors, require_same_model
+from miles.convert.hf_boxes import HfTensors
 from miles.convert.hf_to_megatron import require_no_run, write_release
 from miles.convert.megatron_boxes import MegatronTensors, Tensors, require_model
 from miles.convert.megatron_to_hf import (

@@ -33,7 +33,8 @@ from miles.common import atomic_folders
 from miles.convert.companions import write_tokenizer
 from miles.convert.hf_boxes import HfTensors
 from miles.convert.peft_config import CONFIG, PeftConfig, config_text, read_config
-from miles.convert.safetensors_files import ADAPTER, ShardedWriter, Spec, Weights
+from miles.convert.safetensors_files import ShardedWriter, Spec, Weights
+from miles.convert.safetensors_headers import ADAPTER
 from miles.errors import CheckpointError, SourceError
 
 _TENSOR = re.compile(

@@ -42,7 +42,8 @@ from miles.convert.differences import (
     only_in,
 )
 from miles.convert.megatron_boxes import MegatronTensors, tensors_of
-from miles.convert.safetensors_files import INDEX, SINGLE, Weights, is_weights
+from miles.convert.safetensors_files import Weights, is_weights
+from miles.convert.safetensors_headers import INDEX, SINGLE
 from miles.convert.torch_dist import Checkpoint
 from miles.convert.verify_adapters import are_adapters, compare_adapters
 from miles.errors import CheckpointError, SourceError

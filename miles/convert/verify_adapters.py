@@ -22,7 +22,8 @@ from miles.common.checkpoint_tracker import TRACKER
 from miles.convert import parallel, tensor_io, torch_dist
 from miles.convert.differences import Comparison, Difference, difference_of, only_in
 from miles.convert.peft_config import CONFIG, read_config
-from miles.convert.safetensors_files import ADAPTER, Spec, Weights
+from miles.convert.safetensors_files import Spec, Weights
+from miles.convert.safetensors_headers import ADAPTER
 from miles.convert.saved_adapter import saved_adapter
 from miles.convert.torch_dist import Checkpoint
 from miles.errors import CheckpointError

@@ -33,8 +33,10 @@ from miles.architecture.parameters import Parameter
 from miles.common import storage
 from miles.convert import box_writer, hf_boxes
 from miles.convert.box_writer import BoxWriter
-from miles.convert.hf_boxes import HfTensors, RowRun, open_weights, require_weights, runs_in
-from miles.convert.safetensors_files import SINGLE, ShardedWriter, Spec, Weights
+from miles.convert.expected_tensors import require_weights
+from miles.convert.hf_boxes import HfTensors, RowRun, open_weights, runs_in
+from miles.convert.safetensors_files import ShardedWriter, Spec, Weights
+from miles.convert.safetensors_headers import SINGLE
 from miles.errors import CheckpointError
 from tests.support.launch import QWEN3
 from tests.support.models import make_hf

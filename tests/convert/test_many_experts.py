@@ -16,7 +16,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from miles.architecture.families import hf_shapes, shape_of
-from miles.convert.safetensors_files import INDEX, Spec, index_text
+from miles.convert.safetensors_files import Spec, index_text
+from miles.convert.safetensors_headers import INDEX
 from miles.convert.torch_dist import Checkpoint
 from tests.support.launch import QWEN3_235B
 from tests.support.models import require_same_files

@@ -29,7 +29,8 @@ from miles.convert.hf_to_megatron import hf_to_megatron
 from miles.convert.megatron_to_hf import megatron_to_hf
 from miles.convert.merge_adapter import Targets, merge_adapter
 from miles.convert.peft_adapter import AdapterPlan
-from miles.convert.safetensors_files import ADAPTER, SINGLE, ShardedWriter, Spec
+from miles.convert.safetensors_files import ShardedWriter, Spec
+from miles.convert.safetensors_headers import ADAPTER, SINGLE
 from miles.convert.torch_dist import Checkpoint
 from miles.convert.verify import verify
 from tests.support.adapters import ATTENTION, save_as_run, save_with_peft

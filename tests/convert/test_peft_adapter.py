@@ -20,7 +20,7 @@ from miles.convert.box_writer import BoxWriter
 from miles.convert.megatron_to_hf import megatron_to_hf
 from miles.convert.peft_adapter import AdapterPlan, read_adapter
 from miles.convert.peft_config import CONFIG
-from miles.convert.safetensors_files import ADAPTER
+from miles.convert.safetensors_headers import ADAPTER
 from miles.errors import CheckpointError, ConfigError
 from tests.support.adapters import ATTENTION, save_as_run, save_with_peft
 from tests.support.models import make_hf

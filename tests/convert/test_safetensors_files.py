@@ -16,14 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from miles.convert.safetensors_files import (
-    DTYPES,
-    INDEX,
-    ShardedWriter,
-    Spec,
-    Weights,
-    split_into_files,
-)
+from miles.convert.safetensors_files import DTYPES, ShardedWriter, Spec, Weights, split_into_files
+from miles.convert.safetensors_headers import INDEX, TYPES
 from miles.errors import CheckpointError
 
 TENSORS = {
@@ -62,6 +56,13 @@ def test_the_bytes_are_those_that_safetensors_writes(tmp_path: Path) -> None:
         assert torch.equal(
             read(weights, name).view(-1).view(torch.uint8), tensor.view(-1).view(torch.uint8)
         ), name
+
+
+def test_the_types_of_headers_are_those_of_torch() -> None:
+    assert [str(dtype) for dtype in DTYPES.values()] == [str(stored) for stored in TYPES.values()]
+    for name, dtype in DTYPES.items():
+        assert TYPES[name].num_bytes == dtype.itemsize
+        assert TYPES[name].is_trainable == (dtype.is_floating_point and dtype.itemsize > 1)
 
 
 def test_a_tensor_larger_than_one_call_moves(

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from miles.architecture.adapter import PEFT_PREFIX, AdapterShape
 from miles.cli import main
 from miles.convert.megatron_to_hf import megatron_to_hf
-from miles.convert.safetensors_files import ADAPTER
+from miles.convert.safetensors_headers import ADAPTER
 from miles.convert.verify import verify
 from miles.errors import CheckpointError
 from tests.support.adapters import save_as_run

@@ -17,7 +17,7 @@ import io
 import struct
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 
 import pyarrow as pa
 
@@ -46,8 +46,6 @@ _SCHEMA = 1
 _DICTIONARY = 2
 _RECORD_BATCH = 3
 """Kinds of messages, as the format numbers them."""
-_UNREADABLE = pa.record_batch({"": pa.array([b"\xff"])})
-"""A row that is not UTF-8."""
 
 
 @dataclass(frozen=True)
@@ -159,7 +157,13 @@ def _valid(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
             continue
         for number in range(part.num_rows):
             row = part.slice(number, 1)
-            yield row if _is_valid(row) else _UNREADABLE
+            yield row if _is_valid(row) else _unreadable_row()
+
+
+@cache
+def _unreadable_row() -> pa.RecordBatch:
+    """Return a row that is not UTF-8. pyarrow imports pandas to make an array, so not at import."""
+    return pa.record_batch({"": pa.array([b"\xff"])})
 
 
 def _is_valid(batch: pa.RecordBatch) -> bool:

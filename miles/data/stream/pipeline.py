@@ -14,11 +14,10 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import cache, partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import ray
-from ray.data import DataContext, Dataset
 
 from miles.common import garbage, remote_errors, small_ray_data
 from miles.data.config import DataConfig, EncodeConfig, PackConfig, RowFormat
@@ -28,6 +27,9 @@ from miles.data.stream import prepared, stages
 from miles.data.stream.carried_encoder import CarriedEncoder
 from miles.data.stream.ray_cpus import require_loader_cpus as require_loader_cpus
 from miles.errors import MilesError
+
+if TYPE_CHECKING:
+    from ray.data import Dataset
 
 Gate = Callable[[int], None]
 """Returns when the window that begins with a step may be loaded."""
@@ -234,6 +236,10 @@ def _over_windows(
     encoder: CarriedEncoder | None = None,
 ) -> Dataset:
     """Return the data set that runs a chain of stages over windows, a task a window, in order."""
+    # The driver hands data sets to others: it does without Ray Data, which takes half a second.
+    import ray.data
+    from ray.data import DataContext
+
     small_ray_data.keep_actors_away()
     windows = [asdict(ref) for ref in refs]
     chain.encoder = encoder or CarriedEncoder.put(config.encode)

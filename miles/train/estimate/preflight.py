@@ -23,6 +23,7 @@ from miles.common import patience, storage
 from miles.common.first_contact import first_contact
 from miles.common.ray_address_form import require_address
 from miles.common.run_record import missing_lines_notice, require_own_run_folder
+from miles.convert.expected_tensors import require_weights
 from miles.data.config import DataConfig
 from miles.data.stream.counted_stream import CountedStream
 from miles.data.stream.eval_rows import eval_config
@@ -238,9 +239,6 @@ def _require_same_model(start: StartPoint, shape: ModelShape) -> None:
     for checkpoint in filter(None, (start.checkpoint, start.base)):
         if not checkpoint.is_hugging_face:
             continue
-        # torch is imported only where there are tensors to look at.
-        from miles.convert.hf_boxes import require_weights
-
         require_weights(checkpoint.url, shape)
 
 

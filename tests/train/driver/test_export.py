@@ -19,14 +19,8 @@ from miles.common.atomic_folders import StagedFolder
 from miles.convert import megatron_to_hf
 from miles.convert.box_writer import BoxWriter
 from miles.convert.hf_boxes import open_weights
-from miles.convert.safetensors_files import (
-    INDEX,
-    SINGLE,
-    ShardedWriter,
-    Spec,
-    index_text,
-    split_into_files,
-)
+from miles.convert.safetensors_files import ShardedWriter, Spec, index_text, split_into_files
+from miles.convert.safetensors_headers import INDEX, SINGLE
 from miles.data.config import DataConfig, EncodeConfig, OrderConfig, SourceConfig
 from miles.errors import CheckpointError, LostError, MilesError, RunError
 from miles.train.config import TrainConfig

@@ -9,6 +9,7 @@ import importlib.util
 import json
 import re
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from miles.cli import main
 from miles.common.checkpoint_tracker import TRACKER, write_tracker
 from miles.convert.hf_to_megatron import hf_to_megatron
 from miles.data import prepare
+from miles.data.encoding import kept_encoders, state_cache
 from miles.demo.model import build_model
 from miles.errors import ConfigError, WriteError
 from miles.train.estimate.gpu_fit import GpuFit
@@ -29,7 +31,7 @@ from tests.support.checkpoints import write_checkpoint
 from tests.support.disks import small_disk
 from tests.support.fault_table import NOTHING, SINCE, observed
 from tests.support.object_storage import s3_bucket
-from tests.support.processes import without_patience
+from tests.support.processes import PROJECT, without_patience
 from tests.support.streams import demo_tokenizer
 
 NUM_ROWS = 40
@@ -127,6 +129,27 @@ def line(tmp_path: Path, model: Path) -> Line:
 
 def everything_in(folder: Path) -> list[Path]:
     return sorted(folder.rglob("*"))
+
+
+def test_a_second_start_imports_no_torch(
+    line: Line, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the first start has certified is kept, and headers are read without torch."""
+    monkeypatch.setenv("MILES_CACHE", str(tmp_path / "cache"))
+    config = parse(line.words()).data.encode
+    key, state = state_cache.key_of(config), kept_encoders.state_of(config)
+    assert key is not None
+    assert state is not None
+    state_cache.keep(key, config, state)
+
+    code = (
+        "import sys; from miles.train.estimate.preflight import preflight; "
+        "from miles.train.launch.arguments import parse; print(preflight(parse(sys.argv[1:]))); "
+        "print([name for name in ('torch', 'transformers', 'ray') if name in sys.modules])"
+    )
+    words = [sys.executable, "-c", code, *line.words()]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=PROJECT, timeout=240)
+    assert done.stdout.splitlines()[-1] == "[]", done.stderr
 
 
 def test_rows_that_are_all_unusable(line: Line, capsys: pytest.CaptureFixture[str]) -> None:
