@@ -1,6 +1,7 @@
 """Files that spare work at the next start, in a folder of the user's own.
 
-    $MILES_CACHE/encoders-1000/3f9a….state     (by default ~/.cache/miles; empty: nothing is kept)
+    $MILES_CACHE/encoders-1000/3f9a….state     (by default ~/.cache/miles; empty: nothing is kept,
+                                                nor in a store such as s3://…)
 
 A cache may be lost, cut off, written by a newer version, or lie in a folder that several users
 share. So a file is used only where it is a plain file of this user's that nobody else may write, in
@@ -31,18 +32,24 @@ _ABANDONED_SECONDS = 3600.0
 """A half-written file of that age is of a process that died."""
 
 
-def folder() -> Path | None:
-    """Return the folder of the cache; None where nothing is to be kept."""
+def root() -> str | None:
+    """Return the folder of all caches, an fsspec URL; None where nothing is to be kept."""
     given = os.environ.get(VARIABLE)
     if given is not None:
-        return Path(given).absolute() if given.strip() else None
+        return given if given.strip() else None
     home = os.path.expanduser("~")
     if not os.path.isabs(home):
         return None
     if sys.platform == "darwin":
-        return Path(home, "Library", "Caches", "miles")
+        return str(Path(home, "Library", "Caches", "miles"))
     shared = os.environ.get("XDG_CACHE_HOME", "")
-    return Path(shared if os.path.isabs(shared) else Path(home, ".cache"), "miles")
+    return str(Path(shared if os.path.isabs(shared) else Path(home, ".cache"), "miles"))
+
+
+def folder() -> Path | None:
+    """Return the same, where it is on a disk: who may write a store is not known."""
+    url = (root() or "").removeprefix("file://")
+    return Path(url).absolute() if url and "://" not in url else None
 
 
 def read(kind: str, key: str) -> bytes | None:

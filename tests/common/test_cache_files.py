@@ -122,7 +122,7 @@ def test_without_a_cache_nothing_is_kept(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").touch()
-    for value in ("", " ", str(tmp_path / "file"), "/proc/none", "/dev/null"):
+    for value in ("", " ", str(tmp_path / "file"), "/proc/none", "/dev/null", "s3://bucket/cache"):
         monkeypatch.setenv("MILES_CACHE", value)
         write("kind", KEY, b"content", 3)
         assert read("kind", KEY) is None

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
+import signal
+import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from miles.data.notebook import every_row
+from miles.data.notebook import dataset, every_row
 from miles.data.notebook.dataset import prepare
 from miles.data.rows import message_parts
 from miles.data.rows.message_parts import PartLimits
+from miles.data.stream import prepare_tasks
 from miles.demo import rows
 from miles.errors import ConfigError, MilesError, SourceError
 from tests.support.streams import demo_tokenizer
@@ -81,6 +87,36 @@ def test_loaders_write_the_same_bytes(tmp_path: Path, monkeypatch: pytest.Monkey
     with pytest.raises(SourceError, match=r"360\.jsonl: changed since its rows were counted"):
         data.write(str(tmp_path / "changed"), loader_cpus=2)
     assert not (tmp_path / "changed/manifest.json").exists()
+
+
+def test_a_loader_dies_in_the_first_window(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others, which are ahead by all they may be, have taken the processors by then."""
+    monkeypatch.setattr(message_parts, "LIMITS", PartLimits(group_rows=10, part_rows=20))
+    monkeypatch.setattr(prepare_tasks, "_PATIENCE_SECONDS", 0.5)
+    monkeypatch.setattr(every_row, "RAY_ROWS", 0)
+    lines = rows.paths()["chat"].read_bytes().splitlines(keepends=True)
+    for begin in range(0, len(lines), 100):
+        (tmp_path / f"{begin:03}.jsonl").write_bytes(b"".join(lines[begin : begin + 100]))
+    monkeypatch.setattr(dataset, "DEFAULT_WINDOW_ROWS", 100)
+    data = prepare("chat", source=str(tmp_path), tokenizer=str(demo_tokenizer()))
+    data.write(str(tmp_path / "whole"), loader_cpus=2)
+
+    has_died = tmp_path / "died"
+
+    def dying(shared: Any, ref: Any) -> Iterator[Any]:
+        # In the loader's process, the function of this name is the module's own.
+        for number, table in enumerate(prepare_tasks._tables_of_window(shared, ref)):
+            if ref.first_step == 0 and number == 2 and not has_died.exists():
+                time.sleep(1)  # so that the second window has gone as far as it may
+                has_died.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            yield table
+
+    monkeypatch.setattr(prepare_tasks, "_tables_of_window", dying)
+    data.write(str(tmp_path / "dying"), loader_cpus=2)
+    assert has_died.exists()
+    for file in (tmp_path / "whole").iterdir():
+        assert file.read_bytes() == (tmp_path / "dying" / file.name).read_bytes()
 
 
 def test_missing_source_is_named(tmp_path: Path) -> None:

@@ -5,8 +5,9 @@
     {"version": 2, "url": …, "size_bytes": …, "stamp": …, "cut": …, "format": "jsonl",
      "extents": [[1000, 0, 81920], …]}
 
-`MILES_CACHE` is a folder (an fsspec URL); without it, `~/.cache/miles`. An entry holds while the
-file's size and stamp are the same. A file without a stamp is scanned each time.
+`MILES_CACHE` is a folder (an fsspec URL); without it, the user's own (`common/cache_files.py`). An
+entry holds while the file's size and stamp are the same. A file without a stamp is scanned each
+time, and every file where nothing is to be kept.
 
 The cache saves time and changes nothing else. An entry that is damaged, of another version or not
 readable is replaced by a new scan, and a folder that cannot be written is ignored.
@@ -17,17 +18,14 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
-from pathlib import Path
 from typing import Any
 
-from miles.common import storage
+from miles.common import cache_files, storage
 from miles.data.files import arrow_ipc, csv_scan, json_scan
 from miles.data.files.json_scan import Extent
 
 INDEX_VERSION = 2
 """Raised whenever a scan finds other rows in some file than before."""
-CACHE_VARIABLE = "MILES_CACHE"
 _FORMATS = ("json", "jsonl", "arrow", "csv", "tsv")
 
 
@@ -44,9 +42,11 @@ def extents(
     Raises:
         SourceError: as `json_scan.scan`.
     """
-    if not stamp:
+    root = cache_files.root()
+    if not stamp or root is None:
         return _scan(url, kind, compression, size_bytes)
 
+    entry_url = storage.join(root, "index", f"{_hash_of(url)}.json")
     identity = {
         "version": INDEX_VERSION,
         "url": url,
@@ -54,12 +54,12 @@ def extents(
         "stamp": stamp,
         "cut": [json_scan.GROUP_ROWS, json_scan.GROUP_BYTES],
     }
-    kept = _load(url, identity)
+    kept = _load(entry_url, identity)
     if kept is not None:
         return kept
 
     kind, scanned = _scan(url, kind, compression, size_bytes)
-    _save(url, identity | {"format": kind, "extents": scanned})
+    _save(entry_url, identity | {"format": kind, "extents": scanned})
     return kind, scanned
 
 
@@ -74,16 +74,15 @@ def _scan(
     return json_scan.scan(url, compression)
 
 
-def _entry_url(url: str) -> str:
-    folder = os.environ.get(CACHE_VARIABLE) or str(Path.home() / ".cache" / "miles")
-    return storage.join(folder, "index", f"{hashlib.sha256(url.encode()).hexdigest()[:32]}.json")
+def _hash_of(url: str) -> str:
+    return hashlib.sha256(url.encode()).hexdigest()[:32]
 
 
-def _load(url: str, identity: dict[str, Any]) -> tuple[str, list[Extent]] | None:
+def _load(entry_url: str, identity: dict[str, Any]) -> tuple[str, list[Extent]] | None:
     """Return the entry of a file; None if there is none, or it is stale or damaged in any way."""
     # A cache is worth no error, whatever is wrong with it, and no wait for a second try.
     try:
-        entry = json.loads(storage.read_text(_entry_url(url), max_tries=1))
+        entry = json.loads(storage.read_text(entry_url, max_tries=1))
         is_current = all(entry[key] == value for key, value in identity.items())
         if not is_current or entry["format"] not in _FORMATS:
             return None
@@ -104,6 +103,6 @@ def _is_in_order(extents: list[Extent]) -> bool:
     return True
 
 
-def _save(url: str, entry: dict[str, Any]) -> None:
+def _save(entry_url: str, entry: dict[str, Any]) -> None:
     with contextlib.suppress(Exception):
-        storage.write_text(_entry_url(url), json.dumps(entry), max_tries=1)
+        storage.write_text(entry_url, json.dumps(entry), max_tries=1)

@@ -3,6 +3,10 @@
     windows   0 1 2 | 3 4 5 …      as many run as there are loaders, and one waits
     yielded   0: a file, a file;  1: a file;  …
 
+A task stops where it is some files ahead of what was taken, and keeps its processor. A first window
+whose process died needs one to begin again: so where it has given nothing for a while, a file of
+each other window is taken and kept, until one of these ends.
+
 It is Ray's core alone. Ray Data would bring two actors and its own libraries into every loader,
 half a gigabyte, for what is needed nowhere here: blocks that it cuts, and stages between them.
 """
@@ -10,8 +14,8 @@ half a gigabyte, for what is needed nowhere here: blocks that it cuts, and stage
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator, Iterator
-from dataclasses import dataclass
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import cache
 from itertools import islice
 from typing import Any
@@ -30,6 +34,8 @@ from miles.errors import MilesError
 
 _AHEAD = 2
 """Tables that a task makes before one of them is taken."""
+_PATIENCE_SECONDS = 10.0
+"""How long the first window may give nothing before a table of each other one is taken."""
 
 
 class PrepareFailure(Exception):
@@ -46,6 +52,23 @@ class _Shared:
     """a reference to the manifest and the plan"""
     encoder: CarriedEncoder
     limits: PartLimits
+
+
+@dataclass(eq=False)
+class _Window:
+    """A window that is being prepared."""
+
+    tables: Any
+    """the generator of references that its task returned"""
+    taken: deque[Any] = field(default_factory=deque)
+    """references that were taken before their turn"""
+
+    def take(self, timeout: float) -> bool:
+        """Take the next table within some seconds. Return whether there was one, or the end."""
+        ready, _ = ray.wait([self.tables], timeout=timeout, fetch_local=False)
+        if ready:
+            self.taken.extend(islice(self.tables, 1))
+        return bool(ready)
 
 
 def parts_on_ray(
@@ -68,21 +91,35 @@ def parts_on_ray(
         _generator_backpressure_num_objects=_AHEAD,
     )(_tables_of_window)
     windows = iter(plan.windows(0))
-    running: deque[Any] = deque()
+    running: deque[_Window] = deque()
 
     try:
         for ref in islice(windows, config.stream.loader_cpus + 1):
-            running.append(task.remote(shared, ref))
+            running.append(_Window(task.remote(shared, ref)))
         while running:
-            yield from stages.each_step(map(ray.get, running[0]))
+            yield from stages.each_step(map(ray.get, _of_first(running)))
             running.popleft()
             for ref in islice(windows, 1):
-                running.append(task.remote(shared, ref))
+                running.append(_Window(task.remote(shared, ref)))
     except Exception as error:
         raise _cause_of(error) from error
     finally:
-        for tables in running:
-            ray.cancel(tables)
+        for window in running:
+            ray.cancel(window.tables)
+
+
+def _of_first(running: Sequence[_Window]) -> Iterator[Any]:
+    """Yield the references to the tables of the first window, in order."""
+    first = running[0]
+    while True:
+        is_there = bool(first.taken) or first.take(_PATIENCE_SECONDS)
+        if first.taken:
+            yield first.taken.popleft()
+        elif is_there:
+            return  # the window's end
+        else:
+            for other in islice(running, 1, None):
+                other.take(timeout=0)
 
 
 def _tables_of_window(shared: _Shared, ref: WindowRef) -> Iterator[pa.Table]:

@@ -76,10 +76,12 @@ def check_sample(
 
 
 def _stretches_of_text(text: str, added: Mapping[str, int]) -> list[str]:
-    """Cut a text before each added token."""
+    """Cut a text before each added token. Where several begin, the longest is the token."""
     if not added:
         return [text]
-    starts = [found.start() for found in re.finditer("|".join(map(re.escape, added)), text)]
+    longest_first = sorted(added, key=len, reverse=True)
+    tokens = "|".join(map(re.escape, longest_first))
+    starts = [found.start() for found in re.finditer(tokens, text)]
     edges = sorted({0, *starts, len(text)})
     return [text[begin:end] for begin, end in pairwise(edges)] or [text]
 

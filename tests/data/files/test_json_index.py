@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
+from miles.common import cache_files
 from miles.data.config import RowFormat, SourceConfig
-from miles.data.files import json_index, json_scan
+from miles.data.files import json_scan
 from miles.data.files.manifest import Manifest, build_manifest
 from miles.data.files.read import read_rows
 from tests.support.filesystems import Counting, memory
@@ -27,7 +28,7 @@ NAMES = ("rows.jsonl", "rows.json")
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache, and groups and buffers so small that a file has many."""
-    monkeypatch.setenv(json_index.CACHE_VARIABLE, str(tmp_path / "cache"))
+    monkeypatch.setenv(cache_files.VARIABLE, str(tmp_path / "cache"))
     monkeypatch.setattr(json_scan, "GROUP_ROWS", 10)
     monkeypatch.setattr(json_scan, "BUFFER_BYTES", 501)
     return tmp_path / "cache"
@@ -159,9 +160,23 @@ def test_an_unusable_cache_is_ignored(
     memory.pipe_file("/i/rows.jsonl", content_of("rows.jsonl", rows))
     (tmp_path / "a file").write_text("")
     for place in (f"{tmp_path}/a file/below", "nonsense://cache", "faulty:///cache"):
-        monkeypatch.setenv(json_index.CACHE_VARIABLE, place)
+        monkeypatch.setenv(cache_files.VARIABLE, place)
         manifest, _ = counted("counting:///i/rows.jsonl")
         assert read(manifest, [3, 399]) == [rows[3], rows[399]]
+
+
+def test_an_empty_variable_keeps_nothing(
+    memory: MemoryFileSystem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = content_of("rows.jsonl", made_rows())
+    memory.pipe_file("/i/rows.jsonl", content)
+    monkeypatch.setenv(cache_files.VARIABLE, "")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    for _ in range(2):
+        _, scanned = counted("counting:///i/rows.jsonl")
+        assert scanned >= len(content)
+    assert not list(tmp_path.iterdir())
 
 
 def test_files_without_stamps_are_always_scanned(
