@@ -12,6 +12,8 @@ import sys
 from collections.abc import Sequence
 
 _INTERRUPTED = 130
+_WITHOUT_MODELS = ("prepare", "certify")
+"""Commands for which transformers is imported without torch, where the process is theirs."""
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -27,6 +29,10 @@ def main(words: Sequence[str] | None = None) -> int:
     try:
         # Imported here: Ctrl-C while that lasts is said in one line, too.
         from miles.cli.commands import run_line
+        from miles.common.spared_torch import spare_torch
+
+        if words is None and sys.argv[1:2] and sys.argv[1] in _WITHOUT_MODELS:
+            spare_torch()
 
         status = run_line(sys.argv[1:] if words is None else list(words))
     except KeyboardInterrupt:

@@ -14,6 +14,7 @@ import os
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain
 from numbers import Integral, Real
 from typing import Any, ParamSpec, TypeVar
 
@@ -76,11 +77,11 @@ def _hints_of(function: Callable[..., Any]) -> Mapping[str, Any]:
 
 def _are_sound(function: Callable[..., Any], named: Mapping[str, Any]) -> bool:
     """Return whether all arguments of a call are accepted as they are."""
-    sure_types = _sure_types(function)
+    sure = _sure_values(function)
     for name, value in named.items():
-        if name not in sure_types:
+        if name not in sure:
             return False
-        if type(value) in sure_types[name]:  # most arguments
+        if sure[name].has(value):  # most arguments
             continue
         expected = _hints_of(function).get(name, Any)
         if _plain(value, expected) is not value or not _accepts(value, expected):
@@ -88,18 +89,51 @@ def _are_sound(function: Callable[..., Any], named: Mapping[str, Any]) -> bool:
     return True
 
 
+class _Sure(typing.NamedTuple):
+    """Values of an argument that are surely accepted, as they are, and quickly known."""
+
+    types: frozenset[type]
+    """of the values"""
+    has_mappings: bool
+    """so are lists of dicts with texts as keys"""
+    is_any: bool
+    """so is every value that is no path, sequence or number"""
+
+    def has(self, value: Any) -> bool:
+        kind = type(value)
+        if kind in self.types:
+            return True
+        if self.has_mappings and kind is list and _DICT.issuperset(map(type, value)):
+            return _TEXT.issuperset(map(type, chain.from_iterable(value)))
+        return self.is_any and not _may_change(kind)  # type: ignore[arg-type]  # mypy: no Hashable
+
+
+_DICT = frozenset([dict])
+_TEXT = frozenset([str])
+
+
+@functools.lru_cache(maxsize=64)
+def _may_change(kind: type) -> bool:
+    """Return whether `_plain` may make something else of a value of this type."""
+    return issubclass(kind, (os.PathLike, Sequence, Integral))
+
+
 @functools.cache
-def _sure_types(function: Callable[..., Any]) -> Mapping[str, frozenset[type]]:
-    """Return for each argument the types whose values are surely accepted, as they are."""
+def _sure_values(function: Callable[..., Any]) -> Mapping[str, _Sure]:
+    """Return for each argument what is surely accepted."""
     hints = _hints_of(function)
-    sure_types = {}
+    sure = {}
     for name in inspect.signature(function).parameters:
         expected = hints.get(name, Any)
         members = typing.get_args(expected) or (expected,)
         is_union = typing.get_origin(expected) in (typing.Union, types.UnionType)
         plain = members if is_union else (expected,)
-        sure_types[name] = frozenset(kind for kind in plain if kind in _PLAIN)
-    return sure_types
+        sure[name] = _Sure(
+            types=frozenset(kind for kind in plain if kind in _PLAIN),
+            has_mappings=Sequence[Mapping[str, Any]] in plain,
+            is_any=expected is Any,
+        )
+    return sure
 
 
 def _plain(value: Any, expected: Any) -> Any:

@@ -122,6 +122,23 @@ def pack(encoder: Encoder) -> bytes | None:
     return buffer.getvalue()
 
 
+def with_engine(state: bytes, engine: TextEncoder, config: EncodeConfig) -> bytes:
+    """Return a state with another engine, as `pack` returns it for an encoder with that engine.
+
+    Args:
+        engine: of the same tokenizer.
+        config: the settings that gave the engine; the others are those of the state.
+    """
+    arrays = dict(np.load(io.BytesIO(state), allow_pickle=False))
+    header = json.loads(arrays["header"].tobytes())
+    header["certificate"]["engine"] = engine.engine
+    header |= {"config": asdict(config), "engine": engine.engine, "kind": engine.kind}
+    arrays["header"] = np.frombuffer(json.dumps(header).encode(), np.uint8)
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    return buffer.getvalue()
+
+
 def unpack(state: bytes | memoryview, config: EncodeConfig) -> Encoder | None:
     """Return the encoder of a state; None where it is of other settings, or of other versions.
 

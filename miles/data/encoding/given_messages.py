@@ -15,6 +15,9 @@ from miles.data.rows.tool_calls import tool_arguments
 from miles.data.rows.train_flags import TRAIN_DETAIL, TRAIN_FLAGS
 from miles.errors import ConfigError
 
+_PLAIN = frozenset(("role", "content"))
+"""The keys of a message that is nothing but text."""
+
 
 def require_given_messages(messages: Sequence[Mapping[str, Any]], *, has_flags: bool) -> None:
     """Require of each message that nothing of it would be trained by mistake.
@@ -27,8 +30,11 @@ def require_given_messages(messages: Sequence[Mapping[str, Any]], *, has_flags: 
         RowRejected: bad_message, bad_tool_call
     """
     for number, message in enumerate(messages):
-        where = f"message {number}"
         content = message.get("content")
+        if type(content) is str and len(message) == len(_PLAIN) and message.keys() == _PLAIN:
+            continue  # most messages
+
+        where = f"message {number}"
         if content is not None and not isinstance(content, (str, list, tuple)):
             reject("bad_message", f"{where}: its content is {type_of(content)}, not text")
         _require_arguments(message.get("tool_calls"), where)

@@ -53,6 +53,21 @@ def find(key: str, config: EncodeConfig) -> tuple[Encoder, bytes] | None:
     return None if encoder is None else (encoder, state)
 
 
+def keep_derived(key: str, state: bytes, first: EncodeConfig, config: EncodeConfig) -> None:
+    """Keep what was made of a state that the cache has, of the same files.
+
+    Args:
+        key: of the derived state.
+        first: the settings of the other one.
+        config: the settings of the derived one.
+    """
+    content = content_hash(config)
+    if content is None or _key_of(content, config) != key:
+        return
+    if cache_files.read(KIND, _key_of(content, first)) is not None:
+        cache_files.write(KIND, key, state, _MAX_FILES)
+
+
 def keep(key: str, config: EncodeConfig, state: bytes) -> None:
     """Keep the encoder that this process has certified, as far as the cache can be written.
 

@@ -34,12 +34,13 @@ from miles.data.config import (
     SourceConfig,
     StreamConfig,
 )
+from miles.data.encoding import kept_encoders
 from miles.data.files.group_sizes import largest_read_rows, require_small_groups
 from miles.data.files.manifest import Manifest, build_manifest
 from miles.data.files.openhermes import openhermes_sources
 from miles.data.files.read import read_rows
 from miles.data.notebook.card import Card, Summary
-from miles.data.notebook.every_row import OBJECT_STORE_BYTES, on_ray, read_every_row
+from miles.data.notebook.every_row import OBJECT_STORE_BYTES, RAY_ROWS, on_ray, read_every_row
 from miles.data.notebook.output_folder import ENCODER, require_replaceable
 from miles.data.notebook.parts import PartFiles
 from miles.data.notebook.preview import Preview
@@ -182,8 +183,12 @@ def prepare_rows(
         paths = (source,) if isinstance(source, str) else tuple(source or ())
         sources = (SourceConfig(dataset, paths, row_format, split),)
     with first_contact():
-        stages.encoder_of(encode)
-        return Prepared(build_manifest(sources), sources, encode, max_bad_fraction)
+        first = kept_encoders.first_engine(encode)
+        manifest = build_manifest(sources)
+        if manifest.num_rows >= RAY_ROWS:
+            stages.encoder_of(encode)
+            first = encode
+        return Prepared(manifest, sources, encode, first, max_bad_fraction)
 
 
 class Prepared:
@@ -194,11 +199,14 @@ class Prepared:
         manifest: Manifest,
         sources: tuple[SourceConfig, ...],
         encode: EncodeConfig,
+        first: EncodeConfig,
         max_bad_fraction: float,
     ) -> None:
         self.manifest = manifest
         self._sources = sources
         self._encode = encode
+        # With the engine that is ready soonest, for rows that are read once. Ids are the same.
+        self._first = first
         self._max_bad_fraction = max_bad_fraction
         self._summary: Summary | None = None
         self._is_sample = True
@@ -229,7 +237,7 @@ class Prepared:
         for row_id, outcome in self._outcomes(np.arange(num_candidates, dtype=np.int64)):
             if isinstance(outcome.result, Encoded) and len(samples) < num_rows:
                 samples.append((row_id, outcome.result))
-        return Preview(samples, stages.encoder_of(self._encode).tokenizer)
+        return Preview(samples, stages.encoder_of(self._first).tokenizer)
 
     @checked
     @unchained
@@ -258,7 +266,7 @@ class Prepared:
         url = absolute(url)
         require_writable(url, "the folder to write")
         self._require_no_source_in(url)
-        fingerprint = stages.encoder_of(self._encode).fingerprint
+        fingerprint = stages.encoder_of(self._first).fingerprint
         with lease.hold(url, "--output", "miles prepare", Console(stderr=True, markup=False).print):
             require_replaceable(url, self.manifest, fingerprint, overwrite=overwrite)
             self._write_all(url, fingerprint, loader_cpus)
@@ -364,8 +372,8 @@ class Prepared:
         return DataConfig(
             self._sources,
             OrderConfig(batch_size=limits.group_rows, window_rows=window_rows),
-            self._encode,
-            PackConfig(1, self._encode.max_sample_tokens),
+            self._first,
+            PackConfig(1, self._first.max_sample_tokens),
             StreamConfig(),
             self._max_bad_fraction,
         )
@@ -413,7 +421,7 @@ class Prepared:
 
     def _outcomes(self, row_ids: Int64) -> Iterator[tuple[int, RowOutcome]]:
         """Encode rows here, without Ray."""
-        encoder = stages.encoder_of(self._encode)
+        encoder = stages.encoder_of(self._first)
         sources = self.manifest.source_of(row_ids)
         payloads = read_rows(self.manifest, row_ids)
         for row_id, source, payload in zip(row_ids.tolist(), sources, payloads, strict=True):

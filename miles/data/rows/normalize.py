@@ -107,7 +107,7 @@ def normalize(payload: bytes, format: RowFormat = MESSAGES) -> Conversation:
             return _plain_text(row, format)
         messages, flags = _messages(row, format)
     _require_trainable(messages, flags)
-    if not format.columns and BESIDE_TURNS.isdisjoint(row):  # most rows
+    if not format.columns and _has_nothing_beside(row):  # most rows
         tools, template_kwargs = None, _NO_VARIABLES
     else:
         tools, template_kwargs = _take_beside(row, format, messages, flags)
@@ -132,6 +132,11 @@ def normalize_turns(turns: Sequence[Any], format: RowFormat) -> Conversation:
     _require_trainable(messages, flags)
     require_encodable(messages, None)
     return Conversation(tuple(messages), None, tuple(flags), None, _NO_VARIABLES)
+
+
+def _has_nothing_beside(row: Mapping[str, Any]) -> bool:
+    """Return whether a row has no column that matters beside its turns, or only null ones."""
+    return all(row[name] is None for name in BESIDE_TURNS.intersection(row))
 
 
 def _take_beside(

@@ -130,10 +130,20 @@ def _make(own: tokenizers.Tokenizer, fields: Mapping[str, Any], choice: str) -> 
 
     if choice == TIKTOKEN:
         return encoder
+    if choice == AUTO:
+        return faster_where_proven(encoder)
     try:
         return _with_fastokens(encoder)
     except Inexact as reason:
         _require_free_choice(choice, str(reason))
+        raise
+
+
+def faster_where_proven(encoder: TextEncoder) -> TextEncoder:
+    """Return what "auto" takes, for an encoder that "tiktoken" gave."""
+    try:
+        return _with_fastokens(encoder)
+    except Inexact as reason:
         return replace(encoder, engine=f"{TIKTOKEN}, not {FASTOKENS}: {reason}")
 
 

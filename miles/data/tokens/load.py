@@ -24,6 +24,7 @@ from miles.common.file_errors import in_own_words
 from miles.common.first_contact import announced
 from miles.common.local_paths import is_hub_name
 from miles.common.redact import redact
+from miles.common.spared_torch import importing_transformers
 from miles.common.untrusted_files import require_readable
 from miles.data.config import EncodeConfig
 from miles.data.tokens.library import not_loaded, require_well_formed
@@ -302,7 +303,8 @@ def _from_store(url: str, paths: list[str], trust_remote_code: bool) -> PreTrain
 
 def _from_folder(folder: str, url: str, trust_remote_code: bool) -> PreTrainedTokenizerBase:
     require_well_formed(folder, url)
-    from transformers import AutoTokenizer
+    with importing_transformers(may_need_torch=trust_remote_code):
+        from transformers import AutoTokenizer
 
     try:
         return AutoTokenizer.from_pretrained(
@@ -319,7 +321,9 @@ def _from_folder(folder: str, url: str, trust_remote_code: bool) -> PreTrainedTo
 
 def _from_hub(name: str, trust_remote_code: bool) -> PreTrainedTokenizerBase:
     import huggingface_hub
-    from transformers import AutoTokenizer
+
+    with importing_transformers(may_need_torch=trust_remote_code):
+        from transformers import AutoTokenizer
 
     try:
         return AutoTokenizer.from_pretrained(

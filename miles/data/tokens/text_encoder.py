@@ -9,6 +9,7 @@ blanks), and one with a part that lies in no word. It encodes a sample of all ot
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -229,19 +230,19 @@ class TextEncoder:
         if ids is None:
             return None
         assert self._token_bytes is not None
-        token_ends = self._token_bytes.take(ids).cumsum()
-        edges = points if text.isascii() else _byte_offsets(text, points)
-        num_bytes = len(text) if text.isascii() else len(text.encode())
-        if num_bytes != (token_ends[-1] if len(ids) else 0):  # see `join`
+        # As lists: a text has few tokens, and a call of numpy costs as much as twenty of them.
+        token_ends: list[int] = self._token_bytes.take(ids).cumsum().tolist()
+        is_ascii = text.isascii()
+        num_bytes = len(text) if is_ascii else len(text.encode())
+        if num_bytes != (token_ends[-1] if token_ends else 0):  # see `join`
             return None
         self.check_sample([text], lambda _: ids)
-        if not num_bytes:
-            return Tokens(ids, [0] * len(points), [False] * len(points))
 
-        at = token_ends.searchsorted(edges)
-        ends = token_ends.take(at).tolist()
-        first = [token + 1 if edge else 0 for token, edge in zip(at.tolist(), edges, strict=True)]
-        straddled = [edge > 0 and end != edge for end, edge in zip(ends, edges, strict=True)]
+        first, straddled = [], []
+        for edge in points if is_ascii else _byte_offsets(text, points):
+            at = bisect_left(token_ends, edge) if edge else -1  # the token that ends there
+            first.append(at + 1)
+            straddled.append(at >= 0 and token_ends[at] != edge)
         return Tokens(ids, first, straddled)
 
     def _are_normal(self, texts: Sequence[str]) -> list[bool]:

@@ -18,7 +18,8 @@ from miles.data.config import EncodeConfig
 from miles.data.encoding import carried_state, kept_encoders, state_cache
 from miles.data.encoding.encoder import Encoder
 from miles.data.encoding.kept_encoders import encoder_of, known, state_of
-from miles.data.tokens import load
+from miles.data.tokens import bpe, load
+from miles.data.tokens.bpe_proof import Inexact
 from miles.data.tokens.carried_tokenizer import CarriedTokenizer
 from miles.data.types import Conversation
 from miles.errors import TemplateError
@@ -249,3 +250,47 @@ def test_a_tokenizer_that_is_gone_is_refused(config: EncodeConfig) -> None:
     shutil.rmtree(config.tokenizer)
     with pytest.raises(TemplateError, match="no such folder"):
         next_start(config)
+
+
+def test_few_rows_begin_with_tiktoken(
+    config: EncodeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is certified for them gives the faster engine the state that it would have anyway."""
+    first = kept_encoders.first_engine(config)
+    assert first == replace(config, tokenizer_engine="tiktoken")
+    assert known(config) is None
+    assert known(first) is not None
+
+    whole = carried_state.pack(Encoder.from_config(config))
+    monkeypatch.setattr(Encoder, "from_config", lambda config: pytest.fail("certified again"))
+    assert state_of(config) == whole
+    assert is_of_cache(next_start(config)), "it is kept in the cache, too"
+    assert kept_encoders.first_engine(config) == config, "the next start has the faster one"
+    assert encoder_of(config).encode(ROW).input_ids.tolist()
+
+
+def test_a_later_start_makes_the_faster_engine_of_the_first(
+    config: EncodeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept_encoders.first_engine(config)
+    monkeypatch.setattr(Encoder, "from_config", lambda config: pytest.fail("certified again"))
+    assert next_start(config).certificate.engine.startswith(("fastokens", "tiktoken, not"))
+    assert is_of_cache(next_start(config))
+
+    Path(config.tokenizer, "chat_template.jinja").write_text(CHATML + " ")
+    with pytest.raises(pytest.fail.Exception):  # other files: nothing of the first serves them
+        next_start(config)
+
+
+def test_the_settings_stay_where_tiktoken_is_not_proven(
+    config: EncodeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise Inexact("it has another expression")
+
+    monkeypatch.setattr(bpe, "prove", refuse)
+    monkeypatch.setattr(bpe, "_encoders", {})
+    assert kept_encoders.first_engine(config) == config
+    assert encoder_of(config).certificate.engine == "tokenizers: it has another expression"
+    by_name = replace(config, tokenizer_engine="tokenizers")
+    assert kept_encoders.first_engine(by_name) == by_name

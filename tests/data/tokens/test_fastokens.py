@@ -213,9 +213,9 @@ def test_the_sample_of_a_step_finds_a_wrong_rank() -> None:
     core = broken(core_of(encoder))
     assert core.fast
     wrong = replace(encoder, _engine_core=core)
-    texts = ["<|im_start|>{<|im_end|>}"] * 200
+    texts = ["<|im_start|>{<|im_end|>}"] * 600
     points = [[0]] * len(texts)
-    assert len(encoder.encode_all(texts, points)) == 200
+    assert len(encoder.encode_all(texts, points)) == 600
     with pytest.raises(RunError, match=r"fastokens gave other .* --tokenizer-engine tiktoken"):
         wrong.encode_all(texts, points)
 
@@ -224,9 +224,9 @@ def test_a_sample_of_every_large_call() -> None:
     encoder = text_encoder(small())
     assert encoder.proof is not None
     added = encoder.proof.added
-    texts = [f"<|im_start|>the {number}<|im_end|> fox" for number in range(300)]
+    texts = [f"<|im_start|>the {number}<|im_end|> fox" for number in range(600)]
     rightly = [encoder.encode(text) for text in texts]
-    for count in (100, 101, 300):
+    for count in (500, 501, 600):
         check_sample(encoder.backend, added, "tiktoken", texts[:count], rightly.__getitem__)
         with pytest.raises(RunError, match="--tokenizer-engine tokenizers"):
             check_sample(

@@ -194,6 +194,7 @@ def test_an_empty_word_is_an_empty_mapping(base: list[str]) -> None:
 
 
 VALUES: dict[str, Any] = {
+    "tokenizer_engine": "tiktoken",
     "lora_dropout": 0.5,
     "target_modules": ["q_proj,k_proj", "linear_proj"],
     "exclude_modules": ["o_proj"],
