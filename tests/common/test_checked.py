@@ -1,0 +1,40 @@
+"""Arguments that are known to fit by their types alone fit by their annotations, too."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from miles.common.checked import checked
+from miles.errors import ConfigError
+
+
+@checked
+def given(messages: Sequence[Mapping[str, Any]], tokenizer: Any = None) -> tuple[Any, Any]:
+    return messages, tokenizer
+
+
+@pytest.mark.parametrize(
+    "messages", [[], [{"a": 1}], [OrderedDict(a=1), {"b": 2}], ({"a": 1},), np.array([{"a": 1}])]
+)
+def test_mappings_are_passed_as_they_are(messages: Any) -> None:
+    assert given(messages)[0] is messages
+
+
+@pytest.mark.parametrize("messages", [[{1: 1}], [{"a": 1}, {2: 3}], [[1]], [None], "ab", {}, None])
+def test_what_is_no_list_of_mappings_is_refused(messages: Any) -> None:
+    with pytest.raises(ConfigError, match="messages must be a sequence of mappings, not"):
+        given(messages)
+
+
+def test_any_value_but_paths_and_numbers_of_numpy_stays_as_it_is() -> None:
+    other = object()
+    assert given([], other)[1] is other
+    assert given([], Path("a"))[1] == "a"
+    assert given([], ["b", Path("a")])[1] == ["b", "a"]
+    assert type(given([], np.int64(3))[1]) is int
