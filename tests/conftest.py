@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 from tests.support.chatml import save_chatml_tokenizer
@@ -32,6 +33,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # How long an example takes is the machine's: no test goes by the clock.
+    hypothesis.settings.register_profile("miles", deadline=None)
+    hypothesis.settings.load_profile("miles")
+
     # In a shell's background Ctrl-C is ignored, below nohup SIGHUP, and so they would be in all
     # that tests start.
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
