@@ -8,7 +8,7 @@ A loader that gets its encoder so imports neither transformers nor torch.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -38,6 +38,16 @@ class CarriedEncoder:
         # An array is read where it lies in the store.
         reference = None if state is None else ray.put(np.frombuffer(state, np.uint8))
         return cls(config, reference)
+
+    def copied(self) -> CarriedEncoder:
+        """Return the same with a state that this process has put there.
+
+        Ray (2.60) ends a process without a word where a node dies that has an object of its own:
+        so the driver, which is to tell of the loss, keeps none.
+        """
+        if self.reference is None:
+            return self
+        return replace(self, reference=ray.put(ray.get(self.reference)))
 
     def rebuild(self) -> None:
         """Make the encoder in this process, unless it is there."""

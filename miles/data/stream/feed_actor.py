@@ -49,7 +49,7 @@ class FeedActor:
     ) -> None:
         self._config = config
         self._loader = loader
-        self._encoder = encoder
+        self._encoder = encoder and encoder.copied()
         self._first_step = stages.make_plan(manifest, config).step_at(start_row)
         self._first_block: Any = None  # PACKED_STEP, of the first step, until it is inspected
         self._ready = ReadySteps(
