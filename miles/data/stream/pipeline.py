@@ -13,17 +13,17 @@ import logging
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
-from functools import cache, partial
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import ray
 
-from miles.common import garbage, remote_errors, small_ray_data
+from miles.common import small_ray_data
 from miles.data.config import DataConfig, EncodeConfig, PackConfig, RowFormat
 from miles.data.files.manifest import Manifest
-from miles.data.order.plan import Plan, WindowRef
-from miles.data.stream import prepared, stages
+from miles.data.order.plan import WindowRef
+from miles.data.stream import loader_process, prepared, stages
 from miles.data.stream.carried_encoder import CarriedEncoder
 from miles.data.stream.ray_cpus import require_loader_cpus as require_loader_cpus
 from miles.errors import MilesError
@@ -48,7 +48,7 @@ class Read:
 
     def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
         """Read the windows of a table, each when the gate lets it."""
-        manifest, plan = _fetch(self.plan)
+        manifest, plan = loader_process.manifest_and_plan(self.plan)
         for row in table.to_pylist():
             ref = WindowRef(**row)
             if self.gate is not None:
@@ -92,7 +92,7 @@ class Messages:
 
     def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
         """Prepare the windows of a table."""
-        manifest, plan = _fetch(self.plan)
+        manifest, plan = loader_process.manifest_and_plan(self.plan)
         encoder = stages.encoder_of(self.config)
         for row in table.to_pylist():
             steps = prepared.prepared_steps(manifest, plan, WindowRef(**row), encoder)
@@ -119,23 +119,13 @@ class _Chain:
         """rebuilt in the loader's process before its first stage"""
 
     def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
-        _collect_rarely()
+        loader_process.collect_rarely()
         return _judged(self._tables(table), table)
 
     def _tables(self, table: pa.Table) -> Iterator[pa.Table]:
         if self.encoder is not None:
             self.encoder.rebuild()
         yield from _run(table, self.chained)
-
-
-class StageFailure(Exception):
-    """The error of a stage, on its way from a loader's process through Ray Data.
-
-    Ray Data (2.60) adds a paragraph on its own retries to the text of any exception that passes it,
-    and cannot carry every exception. This one has the error as an attribute.
-    """
-
-    error: MilesError
 
 
 def _judged(tables: Iterator[pa.Table], windows: pa.Table) -> Iterator[pa.Table]:
@@ -149,9 +139,7 @@ def _judged(tables: Iterator[pa.Table], windows: pa.Table) -> Iterator[pa.Table]
     except Exception as error:
         first, last = windows["first_step"][0], windows["last_step"][-1]
         subject = f"the data stream failed in steps {first} to {last}"
-        failure = StageFailure()
-        failure.error = remote_errors.judge(error).as_error(subject)
-        raise failure from error
+        raise loader_process.failure(error, subject) from error
 
 
 def _run(table: pa.Table, chained: tuple[Stage, ...]) -> Iterator[pa.Table]:
@@ -161,20 +149,6 @@ def _run(table: pa.Table, chained: tuple[Stage, ...]) -> Iterator[pa.Table]:
         return
     for result in chained[0](table):
         yield from _run(result, chained[1:])
-
-
-_collect_rarely = cache(garbage.collect_rarely)
-"""Done once a process."""
-
-_fetched: dict[Any, tuple[Manifest, Plan]] = {}
-
-
-def _fetch(reference: Any) -> tuple[Manifest, Plan]:
-    """Return the manifest and plan of a stream, read from the object store once a process."""
-    if reference not in _fetched:
-        _fetched.clear()
-        _fetched[reference] = ray.get(reference)
-    return _fetched[reference]
 
 
 def warm_up(config: DataConfig, encoder: CarriedEncoder) -> None:
@@ -310,11 +284,5 @@ def blocks(dataset: Dataset) -> Iterator[pa.Table]:
 
 
 def cause_of(error: BaseException) -> MilesError:
-    """Return the error of ours inside what Ray made of it, or what another error means.
-
-    A `LostError` for a process, node or object that is gone; a `RunError` for an exception.
-    """
-    for seen in (error, getattr(error, "cause", None)):
-        if isinstance(seen, StageFailure):
-            return seen.error
-    return remote_errors.judge(error).as_error("the data stream failed")
+    """Return what an error that came out of the stream means (`loader_process.cause_of`)."""
+    return loader_process.cause_of(error, "the data stream failed")

@@ -16,32 +16,23 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from itertools import islice
 from typing import Any
 
 import pyarrow as pa
 import ray
 
-from miles.common import garbage, remote_errors
 from miles.data.config import DataConfig
 from miles.data.files.manifest import Manifest
-from miles.data.order.plan import Plan, WindowRef
+from miles.data.order.plan import WindowRef
 from miles.data.rows.message_parts import PartLimits
-from miles.data.stream import prepared, stages
+from miles.data.stream import loader_process, prepared, stages
 from miles.data.stream.carried_encoder import CarriedEncoder
-from miles.errors import MilesError
 
 _AHEAD = 2
 """Tables that a task makes before one of them is taken."""
 _PATIENCE_SECONDS = 10.0
 """How long the first window may give nothing before a table of each other one is taken."""
-
-
-class PrepareFailure(Exception):
-    """The error of a task on its way through Ray, which cannot carry every exception."""
-
-    error: MilesError
 
 
 @dataclass(frozen=True)
@@ -102,7 +93,7 @@ def parts_on_ray(
             for ref in islice(windows, 1):
                 running.append(_Window(task.remote(shared, ref)))
     except Exception as error:
-        raise _cause_of(error) from error
+        raise loader_process.cause_of(error, "preparing failed") from error
     finally:
         for window in running:
             ray.cancel(window.tables)
@@ -124,20 +115,18 @@ def _of_first(running: Sequence[_Window]) -> Iterator[Any]:
 
 def _tables_of_window(shared: _Shared, ref: WindowRef) -> Iterator[pa.Table]:
     """Yield the steps of a window in this process, PARTS_STEP: a table for each file."""
-    _collect_rarely()
+    loader_process.collect_rarely()
     try:
         yield from _joined(_steps_of_window(shared, ref))
     except Exception as error:
         subject = f"preparing failed in steps {ref.first_step} to {ref.last_step}"
-        failure = PrepareFailure()
-        failure.error = remote_errors.judge(error).as_error(subject)
-        raise failure from error
+        raise loader_process.failure(error, subject) from error
 
 
 def _steps_of_window(shared: _Shared, ref: WindowRef) -> Iterator[pa.Table]:
     shared.encoder.rebuild()
     encoder = stages.encoder_of(shared.encoder.config)
-    manifest, plan = _fetch(shared.plan)
+    manifest, plan = loader_process.manifest_and_plan(shared.plan)
     return prepared.with_parts(prepared.prepared_steps(manifest, plan, ref, encoder), shared.limits)
 
 
@@ -151,25 +140,3 @@ def _joined(steps: Iterator[pa.Table]) -> Iterator[pa.Table]:
             waiting = []
     if waiting:
         yield pa.concat_tables(waiting).combine_chunks()
-
-
-_collect_rarely = cache(garbage.collect_rarely)
-"""Done once a process."""
-
-_fetched: dict[Any, tuple[Manifest, Plan]] = {}
-
-
-def _fetch(reference: Any) -> tuple[Manifest, Plan]:
-    """Return the manifest and plan of a data set, read from the object store once a process."""
-    if reference not in _fetched:
-        _fetched.clear()
-        _fetched[reference] = ray.get(reference)
-    return _fetched[reference]
-
-
-def _cause_of(error: Exception) -> MilesError:
-    """Return the error of ours inside what Ray made of it, or what another error means."""
-    for seen in (error, getattr(error, "cause", None)):
-        if isinstance(seen, PrepareFailure):
-            return seen.error
-    return remote_errors.judge(error).as_error("preparing failed")
