@@ -103,7 +103,9 @@ def _turn_column(schema: pa.Schema, format: RowFormat) -> _TurnColumn | None:
     for names, rivals in choices:
         for field in schema:
             is_chosen = field.name in names or (named is None and field.name.lower() in names)
-            is_alone = field.name.lower() not in BESIDE_TURNS and field.name not in named_others
+            is_alone = field.name.lower() not in BESIDE_TURNS and named_others.isdisjoint(
+                (field.name, field.name.lower())
+            )
             places = _role_and_content(field.type) if is_chosen and is_alone else None
             if places is not None:
                 role, content = places

@@ -182,6 +182,12 @@ def test_a_row_comes_to_what_its_json_does(
     assert directly(batch, numbers, format) == by_json(batch, numbers, format)
 
 
+def test_turns_may_be_the_tools_under_another_case() -> None:
+    batch = pa.record_batch({"MESSAGES": pa.array([TURNS], PLAIN)})
+    format = RowFormat("messages", {"tools": "messages"})
+    assert directly(batch, np.arange(1), format) == by_json(batch, np.arange(1), format)
+
+
 @pytest.mark.parametrize("columns", FORMATS[3:])
 def test_each_column_beside_turns_has_its_say(columns: dict[str, str]) -> None:
     format = RowFormat("messages", columns)
