@@ -185,7 +185,7 @@ def test_junk_is_an_error_of_the_file(tmp_path: Path, draw: Random) -> None:
     for junk, what in (
         (b"version https://git-lfs.github.com/spec/v1\n", "Arrow data, .* but a Git LFS pointer"),
         (b"PAR1" + bytes(50), r"but a Parquet file. Name it x\.parquet"),
-        (draw.randbytes(500), "cannot be read: not an Arrow IPC file"),
+        (b"\x01" + draw.randbytes(500), "cannot be read: not an Arrow IPC file"),
     ):
         path.write_bytes(junk)
         with pytest.raises(SourceError, match=rf"x\.arrow: .*{what}"):
