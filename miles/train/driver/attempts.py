@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, TypeVar
 
@@ -51,8 +51,19 @@ class AttemptLog:
         self._file = PatientFile.read(storage.join(run_dir, run_folder.ATTEMPTS), report)
         self._entries = [json.loads(line) for line in self._file.lines]
 
-    def begin(self, first_step: int, checkpoint: str, layout: Layout, precision: Precision) -> str:
-        """Enter the beginning of an attempt; return its reason."""
+    def begin(
+        self,
+        first_step: int,
+        checkpoint: str,
+        layout: Layout,
+        precision: Precision,
+        surroundings: Mapping[str, Any] | None = None,
+    ) -> str:
+        """Enter the beginning of an attempt; return its reason.
+
+        Args:
+            surroundings: of the attempt, further keys of its entry (`driver.surroundings`).
+        """
         reason = self._reason(first_step)
 
         self._add(
@@ -69,6 +80,7 @@ class AttemptLog:
                 "expert": layout.expert,
                 "precision": precision.value,
                 "miles": __version__,
+                **(surroundings or {}),
                 FIRST_CHECKPOINT: None,
             }
         )

@@ -70,6 +70,7 @@ def step_metrics(
         "data/pack_fill": round(report.packing.fill, 6),
         "data/dp_imbalance": round(report.packing.imbalance, 6),
         "data/num_rows": report.rows.num_read,
+        "data/num_samples": report.content.num_samples,
         "data/num_tokens": report.content.num_tokens,
         "data/straddling_tokens": report.content.num_straddling_tokens,
         "data/step_fingerprint": report.content.fingerprint,

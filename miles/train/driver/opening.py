@@ -26,6 +26,7 @@ from miles.train.driver.resume_state import ResumeState
 from miles.train.driver.run import Attempt, AttemptData, Run
 from miles.train.driver.schedule import Schedule
 from miles.train.driver.sinks import open_sinks
+from miles.train.driver.surroundings import surroundings
 from miles.train.precision import Precision
 from miles.train.run_length import run_length
 from miles.train.types import RankSetup, StartPoint
@@ -104,7 +105,7 @@ def start_trainers(
     require_shared_folder(config.save, group)
     group.attach_feed(data.feed.handle, data.feed.first_step, data.schedule.num_steps)
 
-    _report_start(run, start, data)
+    _report_start(run, start, data, gpu_name)
     constants = RunConstants(
         data.feed.info.source_names,
         run.shape,
@@ -127,14 +128,16 @@ def open_metrics(run: Run, data: AttemptData, sinks: Sequence[Sink] = ()) -> Met
     )
 
 
-def _report_start(run: Run, start: StartPoint, data: AttemptData) -> None:
+def _report_start(run: Run, start: StartPoint, data: AttemptData, gpu_name: str | None) -> None:
     """Enter the attempt in starts.jsonl, and report it."""
     config = run.config
     info = data.feed.info
     first_step = data.feed.first_step
     assert config.precision is not None, "the ranks' device is known"
     layout = config.cluster.layout
-    reason = run.attempt_log.begin(first_step, start.url, layout, config.precision)
+    reason = run.attempt_log.begin(
+        first_step, start.url, layout, config.precision, surroundings(run.shape, gpu_name)
+    )
     if config.num_rollout is not None:
         length = run_length(config, info.steps_per_epoch, info.num_steps)
         run.run_log.report(f"{data.schedule.num_steps} steps: {length}")
