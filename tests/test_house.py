@@ -16,7 +16,7 @@ MAX_ARGUMENTS = 7
 
 FRONT_DOORS = {
     "miles/data/encoding/encoder.py: encode",
-    "miles/data/notebook/dataset.py: prepare",
+    "miles/data/notebook/prepare.py: prepare",
     "miles/data/notebook/dataset.py: Prepared.steps",
     "miles/train/model/attention.py: PackedAttention.__init__",  # the signature is Megatron's
 }

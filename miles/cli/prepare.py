@@ -79,9 +79,7 @@ def run(flags: argparse.Namespace) -> None:
 
     looking = until_answered("looking at the tokenizer and the rows")
     with looking, on_ctrl_c("stopped; nothing was written"):
-        from miles.data.notebook.dataset import (
-            prepare_rows,
-        )  # pyarrow and others: they take seconds
+        from miles.data.notebook.prepare import prepare_rows  # pyarrow and others: seconds
 
         values = given_values(flags, _SETTINGS)
         prepared = prepare_rows(

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from miles.data.encoding.encoder import encode
-    from miles.data.notebook.dataset import prepare
+    from miles.data.notebook.prepare import prepare
 
 __all__ = ["encode", "prepare"]
 
@@ -30,7 +30,7 @@ def __getattr__(name: str) -> Any:
 
             return encode
         if name == "prepare":
-            from miles.data.notebook.dataset import prepare
+            from miles.data.notebook.prepare import prepare
 
             return prepare
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -26,7 +26,7 @@ from miles.data.config import (
     SourceConfig,
     StreamConfig,
 )
-from miles.data.notebook.dataset import prepare
+from miles.data.notebook.prepare import prepare
 from miles.demo import rows
 from miles.demo.compare import compare_export
 from miles.demo.model import build_model

@@ -241,7 +241,7 @@ def test_ctrl_c_in_a_script_stands_alone(
     def interrupt(*_: Any) -> None:
         os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr("miles.data.notebook.dataset.build_manifest", interrupt)
+    monkeypatch.setattr("miles.data.notebook.prepare.build_manifest", interrupt)
     with pytest.raises(KeyboardInterrupt, match="stopped; nothing was written") as caught:
         prepare("x", source=places["rows"], tokenizer=places["tokenizer"])
     shown = "".join(traceback.format_exception(caught.value))

@@ -16,7 +16,7 @@ def python(code: str) -> str:
 def test_functions_stay_functions() -> None:
     printed = python(
         "import miles.data.encoding.encoder, miles.data.stream.stages\n"
-        "import miles.data.notebook.dataset\n"
+        "import miles.data.notebook.prepare\n"
         "from miles.data import encode, prepare\n"
         "functions = encode, prepare, miles.data.encode, miles.data.prepare\n"
         "print(*map(callable, functions))"

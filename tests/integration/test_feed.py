@@ -22,7 +22,7 @@ from miles.data.config import (
     StreamConfig,
 )
 from miles.data.files.manifest import Manifest, build_manifest
-from miles.data.notebook.dataset import prepare
+from miles.data.notebook.prepare import prepare
 from miles.data.packing.shards import unpack
 from miles.data.stream import feed_actor, stages
 from miles.data.stream.feed import Feed

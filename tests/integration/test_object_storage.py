@@ -19,7 +19,7 @@ from safetensors.numpy import load
 from miles.common import storage
 from miles.data.config import DataConfig, EncodeConfig, OrderConfig, PackConfig, SourceConfig
 from miles.data.files.manifest import Manifest
-from miles.data.notebook.dataset import prepare
+from miles.data.notebook.prepare import prepare
 from miles.demo import rows
 from miles.demo.model import build_model
 from tests.support.object_storage import SECRETS

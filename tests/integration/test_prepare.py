@@ -17,7 +17,8 @@ from miles.data.config import RowFormat
 from miles.data.files.manifest import Manifest
 from miles.data.notebook import dataset as dataset_module
 from miles.data.notebook import parts
-from miles.data.notebook.dataset import Prepared, prepare
+from miles.data.notebook.dataset import Prepared
+from miles.data.notebook.prepare import prepare
 from miles.data.rows import message_parts
 from miles.data.rows.message_parts import PartLimits
 from miles.errors import ConfigError, SourceError

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from miles.data.notebook import dataset, every_row
-from miles.data.notebook.dataset import prepare
+from miles.data.notebook.prepare import prepare
 from miles.data.rows import message_parts
 from miles.data.rows.message_parts import PartLimits
 from miles.data.stream import prepare_tasks

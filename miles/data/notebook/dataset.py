@@ -1,6 +1,6 @@
-"""The notebook's front door: a data set to count, to look at, to write, or to train on.
+"""A data set that was prepared: to count, to look at, to write, or to train on.
 
-ds = prepare("openhermes", source="rows.jsonl", tokenizer="Qwen/Qwen3-4B-Base")
+ds = prepare("openhermes", source="rows.jsonl", tokenizer="Qwen/Qwen3-4B-Base")   # prepare.py
 ds                       # a card; its numbers are those of a sample until `write` read every row
 ds.preview(3)            # conversations coloured by their mask
 ds.write("messages/")    # part-00000.parquet …, manifest.json, rejects.jsonl, summary.json
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,10 +18,7 @@ from rich.console import Console
 
 from miles.common import lease, run_folder, storage
 from miles.common.checked import checked
-from miles.common.ctrl_c import on_ctrl_c
 from miles.common.debugging import unchained
-from miles.common.first_contact import first_contact
-from miles.common.flags import build
 from miles.common.local_paths import absolute
 from miles.common.writable import require_writable
 from miles.data.config import (
@@ -30,21 +27,17 @@ from miles.data.config import (
     EncodeConfig,
     OrderConfig,
     PackConfig,
-    RowFormat,
     SourceConfig,
     StreamConfig,
 )
-from miles.data.encoding import kept_encoders
 from miles.data.files.group_sizes import largest_read_rows, require_small_groups
-from miles.data.files.manifest import Manifest, build_manifest
-from miles.data.files.openhermes import openhermes_sources
+from miles.data.files.manifest import Manifest
 from miles.data.files.read import read_rows
 from miles.data.notebook.card import Card, Summary
-from miles.data.notebook.every_row import OBJECT_STORE_BYTES, RAY_ROWS, on_ray, read_every_row
+from miles.data.notebook.every_row import OBJECT_STORE_BYTES, on_ray, read_every_row
 from miles.data.notebook.output_folder import ENCODER, require_replaceable
 from miles.data.notebook.parts import PartFiles
 from miles.data.notebook.preview import Preview
-from miles.data.notebook.recipe import OPENHERMES, require_source
 from miles.data.packing.shards import unpack
 from miles.data.rows import message_parts
 from miles.data.stream import stages
@@ -60,135 +53,6 @@ SAMPLE_ROWS = 2_000
 """Rows that a card is made from until all have been read."""
 CANDIDATES_A_ROW = 20
 """Rows that a preview looks at for each that it shows; rejected ones are passed over."""
-
-
-@checked
-@unchained
-@on_ctrl_c("stopped; nothing was written")
-def prepare(
-    dataset: str = OPENHERMES,
-    *,
-    source: str | Sequence[str] | None = None,
-    tokenizer: str,
-    max_sample_tokens: int = EncodeConfig.max_sample_tokens,
-    revision: str | None = None,
-    messages_key: str | None = None,
-    tools_key: str | None = None,
-    row_shape: str = RowFormat.shape,
-    column_names: Mapping[str, str] | None = None,
-    role_names: Mapping[str, str] | None = None,
-    split: str | None = SourceConfig.split,
-    max_bad_fraction: float = DataConfig.max_bad_fraction,
-    chat_template_path: str | None = None,
-    template_kwargs: Mapping[str, Any] | None = None,
-    turns: str = EncodeConfig.turns,
-    empty_think: str = EncodeConfig.empty_think,
-    empty_answer: str = EncodeConfig.empty_answer,
-    history: str = EncodeConfig.history,
-    special_text: str = EncodeConfig.special_text,
-    too_long: str = EncodeConfig.too_long,
-    trust_remote_code: bool = EncodeConfig.trust_remote_code,
-    tokenizer_engine: str = EncodeConfig.tokenizer_engine,
-) -> Prepared:
-    """Count a data set's rows, tell their shape from the first ones, and certify the tokenizer.
-
-    The settings of rows and of encoding are those of `miles train` (docs/flags.md), so that what is
-    shown is what a run with the same settings trains.
-
-    Args:
-        dataset: "openhermes", or the name that the source gets.
-        source: fsspec URLs, globs or folders; for "openhermes" None means the hub.
-        tokenizer: folder (fsspec URL) or hub name.
-        max_sample_tokens: longest sample; `too_long` says what becomes of a longer one.
-        revision: of the hub's data set.
-        messages_key: column of the conversation; short for `column_names={"messages": …}`.
-        tools_key: column of the tools; short for `column_names={"tools": …}`.
-        row_shape: one of `config.ROW_FIELDS`, such as "messages"; "auto": found from the first
-            rows.
-        column_names: field of the shape (`config.ROW_FIELDS`) -> column; others are looked for
-            under usual names.
-        role_names: name of a role in the rows -> system, user, assistant, tool or tool_call; beside
-            the known ones.
-        split: of a folder, such as "train_sft", "train+validation" or "all"; None: train, where
-            the names of its files say so.
-        max_bad_fraction: a larger share of rejected rows is an error.
-        chat_template_path: a Jinja file in place of the tokenizer's own template.
-        template_kwargs: what the template gets beside the messages.
-        turns: assistant turns that are trained: "all", "last" or "flags".
-        empty_think: an empty think block before an answer: "mask" or "train".
-        empty_answer: a row with an answer that would be trained and says nothing: "drop" or
-            "train".
-        history: earlier turns that a template changes: "as_served".
-        special_text: content that spells a control token: "allow", "escape" or "reject".
-        too_long: "drop", "truncate_end" or "error".
-        trust_remote_code: run code that the tokenizer's folder brings.
-        tokenizer_engine: what encodes text: "auto" (the fastest that is proven), "tiktoken",
-            "fastokens" or "tokenizers". All give the same ids.
-
-    Raises:
-        MilesError: files that cannot be read, rows of no known shape, or a tokenizer that cannot be
-            certified.
-    """
-    require_source(
-        dataset, source, lambda name, path: f"prepare({name!r}, source={path!r}, tokenizer=…)"
-    )
-    rows = {
-        "--row-shape": row_shape,
-        "--column-names": column_names,
-        "--input-key": messages_key,
-        "--tool-key": tools_key,
-        "--role-names": role_names,
-    }
-    encoding = {
-        "--chat-template-path": chat_template_path,
-        "--apply-chat-template-kwargs": template_kwargs,
-        "--loss-mask-turns": turns,
-        "--empty-think": empty_think,
-        "--empty-answer": empty_answer,
-        "--history": history,
-        "--special-text": special_text,
-        "--too-long": too_long,
-        "--max-sample-tokens": max_sample_tokens,
-        "--trust-remote-code": trust_remote_code,
-        "--tokenizer-engine": tokenizer_engine,
-    }
-
-    return prepare_rows(
-        dataset,
-        source,
-        build(RowFormat, rows),
-        build(EncodeConfig, encoding, {"tokenizer": tokenizer}),
-        revision=revision,
-        split=split,
-        max_bad_fraction=max_bad_fraction,
-    )
-
-
-def prepare_rows(
-    dataset: str,
-    source: str | Sequence[str] | None,
-    row_format: RowFormat,
-    encode: EncodeConfig,
-    *,
-    revision: str | None,
-    split: str | None,
-    max_bad_fraction: float,
-) -> Prepared:
-    """Do what `prepare` does, from settings that are complete."""
-    if not 0 <= max_bad_fraction <= 1:
-        raise ConfigError(f"--max-bad-fraction must be between 0 and 1, not {max_bad_fraction}")
-    if dataset == OPENHERMES:
-        sources = openhermes_sources(source, revision, row_format, split)
-    else:
-        paths = (source,) if isinstance(source, str) else tuple(source or ())
-        sources = (SourceConfig(dataset, paths, row_format, split),)
-    with first_contact():
-        first = kept_encoders.first_engine(encode)
-        manifest = build_manifest(sources)
-        if manifest.num_rows >= RAY_ROWS:
-            stages.encoder_of(encode)
-            first = encode
-        return Prepared(manifest, sources, encode, first, max_bad_fraction)
 
 
 class Prepared:
