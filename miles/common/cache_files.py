@@ -92,6 +92,22 @@ def write(kind: str, key: str, content: bytes, max_files: int) -> None:
             _make_room(directory, max_files)
 
 
+def private_folder(kind: str) -> Path | None:
+    """Return the folder of a kind, made where it is not there, for files of other forms.
+
+    None where nothing is kept on a disk, or it is not a private folder of this user's.
+    """
+    place = _place(kind)
+    if place is None:
+        return None
+    try:
+        place.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with _private_folder(place):
+            return place if os.access(place, os.W_OK) else None
+    except OSError:
+        return None
+
+
 def _place(kind: str) -> Path | None:
     """Return the folder of a kind: each user has one, also where a cache is shared."""
     root = folder()

@@ -23,9 +23,13 @@ from miles.data.files.manifest import build_manifest
 from miles.data.files.openhermes import openhermes_sources
 from miles.data.notebook.dataset import Prepared
 from miles.data.notebook.every_row import RAY_ROWS
+from miles.data.notebook.given_rows import file_of, paths_in
 from miles.data.notebook.recipe import OPENHERMES, require_source
 from miles.data.stream import stages
 from miles.errors import ConfigError
+
+_SOME_ROWS = ("rows.jsonl",)
+"""Stands for rows that are given themselves, in the line that an error proposes."""
 
 
 @checked
@@ -34,7 +38,7 @@ from miles.errors import ConfigError
 def prepare(
     dataset: str = OPENHERMES,
     *,
-    source: str | Sequence[str] | None = None,
+    source: Any = None,
     tokenizer: str,
     max_sample_tokens: int = EncodeConfig.max_sample_tokens,
     revision: str | None = None,
@@ -63,7 +67,11 @@ def prepare(
 
     Args:
         dataset: "openhermes", or the name that the source gets.
-        source: fsspec URLs, globs or folders; for "openhermes" None means the hub.
+        source: fsspec URLs, globs or folders, as texts or `pathlib.Path`, one or several; or the
+            rows themselves: a list or iterator of dicts, a pandas or Polars data frame, an Arrow
+            table, batch or reader, a `datasets.Dataset`, `DatasetDict` or `IterableDataset`, or a
+            `ray.data.Dataset`. Rows keep their order, and are kept as a file in `$MILES_CACHE`,
+            whose path is that of any file (docs/rows.md). For "openhermes" None means the hub.
         tokenizer: folder (fsspec URL) or hub name.
         max_sample_tokens: longest sample; `too_long` says what becomes of a longer one.
         revision: of the hub's data set.
@@ -75,8 +83,8 @@ def prepare(
             under usual names.
         role_names: name of a role in the rows -> system, user, assistant, tool or tool_call; beside
             the known ones.
-        split: of a folder, such as "train_sft", "train+validation" or "all"; None: train, where
-            the names of its files say so.
+        split: of a folder or DatasetDict, such as "train_sft", "train+validation" or "all"; None:
+            train, where the names of its files say so.
         max_bad_fraction: a larger share of rejected rows is an error.
         chat_template_path: a Jinja file in place of the tokenizer's own template.
         template_kwargs: what the template gets beside the messages.
@@ -92,11 +100,14 @@ def prepare(
             "fastokens" or "tokenizers". All give the same ids.
 
     Raises:
-        MilesError: files that cannot be read, rows of no known shape, or a tokenizer that cannot be
-            certified.
+        MilesError: files that cannot be read, rows of no known shape, values in them that JSON does
+            not know, or a tokenizer that cannot be certified.
     """
+    paths = paths_in(source)
     require_source(
-        dataset, source, lambda name, path: f"prepare({name!r}, source={path!r}, tokenizer=…)"
+        dataset,
+        _SOME_ROWS if paths is None else paths,
+        lambda name, path: f"prepare({name!r}, source={path!r}, tokenizer=…)",
     )
     rows = {
         "--row-shape": row_shape,
@@ -119,11 +130,17 @@ def prepare(
         "--tokenizer-engine": tokenizer_engine,
     }
 
+    row_format = build(RowFormat, rows)
+    encode = build(EncodeConfig, encoding, {"tokenizer": tokenizer})
+    if paths is None:
+        # Settings that are wrong have been refused before an iterator is read.
+        paths = (file_of(source, split),)
+        split = None
     return prepare_rows(
         dataset,
-        source,
-        build(RowFormat, rows),
-        build(EncodeConfig, encoding, {"tokenizer": tokenizer}),
+        paths,
+        row_format,
+        encode,
         revision=revision,
         split=split,
         max_bad_fraction=max_bad_fraction,
@@ -132,7 +149,7 @@ def prepare(
 
 def prepare_rows(
     dataset: str,
-    source: str | Sequence[str] | None,
+    source: Sequence[str] | None,
     row_format: RowFormat,
     encode: EncodeConfig,
     *,
@@ -140,14 +157,17 @@ def prepare_rows(
     split: str | None,
     max_bad_fraction: float,
 ) -> Prepared:
-    """Do what `prepare` does, from settings that are complete."""
+    """Do what `prepare` does, from settings that are complete.
+
+    Args:
+        source: paths; None for the hub.
+    """
     if not 0 <= max_bad_fraction <= 1:
         raise ConfigError(f"--max-bad-fraction must be between 0 and 1, not {max_bad_fraction}")
     if dataset == OPENHERMES:
-        sources = openhermes_sources(source, revision, row_format, split)
+        sources = openhermes_sources(source or None, revision, row_format, split)
     else:
-        paths = (source,) if isinstance(source, str) else tuple(source or ())
-        sources = (SourceConfig(dataset, paths, row_format, split),)
+        sources = (SourceConfig(dataset, tuple(source or ()), row_format, split),)
     with first_contact():
         first = kept_encoders.first_engine(encode)
         manifest = build_manifest(sources)
