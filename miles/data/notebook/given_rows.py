@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
@@ -223,7 +224,7 @@ def _pandas_dicts(frame: Any) -> Iterator[dict[str, Any]]:
 
 
 def _is_missing(value: Any) -> bool:
-    return isinstance(value, float) and value != value  # noqa: PLR0124  # NaN alone differs from itself
+    return isinstance(value, float) and math.isnan(value)
 
 
 def _chosen_splits(source: Mapping[str, Any], split: str | None) -> list[Any]:

@@ -17,7 +17,7 @@ from typing import BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from miles.data.files.arrow_types import is_any_list
+from miles.data.files.arrow_types import is_any_list, is_plain
 from miles.errors import SourceError
 
 GROUP_ROWS = 1_000
@@ -56,18 +56,22 @@ def _cast(batch: pa.RecordBatch, plain: pa.Schema) -> pa.Table:
     table = pa.Table.from_batches([batch])
     columns = []
     for field in plain:
-        column = table[field.name] if table.schema.names.count(field.name) == 1 else None
-        if column is None:
-            raise pa.ArrowInvalid(f"column {field.name!r} is there twice, or not in every batch")
-        columns.append(_plain_column(column, field.type))
+        num_columns = table.schema.names.count(field.name)
+        if num_columns > 1:
+            raise pa.ArrowInvalid(f"column {field.name!r} is there {num_columns} times")
+        if num_columns == 1:
+            columns.append(_plain_column(table[field.name], field.type))
+        else:  # a block of a Ray data set may lack a column
+            columns.append(pa.chunked_array([pa.nulls(len(table), field.type)]))
     return pa.Table.from_arrays(columns, schema=plain)
 
 
 def _plain_column(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
-    if isinstance(column.type, pa.BaseExtensionType):
-        column = pa.chunked_array([chunk.storage for chunk in column.chunks], column.type.storage_type)
     if column.type == kind:
         return column
+    if isinstance(column.type, pa.BaseExtensionType):
+        storage = [chunk.storage for chunk in column.chunks]
+        column = pa.chunked_array(storage, column.type.storage_type)
     return column.cast(kind)
 
 
@@ -99,7 +103,7 @@ def _plain_field(field: pa.Field) -> pa.Field:
 def plain_type(kind: pa.DataType) -> pa.DataType:
     """Return the type of the same values that all kinds of tables share."""
     if isinstance(kind, pa.BaseExtensionType):
-        return plain_type(kind.storage_type)
+        return kind if is_plain(kind) else plain_type(kind.storage_type)
     if pa.types.is_dictionary(kind) or pa.types.is_run_end_encoded(kind):
         return plain_type(kind.value_type)
     for is_kind, plain in _SAME_VALUES:

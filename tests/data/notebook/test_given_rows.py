@@ -20,6 +20,9 @@ import pyarrow as pa
 import pytest
 
 import miles.data
+from miles.common import storage
+from miles.data.config import SourceConfig
+from miles.data.files.manifest import build_manifest
 from miles.data.files.read import read_rows
 from miles.data.notebook.given_rows import file_of, paths_in
 from miles.errors import ConfigError, MilesError, SourceError
@@ -74,8 +77,7 @@ DICTS: dict[str, Callable[[list[Row]], Any]] = {
 
 def rows_read(path: str) -> list[Row]:
     """Return the rows of a file as a run reads them."""
-    source = miles.data.config.SourceConfig("rows", (path,))
-    manifest = miles.data.files.manifest.build_manifest([source])
+    manifest = build_manifest([SourceConfig("rows", (path,))])
     return [json.loads(row) for row in read_rows(manifest, np.arange(manifest.num_rows))]
 
 
@@ -273,6 +275,30 @@ def test_without_a_cache_the_file_goes_with_the_process(tmp_path: Path) -> None:
     )
     assert run.stdout.startswith(str(tmp_path))
     assert not os.path.exists(run.stdout)
+
+
+def test_a_store_as_cache_holds_the_file(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MILES_CACHE", f"{bucket}/cache")
+    path = file_of(ROWS[:10])
+    assert path.startswith(f"{bucket}/cache/rows/")
+    assert rows_read(path) == ROWS[:10]
+
+    stamp = storage.stamp_of(storage.info(path))
+    assert file_of(iter(ROWS[:10])) == path
+    assert storage.stamp_of(storage.info(path)) == stamp
+
+
+def test_a_web_server_that_serves_ranges_is_read(
+    bucket: str, chatml_tokenizer_folder: Path
+) -> None:
+    lines = "".join(json.dumps(row) + "\n" for row in ROWS[:10])
+    storage.write_text(f"{bucket}/rows.jsonl", lines)
+    storage.filesystem(bucket)[0].chmod("bucket/rows.jsonl", "public-read")
+    url = f"{os.environ['AWS_ENDPOINT_URL']}/bucket/rows.jsonl"
+    assert url.startswith("http://127.0.0.1")
+
+    prepared = miles.data.prepare("rows", source=url, tokenizer=str(chatml_tokenizer_folder))
+    assert prepared.summary().num_rows == 10
 
 
 def test_no_library_is_imported_to_look_at_rows() -> None:
