@@ -2,6 +2,7 @@
 
 encoder_of   kept here, else certified
 first_engine settings under which few rows are encoded soonest
+engine_for   settings under which so many rows are encoded soonest
 state_of     the same as bytes, for other processes
 rebuild      in another process: from those bytes
 """
@@ -20,6 +21,8 @@ from miles.data.tokens.engines import TIKTOKEN
 from miles.errors import ConfigError
 
 _MAX_KEPT = 4
+_REPAID_ROWS = 50_000
+"""Rows of a loader, of 1,000 characters, that repay proving fastokens once and making it there."""
 
 
 @dataclass
@@ -89,6 +92,25 @@ def first_engine(config: EncodeConfig) -> EncodeConfig:
         encoder_of(config)
         return config
     return first
+
+
+def engine_for(config: EncodeConfig, num_rows: int, num_loaders: int) -> EncodeConfig:
+    """Certify a tokenizer; return the settings under which many or few rows are encoded soonest.
+
+    Args:
+        num_rows: that all loaders encode together.
+        num_loaders: processes, each of which makes the engine for itself.
+
+    Raises:
+        TemplateError: as `Encoder.from_config`.
+    """
+    first = first_engine(config)
+    return config if num_rows >= _REPAID_ROWS * num_loaders else first
+
+
+def make_engine(config: EncodeConfig) -> None:
+    """Make the engine of these settings at once, in a process that will encode much."""
+    text_encoder_of(encoder_of(config).tokenizer, config.tokenizer_engine).make_engine()
 
 
 def known(config: EncodeConfig) -> Encoder | None:

@@ -26,9 +26,11 @@ class CarriedEncoder:
     config: EncodeConfig
     reference: Any
     """None: loaders load the tokenizer and certify it themselves"""
+    makes_engine: bool = False
+    """each loader makes its engine at once: `kept_encoders.engine_for` chose it"""
 
     @classmethod
-    def put(cls, config: EncodeConfig) -> CarriedEncoder:
+    def put(cls, config: EncodeConfig, *, makes_engine: bool = False) -> CarriedEncoder:
         """Certify a tokenizer, unless this process has done so, and put its encoder in the store.
 
         Raises:
@@ -37,7 +39,7 @@ class CarriedEncoder:
         state = kept_encoders.state_of(config)
         # An array is read where it lies in the store.
         reference = None if state is None else ray.put(np.frombuffer(state, np.uint8))
-        return cls(config, reference)
+        return cls(config, reference, makes_engine)
 
     def copied(self) -> CarriedEncoder:
         """Return the same with a state that this process has put there.
@@ -55,6 +57,8 @@ class CarriedEncoder:
             kept_encoders.encoder_of(self.config)
         else:
             kept_encoders.rebuild(self.config, partial(_fetch, self.reference))
+        if self.makes_engine:
+            kept_encoders.make_engine(self.config)
 
 
 def _fetch(reference: Any) -> memoryview:

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from miles.data.config import DataConfig
+from miles.data.config import DataConfig, EncodeConfig
+from miles.data.encoding import kept_encoders
 from miles.data.files.group_sizes import require_small_groups
 from miles.data.files.manifest import Manifest, build_manifest
 from miles.data.order.plan import Plan
@@ -36,6 +37,8 @@ class CountedStream:
 
     manifest: Manifest
     plan: Plan
+    encode: EncodeConfig
+    """of the configuration, with the engine that suits the number of rows; the ids are the same"""
     info: StreamInfo
     beginning: Cursor
     """the cursor before the first step"""
@@ -47,7 +50,7 @@ class CountedStream:
         Raises:
             MilesError: a source or tokenizer that cannot be used.
         """
-        encoder = stages.encoder_of(config.encode)
+        encoder = stages.encoder_of(kept_encoders.first_engine(config.encode))
         manifest = build_manifest(config.sources)
         plan = stages.make_plan(manifest, config)
         source_window_rows = [plan.source_window_rows(source) for source in range(plan.num_sources)]
@@ -61,7 +64,9 @@ class CountedStream:
             manifest.fingerprint,
             encoder.fingerprint,
         )
-        return cls(manifest, plan, info, _cursor_at_beginning(config, info))
+        num_rows = plan.num_steps * config.order.batch_size
+        encode = kept_encoders.engine_for(config.encode, num_rows, config.stream.loader_cpus)
+        return cls(manifest, plan, encode, info, _cursor_at_beginning(config, info))
 
     def cursor_from(self, cursor: Cursor | None, where: str) -> Cursor:
         """Return the cursor to begin at: that of a checkpoint, or the beginning.

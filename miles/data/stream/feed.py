@@ -95,11 +95,12 @@ class Feed:
         stream = stream or CountedStream.count(config)
         start = stream.cursor_from(cursor, cursor_path)
         # Nothing is written or started before here: a run that is refused leaves no trace.
-        encoder = stages.encoder_of(config.encode)
+        encoder = stages.encoder_of(stream.encode)
         certificate = json.dumps(encoder.certificate.to_json(), indent=1, ensure_ascii=False)
         own_files.write_if_new(storage.join(run_dir, run_folder.CERTIFICATE), certificate)
 
-        carried = CarriedEncoder.put(config.encode)
+        config = dataclasses.replace(config, encode=stream.encode)
+        carried = CarriedEncoder.put(config.encode, makes_engine=True)
         pipeline.warm_up(config, carried)
         # A rank has one request in flight, beside those that have a concurrency group.
         actor = ray.remote(

@@ -91,6 +91,7 @@ def survey(config: DataConfig, stream: CountedStream, num_steps: int) -> Survey:
             more rows are dropped than the limits allow.
         SourceError: rows that cannot be read.
     """
+    config = replace(config, encode=stream.encode)
     sample = take_sample(stream.manifest, config)
     _require_samples(sample, stream.manifest)
 

@@ -4,7 +4,7 @@ tiktoken    made in 0.1 seconds; 55 nanoseconds a byte
 fastokens   made in 0.8 seconds, 100 MB; 4 nanoseconds a byte (an optional package)
 
 So a process begins with tiktoken also where fastokens is used, and makes fastokens once it has
-encoded as much as repays that. Nothing is proven here: `bpe.py` does that, once for a tokenizer.
+encoded as much as repays that; at once where it is known to encode much. Nothing is proven here: `bpe.py` does that, once for a tokenizer.
 """
 
 from __future__ import annotations
@@ -132,6 +132,14 @@ class FastokensCore:
             raise Inexact(f"fastokens does not take it ({type(error).__name__})") from error
         made.enable_segment_cache(0)  # whatever the environment says: its cache of words is enough
         return made
+
+    def make(self) -> None:
+        """Make the tokenizer of fastokens now.
+
+        Raises:
+            Inexact: fastokens does not take it.
+        """
+        _ = self.fast
 
     def ids(self, text: str) -> Int32 | None:
         """Return the ids of a text; None if it is not Unicode, or has a million blanks in a row.

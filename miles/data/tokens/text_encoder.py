@@ -20,7 +20,7 @@ import numpy as np
 import tokenizers
 
 from miles.common.offsets import offsets_of
-from miles.data.tokens.engines import TOKENIZERS, EngineCore
+from miles.data.tokens.engines import TOKENIZERS, EngineCore, FastokensCore
 from miles.data.tokens.nfc import is_inert
 from miles.data.tokens.packed_proof import PackedProof
 from miles.data.tokens.sample_check import check_sample
@@ -99,6 +99,15 @@ class TextEncoder:
     def kind(self) -> str:
         """The engine: "fastokens", "tiktoken" or "tokenizers"."""
         return TOKENIZERS if self._engine_core is None else self._engine_core.kind
+
+    def make_engine(self) -> None:
+        """Make the engine now, in a process that will encode much; else it is made as it pays.
+
+        Raises:
+            Inexact: the engine does not take what was proven.
+        """
+        if isinstance(self._engine_core, FastokensCore):
+            self._engine_core.make()
 
     @cached_property
     def _openings(self) -> tuple[str, ...]:
