@@ -2,7 +2,6 @@
 
 encoder_of   kept here, else certified
 first_engine settings under which few rows are encoded soonest
-engine_for   settings under which so many rows are encoded soonest
 state_of     the same as bytes, for other processes
 rebuild      in another process: from those bytes
 """
@@ -94,18 +93,13 @@ def first_engine(config: EncodeConfig) -> EncodeConfig:
     return first
 
 
-def engine_for(config: EncodeConfig, num_rows: int, num_loaders: int) -> EncodeConfig:
-    """Certify a tokenizer; return the settings under which many or few rows are encoded soonest.
+def repay_fastokens(num_rows: int, num_loaders: int) -> bool:
+    """Return whether to make fastokens in each loader costs less than to go on without it.
 
     Args:
-        num_rows: that all loaders encode together.
-        num_loaders: processes, each of which makes the engine for itself.
-
-    Raises:
-        TemplateError: as `Encoder.from_config`.
+        num_rows: that the loaders encode together.
     """
-    first = first_engine(config)
-    return config if num_rows >= _REPAID_ROWS * num_loaders else first
+    return num_rows >= _REPAID_ROWS * num_loaders
 
 
 def make_engine(config: EncodeConfig) -> None:

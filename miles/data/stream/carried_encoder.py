@@ -27,7 +27,7 @@ class CarriedEncoder:
     reference: Any
     """None: loaders load the tokenizer and certify it themselves"""
     makes_engine: bool = False
-    """each loader makes its engine at once: `kept_encoders.engine_for` chose it"""
+    """each loader makes its engine at once, rather than when it has repaid that"""
 
     @classmethod
     def put(cls, config: EncodeConfig, *, makes_engine: bool = False) -> CarriedEncoder:

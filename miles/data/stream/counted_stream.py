@@ -38,7 +38,9 @@ class CountedStream:
     manifest: Manifest
     plan: Plan
     encode: EncodeConfig
-    """of the configuration, with the engine that suits the number of rows; the ids are the same"""
+    """with the engine that suits the number of rows; the ids are the same"""
+    has_many_rows: bool
+    """to encode: each loader makes its fastest engine at once"""
     info: StreamInfo
     beginning: Cursor
     """the cursor before the first step"""
@@ -50,7 +52,8 @@ class CountedStream:
         Raises:
             MilesError: a source or tokenizer that cannot be used.
         """
-        encoder = stages.encoder_of(kept_encoders.first_engine(config.encode))
+        first = kept_encoders.first_engine(config.encode)
+        encoder = stages.encoder_of(first)
         manifest = build_manifest(config.sources)
         plan = stages.make_plan(manifest, config)
         source_window_rows = [plan.source_window_rows(source) for source in range(plan.num_sources)]
@@ -65,8 +68,9 @@ class CountedStream:
             encoder.fingerprint,
         )
         num_rows = plan.num_steps * config.order.batch_size
-        encode = kept_encoders.engine_for(config.encode, num_rows, config.stream.loader_cpus)
-        return cls(manifest, plan, encode, info, _cursor_at_beginning(config, info))
+        has_many_rows = kept_encoders.repay_fastokens(num_rows, config.stream.loader_cpus)
+        encode = config.encode if has_many_rows else first
+        return cls(manifest, plan, encode, has_many_rows, info, _cursor_at_beginning(config, info))
 
     def cursor_from(self, cursor: Cursor | None, where: str) -> Cursor:
         """Return the cursor to begin at: that of a checkpoint, or the beginning.

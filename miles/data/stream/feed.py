@@ -100,7 +100,7 @@ class Feed:
         own_files.write_if_new(storage.join(run_dir, run_folder.CERTIFICATE), certificate)
 
         config = dataclasses.replace(config, encode=stream.encode)
-        carried = CarriedEncoder.put(config.encode, makes_engine=True)
+        carried = CarriedEncoder.put(config.encode, makes_engine=stream.has_many_rows)
         pipeline.warm_up(config, carried)
         # A rank has one request in flight, beside those that have a concurrency group.
         actor = ray.remote(

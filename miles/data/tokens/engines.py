@@ -4,7 +4,8 @@ tiktoken    made in 0.1 seconds; 55 nanoseconds a byte
 fastokens   made in 0.8 seconds, 100 MB; 4 nanoseconds a byte (an optional package)
 
 So a process begins with tiktoken also where fastokens is used, and makes fastokens once it has
-encoded as much as repays that; at once where it is known to encode much. Nothing is proven here: `bpe.py` does that, once for a tokenizer.
+encoded as much as repays that; at once where it is known to encode much. Nothing is proven here:
+`bpe.py` does that, once for a tokenizer.
 """
 
 from __future__ import annotations

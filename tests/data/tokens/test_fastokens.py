@@ -128,6 +128,14 @@ def test_it_is_made_once_it_repays_that(monkeypatch: pytest.MonkeyPatch) -> None
     assert all_ids[0] == all_ids[1] == all_ids[2]
 
 
+def test_it_is_made_at_once_for_much_text() -> None:
+    made = text_encoder(small())
+    proven = core_of(made)
+    core = engine_from(proven.pattern, proven.ranks, proven.added, "fastokens")
+    replace(made, _engine_core=core).make_engine()
+    assert "fast" in vars(core)
+
+
 # Where it is not
 
 
