@@ -1,11 +1,16 @@
 """The results of a run for a person, also while it runs: report.html, loss.png, the first batch.
 
-In: the files of a run's folder, local or remote. Out: a page that needs no network, a picture, and
-text for the terminal. It runs in the user's own process; no Ray, no GPU. It may import everything
-below `miles.demo` and `miles.cli`, and imports matplotlib only when it draws.
+In: the files of a run's folder, local or remote. Out: a page that needs no network, a picture, text
+for the terminal, or a page that follows the run. It runs in the user's own process; no Ray, no GPU.
+It may import everything below `miles.demo` and `miles.cli`, and imports matplotlib only when it
+draws.
 
     run_data      the files of a run's folder -> metrics, ledger, answers, starts, skipped steps
-    charts        metrics -> curves
-    report        all of it -> report.html (from report.html.jinja) and loss.png
-    first_batch   the samples of the first step -> the terminal
+    columns       metrics -> arrays by key; stalls, thinning and chart_data make curves of them
+    facts         starts and metrics -> model, hardware, versions, durations
+    run_settings  config.json -> a table beside the defaults
+    parts, page   all of it -> report.html, from the templates, style and scripts in page/
+    charts        metrics -> pictures: loss.png, and those of a browser without scripts
+    report        writes report.html and loss.png
+    first_batch   the samples of the first step -> the terminal, the page
 """

@@ -16,11 +16,9 @@ if TYPE_CHECKING:
 _LINE: dict[str, Any] = {"linewidth": 1.2}
 _EVALUATION: dict[str, Any] = {**_LINE, "linestyle": "--", "marker": "o", "markersize": 3.5}
 
-_LOSS_COLOR = "#2563eb"
-_EVALUATION_COLOR = "#ea580c"
-_QUEUE_COLOR = "#16a34a"
-_SPEED_COLOR = "#9333ea"
-_SOURCE_COLORS = ("#2563eb", "#ea580c", "#16a34a", "#9333ea", "#ca8a04", "#0891b2", "#db2777")
+# The palette of the page (page/report.css): told apart with any kind of colour vision.
+_SOURCE_COLORS = ("#0072b2", "#c44e00", "#007d5c", "#a1387e", "#7a6200", "#2b8ca3", "#444c56")
+_LOSS_COLOR, _EVALUATION_COLOR, _QUEUE_COLOR, _SPEED_COLOR, *_ = _SOURCE_COLORS
 
 
 def loss_chart(metrics: Sequence[Metrics]) -> Figure:
@@ -34,16 +32,18 @@ def loss_chart(metrics: Sequence[Metrics]) -> Figure:
 
 
 def run_chart(metrics: Sequence[Metrics]) -> Figure:
-    """Draw four panels: loss, loss by source, queue depth, tokens per second."""
-    figure = _new_figure(width=10, height=6.4)
-    (loss, by_source), (queue, speed) = figure.subplots(2, 2)
+    """Draw loss, loss by source, learning rate, gradient norm, queue depth, tokens per second."""
+    figure = _new_figure(width=10, height=9.2)
+    (loss, by_source), (rate, norm), (queue, speed) = figure.subplots(3, 2)
 
     _draw_loss(loss, metrics)
     _draw_loss_by_source(by_source, metrics)
+    _draw_numbers(rate, metrics, "sft/lr")
+    _draw_numbers(norm, metrics, "sft/grad_norm")
     _draw_queue_depth(queue, metrics)
     _draw_tokens_per_second(speed, metrics)
 
-    for axes in (loss, by_source, queue, speed):
+    for axes in (loss, by_source, rate, norm, queue, speed):
         _finish(axes)
     for axes in (queue, speed):
         axes.set_xlabel("step")
@@ -98,6 +98,11 @@ def _draw_loss_by_source(axes: Axes, metrics: Sequence[Metrics]) -> None:
 
     _set_title(axes, "loss by source" + (" (dashed: eval/loss)" if evaluation_keys else ""))
     axes.legend(curves.values(), curves, fontsize=8, framealpha=0.7, edgecolor="none")
+
+
+def _draw_numbers(axes: Axes, metrics: Sequence[Metrics], key: str) -> None:
+    axes.plot(*_points(metrics, key), **_LINE, color=_LOSS_COLOR)
+    _set_title(axes, key)
 
 
 def _draw_queue_depth(axes: Axes, metrics: Sequence[Metrics]) -> None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
+from markupsafe import Markup
 from rich.console import Console
 from rich.text import Text
 
 from miles.common import run_folder, storage
 from miles.common.debugging import unchained
-from miles.common.screen import WIDE_COLUMNS, has_colours
+from miles.common.screen import WIDE_COLUMNS, has_colours, printable
 from miles.data.config import EncodeConfig
 from miles.data.notebook import preview
 from miles.data.tokens.load import load_tokenizer
@@ -25,7 +28,11 @@ _NO_FIRST_BATCH = (
     "step of a new run writes another"
 )
 _SHOWN_OF = 20
-"""The page shows the longest of this many samples."""
+"""The page shows the longest of this many samples, and"""
+_SHOWN_OTHERS = 3
+"""this many others."""
+_SHOWN_TOKENS = 4_000
+"""Of each sample."""
 
 
 @unchained
@@ -63,15 +70,50 @@ def inspect_run(folder: str, console: Console, num_samples: int) -> None:
     console.print(Text(f"\n{len(shown)} of the first step's {len(batch.samples)} samples", "dim"))
 
 
-def longest_sample(batch: FirstBatch) -> tuple[str, str]:
-    """Return the longest of the first samples as HTML, and where its row is.
+@dataclass(frozen=True)
+class ShownSample:
+    """A sample of the first step, for the page."""
+
+    title: str
+    tokens: Markup
+    """HTML: trained tokens in a span of class `t`, the others in one of class `c`"""
+
+
+def shown_samples(batch: FirstBatch) -> list[ShownSample]:
+    """Return some of the first samples as HTML, the longest one first.
 
     Raises:
         TemplateError: its tokenizer is gone.
     """
-    sample = _longest(batch)
-    page = preview.to_html((sample["input_ids"], sample["loss_mask"]), _tokenizer_of(batch))
-    return page, f"Row {sample['row']} of {sample['file']}."
+    longest = _longest(batch)
+    others = [sample for sample in batch.samples[:_SHOWN_OF] if sample is not longest]
+    tokenizer = _tokenizer_of(batch)
+    return [_shown_sample(sample, tokenizer) for sample in (longest, *others[:_SHOWN_OTHERS])]
+
+
+def _shown_sample(sample: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> ShownSample:
+    ids = sample["input_ids"]
+    mask = sample["loss_mask"]
+    title = (
+        f"{sample['source']}: row {sample['row']} of {sample['file']}, {sum(mask):,} of "
+        f"{len(ids):,} tokens trained"
+    )
+    if len(ids) > _SHOWN_TOKENS:
+        title += f" (the first {_SHOWN_TOKENS:,} are shown)"
+
+    pieces = preview.pieces(ids[:_SHOWN_TOKENS], mask[:_SHOWN_TOKENS], tokenizer)
+    spans = []
+    for is_trained, run in groupby(pieces, lambda piece: piece.is_trained):
+        tokens = Markup().join(_token(piece) for piece in run)
+        spans.append(
+            Markup('<span class="{}">{}</span>').format("t" if is_trained else "c", tokens)
+        )
+    return ShownSample(title, Markup().join(spans))
+
+
+def _token(piece: preview.Piece) -> Markup:
+    text = printable(piece.text).replace("\n", "↵\n")
+    return Markup('<i title="{}">{}</i>').format(" ".join(map(str, piece.token_ids)), text)
 
 
 def _longest(batch: FirstBatch) -> Mapping[str, Any]:

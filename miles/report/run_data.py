@@ -25,6 +25,10 @@ _METRICS_FORM = ("step", "sft/loss", "sft/epoch")
 MAX_SKIPPED_STEPS = 20
 MAX_STARTS = 20
 MAX_ANSWERS = 4
+MAX_EARLIER_ANSWERS = 10
+"""To each prompt."""
+MAX_CHARACTERS = 6_000
+"""Of a prompt or an answer."""
 _ROWS_OF_A_STEP = 3
 _OF_A_SAMPLE = ("source", "file", "row", "input_ids", "loss_mask")
 
@@ -121,12 +125,37 @@ def _require_ledger(ledger: Any, path: str) -> dict[str, dict[str, Any]]:
 
 
 def read_answers(folder: str, notify: Notify = print) -> list[dict[str, Any]]:
-    """Return the first answers of the last evaluation (`--eval-samples`)."""
+    """Return the first answers of the last evaluation (`--eval-samples`).
+
+    Each has in `earlier` the answers to the same prompt after earlier steps: `step`, `answer`,
+    `ended`. Of many, some are returned, evenly spread.
+    """
     path = storage.join(folder, run_folder.EVAL_SAMPLES)
     form = ("step", "source", "row", "prompt", "answer", "expected", "ended")
     answers = _read_lines(path, notify, form)
     latest = [answer for answer in answers if answer["step"] == answers[-1]["step"]]
-    return latest[:MAX_ANSWERS]
+
+    shown = []
+    for answer in latest[:MAX_ANSWERS]:
+        earlier = [each for each in answers if _is_same_row(each, answer)]
+        earlier = [each for each in earlier if each["step"] != answer["step"]]
+        stride = -(-len(earlier) // MAX_EARLIER_ANSWERS) or 1
+        spread = [_cut(each, "answer") for each in earlier[::-stride]]
+        shown.append(_cut(answer, "prompt", "answer", "expected") | {"earlier": spread})
+    return shown
+
+
+def _is_same_row(answer: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    return all(answer.get(key) == other.get(key) for key in ("source", "file", "row"))
+
+
+def _cut(answer: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    """Return an answer whose long texts are cut, with a sign that they are."""
+    cut = dict(answer)
+    for name in names:
+        text = str(answer[name])
+        cut[name] = text if len(text) <= MAX_CHARACTERS else f"{text[:MAX_CHARACTERS]} [cut here]"
+    return cut
 
 
 def read_skipped_steps(folder: str, notify: Notify = print) -> list[dict[str, str]]:
@@ -149,17 +178,25 @@ def read_skipped_steps(folder: str, notify: Notify = print) -> list[dict[str, st
     return steps
 
 
+def read_settings(folder: str) -> dict[str, Any]:
+    """Return the settings of a run; none where they were not kept.
+
+    Raises:
+        BrokenFileError: they cannot be read.
+    """
+    try:
+        return own_files.read_object(storage.join(folder, run_folder.CONFIG))
+    except MissingFileError:
+        return {}
+
+
 def read_training(folder: str) -> str:
     """Return what is trained where that is not all weights; "" where it is, or is not known.
 
     Raises:
         BrokenFileError: the run's settings cannot be read.
     """
-    try:
-        settings = own_files.read_object(storage.join(folder, run_folder.CONFIG))
-    except MissingFileError:
-        return ""
-    lora = settings.get("lora") or {}
+    lora = read_settings(folder).get("lora") or {}
     if not lora.get("rank"):
         return ""
     targets = ", ".join(lora["target_modules"])
@@ -167,11 +204,15 @@ def read_training(folder: str) -> str:
     return f"LoRA of rank {lora['rank']}, alpha {lora['alpha']:g}, on {targets}{without}"
 
 
-def read_starts(folder: str, notify: Notify = print) -> list[dict[str, str]]:
-    """Return the last starts of a run and how each ended. Empty for a run with one start only."""
+def read_attempts(folder: str, notify: Notify = print) -> list[dict[str, Any]]:
+    """Return the entries of starts.jsonl: starts, and how they ended."""
     path = storage.join(folder, run_folder.ATTEMPTS)
     start = ("start", "time", "first_step", "world_size", "reason")
-    entries = _read_lines(path, notify, start, ("end", "how"), ("not_begun",))
+    return _read_lines(path, notify, start, ("end", "how"), ("not_begun",))
+
+
+def starts_and_ends(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """Return the last starts of a run and how each ended. Empty for a run with one start only."""
     starts = [entry for entry in entries if "start" in entry]
     ends = {entry["end"]: entry["how"] for entry in entries if "end" in entry}
     if len(starts) < 2:

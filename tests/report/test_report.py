@@ -106,8 +106,10 @@ def test_the_last_answers_are_shown_escaped(tmp_path: Path) -> None:
     page = page_of(tmp_path, EVALUATED_RUN)
 
     assert "What it answers after step 4" in page
-    assert "an older one" not in page
-    assert page.count('<table class="answer">') == MAX_ANSWERS
+    assert "Its answers over time (1 earlier)" in page
+    assert '<th scope="row">after step 2</th>' in page
+    assert page.count("an older one") == 1
+    assert page.count('<table class="answer facts">') == MAX_ANSWERS
     assert "&lt;b&gt;four&lt;/b&gt; 0 …</div>" in page, "cut before its end"
     assert "&lt;b&gt;four&lt;/b&gt; 1</div>" in page
 

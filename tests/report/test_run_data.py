@@ -9,12 +9,12 @@ import pytest
 from miles.errors import SourceError
 from miles.report.run_data import (
     read_answers,
+    read_attempts,
     read_first_batch,
     read_ledger,
     read_metrics,
     read_rejects,
     read_skipped_steps,
-    read_starts,
 )
 
 
@@ -34,5 +34,5 @@ def test_other_files_may_be_missing(tmp_path: Path) -> None:
     assert read_first_batch(folder) is None
     assert read_ledger(folder) == {}
     assert read_rejects([folder]) == []
-    for read in (read_answers, read_skipped_steps, read_starts):
+    for read in (read_answers, read_skipped_steps, read_attempts):
         assert read(folder) == []
