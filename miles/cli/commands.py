@@ -7,9 +7,11 @@ import argparse
 from miles import __version__
 from miles.cli import (
     certify,
+    chat,
     completion,
     convert,
     demo,
+    generate,
     inspect,
     prepare,
     report,
@@ -21,7 +23,15 @@ from miles.cli.parser import CommandParser, require_whole_names
 from miles.common.debugging import show_debugging
 
 _DEBUG = "--debug"
-_LASTING = (demo.NAME, prepare.NAME, convert.NAME, train.NAME, report.NAME, tiny_model.NAME)
+_LASTING = (
+    demo.NAME,
+    prepare.NAME,
+    convert.NAME,
+    train.NAME,
+    generate.NAME,
+    report.NAME,
+    tiny_model.NAME,
+)
 """Commands that write files: they go on where nobody reads what they print."""
 
 
@@ -63,6 +73,8 @@ def build_parser() -> argparse.ArgumentParser:
         convert,
         train,
         inspect,
+        chat,
+        generate,
         report,
         tiny_model,
         completion,

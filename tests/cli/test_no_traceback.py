@@ -27,6 +27,7 @@ from miles.data.step_schemas import MESSAGES
 from miles.data.types import RowRejected
 from miles.errors import MilesError, WriteError
 from miles.train.launch.parser import launch_settings
+from tests.support.answer_mistakes import ANSWERS
 from tests.support.disks import small_disk
 from tests.support.fault_table import NOTHING, observed
 from tests.support.mistakes import CALLS, COMMANDS, RUN, Call, Mistake, make_places
@@ -60,7 +61,9 @@ def status_of(words: list[str]) -> int:
         return int(end.code or 0)
 
 
-@pytest.mark.parametrize("mistake", COMMANDS, ids=lambda mistake: mistake.line[:60] or "nothing")
+@pytest.mark.parametrize(
+    "mistake", [*COMMANDS, *ANSWERS], ids=lambda mistake: mistake.line[:60] or "nothing"
+)
 def test_a_mistake_is_one_paragraph(
     mistake: Mistake, places: Mapping[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:

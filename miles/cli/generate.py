@@ -1,0 +1,128 @@
+"""`miles generate`: the answers of a trained model to the rows of a file."""
+
+from __future__ import annotations
+
+import argparse
+
+from miles.cli.answering import add_answer_flags, choice_of, sampling_of
+from miles.cli.console import Subparsers, open_console, path_word
+from miles.cli.convert import positive
+from miles.common.ctrl_c import on_ctrl_c
+from miles.common.flags import build, settings_of
+from miles.common.patience import until_answered
+from miles.data.config import RowFormat
+from miles.train.launch.parser import add_settings, given_values
+
+NAME = "generate"
+_SETTINGS = settings_of(RowFormat)
+_LEAVES = "stopped; the complete lines of --output stay, and the same command goes on behind them"
+_EXAMPLES = (
+    "generate run --prompts questions.jsonl --output answers.jsonl",
+    "generate run --prompts rows/test.parquet --keep --output answers.jsonl --batch-size 32",
+    "generate Qwen3-4B-OpenHermes --prompts questions.jsonl --output drawn.jsonl --temperature 0.7",
+)
+
+
+def add_parser(commands: Subparsers) -> None:
+    """Add the command and its flags."""
+    parser = commands.add_parser(
+        NAME,
+        help="the answers of a run or an export to the rows of a file, as JSON lines",
+        description="Answer the rows of a file with a trained model, greedily if nothing else is "
+        "said. Greedy answers are the same for every batch size. The same command goes on behind "
+        "the rows that are answered already.",
+        epilog=f"examples: miles {'; miles '.join(_EXAMPLES)}",
+    )
+    add_answer_flags(parser)
+    parser.add_argument(
+        "--prompts",
+        type=path_word,
+        required=True,
+        metavar="FILE",
+        help="rows of any shape that miles train reads, or with a prompt alone; fsspec URL, "
+        "pattern or folder (required)",
+    )
+    parser.add_argument(
+        "--output",
+        type=path_word,
+        required=True,
+        metavar="FILE",
+        help="JSON lines to write, on this machine (required)",
+    )
+    parser.add_argument(
+        "--keep",
+        action="store_true",
+        help="put the last answer of a row, which is not shown to the model, beside the new one, "
+        "as reference",
+    )
+    parser.add_argument(
+        "--batch-size",
+        type=positive,
+        default=8,
+        metavar="ROWS",
+        help="rows that are answered together (default: 8)",
+    )
+    add_settings(parser, _SETTINGS)
+    parser.set_defaults(run=run)
+
+
+def run(flags: argparse.Namespace) -> None:
+    """Write the answers, and print how many there are.
+
+    Raises:
+        MilesError: a model, prompts or an output that cannot be used.
+    """
+    choice = choice_of(flags)
+    with until_answered("loading the model and the rows"), on_ctrl_c(_LEAVES):
+        sampling = sampling_of(flags)
+
+        from miles.chat.generate import Target, generate
+        from miles.chat.generate import settings_of as settings_of_answers
+        from miles.chat.model import load
+        from miles.chat.prompt_rows import PromptRows
+        from miles.chat.source import opened
+        from miles.common import storage
+        from miles.common.first_contact import first_contact
+        from miles.common.patience import answered
+        from miles.common.screen import Screen
+        from miles.errors import ConfigError
+
+        if not storage.is_local(flags.output):
+            raise ConfigError(f"--output {flags.output}: name a file on this machine")
+        screen = Screen(stderr=True, highlight=False, markup=False, emoji=False)
+        with first_contact():
+            rows = PromptRows.open(flags.prompts, build(RowFormat, given_values(flags, _SETTINGS)))
+        with opened(flags.model, choice, screen) as found:
+            model = load(found, flags.dtype)
+            answered()
+            for line in (found.title, model.device, *model.notes):
+                screen.print(line, soft_wrap=True, style="dim")
+
+            path = storage.filesystem(flags.output)[1]
+            target = Target(path, settings_of_answers(found.title, rows, model, sampling))
+            counts = generate(
+                rows,
+                model,
+                sampling,
+                target,
+                batch_size=flags.batch_size,
+                keep=flags.keep,
+                tell=lambda text: screen.print(text, soft_wrap=True, style="dim"),
+            )
+
+    console = open_console()
+    console.print(
+        f"{flags.output}: {counts.num_rows - counts.num_rejected:,} answers to {counts.num_rows:,} "
+        f"rows",
+        soft_wrap=True,
+    )
+    if counts.num_cut:
+        console.print(
+            f"  {counts.num_cut:,} came to a limit (--max-new-tokens, or the model's own): finish "
+            "is length",
+            soft_wrap=True,
+        )
+    if counts.num_rejected:
+        console.print(
+            f"  {counts.num_rejected:,} rows cannot be asked; reason says why", soft_wrap=True
+        )
