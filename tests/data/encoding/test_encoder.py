@@ -181,6 +181,27 @@ def test_tools_that_are_not_certified_are_rejected(chatml_tokenizer) -> None:
     encode([QUESTION, ANSWER], chatml_tokenizer)
 
 
+@pytest.mark.parametrize(
+    ("settings", "fingerprint"),
+    [
+        ({}, "3c8729f5b528224926c9c4d6abb52809"),
+        ({"turns": "last"}, "8ecf5f83d6ec964037d1067cac44ae6c"),
+        (
+            {"special_text": "escape", "too_long": "truncate_end"},
+            "6cf40d7e637ac9552fb78db83f8976de",
+        ),
+        ({"template_kwargs": {"enable_thinking": False}}, "2094061fee8d6cf5586f0c7809e5fa4d"),
+        ({"max_sample_tokens": 512, "empty_think": "train"}, "dce02fda843077c48a229eab077a234b"),
+    ],
+)
+def test_runs_of_earlier_releases_may_go_on(
+    chatml_tokenizer_folder: Path, settings: dict[str, Any], fingerprint: str
+) -> None:
+    """The fingerprints are those of the first encoder, which encoded a row at a time."""
+    config = EncodeConfig(str(chatml_tokenizer_folder), **settings)
+    assert Encoder.from_config(config).fingerprint == fingerprint
+
+
 def test_the_fingerprint_is_the_certificates(chatml_tokenizer_folder: Path) -> None:
     first, second = (encoder_of(chatml_tokenizer_folder, turns=turns) for turns in ("all", "last"))
     assert first.fingerprint == first.certificate.fingerprint != second.fingerprint
