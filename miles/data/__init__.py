@@ -34,3 +34,8 @@ def __getattr__(name: str) -> Any:
 
             return prepare
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """Return what tab completion shows: the functions, without the rooms behind them."""
+    return __all__

@@ -13,4 +13,29 @@ draws.
     charts        metrics -> pictures: loss.png, and those of a browser without scripts
     report        writes report.html and loss.png
     first_batch   the samples of the first step -> the terminal, the page
+
+`miles.report.write_report` is a function. It is imported when it is first used.
 """
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from miles.report.report import write_report
+
+__all__ = ["write_report"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the public function when it is first used."""
+    if name == "write_report":
+        from miles.report.report import write_report
+
+        return write_report
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """Return what tab completion shows: the function, without the modules behind it."""
+    return __all__

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -83,6 +84,11 @@ class Prepared:
     @property
     def num_rows(self) -> int:
         return self.manifest.num_rows
+
+    @property
+    def settings(self) -> DataConfig:
+        """The rows and their encoding, as a run takes them: `miles.train.run(prompt_data=ds)`."""
+        return replace(self._config(), encode=self._encode)
 
     @unchained
     def summary(self) -> Summary:

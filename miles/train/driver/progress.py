@@ -5,11 +5,14 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
+from typing import Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
+from miles.common import notebook
+from miles.common.notebook import NotebookBar
 from miles.common.screen import is_live
 from miles.data.stream.bottleneck import TRAINER, Bottleneck, Timing
 from miles.train.driver.metrics import Metrics, timing_of
@@ -27,7 +30,9 @@ WIDE = 120
 
 
 class ProgressLine:
-    """Shows the progress of a run: one line that changes on a terminal, elsewhere one now and then.
+    """Shows the progress of a run: one line that changes, on a terminal and in a notebook.
+
+    Elsewhere, a line is printed now and then.
 
     Args:
         num_steps: of the whole run.
@@ -52,7 +57,7 @@ class ProgressLine:
 
         self._now = now
         self._begun = self._printed = now()
-        self._bar = _open_bar(console, num_steps, num_done) if is_live(console) else None
+        self._bar = _open_bar(console, num_steps, num_done)
 
     def update(self, metrics: Metrics) -> None:
         """Show a step."""
@@ -66,7 +71,7 @@ class ProgressLine:
         self._num_done += 1
         text = self._text(metrics)
         if self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], advance=1, text=text)
+            self._bar.update(self._num_done, text)
         elif self._is_due(int(metrics["step"])):
             self._printed = self._now()
             line = f"  step {metrics['step']:>5}  epoch {metrics['sft/epoch']:.3f}  {text}"
@@ -105,18 +110,45 @@ class ProgressLine:
         return text
 
 
-def _open_bar(console: Console, num_steps: int, num_done: int) -> Progress:
-    bar = [BarColumn(bar_width=24)] if console.width >= WIDE else []
-    progress = Progress(
-        TextColumn("  training"),
-        *bar,
-        MofNCompleteColumn(),
-        # The column that wraps where there is no room.
-        TextColumn("{task.fields[text]}", table_column=Column(), markup=False),
-        TimeRemainingColumn(compact=True),
-        console=console,
-        transient=False,
-    )
-    progress.add_task("", total=num_steps, completed=num_done, text="")
-    progress.start()
-    return progress
+class Bar(Protocol):
+    """A line that changes in place."""
+
+    def update(self, num_done: int, text: str) -> None:
+        """Show how many steps are done, and a text behind them."""
+
+    def stop(self) -> None:
+        """Leave the line as it is."""
+
+
+def _open_bar(console: Console, num_steps: int, num_done: int) -> Bar | None:
+    """Return the line for a terminal or a notebook; None where no line can change."""
+    if is_live(console):
+        return _TerminalBar(console, num_steps, num_done)
+    return NotebookBar("training", num_steps, num_done) if notebook.is_here() else None
+
+
+class _TerminalBar:
+    """A line at the foot of a terminal."""
+
+    def __init__(self, console: Console, num_steps: int, num_done: int) -> None:
+        bar = [BarColumn(bar_width=24)] if console.width >= WIDE else []
+        self._progress = Progress(
+            TextColumn("  training"),
+            *bar,
+            MofNCompleteColumn(),
+            # The column that wraps where there is no room.
+            TextColumn("{task.fields[text]}", table_column=Column(), markup=False),
+            TimeRemainingColumn(compact=True),
+            console=console,
+            transient=False,
+        )
+        self._task = self._progress.add_task("", total=num_steps, completed=num_done, text="")
+        self._progress.start()
+
+    def update(self, num_done: int, text: str) -> None:
+        """Show how many steps are done, and a text behind them."""
+        self._progress.update(self._task, completed=num_done, text=text)
+
+    def stop(self) -> None:
+        """Leave the line as it is, and give the terminal back."""
+        self._progress.stop()

@@ -68,7 +68,29 @@ def read_line(
     """
     settings = launch_settings(record)
     values = _read(words, recipe, record, settings)
+    return complete(values, record, repetitions_of(words))
+
+
+def complete(
+    values: Values,
+    record: type[TrainConfig] = TrainConfig,
+    notices: Sequence[str] = (),
+    prepared: DataConfig | None = None,
+) -> LaunchLine:
+    """Return the run that the values of flags make, and what is to be said about them.
+
+    Args:
+        record: the settings of a run.
+        notices: sentences that are known already.
+        prepared: rows and their encoding, in place of those that the values would give.
+
+    Raises:
+        ConfigError: names the flag, what was found, what was expected and what to do.
+    """
+    settings = launch_settings(record)
     required = [name for name, setting in settings.items() if setting.is_required]
+    if prepared is not None:
+        required.remove("--prompt-data")
     missing = [name for name in required if not values.get(name)]
     if missing:
         raise ConfigError("; ".join(f"{name} is missing" for name in missing))
@@ -87,11 +109,16 @@ def read_line(
         "tokenizer": hf_checkpoint,
         "max_sample_tokens": values.get("--max-sample-tokens", pack.max_tokens_per_gpu),
     }
-    data = {
+    data: dict[str, Any] = {
         "sources": _sources("--prompt-data", values, row_format),
         "encode": build(EncodeConfig, values, encode),
         "pack": pack,
     }
+    if prepared is not None:
+        data["sources"] = prepared.sources
+        data["encode"] = replace(prepared.encode, tokenizer=hf_checkpoint)
+        if "--max-bad-fraction" not in values:
+            data["max_bad_fraction"] = prepared.max_bad_fraction
     run = {
         "ref_load": values.get("--ref-load"),
         "data": build(DataConfig, values, data),
@@ -100,8 +127,7 @@ def read_line(
             EvalConfig, values, {"sources": _sources("--eval-prompt-data", values, row_format)}
         ),
     }
-    notices = (*repetitions_of(words), *notices_of(values))
-    return LaunchLine(build(record, values, run), notices)
+    return LaunchLine(build(record, values, run), (*notices, *notices_of(values)))
 
 
 def _read(
@@ -113,12 +139,21 @@ def _read(
     """
     on_line = _values_of(words, record, settings)
     path = on_line.pop(CONFIG.flag.name, None)
-    values = on_line
-    if path:
-        replaced = names_of_same_values(record, on_line)
-        in_file = read_yaml(path, settings, replaced=[*on_line, *replaced])
-        values = _with_those_below(values, in_file, record)
+    values = with_file(on_line, path, record)
     return _with_those_below(values, _values_of(recipe, record, settings), record)
+
+
+def with_file(values: Values, path: str | None, record: type = TrainConfig) -> dict[str, Any]:
+    """Return values with those of a YAML file where they settle nothing themselves.
+
+    Raises:
+        ConfigError: the file cannot be read, or one of its flags not be taken.
+    """
+    if not path:
+        return dict(values)
+    replaced = names_of_same_values(record, values)
+    in_file = read_yaml(path, launch_settings(record), replaced=[*values, *replaced])
+    return _with_those_below(values, in_file, record)
 
 
 def _values_of(words: Sequence[str], record: type, settings: dict[str, Setting]) -> dict[str, Any]:

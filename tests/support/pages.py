@@ -1,0 +1,91 @@
+"""The code on the pages of the documentation, as a reader would type it.
+
+blocks("README.md")             its ```bash and ```python blocks
+typed(block, ASSETS="assets")   [["miles", "prepare", …], ["miles", "train", …]]: as bash reads it
+run_python(block, names)        its statements; a line that is an expression is shown
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from tests.support.processes import PROJECT
+
+PAGES = ("README.md", *sorted(f"docs/{path.name}" for path in (PROJECT / "docs").glob("*.md")))
+
+_BLOCK = re.compile(r"^```(bash|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_PRINTED = r"""
+PATH=
+command_not_found_handle() { printf '%s\0' "$@"; printf '\n\0'; }
+"""
+"""No command is found, so that bash gives each with its words to this function."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """A block of code on a page."""
+
+    page: str
+    line: int
+    """of the page, from 1"""
+    language: str
+    text: str
+
+    @property
+    def name(self) -> str:
+        """Return how the tests call it: the page and the first line that is no comment."""
+        lines = (line.strip() for line in self.text.splitlines())
+        first = next(line for line in lines if line and not line.startswith("#"))
+        return f"{self.page}: {first[:50]}"
+
+
+def blocks(page: str) -> Iterator[Block]:
+    """Yield the blocks of bash and Python of a page."""
+    text = (PROJECT / page).read_text(encoding="utf-8")
+    for match in _BLOCK.finditer(text):
+        line = text.count("\n", 0, match.start()) + 1
+        yield Block(page, line, match[1], match[2])
+
+
+def block(page: str, begins: str) -> Block:
+    """Return the block of a page whose first line begins with a text."""
+    (found,) = [found for found in blocks(page) if found.name.startswith(f"{page}: {begins}")]
+    return found
+
+
+def typed(block: Block) -> list[list[str]]:
+    """Return the words of each command of a block of bash, as bash gives them to the command."""
+    done = subprocess.run(
+        ["bash", "-c", _PRINTED + block.text], capture_output=True, text=True, check=True
+    )
+    commands: list[list[str]] = [[]]
+    for word in done.stdout.split("\0"):
+        if word == "\n":
+            commands.append([])
+        else:
+            commands[-1].append(word)
+    assert not done.stderr, done.stderr
+    return [words for words in commands if words and words != [""]]
+
+
+def run_python(block: Block, names: dict[str, Any]) -> list[Any]:
+    """Run a block of Python; return the values of its lines that are expressions.
+
+    Args:
+        names: that the block sees, and those that it binds.
+    """
+    tree = ast.parse(block.text, f"{block.page}:{block.line}")
+    shown = []
+    for node in tree.body:
+        if isinstance(node, ast.Expr):
+            code = compile(ast.Expression(node.value), f"{block.page}:{block.line}", "eval")
+            shown.append(eval(code, names))  # noqa: S307
+        else:
+            code = compile(ast.Module([node], []), f"{block.page}:{block.line}", "exec")
+            exec(code, names)  # noqa: S102
+    return shown
