@@ -24,6 +24,19 @@ from tests.support.runs import lines
 EXAMPLE = PROJECT / "examples/openhermes.ipynb"
 
 
+class _Client(NotebookClient):
+    """A client that notes all that was on the screen, also what was replaced there."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.seen: list[str] = []
+
+    def process_message(self, msg: Any, *args: Any) -> Any:
+        data = msg["content"].get("data", {})
+        self.seen.append(str(data.get("text/html", "")))
+        return super().process_message(msg, *args)
+
+
 class Kernel:
     """The kernel of a notebook that has run from top to bottom, for more cells.
 
@@ -31,9 +44,10 @@ class Kernel:
         folder: that it works in.
     """
 
-    def __init__(self, client: NotebookClient, folder: Path) -> None:
+    def __init__(self, client: _Client, folder: Path) -> None:
         self._client = client
         self.folder = folder
+        self.seen = client.seen
         self.cells = client.nb.cells
         for index, cell in enumerate(self.cells):
             client.execute_cell(cell, index)
@@ -65,18 +79,13 @@ def shown(cell: Any) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def kernel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kernel]:
     folder = tmp_path_factory.mktemp("notebook")
-    own = {
-        "IPYTHONDIR": "ipython",
-        "JUPYTER_RUNTIME_DIR": "jupyter",
-        "JUPYTER_CONFIG_DIR": "config",
-    }
-    env = {**environment(), **{name: str(folder / value) for name, value in own.items()}}
     notebook = nbformat.read(EXAMPLE, as_version=4)
-    client = NotebookClient(
-        notebook, timeout=LIMIT_SECONDS, resources={"metadata": {"path": str(folder)}}
-    )
-    with client.setup_kernel(env=env):
-        yield Kernel(client, folder)
+    client = _Client(notebook, timeout=LIMIT_SECONDS, resources={"metadata": {"path": str(folder)}})
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("IPYTHONDIR", "JUPYTER_RUNTIME_DIR", "JUPYTER_CONFIG_DIR"):
+            patch.setenv(name, str(folder / name))  # not in the user's home
+        with client.setup_kernel(env=environment()):
+            yield Kernel(client, folder)
 
 
 @pytest.mark.slow
@@ -90,18 +99,18 @@ def test_the_example_runs_from_top_to_bottom(kernel: Kernel) -> None:
     assert f"{len(metrics)} steps, finished, loss" in run["text/plain"]
     assert "\n" not in run["text/plain"]
     assert "<svg" in run["text/html"]
-    assert metrics[-1]["sft/loss"] < 0.8 * metrics[0]["sft/loss"]
+    assert metrics[-1]["sft/loss"] < 0.9 * metrics[0]["sft/loss"]
     assert (kernel.folder / "runs/notebook/run/report.html").exists()
     assert kernel.outputs("trained.generate(")["text/plain"]
 
 
 @pytest.mark.slow
-def test_training_shows_one_bar_in_a_notebook(kernel: Kernel) -> None:
+def test_training_shows_a_bar_that_moves(kernel: Kernel) -> None:
     (cell,) = [cell for cell in kernel.cells if "run = miles.train.run(" in cell.source]
-    bars = [out for out in cell.outputs if "<progress" in str(out.get("data"))]
-    assert len(bars) == 1, "it changes in place"
-    num_steps = len(lines(kernel.folder / "runs/notebook/run"))
-    assert f"{num_steps}/{num_steps}" in bars[0].data["text/plain"]
+    moving = [text for text in kernel.seen if "tok/s" in text]
+    assert len(set(moving)) > 1, kernel.seen
+    assert "steps" in moving[-1]
+    assert not [out for out in cell.outputs if "tok/s" in str(out.get("data"))], "it is gone"
     assert "--" not in shown(cell)["printed"], "a notebook speaks of keywords"
 
 

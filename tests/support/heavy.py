@@ -51,6 +51,7 @@ SECONDS = {
     "integration/test_feed.py": 30,
     "integration/test_lora.py": 55,
     "integration/test_nodes.py": 180,
+    "integration/test_notebook.py": 60,
     "integration/test_object_storage.py": 150,
     "integration/test_order.py": 150,
     "integration/test_parity.py": 320,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import deque
 from collections.abc import Callable
@@ -11,8 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
-from miles.common import notebook
-from miles.common.notebook import NotebookBar
+from miles.common.progress import is_notebook, progress
 from miles.common.screen import is_live
 from miles.data.stream.bottleneck import TRAINER, Bottleneck, Timing
 from miles.train.driver.metrics import Metrics, timing_of
@@ -124,7 +124,7 @@ def _open_bar(console: Console, num_steps: int, num_done: int) -> Bar | None:
     """Return the line for a terminal or a notebook; None where no line can change."""
     if is_live(console):
         return _TerminalBar(console, num_steps, num_done)
-    return NotebookBar("training", num_steps, num_done) if notebook.is_here() else None
+    return _NotebookBar(num_steps, num_done) if is_notebook() else None
 
 
 class _TerminalBar:
@@ -152,3 +152,22 @@ class _TerminalBar:
     def stop(self) -> None:
         """Leave the line as it is, and give the terminal back."""
         self._progress.stop()
+
+
+class _NotebookBar:
+    """A line below the cell that runs. Its steps are those of this attempt, as is the time left."""
+
+    def __init__(self, num_steps: int, num_done: int) -> None:
+        text = f"training from step {num_done:,}" if num_done else "training"
+        self._first = num_done
+        self._shown = contextlib.ExitStack()
+        self._bar = self._shown.enter_context(progress(text, num_steps - num_done, unit="steps"))
+
+    def update(self, num_done: int, text: str) -> None:
+        """Show how many steps are done, and a text behind them."""
+        self._bar.num_done = num_done - self._first
+        self._bar.note(" · ".join(text.split("  ")))
+
+    def stop(self) -> None:
+        """Take the line away: the result has the numbers."""
+        self._shown.close()
