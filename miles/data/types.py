@@ -293,7 +293,7 @@ class Chunk:
     """uint8 [tokens]: whether the token is trained"""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Step:
     """One optimizer step's data: the report, and micro-batches for every data-parallel rank."""
 
@@ -330,6 +330,15 @@ class Step:
     def fingerprint(self) -> str:
         """A hash of ids and masks in sample order, hex."""
         return self.report.content.fingerprint
+
+    def __repr__(self) -> str:
+        content = self.report.content
+        num_batches = sum(map(len, self.micro_batches))
+        return (
+            f"Step {self.index:,}: {self.num_rows:,} rows, {content.num_tokens:,} tokens "
+            f"({content.num_trained_tokens:,} trained), {num_batches:,} micro-batch(es) on "
+            f"{len(self.micro_batches):,} rank(s)"
+        )
 
 
 CURSOR_VERSION = 2

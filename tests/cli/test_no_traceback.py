@@ -92,7 +92,9 @@ def test_a_mistake_in_a_notebook_stands_alone(
     # The line of the notebook, and those of the decorators.
     frames = traceback.extract_tb(caught.value.__traceback__)
     inner = [frame.filename for frame in frames if "/miles/" in frame.filename]
-    assert all(name.endswith(("checked.py", "debugging.py")) for name in inner), inner
+    assert all(
+        name.endswith(("checked.py", "debugging.py", "python_words.py")) for name in inner
+    ), inner
 
 
 @pytest.mark.parametrize(
@@ -251,7 +253,9 @@ def test_ctrl_c_in_a_script_stands_alone(
     assert shown.count("Traceback") == 1
     frames = traceback.extract_tb(caught.value.__traceback__)
     inner = [frame.filename for frame in frames if "/miles/" in frame.filename]
-    assert all(name.endswith(("checked.py", "debugging.py")) for name in inner), inner
+    assert all(
+        name.endswith(("checked.py", "debugging.py", "python_words.py")) for name in inner
+    ), inner
 
 
 def test_a_full_disk_names_the_file_that_prepare_writes(tmp_path: Path) -> None:

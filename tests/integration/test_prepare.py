@@ -139,7 +139,7 @@ def test_the_card_names_each_shape(
     source = write_lines(tmp_path / "rows.jsonl", [row, row])
     tokenizer = str(chatml_tokenizer_folder)
     data = prepare("rows", source=source, tokenizer=tokenizer, column_names=NAMED.get(shape))
-    assert f"rows ({description})" in repr(data)
+    assert f"rows ({description})" in data.to_text()
     assert f"rows ({description})" in data._repr_html_()
 
     data.write(str(tmp_path / "out"))
@@ -147,7 +147,7 @@ def test_the_card_names_each_shape(
     assert tokens(again) == tokens(data)
     assert len(tokens(again)) > 0
     kind = "text" if shape == "text" else "messages"
-    assert f"again ({kind} in {kind})" in repr(again)
+    assert f"again ({kind} in {kind})" in again.to_text()
 
 
 @pytest.mark.slow
@@ -192,7 +192,9 @@ def test_the_format_of_rows_can_be_given(chatml_tokenizer_folder: Path, tmp_path
         assert short.manifest.sources[0].format == RowFormat("messages", named, roles)
         assert short.manifest.sources[0].columns == named
 
-    with pytest.raises(ConfigError, match="--input-key chat: --column-names says messages is 'x'"):
+    with pytest.raises(
+        ConfigError, match="messages_key=\"chat\": column_names= says messages is 'x'"
+    ):
         prepare(
             "rows",
             source=source,
@@ -258,8 +260,8 @@ def test_a_sample_no_batch_can_hold_is_refused(
     chatml_tokenizer_folder: Path, tmp_path: Path
 ) -> None:
     data = dataset(tmp_path, chatml_tokenizer_folder, [conversation(1)])
-    with pytest.raises(ConfigError, match="--max-sample-tokens 8192"):
-        next(data.steps(batch_size=1, max_tokens_per_gpu=100))
+    with pytest.raises(ConfigError, match="max_sample_tokens=8192"):
+        data.steps(batch_size=1, max_tokens_per_gpu=100)
 
 
 def test_no_step_is_left_at_the_end(chatml_tokenizer_folder: Path, tmp_path: Path) -> None:
@@ -273,8 +275,8 @@ def test_a_card_says_it_is_a_sample(
 ) -> None:
     monkeypatch.setattr(dataset_module, "SAMPLE_ROWS", 3)
     data = dataset(tmp_path, chatml_tokenizer_folder, [conversation(n) for n in range(9)])
-    assert "from a sample of 3 rows" in repr(data)
+    assert "from a sample of 3 rows" in data.to_text()
     data.write(str(tmp_path / "out"))
-    assert "every row read" in repr(data)
+    assert "every row read" in data.to_text()
     assert data.summary().num_rows == 9
     assert np.all(data.summary().lengths > 0)

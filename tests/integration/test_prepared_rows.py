@@ -54,7 +54,7 @@ def test_prepared_rows_keep_their_tokens(tmp_path: Path) -> None:
 
     summary = json.loads((tmp_path / "out/summary.json").read_text())
     assert summary["rows"] == summary["written"] + 2
-    assert "412 in 1 file" in repr(ds)
+    assert "412 in 1 file" in ds.to_text()
     assert "412 in 1 file</td>" in ds._repr_html_()
     assert ds.to_ray().count() == 410
 

@@ -267,7 +267,7 @@ CALLS = {
     ),
     "source is a number": Call(
         lambda places, _: prepare("x", source=5, tokenizer=places["tokenizer"]),  # type: ignore[arg-type]
-        "source must be a text or a sequence of texts or None, not 5 (int)",
+        "source= must be a path or URL, a list of them, ",
     ),
     "a path in place of the name": Call(
         lambda places, _: prepare("my rows.jsonl", tokenizer=places["tokenizer"]),
@@ -317,7 +317,7 @@ CALLS = {
         "steps: batch_size must be a whole number, not None",
     ),
     "steps from nowhere": Call(
-        lambda places, _: next(_prepared(places).steps(batch_size=0, max_tokens_per_gpu=8192)),
+        lambda places, _: _prepared(places).steps(batch_size=0, max_tokens_per_gpu=8192),
         "must be positive, not 0",
     ),
     "messages are a text": Call(

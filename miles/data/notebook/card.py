@@ -6,18 +6,25 @@ numbers of the rows that were encoded  ->  lines (label, value)  ->  a table, or
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping, Sequence
+import json
+import re
+import shlex
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from miles.common.facts import Facts
-from miles.common.screen import Screen
 from miles.data.files.manifest import Manifest, ManifestSource
 from miles.data.files.row_shapes import MAIN_FIELDS
+from miles.data.notebook.preview import as_text
 from miles.data.stream import account
 from miles.data.types import Int64
+
+UNKNOWN_ROLE = "unknown_role"
+_ROLE = re.compile(r'its role ("(?:[^"\\]|\\.)*") is not known')
 
 NUM_BARS = 40
 """Bars of the chart of lengths."""
@@ -55,6 +62,8 @@ class Summary:
     """reason -> rows that were rejected for it"""
     unused_keys: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     """source name -> key of messages that nothing reads -> rows that have it"""
+    unknown_roles: Mapping[str, int] = field(default_factory=dict)
+    """name of a role that is not known -> rows that were dropped for it"""
 
     @property
     def num_tokens(self) -> int:
@@ -73,6 +82,8 @@ class Card:
     summary: Summary
     is_sample: bool
     """the summary is of some rows only; token numbers are scaled up to all of them"""
+    say: Callable[[str], str] = str
+    """has a remedy speak of flags, or of Python's arguments"""
 
     def lines(self) -> list[tuple[str, str]]:
         """Return the label and the value of each line."""
@@ -83,17 +94,14 @@ class Card:
             ("trained", f"{self.summary.trained_share:.1%} of the tokens"),
             ("row length", self._lengths()),
             ("dropped", self._dropped()),
-            *(("", remedy) for remedy in account.remedies(self.summary.reasons)),
+            *(("", self.say(remedy)) for remedy in self._remedies()),
             *account.lines(self._not_used()),
             ("numbers", self._basis()),
         ]
 
     def to_text(self, columns: int = 100) -> str:
         """Return the card as a table of at most so many columns."""
-        console = Screen(width=columns, markup=False, emoji=False)
-        with console.capture() as capture:
-            console.print(Facts(self.lines(), indent=0), soft_wrap=True)
-        return "\n".join(line.rstrip() for line in capture.get().splitlines())
+        return as_text(Facts(self.lines(), indent=0), columns)
 
     def to_html(self) -> str:
         """Return a self-contained HTML fragment: inline styles, no scripts, all text escaped."""
@@ -141,6 +149,21 @@ class Card:
         counts = ", ".join(f"{count:,} {reason}" for reason, count in reasons) or "none"
         return f"{counts} of {self.summary.num_rows:,} rows"
 
+    def _remedies(self) -> list[str]:
+        """Return what to do about dropped rows; of unknown roles it names those that there are."""
+        remedies = []
+        for remedy in account.remedies(self.summary.reasons):
+            roles = self.summary.unknown_roles
+            if remedy.startswith(f"{UNKNOWN_ROLE}:") and roles:
+                names = account.some([f"{name} ({count:,} rows)" for name, count in roles.items()])
+                meaning = json.dumps(dict.fromkeys(list(roles)[:3], "user"), ensure_ascii=False)
+                remedy = (
+                    f"{UNKNOWN_ROLE}: {names}; say what each name means (system, user, assistant, "
+                    f"tool) with --role-names {shlex.quote(meaning)}"
+                )
+            remedies.append(remedy)
+        return remedies
+
     def _not_used(self) -> dict[str, dict[str, Any]]:
         keys = self.summary.unused_keys
         sources = self.manifest.sources
@@ -152,6 +175,19 @@ class Card:
         if self.is_sample:
             return f"from a sample of {self.summary.num_rows:,} rows"
         return "every row read"
+
+
+def unknown_roles(details: Iterable[str]) -> dict[str, int]:
+    """Return the names of roles that are not known, and how many rows were dropped for each.
+
+    Args:
+        details: of the rows that were dropped for `UNKNOWN_ROLE`.
+    """
+    counts = Counter[str]()
+    for detail in details:
+        if found := _ROLE.search(detail):
+            counts[json.loads(found[1])] += 1
+    return dict(counts.most_common())
 
 
 def _share_bar(share: float) -> str:

@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from miles.common import run_folder, storage
 from miles.common.local_cpus import local_cpus
+from miles.common.progress import progress
 from miles.data.config import DataConfig, StreamConfig
 from miles.data.files.manifest import Manifest
 from miles.data.notebook.card import Summary
@@ -60,13 +61,23 @@ def read_every_row(
     lengths = [np.zeros(0, np.int32)]
     num_trained_tokens = 0
 
-    with closing(_steps(manifest, config, loader_cpus)) as steps:
+    num_tokens = 0
+    working = progress(
+        "reading rows" if parts is None else "reading and writing rows",
+        total=manifest.num_rows,
+        total_bytes=num_bytes_of(manifest),
+    )
+    with working as bar, closing(_steps(manifest, config, loader_cpus)) as steps:
         for row in steps:
             values = row.drop_columns(["part"]).to_pylist()[0]
-            ledger.commit(values["step"], StepRows.from_columns(values))
+            read = StepRows.from_columns(values)
+            ledger.commit(values["step"], read)
 
             lengths.append(np.array(values["sample_lengths"], np.int32))
             num_trained_tokens += sum(values["sample_trained_tokens"])
+            num_tokens += sum(values["sample_lengths"])
+            bar.advance(read.num_read)
+            bar.note(f"{num_tokens:,} tokens")
             part = row["part"][0]
             if parts and part.is_valid:
                 parts.add(part.as_py())
@@ -84,6 +95,11 @@ def read_every_row(
     )
 
 
+def num_bytes_of(manifest: Manifest) -> int:
+    """Return the size of all files of a data set."""
+    return sum(file.size_bytes for source in manifest.sources for file in source.files)
+
+
 def on_ray(config: DataConfig, loader_cpus: int | None) -> DataConfig:
     """Return the settings of a stream on Ray, which is joined, or else started.
 
@@ -94,7 +110,8 @@ def on_ray(config: DataConfig, loader_cpus: int | None) -> DataConfig:
     from miles.common import local_ray  # Ray: it takes seconds
     from miles.data.stream import ray_cpus
 
-    local_ray.connect(loader_cpus or local_cpus(), OBJECT_STORE_BYTES)
+    with progress("starting Ray"):
+        local_ray.connect(loader_cpus or local_cpus(), OBJECT_STORE_BYTES)
     config = replace(config, stream=StreamConfig(loader_cpus or ray_cpus.num_cpus()))
     ray_cpus.require_loader_cpus(config)
     return config

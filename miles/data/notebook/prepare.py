@@ -14,9 +14,9 @@ from typing import Any
 
 from miles.common.checked import checked
 from miles.common.ctrl_c import on_ctrl_c
-from miles.common.debugging import unchained
 from miles.common.first_contact import first_contact
 from miles.common.flags import build
+from miles.common.progress import progress
 from miles.data.config import DataConfig, EncodeConfig, RowFormat, SourceConfig
 from miles.data.encoding import kept_encoders
 from miles.data.files.manifest import build_manifest
@@ -24,6 +24,7 @@ from miles.data.files.openhermes import openhermes_sources
 from miles.data.notebook.dataset import Prepared
 from miles.data.notebook.every_row import RAY_ROWS
 from miles.data.notebook.given_rows import file_of, paths_in
+from miles.data.notebook.python_words import in_notebook
 from miles.data.notebook.recipe import OPENHERMES, require_source
 from miles.data.stream import stages
 from miles.errors import ConfigError
@@ -33,7 +34,7 @@ _SOME_ROWS = ("rows.jsonl",)
 
 
 @checked
-@unchained
+@in_notebook
 @on_ctrl_c("stopped; nothing was written")
 def prepare(
     dataset: str = OPENHERMES,
@@ -136,7 +137,7 @@ def prepare(
         # Settings that are wrong have been refused before an iterator is read.
         paths = (file_of(source, split),)
         split = None
-    return prepare_rows(
+    prepared = prepare_rows(
         dataset,
         paths,
         row_format,
@@ -145,6 +146,8 @@ def prepare(
         split=split,
         max_bad_fraction=max_bad_fraction,
     )
+    prepared.is_in_python = True
+    return prepared
 
 
 def prepare_rows(
@@ -169,9 +172,12 @@ def prepare_rows(
     else:
         sources = (SourceConfig(dataset, tuple(source or ()), row_format, split),)
     with first_contact():
-        first = kept_encoders.first_engine(encode)
-        manifest = build_manifest(sources)
+        with progress("certifying the tokenizer and its chat template"):
+            first = kept_encoders.first_engine(encode)
+        with progress("listing the files and counting their rows"):
+            manifest = build_manifest(sources)
         if manifest.num_rows >= RAY_ROWS:
-            stages.encoder_of(encode)
+            with progress("proving the fastest engine of the tokenizer"):
+                stages.encoder_of(encode)
             first = encode
         return Prepared(manifest, sources, encode, first, max_bad_fraction)

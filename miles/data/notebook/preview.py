@@ -10,12 +10,13 @@ character whose bytes are spread over several tokens is shown once, as one piece
 from __future__ import annotations
 
 import html
+import io
 from collections.abc import Iterator, Sequence
 from itertools import groupby
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, overload
 
 from rich.cells import cell_len
-from rich.console import Console, ConsoleOptions, RenderResult
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.style import Style
 from rich.text import Text
 
@@ -24,6 +25,8 @@ from miles.data.types import Encoded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from miles.data.notebook.row import Row
 
 _REPLACEMENT = "\ufffd"
 _MAX_TOKENS_A_CHARACTER = 8
@@ -44,6 +47,7 @@ _LEGEND_CSS = (
 _TRAINED_CSS = "background:rgba(46,160,67,.32);padding:2px 0;border-radius:2px"
 _CONTEXT_CSS = "background:rgba(128,128,128,.14);opacity:.75;padding:2px 0;border-radius:2px"
 _TITLE_CSS = "font:14px system-ui,sans-serif;margin-top:.8em"
+_BASIS_CSS = "font:12px system-ui,sans-serif;opacity:.65"
 _EDGE_CSS = "box-shadow:inset -1px 0 rgba(128,128,128,.45)"
 
 
@@ -158,41 +162,94 @@ def legend(*, has_colours: bool) -> str:
     return "trained tokens stand in [[ ]], or in ⟦ ⟧ where the text has such brackets itself"
 
 
-class Preview:
-    """Conversations coloured by their mask, for a terminal and for a notebook.
+class Preview(Sequence["Row"]):
+    """Rows coloured by their mask, for a terminal and for a notebook.
 
     Args:
-        samples: row id and sample of each.
+        rows: to show; one that is dropped is shown as it stands, with the reason and what to do.
+        basis: which rows were looked at, such as "the 3 longest of all 300 rows".
     """
 
-    def __init__(
-        self, samples: Sequence[tuple[int, Encoded]], tokenizer: PreTrainedTokenizerBase
-    ) -> None:
-        self._samples = samples
-        self._tokenizer = tokenizer
+    def __init__(self, rows: Sequence[Row], basis: str = "") -> None:
+        self._rows = list(rows)
+        self._basis = basis
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, index: int) -> Row: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Preview: ...
+
+    def __getitem__(self, index: int | slice) -> Row | Preview:
+        if isinstance(index, slice):
+            return Preview(self._rows[index], self._basis)
+        return self._rows[index]
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         is_coloured = has_colours(console)
         columns = options.max_width if options.max_width < WIDE_COLUMNS else None
-        yield Text(legend(has_colours=is_coloured), "dim")
-        for row_id, sample in self._samples:
-            num_trained = int(sample.loss_mask.sum())
-            title = f"row {row_id} · {len(sample.input_ids)} tokens, {num_trained} trained"
+        if self._basis:
+            yield Text(self._basis, "dim")
+        if any(row.encoded for row in self._rows):
+            yield Text(legend(has_colours=is_coloured), "dim")
+
+        for row in self._rows:
+            title = f"row {row.row_id} · {row.outcome()} · {row.place}"
             yield Text(title, "bold", overflow="fold")
-            yield to_text(sample, self._tokenizer, columns=columns, has_colours=is_coloured)
+            if row.encoded is not None:
+                yield to_text(row.encoded, row.tokenizer, columns=columns, has_colours=is_coloured)
+            else:
+                for line in _why(row):
+                    yield Text(f"  {line}", overflow="fold")
+                yield Text(row.raw_text(), _CONTEXT, overflow="fold")
+
+    def to_text(self, columns: int = 100) -> str:
+        """Return the rows as text of at most so many columns; trained tokens stand in brackets."""
+        return as_text(self, columns, is_folded=True)
 
     def __repr__(self) -> str:
-        console = Screen(width=100, markup=False, emoji=False)
-        with console.capture() as capture:
-            console.print(self)
-        return capture.get()
+        ids = ", ".join(f"{row.row_id:,}" for row in self._rows[:6])
+        more = ", …" if len(self._rows) > 6 else ""
+        basis = f"; {self._basis}" if self._basis else ""
+        rows = f"rows {ids}{more}" if self._rows else "no rows"
+        return f"Preview({rows}{basis}; as text: .to_text())"
 
     def _repr_html_(self) -> str:
-        fragments = ""
-        for row_id, sample in self._samples:
-            fragments += f'<div style="{_TITLE_CSS}"><b>row {row_id}</b>'
-            fragments += f"{to_html(sample, self._tokenizer)}</div>"
+        fragments = f'<div style="{_BASIS_CSS}">{html.escape(self._basis)}</div>'
+        for row in self._rows:
+            title = html.escape(f"{row.outcome()} · {row.place}")
+            fragments += f'<div style="{_TITLE_CSS}"><b>row {row.row_id:,}</b> '
+            fragments += f'<span style="opacity:.65">{title}</span></div>'
+            if row.encoded is not None:
+                fragments += to_html(row.encoded, row.tokenizer)
+            else:
+                why = "<br>".join(html.escape(line) for line in _why(row))
+                fragments += f'<div style="{_BOX_CSS}"><div style="{_LEGEND_CSS}">{why}</div>'
+                fragments += f"{html.escape(printable(row.raw_text()))}</div>"
         return fragments
+
+
+def _why(row: Row) -> list[str]:
+    """Return why a row is dropped, and what to do about it."""
+    lines = [f"{row.reason}: {row.say(row.detail)}" if row.detail else str(row.reason)]
+    return [*lines, f"What to do: {row.remedy}."]
+
+
+def as_text(shown: RenderableType, columns: int, *, is_folded: bool = False) -> str:
+    """Return what rich would print on a screen of so many columns, without colours.
+
+    Args:
+        is_folded: a line that is longer goes on in the next one; else what is shown breaks its own.
+    """
+    console = Screen(
+        file=io.StringIO(), width=columns, markup=False, emoji=False, force_jupyter=False
+    )
+    console.print(shown, soft_wrap=not is_folded)
+    text: str = console.file.getvalue()  # type: ignore[attr-defined]
+    return "\n".join(line.rstrip() for line in text.splitlines())
 
 
 def _ids_and_mask(

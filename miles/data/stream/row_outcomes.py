@@ -256,6 +256,8 @@ class RowOutcome:
     """keys of its messages that nothing reads"""
     is_held_out: bool
     """it is left to the evaluation"""
+    conversation: Conversation | None = None
+    """what was encoded; None: the row has none"""
 
 
 def row_outcome(
@@ -267,7 +269,7 @@ def row_outcome(
     if isinstance(normalized, RowRejected):
         return RowOutcome(normalized, (), is_held_out)
     (result,) = encoder.encode_all([normalized])
-    return RowOutcome(result, encoder.unused_keys(normalized), is_held_out)
+    return RowOutcome(result, encoder.unused_keys(normalized), is_held_out, normalized)
 
 
 def hash_share(conversation: Conversation) -> float:

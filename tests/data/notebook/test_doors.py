@@ -98,7 +98,8 @@ def mask_of_stream(config: DataConfig) -> Mask:
 def mask_of(data: Prepared) -> Mask:
     return [
         (sample.input_ids.tolist(), sample.loss_mask.tolist())
-        for _, sample in data.preview(5)._samples
+        for sample in (row.encoded for row in data.preview(5))
+        if sample is not None
     ]
 
 

@@ -125,7 +125,7 @@ def test_ids_and_masks_are_those_of_a_file(chatml_tokenizer_folder: Path, tmp_pa
         data = miles.data.prepare("rows", source=source, tokenizer=str(chatml_tokenizer_folder))
         data.write(str(tmp_path / "out"), overwrite=True)
         outcomes = data._outcomes(np.arange(data.num_rows))
-        results = [outcome.result for _, outcome in outcomes]
+        results = [outcome.result for _, _, outcome in outcomes]
         return [(result.input_ids.tolist(), result.loss_mask.tolist()) for result in results]  # type: ignore[union-attr]
 
     expected = samples(file)

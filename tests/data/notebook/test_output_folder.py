@@ -89,6 +89,7 @@ def test_second_prepare_is_refused(tmp_path: Path, chatml_tokenizer_folder: Path
     source, out = tmp_path / "rows.jsonl", str(tmp_path / "out")
     source.write_text(ROW)
     data = prepare("chat", source=str(source), tokenizer=str(chatml_tokenizer_folder))
+    data.is_in_python = False  # as in a command
     with (
         lease.hold(out, "--output", "miles prepare", print),
         pytest.raises(LeaseError, match="miles prepare on host") as raised,

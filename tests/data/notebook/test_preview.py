@@ -9,6 +9,7 @@ from rich.cells import cell_len
 
 from miles.data.encoding.encoder import encode
 from miles.data.notebook.preview import Preview, pieces, to_html, to_text
+from miles.data.notebook.row import Row
 
 MESSAGES = [
     {"role": "user", "content": "<b>&\x1b[31m</b>"},
@@ -98,6 +99,8 @@ def test_no_token_is_broken_at_the_end_of_a_line(chatml_tokenizer) -> None:
 
 
 def test_a_preview_says_how_it_marks(chatml_tokenizer) -> None:
-    text = repr(Preview([(7, encode(MESSAGES, chatml_tokenizer))], chatml_tokenizer))
+    encoded = encode(MESSAGES, chatml_tokenizer)
+    row = Row(7, "chat", "a.jsonl", 7, {}, None, encoded, None, "", chatml_tokenizer)
+    text = Preview([row]).to_text()
     assert text.startswith("trained tokens stand in [[ ]]")
     assert "[[𠮷 and↵\nmore<|im_end|>]]" in text

@@ -14,10 +14,12 @@ import miles.data
 source, tokenizer, folder = sys.argv[1:]
 data = miles.data.prepare("rows", source=source, tokenizer=tokenizer)
 data.write(folder)
-seen = [repr(data), repr(data.preview(1)), data.ledger()]
+seen = [data._repr_html_(), data.preview(1)._repr_html_(), data[0]._repr_html_(), data.to_text()]
+steps = data.steps(batch_size=1, max_tokens_per_gpu=8192)
+seen += [data.ledger._repr_html_(), list(steps), steps._repr_html_()]
 again = miles.data.prepare("rows", source=folder, tokenizer=tokenizer)
-seen += [repr(again), again.ledger()]
-assert all(map(len, seen[:2])), seen
+seen += [again.to_text(), repr(again.ledger)]
+assert all(map(len, seen)), seen
 print([name for name in sys.modules if name.split(".")[0] == "ray"])
 """
 
