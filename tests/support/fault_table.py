@@ -36,6 +36,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
         "exception in a stage of the stream",
         "no memory left in a trainer",
         "file that one node lacks",
+        "engine that gives other ids than `tokenizers`",
     ),
     "What can be known before the start": (
         "no row can be used",
