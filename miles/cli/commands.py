@@ -8,6 +8,7 @@ from miles import __version__
 from miles.cli import (
     certify,
     chat,
+    compare,
     completion,
     convert,
     demo,
@@ -76,6 +77,7 @@ def build_parser() -> argparse.ArgumentParser:
         chat,
         generate,
         report,
+        compare,
         tiny_model,
         completion,
     ):

@@ -1,4 +1,4 @@
-"""Mistakes in the lines of `miles chat` and `miles generate`, as those of `mistakes.py`."""
+"""Mistakes in the lines of `miles chat`, `generate` and `compare`, as those of `mistakes.py`."""
 
 from __future__ import annotations
 
@@ -27,4 +27,10 @@ ANSWERS = (
     Mistake("generate {hf} --output {out} --prompts {prose}", INPUT, "not JSON (Expecting value)"),
     Mistake("generate {none} --output {out} --prompts {rows}", INPUT, "none: no such folder"),
     Mistake("generate {hf} --output s3://b/x --prompts {rows}", USAGE, "name a file on this mach"),
+    Mistake("compare {broken_run}", USAGE, "1 run(s): give from two to 26"),
+    Mistake("compare {none} {out}", INPUT, "metrics.jsonl: no such file; expected the folder of a"),
+    Mistake("compare {file} {out}", INPUT, "a file, not a folder; expected the folder of a run"),
+    Mistake("compare {broken_run} {broken_run}", INPUT, "metrics.jsonl: no line of it can be read"),
+    Mistake("compare s3://bucket/x {out}", INPUT, "no credentials were found"),
+    Mistake("compare {empty_word} {out}", USAGE, "argument RUN: it is empty"),
 )

@@ -128,4 +128,4 @@ def without_patience(printed: str) -> str:
     return "".join(line for line in lines if not line.startswith(_OF_A_WAIT))
 
 
-_OF_A_WAIT = ("miles: looking at ", "miles: this takes a while")
+_OF_A_WAIT = ("miles: looking at ", "miles: loading ", "miles: this takes a while")
