@@ -42,6 +42,8 @@ class MilesError(Exception):
 
     exit_status = 5
     """of the command that it ends"""
+    errors: tuple[MilesError, ...] = ()
+    """those that it stands for, where it names several (`common.mistakes`)"""
 
     def __str__(self) -> str:
         return brief(super().__str__())

@@ -159,7 +159,11 @@ def parse_flags(parser: argparse.ArgumentParser, words: Sequence[str] | None) ->
             joined[-1] += f"={word}"
         else:
             joined.append(word)
-    return parser.parse_args(joined)
+    flags = []
+    status = exit_status_of(lambda: flags.append(parser.parse_args(joined)))
+    if status:
+        raise SystemExit(status)
+    return flags[0]
 
 
 def _split(extra_args: str) -> list[str]:

@@ -7,6 +7,7 @@ import json
 
 from miles.cli.console import Subparsers, open_console, tokenizer_word
 from miles.common.flags import build, settings_of
+from miles.common.help_lines import explain
 from miles.common.local_paths import absolute
 from miles.common.patience import until_answered
 from miles.data.config import EncodeConfig
@@ -20,6 +21,15 @@ def add_parser(commands: Subparsers) -> None:
     """Add the command and its flags."""
     parser = commands.add_parser(
         "certify", help="prove a tokenizer with its chat template, and print the certificate"
+    )
+    explain(
+        parser,
+        "Prove that the tokens of each turn are found for a tokenizer with its chat template, and "
+        "print what is trained: the certificate. It needs no rows and no GPU. miles train does the "
+        "same before it starts.",
+        "certify Qwen/Qwen3-4B-Base",
+        "certify models/qwen3 --loss-mask-turns last",
+        "certify models/qwen3 --json certificate.json",
     )
     parser.add_argument(
         "tokenizer",

@@ -8,6 +8,7 @@ import sys
 from miles.cli.answering import add_answer_flags, choice_of, sampling_of
 from miles.cli.console import Subparsers
 from miles.common.ctrl_c import on_ctrl_c
+from miles.common.help_lines import explain
 from miles.common.patience import until_answered
 
 NAME = "chat"
@@ -23,9 +24,12 @@ def add_parser(commands: Subparsers) -> None:
     parser = commands.add_parser(
         NAME,
         help="talk with a run, an export or a Hugging Face folder",
-        description="Talk with a trained model. The ids of its prompts are those that training saw. "
+    )
+    explain(
+        parser,
+        "Talk with a trained model. The ids of its prompts are those that training saw. "
         "/reset, /undo, /save FILE, /exit; Ctrl-C stops an answer, and a second one leaves.",
-        epilog=f"examples: miles {'; miles '.join(_EXAMPLES)}",
+        *_EXAMPLES,
     )
     add_answer_flags(parser)
     parser.add_argument("--system", metavar="TEXT", help="a system message (default: none)")

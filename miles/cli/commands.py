@@ -22,6 +22,7 @@ from miles.cli import (
 from miles.cli.outcome import exit_status_of
 from miles.cli.parser import CommandParser, require_whole_names
 from miles.common.debugging import show_debugging
+from miles.common.help_lines import explain
 
 _DEBUG = "--debug"
 _LASTING = (
@@ -50,16 +51,19 @@ def _run(words: list[str]) -> None:
     if words[:1] == [train.NAME]:  # launch lines have rules of their own
         train.run(words[1:])
         return
-    if words[:2] == [convert.NAME, convert.HF_TO_MEGATRON]:
-        convert.check_hf_to_megatron(words[2:])
     flags = build_parser().parse_args(words)
     flags.run(flags)
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of all commands."""
-    parser = CommandParser(
-        prog="miles", description="Supervised fine-tuning: data -> loss -> optimizer."
+    parser = CommandParser(prog="miles")
+    explain(
+        parser,
+        "Supervised fine-tuning: data -> loss -> optimizer. Each command has a --help of its own.",
+        "demo",
+        "train --help",
+        "completion --install",
     )
     parser.add_argument("--version", action="version", version=__version__)
     parser.add_argument(

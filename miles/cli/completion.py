@@ -1,19 +1,21 @@
 """`miles completion`: a script that teaches a shell the commands, flags and allowed values.
 
-bash:  source <(miles completion bash)
-zsh:   miles completion zsh > "${fpath[1]}/_miles"
-fish:  miles completion fish > ~/.config/fish/completions/miles.fish
+miles completion --install    puts it where the user's shell looks for it
+miles completion bash         prints it: source <(miles completion bash)
 """
 
 from __future__ import annotations
 
 import argparse
+import os
+import shlex
 from typing import Any
 
-from miles.cli.console import Subparsers
+from miles.cli.completion_file import SHELLS, install, shell_of
+from miles.cli.console import Subparsers, open_console
 from miles.common.flags import FILES, FOLDERS
-
-SHELLS = ("bash", "zsh", "fish")
+from miles.common.help_lines import explain
+from miles.errors import ConfigError
 
 _FOLDERS = (*FOLDERS, "RUN", "TOKENIZER", "A", "B")
 _FILES = (*FILES, "FILES")
@@ -27,17 +29,60 @@ _FLAGS_ONLY_BEHIND_WORDS = """ &&
 def add_parser(commands: Subparsers) -> None:
     """Add the command and its flags."""
     parser = commands.add_parser(
-        "completion", help="the completion script of a shell: source <(miles completion bash)"
+        "completion", help="have the Tab key complete commands, flags, values and paths"
     )
-    parser.add_argument("shell", choices=SHELLS, help="the shell")
+    explain(
+        parser,
+        "Teach a shell the commands, flags, values and paths of miles, for the Tab key: write the "
+        "script where the shell looks for it, or print it.",
+        "completion --install",
+        "completion --install zsh",
+        "completion fish",
+    )
+    parser.add_argument(
+        "shell",
+        choices=SHELLS,
+        nargs="?",
+        help="the shell (default, with --install alone: that in the variable SHELL)",
+    )
+    parser.add_argument(
+        "--install",
+        action="store_true",
+        help="write the script into your own folder of the shell, in place of printing it",
+    )
     parser.set_defaults(run=run)
 
 
 def run(flags: argparse.Namespace) -> None:
-    """Print the script."""
+    """Print the script, or put it into its place.
+
+    Raises:
+        ConfigError: no shell is named, or known from the environment.
+        WriteError: the file cannot be written.
+    """
     from miles.cli.commands import build_parser
 
-    print(completion_script(build_parser(), flags.shell))
+    if not flags.install:
+        if flags.shell is None:
+            raise ConfigError(
+                "name a shell, to have its script printed (miles completion bash), or give "
+                "--install, to have it written where your shell looks for it"
+            )
+        print(completion_script(build_parser(), flags.shell))
+        return
+
+    shell = flags.shell or shell_of(os.environ)
+    installed = install(completion_script(build_parser(), shell), shell, os.environ)
+    done = "wrote" if installed.is_new else "up to date:"
+    lines = [f"{done} {installed.path}"]
+    if installed.remedy:
+        lines.append(installed.remedy)
+    lines.append(f"each {shell} that is started from now on completes miles")
+    lines.append(f"to undo it: rm {shlex.quote(str(installed.path))}")
+
+    console = open_console()
+    for line in lines:
+        console.print(f"  {line}", soft_wrap=True)
 
 
 def completion_script(parser: argparse.ArgumentParser, shell: str) -> str:

@@ -4,24 +4,19 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Sequence
+from functools import partial
 
 from miles.cli.console import Subparsers, open_console, path_word
-from miles.cli.model_line import add_model_line, require_known_flags, require_model
+from miles.cli.model_line import add_model_line, require_known_flag, require_model
+from miles.cli.parser import CommandParser
 from miles.common.ctrl_c import on_ctrl_c
+from miles.common.help_lines import explain
 from miles.errors import MilesError, TemplateError
 
 NAME = "convert"
 HF_TO_MEGATRON = "hf-to-megatron"
 _LEAVES_NOTHING = "stopped; nothing of it is left, and --save is as it was"
 _LEAVES_WHOLE = "stopped; the files that it had begun are removed, what is there is complete"
-_OWN_FLAGS = (
-    "--hf-checkpoint",
-    "--save",
-    "--make-vocab-size-divisible-by",
-    "--padded-vocab-size",
-    "--help",
-)
 
 
 class DifferenceFound(MilesError):
@@ -33,6 +28,13 @@ class DifferenceFound(MilesError):
 def add_parser(commands: Subparsers) -> None:
     """Add the command, its directions and their flags."""
     parser = commands.add_parser(NAME, help="Hugging Face <-> Megatron torch_dist")
+    explain(
+        parser,
+        "Convert checkpoints between Hugging Face's format and Megatron's, merge adapters, and "
+        "compare two checkpoints tensor by tensor. No GPU is needed.",
+        "convert megatron-to-hf --load runs/qwen3 --hf-checkpoint models/qwen3 --save export",
+        "convert verify models/qwen3 export",
+    )
     directions = parser.add_subparsers(required=True, metavar="DIRECTION")
     _add_hf_to_megatron(directions)
     _add_megatron_to_hf(directions)
@@ -44,15 +46,28 @@ def _add_hf_to_megatron(directions: Subparsers) -> None:
     parser = directions.add_parser(
         HF_TO_MEGATRON, help="DIR/*.safetensors -> SAVE/release", allow_abbrev=False
     )
-    parser.add_argument("--hf-checkpoint", type=path_word, required=True, metavar="DIR")
-    parser.add_argument("--save", type=path_word, required=True, metavar="DIR")
-
+    explain(
+        parser,
+        "Convert a Hugging Face folder into a Megatron checkpoint, as tools of Miles do, with the "
+        "same flags. Optional: miles train reads Hugging Face folders.",
+        "convert hf-to-megatron --hf-checkpoint models/qwen3 --save models/qwen3_torch_dist",
+    )
+    _add_place(parser, "--hf-checkpoint", "the folder of config.json and the weights")
+    _add_place(parser, "--save", "the folder to write: release/, and the tracker that names it")
     _add_vocabulary_flag(parser)
     parser.add_argument(
         "--padded-vocab-size", type=positive, metavar="ROWS", help="the same, up to so many rows"
     )
     add_model_line(parser)
+    if isinstance(parser, CommandParser):
+        parser.require_known_flag = partial(require_known_flag, parser._option_string_actions)
     parser.set_defaults(run=run_hf_to_megatron)
+
+
+def _add_place(parser: argparse.ArgumentParser, flag: str, text: str) -> None:
+    parser.add_argument(
+        flag, type=path_word, required=True, metavar="DIR", help=f"{text} (required)"
+    )
 
 
 def _add_vocabulary_flag(parser: argparse.ArgumentParser) -> None:
@@ -72,15 +87,15 @@ def _add_megatron_to_hf(directions: Subparsers) -> None:
         help="LOAD/iter_… or LOAD/release -> SAVE/*.safetensors; of a LoRA run, PEFT's adapter",
     )
 
-    parser.add_argument("--load", type=path_word, required=True, metavar="DIR")
-    parser.add_argument(
-        "--hf-checkpoint",
-        type=path_word,
-        required=True,
-        metavar="DIR",
-        help="config and tokenizer come from here",
+    explain(
+        parser,
+        "Convert a Megatron checkpoint, such as the newest of a run, into a Hugging Face folder "
+        "that transformers and servers load. A checkpoint of adapters becomes a PEFT adapter.",
+        "convert megatron-to-hf --load runs/qwen3 --hf-checkpoint models/qwen3 --save export",
     )
-    parser.add_argument("--save", type=path_word, required=True, metavar="DIR")
+    _add_place(parser, "--load", "the checkpoints of a run, or a converted model")
+    _add_place(parser, "--hf-checkpoint", "config and tokenizer come from here")
+    _add_place(parser, "--save", "the folder to write")
     _add_export_flags(parser)
     parser.set_defaults(run=run_megatron_to_hf)
 
@@ -113,19 +128,17 @@ def _add_merge_adapter(directions: Subparsers) -> None:
     parser = directions.add_parser(
         "merge-adapter", help="an adapter + its base -> SAVE/*.safetensors, SAVE_MEGATRON/release"
     )
-    parser.add_argument(
-        "--adapter",
-        type=path_word,
-        required=True,
-        metavar="DIR",
-        help="an adapter in PEFT's format, or the checkpoints of a LoRA run",
+    explain(
+        parser,
+        "Merge an adapter into the weights of its base, and write whole checkpoints: one of "
+        "Hugging Face's format, one of Megatron's, or both.",
+        "convert merge-adapter --adapter runs/lora --hf-checkpoint models/qwen3 --save merged",
     )
-    parser.add_argument(
+    _add_place(parser, "--adapter", "an adapter in PEFT's format, or the checkpoints of a LoRA run")
+    _add_place(
+        parser,
         "--hf-checkpoint",
-        type=path_word,
-        required=True,
-        metavar="DIR",
-        help="config and tokenizer come from here, and the weights of the base",
+        "config and tokenizer come from here, and the weights of the base",
     )
     parser.add_argument(
         "--ref-load",
@@ -150,20 +163,17 @@ def _add_verify(directions: Subparsers) -> None:
     parser = directions.add_parser(
         "verify", help="compare two checkpoints tensor by tensor; exit 1 where they differ"
     )
+    explain(
+        parser,
+        "Compare two checkpoints, of one format or of two, tensor by tensor and bit by bit. The "
+        "exit status is 1 where they differ, and each difference is printed.",
+        "convert verify models/qwen3 runs/qwen3/iter_0000500",
+    )
     parser.add_argument(
         "first", type=path_word, metavar="A", help="a checkpoint of Hugging Face or of Megatron"
     )
-    parser.add_argument("second", type=path_word, metavar="B")
+    parser.add_argument("second", type=path_word, metavar="B", help="the one to compare it with")
     parser.set_defaults(run=run_verify)
-
-
-def check_hf_to_megatron(words: Sequence[str]) -> None:
-    """Check the names of the flags of a line of Miles's converter, before it is parsed.
-
-    Raises:
-        ConfigError: names a flag that cannot be there, and what to do.
-    """
-    require_known_flags(words, _OWN_FLAGS)
 
 
 def run_hf_to_megatron(flags: argparse.Namespace) -> None:

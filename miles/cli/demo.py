@@ -6,6 +6,7 @@ import argparse
 
 from miles.cli.console import Subparsers, open_console, path_word
 from miles.common.ctrl_c import on_ctrl_c
+from miles.common.help_lines import explain
 
 NAME = "demo"
 
@@ -13,6 +14,14 @@ NAME = "demo"
 def add_parser(commands: Subparsers) -> None:
     """Add the command and its flags."""
     parser = commands.add_parser(NAME, help="the main job, end to end, on an embedded default")
+    explain(
+        parser,
+        "Run the main job from end to end on rows and a tiny model that come with miles: prepare, "
+        "train, convert back, compare, report. It takes about a minute on two CPU cores, and needs "
+        "no GPU and no network.",
+        "demo",
+        "demo --output /tmp/demo",
+    )
     parser.add_argument(
         "--output",
         type=path_word,

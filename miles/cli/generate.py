@@ -9,6 +9,7 @@ from miles.cli.console import Subparsers, open_console, path_word
 from miles.cli.convert import positive
 from miles.common.ctrl_c import on_ctrl_c
 from miles.common.flags import build, settings_of
+from miles.common.help_lines import explain
 from miles.common.patience import until_answered
 from miles.data.config import RowFormat
 from miles.train.launch.parser import add_settings, given_values
@@ -28,10 +29,13 @@ def add_parser(commands: Subparsers) -> None:
     parser = commands.add_parser(
         NAME,
         help="the answers of a run or an export to the rows of a file, as JSON lines",
-        description="Answer the rows of a file with a trained model, greedily if nothing else is "
+    )
+    explain(
+        parser,
+        "Answer the rows of a file with a trained model, greedily if nothing else is "
         "said. Greedy answers are the same for every batch size. The same command goes on behind "
         "the rows that are answered already.",
-        epilog=f"examples: miles {'; miles '.join(_EXAMPLES)}",
+        *_EXAMPLES,
     )
     add_answer_flags(parser)
     parser.add_argument(

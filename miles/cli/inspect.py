@@ -12,6 +12,7 @@ from collections.abc import Mapping
 
 from miles.cli.console import Subparsers, open_console, path_word
 from miles.common.flags import words_of
+from miles.common.help_lines import explain
 from miles.data.config import EncodeConfig
 from miles.errors import SourceError
 
@@ -20,6 +21,12 @@ def add_parser(commands: Subparsers) -> None:
     """Add the command and its flags."""
     parser = commands.add_parser(
         "inspect", help="the first samples that a run trained on, their trained tokens marked"
+    )
+    explain(
+        parser,
+        "Show the samples of the first step of a run, with the tokens that were trained marked.",
+        "inspect runs/chat",
+        "inspect runs/chat --samples 10 --color always",
     )
     parser.add_argument("folder", type=path_word, metavar="RUN", help="the run's folder")
     parser.add_argument(

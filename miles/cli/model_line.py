@@ -7,7 +7,7 @@ miles convert hf-to-megatron      ${MODEL_ARGS[@]} --hf-checkpoint DIR --save DI
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Collection
 
 from miles.common.flags import Setting, settings_of
 from miles.errors import ConfigError
@@ -19,7 +19,7 @@ from miles.train.launch.fixed_flags import (
     replaced_settings,
     require_fixed,
 )
-from miles.train.launch.known_flags import require_known, written_flags
+from miles.train.launch.known_flags import require_known
 from miles.train.launch.model_flags import require_sizes, size_settings
 from miles.train.launch.parser import add_settings, given_values, launch_settings
 from miles.train.optimizer_settings import OptimizerSettings
@@ -41,24 +41,19 @@ def add_model_line(parser: argparse.ArgumentParser) -> None:
     add_settings(parser.add_argument_group(TITLE), _settings())
 
 
-def require_known_flags(words: Sequence[str], known: Sequence[str]) -> None:
-    """Check that a line has no flag that is unknown or says nothing about a conversion.
+def require_known_flag(known: Collection[str], flag: str) -> None:
+    """Check that a flag is one of the converter's.
 
     Args:
-        words: the line behind `miles convert hf-to-megatron`.
-        known: the converter's own flags.
+        known: the converter's flags, those of the model among them.
+        flag: as it is written.
 
     Raises:
-        ConfigError: names the flag and what to do.
+        ConfigError: names the flag and what to do: it says nothing about a conversion, or is unknown.
     """
-    names = [*known, *(setting.flag.name for setting in _settings())]
-    training = launch_settings()
-    for flag in written_flags(words):
-        if flag in names:
-            continue
-        if flag in training:
-            raise ConfigError(f"{flag} says nothing about a conversion; leave it out")
-        require_known(flag, names)
+    if flag not in known and flag in launch_settings():
+        raise ConfigError(f"{flag} says nothing about a conversion; leave it out")
+    require_known(flag, known)
 
 
 def require_model(flags: argparse.Namespace) -> None:

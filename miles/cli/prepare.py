@@ -9,6 +9,7 @@ from dataclasses import replace
 from miles.cli.console import Subparsers, open_console, path_word, tokenizer_word
 from miles.common.ctrl_c import on_ctrl_c
 from miles.common.flags import build, settings_of
+from miles.common.help_lines import explain
 from miles.common.local_paths import absolute
 from miles.common.patience import until_answered
 from miles.common.redact import redact
@@ -42,29 +43,51 @@ def add_parser(commands: Subparsers) -> None:
     parser = commands.add_parser(
         NAME, help="rows -> OpenAI messages in Parquet, with manifest and ledger"
     )
-    parser.add_argument("dataset", help="openhermes, or the name that the source gets")
+    explain(
+        parser,
+        "Read rows of any known layout, and write them as OpenAI messages into a folder of Parquet "
+        "files that a run reads fast, with a manifest and the rows that were dropped. Optional: "
+        "miles train reads the same rows as they are.",
+        "prepare chat --source chat.jsonl --tokenizer Qwen/Qwen3-4B --output data/chat",
+        "prepare chat --source 's3://rows/*.parquet' --tokenizer models/qwen3 --output s3://rows/out",
+        "prepare openhermes --tokenizer models/qwen3 --output data/openhermes",
+    )
+    parser.add_argument(
+        "dataset",
+        metavar="NAME",
+        help="the name that the source gets, or openhermes, whose files are known",
+    )
     parser.add_argument(
         "--source",
         type=absolute,
         nargs="+",
         metavar="FILES",
-        help="fsspec URLs, patterns or folders",
+        help="files, patterns, folders or URLs of rows, local or remote (default, for openhermes "
+        "alone: those of the hub)",
     )
     parser.add_argument(
         "--tokenizer",
         type=tokenizer_word,
         required=True,
         metavar="DIR",
-        help="folder (fsspec URL) or hub name",
+        help="folder, local or remote, or name on the hub (required)",
     )
 
     parser.add_argument(
-        "--output", type=path_word, required=True, metavar="DIR", help="the folder to write"
+        "--output",
+        type=path_word,
+        required=True,
+        metavar="DIR",
+        help="the folder to write (required)",
     )
     parser.add_argument(
         "--overwrite", action="store_true", help="replace other prepared rows in --output"
     )
-    parser.add_argument("--revision", help="branch, tag or commit of the hub's data set")
+    parser.add_argument(
+        "--revision",
+        metavar="NAME",
+        help="branch, tag or commit of the hub's data set (default: the newest)",
+    )
 
     add_settings(parser, _SETTINGS)
     parser.set_defaults(run=run)

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from miles.cli.console import Subparsers, open_console
 from miles.common import patience
-from miles.train.launch.parser import add_launch_flags
+from miles.common.help_lines import explain
+from miles.train.launch.parser import EXAMPLES, SENTENCE, add_launch_flags
 
 NAME = "train"
 
@@ -16,6 +17,7 @@ def add_parser(commands: Subparsers) -> None:
     parser = commands.add_parser(
         NAME, help="fine-tune; flags have Miles's names (miles train --help)"
     )
+    explain(parser, SENTENCE, *EXAMPLES)
     add_launch_flags(parser)
 
 

@@ -15,9 +15,11 @@ import threading
 from collections.abc import Iterator
 from contextvars import ContextVar
 
-from miles.common.patience import SILENT_SECONDS, others_speak
+from miles.common.patience import others_speak
 from miles.common.redact import redact
 
+SILENT_SECONDS = 2.0
+"""A server that takes longer to answer is named."""
 MAX_UNREACHABLE_SECONDS = 3.0
 """No try begins later than this where nobody is reached."""
 

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
 from miles.common.local_paths import absolute
+from miles.common.near_names import did_you_mean
 from miles.common.secret import Secret
 from miles.common.shown import shown
 from miles.errors import ConfigError, SourceError
@@ -281,6 +282,7 @@ def require_allowed(flag: Flag, value: Any) -> None:
     if flag.choices and value not in flag.choices:
         raise ConfigError(
             f"{flag.name} must be one of {', '.join(flag.choices)}, not {shown(value)}"
+            f"{did_you_mean(str(value), flag.choices)}"
         )
     if isinstance(value, float) and not math.isfinite(value):
         raise ConfigError(f"{flag.name} must be a finite number, not {value}")

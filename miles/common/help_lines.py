@@ -1,10 +1,20 @@
-"""The layout of `--help`: as argparse has it, on screens of any width, and no flag in two pieces."""
+"""The layout of `--help`: as argparse has it, on screens of any width, and no flag in two pieces.
+
+Lines of a text that begin with `EXAMPLE` are examples: they stay lines of their own, which a shell
+takes as they are. One that is longer than the screen is continued behind a backslash.
+"""
 
 from __future__ import annotations
 
 import argparse
+import re
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+
+EXAMPLE = "  miles "
+"""The beginning of an example's line."""
+_SHELL_WORD = re.compile(r"(?:'[^']*'|\"[^\"]*\"|\S)+")
 
 
 class HelpLines(argparse.HelpFormatter):
@@ -44,7 +54,16 @@ class HelpLines(argparse.HelpFormatter):
         return self._wrapped(text, width)
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
-        return "\n".join(indent + line for line in self._wrapped(text, width - len(indent)))
+        lines = []
+        for is_example, paragraph in groupby(
+            text.split("\n"), lambda line: line.startswith(EXAMPLE)
+        ):
+            if not is_example:
+                lines += self._wrapped(" ".join(paragraph), width - len(indent))
+                continue
+            for example in paragraph:
+                lines += _shell_lines(example, width - len(indent))
+        return "\n".join(indent + line for line in lines)
 
     def _wrapped(self, text: str, width: int, indent: str = "") -> list[str]:
         """Return the lines of a text. A word that is longer than a line stays whole."""
@@ -55,3 +74,36 @@ class HelpLines(argparse.HelpFormatter):
             break_on_hyphens=False,
             break_long_words=False,
         )
+
+
+def explain(parser: argparse.ArgumentParser, sentence: str, *examples: str) -> None:
+    """Give a command's help its sentence above the arguments, and its examples below.
+
+    Args:
+        examples: lines that work as they are, without `miles`.
+    """
+    parser.description = sentence
+    lines = [f"{EXAMPLE}{example}" for example in examples]
+    parser.epilog = "\n".join(("examples:", *lines))
+
+
+def _shell_lines(command: str, width: int) -> list[str]:
+    """Return the lines of a command as a shell takes them; a quoted word is never divided."""
+    lines = [" "]
+    for word in _together(_SHELL_WORD.findall(command)):
+        if len(lines[-1]) + 1 + len(word) > width - 2 and lines[-1].strip():
+            lines[-1] += " \\"
+            lines.append("     ")
+        lines[-1] += f" {word}"
+    return lines
+
+
+def _together(words: Sequence[str]) -> list[str]:
+    """Return the words of a line, each flag in one piece with its first value."""
+    pieces: list[str] = []
+    for place, word in enumerate(words):
+        if place and words[place - 1].startswith("--") and not word.startswith("--"):
+            pieces[-1] += f" {word}"
+        else:
+            pieces.append(word)
+    return pieces

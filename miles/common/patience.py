@@ -1,67 +1,160 @@
-"""What a command says while its first answer takes a while: that it works, and at what.
+"""What a command says while it works: what it is doing from the first moment on, and what took long.
 
-    0 s    miles train …
-    2 s    miles: looking at the settings, the places and the rows
-    10 s   miles: this takes a while: counting the rows
-    14 s   the first answer: from here on, the command speaks for itself
+    on a terminal   one line that changes in place, and goes when the work is done
+                      certifying the tokenizer · 4 s
+                    what took long stays
+                      certifying the tokenizer: 6 s
+    in a pipe       a line for each work that lasts, and for what took long
+                      miles: certifying the tokenizer
+                      miles: certifying the tokenizer took 6 s
 
-A command that answers within 2 s says nothing of it. Servers that do not answer have lines of their
-own (`first_contact.announced`), in place of these.
+In a pipe, a command whose works last less than a second each says nothing of them. Servers that do
+not answer have lines of their own (`first_contact.announced`), in place of these.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
+import shutil
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextvars import ContextVar
+from typing import Any, TextIO, cast
 
-SILENT_SECONDS = 2.0
-"""A wait that is longer is announced."""
-LONG_SECONDS = 10.0
-"""Of a wait that is longer, it is said once what takes so long."""
+SILENT_SECONDS = 1.0
+"""In a pipe, a work that lasts longer has a line."""
+SHOWN_SECONDS = 0.2
+"""On a terminal, a work that lasts longer is seen: others would only flicker."""
+COUNTED_SECONDS = 2.0
+"""On a terminal, the seconds of a work that lasts longer are counted."""
+LONG_SECONDS = 5.0
+"""The seconds of a work that took longer are told at its end."""
+_TICK_SECONDS = 0.2
+
+_ERASE_LINE = "\r\x1b[K"
 
 
 class _Patience:
-    """The two lines of a command, until it is answered."""
+    """The works of a command, one after another, and the thread that shows them.
 
-    def __init__(self, text: str) -> None:
-        self._text = text
-        self._doing = ""
-        self._others = 0
+    Args:
+        is_live: a line can change in place.
+    """
+
+    def __init__(self, *, is_live: bool) -> None:
+        self._is_live = is_live
+        self._work = ""
+        self._since = time.monotonic()
+        self._is_shown = False
+        """the line of the work has been printed, or is drawn"""
+        self._is_drawn = False
+        """a line is to be erased before anything else is printed"""
+        self._is_within_line = False
+        """what was printed last has not ended its line: nothing is drawn there"""
+        self._num_others = 0
         """lines that `announced` has in preparation"""
-        self._lock = threading.Lock()
-        self._has_answer = threading.Event()
-        threading.Thread(target=self._speak, name="miles-patience", daemon=True).start()
+        self._lock = threading.RLock()
+        self._is_over = threading.Event()
+        threading.Thread(target=self._show_all, name="miles-patience", daemon=True).start()
 
-    def note(self, doing: str) -> None:
-        """Note what is done from here on."""
-        self._doing = doing
+    def begin(self, work: str, *, is_long: bool = False) -> None:
+        """End the work before, and begin one. In a pipe, one that `is_long` has its line at once."""
+        with self._lock:
+            if work == self._work:
+                return
+            self.pause()
+            self._work = work
+            self._since = time.monotonic()
+            if is_long and not self._is_live:
+                self._print(work)
+
+    def pause(self) -> None:
+        """End the work. If it took long, its seconds are told."""
+        with self._lock:
+            self.erase()
+            seconds = time.monotonic() - self._since
+            if self._work and self._is_shown and seconds >= LONG_SECONDS:
+                took = f"  {self._work}: " if self._is_live else f"miles: {self._work} took "
+                _write(f"{took}{seconds:.0f} s\n")
+            self._work = ""
+            self._is_shown = False
 
     def end(self) -> None:
         """Say nothing any more."""
         with self._lock:
-            self._has_answer.set()
+            self.pause()
+            self._is_over.set()
 
     def add_other(self, number: int) -> None:
         """Count a line of someone else's that is in preparation, or is not any more (-1)."""
         with self._lock:
-            self._others += number
+            self._num_others += number
 
-    def _speak(self) -> None:
-        if self._has_answer.wait(SILENT_SECONDS):
-            return
-        self._say(self._text)
-        if self._has_answer.wait(LONG_SECONDS - SILENT_SECONDS):
-            return
-        self._say(f"this takes a while: {self._doing or self._text}")
-
-    def _say(self, text: str) -> None:
-        """Print a line, unless the answer has come, or another line says more."""
+    def erase(self) -> None:
+        """Remove the line that is drawn, if one is: something else is printed."""
         with self._lock:
-            if not self._has_answer.is_set() and not self._others:
-                print(f"miles: {text}", file=sys.stderr, flush=True)
+            if self._is_drawn:
+                _write(_ERASE_LINE)
+                self._is_drawn = False
+
+    def print_on(self, stream: TextIO, text: str) -> int:
+        """Print something else on the terminal, in a place of its own."""
+        with self._lock:
+            self.erase()
+            if text:
+                self._is_within_line = not text.endswith("\n")
+            return stream.write(text)
+
+    def _show_all(self) -> None:
+        while not self._is_over.wait(_TICK_SECONDS):
+            with self._lock:
+                self._show()
+
+    def _show(self) -> None:
+        """Draw or print the work, if it has lasted."""
+        seconds = time.monotonic() - self._since
+        if not self._work or self._is_over.is_set():
+            return
+        if self._is_live and seconds >= SHOWN_SECONDS and not self._is_within_line:
+            count = f" · {seconds:.0f} s" if seconds >= COUNTED_SECONDS else ""
+            most = shutil.get_terminal_size().columns - len(count) - 3
+            # The cursor waits at the beginning: what another process prints begins there.
+            _write(f"{_ERASE_LINE}  {self._work[:most]}{count}\r")
+            self._is_drawn = self._is_shown = True
+        is_due = not self._is_live and not self._is_shown and not self._num_others
+        if is_due and seconds >= SILENT_SECONDS:
+            self._print(self._work)
+
+    def _print(self, work: str) -> None:
+        _write(f"miles: {work}\n")
+        self._is_shown = True
+
+
+def _write(text: str) -> None:
+    stream = sys.stderr
+    if isinstance(stream, _Watched):
+        stream = stream.watched
+    with contextlib.suppress(OSError, ValueError):  # nobody reads it, or it is closed
+        stream.write(text)
+        stream.flush()
+
+
+class _Watched:
+    """A text stream of the terminal: what is drawn is erased before anything is written there."""
+
+    def __init__(self, watched: TextIO, patience: _Patience) -> None:
+        self.watched = watched
+        self._patience = patience
+
+    def write(self, text: str) -> int:
+        """Write a text in a place of its own."""
+        return self._patience.print_on(self.watched, text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.watched, name)
 
 
 _CURRENT: ContextVar[_Patience | None] = ContextVar("patience", default=None)
@@ -69,35 +162,43 @@ _CURRENT: ContextVar[_Patience | None] = ContextVar("patience", default=None)
 
 @contextlib.contextmanager
 def until_answered(text: str) -> Iterator[None]:
-    """Have a wait in this context announced, until `answered` is called or the context ends.
+    """Show what is done in this context, from `text` on, until it ends.
 
     Inside of another such context, this one adds nothing.
 
     Args:
-        text: what is done, such as "looking at the rows".
+        text: what is done first, such as "looking at the rows".
     """
     if _CURRENT.get() is not None:
         yield
         return
-    patience = _Patience(text)
+
+    is_live = _is_live()
+    patience = _Patience(is_live=is_live)
+    patience.begin(text)
     token = _CURRENT.set(patience)
     try:
-        yield
+        with _watched(patience) if is_live else contextlib.nullcontext():
+            yield
     finally:
         patience.end()
         _CURRENT.reset(token)
 
 
 def answered() -> None:
-    """Say nothing more in this context: the command has its first answer."""
+    """Say nothing more in this context, until something else is done: the command speaks itself."""
     if patience := _CURRENT.get():
-        patience.end()
+        patience.pause()
 
 
-def doing(what: str) -> None:
-    """Note what is done from here on, such as "counting the rows"."""
+def doing(what: str, *, is_long: bool = False) -> None:
+    """Show what is done from here on, such as "counting the rows".
+
+    Args:
+        is_long: it is known to take seconds, and has its line in a pipe at once.
+    """
     if patience := _CURRENT.get():
-        patience.note(what)
+        patience.begin(what, is_long=is_long)
 
 
 @contextlib.contextmanager
@@ -111,3 +212,19 @@ def others_speak() -> Iterator[None]:
     finally:
         if patience is not None:
             patience.add_other(-1)
+
+
+def _is_live() -> bool:
+    """Return whether a line can change in place, and nothing else is printed onto it unseen."""
+    streams = (sys.stdout, sys.stderr)
+    are_terminals = all(getattr(stream, "isatty", lambda: False)() for stream in streams)
+    return are_terminals and os.environ.get("TERM", "dumb") not in ("dumb", "unknown")
+
+
+@contextlib.contextmanager
+def _watched(patience: _Patience) -> Iterator[None]:
+    """Have all that Python prints in the context stand in lines of its own."""
+    stdout = cast("TextIO", _Watched(sys.stdout, patience))
+    stderr = cast("TextIO", _Watched(sys.stderr, patience))
+    with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
+        yield

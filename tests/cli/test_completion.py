@@ -10,7 +10,8 @@ import pytest
 
 from miles.cli import main
 from miles.cli.commands import build_parser
-from miles.cli.completion import SHELLS, completion_script
+from miles.cli.completion import completion_script
+from miles.cli.completion_file import SHELLS
 from miles.train.launch.parser import build_parser as build_launch_parser
 from tests.support.launch import OneMore
 
@@ -87,3 +88,84 @@ def test_the_script_is_one_of_its_shell(
         (tmp_path / "script").write_text(script)
         done = subprocess.run([program, "-n", str(tmp_path / "script")], capture_output=True)
         assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("shell", "place"),
+    [
+        ("bash", ".local/share/bash-completion/completions/miles"),
+        ("zsh", ".local/share/zsh/site-functions/_miles"),
+        ("fish", ".config/fish/completions/miles.fish"),
+    ],
+)
+def test_the_script_is_put_where_the_shell_looks(
+    shell: str,
+    place: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name in ("XDG_DATA_HOME", "XDG_CONFIG_HOME", "BASH_COMPLETION_USER_DIR", "ZDOTDIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("SHELL", f"/usr/bin/{shell}")
+
+    assert main(["completion", "--install"]) == 0
+    first = capsys.readouterr().out
+    path = tmp_path / place
+    assert f"  wrote {path}\n" in first
+    assert f"to undo it: rm {path}\n" in first
+    assert "max-tokens-per-gpu" in path.read_text()
+    if shell == "zsh":
+        assert f"Add this line to {tmp_path}/.zshrc above the line with compinit: fpath=(" in first
+        (tmp_path / ".zshrc").write_text(f"fpath=({path.parent} $fpath)\n")
+    if shell == "bash":
+        (tmp_path / ".bashrc").write_text(f"source {path}\n")
+
+    before = path.stat()
+    assert main(["completion", shell, "--install"]) == 0
+    second = capsys.readouterr().out
+    assert f"  up to date: {path}\n" in second
+    assert "Add this line" not in second
+    assert path.stat() == before
+
+
+def test_an_installed_script_completes_in_bash(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BASH_COMPLETION_USER_DIR", str(tmp_path))
+    assert main(["completion", "--install", "bash"]) == 0
+    script = f"source {tmp_path}/completions/miles"
+    assert completions(script, "miles inspect --sam") == ["--samples"]
+
+
+def test_a_file_that_is_not_ours_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    path = tmp_path / "fish" / "completions" / "miles.fish"
+    path.parent.mkdir(parents=True)
+    path.write_text("complete -c miles")
+    assert main(["completion", "--install", "fish"]) == 5
+    assert "a file that miles did not write" in capsys.readouterr().err
+    assert path.read_text() == "complete -c miles"
+
+
+@pytest.mark.parametrize(
+    ("words", "shell", "message"),
+    [
+        ([], "/bin/bash", "name a shell, to have its script printed"),
+        (["--install"], "/bin/tcsh", "SHELL is tcsh; name the shell: miles completion --install b"),
+        (["--install"], "", "SHELL is not set; name the shell"),
+    ],
+)
+def test_a_shell_that_is_not_known_is_asked_for(
+    words: list[str],
+    shell: str,
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("SHELL", shell)
+    assert main(["completion", *words]) == 2
+    assert message in capsys.readouterr().err

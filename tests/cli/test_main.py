@@ -148,7 +148,10 @@ def test_a_mistake_on_a_launch_line_is_one_line(
 ) -> None:
     assert main(["train", "--save", str(tmp_path), "--num-epochs", "3"]) == 2
     printed = capsys.readouterr().err
-    assert printed == "miles: error: there is no flag --num-epochs; did you mean --num-epoch?\n"
+    assert printed == (
+        "miles: error: 2 mistakes: (1) there is no flag --num-epochs; did you mean --num-epoch? "
+        "(2) --hf-checkpoint and --prompt-data are missing\n"
+    )
 
 
 @pytest.mark.parametrize(
@@ -157,19 +160,18 @@ def test_a_mistake_on_a_launch_line_is_one_line(
         (["demo", "--wandb-key", "hunter2"], "there is no flag --wandb-key here"),
         (["demo", "--wandb-key=hunter2"], "there is no flag --wandb-key here"),
         (["demo", "--wandb-key hunter2"], "there is no flag --wandb-key here"),
-        (["demo", "-wandb-key=hunter2"], "a word of the line belongs to no flag"),
+        (["demo", "-wandb-key=hunter2"], "of the line, belongs to no flag"),
         (["report", "run", "--wandb-key", "--hunter2"], "there is no flag --wandb-key here"),
-        (["report", "run", "hunter2"], "a word of the line belongs to no flag"),
+        (["report", "run", "hunter2"], "of the line, belongs to no flag"),
         (["--wandb-key", "hunter2", "train"], "invalid choice (choose from "),
-        (["demo", "--help=hunter2"], "-h/--help: ignored explicit argument; see"),
+        (["demo", "--help=hunter2"], "-h/--help: it takes no value; see"),
         (["prepare", "a", "--output", "o", "--tokenizer", "t", "--t=hunter2"], "no flag --t here"),
     ],
 )
 def test_a_misplaced_key_is_not_quoted(
     words: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit, match="2"):
-        main(words)
+    assert main(words) == 2
     printed = capsys.readouterr().err
     assert message in printed
     assert "hunter2" not in printed
@@ -194,16 +196,13 @@ def test_a_key_on_a_line_of_the_converter_is_not_quoted(
 @pytest.mark.parametrize("size", ["9" * 400, "0", "5XB", "five"])
 def test_a_size_that_is_none_is_named(size: str, capsys: pytest.CaptureFixture[str]) -> None:
     line = ["convert", "megatron-to-hf", "--load", "a", "--hf-checkpoint", "b", "--save", "c"]
-    with pytest.raises(SystemExit, match="2"):
-        main([*line, "--max-shard-size", size])
+    assert main([*line, "--max-shard-size", size]) == 2
     assert "a size was expected, such as 5GB or 512MiB" in capsys.readouterr().err
 
 
 def test_no_command_takes_an_abbreviation(capsys: pytest.CaptureFixture[str]) -> None:
     """`--token` was `--tokenizer`, and would be another flag when one of that name comes."""
-    with pytest.raises(SystemExit, match="2"):
-        main(["prepare", "chat", "--output", "o", "--tokenizer", "t", "--max-bad", "0.5"])
+    assert main(["prepare", "chat", "--output", "o", "--tokenizer", "t", "--max-bad", "0.5"]) == 2
     assert "there is no flag --max-bad here" in capsys.readouterr().err
     for words in (["certify", "t", "--loss-mask", "last"], ["convert", "verify", "a", "b", "--h"]):
-        with pytest.raises(SystemExit, match="2"):
-            main(words)
+        assert main(words) == 2

@@ -50,14 +50,14 @@ _LORA = "--lora-rank 8 --lora-alpha 16 --target-modules q_proj v_proj"
 
 COMMANDS = (
     # The commands themselves.
-    Mistake("", USAGE, "the following arguments are required: COMMAND"),
+    Mistake("", USAGE, "COMMAND is missing"),
     Mistake("nonsense", USAGE, "invalid choice"),
     Mistake("trian", USAGE, "did you mean miles train?"),
     Mistake("verify", USAGE, "did you mean miles convert verify?"),
     Mistake("convert hf-to-megtron", USAGE, "did you mean miles convert hf-to-megatron?"),
     Mistake("completion bsh", USAGE, "did you mean bash?"),
     Mistake("inspect {out} --colour never", USAGE, "no flag --colour here; did you mean --color?"),
-    Mistake("convert", USAGE, "the following arguments are required: DIRECTION"),
+    Mistake("convert", USAGE, "DIRECTION is missing"),
     Mistake("completion nonsense", USAGE, "invalid choice"),
     Mistake("report {out} --nonsense", USAGE, "there is no flag --nonsense here"),
     # Rows.
@@ -170,7 +170,7 @@ COMMANDS = (
     Mistake("certify {empty_word}", USAGE, "it is empty, such as a variable that is not set"),
     Mistake("convert verify {hf} {empty_word}", USAGE, "argument B: it is empty"),
     # Launch lines.
-    Mistake("train", USAGE, "--hf-checkpoint is missing; --save is missing"),
+    Mistake("train", USAGE, "--hf-checkpoint, --save and --prompt-data are missing"),
     Mistake("train --config {latin_text}", USAGE, "not UTF-8 text"),
     Mistake("train --config {empty}", USAGE, "a folder, where a file was expected"),
     Mistake("train --config {bad_yaml}", USAGE, "bad_yaml"),

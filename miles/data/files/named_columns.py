@@ -8,10 +8,10 @@ a main column of their shape are dropped one by one, and are not looked at here.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from itertools import chain
 
+from miles.common.near_names import did_you_mean
 from miles.data.config import SourceConfig
 from miles.data.files.file import File
 from miles.data.files.first_rows import first_rows
@@ -57,13 +57,12 @@ def require_named_columns(
     for name, field in missing.items():
         if name in there or name.partition(".")[0] in there:
             continue
-        near = difflib.get_close_matches(name, there, n=1, cutoff=0.6)
-        hint = f"did you mean {near[0]}?" if near else "name one of these."
+        hint = did_you_mean(name, there, otherwise="name one of these.")
         more = ", …" if len(there) > _MOST_NAMES else ""
         raise SourceError(
             f"column {name}, named for {field} by --column-names (or --input-key, --tool-key), is "
             f"in none of the first rows of source {', '.join(source.name for source in sources)}, "
-            f"which have {', '.join(there[:_MOST_NAMES])}{more}; {hint} Where only later rows have "
+            f"which have {', '.join(there[:_MOST_NAMES])}{more}{hint} Where only later rows have "
             "it, put one of them first"
         )
 

@@ -11,16 +11,15 @@ here, and then holds for both.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
 
 from miles.architecture.adapter import AdapterShape
 from miles.architecture.config import ModelShape
 from miles.architecture.families import read_shape
 from miles.common import patience, storage
 from miles.common.first_contact import first_contact
+from miles.common.mistakes import Mistakes
 from miles.common.ray_address_form import require_address
 from miles.common.run_record import missing_lines_notice, require_own_run_folder
 from miles.convert.expected_tensors import require_weights
@@ -31,7 +30,7 @@ from miles.data.stream.reject_limits import RejectLimits
 from miles.data.stream.survey import EvalSurvey, Sample, Survey, survey, survey_eval
 from miles.data.stream.token_ids import require_ids_fit
 from miles.data.types import Cursor
-from miles.errors import CheckpointError, MilesError
+from miles.errors import CheckpointError
 from miles.train.config import TrainConfig
 from miles.train.estimate.adapter_checks import require_own_adapter, require_same_training
 from miles.train.estimate.gpu_fit import GpuFit, seen_gpu_gib
@@ -48,8 +47,6 @@ from miles.train.optimizer_settings import check_schedule
 from miles.train.precision import Precision
 from miles.train.run_length import run_steps
 from miles.train.types import StartPoint
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -112,7 +109,7 @@ def preflight(config: TrainConfig, *, is_dry_run: bool = False) -> Preflight:
 
 def _look_at_all(config: TrainConfig, *, is_dry_run: bool) -> Preflight:
     """Look at the settings and places, then at the data."""
-    mistakes = _Mistakes()
+    mistakes = Mistakes(", and nothing was started")
     patience.doing("trying the places to write into")
     shape = mistakes.of(partial(_shape, config))
     for flag, url in places(config):
@@ -190,39 +187,6 @@ def _look_at_data(
         GpuFit.of(config, memory, seen_gpu_gib()),
         tuple(notice for notice in notices if notice is not None),
     )
-
-
-class _Mistakes:
-    """Collects the errors of checks that do not depend on one another."""
-
-    def __init__(self) -> None:
-        self.found: list[MilesError] = []
-
-    def of(self, check: Callable[[], T]) -> T | None:
-        """Return the result of a check; None, and its error is kept, where it fails."""
-        try:
-            return check()
-        except MilesError as error:
-            self.found.append(error)
-            return None
-
-    def raise_all(self) -> None:
-        """Raise one error that names all that were found.
-
-        Raises:
-            MilesError: of the class of the first.
-        """
-        if len(self.found) > 1:
-            raise _joined(self.found)
-        if self.found:
-            raise self.found[0]
-
-
-def _joined(errors: Sequence[MilesError]) -> MilesError:
-    """Return one error with the texts of several, numbered."""
-    texts = [f"({number}) {error}" for number, error in enumerate(errors, 1)]
-    text = f"{len(errors)} mistakes, and nothing was started: {'; '.join(texts)}"
-    return type(errors[0])(text)
 
 
 def _shape(config: TrainConfig) -> ModelShape:

@@ -17,13 +17,16 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from miles.common.flags import Setting, Values, build, names_of_same_values
+from miles.common.line_parser import missing_text
 from miles.common.local_paths import absolute
+from miles.common.mistakes import Mistakes
 from miles.data.config import DataConfig, EncodeConfig, PackConfig, RowFormat, SourceConfig
 from miles.data.source_names import named_paths, splits_for
-from miles.errors import ConfigError
+from miles.errors import ConfigError, MilesError
 from miles.train.config import ClusterConfig, EvalConfig, TrainConfig
 from miles.train.launch.fixed_flags import require_fixed
 from miles.train.launch.known_flags import require_known, written_flags
@@ -67,7 +70,10 @@ def read_line(
         ConfigError: names the flag, what was found, what was expected and what to do.
     """
     settings = launch_settings(record)
-    values = _read(words, recipe, record, settings)
+    try:
+        values = _read(words, recipe, record, settings)
+    except ConfigError as error:
+        raise _with_missing(error, [*words, *recipe], settings) from error.__cause__
     return complete(values, record, repetitions_of(words))
 
 
@@ -93,7 +99,7 @@ def complete(
         required.remove("--prompt-data")
     missing = [name for name in required if not values.get(name)]
     if missing:
-        raise ConfigError("; ".join(f"{name} is missing" for name in missing))
+        raise ConfigError(missing_text(missing))
     require_fixed(values)
 
     hf_checkpoint = absolute(values["--hf-checkpoint"])
@@ -130,6 +136,21 @@ def complete(
     return LaunchLine(build(record, values, run), (*notices, *notices_of(values)))
 
 
+def _with_missing(
+    error: MilesError, words: Sequence[str], settings: dict[str, Setting]
+) -> MilesError:
+    """Return the error of a line together with the flags that it lacks, if no file can have them."""
+    written = written_flags(words)
+    required = [name for name, setting in settings.items() if setting.is_required]
+    missing = [name for name in required if name not in written]
+    if not missing or CONFIG.flag.name in written:
+        return error
+    mistakes = Mistakes()
+    mistakes.add(error.errors or [error])
+    mistakes.add([ConfigError(missing_text(missing))])
+    return mistakes.joined()
+
+
 def _read(
     words: Sequence[str], recipe: Sequence[str], record: type, settings: dict[str, Setting]
 ) -> dict[str, Any]:
@@ -157,11 +178,21 @@ def with_file(values: Values, path: str | None, record: type = TrainConfig) -> d
 
 
 def _values_of(words: Sequence[str], record: type, settings: dict[str, Setting]) -> dict[str, Any]:
-    """Return the values of the flags of a line."""
-    for flag in written_flags(words):
-        require_known(flag, [*settings, CONFIG.flag.name, "--help"])
-    namespace = build_parser(record).parse_line(words)
-    return given_values(namespace, [*settings.values(), CONFIG])
+    """Return the values of the flags of a line.
+
+    Raises:
+        ConfigError: names each flag that is unknown, and each value that cannot be taken.
+    """
+    mistakes = Mistakes()
+    known = [*settings, CONFIG.flag.name, "--help"]
+    for flag in dict.fromkeys(written_flags(words)):
+        mistakes.of(partial(require_known, flag, known))
+
+    namespace, of_words = build_parser(record).parse_as_far_as_possible(words)
+    mistakes.add(of_words.found)
+    values = mistakes.of(partial(given_values, namespace, [*settings.values(), CONFIG]))
+    mistakes.raise_all()
+    return values or {}
 
 
 def _with_those_below(values: Values, below: Values, record: type) -> dict[str, Any]:

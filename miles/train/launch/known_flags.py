@@ -6,10 +6,10 @@ word than a flag's name.
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Collection, Sequence
 
+from miles.common.near_names import FLAG_LIKENESS, closest
 from miles.errors import ConfigError
 from miles.train.launch.parser import launch_settings
 from miles.train.launch.refusals import REFUSALS
@@ -42,8 +42,8 @@ def require_known(flag: str, known: Collection[str], where: str = "") -> None:
         if refusal.covers(name):
             raise ConfigError(f"{where}{shown} {refusal.reason}; {refusal.remedy}")
 
-    near = difflib.get_close_matches(shown, known, n=1, cutoff=0.7)
-    hint = f"did you mean {near[0]}?" if near else "see miles train --help or docs/flags.md"
+    near = closest(shown, known, FLAG_LIKENESS)
+    hint = f"did you mean {near}?" if near else "see miles train --help or docs/flags.md"
     raise ConfigError(f"{where}there is no flag {shown}; {hint}")
 
 

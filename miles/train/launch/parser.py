@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import argparse
 import functools
-import re
 from collections.abc import Iterable, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 from miles.common.flags import (
     Flag,
@@ -16,8 +15,10 @@ from miles.common.flags import (
     require_setting_allowed,
     settings_of,
 )
-from miles.common.help_lines import HelpLines
-from miles.errors import ConfigError
+from miles.common.help_lines import explain
+from miles.common.line_parser import LineParser
+from miles.common.mistakes import Mistakes
+from miles.errors import ConfigError, MilesError
 from miles.train.config import TrainConfig
 from miles.train.launch.fixed_flags import (
     FIXED_TITLE,
@@ -31,46 +32,42 @@ from miles.train.launch.values import from_word
 CONFIG = Setting(Flag("--config", "YAML", "a file with flags: a mapping, names with _ or -"))
 
 
-class LineParser(argparse.ArgumentParser):
-    """A parser whose errors are ours. They quote no value, which may be a misplaced secret."""
-
-    def error(self, message: str) -> NoReturn:
-        message = re.sub("ignored explicit argument .*", "it takes no value", message)
-        raise ConfigError(f"{message}; see {self.prog} --help")
-
-    def _get_formatter(self) -> argparse.HelpFormatter:
-        return HelpLines(self.prog)
-
-    def parse_line(self, words: Sequence[str]) -> argparse.Namespace:
-        """Parse a whole line.
-
-        Raises:
-            ConfigError: a flag lacks its value, or a word belongs to no flag.
-        """
-        namespace, unknown = self.parse_known_args(list(words))
-        if unknown:
-            # The same word may stand elsewhere as a value, so the object counts.
-            places = [place for place, word in enumerate(words) if word is unknown[0]]
-            place = places[0] if places else words.index(unknown[0])
-            flags = [word for word in words[:place] if word.startswith("--")]
-            behind = f", behind {flags[-1].split('=')[0]}" if flags else ""
-            self.error(f"word {place + 1} of the line{behind}, belongs to no flag")
-        return namespace
+SENTENCE = (
+    "Fine-tune a model on rows, or go on with a run: the same line again resumes. Flags have Miles's "
+    "names; docs/flags.md lists them all, and a file of --config may hold any of them. Start with "
+    "--dry-run, which says all that can be known before."
+)
+EXAMPLES = (
+    "train --hf-checkpoint models/qwen3 --prompt-data chat.jsonl --save runs/chat --dry-run",
+    "train --hf-checkpoint models/qwen3 --prompt-data chat.jsonl --save runs/chat --num-epoch 2 "
+    "--rollout-batch-size 64 --lr 1e-5",
+    "train --config run.yaml --num-rollout 100",
+)
+"""Of `miles train --help`: lines that can be pasted, without `miles`."""
 
 
-def build_parser(record: type = TrainConfig) -> LineParser:
+class LaunchParser(LineParser):
+    """The parser of a launch line. `known_flags` says what is wrong with a flag that it lacks."""
+
+    def unknown_words(self, words: Sequence[str], unknown: Sequence[str]) -> Sequence[MilesError]:
+        """Return what is wrong with words that belong to no flag, unless an unknown flag does."""
+        is_named = any(word.startswith("--") for word in unknown)
+        return [] if is_named else super().unknown_words(words, unknown)
+
+
+def build_parser(record: type = TrainConfig) -> LaunchParser:
     """Return the parser of a launch line.
 
     Args:
         record: the settings of a run.
     """
-    parser = LineParser(
+    parser = LaunchParser(
         prog="miles train",
         allow_abbrev=False,
         usage="%(prog)s [--config YAML] --hf-checkpoint DIR --prompt-data PATH --save DIR "
         "[flag ...]",
-        description="Fine-tune. Flags have Miles's names; docs/flags.md lists them all.",
     )
+    explain(parser, SENTENCE, *EXAMPLES)
     add_launch_flags(parser, record)
     return parser
 
@@ -143,20 +140,25 @@ def given_values(namespace: argparse.Namespace, settings: Iterable[Setting]) -> 
     """Return the values of a parsed line's settings, by flag; those not given are absent.
 
     Raises:
-        ConfigError: a flag's last value is not allowed.
+        ConfigError: names each flag whose last value is not allowed.
     """
     parsed = vars(namespace)
     values = {}
+    mistakes = Mistakes()
     for setting in settings:
         name = setting.flag.name
         if name not in parsed:
             continue
 
         value = parsed[name]
+        if value is None:  # it could not be taken: that is a mistake already
+            continue
         if value == []:  # argparse drops the `--` of `--lr=--`
-            raise ConfigError(f"{name}: a value was expected; found --")
-        require_setting_allowed(setting, value)
+            mistakes.add([ConfigError(f"{name}: a value was expected; found --")])
+            continue
+        mistakes.of(functools.partial(require_setting_allowed, setting, value))
         values[name] = value
+    mistakes.raise_all()
     return values
 
 
