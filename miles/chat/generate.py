@@ -21,7 +21,7 @@ from typing import Any
 
 from miles.chat.model import ChatModel
 from miles.chat.prompt_rows import Prompt, PromptRows
-from miles.chat.sampling import Sampling
+from miles.chat.settings import Sampling
 from miles.common import json_lines, own_files, storage
 from miles.data.types import RowRejected
 from miles.errors import ConfigError, SourceError

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from miles.chat.decoder import Decoder
-from miles.chat.sampling import Sampling
+from miles.chat.settings import Sampling
 from miles.chat.source import Opened
 from miles.common.file_errors import in_own_words
 from miles.data.encoding.kept_encoders import encoder_of

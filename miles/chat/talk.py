@@ -20,7 +20,7 @@ from rich.text import Text
 
 from miles.chat.conversation import Conversation
 from miles.chat.model import Answer, ChatModel
-from miles.chat.sampling import Sampling
+from miles.chat.settings import Sampling
 from miles.chat.wrapping import Wrapper
 from miles.common.local_paths import absolute
 from miles.common.screen import Screen, printable

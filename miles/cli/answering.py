@@ -5,15 +5,16 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from miles.chat.settings import Sampling
 from miles.cli.console import path_word
 from miles.common.flags import build, settings_of
 from miles.data.config import EncodeConfig
 from miles.train.launch.parser import add_settings, given_values
 
 if TYPE_CHECKING:
-    from miles.chat.sampling import Sampling
     from miles.chat.source import Choice
 
+_KWARGS = "--apply-chat-template-kwargs"
 _FIELDS = ("chat_template", "template_kwargs", "trust_remote_code")
 _SETTINGS = tuple(setting for setting in settings_of(EncodeConfig) if setting.field in _FIELDS)
 """Declared as those of `miles train`; what is not given is the run's own."""
@@ -42,31 +43,36 @@ def add_answer_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--temperature",
         type=float,
-        default=0.0,
+        default=Sampling.temperature,
         metavar="T",
-        help="0 takes the most likely token; 1 draws as the model says (default: 0)",
+        help="0 takes the most likely token; 1 draws as the model says (default: %(default)g)",
     )
     parser.add_argument(
         "--top-p",
         type=float,
-        default=1.0,
+        default=Sampling.top_p,
         metavar="SHARE",
-        help="draw from the fewest tokens that have this probability together (default: 1, all)",
+        help="draw from the fewest tokens that have this probability together (default: %(default)g, all)",
     )
     parser.add_argument(
         "--top-k",
         type=int,
-        default=0,
+        default=Sampling.top_k,
         metavar="TOKENS",
-        help="draw from the most likely ones only (default: 0, all)",
+        help="draw from the most likely ones only (default: %(default)s, all)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the draws (default: 0)")
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=Sampling.seed,
+        help="of the draws; the same one gives the same answers (default: %(default)s)",
+    )
     parser.add_argument(
         "--max-new-tokens",
         type=int,
-        default=512,
+        default=Sampling.max_new_tokens,
         metavar="TOKENS",
-        help="the most of an answer (default: 512)",
+        help="the most of an answer (default: %(default)s)",
     )
     parser.add_argument(
         "--dtype",
@@ -87,7 +93,7 @@ def choice_of(flags: argparse.Namespace) -> Choice:
         iteration=flags.ckpt_step,
         hf_checkpoint=flags.hf_checkpoint,
         chat_template=config.chat_template,
-        template_kwargs=config.template_kwargs or None,
+        template_kwargs=config.template_kwargs if _KWARGS in values else None,
         trust_remote_code=config.trust_remote_code,
     )
 
@@ -98,8 +104,6 @@ def sampling_of(flags: argparse.Namespace) -> Sampling:
     Raises:
         ConfigError: a value that is not possible, or has no effect.
     """
-    from miles.chat.sampling import Sampling
-
     return Sampling(
         temperature=flags.temperature,
         top_p=flags.top_p,

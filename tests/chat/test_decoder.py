@@ -11,7 +11,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from miles.chat.decoder import Decoder
-from miles.chat.sampling import Sampling, drawn
+from miles.chat.sampling import drawn
+from miles.chat.settings import Sampling
 from miles.errors import ConfigError, DataError
 
 NEVER = (-1,)

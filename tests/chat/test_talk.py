@@ -21,7 +21,7 @@ import pytest
 
 from miles.chat.conversation import Conversation
 from miles.chat.model import load
-from miles.chat.sampling import Sampling
+from miles.chat.settings import Sampling
 from miles.chat.source import Choice, opened
 from miles.cli import main
 from tests.support.processes import without_patience
