@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from miles.chat.sampling import draws_of, drawn
+from miles.chat.sampling import drawn, draws_of
 from miles.chat.settings import Sampling
 from miles.errors import DataError
 
