@@ -9,6 +9,7 @@ Both count the rows, tell their shape from the first ones, certify the tokenizer
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -171,7 +172,9 @@ def prepare_rows(
         sources = openhermes_sources(source or None, revision, row_format, split)
     else:
         sources = (SourceConfig(dataset, tuple(source or ()), row_format, split),)
-    with first_contact():
+    with first_contact(), warnings.catch_warnings():
+        # tqdm, which transformers imports, has a warning for notebooks without ipywidgets.
+        warnings.filterwarnings("ignore", message="IProgress not found")
         with progress("certifying the tokenizer and its chat template"):
             first = kept_encoders.first_engine(encode)
         with progress("listing the files and counting their rows"):

@@ -218,7 +218,9 @@ class Preview(Sequence["Row"]):
         return f"Preview({rows}{basis}; as text: .to_text())"
 
     def _repr_html_(self) -> str:
-        fragments = f'<div style="{_BASIS_CSS}">{html.escape(self._basis)}</div>'
+        fragments = ""
+        if self._basis:
+            fragments = f'<div style="{_BASIS_CSS}">{html.escape(self._basis)}</div>'
         for row in self._rows:
             title = html.escape(f"{row.outcome()} · {row.place}")
             fragments += f'<div style="{_TITLE_CSS}"><b>row {row.row_id:,}</b> '
