@@ -280,3 +280,25 @@ def test_a_card_says_it_is_a_sample(
     assert "every row read" in data.to_text()
     assert data.summary().num_rows == 9
     assert np.all(data.summary().lengths > 0)
+
+
+def test_steps_are_the_same_through_ray(
+    chatml_tokenizer_folder: Path, tmp_path: Path, ray_cluster: None
+) -> None:
+    lines: list[dict[str, Any]] = [conversation(n) for n in range(30)]
+    lines[7] = {"messages": []}
+    data = dataset(tmp_path, chatml_tokenizer_folder, lines)
+    here = data.steps(batch_size=4, max_tokens_per_gpu=8192, dp_size=2)
+    through_ray = data.steps(batch_size=4, max_tokens_per_gpu=8192, dp_size=2, loader_cpus=1)
+    assert (here.is_on_ray, through_ray.is_on_ray) == (False, True)
+    assert len(here) == len(through_ray) == 8
+    for step, other in zip(here, through_ray, strict=True):
+        assert step.fingerprint == other.fingerprint
+        assert step.report.rows == other.report.rows
+        assert step.report.packing == other.report.packing
+        for batch, other_batch in zip(
+            sum(step.micro_batches, ()), sum(other.micro_batches, ()), strict=True
+        ):
+            assert batch.input_ids.tolist() == other_batch.input_ids.tolist()
+            assert batch.loss_mask.tolist() == other_batch.loss_mask.tolist()
+            assert batch.row_ids.tolist() == other_batch.row_ids.tolist()

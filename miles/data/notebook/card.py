@@ -10,7 +10,7 @@ import json
 import re
 import shlex
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,17 +36,27 @@ _BOX_CSS = (
 )
 _TITLE_CSS = "font-weight:600;font-size:16px"
 _BASIS_CSS = "float:right;opacity:.6;font-size:12px;line-height:24px"
-_TABLE_CSS = "border-collapse:collapse;width:100%;margin:6px 0 0"
+_TABLE_CSS = "border-collapse:collapse;width:100%;margin:6px 0 0;font-size:14px"
+# JupyterLab's tables are laid out by the widths of their first row, and striped.
+_ROW_CSS = "background:transparent"
 _LABEL_CSS = (
-    "text-align:left;vertical-align:top;white-space:nowrap;opacity:.6;padding:2px 18px 2px 0"
+    "text-align:left;vertical-align:top;white-space:nowrap;opacity:.6;padding:2px 18px 2px 0;"
+    "width:8em"
 )
-_VALUE_CSS = "text-align:left;width:100%;padding:2px 0"
+_VALUE_CSS = "text-align:left;padding:2px 0;white-space:normal;overflow-wrap:anywhere"
 _TRACK_CSS = (
     "height:6px;border-radius:3px;background:rgba(128,128,128,.25);margin:4px 0 3px;overflow:hidden"
 )
 _TRAINED_COLOUR = "rgba(46,160,67,.85)"
-_CHART_CSS = "display:block;width:100%;height:44px;margin-top:5px"
-_BAR_COLOUR = "rgba(128,128,128,.55)"
+CHART_PIXELS = 44
+"""Height of the chart."""
+_CHART_CSS = (
+    f"height:{CHART_PIXELS}px;margin-top:5px;white-space:nowrap;line-height:{CHART_PIXELS}px"
+)
+_BAR_CSS = (
+    f"display:inline-block;vertical-align:bottom;width:{90 / NUM_BARS:.2f}%;"
+    f"margin-right:{10 / NUM_BARS:.2f}%;background:rgba(128,128,128,.55)"
+)
 
 
 @dataclass(frozen=True)
@@ -114,7 +124,7 @@ class Card:
         for label, value in self.lines():
             if label != "numbers":  # stands in the corner
                 cell = html.escape(value) + charts.get(label, "")
-                rows += f'<tr><td style="{_LABEL_CSS}">{label}</td>'
+                rows += f'<tr style="{_ROW_CSS}"><td style="{_LABEL_CSS}">{label}</td>'
                 rows += f'<td style="{_VALUE_CSS}">{cell}</td></tr>'
 
         title = html.escape(", ".join(self.manifest.source_names))
@@ -203,25 +213,18 @@ def _histogram(lengths: Int64) -> str:
         return ""
     longest = int(np.max(lengths))
     counts = np.histogram(lengths, bins=NUM_BARS, range=(0, longest))[0]
-    bars = _bars([float(count) for count in counts / counts.max()])
-    return (
-        f'<svg style="{_CHART_CSS}" viewBox="0 0 {NUM_BARS} 40" preserveAspectRatio="none" '
-        f'role="img" aria-label="rows by length, 0 to {longest:,} tokens">'
-        f"<title>rows by length, 0 to {longest:,} tokens</title>{bars}</svg>"
-    )
+    bars = "".join(_bar(float(count)) for count in counts / counts.max())
+    words = f"rows by length, 0 to {longest:,} tokens"
+    return f'<div style="{_CHART_CSS}" role="img" aria-label="{words}" title="{words}">{bars}</div>'
 
 
-def _bars(heights: Sequence[float]) -> str:
-    """Draw a bar for each height above 0, at most 1; the smallest ones stay visible."""
-    bars = ""
-    for number, height in enumerate(heights):
-        if height:
-            pixels = max(height * 40, 1.0)
-            bars += (
-                f'<rect x="{number + 0.1:.1f}" y="{40 - pixels:.1f}" width="0.8" '
-                f'height="{pixels:.1f}" fill="{_BAR_COLOUR}"/>'
-            )
-    return bars
+def _bar(height: float) -> str:
+    """Draw a bar of a height of at most 1; the smallest ones above 0 stay visible.
+
+    It is no SVG: a notebook that is opened again, or shown by GitHub, has those taken out.
+    """
+    pixels = max(round(height * CHART_PIXELS), 1) if height else 0
+    return f'<span style="{_BAR_CSS};height:{pixels}px"></span>'
 
 
 def _with_shape(source: ManifestSource) -> str:

@@ -34,7 +34,7 @@ _BOX_CSS = (
     "font:14px/1.5 system-ui,sans-serif;display:inline-block;min-width:34em;max-width:100%;"
     "border:1px solid rgba(128,128,128,.35);border-radius:8px;padding:12px 18px 14px"
 )
-_LABEL_CSS = "text-align:left;vertical-align:top;opacity:.6;padding:2px 18px 2px 0"
+_LABEL_CSS = "text-align:left;vertical-align:top;opacity:.6;padding:2px 18px 2px 0;width:8em"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -121,11 +121,9 @@ class Steps:
     def _repr_html_(self) -> str:
         rows = ""
         for label, value in self.lines():
-            rows += f'<tr><td style="{_LABEL_CSS}">{html.escape(label)}</td>'
+            rows += f'<tr style="background:transparent"><td style="{_LABEL_CSS}">{html.escape(label)}</td>'
             rows += f'<td style="text-align:left;padding:2px 0">{html.escape(value)}</td></tr>'
-        return (
-            f'<div style="{_BOX_CSS}"><table style="border-collapse:collapse">{rows}</table></div>'
-        )
+        return f'<div style="{_BOX_CSS}"><table style="border-collapse:collapse;width:100%">{rows}</table></div>'
 
 
 def samples_of(batch: MicroBatch) -> Iterator[tuple[int, Encoded]]:
