@@ -5,19 +5,31 @@ from __future__ import annotations
 import argparse
 import shlex
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from miles.cli.console import Subparsers, open_console, path_word, tokenizer_word
+from miles.common import run_folder, storage
 from miles.common.ctrl_c import on_ctrl_c
 from miles.common.flags import build, settings_of
 from miles.common.help_lines import explain
 from miles.common.local_paths import absolute
 from miles.common.patience import until_answered
+from miles.common.progress import lines_in_pipes
+from miles.common.ray_address_form import FLAG
 from miles.common.redact import redact
 from miles.data.config import DataConfig, EncodeConfig, RowFormat, SourceConfig, StreamConfig
 from miles.data.source_names import splits_for
+from miles.train.config import ClusterConfig
 from miles.train.launch.parser import add_settings, given_values
 
+if TYPE_CHECKING:
+    from miles.data.notebook.card import Summary
+
 _CPUS = "CPUs that read and encode, together; a small data set is read without loaders"
+_CLUSTER = (
+    "cluster of Ray whose loaders read and encode a large set: HOST:PORT of its head node, or auto; "
+    "local starts one here"
+)
 _LIMITS = tuple(
     setting for setting in settings_of(DataConfig) if setting.field == "max_bad_fraction"
 )
@@ -26,12 +38,18 @@ _LOADER = tuple(
     for setting in settings_of(StreamConfig)
     if setting.field == "loader_cpus"
 )
+_ADDRESS = tuple(
+    replace(setting, flag=replace(setting.flag, help=_CLUSTER))
+    for setting in settings_of(ClusterConfig)
+    if setting.flag.name == FLAG
+)
 _SETTINGS = (
     *settings_of(RowFormat),
     *settings_of(SourceConfig),
     *settings_of(EncodeConfig),
     *_LIMITS,
     *_LOADER,
+    *_ADDRESS,
 )
 """Declared as those of `miles train`, so that the numbers on the card are those of the run."""
 
@@ -95,6 +113,7 @@ def add_parser(commands: Subparsers) -> None:
 
 def run(flags: argparse.Namespace) -> None:
     """Write the rows as messages and print the card."""
+    from miles.common.ray_address_form import require_address
     from miles.common.screen import Screen
     from miles.data.notebook.recipe import require_source
 
@@ -102,9 +121,11 @@ def run(flags: argparse.Namespace) -> None:
 
     looking = until_answered("looking at the tokenizer and the rows")
     with looking, on_ctrl_c("stopped; nothing was written"):
+        from miles.data.notebook.every_row import OBJECT_STORE_BYTES, RAY_ROWS
         from miles.data.notebook.prepare import prepare_rows  # pyarrow and others: seconds
 
         values = given_values(flags, _SETTINGS)
+        require_address(values.get(FLAG))
         prepared = prepare_rows(
             flags.dataset,
             flags.source,
@@ -120,9 +141,48 @@ def run(flags: argparse.Namespace) -> None:
         f"{redact(flags.output)}",
         soft_wrap=True,
     )
-    prepared.write(flags.output, overwrite=flags.overwrite, loader_cpus=values.get("--loader-cpus"))
+    with lines_in_pipes():
+        if prepared.num_rows >= RAY_ROWS and values.get(FLAG):
+            from miles.common import local_ray  # Ray: it takes seconds
+
+            # Whoever wants a Ray later takes the one that this process has.
+            local_ray.connect(values.get("--loader-cpus"), OBJECT_STORE_BYTES, values[FLAG])
+        prepared.write(
+            flags.output,
+            overwrite=flags.overwrite,
+            loader_cpus=values.get("--loader-cpus"),
+        )
     console = open_console()
     console.print(prepared.to_text(console.width), soft_wrap=True)
+    for line in _ending(flags, prepared.summary()):
+        console.print(f"  {line}" if line else "", soft_wrap=True)
+
+
+def _ending(flags: argparse.Namespace, summary: Summary) -> list[str]:
+    """Return where the rows are, how many were dropped, and the line to type next."""
+    num_written = len(summary.lengths)
+    lines = [f"{num_written:,} of {summary.num_rows:,} rows are in {redact(flags.output)}"]
+    num_dropped = summary.num_rows - num_written
+    if num_dropped:
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in summary.reasons.items())
+        rejects = redact(storage.join(flags.output, run_folder.REJECTS))
+        lines += [f"{num_dropped:,} dropped: {reasons}", f"each of them is in {rejects}"]
+
+    model = flags.tokenizer
+    commands = []
+    is_folder = model.startswith("/")
+    if is_folder and not storage.exists(storage.join(model, "config.json")):
+        tiny = f"runs/{flags.dataset}-tiny"
+        commands.append(["miles", "tiny-model", "--tokenizer", model, "--save", tiny])
+        model = tiny
+    train = ["miles", "train", "--hf-checkpoint", model]
+    train += ["--prompt-data", flags.dataset, flags.output]
+    commands.append([*train, "--save", f"runs/{flags.dataset}", "--dry-run"])
+
+    lines += ["", "to go on (with the folder of your model, where the tokenizer's has no weights):"]
+    if len(commands) == 1:
+        lines[-1] = "to go on:"
+    return ["", *lines, *(f"  {redact(shlex.join(words))}" for words in commands)]
 
 
 def _line(name: str, path: str) -> str:

@@ -91,6 +91,7 @@ class _Patience:
     def add_other(self, number: int) -> None:
         """Count a line of someone else's that is in preparation, or is not any more (-1)."""
         with self._lock:
+            self.erase()
             self._num_others += number
 
     def erase(self) -> None:
@@ -116,7 +117,7 @@ class _Patience:
     def _show(self) -> None:
         """Draw or print the work, if it has lasted."""
         seconds = time.monotonic() - self._since
-        if not self._work or self._is_over.is_set():
+        if not self._work or self._num_others or self._is_over.is_set():
             return
         if self._is_live and seconds >= SHOWN_SECONDS and not self._is_within_line:
             count = f" · {seconds:.0f} s" if seconds >= COUNTED_SECONDS else ""
@@ -124,7 +125,7 @@ class _Patience:
             # The cursor waits at the beginning: what another process prints begins there.
             _write(f"{_ERASE_LINE}  {self._work[:most]}{count}\r")
             self._is_drawn = self._is_shown = True
-        is_due = not self._is_live and not self._is_shown and not self._num_others
+        is_due = not self._is_live and not self._is_shown
         if is_due and seconds >= SILENT_SECONDS:
             self._print(self._work)
 
@@ -191,14 +192,19 @@ def answered() -> None:
         patience.pause()
 
 
-def doing(what: str, *, is_long: bool = False) -> None:
+def doing(what: str, *, is_long: bool = False) -> bool:
     """Show what is done from here on, such as "counting the rows".
 
     Args:
         is_long: it is known to take seconds, and has its line in a pipe at once.
+
+    Returns:
+        whether anybody is shown it: inside of `until_answered`.
     """
-    if patience := _CURRENT.get():
+    patience = _CURRENT.get()
+    if patience is not None:
         patience.begin(what, is_long=is_long)
+    return patience is not None
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@
 
     a terminal    a line on stderr
     a notebook    a line below the cell, without ipywidgets
-    a pipe        nothing
+    a pipe        nothing, or a plain line every 10 s inside of `lines_in_pipes`
 
 A call that is over within half a second shows nothing. Inside of one another, the innermost is shown. Where
 `total_bytes` is given, the line has MB/s, too.
@@ -33,6 +33,8 @@ SILENT_SECONDS = 0.2
 """A call that takes longer says what it does, after one more `REFRESH_SECONDS`."""
 REFRESH_SECONDS = 0.2
 """Between two looks at how far it is."""
+PIPE_SECONDS = 10.0
+"""Between two lines in a pipe."""
 BAR_COLUMNS = 16
 
 
@@ -105,6 +107,16 @@ def progress(
         _LINE.pop(bar)
 
 
+@contextlib.contextmanager
+def lines_in_pipes() -> Iterator[None]:
+    """Have long calls in this context print a plain line now and then where no line can change."""
+    _LINE.has_pipe_lines = True
+    try:
+        yield
+    finally:
+        _LINE.has_pipe_lines = False
+
+
 def note(text: str) -> None:
     """Show a text at the end of the line of the call in progress, if there is one."""
     if bar := _LINE.current:
@@ -128,6 +140,7 @@ class _Line:
         self._lock = threading.Lock()
         self._is_over = threading.Event()
         self._thread: threading.Thread | None = None
+        self.has_pipe_lines = False
 
     @property
     def current(self) -> Bar | None:
@@ -136,7 +149,7 @@ class _Line:
     def push(self, bar: Bar) -> None:
         with self._lock:
             self._bars.append(bar)
-            if len(self._bars) == 1 and is_watched():
+            if len(self._bars) == 1 and (is_watched() or self.has_pipe_lines):
                 self._is_over = threading.Event()
                 # A notebook knows by the context which cell a thread prints for.
                 work = (self._show, self._is_over)
@@ -159,7 +172,7 @@ class _Line:
         if is_over.wait(SILENT_SECONDS):
             return
         try:
-            display: _Display = _Notebook() if is_notebook() else _Terminal()
+            display = _display()
             with patience.others_speak():
                 while not is_over.wait(REFRESH_SECONDS):
                     if bar := self.current:
@@ -190,6 +203,29 @@ def is_notebook() -> bool:
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython is not None else None
     return getattr(shell, "kernel", None) is not None
+
+
+def _display() -> _Display:
+    """Return where a line is shown: where it is watched, or else in a pipe."""
+    if is_notebook():
+        return _Notebook()
+    return _Terminal() if is_watched() else _Pipe()
+
+
+class _Pipe:
+    """A plain line on stderr now and then."""
+
+    def __init__(self) -> None:
+        self._due = time.monotonic() + PIPE_SECONDS
+
+    def show(self, bar: Bar) -> None:
+        if (now := time.monotonic()) >= self._due:
+            self._due = now + PIPE_SECONDS
+            facts = ", ".join(bar.facts(now - bar.begun))
+            print(f"miles: {bar.text}: {facts}", file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """Leave what was printed."""
 
 
 class _Terminal:

@@ -100,7 +100,11 @@ def run_demo(output: str, console: Console) -> None:
             _prepare(name, file, folder, console)
 
         num_trainers = _num_trainers()
-        _title(console, 4, f"Train: Ray Data -> {num_trainers} Megatron trainer(s)")
+        _title(
+            console,
+            4,
+            f"Train: Ray Data -> {num_trainers} Megatron trainer{'s' if num_trainers > 1 else ''}",
+        )
         summary = train(demo_config(folder, num_trainers), console)
 
         _title(console, 5, "Convert back, and compare")

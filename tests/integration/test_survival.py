@@ -85,7 +85,7 @@ def test_killed_run_goes_on(
         "(the same command again; start 1 has no end"
     )
     assert start in printed
-    assert "\n  starting Ray\n" in f"\n{printed}"
+    assert "\nmiles: starting Ray\n" in f"\n{printed}"
     assert "which load the weights of" in printed
     observed("driver killed (SIGKILL, out of memory, power)", printed, start, SINCE)
     assert printed.count(".broken\n") == len(RECORDS) + 1

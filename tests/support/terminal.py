@@ -40,8 +40,8 @@ class Session:
         for line in _STYLE.sub("", self.raw).replace("\r\n", "\n").split("\n"):
             shown = ""
             for piece in line.split("\r"):
-                is_erased = piece.startswith("\x1b[K")
-                text = piece.replace("\x1b[K", "")
+                is_erased = "\x1b[K" in piece or "\x1b[2K" in piece
+                text = piece.replace("\x1b[K", "").replace("\x1b[2K", "")
                 shown = text if is_erased else text + shown[len(text) :]
             lines.append(shown.rstrip())
         return "\n".join(lines)

@@ -13,7 +13,7 @@ from functools import partial
 
 from rich.console import Console
 
-from miles.common import output, ray_health
+from miles.common import output, patience, ray_health
 from miles.common.screen import Screen
 from miles.data.types import StepReport
 from miles.train.config import TrainConfig
@@ -71,9 +71,13 @@ def _train(config: TrainConfig, console: Console | None, notices: Sequence[str])
     def show(text: str) -> None:
         console.print(f"  {text}", soft_wrap=True, highlight=False, markup=False, emoji=False)
 
+    def wait(text: str) -> None:
+        if not patience.doing(text, is_long=True):
+            show(text)
+
     with (
         hold_folders(config, console) as leases,
-        ray_cluster(config, show) as on_gpu,
+        ray_cluster(config, wait) as on_gpu,
         open_run_log(config.run_dir, console) as run_log,
         StopSignal(run_log.show) as stop_signal,
     ):
@@ -101,6 +105,7 @@ def run_attempt(run: Run, start: StartPoint) -> RunSummary:
         with contextlib.ExitStack() as cleanup:
             is_finished = run.preflight.is_finished
             early_group = None if is_finished else start_processes(run, cleanup)
+            patience.doing("opening the rows")
             data = open_data(run, start, cleanup)
             if data.is_finished:
                 return conclude_finished_run(run, start, data)

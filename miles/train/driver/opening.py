@@ -13,8 +13,9 @@ from contextlib import ExitStack
 
 from miles.architecture.adapter import described
 from miles.architecture.sizes import total_parameters
-from miles.common import checkpoint_folder, own_files, run_folder, storage
+from miles.common import checkpoint_folder, own_files, patience, run_folder, storage
 from miles.data.stream.feed import Feed
+from miles.train.config import TrainConfig
 from miles.train.driver.cluster import require_shared_folder
 from miles.train.driver.evaluator import Evaluator
 from miles.train.driver.export import remove_unfinished
@@ -100,7 +101,9 @@ def start_trainers(
         num_steps=data.schedule.num_steps,
         num_sources=len(data.feed.info.source_names),
     )
-    run.run_log.show(f"starting {config.cluster.world_size} trainer(s), which load {start.origin}")
+    starting = f"starting {_trainers(config)}, which load {start.origin}"
+    if not patience.doing(starting, is_long=True):
+        run.run_log.show(starting)
     gpu_name = group.setup(setup)
     require_shared_folder(config.save, group)
     group.attach_feed(data.feed.handle, data.feed.first_step, data.schedule.num_steps)
@@ -114,6 +117,12 @@ def start_trainers(
         config.lora.adapter(run.shape),
     )
     return Attempt(run, start, data, group, metrics_log, constants)
+
+
+def _trainers(config: TrainConfig) -> str:
+    """Return the number of trainers in words: "1 trainer", "2 trainers"."""
+    num_trainers = config.cluster.world_size
+    return f"{num_trainers} trainer{'s' if num_trainers != 1 else ''}"
 
 
 def open_metrics(run: Run, data: AttemptData, sinks: Sequence[Sink] = ()) -> MetricsLog:
@@ -151,6 +160,6 @@ def _report_start(run: Run, start: StartPoint, data: AttemptData, gpu_name: str 
         origin = f"going on at step {first_step} from {start.url} ({reason})"
     run.run_log.report(
         f"{info.num_rows:,} rows in {len(info.source_names)} source(s), {data.schedule.num_steps} "
-        f"steps of {config.data.order.batch_size} rows; {config.cluster.world_size} trainers, "
+        f"steps of {config.data.order.batch_size} rows; {_trainers(config)}, "
         f"{origin}"
     )

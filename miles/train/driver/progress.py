@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
+from miles.common import patience
 from miles.common.progress import is_notebook, progress
 from miles.common.screen import is_live
 from miles.data.stream.bottleneck import TRAINER, Bottleneck, Timing
@@ -25,6 +26,8 @@ PRINTED_STEPS = 12
 """Steps of a run that are printed, at least, where no line can change."""
 PRINT_SECONDS = 30.0
 """The longest silence there, at first."""
+FIRST_STEP = "reading the first block of rows"
+"""What is done until the first step is there."""
 WIDE = 120
 """Columns of a terminal that has room for a bar."""
 
@@ -57,10 +60,14 @@ class ProgressLine:
 
         self._now = now
         self._begun = self._printed = now()
+        patience.answered()
         self._bar = _open_bar(console, num_steps, num_done)
+        if self._bar is None:
+            patience.doing(FIRST_STEP)
 
     def update(self, metrics: Metrics) -> None:
         """Show a step."""
+        patience.answered()
         # The first step waits for the start of the loaders: that is no bottleneck.
         if self._has_begun:
             self._timings.append(timing_of(metrics))
@@ -142,7 +149,9 @@ class _TerminalBar:
             console=console,
             transient=False,
         )
-        self._task = self._progress.add_task("", total=num_steps, completed=num_done, text="")
+        self._task = self._progress.add_task(
+            "", total=num_steps, completed=num_done, text=FIRST_STEP
+        )
         self._progress.start()
 
     def update(self, num_done: int, text: str) -> None:

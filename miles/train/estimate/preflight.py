@@ -119,7 +119,7 @@ def _look_at_all(config: TrainConfig, *, is_dry_run: bool) -> Preflight:
     mistakes.of(partial(require_sinks, config.logging, config.run_dir))
     mistakes.of(partial(require_exportable, config))
     if shape is not None:
-        patience.doing("loading the tokenizer")
+        patience.doing("certifying the tokenizer")
         mistakes.of(
             partial(require_ids_fit, config.data.encode, shape.vocab_size, config.hf_checkpoint)
         )
@@ -151,8 +151,9 @@ def _look_at_data(
     missing_start: CheckpointError | None,
 ) -> Preflight:
     """Count the rows and plan the steps, judge a sample, and estimate the memory."""
-    patience.doing("counting the rows of --prompt-data")
     data = config.streamed_data
+    names = ", ".join(source.name for source in data.sources)
+    patience.doing(f"counting the rows of {names}")
     stream = CountedStream.count(data)
     num_steps = run_steps(config, stream.plan.num_steps)
     check_schedule(config.optimizer, num_steps)
