@@ -46,6 +46,8 @@ class _Patience:
 
     def __init__(self, *, is_live: bool) -> None:
         self._is_live = is_live
+        self._terminal = sys.stderr if is_live else None
+        """the stream itself: `sys.stderr` is one that watches, later on"""
         self._work = ""
         self._since = time.monotonic()
         self._is_shown = False
@@ -78,7 +80,7 @@ class _Patience:
             seconds = time.monotonic() - self._since
             if self._work and self._is_shown and seconds >= LONG_SECONDS:
                 took = f"  {self._work}: " if self._is_live else f"miles: {self._work} took "
-                _write(f"{took}{seconds:.0f} s\n")
+                self._write(f"{took}{seconds:.0f} s\n")
             self._work = ""
             self._is_shown = False
 
@@ -98,7 +100,7 @@ class _Patience:
         """Remove the line that is drawn, if one is: something else is printed."""
         with self._lock:
             if self._is_drawn:
-                _write(_ERASE_LINE)
+                self._write(_ERASE_LINE)
                 self._is_drawn = False
 
     def print_on(self, stream: TextIO, text: str) -> int:
@@ -123,24 +125,21 @@ class _Patience:
             count = f" · {seconds:.0f} s" if seconds >= COUNTED_SECONDS else ""
             most = shutil.get_terminal_size().columns - len(count) - 3
             # The cursor waits at the beginning: what another process prints begins there.
-            _write(f"{_ERASE_LINE}  {self._work[:most]}{count}\r")
+            self._write(f"{_ERASE_LINE}  {self._work[:most]}{count}\r")
             self._is_drawn = self._is_shown = True
         is_due = not self._is_live and not self._is_shown
         if is_due and seconds >= SILENT_SECONDS:
             self._print(self._work)
 
+    def _write(self, text: str) -> None:
+        stream = self._terminal or sys.stderr
+        with contextlib.suppress(OSError, ValueError):  # nobody reads it, or it is closed
+            stream.write(text)
+            stream.flush()
+
     def _print(self, work: str) -> None:
-        _write(f"miles: {work}\n")
+        self._write(f"miles: {work}\n")
         self._is_shown = True
-
-
-def _write(text: str) -> None:
-    stream = sys.stderr
-    if isinstance(stream, _Watched):
-        stream = stream.watched
-    with contextlib.suppress(OSError, ValueError):  # nobody reads it, or it is closed
-        stream.write(text)
-        stream.flush()
 
 
 class _Watched:

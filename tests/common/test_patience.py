@@ -36,9 +36,9 @@ CONFIG = {
 
 SCRIPT = """
 import sys, time
-from miles.common import patience
+from miles.common import output, patience
 patience.LONG_SECONDS = 1.0
-with patience.until_answered("looking at the rows"):
+with patience.until_answered("looking at the rows"), output.outlived():
     time.sleep(0.8)
     print("a line")
     patience.doing("starting Ray", is_long=True)
