@@ -7,6 +7,7 @@ import json
 
 from miles.cli.console import Subparsers, open_console, path_word
 from miles.common.ctrl_c import on_ctrl_c
+from miles.common.help_lines import explain
 from miles.common.patience import until_answered
 from miles.errors import ConfigError, MilesError
 
@@ -28,11 +29,14 @@ def add_parser(commands: Subparsers) -> None:
     parser = commands.add_parser(
         NAME,
         help="did runs see the same data, up to which step; their settings and losses",
-        description="Compare runs with the first of them: by the fingerprint of each step, whether "
+    )
+    explain(
+        parser,
+        "Compare runs with the first of them: by the fingerprint of each step, whether "
         "they saw the same rows and tokens, and up to which step; the settings that differ; the "
         "losses at common steps, or at common tokens. The exit status is 1 where the losses have "
         "nothing in common.",
-        epilog=f"examples: miles {'; miles '.join(_EXAMPLES)}",
+        *_EXAMPLES,
     )
     parser.add_argument(
         "runs",
