@@ -11,6 +11,7 @@ draws.
     run_settings  config.json -> a table beside the defaults
     parts, page   all of it -> report.html, from the templates, style and scripts in page/
     charts        metrics -> pictures: loss.png, and those of a browser without scripts
+    live          serves the page on this machine (live_run, tail: what is new since it was opened)
     report        writes report.html and loss.png
     first_batch   the samples of the first step -> the terminal, the page
 

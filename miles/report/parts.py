@@ -37,6 +37,8 @@ from miles.report.stalls import bottleneck_of, find_stalls
 
 PAGE_FOLDER = Path(__file__).parent / "page"
 MAX_REJECTS = 50
+OPEN_REJECTS = 10
+"""Of them, shown without a click."""
 MAX_STALL_ROWS = 8
 
 
@@ -223,7 +225,11 @@ def _not_used(ledger: Mapping[str, Mapping[str, Any]]) -> list[account.Line]:
 
 def _rejects(view: RunView) -> dict[str, Any]:
     rejects = run_data.read_rejects(view.prepared or (view.folder,), view.leave_out)
-    return {"rejects": rejects[:MAX_REJECTS], "num_more": max(len(rejects) - MAX_REJECTS, 0)}
+    return {
+        "rejects": rejects[:OPEN_REJECTS],
+        "others": rejects[OPEN_REJECTS:MAX_REJECTS],
+        "num_more": max(len(rejects) - MAX_REJECTS, 0),
+    }
 
 
 def _starts(view: RunView) -> dict[str, Any]:

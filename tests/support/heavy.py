@@ -59,6 +59,7 @@ SECONDS = {
     "integration/test_resume.py": 40,
     "integration/test_survival.py": 350,
     "integration/test_train.py": 75,
+    "report/test_page_in_browser.py": 50,
     "test_benchmarks.py": 320,
     "train/estimate/test_memory.py": 50,
     "train/rank/test_adapter_checkpoints.py": 25,
