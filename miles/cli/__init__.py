@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 
 _INTERRUPTED = 130
-_WITHOUT_MODELS = ("prepare", "certify", "train")
+_WITHOUT_MODELS = ("prepare", "certify", "train", "report")
 """Commands for which transformers is imported without torch, where the process is theirs."""
 
 

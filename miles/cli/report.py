@@ -17,8 +17,9 @@ def add_parser(commands: Subparsers) -> None:
     explain(
         parser,
         "Write the page report.html and the picture loss.png into the folder of a run, also while "
-        "it goes on. The page needs no network.",
+        "it goes on. The page needs no network. With --live, serve it instead of writing it.",
         "report runs/qwen3",
+        "report runs/qwen3 --live --port 8000",
     )
     parser.add_argument("folder", type=path_word, metavar="RUN", help="the run's folder")
     parser.add_argument(
