@@ -16,9 +16,13 @@ from typing import Annotated, Any
 from miles.common.flags import Flag, check_settings
 from miles.common.local_paths import absolute, absolute_or_hub_name
 from miles.common.shown import shown
+from miles.data.row_format import ROLE_NAMES as ROLE_NAMES
+from miles.data.row_format import ROW_FIELDS as ROW_FIELDS
+from miles.data.row_format import RowFormat as RowFormat
 from miles.errors import ConfigError
 
 DEFAULT_WINDOW_ROWS = 32_768
+_DETECTED = RowFormat()
 MAX_WEIGHT_PERIOD = 1 << 22
 """The largest sum of weights as whole numbers. A mixture's sequence repeats after this sum."""
 
@@ -26,86 +30,6 @@ MAX_WEIGHT_PERIOD = 1 << 22
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise ConfigError(message)
-
-
-_COMMON_FIELDS = ("system", "tools", "template_kwargs")
-ROW_FIELDS: Mapping[str, tuple[str, ...]] = {
-    "messages": ("messages", *_COMMON_FIELDS),
-    "alpaca": ("instruction", "input", "output", "history", "reasoning", *_COMMON_FIELDS),
-    "prompt_completion": ("prompt", "completion", "reasoning", *_COMMON_FIELDS),
-    "preference": ("chosen", "prompt", "input", *_COMMON_FIELDS),
-    "transcript": ("transcript", *_COMMON_FIELDS),
-    "text": ("text",),
-}
-"""Row shape -> its fields. "messages" are ShareGPT's and OpenAI's, told apart turn by turn; of
-"preference" the chosen side is taken."""
-
-ROLE_NAMES = ("system", "user", "assistant", "tool", "tool_call")
-"""Roles that a name in the rows can stand for. A turn of the role "tool_call" is the assistant's, and
-its content a call; a message has one of the others."""
-
-
-@dataclass(frozen=True)
-class RowFormat:
-    """The rows of a source: their shape, columns and roles."""
-
-    shape: Annotated[
-        str,
-        Flag(
-            "--row-shape",
-            "SHAPE",
-            "layout of a row; auto: found from the schema and the first rows of each source",
-            choices=("auto", *ROW_FIELDS),
-        ),
-    ] = "auto"
-    columns: Annotated[
-        Mapping[str, str],
-        Flag(
-            "--column-names",
-            "JSON",
-            'field of the row shape -> the column that holds it, such as {"prompt": "question"}',
-            default="the usual names",
-            also=(
-                Flag(
-                    "--input-key",
-                    "COLUMN",
-                    "column of the conversation",
-                    default="found",
-                    key="messages",
-                ),
-                Flag("--tool-key", "COLUMN", "column of the tools", default="tools", key="tools"),
-            ),
-        ),
-    ] = field(default_factory=dict)
-    roles: Annotated[
-        Mapping[str, str],
-        Flag(
-            "--role-names",
-            "JSON",
-            f"role in the rows -> {', '.join(ROLE_NAMES)}; beside the known ones",
-        ),
-    ] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        check_settings(self)
-        fields = ROW_FIELDS[self.shape] if self.shape != "auto" else sum(ROW_FIELDS.values(), ())
-
-        for name, column in self.columns.items():
-            known = ", ".join(dict.fromkeys(fields))
-            _require(
-                name in fields,
-                f"--column-names: {shown(name)} is no field of --row-shape {self.shape}: {known}",
-            )
-            _require(
-                isinstance(column, str),
-                f"--column-names: {shown(name)} must be the name of a column, not {shown(column)}",
-            )
-
-        for name, role in self.roles.items():
-            _require(
-                role in ROLE_NAMES,
-                f"--role-names: {shown(name)} must be one of {', '.join(ROLE_NAMES)}, not {shown(role)}",
-            )
 
 
 def _require_split(split: str | None) -> None:
@@ -131,7 +55,7 @@ class SourceConfig:
     """The source's name in metrics and in the ledger."""
     paths: tuple[str, ...]
     """fsspec URLs, patterns or folders, local ones absolute; Parquet, Arrow, JSON or CSV."""
-    format: RowFormat = RowFormat()
+    format: RowFormat = _DETECTED
     split: Annotated[
         str | None,
         Flag(

@@ -24,8 +24,9 @@ FLAGS = {
 INPUTS = {
     "manifest_fingerprint": "--prompt-data or --split: other files than the checkpoint's, or files "
     "that were written since, or are read in another way (--row-shape, --column-names, "
-    "--role-names). A run of an earlier version took every split of a folder, which is now --split all, and named the "
-    "source of a pattern by its last part: --prompt-data '*' 'data/*.jsonl'",
+    "--role-names, --transform or the code of its function). A run of an earlier version took every "
+    "split of a folder, which is now --split all, and named the source of a pattern by "
+    "its last part: --prompt-data '*' 'data/*.jsonl'",
     "encoder_fingerprint": "--hf-checkpoint or --chat-template-path: another tokenizer or chat "
     "template than the checkpoint's; or other rules for its tokens (--apply-chat-template-kwargs, "
     "--loss-mask-turns, --empty-think, --special-text, --too-long, --max-sample-tokens, and "

@@ -19,6 +19,9 @@ class Reason:
     """a short sentence, without its full stop"""
 
 
+LEFT_OUT_BY_TRANSFORM = "left_out_by_transform"
+"""The reason that is the user's wish. Such rows are counted, and neither listed nor judged."""
+
 REASONS: Mapping[str, Reason] = {
     "malformed_json": Reason(
         "cannot be read: not JSON, not UTF-8, or not of its table's columns",
@@ -26,6 +29,14 @@ REASONS: Mapping[str, Reason] = {
     ),
     "not_an_object": Reason(
         "is JSON, but no object", "each row must be an object that names its columns"
+    ),
+    LEFT_OUT_BY_TRANSFORM: Reason(
+        "the function of `--transform` left out: it returned None",
+        "nothing: such rows are counted, and are no bad rows",
+    ),
+    "transform_error": Reason(
+        "made the function of `--transform` fail, or return what is no row",
+        "the detail says the exception and its line; have the function return None for such rows",
     ),
     "no_messages": Reason(
         "lacks its conversation or text, or has an empty one",

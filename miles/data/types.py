@@ -38,6 +38,10 @@ MAX_ROW_BYTES = 128 << 20
 """A row with more JSON text is dropped, as `too_long`: to decode it takes many times as much
 memory, and a loader that dies of it would die again at the next try."""
 
+MAX_ROW_VALUES = 16 << 20
+"""A row with more commas and opening brackets is rejected: three bytes of it, such as `[],`, take
+seventy bytes of memory."""
+
 OVERSIZED_ROW = b"\xff oversized "
 """Stands for a row that is not read because it is larger; its size in bytes follows. It is no
 UTF-8, so that no row that is read can look like it."""

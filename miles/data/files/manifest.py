@@ -43,6 +43,7 @@ from miles.data.files.other_files import other_shape, require_one_shape
 from miles.data.files.row_columns import TOOLS_WITHIN, columns_of_shape, known_columns
 from miles.data.files.row_shapes import detect_format, find_columns
 from miles.data.files.unused_columns import unused_columns
+from miles.data.transforms import Transform
 from miles.data.types import Int32, Int64
 from miles.errors import ConfigError, SourceError
 
@@ -89,7 +90,8 @@ class Manifest:
 
     @cached_property
     def fingerprint(self) -> str:
-        """32 hex digits over names, columns, row counts, sizes and stamps; not over folders."""
+        """32 hex digits over names, columns, row counts, sizes, stamps and the code of a transform;
+        not over folders."""
         content = [_fingerprinted(source) for source in self.sources]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]
 
@@ -223,21 +225,25 @@ def _describe_source(
         )
     is_unknown = source.format.shape == "auto"
     wanted = known_columns(source.format) | {TOOLS_WITHIN}
-    rows, columns = first_rows(first, wanted, any_needed=is_unknown)
+    transform = source.format.transform
+    rows, columns = first_rows(first, wanted, any_needed=is_unknown, transform=transform)
     try:
         format = detect_format(source, rows, columns, first.path)
     except SourceError as error:
         elsewhere = other_shape(source, first, files)
         if elsewhere:
             raise SourceError(f"{error}. {elsewhere}") from None
+        if transform is not None:
+            raise SourceError(f"{error}. These are the rows that {transform.name} makes") from None
         format = _format_in_bytes(source, first)
 
-    needed = columns_of_shape(format)
-    named = frozenset(source.format.columns.values())
-    files = tuple(with_text_columns(file, needed, named) for file in files)
-    if first.unread_columns:  # some of them may be read now
-        first = with_text_columns(first, needed, named)
-        rows, _ = first_rows(first, known_columns(format) | {TOOLS_WITHIN})
+    if transform is None:
+        needed = columns_of_shape(format)
+        named = frozenset(source.format.columns.values())
+        files = tuple(with_text_columns(file, needed, named) for file in files)
+        if first.unread_columns:  # some of them may be read now
+            first = with_text_columns(first, needed, named)
+            rows, _ = first_rows(first, known_columns(format) | {TOOLS_WITHIN})
     require_one_shape(source, format, first, files)
     return ManifestSource(
         source.name,
@@ -292,16 +298,21 @@ def _fingerprinted(source: ManifestSource) -> list[Any]:
 
     columns = sorted(source.format.columns.items())
     roles = sorted(source.format.roles.items())
-    return [source.name, source.format.shape, columns, roles, *files]
+    transform = source.format.transform
+    code = [] if transform is None else [{"transform": transform.code}]
+    return [source.name, source.format.shape, columns, roles, *files, *code]
 
 
 def _source_to_json(source: ManifestSource) -> dict[str, Any]:
+    transform = source.format.transform
+    made_by = {} if transform is None else {"transform": transform.to_json()}
     return {
         "name": source.name,
         "format": {
             "shape": source.format.shape,
             "columns": dict(source.format.columns),
             "roles": dict(source.format.roles),
+            **made_by,
         },
         "columns": dict(source.columns),
         "unused_columns": list(source.unused_columns),
@@ -313,9 +324,12 @@ def _source_to_json(source: ManifestSource) -> dict[str, Any]:
 
 def _source_from_json(content: Mapping[str, Any]) -> ManifestSource:
     named = content["format"]
+    made_by = named.get("transform")
+    # Nothing is imported here: that is done where rows are read, and other code is refused.
+    transform = None if made_by is None else Transform.from_json(made_by)
     return ManifestSource(
         content["name"],
-        RowFormat(named["shape"], named["columns"], named["roles"]),
+        RowFormat(named["shape"], named["columns"], named["roles"], transform),
         content["columns"],
         tuple(_file_from_json(file) for file in content["files"]),
         tuple(LeftOut.from_json(group) for group in content.get("left_out", ())),

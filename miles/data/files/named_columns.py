@@ -73,6 +73,8 @@ def _all_columns(sources: Sequence[SourceConfig], files: Sequence[Sequence[File]
     for source, own in zip(sources, files, strict=True):
         first = next(file for file in own if file.num_rows)
         for file in (first, *some_others(first, own)):
-            _, columns = first_rows(file, known_columns(source.format))
+            _, columns = first_rows(
+                file, known_columns(source.format), transform=source.format.transform
+            )
             there.update(dict.fromkeys(columns))
     return list(there)

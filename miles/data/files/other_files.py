@@ -40,7 +40,9 @@ def require_one_shape(
     if source.format.shape != "auto":
         return
     for file in some_others(first, files):
-        rows, _ = first_rows(file, known_columns(source.format), any_needed=True)
+        rows, _ = first_rows(
+            file, known_columns(source.format), any_needed=True, transform=source.format.transform
+        )
         if any(fits(row, format.shape, source.format.columns) for row in rows):
             continue
         shape = _likeliest_shape(source, rows)
@@ -63,7 +65,7 @@ def other_shape(source: SourceConfig, first: File, files: Sequence[File]) -> str
     """
     for file in some_others(first, files):
         # A file that cannot be read is no reason to say less of the first one.
-        rows, _ = first_rows(file, known_columns(source.format))
+        rows, _ = first_rows(file, known_columns(source.format), transform=source.format.transform)
         shape = _likeliest_shape(source, rows)
         if shape:
             return (

@@ -139,7 +139,9 @@ def _pieces(manifest: Manifest, row_ids: Int64, *, as_json: bool = False) -> lis
     pieces: list[_Piece] = []
     for group, begin, end in zip(groups.tolist(), begins.tolist(), ends.tolist(), strict=True):
         source_id, file, number = manifest.group_location(group)
-        format = None if as_json else manifest.sources[source_id].format
+        format: RowFormat | None = manifest.sources[source_id].format
+        if as_json or (format and format.transform):  # the function is given JSON
+            format = None
         wanted = row_ids[begin:end] - manifest.group_starts[group]
 
         previous = pieces[-1] if pieces and pieces[-1].file is file else None

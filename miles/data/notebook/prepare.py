@@ -49,6 +49,7 @@ def prepare(
     row_shape: str = RowFormat.shape,
     column_names: Mapping[str, str] | None = None,
     role_names: Mapping[str, str] | None = None,
+    transform: Any = None,
     split: str | None = SourceConfig.split,
     max_bad_fraction: float = DataConfig.max_bad_fraction,
     chat_template_path: str | None = None,
@@ -85,6 +86,9 @@ def prepare(
             under usual names.
         role_names: name of a role in the rows -> system, user, assistant, tool or tool_call; beside
             the known ones.
+        transform: a function row -> row, list of messages or None (the row is left out), or its
+            name, "package.module:function"; for rows of no known shape. It is called in the
+            loaders, before anything else looks at a row.
         split: of a folder or DatasetDict, such as "train_sft", "train+validation" or "all"; None:
             train, where the names of its files say so.
         max_bad_fraction: a larger share of rejected rows is an error.
@@ -117,6 +121,7 @@ def prepare(
         "--input-key": messages_key,
         "--tool-key": tools_key,
         "--role-names": role_names,
+        "--transform": transform,
     }
     encoding = {
         "--chat-template-path": chat_template_path,

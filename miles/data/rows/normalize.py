@@ -27,6 +27,7 @@ from typing import Any, NoReturn
 
 from miles.common.json_faults import described, likely_encoding, likely_fault
 from miles.data.config import RowFormat
+from miles.data.files.made_rows import transformed
 from miles.data.files.row_columns import (
     BESIDE_TURNS,
     column_of,
@@ -63,6 +64,7 @@ from miles.data.rows.turn_lists import turn_list
 from miles.data.rows.turns import Flags, Messages, read_turns
 from miles.data.types import (
     MAX_ROW_BYTES,
+    MAX_ROW_VALUES,
     OTHER_FIELDS_ROW,
     OVERSIZED_ROW,
     UNREADABLE_ROW,
@@ -72,10 +74,6 @@ from miles.data.types import (
 MESSAGES = RowFormat("messages")
 
 _NO_VARIABLES: Mapping[str, Any] = {}
-
-_MAX_VALUES = 16 << 20
-"""A row with more commas and opening brackets is rejected: three bytes of it, such as `[],`, take
-seventy bytes of memory."""
 
 
 def normalize(payload: bytes, format: RowFormat = MESSAGES) -> Conversation:
@@ -90,8 +88,10 @@ def normalize(payload: bytes, format: RowFormat = MESSAGES) -> Conversation:
         RowRejected: the row cannot be used, with one of `REJECT_REASONS`.
     """
     assert format.shape != "auto", "the shape is detected before rows are read"
+    if format.transform is not None:
+        payload = transformed(payload, format.transform)
     row: Mapping[str, Any] | None = None
-    if len(payload) <= _MAX_VALUES:  # most rows are much shorter
+    if len(payload) <= MAX_ROW_VALUES:  # most rows are much shorter
         row = strict_object(payload)
     # Halves of surrogate pairs come from elsewhere, or from JSON within a transcript.
     has_no_halves = row is not None and format.shape == "messages"
@@ -188,7 +188,7 @@ def _messages(row: Mapping[str, Any], format: RowFormat) -> tuple[Messages, Flag
 
 
 def _parse(payload: bytes, format: RowFormat) -> Mapping[str, Any]:
-    if len(payload) > _MAX_VALUES:
+    if len(payload) > MAX_ROW_VALUES:
         _require_moderate(payload)
     try:
         try:
@@ -218,8 +218,8 @@ def _require_moderate(payload: bytes) -> None:
     """Reject a row that would take a loader's memory when it is decoded."""
     if len(payload) > MAX_ROW_BYTES:
         _reject_oversized(len(payload))
-    if sum(map(payload.count, (b",", b"[", b"{"))) > _MAX_VALUES:
-        reject("malformed_json", f"lists and objects of more than {_MAX_VALUES:,} values")
+    if sum(map(payload.count, (b",", b"[", b"{"))) > MAX_ROW_VALUES:
+        reject("malformed_json", f"lists and objects of more than {MAX_ROW_VALUES:,} values")
 
 
 def _reject_stand_in(payload: bytes) -> None:

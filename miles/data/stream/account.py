@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from miles.data.files.manifest import Manifest, ManifestSource
-from miles.data.reasons import REASONS
+from miles.data.reasons import LEFT_OUT_BY_TRANSFORM, REASONS
 from miles.data.types import REJECT_REASONS
 from miles.data.unused_names import OTHERS
 
@@ -52,15 +52,20 @@ def sentence(name: str, counts: Mapping[str, int]) -> str:
 
 
 def reasons_of(counts: Mapping[str, int]) -> dict[str, int]:
-    """Return the rows that were dropped for each reason, the most frequent one first."""
+    """Return the rows that were dropped for each reason, the most frequent one first.
+
+    Those that the user's function left out come last.
+    """
     reasons = [reason for reason in REJECT_REASONS if counts.get(reason)]
-    reasons.sort(key=lambda reason: -counts[reason])
+    # What to do is said of the first: nothing is to be done about rows that were not wanted.
+    reasons.sort(key=lambda reason: (reason == LEFT_OUT_BY_TRANSFORM, -counts[reason]))
     return {reason: counts[reason] for reason in reasons}
 
 
 def remedies(counts: Mapping[str, int]) -> list[str]:
     """Return what to do about the most frequent reasons: `too_long: raise …`."""
-    reasons = list(reasons_of(counts))[:SHOWN_REMEDIES]
+    reasons = [reason for reason in reasons_of(counts) if reason != LEFT_OUT_BY_TRANSFORM]
+    reasons = reasons[:SHOWN_REMEDIES]
     return [f"{reason}: {REASONS[reason].remedy}" for reason in reasons]
 
 

@@ -78,10 +78,11 @@ def require_usable(
         raise DataError(
             f"of the rows to evaluate {describe_rejects(fatal, manifest)}. {FATAL_ADVICE[fatal[0].reason]}"
         )
-    if config.held_out != "only" and limits.is_share_exceeded(len(rejects), num_rows):
+    num_bad = limits.num_bad(rejects)
+    if config.held_out != "only" and limits.is_share_exceeded(num_bad, num_rows):
         rows = f"{num_rows} rows to evaluate"
         raise limits.share_error(
-            len(rejects),
+            num_bad,
             rows,
             reasons=describe_rejects(rejects, manifest),
             advice=_advice(rejects),

@@ -29,6 +29,7 @@ from typing import Any
 
 from miles.common.patient_file import PatientFile, Report
 from miles.data.files.manifest import Manifest
+from miles.data.reasons import LEFT_OUT_BY_TRANSFORM
 from miles.data.stream.account import advice, not_used, reasons_of, sentence, total
 from miles.data.stream.reject_limits import FATAL_ADVICE, LENGTH_FLAGS, RejectLimits, Streak
 from miles.data.types import Reject, StepRows
@@ -107,6 +108,11 @@ class Ledger:
         """Rows dropped so far."""
         num_trained = sum(counts["trained"] for counts in self._counts.values())
         return self.num_read - self.num_held_out - num_trained
+
+    @property
+    def _num_left_out(self) -> int:
+        """Rows that the user's function left out so far. They are dropped, and not bad."""
+        return sum(counts.get(LEFT_OUT_BY_TRANSFORM, 0) for counts in self._counts.values())
 
     @property
     def rejects(self) -> list[dict[str, Any]]:
@@ -218,10 +224,11 @@ class Ledger:
             DataError: more than the allowed share was dropped.
         """
         num_rows = self.num_read - self.num_held_out
-        if self._limits.is_share_exceeded(self.num_rejected, num_rows):
+        num_bad = self.num_rejected - self._num_left_out
+        if self._limits.is_share_exceeded(num_bad, num_rows):
             rows = f"{num_rows} rows read" + (" and not held out" if self.num_held_out else "")
             raise self._limits.share_error(
-                self.num_rejected, rows, advice=self._advice(), account=self._account()
+                num_bad, rows, advice=self._advice(), account=self._account()
             )
 
     def require_trained(self) -> None:
@@ -319,6 +326,8 @@ class Ledger:
         """Add the rejects that are not in the list yet."""
         fresh = []
         for reject in rejects:
+            if reject.reason == LEFT_OUT_BY_TRANSFORM:  # counted; there may be millions
+                continue
             source, file, row = self._manifest.locate(reject.row_id)
             if (source, file, row) not in self._listed:
                 self._listed.add((source, file, row))

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from miles.data.config import DataConfig
 from miles.data.files.manifest import Manifest
+from miles.data.reasons import LEFT_OUT_BY_TRANSFORM
 from miles.data.types import Reject, StepRows
 from miles.errors import DataError
 
@@ -60,6 +61,11 @@ class RejectLimits:
                 f"of the rows {describe_rejects(fatal, manifest)}. {FATAL_ADVICE[fatal[0].reason]}"
             )
 
+    @staticmethod
+    def num_bad(rejects: Iterable[Reject]) -> int:
+        """Return how many of the rejects are bad rows: not those that the user's function left out."""
+        return sum(reject.reason != LEFT_OUT_BY_TRANSFORM for reject in rejects)
+
     def is_share_exceeded(self, num_rejected: int, num_rows: int) -> bool:
         """Return whether more than the allowed share of the rows was rejected."""
         return num_rejected > self.max_bad_fraction * num_rows
@@ -107,7 +113,8 @@ class Streak:
         longest = Streak()
         current = self
         next_position = 0
-        for reject in sorted(rows.rejects, key=lambda reject: reject.position):
+        bad = [reject for reject in rows.rejects if reject.reason != LEFT_OUT_BY_TRANSFORM]
+        for reject in sorted(bad, key=lambda reject: reject.position):
             is_next = current.num_rows > 0 and reject.position == next_position
             first_row_id = current.first_row_id if is_next else reject.row_id
             num_rows = current.num_rows + 1 if is_next else 1

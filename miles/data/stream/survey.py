@@ -256,10 +256,11 @@ def _judge(sample: Sample, config: DataConfig, manifest: Manifest) -> None:
     limits = RejectLimits.of(config)
     num_rows = sample.num_rows - sample.num_held_out
     limits.require_not_fatal(sample.rejects, manifest)
-    if limits.is_share_exceeded(len(sample.rejects), num_rows):
+    num_bad = limits.num_bad(sample.rejects)
+    if limits.is_share_exceeded(num_bad, num_rows):
         rows = f"{num_rows} rows" + (" that are not held out" if sample.num_held_out else "")
         raise limits.share_error(
-            len(sample.rejects),
+            num_bad,
             rows,
             reasons=describe_rejects(sample.rejects, manifest),
             advice=advice(Counter(reject.reason for reject in sample.rejects)),
