@@ -178,7 +178,8 @@ class _Description:
             getattr(code, "co_exceptiontable", b"").hex(),
             [self.of(constant, f"a constant of {where}") for constant in code.co_consts],
             [code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars],
-            [code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags],
+            [code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount],
+            code.co_flags & ~inspect.CO_NESTED,  # where it stands
         ]
 
 

@@ -24,7 +24,17 @@ from miles.data.reasons import LEFT_OUT_BY_TRANSFORM
 from miles.data.transforms import Transform
 from miles.data.types import MAX_ROW_BYTES, MAX_ROW_VALUES, RowRejected
 
-_WITH_TEXT = (TypeError, AttributeError, NameError, LookupError, ArithmeticError, ImportError)
+_WITH_TEXT = (
+    AttributeError,
+    ImportError,
+    IndexError,
+    KeyError,
+    ModuleNotFoundError,
+    NameError,
+    TypeError,
+    UnboundLocalError,
+    ZeroDivisionError,
+)
 """Python's own exceptions whose text names code. That of others may quote the row, and is not kept."""
 _TEXT_CHARACTERS = 80
 
@@ -85,7 +95,7 @@ def _parsed(payload: bytes) -> dict[str, Any] | None:
 def _described(error: BaseException, function: Any) -> str:
     """Return an exception's type and line: `KeyError: 'answer' (line 12 of my_rows.py)`."""
     text = ""
-    if isinstance(error, _WITH_TEXT):
+    if type(error) in _WITH_TEXT:
         text = f": {cut(' '.join(str(error).split()), _TEXT_CHARACTERS)}"
     return f"{type(error).__name__}{text}{_line_of(error.__traceback__, function)}"
 

@@ -46,6 +46,13 @@ def test_longest_streak_does_not_depend_on_steps(steps: list[list[bool]]) -> Non
     assert longest == max(map(len, rows.split(".")))
 
 
+def test_rows_left_out_by_the_user_are_not_bad() -> None:
+    left_out = [Reject(row, 0, "left_out_by_transform", "", row) for row in range(3)]
+    step = StepRows((4,), (0,), (0,), (*left_out, Reject(3, 0, "too_long", "", 3)))
+    assert RejectLimits.num_bad(step.rejects) == 1
+    assert Streak().through(step) == (Streak(1, 3, 3), Streak(1, 3, 3))
+
+
 def test_share_may_be_reached_but_not_exceeded() -> None:
     limits = RejectLimits(0.01)
     assert not limits.is_share_exceeded(10, 1_000)
