@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from miles.data.tokens import engines
-from tests.support.processes import miles, miles_here
+from tests.support.pages import block, typed
+from tests.support.processes import PROJECT, miles, miles_here
 
 ODD_NAME = "my run [v2]:1 #50%::'é\" {x} $HOME"
 """A pattern, a tag of rich's markup, parts of a URL and of a shell's line; it is a name here."""
@@ -18,6 +20,21 @@ ODD_NAME = "my run [v2]:1 #50%::'é\" {x} $HOME"
 def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     folder = tmp_path_factory.mktemp("demo") / ODD_NAME
     return folder, miles("demo", "--output", folder)
+
+
+def test_the_two_commands_of_the_front_page_are_these() -> None:
+    """`make demo` is the run of the tests below; `make test` is what runs them."""
+    demo_words, test_words = typed(block("README.md", "make demo"))
+    assert demo_words == ["make", "demo"]
+
+    def recipe(words: list[str]) -> str:
+        dry = ["make", "--dry-run", "--always-make", *words[1:]]
+        return subprocess.run(dry, cwd=PROJECT, capture_output=True, text=True, check=True).stdout
+
+    assert recipe(demo_words).splitlines()[-1] == ".venv/bin/miles demo"
+    parts = recipe(test_words)
+    assert "pytest --quick --part 1/2" in parts
+    assert "pytest --heavy --part 2/2" in parts
 
 
 @pytest.mark.slow

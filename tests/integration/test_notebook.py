@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -84,6 +85,7 @@ def kernel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kernel]:
     with pytest.MonkeyPatch.context() as patch:
         for name in ("IPYTHONDIR", "JUPYTER_RUNTIME_DIR", "JUPYTER_CONFIG_DIR"):
             patch.setenv(name, str(folder / name))  # not in the user's home
+        patch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
         with client.setup_kernel(env=environment()):
             yield Kernel(client, folder)
 
@@ -101,7 +103,8 @@ def test_the_example_runs_from_top_to_bottom(kernel: Kernel) -> None:
     assert "<svg" in run["text/html"]
     assert metrics[-1]["sft/loss"] < 0.9 * metrics[0]["sft/loss"]
     assert (kernel.folder / "runs/notebook/run/report.html").exists()
-    assert kernel.outputs("trained.generate(")["text/plain"]
+    assert kernel.outputs("miles chat {run.folder}")["printed"].strip()
+    assert "rror" not in kernel.outputs("miles chat {run.folder}")["printed"]
 
 
 @pytest.mark.slow

@@ -57,6 +57,7 @@ SECONDS = {
     "integration/test_parity.py": 320,
     "integration/test_queue.py": 50,
     "integration/test_resume.py": 40,
+    "integration/test_stranger.py": 70,
     "integration/test_survival.py": 350,
     "integration/test_train.py": 75,
     "report/test_page_in_browser.py": 50,
