@@ -53,7 +53,8 @@ def require_parsed(words: list[str]) -> None:
     if words[:2] == ["miles", "train"]:
         for flag in written_flags(words):
             require_known(flag, launch_settings())
-        build_parser().parse_line(words[2:])
+        _, unknown = build_parser().parse_known_args(words[2:])
+        assert not unknown
     elif words[0] == "miles":
         build_command_parser().parse_args(words[1:])
     elif words[0] == "script":

@@ -77,7 +77,7 @@ def test_notices_and_a_file_are_those_of_a_line(hf: str, tmp_path: Path) -> None
         ({"no_bf16": False}, "--no-bf16=False negates twice; write --bf16=True"),
         ({"hf_checkpoint": ""}, "--hf-checkpoint is empty"),
         ({"loss_type": "dpo"}, "this is SFT only"),
-        ({}, "--hf-checkpoint is missing; --save is missing; --prompt-data is missing"),
+        ({}, "--hf-checkpoint, --save and --prompt-data are missing"),
     ],
 )
 def test_a_mistake_names_the_keyword(keywords: dict[str, Any], expected: str) -> None:
