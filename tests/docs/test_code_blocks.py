@@ -23,7 +23,7 @@ ALL = {found.name: found for page in PAGES for found in blocks(page)}
 def test_every_block_is_run_or_parsed() -> None:
     assert len(ALL) == sum(len(list(blocks(page))) for page in PAGES), "two blocks have one name"
     assert not EXECUTED.keys() & PARSED.keys()
-    assert ALL.keys() == EXECUTED.keys() | PARSED.keys()
+    assert ALL.keys() == EXECUTED.keys() | PARSED.keys(), "see tests/support/pages.py"
 
 
 def test_the_tests_that_run_blocks_read_the_pages() -> None:

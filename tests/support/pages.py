@@ -63,6 +63,10 @@ PARSED = {
     "docs/first-run.md: python -m pipelines.run_qwen3_sft --model-name Qwe": (
         "the model has 235 B parameters; the recipes' own lines run in pipelines/test_recipes.py"
     ),
+    "docs/report.md: miles report runs/real/run              # writes r": (
+        "its first line is also the last of docs/first-run.md, which is run; its second one serves "
+        "until Ctrl-C, as in tests/report"
+    ),
 }
 """Block -> why its commands are read by their parsers only."""
 
