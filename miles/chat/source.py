@@ -111,7 +111,7 @@ def _run_settings(path: str) -> dict[str, Any] | None:
     if not storage.exists(url):
         return None
     # A model's config.json comes from anybody: it is read with care where it is looked at.
-    content = read_json(url, CheckpointError)
+    content = _object_in(url)
     is_run = "hf_checkpoint" in content and isinstance(content.get("data"), Mapping)
     return content if is_run else None
 
@@ -239,6 +239,18 @@ def _with_choice(config: EncodeConfig, choice: Choice) -> EncodeConfig:
     return config
 
 
+def _object_in(url: str) -> dict[str, Any]:
+    """Return the JSON object in a file that may come from anybody.
+
+    Raises:
+        CheckpointError: it is not ordinary, too large, or holds something else.
+    """
+    content = read_json(url, CheckpointError)
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{url}: a JSON object was expected; found {type(content).__name__}")
+    return content
+
+
 def _require_no_step(path: str, choice: Choice) -> None:
     if choice.iteration is not None:
         raise ConfigError(
@@ -253,7 +265,7 @@ def _base_of(adapter: str) -> str:
         ConfigError: it names none that is there.
     """
     url = storage.join(adapter, PEFT_CONFIG)
-    base = read_json(url, CheckpointError).get("base_model_name_or_path")
+    base = _object_in(url).get("base_model_name_or_path")
     if isinstance(base, str) and base:
         with contextlib.suppress(MilesError):
             if storage.is_folder(absolute_or_hub_name(base)):
@@ -301,7 +313,7 @@ def _local_weights(url: str) -> Iterator[str]:
     """Yield a Hugging Face folder as a local one, once its headers are known to be sound."""
     from miles.convert.safetensors_files import Weights  # torch: it takes seconds
 
-    kind = read_json(storage.join(url, _HF_CONFIG), CheckpointError).get("model_type")
+    kind = _object_in(storage.join(url, _HF_CONFIG)).get("model_type")
     if kind in model_types():
         read_shape(url)  # its errors name the entry of config.json
     with storage.local_folder(url, "Hugging Face checkpoint") as folder:

@@ -160,10 +160,15 @@ class Talk:
     def _show(self, answer: Answer) -> None:
         """Write an answer while it is made."""
         wrapper = Wrapper(_num_columns() if self.is_terminal else None)
-        for piece in answer:
-            # In a pipe, a program reads the text as it is.
-            text = printable(piece) if self.is_terminal else piece
-            _write(wrapper.add(text))
+        try:
+            for piece in answer:
+                # In a pipe, a program reads the text as it is.
+                text = printable(piece) if self.is_terminal else piece
+                _write(wrapper.add(text))
+        except KeyboardInterrupt:
+            if not self.is_terminal:  # there, the line ends with what is told
+                _write("\n")
+            raise
         _write(f"{wrapper.end()}\n")
 
     def _tell(self, text: str, *, breaks: bool = False) -> None:
