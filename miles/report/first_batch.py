@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from markupsafe import Markup
 from rich.console import Console
 from rich.text import Text
@@ -18,7 +19,7 @@ from miles.data.config import EncodeConfig
 from miles.data.notebook import preview
 from miles.data.tokens.load import load_tokenizer
 from miles.errors import BrokenFileError, SourceError, TemplateError
-from miles.report.run_data import FirstBatch, read_first_batch
+from miles.report.run_data import FirstBatch, read_first_batch, read_rejects
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -36,8 +37,22 @@ _SHOWN_TOKENS = 4_000
 
 
 @unchained
-def inspect_run(folder: str, console: Console, num_samples: int) -> None:
+def inspect_run(
+    folder: str,
+    console: Console,
+    num_samples: int,
+    *,
+    rows: Sequence[int] | None = None,
+    where: str | None = None,
+    seed: int = 0,
+) -> None:
     """Print the samples of a run's first step, the trained tokens marked.
+
+    Args:
+        rows: those of these rows.
+        where: "longest", "least_trained" or "random"; "dropped": the first rows that the run
+            dropped, with the reason.
+        seed: of the random ones.
 
     Raises:
         SourceError: the run kept no first batch, or a broken one.
@@ -51,7 +66,10 @@ def inspect_run(folder: str, console: Console, num_samples: int) -> None:
         path = storage.join(folder, run_folder.FIRST_BATCH)
         raise SourceError(f"{path}: no such file; expected the folder of a run")
 
-    shown = batch.samples[:num_samples]
+    if where == "dropped":
+        _print_dropped(folder, console, num_samples)
+        return
+    shown = _chosen(batch, rows, where, seed)[: None if rows else num_samples]
     tokenizer = _tokenizer_of(batch)
     is_coloured = has_colours(console)
     columns = console.width if console.width < WIDE_COLUMNS else None
@@ -77,6 +95,33 @@ class ShownSample:
     title: str
     tokens: Markup
     """HTML: trained tokens in a span of class `t`, the others in one of class `c`"""
+
+
+def _chosen(
+    batch: FirstBatch, rows: Sequence[int] | None, where: str | None, seed: int
+) -> list[Mapping[str, Any]]:
+    """Return the samples of a first batch in the order in which they are asked for."""
+    samples = list(batch.samples)
+    if rows:
+        return [sample for sample in samples if sample["row"] in rows]
+    if where == "longest":
+        samples.sort(key=lambda sample: -len(sample["input_ids"]))
+    elif where == "least_trained":
+        samples.sort(key=lambda sample: sum(sample["loss_mask"]) / max(len(sample["loss_mask"]), 1))
+    elif where == "random":
+        order = np.random.default_rng(seed).permutation(len(samples))
+        return [samples[place] for place in order]
+    return samples
+
+
+def _print_dropped(folder: str, console: Console, num_rows: int) -> None:
+    """Print the first rows that a run dropped, with the reason."""
+    rejects = read_rejects([folder], lambda sentence: None)
+    for reject in rejects[:num_rows]:
+        text = f"row {reject['row']} of {reject['file']}: {reject['reason']}"
+        detail = f" ({reject['detail']})" if reject.get("detail") else ""
+        console.print(Text(f"  {text}{detail}"), soft_wrap=True)
+    console.print(Text(f"{len(rejects):,} rows were dropped", "dim"))
 
 
 def shown_samples(batch: FirstBatch) -> list[ShownSample]:
