@@ -4,6 +4,7 @@
 
 small    the rows of the sample as they are (Parquet): no Ray is started
 array    `--rows` rows of the shape of OpenHermes in one JSON array, on all cores
+notebook from `prepare(...)` on a list of 300 dicts to its card, in a process of its own
 
 Each command runs twice with one cache: the first one finds it empty. With `--against`, the `miles`
 of another checkout prepares the same rows in turn, so that what else the machine does hits both;
@@ -64,7 +65,7 @@ def main() -> None:
     )
     add_sample_flags(parser)
     add_check_flag(parser)
-    parser.add_argument("--section", choices=("small", "array"), help="only this one")
+    parser.add_argument("--section", choices=("small", "array", "notebook"), help="only this one")
     parser.add_argument("--rows", type=int, default=1_000_000, help="of the array")
     parser.add_argument(
         "--rounds", type=int, default=2, help="of each case; the first has no cache"
@@ -77,10 +78,13 @@ def main() -> None:
     bars: list[Bar] = []
     with tempfile.TemporaryDirectory(prefix="miles-prepare-") as name:
         folder = Path(name)
+        if flags.section in (None, "notebook"):
+            bars += run_notebook(flags, folder, console)
         cases = list(cases_of(flags, folder))
         for case in cases:
             bars += run_case(case, flags, folder, console)
-        console.print(parts_table(cases[-1].path, flags.tokenizer, flags.part_rows))
+        if cases:
+            console.print(parts_table(cases[-1].path, flags.tokenizer, flags.part_rows))
     print_bars(bars, console)
     if flags.check:
         exit_where_missed(bars)
@@ -89,9 +93,9 @@ def main() -> None:
 def cases_of(flags: argparse.Namespace, folder: Path) -> Iterator[Case]:
     """Yield the data sets to prepare; the array is written into the folder."""
     sample = Path(flags.source)
-    if flags.section != "array":
+    if flags.section in (None, "small"):
         yield Case("small", sample, pq.read_metadata(sample).num_rows, 1 / 3)
-    if flags.section != "small":
+    if flags.section in (None, "array"):
         array = folder / "rows.json"
         write_array(array, sample, flags.rows)
         yield Case("array", array, flags.rows, 45 / 120)
@@ -166,6 +170,72 @@ def costs_table(case: Case, costs: dict[str, list[Cost]]) -> Table:
                 f"{cost.peak_bytes / 2**30:.2f}",
             )
     return table
+
+
+# --- in a notebook
+
+NOTEBOOK_ROWS = 300
+NOTEBOOK_RATIO = 0.1
+NOTEBOOK = """
+import json, sys, time
+import miles.data
+rows, tokenizer, lines = json.load(open(sys.argv[1])), sys.argv[2], sys.argv[3]
+wall, cpu = time.perf_counter(), time.process_time()
+try:
+    data = miles.data.prepare("chat", source=rows, tokenizer=tokenizer)
+except miles.data.prepare.__globals__["ConfigError"]:  # of before it took rows themselves
+    with open(lines, "w") as file:
+        file.writelines(json.dumps(row) + "\\n" for row in rows)
+    data = miles.data.prepare("chat", source=lines, tokenizer=tokenizer)
+data._repr_html_()
+seconds = (time.perf_counter() - wall, time.process_time() - cpu)
+
+import ray
+print(json.dumps([*seconds, ray.is_initialized()]))
+"""
+"""Prints wall seconds, CPU seconds, and whether Ray was started."""
+
+
+def run_notebook(flags: argparse.Namespace, folder: Path, console: Console) -> list[Bar]:
+    """Time the card of a list of dicts by each checkout in turn, with a cold and a warm cache."""
+    table = pq.read_table(flags.source).slice(0, NOTEBOOK_ROWS)
+    rows = folder / "notebook.json"
+    rows.write_text(json.dumps(table.select(["conversations"]).to_pylist()))
+    checkouts = {"ours": OURS}
+    if flags.against:
+        checkouts["theirs"] = flags.against.resolve()
+
+    runs: dict[str, list[tuple[float, float]]] = {name: [] for name in checkouts}
+    for _ in range(max(flags.rounds, 2)):
+        for name, checkout in checkouts.items():
+            line = [sys.executable, "-c", NOTEBOOK, str(rows), flags.tokenizer]
+            line.append(str(folder / f"{name}.jsonl"))
+            cache = str(folder / f"cache-notebook-{name}")
+            environment = {**os.environ, "PYTHONPATH": str(checkout), "MILES_CACHE": cache}
+            done = subprocess.run(line, env=environment, capture_output=True, text=True, check=True)
+            wall, cpu, has_ray = json.loads(done.stdout.splitlines()[-1])
+            assert not (name == "ours" and has_ray), "a card needs no Ray"
+            runs[name].append((wall, cpu))
+
+    shown = Table(title=f"notebook: a card of {NOTEBOOK_ROWS} dicts", title_justify="left")
+    for column in ("miles", "cache", "wall s", "CPU s"):
+        shown.add_column(column)
+    for name, costs in runs.items():
+        for number, (wall, cpu) in enumerate(costs):
+            shown.add_row(name, "warm" if number else "cold", f"{wall:.2f}", f"{cpu:.2f}")
+    console.print(shown)
+
+    bars = []
+    if flags.against:
+        for state, which in (("cold", slice(0, 1)), ("warm", slice(1, None))):
+            for unit, what in enumerate(("wall time", "CPU time")):
+                ours, theirs = (min(run[unit] for run in runs[name][which]) for name in runs)
+                bars.append(
+                    Bar(
+                        f"notebook, {state} cache: {what}, of theirs", ours / theirs, NOTEBOOK_RATIO
+                    )
+                )
+    return bars
 
 
 # --- where the time goes
