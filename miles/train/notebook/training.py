@@ -7,6 +7,7 @@ run(hf_checkpoint="hf", prompt_data=ds, save="runs/first", num_epoch=1)
 from __future__ import annotations
 
 import inspect
+import logging
 import os
 import sys
 from collections.abc import Iterable
@@ -57,6 +58,8 @@ def run(config: TrainConfig | str | None = None, **flags: Any) -> TrainedRun | N
         MilesError: what cannot be run, or ended the run.
         KeyboardInterrupt: a second interrupt, or one while no step was under way.
     """
+    # Ray 2.60 asks for ipywidgets in a notebook, for a picture of its cluster that nobody asked for.
+    logging.getLogger("ray.widgets.util").setLevel(logging.ERROR)
     try:
         with patience.until_answered(LOOKING):
             line = _line_of(config, flags)
