@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -96,6 +97,15 @@ def test_a_parameter_is_what_the_page_says() -> None:
         block("docs/adding-a-model.md", "Parameter("), vars(parameters).copy()
     )
     assert len(parameter.shapes) == 2
+
+
+def test_the_transform_of_the_page_makes_messages() -> None:
+    names: dict[str, Any] = {}
+    assert run_python(block("docs/rows.md", "def to_messages(row):"), names) == []
+    row = {"language": "en", "question": {"text": "2+2?"}, "answers": ["Four.", "4"]}
+    question, answer = names["to_messages"](row)
+    assert (question["content"], answer["content"]) == ("2+2?", "Four.")
+    assert names["to_messages"]({**row, "language": "de"}) is None
 
 
 def test_the_fingerprints_of_a_step_are_found(tmp_path: Path) -> None:

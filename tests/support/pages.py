@@ -38,6 +38,7 @@ EXECUTED = {
     "docs/order.md: grep '\"step\": 1200,' runs/old/metrics.jsonl runs/n": (
         "docs/test_code_blocks.py"
     ),
+    "docs/rows.md: def to_messages(row):": "docs/test_code_blocks.py",
 }
 """Block -> the file of the test that runs it, with small stand-ins for its models and rows."""
 
