@@ -69,9 +69,9 @@ class Talk:
                 message = read()
                 if message is None:
                     return
+                was_stopped = False
                 if message.strip():
                     self._take(message.strip())
-                was_stopped = False
             except _Left:
                 return
             except KeyboardInterrupt:
