@@ -170,10 +170,13 @@ def test_ctrl_c_stops_an_answer_and_then_leaves(small_model: Path) -> None:
         screen.wait_for("gone: 2+2?")
         screen.wait_for("> ", since=screen.text.index("gone"))
 
-        # What the user did since has made the first one forgotten.
+        # What the user did since has made the first one forgotten. Python's readline does not
+        # notice a Ctrl-C between its prompt and its wait for keys.
         place = len(screen.text)
+        time.sleep(1.0)
         screen.type(CTRL_C)
         screen.wait_for("leaves", since=place)
+        time.sleep(1.0)
         screen.type(CTRL_C)
         screen.wait_for("miles: Ctrl-C: left")
         assert screen.process.wait(60) == 130
