@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from miles.common import storage
 from miles.errors import ConfigError, WriteError
 
 BASH, ZSH, FISH = SHELLS = ("bash", "zsh", "fish")
@@ -42,6 +41,8 @@ def install(script: str, shell: str, environment: Mapping[str, str]) -> Installe
     Raises:
         WriteError: the file cannot be written, or is one that miles did not write.
     """
+    from miles.common import storage  # fsspec: every command imports this module
+
     path = place_of(shell, environment)
     before = ""
     if path.exists():

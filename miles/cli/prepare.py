@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from miles.cli.console import Subparsers, open_console, path_word, tokenizer_word
-from miles.common import run_folder, storage
+from miles.common import run_folder
 from miles.common.ctrl_c import on_ctrl_c
 from miles.common.flags import build, settings_of
 from miles.common.help_lines import explain
@@ -160,6 +160,8 @@ def run(flags: argparse.Namespace) -> None:
 
 def _ending(flags: argparse.Namespace, summary: Summary) -> list[str]:
     """Return where the rows are, how many were dropped, and the line to type next."""
+    from miles.common import storage  # fsspec: every command imports this module
+
     num_written = len(summary.lengths)
     lines = [f"{num_written:,} of {summary.num_rows:,} rows are in {redact(flags.output)}"]
     num_dropped = summary.num_rows - num_written

@@ -39,7 +39,7 @@ def completions(script: str, line: str, program: str = "miles") -> list[str]:
     ("line", "expected"),
     [
         ("miles tr", ["train"]),
-        ("miles com", ["completion"]),
+        ("miles com", ["compare", "completion"]),
         ("miles convert meg", ["megatron-to-hf"]),
         ("miles convert mer", ["merge-adapter"]),
         ("miles convert merge-adapter --save-m", ["--save-megatron"]),

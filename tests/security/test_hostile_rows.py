@@ -45,7 +45,7 @@ def write(path: Path, content: bytes) -> Path:
 def small_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (json_blocks, rows):
         monkeypatch.setattr(module, "MAX_ROW_BYTES", LIMIT_BYTES)
-    monkeypatch.setattr(rows, "_MAX_VALUES", LIMIT_BYTES // 4)
+    monkeypatch.setattr(rows, "MAX_ROW_VALUES", LIMIT_BYTES // 4)
     monkeypatch.setattr(json_scan, "BUFFER_BYTES", 700)
 
 

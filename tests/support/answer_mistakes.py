@@ -26,7 +26,7 @@ ANSWERS = (
     Mistake("chat {hf} --temperature nan", USAGE, "--temperature must be in [0, 100], not nan"),
     Mistake("chat {hf} --max-new-tokens 0", USAGE, "--max-new-tokens must be positive, not 0"),
     Mistake("chat {hf} --temprature 1", USAGE, "did you mean --temperature?"),
-    Mistake("generate {hf} --output {out}", USAGE, "the following arguments are required: --pro"),
+    Mistake("generate {hf} --output {out}", USAGE, "--prompts is missing"),
     Mistake("generate {hf} --output {out} --prompts {none}.jsonl", INPUT, "no such file"),
     Mistake("generate {hf} --output {out} --prompts {no_rows}", INPUT, "has no row"),
     Mistake("generate {hf} --output {out} --prompts {prose}", INPUT, "not JSON (Expecting value)"),

@@ -47,6 +47,12 @@ ROWS: list[dict[str, Any]] = [
 ]
 
 
+def last_turns(row: dict[str, Any]) -> list[Any]:
+    """Return the last two turns of a row: a function that makes the rows."""
+    turns: list[Any] = row["messages"][-2:]
+    return turns
+
+
 @dataclass(frozen=True)
 class Case:
     """A setting that is no default, as a command and as a notebook give it."""
@@ -90,6 +96,7 @@ CASES = {
     "messages_key": Case(["--input-key", "chat"], {"messages_key": "chat"}),
     "tools_key": Case(["--tool-key", "fs"], {"tools_key": "fs"}),
     "roles": Case(["--role-names", '{"Ann": "user"}'], {"role_names": {"Ann": "user"}}),
+    "transform": Case(["--transform", f"{__name__}:last_turns"], {"transform": last_turns}),
     "split": Case(["--split", "test"], {"split": "test"}),
     "max_bad_fraction": Case(["--max-bad-fraction", "0.5"], {"max_bad_fraction": 0.5}),
 }

@@ -58,7 +58,7 @@ def prepared(tokenizer: Path, source: Any = RAW, **settings: Any) -> Prepared:
 
 def samples(data: Prepared) -> list[tuple[list[int], list[int]]]:
     outcomes = data._outcomes(np.arange(data.num_rows))
-    results = [outcome.result for _, outcome in outcomes]
+    results = [outcome.result for *_, outcome in outcomes]
     return [(one.input_ids.tolist(), one.loss_mask.tolist()) for one in results]  # type: ignore[union-attr]
 
 
@@ -79,13 +79,13 @@ def test_shape_and_columns_are_those_behind_it(chatml_tokenizer_folder: Path) ->
     assert source.format.shape == "messages"
     assert source.columns["messages"] == "conversation"
     assert source.unused_columns == ("score",)
-    assert "messages in conversation" in repr(data)
+    assert "messages in conversation" in data.to_text()
 
     without = prepared(chatml_tokenizer_folder, transform=lambda row: {"text": row["q"]["text"]})
     assert without.manifest.sources[0].format.shape == "text"
 
 
-def test_an_exception_drops_its_row(chatml_tokenizer_folder: Path) -> None:
+def test_an_exception_drops_its_row(chatml_tokenizer_folder: Path, tmp_path: Path) -> None:
     data = prepared(chatml_tokenizer_folder, transform=with_faults, max_bad_fraction=0.1)
     line = with_faults.__code__.co_firstlineno + 2
     rejects = [(entry["row"], entry["reason"], entry["detail"]) for entry in data.ledger()]
@@ -93,16 +93,16 @@ def test_an_exception_drops_its_row(chatml_tokenizer_folder: Path) -> None:
         (row, "transform_error", f"LookupError (line {line} of test_transform.py)")
         for row in (49, 99, 149, 199)
     ]
-    assert "4 transform_error" in repr(data)
+    assert "4 transform_error" in data.to_text()
     with pytest.raises(DataError, match=r"4 of the 200 rows read were dropped"):
-        prepared(chatml_tokenizer_folder, transform=with_faults).ledger()
+        prepared(chatml_tokenizer_folder, transform=with_faults).write(str(tmp_path / "out"))
 
 
 def test_rows_left_out_are_counted_and_are_not_bad(
     chatml_tokenizer_folder: Path, tmp_path: Path
 ) -> None:
     data = prepared(chatml_tokenizer_folder, transform=every_third, max_bad_fraction=0.0)
-    assert "133 left_out_by_transform of 200 rows" in repr(data)
+    assert "133 left_out_by_transform of 200 rows" in data.to_text()
     data.write(str(tmp_path / "out"))
     assert data.ledger() == []
     counts = json.loads((tmp_path / "out/summary.json").read_text())["ledger"]["rows"]["counts"]

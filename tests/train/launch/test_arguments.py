@@ -203,6 +203,7 @@ VALUES: dict[str, Any] = {
     "row_shape": "messages",
     "column_names": {"messages": "chat"},
     "role_names": {"Bot": "assistant"},
+    "transform": "string:capwords",
     "apply_chat_template_kwargs": {"enable_thinking": False},
     "loss_mask_turns": "last",
     "empty_think": "train",
