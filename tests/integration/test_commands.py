@@ -112,7 +112,8 @@ def test_certify_certifies_or_refuses_by_name(
     engine = "fastokens" if engines.is_installed() else "tiktoken"
     assert f"by {engine}" in printed
     certificate = json.loads(path.read_text())
-    assert json.loads(miles_here("certify", chatml_tokenizer_folder, "--json", "-")) == certificate
+    printed = miles_here("certify", chatml_tokenizer_folder, "--json", "-")
+    assert json.loads(printed[printed.index("{") :]) == certificate, "behind what takes long"
     assert certificate["terminator"] == "<|im_end|>"
     assert certificate["tool_grouping"] == "grouped"
 
@@ -136,7 +137,7 @@ def test_mistakes_get_one_clear_line(tmp_path: Path) -> None:
     words = ("convert", "hf-to-megatron", "--hf-checkpoint", tmp_path, "--save", save)
     assert "config.json: no such file" in miles(*words, expect=3)
 
-    assert "first_batch.json: no such file" in miles_here("inspect", tmp_path, expect=3)
+    assert "the folder is empty" in miles_here("inspect", tmp_path, expect=3)
 
     words = ("train", "--loss-type", "dpo", "--prompt-data", "x")
     words = (*words, "--save", "y", "--hf-checkpoint", "z")
