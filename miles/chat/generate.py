@@ -33,7 +33,7 @@ _TOLD_SECONDS = 10.0
 
 @dataclass(frozen=True)
 class Counts:
-    """What became of the rows."""
+    """The rows of a file, by what became of them."""
 
     num_rows: int
     num_earlier: int
@@ -66,6 +66,7 @@ class Target:
         if not storage.exists(self.url):
             storage.write_text(self.settings_url, json.dumps(self.settings, indent=1) + "\n")
             return 0
+
         try:
             before = own_files.read_object(self.settings_url)
         except SourceError as error:
@@ -73,6 +74,7 @@ class Target:
                 f"--output {self.url}: is there, and {self.settings_url}, which says of what it is, "
                 "cannot be read: give another file, or remove this one"
             ) from error
+
         now = json.loads(json.dumps(self.settings))
         others = sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
         if others:
@@ -80,6 +82,7 @@ class Target:
                 f"--output {self.url}: holds answers under another {', '.join(others)}: give another "
                 "file, or remove this one"
             )
+
         lines, unfinished = json_lines.split(self.url)
         if unfinished:
             json_lines.write(self.url, lines)

@@ -32,6 +32,7 @@ class Sampling:
         _require(
             self.max_new_tokens > 0, f"--max-new-tokens must be positive, not {self.max_new_tokens}"
         )
+
         drawing = [
             name
             for name, is_set in (("--top-p", self.top_p < 1), ("--top-k", self.top_k > 0))
@@ -45,7 +46,7 @@ class Sampling:
 
     @property
     def is_greedy(self) -> bool:
-        """Whether the most likely token is taken."""
+        """Return whether the most likely token is taken."""
         return self.temperature == 0
 
     def describe(self) -> str:

@@ -34,7 +34,7 @@ _HF_CONFIG = "config.json"
 
 @dataclass(frozen=True)
 class Choice:
-    """What the user names beside the path."""
+    """The user's choice of a checkpoint and a template, beside the path."""
 
     iteration: int | None = None
     """the run's checkpoint; None: the newest"""

@@ -40,7 +40,7 @@ BAR_COLUMNS = 16
 
 @dataclass(eq=False)
 class Bar:
-    """What a call does, and how far it is."""
+    """The work of a call, and how far it is."""
 
     text: str
     """such as "reading rows" """
@@ -124,7 +124,7 @@ def note(text: str) -> None:
 
 
 class _Display(Protocol):
-    """Where a line is shown."""
+    """The place where a line is shown."""
 
     def show(self, bar: Bar) -> None: ...
 

@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class DataVerdict:
-    """Whether a run saw the data of the first one."""
+    """The answer to whether a run saw the data of the first one."""
 
     run: str
     is_same: bool | None
@@ -108,7 +108,7 @@ class Comparison:
 
     @property
     def is_comparable(self) -> bool:
-        """Whether the losses of all runs have a place in common."""
+        """Return whether the losses of all runs have a place in common."""
         return len(self.losses) > 0
 
     def to_json(self) -> dict[str, Any]:

@@ -39,7 +39,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Run:
-    """What a run's folder tells of it."""
+    """A run, as its folder tells of it."""
 
     folder: str
     steps: Mapping[int, Step]

@@ -22,7 +22,7 @@ WHERE = ("longest", "least_trained", "dropped", "random")
 
 @dataclass(frozen=True, eq=False)
 class Looked:
-    """What became of rows that were looked at."""
+    """The rows that were looked at, and what became of each."""
 
     row_ids: Int64
     """int64 [rows]"""

@@ -83,7 +83,7 @@ class Row:
 
     @property
     def remedy(self) -> str:
-        """What to do about a dropped row; "" where the row is not dropped."""
+        """Return what to do about a dropped row; "" where the row is not dropped."""
         return "" if self.reason is None else self.say(REASONS[self.reason].remedy)
 
     @property

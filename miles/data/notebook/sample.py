@@ -17,7 +17,7 @@ from miles.data.unused_names import count_row
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """What became of some rows."""
+    """Some rows, and what became of them."""
 
     rows: Looked
     summary: Summary

@@ -40,7 +40,7 @@ _LONG_BLANKS = 1_000_000
 
 
 class EngineCore(Protocol):
-    """What encodes text that is already normal, the texts of a step end to end."""
+    """An encoder of text that is already normal, the texts of a step end to end."""
 
     kind: str
     """"tiktoken" or "fastokens\""""
