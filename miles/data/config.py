@@ -325,9 +325,9 @@ class StreamConfig:
             minimum=1,
         ),
     ] = 8
-    target_block_bytes: int = 8 << 20
-    """Ray Data cuts a stage's output into blocks of about this size; past 64 ranks, the feed's blocks
-    have this size for each 64."""
+    target_block_bytes: int = 4 << 20
+    """Ray Data cuts a stage's output into blocks of about this size; past 32 ranks, the feed's blocks
+    have this size for each 32."""
     max_retries: int = 3
     """Times that a task whose worker died is tried again before the run fails."""
 

@@ -26,7 +26,7 @@ from miles.data.stream.ledger import Ledger
 from miles.data.stream.reject_limits import RejectLimits
 from miles.data.types import Cursor, StepReport
 
-BLOCK_RANKS = 64
+BLOCK_RANKS = 32
 """Ranks that a block of `StreamConfig.target_block_bytes` is for. For more, blocks are larger."""
 
 
