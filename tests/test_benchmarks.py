@@ -65,7 +65,7 @@ SMALL_STREAM = {
     "slow": ["--rows", 8192, "--slow-steps", 16, "--slow-window", 1024],
     "resume": ["--rows", 8192, "--window-rows", 1024, "--rounds", 1],
     "growth": [
-        *("--growth", 4, "--growth-rows", 2048, "--growth-window", 256, "--batch-size", 64),
+        *("--growth", 3, "--growth-rows", 4096, "--growth-window", 256, "--batch-size", 64),
         *("--growth-hold-seconds", 0.05, "--rounds", 1),
     ],
     "feed": ["--rows", 4356, "--block-kib", 512, "--feed-rounds", 1],
@@ -74,7 +74,7 @@ SECTIONS = {
     "steady": ["outside normalize and encode", "  others", "rows a CPU second", "peer, end to end"],
     "slow": ["waited after the first step", "longest wait", "steps ready", "peak memory"],
     "resume": ["from row 0", "from row 7,296"],
-    "growth": ["2,048 rows: first step", "8,192 rows: first step", "peak memory"],
+    "growth": ["4,096 rows: first step", "12,288 rows: first step", "peak memory"],
     "feed": ["1 data ranks, a chunk for each rank", "1,024 data ranks, a chunk for each node"],
 }
 """Lines of each section."""
@@ -120,7 +120,7 @@ def check_resume(found: dict[str, Any]) -> None:
 
 
 def check_growth(found: dict[str, Any]) -> None:
-    assert [stream["num_rows"] for stream in found["streams"]] == [2048, 8192]
+    assert [stream["num_rows"] for stream in found["streams"]] == [4096, 12288]
     of_memory = [bar for bar in found["bars"] if bar["name"].startswith("peak of ")]
     assert len(of_memory) == 4
     for bar in of_memory:
