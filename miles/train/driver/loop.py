@@ -83,14 +83,25 @@ def _train(config: TrainConfig, console: Console | None, notices: Sequence[str])
     ):
         for notice in (*notices, *found.notices, *found.fit.notices()):
             run_log.report(notice)
-        if StartPoint.find(config) != start:  # another run wrote until the lease was ours
-            found = preflight(config)
-            start = found.require_start()
-        config = settle_device(config, run_log, start, has_gpus=on_gpu)
+        try:
+            if StartPoint.find(config) != start:  # another run wrote until the lease was ours
+                found = preflight(config)
+                start = found.require_start()
+            config = settle_device(config, run_log, start, has_gpus=on_gpu)
 
-        attempt_log = AttemptLog(config.run_dir, run_log.report)
-        run = Run(config, console, run_log, attempt_log, stop_signal, on_gpu, found, leases)
-        return with_restarts(config, start, run_log, attempt_log, partial(run_attempt, run))
+            attempt_log = AttemptLog(config.run_dir, run_log.report)
+            run = Run(config, console, run_log, attempt_log, stop_signal, on_gpu, found, leases)
+            return with_restarts(config, start, run_log, attempt_log, partial(run_attempt, run))
+        except Stopped:
+            run_log.report(f"{stop_signal.name}: stopping before the first step")
+            start = StartPoint.find(config)
+            return RunSummary.of(
+                [],
+                tokens_seen=0,
+                checkpoint=start.url,
+                next_step=start.next_step,
+                is_finished=False,
+            )
 
 
 def run_attempt(run: Run, start: StartPoint) -> RunSummary:
@@ -101,22 +112,16 @@ def run_attempt(run: Run, start: StartPoint) -> RunSummary:
         MilesError: what another attempt would not mend.
     """
     ray_health.require_node()  # an attempt may have ended because its Ray had
-    try:
-        with contextlib.ExitStack() as cleanup:
-            is_finished = run.preflight.is_finished
-            early_group = None if is_finished else start_processes(run, cleanup)
-            patience.doing("opening the rows")
-            data = open_data(run, start, cleanup)
-            if data.is_finished:
-                return conclude_finished_run(run, start, data)
-            group = early_group or start_processes(run, cleanup)
-            attempt = start_trainers(run, start, data, group, cleanup)
-            return TrainingLoop(attempt).run()
-    except Stopped:
-        run.run_log.report(f"{run.stop_signal.name}: stopping before the first step")
-        return RunSummary.of(
-            [], tokens_seen=0, checkpoint=start.url, next_step=start.next_step, is_finished=False
-        )
+    with contextlib.ExitStack() as cleanup:
+        is_finished = run.preflight.is_finished
+        early_group = None if is_finished else start_processes(run, cleanup)
+        patience.doing("opening the rows")
+        data = open_data(run, start, cleanup)
+        if data.is_finished:
+            return conclude_finished_run(run, start, data)
+        group = early_group or start_processes(run, cleanup)
+        attempt = start_trainers(run, start, data, group, cleanup)
+        return TrainingLoop(attempt).run()
 
 
 class TrainingLoop:

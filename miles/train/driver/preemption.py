@@ -24,8 +24,12 @@ BETWEEN_STEPS = "Ctrl-C: stopped while no step was under way; nothing is lost"
 _NAMES = {signal.SIGTERM: "SIGTERM", signal.SIGHUP: "SIGHUP", signal.SIGINT: CTRL_C}
 
 
-class Stopped(Exception):
-    """A signal came while no step was under way, so that there is nothing to save."""
+class Stopped(BaseException):
+    """A signal came while no step was under way, so that there is nothing to save.
+
+    No `Exception`, as `KeyboardInterrupt` is none: it may be raised inside anything, and whoever
+    turns the errors of a filesystem into his own (`file_errors.reading`) must let it pass.
+    """
 
 
 class StopSignal:

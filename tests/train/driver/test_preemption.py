@@ -12,6 +12,7 @@ from typing import Any, cast
 import pytest
 
 from miles.cli.outcome import exit_status_of
+from miles.common.file_errors import reading
 from miles.errors import ConfigError
 from miles.train.driver import loop
 from miles.train.driver.preemption import Stopped, StopSignal
@@ -119,6 +120,11 @@ def test_before_the_steps_it_stops_at_once() -> None:
         send()  # a second one changes nothing
         with pytest.raises(Stopped):
             stop.begin_steps()
+
+
+def test_while_a_file_is_read_it_is_no_error_of_the_file() -> None:
+    with StopSignal(), pytest.raises(Stopped), reading("s3://bucket/file"):
+        send()
 
 
 def test_between_attempts_it_stops_at_once() -> None:
