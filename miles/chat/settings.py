@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from miles.errors import ConfigError
+from miles.common.flags import require
 
 
 @dataclass(frozen=True)
@@ -22,14 +22,14 @@ class Sampling:
     """of an answer"""
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             0 <= self.temperature <= 100,
             f"--temperature must be in [0, 100], not {self.temperature:g}",
         )
-        _require(0 < self.top_p <= 1, f"--top-p must be in (0, 1], not {self.top_p:g}")
-        _require(self.top_k >= 0, f"--top-k must not be negative: {self.top_k}")
-        _require(0 <= self.seed < 2**63, f"--seed must be in [0, 2**63), not {self.seed}")
-        _require(
+        require(0 < self.top_p <= 1, f"--top-p must be in (0, 1], not {self.top_p:g}")
+        require(self.top_k >= 0, f"--top-k must not be negative: {self.top_k}")
+        require(0 <= self.seed < 2**63, f"--seed must be in [0, 2**63), not {self.seed}")
+        require(
             self.max_new_tokens > 0, f"--max-new-tokens must be positive, not {self.max_new_tokens}"
         )
 
@@ -38,7 +38,7 @@ class Sampling:
             for name, is_set in (("--top-p", self.top_p < 1), ("--top-k", self.top_k > 0))
             if is_set
         ]
-        _require(
+        require(
             self.temperature > 0 or not drawing,
             f"{' and '.join(drawing)} has no effect at --temperature 0, which always takes the most "
             "likely token: give --temperature 1, or leave it out",
@@ -57,8 +57,3 @@ class Sampling:
         words += [f"top-p {self.top_p:g}"] if self.top_p < 1 else []
         words += [f"top-k {self.top_k}"] if self.top_k else []
         return ", ".join([*words, f"seed {self.seed}"])
-
-
-def _require(is_met: bool, text: str) -> None:
-    if not is_met:
-        raise ConfigError(text)

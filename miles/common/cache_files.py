@@ -6,15 +6,18 @@
 A cache may be lost, cut off, written by a newer version, or lie in a folder that several users
 share. So a file is used only where it is a plain file of this user's that nobody else may write, in
 a folder for which the same holds, and its content has the hash that stands before it. What fails
-any of that is as good as not there: it is made anew. A folder that cannot be written is no error.
+any of that is as good as not there: it is made anew. A folder that cannot be written is no error;
+one that others may write, too, is passed over, and the process says so once.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import os
 import secrets
+import shutil
 import stat
 import sys
 import time
@@ -126,10 +129,21 @@ def _private_folder(place: Path) -> Iterator[int]:
     directory = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         if not _is_own(os.fstat(directory)):
+            _say_passed_over(place)
             raise PermissionError(f"{place}: not a private folder of this user")
         yield directory
     finally:
         os.close(directory)
+
+
+@functools.cache
+def _say_passed_over(place: Path) -> None:
+    """Tell the user, once, about a folder in which others may put files."""
+    print(
+        f"miles: nothing is kept in {place}: it is another user's, or others may write it. "
+        f"`chmod go-w` mends the second; or set {VARIABLE} to another folder",
+        file=sys.stderr,
+    )
 
 
 def _is_own(found: os.stat_result) -> bool:
@@ -155,7 +169,11 @@ def _replace(name: str, content: bytes, directory: int) -> None:
     try:
         with os.fdopen(number, "wb") as file:
             file.writelines((_MAGIC, hashlib.sha256(content).digest(), content))
-        os.replace(staged, name, src_dir_fd=directory, dst_dir_fd=directory)
+        try:
+            os.replace(staged, name, src_dir_fd=directory, dst_dir_fd=directory)
+        except IsADirectoryError:
+            shutil.rmtree(name, dir_fd=directory)
+            os.replace(staged, name, src_dir_fd=directory, dst_dir_fd=directory)
     except BaseException:
         with contextlib.suppress(OSError):
             os.unlink(staged, dir_fd=directory)
@@ -167,7 +185,8 @@ def _make_room(directory: int, max_files: int) -> None:
     files = []
     with os.scandir(directory) as entries:
         for entry in entries:
-            if not entry.name.endswith(_SUFFIX) and f"{_SUFFIX}." not in entry.name:
+            is_ours = entry.name.endswith(_SUFFIX) or f"{_SUFFIX}." in entry.name
+            if not is_ours or entry.is_dir(follow_symlinks=False):
                 continue
             age = time.time() - entry.stat(follow_symlinks=False).st_mtime
             if not entry.name.startswith("."):

@@ -269,6 +269,16 @@ def absolute_of(flag: Flag, path: str) -> str:
         raise ConfigError(f"{flag.name} {error}") from None
 
 
+def require(condition: bool, message: str) -> None:
+    """Check a condition of a record's settings.
+
+    Raises:
+        ConfigError: it is not met; the message says which flag, what was found and what to do.
+    """
+    if not condition:
+        raise ConfigError(message)
+
+
 _LARGEST_NUMBER = 2**63 - 1
 """64 bits take no larger one."""
 

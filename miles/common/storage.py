@@ -25,6 +25,7 @@ import fsspec.callbacks
 from miles.common import retry, write_guard
 from miles.common.file_errors import reading as reading
 from miles.common.file_errors import writing as writing
+from miles.common.folder_walk import walk
 from miles.common.redact import require_no_secret
 from miles.errors import MissingFileError, SourceError
 
@@ -130,18 +131,6 @@ def type_of(url: str) -> str | None:
         return str(info(url)["type"])
     except MissingFileError:
         return None
-
-
-def files_below(fs: fsspec.AbstractFileSystem, folder: str) -> Iterator[str]:
-    """Yield the files below a folder. fsspec's own `walk` skips silently what it cannot list."""
-    for entry in retry.call(lambda: fs.ls(folder, detail=True), str(fs.unstrip_protocol(folder))):
-        name = str(entry["name"]).rstrip("/")
-        if name == folder.rstrip("/"):
-            continue
-        if entry["type"] == "directory":
-            yield from files_below(fs, name)
-        elif not (entry.get("islink") and fs.isdir(name)):
-            yield name
 
 
 def size_of(url: str, answer: dict[str, Any]) -> int:
@@ -351,7 +340,8 @@ def local_folder(
 
     with temporary_folder("miles-") as staged:
         with reading(url):
-            paths = [posixpath.relpath(name, path) for name in files_below(fs, path)]
+            files = walk(fs, path, with_hidden=True, with_links=False).files
+            paths = [posixpath.relpath(name, path) for name in files]
         _download(url, list(filter(is_wanted, paths)), staged, watch)
         yield staged
 
@@ -454,5 +444,8 @@ def remove(url: str, max_tries: int | None = None) -> None:
             retry.call(lambda: fs.rm(path, recursive=True), url, "removed", max_tries)
             return
         # A store's `rm` takes a name with brackets for a pattern.
-        for name in list(files_below(fs, path)) if is_folder(url) else [path]:
+        files = (
+            walk(fs, path, with_hidden=True, with_links=False).files if is_folder(url) else [path]
+        )
+        for name in files:
             retry.call(partial(fs.rm_file, name), url, "removed", max_tries)

@@ -8,12 +8,12 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Annotated, Any
 
-from miles.common.flags import Flag, check_settings
+from miles.common.flags import Flag, check_settings, require
 from miles.common.local_paths import absolute, absolute_or_hub_name
 from miles.common.shown import shown
 from miles.data.row_format import ROLE_NAMES as ROLE_NAMES
@@ -27,20 +27,15 @@ MAX_WEIGHT_PERIOD = 1 << 22
 """The largest sum of weights as whole numbers. A mixture's sequence repeats after this sum."""
 
 
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ConfigError(message)
-
-
 def _require_split(split: str | None) -> None:
     """Refuse an empty name of a split, and the shares that Megatron calls a split."""
     if split is None:
         return
-    _require(
+    require(
         all(name.strip() for name in split.split("+")),
         f"--split {shown(split)}: a name is empty; give such as train, train+validation, or all",
     )
-    _require(
+    require(
         not re.fullmatch(r"[\d.,]+", split),
         f"--split {split}: shares of one set, as in Megatron-LM, are not supported. --split takes "
         "the name of a split, such as train; --eval-fraction holds a share of the rows out",
@@ -75,7 +70,7 @@ class SourceConfig:
     def __post_init__(self) -> None:
         check_settings(self)
         _require_split(self.split)
-        _require(
+        require(
             bool(self.paths),
             f"source {shown(self.name)} has no path; give at least one file, glob or folder",
         )
@@ -137,13 +132,13 @@ class OrderConfig:
 
     def __post_init__(self) -> None:
         check_settings(self)
-        _require(0 <= self.seed < 2**63, f"--rollout-seed must be in [0, 2**63), not {self.seed}")
-        _require(
+        require(0 <= self.seed < 2**63, f"--rollout-seed must be in [0, 2**63), not {self.seed}")
+        require(
             all(math.isfinite(weight) and weight > 0 for weight in self.weights),
             f"--prompt-data-weights must be positive numbers, not {self.weights}; leave out the "
             "sources that are not wanted",
         )
-        _require(
+        require(
             sum(self.integer_weights) <= MAX_WEIGHT_PERIOD,
             f"--prompt-data-weights {' '.join(map(repr, self.weights))} have no common measure "
             "that is large enough; give round numbers, such as 0.7 0.3 or 7 3",
@@ -275,10 +270,25 @@ class EncodeConfig:
         object.__setattr__(self, "tokenizer", absolute_or_hub_name(self.tokenizer))
         try:
             json.dumps(dict(self.template_kwargs))
-        except TypeError as error:
+        except (TypeError, ValueError) as error:
             raise ConfigError(
                 f"--apply-chat-template-kwargs must be a JSON object: {error}"
             ) from error
+        for key in _keys_in(self.template_kwargs):
+            require(
+                isinstance(key, str),
+                "--apply-chat-template-kwargs must be a JSON object, whose keys are text, not "
+                f"{shown(key)}",
+            )
+
+
+def _keys_in(value: Any) -> Iterator[Any]:
+    """Yield the keys of a value of JSON, and of all that is nested in it."""
+    if isinstance(value, Mapping):
+        yield from value
+    if isinstance(value, Mapping | list | tuple):
+        for inner in value.values() if isinstance(value, Mapping) else value:
+            yield from _keys_in(inner)
 
 
 @dataclass(frozen=True)
@@ -301,7 +311,7 @@ class PackConfig:
 
     def __post_init__(self) -> None:
         check_settings(self)
-        _require(self.dp_size > 0, f"the data-parallel size must be positive, not {self.dp_size}")
+        require(self.dp_size > 0, f"the data-parallel size must be positive, not {self.dp_size}")
 
     @property
     def capacity_tokens(self) -> int:
@@ -380,20 +390,20 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         check_settings(self)
-        _require(bool(self.sources), "no data: give --prompt-data PATH, or NAME PATH pairs")
+        require(bool(self.sources), "no data: give --prompt-data PATH, or NAME PATH pairs")
         names = [source.name for source in self.sources]
-        _require(
+        require(
             len(set(names)) == len(names),
             f"--prompt-data names a source twice: {', '.join(names)}; give each its own name",
         )
 
-        _require(
+        require(
             len(self.order.weights) in (0, len(names)),
             f"--prompt-data-weights gives {len(self.order.weights)} number(s) for {len(names)} "
             f"source(s): {', '.join(names)}; give one for each",
         )
 
-        _require(
+        require(
             self.encode.max_sample_tokens <= self.pack.capacity_tokens,
             f"--max-sample-tokens {self.encode.max_sample_tokens} exceeds what a micro-batch can "
             "hold, --max-tokens-per-gpu x context parallel size = "
@@ -401,11 +411,11 @@ class DataConfig:
             "the second",
         )
 
-        _require(
+        require(
             0 <= self.max_bad_fraction <= 1,
             f"--max-bad-fraction must be between 0 and 1, not {self.max_bad_fraction}",
         )
-        _require(
+        require(
             0 <= self.held_out_fraction < 1,
             f"--eval-fraction must be in [0, 1), not {self.held_out_fraction}",
         )

@@ -11,17 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated
 
-from miles.common.flags import Flag, check_settings
+from miles.common.flags import Flag, check_settings, require
 from miles.common.shown import shown
 from miles.data import transforms
 from miles.data.transforms import Transform
-from miles.errors import ConfigError
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ConfigError(message)
-
 
 _COMMON_FIELDS = ("system", "tools", "template_kwargs")
 ROW_FIELDS: Mapping[str, tuple[str, ...]] = {
@@ -100,17 +93,17 @@ class RowFormat:
 
         for name, column in self.columns.items():
             known = ", ".join(dict.fromkeys(fields))
-            _require(
+            require(
                 name in fields,
                 f"--column-names: {shown(name)} is no field of --row-shape {self.shape}: {known}",
             )
-            _require(
+            require(
                 isinstance(column, str),
                 f"--column-names: {shown(name)} must be the name of a column, not {shown(column)}",
             )
 
         for name, role in self.roles.items():
-            _require(
+            require(
                 role in ROLE_NAMES,
                 f"--role-names: {shown(name)} must be one of {', '.join(ROLE_NAMES)}, not {shown(role)}",
             )

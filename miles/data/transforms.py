@@ -10,7 +10,6 @@ that imports other code than the driver did refuses it.
 
 from __future__ import annotations
 
-import difflib
 import functools
 import importlib
 import os
@@ -21,6 +20,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from miles.common.code_hash import NoHashError, code_hash
+from miles.common.near_names import did_you_mean
 from miles.common.shown import cut, shown
 from miles.errors import ConfigError
 
@@ -161,8 +161,7 @@ def _imported(name: str, folder: str) -> Function:
     found: Any = _module(name, module_name, folder)
     for part in path.split("."):
         if not hasattr(found, part):
-            near = difflib.get_close_matches(part, dir(found), n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
+            hint = did_you_mean(part, dir(found))
             raise ConfigError(f"{FLAG} {name}: {module_name} has no {part}{hint}")
         found = getattr(found, part)
     if not callable(found) or isinstance(found, type):

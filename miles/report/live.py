@@ -18,8 +18,8 @@ from urllib.parse import parse_qs, urlsplit
 from miles.common import storage
 from miles.common.local_paths import absolute
 from miles.errors import ConfigError, MilesError, SourceError
+from miles.report.html_page import policy
 from miles.report.live_run import LiveRun
-from miles.report.page import policy
 
 ADDRESS = "127.0.0.1"
 _NAMES = (ADDRESS, "localhost")

@@ -18,7 +18,7 @@ from typing import Any
 from miles.common import run_folder, storage
 from miles.errors import MissingFileError
 from miles.report.columns import Columns
-from miles.report.page import charts_of, frame
+from miles.report.html_page import charts_of, frame
 from miles.report.parts import LEFT_OUT, PARTS, RunView, render, render_left_out
 from miles.report.tail import GrowingFile
 

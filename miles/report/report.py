@@ -10,7 +10,7 @@ from miles.common.local_paths import absolute
 from miles.report import parts, run_data
 from miles.report.charts import loss_chart, to_png
 from miles.report.columns import Columns
-from miles.report.page import write_page
+from miles.report.html_page import write_page
 from miles.report.parts import RunView
 from miles.report.run_data import Metrics, Notify
 

@@ -48,6 +48,14 @@ def test_a_damaged_file_is_as_good_as_none(folder: Path) -> None:
     assert read("kind", KEY) == b"anew"
 
 
+def test_a_folder_in_place_of_a_file_makes_room(folder: Path) -> None:
+    file_in(folder).unlink()
+    (folder / f"{KEY}.state/inner").mkdir(parents=True)
+    assert read("kind", KEY) is None
+    write("kind", KEY, b"anew", 3)
+    assert read("kind", KEY) == b"anew"
+
+
 @pytest.mark.parametrize("mode", [0o620, 0o602])
 def test_a_file_that_others_may_write_is_not_used(folder: Path, mode: int) -> None:
     file_in(folder).chmod(mode)
@@ -56,11 +64,15 @@ def test_a_file_that_others_may_write_is_not_used(folder: Path, mode: int) -> No
     assert read("kind", KEY) == b"anew"
 
 
-def test_a_folder_that_others_may_write_is_not_used(folder: Path) -> None:
+def test_a_folder_that_others_may_write_is_not_used(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder.chmod(0o777)
     assert read("kind", KEY) is None
     write("kind", "b2", b"content", 3)
     assert len(list(folder.iterdir())) == 1, "nothing is put there, either"
+    said = capsys.readouterr().err
+    assert said.count(f"nothing is kept in {folder}") == 1, "once, not at each file"
 
 
 def test_what_is_of_another_user_is_not_used(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -172,7 +172,7 @@ def test_a_run_in_this_process_leaves_its_ray(workspace: Workspace, tmp_path: Pa
     assert again == first, "it is finished: nothing is trained"
 
     assert miles.train.run(**keywords, dry_run=True) is None
-    with pytest.raises(ConfigError, match="rollout_batch_size must be positive") as error:
+    with pytest.raises(ConfigError, match="rollout_batch_size= must be positive") as error:
         miles.train.run(**{**keywords, "rollout_batch_size": 0})
     assert "--" not in str(error.value)
     assert error.value.__cause__ is None

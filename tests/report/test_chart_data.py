@@ -11,7 +11,7 @@ import numpy as np
 from miles.common import run_folder
 from miles.report.chart_data import page_data
 from miles.report.columns import Columns
-from miles.report.page import as_script_data, policy
+from miles.report.html_page import as_script_data, policy
 from miles.report.report import write_report
 from miles.report.run_settings import setting_lines
 from miles.report.stalls import find_stalls

@@ -25,6 +25,7 @@ from miles.common import storage
 from miles.common.file_errors import in_own_words
 from miles.data.files import contents
 from miles.data.files.arrow_columns import Columns, columns_of
+from miles.data.files.arrow_types import is_valid
 from miles.data.files.json_scan import Extent
 from miles.errors import SourceError
 
@@ -152,26 +153,18 @@ def _valid(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
     """
     for begin in range(0, batch.num_rows, BATCH_ROWS):
         part = batch.slice(begin, BATCH_ROWS)
-        if _is_valid(part):
+        if is_valid(part):
             yield part
             continue
         for number in range(part.num_rows):
             row = part.slice(number, 1)
-            yield row if _is_valid(row) else _unreadable_row()
+            yield row if is_valid(row) else _unreadable_row()
 
 
 @cache
 def _unreadable_row() -> pa.RecordBatch:
     """Return a row that is not UTF-8. pyarrow imports pandas to make an array, so not at import."""
     return pa.record_batch({"": pa.array([b"\xff"])})
-
-
-def _is_valid(batch: pa.RecordBatch) -> bool:
-    try:
-        batch.validate(full=True)
-    except pa.ArrowInvalid:
-        return False
-    return True
 
 
 @lru_cache(maxsize=64)

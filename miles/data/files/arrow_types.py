@@ -53,6 +53,15 @@ def is_any_list(kind: pa.DataType) -> bool:
     return any(test(kind) for test in _IS_LIST)
 
 
+def is_valid(batch: pa.RecordBatch) -> bool:
+    """Return whether all text of a batch is UTF-8, and no offset leads outside of it."""
+    try:
+        batch.validate(full=True)
+    except pa.ArrowInvalid:
+        return False
+    return True
+
+
 def has_map(column: pa.Field) -> bool:
     """Return whether a column is or holds a map."""
     return any(pa.types.is_map(part.type) for part in parts(column))

@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 
 from miles.common.offsets import offsets_of
 from miles.data.config import RowFormat
-from miles.data.files.arrow_types import is_any_list, is_text, parts
+from miles.data.files.arrow_types import is_any_list, is_text, is_valid, parts
 from miles.data.files.json_sizes import (
     has_size,
     list_lengths,
@@ -72,7 +72,7 @@ def raw_rows(batch: pa.RecordBatch, numbers: Int64, format: RowFormat) -> RawRow
         format: of the source.
     """
     column = _turn_column(batch.schema, format)
-    if column is None or not _is_valid(batch):
+    if column is None or not is_valid(batch):
         return json_rows(rows_to_json(batch, numbers))
 
     turns = _plain_turns(batch, column)
@@ -134,15 +134,6 @@ def _role_and_content(kind: pa.DataType) -> tuple[int, int] | None:
 
 
 # --- what the values tell -------------------------------------------------------------------------
-
-
-def _is_valid(batch: pa.RecordBatch) -> bool:
-    """Return whether all text of a batch is UTF-8, and nothing leads outside of it."""
-    try:
-        batch.validate(full=True)
-    except pa.ArrowInvalid:
-        return False
-    return True
 
 
 def _plain_turns(batch: pa.RecordBatch, column: _TurnColumn) -> pa.Array:

@@ -1,20 +1,17 @@
-"""Errors and remedies in a notebook: they speak of Python's arguments, where a command has flags.
+"""Errors and remedies of `prepare` and what it returns, in a notebook: they speak of arguments.
 
-    --max-sample-tokens 9000 exceeds …            max_sample_tokens=9000 exceeds …
-    --special-text escape keeps such rows         special_text="escape" keeps such rows
-    --role-names '{"NAME": "assistant"}'          role_names={"NAME": "assistant"}
-    --overwrite                                   overwrite=True
+    --input-key chat: no such column     messages_key="chat": no such column
 
-This is the one place that translates. `miles prepare` makes the same objects and translates nothing.
+`miles prepare` makes the same objects, and speaks of flags.
 """
 
 from __future__ import annotations
 
 import functools
-import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ParamSpec, TypeVar, cast
 
+from miles.common import python_words
 from miles.common.debugging import is_debugging, unchained
 from miles.common.flags import Setting, all_settings
 from miles.data.config import DataConfig
@@ -23,63 +20,35 @@ from miles.errors import MilesError
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_ARGUMENTS = {
-    "--input-key": "messages_key",
-    "--tool-key": "tools_key",
-    "--apply-chat-template-kwargs": "template_kwargs",
-    "--loss-mask-turns": "turns",
-    "--rollout-batch-size": "batch_size",
-    "--global-batch-size": "batch_size",
-    "--rollout-seed": "seed",
-    "--rollout-shuffle": "shuffle",
-    "--prompt-data": "source",
-    "--hf-checkpoint": "tokenizer",
-    "--output": "url",
-}
-"""Flags whose argument has a name of its own; of the others it is the flag's, with underscores."""
-_SWITCHES = {"--overwrite": "overwrite", "--trust-remote-code": "trust_remote_code"}
-_NOT_HERE = ("--ray-address", "--debug", "--eval-fraction", "--config", "--dry-run")
-"""Flags of commands that no argument stands for."""
 
-_FLAG = re.compile(
-    r"(?<![\w-])(--[a-z][a-z-]*[a-z])(?: ('\{[^']*\}'|\{[^}]*\}|[\w.,/+-]+(?=:)|[\w.]+))?"
+@functools.cache
+def _settings() -> Mapping[str, Setting]:
+    return {setting.flag.name: setting for setting in all_settings(DataConfig)}
+
+
+_ARGUMENTS = python_words.Arguments(
+    _settings,
+    names={
+        "--input-key": "messages_key",
+        "--tool-key": "tools_key",
+        "--apply-chat-template-kwargs": "template_kwargs",
+        "--loss-mask-turns": "turns",
+        "--rollout-batch-size": "batch_size",
+        "--global-batch-size": "batch_size",
+        "--rollout-seed": "seed",
+        "--rollout-shuffle": "shuffle",
+        "--prompt-data": "source",
+        "--hf-checkpoint": "tokenizer",
+        "--output": "url",
+    },
+    switches=frozenset(("--overwrite", "--trust-remote-code")),
+    flags_only=frozenset(("--ray-address", "--eval-fraction", "--config", "--dry-run")),
 )
 
 
 def in_python(text: str) -> str:
-    """Return a text of ours in which arguments of Python stand for flags."""
-    return _FLAG.sub(_argument, text)
-
-
-def _argument(found: re.Match[str]) -> str:
-    flag, value = found[1], found[2]
-    if flag in _NOT_HERE:
-        return found[0]
-    rest = "" if value is None else f" {value}"
-    if flag in _SWITCHES:
-        return f"{_SWITCHES[flag]}=True{rest}"
-
-    name = _ARGUMENTS.get(flag, flag.removeprefix("--").replace("-", "_"))
-    if value is None:
-        return f"{name}="
-    written = _written(flag, value, is_followed_by_colon=found.string[found.end() :][:1] == ":")
-    return f"{name}={rest}" if written is None else f"{name}={written}"
-
-
-def _written(flag: str, value: str, *, is_followed_by_colon: bool) -> str | None:
-    """Return a flag's value as Python writes it; None where the word is no value of it."""
-    if value.startswith("'{"):
-        return value[1:-1]
-    if value.startswith("{") or re.fullmatch(r"\d[\d_]*(\.\d+)?", value):
-        return value
-    setting = _settings().get(flag)
-    is_choice = setting is not None and value in setting.flag.choices
-    return f'"{value}"' if is_choice or is_followed_by_colon else None
-
-
-@functools.cache
-def _settings() -> dict[str, Setting]:
-    return {setting.flag.name: setting for setting in all_settings(DataConfig)}
+    """Return a text of ours in which arguments of `prepare` and `write` stand for flags."""
+    return python_words.in_python(text, _ARGUMENTS)
 
 
 def as_in_notebook(error: BaseException) -> None:

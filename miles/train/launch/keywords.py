@@ -6,6 +6,8 @@ prompt_data=ds                         the rows of a prepared set, and its encod
 rollout_shuffle=True                   --rollout-shuffle
 config="run.yaml"                      --config run.yaml
 save_hf=None                           as if it were not given
+
+Errors and notices name flags; `in_keywords` has them name keywords.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from miles.common.flags import (
     require_setting_allowed,
     settings_of,
 )
+from miles.common.python_words import Arguments, in_python
 from miles.common.shown import shown
 from miles.data.config import DataConfig, EncodeConfig, RowFormat, SourceConfig
 from miles.errors import ConfigError
@@ -33,6 +36,7 @@ from miles.train.launch.parser import launch_settings
 from miles.train.launch.values import from_yaml, takes_another
 
 _ROWS = "--prompt-data"
+_ARGUMENTS = Arguments(launch_settings, switches=frozenset(("--trust-remote-code",)))
 
 
 @runtime_checkable
@@ -77,6 +81,11 @@ def read_keywords(
         values.pop(_ROWS, None)
         _require_no_row_settings(values)
     return complete(values, record, prepared=prepared)
+
+
+def in_keywords(text: str) -> str:
+    """Return a text of ours in which keywords of `miles.train.run` stand for flags."""
+    return in_python(text, _ARGUMENTS)
 
 
 def _value_of(setting: Setting, value: Any) -> Any:

@@ -19,14 +19,13 @@ from rich.segment import Segment
 from miles.common import patience
 from miles.common.ctrl_c import on_ctrl_c
 from miles.common.debugging import unchained
-from miles.common.keyword_words import in_keywords
 from miles.common.screen import WIDE_COLUMNS, Screen
 from miles.common.shown import shown
 from miles.errors import ConfigError, MilesError
 from miles.train.config import TrainConfig
 from miles.train.driver.command import carry_out
 from miles.train.launch.arguments import LaunchLine
-from miles.train.launch.keywords import PreparedSet, read_keywords
+from miles.train.launch.keywords import PreparedSet, in_keywords, read_keywords
 from miles.train.launch.notices import LOOKING
 from miles.train.launch.parser import launch_settings
 from miles.train.notebook.trained_run import TrainedRun

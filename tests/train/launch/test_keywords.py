@@ -10,12 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from miles.common.keyword_words import in_keywords
 from miles.data.config import DataConfig, EncodeConfig, OrderConfig, SourceConfig
 from miles.errors import ConfigError
 from miles.train.config import TrainConfig
 from miles.train.launch.arguments import parse, read_line
-from miles.train.launch.keywords import read_keywords
+from miles.train.launch.keywords import in_keywords, read_keywords
 from tests.support.launch import QWEN3
 
 
@@ -123,9 +122,15 @@ def test_settings_of_a_prepared_set_are_not_given_twice(hf: str, keyword: str) -
 
 def test_texts_speak_of_keywords() -> None:
     assert in_keywords("--lr must be positive; see miles train --help") == (
-        "lr must be positive; see miles train --help"
+        "lr= must be positive; see miles train --help"
     )
     assert in_keywords("there is no flag --max-x; did you mean --max-y?") == (
-        "there is no keyword max_x; did you mean max_y?"
+        "there is no keyword max_x=; did you mean max_y=?"
     )
     assert in_keywords("/a/--b--c a--lr -- --") == "/a/--b--c a--lr -- --", "no flag"
+    assert in_keywords("--lr 1e-3 and --hf-checkpoint /hf, --too-long drop.") == (
+        'lr=1e-3 and hf_checkpoint="/hf", too_long="drop".'
+    )
+    assert in_keywords("--save s3://b/run: the same command goes on") == (
+        'save="s3://b/run": the same call goes on'
+    )
