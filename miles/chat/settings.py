@@ -1,37 +1,60 @@
-"""The settings of answers. No torch is needed: the command line reads the defaults here."""
+"""The settings of answers. No torch is needed: the command line reads the flags here."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
-from miles.common.flags import require
+from miles.common.flags import Flag, check_settings, require
 
 
 @dataclass(frozen=True)
 class Sampling:
     """The settings of answers."""
 
-    temperature: float = 0.0
-    """0: the most likely token"""
-    top_p: float = 1.0
-    """draw from the fewest tokens that have this probability together"""
-    top_k: int = 0
-    """draw from this many tokens, the most likely; 0: from all"""
-    seed: int = 0
-    max_new_tokens: int = 512
-    """of an answer"""
+    temperature: Annotated[
+        float,
+        Flag(
+            "--temperature",
+            "T",
+            "0 takes the most likely token; 1 draws as the model says",
+            default="0",
+        ),
+    ] = 0.0
+    top_p: Annotated[
+        float,
+        Flag(
+            "--top-p",
+            "SHARE",
+            "draw from the fewest tokens that have this probability together",
+            default="1, all",
+        ),
+    ] = 1.0
+    top_k: Annotated[
+        int,
+        Flag(
+            "--top-k",
+            "TOKENS",
+            "draw from the most likely ones only",
+            minimum=0,
+            default="0, all",
+        ),
+    ] = 0
+    seed: Annotated[
+        int, Flag("--seed", "SEED", "of the draws; the same one gives the same answers")
+    ] = 0
+    max_new_tokens: Annotated[
+        int, Flag("--max-new-tokens", "TOKENS", "the most of an answer", minimum=1)
+    ] = 512
 
     def __post_init__(self) -> None:
+        check_settings(self)
         require(
             0 <= self.temperature <= 100,
             f"--temperature must be in [0, 100], not {self.temperature:g}",
         )
         require(0 < self.top_p <= 1, f"--top-p must be in (0, 1], not {self.top_p:g}")
-        require(self.top_k >= 0, f"--top-k must not be negative: {self.top_k}")
         require(0 <= self.seed < 2**63, f"--seed must be in [0, 2**63), not {self.seed}")
-        require(
-            self.max_new_tokens > 0, f"--max-new-tokens must be positive, not {self.max_new_tokens}"
-        )
 
         drawing = [
             name

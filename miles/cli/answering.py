@@ -18,6 +18,7 @@ _KWARGS = "--apply-chat-template-kwargs"
 _FIELDS = ("chat_template", "template_kwargs", "trust_remote_code")
 _SETTINGS = tuple(setting for setting in settings_of(EncodeConfig) if setting.field in _FIELDS)
 """Declared as those of `miles train`; what is not given is the run's own."""
+_SAMPLING = settings_of(Sampling)
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -40,40 +41,7 @@ def add_answer_flags(parser: argparse.ArgumentParser) -> None:
         "that the run, or the adapter, names)",
     )
 
-    parser.add_argument(
-        "--temperature",
-        type=float,
-        default=Sampling.temperature,
-        metavar="T",
-        help="0 takes the most likely token; 1 draws as the model says (default: %(default)g)",
-    )
-    parser.add_argument(
-        "--top-p",
-        type=float,
-        default=Sampling.top_p,
-        metavar="SHARE",
-        help="draw from the fewest tokens that have this probability together (default: %(default)g, all)",
-    )
-    parser.add_argument(
-        "--top-k",
-        type=int,
-        default=Sampling.top_k,
-        metavar="TOKENS",
-        help="draw from the most likely ones only (default: %(default)s, all)",
-    )
-    parser.add_argument(
-        "--seed",
-        type=int,
-        default=Sampling.seed,
-        help="of the draws; the same one gives the same answers (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--max-new-tokens",
-        type=int,
-        default=Sampling.max_new_tokens,
-        metavar="TOKENS",
-        help="the most of an answer (default: %(default)s)",
-    )
+    add_settings(parser, _SAMPLING)
     parser.add_argument(
         "--dtype",
         choices=_DTYPES,
@@ -104,10 +72,4 @@ def sampling_of(flags: argparse.Namespace) -> Sampling:
     Raises:
         ConfigError: a value that is not possible, or has no effect.
     """
-    return Sampling(
-        temperature=flags.temperature,
-        top_p=flags.top_p,
-        top_k=flags.top_k,
-        seed=flags.seed,
-        max_new_tokens=flags.max_new_tokens,
-    )
+    return build(Sampling, given_values(flags, _SAMPLING))

@@ -23,7 +23,7 @@ ANSWERS = (
     Mistake("chat {tracker_gone}", INPUT, "iter_0000007, which is not there"),
     Mistake("chat {hf} --ckpt-step 5", USAGE, "is no run, and has no steps: leave it out"),
     Mistake("chat {hf} --top-p 0.9", USAGE, "--top-p has no effect at --temperature 0"),
-    Mistake("chat {hf} --temperature nan", USAGE, "--temperature must be in [0, 100], not nan"),
+    Mistake("chat {hf} --temperature nan", USAGE, "--temperature must be a finite number, not nan"),
     Mistake("chat {hf} --max-new-tokens 0", USAGE, "--max-new-tokens must be positive, not 0"),
     Mistake("chat {hf} --temprature 1", USAGE, "did you mean --temperature?"),
     Mistake("generate {hf} --output {out}", USAGE, "--prompts is missing"),

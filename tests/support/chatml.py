@@ -78,6 +78,17 @@ CHATML = """\
 """
 """ChatML with Qwen3's habits: an empty think block before the last answer, no earlier reasoning."""
 
+MARKED = """\
+{% for m in messages %}<|im_start|>{{ m.role }}{{ mark }}
+{% if m.role == 'assistant' %}<think>
+
+</think>
+
+{% endif %}{{ m.content }}<|im_end|>
+{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant{{ mark }}
+{% endif %}"""
+"""A template with an empty think block, and a variable, `mark`, behind each role."""
+
 _CORPUS = (
     "The quick brown fox jumps over the lazy dog, and the user asks the assistant for an answer.",
     "def add(a, b):\n    return a + b\n\nassert add(2, 2) == 4\n",

@@ -21,17 +21,8 @@ from miles.data.notebook import dataset
 from miles.data.notebook.dataset import Prepared
 from miles.data.stream import stages
 from miles.train.launch.arguments import parse
+from tests.support.chatml import MARKED
 from tests.support.launch import QWEN3
-
-TEMPLATE = """\
-{% for m in messages %}<|im_start|>{{ m.role }}{{ mark }}
-{% if m.role == 'assistant' %}<think>
-
-</think>
-
-{% endif %}{{ m.content }}<|im_end|>
-{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant{{ mark }}
-{% endif %}"""
 
 ROW = {
     "chat": [
@@ -48,7 +39,7 @@ Mask = list[tuple[list[int], list[int]]]
 
 @pytest.fixture
 def template(tmp_path: Path) -> str:
-    (tmp_path / "own.jinja").write_text(TEMPLATE)
+    (tmp_path / "own.jinja").write_text(MARKED)
     return str(tmp_path / "own.jinja")
 
 

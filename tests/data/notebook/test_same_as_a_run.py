@@ -18,17 +18,8 @@ from miles.data.files.manifest import build_manifest
 from miles.data.notebook.dataset import Prepared
 from miles.data.stream import stages
 from miles.train.launch.arguments import parse
+from tests.support.chatml import MARKED
 from tests.support.launch import QWEN3
-
-TEMPLATE = """\
-{% for m in messages %}<|im_start|>{{ m.role }}{{ mark }}
-{% if m.role == 'assistant' %}<think>
-
-</think>
-
-{% endif %}{{ m.content }}<|im_end|>
-{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant{{ mark }}
-{% endif %}"""
 
 
 def turns(*contents: str, role: str = "user") -> list[dict[str, str]]:
@@ -139,7 +130,7 @@ def places(tmp_path: Path, chatml_tokenizer_folder: Path) -> dict[str, str]:
     model = tmp_path / "model"
     shutil.copytree(chatml_tokenizer_folder, model)
     (model / "config.json").write_text(json.dumps(QWEN3))
-    (tmp_path / "own.jinja").write_text(TEMPLATE)
+    (tmp_path / "own.jinja").write_text(MARKED)
     (tmp_path / "rows").mkdir()
     lines = [json.dumps(row) + "\n" for row in ROWS]
     (tmp_path / "rows/train.jsonl").write_text("".join(lines))
