@@ -48,7 +48,7 @@ from miles.data.notebook.steps import Steps
 from miles.data.rows import message_parts
 from miles.data.stream import stages
 from miles.data.stream.ledger import Ledger
-from miles.data.stream.row_outcomes import RowOutcome, row_outcome
+from miles.data.stream.row_outcomes import RowOutcome, row_outcomes
 from miles.data.types import Encoded, Int64, RowRejected
 from miles.errors import ConfigError
 
@@ -431,11 +431,13 @@ class Prepared:
     def _outcomes(self, row_ids: Int64) -> Iterator[tuple[int, bytes, RowOutcome]]:
         """Read and encode rows here, without Ray: yield the id, the bytes and the outcome of each."""
         encoder = stages.encoder_of(self._first)
-        sources = self.manifest.source_of(row_ids)
+        formats = [
+            self.manifest.sources[source].format
+            for source in self.manifest.source_of(row_ids).tolist()
+        ]
         payloads = read_rows(self.manifest, row_ids)
-        for row_id, source, payload in zip(row_ids.tolist(), sources, payloads, strict=True):
-            row_format = self.manifest.sources[int(source)].format
-            yield row_id, payload, row_outcome(payload, row_format, encoder)
+        outcomes = row_outcomes(payloads, formats, encoder)
+        yield from zip(row_ids.tolist(), payloads, outcomes, strict=True)
 
     def _card(self) -> Card:
         return Card(self.manifest, self.summary(), self._is_sample, say_of(self))

@@ -49,6 +49,9 @@ from miles.data.unused_names import count_row
 
 _CHUNK_BYTES = 8 << 20
 """Rows are normalized and encoded together up to this size as they were read, or one row alone."""
+_GROUP_ROWS = 256
+"""Rows that are looked at here and now are encoded together up to this number: who waits sees them
+come."""
 
 TakeKept = Callable[[Int64, Sequence[Conversation]], None]
 """Is given the kept rows of each chunk, by their number in the table, and their conversations."""
@@ -260,16 +263,42 @@ class RowOutcome:
     """what was encoded; None: the row has none"""
 
 
-def row_outcome(
-    payload: bytes, row_format: RowFormat, encoder: Encoder, held_out_fraction: float = 0.0
-) -> RowOutcome:
-    """Return what becomes of one row, given as JSON text."""
-    normalized = or_rejected(normalize, payload, row_format)
-    is_held_out = held_out_fraction > 0 and is_in_stream(normalized, held_out_fraction, "only")
-    if isinstance(normalized, RowRejected):
-        return RowOutcome(normalized, (), is_held_out)
-    (result,) = encoder.encode_all([normalized])
-    return RowOutcome(result, encoder.unused_keys(normalized), is_held_out, normalized)
+def row_outcomes(
+    payloads: Sequence[bytes],
+    formats: Sequence[RowFormat],
+    encoder: Encoder,
+    held_out_fraction: float = 0.0,
+) -> Iterator[RowOutcome]:
+    """Yield what becomes of each of some rows, given as JSON text.
+
+    Args:
+        formats: the row format of each row.
+    """
+    for begin, end in _groups(payloads):
+        rows = [
+            or_rejected(normalize, payload, row_format)
+            for payload, row_format in zip(payloads[begin:end], formats[begin:end], strict=True)
+        ]
+        conversations = [row for row in rows if isinstance(row, Conversation)]
+        encoded = iter(encoder.encode_all(conversations))
+        for row in rows:
+            is_held_out = held_out_fraction > 0 and is_in_stream(row, held_out_fraction, "only")
+            if isinstance(row, RowRejected):
+                yield RowOutcome(row, (), is_held_out)
+            else:
+                yield RowOutcome(next(encoded), encoder.unused_keys(row), is_held_out, row)
+
+
+def _groups(payloads: Sequence[bytes]) -> Iterator[tuple[int, int]]:
+    """Yield the first row of each group that is encoded together, and the row after its last."""
+    begin = num_bytes = 0
+    for row, payload in enumerate(payloads):
+        num_bytes += len(payload)
+        if row > begin and (num_bytes > _CHUNK_BYTES or row - begin == _GROUP_ROWS):
+            yield begin, row
+            begin, num_bytes = row, len(payload)
+    if payloads:
+        yield begin, len(payloads)
 
 
 def hash_share(conversation: Conversation) -> float:

@@ -9,7 +9,7 @@ it says the same, of a larger one only that no row of it can be used.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -22,7 +22,7 @@ from miles.data.stream import eval_rows, stages
 from miles.data.stream.account import advice
 from miles.data.stream.counted_stream import CountedStream
 from miles.data.stream.reject_limits import LENGTH_FLAGS, RejectLimits, describe_rejects
-from miles.data.stream.row_outcomes import row_outcome
+from miles.data.stream.row_outcomes import row_outcomes
 from miles.data.types import Int64, Reject, RowRejected
 from miles.data.unused_names import count_row
 from miles.errors import DataError
@@ -148,11 +148,15 @@ def take_sample(manifest: Manifest, config: DataConfig) -> Sample:
     rejects: list[Reject] = []
     held_out_rejects: list[Reject] = []
     unused_keys: dict[str, dict[str, int]] = {name: {} for name in manifest.source_names}
-    num_rows = 0
-    num_bytes = 0
-    payloads = read_rows(manifest, row_ids)
-    for row_id, payload, source in zip(row_ids.tolist(), payloads, sources, strict=True):
-        outcome = row_outcome(payload, formats[source], encoder, config.held_out_fraction)
+    payloads = _limited(read_rows(manifest, row_ids))
+    num_rows = len(payloads)
+    outcomes = row_outcomes(
+        payloads,
+        [formats[source] for source in sources[:num_rows]],
+        encoder,
+        config.held_out_fraction,
+    )
+    for row_id, source, outcome in zip(row_ids.tolist(), sources, outcomes, strict=False):
         num_held_out += outcome.is_held_out
         result = outcome.result
         if isinstance(result, RowRejected):
@@ -164,11 +168,6 @@ def take_sample(manifest: Manifest, config: DataConfig) -> Sample:
         if outcome.unused_keys:
             count_row(unused_keys[manifest.source_names[source]], outcome.unused_keys)
 
-        num_rows += 1
-        num_bytes += len(payload)
-        if num_bytes > SAMPLE_BYTES:
-            break
-
     return Sample(
         num_rows,
         np.array(lengths, np.int64),
@@ -179,6 +178,16 @@ def take_sample(manifest: Manifest, config: DataConfig) -> Sample:
         is_whole=num_rows == manifest.num_rows,
         unused_keys=unused_keys,
     )
+
+
+def _limited(payloads: Sequence[bytes]) -> Sequence[bytes]:
+    """Return the first rows, up to the one that goes beyond `SAMPLE_BYTES`."""
+    num_bytes = 0
+    for row, payload in enumerate(payloads):
+        num_bytes += len(payload)
+        if num_bytes > SAMPLE_BYTES:
+            return payloads[: row + 1]
+    return payloads
 
 
 def sample_rows(num_rows: int) -> Int64:
