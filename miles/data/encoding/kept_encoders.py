@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING
 
 from miles.data.config import EncodeConfig
 from miles.data.encoding import carried_state, state_cache
@@ -18,6 +19,11 @@ from miles.data.encoding.encoder import Encoder
 from miles.data.tokens.bpe import AUTO, faster_where_proven, text_encoder_of
 from miles.data.tokens.engines import TIKTOKEN
 from miles.errors import ConfigError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from miles.data.tokens.carried_tokenizer import CarriedTokenizer
 
 _MAX_KEPT = 4
 _REPAID_ROWS = 50_000
@@ -117,6 +123,20 @@ def known(config: EncodeConfig) -> Encoder | None:
     if key not in _kept and (found := _of_earlier_start(state_cache.key_of(config), config)):
         _keep(key, found)
     return _kept[key].encoder if key in _kept else None
+
+
+def known_tokenizer(config: EncodeConfig) -> PreTrainedTokenizerBase | CarriedTokenizer | None:
+    """Return the tokenizer of these settings where nothing has to be loaded or certified for it.
+
+    What `first_engine` certified serves, too: the tokens are the same.
+
+    Raises:
+        TemplateError: there is no tokenizer, or its files are refused.
+    """
+    found = known(config)
+    if found is None and config.tokenizer_engine == AUTO:
+        found = known(_with_tiktoken(config))
+    return None if found is None else found.tokenizer
 
 
 def _certified(config: EncodeConfig) -> _Kept:

@@ -28,8 +28,7 @@ def require_ids_fit(config: EncodeConfig, vocab_size: int, model: str) -> None:
         ConfigError: names the tokens with the largest ids, the vocabulary's size and what to do.
         TemplateError: the tokenizer cannot be loaded.
     """
-    known = kept_encoders.known(config)  # then nothing has to be loaded
-    tokenizer = load_tokenizer(config) if known is None else known.tokenizer
+    tokenizer = kept_encoders.known_tokenizer(config) or load_tokenizer(config)
     if isinstance(tokenizer, CarriedTokenizer) and tokenizer.largest_id < vocab_size:
         return
     ids = tokenizer.get_vocab()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ from miles.data.config import EncodeConfig
 from miles.data.encoding import carried_state, kept_encoders
 from miles.data.stream import token_ids
 from miles.data.stream.token_ids import require_ids_fit
+from miles.data.tokens.bpe import AUTO
+from miles.data.tokens.engines import TIKTOKEN
 from miles.errors import ConfigError
 from tests.support.streams import demo_tokenizer
 
@@ -44,16 +47,18 @@ def test_added_and_special_tokens_count(tmp_path: Path) -> None:
     assert "resize_token_embeddings(2051)" in message
 
 
-def test_a_certified_tokenizer_has_the_same_ids() -> None:
+@pytest.mark.parametrize("certified", [AUTO, TIKTOKEN])
+def test_a_certified_tokenizer_has_the_same_ids(certified: str) -> None:
     """Without transformers, which would be loaded for this alone."""
     config = EncodeConfig(str(demo_tokenizer()), max_sample_tokens=99)
-    state = kept_encoders.state_of(config)
+    own = replace(config, tokenizer_engine=certified)  # few rows are encoded by tiktoken
+    state = kept_encoders.state_of(own)
     assert state is not None
-    encoder = carried_state.unpack(state, config)
+    encoder = carried_state.unpack(state, own)
     assert encoder is not None
     assert encoder.tokenizer.largest_id == NUM_TOKENS - 1
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kept_encoders, "known", lambda config: encoder)
+        patch.setattr(kept_encoders, "known", lambda asked: encoder if asked == own else None)
         patch.setattr(token_ids, "load_tokenizer", lambda config: pytest.fail("it was loaded"))
         require_ids_fit(config, NUM_TOKENS, "model")
         with pytest.raises(ConfigError, match=r"1 of the tokenizer's 2048 tokens .* is 2047;"):
