@@ -19,7 +19,7 @@ COMPUTE_CAPABILITY = 90
 """H100, H200."""
 _WARP = 32
 _SHARED_BYTES = 232_448
-"""What a block may take on such a GPU."""
+"""The most that a block may take on such a GPU."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What a walk on a fake device shows: host waits, kernels, and what autograd keeps.
+"""The findings of a walk on a fake device: host waits, kernels, and what autograd keeps.
 
     wait     the host waits for the GPU: it reads a value, or copies without `non_blocking`
     kernel   an operation on the GPU, with the bytes that it reads and writes

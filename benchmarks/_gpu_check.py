@@ -42,7 +42,7 @@ ENVIRONMENT = {
     "PYTHONWARNINGS": "ignore",
     "TORCHDYNAMO_DISABLE": "1",
 }
-"""Of every process, unless it is set already."""
+"""Variables of every process, unless they are set already."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Where the time of a step goes: kernels of torch's profiler by kind, and the chip's ceilings."""
+"""The time of a step, by where it goes: kernels of torch's profiler by kind, and the chip's ceilings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a command costs with all processes that it starts: wall time, CPU time, peak memory."""
+"""The cost of a command with all processes that it starts: wall time, CPU time, peak memory."""
 
 from __future__ import annotations
 

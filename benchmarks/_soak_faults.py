@@ -21,7 +21,7 @@ WANDB = Target("W&B", r"\S*wandb-core|\S*python.* \S*wandb")
 LONG_PAUSE_SECONDS = 75.0
 """Longer than the lease of a run's folder."""
 _WAIT_SECONDS = 60.0
-"""How long a fault waits for a process of its kind."""
+"""The time that a fault waits for a process of its kind."""
 
 
 @dataclass(frozen=True)

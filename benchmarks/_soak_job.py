@@ -36,13 +36,13 @@ LAYOUTS: tuple[dict[str, Any], ...] = (
     {"actor_num_gpus_per_node": 1},
 )
 _BUSY = "Ray could not be started"
-"""What a command says on a machine that is too busy for Ray, which waits for 30 s."""
+"""The words of a command on a machine that is too busy for Ray, which waits for 30 s."""
 _DISK_BYTES = 192 << 20
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How a job is laid out, and what it suffers."""
+    """The layout of a job, and what it suffers."""
 
     number: int
     layout: int

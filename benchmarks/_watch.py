@@ -13,9 +13,9 @@ import psutil
 import ray
 
 LOOK_SECONDS = 0.5
-"""How often processes are looked at, and the object store."""
+"""The time between two looks at the processes and the object store."""
 RESTING_LOOK_SECONDS = 0.1
-"""How often the object store is looked at where consumers rest between steps."""
+"""The same for the object store where consumers rest between steps."""
 
 
 class Watch:

@@ -34,7 +34,7 @@ from miles.train.model import device
 ON_GPU = Case("qwen3-0.6b", 9_216)
 ON_CPU = Case("tiny", 1_024)
 CHARACTERS_OF_TOKEN = 2.5
-"""Of the demo's tokenizer on its own texts, about."""
+"""The demo's tokenizer on its own texts has about as many."""
 FIRST_STEPS = 4
 """Steps that do not count: kernels are compiled and buffers are filled."""
 

@@ -1,4 +1,4 @@
-"""What a training step should take on a GPU, at the least: the tables of docs/performance.md.
+"""The least time that a training step takes on a GPU: the tables of docs/performance.md.
 
     python benchmarks/roofline.py
 
@@ -26,7 +26,7 @@ MODELS = {
     "Qwen3-30B-A3B, 16 GPUs, experts over 8": (SHAPES["qwen3-30b-a3b"], Layout(16, expert=8)),
 }
 USABLE_GIB = {"H100 SXM": 79.6 * 0.9, "H200": 140.4 * 0.9}
-"""Of the GPU's memory, less a tenth for CUDA, NCCL and fragmentation."""
+"""The GPU's memory, less a tenth for CUDA, NCCL and fragmentation."""
 MICRO_BATCHES = (9216, 16384)
 NUM_MICRO_BATCHES = 8
 FLASH_2_FLOPS = 310e12

@@ -99,7 +99,7 @@ class HfConfig:
 
     @property
     def rope_type(self) -> str:
-        """How rotary frequencies are scaled; "default": not at all."""
+        """The scaling of rotary frequencies; "default": none."""
         return str(self.rope.get("rope_type") or self.rope.get("type", "default"))
 
     def require(self, *settings: tuple[str, Any, Any]) -> None:

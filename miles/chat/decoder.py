@@ -26,7 +26,7 @@ from miles.errors import DataError
 
 _ROUNDINGS = {torch.float32: 64}
 _FEW_ROUNDINGS = 2
-"""Of the other formats, whose roundings are so large that most tokens would be computed twice.
+"""The other formats have roundings so large that most tokens would be computed twice.
 
 Logits of which one is not larger by this many roundings of their size are computed alone."""
 

@@ -23,7 +23,7 @@ from miles.errors import CheckpointError, MilesError, TemplateError
 from miles.report.run_data import read_first_batch
 
 _MANY_TOKENS = 1 << 20
-"""Of a model whose config.json has no limit."""
+"""The limit of a model whose config.json has none."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""How the next token is chosen: the most likely one, or a drawn one.
+"""The choice of the next token: the most likely one, or a drawn one.
 
     logits   / temperature   ->  the top_k largest  ->  the fewest that have top_p together  ->  one
 

@@ -1,4 +1,4 @@
-"""What a path leads to: a run's newest weights, a Hugging Face checkpoint, or an adapter.
+"""A path -> the model that it leads to: a run's newest weights, a Hugging Face checkpoint, or an adapter.
 
     RUN      its export, where it has one of its newest checkpoint (--save-hf)
              else that checkpoint, converted into a temporary folder; of a LoRA run, merged

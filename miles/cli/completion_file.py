@@ -1,4 +1,4 @@
-"""Where a shell looks for the completions of its user, and putting the script there.
+"""The place where a shell looks for its user's completions; the script is put there.
 
 bash   ~/.local/share/bash-completion/completions/miles    read by bash-completion, when needed
 zsh    ~/.local/share/zsh/site-functions/_miles            read if fpath in ~/.zshrc names it

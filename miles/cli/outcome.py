@@ -1,4 +1,4 @@
-"""What a command ends with: its exit status, and one paragraph on the error stream.
+"""The end of a command: its exit status, and one paragraph on the error stream.
 
     an error of ours          its text; the exit status of its kind (`miles.errors`)
     an error of the system    the file and the cause, as if it were ours

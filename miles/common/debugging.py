@@ -1,4 +1,4 @@
-"""What a user sees of an error: one paragraph, or with `MILES_DEBUG=1` all that led to it.
+"""Errors as a user sees them: one paragraph, or with `MILES_DEBUG=1` all that led to it.
 
     ds.write("s3://bucket/rows")      WriteError: s3://bucket/rows: cannot be written: no credentials …
     MILES_DEBUG=1                     the same, below the frames and exceptions that caused it

@@ -21,7 +21,7 @@ from rich.text import Text
 _GAP = 4
 """Columns between a label and its text."""
 _MIN_COLUMNS = 30
-"""Of a text beside its label; where there are fewer, it stands below it."""
+"""A text beside its label has them; where there are fewer, it stands below it."""
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ Values = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Flag:
-    """How one setting is written on a command line and in YAML."""
+    """The way to write one setting on a command line and in YAML."""
 
     name: str
     """with its dashes: `--lr`"""

@@ -1,4 +1,4 @@
-"""What a text that is not JSON, or not UTF-8, looks like: in plain words, without quoting it.
+"""The looks of a text that is not JSON, or not UTF-8: in plain words, without quoting it.
 
 {'a': 1}            single quotes, as Python writes a dict
 {"a": 1},           a comma behind the object

@@ -42,11 +42,11 @@ TRUST_SECONDS = 30.0
 EXPIRE_SECONDS = 60.0
 _POLL_SECONDS = 2.0
 _CONTENT_BYTES = 1024
-"""Of the file, always: so it can be renewed in place, and on a full disk."""
+"""The file always has them: so it can be renewed in place, and on a full disk."""
 _MAX_TRIES = 50
 
 _held_tokens: set[str] = set()
-"""Of the leases that this process holds."""
+"""The tokens of the leases that this process holds."""
 
 
 class Clock:

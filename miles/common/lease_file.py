@@ -26,7 +26,7 @@ from miles.common import storage
 _CONFLICTS = ("PreconditionFailed", "ConditionalRequestConflict")
 """S3's names for: the condition of a request did not hold."""
 _REFUSALS = ("NotImplemented", "ParamValidationError", "TypeError", "NotImplementedError")
-"""What a store, or its library, says of a condition that it does not know."""
+"""The words of a store, or its library, for a condition that it does not know."""
 
 
 @dataclass(frozen=True)

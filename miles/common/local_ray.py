@@ -38,7 +38,7 @@ _VARIABLE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 _SHORT_FOLDER = Path("/tmp/ray")  # noqa: S108 - Ray's own, made with a folder for each session
 _MAX_SOCKET_BYTES = 107
 _SOCKET = "/session_2026-11-26_14-33-39_726012_4194304/sockets/plasma_store"
-"""What Ray adds to the path of its folder, at most."""
+"""The longest that Ray adds to the path of its folder."""
 _MAX_STARTS = 3
 """Ray 2.60 gives its processes 30 s to come up, and has no setting for it."""
 _SIGTERM_STATUS = 143

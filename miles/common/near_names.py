@@ -13,9 +13,9 @@ import os
 from collections.abc import Iterable
 
 _LIKENESS = 0.6
-"""Of two names, from 0 to 1 (`difflib`): "tool" and "tools" have 0.89."""
+"""The likeness of two names, from 0 to 1 (`difflib`): "tool" and "tools" have 0.89."""
 FLAG_LIKENESS = 0.7
-"""Of flags: all begin alike, and many end alike."""
+"""The same of flags: all begin alike, and many end alike."""
 _LONGEST = 60
 """Characters of a word that are compared: no name is as long."""
 _MOST_FILES = 1000

@@ -1,4 +1,4 @@
-"""What a process prints, where the reader may die and the disk may fill.
+"""The output of a process whose reader may die, and whose disk may fill.
 
     miles train … | head -3      the run goes on to its end; what it prints then goes nowhere
     miles train … > /full/out    likewise: its log is in the run folder

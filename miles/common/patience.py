@@ -1,4 +1,4 @@
-"""What a command says while it works: what it is doing from the first moment on, and what took long.
+"""The words of a command while it works: what it does from the first moment on, what took long.
 
     on a terminal   one line that changes in place, and goes when the work is done
                       certifying the tokenizer · 4 s

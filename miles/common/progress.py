@@ -147,6 +147,7 @@ class _Line:
         return self._bars[-1] if self._bars else None
 
     def push(self, bar: Bar) -> None:
+        """Begin to show a call; those around it wait for its end."""
         with self._lock:
             self._bars.append(bar)
             if len(self._bars) == 1 and (is_watched() or self.has_pipe_lines):
@@ -159,11 +160,13 @@ class _Line:
                 self._thread.start()
 
     def pop(self, bar: Bar) -> None:
+        """Show a call no more. After the last one, the line is gone."""
         with self._lock:
             self._bars.remove(bar)
             if self._bars or self._thread is None:
                 return
-            thread, self._thread = self._thread, None
+            thread = self._thread
+            self._thread = None
             self._is_over.set()
         thread.join()
 

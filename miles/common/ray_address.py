@@ -30,7 +30,7 @@ _raylet: Any = importlib.import_module("ray._raylet")  # its stub names a few cl
 _AUTH_MODE = "RAY_AUTH_MODE"
 _ANSWER_SECONDS = 5.0
 _HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\x00\x00\x00\x04\x00\x00\x00\x00\x00"
-"""What a client of HTTP/2 sends first, with settings of its own: none."""
+"""The first bytes of a client of HTTP/2, with settings of its own: none."""
 _SETTINGS_TYPE = 4
 """Type of the frame that a server of HTTP/2 answers with."""
 _REMEDY = (

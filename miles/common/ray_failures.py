@@ -1,4 +1,4 @@
-"""Why Ray did not start, or could not be joined: one paragraph with what to do.
+"""The reason why Ray did not start, or could not be joined: one paragraph with what to do.
 
 OSError: [Errno 28] No space left on device: '/tmp/ray/session_…'
 ->  Ray could not be started: OSError: … No space left …. Make room in the folder of its files …

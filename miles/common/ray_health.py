@@ -1,4 +1,4 @@
-"""Whether the Ray that this process has started is still whole.
+"""The health of the Ray that this process has started: is it still whole?
 
 Such a Ray is a GCS server and a raylet, children of this process, with agents whose death ends the
 raylet. Where one of the two has died, nothing can be started on that Ray any more: it says that it

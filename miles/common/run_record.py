@@ -1,4 +1,4 @@
-"""What the files of a run say of it where no tracker does: may a run begin anew in this folder?
+"""A run by its files, where no tracker tells of it: may a run begin anew in this folder?
 
 A run that was killed before its first checkpoint begins anew by the same command. A run that had
 checkpoints, and whose tracker is gone, must not: it would train from step 0 and overwrite them.

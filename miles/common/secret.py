@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 SHOWN = "(hidden)"
-"""What stands for a secret where one would be shown."""
+"""A secret's stand-in where one would be shown."""
 
 
 class Secret:

@@ -24,7 +24,7 @@ from ray._private.node import Node
 _VARIABLE = "MILES_SMALL_RAY"
 """Set for the processes of a small Ray, its workers among them."""
 _own_addresses: set[str] = set()
-"""Of the small Ray that this process has started."""
+"""The addresses of the small Ray that this process has started."""
 _OFF = {"include_log_monitor": False, "no_monitor": True}
 
 

@@ -21,7 +21,7 @@ _QUIET = "TRANSFORMERS_NO_ADVISORY_WARNINGS"
 
 @dataclass
 class _Process:
-    """What this process needs."""
+    """The needs of this process."""
 
     needs_models: bool = True
 

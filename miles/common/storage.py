@@ -30,7 +30,7 @@ from miles.common.redact import require_no_secret
 from miles.errors import MissingFileError, SourceError
 
 MAGIC = re.compile(r"[*?\[]")
-"""What makes a pattern of a path where nothing has that very name."""
+"""The signs that make a pattern of a path, where nothing has that very name."""
 _COPY_THREADS = 8
 _COPY_BYTES = 16 << 20
 

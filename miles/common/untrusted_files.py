@@ -18,7 +18,7 @@ from miles.common import storage
 from miles.errors import MilesError
 
 MAX_FILE_BYTES = 512 << 20
-"""Of a configuration, an index or a part of a tokenizer. The largest known have 40 MB."""
+"""The limit of a configuration, an index or a part of a tokenizer. The largest known have 40 MB."""
 
 
 def require_readable(url: str, error: type[MilesError]) -> None:

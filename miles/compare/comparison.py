@@ -20,7 +20,7 @@ from miles.compare.runs import CURSOR, Run
 from miles.train.config import TrainConfig
 
 NUM_POINTS = 66
-"""Of the losses: columns of the chart."""
+"""Losses that are compared: columns of the chart."""
 _PLACES = ("save", "output_dir", "save_hf", "wandb", "tensorboard", "logging")
 """Settings that say where a run writes: they differ between any two runs."""
 _MISSING = object()

@@ -22,7 +22,7 @@ FINGERPRINT = "data/step_fingerprint"
 LOSS = "sft/loss"
 TOKENS = "sft/tokens_seen"
 CURSOR = ("manifest_fingerprint", "encoder_fingerprint", "seed", "batch_size", "shuffle")
-"""Of a checkpoint's cursor: what decides the rows of each step, and their tokens."""
+"""The entries of a checkpoint's cursor that decide the rows of each step, and their tokens."""
 
 
 @dataclass(frozen=True)

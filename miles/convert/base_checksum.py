@@ -34,12 +34,12 @@ from miles.convert.megatron_boxes import Tensors
 from miles.errors import CheckpointError
 
 _MODULUS = 1 << 64
-"""Of torch's integers, whose sums and products wrap around."""
+"""Sums and products of torch's integers wrap around at it."""
 _WORD_BYTES = 4
 _CHUNK_WORDS = 1 << 20
 """That are multiplied at a time: so the products stay near the processor."""
 _ROWS, _COLUMNS = 0x5851F42D4C957F2D, 0x14057B7EF767814F
-"""What the numbers of rows and those of columns are drawn from."""
+"""The seeds of the numbers of rows and of those of columns."""
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 """By the names that a checkpoint has for them."""
 

@@ -1,4 +1,4 @@
-"""How two tensors differ: in shape, in dtype, or in bits, and by how much."""
+"""The differences between two tensors: in shape, in dtype, or in bits, and by how much."""
 
 from __future__ import annotations
 

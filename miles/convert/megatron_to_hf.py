@@ -48,7 +48,7 @@ from miles.convert.torch_dist import Checkpoint
 from miles.errors import CheckpointError, ConfigError, SourceError
 
 _COMPLETING = (INDEX, SINGLE, CONFIG)
-"""Of the files of an export, the first of these that it has makes it complete."""
+"""The first of these files that an export has makes it complete."""
 
 
 @unchained

@@ -1,4 +1,4 @@
-"""What differs between the cursor of a checkpoint and that of a run, by the flags to type.
+"""The differences between a checkpoint's cursor and that of a run, by the flags to type.
 
 {"seed": 42, …}, {"seed": 9, …}  ->  "Give the old values … --rollout-seed: the checkpoint has
                                       42, this run 9"

@@ -130,7 +130,7 @@ class Samples:
 
 @dataclass(frozen=True, eq=False)
 class EncodedRows:
-    """What encoding makes of many rows: samples in the order of the rows, and rejects."""
+    """The result of encoding many rows: samples in the order of the rows, and rejects."""
 
     samples: Samples
     kept_rows: Int64
@@ -238,7 +238,7 @@ class StepContent:
 
 @dataclass(frozen=True)
 class StepPacking:
-    """How well a step's samples fill its micro-batches."""
+    """The fill of a step's micro-batches."""
 
     fill: float
     """tokens / (micro-batches x capacity)"""

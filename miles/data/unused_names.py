@@ -14,7 +14,7 @@ from collections.abc import Iterable
 MAX_NAMES = 100
 """Names that are kept of a source."""
 MAX_CHARACTERS = 40
-"""Of a name; a longer one is cut."""
+"""The limit of a name; a longer one is cut."""
 OTHERS = "(others)"
 """Stands for all names beyond `MAX_NAMES`."""
 

@@ -24,7 +24,7 @@ from miles.report.stalls import Stall, find_stalls
 from miles.report.thinning import kept_steps
 
 MAX_MARKS = 200
-"""Of each kind of mark; the last ones are shown."""
+"""The limit of each kind of mark; the last ones are shown."""
 _DIGITS = 6
 """Significant digits of a value."""
 
@@ -189,12 +189,14 @@ def _loss_by_source(columns: Columns) -> Chart | None:
     sources = sorted({key.split("/", 2)[2] for key in columns.keys if _is_source_loss(key)})
     if len(sources) < 2:
         return None
+
     curves = []
     for color, source in enumerate(sources):
         for prefix, kind in (("sft/loss/", LINE), ("eval/loss/", EVALUATION)):
             if prefix + source in columns:
                 label = f"{source}, evaluation" if kind == EVALUATION else source
                 curves.append(Curve(label, columns[prefix + source], kind, color))
+
     return Chart(
         "loss-by-source",
         "Loss by source",

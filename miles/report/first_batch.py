@@ -33,7 +33,7 @@ _SHOWN_OF = 20
 _SHOWN_OTHERS = 3
 """this many others."""
 _SHOWN_TOKENS = 4_000
-"""Of each sample."""
+"""The limit of each sample."""
 
 
 @unchained

@@ -38,7 +38,7 @@ from miles.report.stalls import bottleneck_of, find_stalls
 PAGE_FOLDER = Path(__file__).parent / "page"
 MAX_REJECTS = 50
 OPEN_REJECTS = 10
-"""Of them, shown without a click."""
+"""Rejects that are shown without a click."""
 MAX_STALL_ROWS = 8
 
 

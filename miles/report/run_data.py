@@ -28,7 +28,7 @@ MAX_ANSWERS = 4
 MAX_EARLIER_ANSWERS = 10
 """To each prompt."""
 MAX_CHARACTERS = 6_000
-"""Of a prompt or an answer."""
+"""The limit of a prompt or an answer."""
 _ROWS_OF_A_STEP = 3
 _OF_A_SAMPLE = ("source", "file", "row", "input_ids", "loss_mask")
 

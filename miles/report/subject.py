@@ -1,4 +1,4 @@
-"""What a path is, and the facts about it: for `miles inspect`.
+"""A path -> its kind, and the facts about it: for `miles inspect`.
 
     RUN          steps, losses, tokens, model, the settings that differ from the defaults
     CHECKPOINT   of Megatron: step, tokens, files
@@ -41,7 +41,7 @@ _WEIGHTS = ".safetensors"
 
 @dataclass(frozen=True)
 class Subject:
-    """What lies at a path."""
+    """A path that was looked at: its kind, and the facts about it."""
 
     kind: str
     """one of the names above"""
@@ -140,10 +140,13 @@ def _of_checkpoint(url: str, names: list[str]) -> Facts:
         if found is None:
             return facts
         facts["newest"] = found.url
-        url, extra = found.url, found.extra or {}
+        url = found.url
+        extra = found.extra or {}
         facts["step"] = found.iteration
     else:
-        facts, extra = {}, checkpoint_folder.read_extra(url) or {}
+        facts = {}
+        extra = checkpoint_folder.read_extra(url) or {}
+
     if seen := (extra.get("cursor") or {}).get("tokens_seen"):
         facts["trained tokens"] = seen
     if adapter := extra.get("adapter"):
@@ -203,6 +206,7 @@ def _of_prepared(url: str) -> Facts:
     for key in ("rows", "written", "tokens", "trained_tokens"):
         if key in summary:
             facts[key.replace("_", " ")] = summary[key]
+
     for name, entry in (summary.get("ledger") or {}).items():
         counts = entry.get("counts", {})
         dropped = {

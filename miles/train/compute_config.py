@@ -1,4 +1,4 @@
-"""How a step is computed: switches that change its time and its memory, not its numbers.
+"""The settings of a step's computation: they change its time and memory, not its numbers.
 
 Each has a plain way beside the fast one, which docs/parity.md compares. Names are Megatron's where
 it has the switch.

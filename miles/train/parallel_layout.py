@@ -28,7 +28,7 @@ _WORLD = "--actor-num-nodes x --actor-num-gpus-per-node"
 
 @dataclass(frozen=True)
 class Layout:
-    """How the ranks of a run are divided into kinds of parallelism."""
+    """The division of a run's ranks into kinds of parallelism."""
 
     world_size: int
     """ranks in all"""

@@ -299,7 +299,7 @@ def named(weights: Sequence[str]) -> str:
 
 @dataclass(frozen=True)
 class RouterStats:
-    """How the tokens of a step were divided among the experts.
+    """The division of a step's tokens among the experts.
 
     `max_load` and `entropy` are those of the layer that divided them worst.
     """
@@ -354,7 +354,7 @@ class EvalSums:
 
 
 class SaveStage(Enum):
-    """How far a rank is with its part of a checkpoint. Only a remote one is uploaded."""
+    """The stage of a rank with its part of a checkpoint. Only a remote one is uploaded."""
 
     WRITING = auto()
     WRITTEN = auto()

@@ -62,7 +62,7 @@ _CERTIFYING_ROOMS = ("tokens", "template", "encoding")
 _LIBRARIES = ("transformers", "tokenizers", "tiktoken", "fastokens", "jinja2", "numpy")
 
 _OWN_METHODS = ("apply_chat_template", "get_chat_template", "special_tokens_map")
-"""Of transformers: a tokenizer that has others is not followed here."""
+"""Methods of transformers: a tokenizer that has others is not followed here."""
 
 _FEATURES = """\
 {%- set seen = namespace(last='') %}
@@ -75,7 +75,7 @@ _FEATURES = """\
 {{ seen.last | trim }} {{ tools | tojson(sort_keys=true) }} {{ undefined_name }}
   {% if messages | length > 5 %}{{ raise_exception('too many') }}{% endif %}
 """
-"""What transformers adds to Jinja and to messages, each at least once."""
+"""A template with all that transformers adds to Jinja and to messages."""
 _FEATURE_MESSAGES: list[dict[str, Any]] = [
     {"role": "user", "content": "<a href='é'> & \u2028", "name": None, "n": 1.5, "is": [True, {}]},
     {"role": "assistant", "content": " b\n", "reasoning": "Hm."},

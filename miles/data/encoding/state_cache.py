@@ -21,7 +21,7 @@ from miles.data.tokens.load import content_hash, load_with_content
 
 KIND = "encoders"
 _MAX_FILES = 8
-"""Of Qwen3's tokenizer, each has 7.5 MB."""
+"""The state of Qwen3's tokenizer has 7.5 MB."""
 
 
 def key_of(config: EncodeConfig) -> str | None:

@@ -163,12 +163,14 @@ class StepEncoder:
                 for number, contents in enumerate(group.contents)
                 if self.spells_special((*group.roles, *contents))
             )
+
         if self.config.too_long != "truncate_end":
             limit = self.text_encoder.max_characters(self.config.max_sample_tokens)
             if limit is not None and max(map(len, rendered.texts)) > limit:
                 doubtful.update(
                     number for number, text in enumerate(rendered.texts) if len(text) > limit
                 )
+
         if self.config.empty_answer == "drop":
             doubtful |= self._blank_answers(group)
             doubtful |= self._unwritten_answers(rendered)

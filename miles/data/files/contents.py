@@ -1,4 +1,4 @@
-"""What a file is by its first bytes, where that is not what its name says.
+"""The kind of a file by its first bytes, where that is not what its name says.
 
 b"\\x1f\\x8b…"                      gzip data: name it ….gz
 b"PAR1…"                           a Parquet file: name it ….parquet

@@ -36,7 +36,7 @@ character."""
 _NEEDS_MEMORY = ("requires too much memory", "Memory usage limit")
 """In the errors of zstandard and of lzma: neither has a type of its own for it."""
 _Decompressor = bz2.BZ2Decompressor | lzma.LZMADecompressor
-"""Of one stream."""
+"""The decompressor of one stream."""
 
 
 def chunks_of(url: str, compression: str | None, buffer_bytes: int) -> Iterator[bytes]:

@@ -1,4 +1,4 @@
-"""How a JSON file lays out its rows, told from its beginning.
+"""The layout of a JSON file's rows, told from its beginning.
 
     {"a": 1}\n{"a": 2}\n                  LINES    one row a line: a broken line is a broken row
     [{"a": 1},\n {"a": 2}]                ARRAY    one array of rows
@@ -33,7 +33,7 @@ CUT_TOKEN = 16
 
 
 class Layout(enum.Enum):
-    """How the rows of a JSON file lie."""
+    """The place of the rows in a JSON file."""
 
     LINES = "lines"
     ARRAY = "array"

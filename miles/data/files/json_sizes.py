@@ -1,4 +1,4 @@
-"""How long the JSON of Arrow's values may be, as an upper bound, without writing it.
+"""An upper bound for the length of the JSON of Arrow's values, without writing it.
 
     list<string>   [["a", "bc"], null]   ->   [40, 8]
 

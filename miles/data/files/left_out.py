@@ -1,4 +1,4 @@
-"""What is in a folder beside the rows that are read, for people to see.
+"""The content of a folder beside the rows that are read, for people to see.
 
 2 of split test (test.jsonl, test-2.jsonl)
 1 without a known suffix (README.md)

@@ -40,7 +40,7 @@ Bool = npt.NDArray[np.bool_]
 MAX_PLAIN_BYTES = 8 << 20
 """A row whose JSON may be longer is read as JSON: normalizing judges it by its length."""
 _TURN_BYTES = 64
-"""Of the JSON of a turn, beside its texts."""
+"""The JSON of a turn has at most these beside its texts."""
 _ESCAPED_BYTES = 6
 _MAX_PARTS = 100
 """Fields nested in a column. One that has more may be too deep for JSON."""

@@ -1,4 +1,4 @@
-"""What rows look like that fit no row shape, and the flag that would mend it.
+"""The looks of rows that fit no row shape, and the flag that would mend it.
 
     {"role": "user", "text": "Hi", "parent_id": null}      a message a row, which no flag can join
     {"id": 1, "steps": [{"role": "user", …}, …]}           --input-key steps

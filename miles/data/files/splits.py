@@ -43,15 +43,15 @@ KINDS: dict[str, str] = {
 """A word in a name -> the kind of split that it speaks of."""
 
 _SHARD = re.compile(r"-\d{5}-of-\d{5}(-[0-9a-f]+)?$")
-"""How the hub numbers the files of a split: `NAME-00000-of-00002-0123456789abcdef`."""
+"""The hub's numbers of the files of a split: `NAME-00000-of-00002-0123456789abcdef`."""
 _NO_SPLITS = ("data", "part", "shard", "chunk", "file", "rows", "output", "model")
-"""What stands before such a number and names no split."""
+"""Words before such a number that name no split."""
 _VERSION = re.compile(r"(?<![A-Za-z0-9])[vV]\d+(?![A-Za-z0-9])")
 _NUMBER = re.compile(r"[-_. \d]*$")
 
 
 class Sign(IntEnum):
-    """How surely a name speaks of a split."""
+    """The certainty with which a name speaks of a split."""
 
     NONE = 0
     HINT = 1

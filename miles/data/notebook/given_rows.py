@@ -1,4 +1,4 @@
-"""What people have as `source=` -> paths of files, which all that follows reads.
+"""Rows in any form that `source=` takes -> paths of files, which all that follows reads.
 
     "rows.jsonl", Path("rows"), ["a/*.parquet", Path("b.jsonl")]     those paths
     [{"messages": …}, …], an iterator of dicts                       $MILES_CACHE/rows-…/….jsonl

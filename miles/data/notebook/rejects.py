@@ -70,9 +70,11 @@ class Rejects(Sequence[dict[str, Any]]):
         return f"{len(self._rejects):,} of {self._num_rows:,} rows dropped: {counts}"
 
     def _repr_html_(self) -> str:
+        """Return the counts, the remedies, and a table of the first rejects."""
         remedies = ""
         for remedy in account.remedies(self.reasons):
             remedies += f"<div>{html.escape(self._say(remedy))}</div>"
+
         rows = ""
         for reject in self._rejects[:SHOWN_ROWS]:
             file = str(reject["file"]).rsplit("/", 1)[-1]
@@ -80,6 +82,7 @@ class Rejects(Sequence[dict[str, Any]]):
             for cell in (reject["reason"], place, self._say(str(reject["detail"]))):
                 rows += f'<td style="{_CELL_CSS}">{html.escape(str(cell))}</td>'
             rows = f"{rows}</tr><tr>"
+
         num_more = len(self._rejects) - SHOWN_ROWS
         more = f'<div style="opacity:.65">and {num_more:,} more</div>' if num_more > 0 else ""
         return (

@@ -293,7 +293,7 @@ def _to_ranks(bins: list[Bin], tokens: list[int], num_ranks: int) -> list[Rank]:
 
 @dataclass(frozen=True)
 class PackStats:
-    """How well a step is packed."""
+    """The quality of a step's packing."""
 
     pack_fill: float
     """tokens / (micro-batches x capacity)"""

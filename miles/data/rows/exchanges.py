@@ -40,7 +40,7 @@ CALLS = "answers"
 """A completion's column that may hold calls of the row's tools as JSON text, as xLAM's does."""
 _THOUGHTS_END = "</think>"
 _CALLS_BEGIN = re.compile(r"""\s*\[?\s*\{\s*["']""")
-"""How the text of calls begins, as JSON or as Python writes it."""
+"""The beginning of the text of calls, as JSON or as Python writes it."""
 _RENDERED = re.compile(
     r"\s*(?:<s>|<bos>|<\|begin_of_text\|>|<\|startoftext\|>)?\s*"
     r"(?:<\|im_start\|>(?:system|user|assistant)\b"
@@ -49,7 +49,7 @@ _RENDERED = re.compile(
     r"|\[INST\].*\[/INST\]\s*$)",
     re.DOTALL,
 )
-"""How a prompt begins that a chat template has rendered."""
+"""The beginning of a prompt that a chat template has rendered."""
 
 
 def alpaca(row: Mapping[str, Any], format: RowFormat) -> tuple[Messages, Flags]:

@@ -1,4 +1,4 @@
-"""How a row is rejected: with a reason, and a detail of positions and types, never its text."""
+"""The rejection of a row: a reason, and a detail of positions and types, never its text."""
 
 from __future__ import annotations
 

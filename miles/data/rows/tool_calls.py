@@ -21,14 +21,14 @@ from miles.data.rows.reject import reject, type_of
 from miles.data.rows.train_flags import TRAIN_FLAGS, train_flag
 
 _ARGUMENT_KEYS = ("arguments", "parameters", "args", "input")
-"""Where a call has its arguments, by the custom of its tool."""
+"""The keys of a call's arguments, by the custom of its tool."""
 _NOT_READ = frozenset(
     (
         *("kwargs", "args_json", "arguments_json", "argument", "params", "parameter"),
         *("action_input", "tool_input", "function_args", "function_arguments"),
     )
 )
-"""Where some calls have arguments, too; with them, a call is not understood."""
+"""Keys where some calls have arguments, too; with them, a call is not understood."""
 _HARMLESS = frozenset(
     (
         *("id", "type", "index", "name", "function", "strict"),

@@ -1,4 +1,4 @@
-"""What a turn says of its own training: trained, not trained, or nothing.
+"""The word of a turn on its own training: trained, not trained, or nothing.
 
 {"weight": 1, "train": true}     ->  True
 {"weight": "0", "train": true}   ->  False: of several, one that is 0 or false decides

@@ -25,7 +25,7 @@ from miles.data.rows.roles import find_role
 _SPEAKERS = ("user", "assistant")
 _ORDER = ("system", *_SPEAKERS)
 _PREFIX = re.compile(r"\s*([A-Za-z][\w-]{0,39}):\s*")
-"""What may be a speaker's name before what is said."""
+"""A speaker's possible name before what is said."""
 _MARK = re.compile(r"\s*<\|(?:im_start\|>)?(?:system|user|assistant|human)\b", re.IGNORECASE)
 """A chat template's mark of a turn."""
 _PLAIN_SPEAKERS = frozenset(("user", "human", "assistant", "gpt", "chatgpt", "ai", "bot"))

@@ -28,11 +28,11 @@ from miles.data.types import Chunk, StepReport
 from miles.errors import LostError, MilesError, RunError
 
 WAIT_SECONDS = 1800.0
-"""How long a rank waits for a step before it fails."""
+"""The time that a rank waits for a step before it fails."""
 GATE_SECONDS = 1.0
-"""How long one request of a loader at the gate waits for a yes."""
+"""The time that one request of a loader at the gate waits for a yes."""
 REPORT_SECONDS = 60.0
-"""How long a commit waits for the measurement of its step, which was sent before the step."""
+"""The time that a commit waits for the measurement of its step, which was sent before the step."""
 
 
 class FeedActor:

@@ -1,4 +1,4 @@
-"""What every task of a loader's process has: the manifest, seldom collections, errors that travel.
+"""The common parts of a loader's tasks: the manifest, seldom collections, errors that travel.
 
 driver   ray.put((manifest, plan))         ->  a reference, which the tasks get
 loader   manifest_and_plan(reference)      ->  read from the object store once a process

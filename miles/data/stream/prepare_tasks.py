@@ -32,12 +32,12 @@ from miles.data.stream.carried_encoder import CarriedEncoder
 _AHEAD = 2
 """Tables that a task makes before one of them is taken."""
 _PATIENCE_SECONDS = 10.0
-"""How long the first window may give nothing before a table of each other one is taken."""
+"""The time without a table of the first window after which one of each other window is taken."""
 
 
 @dataclass(frozen=True)
 class _Shared:
-    """What all tasks have in common."""
+    """The arguments that all tasks have in common."""
 
     plan: Any
     """a reference to the manifest and the plan"""

@@ -218,7 +218,7 @@ def _fingerprint(lengths: Int32, ids: Int32, mask: UInt8) -> str:
 
 @dataclass(frozen=True)
 class _PackedStep:
-    """How the samples of one step are packed."""
+    """The packing of the samples of one step."""
 
     micro_batches: list[list[int]]
     """rank 0's micro-batches, rank 1's, …: the numbers of the step's samples in each"""

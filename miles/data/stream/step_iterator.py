@@ -26,7 +26,7 @@ from miles.data.types import Chunk, MicroBatch, StepReport
 from miles.errors import MilesError
 
 BEGIN_SECONDS = 0.02
-"""How long rank 0 gathers steps that it has in hand before it tells the actor of them."""
+"""The time that rank 0 gathers steps that it has in hand before it tells the actor of them."""
 
 StepData = tuple[StepReport, tuple[MicroBatch, ...]]
 """A step's report, and one rank's micro-batches."""

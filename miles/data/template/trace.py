@@ -58,7 +58,7 @@ from miles.data.tokens.served_chat import REASONING_NAMES, with_reasoning_names
 Message = Mapping[str, Any]
 Tool = Mapping[str, Any]
 Shape = tuple[Any, ...]
-"""What `shape_of` returns: of a conversation of texts, the roles."""
+"""The result of `shape_of`: of a conversation of texts, the roles."""
 
 TOOLS_OWNER = -1
 """The owner of a part that is made of the tools' strings."""

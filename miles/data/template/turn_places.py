@@ -1,4 +1,4 @@
-"""Where the turns of many rows of one program lie: their spans, by arithmetic on lengths.
+"""The places of the turns in many rows of one program: their spans, by arithmetic on lengths.
 
     parts      "<|im_start|>user\n"  {0}  "<|im_end|>\n<|im_start|>assistant\n"  {1}  "<|im_end|>\n"
     lengths of the derived parts, two rows:                       {0}: 4, 9       {1}: 1, 70
@@ -136,6 +136,7 @@ class _Places:
 
     @classmethod
     def of(cls, parts: Sequence[Part], places: Sequence[Place]) -> _Places:
+        """Return places in a program of these parts."""
         is_derived = [not isinstance(part, str) for part in parts]
         literal_lengths = [len(part) if isinstance(part, str) else 0 for part in parts]
         literal_starts = list(accumulate(literal_lengths, initial=0))

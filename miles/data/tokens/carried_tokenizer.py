@@ -38,7 +38,7 @@ class AddedToken:
 
 @dataclass(frozen=True)
 class TokenizerFacts:
-    """What is known of a tokenizer beside its vocabulary; plain JSON types."""
+    """The facts about a tokenizer beside its vocabulary; plain JSON types."""
 
     chat_template: str
     special_tokens_map: Mapping[str, str]

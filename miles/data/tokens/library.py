@@ -1,4 +1,4 @@
-"""What transformers and tokenizers raise on a broken tokenizer -> an error that says what to do.
+"""Errors of transformers and tokenizers on a broken tokenizer -> one that says what to do.
 
     tokenizer_config.json: {"model_max_length": "x"}
     ->  …/tokenizer_config.json: model_max_length = 'x'; a number was expected. Copy the folder …

@@ -18,7 +18,7 @@ from miles.data.types import Int32, UInt8
 
 @dataclass(frozen=True)
 class PackedProof:
-    """What an engine is made of: the expression that cuts words, and the tokens with their ids."""
+    """The parts of an engine: the expression that cuts words, and the tokens with their ids."""
 
     pattern: str
     added: Mapping[str, int]

@@ -167,7 +167,7 @@ class TextEncoder:
 
     @property
     def joins(self) -> bool:
-        """Whether texts can be encoded end to end: there is an engine beside `tokenizers`."""
+        """Return whether texts can be encoded end to end: there is an engine beside `tokenizers`."""
         return self._engine_core is not None
 
     def join(self, texts: Sequence[str]) -> JoinedTokens | None:

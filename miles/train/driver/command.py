@@ -1,4 +1,4 @@
-"""What a launch line asks for, done: its estimate, a word on a finished run, or training.
+"""A launch line, carried out: its estimate, a word on a finished run, or training.
 
 LaunchLine -> dry run | "this run is finished: …" | `loop.train` -> the last sentence
 

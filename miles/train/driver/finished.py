@@ -23,7 +23,7 @@ from miles.train.driver.resolved_settings import describe
 from miles.train.export_target import is_exported
 
 LAST_STEP = "the last step"
-"""How an attempt ended that left nothing to do, in starts.jsonl."""
+"""The end of an attempt that left nothing to do, in starts.jsonl."""
 
 _SETTINGS = ("data", "num_rollout", "hf_checkpoint", "ref_load", "load", "lora")
 """Settings that say which steps a run has, and what they train."""

@@ -28,7 +28,7 @@ from miles.train.types import (
 )
 
 ROOT_CAUSE_SECONDS = 10.0
-"""How long the other ranks are heard after one has failed.
+"""The time that the other ranks are heard after one has failed.
 
 A rank that died is the cause of all failures, but it is not always seen first.
 """

@@ -27,7 +27,7 @@ PRINTED_STEPS = 12
 PRINT_SECONDS = 30.0
 """The longest silence there, at first."""
 FIRST_STEP = "reading the first block of rows"
-"""What is done until the first step is there."""
+"""The work until the first step is there."""
 WIDE = 120
 """Columns of a terminal that has room for a bar."""
 

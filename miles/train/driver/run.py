@@ -73,7 +73,7 @@ class Attempt:
 
 @dataclass(frozen=True)
 class RunSummary:
-    """How a run ended."""
+    """The end of a run."""
 
     num_steps: int
     """steps trained in the last attempt; 0: it was finished before, or stopped before the first"""

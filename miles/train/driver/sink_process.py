@@ -35,17 +35,17 @@ from miles.common import run_folder
 from miles.errors import ConfigError
 
 OPEN_SECONDS = 150.0
-"""How long a sink may take to open: a login that does not answer takes 10, wandb.init 90."""
+"""The time that a sink may take to open: a login that does not answer takes 10, wandb.init 90."""
 ANSWER_SECONDS = 60.0
-"""How long it may take for some steps."""
+"""The time that it may take for some steps."""
 CLOSE_SECONDS = 60.0
-"""How long the end of a run waits for it."""
+"""The time that the end of a run waits for it."""
 HASTY_SECONDS = 2.0
 """The same after Ctrl-C."""
 RETRY_SECONDS = 60.0
 """Pause before it is opened again."""
 UNSAFE_CHARACTERS = 64 << 10
-"""How much of what was taken a dying process may lose: wandb 0.31 writes its file by 32 KiB."""
+"""The most that a dying process may lose of what it took: wandb 0.31 writes its file by 32 KiB."""
 
 _MAX_STEPS = 100
 """Steps that are handed over together."""

@@ -1,4 +1,4 @@
-"""What a run runs on, for its record: the model, the hardware, the versions of the libraries.
+"""The surroundings of a run, for its record: the model, the hardware, the versions of the libraries.
 
 Each start in `starts.jsonl` has them, as the next one may run elsewhere:
 

@@ -98,7 +98,7 @@ class StateBytes:
 
 @dataclass(frozen=True)
 class Training:
-    """How a model is trained, as far as the memory depends on it."""
+    """The settings of training that the memory depends on."""
 
     precision: Precision
     """of weights and activations"""

@@ -32,7 +32,7 @@ _BACKWARD_OF_ATTENTION = 2.5
 """Its products against those of the forward pass: five to two, since the scores are computed again
 (Dao et al. 2022, FlashAttention, appendix B)."""
 _LOSS_PASSES = 3
-"""Of the logits in bfloat16, beside the products: reads for the sum, and reads and writes for the
+"""Passes over the logits in bfloat16, beside the products: reads for the sum, and reads and writes for the
 gradient."""
 
 

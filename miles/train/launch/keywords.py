@@ -41,7 +41,7 @@ _ARGUMENTS = Arguments(launch_settings, switches=frozenset(("--trust-remote-code
 
 @runtime_checkable
 class PreparedSet(Protocol):
-    """What `miles.data.prepare` returns, as far as a run looks at it."""
+    """The result of `miles.data.prepare`, as far as a run looks at it."""
 
     @property
     def settings(self) -> DataConfig:

@@ -154,4 +154,4 @@ _NOT_YET = (
 )
 
 MODEL_REFUSALS = (*_MODEL, *_NOT_YET)
-"""Of two that cover a name, the first counts."""
+"""The first of two that cover a name counts."""

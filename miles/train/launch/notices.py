@@ -19,7 +19,7 @@ from miles.train.launch.known_flags import secret_flags
 from miles.train.logging_config import LoggingConfig
 
 LOOKING = "looking at the settings, the places and the rows"
-"""What is said where all of it takes longer than a moment."""
+"""The words for all of it, where that takes longer than a moment."""
 
 
 def notices_of(values: Values) -> tuple[str, ...]:

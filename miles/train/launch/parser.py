@@ -43,7 +43,7 @@ EXAMPLES = (
     "--rollout-batch-size 64 --lr 1e-5",
     "train --config run.yaml --num-rollout 100",
 )
-"""Of `miles train --help`: lines that can be pasted, without `miles`."""
+"""Examples of `miles train --help`: lines that can be pasted, without `miles`."""
 
 
 class LaunchParser(LineParser):

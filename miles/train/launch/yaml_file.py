@@ -37,7 +37,7 @@ _NAME_IN_PROBLEM = re.compile(r"""\b(alias|anchor|tag handle|tag) (['"]).*?\2"""
 """The name of an alias, an anchor or a tag, as PyYAML's errors quote it."""
 
 _CONSTRUCTOR_ERRORS = (ValueError, LookupError, AttributeError, TypeError, ArithmeticError)
-"""What PyYAML raises for a value that is not of its tag, such as `2024-13-45` or `!!bool a`."""
+"""The errors of PyYAML for a value that is not of its tag, such as `2024-13-45` or `!!bool a`."""
 
 
 def read_yaml(

@@ -49,7 +49,7 @@ from miles.train.model.data_parallel import await_weights
 from miles.train.types import AdapterSettings
 
 _NAME = ADAPTER.rsplit(".", 1)[1]
-"""Of the adapter among the parts of a layer."""
+"""The name of the adapter among the parts of a layer."""
 
 
 def add_adapters(model: Any, shape: ModelShape, settings: AdapterSettings) -> None:

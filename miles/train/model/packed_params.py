@@ -1,4 +1,4 @@
-"""What every layer of Megatron's is told about a packed micro-batch.
+"""The facts about a packed micro-batch that every layer of Megatron's is told.
 
 Import it inside functions only: this module imports Megatron, which takes seconds.
 """

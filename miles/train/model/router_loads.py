@@ -1,4 +1,4 @@
-"""What the routers of a step did: the tokens of every expert, and the loss that balances them.
+"""The choices of a step's routers: the tokens of every expert, and the loss that balances them.
 
     routing of each layer  ->  counts [layers, experts], sums of probabilities [experts]
                            ->  over all ranks, with the sums of the loss

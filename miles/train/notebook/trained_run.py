@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _WIDTH, _HEIGHT, _MARGIN = 480.0, 120.0, 4.0
 _MAX_POINTS = 480
-"""Of the curve: no more than it has pixels."""
+"""The limit of the curve: no more than it has pixels."""
 
 # Translucent greys and one blue over the page's own colours: for light and dark themes.
 _BOX_CSS = (

@@ -54,7 +54,7 @@ from miles.train.types import Skip, SkipReason, StepResult, TrainerSettings
 
 @dataclass(frozen=True)
 class _StepEnd:
-    """How a step ended."""
+    """The end of a step."""
 
     sums: SourceSums
     """on the host"""

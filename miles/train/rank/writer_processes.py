@@ -32,7 +32,7 @@ import torch
 from miles.errors import LostError
 
 _DONTFORK, _DOFORK = 10, 11
-"""Of madvise(2), on Linux."""
+"""Advice of madvise(2), on Linux."""
 
 
 @functools.cache
