@@ -10,8 +10,7 @@ import pytest
 from miles.cli import main
 from miles.common import run_folder
 from miles.errors import BrokenFileError, SourceError, TemplateError
-from miles.report import page as page_module
-from miles.report import report
+from miles.report import html_page, report
 from miles.report.report import write_report
 from miles.report.run_data import read_first_batch, read_ledger
 from tests.support.fault_table import NOTHING, observed
@@ -118,7 +117,7 @@ def test_a_page_without_charts(
     def no_library(figure: object) -> bytes:
         raise ImportError("no module named 'matplotlib'")
 
-    for module in (page_module, report):
+    for module in (html_page, report):
         monkeypatch.setattr(module, "to_png", no_library)
     page, _ = report_of(folder, capsys)
     assert "<img" not in page
