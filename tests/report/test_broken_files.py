@@ -30,6 +30,7 @@ SAMPLE = {**SEGMENT, "input_ids": [5, 6, 7], "loss_mask": [0, 1, 1]}
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
+    """A run of four steps."""
     write_lines(tmp_path / run_folder.METRICS, PLAIN_RUN)
     return tmp_path
 
@@ -56,6 +57,7 @@ def test_a_broken_object_is_named(folder: Path, content: bytes) -> None:
             read(str(folder))
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_what_is_broken_is_left_out(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in RECORDS:
         (folder / name).write_bytes(b'\xff\n{"step"\n[]\n{"version": 9}\n{"step": 1')
@@ -82,6 +84,7 @@ def test_inspect_says_what_to_do(folder: Path, capsys: pytest.CaptureFixture[str
     assert "The first step of a new run writes another" in error
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_metrics_are_shown_as_far_as_they_go(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -98,6 +101,7 @@ def test_metrics_are_shown_as_far_as_they_go(
     assert "metrics.jsonl: no line of it can be read" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_tokenizer_that_has_moved(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first_batch_of(folder, str(folder / "gone"))
     page, printed = report_of(folder, capsys)

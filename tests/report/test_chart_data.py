@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from miles.common import run_folder
 from miles.report.chart_data import page_data
@@ -122,6 +123,7 @@ def test_settings_that_differ_come_first() -> None:
     assert changed == sorted(changed, reverse=True)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_facts_of_the_newest_start(tmp_path: Path) -> None:
     page = Path(write_report(str(write_full_run(tmp_path, 50)))[0]).read_text()
     for fact in ("NVIDIA H100 80GB HBM3", "4,022,468,096", "2,048 GiB", "megatron-core"):
@@ -130,6 +132,7 @@ def test_facts_of_the_newest_start(tmp_path: Path) -> None:
     assert "1 h 10 min" in page
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_an_older_run_has_fewer_facts(tmp_path: Path) -> None:
     write_lines(tmp_path / run_folder.METRICS, PLAIN_RUN)
     start = {"start": 1, "time": "2026-11-25 08:00:12Z", "first_step": 0, "world_size": 8}

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from miles.common import run_folder
 from miles.report.report import write_report
 from miles.report.run_data import MAX_ANSWERS
@@ -32,6 +34,7 @@ def answer(step: int, row: int, text: str, *, ended: bool = True) -> dict[str, A
 
 
 def test_the_numbers_on_top(tmp_path: Path) -> None:
+    """Here with its pictures."""
     plain = page_of(tmp_path, PLAIN_RUN)
     assert "<b>2.000</b><span>loss, first step</span>" in plain
     assert "<b>1.250</b><span>loss, last step</span>" in plain
@@ -49,6 +52,7 @@ def test_the_numbers_on_top(tmp_path: Path) -> None:
     assert (tmp_path / run_folder.LOSS_CHART).read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_run_of_adapters_says_so(tmp_path: Path) -> None:
     lora = {"rank": 8, "alpha": 16.0, "target_modules": ["all-linear"], "exclude_modules": []}
     settings = tmp_path / run_folder.CONFIG
@@ -60,6 +64,7 @@ def test_a_run_of_adapters_says_so(tmp_path: Path) -> None:
         assert "LoRA" not in page_of(tmp_path, PLAIN_RUN)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_skipped_steps_name_their_rows(tmp_path: Path) -> None:
     assert "Skipped steps</h2>" not in page_of(tmp_path, PLAIN_RUN)
 
@@ -80,6 +85,7 @@ def test_skipped_steps_name_their_rows(tmp_path: Path) -> None:
     assert f"<td>3</td><td>the gradient is not finite</td>{many_rows}" in page
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_several_starts_are_shown(tmp_path: Path) -> None:
     begun = {"time": "2026-11-25 08:00:12Z", "world_size": 8}
     again = "the same command again, after SIGTERM"
@@ -98,6 +104,7 @@ def test_several_starts_are_shown(tmp_path: Path) -> None:
     assert f"<td>1,200</td><td>8</td>{row}" in page
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_last_answers_are_shown_escaped(tmp_path: Path) -> None:
     assert "What it answers" not in page_of(tmp_path, PLAIN_RUN)
 
@@ -114,6 +121,7 @@ def test_the_last_answers_are_shown_escaped(tmp_path: Path) -> None:
     assert "&lt;b&gt;four&lt;/b&gt; 1</div>" in page
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_ledger_says_what_is_not_used(tmp_path: Path) -> None:
     counts = {"read": 9, "trained": 7, "unknown_role": 2}
     entry = {"row_shape": "messages", "rows": 9, "epochs": 1.0, "counts": counts}

@@ -21,6 +21,9 @@ PROJECT = Path(__file__).parents[2]
 LIMIT_SECONDS = 240.0
 """How long a test waits for anything: far above what it takes, also on a busy machine."""
 
+_MAX_PAUSE_SECONDS = 0.05
+"""Between two looks: to look through all processes takes some milliseconds of a processor."""
+
 
 def closed_pipe() -> TextIO:
     """Return a stream into a pipe that nobody reads."""
@@ -36,9 +39,11 @@ def wait_until(condition: Callable[[], object], describe: Callable[[], object] =
         describe: what to say when the condition does not come true in `LIMIT_SECONDS`.
     """
     deadline = time.monotonic() + LIMIT_SECONDS
+    pause = 0.01
     while not condition():
         assert time.monotonic() < deadline, describe()
-        time.sleep(0.01)
+        time.sleep(pause)
+        pause = min(1.2 * pause, _MAX_PAUSE_SECONDS)
 
 
 def processes(name: str, pid: int | None = None) -> list[psutil.Process]:

@@ -61,10 +61,15 @@ def require_alike(
 ) -> None:
     """Require the ids and masks of a run that has a row's variables as its own."""
     encoder = encoder_of(folder, template, **settings)
-    for messages, variables in itertools.product(CONVERSATIONS, row_variables):
-        (by_row,) = encoder.encode_all([row(messages, **variables)])
+    runs = []
+    for variables in row_variables:
         run_variables = {**settings.get("template_kwargs", {}), **variables}
-        run = encoder_of(folder, template, **{**settings, "template_kwargs": run_variables})
+        runs.append(encoder_of(folder, template, **{**settings, "template_kwargs": run_variables}))
+
+    for messages, (variables, run) in itertools.product(
+        CONVERSATIONS, zip(row_variables, runs, strict=True)
+    ):
+        (by_row,) = encoder.encode_all([row(messages, **variables)])
         (by_run,) = run.encode_all([row(messages)])
 
         assert isinstance(by_row, Encoded) == isinstance(by_run, Encoded), (variables, by_row)
