@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 
 from miles.data.config import RowFormat, SourceConfig
-from miles.data.encoding.rejecting import or_rejected
 from miles.data.files.file import describe_file
 from miles.data.files.first_rows import first_rows
 from miles.data.files.locate import locate
 from miles.data.files.manifest import Manifest, build_manifest
 from miles.data.files.read import read_rows
+from miles.data.rejecting import or_rejected
 from miles.data.rows.normalize import normalize
 from miles.data.types import Conversation, RowRejected
 from miles.errors import SourceError

@@ -22,7 +22,7 @@ _PATH = r"(?:\w+://|/)[^\s:;]*[\w/]"
 _NUMBER = r"-?\d[\d_]*(?:\.\d+)?(?:e[-+]?\d+)?"
 _FLAG = re.compile(
     r"(?<![\w/-])(--[a-z][a-z0-9]*(?:-[a-z0-9]+)*)(?![\w-])"
-    rf"(?: ('\{{[^']*\}}'|\{{[^}}]*\}}|{_PATH}|{_NUMBER}(?!\w)|[\w.,/+-]+(?=:)|[\w.]*\w))?"
+    rf"(?: ('\{{[^']*\}}'|\{{[^}}]*\}}|{_PATH}|{_NUMBER}(?!\w)|[\w.,/+:-]+(?=:\s)|[\w.]*\w))?"
 )
 _COMMANDS_OWN = frozenset(("--help", "--debug"))
 """Flags of every command that are no settings."""
@@ -67,7 +67,7 @@ def _argument(found: re.Match[str], arguments: Arguments) -> str:
     if value is None:
         return f"{name}="
 
-    is_followed_by_colon = found.string[found.end() :][:1] == ":"
+    is_followed_by_colon = found.string.startswith(": ", found.end())
     setting = arguments.settings().get(flag)
     written = _written(value, setting, is_followed_by_colon=is_followed_by_colon)
     return f"{name}={rest}" if written is None else f"{name}={written}"

@@ -18,9 +18,9 @@ import pytest
 
 from miles.data.config import RowFormat, SourceConfig
 from miles.data.encoding.encoder import Encoder
-from miles.data.encoding.rejecting import or_rejected
 from miles.data.files.manifest import Manifest, build_manifest
 from miles.data.files.read import read_raw_rows, read_rows
+from miles.data.rejecting import or_rejected
 from miles.data.rows.normalize import normalize
 from miles.data.stream.row_outcomes import hash_share, normalize_rows
 from miles.data.types import Conversation, Encoded, RowRejected

@@ -23,9 +23,9 @@ from miles.data.config import EncodeConfig
 from miles.data.encoding.empty_answer import begins_word, is_blank, shows_nothing
 from miles.data.encoding.loss_mask import mark_points, select_turns
 from miles.data.encoding.plain_rows import PlainRows, plain_rows
-from miles.data.encoding.rejecting import or_rejected
 from miles.data.encoding.samples import encoded_rows, merged, taken
 from miles.data.encoding.step_texts import StepTexts, Turns
+from miles.data.rejecting import or_rejected
 from miles.data.template.certificate import Certificate
 from miles.data.template.render import RenderedRows, Renderer, Span
 from miles.data.tokens.text_encoder import JoinedTokens, TextEncoder

@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 
 from miles.common.offsets import offsets_of
 from miles.data.config import RowFormat
+from miles.data.rejecting import or_rejected
 from miles.data.rows.normalize import normalize_turns
 from miles.data.rows.roles import find_role
 from miles.data.rows.turns import CLOSE
@@ -64,7 +65,8 @@ def normalize_plain(
     )
     rows: list[Conversation | RowRejected] = list(_conversations(messages, offsets))
     for row in np.flatnonzero(is_other_row).tolist():
-        rows[row] = _of_any_turns(turns[row].as_py(), formats[source_ids[row]])
+        format = formats[source_ids[row]]
+        rows[row] = or_rejected(normalize_turns, turns[row].as_py(), format)
     return rows
 
 
@@ -120,11 +122,3 @@ def _conversations(
         fields["text"] = None
         fields["template_kwargs"] = _NO_VARIABLES
         yield conversation
-
-
-def _of_any_turns(turns: Sequence[Any], format: RowFormat) -> Conversation | RowRejected:
-    """Return the conversation of one row, whatever its turns are, or why it cannot be used."""
-    try:
-        return normalize_turns(turns, format)
-    except RowRejected as rejected:
-        return rejected

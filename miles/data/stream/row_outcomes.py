@@ -26,9 +26,9 @@ import xxhash
 from miles.common.offsets import offsets_of
 from miles.data.config import RowFormat
 from miles.data.encoding.encoder import Encoder
-from miles.data.encoding.rejecting import or_rejected
 from miles.data.encoding.samples import concatenated
 from miles.data.files.raw_rows import RawRows
+from miles.data.rejecting import or_rejected
 from miles.data.rows.normalize import normalize
 from miles.data.rows.plain_turns import normalize_plain
 from miles.data.stream.step_tables import list_values

@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from miles.data.config import EncodeConfig
+from miles.data.rejecting import or_rejected
 from miles.data.template.anchors import Anchors, RenderedProbes, learn_anchors
 from miles.data.template.certificate import Certificate
 from miles.data.template.certify import certify
@@ -96,10 +97,7 @@ class RowTemplates:
         key = json.dumps(variables)
         if key not in self._by_value:
             _make_room(self._by_value)
-            try:
-                self._by_value[key] = self._template_under(variables)
-            except RowRejected as rejected:
-                self._by_value[key] = rejected
+            self._by_value[key] = or_rejected(self._template_under, variables)
         found = self._by_value[key]
         if isinstance(found, RowRejected):
             raise RowRejected(found.reason, found.detail)

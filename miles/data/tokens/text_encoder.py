@@ -20,6 +20,7 @@ import numpy as np
 import tokenizers
 
 from miles.common.offsets import offsets_of
+from miles.data.rejecting import or_rejected
 from miles.data.tokens.engines import TOKENIZERS, EngineCore, FastokensCore
 from miles.data.tokens.nfc import is_inert
 from miles.data.tokens.packed_proof import PackedProof
@@ -275,10 +276,9 @@ class TextEncoder:
             return False
 
     def _encode_by_backend(self, text: str, points: Sequence[int]) -> Tokens | RowRejected:
-        try:
-            encoding = encode_by(self.backend, text)
-        except RowRejected as rejected:
-            return rejected
+        encoding = or_rejected(encode_by, self.backend, text)
+        if isinstance(encoding, RowRejected):
+            return encoding
         return Tokens(np.array(encoding.ids, np.int32), *by_offsets(encoding.offsets, points))
 
 

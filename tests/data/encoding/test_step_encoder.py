@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from miles.data.config import EncodeConfig
 from miles.data.encoding import step_encoder
 from miles.data.encoding.encoder import Encoder
-from miles.data.encoding.rejecting import or_rejected
 from miles.data.encoding.samples import encoded_rows, merged, samples_of, taken
+from miles.data.rejecting import or_rejected
 from miles.data.types import Conversation, Encoded, EncodedRows, RowRejected
 
 SETTINGS: dict[str, dict[str, Any]] = {

@@ -15,10 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from miles.data.config import RowFormat, SourceConfig
-from miles.data.encoding.rejecting import or_rejected
 from miles.data.files.manifest import build_manifest
 from miles.data.files.read import read_rows
 from miles.data.files.row_json import table_to_json
+from miles.data.rejecting import or_rejected
 from miles.data.rows.json_text import MAX_DEPTH
 from miles.data.rows.messages_parquet import messages_table
 from miles.data.rows.normalize import normalize

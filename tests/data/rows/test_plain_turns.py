@@ -15,12 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from miles.data.config import DataConfig, EncodeConfig, OrderConfig, RowFormat, SourceConfig
-from miles.data.encoding.rejecting import or_rejected
 from miles.data.files import plain_rows
 from miles.data.files.manifest import build_manifest
 from miles.data.files.plain_rows import raw_rows
 from miles.data.files.read import read_rows
 from miles.data.files.row_json import rows_to_json
+from miles.data.rejecting import or_rejected
 from miles.data.rows.messages_parquet import messages_table
 from miles.data.rows.normalize import MESSAGES, normalize
 from miles.data.stream import stages

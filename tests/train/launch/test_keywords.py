@@ -131,6 +131,7 @@ def test_texts_speak_of_keywords() -> None:
     assert in_keywords("--lr 1e-3 and --hf-checkpoint /hf, --too-long drop.") == (
         'lr=1e-3 and hf_checkpoint="/hf", too_long="drop".'
     )
+    assert in_keywords("--transform my:f: no such") == 'transform="my:f": no such'
     assert in_keywords("--save s3://b/run: the same command goes on") == (
         'save="s3://b/run": the same call goes on'
     )

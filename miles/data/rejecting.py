@@ -1,4 +1,4 @@
-"""Turns the exception with which a row is rejected into a value."""
+"""A row's rejection as a value, in place of the exception that a step raises."""
 
 from __future__ import annotations
 
