@@ -16,13 +16,14 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from miles.chat.model import ChatModel
 from miles.chat.prompt_rows import Prompt, PromptRows
 from miles.chat.settings import Sampling
-from miles.common import json_lines, own_files, storage
+from miles.common import own_files, storage
+from miles.common.patient_file import PatientFile
+from miles.common.redact import redact
 from miles.data.types import RowRejected
 from miles.errors import ConfigError, SourceError
 
@@ -31,16 +32,19 @@ _CHUNK_BATCHES = 16
 _TOLD_SECONDS = 10.0
 
 
-@dataclass(frozen=True)
+@dataclass
 class Counts:
     """The rows of a file, by what became of them."""
 
     num_rows: int
-    num_earlier: int
-    """rows that an earlier start has answered"""
-    num_rejected: int
-    num_cut: int
+    num_rejected: int = 0
+    num_cut: int = 0
     """answers that came to the limit"""
+
+    def add(self, line: Mapping[str, Any]) -> None:
+        """Count the line of a row."""
+        self.num_rejected += line.get("finish") == "rejected"
+        self.num_cut += line.get("finish") == "length"
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,6 @@ class Target:
     """The file to write, and what it says of its answers."""
 
     url: str
-    """a local path"""
     settings: Mapping[str, Any]
     """what decides the answers, as JSON types"""
 
@@ -56,52 +59,55 @@ class Target:
     def settings_url(self) -> str:
         return f"{self.url}.settings.json"
 
-    def begin(self) -> int:
-        """Return how many rows are answered already; a line that was cut off is removed.
+    def open(self) -> PatientFile:
+        """Return the file with its complete lines; one that was cut off is removed.
 
         Raises:
             ConfigError: the file holds other answers.
-            SourceError: it cannot be read.
+            MilesError: it cannot be read, or not be written.
         """
         if not storage.exists(self.url):
             storage.write_text(self.settings_url, json.dumps(self.settings, indent=1) + "\n")
-            return 0
+            return PatientFile(self.url, report=_say_nothing)
 
+        shown = redact(self.url)
         try:
             before = own_files.read_object(self.settings_url)
         except SourceError as error:
             raise ConfigError(
-                f"--output {self.url}: is there, and {self.settings_url}, which says of what it is, "
-                "cannot be read: give another file, or remove this one"
+                f"--output {shown}: is there, and {redact(self.settings_url)}, which says of what "
+                "it is, cannot be read: give another file, or remove this one"
             ) from error
 
         now = json.loads(json.dumps(self.settings))
         others = sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
         if others:
             raise ConfigError(
-                f"--output {self.url}: holds answers under another {', '.join(others)}: give another "
+                f"--output {shown}: holds answers under another {', '.join(others)}: give another "
                 "file, or remove this one"
             )
+        return PatientFile.read(self.url, _say_nothing)
 
-        lines, unfinished = json_lines.split(self.url)
-        if unfinished:
-            json_lines.write(self.url, lines)
-        return len(lines)
+
+def _say_nothing(text: str) -> None:
+    """Leave it to `require_written` to say that the file cannot be written."""
 
 
 def settings_of(
-    title: str, rows: PromptRows, model: ChatModel, sampling: Sampling
+    title: str, rows: PromptRows, model: ChatModel, sampling: Sampling, *, keep: bool
 ) -> dict[str, Any]:
-    """Return what decides the answers.
+    """Return what decides the lines.
 
     Args:
         title: names the model.
+        keep: as for `generate`.
     """
     return {
         "model": title,
         "prompts": rows.manifest.fingerprint,
         "encoder": model.prompts.certificate.fingerprint,
         "computed_in": model.device,
+        "keep": keep,
         **asdict(sampling),
     }
 
@@ -125,33 +131,51 @@ def generate(
     Raises:
         MilesError: a file that cannot be read or written, or other answers in it.
     """
-    num_earlier = target.begin()
+    file = target.open()
+    counts = Counts(rows.num_rows)
+    num_earlier = len(file.lines)
+    for number, earlier in enumerate(file.lines, 1):
+        try:
+            counts.add(json.loads(earlier))
+        except (ValueError, AttributeError) as error:
+            raise SourceError(
+                f"{redact(target.url)}, line {number}: no line of answers: give another file, or "
+                "remove this one"
+            ) from error
     if num_earlier:
         tell(f"{num_earlier:,} of {rows.num_rows:,} rows are answered already")
-    num_rejected = num_cut = num_tokens = 0
+    num_tokens = 0
     begun = told = time.monotonic()
 
-    with storage.writing(target.url), Path(target.url).open("a", encoding="utf-8") as file:
-        for begin in range(num_earlier, rows.num_rows, batch_size * _CHUNK_BATCHES):
-            end = min(begin + batch_size * _CHUNK_BATCHES, rows.num_rows)
-            for line in _answer_chunk(rows, (begin, end), model, sampling, batch_size):
-                reference = line.pop("reference")
-                if keep and reference is not None:
-                    line["reference"] = reference
-                num_rejected += line["finish"] == "rejected"
-                num_cut += line["finish"] == "length"
-                num_tokens += line.get("answer_tokens", 0)
-                file.write(json.dumps(line, ensure_ascii=False) + "\n")
-            file.flush()
+    for begin in range(num_earlier, rows.num_rows, batch_size * _CHUNK_BATCHES):
+        end = min(begin + batch_size * _CHUNK_BATCHES, rows.num_rows)
+        for line in _answer_chunk(rows, (begin, end), model, sampling, batch_size):
+            reference = line.pop("reference")
+            if keep and reference is not None:
+                line["reference"] = reference
+            counts.add(line)
+            num_tokens += line.get("answer_tokens", 0)
+            file.lines.append(_as_text(line))
+        file.require_written()
 
-            now = time.monotonic()
-            if now - told > _TOLD_SECONDS:
-                told = now
-                tell(
-                    f"{end:,} of {rows.num_rows:,} rows, {num_tokens / (now - begun):,.0f} tokens "
-                    "a second"
-                )
-    return Counts(rows.num_rows, num_earlier, num_rejected, num_cut)
+        now = time.monotonic()
+        if now - told > _TOLD_SECONDS:
+            told = now
+            tell(
+                f"{end:,} of {rows.num_rows:,} rows, {num_tokens / (now - begun):,.0f} tokens "
+                "a second"
+            )
+    return counts
+
+
+def _as_text(line: Mapping[str, Any]) -> str:
+    """Return a line as JSON, in ASCII where it holds what UTF-8 cannot write."""
+    try:
+        text = json.dumps(line, ensure_ascii=False)
+        text.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair
+        return json.dumps(line)
+    return text
 
 
 def _answer_chunk(

@@ -21,6 +21,7 @@ from miles.data.config import RowFormat, SourceConfig
 from miles.data.files.file import describe_file
 from miles.data.files.first_rows import first_rows
 from miles.data.files.locate import locate
+from miles.data.files.made_rows import transformed
 from miles.data.files.manifest import Manifest, build_manifest
 from miles.data.files.read import read_rows
 from miles.data.rejecting import or_rejected
@@ -97,6 +98,10 @@ class PromptRows:
         Raises:
             RowRejected: the row has none.
         """
+        if row_format.transform is not None:
+            # What follows looks at the rows that the user's function makes.
+            payload = transformed(payload, row_format.transform)
+            row_format = replace(row_format, transform=None)
         if self.column is not None:
             payload = _as_turns(payload, self.column)
         try:
@@ -132,7 +137,8 @@ def _question_column(source: SourceConfig) -> str | None:
     for url in urls:
         file = describe_file(url)
         if file.num_rows:
-            rows, columns = first_rows(file, frozenset(_PROMPT_COLUMNS))
+            names = frozenset(_PROMPT_COLUMNS)
+            rows, columns = first_rows(file, names, transform=source.format.transform)
             for name in _PROMPT_COLUMNS:
                 if name in columns and any(row.get(name) for row in rows):
                     return name

@@ -23,6 +23,7 @@ from miles.common.checkpoint_choice import ways_on
 from miles.common.checkpoint_folder import PEFT_CONFIG, SavedCheckpoint
 from miles.common.checkpoint_tracker import TRACKER
 from miles.common.local_paths import absolute_or_hub_name
+from miles.common.near_names import meant_path
 from miles.common.untrusted_files import read_json
 from miles.data.config import EncodeConfig
 from miles.errors import CheckpointError, ConfigError, MilesError, SourceError
@@ -77,7 +78,7 @@ def opened(path: str, choice: Choice, console: Console | None = None) -> Iterato
         there = "a file, not a folder" if storage.exists(path) else "no such folder"
         raise SourceError(
             f"{path}: {there}; expected the folder of a run (miles train --save), of a Hugging "
-            "Face checkpoint, or of an adapter"
+            f"Face checkpoint, or of an adapter{meant_path(path)}"
         )
     if storage.exists(storage.join(path, PEFT_CONFIG)):
         _require_no_step(path, choice)

@@ -116,6 +116,8 @@ class Talk:
         elif name == "/undo":
             question = self.conversation.undo()
             self._tell("there is nothing to take back" if question is None else f"gone: {question}")
+        elif name == "/save" and rest.strip() and not self.conversation.turns:
+            self._tell("there is nothing to save")
         elif name == "/save" and rest.strip():
             url = absolute(rest.strip())
             self.conversation.save(url)

@@ -11,6 +11,7 @@ from miles.common.ctrl_c import on_ctrl_c
 from miles.common.flags import build, settings_of
 from miles.common.help_lines import explain
 from miles.common.patience import until_answered
+from miles.common.redact import redact
 from miles.data.config import RowFormat
 from miles.train.launch.parser import add_settings, given_values
 
@@ -51,7 +52,7 @@ def add_parser(commands: Subparsers) -> None:
         type=path_word,
         required=True,
         metavar="FILE",
-        help="JSON lines to write, on this machine (required)",
+        help="JSON lines to write; fsspec URL (required)",
     )
     parser.add_argument(
         "--keep",
@@ -85,14 +86,12 @@ def run(flags: argparse.Namespace) -> None:
         from miles.chat.model import load
         from miles.chat.prompt_rows import PromptRows
         from miles.chat.source import opened
-        from miles.common import storage
         from miles.common.first_contact import first_contact
         from miles.common.patience import answered
         from miles.common.screen import Screen
-        from miles.errors import ConfigError
+        from miles.common.writable import require_writable
 
-        if not storage.is_local(flags.output):
-            raise ConfigError(f"--output {flags.output}: name a file on this machine")
+        require_writable(flags.output.rpartition("/")[0] or "/", "--output")
         screen = Screen(stderr=True, highlight=False, markup=False, emoji=False)
         with first_contact():
             rows = PromptRows.open(flags.prompts, build(RowFormat, given_values(flags, _SETTINGS)))
@@ -102,8 +101,8 @@ def run(flags: argparse.Namespace) -> None:
             for line in (found.title, model.device, *model.notes):
                 screen.print(line, soft_wrap=True, style="dim")
 
-            path = storage.filesystem(flags.output)[1]
-            target = Target(path, settings_of_answers(found.title, rows, model, sampling))
+            settings = settings_of_answers(found.title, rows, model, sampling, keep=flags.keep)
+            target = Target(flags.output, settings)
             counts = generate(
                 rows,
                 model,
@@ -116,7 +115,7 @@ def run(flags: argparse.Namespace) -> None:
 
     console = open_console()
     console.print(
-        f"{flags.output}: {counts.num_rows - counts.num_rejected:,} answers to {counts.num_rows:,} "
+        f"{redact(flags.output)}: {counts.num_rows - counts.num_rejected:,} answers to {counts.num_rows:,} "
         f"rows",
         soft_wrap=True,
     )

@@ -140,7 +140,8 @@ def _plain(value: Any, expected: Any) -> Any:
     """Return a path as its text and a number of numpy as Python's; any other value as it is."""
     if isinstance(value, os.PathLike) and _accepts("", expected):
         return os.fspath(value)
-    if isinstance(value, Sequence) and not isinstance(value, str) and _accepts([""], expected):
+    is_list = isinstance(value, Sequence) and not isinstance(value, str | bytes | bytearray)
+    if is_list and _accepts([""], expected):
         return [os.fspath(item) if isinstance(item, os.PathLike) else item for item in value]
     if isinstance(value, Integral) and not isinstance(value, int):
         return int(value)

@@ -5,7 +5,8 @@
 Covered are the compiled code (names, constants and nested functions in it), default values, values
 that it closes over, and what it names in its own module: functions and classes of that module in the
 same way, and plain values (text, numbers, tuples, lists, dicts, sets, patterns, enums). What is
-imported counts by its name alone. Comments, line numbers, the function's name and its file count for
+imported counts by its name alone, but for a function of the user's own that another one closes over,
+such as one below a decorator. Comments, line numbers, the function's name and its file count for
 nothing. Another minor version of Python compiles to other code, and so has another hash.
 
 A value of another kind, such as an open file or a model, has no hash that is the same tomorrow: it is
@@ -23,12 +24,15 @@ import inspect
 import json
 import logging
 import re
+import sys
+import sysconfig
 import types
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 _HASH_DIGITS = 32
-_LOADS = ("LOAD_GLOBAL", "LOAD_NAME")
+_LOADS = ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS")
 _ATOMS = (str, int, float, complex, bool, bytes, type(None), type(Ellipsis))
 
 
@@ -45,8 +49,13 @@ def code_hash(function: Callable[..., Any]) -> str:
     plain = function
     while isinstance(plain, functools.partial):
         plain = plain.func
-    described = _Description(getattr(plain, "__module__", "")).of(function, "the function")
-    text = json.dumps(described, sort_keys=True)
+    try:
+        described = _Description(getattr(plain, "__module__", "")).of(function, "the function")
+        text = json.dumps(described, sort_keys=True)
+    except RecursionError:
+        raise NoHashError(
+            "it depends on a value that is nested too deeply, or contains itself"
+        ) from None
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:_HASH_DIGITS]
 
 
@@ -54,7 +63,8 @@ class _Description:
     """Describes code and values as JSON that is the same for the same code."""
 
     def __init__(self, module: str) -> None:
-        self._module = module
+        self._modules = {module}
+        """whose functions and classes count by their code"""
         self._seen: dict[int, int] = {}
         """id of a function or class -> its number, in the order in which they are met"""
         self._kept: list[Any] = []
@@ -86,15 +96,18 @@ class _Description:
         if isinstance(value, types.CodeType):
             return self._code(value, where)
         if isinstance(value, functools.partial):
-            parts = (value.func, value.args, value.keywords)
-            return ["partial", [self.of(part, where) for part in parts]]
+            parts = (value.func, *value.args, *value.keywords.values())
+            names = [len(value.args), *value.keywords]
+            return ["partial", names, [self._of_held(part, where) for part in parts]]
+        if isinstance(value, functools._lru_cache_wrapper) and self._is_own(value):
+            return ["cached", self.of(value.__wrapped__, where)]
         if isinstance(value, types.ModuleType):
             return ["module", value.__name__]
         if isinstance(value, staticmethod | classmethod):
             return [type(value).__name__, self.of(value.__func__, where)]
         if isinstance(value, property):
             return ["property", [self.of(part, where) for part in (value.fget, value.fset)]]
-        if isinstance(value, types.FunctionType | type) and value.__module__ == self._module:
+        if isinstance(value, types.FunctionType | type) and self._is_own(value):
             return self._once(value, where)
         if isinstance(value, types.MethodType):
             return ["method", self.of(value.__self__, where), self.of(value.__func__, where)]
@@ -102,12 +115,25 @@ class _Description:
             return ["name", _qualified(value)]
         if isinstance(value, logging.Logger):
             return ["logger", value.name]
-        if type(value).__module__ == self._module and hasattr(value, "__dict__"):
+        if self._is_own(type(value)) and hasattr(value, "__dict__"):
             return ["object", self.of(type(value), where), self.of(vars(value), where)]
         raise NoHashError(
             f"{where} is of type {_qualified(type(value))}, whose content cannot be told apart from "
             "another one's by a hash; make it inside the function, or pass plain values"
         )
+
+    def _is_own(self, value: Any) -> bool:
+        return value.__module__ in self._modules
+
+    def _of_held(self, value: Any, where: str) -> Any:
+        """Return a value that code holds on to: closes over, has as a default, or calls by a partial.
+
+        A function of the user's is one that no import names, so it counts by its code.
+        """
+        module = getattr(value, "__module__", None)
+        if callable(value) and isinstance(module, str) and not _is_installed(module):
+            self._modules.add(module)
+        return self.of(value, where)
 
     def _once(self, value: Any, where: str) -> Any:
         """Return a function or class of the module; where it was described before, its number."""
@@ -124,7 +150,7 @@ class _Description:
         ):
             with_name = f"{name}, which {where} closes over,"
             is_set = cell != types.CellType()
-            closure.append(self.of(cell.cell_contents, with_name) if is_set else "empty")
+            closure.append(self._of_held(cell.cell_contents, with_name) if is_set else "empty")
 
         used = {}
         for name in sorted(_globals_of(function.__code__)):
@@ -181,6 +207,18 @@ class _Description:
             [code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount],
             code.co_flags & ~inspect.CO_NESTED,  # where it stands
         ]
+
+
+@functools.cache
+def _is_installed(module: str) -> bool:
+    """Return whether a module is Python's, or lies where packages are installed."""
+    if module.split(".")[0] in sys.stdlib_module_names and module != "__main__":
+        return True
+    file = getattr(sys.modules.get(module), "__file__", None)
+    if file is None:  # a notebook's cells
+        return False
+    paths = {sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")}
+    return any(Path(file).is_relative_to(path) for path in paths if path)
 
 
 def _globals_of(code: types.CodeType) -> set[str]:

@@ -19,10 +19,12 @@ import types
 import typing
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any, TypeVar
 
 from miles.common.local_paths import absolute
-from miles.common.near_names import did_you_mean
+from miles.common.mistakes import Mistakes
+from miles.common.near_names import did_you_mean, meant_path
 from miles.common.secret import Secret
 from miles.common.shown import shown
 from miles.errors import ConfigError, SourceError
@@ -192,29 +194,54 @@ def names_of_same_values(record: type, given: Collection[str]) -> set[str]:
     return names
 
 
-def build(record: type[Record], values: Values, fixed: Mapping[str, Any] | None = None) -> Record:
+def build(
+    record: type[Record],
+    values: Values,
+    fixed: Mapping[str, Any] | None = None,
+    mistakes: Mistakes | None = None,
+    failed: Collection[str] = (),
+) -> Record:
     """Make a record, and the records inside it, from the values of flags.
 
     Args:
         values: the flags that were given; a field whose flag is absent keeps its default.
         fixed: field -> its value, for fields that no flag fills alone.
+        mistakes: that were found before, to be raised with those that are found here.
+        failed: fields of which there is no value: why is among the mistakes.
 
     Raises:
         ConfigError: two flags of one field contradict one another, a file cannot be read, or the
-            record refuses a value.
+            record refuses a value; names all of these.
     """
+    mistakes = Mistakes() if mistakes is None else mistakes
     arguments = dict(fixed or {})
     for setting in settings_of(record):
-        if setting.field not in arguments:
-            value = _value_of_field(record, setting.field, values)
+        if setting.field not in arguments and setting.field not in failed:
+            value = mistakes.of(partial(_value_of_field, record, setting.field, values))
             if value is not None:
                 arguments[setting.field] = value
 
     for name, (_, field_type) in _declaration_of(record).items():
         is_record = dataclasses.is_dataclass(field_type) and isinstance(field_type, type)
-        if is_record and name not in arguments:
-            arguments[name] = build(field_type, values)
+        if is_record and name not in arguments and name not in failed:
+            inner = mistakes.of(partial(build, field_type, values))
+            if inner is not None:
+                arguments[name] = inner
+
+    # The default of a part that cannot be made stands in for it, so that the others are checked.
+    if mistakes.found and not failed and _lacks_nothing(record, arguments):
+        mistakes.of(partial(record, **arguments))
+    mistakes.raise_all()
     return record(**arguments)
+
+
+def _lacks_nothing(record: type, arguments: Mapping[str, Any]) -> bool:
+    """Return whether a record can be made of arguments: those without a default are there."""
+    for field in dataclasses.fields(record):
+        has_default = (field.default, field.default_factory) != (dataclasses.MISSING,) * 2
+        if field.init and not has_default and field.name not in arguments:
+            return False
+    return True
 
 
 def words_of(record: type, fields: Mapping[str, Any]) -> list[str]:
@@ -247,14 +274,19 @@ def check_settings(record: Any) -> None:
     working directories of their own.
 
     Raises:
-        ConfigError: names the flag, the allowed values and what was found.
+        ConfigError: names each such flag, the allowed values and what was found.
     """
+    mistakes = Mistakes()
+    checked: set[str] = set()
     for setting in settings_of(type(record)):
         value = getattr(record, setting.field)
-        if value is not None and not setting.flag.key:
-            require_allowed(setting.flag, value)
+        if value is not None and not setting.flag.key and setting.field not in checked:
+            checked.add(setting.field)  # its other names say the same
+            mistakes.of(partial(require_allowed, setting.flag, value))
             if setting.flag.is_path and isinstance(value, str) and not setting.flag.is_file:
-                object.__setattr__(record, setting.field, absolute_of(setting.flag, value))
+                path = mistakes.of(partial(absolute_of, setting.flag, value))
+                object.__setattr__(record, setting.field, path)
+    mistakes.raise_all()
 
 
 def absolute_of(flag: Flag, path: str) -> str:
@@ -392,7 +424,7 @@ def _text_of(flag: Flag, path: str) -> str:
         with storage.reading(path):
             return storage.read_text(path)
     except SourceError as error:
-        raise ConfigError(f"{flag.name} {error}") from error
+        raise ConfigError(f"{flag.name} {error}{meant_path(path)}") from error
 
 
 def _declaration_of(record: type) -> Mapping[str, tuple[Flag | None, Any]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
-from miles.errors import MilesError
+from miles.errors import ConfigError, MilesError
 
 T = TypeVar("T")
 
@@ -27,6 +27,11 @@ class Mistakes:
     def add(self, errors: Iterable[MilesError]) -> None:
         """Add errors that were found elsewhere."""
         self.found.extend(errors)
+
+    def require(self, is_met: bool, text: str) -> None:
+        """Keep a ConfigError where a condition is not met."""
+        if not is_met:
+            self.found.append(ConfigError(text))
 
     def of(self, check: Callable[[], T]) -> T | None:
         """Return the result of a check; None, and its error is kept, where it fails."""

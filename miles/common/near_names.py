@@ -3,6 +3,7 @@
 closest("trian", ["train", "prepare"])        "train"
 did_you_mean("openhermse", ["openhermes"])    "; did you mean openhermes?"
 near_path("/rows/chta.jsonl")                 "/rows/chat.jsonl", if that is there
+meant_path("/rows/chta.jsonl")                "; did you mean /rows/chat.jsonl?"
 """
 
 from __future__ import annotations
@@ -43,26 +44,35 @@ def did_you_mean(
     return f"; {otherwise}" if otherwise else ""
 
 
+def meant_path(path: str) -> str:
+    """Return a hint to stand behind an error on a path that is missing; "" where none is like it."""
+    near = near_path(path)
+    return "" if near is None else f"; did you mean {near}?"
+
+
 def near_path(path: str) -> str | None:
     """Return the local path that is there, and is like one that is not; None where none is.
 
     The first part of the path that is missing is looked for beside its neighbours.
     """
+    if "://" in path or "\0" in path:
+        return None
     folder = path.rstrip("/")
     missing: list[str] = []
     while folder and not os.path.lexists(folder):
         folder, _, name = folder.rpartition("/")
         missing.insert(0, name)
-    if not folder or not missing:
+    if not missing:
         return None
 
+    root = "/" if path.startswith("/") else ""
     try:
-        with os.scandir(folder) as entries:
+        with os.scandir(folder or root or ".") as entries:
             names = [entry.name for entry in itertools.islice(entries, _MOST_FILES)]
     except OSError:
         return None
     near = closest(missing[0], names)
     if near is None:
         return None
-    whole = "/".join((folder, near, *missing[1:]))
+    whole = "/".join([*([folder] if folder or root else []), near, *missing[1:]])
     return whole if os.path.exists(whole) else None

@@ -19,6 +19,7 @@ _REMEDIES = {
     "builtins.bytes": "take value.decode()",
     "builtins.set": "take sorted(value)",
     "decimal": "take float(value), or str(value)",
+    "pandas": "take str(value)",
     "PIL": "leave the column out: pictures are not trained on",
 }
 """Module, or module and type, of a value -> what to write in its place."""

@@ -20,6 +20,7 @@ from fsspec.utils import glob_translate
 from miles.common import retry, storage
 from miles.common.folder_walk import walk
 from miles.common.local_paths import is_utf8
+from miles.common.near_names import meant_path
 from miles.common.shown import shown
 from miles.errors import MissingFileError, SourceError
 
@@ -71,7 +72,8 @@ def find(url: str, *, with_links: bool = True) -> Found:
     if storage.is_local(url) and os.path.islink(path):
         target = shown(os.readlink(path))
         raise MissingFileError(f"{url}: no such file: it is a link to {target}, which is not there")
-    raise MissingFileError(f"{url}: no such file")
+    near = meant_path(path) if storage.is_local(url) else ""
+    raise MissingFileError(f"{url}: no such file{near}")
 
 
 def expand(url: str, suffixes: Sequence[str]) -> list[str]:

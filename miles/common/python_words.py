@@ -20,9 +20,10 @@ from miles.common.flags import Setting
 
 _PATH = r"(?:\w+://|/)[^\s:;]*[\w/]"
 _NUMBER = r"-?\d[\d_]*(?:\.\d+)?(?:e[-+]?\d+)?"
+_FUNCTION = r"[\w.]+:[\w.<>]*[\w>]"
 _FLAG = re.compile(
     r"(?<![\w/-])(--[a-z][a-z0-9]*(?:-[a-z0-9]+)*)(?![\w-])"
-    rf"(?: ('\{{[^']*\}}'|\{{[^}}]*\}}|{_PATH}|{_NUMBER}(?!\w)|[\w.,/+:-]+(?=:\s)|[\w.]*\w))?"
+    rf"(?: ('\{{[^']*\}}'|\{{[^}}]*\}}|{_PATH}|{_FUNCTION}|{_NUMBER}(?!\w)|[\w.,/+:-]+(?=:\s)|[\w.]*\w))?"
 )
 _COMMANDS_OWN = frozenset(("--help", "--debug"))
 """Flags of every command that are no settings."""
@@ -68,6 +69,9 @@ def _argument(found: re.Match[str], arguments: Arguments) -> str:
         return f"{name}="
 
     is_followed_by_colon = found.string.startswith(": ", found.end())
+    # The one name that an error proposes.
+    if found.string.endswith("Take it: ", 0, found.start()):
+        return f'{name}="{value}"'
     setting = arguments.settings().get(flag)
     written = _written(value, setting, is_followed_by_colon=is_followed_by_colon)
     return f"{name}={rest}" if written is None else f"{name}={written}"
@@ -80,5 +84,5 @@ def _written(value: str, setting: Setting | None, *, is_followed_by_colon: bool)
     if value.startswith("{") or re.fullmatch(_NUMBER, value):
         return value
     is_choice = setting is not None and value in setting.flag.choices
-    is_path = re.fullmatch(_PATH, value) is not None
-    return f'"{value}"' if is_choice or is_path or is_followed_by_colon else None
+    is_one_word = re.fullmatch(f"{_PATH}|{_FUNCTION}", value) is not None
+    return f'"{value}"' if is_choice or is_one_word or is_followed_by_colon else None

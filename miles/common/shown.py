@@ -9,13 +9,17 @@ The text of an error as a whole is kept short by `errors.brief`, whatever stands
 
 from __future__ import annotations
 
+import re
+
 _MOST = 80
+_LINES = re.compile(r"\s*\n\s*")
 
 
 def shown(value: object, most: int = _MOST) -> str:
     """Return a value as Python writes it, cut."""
     try:
-        return cut(repr(value), most)
+        # A table of a library has lines; the text of a Python value has none.
+        return cut(_LINES.sub(" ", repr(value)), most)
     except ValueError:  # Python writes no integers of over 4,300 digits
         return "a number of thousands of digits"
 

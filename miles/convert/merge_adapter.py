@@ -26,6 +26,7 @@ from miles.common import storage
 from miles.common.checkpoint_folder import SavedCheckpoint, read_extra
 from miles.common.checkpoint_tracker import RELEASE, TRACKER
 from miles.common.debugging import unchained
+from miles.common.near_names import meant_path
 from miles.common.untrusted_files import require_readable
 from miles.common.writable import require_writable
 from miles.convert import parallel, torch_dist
@@ -219,7 +220,7 @@ def _opened_adapter(
     if not storage.exists(url):
         raise CheckpointError(
             f"--adapter {url}: no such folder: give one with an adapter in PEFT's format, or with "
-            "the checkpoints of a LoRA run"
+            f"the checkpoints of a LoRA run{meant_path(url)}"
         )
     if not _is_megatron(url):
         raise CheckpointError(

@@ -51,6 +51,7 @@ from miles.common.checkpoint_choice import ways_to_read
 from miles.common.checkpoint_files import MARK, is_complete, missing_files, named_missing
 from miles.common.checkpoint_tracker import TRACKER, folder_name, tracked
 from miles.common.file_errors import in_own_words
+from miles.common.near_names import meant_path
 from miles.convert import tensor_io
 from miles.convert.path_safety import require_inside
 from miles.errors import CheckpointError, WriteError
@@ -88,7 +89,9 @@ def newest(url: str, iteration: int | None = None) -> str:
         CheckpointError: there is none.
     """
     if not storage.exists(url):
-        raise CheckpointError(f"{url}: no such folder: give one with Megatron checkpoints")
+        raise CheckpointError(
+            f"{url}: no such folder: give one with Megatron checkpoints{meant_path(url)}"
+        )
 
     by_step = iteration is not None
     try:

@@ -15,6 +15,7 @@ from typing import Annotated, Any
 
 from miles.common.flags import Flag, check_settings, require
 from miles.common.local_paths import absolute, absolute_or_hub_name
+from miles.common.mistakes import Mistakes
 from miles.common.shown import shown
 from miles.data.row_format import ROLE_NAMES as ROLE_NAMES
 from miles.data.row_format import ROW_FIELDS as ROW_FIELDS
@@ -132,12 +133,16 @@ class OrderConfig:
 
     def __post_init__(self) -> None:
         check_settings(self)
-        require(0 <= self.seed < 2**63, f"--rollout-seed must be in [0, 2**63), not {self.seed}")
-        require(
+        mistakes = Mistakes()
+        mistakes.require(
+            0 <= self.seed < 2**63, f"--rollout-seed must be in [0, 2**63), not {self.seed}"
+        )
+        mistakes.require(
             all(math.isfinite(weight) and weight > 0 for weight in self.weights),
             f"--prompt-data-weights must be positive numbers, not {self.weights}; leave out the "
             "sources that are not wanted",
         )
+        mistakes.raise_all()
         require(
             sum(self.integer_weights) <= MAX_WEIGHT_PERIOD,
             f"--prompt-data-weights {' '.join(map(repr, self.weights))} have no common measure "
@@ -390,20 +395,21 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         check_settings(self)
-        require(bool(self.sources), "no data: give --prompt-data PATH, or NAME PATH pairs")
+        mistakes = Mistakes()
+        mistakes.require(bool(self.sources), "no data: give --prompt-data PATH, or NAME PATH pairs")
         names = [source.name for source in self.sources]
-        require(
+        mistakes.require(
             len(set(names)) == len(names),
             f"--prompt-data names a source twice: {', '.join(names)}; give each its own name",
         )
 
-        require(
+        mistakes.require(
             len(self.order.weights) in (0, len(names)),
             f"--prompt-data-weights gives {len(self.order.weights)} number(s) for {len(names)} "
             f"source(s): {', '.join(names)}; give one for each",
         )
 
-        require(
+        mistakes.require(
             self.encode.max_sample_tokens <= self.pack.capacity_tokens,
             f"--max-sample-tokens {self.encode.max_sample_tokens} exceeds what a micro-batch can "
             "hold, --max-tokens-per-gpu x context parallel size = "
@@ -411,12 +417,13 @@ class DataConfig:
             "the second",
         )
 
-        require(
+        mistakes.require(
             0 <= self.max_bad_fraction <= 1,
             f"--max-bad-fraction must be between 0 and 1, not {self.max_bad_fraction}",
         )
-        require(
+        mistakes.require(
             0 <= self.held_out_fraction < 1,
             f"--eval-fraction must be in [0, 1), not {self.held_out_fraction}",
         )
+        mistakes.raise_all()
         assert self.held_out in ("leave_out", "only")

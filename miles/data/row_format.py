@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated
 
-from miles.common.flags import Flag, check_settings, require
+from miles.common.flags import Flag, check_settings
+from miles.common.mistakes import Mistakes
 from miles.common.shown import shown
 from miles.data import transforms
 from miles.data.transforms import Transform
@@ -91,19 +92,21 @@ class RowFormat:
             object.__setattr__(self, "transform", Transform.of(self.transform))
         fields = ROW_FIELDS[self.shape] if self.shape != "auto" else sum(ROW_FIELDS.values(), ())
 
+        mistakes = Mistakes()
         for name, column in self.columns.items():
             known = ", ".join(dict.fromkeys(fields))
-            require(
+            mistakes.require(
                 name in fields,
                 f"--column-names: {shown(name)} is no field of --row-shape {self.shape}: {known}",
             )
-            require(
+            mistakes.require(
                 isinstance(column, str),
                 f"--column-names: {shown(name)} must be the name of a column, not {shown(column)}",
             )
 
         for name, role in self.roles.items():
-            require(
+            mistakes.require(
                 role in ROLE_NAMES,
                 f"--role-names: {shown(name)} must be one of {', '.join(ROLE_NAMES)}, not {shown(role)}",
             )
+        mistakes.raise_all()

@@ -151,8 +151,12 @@ def _imported(name: str, folder: str) -> Function:
         name: `package.module:function`
         folder: a module that the environment does not have is looked for there.
     """
-    if not _NAME.fullmatch(name):
-        raise ConfigError(f"{FLAG} {shown(name)}: {_FORM}")
+    if not _NAME.fullmatch(name) or ".py:" in name:
+        hint = ""
+        if ".py:" in name:
+            module, _, path = name.removeprefix("./").partition(".py:")
+            hint = f". A module has no .py, and dots for slashes: {module.replace('/', '.')}:{path}"
+        raise ConfigError(f"{FLAG} {shown(name)}: {_FORM}{hint}")
     module_name, _, path = name.partition(":")
     if folder and folder not in sys.path and "" not in sys.path:
         sys.path.append(folder)
@@ -183,11 +187,14 @@ def _module(name: str, module_name: str, folder: str) -> Any:
             f"{folder}. Start from the folder that holds it, or set PYTHONPATH"
         ) from error
     # Whatever the user's module raises, when it is run for the first time.
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         last = traceback.extract_tb(error.__traceback__)[-1]
+        # The text of a syntax error has its line.
+        has_place = isinstance(error, SyntaxError)
+        place = "" if has_place else f" (line {last.lineno} of {last.filename})"
         raise ConfigError(
             f"{FLAG} {name}: {module_name} cannot be imported: {type(error).__name__}: "
-            f"{cut(str(error), 200)} (line {last.lineno} of {last.filename})"
+            f"{cut(str(error), 200)}{place}"
         ) from error
 
 

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from miles.common import run_folder, storage
 from miles.common.debugging import unchained
+from miles.common.near_names import meant_path
 from miles.common.screen import WIDE_COLUMNS, has_colours, printable
 from miles.data.config import EncodeConfig
 from miles.data.notebook import preview
@@ -64,7 +65,7 @@ def inspect_run(
         raise BrokenFileError(f"{error}. {_NO_FIRST_BATCH}") from error
     if batch is None:
         path = storage.join(folder, run_folder.FIRST_BATCH)
-        raise SourceError(f"{path}: no such file; expected the folder of a run")
+        raise SourceError(f"{path}: no such file; expected the folder of a run{meant_path(folder)}")
 
     if where == "dropped":
         _print_dropped(folder, console, num_samples)

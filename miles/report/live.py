@@ -17,6 +17,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from miles.common import storage
 from miles.common.local_paths import absolute
+from miles.common.near_names import meant_path
 from miles.errors import ConfigError, MilesError, SourceError
 from miles.report.html_page import policy
 from miles.report.live_run import LiveRun
@@ -46,7 +47,9 @@ class LiveServer(ThreadingHTTPServer):
     def __init__(self, folder: str, port: int = 0) -> None:
         folder = absolute(folder)
         if not storage.is_folder(folder):
-            raise SourceError(f"{folder}: no such folder; expected the folder of a run")
+            raise SourceError(
+                f"{folder}: no such folder; expected the folder of a run{meant_path(folder)}"
+            )
         self.run = LiveRun(folder)
         try:
             super().__init__((ADDRESS, port), _Handler)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from miles.common import own_files, run_folder, storage
+from miles.common.near_names import meant_path
 from miles.common.own_files import Form
 from miles.errors import BrokenFileError, MissingFileError, SourceError
 
@@ -53,6 +54,7 @@ def read_metrics(folder: str, notify: Notify = print) -> list[Metrics]:
     if not storage.exists(path):
         raise SourceError(
             f"{path}: no such file; expected the folder of a run (--output-dir, or --save)"
+            f"{meant_path(folder)}"
         )
     lines: list[Metrics] = [*_read_lines(path, notify, _METRICS_FORM)]
     if not lines and own_files.read_records(path).broken:

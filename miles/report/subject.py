@@ -89,10 +89,10 @@ def _of_run(url: str) -> Facts:
     if lines:
         first, last = lines[0], lines[-1]
         facts["steps"] = int(last["step"]) + 1
-        facts["loss"] = f"{first['sft/loss']:.4f} -> {last['sft/loss']:.4f}"
+        facts["loss"] = _from_to(first["sft/loss"], last["sft/loss"])
         evaluations = [line["eval/loss"] for line in lines if "eval/loss" in line]
         if evaluations:
-            facts["evaluation"] = f"{evaluations[0]:.4f} -> {evaluations[-1]:.4f}"
+            facts["evaluation"] = _from_to(evaluations[0], evaluations[-1])
         for key, label in (("sft/tokens_seen", "trained tokens"), ("sft/epoch", "epochs")):
             if key in last:
                 facts[label] = last[key]
@@ -105,6 +105,12 @@ def _of_run(url: str) -> Facts:
     if words := _changed(settings):
         facts["settings"] = shlex.join(words)
     return facts
+
+
+def _from_to(*losses: Any) -> str:
+    """Return the first and the last loss of a run: "2.3026 -> 0.6931"."""
+    words = [f"{x:.4f}" if isinstance(x, int | float) else "not finite" for x in losses]
+    return " -> ".join(words)
 
 
 def _changed(settings: Mapping[str, Any]) -> list[str]:

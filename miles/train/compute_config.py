@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Annotated
 
 from miles.common.flags import Flag, check_settings
-from miles.errors import ConfigError
+from miles.common.mistakes import Mistakes
 
 
 @dataclass(frozen=True)
@@ -165,19 +165,21 @@ class ComputeConfig:
 
     def __post_init__(self) -> None:
         check_settings(self)
-        if self.transformer_impl == "transformer_engine":
-            raise ConfigError(
-                "--transformer-impl transformer_engine is not supported yet: its layers have not "
-                "been run here (docs/decisions/028-layers-of-transformer-engine.md). Leave it out "
-                "or give auto or local: the local layers have fused kernels of their own, and "
-                "their checkpoints load into a model of Transformer Engine's layers"
-            )
-        if self.overlap_param_gather and self.overlap_grad_reduce is False:
-            raise ConfigError(
-                "--overlap-param-gather and --no-overlap-grad-reduce: megatron-core gathers weights "
-                "during the forward pass only beside gradients that are summed during the backward "
-                "pass; leave one of them out"
-            )
+        mistakes = Mistakes()
+        mistakes.require(
+            self.transformer_impl != "transformer_engine",
+            "--transformer-impl transformer_engine is not supported yet: its layers have not been "
+            "run here (docs/decisions/028-layers-of-transformer-engine.md). Leave it out or give "
+            "auto or local: the local layers have fused kernels of their own, and their "
+            "checkpoints load into a model of Transformer Engine's layers",
+        )
+        mistakes.require(
+            not self.overlap_param_gather or self.overlap_grad_reduce is not False,
+            "--overlap-param-gather and --no-overlap-grad-reduce: megatron-core gathers weights "
+            "during the forward pass only beside gradients that are summed during the backward "
+            "pass; leave one of them out",
+        )
+        mistakes.raise_all()
 
     def resolved(self, *, has_gpus: bool, data_parallel: int) -> ComputeConfig:
         """Return the switches with those filled in that depend on the ranks.

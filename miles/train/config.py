@@ -6,9 +6,11 @@ A setting is declared here with its flag (`miles.common.flags`), and nowhere els
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Annotated, Self
 
 from miles.common.flags import Flag, check_settings
+from miles.common.mistakes import Mistakes
 from miles.data.config import DataConfig, SourceConfig
 from miles.errors import ConfigError
 from miles.train.cluster_config import ClusterConfig as ClusterConfig
@@ -226,9 +228,12 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_settings(self)
-        self._check_precision()
-        require_export(self.save_hf, {"--save": self.save, "--output-dir": self.output_dir})
-        self._check_evaluation()
+        mistakes = Mistakes()
+        mistakes.of(self._check_precision)
+        folders = {"--save": self.save, "--output-dir": self.output_dir}
+        mistakes.of(partial(require_export, self.save_hf, folders))
+        mistakes.of(self._check_evaluation)
+        mistakes.raise_all()
         if self.data.pack.dp_size != self.cluster.layout.data:
             raise ConfigError(
                 f"the data is packed for {self.data.pack.dp_size} data-parallel ranks, but the "
@@ -238,24 +243,24 @@ class TrainConfig:
 
     def _check_precision(self) -> None:
         """Check that one precision is chosen, and that the layout can be trained in it."""
-        if self.fp16 and self.bf16 is not None:
-            raise ConfigError(
-                f"--fp16 and --{'' if self.bf16 else 'no-'}bf16 choose another precision; give one "
-                "of them"
-            )
-
-        if self.optimizer.cpu_offload and self.precision is Precision.FP32:
-            raise ConfigError(
-                "--optimizer-cpu-offload needs --bf16: the HybridDeviceOptimizer of megatron-core "
-                "0.16.1 keeps float32 copies of 16-bit weights, and refuses weights that are "
-                "float32"
-            )
-        if self.fp16 and self.cluster.expert > 1:
-            raise ConfigError(
-                "--fp16 with --expert-model-parallel-size above 1: megatron-core 0.16.1 scales the "
-                "loss once, but follows the gradients of spread experts by a scale of their own; "
-                "leave out --fp16 (bfloat16 needs no loss scale)"
-            )
+        mistakes = Mistakes()
+        mistakes.require(
+            not self.fp16 or self.bf16 is None,
+            f"--fp16 and --{'' if self.bf16 else 'no-'}bf16 choose another precision; give one of "
+            "them",
+        )
+        mistakes.require(
+            not self.optimizer.cpu_offload or self.precision is not Precision.FP32,
+            "--optimizer-cpu-offload needs --bf16: the HybridDeviceOptimizer of megatron-core "
+            "0.16.1 keeps float32 copies of 16-bit weights, and refuses weights that are float32",
+        )
+        mistakes.require(
+            not self.fp16 or self.cluster.expert == 1,
+            "--fp16 with --expert-model-parallel-size above 1: megatron-core 0.16.1 scales the "
+            "loss once, but follows the gradients of spread experts by a scale of their own; leave "
+            "out --fp16 (bfloat16 needs no loss scale)",
+        )
+        mistakes.raise_all()
 
     def _check_evaluation(self) -> None:
         """Check that what needs rows to evaluate on has them, from one place."""
@@ -267,15 +272,17 @@ class TrainConfig:
         if self.evaluation.sources or self.data.held_out_fraction:
             return
 
+        mistakes = Mistakes()
         for flag, value in (
             ("--eval-interval", self.evaluation.interval),
             ("--eval-samples", self.evaluation.num_samples),
             ("--keep-best", self.keep_best),
         ):
-            if value:
-                raise ConfigError(
-                    f"{flag} needs rows to evaluate on: --eval-prompt-data or --eval-fraction"
-                )
+            mistakes.require(
+                not value,
+                f"{flag} needs rows to evaluate on: --eval-prompt-data or --eval-fraction",
+            )
+        mistakes.raise_all()
 
     @property
     def precision(self) -> Precision | None:

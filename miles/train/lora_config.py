@@ -8,6 +8,7 @@ from typing import Annotated
 from miles.architecture.adapter import ALL_LINEAR, AdapterShape, resolve_targets
 from miles.architecture.config import ModelShape
 from miles.common.flags import Flag, check_settings
+from miles.common.mistakes import Mistakes
 from miles.errors import ConfigError
 
 _ALPHA = 16.0
@@ -72,6 +73,7 @@ class LoraConfig:
         check_settings(self)
         if self.rank:
             return
+        mistakes = Mistakes()
         for flag, is_given in (
             ("--lora-alpha", self.alpha != _ALPHA),
             ("--target-modules", self.target_modules != (ALL_LINEAR,)),
@@ -80,8 +82,8 @@ class LoraConfig:
             ("--lora-adapter-path", self.adapter_path),
             ("--use-rslora", self.is_rank_stabilized),
         ):
-            if is_given:
-                raise ConfigError(f"{flag} belongs to LoRA: give --lora-rank beside it")
+            mistakes.require(not is_given, f"{flag} belongs to LoRA: give --lora-rank beside it")
+        mistakes.raise_all()
 
     @property
     def is_on(self) -> bool:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 from miles.common.flags import Flag, check_settings
+from miles.common.mistakes import Mistakes
 from miles.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -147,38 +148,44 @@ class OptimizerSettings:
 
     def __post_init__(self) -> None:
         check_settings(self)
-        self._check_rates()
-        self._check_offload()
+        mistakes = Mistakes()
+        self._check_rates(mistakes)
+        self._check_offload(mistakes)
+        mistakes.raise_all()
 
-    def _check_offload(self) -> None:
+    def _check_offload(self, mistakes: Mistakes) -> None:
         """Check the flags of the optimizer's memory against one another, as Megatron-LM does."""
-        if self.cpu_offload and not self.precision_aware:
-            raise ConfigError(
-                "--optimizer-cpu-offload needs --use-precision-aware-optimizer beside it: Megatron "
-                "keeps the offloaded float32 weights there"
+        mistakes.require(
+            not self.cpu_offload or self.precision_aware,
+            "--optimizer-cpu-offload needs --use-precision-aware-optimizer beside it: Megatron "
+            "keeps the offloaded float32 weights there",
+        )
+        for flag, is_given in (
+            ("--overlap-cpu-optimizer-d2h-h2d", self.overlap_offload),
+            ("--optimizer-offload-fraction", self.offload_fraction != 1.0),
+        ):
+            mistakes.require(
+                self.cpu_offload or not is_given, f"{flag} goes with --optimizer-cpu-offload"
             )
-        if not self.cpu_offload and (self.overlap_offload or self.offload_fraction != 1.0):
-            flag = "--overlap-cpu-optimizer-d2h-h2d"
-            if not self.overlap_offload:
-                flag = "--optimizer-offload-fraction"
-            raise ConfigError(f"{flag} goes with --optimizer-cpu-offload")
-        if not 0 < self.offload_fraction <= 1:
-            raise ConfigError(
-                f"--optimizer-offload-fraction must be in (0, 1], not {self.offload_fraction}"
-            )
+        mistakes.require(
+            0 < self.offload_fraction <= 1,
+            f"--optimizer-offload-fraction must be in (0, 1], not {self.offload_fraction}",
+        )
 
         for flag, dtype in (
             ("--main-params-dtype", self.main_params_dtype),
             ("--exp-avg-dtype", self.exp_avg_dtype),
             ("--exp-avg-sq-dtype", self.exp_avg_sq_dtype),
         ):
-            if dtype != "fp32" and not self.precision_aware:
-                raise ConfigError(f"{flag} {dtype} goes with --use-precision-aware-optimizer")
-            if dtype != "fp32" and self.cpu_offload:
-                raise ConfigError(
-                    f"{flag} {dtype}: what --optimizer-cpu-offload keeps in the machine's memory "
-                    "is float32; leave one of them out"
-                )
+            mistakes.require(
+                dtype == "fp32" or self.precision_aware,
+                f"{flag} {dtype} goes with --use-precision-aware-optimizer",
+            )
+            mistakes.require(
+                dtype == "fp32" or not self.cpu_offload,
+                f"{flag} {dtype}: what --optimizer-cpu-offload keeps in the machine's memory is "
+                "float32; leave one of them out",
+            )
 
     def require_fits(self, shape: ModelShape) -> None:
         """Check the settings against the model.
@@ -204,18 +211,21 @@ class OptimizerSettings:
                 "is for GPUs only; leave it out, or give --optimizer-cpu-offload beside it"
             )
 
-    def _check_rates(self) -> None:
-        if not 0 <= self.min_lr <= self.lr:
-            raise ConfigError(f"--min-lr {self.min_lr} must lie between 0 and --lr {self.lr}")
+    def _check_rates(self, mistakes: Mistakes) -> None:
+        """Check the learning rate's schedule."""
+        mistakes.require(
+            0 <= self.min_lr <= self.lr,
+            f"--min-lr {self.min_lr} must lie between 0 and --lr {self.lr}",
+        )
         if self.lr_warmup_fraction is not None:
-            if self.lr_warmup_iters:
-                raise ConfigError(
-                    "--lr-warmup-iters and --lr-warmup-fraction say the same; give one of them"
-                )
-            if not 0 <= self.lr_warmup_fraction < 1:
-                raise ConfigError(
-                    f"--lr-warmup-fraction must be in [0, 1), not {self.lr_warmup_fraction}"
-                )
+            mistakes.require(
+                not self.lr_warmup_iters,
+                "--lr-warmup-iters and --lr-warmup-fraction say the same; give one of them",
+            )
+            mistakes.require(
+                0 <= self.lr_warmup_fraction < 1,
+                f"--lr-warmup-fraction must be in [0, 1), not {self.lr_warmup_fraction}",
+            )
 
     def warmup_steps(self, num_steps: int) -> int:
         """Return the number of steps of the warm-up in a run of `num_steps`."""

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from miles.cli import main
+from miles.common import json_lines
 
 ROWS: list[dict[str, Any]] = [
     *(
@@ -80,7 +81,11 @@ def test_the_batch_size_changes_no_answer(
 
 
 def test_a_second_start_goes_on_behind_the_lines(
-    one_by_one: Any, small_run: Path, rows: Path, tmp_path: Path
+    one_by_one: Any,
+    small_run: Path,
+    rows: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     output = tmp_path / "a.jsonl"
     run(small_run, rows, output)
@@ -90,6 +95,20 @@ def test_a_second_start_goes_on_behind_the_lines(
     output.write_text(marked + "".join(lines[1:4]) + lines[4][:20])
     assert run(small_run, rows, output, "--batch-size", "3") == one_by_one
     assert output.read_text() == marked + whole[len(lines[0]) :]
+
+    capsys.readouterr()
+    assert run(small_run, rows, output) == one_by_one
+    printed = capsys.readouterr().out
+    assert f"{output}: 10 answers to 12 rows" in printed
+    assert "2 rows cannot be asked" in printed
+
+
+def test_answers_go_into_a_bucket(
+    one_by_one: Any, small_run: Path, rows: Path, bucket: str
+) -> None:
+    words = ["generate", str(small_run), "--prompts", str(rows), "--output", f"{bucket}/a.jsonl"]
+    assert main([*words, "--max-new-tokens", "8"]) == 0
+    assert json_lines.read(f"{bucket}/a.jsonl") == one_by_one
 
 
 def test_answers_of_other_settings_are_not_mixed(

@@ -101,3 +101,15 @@ def test_a_row_that_cannot_be_asked_says_why(tmp_path: Path) -> None:
 def test_rows_of_no_shape_are_refused(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"rows\.jsonl"):
         prompts(tmp_path, [{"a": 1}, {"b": "c"}])
+
+
+def ask(row: dict[str, Any]) -> Any:
+    """Make a conversation without an answer of a row of no known shape."""
+    return [user(row["q"])]
+
+
+def test_a_function_makes_the_rows(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"q": "2+2?"}\n')
+    rows = PromptRows.open(str(tmp_path / "rows.jsonl"), RowFormat(transform=ask))
+    (prompt,) = rows.read(0, 1)
+    assert parts(prompt) == ([user("2+2?")], None)

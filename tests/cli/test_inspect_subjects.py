@@ -9,6 +9,7 @@ import pytest
 
 from miles.cli import main
 from miles.demo.model import build_model
+from miles.report.subject import subject_of
 from tests.support.processes import miles_here
 
 MESSAGES = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]
@@ -91,3 +92,9 @@ def test_what_cannot_be_shown_is_named(
     assert "row numbers from 0 were expected" in capsys.readouterr().err
     assert main(["inspect", str(tmp_path / "nothing")]) == 3
     assert "no such file" in capsys.readouterr().err
+
+
+def test_a_run_whose_last_loss_is_not_finite(tmp_path: Path) -> None:
+    lines = [{"step": 0, "sft/loss": 2.5}, {"step": 1, "sft/loss": None}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert subject_of(str(tmp_path)).facts["loss"] == "2.5000 -> not finite"

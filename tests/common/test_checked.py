@@ -36,5 +36,6 @@ def test_any_value_but_paths_and_numbers_of_numpy_stays_as_it_is() -> None:
     other = object()
     assert given([], other)[1] is other
     assert given([], Path("a"))[1] == "a"
+    assert given([], b"ab")[1] == b"ab"
     assert given([], ["b", Path("a")])[1] == ["b", "a"]
     assert type(given([], np.int64(3))[1]) is int

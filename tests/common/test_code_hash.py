@@ -131,3 +131,26 @@ def test_values_without_a_lasting_hash_are_refused() -> None:
     handle = object()
     with pytest.raises(NoHashError, match="handle, which the function closes over"):
         code_hash(lambda row: handle)
+
+
+def test_it_follows_a_function_behind_a_cache_or_a_decorator_of_another_module() -> None:
+    cached = "import functools\n@functools.cache\ndef helper(n): return n + 1\n"
+    cached += "def to_row(row): return helper(row)"
+    assert code_hash(function_of(cached)) == code_hash(function_of(cached))
+    assert code_hash(function_of(cached)) != code_hash(function_of(cached.replace("+ 1", "+ 2")))
+
+    decorate = function_of(
+        "def decorate(f):\n def inner(row): return f(row)\n return inner", "decorate", "helpers"
+    )
+    plain = function_of("def to_row(row): return row[0]")
+    changed = function_of("def to_row(row): return row[1]")
+    assert code_hash(decorate(plain)) == code_hash(decorate(plain))
+    assert code_hash(decorate(plain)) != code_hash(decorate(changed))
+    assert code_hash(functools.partial(decorate(plain))) != code_hash(
+        functools.partial(decorate(changed))
+    )
+
+
+def test_a_value_that_contains_itself_is_refused() -> None:
+    with pytest.raises(NoHashError, match="contains itself"):
+        code_hash(function_of("x = []\nx.append(x)\ndef to_row(row): return x"))

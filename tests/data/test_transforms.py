@@ -123,3 +123,24 @@ def test_a_module_that_cannot_be_imported_says_why(module: Path) -> None:
 def test_a_function_over_a_handle_is_refused(tmp_path: Path) -> None:
     with (tmp_path / "x").open("w") as handle, pytest.raises(ConfigError, match="handle, which"):
         Transform.of(lambda row: handle)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("import sys; sys.exit(3)", r"cannot be imported: SystemExit: 3 \(line 1 of "),
+        ("def f(:", r"cannot be imported: SyntaxError: .* line 1\)$"),
+    ],
+)
+def test_a_module_that_ends_its_import_is_refused(
+    source: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "broken_rows.py").write_text(source)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ConfigError, match=message):
+        Transform.of("broken_rows:f")
+
+
+def test_a_file_in_place_of_a_module_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"has no \.py, and dots for slashes: my\.rows:f$"):
+        Transform.of("./my/rows.py:f")

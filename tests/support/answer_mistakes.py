@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.support.mistakes import INPUT, USAGE, Mistake
+from tests.support.mistakes import INPUT, RUN, USAGE, Mistake
 
 ANSWERS = (
     Mistake("chat {none}", INPUT, "no such folder; expected the folder of a run"),
@@ -31,7 +31,7 @@ ANSWERS = (
     Mistake("generate {hf} --output {out} --prompts {no_rows}", INPUT, "has no row"),
     Mistake("generate {hf} --output {out} --prompts {prose}", INPUT, "not JSON (Expecting value)"),
     Mistake("generate {none} --output {out} --prompts {rows}", INPUT, "none: no such folder"),
-    Mistake("generate {hf} --output s3://b/x --prompts {rows}", USAGE, "name a file on this mach"),
+    Mistake("generate {hf} --output {file}/x --prompts {rows}", RUN, "is not a folder. Name anoth"),
     Mistake("compare {broken_run}", USAGE, "1 run(s): give from two to 26"),
     Mistake("compare {none} {out}", INPUT, "metrics.jsonl: no such file; expected the folder of a"),
     Mistake("compare {file} {out}", INPUT, "a file, not a folder; expected the folder of a run"),

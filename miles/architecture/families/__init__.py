@@ -19,6 +19,7 @@ from typing import Any, Protocol, cast
 from miles.architecture.config import HfConfig, ModelShape
 from miles.architecture.parameters import ExtraState, Parameter
 from miles.common import storage
+from miles.common.near_names import meant_path
 from miles.common.shown import shown
 from miles.common.untrusted_files import read_json
 from miles.errors import CheckpointError, MissingFileError, SourceError
@@ -65,7 +66,7 @@ def read_shape(url: str) -> ModelShape:
     except MissingFileError as error:
         raise CheckpointError(
             f"{error}; expected a Hugging Face checkpoint's folder (for one of the hub: "
-            "hf://ORG/NAME)"
+            f"hf://ORG/NAME){meant_path(url)}"
         ) from error
     except SourceError as error:
         raise CheckpointError(str(error)) from error

@@ -14,12 +14,13 @@ from __future__ import annotations
 import json
 import os
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
 from miles.common.no_json import NoJsonError, as_json
 from miles.common.shown import cut
+from miles.data.files.turn_values import ROLE_KEYS
 from miles.data.reasons import LEFT_OUT_BY_TRANSFORM
 from miles.data.transforms import Transform
 from miles.data.types import MAX_ROW_BYTES, MAX_ROW_VALUES, RowRejected
@@ -62,6 +63,7 @@ def transformed(payload: bytes, transform: Transform) -> bytes:
         raise RowRejected(LEFT_OUT_BY_TRANSFORM, f"{transform.name} returned None")
 
     if isinstance(made, list | tuple):
+        _require_messages(made)
         made = {"messages": made}
     if not isinstance(made, Mapping):
         raise RowRejected(
@@ -73,6 +75,21 @@ def transformed(payload: bytes, transform: Transform) -> bytes:
         return as_json(dict(made))
     except NoJsonError as error:
         raise RowRejected("transform_error", f"in the row that it returned: {error}") from None
+
+
+def _require_messages(made: Sequence[Any]) -> None:
+    """Refuse a list of rows: it would be read as the exchanges of one conversation.
+
+    Raises:
+        RowRejected: none of the dicts in it is a message.
+    """
+    dicts = [item for item in made if isinstance(item, Mapping)]
+    if dicts and not any(key in item for item in dicts for key in ROLE_KEYS):
+        raise RowRejected(
+            "transform_error",
+            "it returned a list of dicts without a role; expected one row, a list of messages, or "
+            "None",
+        )
 
 
 def _parsed(payload: bytes) -> dict[str, Any] | None:

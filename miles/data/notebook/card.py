@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from miles.common.facts import Facts
+from miles.common.screen import printable
 from miles.data.files.manifest import Manifest, ManifestSource
 from miles.data.files.row_shapes import MAIN_FIELDS
 from miles.data.notebook.preview import as_text
@@ -123,11 +124,11 @@ class Card:
         rows = ""
         for label, value in self.lines():
             if label != "numbers":  # stands in the corner
-                cell = html.escape(value) + charts.get(label, "")
+                cell = html.escape(printable(value)) + charts.get(label, "")
                 rows += f'<tr style="{_ROW_CSS}"><td style="{_LABEL_CSS}">{label}</td>'
                 rows += f'<td style="{_VALUE_CSS}">{cell}</td></tr>'
 
-        title = html.escape(", ".join(self.manifest.source_names))
+        title = html.escape(printable(", ".join(self.manifest.source_names)))
         return (
             f'<div style="{_BOX_CSS}">'
             f'<span style="{_BASIS_CSS}">{html.escape(self._basis())}</span>'

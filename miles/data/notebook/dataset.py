@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from numbers import Integral
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
@@ -21,6 +22,7 @@ from miles.common import lease, run_folder, storage
 from miles.common.checked import checked
 from miles.common.local_paths import absolute
 from miles.common.progress import progress
+from miles.common.shown import shown
 from miles.common.writable import require_writable
 from miles.data.config import (
     DEFAULT_WINDOW_ROWS,
@@ -168,6 +170,8 @@ class Prepared:
         require_where(where)
         if rows is not None and where is not None:
             raise ConfigError("preview: rows and where both say which rows to show; give one")
+        if seed < 0:
+            raise ConfigError(f"preview: seed must not be negative, not {seed}")
         if num_rows < 1:
             raise ConfigError(f"preview: num_rows must be at least 1, not {num_rows}")
         if rows is not None:
@@ -211,6 +215,11 @@ class Prepared:
         return f"a sample of {num_looked:,} rows of {self.num_rows:,}"
 
     def _row_id(self, index: int) -> int:
+        if not isinstance(index, Integral) or isinstance(index, bool):
+            raise TypeError(
+                f"ds[…] takes a whole number or a slice, not {shown(index)}; several rows are "
+                "ds.preview(rows=[…])"
+            )
         row_id = index + self.num_rows if index < 0 else index
         if not 0 <= row_id < self.num_rows:
             raise IndexError(f"there is no row {index}: the data set has {self.num_rows:,} rows")

@@ -144,7 +144,9 @@ def _table_of(source: Any) -> _Table | None:
     if kind == "ray.data.Dataset":
         return _ray_table(source)
     if kind == "polars.LazyFrame":
-        source = source.collect()
+        source = _collected(source)
+    if isinstance(source, pa.StructArray):
+        source = pa.RecordBatch.from_struct_array(source)
     if isinstance(source, pa.RecordBatch):
         source = pa.Table.from_batches([source])
 
@@ -156,16 +158,44 @@ def _table_of(source: Any) -> _Table | None:
     except (pa.ArrowException, TypeError) as error:
         raise SourceError(
             f"source=: the rows of this {type(source).__name__} cannot be taken as an Arrow table: "
-            f"{error}"
+            f"{error}. A single column is none: give the whole frame; paths are given as a list"
         ) from error
     return reader.schema, reader
 
 
+def _collected(frame: Any) -> Any:
+    """Return the result of a lazy frame of Polars.
+
+    Raises:
+        SourceError: its query fails.
+    """
+    try:
+        return frame.collect()
+    # Polars has exceptions of its own for columns, types and files.
+    except Exception as error:
+        cause = str(error).strip().split("\n")[0]
+        raise SourceError(
+            f"source=: the query of the LazyFrame fails, {type(error).__name__}: {cause}"
+        ) from error
+
+
 def _pandas_table(frame: Any) -> _Table | None:
-    """Return a data frame without its index; None where a column's values share no Arrow type."""
+    """Return a data frame without its index; None where a column's values share no Arrow type.
+
+    Raises:
+        SourceError: two columns have one name.
+    """
+    names = [str(name) for name in frame.columns]
+    for name in names:
+        if names.count(name) > 1:
+            raise SourceError(
+                f"source=: column {shown(name)} is there {names.count(name)} times; rename them, or "
+                "leave one out"
+            )
     try:
         table = pa.Table.from_pandas(frame, preserve_index=False)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError):
+    # Those of Arrow are among them, and those with which it refuses sparse columns and others.
+    except (ValueError, TypeError, NotImplementedError):
         return None
     return table.schema, table.to_batches()
 
@@ -175,6 +205,9 @@ def _datasets_table(source: Any) -> _Table | None:
 
     None where their columns are not known, or where a function of the user's makes each row.
     """
+    chosen = (getattr(source, "format", None) or {}).get("columns")
+    if chosen is not None and set(chosen) < set(source.column_names):
+        source = source.select_columns(chosen)
     features = source.features
     has_own_format = (getattr(source, "format", None) or {}).get("type") == "custom"
     if features is None or has_own_format:
@@ -213,7 +246,12 @@ def _dicts_of(source: Any) -> Iterator[Any]:
     if not isinstance(source, bytes | bytearray | Mapping):
         with contextlib.suppress(TypeError):
             return iter(source)
-    raise ConfigError(f"source= must be {EXPECTED}, not {shown(source)} ({type(source).__name__})")
+    hint = ""
+    if isinstance(source, Mapping):
+        hint = ". Rows in columns are pandas.DataFrame(...) or pyarrow.table(...); a row is [{...}]"
+    raise ConfigError(
+        f"source= must be {EXPECTED}, not {shown(source)} ({type(source).__name__}){hint}"
+    )
 
 
 def _pandas_dicts(frame: Any) -> Iterator[dict[str, Any]]:
@@ -224,7 +262,9 @@ def _pandas_dicts(frame: Any) -> Iterator[dict[str, Any]]:
 
 
 def _is_missing(value: Any) -> bool:
-    return isinstance(value, float) and math.isnan(value)
+    """Return whether a value is NaN, or pandas' NA or NaT."""
+    is_nan = isinstance(value, float) and math.isnan(value)
+    return is_nan or type(value).__name__ in ("NAType", "NaTType")
 
 
 def _chosen_splits(source: Mapping[str, Any], split: str | None) -> list[Any]:
@@ -233,6 +273,8 @@ def _chosen_splits(source: Mapping[str, Any], split: str | None) -> list[Any]:
     Raises:
         ConfigError: there is none of that name; or none is asked for, and none is called train.
     """
+    if not source:
+        raise ConfigError("source= has no row: the DatasetDict has no split")
     if split == ALL or (split is None and len(source) == 1):
         return list(source.values())
     names = [name.strip() for name in (split or "train").split("+")]

@@ -27,6 +27,7 @@ from miles.data.notebook.every_row import RAY_ROWS
 from miles.data.notebook.given_rows import file_of, paths_in
 from miles.data.notebook.python_words import in_notebook
 from miles.data.notebook.recipe import OPENHERMES, require_source
+from miles.data.source_names import name_of
 from miles.data.stream import stages
 from miles.errors import ConfigError
 
@@ -38,7 +39,7 @@ _SOME_ROWS = ("rows.jsonl",)
 @in_notebook
 @on_ctrl_c("stopped; nothing was written")
 def prepare(
-    dataset: str = OPENHERMES,
+    dataset: str | None = None,
     *,
     source: Any = None,
     tokenizer: str,
@@ -69,7 +70,8 @@ def prepare(
     shown is what a run with the same settings trains.
 
     Args:
-        dataset: "openhermes", or the name that the source gets.
+        dataset: the name that the source gets; None: that of its file or folder, or "rows".
+            "openhermes", or None without a source, is OpenHermes-2.5.
         source: fsspec URLs, globs or folders, as texts or `pathlib.Path`, one or several; or the
             rows themselves: a list or iterator of dicts, a pandas or Polars data frame, an Arrow
             table, batch or reader, a `datasets.Dataset`, `DatasetDict` or `IterableDataset`, or a
@@ -109,7 +111,10 @@ def prepare(
         MilesError: files that cannot be read, rows of no known shape, values in them that JSON does
             not know, or a tokenizer that cannot be certified.
     """
+    _require_filled(dataset=dataset, tokenizer=tokenizer)
     paths = paths_in(source)
+    if dataset is None:
+        dataset = OPENHERMES if source is None else _name_of(paths)
     require_source(
         dataset,
         _SOME_ROWS if paths is None else paths,
@@ -156,6 +161,19 @@ def prepare(
     return prepared
 
 
+def _require_filled(**arguments: str | None) -> None:
+    """Refuse a text that is empty."""
+    for name, value in arguments.items():
+        if value is not None and not value.strip():
+            raise ConfigError(f"prepare: {name} is empty, such as a variable that is not set")
+
+
+def _name_of(paths: Sequence[str] | None) -> str:
+    """Return the name of a source that has none: that of its path, as `--prompt-data` names it."""
+    names = {name_of(path) for path in paths or ()}
+    return names.pop() if len(names) == 1 else "rows"
+
+
 def prepare_rows(
     dataset: str,
     source: Sequence[str] | None,
@@ -176,6 +194,11 @@ def prepare_rows(
     if dataset == OPENHERMES:
         sources = openhermes_sources(source or None, revision, row_format, split)
     else:
+        if revision is not None:
+            raise ConfigError(
+                f"--revision {revision}: is one of {OPENHERMES} on the hub; {dataset} has its own "
+                "files: leave it out"
+            )
         sources = (SourceConfig(dataset, tuple(source or ()), row_format, split),)
     with first_contact(), warnings.catch_warnings():
         # tqdm, which transformers imports, has a warning for notebooks without ipywidgets.

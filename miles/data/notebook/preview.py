@@ -222,13 +222,13 @@ class Preview(Sequence["Row"]):
         if self._basis:
             fragments = f'<div style="{_BASIS_CSS}">{html.escape(self._basis)}</div>'
         for row in self._rows:
-            title = html.escape(f"{row.outcome()} · {row.place}")
+            title = html.escape(printable(f"{row.outcome()} · {row.place}"))
             fragments += f'<div style="{_TITLE_CSS}"><b>row {row.row_id:,}</b> '
             fragments += f'<span style="opacity:.65">{title}</span></div>'
             if row.encoded is not None:
                 fragments += to_html(row.encoded, row.tokenizer)
             else:
-                why = "<br>".join(html.escape(line) for line in _why(row))
+                why = "<br>".join(html.escape(printable(line)) for line in _why(row))
                 fragments += f'<div style="{_BOX_CSS}"><div style="{_LEGEND_CSS}">{why}</div>'
                 fragments += f"{html.escape(printable(row.raw_text()))}</div>"
         return fragments

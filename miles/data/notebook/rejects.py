@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, overload
 
+from miles.common.screen import printable
 from miles.data.stream import account
 
 SHOWN_ROWS = 20
@@ -80,7 +81,7 @@ class Rejects(Sequence[dict[str, Any]]):
             file = str(reject["file"]).rsplit("/", 1)[-1]
             place = f"{reject['source']}, {file} row {reject['row']:,}"
             for cell in (reject["reason"], place, self._say(str(reject["detail"]))):
-                rows += f'<td style="{_CELL_CSS}">{html.escape(str(cell))}</td>'
+                rows += f'<td style="{_CELL_CSS}">{html.escape(printable(str(cell)))}</td>'
             rows = f"{rows}</tr><tr>"
 
         num_more = len(self._rejects) - SHOWN_ROWS

@@ -9,12 +9,17 @@ A tuple is written as a list, and a key that is a number as its text, as `json.d
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Iterable, Mapping
 from typing import Any, BinaryIO
 
 from miles.common.no_json import NoJsonError, as_json
 from miles.common.shown import shown
 from miles.errors import SourceError
+
+_KEYS = (str, int, float, bool, type(None))
+"""Types of keys that JSON writes as text."""
 
 
 def write_lines(rows: Iterable[Any], file: BinaryIO) -> None:
@@ -46,6 +51,7 @@ def _line(number: int, row: Any) -> bytes:
     """
     if type(row) is not dict:
         row = _as_dict(number, row)
+    _require_own_names(number, row)
     try:
         return as_json(row) + b"\n"
     except NoJsonError as error:
@@ -53,6 +59,18 @@ def _line(number: int, row: Any) -> bytes:
         where = f"row {number} (from 0)" + (f", {place}" if place else "")
         hint = ". A data frame may have it, given as it is" if cause.startswith("nan") else ""
         raise SourceError(f"source=: {where}: {cause}{hint}") from None
+
+
+def _require_own_names(number: int, row: dict[Any, Any]) -> None:
+    """Refuse columns that have one name in JSON, such as 1 and "1": only one would be kept."""
+    others = [key for key in row if type(key) is not str and isinstance(key, _KEYS)]
+    for key in others:
+        name = next(iter(json.loads(json.dumps({key: 0}))))
+        if name in row and name is not key:
+            raise SourceError(
+                f"source=: row {number} (from 0): columns {key!r} and {name!r} have one name in "
+                "JSON; rename one of them"
+            )
 
 
 def _as_dict(number: int, row: Any) -> dict[Any, Any]:
@@ -64,6 +82,10 @@ def _as_dict(number: int, row: Any) -> dict[Any, Any]:
         hint = ': a list of messages is one as {"messages": [...]}'
     elif isinstance(row, str):
         hint = ": a text is one as {'text': ...}. Paths are given as a text or as a list of texts"
+    elif isinstance(row, os.PathLike):
+        hint = ": paths are given as a list, list(folder.glob(...))"
+    elif hasattr(row, "__arrow_c_stream__") or hasattr(row, "__arrow_c_array__"):
+        hint = ": tables are given as one, pyarrow.concat_tables([...])"
     raise SourceError(
         f"source=: row {number} (from 0) must be a dict that names its columns, not {shown(row)} "
         f"({type(row).__name__}){hint}"

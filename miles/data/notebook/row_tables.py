@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import BinaryIO
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from miles.data.files.arrow_types import is_any_list, is_plain
@@ -69,10 +70,25 @@ def _cast(batch: pa.RecordBatch, plain: pa.Schema) -> pa.Table:
 def _plain_column(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
     if column.type == kind:
         return column
+    if pa.types.is_run_end_encoded(column.type):
+        column = pc.run_end_decode(column)
+    if pa.types.is_dictionary(column.type) and _is_view(column.type.value_type):
+        # pyarrow 26 takes nothing from a dictionary of views, as Polars has for categories.
+        chunks = [_with_plain_words(chunk) for chunk in column.chunks]
+        column = pa.chunked_array(chunks, pa.dictionary(column.type.index_type, pa.string()))
     if isinstance(column.type, pa.BaseExtensionType):
         storage = [chunk.storage for chunk in column.chunks]
         column = pa.chunked_array(storage, column.type.storage_type)
     return column.cast(kind)
+
+
+def _is_view(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string_view(kind))
+
+
+def _with_plain_words(column: pa.DictionaryArray) -> pa.DictionaryArray:
+    """Return a dictionary of views of text as one of text."""
+    return pa.DictionaryArray.from_arrays(column.indices, column.dictionary.cast(pa.string()))
 
 
 def _groups(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:

@@ -29,6 +29,7 @@ from miles.data.order.plan import Plan
 from miles.data.packing.shards import unpack
 from miles.data.stream import stages
 from miles.data.types import DUMMY_ROW_ID, Encoded, MicroBatch, Step
+from miles.errors import ConfigError
 
 _BOX_CSS = (
     "font:14px/1.5 system-ui,sans-serif;display:inline-block;min-width:34em;max-width:100%;"
@@ -52,6 +53,12 @@ class Steps:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_first", self.plan.step_at(self.start_row))
+        num_rows = self.plan.num_rows * (self.plan.num_epoch or 1)
+        if self.start_row > num_rows:
+            raise ConfigError(
+                f"no step begins at row {self.start_row}: there are {num_rows} rows in "
+                f"{self.plan.num_epoch} epoch(s)"
+            )
 
     def __len__(self) -> int:
         """Return the number of steps. Dropped rows leave their steps shorter, and none out."""

@@ -23,6 +23,7 @@ from miles.common import retry, storage
 from miles.common.file_errors import in_own_words
 from miles.common.first_contact import announced
 from miles.common.local_paths import is_hub_name
+from miles.common.near_names import meant_path
 from miles.common.redact import redact
 from miles.common.spared_torch import importing_transformers
 from miles.common.untrusted_files import require_readable
@@ -236,6 +237,7 @@ def _tokenizer_files(url: str) -> tuple[tuple[str, int, str], ...] | None:
         there = "a file, not a folder" if is_there else "no such folder"
         raise TemplateError(
             f"{url}: {there}; expected the folder of a Hugging Face tokenizer, or its hub name"
+            f"{meant_path(url)}"
         )
 
     names = sorted(entry["name"].rstrip("/").rsplit("/", 1)[-1] for entry in entries)
@@ -341,7 +343,8 @@ def _from_hub(name: str, trust_remote_code: bool) -> PreTrainedTokenizerBase:
         raise TemplateError(
             f"{name}: no such folder, and the Hugging Face hub did not give a tokenizer of that "
             f"name ({in_own_words(error)[:200]}). Expected a folder or URL with a "
-            "tokenizer.json, or the name of a hub repository that can be reached from here."
+            "tokenizer.json, or the name of a hub repository that can be reached from here"
+            f"{meant_path(name) or '.'}"
         ) from cached_error
 
 

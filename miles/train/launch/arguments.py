@@ -24,7 +24,13 @@ from miles.common.flags import Setting, Values, build, names_of_same_values
 from miles.common.line_parser import missing_text
 from miles.common.local_paths import absolute
 from miles.common.mistakes import Mistakes
-from miles.data.config import DataConfig, EncodeConfig, PackConfig, RowFormat, SourceConfig
+from miles.data.config import (
+    DataConfig,
+    EncodeConfig,
+    PackConfig,
+    RowFormat,
+    SourceConfig,
+)
 from miles.data.source_names import named_paths, splits_for
 from miles.errors import ConfigError, MilesError
 from miles.train.config import ClusterConfig, EvalConfig, TrainConfig
@@ -36,6 +42,7 @@ from miles.train.launch.parser import CONFIG, build_parser, given_values, launch
 from miles.train.launch.yaml_file import read_yaml
 from miles.train.parallel_layout import Layout
 
+_ROWS = "--prompt-data"
 _SLICE = re.compile(r"@\[[^\]]*\]$")
 """Miles's `rows.jsonl@[0:100]`."""
 
@@ -93,47 +100,93 @@ def complete(
     Raises:
         ConfigError: names the flag, what was found, what was expected and what to do.
     """
-    settings = launch_settings(record)
-    required = [name for name, setting in settings.items() if setting.is_required]
-    if prepared is not None:
-        required.remove("--prompt-data")
-    missing = [name for name in required if not values.get(name)]
+    mistakes = Mistakes()
+    missing = _missing(values, record, has_rows=prepared is not None)
     if missing:
-        raise ConfigError(missing_text(missing))
-    require_fixed(values)
+        mistakes.add([ConfigError(missing_text(missing))])
+    mistakes.of(partial(require_fixed, values))
 
-    hf_checkpoint = absolute(values["--hf-checkpoint"])
+    hf_checkpoint = mistakes.of(partial(absolute, values.get("--hf-checkpoint") or "")) or ""
+    cluster = mistakes.of(partial(_cluster, values))
+    if hf_checkpoint:
+        layout = None if cluster is None else cluster.layout
+        mistakes.of(partial(_require_model, hf_checkpoint, layout, values))
+    row_format = mistakes.of(partial(build, RowFormat, values)) or RowFormat()
+    data_parallel = 1 if cluster is None else cluster.layout.data
+    data = mistakes.of(partial(_data, values, hf_checkpoint, data_parallel, row_format, prepared))
+    evaluation = mistakes.of(partial(_evaluation, values, row_format))
+
+    run = {
+        "ref_load": values.get("--ref-load"),
+        "cluster": ClusterConfig() if cluster is None else cluster,
+        "data": data,
+        "evaluation": evaluation,
+    }
+    failed = [name for name in ("data", "evaluation") if run[name] is None]
+    config = build(record, values, run, mistakes, failed)
+    return LaunchLine(config, (*notices, *notices_of(values)))
+
+
+def _missing(values: Values, record: type, *, has_rows: bool) -> list[str]:
+    """Return the flags that a run lacks."""
+    required = [name for name, setting in launch_settings(record).items() if setting.is_required]
+    if has_rows:
+        required.remove(_ROWS)
+    return [name for name in required if not values.get(name)]
+
+
+def _cluster(values: Values) -> ClusterConfig:
+    """Return the settings of the cluster, with a layout that there can be."""
     cluster = build(ClusterConfig, values)
     if is_sequence_parallel_alone(values):
         cluster = replace(cluster, sequence_parallel=False)
-    layout = cluster.layout
-    _require_model(hf_checkpoint, layout, values)
+    cluster.layout  # noqa: B018  # raises where the ranks cannot be divided
+    return cluster
 
-    row_format = build(RowFormat, values)
-    pack = build(PackConfig, values, {"dp_size": layout.data})
-    encode = {
+
+def _data(
+    values: Values,
+    hf_checkpoint: str,
+    data_parallel: int,
+    row_format: RowFormat,
+    prepared: DataConfig | None,
+) -> DataConfig:
+    """Return the settings of the rows.
+
+    Args:
+        prepared: as for `complete`.
+    """
+    mistakes = Mistakes()
+    pack = mistakes.of(partial(build, PackConfig, values, {"dp_size": data_parallel}))
+    most_tokens = PackConfig.max_tokens_per_gpu if pack is None else pack.max_tokens_per_gpu
+    encoding = {
         "tokenizer": hf_checkpoint,
-        "max_sample_tokens": values.get("--max-sample-tokens", pack.max_tokens_per_gpu),
+        "max_sample_tokens": values.get("--max-sample-tokens", most_tokens),
     }
-    data: dict[str, Any] = {
-        "sources": _sources("--prompt-data", values, row_format),
-        "encode": build(EncodeConfig, values, encode),
-        "pack": pack,
-    }
+    encode = mistakes.of(partial(build, EncodeConfig, values, encoding))
+    sources = mistakes.of(partial(_sources, _ROWS, values, row_format)) or _some_sources(values)
+
+    fixed: dict[str, Any] = {"pack": pack, "encode": encode, "sources": sources}
     if prepared is not None:
-        data["sources"] = prepared.sources
-        data["encode"] = replace(prepared.encode, tokenizer=hf_checkpoint)
+        fixed["sources"] = prepared.sources
+        fixed["encode"] = replace(prepared.encode, tokenizer=hf_checkpoint)
         if "--max-bad-fraction" not in values:
-            data["max_bad_fraction"] = prepared.max_bad_fraction
-    run = {
-        "ref_load": values.get("--ref-load"),
-        "data": build(DataConfig, values, data),
-        "cluster": cluster,
-        "evaluation": build(
-            EvalConfig, values, {"sources": _sources("--eval-prompt-data", values, row_format)}
-        ),
-    }
-    return LaunchLine(build(record, values, run), (*notices, *notices_of(values)))
+            fixed["max_bad_fraction"] = prepared.max_bad_fraction
+    failed = [name for name, part in fixed.items() if part is None]
+    return build(DataConfig, values, fixed, mistakes, failed)
+
+
+def _some_sources(values: Values) -> tuple[SourceConfig, ...]:
+    """Return what stands in for sources that are missing, so that the rest can be checked."""
+    num_sources = max(len(values.get("--prompt-data-weights", ())), 1)
+    return tuple(SourceConfig(f"rows-{n}", ("rows",)) for n in range(num_sources))
+
+
+def _evaluation(values: Values, row_format: RowFormat) -> EvalConfig:
+    """Return the settings of the evaluation."""
+    mistakes = Mistakes()
+    sources = mistakes.of(partial(_sources, "--eval-prompt-data", values, row_format))
+    return build(EvalConfig, values, {"sources": sources or ()}, mistakes)
 
 
 def _with_missing(
@@ -158,10 +211,13 @@ def _read(
 
     The line has the last word, and the file has it before the recipe.
     """
-    on_line = _values_of(words, record, settings)
+    mistakes = Mistakes()
+    on_line = _values_of(words, record, settings, mistakes)
     path = on_line.pop(CONFIG.flag.name, None)
-    values = with_file(on_line, path, record)
-    return _with_those_below(values, _values_of(recipe, record, settings), record)
+    values = mistakes.of(partial(with_file, on_line, path, record))
+    in_recipe = _values_of(recipe, record, settings, mistakes)
+    mistakes.raise_all()
+    return _with_those_below(values or {}, in_recipe, record)
 
 
 def with_file(values: Values, path: str | None, record: type = TrainConfig) -> dict[str, Any]:
@@ -177,22 +233,24 @@ def with_file(values: Values, path: str | None, record: type = TrainConfig) -> d
     return _with_those_below(values, in_file, record)
 
 
-def _values_of(words: Sequence[str], record: type, settings: dict[str, Setting]) -> dict[str, Any]:
-    """Return the values of the flags of a line.
+def _values_of(
+    words: Sequence[str], record: type, settings: dict[str, Setting], mistakes: Mistakes
+) -> dict[str, Any]:
+    """Return the values of the flags of a line, as far as they can be taken.
 
-    Raises:
-        ConfigError: names each flag that is unknown, and each value that cannot be taken.
+    Args:
+        mistakes: gets each flag that is unknown, and each value that cannot be taken.
     """
-    mistakes = Mistakes()
     known = [*settings, CONFIG.flag.name, "--help"]
     for flag in dict.fromkeys(written_flags(words)):
         mistakes.of(partial(require_known, flag, known))
 
     namespace, of_words = build_parser(record).parse_as_far_as_possible(words)
     mistakes.add(of_words.found)
-    values = mistakes.of(partial(given_values, namespace, [*settings.values(), CONFIG]))
-    mistakes.raise_all()
-    return values or {}
+    taken = [*settings.values(), CONFIG]
+    values = mistakes.of(partial(given_values, namespace, taken))
+    # Whatever else is wrong, a file that the line names is looked at.
+    return {**vars(namespace)} if values is None else values
 
 
 def _with_those_below(values: Values, below: Values, record: type) -> dict[str, Any]:
@@ -202,13 +260,20 @@ def _with_those_below(values: Values, below: Values, record: type) -> dict[str, 
     return {**kept, **values}
 
 
-def _require_model(hf_checkpoint: str, layout: Layout, values: Values) -> None:
-    """Check the layout, and the model's sizes on the launch line, against config.json."""
+def _require_model(hf_checkpoint: str, layout: Layout | None, values: Values) -> None:
+    """Check the layout, and the model's sizes on the launch line, against config.json.
+
+    Args:
+        layout: None: there can be none.
+    """
     from miles.architecture.families import read_shape
 
     shape = read_shape(hf_checkpoint)
-    layout.require_fits(shape)
-    require_sizes(hf_checkpoint, shape, values)
+    mistakes = Mistakes()
+    if layout is not None:
+        mistakes.of(partial(layout.require_fits, shape))
+    mistakes.of(partial(require_sizes, hf_checkpoint, shape, values))
+    mistakes.raise_all()
 
 
 def _sources(flag: str, values: Values, row_format: RowFormat) -> tuple[SourceConfig, ...]:
@@ -228,7 +293,7 @@ def _sources(flag: str, values: Values, row_format: RowFormat) -> tuple[SourceCo
 
     pairs = named_paths(flag, words) if words else []
     # Rows to evaluate are taken from the split that is named for it.
-    wanted = values.get("--split", ()) if flag == "--prompt-data" else ()
+    wanted = values.get("--split", ()) if flag == _ROWS else ()
     splits = splits_for(wanted, len(pairs))
     return tuple(
         SourceConfig(name, (path,), row_format, split)

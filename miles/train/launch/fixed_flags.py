@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from miles.common.flags import Flag, Setting, Values, flag_of
-from miles.errors import ConfigError
+from miles.common.mistakes import Mistakes
 
 FIXED_TITLE = "Flags of launch scripts that have one value here"
 REPLACED_TITLE = "Flags of launch scripts that choose a way to compute: taken, with a notice"
@@ -194,29 +194,31 @@ def require_fixed(values: Values) -> None:
     """Check the flags that may only say what is always so.
 
     Raises:
-        ConfigError: one of them says something else.
+        ConfigError: names those that say something else.
     """
+    mistakes = Mistakes()
     for fixed in ONE_VALUE:
         value = values.get(flag_of(fixed.name))
-        if value is not None and not _is_one_of(value, fixed.values):
-            refusal = fixed.refusal.format(values=" or ".join(fixed.values))
-            raise ConfigError(f"{flag_of(fixed.name)} {value}{refusal}")
+        refusal = fixed.refusal.format(values=" or ".join(fixed.values))
+        mistakes.require(
+            value is None or _is_one_of(value, fixed.values),
+            f"{flag_of(fixed.name)} {value}{refusal}",
+        )
 
     balancing = values.get(flag_of(BALANCING), _STEP_BALANCING[0])
     coefficient = values.get(BALANCED_BY)
-    if coefficient and balancing not in _STEP_BALANCING:
-        raise ConfigError(
-            f"{flag_of(BALANCING)} {balancing} beside {BALANCED_BY} {coefficient}: experts are "
-            "balanced over all tokens of a step; leave it out or give "
-            f"{' or '.join(_STEP_BALANCING)}"
-        )
+    mistakes.require(
+        not coefficient or balancing in _STEP_BALANCING,
+        f"{flag_of(BALANCING)} {balancing} beside {BALANCED_BY} {coefficient}: experts are balanced "
+        f"over all tokens of a step; leave it out or give {' or '.join(_STEP_BALANCING)}",
+    )
 
     for name, meaning in ALWAYS.items():
-        if values.get(flag_of(name)) is False:
-            raise ConfigError(
-                f"{flag_of(name)}: false is not supported, it is always so ({meaning}); "
-                "leave it out"
-            )
+        mistakes.require(
+            values.get(flag_of(name)) is not False,
+            f"{flag_of(name)}: false is not supported, it is always so ({meaning}); leave it out",
+        )
+    mistakes.raise_all()
 
 
 def _is_one_of(value: str, allowed: tuple[str, ...]) -> bool:

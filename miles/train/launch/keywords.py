@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 from numbers import Integral, Real
 from typing import Any, Protocol, runtime_checkable
 
@@ -24,6 +25,7 @@ from miles.common.flags import (
     require_setting_allowed,
     settings_of,
 )
+from miles.common.mistakes import Mistakes
 from miles.common.python_words import Arguments, in_python
 from miles.common.shown import shown
 from miles.data.config import DataConfig, EncodeConfig, RowFormat, SourceConfig
@@ -59,24 +61,24 @@ def read_keywords(
         record: the settings of a run.
 
     Raises:
-        ConfigError: names the flag, what was found, what was expected and what to do.
+        ConfigError: names each such flag, what was found, what was expected and what to do.
     """
     settings = launch_settings(record)
+    mistakes = Mistakes()
     prepared: DataConfig | None = None
     values: dict[str, Any] = {}
     for keyword, value in keywords.items():
         flag = flag_of(keyword)
-        require_known(flag, settings)
-        if value is None:
+        mistakes.of(partial(require_known, flag, settings))
+        if value is None or flag not in settings:
             continue
         if flag == _ROWS and isinstance(value, PreparedSet):
             prepared = value.settings
             continue
-        values[flag] = _value_of(settings[flag], value)
-        require_fixed({flag: values[flag]})
-        require_setting_allowed(settings[flag], values[flag])
+        values[flag] = mistakes.of(partial(_checked_value, settings[flag], value))
 
-    values = with_file(values, config_file, record)
+    values = mistakes.of(partial(with_file, values, config_file, record)) or {}
+    mistakes.raise_all()
     if prepared is not None:
         values.pop(_ROWS, None)
         _require_no_row_settings(values)
@@ -86,6 +88,14 @@ def read_keywords(
 def in_keywords(text: str) -> str:
     """Return a text of ours in which keywords of `miles.train.run` stand for flags."""
     return in_python(text, _ARGUMENTS)
+
+
+def _checked_value(setting: Setting, value: Any) -> Any:
+    """Return a value as the type that its flag takes, and one that it may have."""
+    taken = _value_of(setting, value)
+    require_fixed({setting.flag.name: taken})
+    require_setting_allowed(setting, taken)
+    return taken
 
 
 def _value_of(setting: Setting, value: Any) -> Any:

@@ -11,11 +11,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
+from functools import partial
 from typing import Any
 
 import yaml
 
 from miles.common.flags import Setting, require_setting_allowed
+from miles.common.mistakes import Mistakes
+from miles.common.near_names import meant_path
 from miles.errors import ConfigError, SourceError
 from miles.train.launch.fixed_flags import require_fixed
 from miles.train.launch.known_flags import require_known
@@ -51,7 +54,7 @@ def read_yaml(
         replaced: flags that the line gives, too; any value of their type does for these.
 
     Raises:
-        ConfigError: names the file, the line and the flag.
+        ConfigError: names the file, and the line and the flag of each mistake.
     """
     text = _text_of(path)
     try:
@@ -68,7 +71,8 @@ def _values_of(
     loader: _Loader, path: str, settings: Mapping[str, Setting], replaced: Collection[str]
 ) -> dict[str, Any]:
     values: dict[str, Any] = {}
-    for name, (where, node) in _nodes_of(loader, path, settings).items():
+    mistakes = Mistakes()
+    for name, (where, node) in _nodes_of(loader, path, settings, mistakes).items():
         try:
             values[name] = _value_of(loader, node, settings[name])
             if name not in replaced:
@@ -76,7 +80,8 @@ def _values_of(
                 require_fixed({name: values[name]})
                 require_setting_allowed(settings[name], values[name])
         except ConfigError as error:
-            raise ConfigError(f"{where}{error}") from error
+            mistakes.add([ConfigError(f"{where}{error}")])
+    mistakes.raise_all()
     return values
 
 
@@ -94,9 +99,13 @@ def _require_one_negation(setting: Setting, value: Any) -> None:
 
 
 def _nodes_of(
-    loader: _Loader, path: str, settings: Mapping[str, Setting]
+    loader: _Loader, path: str, settings: Mapping[str, Setting], mistakes: Mistakes
 ) -> dict[str, tuple[str, yaml.Node]]:
-    """Return flag -> where it stands, and its node. A name replaces one that `<<` merges."""
+    """Return flag -> where it stands, and its node. A name replaces one that `<<` merges.
+
+    Args:
+        mistakes: gets the names that are no flags, or are there twice.
+    """
     root = loader.get_single_node()
     if not isinstance(root, yaml.MappingNode):
         raise ConfigError(
@@ -110,12 +119,16 @@ def _nodes_of(
     for key, node in root.value:
         where = f"--config {path}, line {key.start_mark.line + 1}: "
         if not isinstance(key, yaml.ScalarNode):
-            raise ConfigError(f"{where}the name of a flag was expected, not {_written(key)}")
+            text = f"{where}the name of a flag was expected, not {_written(key)}"
+            mistakes.add([ConfigError(text)])
+            continue
         name = "--" + key.value.replace("_", "-")
-        require_known(name, settings, where)
+        mistakes.of(partial(require_known, name, settings, where))
+        if name not in settings:
+            continue
 
-        if name in own_names:
-            raise ConfigError(f"{where}{name} is given twice; leave out one of them")
+        is_first = name not in own_names
+        mistakes.require(is_first, f"{where}{name} is given twice; leave out one of them")
         if id(key) in own_keys:
             own_names.add(name)
         nodes[name] = (where, node)
@@ -169,4 +182,4 @@ def _text_of(path: str) -> str:
         with storage.reading(path):
             return storage.read_text(path)
     except SourceError as error:
-        raise ConfigError(f"--config {error}") from error
+        raise ConfigError(f"--config {error}{meant_path(path)}") from error

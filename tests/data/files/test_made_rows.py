@@ -78,7 +78,8 @@ def test_an_end_of_the_process_is_an_exception() -> None:
         ("text", "a value of type str"),
         ({"a": {1, 2}}, "in the row that it returned: a: a value of type set"),
         ({"a": float("nan")}, "a: nan, which JSON has no number for"),
-        ([{"content": b"x"}], r"messages[0].content: a value of type bytes"),
+        ([{"prompt": "a"}, {"prompt": "b"}], "a list of dicts without a role; expected one row"),
+        ([{"role": "user", "content": b"x"}], r"messages[0].content: a value of type bytes"),
     ],
 )
 def test_what_is_no_row_is_rejected(value: Any, detail: str) -> None:

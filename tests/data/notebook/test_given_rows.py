@@ -311,3 +311,54 @@ def test_no_library_is_imported_to_look_at_rows() -> None:
     )
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert (run.stdout, run.returncode) == ("[]", 0), run.stderr
+
+
+def test_categories_of_polars_are_texts() -> None:
+    frame = pl.DataFrame({"prompt": ["a", "b"], "completion": ["c", "d"]})
+    categories = frame.with_columns(pl.col("prompt").cast(pl.Categorical))
+    assert file_of(categories) == file_of(frame)
+
+
+def test_columns_that_a_format_hides_are_left_out() -> None:
+    rows = datasets.Dataset.from_list([{"prompt": "a", "completion": "b", "z": 1}])
+    chosen = rows.with_format("torch", columns=["prompt", "completion"])
+    assert file_of(chosen) == file_of(rows.remove_columns("z"))
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ([{1: "a", "1": "b"}], "columns 1 and '1' have one name in JSON; rename one"),
+        (pd.DataFrame([["a", "b"]], columns=["x", "x"]), "column 'x' is there 2 times; rename"),
+        (pd.DataFrame([["a", "b"]], columns=[1, "1"]), "column '1' is there 2 times; rename"),
+        (pl.LazyFrame({"x": [1]}).select("y"), "the query of the LazyFrame fails, ColumnNotFound"),
+        (iter([Path("a.jsonl")]), "paths are given as a list"),
+        (pa.table({"x": [1]}).to_batches(), "tables are given as one"),
+        ({"prompt": ["a"]}, "Rows in columns are pandas"),
+        (b"abc", "must be a path or URL"),
+        (datasets.DatasetDict({}), "the DatasetDict has no split"),
+    ],
+)
+def test_rows_that_would_be_lost_or_mistaken_are_refused(source: Any, message: str) -> None:
+    with pytest.raises(MilesError, match=message) as caught:
+        file_of(source)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_a_mixed_column_of_pandas_lacks_is_null() -> None:
+    mixed = pd.Series([1, "x"], dtype=object)
+    frame = pd.DataFrame({"n": mixed, "t": [pd.NaT, pd.NaT], "s": pd.array(["a", None], "string")})
+    lines = Path(file_of(frame)).read_text().splitlines()
+    assert [json.loads(line)["t"] for line in lines] == [None, None]
+    assert [json.loads(line)["s"] for line in lines] == ["a", None]
+
+
+def test_a_source_is_named_by_what_it_holds(tmp_path: Path, chatml_tokenizer_folder: Path) -> None:
+    row = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
+    (tmp_path / "chat.jsonl").write_text(json.dumps(row))
+    given = {"chat": tmp_path / "chat.jsonl", "rows": [row]}
+    for name, source in given.items():
+        ds = miles.data.prepare(source=source, tokenizer=chatml_tokenizer_folder)
+        assert ds.sources == (name,)
+    with pytest.raises(ConfigError, match=r'revision="main": is one of openhermes on the hub'):
+        miles.data.prepare("x", source=[row], tokenizer="x", revision="main")

@@ -132,6 +132,10 @@ def test_steps_have_a_length_and_are_refused_at_once(data: Prepared) -> None:
         ("--input-key chat: no such", 'messages_key="chat": no such'),
         ("""--role-names '{"A": "user"}'""", """role_names={"A": "user"}"""),
         ("or --overwrite to replace", "or overwrite=True to replace"),
+        ("Take it: --input-key chat. The", 'Take it: messages_key="chat". The'),
+        ("--transform rows:f: no module", 'transform="rows:f": no module'),
+        ("--transform a.b:<lambda> makes", 'transform="a.b:<lambda>" makes'),
+        ("--transform takes package.module", "transform= takes package.module"),
         ("a line of -- dashes", "a line of -- dashes"),
     ],
 )
@@ -155,3 +159,19 @@ def test_a_command_speaks_of_flags(data: Prepared, monkeypatch: pytest.MonkeyPat
     assert "--role-names" in data.to_text()
     with pytest.raises(ConfigError, match="--max-sample-tokens 8192"):
         data.steps(batch_size=1, max_tokens_per_gpu=100)
+
+
+def test_wrong_arguments_are_refused_in_words(data: Prepared) -> None:
+    for index in ("a", None, [1, 2], True, 1.0):
+        with pytest.raises(TypeError, match=r"takes a whole number or a slice, not .*rows=\["):
+            data[index]  # type: ignore[call-overload]
+    with pytest.raises(ConfigError, match="preview: seed must not be negative, not -1"):
+        data.preview(where="random", seed=-1)
+    with pytest.raises(ConfigError, match=r"^batch_size= must be positive, not 0$"):
+        data.steps(batch_size=0, max_tokens_per_gpu=8192)
+    with pytest.raises(ConfigError, match="no step begins at row 1000"):
+        data.steps(batch_size=2, max_tokens_per_gpu=8192, start_row=1000)
+    for arguments in ({"dataset": ""}, {"tokenizer": ""}):
+        call = {"dataset": "x", "tokenizer": "x", **arguments}
+        with pytest.raises(ConfigError, match="is empty, such as a variable"):
+            prepare(source="rows.jsonl", **call)

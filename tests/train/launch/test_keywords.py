@@ -135,3 +135,12 @@ def test_texts_speak_of_keywords() -> None:
     assert in_keywords("--save s3://b/run: the same command goes on") == (
         'save="s3://b/run": the same call goes on'
     )
+
+
+def test_all_mistakes_of_a_call_are_named(hf: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read(hf_checkpoint=hf, save="out", prompt_data="a", num_epochs=3, lr="x", optimizer="sgd")
+    assert str(caught.value).startswith(
+        "3 mistakes: (1) there is no flag --num-epochs; did you mean --num-epoch? (2) --lr takes a "
+        "number, not 'x'; (3) --optimizer sgd is not supported"
+    )

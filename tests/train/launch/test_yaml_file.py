@@ -201,3 +201,17 @@ def test_a_negation_is_not_negated(base: list[str], tmp_path: Path, name: str) -
 
     path = written(tmp_path, f"{positive}: false\n")
     assert parse(["--config", path, *base]) == parse([*base, f"--no-{positive.replace('_', '-')}"])
+
+
+def test_all_mistakes_of_a_file_and_its_line_are_named(base: list[str], tmp_path: Path) -> None:
+    path = written(tmp_path, "num_epoch: off\nlrr: 3\nlr: fast\nseed: 1\nseed: 2\n")
+    with pytest.raises(ConfigError) as caught:
+        parse(["--config", path, *base, "--num-rollot", "3"])
+    where = f"--config {path}, line"
+    assert str(caught.value) == (
+        "5 mistakes: (1) there is no flag --num-rollot; did you mean --num-rollout? "
+        f"(2) {where} 2: there is no flag --lrr; did you mean --lr? "
+        f"(3) {where} 5: --seed is given twice; leave out one of them; "
+        f"(4) {where} 1: --num-epoch takes a whole number, not off; "
+        f"(5) {where} 3: --lr takes a number, not fast"
+    )
