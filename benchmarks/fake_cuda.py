@@ -125,7 +125,7 @@ def main() -> None:
                 for name, settings in _settings(shape, layout, flags).items():
                     print(f"\n===== {title}{name}", flush=True)
                     num_faults += _walk(settings, rank * layout.data * layout.tensor, flags.top)
-    print(f"\n{num_faults} fault(s)")
+    print(f"\n{num_faults} faults")
     sys.exit(1 if num_faults else 0)
 
 

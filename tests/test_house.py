@@ -234,3 +234,15 @@ def reads_markup(node: ast.AST) -> bool:
     if name == "Console" or (name == "TextColumn" and "{" in ast.unparse(node)):
         return given.get("markup") != "False"
     return name == "from_markup" or given.get("markup") == "True"
+
+
+def test_no_noun_has_its_plural_in_brackets() -> None:
+    """A person reads "1 row" or "2 rows" (`miles.common.counts`), never "1 row" with "(s)"."""
+    bracket = re.compile(r"\w\((?:s|es|ies)\)")
+    found = []
+    for path in tracked_files("miles/**.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            is_text = isinstance(node, ast.Constant) and isinstance(node.value, str)
+            if is_text and bracket.search(node.value):  # type: ignore[attr-defined]
+                found.append(f"{path.relative_to(PROJECT)}:{node.lineno}")  # type: ignore[attr-defined]
+    assert not found, "\n".join(found)

@@ -22,6 +22,7 @@ from miles.chat.model import ChatModel
 from miles.chat.prompt_rows import Prompt, PromptRows
 from miles.chat.settings import Sampling
 from miles.common import own_files, storage
+from miles.common.counts import counted
 from miles.common.patient_file import PatientFile
 from miles.common.redact import redact
 from miles.data.types import RowRejected
@@ -143,7 +144,7 @@ def generate(
                 "remove this one"
             ) from error
     if num_earlier:
-        tell(f"{num_earlier:,} of {rows.num_rows:,} rows are answered already")
+        tell(f"{num_earlier:,} of {counted(rows.num_rows, 'row')} are answered already")
     num_tokens = 0
     begun = told = time.monotonic()
 
@@ -162,7 +163,7 @@ def generate(
         if now - told > _TOLD_SECONDS:
             told = now
             tell(
-                f"{end:,} of {rows.num_rows:,} rows, {num_tokens / (now - begun):,.0f} tokens "
+                f"{end:,} of {counted(rows.num_rows, 'row')}, {num_tokens / (now - begun):,.0f} tokens "
                 "a second"
             )
     return counts

@@ -22,7 +22,9 @@ from miles.chat.conversation import Conversation
 from miles.chat.model import Answer, ChatModel
 from miles.chat.settings import Sampling
 from miles.chat.wrapping import Wrapper
+from miles.common.counts import counted
 from miles.common.local_paths import absolute
+from miles.common.prose import Prose
 from miles.common.screen import Screen, printable
 from miles.data.types import RowRejected
 from miles.errors import DataError, MilesError
@@ -112,7 +114,7 @@ class Talk:
         if name == "/exit":
             raise _Left
         if name == "/reset":
-            self._tell(f"{self.conversation.reset()} question(s) taken back")
+            self._tell(f"{counted(self.conversation.reset(), 'question')} taken back")
         elif name == "/undo":
             question = self.conversation.undo()
             self._tell("there is nothing to take back" if question is None else f"gone: {question}")
@@ -181,7 +183,7 @@ class Talk:
         """
         if breaks and self.is_terminal:
             self.screen.print()
-        self.screen.print(Text(text, style="dim"), soft_wrap=not self.is_terminal)
+        self.screen.print(Prose(Text(text, "dim")), soft_wrap=True)
 
 
 def heading(title: str, model: ChatModel, sampling: Sampling) -> Sequence[str]:
@@ -213,7 +215,7 @@ def _account(answer: Answer, seconds: float) -> str:
     """Return how an answer ended, and how fast it came."""
     num_tokens = len(answer.token_ids)
     ends = {"length": ", cut at the limit"}.get(answer.finish, "")
-    return f"[{num_tokens:,} tokens{ends}, {num_tokens / max(seconds, 1e-9):.0f} a second]"
+    return f"[{counted(num_tokens, 'token')}{ends}, {num_tokens / max(seconds, 1e-9):.0f} a second]"
 
 
 def _num_columns() -> int:

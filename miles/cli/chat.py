@@ -47,6 +47,7 @@ def run(flags: argparse.Namespace) -> None:
         from miles.chat.source import opened
         from miles.chat.talk import Talk, from_pipe, from_terminal, heading
         from miles.common.patience import answered
+        from miles.common.prose import Prose
         from miles.common.screen import Screen
 
         screen = Screen(stderr=True, highlight=False, markup=False, emoji=False)
@@ -58,7 +59,7 @@ def run(flags: argparse.Namespace) -> None:
             model = load(found, flags.dtype)
             answered()
             for line in heading(found.title, model, sampling):
-                screen.print(line, soft_wrap=True, style="dim")
+                screen.print(Prose(line), soft_wrap=True, style="dim")
             if is_terminal:
                 screen.print(
                     "/help tells the commands; Ctrl-C stops an answer", soft_wrap=True, style="dim"

@@ -6,6 +6,7 @@ import argparse
 import json
 
 from miles.cli.console import Subparsers, open_console, path_word
+from miles.common.counts import counted
 from miles.common.ctrl_c import on_ctrl_c
 from miles.common.help_lines import explain
 from miles.common.patience import until_answered
@@ -61,17 +62,20 @@ def run(flags: argparse.Namespace) -> None:
         from miles.common import storage
         from miles.common.first_contact import first_contact
         from miles.common.local_paths import absolute
+        from miles.common.prose import Prose
         from miles.common.screen import Screen
         from miles.compare.comparison import compare
         from miles.compare.runs import read_run
         from miles.compare.text import MOST_RUNS, lines_of
 
         if not 2 <= len(flags.runs) <= MOST_RUNS:
-            raise ConfigError(f"{len(flags.runs)} run(s): give from two to {MOST_RUNS}")
+            raise ConfigError(f"{counted(len(flags.runs), 'run')}: give from two to {MOST_RUNS}")
         screen = Screen(stderr=True, highlight=False, markup=False, emoji=False)
         with first_contact():
             runs = [
-                read_run(folder, lambda text: screen.print(text, soft_wrap=True, style="dim"))
+                read_run(
+                    folder, lambda text: screen.print(Prose(text), soft_wrap=True, style="dim")
+                )
                 for folder in flags.runs
             ]
         comparison = compare(runs)
@@ -82,7 +86,7 @@ def run(flags: argparse.Namespace) -> None:
     else:
         console = open_console()
         for line in lines_of(comparison):
-            console.print(line, soft_wrap=True)
+            console.print(Prose(line), soft_wrap=True)
         if flags.json:
             storage.write_text(absolute(flags.json), text + "\n")
 

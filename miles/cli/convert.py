@@ -9,6 +9,7 @@ from functools import partial
 from miles.cli.console import Subparsers, open_console, path_word
 from miles.cli.model_line import add_model_line, require_known_flag, require_model
 from miles.cli.parser import CommandParser
+from miles.common.counts import counted
 from miles.common.ctrl_c import on_ctrl_c
 from miles.common.help_lines import explain
 from miles.errors import MilesError, TemplateError
@@ -267,22 +268,21 @@ def run_verify(flags: argparse.Namespace) -> None:
     """
     from rich.text import Text
 
+    from miles.common.prose import Prose
     from miles.convert.verify import verify
 
     console = open_console()
     comparison = verify(flags.first, flags.second, console=console)
     for difference in comparison.differences:
         line = Text.assemble("  ", (difference.tensor, "red"), f": {difference.text}")
-        console.print(line, soft_wrap=True)
+        console.print(Prose(line), soft_wrap=True)
 
     if comparison.differences:
         raise DifferenceFound(
-            f"{len(comparison.differences)} of {comparison.num_tensors:,} tensors differ"
+            f"{len(comparison.differences):,} of {counted(comparison.num_tensors, 'tensor')} differ"
         )
-    console.print(
-        f"  {comparison.num_tensors:,} tensors, {comparison.num_bytes:,} bytes: the same in both, "
-        "bit by bit"
-    )
+    same = f"{counted(comparison.num_tensors, 'tensor')}, {counted(comparison.num_bytes, 'byte')}"
+    console.print(Prose(f"  {same}: the same in both, bit by bit"), soft_wrap=True)
 
 
 def positive(text: str) -> int:

@@ -7,6 +7,7 @@ import argparse
 from miles.cli.answering import add_answer_flags, choice_of, sampling_of
 from miles.cli.console import Subparsers, open_console, path_word
 from miles.cli.convert import positive
+from miles.common.counts import counted
 from miles.common.ctrl_c import on_ctrl_c
 from miles.common.flags import build, settings_of
 from miles.common.help_lines import explain
@@ -88,6 +89,7 @@ def run(flags: argparse.Namespace) -> None:
         from miles.chat.source import opened
         from miles.common.first_contact import first_contact
         from miles.common.patience import answered
+        from miles.common.prose import Prose
         from miles.common.screen import Screen
         from miles.common.writable import require_writable
 
@@ -99,7 +101,7 @@ def run(flags: argparse.Namespace) -> None:
             model = load(found, flags.dtype)
             answered()
             for line in (found.title, model.device, *model.notes):
-                screen.print(line, soft_wrap=True, style="dim")
+                screen.print(Prose(line), soft_wrap=True, style="dim")
 
             settings = settings_of_answers(found.title, rows, model, sampling, keep=flags.keep)
             target = Target(flags.output, settings)
@@ -110,22 +112,27 @@ def run(flags: argparse.Namespace) -> None:
                 target,
                 batch_size=flags.batch_size,
                 keep=flags.keep,
-                tell=lambda text: screen.print(text, soft_wrap=True, style="dim"),
+                tell=lambda text: screen.print(Prose(text), soft_wrap=True, style="dim"),
             )
 
     console = open_console()
     console.print(
-        f"{redact(flags.output)}: {counts.num_rows - counts.num_rejected:,} answers to {counts.num_rows:,} "
-        f"rows",
+        Prose(
+            f"{redact(flags.output)}: {counted(counts.num_rows - counts.num_rejected, 'answer')} "
+            f"to {counted(counts.num_rows, 'row')}"
+        ),
         soft_wrap=True,
     )
     if counts.num_cut:
         console.print(
-            f"  {counts.num_cut:,} came to a limit (--max-new-tokens, or the model's own): finish "
-            "is length",
+            Prose(
+                f"  {counts.num_cut:,} came to a limit (--max-new-tokens, or the model's own): "
+                "finish is length"
+            ),
             soft_wrap=True,
         )
     if counts.num_rejected:
         console.print(
-            f"  {counts.num_rejected:,} rows cannot be asked; reason says why", soft_wrap=True
+            Prose(f"  {counted(counts.num_rejected, 'row')} cannot be asked; reason says why"),
+            soft_wrap=True,
         )

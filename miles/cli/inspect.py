@@ -94,6 +94,7 @@ def run(flags: argparse.Namespace) -> None:
     from rich.text import Text
 
     from miles.common.facts import Facts
+    from miles.common.prose import Prose
     from miles.report import subject as subjects
 
     if flags.rows and flags.where:
@@ -107,7 +108,7 @@ def run(flags: argparse.Namespace) -> None:
         return
 
     console = open_console(flags.color)
-    console.print(Text(f"{subject.url}: {subject.kind}", "bold"), soft_wrap=True)
+    console.print(Prose(Text(f"{subject.url}: {subject.kind}", "bold")), soft_wrap=True)
     facts = [(label, _shown(value)) for label, value in subject.facts.items()]
     if facts:
         console.print(Facts(facts), soft_wrap=True)
@@ -179,6 +180,7 @@ def _show_run(flags: argparse.Namespace, console: Console) -> None:
     from rich.text import Text
 
     from miles.common import run_folder, storage
+    from miles.common.prose import Prose
     from miles.report.first_batch import inspect_run
 
     if not storage.exists(storage.join(flags.folder, run_folder.FIRST_BATCH)):
@@ -188,10 +190,10 @@ def _show_run(flags: argparse.Namespace, console: Console) -> None:
         flags.folder, console, flags.samples, rows=flags.rows, where=flags.where, seed=flags.seed
     )
     for line in account_of(flags.folder):
-        console.print(Text(line, style="dim"), soft_wrap=True)
+        console.print(Prose(Text(line, "dim")), soft_wrap=True)
     if (words := encoding_of(flags.folder)) is not None:
         settings = shlex.join(words) or "the defaults"
-        console.print(Text(f"encoded with {settings}", style="dim"), soft_wrap=True)
+        console.print(Prose(Text(f"encoded with {settings}", "dim")), soft_wrap=True)
 
 
 def row_numbers(text: str) -> list[int]:

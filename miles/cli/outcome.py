@@ -84,13 +84,14 @@ def _is_reader_gone() -> bool:
 
 
 def _print_error(error: Exception, text: str) -> None:
-    """Print an error without line breaks of our own: a search finds it in one piece."""
+    """Print an error as one paragraph; in a pipe or a file as one line, which a search finds."""
     from rich.text import Text
 
+    from miles.common.prose import Prose
     from miles.common.screen import Screen
 
     if is_debugging():
         traceback.print_exception(error)
     paragraph = " ".join(line.strip() for line in brief(text).splitlines())
     line = Text.assemble(("miles: error:", "red"), f" {paragraph}")
-    Screen(stderr=True, highlight=False, markup=False).print(line, soft_wrap=True)
+    Screen(stderr=True, highlight=False, markup=False).print(Prose(line), soft_wrap=True)

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 from miles.cli.console import Subparsers, open_console, path_word, tokenizer_word
 from miles.common import run_folder
+from miles.common.counts import counted
 from miles.common.ctrl_c import on_ctrl_c
 from miles.common.flags import build, settings_of
-from miles.common.help_lines import explain
+from miles.common.help_lines import explain, shell_lines
 from miles.common.local_paths import absolute
 from miles.common.patience import until_answered
 from miles.common.progress import lines_in_pipes
@@ -113,6 +114,7 @@ def add_parser(commands: Subparsers) -> None:
 
 def run(flags: argparse.Namespace) -> None:
     """Write the rows as messages and print the card."""
+    from miles.common.prose import Prose
     from miles.common.ray_address_form import require_address
     from miles.common.screen import Screen
     from miles.data.notebook.recipe import require_source
@@ -137,8 +139,10 @@ def run(flags: argparse.Namespace) -> None:
         )
     names = ", ".join(prepared.sources)
     Screen(stderr=True, highlight=False, markup=False).print(
-        f"miles: reading the {prepared.num_rows:,} rows of {names}, and writing to "
-        f"{redact(flags.output)}",
+        Prose(
+            f"miles: reading {counted(prepared.num_rows, 'row')} of {names}, and writing to "
+            f"{redact(flags.output)}"
+        ),
         soft_wrap=True,
     )
     with lines_in_pipes():
@@ -154,21 +158,35 @@ def run(flags: argparse.Namespace) -> None:
         )
     console = open_console()
     console.print(prepared.to_text(console.width), soft_wrap=True)
-    for line in _ending(flags, prepared.summary()):
-        console.print(f"  {line}" if line else "", soft_wrap=True)
+    console.print()
+    for line in _account(flags, prepared.summary()):
+        console.print(Prose(f"  {line}"), soft_wrap=True)
+
+    commands = _next_commands(flags)
+    of_model = " (with the folder of your model, where the tokenizer's has no weights)"
+    console.print(Prose(f"\n  to go on{of_model if len(commands) > 1 else ''}:"), soft_wrap=True)
+    for command in commands:
+        for line in shell_lines(command, console.width - 2):
+            console.print(f"  {line}", soft_wrap=True)
 
 
-def _ending(flags: argparse.Namespace, summary: Summary) -> list[str]:
-    """Return where the rows are, how many were dropped, and the line to type next."""
+def _account(flags: argparse.Namespace, summary: Summary) -> list[str]:
+    """Return where the rows are, and how many were dropped."""
     from miles.common import storage  # fsspec: every command imports this module
 
     num_written = len(summary.lengths)
-    lines = [f"{num_written:,} of {summary.num_rows:,} rows are in {redact(flags.output)}"]
+    lines = [f"{num_written:,} of {counted(summary.num_rows, 'row')} are in {redact(flags.output)}"]
     num_dropped = summary.num_rows - num_written
     if num_dropped:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in summary.reasons.items())
         rejects = redact(storage.join(flags.output, run_folder.REJECTS))
         lines += [f"{num_dropped:,} dropped: {reasons}", f"each of them is in {rejects}"]
+    return lines
+
+
+def _next_commands(flags: argparse.Namespace) -> list[str]:
+    """Return the lines to type next."""
+    from miles.common import storage
 
     model = flags.tokenizer
     commands = []
@@ -180,11 +198,7 @@ def _ending(flags: argparse.Namespace, summary: Summary) -> list[str]:
     train = ["miles", "train", "--hf-checkpoint", model]
     train += ["--prompt-data", flags.dataset, flags.output]
     commands.append([*train, "--save", f"runs/{flags.dataset}", "--dry-run"])
-
-    lines += ["", "to go on (with the folder of your model, where the tokenizer's has no weights):"]
-    if len(commands) == 1:
-        lines[-1] = "to go on:"
-    return ["", *lines, *(f"  {redact(shlex.join(words))}" for words in commands)]
+    return [redact(shlex.join(words)) for words in commands]
 
 
 def _line(name: str, path: str) -> str:

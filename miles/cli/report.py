@@ -6,6 +6,7 @@ import argparse
 
 from miles.cli.console import Subparsers, open_console, path_word
 from miles.common.help_lines import explain
+from miles.common.patience import until_answered
 
 NAME = "report"
 _MAX_PORT = 65_535
@@ -42,6 +43,7 @@ def _port(word: str) -> int:
 
 def run(flags: argparse.Namespace) -> None:
     """Write both files and print their paths, or serve the page."""
+    from miles.common.prose import Prose
     from miles.errors import ConfigError
 
     if flags.live:
@@ -55,19 +57,21 @@ def run(flags: argparse.Namespace) -> None:
     console = open_console()
 
     def tell(text: str) -> None:
-        console.print(f"  {text}", soft_wrap=True)
+        console.print(Prose(f"  {text}"), soft_wrap=True)
 
-    for path in write_report(flags.folder, notify=tell):
-        tell(path)
+    with until_answered("reading the metrics of the run"):
+        for path in write_report(flags.folder, notify=tell):
+            tell(path)
 
 
 def _serve(folder: str, port: int) -> None:
     """Serve the page of a run until Ctrl-C."""
     from miles.common.ctrl_c import on_ctrl_c
+    from miles.common.prose import Prose
     from miles.report.live import LiveServer
 
     console = open_console()
     with LiveServer(folder, port) as server, on_ctrl_c("the page has ended; the run goes on"):
-        console.print(f"  {server.url}  the page of {folder}", soft_wrap=True)
+        console.print(Prose(f"  {server.url}  the page of {folder}"), soft_wrap=True)
         console.print("  Ctrl-C ends it; the run is not touched.", soft_wrap=True)
         server.serve_forever()

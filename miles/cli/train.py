@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 
 from miles.cli.console import Subparsers, open_console
 from miles.common import patience
 from miles.common.help_lines import explain
+from miles.common.redact import redact
 from miles.train.launch.parser import EXAMPLES, SENTENCE, add_launch_flags
 
 NAME = "train"
@@ -36,4 +38,9 @@ def run(words: Sequence[str], recipe: Sequence[str] = ()) -> None:
 
     hide_in_command_line(secret_flags())
     with patience.until_answered(LOOKING):
-        carry_out(read_line(words, recipe=recipe), open_console())
+        console = open_console()
+        line = read_line(words, recipe=recipe)
+        summary = carry_out(line, console)
+    if summary is not None and summary.num_steps:
+        command = shlex.join(["miles", "report", redact(line.config.run_dir)])
+        console.print(f"  to see its page: {command}", soft_wrap=True)

@@ -18,6 +18,7 @@ from itertools import chain
 from numbers import Integral, Real
 from typing import Any, ParamSpec, TypeVar
 
+from miles.common.near_names import did_you_mean
 from miles.common.shown import shown
 from miles.errors import ConfigError
 
@@ -50,7 +51,7 @@ def checked(function: Callable[P, T]) -> Callable[P, T]:
         if is_complete and _are_sound(plain, named):  # most calls
             return function(*args, **kwargs)
 
-        given = signature.bind(*args, **kwargs)
+        given = _bound(plain.__name__, signature, args, kwargs)
         for name, value in given.arguments.items():
             expected = _hints_of(plain).get(name, Any)
             given.arguments[name] = value = _plain(value, expected)
@@ -62,6 +63,24 @@ def checked(function: Callable[P, T]) -> Callable[P, T]:
         return function(*given.args, **given.kwargs)
 
     return call
+
+
+def _bound(
+    name: str, signature: inspect.Signature, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> inspect.BoundArguments:
+    """Return the arguments of a call by name.
+
+    Raises:
+        ConfigError: an argument is missing, or there is no such argument.
+    """
+    try:
+        return signature.bind(*args, **kwargs)
+    except TypeError as error:
+        known = [argument for argument in signature.parameters if argument != "self"]
+        otherwise = f"its arguments are {', '.join(known)}"
+        unknown = [argument for argument in kwargs if argument not in known]
+        hint = did_you_mean(unknown[0], known, otherwise) if unknown else f"; {otherwise}"
+        raise ConfigError(f"{name}: {error}{hint}") from None
 
 
 @functools.cache

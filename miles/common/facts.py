@@ -10,13 +10,14 @@ the terminal breaks it.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
+
+from miles.common.prose import broken
 
 _GAP = 4
 """Columns between a label and its text."""
@@ -51,19 +52,7 @@ class Facts:
             if is_narrow:
                 yield head
                 head = Text()
-            for line in _lines(text, options.max_width - begin):
+            for line in broken(text, options.max_width - begin):
                 line.rstrip()
                 yield Text.assemble(head, " " * (begin - head.cell_len), line)
                 head = Text()
-
-
-def _lines(text: Text, num_columns: int) -> Iterable[Text]:
-    """Return the lines of a text. A word that is longer than a line stays whole."""
-    begins = []
-    num_used = 0
-    for word in re.finditer(r"\S+\s*", text.plain):
-        if num_used and num_used + cell_len(word[0].rstrip()) > num_columns:
-            begins.append(word.start())
-            num_used = 0
-        num_used += cell_len(word[0])
-    return text.divide(begins)

@@ -62,7 +62,7 @@ class HelpLines(argparse.HelpFormatter):
                 lines += self._wrapped(" ".join(paragraph), width - len(indent))
                 continue
             for example in paragraph:
-                lines += _shell_lines(example, width - len(indent))
+                lines += shell_lines(example, width - len(indent))
         return "\n".join(indent + line for line in lines)
 
     def _wrapped(self, text: str, width: int, indent: str = "") -> list[str]:
@@ -87,8 +87,11 @@ def explain(parser: argparse.ArgumentParser, sentence: str, *examples: str) -> N
     parser.epilog = "\n".join(("examples:", *lines))
 
 
-def _shell_lines(command: str, width: int) -> list[str]:
-    """Return the lines of a command as a shell takes them; a quoted word is never divided."""
+def shell_lines(command: str, width: int) -> list[str]:
+    """Return the lines of a command as a shell takes them; a quoted word is never divided.
+
+    The first one is indented by two columns, the others, behind a backslash, by six.
+    """
     lines = [" "]
     for word in _together(_SHELL_WORD.findall(command)):
         if len(lines[-1]) + 1 + len(word) > width - 2 and lines[-1].strip():

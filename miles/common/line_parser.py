@@ -62,9 +62,10 @@ class LineParser(argparse.ArgumentParser):
             for action in required:
                 action.required = True
 
-        missing = [_name(action) for action in required if action not in self._seen]
+        missing = [action for action in required if action not in self._seen]
         if missing:
-            self._mistakes.add([ConfigError(missing_text(missing))])
+            names = [_name(action) for action in missing]
+            self._mistakes.add([ConfigError(missing_text(names) + _choices(missing[-1]))])
         if unknown:
             self._mistakes.add(self.unknown_words(words, unknown))
         return flags
@@ -164,6 +165,13 @@ def commands_of(action: argparse._SubParsersAction[Any]) -> dict[str, str]:
                 commands |= commands_of(inner)
         commands[name] = parser.prog
     return commands
+
+
+def _choices(action: argparse.Action) -> str:
+    """Return the commands that could stand in the place of a missing one; of others, nothing."""
+    if not isinstance(action, argparse._SubParsersAction):
+        return ""
+    return f" (choose from {', '.join(action.choices)})"
 
 
 def _name(action: argparse.Action) -> str:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from miles.common import json_lines, storage, write_guard
+from miles.common.counts import counted
 from miles.common.file_errors import cause_of, in_own_words
 from miles.common.redact import redact
 from miles.errors import LeaseError, MilesError, WriteError
@@ -147,7 +148,8 @@ class PatientFile:
         if self.failure is not None:
             missing = len(self.lines) - self._num_written
             self._report(
-                f"{redact(self._url)} could not be written: it lacks its last {missing} line(s) "
+                f"{redact(self._url)} could not be written: it lacks its last "
+                f"{counted(missing, 'line')} "
                 f"({self.failure})"
             )
 
@@ -176,7 +178,9 @@ class PatientFile:
         self._is_stale = False
         if self.failure is not None:
             self.failure = None
-            self._report(f"{redact(self._url)} is written again, with {kept} line(s) kept so far")
+            self._report(
+                f"{redact(self._url)} is written again, with {counted(kept, 'line')} kept so far"
+            )
 
     def _catch_up(self) -> None:
         """Append the lines that a local file does not have."""

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, TypeVar, get_type_hints
 
+from miles.common.counts import counted
 from miles.common.flags import settings_of
 from miles.compare.runs import CURSOR, Run
 from miles.train.config import TrainConfig
@@ -68,7 +69,7 @@ class DataVerdict:
             until = f"the same up to step {self.same_until:,}, then"
         causes = f"; different: {', '.join(self.causes)}" if self.causes else ""
         return (
-            f"{until} other data: {self.num_different:,} of {self.num_compared:,} steps differ, "
+            f"{until} other data: {self.num_different:,} of {counted(self.num_compared, 'step')} differ, "
             f"the first is step {self.first_difference:,}{causes}{some}"
         )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
+from miles.common.counts import counted
 from miles.common.shown import shown
 from miles.compare.comparison import Comparison, LossPoint, SettingDifference, spread
 from miles.compare.runs import Run
@@ -43,7 +44,7 @@ def lines_of(comparison: Comparison) -> Iterator[str]:
 def _end_of(run: Run) -> str:
     """Return the tokens and the loss of the last step, as far as they are known."""
     step = run.steps[run.last_step]
-    tokens = "" if step.tokens_seen is None else f", {step.tokens_seen:,} trained tokens"
+    tokens = "" if step.tokens_seen is None else f", {counted(step.tokens_seen, 'trained token')}"
     loss = "" if step.loss is None else f", loss {step.loss:.4f}"
     return tokens + loss
 

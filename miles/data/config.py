@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Annotated, Any
 
+from miles.common.counts import counted
 from miles.common.flags import Flag, check_settings, require
 from miles.common.local_paths import absolute, absolute_or_hub_name
 from miles.common.mistakes import Mistakes
@@ -405,8 +406,8 @@ class DataConfig:
 
         mistakes.require(
             len(self.order.weights) in (0, len(names)),
-            f"--prompt-data-weights gives {len(self.order.weights)} number(s) for {len(names)} "
-            f"source(s): {', '.join(names)}; give one for each",
+            f"--prompt-data-weights gives {counted(len(self.order.weights), 'number')} for "
+            f"{counted(len(names), 'source')}: {', '.join(names)}; give one for each",
         )
 
         mistakes.require(

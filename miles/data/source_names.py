@@ -13,6 +13,7 @@ import re
 import shlex
 from collections.abc import Sequence
 
+from miles.common.counts import counted
 from miles.common.local_paths import is_utf8
 from miles.common.shown import shown
 from miles.data.file_formats import suffix_of
@@ -86,7 +87,7 @@ def splits_for(splits: Sequence[str], num_sources: int) -> list[str | None]:
     """
     if len(splits) not in (0, 1, num_sources):
         raise ConfigError(
-            f"--split gives {len(splits)} words for {num_sources} source(s): give one for all, or "
+            f"--split gives {len(splits)} words for {counted(num_sources, 'source')}: give one for all, or "
             "one for each; several splits of a source are written with a plus, train+validation"
         )
     if len(splits) <= 1:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from miles.common.counts import counted
 from miles.data import cursor_differences
 from miles.data.reasons import REASONS
 from miles.errors import CheckpointError
@@ -339,9 +340,10 @@ class Step:
         content = self.report.content
         num_batches = sum(map(len, self.micro_batches))
         return (
-            f"Step {self.index:,}: {self.num_rows:,} rows, {content.num_tokens:,} tokens "
-            f"({content.num_trained_tokens:,} trained), {num_batches:,} micro-batch(es) on "
-            f"{len(self.micro_batches):,} rank(s)"
+            f"Step {self.index:,}: {counted(self.num_rows, 'row')}, {content.num_tokens:,} tokens "
+            f"({content.num_trained_tokens:,} trained), "
+            f"{counted(num_batches, 'micro-batch', 'micro-batches')} on "
+            f"{counted(len(self.micro_batches), 'rank')}"
         )
 
 

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from miles.architecture.families import read_shape
 from miles.common import checkpoint_folder
+from miles.common.prose import Prose
 from miles.demo import rows
 from miles.errors import MilesError
 from miles.train.optimizer_settings import OptimizerSettings
@@ -58,8 +59,11 @@ def compare_export(folder: Path, console: Console) -> None:
     trained = _megatron_logits(folder, ids)
     difference = float(np.abs(trained - exported).max())
     console.print(
-        f"  logits of a held-out conversation, {len(ids)} tokens: "
-        f"largest difference {difference:.1e}"
+        Prose(
+            f"  logits of a held-out conversation, {len(ids)} tokens: "
+            f"largest difference {difference:.1e}"
+        ),
+        soft_wrap=True,
     )
     if not difference < MAX_DIFFERENCE:
         raise MilesError(
@@ -68,9 +72,9 @@ def compare_export(folder: Path, console: Console) -> None:
         )
 
     question = json.loads(rows.lines("chat")[0])["conversations"][0]["value"]
-    console.print(Text.assemble("  ", ("asked:", "dim"), f"    {question}"))
+    console.print(Prose(Text.assemble("  ", ("asked:", "dim"), f"    {question}")), soft_wrap=True)
     answer = _answer(model, tokenizer, question)
-    console.print(Text.assemble("  ", ("answered:", "dim"), f" {answer}"), soft_wrap=True)
+    console.print(Prose(Text.assemble("  ", ("answered:", "dim"), f" {answer}")), soft_wrap=True)
 
 
 def _megatron_logits(folder: Path, ids: list[int]) -> np.ndarray:

@@ -16,6 +16,8 @@ from rich.text import Text
 
 from miles.architecture.families import read_shape
 from miles.common import local_ray, storage
+from miles.common.counts import counted
+from miles.common.prose import Prose
 from miles.convert.hf_to_megatron import hf_to_megatron
 from miles.convert.megatron_to_hf import megatron_to_hf
 from miles.data.config import (
@@ -103,7 +105,7 @@ def run_demo(output: str, console: Console) -> None:
         _title(
             console,
             4,
-            f"Train: Ray Data -> {num_trainers} Megatron trainer{'s' if num_trainers > 1 else ''}",
+            f"Train: Ray Data -> {counted(num_trainers, 'Megatron trainer')}",
         )
         summary = train(demo_config(folder, num_trainers), console)
 
@@ -115,7 +117,7 @@ def run_demo(output: str, console: Console) -> None:
     _title(console, 6, "Report")
     for path in write_report(str(folder), [str(folder / "data" / name) for name in rows.FILES]):
         console.print(f"  {path}", soft_wrap=True)
-    console.print(f"  {verdict(read_metrics(str(folder)))}", soft_wrap=True)
+    console.print(Prose(f"  {verdict(read_metrics(str(folder)))}"), soft_wrap=True)
 
     share = summary.last_loss / summary.first_loss
     fall = f"loss {summary.first_loss:.3f} -> {summary.last_loss:.3f}"
@@ -165,8 +167,10 @@ def _build_inputs(folder: Path, console: Console) -> dict[str, Path]:
     for file in files.values():
         console.print(f"  {file}", soft_wrap=True)
     console.print(
-        f"  {folder / 'hf'}: {shape.num_layers} layers, hidden size {shape.hidden_size}, "
-        f"vocabulary {shape.vocab_size:,}, random weights",
+        Prose(
+            f"  {folder / 'hf'}: {shape.num_layers} layers, hidden size {shape.hidden_size}, "
+            f"vocabulary {shape.vocab_size:,}, random weights"
+        ),
         soft_wrap=True,
     )
     return files
@@ -185,8 +189,10 @@ def _prepare(name: str, file: Path, folder: Path, console: Console) -> None:
 
     summary = prepared.summary()
     console.print(
-        f"  {folder / 'data' / name}: {len(summary.lengths)} of {summary.num_rows} rows, "
-        f"{int(summary.lengths.sum()):,} tokens, {summary.num_trained_tokens:,} trained",
+        Prose(
+            f"  {folder / 'data' / name}: {len(summary.lengths)} of {summary.num_rows} rows, "
+            f"{int(summary.lengths.sum()):,} tokens, {summary.num_trained_tokens:,} trained"
+        ),
         soft_wrap=True,
     )
     for reject in prepared.ledger():

@@ -1,13 +1,16 @@
 """The metrics of a run -> the data of the page's charts, as one JSON object.
 
     {"charts": [{"name": "loss", "title": …, "unit": "nats a token", "log": true,
-                 "x": {"step": [0, 1, …], "tokens": […], "time": […]},
+                 "x": {"step": [0, 1, 1, …], "tokens": […], "time": […]},
                  "curves": [{"label": "training", "color": 0, "kind": "line", "values": […]}],
                  "bands": [{"from": {"step": 41, …}, "to": {…}, "text": "waited 3.1 s for …"}]}],
-     "marks": [{"kind": "skip", "at": {"step": 17, …}, "text": "the loss is not finite"}]}
+     "marks": [{"kind": "skip", "at": {"step": 17, …}, "text": "the loss is not finite"}],
+     "num_steps": 100000}
 
-A chart whose keys no step has is left out. A value that is not finite is null. The curves of a
-chart share their steps; a long run is thinned (`thinning`), so that the page stays small.
+The places of a chart's points on an axis are differences, which are short: the first place, then
+how far each point is from the one before. Times are in tenths of a second. A chart whose keys no
+step has is left out. A value that is not finite is null. The curves of a chart share their steps; a
+long run is thinned (`thinning`), so that the page stays small.
 """
 
 from __future__ import annotations
@@ -27,6 +30,8 @@ MAX_MARKS = 200
 """The limit of each kind of mark; the last ones are shown."""
 _DIGITS = 6
 """Significant digits of a value."""
+_AXIS_SCALES = {"time": 10}
+"""Axis -> its units in a second; the others count whole things."""
 
 LINE = "line"
 EVALUATION = "evaluation"
@@ -79,7 +84,8 @@ def page_data(columns: Columns, starts: Iterable[Mapping[str, Any]] = ()) -> dic
         chart = make(columns)
         if chart is not None and chart.curves:
             shown.append(_to_json(chart, axes))
-    return {"charts": shown, "marks": [*_start_marks(starts, axes), *_skip_marks(columns, axes)]}
+    marks = [*_start_marks(starts, axes), *_skip_marks(columns, axes)]
+    return {"charts": shown, "marks": marks, "num_steps": columns.num_steps}
 
 
 class _Axes:
@@ -106,10 +112,7 @@ def _to_json(chart: Chart, axes: _Axes) -> dict[str, Any]:
     kept = kept_steps([curve.values for curve in chart.curves])
     x = {}
     for name, array in axes.arrays.items():
-        digits = 1 if name == "time" else 0
-        x[name] = [round(number, digits) for number in array[kept].tolist()]
-        if not digits:
-            x[name] = [int(number) for number in x[name]]
+        x[name] = _differences(array[kept] * _AXIS_SCALES.get(name, 1))
 
     curves = []
     for curve in chart.curves:
@@ -133,6 +136,15 @@ def _to_json(chart: Chart, axes: _Axes) -> dict[str, Any]:
         "curves": curves,
         "bands": bands,
     }
+
+
+def _differences(places: Float64) -> list[int]:
+    """Return the first place on an axis, and how far each other one is from the one before.
+
+    A step without a place, as of another version's line, has that of the step before.
+    """
+    known = np.maximum.accumulate(np.nan_to_num(places))
+    return np.diff(np.rint(known).astype(np.int64), prepend=0).tolist()
 
 
 def _rounded(value: float) -> float | int | None:

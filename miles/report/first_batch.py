@@ -13,8 +13,10 @@ from rich.console import Console
 from rich.text import Text
 
 from miles.common import run_folder, storage
+from miles.common.counts import counted
 from miles.common.debugging import unchained
 from miles.common.near_names import meant_path
+from miles.common.prose import Prose
 from miles.common.screen import WIDE_COLUMNS, has_colours, printable
 from miles.data.config import EncodeConfig
 from miles.data.notebook import preview
@@ -74,19 +76,21 @@ def inspect_run(
     tokenizer = _tokenizer_of(batch)
     is_coloured = has_colours(console)
     columns = console.width if console.width < WIDE_COLUMNS else None
-    console.print(Text(preview.legend(has_colours=is_coloured), "dim"), soft_wrap=True)
+    console.print(Prose(Text(preview.legend(has_colours=is_coloured), "dim")), soft_wrap=True)
     for sample in shown:
         title = (
             f"{sample['source']} · {sample['file']} row {sample['row']} · "
             f"{len(sample['input_ids'])} tokens, {sum(sample['loss_mask'])} trained"
         )
-        console.print(Text(f"\n{title}", "bold"), soft_wrap=True)  # never cut
+        console.print(Prose(Text(f"\n{title}", "bold")), soft_wrap=True)  # never cut
         tokens = (sample["input_ids"], sample["loss_mask"])
         console.print(
             preview.to_text(tokens, tokenizer, columns=columns, has_colours=is_coloured),
             soft_wrap=True,
         )
-    console.print(Text(f"\n{len(shown)} of the first step's {len(batch.samples)} samples", "dim"))
+    console.print(
+        Text(f"\n{len(shown)} of the first step's {counted(len(batch.samples), 'sample')}", "dim")
+    )
 
 
 @dataclass(frozen=True)
@@ -121,8 +125,9 @@ def _print_dropped(folder: str, console: Console, num_rows: int) -> None:
     for reject in rejects[:num_rows]:
         text = f"row {reject['row']} of {reject['file']}: {reject['reason']}"
         detail = f" ({reject['detail']})" if reject.get("detail") else ""
-        console.print(Text(f"  {text}{detail}"), soft_wrap=True)
-    console.print(Text(f"{len(rejects):,} rows were dropped", "dim"))
+        console.print(Prose(f"  {text}{detail}"), soft_wrap=True)
+    was = "was" if len(rejects) == 1 else "were"
+    console.print(Text(f"{counted(len(rejects), 'row')} {was} dropped", "dim"))
 
 
 def shown_samples(batch: FirstBatch) -> list[ShownSample]:
@@ -177,7 +182,7 @@ def _tokenizer_of(batch: FirstBatch) -> PreTrainedTokenizerBase:
     except TemplateError as error:
         sample = _longest(batch)
         raise TemplateError(
-            f"the first batch has {len(batch.samples)} samples, the longest of "
+            f"the first batch has {counted(len(batch.samples), 'sample')}, the longest of "
             f"{len(sample['input_ids'])} tokens, {sum(sample['loss_mask'])} of them trained (row "
             f"{sample['row']} of {sample['file']}); its ids cannot be shown as text without the "
             f"run's tokenizer: {error}"

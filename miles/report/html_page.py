@@ -32,7 +32,7 @@ from miles.report.run_data import Metrics
 
 _UPLOT = PAGE_FOLDER / "vendor" / "uplot"
 _SECTION = re.compile(r'<section id="([\w-]+)"><h2(?: data-short="([^"]*)")?>(.*?)</h2>')
-_NO_CHARTS: dict[str, Any] = {"charts": [], "marks": []}
+_NO_CHARTS: dict[str, Any] = {"charts": [], "marks": [], "num_steps": 0}
 
 
 def write_page(view: RunView, metrics: list[Metrics]) -> str:

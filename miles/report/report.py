@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from miles.common import run_folder, storage
+from miles.common import patience, run_folder, storage
 from miles.common.debugging import unchained
 from miles.common.local_paths import absolute
 from miles.report import parts, run_data
@@ -44,6 +44,7 @@ def write_report(
     for sentence in unread:
         view.leave_out(sentence)
 
+    patience.doing("drawing the curves")
     page_path = storage.join(folder, run_folder.REPORT)
     storage.write_text(page_path, write_page(view, metrics))
 

@@ -24,6 +24,7 @@ from typing import Any
 from miles.common import checkpoint_folder, own_files, run_folder, storage
 from miles.common.checkpoint_folder import PEFT_CONFIG
 from miles.common.checkpoint_tracker import TRACKER
+from miles.common.counts import counted
 from miles.common.flags import words_of
 from miles.errors import MilesError
 
@@ -169,7 +170,7 @@ def _of_model(url: str) -> Facts:
     try:
         shape = read_shape(url)
         facts["model"] = (
-            f"{shape.model_type}, {shape.num_layers} layers of {shape.hidden_size}, vocabulary of "
+            f"{shape.model_type}, {counted(shape.num_layers, 'layer')} of {shape.hidden_size}, vocabulary of "
             f"{shape.vocab_size:,}"
         )
         facts["parameters"] = total_parameters(shape)
@@ -234,7 +235,7 @@ def _files(url: str, suffix: str) -> str:
     fs, path = storage.filesystem(url)
     sizes = [entry["size"] for entry in fs.ls(path, detail=True) if entry["name"].endswith(suffix)]
     size = f"{sum(sizes) / 1e9:,.2f} GB" if sum(sizes) >= 1e8 else f"{sum(sizes) / 1e6:,.1f} MB"
-    return f"{len(sizes)} file{'s' if len(sizes) != 1 else ''} of {suffix}, {size}"
+    return f"{counted(len(sizes), 'file')} of {suffix}, {size}"
 
 
 def to_json(subject: Subject) -> str:

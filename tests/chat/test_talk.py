@@ -73,7 +73,7 @@ def test_a_pipe_has_the_answers_alone(
 
     told = without_patience(printed.err).splitlines()
     assert told[0] == f"{small_run}, step 7"
-    for text in (f"saved to {saved}", "gone: And 3+3?", "2 question(s) taken back"):
+    for text in (f"saved to {saved}", "gone: And 3+3?", "2 questions taken back"):
         assert text in told
     (row,) = map(json.loads, saved.read_text().splitlines())
     roles = [message["role"] for message in row["messages"]]

@@ -39,3 +39,22 @@ def test_any_value_but_paths_and_numbers_of_numpy_stays_as_it_is() -> None:
     assert given([], b"ab")[1] == b"ab"
     assert given([], ["b", Path("a")])[1] == ["b", "a"]
     assert type(given([], np.int64(3))[1]) is int
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "ask: missing a required argument: 'question'; its arguments are question, times"),
+        ({"question": "?", "tims": 2}, "unexpected keyword argument 'tims'; did you mean times?"),
+    ],
+)
+def test_a_missing_or_unknown_argument_is_an_error_of_ours(
+    arguments: dict[str, Any], message: str
+) -> None:
+    @checked
+    def ask(question: str, times: int = 1) -> str:
+        return question * times
+
+    with pytest.raises(ConfigError) as caught:
+        ask(**arguments)
+    assert message in str(caught.value)

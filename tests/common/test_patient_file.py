@@ -85,7 +85,7 @@ def test_what_was_never_written_is_said_at_the_end(tmp_path: Path) -> None:
         file.replace(LINES[:6])
         file.close()
         assert file.unwritten == LINES[1:6], "the first line is there"
-        assert "lacks its last 5 line(s)" in said[-1]
+        assert "lacks its last 5 lines" in said[-1]
         assert len(said) == 2
         with pytest.raises(WriteError, match="cannot be written"):
             file.require_written()

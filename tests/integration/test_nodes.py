@@ -64,9 +64,9 @@ def test_lost_node_is_replaced_or_named(
             printed = command.wait(4)
         assert (
             "waited 1.25 minutes (--distributed-timeout-minutes) "
-            "for 2 node(s) with 1 free GPUs and CPUs" in printed
+            "for 2 nodes with 1 free GPUs and CPUs" in printed
         )
-        assert "Ray has 2 node(s): " in printed
+        assert "Ray has 2 nodes: " in printed
         observed("node lost, none is free", printed, "miles: error: waited", SINCE)
         nodes.add()
         flags |= {"save_hf": relative(save / "export"), "distributed_timeout_minutes": 4}

@@ -105,7 +105,7 @@ def test_metrics_are_shown_as_far_as_they_go(
 def test_a_tokenizer_that_has_moved(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first_batch_of(folder, str(folder / "gone"))
     page, printed = report_of(folder, capsys)
-    counts = "1 samples, the longest of 3 tokens, 2 of them trained (row 3 of chat.jsonl)"
+    counts = "1 sample, the longest of 3 tokens, 2 of them trained (row 3 of chat.jsonl)"
     assert counts in page
     observed("tokenizer of a run has moved, then `miles report`", printed, counts, NOTHING)
 

@@ -34,10 +34,11 @@ def test_charts_share_their_steps() -> None:
     data = page_data(Columns(EVALUATED_RUN))
     loss = data["charts"][0]
     assert loss["x"] == {
-        "step": [0, 1, 2, 3],
-        "tokens": [1_000, 2_000, 3_000, 4_000],
-        "time": [2.0, 5.0, 9.0, 14.0],
-    }
+        "step": [0, 1, 1, 1],
+        "tokens": [1_000, 1_000, 1_000, 1_000],
+        "time": [20, 30, 40, 50],
+    }, "differences, times in tenths of a second"
+    assert data["num_steps"] == 4
     values = {curve["label"]: curve["values"] for curve in loss["curves"]}
     assert values == {
         "training": [None, 1.75, 1.5, 1.25],
@@ -79,11 +80,13 @@ def test_thinning_keeps_lows_and_highs() -> None:
 
 def test_a_long_run_gives_a_small_page() -> None:
     """A chart has as many points whatever the run has: so this holds for 100,000 steps as well."""
-    data = page_data(Columns(lines_of(12_000)))
+    data = page_data(Columns(lines_of(21_000)))
     assert len(data["charts"]) >= 11
     for chart in data["charts"]:
-        assert 1_000 < len(chart["x"]["step"]) <= MAX_POINTS
-    assert len(as_script_data(data)) < 3 << 20
+        num_points = len(chart["x"]["step"])
+        assert 1_000 < num_points <= MAX_POINTS
+        assert sum(chart["x"]["step"]) == data["num_steps"] - 1, "the last step stays"
+    assert len(as_script_data(data)) < 4.5e6
 
 
 def test_starts_and_skipped_steps_are_marks() -> None:

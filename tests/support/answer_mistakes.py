@@ -32,7 +32,7 @@ ANSWERS = (
     Mistake("generate {hf} --output {out} --prompts {prose}", INPUT, "not JSON (Expecting value)"),
     Mistake("generate {none} --output {out} --prompts {rows}", INPUT, "none: no such folder"),
     Mistake("generate {hf} --output {file}/x --prompts {rows}", RUN, "is not a folder. Name anoth"),
-    Mistake("compare {broken_run}", USAGE, "1 run(s): give from two to 26"),
+    Mistake("compare {broken_run}", USAGE, "1 run: give from two to 26"),
     Mistake("compare {none} {out}", INPUT, "metrics.jsonl: no such file; expected the folder of a"),
     Mistake("compare {file} {out}", INPUT, "a file, not a folder; expected the folder of a run"),
     Mistake("compare {broken_run} {broken_run}", INPUT, "metrics.jsonl: no line of it can be read"),

@@ -213,6 +213,8 @@ def without_details(line: str) -> str:
     line = re.sub(r"on host [^\s,]+", "on host …", line)
     line = re.sub(r" of [^ ,]+, (?=\S+ MB are free)", " of …, ", line)
     line = re.sub(r"\d+(,\d{3})*(\.\d+)?", "N", line)
+    # How many steps are under way when a signal comes varies.
+    line = re.sub(r"N step since (\S+) is lost", r"N steps since \1 are lost", line)
     return line.replace("|", "\\|")[:420]
 
 

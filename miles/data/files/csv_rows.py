@@ -10,6 +10,7 @@ from __future__ import annotations
 import pyarrow as pa
 from pyarrow import csv
 
+from miles.common.counts import counted
 from miles.data.files import csv_scan
 from miles.data.files.csv_scan import Header
 from miles.data.files.row_json import table_to_json
@@ -40,7 +41,7 @@ def _unreadable(row: bytes, header: Header) -> bytes:
     if num_fields == num_columns:
         return UNREADABLE_ROW
     fields = "1 field" if num_fields == 1 else f"{num_fields:,} fields"
-    columns = "1 column" if num_columns == 1 else f"{num_columns:,} columns"
+    columns = counted(num_columns, "column")
     return OTHER_FIELDS_ROW + f"{fields}, and the header has {columns}".encode()
 
 

@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from miles.common import patterns
+from miles.common.counts import counted
 from miles.common.patterns import Found
 from miles.common.shown import cut
 from miles.data.file_formats import (
@@ -176,7 +177,7 @@ def _nothing(
     expected = f"expected a name that ends in {known_suffixes()}"
     if num_folders and not left_out:
         return MissingFileError(
-            f"{path}: no such file; the pattern matches {num_folders} folder(s). For what is in "
+            f"{path}: no such file; the pattern matches {counted(num_folders, 'folder')}. For what is in "
             f"them and below: '{path.rstrip('/')}/**/*'"
         )
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from miles.common.counts import counted
 from miles.common.facts import Facts
 from miles.common.screen import printable
 from miles.data.files.manifest import Manifest, ManifestSource
@@ -32,12 +33,14 @@ NUM_BARS = 40
 
 # Translucent greys and one green over the page's own colours: for light and dark themes.
 _BOX_CSS = (
-    "font:14px/1.5 system-ui,sans-serif;display:inline-block;min-width:34em;max-width:100%;"
+    "font:14px/1.5 system-ui,sans-serif;display:inline-block;box-sizing:border-box;"
+    "min-width:min(34em,100%);max-width:100%;"
     "border:1px solid rgba(128,128,128,.35);border-radius:8px;padding:12px 18px 14px"
 )
 _TITLE_CSS = "font-weight:600;font-size:16px"
 _BASIS_CSS = "float:right;opacity:.6;font-size:12px;line-height:24px"
-_TABLE_CSS = "border-collapse:collapse;width:100%;margin:6px 0 0;font-size:14px"
+# A notebook divides a table into columns of one width, unless the table asks for its own.
+_TABLE_CSS = "table-layout:auto;border-collapse:collapse;width:100%;margin:6px 0 0;font-size:14px"
 # JupyterLab's tables are laid out by the widths of their first row, and striped.
 _ROW_CSS = "background:transparent"
 _LABEL_CSS = (
@@ -138,7 +141,7 @@ class Card:
 
     def _rows(self) -> str:
         num_files = sum(len(source.files) for source in self.manifest.sources)
-        files = "1 file" if num_files == 1 else f"{num_files:,} files"
+        files = counted(num_files, "file")
         return f"{self.manifest.num_rows:,} in {files}"
 
     def _tokens(self) -> str:
@@ -158,7 +161,7 @@ class Card:
     def _dropped(self) -> str:
         reasons = account.reasons_of(self.summary.reasons).items()
         counts = ", ".join(f"{count:,} {reason}" for reason, count in reasons) or "none"
-        return f"{counts} of {self.summary.num_rows:,} rows"
+        return f"{counts} of {counted(self.summary.num_rows, 'row')}"
 
     def _remedies(self) -> list[str]:
         """Return what to do about dropped rows; of unknown roles it names those that there are."""
@@ -166,7 +169,9 @@ class Card:
         for remedy in account.remedies(self.summary.reasons):
             roles = self.summary.unknown_roles
             if remedy.startswith(f"{UNKNOWN_ROLE}:") and roles:
-                names = account.some([f"{name} ({count:,} rows)" for name, count in roles.items()])
+                names = account.some(
+                    [f"{name} ({counted(count, 'row')})" for name, count in roles.items()]
+                )
                 meaning = json.dumps(dict.fromkeys(list(roles)[:3], "user"), ensure_ascii=False)
                 remedy = (
                     f"{UNKNOWN_ROLE}: {names}; say what each name means (system, user, assistant, "
@@ -184,7 +189,7 @@ class Card:
 
     def _basis(self) -> str:
         if self.is_sample:
-            return f"from a sample of {self.summary.num_rows:,} rows"
+            return f"from a sample of {counted(self.summary.num_rows, 'row')}"
         return "every row read"
 
 

@@ -20,6 +20,7 @@ from rich.console import Console
 
 from miles.common import lease, run_folder, storage
 from miles.common.checked import checked
+from miles.common.counts import counted
 from miles.common.local_paths import absolute
 from miles.common.progress import progress
 from miles.common.shown import shown
@@ -132,7 +133,9 @@ class Prepared:
         """
         if isinstance(index, slice):
             ids = np.arange(self.num_rows, dtype=np.int64)[index]
-            return Preview(list(self._rows(ids)), f"{len(ids):,} of {self.num_rows:,} rows")
+            return Preview(
+                list(self._rows(ids)), f"{len(ids):,} of {counted(self.num_rows, 'row')}"
+            )
         (row,) = self._rows(np.array([self._row_id(index)], np.int64))
         return row
 
@@ -211,7 +214,7 @@ class Prepared:
     def _basis(self, looked: Sample) -> str:
         num_looked = len(looked.rows.row_ids)
         if num_looked == self.num_rows:
-            return f"all {self.num_rows:,} rows"
+            return f"all {counted(self.num_rows, 'row')}"
         return f"a sample of {num_looked:,} rows of {self.num_rows:,}"
 
     def _row_id(self, index: int) -> int:
@@ -222,7 +225,9 @@ class Prepared:
             )
         row_id = index + self.num_rows if index < 0 else index
         if not 0 <= row_id < self.num_rows:
-            raise IndexError(f"there is no row {index}: the data set has {self.num_rows:,} rows")
+            raise IndexError(
+                f"there is no row {index}: the data set has {counted(self.num_rows, 'row')}"
+            )
         return int(row_id)
 
     def _row_ids(self, rows: Sequence[int]) -> Int64:
@@ -458,7 +463,7 @@ class Prepared:
 
     def __repr__(self) -> str:
         names = ", ".join(self.sources)
-        return f"Prepared({names}: {self.num_rows:,} rows; its card as text: .to_text())"
+        return f"Prepared({names}: {counted(self.num_rows, 'row')}; its card as text: .to_text())"
 
     @in_notebook
     def _repr_html_(self) -> str:

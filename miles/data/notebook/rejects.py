@@ -11,13 +11,16 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, overload
 
+from miles.common.counts import counted
 from miles.common.screen import printable
 from miles.data.stream import account
 
 SHOWN_ROWS = 20
 """Dropped rows that a notebook shows."""
 
-_TABLE_CSS = "border-collapse:collapse;font:13px/1.5 system-ui,sans-serif;margin:6px 0"
+_TABLE_CSS = (
+    "table-layout:auto;border-collapse:collapse;font:13px/1.5 system-ui,sans-serif;margin:6px 0"
+)
 _CELL_CSS = "text-align:left;vertical-align:top;padding:2px 16px 2px 0"
 
 
@@ -68,7 +71,7 @@ class Rejects(Sequence[dict[str, Any]]):
         if not self._rejects:
             return f"no row of {self._num_rows:,} dropped"
         counts = ", ".join(f"{count:,} {reason}" for reason, count in self.reasons.items())
-        return f"{len(self._rejects):,} of {self._num_rows:,} rows dropped: {counts}"
+        return f"{len(self._rejects):,} of {counted(self._num_rows, 'row')} dropped: {counts}"
 
     def _repr_html_(self) -> str:
         """Return the counts, the remedies, and a table of the first rejects."""
@@ -79,7 +82,7 @@ class Rejects(Sequence[dict[str, Any]]):
         rows = ""
         for reject in self._rejects[:SHOWN_ROWS]:
             file = str(reject["file"]).rsplit("/", 1)[-1]
-            place = f"{reject['source']}, {file} row {reject['row']:,}"
+            place = f"{reject['source']}, {file} row\N{NO-BREAK SPACE}{reject['row']:,}"
             for cell in (reject["reason"], place, self._say(str(reject["detail"]))):
                 rows += f'<td style="{_CELL_CSS}">{html.escape(printable(str(cell)))}</td>'
             rows = f"{rows}</tr><tr>"

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from miles.common.counts import counted
 from miles.data.reasons import REASONS
 from miles.data.types import Conversation, Encoded, Int32, UInt8
 
@@ -97,7 +98,7 @@ class Row:
         if self.encoded is None:
             return f"dropped, {self.reason}"
         cut = ", cut at the end" if self.encoded.is_truncated else ""
-        return f"{self.num_tokens:,} tokens, {self.num_trained_tokens:,} trained{cut}"
+        return f"{counted(self.num_tokens, 'token')}, {self.num_trained_tokens:,} trained{cut}"
 
     def raw_text(self) -> str:
         """Return the beginning of what was read, as indented JSON."""

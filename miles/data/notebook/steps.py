@@ -18,6 +18,7 @@ from itertools import pairwise
 
 import numpy as np
 
+from miles.common.counts import counted
 from miles.common.facts import Facts
 from miles.common.progress import progress
 from miles.data.config import DataConfig
@@ -32,9 +33,11 @@ from miles.data.types import DUMMY_ROW_ID, Encoded, MicroBatch, Step
 from miles.errors import ConfigError
 
 _BOX_CSS = (
-    "font:14px/1.5 system-ui,sans-serif;display:inline-block;min-width:34em;max-width:100%;"
+    "font:14px/1.5 system-ui,sans-serif;display:inline-block;box-sizing:border-box;"
+    "min-width:min(34em,100%);max-width:100%;"
     "border:1px solid rgba(128,128,128,.35);border-radius:8px;padding:12px 18px 14px"
 )
+_TABLE_CSS = "table-layout:auto;border-collapse:collapse;width:100%;margin:0"
 _LABEL_CSS = "text-align:left;vertical-align:top;opacity:.6;padding:2px 18px 2px 0;width:8em"
 
 
@@ -105,15 +108,13 @@ class Steps:
         )
         rows = f"{order.batch_size:,} a step of {self.plan.num_rows:,}, {shuffled}"
         begin = f", from row {self.start_row:,} on" if self.start_row else ""
+        ranks = "one rank" if pack.dp_size == 1 else f"each of {pack.dp_size:,} ranks"
         where = "by loaders on Ray" if self.is_on_ray else "by this process, without Ray"
         return [
-            ("steps", f"{len(self):,} in {self.plan.num_epoch} epoch(s){begin}"),
+            ("steps", f"{len(self):,} in {counted(self.plan.num_epoch, 'epoch')}{begin}"),
             ("rows", rows),
             ("dropped rows", "leave their step shorter, and change no other step"),
-            (
-                "micro-batch",
-                f"up to {pack.max_tokens_per_gpu:,} tokens on each of {pack.dp_size} rank(s)",
-            ),
+            ("micro-batch", f"up to {pack.max_tokens_per_gpu:,} tokens on {ranks}"),
             ("made", where),
         ]
 
@@ -123,14 +124,15 @@ class Steps:
 
     def __repr__(self) -> str:
         order = self.config.order
-        return f"Steps({len(self):,} steps of {order.batch_size:,} rows, {self.plan.num_epoch} epoch(s))"
+        steps = f"{counted(len(self), 'step')} of {counted(order.batch_size, 'row')}"
+        return f"Steps({steps}, {counted(self.plan.num_epoch, 'epoch')})"
 
     def _repr_html_(self) -> str:
         rows = ""
         for label, value in self.lines():
             rows += f'<tr style="background:transparent"><td style="{_LABEL_CSS}">{html.escape(label)}</td>'
             rows += f'<td style="text-align:left;padding:2px 0">{html.escape(value)}</td></tr>'
-        return f'<div style="{_BOX_CSS}"><table style="border-collapse:collapse;width:100%">{rows}</table></div>'
+        return f'<div style="{_BOX_CSS}"><table style="{_TABLE_CSS}">{rows}</table></div>'
 
 
 def samples_of(batch: MicroBatch) -> Iterator[tuple[int, Encoded]]:

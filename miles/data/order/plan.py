@@ -27,6 +27,7 @@ from functools import cached_property
 
 import numpy as np
 
+from miles.common.counts import counted
 from miles.data.config import OrderConfig
 from miles.data.order.mixture import Mixture
 from miles.data.order.shuffle import ALL_SOURCES, ShuffleKey, shuffled_window
@@ -85,7 +86,7 @@ class Plan:
 
         if self.rows_per_epoch == 0:
             raise ConfigError(
-                f"{self.num_rows} rows do not fill one step of --rollout-batch-size "
+                f"{counted(self.num_rows, 'row')} cannot fill one step of --rollout-batch-size "
                 f"{self.order.batch_size}, and --drop-last leaves out the short one: lower the "
                 "first or do without the second"
             )
@@ -94,7 +95,7 @@ class Plan:
         if self.order.weights and max(self.source_passes(num_rows)) > MAX_PASSES:
             raise ConfigError(
                 f"--prompt-data-weights {self.order.weights} repeat a source over {MAX_PASSES:,} "
-                f"times in {self.num_epoch} epoch(s): it has too few rows for its weight"
+                f"times in {counted(self.num_epoch, 'epoch')}: it has too few rows for its weight"
             )
 
     @property

@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from miles.common.counts import counted
 from miles.data.files.manifest import Manifest, ManifestSource
 from miles.data.reasons import LEFT_OUT_BY_TRANSFORM, REASONS
 from miles.data.types import REJECT_REASONS
@@ -43,11 +44,11 @@ def sentence(name: str, counts: Mapping[str, int]) -> str:
 
     chat: 300 rows read, 268 trained (5 truncated), 30 held out, 2 no_messages
     """
-    truncated = f" ({counts['truncated']} truncated)" if counts.get("truncated") else ""
-    parts = [f"{counts['read']} rows read", f"{counts['trained']} trained{truncated}"]
+    truncated = f" ({counts['truncated']:,} truncated)" if counts.get("truncated") else ""
+    parts = [f"{counted(counts['read'], 'row')} read", f"{counts['trained']:,} trained{truncated}"]
     if counts.get("held_out"):
-        parts.append(f"{counts['held_out']} held out")
-    parts += [f"{number} {reason}" for reason, number in reasons_of(counts).items()]
+        parts.append(f"{counts['held_out']:,} held out")
+    parts += [f"{number:,} {reason}" for reason, number in reasons_of(counts).items()]
     return f"{name}: " + ", ".join(parts)
 
 

@@ -16,6 +16,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from miles.common.counts import counted
+
 TRAINER = "trainer"
 RAY = "ray"
 TOLERATED_WAIT = 0.02
@@ -88,7 +90,7 @@ class Bottleneck:
         text = (
             f"the trainers waited {self.wait_seconds:.2f} s of {self.total_seconds:.1f} s for data "
             f"({self.waited_share:.1%}); the queue was empty at {self.num_waited} of "
-            f"{self.num_steps} steps. "
+            f"{counted(self.num_steps, 'step')}. "
         )
         if self.limiting == TRAINER:
             return text + "The loader keeps up."

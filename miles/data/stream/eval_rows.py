@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import chain
 
+from miles.common.counts import counted
 from miles.data.config import DEFAULT_WINDOW_ROWS, DataConfig, OrderConfig, SourceConfig
 from miles.data.files.manifest import Manifest
 from miles.data.stream.account import advice
@@ -80,7 +81,7 @@ def require_usable(
         )
     num_bad = limits.num_bad(rejects)
     if config.held_out != "only" and limits.is_share_exceeded(num_bad, num_rows):
-        rows = f"{num_rows} rows to evaluate"
+        rows = f"{counted(num_rows, 'row')} to evaluate"
         raise limits.share_error(
             num_bad,
             rows,

@@ -27,6 +27,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from miles.common.counts import counted
 from miles.common.patient_file import PatientFile, Report
 from miles.data.files.manifest import Manifest
 from miles.data.reasons import LEFT_OUT_BY_TRANSFORM
@@ -188,7 +189,7 @@ class Ledger:
         max_in_a_row = self._limits.max_bad_rows_in_a_row
         if max_in_a_row is not None and longest.num_rows >= max_in_a_row:
             raise DataError(
-                f"{longest.num_rows} rows in a row were dropped, from "
+                f"{longest.num_rows:,} rows in a row were dropped, from "
                 f"{self._where(longest.first_row_id)} to {self._where(longest.last_row_id)}; "
                 f"--max-bad-rows-in-a-row ends the run at {max_in_a_row}.{self._advice()} Mend or "
                 f"remove them, or raise the limit.{self._account()}"
@@ -226,7 +227,9 @@ class Ledger:
         num_rows = self.num_read - self.num_held_out
         num_bad = self.num_rejected - self._num_left_out
         if self._limits.is_share_exceeded(num_bad, num_rows):
-            rows = f"{num_rows} rows read" + (" and not held out" if self.num_held_out else "")
+            rows = f"{counted(num_rows, 'row')} read" + (
+                " and not held out" if self.num_held_out else ""
+            )
             raise self._limits.share_error(
                 num_bad, rows, advice=self._advice(), account=self._account()
             )
@@ -239,7 +242,7 @@ class Ledger:
         """
         if self.num_read and not any(counts["trained"] for counts in self._counts.values()):
             raise DataError(
-                f"none of the {self.num_read} rows read can be used: nothing was trained. See "
+                f"none of the {self.num_read:,} rows read can be used: nothing was trained. See "
                 f"--row-shape, {LENGTH_FLAGS} and --eval-fraction.{self._advice()}{self._account()}"
             )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ray
 
+from miles.common.counts import counted
 from miles.data.config import DataConfig
 from miles.errors import NoRoomError
 
@@ -22,6 +23,6 @@ def require_loader_cpus(config: DataConfig) -> None:
     cpus = ray.cluster_resources().get("CPU", 0)
     if cpus < config.stream.loader_cpus:
         raise NoRoomError(
-            f"Ray has {cpus:g} CPUs; --loader-cpus {config.stream.loader_cpus} needs as many or "
+            f"Ray has {counted(cpus, 'CPU')}; --loader-cpus {config.stream.loader_cpus} needs as many or "
             "more: lower it, or give Ray more CPUs"
         )

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from miles.common.counts import counted
 from miles.data.config import DataConfig, PackConfig
 from miles.data.files.manifest import Manifest, build_manifest
 from miles.data.files.read import read_rows
@@ -267,7 +268,7 @@ def _judge(sample: Sample, config: DataConfig, manifest: Manifest) -> None:
     limits.require_not_fatal(sample.rejects, manifest)
     num_bad = limits.num_bad(sample.rejects)
     if limits.is_share_exceeded(num_bad, num_rows):
-        rows = f"{num_rows} rows" + (" that are not held out" if sample.num_held_out else "")
+        rows = counted(num_rows, "row") + (" that are not held out" if sample.num_held_out else "")
         raise limits.share_error(
             num_bad,
             rows,

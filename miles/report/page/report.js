@@ -5,10 +5,22 @@
   const root = document.documentElement;
   const state = { x: "step", smooth: 0, log: false, hidden: new Map() };
   const AXES = { step: "step", tokens: "trained tokens", time: "time of training" };
-  let data = JSON.parse(document.getElementById("run-data").textContent);
+  const AXIS_SCALES = { step: 1, tokens: 1, time: 10 };
+  let data = unpacked(JSON.parse(document.getElementById("run-data").textContent));
   let plots = [];
   let zoom = null;
   let isFollowing = false;
+
+  // The places on an axis come as differences, which are short: 5, 1, 1 stands for 5, 6, 7.
+  function unpacked(content) {
+    for (const chart of content.charts) {
+      for (const [name, differences] of Object.entries(chart.x)) {
+        let sum = 0;
+        chart.x[name] = differences.map((difference) => (sum += difference) / AXIS_SCALES[name]);
+      }
+    }
+    return content;
+  }
 
   // ---------------------------------------------------------------- numbers
 
@@ -365,7 +377,18 @@
     applyZoom();
   }
 
+  // A chart of a long run lacks steps. The reader is told so.
+  function showThinning() {
+    const most = Math.max(0, ...data.charts.map((chart) => chart.x.step.length));
+    const text = document.getElementById("thinned");
+    text.hidden = most >= data.num_steps;
+    text.textContent =
+      `The run has ${grouped.format(data.num_steps)} steps. A chart shows up to ${grouped.format(most)} of them: ` +
+      "of each stretch, the steps with the lowest and the highest values. metrics.jsonl has every step.";
+  }
+
   function setUp() {
+    showThinning();
     watcher.disconnect();
     for (const view of plots) if (view.u) view.u.destroy();
     plots = data.charts.map(cardOf);
@@ -387,7 +410,8 @@
   function renew(fresh) {
     const names = (content) => content.charts.map((chart) => `${chart.name}:${chart.curves.map((c) => c.label)}`).join("|");
     const isSame = names(fresh) === names(data);
-    data = fresh;
+    data = unpacked(fresh);
+    showThinning();
     if (!isSame) {
       setUp();
       return;

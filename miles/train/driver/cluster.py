@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 import ray
 
 from miles.common import local_ray, remote_errors, storage
+from miles.common.counts import counted
 from miles.common.ray_address_form import find_address
 from miles.errors import CheckpointError, NoRoomError, WriteError
 from miles.train.config import TrainConfig
@@ -105,7 +106,7 @@ def _require_room(config: TrainConfig, num_cpus: float, num_gpus: float) -> None
     num_needed = loader_cpus + num_trainers if num_gpus else loader_cpus
     if num_cpus < num_needed:
         raise NoRoomError(
-            f"Ray has {num_cpus:g} CPUs; the trainers and --loader-cpus {loader_cpus} need "
+            f"Ray has {counted(num_cpus, 'CPU')}; the trainers and --loader-cpus {loader_cpus} need "
             f"{num_needed}"
         )
 

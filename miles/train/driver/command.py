@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from miles.common import patience
+from miles.common.counts import counted
 from miles.common.ctrl_c import on_ctrl_c
 from miles.train.launch.arguments import LaunchLine
 
@@ -36,10 +37,11 @@ def carry_out(line: LaunchLine, console: Console) -> RunSummary | None:
             dry_run(config, console, line.notices)
         return None
 
+    from miles.common.prose import Prose
     from miles.train.driver.finished import report_if_finished
 
     def report(text: str) -> None:
-        console.print(f"  {text}", soft_wrap=True, markup=False, emoji=False)
+        console.print(Prose(f"  {text}"), soft_wrap=True)
 
     if report_if_finished(config, report):
         return None
@@ -52,8 +54,9 @@ def carry_out(line: LaunchLine, console: Console) -> RunSummary | None:
     if not summary.num_steps:
         return summary
     report(
-        f"{summary.num_steps} steps, loss {summary.first_loss:.4f} -> {summary.last_loss:.4f}, "
-        f"{summary.tokens_seen:,} trained tokens; checkpoint {summary.checkpoint}"
+        f"{counted(summary.num_steps, 'step')}, loss {summary.first_loss:.4f} -> "
+        f"{summary.last_loss:.4f}, {counted(summary.tokens_seen, 'trained token')}; checkpoint "
+        f"{summary.checkpoint}"
     )
     if not summary.is_finished:
         report(

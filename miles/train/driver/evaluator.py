@@ -15,6 +15,7 @@ import time
 from collections.abc import Sequence
 
 from miles.common import json_lines, run_folder, storage
+from miles.common.counts import counted
 from miles.common.patient_file import PatientFile, Report
 from miles.data.stream import account
 from miles.data.stream.eval_rows import eval_config
@@ -59,7 +60,7 @@ class Evaluator:
         manifest = eval_survey.manifest if eval_survey is not None else None
         rows = EvalSet.open(eval_config(config.data, config.evaluation.sources), manifest)
         run_log.report(
-            f"evaluation: {rows.num_samples:,} samples, {rows.num_trained_tokens:,} trained "
+            f"evaluation: {counted(rows.num_samples, 'sample')}, {rows.num_trained_tokens:,} trained "
             f"tokens, of {', '.join(rows.source_names)}"
         )
         for line in account.as_text(rows.account, "evaluation, "):

@@ -16,6 +16,7 @@ from typing import Any
 
 from miles.common import checkpoint_folder, json_lines, own_files, run_folder, storage
 from miles.common.checkpoint_folder import SavedCheckpoint
+from miles.common.counts import counted
 from miles.common.run_record import missing_lines_notice
 from miles.errors import MilesError
 from miles.train.config import TrainConfig
@@ -46,10 +47,10 @@ def finished_text(num_done: int, num_steps: int, url: str) -> str:
     """Return the sentence on a finished run."""
     if num_done > num_steps:
         return (
-            f"this run is finished: it has {num_done} steps, more than the {num_steps} that are "
+            f"this run is finished: it has {counted(num_done, 'step')}, more than the {num_steps} that are "
             f"asked for; they are in {url}"
         )
-    return f"this run is finished: {num_done} of {num_steps} steps are in {url}"
+    return f"this run is finished: {num_done:,} of {counted(num_steps, 'step')} are in {url}"
 
 
 def _finished_checkpoint(config: TrainConfig) -> SavedCheckpoint | None:

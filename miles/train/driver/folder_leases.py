@@ -9,6 +9,7 @@ from rich.console import Console
 
 from miles.common import lease, storage
 from miles.common.lease import Lease
+from miles.common.prose import Prose
 from miles.train.config import TrainConfig
 
 
@@ -41,7 +42,7 @@ def hold_folders(config: TrainConfig, console: Console) -> Iterator[FolderLeases
         folders["--output-dir"] = config.run_dir
 
     def notify(text: str) -> None:
-        console.print(f"  {text}", soft_wrap=True, highlight=False, markup=False, emoji=False)
+        console.print(Prose(f"  {text}"), soft_wrap=True)
 
     with contextlib.ExitStack() as held:
         leases = []

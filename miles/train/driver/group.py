@@ -13,6 +13,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from miles.common import remote_errors
+from miles.common.counts import counted
 from miles.common.remote_errors import RemoteFailure
 from miles.errors import LostError, NoRoomError
 from miles.train.config import ClusterConfig
@@ -151,11 +152,11 @@ class TrainerGroup:
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         available = [f"{node.get('GPU', 0):g} GPU {node.get('CPU', 0):g} CPU" for node in nodes]
         raise NoRoomError(
-            f"waited {self._timeout_seconds / 60:g} minutes (--distributed-timeout-minutes) for "
-            f"{cluster.num_nodes} node(s) with {cluster.gpus_per_node} free GPUs and CPUs each "
-            f"(--actor-num-nodes, --actor-num-gpus-per-node); Ray has {len(nodes)} node(s): "
-            f"{', '.join(available)}. Bring the missing one back, or start again with fewer: a run "
-            "can resume at any layout"
+            f"waited {counted(self._timeout_seconds / 60, 'minute')} (--distributed-timeout-minutes) "
+            f"for {counted(cluster.num_nodes, 'node')} with {cluster.gpus_per_node} free GPUs and "
+            "CPUs each (--actor-num-nodes, --actor-num-gpus-per-node); Ray has "
+            f"{counted(len(nodes), 'node')}: {', '.join(available)}. Bring the missing one back, or "
+            "start again with fewer: a run can resume at any layout"
         )
 
     def _on_node(self, node: int) -> PlacementGroupSchedulingStrategy | None:
@@ -173,7 +174,7 @@ class TrainerGroup:
             if not ready:
                 raise LostError(
                     f"{len(pending)} of {len(references)} trainers did not finish {method!r} "
-                    f"within {self._timeout_seconds / 60:g} minutes "
+                    f"within {counted(self._timeout_seconds / 60, 'minute')} "
                     "(--distributed-timeout-minutes)"
                 )
 

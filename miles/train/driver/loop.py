@@ -14,6 +14,8 @@ from functools import partial
 from rich.console import Console
 
 from miles.common import output, patience, ray_health
+from miles.common.counts import counted
+from miles.common.prose import Prose
 from miles.common.screen import Screen
 from miles.data.types import StepReport
 from miles.train.config import TrainConfig
@@ -69,7 +71,7 @@ def _train(config: TrainConfig, console: Console | None, notices: Sequence[str])
     start = found.require_start()
 
     def show(text: str) -> None:
-        console.print(f"  {text}", soft_wrap=True, highlight=False, markup=False, emoji=False)
+        console.print(Prose(f"  {text}"), soft_wrap=True)
 
     def wait(text: str) -> None:
         if not patience.doing(text, is_long=True):
@@ -219,8 +221,8 @@ class TrainingLoop:
         """Return what a second Ctrl-C has cost."""
         num_lost = self._next_step - self._newest_step
         return (
-            f"Ctrl-C: stopped at once; {num_lost or 'no'} step(s) since {self._checkpoints.newest} "
-            "are lost. The same command goes on from there"
+            f"Ctrl-C: stopped at once; {counted(num_lost, 'step')} since {self._checkpoints.newest} "
+            f"{'is' if num_lost == 1 else 'are'} lost. The same command goes on from there"
         )
 
     def _train_steps(self) -> None:

@@ -14,8 +14,8 @@ from contextlib import ExitStack
 from miles.architecture.adapter import described
 from miles.architecture.sizes import total_parameters
 from miles.common import checkpoint_folder, own_files, patience, run_folder, storage
+from miles.common.counts import counted
 from miles.data.stream.feed import Feed
-from miles.train.config import TrainConfig
 from miles.train.driver.cluster import require_shared_folder
 from miles.train.driver.evaluator import Evaluator
 from miles.train.driver.export import remove_unfinished
@@ -101,7 +101,9 @@ def start_trainers(
         num_steps=data.schedule.num_steps,
         num_sources=len(data.feed.info.source_names),
     )
-    starting = f"starting {_trainers(config)}, which load {start.origin}"
+    num_trainers = config.cluster.world_size
+    load = "loads" if num_trainers == 1 else "load"
+    starting = f"starting {counted(num_trainers, 'trainer')}, which {load} {start.origin}"
     if not patience.doing(starting, is_long=True):
         run.run_log.show(starting)
     gpu_name = group.setup(setup)
@@ -117,12 +119,6 @@ def start_trainers(
         config.lora.adapter(run.shape),
     )
     return Attempt(run, start, data, group, metrics_log, constants)
-
-
-def _trainers(config: TrainConfig) -> str:
-    """Return the number of trainers in words: "1 trainer", "2 trainers"."""
-    num_trainers = config.cluster.world_size
-    return f"{num_trainers} trainer{'s' if num_trainers != 1 else ''}"
 
 
 def open_metrics(run: Run, data: AttemptData, sinks: Sequence[Sink] = ()) -> MetricsLog:
@@ -149,7 +145,7 @@ def _report_start(run: Run, start: StartPoint, data: AttemptData, gpu_name: str 
     )
     if config.num_rollout is not None:
         length = run_length(config, info.steps_per_epoch, info.num_steps)
-        run.run_log.report(f"{data.schedule.num_steps} steps: {length}")
+        run.run_log.report(f"{counted(data.schedule.num_steps, 'step')}: {length}")
 
     adapter = config.lora.adapter(run.shape)
     if adapter is not None:
@@ -159,7 +155,8 @@ def _report_start(run: Run, start: StartPoint, data: AttemptData, gpu_name: str 
     if start.is_resume:
         origin = f"going on at step {first_step} from {start.url} ({reason})"
     run.run_log.report(
-        f"{info.num_rows:,} rows in {len(info.source_names)} source(s), {data.schedule.num_steps} "
-        f"steps of {config.data.order.batch_size} rows; {_trainers(config)}, "
-        f"{origin}"
+        f"{counted(info.num_rows, 'row')} in {counted(len(info.source_names), 'source')}, "
+        f"{counted(data.schedule.num_steps, 'step')} of "
+        f"{counted(config.data.order.batch_size, 'row')}; "
+        f"{counted(config.cluster.world_size, 'trainer')}, {origin}"
     )

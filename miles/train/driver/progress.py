@@ -14,6 +14,7 @@ from rich.table import Column
 
 from miles.common import patience
 from miles.common.progress import is_notebook, progress
+from miles.common.prose import Prose
 from miles.common.screen import is_live
 from miles.data.stream.bottleneck import TRAINER, Bottleneck, Timing
 from miles.train.driver.metrics import Metrics, timing_of
@@ -82,7 +83,7 @@ class ProgressLine:
         elif self._is_due(int(metrics["step"])):
             self._printed = self._now()
             line = f"  step {metrics['step']:>5}  epoch {metrics['sft/epoch']:.3f}  {text}"
-            self._console.print(line, soft_wrap=True, markup=False, highlight=False)
+            self._console.print(Prose(line), soft_wrap=True)
 
     def stop(self) -> None:
         """Leave the line as it is, and give the terminal back."""

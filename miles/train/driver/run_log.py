@@ -15,6 +15,7 @@ from rich.console import Console
 
 from miles.common import run_folder, storage
 from miles.common.patient_file import PatientFile
+from miles.common.prose import Prose
 from miles.common.redact import redact
 from miles.common.screen import printable
 from miles.train.driver.preemption import BETWEEN_STEPS
@@ -46,7 +47,7 @@ class RunLog:
 
     def show(self, text: str) -> None:
         """Print a line on the terminal alone."""
-        self._console.print(f"  {text}", soft_wrap=True, highlight=False, markup=False, emoji=False)
+        self._console.print(Prose(f"  {text}"), soft_wrap=True)
 
     def write(self, text: str) -> None:
         """Add a line to the file, without printing it."""

@@ -32,6 +32,7 @@ from typing import Any
 import psutil
 
 from miles.common import run_folder
+from miles.common.counts import counted
 from miles.errors import ConfigError
 
 OPEN_SECONDS = 150.0
@@ -157,7 +158,7 @@ class BackgroundSink:
         """Return what a sink lacks that could not be ended."""
         text = f"{self._title} could not be ended ({self._failure})"
         if self._pending:
-            text += f", and lacks the last {len(self._pending)} step(s)"
+            text += f", and lacks the last {counted(len(self._pending), 'step')}"
         text += f". {run_folder.METRICS} has every step"
         if self._request.kept_in:
             text += f"; wandb sync sends what is kept in {self._request.kept_in}"

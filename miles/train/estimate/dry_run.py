@@ -21,7 +21,9 @@ from miles.architecture.adapter import described
 from miles.architecture.config import ModelShape
 from miles.architecture.sizes import active_parameters, padded_vocab_size, total_parameters
 from miles.common import storage
+from miles.common.counts import counted
 from miles.common.facts import Facts
+from miles.common.prose import Prose
 from miles.data.stream import account
 from miles.data.stream.survey import Survey, packed_step
 from miles.train.config import TrainConfig
@@ -62,7 +64,7 @@ def dry_run(config: TrainConfig, console: Console, notices: Sequence[str] = ()) 
     console.print(Text.assemble(("Dry run", "bold"), ": nothing is trained or written\n"))
     notices = (*notices, *found.notices)
     for notice in notices:
-        console.print(f"  {notice}", soft_wrap=True, highlight=False, markup=False, emoji=False)
+        console.print(Prose(f"  {notice}"), soft_wrap=True)
     if notices:
         console.print()
     _section(console, "Model", _model(config, found.shape))
@@ -76,7 +78,7 @@ def dry_run(config: TrainConfig, console: Console, notices: Sequence[str] = ()) 
     console.print(_memory_table(found.memory, console.width))
     verdict = (*found.fit.verdict(), *_of_machine(config, found.memory))
     for line in (*verdict, *_beside_full(config, found)):
-        console.print(f"  {line}", highlight=False, markup=False)
+        console.print(Prose(f"  {line}"), soft_wrap=True)
     console.print()
     _section(console, "Checkpoints", _checkpoints(config, found))
 
@@ -93,7 +95,10 @@ def _model(config: TrainConfig, shape: ModelShape) -> Iterator[Fact]:
     total = total_parameters(shape)
     active = active_parameters(shape)
     yield "checkpoint", config.hf_checkpoint
-    yield "family", f"{shape.model_type}, {shape.num_layers} layers of {shape.hidden_size}"
+    yield (
+        "family",
+        f"{shape.model_type}, {counted(shape.num_layers, 'layer')} of {shape.hidden_size}",
+    )
 
     of_token = f", {active / 1e9:.2f} billion of them for a token" if active != total else ""
     yield "parameters", f"{total:,} ({total / 1e9:.2f} billion{of_token})"
@@ -110,8 +115,7 @@ def _model(config: TrainConfig, shape: ModelShape) -> Iterator[Fact]:
 
 def _data(found: Preflight) -> Iterator[Fact]:
     for source in found.survey.stream.manifest.sources:
-        files = f"{len(source.files)} file{'s' if len(source.files) > 1 else ''}"
-        rows = f"{source.num_rows:,} rows in {files}"
+        rows = f"{counted(source.num_rows, 'row')} in {counted(len(source.files), 'file')}"
         yield source.name, f"{rows}, {source.format.shape} ({source.files[0].path})"
     yield from account.of_manifest(found.survey.stream.manifest)
 
@@ -123,25 +127,26 @@ def _steps(config: TrainConfig, found: Preflight) -> Iterator[Fact]:
     shuffle = "in file order (--rollout-shuffle shuffles)"
     if order.shuffle:
         shuffle = f"shuffled by seed {order.seed}"
-    yield "order", f"{shuffle}, {order.batch_size} rows a step"
+    yield "order", f"{shuffle}, {counted(order.batch_size, 'row')} a step"
 
     yield "steps", f"{num_steps:,}: {run_length(config, plan.steps_per_epoch, plan.num_steps)}"
 
     optimizer = config.optimizer
+    warmup = counted(optimizer.warmup_steps(num_steps), "step")
     decay = f"{optimizer.lr_decay_style} to {optimizer.min_lr:g}"
-    yield "rate", f"{optimizer.lr:g} after {optimizer.warmup_steps(num_steps)} steps, {decay}"
+    yield "rate", f"{optimizer.lr:g} after {warmup}, {decay}"
 
 
 def _evaluation(config: TrainConfig, found: Preflight) -> Iterator[Fact]:
     evaluation = config.evaluation
     when = "at the end"
     if evaluation.interval:
-        when = f"every {evaluation.interval} steps and at the end"
+        when = f"{_every(evaluation.interval)} and at the end"
 
     if found.eval_survey is not None:
         manifest = found.eval_survey.manifest
         names = ", ".join(manifest.source_names)
-        yield "evaluation", f"{manifest.num_rows:,} rows of {names}, {when}"
+        yield "evaluation", f"{counted(manifest.num_rows, 'row')} of {names}, {when}"
         keys = account.of_keys(found.eval_survey.sample.unused_keys)
         for label, text in (*keys, *account.of_manifest(manifest)):
             yield label, f"evaluation: {text}"
@@ -178,8 +183,11 @@ def _tokens(config: TrainConfig, surveyed: Survey) -> Iterator[Fact]:
     step_samples = max(round(config.data.order.batch_size * trained_share), 1)
     pack = config.data.pack
     tokens, num_micro_batches, fill = packed_step(lengths, step_samples, pack)
-    batches = f"{num_micro_batches} micro-batch(es) of {pack.capacity_tokens:,}"
-    ranks = f"on each of {pack.dp_size} data-parallel rank(s)"
+    batches = f"{counted(num_micro_batches, 'micro-batch', 'micro-batches')} of "
+    batches += f"{pack.capacity_tokens:,}"
+    ranks = "on one rank"
+    if pack.dp_size > 1:
+        ranks = f"on each of {pack.dp_size:,} data-parallel ranks"
     yield "a step", f"about {tokens:,} tokens: {batches} {ranks}, {fill:.0%} full"
 
 
@@ -189,8 +197,10 @@ def _ranks(config: TrainConfig, shape: ModelShape) -> Iterator[Fact]:
     if layout.sequence_parallel:
         sizes += " with sequence parallelism"
     if layout.expert > 1:
-        sizes += f"; experts over {layout.expert}, each split in {layout.expert_tensor}"
-    yield "layout", f"{layout.world_size} rank(s): {sizes}"
+        sizes += f"; experts over {layout.expert}"
+        if layout.expert_tensor > 1:
+            sizes += f", each split in {layout.expert_tensor}"
+    yield "layout", f"{counted(layout.world_size, 'rank')}: {sizes}"
 
     num_rows = padded_vocab_size(shape, layout.tensor)
     if num_rows != shape.vocab_size:
@@ -216,6 +226,10 @@ def _ranks(config: TrainConfig, shape: ModelShape) -> Iterator[Fact]:
             f"{per_node}: each layer would wait for the network. Choose a size that divides "
             "--actor-num-gpus-per-node",
         )
+
+
+def _every(num_steps: int) -> str:
+    return "after every step" if num_steps == 1 else f"every {num_steps:,} steps"
 
 
 def _span(numbers: Iterable[int]) -> str:
@@ -268,7 +282,7 @@ def _of_machine(config: TrainConfig, memory: Sequence[StageMemory]) -> Iterator[
     saving = fullest.host_saving / 2**30 * num_ranks
     saves = (
         f"a save takes up to {saving:,.2f} GiB of a machine's memory for a moment: "
-        f"{saving / num_ranks:,.2f} for each of {num_ranks} rank(s)"
+        f"{saving / num_ranks:,.2f} for each rank on it ({num_ranks})"
     )
     if not state:
         yield saves
@@ -276,7 +290,7 @@ def _of_machine(config: TrainConfig, memory: Sequence[StageMemory]) -> Iterator[
 
     yield (
         f"{state:,.2f} GiB of the memory of a machine are the optimizer's: "
-        f"{state / num_ranks:,.2f} for each of {num_ranks} rank(s) on it (--optimizer-cpu-offload)"
+        f"{state / num_ranks:,.2f} for each rank on it ({num_ranks}; --optimizer-cpu-offload)"
     )
     yield f"{rounding:,.2f} GiB more as pinned memory is handed out in powers of two"
     yield saves
@@ -300,7 +314,7 @@ def _checkpoints(config: TrainConfig, found: Preflight) -> Iterator[Fact]:
 
     every = "at the end"
     if config.save_interval:
-        every = f"every {config.save_interval} steps and at the end"
+        every = f"{_every(config.save_interval)} and at the end"
     where = "" if storage.is_local(config.save) else ", on object storage"
     yield "save", f"{config.save}, {every}{where}"
 
@@ -319,4 +333,4 @@ def _start(start: StartPoint) -> str:
     if not start.is_resume:
         return start.url
     extra = start.checkpoint.extra or {}
-    return f"{start.url}, resuming after {extra['cursor']['consumed_rows']:,} rows"
+    return f"{start.url}, resuming after {counted(extra['cursor']['consumed_rows'], 'row')}"

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from miles.common import checkpoint_folder, own_files, run_folder, storage
+from miles.common.counts import counted
 from miles.train.config import TrainConfig
 from miles.train.export_target import is_exported, target_of
 
@@ -24,7 +25,8 @@ _MAX_POINTS = 480
 
 # Translucent greys and one blue over the page's own colours: for light and dark themes.
 _BOX_CSS = (
-    "font:14px/1.5 system-ui,sans-serif;display:inline-block;min-width:34em;max-width:100%;"
+    "font:14px/1.5 system-ui,sans-serif;display:inline-block;box-sizing:border-box;"
+    "min-width:min(34em,100%);max-width:100%;"
     "border:1px solid rgba(128,128,128,.35);border-radius:8px;padding:12px 18px 14px"
 )
 _TITLE_CSS = "font-weight:600;font-size:16px"
@@ -97,15 +99,20 @@ class TrainedRun:
         """Return the path of the report page, which `miles.report.write_report` makes."""
         return storage.join(self.folder, run_folder.REPORT)
 
+    @property
+    def report_call(self) -> str:
+        """Return the line that writes the report page."""
+        return f"miles.report.write_report({self.folder!r})"
+
     def __repr__(self) -> str:
         return f"<run {self.folder}: {self._numbers()}>"
 
     def _numbers(self) -> str:
         state = "finished" if self.is_finished else f"stopped by {self.stopped_by}"
-        parts = [f"{self.num_steps:,} step{'s' if self.num_steps != 1 else ''}", state]
+        parts = [counted(self.num_steps, "step"), state]
         if self.losses:
             parts.append(f"loss {self.losses[0]:.3f} -> {self.losses[-1]:.3f}")
-            parts.append(f"{self.tokens_seen:,} trained tokens")
+            parts.append(counted(self.tokens_seen, "trained token"))
         return ", ".join(parts)
 
     def _repr_html_(self) -> str:
@@ -116,8 +123,7 @@ class TrainedRun:
         if storage.exists(self.report):
             places.append(("report", self.report))
         else:
-            call = f"miles.report.write_report({self.folder!r})"
-            places.append(("report", f"none yet; {call} writes {run_folder.REPORT}"))
+            places.append(("report", f"none yet; {self.report_call} writes {run_folder.REPORT}"))
         lines = "".join(
             f'<div><span style="{_NOTE_CSS}">{label}</span> {html.escape(text)}</div>'
             for label, text in places
@@ -152,7 +158,7 @@ def curve(losses: Sequence[float]) -> str:
         if piece
     )
     floor = f"{_HEIGHT - _MARGIN:.0f}"
-    label = f"loss from {losses[0]:.3f} to {losses[-1]:.3f} over {len(losses)} steps"
+    label = f"loss from {losses[0]:.3f} to {losses[-1]:.3f} over {counted(len(losses), 'step')}"
     return (
         f'<svg viewBox="0 0 {_WIDTH:.0f} {_HEIGHT:.0f}" role="img" aria-label="{label}" '
         'style="display:block;width:100%;max-width:40em;margin:6px 0">'

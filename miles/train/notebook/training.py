@@ -62,13 +62,19 @@ def run(config: TrainConfig | str | None = None, **flags: Any) -> TrainedRun | N
     try:
         with patience.until_answered(LOOKING):
             line = _line_of(config, flags)
-            summary = carry_out(line, open_screen())
+            screen = open_screen()
+            summary = carry_out(line, screen)
     except MilesError as error:
         error.args = (in_keywords(str(error)),)
         raise
     except KeyboardInterrupt as error:
         raise KeyboardInterrupt(in_keywords(str(error))) from None
-    return None if line.config.dry_run else TrainedRun.of(line.config, summary)
+    if line.config.dry_run:
+        return None
+    trained = TrainedRun.of(line.config, summary)
+    if summary is not None and summary.num_steps:
+        screen.print(f"  to see its page: {trained.report_call}", soft_wrap=True)
+    return trained
 
 
 def _line_of(config: TrainConfig | str | None, flags: dict[str, Any]) -> LaunchLine:

@@ -19,6 +19,7 @@ from miles.architecture.adapter import AdapterShape, adapter_parameters
 from miles.architecture.config import ModelShape
 from miles.architecture.families import parameters_of
 from miles.architecture.parameters import Parameter
+from miles.common.counts import counted
 from miles.convert.hf_boxes import runs_in
 from miles.errors import CheckpointError
 from miles.train.rank.weight_boxes import WeightBox, weight_boxes
@@ -101,7 +102,7 @@ def _names_of(box: WeightBox, parameter: Parameter) -> Iterator[str]:
             begin = run.row - first
             values += int(num_broken[begin : begin + run.num_rows].sum())
         if values:
-            yield f"{name} ({values:,} value{'s' if values > 1 else ''})"
+            yield f"{name} ({counted(values, 'value')})"
 
 
 def _state_tensors(optimizer: Any) -> list[Tensor]:

@@ -119,7 +119,7 @@ def test_a_pattern_of_folders_says_how_to_take_what_is_in_them(tmp_path: Path) -
     with pytest.raises(MissingFileError) as caught:
         locate(f"{tmp_path}/shard_*")
     pattern = str(caught.value).split("below: ")[1].strip("'")
-    assert "no such file; the pattern matches 2 folder(s)" in str(caught.value)
+    assert "no such file; the pattern matches 2 folders" in str(caught.value)
     assert taken(Path(pattern), tmp_path) == ["shard_0/a.jsonl", "shard_1/x/b.jsonl"]
 
 

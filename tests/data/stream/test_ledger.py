@@ -266,14 +266,14 @@ def test_too_many_rejects_end_the_run(manifest: Manifest, tmp_path: Path) -> Non
         DataError, match=r"11 of the 500 rows read were dropped.*--max-bad-fraction"
     ):
         ledger.judge()
-    with pytest.raises(DataError, match="11 of the 1000 rows") as caught:
+    with pytest.raises(DataError, match="11 of the 1,000 rows") as caught:
         ledger.commit(*entry(1, (0, 500)))
     remedy = (
         f" All: too_long (first: row 0 (from 0) of {tmp_path / 'a.jsonl'}, 9000 tokens). "
         f"What to do: {REASONS['too_long'].remedy}."
     )
     account = """
-  in all: 1000 rows read, 989 trained, 11 too_long
+  in all: 1,000 rows read, 989 trained, 11 too_long
   a: 500 rows read, 489 trained, 11 too_long
   b: 500 rows read, 500 trained
   each dropped row is named in """
@@ -301,7 +301,7 @@ def test_held_out_rows_are_not_judged(manifest: Manifest) -> None:
         DataError, match="10 of the 600 rows read and not held out were dropped"
     ) as caught:
         ledger.judge()
-    assert "in all: 1100 rows read, 590 trained, 500 held out, 10 too_long" in str(caught.value)
+    assert "in all: 1,100 rows read, 590 trained, 500 held out, 10 too_long" in str(caught.value)
     assert "b: 500 rows read, 0 trained, 500 held out" in str(caught.value)
     resumed = Ledger(manifest, None, RejectLimits(0.02), ledger.totals(), next_step=1)
     resumed.commit(*entry(1, (0, 400), held_out=(0, 100)))
@@ -367,7 +367,7 @@ def test_long_streak_ends_the_run(
         f"{num_rows} rows in a row were dropped, from {first} (source 'a') to {last} (source"
     )
     assert f"--max-bad-rows-in-a-row ends the run at {limit}" in message
-    assert f"in all: {5 * (failed + 1)} rows read, " in message
+    assert f"in all: {5 * (failed + 1):,} rows read, " in message
     assert len(lines(tmp_path / "rejects.jsonl")) == sum(
         len(one.rows.rejects) for one in steps[: failed + 1]
     )

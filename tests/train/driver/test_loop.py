@@ -245,7 +245,7 @@ def test_a_second_ctrl_c_says_what_is_lost(tmp_path: Path) -> None:
     with run.stop_signal, pytest.raises(KeyboardInterrupt) as raised:
         run.train(Schedule(NUM_STEPS, save_interval=4))
     text = str(raised.value)
-    assert text.startswith(f"Ctrl-C: stopped at once; 1 step(s) since {tmp_path}/iter_0000004 are")
+    assert text.startswith(f"Ctrl-C: stopped at once; 1 step since {tmp_path}/iter_0000004 is")
     observed("Ctrl-C, and once more", text, "Ctrl-C", SINCE)
     assert run.lines(run_folder.ATTEMPTS)[-1]["how"] == text
     assert (tmp_path / run_folder.RUN_LOG).read_text().endswith(f"ended: {text}\n")

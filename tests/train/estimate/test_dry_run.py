@@ -16,6 +16,7 @@ from rich.console import Console
 
 from miles.architecture.families import hf_shapes, shape_of
 from miles.common.checkpoint_tracker import RELEASE, write_tracker
+from miles.common.counts import counted
 from miles.convert.safetensors_files import ShardedWriter, Spec
 from miles.data.files.manifest import build_manifest
 from miles.data.stream import stages
@@ -81,7 +82,8 @@ def printed(line: list[str]) -> str:
 
 
 def memory_row(text: str, stage: int) -> list[float]:
-    (row,) = [line.split() for line in text.splitlines() if line.split()[:1] == [str(stage)]]
+    rows = [line.split() for line in text.splitlines() if line.split()[:1] == [str(stage)]]
+    (row,) = [row for row in rows if len(row) == 9]
     return [float(word.replace(",", "")) for word in row]
 
 
@@ -95,7 +97,7 @@ def test_qwen3_4b(folder: Path, tmp_path: Path, gpus: int) -> None:
     )
     assert "4,022,468,096 (4.02 billion)" in text
     assert "18: 6 an epoch x 3" in text
-    assert f"{gpus} rank(s): tensor 1 x pipeline 1 x data {gpus}" in text
+    assert f"{counted(gpus, 'rank')}: tensor 1 x pipeline 1 x data {gpus}" in text
     _, layers, parameters, weights, gradients, optimizer, *_, total = memory_row(text, 0)
     assert (layers, parameters) == (36, 4_022_468_096)
     assert weights == pytest.approx(4_022_468_096 * 2 / 2**30, abs=0.01)
@@ -113,7 +115,7 @@ def test_qwen3_235b_on_four_nodes_of_eight(folder: Path, tmp_path: Path) -> None
     text = printed(words(folder, tmp_path, "235b", *FOUR_B, *line.split()))
     assert "235,093,634,560 (235.09 billion, 22.19 billion of them for a token)" in text
     assert (
-        "32 rank(s): tensor 4 x pipeline 2 x data 4 with sequence parallelism; experts over 16"
+        "32 ranks: tensor 4 x pipeline 2 x data 4 with sequence parallelism; experts over 16"
         in text
     )
     assert "ranks 8-15: pipeline stage 0, data rank 2-3" in text

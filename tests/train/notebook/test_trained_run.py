@@ -55,4 +55,4 @@ def test_the_curve_falls_and_has_gaps() -> None:
     assert heights == sorted(heights), "a lower loss lies lower"
     assert svg.get("aria-label") == "loss from 4.000 to 1.000 over 4 steps"
     assert curve([]) == curve([1.0]) == curve([math.nan, math.nan]) == ""
-    assert curve([2.0] * 10_000).count(",") <= 483
+    assert curve([2.0] * 10_000).split("points=")[1].count(",") <= 483
