@@ -59,8 +59,8 @@ class Steps:
         num_rows = self.plan.num_rows * (self.plan.num_epoch or 1)
         if self.start_row > num_rows:
             raise ConfigError(
-                f"no step begins at row {self.start_row}: there are {num_rows} rows in "
-                f"{self.plan.num_epoch} epoch(s)"
+                f"no step begins at row {self.start_row:,}: the rows of "
+                f"{counted(self.plan.num_epoch or 1, 'epoch')} are {num_rows:,}"
             )
 
     def __len__(self) -> int:
