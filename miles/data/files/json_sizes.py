@@ -15,7 +15,8 @@ from miles.common.offsets import offsets_of
 from miles.data.files.arrow_types import is_any_list, is_text
 from miles.data.types import Int64
 
-_ESCAPED_BYTES = 6
+ESCAPED_BYTES = 6
+"""A control character is written as `\\u0000`."""
 _MARK_BYTES = 8
 """Quotes, brackets, a comma, or null."""
 _NUMBER_BYTES = 128
@@ -54,11 +55,11 @@ def most_bytes(array: pa.Array) -> Int64:
         sizes: Int64 = words[_without_nulls(array.indices, len(words) - 1)]
         return sizes
     if is_text(kind):
-        return text_lengths(array) * _ESCAPED_BYTES + _MARK_BYTES
+        return text_lengths(array) * ESCAPED_BYTES + _MARK_BYTES
     if pa.types.is_struct(kind):
         total = np.full(len(array), _MARK_BYTES, np.int64)
         for field, values in zip(kind, array.flatten(), strict=True):
-            total += most_bytes(values) + len(field.name.encode()) * _ESCAPED_BYTES + _MARK_BYTES
+            total += most_bytes(values) + len(field.name.encode()) * ESCAPED_BYTES + _MARK_BYTES
         return total
     if is_any_list(kind):
         return sums_of_lists(most_bytes(array.flatten()), list_lengths(array)) + _MARK_BYTES

@@ -20,10 +20,11 @@ from typing import Any
 
 from miles.common.no_json import NoJsonError, as_json
 from miles.common.shown import cut
+from miles.data.files.raw_values import has_too_many_values
 from miles.data.files.turn_values import ROLE_KEYS
 from miles.data.reasons import LEFT_OUT_BY_TRANSFORM
 from miles.data.transforms import Transform
-from miles.data.types import MAX_ROW_BYTES, MAX_ROW_VALUES, RowRejected
+from miles.data.types import MAX_ROW_BYTES, RowRejected
 
 _WITH_TEXT = (
     AttributeError,
@@ -94,12 +95,7 @@ def _require_messages(made: Sequence[Any]) -> None:
 
 def _parsed(payload: bytes) -> dict[str, Any] | None:
     """Return a row; None where it cannot be read, or would take too much memory."""
-    if len(payload) > MAX_ROW_BYTES:
-        return None
-    if (
-        len(payload) > MAX_ROW_VALUES
-        and sum(map(payload.count, (b",", b"[", b"{"))) > MAX_ROW_VALUES
-    ):
+    if len(payload) > MAX_ROW_BYTES or has_too_many_values(payload):
         return None
     try:
         # NaN and infinities are read as null, as they are without a function.

@@ -15,7 +15,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -23,6 +22,7 @@ from miles.common.offsets import offsets_of
 from miles.data.config import RowFormat
 from miles.data.files.arrow_types import is_any_list, is_text, is_valid, parts
 from miles.data.files.json_sizes import (
+    ESCAPED_BYTES,
     has_size,
     list_lengths,
     most_bytes,
@@ -33,15 +33,12 @@ from miles.data.files.raw_rows import RawRows, json_rows
 from miles.data.files.row_columns import BESIDE_TURNS, FURTHER_COLUMNS, TOOLS_WITHIN, USUAL_COLUMNS
 from miles.data.files.row_json import rows_to_json
 from miles.data.step_schemas import PAYLOAD, TURN, TURNS
-from miles.data.types import UNREADABLE_ROW, Int64
-
-Bool = npt.NDArray[np.bool_]
+from miles.data.types import UNREADABLE_ROW, Bool, Int64
 
 MAX_PLAIN_BYTES = 8 << 20
 """A row whose JSON may be longer is read as JSON: normalizing judges it by its length."""
 _TURN_BYTES = 64
 """The JSON of a turn has at most these beside its texts."""
-_ESCAPED_BYTES = 6
 _MAX_PARTS = 100
 """Fields nested in a column. One that has more may be too deep for JSON."""
 _ROLES = ("role", "from")
@@ -148,7 +145,7 @@ def _plain_turns(batch: pa.RecordBatch, column: _TurnColumn) -> pa.Array:
     for number, field in enumerate(fields):
         if number not in (column.role, column.content):
             is_odd_turn |= ~_is_null(field)
-    texts_bytes = (text_lengths(role) + text_lengths(content)) * _ESCAPED_BYTES
+    texts_bytes = (text_lengths(role) + text_lengths(content)) * ESCAPED_BYTES
     row_bytes = sums_of_lists(texts_bytes + _TURN_BYTES, lengths)
     is_plain = (lengths > 0) & (sums_of_lists(is_odd_turn.astype(np.int64), lengths) == 0)
 
@@ -186,7 +183,7 @@ def _most_bytes(batch: pa.RecordBatch) -> Int64:
     unsure = []
     for name, values in zip(batch.schema.names, batch.columns, strict=True):
         if has_size(values.type):
-            sizes += most_bytes(values) + len(name.encode()) * _ESCAPED_BYTES
+            sizes += most_bytes(values) + len(name.encode()) * ESCAPED_BYTES
         else:
             unsure.append(name)
 

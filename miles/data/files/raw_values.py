@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import msgspec
 
+from miles.data.types import MAX_ROW_VALUES
+
 _DECODER = msgspec.json.Decoder(list[msgspec.Raw])
 
 
@@ -27,3 +29,10 @@ def raw_values(text: bytes) -> list[msgspec.Raw] | None:
         return _DECODER.decode(b"[%b]" % text)
     except (msgspec.DecodeError, RecursionError):
         return None
+
+
+def has_too_many_values(payload: bytes) -> bool:
+    """Return whether a row may have more values than a loader's memory takes (`MAX_ROW_VALUES`)."""
+    if len(payload) <= MAX_ROW_VALUES:  # most rows
+        return False
+    return sum(map(payload.count, (b",", b"[", b"{"))) > MAX_ROW_VALUES

@@ -28,6 +28,7 @@ from typing import Any, NoReturn
 from miles.common.json_faults import described, likely_encoding, likely_fault
 from miles.data.config import RowFormat
 from miles.data.files.made_rows import transformed
+from miles.data.files.raw_values import has_too_many_values
 from miles.data.files.row_columns import (
     BESIDE_TURNS,
     column_of,
@@ -73,7 +74,7 @@ from miles.data.types import (
 
 MESSAGES = RowFormat("messages")
 
-_NO_VARIABLES: Mapping[str, Any] = {}
+NO_VARIABLES: Mapping[str, Any] = {}
 
 
 def normalize(payload: bytes, format: RowFormat = MESSAGES) -> Conversation:
@@ -108,7 +109,7 @@ def normalize(payload: bytes, format: RowFormat = MESSAGES) -> Conversation:
         messages, flags = _messages(row, format)
     _require_trainable(messages, flags)
     if not format.columns and _has_nothing_beside(row):  # most rows
-        tools, template_kwargs = None, _NO_VARIABLES
+        tools, template_kwargs = None, NO_VARIABLES
     else:
         tools, template_kwargs = _take_beside(row, format, messages, flags)
 
@@ -131,7 +132,7 @@ def normalize_turns(turns: Sequence[Any], format: RowFormat) -> Conversation:
     messages, flags = read_turns(turns, "turn", format)
     _require_trainable(messages, flags)
     require_encodable(messages, None)
-    return Conversation(tuple(messages), None, tuple(flags), None, _NO_VARIABLES)
+    return Conversation(tuple(messages), None, tuple(flags), None, NO_VARIABLES)
 
 
 def _has_nothing_beside(row: Mapping[str, Any]) -> bool:
@@ -218,7 +219,7 @@ def _require_moderate(payload: bytes) -> None:
     """Reject a row that would take a loader's memory when it is decoded."""
     if len(payload) > MAX_ROW_BYTES:
         _reject_oversized(len(payload))
-    if sum(map(payload.count, (b",", b"[", b"{"))) > MAX_ROW_VALUES:
+    if has_too_many_values(payload):
         reject("malformed_json", f"lists and objects of more than {MAX_ROW_VALUES:,} values")
 
 

@@ -14,25 +14,21 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from miles.common.offsets import offsets_of
 from miles.data.config import RowFormat
 from miles.data.rejecting import or_rejected
-from miles.data.rows.normalize import normalize_turns
+from miles.data.rows.normalize import NO_VARIABLES, normalize_turns
 from miles.data.rows.roles import find_role
 from miles.data.rows.turns import CLOSE
-from miles.data.types import Conversation, Int32, Int64, RowRejected
-
-Bool = npt.NDArray[np.bool_]
+from miles.data.types import Bool, Conversation, Int32, Int64, RowRejected
 
 _ROLES = ("system", "user", "assistant", "tool")
 _ASSISTANT = _ROLES.index("assistant")
 _TOOL = _ROLES.index("tool")
 _OTHER = -1
-_NO_VARIABLES: Mapping[str, Any] = {}
 
 
 def normalize_plain(
@@ -120,5 +116,5 @@ def _conversations(
         fields["tools"] = None
         fields["flags"] = no_flags[: end - begin]
         fields["text"] = None
-        fields["template_kwargs"] = _NO_VARIABLES
+        fields["template_kwargs"] = NO_VARIABLES
         yield conversation
