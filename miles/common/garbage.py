@@ -21,11 +21,18 @@ def collect_rarely() -> None:
 
 @contextlib.contextmanager
 def collecting_rarely() -> Iterator[None]:
-    """Have this process look less often until the context ends."""
+    """Have this process look less often until the context ends.
+
+    What the process has frozen itself stays so.
+    """
     before = gc.get_threshold()
-    collect_rarely()
+    has_frozen = gc.get_freeze_count() > 0
+    if not has_frozen:
+        gc.freeze()
+    gc.set_threshold(*_THRESHOLDS)
     try:
         yield
     finally:
-        gc.unfreeze()
+        if not has_frozen:
+            gc.unfreeze()
         gc.set_threshold(*before)

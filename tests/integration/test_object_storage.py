@@ -77,7 +77,7 @@ def test_rows_and_model_on_object_storage(bucket: str, tmp_path: Path, ray_logs:
 def prepare_and_convert(bucket: str) -> str:
     """Prepare the chat rows and convert the model, from the bucket to the bucket."""
     source = f"--source {bucket}/rows/chat.jsonl --tokenizer {bucket}/hf"
-    printed = miles(*f"prepare chat {source} --output {bucket}/data/chat".split())
+    printed = miles_here(*f"prepare chat {source} --output {bucket}/data/chat".split())
     convert = f"convert hf-to-megatron --hf-checkpoint {bucket}/hf --save {bucket}/megatron"
     return printed + miles_here(*convert.split())
 
@@ -99,7 +99,7 @@ def export_and_report(bucket: str) -> str:
     """Convert the trained checkpoint back, and look at the run."""
     run = f"{bucket}/run"
     export = f"convert megatron-to-hf --load {run} --hf-checkpoint {bucket}/hf --save {run}/hf"
-    return miles(*export.split()) + miles_here("inspect", run) + miles_here("report", run)
+    return miles_here(*export.split()) + miles_here("inspect", run) + miles_here("report", run)
 
 
 def local_fingerprints(files: Mapping[str, Path], folder: Path) -> list[str]:

@@ -61,7 +61,7 @@ SECONDS = {
     "integration/test_survival.py": 350,
     "integration/test_train.py": 75,
     "report/test_page_in_browser.py": 50,
-    "test_benchmarks.py": 320,
+    "test_benchmarks.py": 300,
     "train/estimate/test_memory.py": 50,
     "train/rank/test_adapter_checkpoints.py": 25,
     "train/rank/test_cpu_offload.py": 25,
