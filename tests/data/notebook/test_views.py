@@ -169,7 +169,7 @@ def test_wrong_arguments_are_refused_in_words(data: Prepared) -> None:
         data.preview(where="random", seed=-1)
     with pytest.raises(ConfigError, match=r"^batch_size= must be positive, not 0$"):
         data.steps(batch_size=0, max_tokens_per_gpu=8192)
-    with pytest.raises(ConfigError, match="no step begins at row 1000"):
+    with pytest.raises(ConfigError, match="no step begins at row 1,000"):
         data.steps(batch_size=2, max_tokens_per_gpu=8192, start_row=1000)
     for arguments in ({"dataset": ""}, {"tokenizer": ""}):
         call = {"dataset": "x", "tokenizer": "x", **arguments}
