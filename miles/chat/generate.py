@@ -144,7 +144,7 @@ def generate(
                 "remove this one"
             ) from error
     if num_earlier:
-        tell(f"{num_earlier:,} of {counted(rows.num_rows, 'row')} are answered already")
+        tell(f"answered already: {num_earlier:,} of {counted(rows.num_rows, 'row')}")
     num_tokens = 0
     begun = told = time.monotonic()
 

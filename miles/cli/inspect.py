@@ -94,6 +94,7 @@ def run(flags: argparse.Namespace) -> None:
     from rich.text import Text
 
     from miles.common.facts import Facts
+    from miles.common.patience import until_answered
     from miles.common.prose import Prose
     from miles.report import subject as subjects
 
@@ -109,14 +110,26 @@ def run(flags: argparse.Namespace) -> None:
 
     console = open_console(flags.color)
     console.print(Prose(Text(f"{subject.url}: {subject.kind}", "bold")), soft_wrap=True)
-    facts = [(label, _shown(value)) for label, value in subject.facts.items()]
+    facts = subject.facts
+    is_shown = subject.kind == subjects.RUN or (is_rows and flags.tokenizer is not None)
+    if is_rows and not is_shown:
+        with until_answered("looking at the rows"):
+            # What miles prepare has counted is said first, and once.
+            facts = facts | {
+                label: value
+                for label, value in _facts_of_rows(flags.folder).items()
+                if label not in facts
+            }
+        facts[""] = "--tokenizer DIR shows rows with their mask"
     if facts:
-        console.print(Facts(facts), soft_wrap=True)
+        console.print(
+            Facts([(label, _shown(value)) for label, value in facts.items()]), soft_wrap=True
+        )
+    if facts and is_shown:
         console.print()
-    if is_rows:
-        _show_rows(flags, console)
-    elif subject.kind == subjects.RUN:
-        _show_run(flags, console)
+    if is_shown:
+        show = _show_run if subject.kind == subjects.RUN else _show_rows
+        show(flags, console)
 
 
 def _shown(value: object) -> str:
@@ -142,18 +155,10 @@ def _facts_of_rows(path: str) -> dict[str, object]:
 
 
 def _show_rows(flags: argparse.Namespace, console: Console) -> None:
-    """Print the card of rows and some of them with their mask; without a tokenizer, what they are."""
-    from miles.common.facts import Facts
+    """Print the card of rows, and some of them with their mask."""
     from miles.common.patience import until_answered
 
     with until_answered("looking at the rows"):
-        if flags.tokenizer is None:
-            facts = [
-                (label, _shown(value)) for label, value in _facts_of_rows(flags.folder).items()
-            ]
-            hint = "--tokenizer DIR shows rows with their mask"
-            console.print(Facts([*facts, ("", hint)]), soft_wrap=True)
-            return
         from miles.data.config import DataConfig, RowFormat
         from miles.data.notebook.prepare import prepare_rows
 

@@ -175,7 +175,9 @@ def _account(flags: argparse.Namespace, summary: Summary) -> list[str]:
     from miles.common import storage  # fsspec: every command imports this module
 
     num_written = len(summary.lengths)
-    lines = [f"{num_written:,} of {counted(summary.num_rows, 'row')} are in {redact(flags.output)}"]
+    are = "is" if summary.num_rows == 1 else "are"
+    rows = counted(summary.num_rows, "row")
+    lines = [f"{num_written:,} of {rows} {are} in {redact(flags.output)}"]
     num_dropped = summary.num_rows - num_written
     if num_dropped:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in summary.reasons.items())

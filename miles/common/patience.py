@@ -132,7 +132,7 @@ class _Patience:
             self._print(self._work)
 
     def _write(self, text: str) -> None:
-        stream = self._terminal or sys.stderr
+        stream = self._terminal or _plain_stream()
         with contextlib.suppress(OSError, ValueError):  # nobody reads it, or it is closed
             stream.write(text)
             stream.flush()
@@ -217,6 +217,13 @@ def others_speak() -> Iterator[None]:
     finally:
         if patience is not None:
             patience.add_other(-1)
+
+
+def _plain_stream() -> TextIO:
+    """Return where lines go that stay: the error stream, which a notebook would paint as an error."""
+    from miles.common.progress import is_notebook
+
+    return sys.stdout if is_notebook() else sys.stderr
 
 
 def _is_live() -> bool:

@@ -163,7 +163,7 @@ def _numbers(view: RunView) -> dict[str, Any]:
     if evaluated:
         tiles.append(("loss, evaluation", _format_loss(evaluated[-1])))
     if "sft/tokens_seen" in columns:
-        tiles.append(("trained tokens", f"{int(columns['sft/tokens_seen'][-1]):,}"))
+        tiles.append(("trained tokens", _format_tokens(columns["sft/tokens_seen"][-1])))
 
     later = slice(min(1, columns.num_steps - 1), None)
     seconds = columns["perf/step_seconds"][later]
@@ -179,6 +179,13 @@ def _numbers(view: RunView) -> dict[str, Any]:
     if num_skipped:
         tiles.append(("skipped steps", f"{int(num_skipped):,}"))
     return {"tiles": tiles}
+
+
+def _format_tokens(num_tokens: float) -> str:
+    """Return a number of tokens that fits a tile: "209,768", "1.80 billion"."""
+    if num_tokens >= 1e9:
+        return f"{num_tokens / 1e9:,.2f} billion"
+    return f"{int(num_tokens):,}"
 
 
 def _format_loss(loss: float) -> str:

@@ -21,6 +21,8 @@ SHOWN_ROWS = 20
 _TABLE_CSS = (
     "table-layout:auto;border-collapse:collapse;font:13px/1.5 system-ui,sans-serif;margin:6px 0"
 )
+_WHOLE_CHARACTERS = 48
+"""A place that is not longer has one line, even beside a long detail."""
 _CELL_CSS = "text-align:left;vertical-align:top;padding:2px 16px 2px 0"
 
 
@@ -82,7 +84,9 @@ class Rejects(Sequence[dict[str, Any]]):
         rows = ""
         for reject in self._rejects[:SHOWN_ROWS]:
             file = str(reject["file"]).rsplit("/", 1)[-1]
-            place = f"{reject['source']}, {file} row\N{NO-BREAK SPACE}{reject['row']:,}"
+            place = f"{reject['source']}, {file} row {reject['row']:,}"
+            if len(place) <= _WHOLE_CHARACTERS:
+                place = place.replace(" ", "\N{NO-BREAK SPACE}")
             for cell in (reject["reason"], place, self._say(str(reject["detail"]))):
                 rows += f'<td style="{_CELL_CSS}">{html.escape(printable(str(cell)))}</td>'
             rows = f"{rows}</tr><tr>"

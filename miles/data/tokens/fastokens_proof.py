@@ -64,7 +64,7 @@ def require_proven(core: FastokensCore) -> None:
         Inexact: it does not, or it cannot be shown.
     """
     if core.pattern not in _TRIED:
-        raise Inexact("its regular expression is none for which fastokens was tried")
+        raise Inexact("fastokens was never tried with its regular expression")
     probing = engine_from(core.pattern, _probing_ranks(), {"\0\0": _NEWEST}, FASTOKENS)
     assert isinstance(probing, FastokensCore)
     for text in (_sequences(_KINDS, _SEQUENCE), characters_in_context(_doubtful())):

@@ -101,7 +101,8 @@ def _model(config: TrainConfig, shape: ModelShape) -> Iterator[Fact]:
     )
 
     of_token = f", {active / 1e9:.2f} billion of them for a token" if active != total else ""
-    yield "parameters", f"{total:,} ({total / 1e9:.2f} billion{of_token})"
+    rounded = f"{total / 1e9:.2f} billion" if total >= 1e8 else f"{total / 1e6:.2f} million"
+    yield "parameters", f"{total:,} ({rounded}{of_token})"
 
     precision = _PRECISIONS[config.precision]
     if config.precision is None and config.optimizer.cpu_offload:
@@ -132,9 +133,10 @@ def _steps(config: TrainConfig, found: Preflight) -> Iterator[Fact]:
     yield "steps", f"{num_steps:,}: {run_length(config, plan.steps_per_epoch, plan.num_steps)}"
 
     optimizer = config.optimizer
-    warmup = counted(optimizer.warmup_steps(num_steps), "step")
+    num_warmup = optimizer.warmup_steps(num_steps)
+    warmup = f"after {counted(num_warmup, 'step')}" if num_warmup else "from the first step on"
     decay = f"{optimizer.lr_decay_style} to {optimizer.min_lr:g}"
-    yield "rate", f"{optimizer.lr:g} after {warmup}, {decay}"
+    yield "rate", f"{optimizer.lr:g} {warmup}, {decay}"
 
 
 def _evaluation(config: TrainConfig, found: Preflight) -> Iterator[Fact]:
@@ -171,7 +173,8 @@ def _tokens(config: TrainConfig, surveyed: Survey) -> Iterator[Fact]:
     yield from account.of_keys(sample.unused_keys)
 
     percentiles = [f"{int(length):,}" for length in np.percentile(lengths, [50, 95, 100])]
-    within = f"half / 95 % / all of the rows are within {' / '.join(percentiles)}"
+    half, most, longest = percentiles
+    within = f"half of the rows have up to {half}, 95% up to {most}, the longest {longest}"
     yield "lengths", f"{lengths.mean():,.0f} tokens on average; {within}"
     yield "trained", f"{sample.num_trained_tokens / lengths.sum():.0%} of the tokens"
 
@@ -280,17 +283,16 @@ def _of_machine(config: TrainConfig, memory: Sequence[StageMemory]) -> Iterator[
     state = fullest.host / 2**30 * num_ranks
     rounding = fullest.host_rounding / 2**30 * num_ranks
     saving = fullest.host_saving / 2**30 * num_ranks
-    saves = (
-        f"a save takes up to {saving:,.2f} GiB of a machine's memory for a moment: "
-        f"{saving / num_ranks:,.2f} for each rank on it ({num_ranks})"
-    )
+    saves = f"a save takes up to {saving:,.2f} GiB of a machine's memory for a moment"
+    if num_ranks > 1:
+        saves += f": {saving / num_ranks:,.2f} for each of {num_ranks:,} ranks"
     if not state:
         yield saves
         return
 
     yield (
         f"{state:,.2f} GiB of the memory of a machine are the optimizer's: "
-        f"{state / num_ranks:,.2f} for each rank on it ({num_ranks}; --optimizer-cpu-offload)"
+        f"{state / num_ranks:,.2f} for each rank on it (--optimizer-cpu-offload)"
     )
     yield f"{rounding:,.2f} GiB more as pinned memory is handed out in powers of two"
     yield saves

@@ -141,7 +141,7 @@ def test_it_is_made_at_once_for_much_text() -> None:
 
 
 def test_an_expression_that_was_not_tried(no_encoders: None) -> None:
-    reason = "its regular expression is none for which fastokens was tried"
+    reason = "fastokens was never tried with its regular expression"
     assert text_encoder(small(None)).engine == f"tiktoken, not fastokens: {reason}"
     with pytest.raises(ConfigError, match=f"--tokenizer-engine fastokens cannot be used: {reason}"):
         text_encoder(small(None), "fastokens")
