@@ -25,6 +25,7 @@ from miles.common import own_files, storage
 from miles.common.counts import counted
 from miles.common.patient_file import PatientFile
 from miles.common.redact import redact
+from miles.data.rejecting import or_rejected
 from miles.data.types import RowRejected
 from miles.errors import ConfigError, SourceError
 
@@ -239,13 +240,12 @@ def _line_of(row: int, prompt: Prompt) -> dict[str, Any]:
 
 def _ids_of(prompt: Prompt, model: ChatModel) -> list[int] | RowRejected:
     """Return the ids of a prompt, or why there are none."""
-    try:
-        ids = model.prompts.ids(prompt.messages, prompt.tools, prompt.template_kwargs).tolist()
-    except RowRejected as rejected:
-        return RowRejected(rejected.reason, rejected.detail)
+    ids = or_rejected(model.prompts.ids, prompt.messages, prompt.tools, prompt.template_kwargs)
+    if isinstance(ids, RowRejected):
+        return ids
     if len(ids) >= model.decoder.max_tokens:
         limit = model.decoder.max_tokens
         return RowRejected(
             "too_long", f"{len(ids)} tokens; the model takes {limit} with the answer"
         )
-    return ids
+    return ids.tolist()

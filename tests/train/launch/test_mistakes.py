@@ -137,7 +137,7 @@ from miles.train.launch.arguments import parse
         ("--prompt-data a b c", "--prompt-data takes one path, or NAME PATH pairs"),
         ("--prompt-data a.jsonl b.jsonl", "a.jsonl' is a path, and stands where the name of a so"),
         ("--eval-prompt-data a.jsonl b.jsonl", "--eval-prompt-data a a.jsonl b b.jsonl"),
-        ("--split train test", r"--split gives 2 words for 1 source\(s\)"),
+        ("--split train test", "--split gives 2 words for 1 source:"),
         ("--split 949,50,1", "shares of one set, as in Megatron-LM, are not supported"),
         ("--prompt-data rows.jsonl@[0:100]", "a slice of the rows is not supported; write these"),
         ("--prompt-data a rows.jsonl@[:-5] b c", "a slice of the rows is not supported"),
@@ -215,7 +215,7 @@ def test_mistakes_that_do_not_depend_on_one_another_are_named_together(base: lis
     for part in (
         "--num-layers 7: config.json says 36",
         "--max-sample-tokens 9000 exceeds",
-        "--prompt-data-weights gives 2 number(s)",
+        "--prompt-data-weights gives 2 numbers",
         "--min-lr 1.0 must lie",
         "--lr-warmup-fraction say the same",
         "--lora-alpha belongs",
