@@ -10,6 +10,7 @@ from miles.cli.console import Subparsers
 from miles.common.ctrl_c import on_ctrl_c
 from miles.common.help_lines import explain
 from miles.common.patience import until_answered
+from miles.errors import ConfigError
 
 NAME = "chat"
 _EXAMPLES = (
@@ -41,6 +42,8 @@ def run(flags: argparse.Namespace) -> None:
     choice = choice_of(flags)
     with until_answered("loading the model"), on_ctrl_c("left"):
         sampling = sampling_of(flags)
+        if sys.stdin is None or sys.stdout is None:
+            raise ConfigError("messages come from the standard input, which is closed: open it")
 
         from miles.chat.conversation import Conversation
         from miles.chat.model import load

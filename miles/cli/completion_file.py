@@ -80,14 +80,20 @@ def shell_of(environment: Mapping[str, str]) -> str:
 def place_of(shell: str, environment: Mapping[str, str]) -> Path:
     """Return the file of a shell's user in which the completions of miles belong."""
     home = Path(environment.get("HOME") or Path.home())
-    data = Path(environment.get("XDG_DATA_HOME") or home / ".local" / "share")
+    data = _absolute(environment.get("XDG_DATA_HOME")) or home / ".local" / "share"
     if shell == BASH:
-        folder = environment.get("BASH_COMPLETION_USER_DIR") or data / "bash-completion"
+        own = _absolute(environment.get("BASH_COMPLETION_USER_DIR"))
+        folder = own or data / "bash-completion"
         return Path(folder) / "completions" / "miles"
     if shell == ZSH:
         return data / "zsh" / "site-functions" / "_miles"
-    config = Path(environment.get("XDG_CONFIG_HOME") or home / ".config")
+    config = _absolute(environment.get("XDG_CONFIG_HOME")) or home / ".config"
     return config / "fish" / "completions" / "miles.fish"
+
+
+def _absolute(folder: str | None) -> Path | None:
+    """Return a folder that the environment names; a relative one counts for nothing, as XDG says."""
+    return Path(folder) if folder and folder.startswith("/") else None
 
 
 def _left_to_do(shell: str, path: Path, environment: Mapping[str, str]) -> str:

@@ -104,10 +104,11 @@ def run(flags: argparse.Namespace) -> None:
     is_rows = subject.kind in (subjects.ROWS, subjects.PREPARED)
     if flags.json:
         if subject.kind == subjects.ROWS:
-            subject = replace(subject, facts=_facts_of_rows(flags.folder))
+            subject = replace(subject, facts=_facts_of_rows(subject.url))
         print(subjects.to_json(subject))
         return
 
+    flags.folder = subject.url  # of a manifest, the folder of its rows
     console = open_console(flags.color)
     console.print(Prose(Text(f"{subject.url}: {subject.kind}", "bold")), soft_wrap=True)
     facts = subject.facts

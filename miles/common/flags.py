@@ -215,11 +215,11 @@ def build(
     """
     mistakes = Mistakes() if mistakes is None else mistakes
     arguments = dict(fixed or {})
-    for setting in settings_of(record):
-        if setting.field not in arguments and setting.field not in failed:
-            value = mistakes.of(partial(_value_of_field, record, setting.field, values))
+    for field in dict.fromkeys(setting.field for setting in settings_of(record)):
+        if field not in arguments and field not in failed:
+            value = mistakes.of(partial(_value_of_field, record, field, values))
             if value is not None:
-                arguments[setting.field] = value
+                arguments[field] = value
 
     for name, (_, field_type) in _declaration_of(record).items():
         is_record = dataclasses.is_dataclass(field_type) and isinstance(field_type, type)

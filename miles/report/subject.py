@@ -99,7 +99,9 @@ def _of_run(url: str) -> Facts:
                 facts[label] = last[key]
 
     try:
-        checkpoint = checkpoint_folder.find(settings.get("save") or url, weights_only=True)
+        save = settings.get("save")
+        place = save if save and isinstance(save, str) else url
+        checkpoint = checkpoint_folder.find(place, weights_only=True)
         facts["checkpoint"] = checkpoint.url if checkpoint else "none yet"
     except MilesError as error:
         facts["checkpoint"] = str(error)

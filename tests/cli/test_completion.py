@@ -11,7 +11,7 @@ import pytest
 from miles.cli import main
 from miles.cli.commands import build_parser
 from miles.cli.completion import completion_script
-from miles.cli.completion_file import SHELLS
+from miles.cli.completion_file import SHELLS, place_of
 from miles.train.launch.parser import build_parser as build_launch_parser
 from tests.support.launch import OneMore
 
@@ -169,3 +169,9 @@ def test_a_shell_that_is_not_known_is_asked_for(
     monkeypatch.setenv("SHELL", shell)
     assert main(["completion", *words]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_relative_folder_of_the_environment_counts_for_nothing(tmp_path: Path) -> None:
+    environment = {"HOME": str(tmp_path), "XDG_DATA_HOME": "share", "XDG_CONFIG_HOME": ""}
+    for shell in SHELLS:
+        assert place_of(shell, environment) == place_of(shell, {"HOME": str(tmp_path)})

@@ -56,6 +56,8 @@ def test_prepared_rows_and_their_manifest(
     printed = miles_here("prepare", "chat", "--source", rows, *words)
     assert f"10 of 10 rows are in {tmp_path}/out" in printed
     assert "miles train --hf-checkpoint runs/chat-tiny --prompt-data chat" in printed
+    manifest = tmp_path / "out" / "manifest.json"
+    assert "--tokenizer DIR shows rows" in miles_here("inspect", manifest)
     for path in (tmp_path / "out", tmp_path / "out" / "manifest.json"):
         facts = json.loads(miles_here("inspect", path, "--json"))
         assert (facts["kind"], facts["written"]) == ("rows that miles prepare wrote", 10)
@@ -97,4 +99,5 @@ def test_what_cannot_be_shown_is_named(
 def test_a_run_whose_last_loss_is_not_finite(tmp_path: Path) -> None:
     lines = [{"step": 0, "sft/loss": 2.5}, {"step": 1, "sft/loss": None}]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (tmp_path / "config.json").write_text('{"save": 5}')
     assert subject_of(str(tmp_path)).facts["loss"] == "2.5000 -> not finite"

@@ -38,6 +38,7 @@ from miles.train.launch.parser import launch_settings
 from miles.train.launch.values import from_yaml, takes_another
 
 _ROWS = "--prompt-data"
+_TRANSFORM = "--transform"
 _ARGUMENTS = Arguments(launch_settings, switches=frozenset(("--trust-remote-code",)))
 
 
@@ -111,14 +112,38 @@ def _value_of(setting: Setting, value: Any) -> Any:
         )
     if not setting.is_list:
         return _item_of(setting, value)
-    if setting.flag.name in (_ROWS, "--eval-prompt-data") and isinstance(value, Mapping):
+    is_rows = setting.flag.name in (_ROWS, "--eval-prompt-data")
+    if is_rows and isinstance(value, Mapping):
         value = [word for pair in value.items() for word in pair]
     is_list = isinstance(value, Sequence) and not isinstance(value, str | bytes)
+    if is_rows:
+        _require_paths(setting.flag.name, value if is_list else [value])
     return [_item_of(setting, item) for item in value] if is_list else [_item_of(setting, value)]
+
+
+def _require_paths(flag: str, words: Sequence[Any]) -> None:
+    """Refuse rows that stand where paths of rows belong.
+
+    Raises:
+        ConfigError: says where they belong.
+    """
+    for word in words:
+        if word is not None and not isinstance(word, str | os.PathLike):
+            also = f", or one data set of miles.data.prepare as {flag}" if flag == _ROWS else ""
+            raise ConfigError(
+                f"{flag} takes a path, a list of names and paths, or a mapping from names to paths"
+                f"{also}, not {shown(word)} ({type(word).__name__}). Rows themselves are given to "
+                "miles.data.prepare"
+            )
 
 
 def _item_of(setting: Setting, value: Any) -> Any:
     plain = _plain(value)
+    if setting.flag.name == _TRANSFORM and callable(value):
+        raise ConfigError(
+            f"{_TRANSFORM} takes the name of a function, package.module:function; a function itself "
+            "is given to miles.data.prepare, whose data set is then the rows of the run"
+        )
     if plain is None:
         raise takes_another(setting, "None")
     return from_yaml(setting, plain, shown(value))

@@ -144,3 +144,24 @@ def test_all_mistakes_of_a_call_are_named(hf: str) -> None:
         "3 mistakes: (1) there is no flag --num-epochs; did you mean --num-epoch? (2) --lr takes a "
         "number, not 'x'; (3) --optimizer sgd is not supported"
     )
+
+
+@pytest.mark.parametrize(
+    ("keywords", "message"),
+    [
+        (
+            {"prompt_data": [{"messages": []}]},
+            r"a mapping from names to paths, or one data set .*dict",
+        ),
+        ({"prompt_data": {"chat": object()}}, "Rows themselves are given to miles"),
+        ({"eval_prompt_data": 5}, r"a mapping from names to paths, not 5 \(int\)"),
+        ({"transform": print}, "a function itself is given to miles"),
+        (
+            {"rollout_batch_size": 8, "global_batch_size": 16},
+            "^--rollout-batch-size 8 and --global-batch-size 16 must be equal",
+        ),
+    ],
+)
+def test_what_belongs_elsewhere_is_told_so(hf: str, keywords: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        read(**{"hf_checkpoint": hf, "save": "out", "prompt_data": "a", **keywords})
