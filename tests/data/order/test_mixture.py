@@ -73,5 +73,5 @@ def test_weights_need_a_common_measure() -> None:
 
 def test_each_source_has_a_weight() -> None:
     sources = (SourceConfig("a", ("a",)), SourceConfig("b", ("b",)))
-    with pytest.raises(ConfigError, match=r"gives 1 number\(s\) for 2 source\(s\): a, b"):
+    with pytest.raises(ConfigError, match="gives 1 number for 2 sources: a, b"):
         DataConfig(sources, OrderConfig(weights=(1.0,)), EncodeConfig("t"))
