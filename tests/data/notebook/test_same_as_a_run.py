@@ -125,20 +125,24 @@ def shown(data: Prepared) -> Shown:
     return items
 
 
-@pytest.fixture
-def places(tmp_path: Path, chatml_tokenizer_folder: Path) -> dict[str, str]:
-    model = tmp_path / "model"
+@pytest.fixture(scope="module")
+def places(
+    tmp_path_factory: pytest.TempPathFactory, chatml_tokenizer_folder: Path
+) -> dict[str, str]:
+    """One folder for all cases, so that what is certified for one serves the next."""
+    folder = tmp_path_factory.mktemp("places")
+    model = folder / "model"
     shutil.copytree(chatml_tokenizer_folder, model)
     (model / "config.json").write_text(json.dumps(QWEN3))
-    (tmp_path / "own.jinja").write_text(MARKED)
-    (tmp_path / "rows").mkdir()
+    (folder / "own.jinja").write_text(MARKED)
+    (folder / "rows").mkdir()
     lines = [json.dumps(row) + "\n" for row in ROWS]
-    (tmp_path / "rows/train.jsonl").write_text("".join(lines))
-    (tmp_path / "rows/test.jsonl").write_text("".join(reversed(lines)))
+    (folder / "rows/train.jsonl").write_text("".join(lines))
+    (folder / "rows/test.jsonl").write_text("".join(reversed(lines)))
     return {
         "model": str(model),
-        "template": str(tmp_path / "own.jinja"),
-        "rows": str(tmp_path / "rows"),
+        "template": str(folder / "own.jinja"),
+        "rows": str(folder / "rows"),
     }
 
 
@@ -155,13 +159,14 @@ def test_a_notebook_shows_what_a_run_trains(name: str, places: dict[str, str]) -
 
     arguments = {key: filled(value, places) for key, value in case.arguments.items()}
     data = prepare("chat", source=places["rows"], tokenizer=places["model"], **arguments)
-    assert shown(data) == trained(config)
-    assert len(shown(data)) > 0
+    samples = shown(data)
+    assert samples == trained(config)
+    assert len(samples) > 0
     assert data.manifest == build_manifest(config.sources)
 
     if name in ("chat_template", "turns", "empty_answer", "special_text", "roles", "split"):
         plain = prepare("chat", source=places["rows"], tokenizer=places["model"])
-        assert shown(plain) != shown(data), "the setting changes what is trained"
+        assert shown(plain) != samples, "the setting changes what is trained"
 
 
 def test_no_setting_is_left_out() -> None:

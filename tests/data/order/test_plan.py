@@ -154,7 +154,7 @@ orders = st.fixed_dictionaries(
 @settings(max_examples=60, deadline=None)
 @given(
     sources=st.lists(
-        st.lists(st.integers(0, 25), min_size=1, max_size=4).filter(any), min_size=1, max_size=3
+        st.lists(st.integers(0, 12), min_size=1, max_size=4).filter(any), min_size=1, max_size=3
     ),
     weights=st.lists(st.integers(1, 9), min_size=3, max_size=3),
     order=orders,
@@ -186,7 +186,7 @@ def test_mixtures_keep_shares_and_resume_anywhere(
 
 
 @settings(max_examples=150, deadline=None)
-@given(groups=st.lists(st.integers(0, 25), min_size=1, max_size=8), order=orders)
+@given(groups=st.lists(st.integers(0, 15), min_size=1, max_size=8), order=orders)
 def test_rows_come_once_and_resume_anywhere(groups: list[int], order: dict[str, int]) -> None:
     if sum(groups) < (order["batch_size"] if order["drop_last"] else 1):
         return

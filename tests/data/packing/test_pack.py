@@ -52,7 +52,7 @@ def row_lengths(request: pytest.FixtureRequest) -> np.ndarray:
     encoder = encoder_of(
         EncodeConfig(tokenizer=str(assets / "qwen3-tokenizer"), max_sample_tokens=1 << 20)
     )
-    payloads = read_rows(manifest, np.arange(manifest.num_rows))
+    payloads = read_rows(manifest, np.arange(0, manifest.num_rows, 4))  # 4,105 are enough
     rows = encoder.encode_all(
         [normalize(payload, manifest.sources[0].format) for payload in payloads]
     )
