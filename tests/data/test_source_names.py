@@ -118,5 +118,5 @@ def test_splits_are_one_for_all_or_one_each() -> None:
     assert splits_for((), 2) == [None, None]
     assert splits_for(("train",), 2) == ["train", "train"]
     assert splits_for(("train", "all"), 2) == ["train", "all"]
-    with pytest.raises(ConfigError, match=r"--split gives 3 words for 2 source\(s\): give one"):
+    with pytest.raises(ConfigError, match="--split gives 3 words for 2 sources: give one"):
         splits_for(("a", "b", "c"), 2)
