@@ -27,7 +27,7 @@ PAGE = """\
 <meta charset="utf-8">
 <body style="margin:24px;background:#fff;color:#1f2328;width:760px">
 <pre style="font:13px/1.6 ui-monospace,Menlo,Consolas,monospace;background:#f6f8fa;
-border-radius:6px;padding:12px 16px;margin:0 0 16px">{code}</pre>{card}{preview}"""
+border-radius:6px;padding:12px 16px;margin:0 0 16px">{code}</pre>{card}<div style="height:12px"></div>{preview}"""
 
 
 def main() -> None:
@@ -51,7 +51,7 @@ def main() -> None:
         )
         (folder / "page.html").write_text(page)
         command = [browser, "--headless", "--no-sandbox", "--hide-scrollbars"]
-        command += ["--window-size=810,835", f"--screenshot={PICTURE}"]
+        command += ["--window-size=810,900", f"--screenshot={PICTURE}"]
         command += [f"file://{folder}/page.html"]
         subprocess.run(command, check=True, capture_output=True)  # noqa: S603
     print(PICTURE)

@@ -87,6 +87,23 @@ def memory_row(text: str, stage: int) -> list[float]:
     return [float(word.replace(",", "")) for word in row]
 
 
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_of_80_columns_has_whole_words(folder: Path, tmp_path: Path) -> None:
+    line = [*words(folder, tmp_path, "4b", *FOUR_B), "--num-epoch", "3", "--dry-run"]
+    screen = Terminal()
+    console = Console(file=screen, width=80, force_terminal=True, color_system=None, _environ={})
+    with pytest.raises(CheckpointError, match="no weights there"):
+        dry_run(parse(line), console)
+    for text in screen.getvalue().splitlines():
+        num_words = len(text.split())
+        is_path = num_words <= 2 and "/" in text  # a path stays whole, beside its label at most
+        assert len(text) <= 80 or is_path or str(folder) in text, text
+
+
 @pytest.mark.parametrize("gpus", [1, 8])
 def test_qwen3_4b(folder: Path, tmp_path: Path, gpus: int) -> None:
     save = tmp_path / "save"
