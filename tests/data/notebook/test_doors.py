@@ -135,7 +135,7 @@ def test_miles_prepare_writes_it(
     monkeypatch.setattr(dataset.Prepared, "write", lambda data, url, **_: prepared.append(data))
     line = ["prepare", "rows", "--source", rows, "--tokenizer", trained.encode.tokenizer]
     assert main([*line, "--output", str(tmp_path / "out"), *flags]) == 0
-    said = f"rows of rows, and writing to {tmp_path}/out\n"
+    said = f"1 row of rows, and writing to {tmp_path}/out\n"
     assert capsys.readouterr().err.endswith(said), "before it reads for long"
     assert mask_of(prepared[0]) == mask_of_stream(trained)
     assert prepared[0]._encode == trained.encode
