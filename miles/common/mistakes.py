@@ -12,6 +12,9 @@ from miles.errors import ConfigError, MilesError
 
 T = TypeVar("T")
 
+_MOST_TOLD = 10
+"""Mistakes that an error tells: a file of another program has hundreds."""
+
 
 class Mistakes:
     """Collects the errors of checks that do not depend on one another.
@@ -72,9 +75,11 @@ def _joined(errors: Sequence[MilesError], ending: str) -> str:
     """Return the text of an error, or the texts of several, numbered."""
     if len(errors) == 1:
         return str(errors[0])
-    text = f"{len(errors)} mistakes{ending}:"
-    for number, error in enumerate(errors, 1):
+    text = f"{len(errors):,} mistakes{ending}:"
+    for number, error in enumerate(errors[:_MOST_TOLD], 1):
         text += f" ({number}) {error}"
         if number < len(errors) and not text.endswith(("?", ".")):
             text += ";"
+    if len(errors) > _MOST_TOLD:
+        text += f" and {len(errors) - _MOST_TOLD:,} more"
     return text

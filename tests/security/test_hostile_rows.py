@@ -17,7 +17,7 @@ import pytest
 import zstandard
 
 from miles.data.config import RowFormat, SourceConfig
-from miles.data.files import json_blocks, json_scan
+from miles.data.files import json_blocks, json_scan, raw_values
 from miles.data.files.json_blocks import without_oversized
 from miles.data.files.manifest import build_manifest
 from miles.data.files.read import read_rows
@@ -45,7 +45,8 @@ def write(path: Path, content: bytes) -> Path:
 def small_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (json_blocks, rows):
         monkeypatch.setattr(module, "MAX_ROW_BYTES", LIMIT_BYTES)
-    monkeypatch.setattr(rows, "MAX_ROW_VALUES", LIMIT_BYTES // 4)
+    for module in (raw_values, rows):
+        monkeypatch.setattr(module, "MAX_ROW_VALUES", LIMIT_BYTES // 4)
     monkeypatch.setattr(json_scan, "BUFFER_BYTES", 700)
 
 
