@@ -4,6 +4,8 @@
 
 - ours: rows of a Parquet file -> ids and masks, table by table, by the loader's own stages (read,
   normalize, encode), with each engine that is proven
+- by JSON text: the way of rows whose columns are not plain lists of turns, and of all rows before
+  they went by tables: each row's JSON text -> conversation, then 128 rows at a time by tiktoken
 - encode(): `miles.data.encode()` of one conversation at a time, from messages that are there
 - transformers: messages that are there already ->
   `apply_chat_template(return_assistant_tokens_mask=True)` with trl's training template for Qwen3,
@@ -66,6 +68,7 @@ BATCH_ROWS = 128
 MAX_SAMPLE_TOKENS = 1 << 20
 ENGINES = ("fastokens", "tiktoken", "tokenizers")
 ALONE = "encode(), one at a time"
+BY_JSON = "ours, by JSON text, tiktoken"
 PEER = "transformers"
 _WORD = re.compile(r"[A-Za-z]{3,}")
 
@@ -195,6 +198,8 @@ class Contenders:
             mask = _flat(tables, "loss_mask")
             assert np.array_equal(ids, expected), f"{path}: other ids"
 
+        by_json = self._timed(BY_JSON, lambda: self._by_json(manifest, row_ids))
+        assert np.array_equal(np.concatenate([row.input_ids for row in by_json]), expected)
         alone = self._timed(ALONE, lambda: [self._alone(row) for row in messages])
         assert np.array_equal(np.concatenate([row.input_ids for row in alone]), expected)
         starts = np.cumsum([0, *[len(row.ids) for row in bare]])
@@ -203,6 +208,17 @@ class Contenders:
 
     def _alone(self, messages: Sequence[Any]) -> Encoded:
         return miles.data.encode(messages, self._own, max_sample_tokens=MAX_SAMPLE_TOKENS)
+
+    def _by_json(self, manifest: Manifest, row_ids: np.ndarray) -> list[Encoded]:
+        """Encode rows that are read as JSON text, each of which is usable."""
+        format: RowFormat = manifest.sources[0].format
+        payloads = read_rows(manifest, row_ids)
+        encoded: list[Any] = []
+        for begin in range(0, len(payloads), BATCH_ROWS):
+            texts = payloads[begin : begin + BATCH_ROWS]
+            rows = [normalize(text, format) for text in texts]
+            encoded += self.encoders[engines.TIKTOKEN].encode_all(rows)
+        return encoded
 
     def _timed(self, path: str, work: Callable[[], Any]) -> Any:
         """Add the CPU seconds of a call to those of a path; return the call's result."""

@@ -49,7 +49,7 @@ def test_encode_prints_every_path(assets: Path) -> None:
     for text in ("warm", "new text"):
         assert re.search(rf"{text}: 1,024 rows, {NUMBER} tokens, one core", printed), text
     ours = ("ours, fastokens", "ours, tiktoken", "ours, tokenizers", r"encode\(\), one at a time")
-    for path in (*ours, "read", "encode_batch", "transformers"):
+    for path in (*ours, "ours, by JSON text, tiktoken", "read", "encode_batch", "transformers"):
         assert len(re.findall(rf"{path} +│(?: +{NUMBER} │){{4}}", printed)) == 2, path
     same = re.search(r"our mask within theirs: ([\d,]+) of 1,024 rows", printed)
     assert same is not None
