@@ -40,6 +40,7 @@ def cost_of(line: Sequence[str], environment: Mapping[str, str], folder: Path) -
         process = subprocess.Popen(
             line, env=environment, cwd=folder, stdout=printed, stderr=subprocess.STDOUT
         )
+
         root = psutil.Process(process.pid)
         while process.poll() is None:
             tree = _tree(root)
@@ -51,6 +52,7 @@ def cost_of(line: Sequence[str], environment: Mapping[str, str], folder: Path) -
                 peak_bytes = max(peak_bytes, sum(map(_own_bytes, tree)))
                 next_look = time.monotonic() + _MEMORY_LOOK_SECONDS
             time.sleep(_LOOK_SECONDS)
+
         wall_seconds = time.monotonic() - started
         if process.returncode:
             printed.seek(0)

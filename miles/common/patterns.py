@@ -61,6 +61,7 @@ def find(url: str, *, with_links: bool = True) -> Found:
     fs.invalidate_cache()  # a notebook's process lives long
     with storage.reading(url):
         kind = storage.type_of(url)
+
         if kind == "directory":
             inside = walk(fs, path, with_links=with_links)
             lists = (inside.files, inside.hidden, inside.repeated)
@@ -69,6 +70,7 @@ def find(url: str, *, with_links: bool = True) -> Found:
             return Found(path.rsplit("/", 1)[0], True, False, (path,))
         if storage.MAGIC.search(path):
             return _glob(fs, path, with_links)
+
     if storage.is_local(url) and os.path.islink(path):
         target = shown(os.readlink(path))
         raise MissingFileError(f"{url}: no such file: it is a link to {target}, which is not there")

@@ -189,8 +189,7 @@ def _messages(row: Mapping[str, Any], format: RowFormat) -> tuple[Messages, Flag
 
 
 def _parse(payload: bytes, format: RowFormat) -> Mapping[str, Any]:
-    if len(payload) > MAX_ROW_VALUES:
-        _require_moderate(payload)
+    _require_moderate(payload)
     try:
         try:
             row = FINITE_DECODER.decode(text_of_row(payload))

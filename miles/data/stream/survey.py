@@ -139,9 +139,13 @@ def packed_step(lengths: Int64, num_rows: int, config: PackConfig) -> tuple[int,
 def take_sample(manifest: Manifest, config: DataConfig) -> Sample:
     """Encode rows from places that are spread over the set; the same rows every time."""
     row_ids = spread(quick_rows(manifest, sample_rows(manifest.num_rows)))
-    sources = manifest.source_of(row_ids).tolist()
-    formats = stages.source_formats(manifest)
     encoder = stages.encoder_of(config.encode)
+    payloads = _limited(read_rows(manifest, row_ids))
+    num_rows = len(payloads)
+    row_ids = row_ids[:num_rows]
+    sources = manifest.source_of(row_ids).tolist()
+    source_formats = stages.source_formats(manifest)
+    formats = [source_formats[source] for source in sources]
 
     lengths: list[int] = []
     num_trained_tokens = 0
@@ -149,15 +153,8 @@ def take_sample(manifest: Manifest, config: DataConfig) -> Sample:
     rejects: list[Reject] = []
     held_out_rejects: list[Reject] = []
     unused_keys: dict[str, dict[str, int]] = {name: {} for name in manifest.source_names}
-    payloads = _limited(read_rows(manifest, row_ids))
-    num_rows = len(payloads)
-    outcomes = row_outcomes(
-        payloads,
-        [formats[source] for source in sources[:num_rows]],
-        encoder,
-        config.held_out_fraction,
-    )
-    for row_id, source, outcome in zip(row_ids.tolist(), sources, outcomes, strict=False):
+    outcomes = row_outcomes(payloads, formats, encoder, config.held_out_fraction)
+    for row_id, source, outcome in zip(row_ids.tolist(), sources, outcomes, strict=True):
         num_held_out += outcome.is_held_out
         result = outcome.result
         if isinstance(result, RowRejected):
